@@ -1,0 +1,140 @@
+"""What every config has: it is frozen, it is checked, it travels as JSON, and a field with a `help` is a flag."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from typing import Any, ClassVar, TypeVar
+
+from mobilenet.errors import UsageError, one_of, shorten
+
+C = TypeVar("C", bound="Config")
+
+
+def flag(default: Any, help: str, name: str | None = None) -> Any:
+    """A dataclass field that is also a command-line flag.
+
+    Args:
+        default: the field's default.
+        help: one sentence for `--help`.
+        name: the flag's name where it differs from the field's (the seeds' names).
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "flag": name})
+
+
+def nested(default: Any, prefix: str = "", only: tuple[str, ...] | None = None) -> Any:
+    """A field that holds a config whose flags appear on the command line too.
+
+    Args:
+        default: the inner config.
+        prefix: put in front of the inner flags' names (`prune_` gives `--prune_epochs`).
+        only: the inner fields that become flags; all that have a `help` when `None`.
+    """
+    return dataclasses.field(default=default, metadata={"prefix": prefix, "only": only})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Base of all configs: JSON both ways, `replace`, and a registry of classes by name."""
+
+    _classes: ClassVar[dict[str, type[Config]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Config._classes[cls.__name__] = cls
+
+    def replace(self: C, **changes: Any) -> C:
+        """The next config: this one with `changes`, checked again."""
+        _known(type(self), changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of plain JSON values; `type` names the class."""
+        fields = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {"type": type(self).__name__, **fields}
+
+    @classmethod
+    def from_json(cls: type[C], value: dict[str, Any]) -> C:
+        """Builds the config that `to_json` described.
+
+        Raises:
+            UsageError: the class is not `cls` or one derived from it, a key is unknown, or a value is not legal.
+        """
+        data = dict(value)
+        name = data.pop("type", cls.__name__)
+        kind = Config._classes.get(one_of("type", name, sorted(Config._classes)))
+        if kind is None or not issubclass(kind, cls):
+            raise UsageError("type", name, f"{cls.__name__} or a config derived from it")
+        _known(kind, data)
+        hints = typing.get_type_hints(kind)
+        return kind(**{key: _typed(hints[key], item) for key, item in data.items()})
+
+
+def _known(kind: type[Config], names: typing.Iterable[str]) -> None:
+    fields = [f.name for f in dataclasses.fields(kind)]
+    for name in names:
+        one_of(f"{kind.__name__} field", name, fields)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_json()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """Turns JSON back into what the field's type wants: lists into tuples, dictionaries into configs."""
+    if isinstance(value, dict) and "type" in value:
+        return Config.from_json(value)
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if typing.get_origin(option) is tuple and isinstance(value, list):
+            inner = typing.get_args(option)[0]
+            return tuple(_typed(inner, item) for item in value)
+        if isinstance(option, type) and issubclass(option, Config) and isinstance(value, dict):
+            return option.from_json(value)
+    if float in options and isinstance(value, int) and not isinstance(value, bool) and int not in options:
+        return float(value)
+    return value
+
+
+def number(
+    what: str,
+    value: object,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    integer: bool = False,
+    remedy: str = "",
+) -> None:
+    """Checks that `value` is a finite number inside the given bounds.
+
+    Raises:
+        UsageError: states the whole rule, not just the part that failed.
+    """
+    kind = "a whole number" if integer else "a number"
+    bounds = [(f"above {above}", above), (f"at least {least}", least), (f"below {below}", below), (f"at most {most}", most)]
+    rule = " ".join([kind, " and ".join(text for text, bound in bounds if bound is not None)]).strip()
+    wanted = (int,) if integer else (int, float)
+    ok = isinstance(value, wanted) and not isinstance(value, bool) and math.isfinite(value)
+    if ok:
+        assert isinstance(value, (int, float))
+        ok = (
+            (above is None or value > above)
+            and (least is None or value >= least)
+            and (below is None or value < below)
+            and (most is None or value <= most)
+        )
+    if not ok:
+        raise UsageError(what, value, rule, remedy)
+
+
+__all__ = ["Config", "flag", "nested", "number", "one_of", "shorten"]

@@ -1,0 +1,56 @@
+"""A saved net's card: what it is, what it wants and what it reached. Written beside every model and flatbuffer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from .base import Config
+from .dataset import Preprocessing
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Edge(Config):
+    """One end of a flatbuffer: `real = scale * (code - zero_point)`; scale 0 means float."""
+
+    dtype: str = "float32"
+    scale: float = 0.0
+    zero_point: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Card(Config):
+    """What a reader of a saved net needs and cannot see in its weights.
+
+    Attributes:
+        architecture: the net's config as JSON (`MobileNetConfig.to_json`); empty for a net of foreign make.
+        input_shape: `[height, width, channels]`.
+        preprocessing: how an image becomes the input. For an int8 file the mean is 128, so that the code of a
+            pixel is exactly the pixel minus 128.
+        labels: class names by index.
+        label_offset: label in the data minus class index (see `DatasetConfig`).
+        outputs: `logits`, `probabilities` or `features`.
+        dataset: the data set it was trained on.
+        stage: the stage that made it (`train`, `prune`, `quantize`, `convert`).
+        metrics: held-out figures, `top1` and `top5` in percent, `loss`.
+        history: one dictionary an epoch.
+        input, output: ends of a flatbuffer; `None` for a Keras model.
+        notes: one line each; what a person should know (how it was pruned, what was repaired).
+    """
+
+    architecture: dict[str, Any] = dataclasses.field(default_factory=dict)
+    input_shape: tuple[int, ...] = (224, 224, 3)
+    preprocessing: Preprocessing = Preprocessing()
+    labels: tuple[str, ...] = ()
+    label_offset: int = 0
+    outputs: str = "logits"
+    dataset: str = ""
+    stage: str = ""
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    history: tuple[dict[str, float], ...] = ()
+    input: Edge | None = None
+    output: Edge | None = None
+    notes: tuple[str, ...] = ()
+    format: int = FORMAT

@@ -1,0 +1,105 @@
+"""What the program knows about data: how pixels become inputs, and which sets there are.
+
+The preprocessing is a property of a net, not of a command: it is stored in the net's card and read back by
+the evaluator, the converter and predict. Sources: tensorflow/models research/slim/preprocessing (inception),
+official/vision/image_classification/preprocessing.py (imagenet).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from types import MappingProxyType
+
+from .base import Config, flag, number, one_of
+
+CROPS = ("central", "square", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing(Config):
+    """How an image becomes the input of a net: crop, bilinear resize (half-pixel centres), `(pixel - mean) / std`.
+
+    Attributes:
+        name: what the field calls it.
+        mean: subtracted from pixels 0..255; one value, or one a channel.
+        std: divides after that; one value, or one a channel.
+        crop: `central` cuts the share of each side (slim), `square` the centred square of side
+            `min(H, W) * size / (size + 32)` (official), `none` keeps the whole image.
+        crop_fraction: the share that `central` keeps; .875 is slim's.
+    """
+
+    name: str = "inception"
+    mean: tuple[float, ...] = (127.5,)
+    std: tuple[float, ...] = (127.5,)
+    crop: str = "central"
+    crop_fraction: float = 0.875
+
+    def __post_init__(self) -> None:
+        one_of("crop", self.crop, CROPS)
+        number("crop_fraction", self.crop_fraction, above=0, most=1)
+        for value in self.mean:
+            number("mean", value)
+        for value in self.std:
+            number("std", value, above=0)
+
+
+PREPROCESSING = MappingProxyType(
+    {
+        p.name: p
+        for p in (
+            Preprocessing("inception"),
+            Preprocessing("inception_whole", crop="none"),
+            Preprocessing(
+                "imagenet",
+                mean=(123.675, 116.28, 103.53),
+                std=(58.395, 57.12, 57.375),
+                crop="square",
+            ),
+            Preprocessing("raw", mean=(0.0,), std=(1.0,)),
+        )
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig(Config):
+    """Which images, how they are read, how they are varied in training.
+
+    Attributes:
+        name: `digits` (embedded), `image_folder`, `tfrecord`, or the name of a TFDS image classification set.
+        label_offset: label in the file minus class index in the net; slim's ImageNet records hold 1..1000
+            with 0 for background, so a net of 1000 classes reads them with an offset of 1.
+        flip: random left-right mirroring in training (never for digits).
+        area_min: least share of the image that a training crop covers; 1 keeps the whole image.
+        aspect_max: widest aspect ratio of a training crop; its inverse is the narrowest.
+        colour: strength of the brightness (32/255) and saturation (.5 to 1.5) change; 0 is none, 1 is slim's.
+        skip_corrupt: leave out images that cannot be decoded, counted, instead of stopping at the first.
+    """
+
+    name: str = flag("digits", "digits, image_folder, tfrecord, or a TFDS name such as imagenette, imagenet2012, cifar10", "dataset_name")
+    data_dir: str | None = flag(None, "where the data set lies (TFDS folder, class folders, records)")
+    preprocessing: str = flag("inception", "how pixels become inputs: " + ", ".join(PREPROCESSING))
+    label_offset: int = flag(0, "label in the records minus class index in the net (slim's ImageNet: 1)")
+    flip: bool = flag(True, "mirror training images at random")
+    area_min: float = flag(0.05, "least share of the image in a training crop")
+    aspect_max: float = flag(4 / 3, "widest aspect ratio of a training crop")
+    colour: float = flag(1.0, "strength of the colour variation in training, 0 to 1")
+    skip_corrupt: bool = flag(False, "leave out images that cannot be decoded, and count them")
+
+    def __post_init__(self) -> None:
+        one_of("--preprocessing", self.preprocessing, PREPROCESSING)
+        number("label_offset", self.label_offset, least=0, integer=True)
+        number("area_min", self.area_min, above=0, most=1)
+        number("aspect_max", self.aspect_max, least=1)
+        number("colour", self.colour, least=0, most=1)
+
+
+DIGITS = DatasetConfig("digits", preprocessing="inception_whole", flip=False, area_min=0.7, aspect_max=1.2, colour=0.5)
+FOLDER = DatasetConfig("image_folder", area_min=0.25)
+RECORDS = DatasetConfig("tfrecord", label_offset=1)
+
+
+def get(name: str) -> DatasetConfig:
+    """The defaults of a data set by name; a name that is not ours is taken to be TFDS'."""
+    known = {c.name: c for c in (DIGITS, FOLDER, RECORDS)}
+    return known.get(name, DatasetConfig(name))

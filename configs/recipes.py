@@ -1,0 +1,118 @@
+"""Training defaults by model and data set.
+
+ImageNet's are the published recipes: tensorflow/models research/mobilenet/scripts (V1, V2, V3) with
+research/slim/nets/mobilenet/README.md behind them. The others are ours, each with the command that shows it.
+"""
+
+from __future__ import annotations
+
+from . import archs, dataset
+from .run import RunConfig, TrainConfig
+
+# python -m mobilenet.trainer --model_name NAME --dataset_name imagenet2012
+# 30 epochs; slim: 0.045 a GPU with 64 (V1) or 96 (V2) images, 0.02 a chip with 192 (V3).
+# Keras' L2 is not halved, slim's is: slim's 4e-5 is 2e-5 here, and V3's 1e-5 is 5e-6.
+_IMAGENET = TrainConfig(
+    epochs=30,
+    optimizer_name="rmsprop",
+    op_momentum=0.9,
+    op_decay_rate=0.9,
+    op_epsilon=0.002,
+    label_smoothing=0.1,
+    warmup_epochs=5.0,
+)
+_IMAGENET_V1 = _IMAGENET.replace(batch_size=64, lr=0.045, lr_decay_rate=0.94, lr_decay_epochs=2.5)
+_IMAGENET_V2 = _IMAGENET.replace(batch_size=96, lr=0.045, lr_decay_rate=0.98, lr_decay_epochs=1.0)
+_IMAGENET_V3 = _IMAGENET.replace(
+    batch_size=192, lr=0.02, lr_decay_rate=0.99, lr_decay_epochs=3.0, ma_decay_rate=0.9999
+)
+
+# python -m mobilenet.trainer --model_name mobilenet_v1
+_DIGITS = TrainConfig(
+    epochs=30,
+    batch_size=32,
+    optimizer_name="adam",
+    op_epsilon=1e-5,
+    learning_scheduler_name="cosine",
+    lr=2e-3,
+    warmup_epochs=1.0,
+    label_smoothing=0.1,
+    ma_decay_rate=0.98,
+)
+
+# python -m mobilenet.trainer --dataset_name image_folder --data_dir FOLDER
+_SMALL = TrainConfig(
+    epochs=60,
+    batch_size=32,
+    optimizer_name="adam",
+    op_epsilon=1e-5,
+    learning_scheduler_name="cosine",
+    lr=2e-3,
+    warmup_epochs=2.0,
+    label_smoothing=0.1,
+    ma_decay_rate=0.99,
+)
+
+_LARGE_SETS = ("imagenet2012", "tfrecord")
+BATCH_NORM_MEMORY = 20  # a run sees at least so many time constants of its batch-norm statistics
+
+
+def batch_norm_decay(steps: int, longest: float) -> float:
+    """The batch-norm momentum that a run of `steps` can afford.
+
+    The moving statistics forget over 1 / (1 - decay) steps. The published .9997 needs tens of thousands of steps;
+    a shorter run evaluates with statistics of a net that it no longer is.
+    """
+    return round(min(longest, max(0.9, 1.0 - BATCH_NORM_MEMORY / max(steps, 1))), 6)
+
+
+def get(model_name: str, dataset_name: str) -> RunConfig:
+    """The defaults of a run.
+
+    Args:
+        model_name: one of `archs.names()`.
+        dataset_name: any data set; names that are not known get the recipe for small photo sets.
+    """
+    model = archs.get(model_name)
+    data = dataset.get(dataset_name)
+    if dataset_name in _LARGE_SETS:
+        return _imagenet(model, data)
+    if dataset_name in ("digits", "mnist"):
+        return _chain(model, data, _DIGITS, image_size=64, prune_epochs=10, quantize_epochs=5)
+    return _chain(model, data, _SMALL, image_size=224, prune_epochs=20, quantize_epochs=10)
+
+
+def _chain(
+    model: archs.MobileNetConfig,
+    data: dataset.DatasetConfig,
+    train: TrainConfig,
+    image_size: int,
+    prune_epochs: int,
+    quantize_epochs: int,
+) -> RunConfig:
+    """Later stages start from a trained net: a fraction of its rate, no warm-up."""
+    return RunConfig(
+        model=model,
+        dataset=data,
+        image_size=image_size,
+        train=train,
+        prune=train.replace(epochs=prune_epochs, lr=train.lr / 4, warmup_epochs=0.0),
+        quantize=train.replace(epochs=quantize_epochs, lr=train.lr / 20, warmup_epochs=0.0),
+    )
+
+
+def _imagenet(model: archs.MobileNetConfig, data: dataset.DatasetConfig) -> RunConfig:
+    if isinstance(model, archs.MobileNetV1Config):
+        train = _IMAGENET_V1
+    elif isinstance(model, archs.MobileNetV2Config):
+        train = _IMAGENET_V2
+    else:
+        train = _IMAGENET_V3
+        model = model.replace(weight_decay=5e-6, stddev=0.008, batch_norm_decay=0.997)
+    # Fine-tuning by slim: rate 1e-4, no warm-up (research/slim/nets/mobilenet_v1_train.py).
+    later = train.replace(
+        epochs=8, lr=1e-3, learning_scheduler_name="cosine", warmup_epochs=0.0, optimizer_name="momentum"
+    )
+    return RunConfig(
+        model=model, dataset=data, image_size=224, train=train, prune=later, quantize=later.replace(epochs=3, lr=1e-4)
+    )

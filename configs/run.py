@@ -1,0 +1,105 @@
+"""A run: which net, which data, which stages, and how each of them trains."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mobilenet.errors import UsageError
+
+from .archs import MobileNetConfig, MobileNetV1Config
+from .base import Config, flag, nested, number, one_of
+from .compression import MagnitudePruning, QuantizationAwareTraining
+from .dataset import DatasetConfig
+
+STAGES = ("train", "prune", "quantize", "convert")
+OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam", "adamw")
+SCHEDULERS = ("exponential", "stepwise", "cosine", "constant")
+STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Config):
+    """How one stage trains. Epochs may be fractions where they measure a schedule.
+
+    Attributes:
+        lr: peak learning rate of a step, whatever the batch size; nothing scales it behind your back.
+        lr_decay_rate: factor every `lr_decay_epochs` (exponential, in steps of whole periods as in the seeds'
+            staircase), or at each of `lr_boundaries` (stepwise).
+        warmup_epochs: the rate climbs from 0 to the schedule's value over these.
+        op_decay_rate: rho of rmsprop.
+        op_epsilon: epsilon of rmsprop and adam; .002 is the MobileNetV3 recipe's.
+        ma_decay_rate: decay of the moving average of the weights, which then is what is evaluated and saved;
+            0 is off. Early on it is lowered to (1 + step) / (10 + step).
+        batch_size: images a step and replica.
+    """
+
+    epochs: int = flag(30, "epochs of the float training stage")
+    batch_size: int = flag(32, "images a step, on each replica")
+    optimizer_name: str = flag("rmsprop", ", ".join(OPTIMIZERS))
+    op_momentum: float = flag(0.9, "momentum of momentum and rmsprop, beta 1 of adam and adamw")
+    op_decay_rate: float = flag(0.9, "decay of the squared gradients in rmsprop")
+    op_epsilon: float = flag(0.002, "epsilon of rmsprop, adam and adamw")
+    learning_scheduler_name: str = flag("exponential", ", ".join(SCHEDULERS))
+    lr: float = flag(0.008, "peak learning rate")
+    lr_decay_rate: float = flag(0.97, "factor of the exponential and stepwise schedules")
+    lr_decay_epochs: float = flag(2.4, "epochs from one decay to the next")
+    lr_boundaries: tuple[float, ...] = flag((), "epochs at which the stepwise schedule decays")
+    warmup_epochs: float = flag(0.0, "epochs over which the rate climbs from 0")
+    label_smoothing: float = flag(0.0, "share of the label spread over all classes")
+    ma_decay_rate: float = flag(0.0, "decay of the averaged weights; 0 is off")
+    decoupled_weight_decay: float = flag(0.0, "weight decay of adamw")
+
+    def __post_init__(self) -> None:
+        number("--epochs", self.epochs, least=0, integer=True)
+        number("--batch_size", self.batch_size, least=1, integer=True, remedy="common values are 32, 64, 96")
+        one_of("--optimizer_name", self.optimizer_name, OPTIMIZERS)
+        one_of("--learning_scheduler_name", self.learning_scheduler_name, SCHEDULERS)
+        number("--lr", self.lr, above=0, remedy="common values are 0.001 to 0.1")
+        number("--op_momentum", self.op_momentum, least=0, below=1)
+        number("--op_decay_rate", self.op_decay_rate, least=0, below=1)
+        number("--op_epsilon", self.op_epsilon, above=0)
+        number("--lr_decay_rate", self.lr_decay_rate, above=0, most=1)
+        number("--lr_decay_epochs", self.lr_decay_epochs, above=0)
+        number("--warmup_epochs", self.warmup_epochs, least=0)
+        number("--label_smoothing", self.label_smoothing, least=0, below=1)
+        number("--ma_decay_rate", self.ma_decay_rate, least=0, below=1)
+        number("--decoupled_weight_decay", self.decoupled_weight_decay, least=0)
+        if list(self.lr_boundaries) != sorted(set(self.lr_boundaries)):
+            raise UsageError("--lr_boundaries", self.lr_boundaries, "epochs in rising order")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Config):
+    """Everything that decides what a run computes. Where it is kept is not part of it.
+
+    Attributes:
+        stages: any subset of train, prune, quantize, convert, in that order.
+        image_size: side of the square input, in pixels.
+        seed: the one source of randomness: initial weights, order, augmentation, dropout.
+    """
+
+    model: MobileNetConfig = nested(MobileNetV1Config())
+    dataset: DatasetConfig = nested(DatasetConfig())
+    image_size: int = flag(224, "side of the square input in pixels")
+    stages: tuple[str, ...] = flag(STAGES, "which of " + ",".join(STAGES) + " to run, in that order")
+    train: TrainConfig = nested(TrainConfig())
+    prune: TrainConfig = nested(TrainConfig(), "prune_", ("epochs", "lr"))
+    quantize: TrainConfig = nested(TrainConfig(), "quantize_", ("epochs", "lr"))
+    pruning: MagnitudePruning = nested(MagnitudePruning())
+    quantization: QuantizationAwareTraining = nested(QuantizationAwareTraining())
+    init_checkpoint: str | None = flag(None, "weights to start from: .keras, model folder, or a keras.applications .h5")
+    seed: int = flag(0, "seed of everything random")
+    distribution_strategy: str = flag("none", "tf.distribute: " + ", ".join(STRATEGIES))
+    mixed_precision: str = flag("float32", "float32, mixed_float16 or mixed_bfloat16")
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise UsageError("--stages", "", f"at least one of {', '.join(STAGES)}")
+        for stage in self.stages:
+            one_of("--stages", stage, STAGES)
+        if list(self.stages) != sorted(set(self.stages), key=STAGES.index):
+            raise UsageError("--stages", ",".join(self.stages), f"stages in the order {','.join(STAGES)}")
+        number("--image_size", self.image_size, least=1, integer=True)
+        number("--seed", self.seed, least=0, integer=True)
+        one_of("--distribution_strategy", self.distribution_strategy, STRATEGIES)
+        one_of("--mixed_precision", self.mixed_precision, ("float32", "mixed_float16", "mixed_bfloat16"))

@@ -1,0 +1,58 @@
+"""The one kind of error a user meets: what was given, what was expected, what to do.
+
+Every command prints a `UsageError` as one line and exits with status 2. Deep code raises it with the
+fact it knows; the edge adds the place with `within`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_SHOWN = 5  # names in a list before it is cut, with a count
+
+
+class UsageError(ValueError):
+    """Input that cannot be used, told in one line.
+
+    Attributes:
+        what: the flag, field, file or layer that is wrong.
+        got: the value as it was given; `None` leaves the clause out.
+        expected: the rule that the value breaks.
+        remedy: a command or the nearest legal value; may be empty.
+
+    Example:
+        >>> str(UsageError("--width_multiplier", 0, "a number above 0", "common values are 0.25, 1.0"))
+        '--width_multiplier: got 0, expected a number above 0; common values are 0.25, 1.0'
+    """
+
+    def __init__(self, what: str, got: object, expected: str, remedy: str = "") -> None:
+        self.what, self.got, self.expected, self.remedy = what, got, expected, remedy
+        given = "" if got is None else f"got {got!r}, "
+        tail = f"; {remedy}" if remedy else ""
+        super().__init__(" ".join(f"{what}: {given}expected {expected}{tail}".split()))
+
+    def within(self, place: str) -> UsageError:
+        """The same fact, told from further out (`place` is put in front of `what`)."""
+        return UsageError(f"{place}: {self.what}", self.got, self.expected, self.remedy)
+
+
+def shorten(names: Iterable[object]) -> str:
+    """Joins names with commas; from the sixth on they are only counted."""
+    listed = [str(name) for name in names]
+    more = f", ... ({len(listed)})" if len(listed) > _SHOWN else ""
+    return ", ".join(listed[:_SHOWN]) + more
+
+
+def one_of(what: str, got: str, choices: Iterable[str]) -> str:
+    """Returns `got` when it is one of `choices`.
+
+    Raises:
+        UsageError: lists the choices and offers the nearest name.
+    """
+    choices = list(choices)
+    if got in choices:
+        return got
+    near = difflib.get_close_matches(str(got), choices, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]}?" if near else ""
+    raise UsageError(what, got, f"one of {', '.join(choices)}", remedy)
