@@ -1,0 +1,39 @@
+"""The feature maps that detection and segmentation heads are attached to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .roles import Graph, kind, stride
+
+_PADDINGS = ("ZeroPadding2D", "InputLayer")
+_ENDS_MAP = ("GlobalAveragePooling2D", "GlobalMaxPooling2D", "AveragePooling2D", "Flatten", "Reshape")
+
+
+def end_points(model: Any) -> dict[int, Any]:
+    """The last feature map at each stride.
+
+    At a stride that a later block halves this is that block's expansion, where the family has one: what slim's
+    SSDLite and Keras' U-Net tutorials attach to. At the last stride it is the map before the pooling.
+
+    Args:
+        model: a functional model that `build` made, or one of keras.applications.
+
+    Returns:
+        From stride (2, 4, 8, 16, 32; fewer with an `output_stride`) to the symbolic tensor
+        `[batch, height, width, channels]`, ready for `Model(model.input, list(end_points(model).values()))`.
+    """
+    graph = Graph(model)
+    strides: dict[int, int] = {}
+    found: dict[int, Any] = {}
+    for layer in graph.layers:
+        before = [strides[id(producer)] for producer in graph.producers(layer) if id(producer) in strides]
+        if graph.producers(layer) and not before:
+            continue
+        if kind(layer) in _ENDS_MAP:
+            continue
+        strides[id(layer)] = max(before, default=1) * stride(layer)
+        tensor = graph.output(layer)
+        if strides[id(layer)] > 1 and kind(layer) not in _PADDINGS and len(tensor.shape) == 4:
+            found[strides[id(layer)]] = tensor
+    return found

@@ -1,0 +1,137 @@
+"""From a config to the list of what will be built: names, strides, dilations and channel counts, without a framework.
+
+The width rule gives nominal channels; `config.channels` then replaces some of them. Which block adds its
+input, and how wide an expansion is, follows the nominal channels, so that a thinned net keeps its shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mobilenet.configs.archs import BlockConfig, MobileNetConfig
+from mobilenet.errors import UsageError, one_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One block as it will be built.
+
+    Attributes:
+        block: the row of the config.
+        name: slim's scope.
+        stride: stride of the spatial kernel.
+        rate: dilation of the spatial kernel.
+        expanded: channels of the expansion; 0 when there is none.
+        squeezed: channels of the squeeze; 0 when there is no squeeze-excite.
+        filters: output channels.
+        residual: whether the block adds its input.
+    """
+
+    block: BlockConfig
+    name: str
+    stride: int
+    rate: int
+    expanded: int
+    squeezed: int
+    filters: int
+    residual: bool
+
+
+def make_divisible(value: float, divisor: int = 8, least: int | None = None) -> int:
+    """Rounds to a multiple of `divisor` (ties up), never below `least` nor by more than 10 % down.
+
+    Source: tensorflow/models research/slim/nets/mobilenet/mobilenet.py.
+    """
+    rounded = max(divisor if least is None else least, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def plan(config: MobileNetConfig) -> tuple[Row, ...]:
+    """The rows of a net.
+
+    Raises:
+        UsageError: the config has no rows, or `channels` names no layer of the net or breaks a residual sum.
+    """
+    if not config.blocks:
+        raise UsageError("blocks", (), "a config with rows", "take one of mobilenet.list_models()")
+    rows: list[Row] = []
+    legal: list[str] = []  # layers whose channel count `channels` may set
+    nominal = actual = 0
+    last = ""  # the layer that sets the width of what comes next
+    current_stride = rate = 1
+    for index, (block, name) in enumerate(zip(config.blocks, _names(config.blocks), strict=True)):
+        if block.block_type == "GlobalPooling":
+            rows.append(Row(block, name, 1, 1, 0, 0, actual, False))
+            continue
+        stride, row_rate = block.stride, 1
+        if config.output_stride is not None and current_stride == config.output_stride:
+            stride, row_rate = 1, rate
+            rate *= block.stride
+        else:
+            current_stride *= block.stride
+        before, before_layer = (nominal, actual), last
+        nominal = _width(config, index)
+        last = _output_layer(block, name)
+        legal.append(last)
+        actual = config.channels.get(last, nominal)
+        expanded = squeezed = 0
+        residual = False
+        if block.block_type == "InvertedResConv":
+            inner = before[0]
+            if block.expansion_size != 1:
+                inner = make_divisible(before[0] * block.expansion_size)
+                legal.append(f"{name}_expand")
+                expanded = config.channels.get(legal[-1], inner)
+            if block.squeeze_factor is not None:
+                legal.append(f"{name}_squeeze_excite_squeeze")
+                squeezed = config.channels.get(legal[-1], make_divisible(inner / block.squeeze_factor))
+            residual = block.residual and stride == 1 and before[0] == nominal
+        if residual and before[1] != actual:
+            raise UsageError(
+                f"channels of {last}", actual, f"{before[1]}, as {before_layer}, which is added to it", "set both alike"
+            )
+        rows.append(Row(block, name, stride, row_rate, expanded, squeezed, actual, residual))
+    for name in config.channels:
+        one_of("channels", name, legal)
+    return tuple(rows)
+
+
+def least_side(rows: tuple[Row, ...]) -> int:
+    """The least height and width that the strides can halve: their product."""
+    product = 1
+    for row in rows:
+        product *= row.stride
+    return product
+
+
+def _names(blocks: tuple[BlockConfig, ...]) -> list[str]:
+    """Slim's scopes: V1 counts all rows, the others count each kind, the first without a number."""
+    if any(block.block_type == "DepSepConv" for block in blocks):
+        return [f"Conv2d_{index}" for index in range(len(blocks))]
+    roots = {"Conv": "Conv", "InvertedResConv": "expanded_conv", "GlobalPooling": "global_pool"}
+    names: list[str] = []
+    seen: dict[str, int] = {}
+    for block in blocks:
+        root = roots[block.block_type]
+        count = seen.get(root, 0)
+        seen[root] = count + 1
+        names.append(f"{root}_{count}" if count else root)
+    return names
+
+
+def _output_layer(block: BlockConfig, name: str) -> str:
+    return {"Conv": name, "DepSepConv": f"{name}_pointwise", "InvertedResConv": f"{name}_project"}[block.block_type]
+
+
+def _width(config: MobileNetConfig, index: int) -> int:
+    """Output channels of a row by the width rule.
+
+    In slim a narrowed net in finegrain mode keeps its last row; above width 1, V2 scales it and V3 does not.
+    """
+    filters, alpha = config.blocks[index].filters, config.width_multiplier
+    is_last = index == len(config.blocks) - 1
+    if config.finegrain_classification_mode and is_last and (alpha < 1 or not config.widen_last):
+        return filters
+    if config.divisor == 1:
+        return max(int(filters * alpha), config.min_depth)
+    return make_divisible(filters * alpha, config.divisor, config.min_depth)

@@ -1,0 +1,238 @@
+"""What a layer is and what it is joined to, read from the graph; names play no part.
+
+Works on any functional model, of tf_keras or of Keras 3: our nets, keras.applications, wrapped ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+ROLES = ("stem", "depthwise", "pointwise", "fused", "squeeze_excite", "classifier", "other")
+
+Layer = Any
+Model = Any
+
+_AFTER_CLASSIFIER = frozenset({"Flatten", "Reshape", "Softmax", "Activation", "Dropout", "QuantizeLayer"})
+_FINAL_ACTIVATIONS = frozenset({"softmax", "sigmoid", "linear"})
+_GLOBAL_POOLS = frozenset({"GlobalAveragePooling2D", "GlobalMaxPooling2D"})
+
+
+class Graph:
+    """The layers of a functional model and their joints.
+
+    Attributes:
+        layers: in an order in which they can be executed.
+
+    Example:
+        >>> graph = Graph(build(archs.MobileNetV1Config(), (32, 32, 3)))
+        >>> [graph.role(layer) for layer in graph.layers if graph.kernel(layer) is not None][:3]
+        ['stem', 'depthwise', 'pointwise']
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.layers: list[Layer] = []
+        self._inputs: dict[int, list[Any]] = {}
+        self._producers: dict[int, list[Layer]] = {}
+        self._consumers: dict[int, list[Layer]] = {}
+        self._outputs: dict[int, Any] = {}
+        for layer, inputs, outputs in _nodes(model):
+            if id(layer) not in self._outputs:
+                self.layers.append(layer)
+            self._outputs[id(layer)] = outputs
+            self._inputs.setdefault(id(layer), []).extend(inputs)
+            for tensor in inputs:
+                source = _source(tensor)
+                _add(self._producers.setdefault(id(layer), []), source)
+                _add(self._consumers.setdefault(id(source), []), layer)
+        self._order = {id(layer): index for index, layer in enumerate(self.layers)}
+        self._roles = self._find_roles()
+
+    def producers(self, layer: Layer) -> list[Layer]:
+        """The layers whose outputs `layer` takes, in the order of its inputs."""
+        return list(self._producers.get(id(layer), ()))
+
+    def consumers(self, layer: Layer) -> list[Layer]:
+        """The layers that take the output of `layer`."""
+        return list(self._consumers.get(id(layer), ()))
+
+    def role(self, layer: Layer) -> str:
+        """One of `ROLES`; layers without a kernel are `other`."""
+        return self._roles.get(id(layer), "other")
+
+    def output(self, layer: Layer) -> Any:
+        """The symbolic tensor that `layer` makes in this model."""
+        return self._outputs[id(layer)]
+
+    def inputs(self, layer: Layer) -> list[Any]:
+        """The symbolic tensors that `layer` takes in this model."""
+        return list(self._inputs.get(id(layer), ()))
+
+    @staticmethod
+    def kernel(layer: Layer) -> Any:
+        """The kernel variable of a convolution or dense layer (wrapped ones too), else `None`."""
+        layer = unwrap(layer)
+        for attribute in ("depthwise_kernel", "kernel"):
+            value = getattr(layer, attribute, None)
+            if value is not None and kind(layer) in ("Conv2D", "DepthwiseConv2D", "Dense"):
+                return value
+        return None
+
+    def ancestors(self, layer: Layer) -> list[Layer]:
+        """All layers that `layer` depends on, in execution order."""
+        return self._reach(layer, self.producers)
+
+    def descendants(self, layer: Layer) -> list[Layer]:
+        """All layers that depend on `layer`, in execution order."""
+        return self._reach(layer, self.consumers)
+
+    def _reach(self, layer: Layer, step: Callable[[Layer], list[Layer]]) -> list[Layer]:
+        found: dict[int, Layer] = {}
+        waiting = step(layer)
+        while waiting:
+            other = waiting.pop()
+            if id(other) not in found:
+                found[id(other)] = other
+                waiting.extend(step(other))
+        return sorted(found.values(), key=lambda other: self._order[id(other)])
+
+    def _find_roles(self) -> dict[int, str]:
+        kernels = [layer for layer in self.layers if self.kernel(layer) is not None]
+        gates = self._gates()
+        before = self._with_kernel_before()
+        after = self._with_kernel_after()
+        roles: dict[int, str] = {}
+        for layer in kernels:
+            roles[id(layer)] = self._role_of(layer, id(layer) in gates, id(layer) in before, id(layer) in after)
+        return roles
+
+    def _role_of(self, layer: Layer, gate: bool, has_before: bool, has_after: bool) -> str:
+        inner = unwrap(layer)
+        if gate:
+            return "squeeze_excite"
+        if kind(layer) == "DepthwiseConv2D":
+            return "depthwise"
+        if kind(layer) == "Dense":
+            return "classifier" if not has_after and self._ends(layer) else "other"
+        single = tuple(inner.kernel_size) == (1, 1)
+        groups = getattr(inner, "groups", 1)
+        if groups > 1:
+            return "depthwise" if self.kernel(layer).shape[2] == 1 else "other"
+        if single and has_before and not has_after and self._ends(layer):
+            return "classifier"
+        if not has_before:
+            return "stem"
+        return "pointwise" if single else "fused"
+
+    def _ends(self, layer: Layer) -> bool:
+        """Whether nothing but a reshape or a final activation follows."""
+        own = getattr(unwrap(layer), "activation", None)
+        if own is not None and _name(own) not in _FINAL_ACTIVATIONS:
+            return False
+        for other in self.descendants(layer):
+            if kind(other) not in _AFTER_CLASSIFIER:
+                return False
+            if kind(other) == "Activation" and _name(unwrap(other).activation) not in _FINAL_ACTIVATIONS:
+                return False
+        return True
+
+    def _with_kernel_before(self) -> set[int]:
+        """Layers that some kernel stands in front of."""
+        found: set[int] = set()
+        for layer in self.layers:
+            if any(id(p) in found or self.kernel(p) is not None for p in self.producers(layer)):
+                found.add(id(layer))
+        return found
+
+    def _with_kernel_after(self) -> set[int]:
+        found: set[int] = set()
+        for layer in reversed(self.layers):
+            if any(id(c) in found or self.kernel(c) is not None for c in self.consumers(layer)):
+                found.add(id(layer))
+        return found
+
+    def _gates(self) -> set[int]:
+        """Layers between a global pool of a tensor and the product with that same tensor."""
+        found: set[int] = set()
+        for product in self.layers:
+            if kind(product) != "Multiply" or len(self.producers(product)) != 2:
+                continue
+            first, second = self.producers(product)
+            for gated, gate in ((first, second), (second, first)):
+                path = self._path_to_pool(gate, gated)
+                found.update(path or ())
+        return found
+
+    def _path_to_pool(self, gate: Layer, gated: Layer) -> set[int] | None:
+        """Layers from `gate` back to global pools of `gated`; `None` when a way leads elsewhere."""
+        seen: set[int] = set()
+        waiting, pooled = [gate], False
+        while waiting:
+            layer = waiting.pop()
+            if id(layer) in seen:
+                continue
+            if kind(layer) in _GLOBAL_POOLS:
+                if all(producer is not gated for producer in self.producers(layer)):
+                    return None
+                pooled = True
+                continue
+            producers = self.producers(layer)
+            if layer is gated or not producers:
+                return None
+            seen.add(id(layer))
+            waiting.extend(producers)
+        return seen if pooled else None
+
+
+def unwrap(layer: Layer) -> Layer:
+    """The layer inside wrappers, such as tfmot's."""
+    while kind_is_wrapper(layer):
+        layer = layer.layer
+    return layer
+
+
+def kind_is_wrapper(layer: Layer) -> bool:
+    return any(base.__name__ == "Wrapper" for base in type(layer).__mro__) and hasattr(layer, "layer")
+
+
+def kind(layer: Layer) -> str:
+    """Name of the stock class that the layer (or the one it wraps) is or derives from."""
+    return type(unwrap(layer)).__name__
+
+
+def stride(layer: Layer) -> int:
+    """By how much the layer makes a map smaller (1 for most)."""
+    strides = getattr(unwrap(layer), "strides", 1)
+    return int(math.prod(strides[:1])) if isinstance(strides, (tuple, list)) else int(strides or 1)
+
+
+def _nodes(model: Model) -> list[tuple[Layer, list[Any], Any]]:
+    """(layer, input tensors, output tensor) of every call inside the model, in execution order."""
+    found = []
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            if hasattr(node, "operation"):  # Keras 3
+                found.append((node.operation, list(node.input_tensors), _single(list(node.output_tensors))))
+            else:
+                inputs = [] if node.is_input else list(node.keras_inputs)
+                found.append((node.layer, inputs, node.outputs))
+    return found
+
+
+def _single(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
+
+
+def _source(tensor: Any) -> Layer:
+    history = tensor._keras_history
+    return history.operation if hasattr(history, "operation") else history.layer
+
+
+def _add(layers: list[Layer], layer: Layer) -> None:
+    if all(other is not layer for other in layers):
+        layers.append(layer)
+
+
+def _name(activation: Any) -> str:
+    return str(getattr(activation, "__name__", activation))

@@ -1,0 +1,38 @@
+"""What several tests share: the real data, and small nets that are built once."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+SHARED_DATA = Path(__file__).parents[1] / ".." / "shared/data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real checkpoints and photos; tests that need it are skipped without it."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"real checkpoints and photos are not at {SHARED_DATA.resolve()}")
+    return SHARED_DATA.resolve()
+
+
+@pytest.fixture(scope="session")
+def small_net() -> Callable[..., Any]:
+    """`small_net(name)`: a narrow net of that name, 32 x 32 x 3 to 10 logits, built once; do not change it."""
+
+    @functools.cache
+    def make(name: str, **overrides: Any) -> Any:
+        from mobilenet.configs import archs
+        from mobilenet.models.builder import build
+
+        fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None, **overrides}
+        return build(archs.get(name, **fields), (32, 32, 3))
+
+    return make
