@@ -90,6 +90,8 @@ def _plain(value: Any) -> Any:
 
 def _typed(hint: Any, value: Any) -> Any:
     """Turns JSON back into what the field's type wants: lists into tuples, dictionaries into configs."""
+    if typing.get_origin(hint) is dict:
+        return value
     if isinstance(value, dict) and "type" in value:
         return Config.from_json(value)
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -1,0 +1,1 @@
+"""From a Keras net to a proved flatbuffer: freeze, convert, verify, and the folder that travels."""

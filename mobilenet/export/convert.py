@@ -1,0 +1,89 @@
+"""A net to the bytes of a flatbuffer, quietly: the converter's chatter stays off the terminal."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+from tensorflow.lite.python.convert_phase import (
+    ConverterError,  # tf.lite does not export it
+)
+
+from mobilenet.errors import UsageError, one_of
+from mobilenet.export import freeze
+
+IO = ("int8", "uint8", "float32")
+_SHOWN = 500  # characters of a message of the converter
+_log = logging.getLogger(__name__)
+
+
+def float_flatbuffer(model: tf_keras.Model, batch: int | None = 1) -> bytes:
+    """Converts a float net: float32 at both ends, logits out, hard-swish fused to HARD_SWISH.
+
+    Args:
+        model: a functional net of plain layers, as trained; mixed precision and strategies are
+            undone.
+        batch: images a call; `None` leaves it open.
+
+    Returns:
+        The bytes of the `.tflite` file.
+
+    Raises:
+        UsageError: see `freeze.float32_copy` and `freeze.freeze`.
+        RuntimeError: the converter refused; its messages are in the text.
+    """
+    return _convert(freeze.freeze(freeze.float32_copy(model), batch))
+
+
+def int8_flatbuffer(model: tf_keras.Model, io: str = "int8", batch: int | None = 1) -> bytes:
+    """Converts a net that carries fake-quant operators, on its input too, to int8.
+
+    The ranges are those of the operators, so no representative data is wanted. An operator without
+    ranges stays float in the file without a word from the converter: `verify` must look at what
+    came out.
+
+    Args:
+        model: the quantized net, in float32, outside any strategy; its input is
+            `(pixel - 128) / 127.5`.
+        io: type of both ends; `float32` puts QUANTIZE and DEQUANTIZE there.
+        batch: images a call; `None` leaves it open.
+
+    Returns:
+        The bytes of the `.tflite` file.
+
+    Raises:
+        UsageError: `io` is not known, the net has no fake-quant operator, or see `freeze.freeze`.
+        RuntimeError: the converter refused; its messages are in the text.
+    """
+    one_of("--io", io, IO)
+    frozen = freeze.freeze(model, batch)
+    if not freeze.fake_quant_count(frozen):
+        raise UsageError(
+            "model",
+            model.name,
+            "a net with fake-quant operators",
+            "quantize it first, or convert it to float",
+        )
+    return _convert(frozen, int8=True, edge=tf.dtypes.as_dtype(io))
+
+
+def _convert(frozen: Any, int8: bool = False, edge: tf.DType = tf.float32) -> bytes:
+    refused: Exception | None = None
+    with freeze.quiet() as messages:
+        try:
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+            if int8:
+                converter.optimizations = [tf.lite.Optimize.DEFAULT]
+                converter.inference_input_type = converter.inference_output_type = edge
+            data = bytes(converter.convert())
+        except (ConverterError, RuntimeError, ValueError) as error:
+            refused = error
+    if refused is not None:
+        reason = " ".join(str(refused).split())[:_SHOWN] or type(refused).__name__
+        raise RuntimeError(f"the TFLite converter refused the net: {reason}") from refused
+    for line in messages:
+        if "error:" in line:  # told by the converter without failing: an operator has stayed float
+            _log.warning("converter: %s", line.strip()[:_SHOWN])
+    return data

@@ -1,0 +1,169 @@
+"""The folder that travels: flatbuffer, card, labels, and a README that shows how to run it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mobilenet import files
+from mobilenet.configs.card import Card, Edge
+from mobilenet.configs.dataset import Preprocessing
+from mobilenet.export.verify import Verification
+
+MODEL, CARD, LABELS, README = "model.tflite", "card.json", "labels.txt", "README.md"
+_PIXEL_CODES = 128.0  # mean of an int8 file: code = pixel - 128
+
+
+def write_export(
+    folder: str | os.PathLike[str], data: bytes, card: Card, verification: Verification
+) -> Path:
+    """Writes `model.tflite`, `card.json`, `labels.txt` and `README.md`, all or nothing.
+
+    Args:
+        folder: the export folder; one that is there is replaced.
+        data: the flatbuffer.
+        card: of the net that was converted; shape, ends and preprocessing are brought up to date.
+        verification: what `verify` found in `data`.
+
+    Returns:
+        The path of the flatbuffer.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    card = export_card(card, verification)
+    with files.replacing(folder) as temporary:
+        temporary.mkdir()
+        (temporary / MODEL).write_bytes(data)
+        files.write_json(temporary / CARD, card.to_json())
+        files.write_text(temporary / LABELS, "".join(f"{label}\n" for label in card.labels))
+        files.write_text(temporary / README, readme(card, verification))
+    return Path(folder) / MODEL
+
+
+def export_card(card: Card, verification: Verification) -> Card:
+    """The card of the flatbuffer: its ends, shape, a label for every class, the mean of its codes."""
+    classes = verification.output_shape[-1]
+    labels = tuple(" ".join(label.split()) for label in card.labels)
+    return card.replace(
+        input_shape=verification.input_shape[1:],
+        preprocessing=_coded(card.preprocessing) if verification.quantized else card.preprocessing,
+        labels=labels if len(labels) == classes else tuple(str(i) for i in range(classes)),
+        outputs="logits",
+        stage="convert",
+        input=verification.input,
+        output=verification.output,
+    )
+
+
+def _coded(preprocessing: Preprocessing) -> Preprocessing:
+    """Mean 127.5 becomes 128: a pixel falls on a code, not between two. Others are left alone."""
+    if set(preprocessing.mean) == {127.5} and set(preprocessing.std) == {127.5}:
+        return preprocessing.replace(mean=tuple(_PIXEL_CODES for _ in preprocessing.mean))
+    return preprocessing
+
+
+def readme(card: Card, verification: Verification) -> str:
+    """The text that goes with the file; its Python block runs as it stands, in this folder."""
+    name = str(card.architecture.get("type", "net")).removesuffix("Config")
+    inside = "int8" if verification.quantized else "float32"
+    height, width, channels = card.input_shape
+    operators = ", ".join(f"{count} {op}" for op, count in sorted(verification.operators.items()))
+    rows = [
+        ("inside", inside),
+        ("input", f"{_end(verification.input)}, {height} x {width} x {channels}"),
+        ("output", f"{_end(verification.output)}, {verification.output_shape[-1]} logits"),
+        ("bytes", f"{verification.bytes:,} ({verification.gzip_bytes:,} under gzip)"),
+        ("delegate partitions", str(verification.partitions)),
+        (
+            "same top-1 as the Keras net",
+            f"{verification.agreement:.2%} of {verification.images} images",
+        ),
+        *((key, f"{value:.2f}") for key, value in sorted(card.metrics.items())),
+        ("operators", operators),
+    ]
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
+    trained = f", trained on {card.dataset}" if card.dataset else ""
+    return f"""# {name}
+
+A {inside} TensorFlow Lite flatbuffer of {name}{trained}. `card.json` says how an image becomes
+its input, `labels.txt` names its classes.
+
+| what | value |
+|---|---|
+{table}
+
+Run it with `pip install ai-edge-litert numpy pillow`:
+
+```python
+{snippet(card)}
+```
+"""
+
+
+def snippet(card: Card) -> str:
+    """Python that classifies `photo.jpg`: crop, bilinear resize at half-pixel centres, codes, top-1."""
+    height, width, channels = card.input_shape
+    way = card.preprocessing
+    mode = "L" if channels == 1 else "RGB"
+    mean, std = _literal(way.mean), _literal(way.std)
+    normal = f"(pixels - {mean}) / {std}"
+    assert card.input is not None
+    assert card.output is not None
+    if card.input.scale:
+        low, high = (0, 255) if card.input.dtype == "uint8" else (-128, 127)
+        zero = f" + {card.input.zero_point}" if card.input.zero_point else ""
+        convert = (
+            f"np.clip(np.round(({normal}) / {card.input.scale!r}){zero}, {low}, {high})"
+            f".astype(np.{card.input.dtype})"
+        )
+        if card.input.zero_point == 0 and set(way.mean) == {_PIXEL_CODES}:
+            convert = "(np.round(pixels) - 128).astype(np.int8)"
+        if card.input.zero_point == 128 and set(way.mean) == {_PIXEL_CODES}:
+            convert = "np.round(pixels).astype(np.uint8)"
+    else:
+        convert = f"({normal}).astype(np.float32)"
+    logits = 'net.get_tensor(net.get_output_details()[0]["index"])[0]'
+    if card.output.scale:
+        logits = f"({logits}.astype(np.float32) - {card.output.zero_point}) * {card.output.scale!r}"
+    return f"""import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from PIL import Image
+
+net = Interpreter("{MODEL}")
+net.allocate_tensors()
+image = Image.open("photo.jpg").convert("{mode}")
+w, h = image.size
+{_crop(way, height)}
+how = ({width}, {height}), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR
+pixels = np.stack([band.convert("F").transform(*how) for band in image.split()], axis=-1)
+batch = {convert}
+net.set_tensor(net.get_input_details()[0]["index"], batch[None])
+net.invoke()
+logits = {logits}
+print(open("{LABELS}", encoding="utf-8").read().splitlines()[logits.argmax()])"""
+
+
+def _crop(way: Preprocessing, size: int) -> str:
+    if way.crop == "central":
+        share = way.crop_fraction
+        return (
+            f"x, y = int((w - w * {share}) / 2), int((h - h * {share}) / 2)  # the central {share:.1%}\n"
+            "box = (x, y, w - x, h - y)"
+        )
+    if way.crop == "square":
+        return (
+            f"side = int({size} / {size + 32} * min(w, h))  # the centred square\n"
+            "x, y = (w - side + 1) // 2, (h - side + 1) // 2\n"
+            "box = (x, y, x + side, y + side)"
+        )
+    return "box = (0, 0, w, h)"
+
+
+def _literal(values: tuple[float, ...]) -> str:
+    return f"{values[0]:g}" if len(set(values)) == 1 else f"np.array({list(values)})"
+
+
+def _end(edge: Edge) -> str:
+    dtype, scale, zero = edge.dtype, edge.scale, edge.zero_point
+    return f"{dtype}, scale {scale:.6g}, zero point {zero}" if scale else dtype

@@ -1,0 +1,188 @@
+"""Freezing and converting: against Keras, on edges, and on nets that cannot be converted."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from ai_edge_litert.interpreter import Interpreter
+from export_nets import (
+    CLASSES,
+    SIZE,
+    FakeQuant,
+    L,
+    ends,
+    float_net,
+    inputs,
+    invoke,
+    pixels,
+    quantized_net,
+)
+
+from mobilenet.errors import UsageError
+from mobilenet.export import convert, freeze
+
+
+@pytest.fixture(scope="module")
+def quantized() -> tf_keras.Model:
+    return quantized_net()
+
+
+@pytest.fixture(scope="module")
+def int8_file(quantized: tf_keras.Model) -> bytes:
+    return convert.int8_flatbuffer(quantized)
+
+
+def test_frozen_function_says_what_the_net_says() -> None:
+    model = float_net(softmax=False)
+    frozen = freeze.freeze(model, batch=None)
+    assert not frozen.graph.variables
+    (said,) = frozen(tf.constant(inputs(4)))
+    np.testing.assert_allclose(said, model(inputs(4), training=False), atol=1e-6)
+
+
+def test_batch_is_fixed_unless_left_open() -> None:
+    model = float_net()
+    assert freeze.freeze(model).inputs[0].shape.as_list() == [1, SIZE, SIZE, 3]
+    assert freeze.freeze(model, batch=None).inputs[0].shape.as_list() == [None, SIZE, SIZE, 3]
+    assert list(ends(convert.float_flatbuffer(model))[0]["shape_signature"]) == [1, SIZE, SIZE, 3]
+    assert list(ends(convert.float_flatbuffer(model, batch=None))[0]["shape_signature"]) == [
+        -1,
+        SIZE,
+        SIZE,
+        3,
+    ]
+
+
+def test_float32_copy_stands_alone() -> None:
+    model = float_net()
+    copy = freeze.float32_copy(model)
+    before = copy(inputs(2)).numpy()
+    np.testing.assert_allclose(tf.nn.softmax(before), model(inputs(2)), atol=1e-6)
+    model.set_weights([0 * w for w in model.get_weights()])
+    np.testing.assert_array_equal(copy(inputs(2)), before)
+
+
+def test_mixed_precision_net_becomes_float32() -> None:
+    plain = float_net(softmax=False)
+    tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        mixed = float_net(softmax=False)
+    finally:
+        tf_keras.mixed_precision.set_global_policy("float32")
+    assert mixed.outputs[0].dtype == tf.bfloat16
+    mixed.set_weights(plain.get_weights())
+    files = [convert.float_flatbuffer(net) for net in (mixed, plain)]
+    np.testing.assert_array_equal(*(invoke(data, inputs(3)) for data in files))
+
+
+def test_net_of_a_strategy_leaves_it() -> None:
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+        model = float_net()
+        with pytest.raises(RuntimeError, match="strategy scope"):
+            freeze.float32_copy(model)
+    copy = freeze.float32_copy(model)
+    kinds = {op.type for op in freeze.freeze(copy).graph.get_operations()}
+    assert not {kind for kind in kinds if "Collective" in kind or kind == "AddN"}
+    np.testing.assert_allclose(tf.nn.softmax(copy(inputs(2))), model(inputs(2)), atol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["softmax layer", "activation layer", "dense with softmax"])
+def test_softmax_is_left_out(head: str) -> None:
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.GlobalAveragePooling2D()(source)
+    if head == "dense with softmax":
+        x = L.Dense(CLASSES, activation="softmax")(x)
+    else:
+        x = L.Dense(CLASSES)(x)
+        x = L.Softmax()(x) if head == "softmax layer" else L.Activation("softmax")(x)
+    model = tf_keras.Model(source, x)
+    kernel, bias = model.get_weights()
+    said = invoke(convert.float_flatbuffer(model), inputs(3))
+    np.testing.assert_allclose(said, inputs(3).mean(axis=(1, 2)) @ kernel + bias, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weight_that_is_not_finite_is_named(value: float) -> None:
+    model = float_net()
+    weights = model.get_layer("Logits").get_weights()
+    weights[1][2] = value
+    model.get_layer("Logits").set_weights(weights)
+    with pytest.raises(UsageError, match=r"weight Logits/bias.*finite"):
+        convert.float_flatbuffer(model)
+
+
+def test_models_that_cannot_be_frozen_are_refused() -> None:
+    source = L.Input((None, None, 3))
+    open_size = tf_keras.Model(source, L.GlobalAveragePooling2D()(source))
+    with pytest.raises(UsageError, match=r"input shape: got .*None.*fixed height"):
+        freeze.freeze(open_size)
+    assert freeze.freeze(open_size, input_shape=(8, 6, 3)).inputs[0].shape.as_list() == [1, 8, 6, 3]
+    with pytest.raises(UsageError, match=r"input shape: got .8, 6, 1.*one that the net takes"):
+        freeze.freeze(open_size, input_shape=(8, 6, 1))
+    with pytest.raises(UsageError, match=r"model: .*str.*a tf_keras model"):
+        freeze.freeze("net")
+    with pytest.raises(UsageError, match="one input and one output"):
+        freeze.freeze(tf_keras.Model(source, [L.ReLU()(source), L.ReLU()(source)]))
+    wrapped = tf_keras.Sequential(
+        [L.Input((4, 8, 8, 3)), L.TimeDistributed(L.Conv2D(2, 1), name="outer")]
+    )
+    with pytest.raises(UsageError, match=r"'outer'.*plain layers"):
+        freeze.float32_copy(wrapped)
+
+
+def test_float_file_says_what_keras_says_with_hard_swish_fused() -> None:
+    model = float_net(softmax=False)
+    data = convert.float_flatbuffer(model)
+    np.testing.assert_allclose(invoke(data, inputs()), model(inputs(), training=False), atol=1e-5)
+    runner = Interpreter(model_content=data)
+    assert "HARD_SWISH" in {op["op_name"] for op in runner._get_ops_details()}
+
+
+@pytest.mark.parametrize("io", convert.IO)
+def test_int8_edges(quantized: tf_keras.Model, int8_file: bytes, io: str) -> None:
+    data = convert.int8_flatbuffer(quantized, io)
+    source, sink = ends(data)
+    assert {source["dtype"], sink["dtype"]} == {np.dtype(io).type}
+    codes = invoke(int8_file, (pixels().astype(np.int16) - 128).astype(np.int8)).astype(np.float64)
+    scale, zero = ends(int8_file)[1]["quantization"]
+    if io == "uint8":
+        assert source["quantization"] == (pytest.approx(1 / 127.5), 128)
+        np.testing.assert_array_equal(invoke(data, pixels()).astype(int) - 128, codes)
+    if io == "float32":
+        np.testing.assert_allclose(invoke(data, inputs()), (codes - zero) * scale, atol=1e-5)
+
+
+def test_int8_code_of_a_pixel_is_the_pixel_minus_128(int8_file: bytes) -> None:
+    scale, zero = ends(int8_file)[0]["quantization"]
+    codes = (np.arange(256) - 128) / 127.5 / scale + zero
+    np.testing.assert_allclose(codes, np.arange(256) - 128, atol=1e-4)
+
+
+def test_float_net_is_not_converted_to_int8() -> None:
+    with pytest.raises(UsageError, match="fake-quant"):
+        convert.int8_flatbuffer(float_net())
+    with pytest.raises(UsageError, match="did you mean int8"):
+        convert.int8_flatbuffer(quantized_net(), "int9")
+
+
+def test_refusal_of_the_converter_is_told() -> None:
+    class Unsupported(L.Layer):
+        def call(self, inputs: tf.Tensor) -> tf.Tensor:
+            return tf.nest.map_structure(tf.stop_gradient, tf.raw_ops.Digamma(x=inputs))
+
+    source = L.Input((SIZE, SIZE, 3))
+    with pytest.raises(RuntimeError, match=r"refused the net: .*Digamma") as caught:
+        convert.int8_flatbuffer(tf_keras.Model(source, Unsupported()(FakeQuant(-1.0, 1.0)(source))))
+    assert caught.value.__cause__ is not None
+
+
+def test_conversion_is_silent(int8_file: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    convert.int8_flatbuffer(quantized_net())
+    convert.float_flatbuffer(float_net())
+    print("still here", file=sys.stderr)
+    assert capfd.readouterr().err == "still here\n"

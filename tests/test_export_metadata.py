@@ -1,0 +1,191 @@
+"""The export folder: whole or absent, a true card, and a README whose program runs as it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from export_nets import CLASSES, SIZE, ends, float_net, inputs, invoke, quantized_net
+from PIL import Image
+
+from mobilenet.configs.card import Card
+from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
+from mobilenet.errors import UsageError
+from mobilenet.export import convert, metadata, verify
+
+LABELS = ("ant", "bee", "cat", "dog", "elk")
+CARD = Card(
+    architecture={"type": "MobileNetV1Config"},
+    preprocessing=PREPROCESSING["inception"],
+    labels=LABELS,
+    dataset="digits",
+    stage="quantize",
+    metrics={"top1": 98.5},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    data: bytes
+    verification: verify.Verification
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, Exported]:
+    """One file a kind of edge; `float` is a float net, the others are int8 inside."""
+    found = {}
+    for name in ("int8", "uint8", "float32", "float"):
+        model = float_net() if name == "float" else quantized_net()
+        data = (
+            convert.float_flatbuffer(model)
+            if name == "float"
+            else convert.int8_flatbuffer(model, name)
+        )
+        io = "float32" if name == "float" else name
+        logits = np.zeros((8, CLASSES)) if name == "float" else model(inputs(8)).numpy()
+        limits = verify.Limits(agreement_clear=0.0)
+        found[name] = Exported(
+            data,
+            verify.verify(
+                data, logits, inputs(8), expect_int8=name != "float", io=io, limits=limits
+            ),
+        )
+    return found
+
+
+def bilinear(image: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+    """Bilinear resize of a box (left, top, width, height), half-pixel centres, no antialiasing."""
+    left, top, width, height = box
+    cut = image[int(top) : int(top + height), int(left) : int(left + width)].astype(np.float64)
+
+    def weights(length: int) -> np.ndarray:
+        at = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+        low = np.floor(at).astype(int)
+        matrix = np.zeros((size, length))
+        matrix[np.arange(size), low] += 1 - (at - low)
+        matrix[np.arange(size), np.minimum(low + 1, length - 1)] += at - low
+        return matrix
+
+    return np.einsum("yh,hwc,xw->yxc", weights(cut.shape[0]), cut, weights(cut.shape[1]))
+
+
+def photo(path: Path) -> np.ndarray:
+    """A smooth picture of 61 x 83 pixels, written as a JPEG; returns what its decoder gives."""
+    rows, columns = np.mgrid[0:61, 0:83]
+    waves = [128 + 120 * np.sin(rows / a + columns / b) for a, b in ((7, 11), (13, 5), (9, 17))]
+    Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(path, quality=95)
+    return np.asarray(Image.open(path))
+
+
+def test_folder_holds_what_was_made(files: dict[str, Exported], tmp_path: Path) -> None:
+    made = files["int8"]
+    path = metadata.write_export(tmp_path / "run" / "export", made.data, CARD, made.verification)
+    assert path == tmp_path / "run" / "export" / "model.tflite"
+    assert path.read_bytes() == made.data
+    names = {item.name for item in path.parent.iterdir()}
+    assert names == {"model.tflite", "card.json", "labels.txt", "README.md"}
+    assert (path.parent / "labels.txt").read_text().splitlines() == list(LABELS)
+    text = (path.parent / "README.md").read_text()
+    assert f"{len(made.data):,} ({len(gzip.compress(made.data, 9, mtime=0)):,} under gzip)" in text
+    assert "98.50" in text
+    assert [item.name for item in path.parent.parent.iterdir()] == ["export"]
+
+
+@pytest.mark.parametrize("name", ["int8", "uint8", "float32", "float"])
+def test_card_is_that_of_the_file(files: dict[str, Exported], tmp_path: Path, name: str) -> None:
+    made = files[name]
+    path = metadata.write_export(tmp_path / "export", made.data, CARD, made.verification)
+    card = Card.from_json(json.loads((path.parent / "card.json").read_text()))
+    for edge, detail in zip((card.input, card.output), ends(made.data), strict=True):
+        assert edge is not None
+        assert np.dtype(edge.dtype) == detail["dtype"]
+        assert (edge.scale, edge.zero_point) == detail["quantization"]
+    assert card.input_shape == (SIZE, SIZE, 3)
+    assert (card.stage, card.outputs, card.labels) == ("convert", "logits", LABELS)
+    assert card.preprocessing.mean == ((127.5,) if name == "float" else (128.0,))
+    assert (card.preprocessing.std, card.preprocessing.crop) == ((127.5,), "central")
+
+
+def test_other_normalisations_are_left_alone(files: dict[str, Exported]) -> None:
+    card = CARD.replace(preprocessing=PREPROCESSING["imagenet"])
+    found = metadata.export_card(card, files["int8"].verification)
+    assert found.preprocessing == PREPROCESSING["imagenet"]
+
+
+def test_labels_fit_the_classes(files: dict[str, Exported]) -> None:
+    found = metadata.export_card(CARD.replace(labels=()), files["int8"].verification)
+    assert found.labels == ("0", "1", "2", "3", "4")
+    odd = CARD.replace(labels=("a\nb", *LABELS[1:]))
+    assert metadata.export_card(odd, files["int8"].verification).labels[0] == "a b"
+
+
+def test_folder_is_replaced_whole_or_kept(files: dict[str, Exported], tmp_path: Path) -> None:
+    made = files["int8"]
+    folder = tmp_path / "export"
+    metadata.write_export(folder, made.data, CARD, made.verification)
+    (folder / "old").write_text("left by someone")
+    broken = CARD.replace(metrics={"top1": float("nan")})
+    with pytest.raises(ValueError, match="JSON"):
+        metadata.write_export(folder, b"", broken, made.verification)
+    assert (folder / "model.tflite").read_bytes() == made.data
+    assert [item.name for item in tmp_path.iterdir()] == ["export"]
+    metadata.write_export(folder, made.data, CARD, made.verification)
+    assert not (folder / "old").exists()
+
+
+def test_place_that_cannot_be_written_is_told(files: dict[str, Exported], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UsageError, match="can be written"):
+        metadata.write_export(tmp_path / "file" / "export", b"", CARD, files["int8"].verification)
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "box"),
+    [
+        (
+            "int8",
+            PREPROCESSING["inception"],
+            (5, 3, 73, 55),
+        ),  # int(83/16), int(61/16) and their mirror
+        ("uint8", PREPROCESSING["inception_whole"], (0, 0, 83, 61)),
+        ("float32", PREPROCESSING["inception_whole"], (0, 0, 83, 61)),
+        ("float", PREPROCESSING["imagenet"], (32, 21, 20, 20)),  # side int(16/48 * 61)
+        ("float", Preprocessing("inception", crop="none"), (0, 0, 83, 61)),
+    ],
+)
+def test_program_in_the_readme_runs(
+    files: dict[str, Exported],
+    tmp_path: Path,
+    name: str,
+    way: Preprocessing,
+    box: tuple[int, int, int, int],
+) -> None:
+    made = files[name]
+    card = CARD.replace(preprocessing=way)
+    folder = metadata.write_export(tmp_path / "export", made.data, card, made.verification).parent
+    pixels = bilinear(photo(folder / "photo.jpg"), box, SIZE)
+    (program,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    keep = "import sys; assert 'tensorflow' not in sys.modules; np.save('logits.npy', logits)"
+    (folder / "program.py").write_text(f"{program}\n{keep}\n")
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    mean, std = (np.array(way.mean), np.array(way.std)) if name == "float" else (128, 127.5)
+    batch = ((pixels - mean) / std)[None].astype(np.float32)
+    if name == "int8":
+        batch = (np.round(pixels) - 128).astype(np.int8)[None]
+    if name == "uint8":
+        batch = np.round(pixels).astype(np.uint8)[None]
+    said = invoke(made.data, batch)[0]
+    scale, zero = ends(made.data)[1]["quantization"]
+    logits = (said.astype(np.float64) - zero) * scale if scale else said
+    np.testing.assert_allclose(np.load(folder / "logits.npy"), logits, atol=1e-4)
+    assert done.stdout.strip() == LABELS[logits.argmax()]

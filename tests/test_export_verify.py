@@ -1,0 +1,218 @@
+"""Verification: against the runtime's own codes, and on files wrong in each of the known ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from export_nets import (
+    CLASSES,
+    SIZE,
+    L,
+    QuantConv,
+    ends,
+    float_net,
+    inputs,
+    invoke,
+    pixels,
+    quantized_net,
+)
+
+from mobilenet.errors import UsageError
+from mobilenet.export import convert, verify
+
+
+@pytest.fixture(scope="module")
+def quantized() -> tf_keras.Model:
+    return quantized_net()
+
+
+@pytest.fixture(scope="module")
+def int8_file(quantized: tf_keras.Model) -> bytes:
+    return convert.int8_flatbuffer(quantized)
+
+
+@pytest.fixture(scope="module")
+def reference(quantized: tf_keras.Model) -> np.ndarray:
+    return quantized(inputs(), training=False).numpy()
+
+
+def check(data: bytes, reference: np.ndarray, **changes: object) -> verify.Verification:
+    wanted = {"expect_int8": True, "io": "int8", **changes}
+    return verify.verify(data, reference, inputs(len(reference)), **wanted)
+
+
+def test_good_file_passes(int8_file: bytes, reference: np.ndarray) -> None:
+    found = check(int8_file, reference)
+    assert found.ok, found.faults
+    assert found.operators == {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 1, "MEAN": 1, "RESHAPE": 1}
+    assert (found.float_tensors, found.partitions, found.images) == (0, 1, 40)
+    assert found.input_shape == (1, SIZE, SIZE, 3)
+    assert found.output_shape == (1, CLASSES)
+    assert (found.input.dtype, found.input.zero_point) == ("int8", 0)
+    assert found.output.scale == pytest.approx(24 / 255)
+    assert found.bytes == len(int8_file)
+    assert len(gzip.decompress(gzip.compress(int8_file, 9))) == found.bytes > found.gzip_bytes > 500
+    assert found.agreement_clear == 1.0
+    assert found.mean_steps < 0.5
+
+
+def test_comparison_is_in_output_steps(int8_file: bytes) -> None:
+    codes = invoke(int8_file, (pixels().astype(np.int16) - 128).astype(np.int8)).astype(np.float64)
+    scale, zero = ends(int8_file)[1]["quantization"]
+    own = (codes - zero) * scale
+    keras = own.copy()
+    order = own.argsort(axis=1)
+    for image in range(20):  # twenty near ties the other way, by one step
+        keras[image, order[image, -2]] = own[image].max() + scale
+    keras[20, order[20, -2]] = own[20].max() + 5 * scale  # one clear disagreement
+    found = check(int8_file, keras)
+    assert found.agreement == pytest.approx(19 / 40)
+    assert found.clear_images == 20
+    assert found.agreement_clear == pytest.approx(19 / 20)
+    steps = np.abs(keras - own) / scale
+    assert found.mean_steps == pytest.approx(steps.mean())
+    assert found.max_steps == pytest.approx(steps.max())
+
+
+@pytest.mark.parametrize("io", ["uint8", "float32"])
+def test_other_edges_pass(quantized: tf_keras.Model, reference: np.ndarray, io: str) -> None:
+    found = check(convert.int8_flatbuffer(quantized, io), reference, io=io)
+    assert found.ok, found.faults
+    assert found.input.dtype == found.output.dtype == io
+    assert found.mean_steps < 0.5
+
+
+def test_float_file_passes() -> None:
+    model = float_net(softmax=False)
+    data = convert.float_flatbuffer(model)
+    found = check(data, model(inputs()).numpy(), expect_int8=False, io="float32")
+    assert found.ok, found.faults
+    assert found.operators["HARD_SWISH"] == 1
+    assert found.max_steps < 0.1
+    assert found.float_tensors > 0
+    found = check(data, model(inputs()).numpy())
+    assert any("float tensors inside" in fault for fault in found.faults)
+    assert any("input is float32 instead of int8" in fault for fault in found.faults)
+
+
+def test_open_and_larger_batches_are_run_to_the_last_image(
+    quantized: tf_keras.Model, reference: np.ndarray
+) -> None:
+    for batch in (None, 16):
+        found = check(convert.int8_flatbuffer(quantized, batch=batch), reference)
+        assert found.images == 40
+        assert found.mean_steps < 0.5
+
+
+def test_float_island_is_a_fault(reference: np.ndarray) -> None:
+    model = quantized_net(island=True)
+    found = check(convert.int8_flatbuffer(model), model(inputs()).numpy())
+    assert not found.ok
+    assert any("float tensors inside" in fault for fault in found.faults)
+    assert "float operators: DEQUANTIZE, DEPTHWISE_CONV_2D, CONV_2D, QUANTIZE" in found.faults
+    assert not any(";" in fault for fault in found.faults)
+
+
+def test_kernel_scale_per_tensor_is_a_fault() -> None:
+    model = quantized_net(per_tensor=True)
+    (fault,) = check(convert.int8_flatbuffer(model), model(inputs()).numpy()).faults
+    assert "1 scales for 16 channels" in fault
+
+
+def test_input_grid_off_the_pixels_is_a_fault() -> None:
+    model = quantized_net(low=-0.9)
+    found = check(convert.int8_flatbuffer(model), model(inputs()).numpy())
+    assert any("instead of 1/127.5 and 0" in fault for fault in found.faults)
+
+
+def test_wrong_edges_are_a_fault(
+    quantized: tf_keras.Model, int8_file: bytes, reference: np.ndarray
+) -> None:
+    assert any(
+        "input is int8 instead of uint8" in f
+        for f in check(int8_file, reference, io="uint8").faults
+    )
+    float_edges = convert.int8_flatbuffer(quantized, "float32")
+    assert any(
+        "output is float32 instead of int8" in f for f in check(float_edges, reference).faults
+    )
+
+
+def test_saturated_bias_is_a_fault() -> None:
+    model = quantized_net()
+    layer = next(
+        layer for layer in model.layers if isinstance(layer, QuantConv) and layer.filters == 16
+    )
+    kernel, bias = layer.get_weights()
+    kernel[..., 3], bias[3] = 1e-9, 1.5
+    layer.set_weights([kernel, bias])
+    found = check(convert.int8_flatbuffer(model), model(inputs()).numpy())
+    assert any("1 biases out of int32's range" in fault for fault in found.faults)
+
+
+def test_uniform_bias_is_a_fault() -> None:
+    model = quantized_net()
+    layer = next(
+        layer for layer in model.layers if isinstance(layer, QuantConv) and layer.filters == 16
+    )
+    kernel, bias = layer.get_weights()
+    layer.set_weights([kernel, np.full_like(bias, 0.5)])
+    found = check(convert.int8_flatbuffer(model), model(inputs()).numpy())
+    assert any("one bias code for all channels" in fault for fault in found.faults)
+
+
+def test_another_net_is_a_fault(int8_file: bytes, reference: np.ndarray) -> None:
+    other = np.roll(reference, 1, axis=1)
+    found = check(int8_file, other)
+    assert any(fault.startswith("top-1 agreement on clear images") for fault in found.faults)
+    limits = verify.Limits(agreement=0.9, agreement_clear=0.0, mean_steps=1.0)
+    faults = check(int8_file, other, limits=limits).faults
+    assert [fault.split()[0] for fault in faults] == ["top-1", "logits"]
+    assert check(int8_file, np.full_like(reference, np.nan), limits=limits).faults
+
+
+class Outside(L.Layer):
+    """An operator that XNNPACK does not take."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.cumsum(inputs, axis=-1)
+
+
+def test_partitions_warn_or_fail_as_told() -> None:
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.Conv2D(CLASSES, 3)(Outside()(L.Conv2D(4, 3)(source)))
+    model = tf_keras.Model(source, L.GlobalAveragePooling2D()(x))
+    data, logits = convert.float_flatbuffer(model), model(inputs()).numpy()
+    told = ("2 delegate partitions instead of 1",)
+    found = check(data, logits, expect_int8=False, io="float32")
+    assert (found.partitions, found.faults, found.warnings) == (2, (), told)
+    found = check(data, logits, expect_int8=False, io="float32", limits=verify.Limits(partitions=1))
+    assert (found.faults, found.warnings) == (told, ())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9])
+def test_part_of_a_file_is_refused(int8_file: bytes, reference: np.ndarray, share: float) -> None:
+    with pytest.raises(UsageError, match="TensorFlow Lite file"):
+        check(int8_file[: int(share * len(int8_file))], reference)
+
+
+def test_images_that_do_not_fit_are_refused(int8_file: bytes, reference: np.ndarray) -> None:
+    with pytest.raises(UsageError, match=r"inputs: got .*16, 16, 3"):
+        verify.verify(int8_file, reference, inputs()[:, :8], expect_int8=True, io="int8")
+    with pytest.raises(UsageError, match="one at least"):
+        verify.verify(int8_file, reference[:0], inputs()[:0], expect_int8=True, io="int8")
+    with pytest.raises(UsageError, match="reference logits: got .40, 4.*as the file gives"):
+        check(int8_file, reference[:, :4])
+
+
+def test_verification_is_frozen_and_goes_into_json(int8_file: bytes, reference: np.ndarray) -> None:
+    found = check(int8_file, reference)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.bytes = 0
+    assert found.to_json()["ok"] is True
+    assert found.to_json()["input"]["dtype"] == "int8"
