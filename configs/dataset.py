@@ -72,6 +72,10 @@ class DatasetConfig(Config):
         flip: random left-right mirroring in training (never for digits).
         area_min: least share of the image that a training crop covers; 1 keeps the whole image.
         aspect_max: widest aspect ratio of a training crop; its inverse is the narrowest.
+        rotation: training images are turned by up to this many degrees either way (digits: 10; photos: 0).
+        shift: and moved by up to this share of a side (digits: .1).
+        zoom: and enlarged or reduced by up to this share (digits: .1).
+        shear: and slanted by up to this many pixels a pixel (digits: .1).
         colour: strength of the brightness (32/255) and saturation (.5 to 1.5) change; 0 is none, 1 is slim's.
         skip_corrupt: leave out images that cannot be decoded, counted, instead of stopping at the first.
     """
@@ -83,6 +87,10 @@ class DatasetConfig(Config):
     flip: bool = flag(True, "mirror training images at random")
     area_min: float = flag(0.05, "least share of the image in a training crop")
     aspect_max: float = flag(4 / 3, "widest aspect ratio of a training crop")
+    rotation: float = flag(0.0, "training images are turned by up to this many degrees")
+    shift: float = flag(0.0, "training images are moved by up to this share of a side")
+    zoom: float = flag(0.0, "training images are enlarged or reduced by up to this share")
+    shear: float = flag(0.0, "training images are slanted by up to this share")
     colour: float = flag(1.0, "strength of the colour variation in training, 0 to 1")
     skip_corrupt: bool = flag(False, "leave out images that cannot be decoded, and count them")
 
@@ -91,15 +99,30 @@ class DatasetConfig(Config):
         number("label_offset", self.label_offset, least=0, integer=True)
         number("area_min", self.area_min, above=0, most=1)
         number("aspect_max", self.aspect_max, least=1)
+        number("rotation", self.rotation, least=0, most=180)
+        for name in ("shift", "zoom", "shear"):
+            number(name, getattr(self, name), least=0, below=1)
         number("colour", self.colour, least=0, most=1)
 
 
-DIGITS = DatasetConfig("digits", preprocessing="inception_whole", flip=False, area_min=0.7, aspect_max=1.2, colour=0.5)
+DIGITS = DatasetConfig(
+    "digits",
+    preprocessing="inception_whole",
+    flip=False,
+    area_min=1.0,
+    aspect_max=1.0,
+    rotation=10.0,
+    shift=0.1,
+    zoom=0.1,
+    shear=0.1,
+    colour=0.5,
+)
+MNIST = DIGITS.replace(name="mnist")
 FOLDER = DatasetConfig("image_folder", area_min=0.25)
 RECORDS = DatasetConfig("tfrecord", label_offset=1)
 
 
 def get(name: str) -> DatasetConfig:
     """The defaults of a data set by name; a name that is not ours is taken to be TFDS'."""
-    known = {c.name: c for c in (DIGITS, FOLDER, RECORDS)}
+    known = {c.name: c for c in (DIGITS, MNIST, FOLDER, RECORDS)}
     return known.get(name, DatasetConfig(name))

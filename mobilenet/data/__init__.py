@@ -1,0 +1,8 @@
+"""Data sets as batches: `load`, `describe`, and `explain` for errors that come up on reading."""
+
+from __future__ import annotations
+
+from mobilenet.data.pipeline import load
+from mobilenet.data.sources import DatasetInfo, describe
+
+__all__ = ["DatasetInfo", "describe", "load"]

@@ -1,0 +1,183 @@
+"""`load`: any data set as batches of inputs and labels.
+
+Order and variation are pure functions of (seed, step): a run that starts at step k sees, bit for bit, what a
+run from 0 sees from step k on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from mobilenet import digits
+from mobilenet.configs import dataset as datasets
+from mobilenet.configs.base import number, one_of
+from mobilenet.configs.dataset import DatasetConfig, Preprocessing
+from mobilenet.data import preprocessing as images
+from mobilenet.data import sources
+from mobilenet.errors import UsageError
+
+_VARIATION = 0x56415259  # keeps the seeds of the variation apart from those of the order
+
+Size = tuple[int, int]
+
+
+def load(
+    dataset: DatasetConfig | str,
+    split: str,
+    *,
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    training: bool = False,
+    seed: int = 0,
+    start_step: int = 0,
+    channels: int = 3,
+    preprocessing: Preprocessing | str | None = None,
+    parallel_calls: int | None = None,
+) -> tf.data.Dataset:
+    """Opens a split of a data set.
+
+    Args:
+        dataset: a config, or the name of one (`digits`, or a TFDS name that lies in TFDS' own folder).
+        split: `train`, `validation` or `test`.
+        image_size: side in pixels, or `(height, width)`.
+        batch_size: images a batch.
+        training: repeat for ever, in random order, varied, in full batches only. Otherwise each image comes
+            once, in file order, and the last batch may be smaller.
+        seed: decides the order and the variation, with the step.
+        start_step: batches to leave out at the start; they are not decoded.
+        channels: 3, or 1 for grey; grey sets become RGB with 3.
+        preprocessing: what the net wants; `None` takes the data set's.
+        parallel_calls: images decoded at a time; `None` lets tf.data choose.
+
+    Returns:
+        Batches of float32 `[batch, height, width, channels]` and int32 `[batch]`.
+
+    Raises:
+        UsageError: an argument or the data cannot be used; a corrupt image of a class folder is named (looked
+            for here up to 10,000 files; beyond that, and in records, on reading: see `explain`).
+    """
+    config = datasets.get(dataset) if isinstance(dataset, str) else dataset
+    number("--batch_size", batch_size, least=1, integer=True)
+    number("start_step", start_step, least=0, integer=True)
+    number("--seed", seed, integer=True)
+    one_of("channels", str(channels), ("1", "3"))
+    size = _size(image_size)
+    scaling = _preprocessing(config, preprocessing, channels)
+    opened = sources.open_split(config, split)
+    calls = parallel_calls or tf.data.AUTOTUNE
+    if training:
+        batches = _training(opened, config, size, channels, batch_size, seed, start_step, calls)
+        mapper = _finish_training(config, opened, size, channels, scaling, seed)
+        batches = tf.data.Dataset.zip((tf.data.Dataset.counter(start_step), batches))
+        batches = batches.map(mapper, calls, deterministic=True)
+    else:
+        batches = _evaluation(opened, scaling, size, channels, batch_size, calls).skip(start_step)
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return batches.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _size(image_size: int | tuple[int, int]) -> Size:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    for side in (height, width):
+        number("--image_size", side, least=1, integer=True)
+    return int(height), int(width)
+
+
+def _preprocessing(
+    config: DatasetConfig, given: Preprocessing | str | None, channels: int
+) -> Preprocessing:
+    if given is None:
+        given = config.preprocessing
+    if isinstance(given, str):
+        given = datasets.PREPROCESSING[one_of("--preprocessing", given, datasets.PREPROCESSING)]
+    for values in (given.mean, given.std):
+        if len(values) not in (1, channels):
+            raise UsageError(
+                "preprocessing",
+                given.name,
+                f"one mean and std, or one for each of {channels} channels",
+                "use inception for grey images" if channels == 1 else "",
+            )
+    return given
+
+
+def _seed(seed: int, position: tf.Tensor) -> tf.Tensor:
+    return tf.random.fold_in(tf.constant([seed, _VARIATION], tf.int64), position)
+
+
+def _training(
+    opened: sources.Split,
+    config: DatasetConfig,
+    size: Size,
+    channels: int,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    calls: Any,
+) -> tf.data.Dataset:
+    start = start_step * batch_size
+    items = opened.shuffled(seed, start)
+    if isinstance(opened, sources.DigitSplit):
+        return items.batch(batch_size, drop_remainder=True)
+
+    def image(position: tf.Tensor, item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        encoded, label = opened.read(item)
+        return images.training_pixels(encoded, config, size, channels, _seed(seed, position)), label
+
+    numbered = tf.data.Dataset.zip((tf.data.Dataset.counter(start), items))
+    return numbered.map(image, calls, deterministic=True).batch(batch_size, drop_remainder=True)
+
+
+def _finish_training(
+    config: DatasetConfig, opened: sources.Split, size: Size, channels: int, scaling: Preprocessing, seed: int
+) -> Any:
+    """What is done to a whole batch: digits are enlarged, images turned, numbers made floats."""
+
+    def photos(step: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        pixels, labels = batch
+        if images.moves(config):
+            pixels = images.affine(pixels, config, _seed(seed, -1 - step))
+        return images.normalise(pixels, scaling), labels
+
+    def drawn(step: tf.Tensor, items: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        cells, labels = opened.read(items)
+        seeds = tf.random.split(_seed(seed, step), 3)
+        rows = tf.constant(digits.interpolation(size[0]), tf.float32)
+        columns = tf.constant(digits.interpolation(size[1]).T, tf.float32)
+        ink = tf.cast(cells, tf.float32) * (255 / digits.LEVELS)
+        pixels = tf.matmul(rows, tf.matmul(ink, columns))[..., None]
+        if images.moves(config) or config.area_min < 1:
+            pixels = images.affine(pixels, config, seeds[0], crop=True, fill="CONSTANT")
+        if config.flip:
+            pixels = tf.image.stateless_random_flip_left_right(pixels, seeds[1])
+        if config.colour:
+            pixels = images.brighten(pixels, config.colour, seeds[2])
+        return images.normalise(tf.repeat(pixels, channels, axis=-1), scaling), labels
+
+    return drawn if isinstance(opened, sources.DigitSplit) else photos
+
+
+def _evaluation(
+    opened: sources.Split, scaling: Preprocessing, size: Size, channels: int, batch_size: int, calls: Any
+) -> tf.data.Dataset:
+    if isinstance(opened, sources.DigitSplit):
+        grey = digits.enlarge(opened.cells, size, channels=1)
+        found = tf.data.Dataset.from_tensor_slices((grey, opened.labels))
+
+        def pixels(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            image = images.evaluation_pixels(tf.repeat(image, channels, axis=-1), scaling, size)
+            return images.normalise(image, scaling), label
+    else:
+        found = opened.in_order()
+
+        def pixels(item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            encoded, label = opened.read(item)
+            image = images.decode(encoded, channels)
+            return images.normalise(images.evaluation_pixels(image, scaling, size), scaling), label
+
+    batches = found.map(pixels, calls, deterministic=True).batch(batch_size)
+    return batches.apply(tf.data.experimental.assert_cardinality(-(-opened.size // batch_size)))

@@ -1,0 +1,186 @@
+"""From an encoded image to the pixels of a net, in TensorFlow: how it is read, varied, evaluated and scaled.
+
+Evaluation follows tensorflow/models research/slim/preprocessing/inception_preprocessing.py (`central`) and
+official/vision/image_classification/preprocessing.py (`square`), with TF2's half-pixel bilinear resize. Pixels
+stay on 0..255 until `normalise`. Every random operation is stateless: its seed is an argument.
+"""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+from mobilenet.configs.dataset import DatasetConfig, Preprocessing
+
+_BRIGHTNESS = 32.0  # of 255, slim's strength at colour 1
+_SATURATION = 0.5
+_PADDING = 32  # official: a crop of size / (size + 32), .875 at 224
+
+Size = tuple[int, int]
+
+
+def decode(encoded: tf.Tensor, channels: int = 3) -> tf.Tensor:
+    """Decodes JPEG, PNG, BMP, WebP or GIF (its first frame) to uint8 `[height, width, channels]`.
+
+    JPEG takes the exact integer transform; one channel is the JPEG's luma, or the grey of the colours.
+    """
+    image = tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: tf.io.decode_jpeg(encoded, channels, dct_method="INTEGER_ACCURATE"),
+        lambda: _decode_other(encoded, channels),
+    )
+    return tf.ensure_shape(image, [None, None, channels])
+
+
+def _decode_other(encoded: tf.Tensor, channels: int) -> tf.Tensor:
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image = tf.reshape(image, tf.shape(image)[-3:])
+    image.set_shape([None, None, 3])
+    return tf.image.rgb_to_grayscale(image) if channels == 1 else image
+
+
+def evaluation_pixels(image: tf.Tensor, preprocessing: Preprocessing, size: Size) -> tf.Tensor:
+    """Crops and resizes an image as a net is evaluated: float32 `[height, width, channels]`, 0..255, unrounded."""
+    if preprocessing.crop == "central":
+        image = tf.image.central_crop(image, preprocessing.crop_fraction)
+    elif preprocessing.crop == "square":
+        image = _square(image, min(size))
+    return tf.image.resize(image, size, "bilinear", antialias=False)
+
+
+def _square(image: tf.Tensor, size: int) -> tf.Tensor:
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    share = size / (size + _PADDING)
+    side = tf.cast(share * tf.cast(tf.minimum(height, width), tf.float32), tf.int32)
+    side = tf.maximum(side, 1)
+    top, left = (height - side + 1) // 2, (width - side + 1) // 2
+    return tf.image.crop_to_bounding_box(image, top, left, side, side)
+
+
+def training_pixels(
+    encoded: tf.Tensor, config: DatasetConfig, size: Size, channels: int, seed: tf.Tensor
+) -> tf.Tensor:
+    """Reads and varies one training image: random crop, resize, mirror, colour.
+
+    Of a JPEG only the cropped blocks are decoded.
+
+    Args:
+        encoded: the file's bytes.
+        config: the strengths.
+        size: `(height, width)` of the result.
+        channels: 3 or 1.
+        seed: int64 `[2]`; the result is a function of it.
+
+    Returns:
+        uint8 `[height, width, channels]`: a quarter of the bytes to batch and to send.
+    """
+    seeds = tf.random.split(seed, 4)
+    if config.area_min < 1:
+        image = tf.cond(
+            tf.io.is_jpeg(encoded),
+            lambda: _crop_jpeg(encoded, config, channels, seeds[0]),
+            lambda: _crop_other(encoded, config, channels, seeds[0]),
+        )
+    else:
+        image = decode(encoded, channels)
+    image = tf.ensure_shape(image, [None, None, channels])
+    pixels = tf.image.resize(image, size, "bilinear", antialias=False)
+    if config.flip:
+        pixels = tf.image.stateless_random_flip_left_right(pixels, seeds[1])
+    if config.colour:
+        pixels = brighten(pixels[None], config.colour, seeds[2])[0]
+        if channels == 3:
+            reach = _SATURATION * config.colour
+            pixels = tf.image.stateless_random_saturation(pixels, 1 - reach, 1 + reach, seeds[3])
+    return tf.cast(tf.round(tf.clip_by_value(pixels, 0, 255)), tf.uint8)
+
+
+def _window(shape: tf.Tensor, config: DatasetConfig, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Corner and size of a random crop, `[top, left]` and `[height, width]`."""
+    ratio = max(config.aspect_max, 1 + 1e-6)
+    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        tf.zeros([1, 0, 4]),
+        seed=seed,
+        min_object_covered=0.1,
+        aspect_ratio_range=(1 / ratio, ratio),
+        area_range=(config.area_min, 1.0),
+        max_attempts=100,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return begin[:2], extent[:2]
+
+
+def _crop_jpeg(encoded: tf.Tensor, config: DatasetConfig, channels: int, seed: tf.Tensor) -> tf.Tensor:
+    corner, extent = _window(tf.io.extract_jpeg_shape(encoded), config, seed)
+    window = tf.concat([corner, extent], 0)
+    return tf.io.decode_and_crop_jpeg(encoded, window, channels, dct_method="INTEGER_ACCURATE")
+
+
+def _crop_other(encoded: tf.Tensor, config: DatasetConfig, channels: int, seed: tf.Tensor) -> tf.Tensor:
+    image = _decode_other(encoded, channels)
+    corner, extent = _window(tf.shape(image), config, seed)
+    return tf.slice(image, tf.concat([corner, [0]], 0), tf.concat([extent, [channels]], 0))
+
+
+def brighten(pixels: tf.Tensor, strength: float, seed: tf.Tensor) -> tf.Tensor:
+    """Adds to each image of `[batch, height, width, channels]` a random number of up to 32 times `strength`."""
+    reach = _BRIGHTNESS * strength
+    delta = tf.random.stateless_uniform([tf.shape(pixels)[0], 1, 1, 1], seed, -reach, reach)
+    return tf.clip_by_value(pixels + delta, 0, 255)
+
+
+def moves(config: DatasetConfig) -> bool:
+    """Whether training images are turned, moved, zoomed or slanted."""
+    return any((config.rotation, config.shift, config.zoom, config.shear))
+
+
+def affine(
+    batch: tf.Tensor, config: DatasetConfig, seed: tf.Tensor, *, crop: bool = False, fill: str = "REFLECT"
+) -> tf.Tensor:
+    """Turns, slants, zooms and moves each image of a batch at random, in one bilinear resampling.
+
+    Args:
+        batch: `[batch, height, width, channels]` with known sides.
+        config: `rotation`, `shear`, `zoom`, `shift`; with `crop` also `area_min` and `aspect_max`.
+        seed: int64 `[2]`; the result is a function of it.
+        crop: draw a random crop as well (where it was not done on reading).
+        fill: what lies outside: `REFLECT`, or `CONSTANT` for black.
+    """
+    count, height, width = tf.shape(batch)[0], int(batch.shape[1]), int(batch.shape[2])
+    draw = tf.random.stateless_uniform([9, count], seed, -1.0, 1.0)
+    angle = draw[0] * (config.rotation * math.pi / 180)
+    slant = draw[1] * config.shear
+    across = down = 1 + draw[2] * config.zoom
+    right, below = draw[3] * config.shift * width, draw[4] * config.shift * height
+    if crop and config.area_min < 1:
+        area = config.area_min + (1 - config.area_min) * (draw[5] + 1) / 2
+        aspect = tf.exp(draw[6] * math.log(config.aspect_max))
+        share_x = tf.minimum(tf.sqrt(area * aspect), 1.0)
+        share_y = tf.minimum(tf.sqrt(area / aspect), 1.0)
+        right += draw[7] * (1 - share_x) * width / 2
+        below += draw[8] * (1 - share_y) * height / 2
+        across, down = across * share_x, down * share_y
+    cosine, sine = tf.cos(angle), tf.sin(angle)
+    xx, xy = cosine * across, (cosine * slant - sine) * down
+    yx, yy = sine * across, (sine * slant + cosine) * down
+    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
+    x0 = middle_x - xx * middle_x - xy * middle_y + right
+    y0 = middle_y - yx * middle_x - yy * middle_y + below
+    none = tf.zeros_like(xx)
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=batch,
+        transforms=tf.stack([xx, xy, x0, yx, yy, y0, none, none], axis=1),
+        output_shape=[height, width],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode=fill,
+    )
+
+
+def normalise(pixels: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
+    """`(pixel - mean) / std` as float32, for pixels 0..255 of any type."""
+    mean = tf.constant(preprocessing.mean, tf.float32)
+    std = tf.constant(preprocessing.std, tf.float32)
+    return (tf.cast(pixels, tf.float32) - mean) / std

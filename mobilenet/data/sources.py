@@ -1,0 +1,181 @@
+"""Where images come from: the embedded digits, class folders, record files, TFDS.
+
+A split hands out *items* (an index, a record) that cost nothing to skip, in file order or in the order of an
+epoch, and reads one item when asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from mobilenet import class_folders, digits
+from mobilenet.configs import dataset as datasets
+from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.data import checking
+from mobilenet.errors import UsageError, one_of
+
+SPLITS = ("train", "validation", "test")
+_ORDER = 0x4F524445  # keeps the seeds of the order apart from those of the variation
+_CHECKED = 10_000  # class folders up to this many images are decoded once before a run starts
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What a data set holds.
+
+    Attributes:
+        num_classes: classes after the label offset.
+        labels: class names by index.
+        sizes: images by split, without those left out.
+        splits: the splits there are; where a set holds out one part only, validation and test both name it.
+        skipped: corrupt images left out, by split (with `skip_corrupt`).
+    """
+
+    num_classes: int
+    labels: tuple[str, ...]
+    sizes: Mapping[str, int]
+    splits: tuple[str, ...]
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+class Split(Protocol):
+    """A split of a data set: `size` images, as items to order and to read."""
+
+    @property
+    def size(self) -> int: ...
+
+    def in_order(self) -> tf.data.Dataset:
+        """Each item once."""
+
+    def shuffled(self, seed: int, start: int) -> tf.data.Dataset:
+        """Items without end, each epoch in an order of its own, from position `start` on."""
+
+    def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """The encoded image and the class index of an item."""
+
+
+def order_seed(seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    """The int64 `[2]` seed of an epoch's order."""
+    return tf.random.fold_in(tf.constant([seed, _ORDER], tf.int64), epoch)
+
+
+def epochs(
+    size: int, start: int, items: Callable[[tf.Tensor], tf.data.Dataset]
+) -> tf.data.Dataset:
+    """Chains `items(epoch)` of `size` items each, from position `start` of the chain on."""
+    return tf.data.Dataset.counter(start // size).flat_map(items).skip(start % size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Indexed:
+    """Items are positions in an array."""
+
+    labels: npt.NDArray[np.int32]
+
+    @property
+    def size(self) -> int:
+        return len(self.labels)
+
+    def in_order(self) -> tf.data.Dataset:
+        return tf.data.Dataset.range(self.size)
+
+    def shuffled(self, seed: int, start: int) -> tf.data.Dataset:
+        def order(epoch: tf.Tensor) -> tf.data.Dataset:
+            positions = tf.range(self.size, dtype=tf.int64)
+            mixed = tf.random.experimental.stateless_shuffle(positions, order_seed(seed, epoch))
+            return tf.data.Dataset.from_tensor_slices(mixed)
+
+        return epochs(self.size, start, order)
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitSplit(_Indexed):
+    """Embedded digits: `read` takes many items at once and gives cells `[n, 8, 8]`, not files."""
+
+    cells: npt.NDArray[np.uint8]
+
+    def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.gather(self.cells, item), tf.gather(self.labels, item)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSplit(_Indexed):
+    """Image files with a class index each."""
+
+    paths: tuple[str, ...]
+
+    def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.io.read_file(tf.gather(tf.constant(self.paths), item)), tf.gather(self.labels, item)
+
+
+def _config(dataset: DatasetConfig | str) -> DatasetConfig:
+    return datasets.get(dataset) if isinstance(dataset, str) else dataset
+
+
+def describe(dataset: DatasetConfig | str) -> DatasetInfo:
+    """Counts the classes and images of a data set, without decoding one (but see `skip_corrupt`).
+
+    Raises:
+        UsageError: the data set is unknown, missing or malformed.
+    """
+    config = _config(dataset)
+    if config.name == "digits":
+        held = digits.load()
+        sizes = {split: len(held.indices(split)) for split in SPLITS}
+        return DatasetInfo(len(digits.LABELS), digits.LABELS, sizes, SPLITS)
+    if config.name == "image_folder":
+        found = class_folders.find(config.data_dir)
+        sizes = {split: len(items) for split, items in found.splits.items()}
+        skipped = {}
+        if config.skip_corrupt:
+            for split in sizes:
+                skipped[split] = sizes[split] - _files(config, found, split).size
+                sizes[split] -= skipped[split]
+        return DatasetInfo(len(found.labels), found.labels, sizes, tuple(sizes), skipped)
+    from mobilenet.data import records
+
+    return records.describe(config)
+
+
+def open_split(dataset: DatasetConfig | str, split: str) -> Split:
+    """Opens `train`, `validation` or `test` of a data set.
+
+    Raises:
+        UsageError: the data set or the split is not there, or holds a corrupt image.
+    """
+    config = _config(dataset)
+    one_of("split", split, SPLITS)
+    if config.name == "digits":
+        held = digits.load()
+        chosen = held.indices(split)
+        return DigitSplit(held.labels[chosen].astype(np.int32), held.images[chosen])
+    if config.name == "image_folder":
+        found = class_folders.find(config.data_dir)
+        if split not in found.splits:
+            raise UsageError("split", split, f"one of {', '.join(found.splits)} in {config.data_dir}")
+        return _files(config, found, split)
+    from mobilenet.data import records
+
+    return records.open_split(config, split)
+
+
+def _files(config: DatasetConfig, found: class_folders.ClassFolders, split: str) -> FileSplit:
+    items = found.splits[split]
+    if config.skip_corrupt or len(items) <= _CHECKED:
+        corrupt = checking.corrupt_files([str(path) for path, _ in items])
+        if corrupt and not config.skip_corrupt:
+            raise checking.corrupt_error(corrupt)
+        if corrupt:
+            checking.log_skipped(corrupt)
+        left_out = set(corrupt)
+        items = tuple((path, label) for path, label in items if str(path) not in left_out)
+    if not items:
+        raise UsageError("--data_dir", config.data_dir, f"an image of {split} that can be decoded")
+    labels = np.array([label for _, label in items], np.int32)
+    return FileSplit(labels, tuple(str(path) for path, _ in items))
