@@ -1,0 +1,286 @@
+"""A flatbuffer as a classifier: image in, labels out, on every core, without TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import queue
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenet.configs.card import Card, Edge
+from mobilenet.configs.dataset import Preprocessing
+from mobilenet.errors import UsageError
+from mobilenet.files import read_json
+from mobilenet.runtime import flatbuffer, images, interpreter
+
+MODEL, CARD, LABELS = "model.tflite", "card.json", "labels.txt"
+_CODES = ("int8", "uint8")
+
+T = TypeVar("T")
+R = TypeVar("R")
+Picture = str | os.PathLike[str] | npt.NDArray[np.generic]
+Floats = npt.NDArray[np.float32]
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Classifier:
+    """An image classifier in a `.tflite` file.
+
+    Attributes:
+        path: the file.
+        card: what stood beside the file; built from the file itself where there was none
+            (`card.notes` says so).
+        labels: class names by index.
+        input_shape: `(height, width, channels)`.
+        flatbuffer: what is in the file.
+        threads: how many images are worked on at once.
+        batch: images an invocation takes; 1 in files of ours.
+
+    Example:
+        >>> classifier = Classifier("runs/mobilenet_v1_digits/export")  # doctest: +SKIP
+        >>> classifier.top_k("seven.png", k=3)  # doctest: +SKIP
+        [('7', 0.98), ('1', 0.01), ('9', 0.004)]
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
+        """Reads and checks the file, its card, and makes the first interpreter.
+
+        Args:
+            path: a `.tflite` file, or a folder that holds `model.tflite`.
+            threads: images at once; by default one a core.
+
+        Raises:
+            UsageError: the file is malformed or no image classifier, or does not fit its card.
+        """
+        self.path = find(path)
+        self.threads = cores() if threads is None else threads
+        if self.threads < 1:
+            raise UsageError("threads", threads, "a whole number of at least 1")
+        self.flatbuffer = flatbuffer.read(self.path)
+        source, target = _ends(self.flatbuffer, str(self.path))
+        self.batch, *shape = source.shape
+        self.input_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
+        self._input, self._output = _edge(source), _edge(target)
+        self._classes = target.elements // self.batch
+        self.card = _card(self.path, self.flatbuffer, self.input_shape, self._classes)
+        self.labels = self.card.labels
+        self._pool: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        try:
+            self._pool.put(interpreter.make(self.flatbuffer))
+        except UsageError as error:
+            raise error.within(str(self.path)) from None
+
+    def pixels(self, picture: Picture) -> Floats:
+        """An image file or uint8 array `[H, W, C]` at the net's size: float32, 0..255."""
+        channels = self.input_shape[2]
+        image = picture if isinstance(picture, np.ndarray) else images.decode(picture, channels)
+        if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
+            raise UsageError("image", image.shape, f"an array of [height, width, {channels}]")
+        return images.preprocess(image, self.card.preprocessing, self.input_shape[:2])
+
+    def logits(self, batch: npt.NDArray[np.generic]) -> Floats:
+        """Outputs of images that have the net's size already.
+
+        Args:
+            batch: pixels `[n, height, width, channels]`, 0 to 255, float or integer.
+
+        Returns:
+            float32 `[n, classes]`, dequantized; probabilities where `card.outputs` says so.
+        """
+        batch = np.asarray(batch)
+        if batch.ndim != 4 or batch.shape[1:] != self.input_shape:
+            raise UsageError(
+                "batch", batch.shape, f"an array of [n, {', '.join(map(str, self.input_shape))}]"
+            )
+        groups = [batch[start : start + self.batch] for start in range(0, len(batch), self.batch)]
+        rows = [np.empty((0, self._classes), np.float32), *self.map(self._invoke, groups)]
+        return np.concatenate(rows)
+
+    def run(self, pixels: Floats) -> Floats:
+        """Outputs `[classes]` of one image of the net's size; threads may call side by side."""
+        return self._invoke(pixels[None])[0]
+
+    def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """`work` of each item, in all threads and in order; the first error stops the rest."""
+        executor = ThreadPoolExecutor(self.threads)
+        try:
+            yield from executor.map(work, items)
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+    def top_k(self, picture: Picture, k: int = 5) -> list[tuple[str, float]]:
+        """The `k` likeliest classes of an image file or array: label, probability; best first."""
+        return rank(self.run(self.pixels(picture)), self.labels, k, self.card.outputs)
+
+    def _invoke(self, group: npt.NDArray[np.generic]) -> Floats:
+        """Outputs of at most `batch` images, by an interpreter that is free or a new one."""
+        try:
+            runner = self._pool.get_nowait()
+        except queue.Empty:
+            runner = interpreter.make(self.flatbuffer)
+        try:
+            codes = quantize(images.normalise(group, self.card.preprocessing), self._input)
+            missing = self.batch - len(codes)
+            if missing:
+                codes = np.concatenate([codes, np.repeat(codes[-1:], missing, axis=0)])
+            runner.set_tensor(self.flatbuffer.inputs[0], codes)
+            runner.invoke()
+            out = runner.get_tensor(self.flatbuffer.outputs[0])
+        finally:
+            self._pool.put(runner)
+        return dequantize(out.reshape(self.batch, self._classes)[: len(group)], self._output)
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """The file meant by `path`: itself, or `model.tflite` in that folder."""
+    given = Path(path)
+    found = given / MODEL if given.is_dir() else given
+    if not found.is_file():
+        raise UsageError(
+            str(path), None, f"a .tflite file, or a folder that holds {MODEL}; there is none"
+        )
+    return found
+
+
+def quantize(x: Floats, edge: Edge) -> npt.NDArray[np.generic]:
+    """What the file takes: `round(x / scale) + zero_point` in its range, or floats as such."""
+    if not edge.scale:
+        return x.astype(edge.dtype)
+    limits = np.iinfo(edge.dtype)
+    codes = np.rint(x / np.float32(edge.scale)) + edge.zero_point
+    return np.clip(codes, limits.min, limits.max).astype(edge.dtype)
+
+
+def dequantize(codes: npt.NDArray[np.generic], edge: Edge) -> Floats:
+    """Real values of what comes out of the file: `scale * (code - zero_point)`."""
+    if not edge.scale:
+        return codes.astype(np.float32)
+    return (codes.astype(np.float32) - np.float32(edge.zero_point)) * np.float32(edge.scale)
+
+
+def rank(
+    outputs: Floats, labels: Sequence[str], k: int, kind: str = "logits"
+) -> list[tuple[str, float]]:
+    """The best `k` of one image's outputs; softmax unless `kind` is probabilities."""
+    if k < 1:
+        raise UsageError("--top_k", k, "a whole number of at least 1")
+    scores = outputs.astype(np.float64)
+    if kind != "probabilities":
+        scores = np.exp(scores - scores.max())
+        scores /= scores.sum()
+    best = np.argsort(-scores, kind="stable")[:k]
+    return [(labels[i], float(scores[i])) for i in best]
+
+
+def predict(
+    paths: Iterable[Picture], classifier: Classifier, k: int = 5
+) -> list[list[tuple[str, float]]]:
+    """`top_k` of several images, in all threads; one row an image, in their order."""
+    return list(classifier.map(lambda path: classifier.top_k(path, k), paths))
+
+
+def _ends(graph: flatbuffer.Flatbuffer, name: str) -> tuple[flatbuffer.Tensor, flatbuffer.Tensor]:
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        found = f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs"
+        raise UsageError(name, found, "a classifier of one input and one output")
+    source, target = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
+    if len(source.shape) != 4 or source.shape[3] not in (1, 3) or min(source.shape) < 1:
+        raise UsageError(name, list(source.shape), "an input of [batch, height, width, 1 or 3]")
+    if not target.shape or target.elements != source.shape[0] * target.shape[-1]:
+        raise UsageError(name, list(target.shape), "an output of [batch, classes]")
+    for end in (source, target):
+        if end.dtype != "float32" and not (
+            end.dtype in _CODES and end.scales.size == 1 and end.scales[0] > 0
+        ):
+            raise UsageError(
+                name, end.dtype, "an input and output of float32, or int8 or uint8 with one scale"
+            )
+    return source, target
+
+
+def _edge(tensor: flatbuffer.Tensor) -> Edge:
+    if tensor.dtype not in _CODES:
+        return Edge(tensor.dtype)
+    return Edge(tensor.dtype, float(tensor.scales[0]), int(tensor.zero_points[0]))
+
+
+def _card(
+    path: Path, graph: flatbuffer.Flatbuffer, shape: tuple[int, int, int], classes: int
+) -> Card:
+    place = path.with_name(CARD)
+    if not place.is_file():
+        return _assumed(path, graph, shape, classes)
+    try:
+        value = read_json(place)
+        if not isinstance(value, dict):
+            raise UsageError("card", type(value).__name__, "a JSON object")
+        card = Card.from_json(value)
+    except UsageError as error:
+        raise error if error.what.startswith(str(place)) else error.within(str(place)) from None
+    except (TypeError, ValueError, AttributeError) as error:  # a field's own check met another type
+        raise UsageError(str(place), None, f"the card of a net ({error})", "export again") from None
+    wanted = ("input_shape", tuple), ("labels", tuple), ("preprocessing", Preprocessing)
+    for field, kind in wanted:
+        if not isinstance(getattr(card, field), kind):
+            expected = "a list" if kind is tuple else "a dictionary"
+            raise UsageError(f"{place} {field}", getattr(card, field), expected)
+    if card.input_shape != shape:
+        raise UsageError(
+            f"{place} input_shape",
+            list(card.input_shape),
+            f"{list(shape)}, the input of {path.name}",
+            "export again",
+        )
+    if card.outputs == "features":
+        raise UsageError(
+            str(path),
+            "features",
+            "a classifier (card.json: outputs)",
+            "export a net that has classes",
+        )
+    labels = card.labels or _numbers(classes)
+    if len(labels) != classes:
+        raise UsageError(
+            f"{place} labels", len(labels), f"{classes}, the classes of {path.name}", "export again"
+        )
+    return card.replace(labels=labels)
+
+
+def _assumed(
+    path: Path, graph: flatbuffer.Flatbuffer, shape: tuple[int, int, int], classes: int
+) -> Card:
+    """A card for a bare file: what can be seen in it, and the field's usual preprocessing."""
+    names = path.with_name(LABELS)
+    labels = _numbers(classes)
+    if names.is_file():
+        labels = tuple(names.read_text(encoding="utf-8", errors="replace").splitlines())
+        if len(labels) != classes:
+            raise UsageError(
+                str(names), len(labels), f"{classes} lines, the classes of {path.name}"
+            )
+    last = next(
+        (op.name for op in reversed(graph.operators) if op.name not in ("QUANTIZE", "DEQUANTIZE")),
+        "",
+    )
+    outputs = "probabilities" if last == "SOFTMAX" else "logits"
+    note = (
+        f"no {CARD} beside {path.name}: assuming pixels to [-1, 1], the central .875 of the image,
+        {outputs} out" + ("" if names.is_file() else ", classes by number")
+    )
+    return dataclasses.replace(
+        Card(), input_shape=shape, labels=labels, outputs=outputs, notes=(note,)
+    )
+
+
+def _numbers(classes: int) -> tuple[str, ...]:
+    return tuple(str(index) for index in range(classes))

@@ -1,0 +1,133 @@
+"""Images into the inputs of a net, with Pillow and numpy, as TensorFlow's own operators would.
+
+Crops and resizing follow `tf.image.central_crop`, `tf.image.resize(..., "bilinear",
+antialias=False)` and `official/vision/image_classification/preprocessing.py` of tensorflow/models
+to the pixel. The orientation in a photo's EXIF is not applied: `tf.io.decode_image` does not
+either, so nets are trained without it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mobilenet.configs.dataset import Preprocessing
+from mobilenet.errors import UsageError
+
+_CROP_PADDING = 32  # of the square crop: side = min(H, W) * size / (size + 32)
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Size = int | tuple[int, int]
+
+
+def decode(path: str | os.PathLike[str], channels: int = 3) -> Pixels:
+    """Reads an image file of any kind that Pillow knows as `[height, width, channels]`.
+
+    Grey is repeated, CMYK and palettes become RGB, transparency is dropped, of 16 bits the upper 8
+    are kept; of a moving picture the first frame counts.
+
+    Args:
+        path: the file.
+        channels: 3 (RGB) or 1 (luma; of a JPEG, the stored one).
+
+    Raises:
+        UsageError: the file is missing, is no image, or is corrupt or cut off.
+    """
+    if not Path(path).is_file():
+        raise UsageError(str(path), None, "an image file; there is none")
+    try:
+        with Image.open(path) as image:
+            if channels == 1:
+                image.draft("L", image.size)
+            return _pixels(image, channels)
+    except (
+        Exception
+    ) as error:  # decoders of damaged files raise anything: OSError, SyntaxError, struct.error, ...
+        reason = str(error).replace(os.fspath(path), "file") or type(error).__name__
+        raise UsageError(
+            str(path),
+            None,
+            f"an image that can be decoded ({reason})",
+            "replace or remove the file",
+        ) from None
+
+
+def _pixels(image: Image.Image, channels: int) -> Pixels:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], channels, axis=2)
+    if channels == 1:
+        return np.array(image.convert("L"))[:, :, None]
+    if image.mode in (
+        "RGBA",
+        "RGBa",
+        "LA",
+        "La",
+    ):  # the colours as stored: no blending with a background
+        colours = np.asarray(image)[:, :, :-1]
+        return np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3)))
+    return np.array(image.convert("RGB"))
+
+
+def crop_box(
+    height: int, width: int, preprocessing: Preprocessing, size: Size
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the part of an image that is kept."""
+    if preprocessing.crop == "none":
+        return 0, 0, height, width
+    if preprocessing.crop == "central":
+        top, left = (
+            int((side - side * preprocessing.crop_fraction) / 2) for side in (height, width)
+        )
+        return top, left, height - 2 * top, width - 2 * left
+    target = size if isinstance(size, int) else min(size)
+    share = np.float32(target / (target + _CROP_PADDING))
+    side = max(1, int(share * np.float32(min(height, width))))
+    return (height - side + 1) // 2, (width - side + 1) // 2, side, side
+
+
+def _taps(length: int, size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Floats]:
+    """Along a side: the two neighbours of each output pixel, the share of the second."""
+    scale = np.float32(length) / np.float32(size)
+    place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    floor = np.floor(place)
+    lower = np.maximum(floor, 0).astype(np.intp)
+    upper = np.minimum(np.ceil(place), length - 1).astype(np.intp)
+    return lower, np.maximum(upper, 0), (place - floor).astype(np.float32)
+
+
+def resize(image: npt.NDArray[np.generic], size: Size) -> Floats:
+    """Bilinear, half-pixel centres, not antialiased: `[H, W, C]` to `[height, width, C]`."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if image.shape[:2] == (height, width):
+        return image.astype(np.float32)
+    top, bottom, down = _taps(image.shape[0], height)
+    left, right, across = _taps(image.shape[1], width)
+    share = across[None, :, None]
+
+    def row(rows: npt.NDArray[np.intp]) -> Floats:
+        lines = image[rows]
+        first = lines[:, left].astype(np.float32)
+        mixed: Floats = first + (lines[:, right].astype(np.float32) - first) * share
+        return mixed
+
+    above = row(top)
+    out: Floats = above + (row(bottom) - above) * down[:, None, None]
+    return out
+
+
+def preprocess(image: npt.NDArray[np.generic], preprocessing: Preprocessing, size: Size) -> Floats:
+    """Crops and resizes pixels `[H, W, C]` to float32 `[height, width, C]`, still 0..255."""
+    top, left, height, width = crop_box(image.shape[0], image.shape[1], preprocessing, size)
+    return resize(image[top : top + height, left : left + width], size)
+
+
+def normalise(pixels: npt.NDArray[np.generic], preprocessing: Preprocessing) -> Floats:
+    """`(pixel - mean) / std`, a channel at a time where there are several."""
+    mean, std = (np.asarray(v, np.float32) for v in (preprocessing.mean, preprocessing.std))
+    return (pixels.astype(np.float32) - mean) / std

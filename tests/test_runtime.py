@@ -1,0 +1,305 @@
+"""The runtime's classifier against Keras, the bare interpreter and TensorFlow's decoder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import runtime_files
+from PIL import Image
+
+from mobilenet import class_folders, digits, runtime
+from mobilenet.configs.card import Card
+from mobilenet.configs.dataset import Preprocessing
+from mobilenet.errors import UsageError
+from mobilenet.runtime import interpreter
+from mobilenet.runtime.classifier import Classifier
+
+pytest.importorskip("tensorflow", reason="TensorFlow's converter makes the files")
+
+LABELS = tuple(f"class {index}" for index in range(runtime_files.CLASSES))
+SIDE = runtime_files.SIZE
+
+
+def export(folder: Path, kind: str = "float", softmax: bool = False, **fields: Any) -> Path:
+    """An export folder: the file and its card."""
+    folder.mkdir(exist_ok=True)
+    (folder / "model.tflite").write_bytes(runtime_files.flatbuffer(kind, softmax))
+    card = Card(input_shape=(SIDE, SIDE, 3), labels=LABELS).replace(**fields)
+    (folder / "card.json").write_text(json.dumps(card.to_json()))
+    return folder
+
+
+def pixels(count: int, seed: int = 0) -> np.ndarray:
+    """Pictures of 8 x 8 patches: unlike pixel noise, they do not look alike to a net."""
+    patches = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    return patches.repeat(SIDE // 8, axis=1).repeat(SIDE // 8, axis=2)
+
+
+def test_float_outputs_are_those_of_keras(tmp_path: Path) -> None:
+    batch = pixels(7)
+    expected = np.concatenate(
+        [runtime_files.keras_net()((image[None] / 127.5 - 1).astype(np.float32)) for image in batch]
+    )
+    ours = Classifier(export(tmp_path)).logits(batch)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+def test_codes_and_their_reals(kind: str, tmp_path: Path) -> None:
+    """Codes are worked out here by hand and given to the bare interpreter."""
+    runner = interpreter.make(runtime_files.flatbuffer(kind))
+    source, target = runner.get_input_details()[0], runner.get_output_details()[0]
+    (scale, zero), (step, origin) = source["quantization"], target["quantization"]
+    low, high = (-128, 127) if kind == "int8" else (0, 255)
+    card = Preprocessing("x", mean=(100.0, 120.0, 140.0), std=(50.0, 60.0, 70.0))
+    batch = pixels(5)
+    expected = []
+    for image in batch:
+        x = (image.astype(np.float64) - [100, 120, 140]) / [50, 60, 70]  # partly out of range
+        codes = np.clip(np.round(x / scale) + zero, low, high).astype(kind)
+        runner.set_tensor(source["index"], codes[None])
+        runner.invoke()
+        expected.append(step * (runner.get_tensor(target["index"])[0].astype(np.float64) - origin))
+    ours = Classifier(export(tmp_path, kind, preprocessing=card)).logits(batch)
+    np.testing.assert_allclose(
+        ours, expected, atol=1.01 * step
+    )  # one code may fall on the other side of a half
+    assert np.mean(np.abs(ours - np.array(expected)) > step / 2) < 0.05
+
+
+def test_threads_and_order_do_not_matter(tmp_path: Path) -> None:
+    batch = pixels(40)
+    one, many = Classifier(export(tmp_path), threads=1), Classifier(tmp_path, threads=5)
+    expected = np.concatenate([one.logits(batch[i : i + 1]) for i in range(40)])
+    np.testing.assert_array_equal(many.logits(batch), expected)
+    assert np.ptp(expected, axis=0).max() > 0.1  # the pictures differ, so a mix-up would show
+    assert one.logits(batch[:0]).shape == (0, 10)
+
+
+def test_top_k_is_softmax_of_logits(tmp_path: Path) -> None:
+    classifier = Classifier(export(tmp_path))
+    logits = classifier.logits(pixels(1))[0].astype(float)
+    shares = np.exp(logits) / np.exp(logits).sum()
+    found = classifier.top_k(pixels(1)[0], k=10)
+    whole = Classifier(export(tmp_path, preprocessing=Preprocessing(crop="none"))).top_k(
+        pixels(1)[0], 10
+    )
+    assert [label for label, _ in whole] == [LABELS[i] for i in np.argsort(-shares)]
+    np.testing.assert_allclose([share for _, share in whole], np.sort(shares)[::-1], rtol=1e-4)
+    assert found != whole  # the crop took part
+
+
+def test_probabilities_are_not_squashed_again(tmp_path: Path) -> None:
+    whole = Preprocessing(crop="none")
+    classifier = Classifier(
+        export(tmp_path, softmax=True, outputs="probabilities", preprocessing=whole)
+    )
+    expected = runtime_files.keras_net(True)((pixels(1) / 127.5 - 1).astype(np.float32)).numpy()[0]
+    found = dict(classifier.top_k(pixels(1)[0], 10))
+    np.testing.assert_allclose([found[label] for label in LABELS], expected, atol=1e-4)
+
+
+def test_bare_file_is_told_to_be_bare(tmp_path: Path) -> None:
+    (tmp_path / "a.tflite").write_bytes(runtime_files.flatbuffer("float", True))
+    classifier = Classifier(tmp_path / "a.tflite")
+    assert classifier.input_shape == (SIDE, SIDE, 3)
+    assert classifier.labels == tuple("0123456789")
+    assert classifier.card.outputs == "probabilities"  # its last operator is SOFTMAX
+    assert "no card.json" in classifier.card.notes[0]
+
+
+def test_labels_txt_serves_where_there_is_no_card(tmp_path: Path) -> None:
+    (tmp_path / "model.tflite").write_bytes(runtime_files.flatbuffer("float"))
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS) + "\n")
+    assert Classifier(tmp_path).labels == LABELS
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    with pytest.raises(UsageError, match=r"labels\.txt.*got 2"):
+        Classifier(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"labels": ("a", "b")}, "labels: got 2, expected 10"),
+        ({"input_shape": (64, 64, 3)}, "input_shape"),
+        ({"outputs": "features"}, "classifier"),
+    ],
+)
+def test_card_that_does_not_fit_is_refused(
+    fields: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        Classifier(export(tmp_path, **fields))
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"input_shape": 5}', '{"colour": 1}', '{"preprocessing": 7}']
+)
+def test_card_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> None:
+    (export(tmp_path) / "card.json").write_text(text)
+    with pytest.raises(UsageError, match=r"card\.json"):
+        Classifier(tmp_path)
+
+
+def test_folder_without_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"model\.tflite"):
+        Classifier(tmp_path)
+
+
+def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
+    classifier = Classifier(export(tmp_path))
+    with pytest.raises(UsageError, match="batch"):
+        classifier.logits(np.zeros((1, 16, 16, 3)))
+    with pytest.raises(UsageError, match="image"):
+        classifier.top_k(np.zeros((16, 16), np.uint8))
+    with pytest.raises(UsageError, match="top_k"):
+        classifier.top_k(pixels(1)[0], 0)
+
+
+def test_digits_are_scored(tmp_path: Path) -> None:
+    """The figures again, from Keras' outputs, a digit at a time."""
+    data = digits.load()
+    chosen = np.flatnonzero(data.split == 2)
+    right = among = loss = 0.0
+    for index in chosen:
+        x = digits.enlarge(data.images[index : index + 1], SIDE) / np.float32(127.5) - 1
+        out = runtime_files.keras_net()(x.astype(np.float32)).numpy()[0].astype(float)
+        label = int(data.labels[index])
+        right += out.argmax() == label
+        among += label in np.argsort(-out)[:5]
+        loss += np.log(np.exp(out - out.max()).sum()) + out.max() - out[label]
+    classifier = Classifier(export(tmp_path))
+    figures = runtime.evaluate(classifier, "digits")
+    assert (figures.images, figures.top1) == (360, pytest.approx(100 * right / 360))
+    assert figures.top5 == pytest.approx(100 * among / 360)
+    assert figures.loss == pytest.approx(loss / 360, rel=1e-4)
+    assert runtime.evaluate(classifier, "digits", limit=60).images == 60
+
+
+def test_photos_score_as_through_tensorflows_decoder(shared_data: Path, tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    root = shared_data / "photos10"
+    classifier = Classifier(export(tmp_path))
+    items = class_folders.find(root).splits["validation"]
+    right, best = 0, []
+    for path, label in items:
+        image = tf.io.decode_jpeg(path.read_bytes(), channels=3)
+        image = tf.image.resize(tf.image.central_crop(image, 0.875), (SIDE, SIDE))
+        out = runtime_files.keras_net()(image[None] / 127.5 - 1).numpy()[0]
+        best.append(out.argmax())
+        right += best[-1] == label
+    figures = runtime.evaluate(classifier, "image_folder", root, "validation")
+    assert figures.images == len(items) == 250
+    assert len(set(best)) > 2  # the net tells photos apart, or the comparison would say nothing
+    assert abs(figures.top1 / 100 * 250 - right) <= 250 / 200
+
+
+def folders(root: Path, names: tuple[str, ...] = LABELS) -> Path:
+    for number, name in enumerate(names):
+        (root / "val" / name).mkdir(parents=True)
+        for index, image in enumerate(pixels(2, seed=number)):
+            Image.fromarray(image).save(root / "val" / name / f"{index}.png")
+    return root
+
+
+def test_corrupt_image_stops_or_is_counted(tmp_path: Path) -> None:
+    classifier = Classifier(export(tmp_path / "net"))
+    root = folders(tmp_path / "data")
+    broken = root / "val" / LABELS[3] / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(UsageError, match=r"class 3.*1\.png"):
+        runtime.evaluate(classifier, "image_folder", root)
+    faults: list[UsageError] = []
+    assert runtime.evaluate(classifier, "image_folder", root, on_corrupt=faults.append).images == 19
+    assert [fault.what for fault in faults] == [str(broken)]
+
+
+def test_folders_with_some_of_the_classes_are_matched_by_name(tmp_path: Path) -> None:
+    """Pictures score the same whether or not other classes are there."""
+    classifier = Classifier(export(tmp_path / "net"))
+    root = folders(tmp_path / "data")
+    for name in LABELS[:7]:
+        shutil.rmtree(root / "val" / name)
+    images = np.concatenate([pixels(2, seed=number) for number in (7, 8, 9)])
+    whole = Classifier(export(tmp_path / "whole", preprocessing=Preprocessing(crop="none")))
+    expected = np.mean(whole.logits(images).argmax(axis=1) == np.repeat([7, 8, 9], 2))
+    assert runtime.evaluate(whole, "image_folder", root).top1 == pytest.approx(100 * expected)
+    (root / "val" / LABELS[7]).rename(root / "val" / "stranger")
+    with pytest.raises(UsageError, match="stranger"):
+        runtime.evaluate(classifier, "image_folder", root)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"dataset_name": "digit"}, "did you mean digits"),
+        ({"dataset_name": "digits", "split": "tests"}, "did you mean test"),
+        ({"dataset_name": "digits", "limit": 0}, "limit"),
+        ({"dataset_name": "image_folder"}, "data_dir"),
+    ],
+)
+def test_bad_requests(arguments: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        runtime.evaluate(Classifier(export(tmp_path)), **arguments)
+
+
+def test_partitions() -> None:
+    one = interpreter.make(runtime_files.flatbuffer("int8"))
+    assert (interpreter.partitions(one), interpreter.outside(one)) == (1, [])
+    softmax = interpreter.make(runtime_files.flatbuffer("int8", True))
+    assert interpreter.partitions(softmax) == 1
+    assert interpreter.outside(softmax) == ["SOFTMAX"]  # XNNPACK has no int8 softmax
+
+
+def test_partitions_need_the_runtimes_listing() -> None:
+    with pytest.raises(UsageError, match="partitions"):
+        interpreter.partitions(object())
+
+
+def test_latency_orders_nets_by_work() -> None:
+    import tensorflow as tf
+    import tf_keras as keras
+
+    source = keras.layers.Input((64, 64, 32), batch_size=1)
+    heavy = keras.Model(source, keras.layers.Conv2D(64, 3, padding="same")(source))
+    data = tf.lite.TFLiteConverter.from_keras_model(heavy).convert()
+    light = runtime_files.flatbuffer("int8")
+    times = interpreter.latency({"light": light, "heavy": data}, rounds=5, invokes=2)
+    assert list(times) == ["light", "heavy"]
+    assert 0 < 5 * times["light"] < times["heavy"] < 1  # 0.2 against 75 million multiplications
+    with pytest.raises(UsageError, match="rounds"):
+        interpreter.latency({"light": light}, rounds=0)
+
+
+def test_no_runtime_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    made = interpreter.make(runtime_files.flatbuffer("float"))
+    assert type(made).__module__.startswith("tensorflow")
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(UsageError, match="pip install ai-edge-litert"):
+        interpreter.make(runtime_files.flatbuffer("float"))
+
+
+def test_evaluating_loads_no_tensorflow(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from mobilenet import runtime;"
+        f"m = runtime.evaluate(runtime.Classifier({str(export(tmp_path))!r}), 'digits', limit=10);"
+        "assert m.images == 10;"
+        "heavy = {'tensorflow', 'tf_keras', 'keras', 'sklearn'} & set(sys.modules);"
+        "print(time.process_time(), *heavy)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    seconds, *heavy = done.stdout.split()
+    assert heavy == []
+    assert float(seconds) < 1  # CPU time, so that a busy machine does not matter; .25 measured
+    assert done.stderr == ""
