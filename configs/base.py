@@ -6,6 +6,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 from mobilenet.errors import UsageError, one_of, shorten
@@ -21,7 +22,10 @@ def flag(default: Any, help: str, name: str | None = None) -> Any:
         help: one sentence for `--help`.
         name: the flag's name where it differs from the field's (the seeds' names).
     """
-    return dataclasses.field(default=default, metadata={"help": help, "flag": name})
+    metadata = {"help": help, "flag": name}
+    if isinstance(default, Mapping):  # every config gets its own; a hash cannot cover it
+        return dataclasses.field(default_factory=lambda: dict(default), hash=False, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def nested(default: Any, prefix: str = "", only: tuple[str, ...] | None = None) -> Any:

@@ -1,0 +1,1 @@
+"""Compression: every method is three verbs (`method.py`); pruning is masks, quantization is one scheme."""

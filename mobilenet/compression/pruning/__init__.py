@@ -1,0 +1,1 @@
+"""Pruning: one mask mechanism, and a rule for each way to choose what goes."""

@@ -1,0 +1,1 @@
+"""Quantization: one scheme of two quantizers, under training and after it."""

@@ -1,0 +1,98 @@
+"""A compression method has three verbs; its config's class picks it.
+
+    trained = method.apply(model)          a net that trains
+    method.after_step(trained, step)       what must hold after every update, compiled behind the optimizer
+    plain = method.finalize(trained)       stock layers again
+
+The training engine knows these verbs and nothing else of any method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from mobilenet.configs.base import Config
+from mobilenet.configs.dataset import Preprocessing
+from mobilenet.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a method may know of the stage that it serves.
+
+    Attributes:
+        steps: optimizer steps of the stage.
+        preprocessing: how pixels became the inputs.
+        images: gives the first n training inputs, `[n, height, width, channels]`, as the net takes them.
+    """
+
+    steps: int
+    preprocessing: Preprocessing
+    images: Callable[[int], npt.NDArray[np.float32]]
+
+
+class Method(tf.Module):
+    """Base of all methods. Variables that a method holds are saved in the checkpoints of its stage."""
+
+    config_type: ClassVar[type[Config]]
+
+    def __init__(self, config: Any, stage: Stage) -> None:
+        super().__init__(name=type(self).__name__)
+        self.config = config
+        self.stage = stage
+
+    def apply(self, model: Any) -> Any:
+        """Returns a net that trains; `model` is left as it is."""
+        raise NotImplementedError
+
+    def after_step(self, model: Any, step: tf.Tensor) -> None:
+        """Restores what must hold after the update number `step` (int64, counted from 1)."""
+
+    def finalize(self, model: Any) -> Any:
+        """Returns a net of stock layers that keeps what the method promised."""
+        raise NotImplementedError
+
+    def evaluate_as_inference(self, step: int) -> bool:
+        """Whether training steps from `step` on run in inference mode, so that statistics stand still."""
+        del step
+        return False
+
+    def notes(self, model: Any) -> list[str]:
+        """Lines for a person: what was done to which layer, and why not to others."""
+        del model
+        return []
+
+
+M = TypeVar("M", bound=type[Method])
+_METHODS: dict[type[Config], type[Method]] = {}
+_HOMES = ("mobilenet.compression.pruning.magnitude", "mobilenet.compression.quantization.qat")
+
+
+def register(method: M) -> M:
+    """Class decorator: files a method under its config's class."""
+    if method.config_type in _METHODS:
+        raise ValueError(f"{method.config_type.__name__} already has a method")
+    _METHODS[method.config_type] = method
+    return method
+
+
+def create(config: Config, stage: Stage) -> Method:
+    """The method that `config` asks for.
+
+    Raises:
+        UsageError: nothing is registered for the config's class.
+    """
+    if type(config) not in _METHODS:
+        for home in _HOMES:
+            importlib.import_module(home)
+    if type(config) not in _METHODS:
+        known = ", ".join(sorted(kind.__name__ for kind in _METHODS))
+        raise UsageError("method", type(config).__name__, f"a config of one of {known}")
+    return _METHODS[type(config)](config, stage)

@@ -1,0 +1,86 @@
+"""Where the file rounds: which layer's output gets an activation quantizer, read from the graph.
+
+The runtime computes a convolution, its folded batch norm and a ReLU as one operator and rounds once behind it; the
+same holds for an addition and the ReLU behind it. One quantizer at the end of each such chain *is* the file's
+arithmetic. Every inner tensor of a written-out hard-swish has its own, or the converter would fuse the operators
+back or leave an island of float.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from mobilenet.errors import UsageError
+from mobilenet.models.roles import Graph, kind
+
+WEIGHTS = {"Conv2D": "conv", "DepthwiseConv2D": "depthwise", "Dense": "dense"}
+PASSED = ("InputLayer", "Flatten", "Reshape", "Dropout", "ZeroPadding2D", "AveragePooling2D", "MaxPooling2D", "Softmax")
+ROUNDED = ("Conv2D", "DepthwiseConv2D", "Dense", "BatchNormalization", "ReLU", "Add", "Multiply")
+ROUNDED += ("GlobalAveragePooling2D", "Rescaling", "Activation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What is quantized at a layer.
+
+    Attributes:
+        weights: `conv`, `depthwise`, `dense`, or `None` for a layer without a kernel.
+        output: whether the output is rounded.
+        fixed: its range where the arithmetic decides it.
+    """
+
+    weights: str | None = None
+    output: bool = False
+    fixed: tuple[float, float] | None = None
+
+
+def place(model: Any) -> dict[str, Place]:
+    """The place of every layer that is quantized, by name.
+
+    Raises:
+        UsageError: a layer is of a kind whose int8 form is not known.
+    """
+    graph = Graph(model)
+    places = {}
+    for layer in graph.layers:
+        name = kind(layer)
+        if name in PASSED:
+            continue
+        if name not in ROUNDED or (name == "Activation" and not _is_linear_or_relu(layer)):
+            raise UsageError(
+                f"layer {layer.name}", name, "a layer with a known int8 form", f"known are {', '.join(ROUNDED)}"
+            )
+        places[layer.name] = Place(WEIGHTS.get(name), not _fused(graph, layer), _fixed(graph, layer))
+    return places
+
+
+def _is_linear_or_relu(layer: Any) -> bool:
+    return getattr(layer.activation, "__name__", "") in ("relu", "relu6", "linear")
+
+
+def _fused(graph: Graph, layer: Any) -> bool:
+    """Whether the operator that this layer belongs to goes on with its one consumer."""
+    consumers = graph.consumers(layer)
+    if len(consumers) != 1:
+        return False
+    own, following = kind(layer), kind(consumers[0])
+    if own in WEIGHTS:
+        return following in ("BatchNormalization", "ReLU", "Activation") or _is_shift(consumers[0])
+    return own in ("BatchNormalization", "Add", "Rescaling") and following in ("ReLU", "Activation")
+
+
+def _is_shift(layer: Any) -> bool:
+    return kind(layer) == "Rescaling" and float(layer.scale) == 1.0
+
+
+def _fixed(graph: Graph, layer: Any) -> tuple[float, float] | None:
+    """0..6 for the ReLU6 of a hard sigmoid, 0..1 for what is left of it after the division."""
+    producers = graph.producers(layer)
+    if kind(layer) == "ReLU" and layer.max_value is not None and any(_is_shift(p) for p in producers):
+        return 0.0, float(layer.max_value)
+    if kind(layer) == "Rescaling" and not _is_shift(layer):
+        inner = _fixed(graph, producers[0])
+        if inner is not None and float(layer.offset) == 0.0:
+            return 0.0, 1.0 if abs(inner[1] * float(layer.scale) - 1.0) < 1e-3 else inner[1] * float(layer.scale)
+    return None

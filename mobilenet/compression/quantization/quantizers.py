@@ -1,0 +1,199 @@
+"""The two quantizers, and the one of the input: what the int8 file computes, said in float.
+
+Subclasses of tfmot's `Quantizer`, so that its `quantize_apply` can place them. Its stock quantizers give a
+depthwise kernel one range for all channels, start activation ranges at -6..6 and pay a gradient for the ranges;
+these keep a range per channel, take ranges from data and pass the gradient through (behind a ReLU6, whose own
+gradient masks, and with ranges that follow the extremes nothing is lost by that).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+from tensorflow_model_optimization.quantization.keras import quantizers as tfmot
+
+BITS = 8
+LOWEST, HIGHEST = -128, 127
+
+
+class Phase:
+    """What the quantizers of one net are doing; shared by all of them, read while a function is traced.
+
+    Attributes:
+        observing: activations pass unchanged while their ranges are taken.
+        exporting: weight ranges are the stored ones, and the input comes on the file's own grid.
+        decay: of the moving activation ranges, by observation.
+    """
+
+    def __init__(self) -> None:
+        self.observing = False
+        self.exporting = False
+        self.decay = 0.99
+
+
+class _Quantizer(tfmot.Quantizer):
+    """A quantizer with a phase; it holds variables in the dictionary that tfmot hands back at every call."""
+
+    def __init__(self) -> None:
+        self.phase = Phase()
+        self.variables: dict[str, tf.Variable] = {}
+
+    def _variable(self, layer: Any, name: str, shape: tuple[int, ...], value: float) -> tf.Variable:
+        variable = layer.add_weight(
+            name,
+            shape=shape,
+            initializer=tf.constant_initializer(value),
+            trainable=False,
+            dtype=tf.float32,
+            experimental_autocast=False,
+            # Each replica sees its own images: the range that counts is the mean of theirs.
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.MEAN,
+        )
+        self.variables[name.rsplit("_", 1)[-1]] = variable
+        return variable
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.get_config() == other.get_config()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class WeightQuantizer(_Quantizer):
+    """Symmetric int8 of a kernel, a range for each output channel.
+
+    Args:
+        kind: `conv` (channels on axis -1), `depthwise` (axes 2 and 3) or `dense` (one range for all, since the
+            converter takes no per-channel dense kernel).
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, tf.Variable]:
+        shape = tuple(int(size) for size in tensor_shape)
+        channels = {"conv": (shape[-1],), "depthwise": (shape[-2] * shape[-1],), "dense": ()}[self.kind]
+        return {"absmax": self._variable(layer, f"{name}_absmax", channels, 0.0)}
+
+    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
+        kernel = self._channels_last(inputs)
+        reach = weights["absmax"] if self.phase.exporting else self.reach(inputs)
+        if self.kind == "dense":
+            quantized = tf.quantization.fake_quant_with_min_max_vars(kernel, -reach, reach, BITS, narrow_range=True)
+        else:
+            quantized = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+                kernel, -reach, reach, BITS, narrow_range=True
+            )
+        quantized = tf.cast(tf.reshape(quantized, tf.shape(inputs)), inputs.dtype)
+        return quantized if self.phase.exporting else _pass_gradient(inputs, quantized)
+
+    def reach(self, kernel: Any) -> Any:
+        """The largest magnitude of each channel; a channel of zeros gets a harmless range."""
+        kernel = self._channels_last(kernel)
+        axes = None if self.kind == "dense" else list(range(len(kernel.shape) - 1))
+        reach = tf.reduce_max(tf.abs(kernel), axes)
+        return tf.where(reach > 0, reach, tf.maximum(tf.reduce_max(reach), 1e-3))
+
+    def _channels_last(self, kernel: Any) -> Any:
+        kernel = tf.cast(kernel, tf.float32)
+        if self.kind != "depthwise":
+            return kernel
+        height, width, channels, multiplier = kernel.shape
+        return tf.reshape(kernel, (height, width, channels * multiplier))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+
+class ActivationQuantizer(_Quantizer):
+    """Asymmetric int8 of a tensor, one range that always holds zero.
+
+    Args:
+        fixed: low and high where the arithmetic decides them (a ReLU6 inside a hard sigmoid); `None` learns
+            them: the first observation assigns, later ones move by 1 - `Phase.decay`.
+    """
+
+    def __init__(self, fixed: tuple[float, float] | None = None) -> None:
+        super().__init__()
+        self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, tf.Variable]:
+        del tensor_shape
+        low, high = self.fixed or (0.0, 0.0)
+        return {
+            "low": self._variable(layer, f"{name}_low", (), low),
+            "high": self._variable(layer, f"{name}_high", (), high),
+        }
+
+    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
+        values = tf.cast(inputs, tf.float32)
+        low, high = weights["low"], weights["high"]
+        if self.fixed is None and (self.phase.observing or training):
+            self._observe(values, low, high)
+        if self.phase.observing:
+            return inputs
+        quantized = tf.quantization.fake_quant_with_min_max_vars(values, low, high, BITS)
+        quantized = tf.cast(quantized, inputs.dtype)
+        return quantized if self.phase.exporting else _pass_gradient(inputs, quantized)
+
+    def _observe(self, values: Any, low: Any, high: Any) -> None:
+        values = tf.stop_gradient(values)
+        least = tf.minimum(tf.reduce_min(values), 0.0)
+        most = tf.maximum(tf.reduce_max(values), 0.0)
+        fresh = tf.equal(low, 0.0) & tf.equal(high, 0.0)
+        share = tf.where(fresh, 1.0, 1.0 - self.phase.decay)
+        low.assign(low + share * (least - low))
+        high.assign(high + share * (most - high))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"fixed": self.fixed}
+
+
+class InputQuantizer(_Quantizer):
+    """Pixels on the file's grid: the code of a pixel is exactly the pixel minus 128.
+
+    With the usual `p / 127.5 - 1` every pixel lies halfway between two codes, and the simulation and the file
+    round some of them apart. Inside the scheme an input is therefore moved to `(p - 128) / std`; an exported
+    file takes its input there already.
+
+    Args:
+        mean, std: of the preprocessing, in pixels.
+    """
+
+    def __init__(self, mean: float, std: float) -> None:
+        super().__init__()
+        self.mean, self.std = float(mean), float(std)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return LOWEST / self.std, HIGHEST / self.std
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, tf.Variable]:
+        del tensor_shape, name, layer
+        return {}
+
+    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
+        values = tf.cast(inputs, tf.float32)
+        if not self.phase.exporting:
+            values += (self.mean + LOWEST) / self.std
+        quantized = tf.quantization.fake_quant_with_min_max_args(values, *self.range, BITS)
+        return tf.cast(quantized, inputs.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"mean": self.mean, "std": self.std}
+
+
+@tf.custom_gradient
+def _pass_gradient(inputs: Any, quantized: Any) -> Any:
+    """`quantized` going forward, the identity of `inputs` going back."""
+
+    def gradient(upstream: Any) -> tuple[Any, None]:
+        return upstream, None
+
+    return tf.identity(quantized), gradient

@@ -1,0 +1,225 @@
+"""The scheme: our quantizers at their places, applied by tfmot's `quantize_apply`.
+
+A quantized net is kept as two plain things: the float net with its weights as trained, and the ranges of its
+activations by layer name. The wrapped net is made from the two whenever it is needed, and never saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow_model_optimization as tfmot
+import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras import quantize_layer
+from tensorflow_model_optimization.python.core.quantization.keras import quantize_layout_transform
+from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import default_8bit_transforms
+from tensorflow_model_optimization.python.core.quantization.keras.graph_transformations import (
+    model_transformer,
+    transforms,
+)
+
+from mobilenet.compression import variables
+from mobilenet.compression.quantization.placement import Place, place
+from mobilenet.compression.quantization.quantizers import (
+    ActivationQuantizer,
+    InputQuantizer,
+    Phase,
+    WeightQuantizer,
+)
+from mobilenet.configs.dataset import Preprocessing
+from mobilenet.errors import UsageError, shorten
+
+Ranges = dict[str, npt.NDArray[np.float32]]
+_PREFIX = "quant_"
+INPUT = "input"
+
+
+class PlaceConfig(tfmot.quantization.keras.QuantizeConfig):
+    """tfmot's view of a `Place`: quantizers for the kernel and the output of one layer."""
+
+    def __init__(self, weights: str | None, output: bool, fixed: Any) -> None:
+        self.place = Place(weights, output, None if fixed is None else (fixed[0], fixed[1]))
+        self.weight_quantizer = WeightQuantizer(weights) if weights else None
+        self.output_quantizer = ActivationQuantizer(self.place.fixed) if output else None
+
+    def get_weights_and_quantizers(self, layer: Any) -> list[Any]:
+        return [] if self.weight_quantizer is None else [(variables.kernel(layer), self.weight_quantizer)]
+
+    def get_activations_and_quantizers(self, layer: Any) -> list[Any]:
+        return []
+
+    def set_quantize_weights(self, layer: Any, quantize_weights: list[Any]) -> None:
+        if quantize_weights:
+            attribute = "depthwise_kernel" if self.place.weights == "depthwise" else "kernel"
+            setattr(layer, attribute, quantize_weights[0])
+
+    def set_quantize_activations(self, layer: Any, quantize_activations: list[Any]) -> None:
+        del layer, quantize_activations
+
+    def get_output_quantizers(self, layer: Any) -> list[Any]:
+        return [] if self.output_quantizer is None else [self.output_quantizer]
+
+    def get_config(self) -> dict[str, Any]:
+        return {"weights": self.place.weights, "output": self.place.output, "fixed": self.place.fixed}
+
+
+class _InputOnGrid(default_8bit_transforms.InputLayerQuantize):  # type: ignore[misc]
+    """Puts the input quantizer behind the input layer."""
+
+    def __init__(self, quantizer: Any) -> None:
+        self.quantizer = quantizer
+
+    def replacement(self, match_layer: Any) -> Any:
+        layer = quantize_layer.QuantizeLayer(self.quantizer, name=_PREFIX + INPUT)
+        config = tf_keras.utils.legacy.serialize_keras_object(layer)
+        config["name"] = layer.name
+        return transforms.LayerNode(config, input_layers=[match_layer])
+
+    def custom_objects(self) -> dict[str, Any]:
+        return {"QuantizeLayer": quantize_layer.QuantizeLayer, **_OBJECTS}
+
+
+class _Layout(quantize_layout_transform.QuantizeLayoutTransform):  # type: ignore[misc]
+    def __init__(self, quantizer: Any) -> None:
+        self.quantizer = quantizer
+
+    def apply(self, model: Any, layer_quantize_map: Any) -> Any:
+        transformer = model_transformer.ModelTransformer(
+            model, [_InputOnGrid(self.quantizer)], set(layer_quantize_map), layer_quantize_map
+        )
+        return transformer.transform()
+
+
+class _Registry(tfmot.quantization.keras.QuantizeRegistry):
+    """Every layer comes with its place; nothing is looked up by class."""
+
+    def supports(self, layer: Any) -> bool:
+        return False
+
+    def get_quantize_config(self, layer: Any) -> Any:
+        raise UsageError(f"layer {layer.name}", type(layer).__name__, "a layer that was given its place")
+
+
+class Scheme(tfmot.quantization.keras.QuantizeScheme):
+    """int8 per channel with an exact input grid, for tfmot's `quantize_apply`."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.input_quantizer = input_quantizer(preprocessing)
+
+    def get_layout_transformer(self) -> Any:
+        return _Layout(self.input_quantizer)
+
+    def get_quantize_registry(self) -> Any:
+        return _Registry()
+
+
+_OBJECTS = {
+    kind.__name__: kind for kind in (PlaceConfig, WeightQuantizer, ActivationQuantizer, InputQuantizer)
+}
+
+
+def input_quantizer(preprocessing: Preprocessing) -> InputQuantizer | ActivationQuantizer:
+    """The exact pixel grid where all channels share mean and deviation; otherwise a range taken from data."""
+    if len(set(preprocessing.mean)) == 1 and len(set(preprocessing.std)) == 1:
+        return InputQuantizer(preprocessing.mean[0], preprocessing.std[0])
+    return ActivationQuantizer()
+
+
+def wrap(model: Any, preprocessing: Preprocessing) -> Any:
+    """A copy of a plain net with quantizers in it; ranges are unset until `calibrate` or `set_ranges`.
+
+    Args:
+        model: functional tf_keras net of stock layers; it is left as it is.
+        preprocessing: how pixels become its inputs, which decides the input grid.
+
+    Returns:
+        A net of tfmot's wrappers whose `phase` attribute steers all its quantizers.
+
+    Raises:
+        UsageError: the net is wrapped already, is of Keras 3, or holds a layer without a known int8 form.
+    """
+    if not isinstance(model, tf_keras.Model):
+        raise UsageError(
+            "model", type(model).__module__, "a tf_keras model", "build it with mobilenet.build(config) and set_weights"
+        )
+    if any(type(layer).__name__.startswith("Quantize") for layer in model.layers):
+        raise UsageError("model", model.name, "a plain net; this one is quantized already")
+    places = place(model)
+
+    def annotate(layer: Any) -> Any:
+        copy = type(layer).from_config(layer.get_config())
+        if layer.name not in places:
+            return copy
+        config = PlaceConfig(**vars(places[layer.name]))
+        return tfmot.quantization.keras.quantize_annotate_layer(copy, config)
+
+    with tf_keras.utils.custom_object_scope(_OBJECTS):
+        annotated = tf_keras.models.clone_model(model, clone_function=annotate)
+        wrapped = tfmot.quantization.keras.quantize_apply(annotated, Scheme(preprocessing), _PREFIX)
+    copy_weights(model, wrapped)
+    wrapped.phase = Phase()
+    for quantizer in quantizers(wrapped).values():
+        quantizer.phase = wrapped.phase
+    return wrapped
+
+
+def unwrap(wrapped: Any, like: Any) -> Any:
+    """The plain net `like` with the weights of `wrapped`."""
+    plain = tf_keras.models.clone_model(like)
+    copy_weights(wrapped, plain)
+    return plain
+
+
+def copy_weights(source: Any, target: Any) -> None:
+    """Copies the variables of all layers by layer name and variable name, wrapped or not."""
+    found = {variables.inner(layer).name: variables.named(layer) for layer in source.layers}
+    for layer in target.layers:
+        values = found.get(variables.inner(layer).name, {})
+        for name, variable in variables.named(layer).items():
+            if name in values:
+                variable.assign(values[name])
+
+
+def quantizers(wrapped: Any) -> dict[str, Any]:
+    """All quantizers: `<layer>` for the one of its output, `<layer>/kernel` for that of its weights."""
+    found: dict[str, Any] = {}
+    for layer in wrapped.layers:
+        if isinstance(layer, quantize_layer.QuantizeLayer):
+            found[INPUT] = layer.quantizer
+        elif type(layer).__name__ == "QuantizeWrapperV2":
+            config = layer.quantize_config
+            if config.weight_quantizer is not None:
+                found[f"{layer.layer.name}/kernel"] = config.weight_quantizer
+            if config.output_quantizer is not None:
+                found[layer.layer.name] = config.output_quantizer
+    return found
+
+
+def get_ranges(wrapped: Any) -> Ranges:
+    """Low and high of every activation quantizer, by layer name."""
+    return {
+        name: np.asarray([float(q.variables["low"]), float(q.variables["high"])], np.float32)
+        for name, q in quantizers(wrapped).items()
+        if isinstance(q, ActivationQuantizer)
+    }
+
+
+def set_ranges(wrapped: Any, ranges: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Gives the activation quantizers of a fresh net the ranges that `get_ranges` returned.
+
+    Raises:
+        UsageError: a quantizer has no range, a range has no quantizer, or one never moved from zero.
+    """
+    own = {name: q for name, q in quantizers(wrapped).items() if isinstance(q, ActivationQuantizer)}
+    strange = sorted(set(own) ^ set(ranges))
+    if strange:
+        raise UsageError("ranges", shorten(strange), "one range for each quantizer of this net")
+    for name, quantizer in own.items():
+        low, high = (float(value) for value in ranges[name])
+        if not low < high or low > 0 or high < 0:
+            raise UsageError(f"range of {name}", [low, high], "low < high with zero between", "calibrate the net")
+        quantizer.variables["low"].assign(low)
+        quantizer.variables["high"].assign(high)
