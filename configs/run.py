@@ -33,7 +33,7 @@ class TrainConfig(Config):
         batch_size: images a step and replica.
     """
 
-    epochs: int = flag(30, "epochs of the float training stage")
+    epochs: int = flag(30, "epochs to train")
     batch_size: int = flag(32, "images a step, on each replica")
     optimizer_name: str = flag("rmsprop", ", ".join(OPTIMIZERS))
     op_momentum: float = flag(0.9, "momentum of momentum and rmsprop, beta 1 of adam and adamw")

@@ -1,0 +1,42 @@
+"""`python -m mobilenet`: which commands and which nets there are."""
+
+from __future__ import annotations
+
+import ast
+from importlib import resources
+
+from mobilenet import cli
+from mobilenet.configs import archs
+
+COMMAND = cli.Command("mobilenet", "Lists the commands and the nets.")
+MODULES = ("trainer", "evaluator", "converter", "predict")
+
+
+def summaries() -> list[tuple[str, str]]:
+    """The commands that are there, each with the first line of its module; none is imported."""
+    found = []
+    for module in MODULES:
+        source = resources.files("mobilenet").joinpath(f"{module}.py")
+        if source.is_file():
+            text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+            found.append((f"python -m mobilenet.{module}", text.partition("\n")[0]))
+    return found
+
+
+def run(argv: list[str]) -> None:
+    """Prints both lists."""
+    COMMAND.parse(argv)
+    print(cli.table(("command", "does"), summaries()))
+    print()
+    nets = [(name, (kind.__doc__ or "").partition("\n")[0]) for name, kind in archs.ALL.items()]
+    print(cli.table(("net (--model_name)", "is"), nets))
+    print("\npython -m mobilenet.trainer --help explains the flags.")
+
+
+def main() -> None:
+    """The console script `mobilenet`."""
+    cli.main(run)
+
+
+if __name__ == "__main__":
+    main()

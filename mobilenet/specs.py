@@ -1,0 +1,100 @@
+"""Which flags a config has: every field with a `help`, through the configs nested in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from mobilenet.configs.base import Config
+
+GROUPS = ("model", "data", "training", "compression", "run")
+_GROUP_OF = {"model": 0, "init_checkpoint": 0, "dataset": 1, "image_size": 1, "train": 2, "seed": 2}
+_GROUP_OF |= {"prune": 3, "quantize": 3, "pruning": 3, "quantization": 3}
+# What `--help` shows of a config's flags; `--helpfull` shows all.
+_MAIN = frozenset(
+    {
+        *("width_multiplier", "num_classes", "dropout_rate", "init_checkpoint"),
+        *("dataset_name", "data_dir", "image_size"),
+        *("epochs", "batch_size", "optimizer_name", "learning_scheduler_name", "lr"),
+        *("label_smoothing", "ma_decay_rate", "seed"),
+        *("prune_epochs", "final_sparsity", "quantize_epochs"),
+        *("stages", "distribution_strategy", "mixed_precision"),
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FlagSpec:
+    """One flag.
+
+    Attributes:
+        name: as typed after the two dashes.
+        path: dotted path of the config field that it sets; empty for an option of the command.
+        kind: type of the value, as in the field's annotation.
+        help: one sentence.
+        default: of an option; a config's field has its default in the recipe.
+        short: single letter, or `None`.
+        group: heading in `--help`.
+        main: shown by `--help`; the others by `--helpfull` alone.
+    """
+
+    name: str
+    path: str
+    kind: Any
+    help: str
+    default: Any = None
+    short: str | None = None
+    group: str = "run"
+    main: bool = True
+
+
+def option(
+    name: str,
+    kind: Any,
+    default: Any,
+    help: str,
+    *,
+    short: str | None = None,
+    group: str = "run",
+    main: bool = True,
+) -> FlagSpec:
+    """A flag of the command itself, outside any config."""
+    return FlagSpec(name, "", kind, help, default, short, group, main)
+
+
+def flag_specs(config: type[Config] | Config) -> list[FlagSpec]:
+    """The flags of a config and of the configs nested in it: every field that has a `help`."""
+    specs = list(_walk(config if isinstance(config, type) else type(config), "", "", None))
+    for place, spec in enumerate(specs):
+        if spec.path == "model.weight_decay":  # beside the other fields of the seeds' table
+            specs.insert(
+                place, _spec("dropout_rate", "model.dropout_keep_prob", float, _DROPOUT_HELP)
+            )
+            break
+    return specs
+
+
+_DROPOUT_HELP = "share dropped before the logits: 1 - model.dropout_keep_prob"
+
+
+def _walk(
+    kind: type[Config], place: str, prefix: str, only: tuple[str, ...] | None
+) -> Iterator[FlagSpec]:
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        path = f"{place}{field.name}"
+        if "prefix" in field.metadata:
+            yield from _walk(
+                hints[field.name], f"{path}.", field.metadata["prefix"], field.metadata["only"]
+            )
+        elif "help" in field.metadata and (only is None or field.name in only):
+            name = prefix + (field.metadata["flag"] or field.name)
+            stage = f" ({place.rstrip('.')} stage)" if prefix else ""
+            yield _spec(name, path, hints[field.name], field.metadata["help"] + stage)
+
+
+def _spec(name: str, path: str, kind: Any, help: str) -> FlagSpec:
+    group = GROUPS[_GROUP_OF.get(path.split(".")[0], 4)]
+    return FlagSpec(name, path, kind, help, group=group, main=name in _MAIN)
