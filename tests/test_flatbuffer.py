@@ -214,8 +214,7 @@ for path in sys.argv[1:]:
         try:
             interpreter.make(bytes(data)).invoke()
             counts["ran"] += 1
-        except (UsageError, ValueError, RuntimeError):  # the last two: refused by a kernel in
-        invoke
+        except (UsageError, ValueError, RuntimeError):  # the last two: from a kernel in invoke
             counts["refused"] += 1
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(counts["refused"], counts["ran"], int(status["VmHWM"].split()[0]) // 1024)

@@ -79,10 +79,8 @@ def shapes(operators: Sequence[Operator], tensors: Sequence[Tensor]) -> None:
             continue
         wanted = _wanted(operator, source, tensors)
         if wanted is not None and wanted != target.shape:
-            raise Malformed(
-                f"operator {number} ({operator.name}) makes {list(wanted)} of {list(source.shape)},
-                not {list(target.shape)}"
-            )
+            made = f"{list(wanted)} of {list(source.shape)}, not {list(target.shape)}"
+            raise Malformed(f"operator {number} ({operator.name}) makes {made}")
 
 
 def _wanted(

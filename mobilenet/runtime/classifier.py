@@ -273,9 +273,10 @@ def _assumed(
         "",
     )
     outputs = "probabilities" if last == "SOFTMAX" else "logits"
+    unnamed = "" if names.is_file() else ", classes by number"
     note = (
-        f"no {CARD} beside {path.name}: assuming pixels to [-1, 1], the central .875 of the image,
-        {outputs} out" + ("" if names.is_file() else ", classes by number")
+        f"no {CARD} beside {path.name}: assuming pixels to [-1, 1], the central .875 of the image, "
+        f"{outputs} out{unnamed}"
     )
     return dataclasses.replace(
         Card(), input_shape=shape, labels=labels, outputs=outputs, notes=(note,)
