@@ -1,4 +1,4 @@
-"""Small nets for the export tests: float ones, and quantized ones with their fake quants written out."""
+"""Small nets for the export tests: float ones, and quantized ones with fake quants."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FakeQuant(L.Layer):
 
 
 class QuantConv(L.Layer):
-    """A convolution with bias; its kernel is fake-quantized per channel, or (a fault) per tensor."""
+    """A convolution with bias; its kernel is quantized per channel, or (a fault) per tensor."""
 
     def __init__(
         self, filters: int, size: int, depthwise: bool = False, per_tensor: bool = False
@@ -61,7 +61,7 @@ class QuantConv(L.Layer):
 def quantized_net(
     island: bool = False, per_tensor: bool = False, low: float = -128 / 127.5
 ) -> tf_keras.Model:
-    """Stem, depthwise, pointwise, pool, classifier; every tensor has its range unless there is an `island`."""
+    """Stem, depthwise, pointwise, pool, classifier; an `island` lacks one range."""
     rng = np.random.default_rng(0)
     source = L.Input((SIZE, SIZE, 3))
     x = FakeQuant(low, low + 2.0)(source)

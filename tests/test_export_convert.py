@@ -24,6 +24,7 @@ from export_nets import (
 
 from mobilenet.errors import UsageError
 from mobilenet.export import convert, freeze
+from mobilenet.runtime import flatbuffer
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,18 @@ def test_float_net_is_not_converted_to_int8() -> None:
         convert.int8_flatbuffer(float_net())
     with pytest.raises(UsageError, match="did you mean int8"):
         convert.int8_flatbuffer(quantized_net(), "int9")
+
+
+def test_net_wrapped_by_tfmot_becomes_int8() -> None:
+    tfmot = pytest.importorskip("tensorflow_model_optimization")
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.ReLU(6.0)(L.BatchNormalization()(L.Conv2D(8, 3, use_bias=False)(source)))
+    model = tf_keras.Model(source, L.Dense(CLASSES)(L.Flatten()(L.AveragePooling2D(7)(x))))
+    wrapped = tfmot.quantization.keras.quantize_model(model)
+    wrapped(inputs(), training=True)
+    found = flatbuffer.read(convert.int8_flatbuffer(wrapped))
+    assert found.float_tensors() == []
+    assert "CONV_2D" in {op.name for op in found.operators}
 
 
 def test_refusal_of_the_converter_is_told() -> None:

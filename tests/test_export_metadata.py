@@ -19,6 +19,7 @@ from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.export import convert, metadata, verify
+from mobilenet.runtime.classifier import Classifier
 
 LABELS = ("ant", "bee", "cat", "dog", "elk")
 CARD = Card(
@@ -76,9 +77,9 @@ def bilinear(image: np.ndarray, box: tuple[float, float, float, float], size: in
     return np.einsum("yh,hwc,xw->yxc", weights(cut.shape[0]), cut, weights(cut.shape[1]))
 
 
-def photo(path: Path) -> np.ndarray:
-    """A smooth picture of 61 x 83 pixels, written as a JPEG; returns what its decoder gives."""
-    rows, columns = np.mgrid[0:61, 0:83]
+def photo(path: Path, height: int, width: int) -> np.ndarray:
+    """A smooth picture, written as a JPEG; returns what its decoder gives."""
+    rows, columns = np.mgrid[0:height, 0:width]
     waves = [128 + 120 * np.sin(rows / a + columns / b) for a, b in ((7, 11), (13, 5), (9, 17))]
     Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(path, quality=95)
     return np.asarray(Image.open(path))
@@ -124,6 +125,8 @@ def test_labels_fit_the_classes(files: dict[str, Exported]) -> None:
     assert found.labels == ("0", "1", "2", "3", "4")
     odd = CARD.replace(labels=("a\nb", *LABELS[1:]))
     assert metadata.export_card(odd, files["int8"].verification).labels[0] == "a b"
+    with pytest.raises(UsageError, match="labels: got 4, expected 5"):
+        metadata.export_card(CARD.replace(labels=LABELS[:4]), files["int8"].verification)
 
 
 def test_folder_is_replaced_whole_or_kept(files: dict[str, Exported], tmp_path: Path) -> None:
@@ -147,17 +150,16 @@ def test_place_that_cannot_be_written_is_told(files: dict[str, Exported], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "way", "box"),
+    ("name", "way", "size", "box"),
     [
-        (
-            "int8",
-            PREPROCESSING["inception"],
-            (5, 3, 73, 55),
-        ),  # int(83/16), int(61/16) and their mirror
-        ("uint8", PREPROCESSING["inception_whole"], (0, 0, 83, 61)),
-        ("float32", PREPROCESSING["inception_whole"], (0, 0, 83, 61)),
-        ("float", PREPROCESSING["imagenet"], (32, 21, 20, 20)),  # side int(16/48 * 61)
-        ("float", Preprocessing("inception", crop="none"), (0, 0, 83, 61)),
+        # int(83 / 16), int(61 / 16) and their mirror images
+        ("int8", PREPROCESSING["inception"], (61, 83), (5, 3, 73, 55)),
+        ("uint8", PREPROCESSING["inception_whole"], (61, 83), (0, 0, 83, 61)),
+        ("float32", PREPROCESSING["inception_whole"], (61, 83), (0, 0, 83, 61)),
+        # sides int(16 / 48 * 61) and int(16 / 48 * 31); the second crop is enlarged
+        ("float", PREPROCESSING["imagenet"], (61, 83), (32, 21, 20, 20)),
+        ("float", PREPROCESSING["imagenet"], (31, 40), (15, 11, 10, 10)),
+        ("float", PREPROCESSING["inception_whole"], (9, 7), (0, 0, 7, 9)),
     ],
 )
 def test_program_in_the_readme_runs(
@@ -165,12 +167,13 @@ def test_program_in_the_readme_runs(
     tmp_path: Path,
     name: str,
     way: Preprocessing,
+    size: tuple[int, int],
     box: tuple[int, int, int, int],
 ) -> None:
     made = files[name]
     card = CARD.replace(preprocessing=way)
     folder = metadata.write_export(tmp_path / "export", made.data, card, made.verification).parent
-    pixels = bilinear(photo(folder / "photo.jpg"), box, SIZE)
+    pixels = bilinear(photo(folder / "photo.jpg", *size), box, SIZE)
     (program,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     keep = "import sys; assert 'tensorflow' not in sys.modules; np.save('logits.npy', logits)"
     (folder / "program.py").write_text(f"{program}\n{keep}\n")
@@ -189,3 +192,6 @@ def test_program_in_the_readme_runs(
     logits = (said.astype(np.float64) - zero) * scale if scale else said
     np.testing.assert_allclose(np.load(folder / "logits.npy"), logits, atol=1e-4)
     assert done.stdout.strip() == LABELS[logits.argmax()]
+    classifier = Classifier(folder, threads=1)
+    own = classifier.run(classifier.pixels(folder / "photo.jpg"))
+    np.testing.assert_allclose(own, logits, atol=1e-4)

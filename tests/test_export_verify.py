@@ -169,7 +169,7 @@ def test_uniform_bias_is_a_fault() -> None:
 def test_another_net_is_a_fault(int8_file: bytes, reference: np.ndarray) -> None:
     other = np.roll(reference, 1, axis=1)
     found = check(int8_file, other)
-    assert any(fault.startswith("top-1 agreement on clear images") for fault in found.faults)
+    assert any(fault.startswith("top-1 agreement on 40 clear images") for fault in found.faults)
     limits = verify.Limits(agreement=0.9, agreement_clear=0.0, mean_steps=1.0)
     faults = check(int8_file, other, limits=limits).faults
     assert [fault.split()[0] for fault in faults] == ["top-1", "logits"]
@@ -204,7 +204,7 @@ def test_part_of_a_file_is_refused(int8_file: bytes, reference: np.ndarray, shar
 def test_images_that_do_not_fit_are_refused(int8_file: bytes, reference: np.ndarray) -> None:
     with pytest.raises(UsageError, match=r"inputs: got .*16, 16, 3"):
         verify.verify(int8_file, reference, inputs()[:, :8], expect_int8=True, io="int8")
-    with pytest.raises(UsageError, match="one at least"):
+    with pytest.raises(UsageError, match=r"images of shape .*, one at least"):
         verify.verify(int8_file, reference[:0], inputs()[:0], expect_int8=True, io="int8")
     with pytest.raises(UsageError, match="reference logits: got .40, 4.*as the file gives"):
         check(int8_file, reference[:, :4])

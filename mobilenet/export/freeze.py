@@ -1,7 +1,7 @@
 """A net as one constant graph, which the TFLite converter reads fastest.
 
-A frozen concrete function converts V1 at 224 px in about 2 s where `from_keras_model` takes 16 s, and
-its batch is fixed, which keeps SHAPE, STRIDED_SLICE and PACK out of the file.
+A frozen concrete function converts V1 at 224 px in about 2 s where `from_keras_model` takes 16 s.
+Its batch is fixed, which keeps SHAPE, STRIDED_SLICE and PACK out of the file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SOFTMAX = "softmax"
 def float32_copy(model: tf_keras.Model, logits: bool = True) -> tf_keras.Model:
     """Builds the same functional net again, in float32 and outside any distribution strategy.
 
-    The graph of a net trained under a strategy holds collective operators, and that of a net trained
+    The graph of a net trained under a strategy holds collective operators, that of a net trained
     in mixed precision holds 16-bit ones; the converter takes neither. Every worker must call this,
     since reading distributed weights is itself a collective operation.
 
@@ -72,8 +72,8 @@ def freeze(
     """Turns a net in inference mode into a concrete function whose variables are constants.
 
     Args:
-        model: a net in float32 that stands outside any strategy: `float32_copy` of a float net, or a
-            net with fake-quant operators as its quantization method hands it over.
+        model: a net in float32 outside any strategy: `float32_copy` of a float net, or a net
+            with fake-quant operators as its quantization method hands it over.
         batch: images a call; `None` leaves it open (the file then has to be resized by its user).
         input_shape: `[height, width, channels]` where the model leaves its size open.
 

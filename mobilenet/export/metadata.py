@@ -8,6 +8,7 @@ from pathlib import Path
 from mobilenet import files
 from mobilenet.configs.card import Card, Edge
 from mobilenet.configs.dataset import Preprocessing
+from mobilenet.errors import UsageError
 from mobilenet.export.verify import Verification
 
 MODEL, CARD, LABELS, README = "model.tflite", "card.json", "labels.txt", "README.md"
@@ -29,7 +30,7 @@ def write_export(
         The path of the flatbuffer.
 
     Raises:
-        UsageError: the folder cannot be written.
+        UsageError: the folder cannot be written, or the labels are not as many as the classes.
     """
     card = export_card(card, verification)
     with files.replacing(folder) as temporary:
@@ -42,14 +43,16 @@ def write_export(
 
 
 def export_card(card: Card, verification: Verification) -> Card:
-    """The card of the flatbuffer: its ends, shape, a label for every class, the mean of its codes."""
+    """The card of the flatbuffer: its ends, shape, a label a class, the mean of its codes."""
     classes = verification.output_shape[-1]
     labels = tuple(" ".join(label.split()) for label in card.labels)
+    if labels and len(labels) != classes:
+        raise UsageError("labels", len(labels), f"{classes}, as many as the file has classes")
     return card.replace(
         input_shape=verification.input_shape[1:],
         preprocessing=_coded(card.preprocessing) if verification.quantized else card.preprocessing,
-        labels=labels if len(labels) == classes else tuple(str(i) for i in range(classes)),
-        outputs="logits",
+        labels=labels or tuple(str(i) for i in range(classes)),
+        outputs=card.outputs if card.outputs == "features" else "logits",
         stage="convert",
         input=verification.input,
         output=verification.output,
@@ -79,14 +82,14 @@ def readme(card: Card, verification: Verification) -> str:
             "same top-1 as the Keras net",
             f"{verification.agreement:.2%} of {verification.images} images",
         ),
-        *((key, f"{value:.2f}") for key, value in sorted(card.metrics.items())),
+        *((f"held-out {key}", f"{value:.2f}") for key, value in sorted(card.metrics.items())),
         ("operators", operators),
     ]
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     trained = f", trained on {card.dataset}" if card.dataset else ""
     return f"""# {name}
 
-A {inside} TensorFlow Lite flatbuffer of {name}{trained}. `card.json` says how an image becomes
+TensorFlow Lite flatbuffer ({inside}) of {name}{trained}. `card.json` says how an image becomes
 its input, `labels.txt` names its classes.
 
 | what | value |
@@ -102,62 +105,65 @@ Run it with `pip install ai-edge-litert numpy pillow`:
 
 
 def snippet(card: Card) -> str:
-    """Python that classifies `photo.jpg`: crop, bilinear resize at half-pixel centres, codes, top-1."""
+    """Python that classifies `photo.jpg`: crop, bilinear resize (half-pixel), codes, top-1."""
     height, width, channels = card.input_shape
-    way = card.preprocessing
-    mode = "L" if channels == 1 else "RGB"
-    mean, std = _literal(way.mean), _literal(way.std)
-    normal = f"(pixels - {mean}) / {std}"
     assert card.input is not None
     assert card.output is not None
-    if card.input.scale:
-        low, high = (0, 255) if card.input.dtype == "uint8" else (-128, 127)
-        zero = f" + {card.input.zero_point}" if card.input.zero_point else ""
-        convert = (
-            f"np.clip(np.round(({normal}) / {card.input.scale!r}){zero}, {low}, {high})"
-            f".astype(np.{card.input.dtype})"
-        )
-        if card.input.zero_point == 0 and set(way.mean) == {_PIXEL_CODES}:
-            convert = "(np.round(pixels) - 128).astype(np.int8)"
-        if card.input.zero_point == 128 and set(way.mean) == {_PIXEL_CODES}:
-            convert = "np.round(pixels).astype(np.uint8)"
-    else:
-        convert = f"({normal}).astype(np.float32)"
-    logits = 'net.get_tensor(net.get_output_details()[0]["index"])[0]'
+    codes = 'net.get_tensor(net.get_output_details()[0]["index"])[0]'
+    lines = [
+        "import numpy as np",
+        "from ai_edge_litert.interpreter import Interpreter",
+        "from PIL import Image",
+        "",
+        f'image = Image.open("photo.jpg").convert("{"L" if channels == 1 else "RGB"}")',
+        *_crop(card.preprocessing, min(height, width)),
+        f"size, box = ({width}, {height}), (0, 0, *image.size)",
+        "how = size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR",
+        'bands = [band.convert("F").transform(*how) for band in image.split()]',
+        f"batch = {_coding(card.preprocessing, card.input)}[None]",
+        f'net = Interpreter("{MODEL}")',
+        "net.allocate_tensors()",
+        'net.set_tensor(net.get_input_details()[0]["index"], batch)',
+        "net.invoke()",
+        f"logits = {codes}",
+    ]
     if card.output.scale:
-        logits = f"({logits}.astype(np.float32) - {card.output.zero_point}) * {card.output.scale!r}"
-    return f"""import numpy as np
-from ai_edge_litert.interpreter import Interpreter
-from PIL import Image
-
-net = Interpreter("{MODEL}")
-net.allocate_tensors()
-image = Image.open("photo.jpg").convert("{mode}")
-w, h = image.size
-{_crop(way, height)}
-how = ({width}, {height}), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR
-pixels = np.stack([band.convert("F").transform(*how) for band in image.split()], axis=-1)
-batch = {convert}
-net.set_tensor(net.get_input_details()[0]["index"], batch[None])
-net.invoke()
-logits = {logits}
-print(open("{LABELS}", encoding="utf-8").read().splitlines()[logits.argmax()])"""
+        zero, scale = card.output.zero_point, card.output.scale
+        lines.append(f"logits = (logits.astype(np.float32) - {zero}) * {scale!r}")
+    lines.append(f'labels = open("{LABELS}", encoding="utf-8").read().splitlines()')
+    return "\n".join([*lines, "print(labels[logits.argmax()])"])
 
 
-def _crop(way: Preprocessing, size: int) -> str:
+def _coding(way: Preprocessing, edge: Edge) -> str:
+    """The expression that turns `bands` into what the file's input takes."""
+    pixels = "np.stack(bands, axis=-1)"
+    normal = f"({pixels} - {_literal(way.mean)}) / {_literal(way.std)}"
+    if not edge.scale:
+        return f"({normal}).astype(np.float32)"
+    if set(way.mean) == {_PIXEL_CODES} and abs(edge.scale * 127.5 - 1) < 1e-6:
+        shift = f" - {128 - edge.zero_point}" if edge.zero_point != 128 else ""
+        return f"(np.round({pixels}){shift}).astype(np.{edge.dtype})"
+    low, high = (0, 255) if edge.dtype == "uint8" else (-128, 127)
+    codes = f"np.round({normal} / {edge.scale!r}) + {edge.zero_point}"
+    return f"np.clip({codes}, {low}, {high}).astype(np.{edge.dtype})"
+
+
+def _crop(way: Preprocessing, size: int) -> list[str]:
     if way.crop == "central":
         share = way.crop_fraction
-        return (
-            f"x, y = int((w - w * {share}) / 2), int((h - h * {share}) / 2)  # the central {share:.1%}\n"
-            "box = (x, y, w - x, h - y)"
-        )
+        return [
+            "w, h = image.size",
+            f"x, y = int((w - w * {share}) / 2), int((h - h * {share}) / 2)  # {share:.1%}",
+            "image = image.crop((x, y, w - x, h - y))",
+        ]
     if way.crop == "square":
-        return (
-            f"side = int({size} / {size + 32} * min(w, h))  # the centred square\n"
-            "x, y = (w - side + 1) // 2, (h - side + 1) // 2\n"
-            "box = (x, y, x + side, y + side)"
-        )
-    return "box = (0, 0, w, h)"
+        return [
+            "w, h = image.size",
+            f"side = int({size} / {size + 32} * min(w, h))",
+            "x, y = (w - side + 1) // 2, (h - side + 1) // 2",
+            "image = image.crop((x, y, x + side, y + side))",
+        ]
+    return []
 
 
 def _literal(values: tuple[float, ...]) -> str:

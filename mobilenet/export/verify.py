@@ -30,8 +30,8 @@ class Limits:
 
     Attributes:
         agreement: least share of images with the same top-1 as the Keras net.
-        agreement_clear: the same among images whose Keras margin exceeds two output steps. Single-step
-            flips grow with depth: on pure noise V2 keeps .976.
+        agreement_clear: the same among images whose Keras margin exceeds two output steps.
+            Single-step flips grow with depth: on pure noise V2 keeps .976.
         mean_steps: largest mean difference of a logit, in output steps.
         partitions: most delegate partitions; `None` only warns from the second on.
     """
@@ -270,7 +270,7 @@ def _convolution_faults(op: flatbuffer.Operator, content: flatbuffer.Flatbuffer)
     largest = np.iinfo(np.int32).max
     saturated = int(np.count_nonzero(np.abs(bias.astype(np.int64)) >= largest))
     if saturated:
-        yield f"{_name(kernel)}: {saturated} biases out of int32's range (channels of hardly any weight)"
+        yield f"{_name(kernel)}: {saturated} biases out of int32's range (channels hardly weighted)"
     elif len(bias) >= _CHANCE and bias[0] and np.ptp(bias) == 0 and np.ptp(scales) > 0:
         yield f"{_name(kernel)}: one bias code for all channels, whose scales differ"
 
@@ -298,7 +298,7 @@ def _limit_faults(compared: dict[str, Any], limits: Limits) -> list[str]:
         if not compared[name] >= least:
             images = compared["images" if text == "all" else "clear_images"]
             faults.append(
-                f"top-1 agreement on {text} images ({images}) is {compared[name]:.4f}, below {least:g}"
+                f"top-1 agreement on {images} {text} images {compared[name]:.4f}, below {least:g}"
             )
     if not compared["mean_steps"] <= limits.mean_steps:
         mean = compared["mean_steps"]
