@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Trains MobileNetV3-large. `train`: ImageNet by its published recipe (DATA_DIR, MODEL_DIR); `test`: digits, two short epochs.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
+set -euo pipefail
+. "$(dirname "$0")/environment.sh"
+
+train_net mobilenet_v3_large 4 "$@"
