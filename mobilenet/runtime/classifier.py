@@ -44,6 +44,7 @@ class Classifier:
         input_shape: `(height, width, channels)`.
         flatbuffer: what is in the file.
         threads: how many images are worked on at once.
+        is_bare: there was no card.
         batch: images an invocation takes; 1 in files of ours.
 
     Example:
@@ -72,6 +73,7 @@ class Classifier:
         self.input_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
         self._input, self._output = _edge(source), _edge(target)
         self._classes = target.elements // self.batch
+        self.is_bare = not self.path.with_name(CARD).is_file()
         self.card = _card(self.path, self.flatbuffer, self.input_shape, self._classes)
         self.labels = self.card.labels
         self._pool: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -1,0 +1,173 @@
+"""`python -m mobilenet.predict` as a process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runtime_files
+from PIL import Image
+
+from mobilenet import predict
+from mobilenet.configs.card import Card
+from mobilenet.errors import UsageError
+from mobilenet.files import write_json
+
+pytest.importorskip("tensorflow", reason="TensorFlow's converter makes the files")
+
+LABELS = tuple(f"class {index}" for index in range(runtime_files.CLASSES))
+CARD = Card(input_shape=(runtime_files.SIZE, runtime_files.SIZE, 3), labels=LABELS)
+
+
+def command(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mobilenet.predict", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "model.tflite").write_bytes(runtime_files.flatbuffer("float"))
+    write_json(folder / "card.json", CARD.to_json())
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    noise = np.random.default_rng(0)
+    paths = [tmp_path / "one.png", tmp_path / "two.png"]
+    for path in paths:
+        patches = noise.integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(patches.repeat(5, axis=0).repeat(6, axis=1)).save(path)
+    return paths
+
+
+def keras_shares(path: Path) -> np.ndarray:
+    """Probabilities by Keras and TensorFlow's own decoding."""
+    import tensorflow as tf
+
+    image = tf.image.central_crop(tf.io.decode_png(path.read_bytes(), channels=3), 0.875)
+    pixels = tf.image.resize(image, CARD.input_shape[:2])[None]
+    return tf.nn.softmax(runtime_files.keras_net()(pixels / 127.5 - 1)).numpy()[0]
+
+
+def parse(text: str) -> dict[str, dict[str, float]]:
+    """Probability in percent by image and label, from what was printed."""
+    found = {}
+    for block in text.strip().split("\n\n"):
+        picture, header, _, *rows = block.splitlines()
+        assert header.split() == ["label", "probability"]
+        found[picture] = {row.rsplit(maxsplit=2)[0].strip(): float(row.split()[-2]) for row in rows}
+    return found
+
+
+def test_tables_of_a_flatbuffer(export: Path, photos: list[Path]) -> None:
+    done = command("--model", export, *photos, "--top_k", 3)
+    assert (done.returncode, done.stderr) == (0, "")
+    tables = parse(done.stdout)
+    assert list(tables) == [str(path) for path in photos]
+    for path in photos:
+        shares = keras_shares(path)
+        best = np.argsort(-shares)[:3]
+        assert list(tables[str(path)]) == [LABELS[i] for i in best]
+        np.testing.assert_allclose(list(tables[str(path)].values()), 100 * shares[best], atol=0.02)
+
+
+def test_keras_models_answer_alike(export: Path, photos: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "train"
+    folder.mkdir()
+    runtime_files.keras_net().save(folder / "model.keras")
+    write_json(folder / "card.json", CARD.to_json())
+    done = command("--model", folder, photos[0])
+    assert (done.returncode, done.stderr) == (0, "")
+    by_file = parse(command("--model", export / "model.tflite", photos[0]).stdout)
+    by_keras = parse(done.stdout)
+    assert list(by_keras[str(photos[0])]) == list(by_file[str(photos[0])])
+    assert by_keras[str(photos[0])] == pytest.approx(by_file[str(photos[0])], abs=0.02)
+
+
+def test_bare_file_says_what_it_assumes(photos: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "a.tflite").write_bytes(runtime_files.flatbuffer("float"))
+    done = command("--model", tmp_path / "a.tflite", photos[0])
+    assert done.returncode == 0
+    assert done.stderr.startswith("Note: no card.json") and done.stderr.count("\n") == 1
+
+
+def test_no_tensorflow_for_a_flatbuffer(export: Path, photos: list[Path]) -> None:
+    code = (
+        "import sys, time; from mobilenet import predict;"
+        f"predict.run(['--model', {str(export)!r}, {str(photos[0])!r}]);"
+        "print(time.process_time(), *{'tensorflow', 'tf_keras', 'keras'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    seconds, *heavy = done.stdout.splitlines()[-1].split()
+    assert heavy == []
+    assert float(seconds) < 1  # CPU time, so that a busy machine does not matter
+
+
+def bad(case: str, export: Path, photos: list[Path], folder: Path) -> list[object]:
+    """Words of a command that cannot work."""
+    broken = folder / "broken.png"
+    broken.write_bytes(photos[0].read_bytes()[:50])
+    text = folder / "text.tflite"
+    text.write_text("not a net")
+    return {
+        "no model": [photos[0]],
+        "no image": ["--model", export],
+        "top_k 0": ["--model", export, photos[0], "--top_k", 0],
+        "top_k text": ["--model", export, photos[0], "--top_k", "many"],
+        "model missing": ["--model", folder / "none", photos[0]],
+        "image missing": ["--model", export, photos[0], folder / "none.png"],
+        "image corrupt": ["--model", export, photos[0], broken],
+        "image a folder": ["--model", export, folder],
+        "not a net": ["--model", text, photos[0]],
+        "unknown flag": ["--modle", export, photos[0]],
+    }[case]
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("no model", "--model"),
+        ("no image", "IMAGE"),
+        ("top_k 0", "--top_k"),
+        ("top_k text", "--top_k"),
+        ("model missing", "none"),
+        ("image missing", "none.png"),
+        ("image corrupt", "broken.png"),
+        ("image a folder", "image file"),
+        ("not a net", "text.tflite"),
+        ("unknown flag", "--modle"),
+    ],
+)
+def test_bad_input_is_one_line(
+    case: str, words: str, export: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    done = command(*bad(case, export, photos, tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_folder_without_a_model_is_refused(photos: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UsageError, match="nothing"):
+        predict.run(["--model", str(tmp_path / "nothing"), str(photos[0])])
+
+
+def test_label_count_of_a_keras_model(photos: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "train"
+    folder.mkdir()
+    runtime_files.keras_net().save(folder / "model.keras")
+    write_json(folder / "card.json", CARD.replace(labels=("a", "b")).to_json())
+    with pytest.raises(UsageError, match="10 labels"):
+        predict.run(["--model", str(folder), str(photos[0])])
