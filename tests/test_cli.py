@@ -1,0 +1,289 @@
+"""Flags, from the words that are typed to the config that a command gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mobilenet import cli, values
+from mobilenet.configs import recipes
+from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.configs.run import RunConfig, TrainConfig
+from mobilenet.errors import UsageError
+
+# The flags of tensorflow/models research/mobilenet/mobilenet_trainer.py, and what they set.
+PUBLISHED = {
+    "dataset_name": ("dataset.name", "cifar10", "cifar10"),
+    "data_dir": ("dataset.data_dir", "/data", "/data"),
+    "optimizer_name": ("train.optimizer_name", "sgd", "sgd"),
+    "learning_scheduler_name": ("train.learning_scheduler_name", "constant", "constant"),
+    "op_momentum": ("train.op_momentum", "0.5", 0.5),
+    "op_decay_rate": ("train.op_decay_rate", ".95", 0.95),
+    "lr": ("train.lr", "1e-3", 1e-3),
+    "lr_decay_rate": ("train.lr_decay_rate", "0.98", 0.98),
+    "lr_decay_epochs": ("train.lr_decay_epochs", "3", 3.0),
+    "label_smoothing": ("train.label_smoothing", "0.2", 0.2),
+    "ma_decay_rate": ("train.ma_decay_rate", "0.999", 0.999),
+    "dropout_rate": ("model.dropout_keep_prob", "0.3", 0.7),
+    "std_weight_decay": ("model.weight_decay", "1e-5", 1e-5),
+    "truncated_normal_stddev": ("model.stddev", "0.01", 0.01),
+    "batch_norm_decay": ("model.batch_norm_decay", "0.99", 0.99),
+    "batch_size": ("train.batch_size", "16", 16),
+    "epochs": ("train.epochs", "7", 7),
+}
+OURS = {
+    "stages": ("stages", "train,prune", ("train", "prune")),
+    "image_size": ("image_size", "96", 96),
+    "width_multiplier": ("model.width_multiplier", "0.25", 0.25),
+    "num_classes": ("model.num_classes", "10", 10),
+    "init_checkpoint": ("init_checkpoint", "a.keras", "a.keras"),
+    "seed": ("seed", "3", 3),
+    "distribution_strategy": ("distribution_strategy", "mirrored", "mirrored"),
+    "mixed_precision": ("mixed_precision", "mixed_bfloat16", "mixed_bfloat16"),
+    "prune_lr": ("prune.lr", "0.1", 0.1),
+    "quantize_epochs": ("quantize.epochs", "2", 2),
+    "lr_boundaries": ("train.lr_boundaries", "1,2.5", (1.0, 2.5)),
+}
+COMMAND = cli.Command(
+    "mobilenet.example",
+    "Shows the parts.",
+    cli.flag_specs(RunConfig),
+    (
+        cli.option("model_name", str, "mobilenet_v1", "which net", group="model"),
+        cli.option("top_k", int, 5, "how many", short="k"),
+        cli.option("overwrite", bool, False, "start anew"),
+    ),
+    config=RunConfig,
+)
+
+
+def config_of(*words: str) -> RunConfig:
+    return cli.run_config(COMMAND.parse(words))
+
+
+def at(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def error_of(*words: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        config_of(*words)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("flag", [*PUBLISHED, *OURS])
+@pytest.mark.parametrize("form", ["equals", "space"])
+def test_a_flag_sets_its_field_and_no_other(flag: str, form: str) -> None:
+    path, text, expected = (PUBLISHED | OURS)[flag]
+    config = config_of(*([f"--{flag}={text}"] if form == "equals" else [f"--{flag}", text]))
+    wanted = pytest.approx(expected) if isinstance(expected, float) else expected
+    assert at(config, path) == wanted
+    assert type(at(config, path)) is type(expected)
+    if flag != "dataset_name":  # which picks another recipe
+        plain = recipes.get("mobilenet_v1", "digits")
+        changed = {p for p in leaves(config) if at(config, p) != at(plain, p)}
+        assert changed == {path}
+
+
+def leaves(config: Any, place: str = "") -> list[str]:
+    found = []
+    for name in type(config).__dataclass_fields__:
+        value = getattr(config, name)
+        inner = hasattr(value, "__dataclass_fields__")
+        found += leaves(value, f"{place}{name}.") if inner else [f"{place}{name}"]
+    return found
+
+
+def test_no_flag_is_defined_twice_and_every_path_leads_to_a_field() -> None:
+    specs = cli.flag_specs(RunConfig)
+    assert len({s.name for s in specs}) == len(specs) == len({s.path for s in specs})
+    assert {s.path for s in specs} <= set(leaves(recipes.get("mobilenet_v1", "digits")))
+    assert cli.flag_specs(RunConfig()) == specs
+
+
+def test_a_prefix_and_a_choice_of_fields_hold() -> None:
+    names = {s.name for s in cli.flag_specs(RunConfig)}
+    assert {n for n in names if n.startswith("prune_")} == {"prune_epochs", "prune_lr"}
+    assert {s.path for s in cli.flag_specs(DatasetConfig)} > {"name", "data_dir"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--flip"], True),
+        (["--noflip"], False),
+        (["--flip=false"], False),
+        (["--flip=True"], True),
+        (["--noflip", "--flip"], True),
+    ],
+)
+def test_booleans_are_typed_as_in_absl(words: list[str], expected: bool) -> None:
+    assert COMMAND.parse(words).settings == {"dataset.flip": expected}
+
+
+def test_options_have_defaults_short_names_and_stay_out_of_the_config() -> None:
+    parsed = COMMAND.parse(["-k", "3", "--overwrite"])
+    assert parsed.options == {"model_name": "mobilenet_v1", "top_k": 3, "overwrite": True}
+    assert parsed.settings == {}
+    assert parsed.given == {"top_k", "overwrite"}
+
+
+def test_the_last_of_two_wins_and_an_override_wins_over_a_flag() -> None:
+    assert config_of("--lr=1", "--lr=2").train.lr == 2
+    assert config_of("--override=train.lr=3", "--lr=1").train.lr == 3
+
+
+def test_overrides_reach_fields_without_a_flag_typed_by_the_field() -> None:
+    words = ["--override", "model.classifier_activation=none", "--override", "model.divisor=4"]
+    words += ["--override", "model.channels=Conv2d_0=16,Conv2d_1_pointwise=24"]
+    model = config_of(*words).model
+    assert (model.classifier_activation, model.divisor) == (None, 4)
+    assert model.channels == {"Conv2d_0": 16, "Conv2d_1_pointwise": 24}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.75", {"pointwise": 0.75}),
+        ("pointwise=0.75,classifier=0.5", {"pointwise": 0.75, "classifier": 0.5}),
+        ("Conv2d_(12|13)_.*=0.9", {"Conv2d_(12|13)_.*": 0.9}),
+    ],
+)
+def test_sparsity_is_one_number_or_pairs(text: str, expected: dict[str, float]) -> None:
+    assert config_of(f"--final_sparsity={text}").pruning.final_sparsity == expected
+    assert config_of(f"--override=pruning.final_sparsity={text}").pruning.final_sparsity == expected
+
+
+def test_model_and_data_set_pick_the_recipe() -> None:
+    config = config_of("--model_name", "mobilenet_v2", "--dataset_name", "imagenet2012", "--lr=1")
+    expected = recipes.get("mobilenet_v2", "imagenet2012")
+    assert config == expected.replace(train=expected.train.replace(lr=1.0))
+
+
+def test_a_config_file_replays_and_flags_change_it(tmp_path: Path) -> None:
+    first = config_of("--model_name=mobilenet_v3_small", "--lr=0.5", "--stages=train", "--seed=9")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(first.to_json()))
+    assert config_of("--config_file", str(path)) == first
+    assert config_of(f"--config_file={path}", "--seed=1") == first.replace(seed=1)
+    assert config_of(f"--config_file={path}", "--model_name=mobilenet_v3_small") == first
+    assert "expected the net that --config_file describes" in error_of(
+        f"--config_file={path}", "--model_name=mobilenet_v1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[]", "expected a JSON object that describes a RunConfig"),
+        ("{", "expected a JSON file"),
+        ('{"type": "RunConfig", "lr": 1}', "RunConfig field: got 'lr', expected one of model, "),
+        ('{"type": "TrainConfig"}', "expected RunConfig or a config derived from it"),
+    ],
+)
+def test_a_wrong_config_file_is_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    message = error_of(f"--config_file={path}")
+    assert str(path) in message
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--lr=abc", "--lr: got 'abc', expected a number"),
+        ("--epochs=1.5", "--epochs: got '1.5', expected a whole number"),
+        ("--flip=maybe", "--flip: got 'maybe', expected true or false"),
+        ("--lr=nan", "--lr: got nan, expected a number above 0"),
+        ("--prune_lr=inf", "--prune_lr: got inf, expected a number above 0"),
+        ("--quantize_epochs=-1", "--quantize_epochs: got -1, expected a whole number at least 0"),
+        ("--batch_size 0", "--batch_size: got 0, expected a whole number at least 1"),
+        ("--width_multiplier=0", "--width_multiplier: got 0.0, expected a number above 0"),
+        ("--dropout_rate=1", "--dropout_rate: got 1.0, expected a number at least 0 and below 1"),
+        (
+            "--final_sparsity=1",
+            "--final_sparsity pointwise: got 1.0, expected a number at least 0 and",
+        ),
+        (
+            "--override=prune.warmup_epochs=-1",
+            "--override prune.warmup_epochs: got -1.0, expected a",
+        ),
+        ("--override=train.lrr=1", "--override: got 'train.lrr', expected the path of a field"),
+        ("--override=train.lrr=1", "did you mean train.lr?"),
+        ("--override=train.lr", "expected path.to.field=value"),
+        ("--override=train=3", "expected the path of a field of RunConfig"),
+        ("--optimizer_name=adm", "did you mean adam?"),
+        ("--learning_scheduler_name=cosin", "did you mean cosine?"),
+        (
+            "--stages=train,prone",
+            "--stages: got 'prone', expected one of train, prune, quantize, convert",
+        ),
+        ("--stages=prune,train", "expected stages in the order train,prune,quantize,convert"),
+        ("--stages=", "--stages: got '', expected at least one of train, prune"),
+        ("--model_name=mobilenet_v4", "did you mean mobilenet_v"),
+        ("--epoch=3", "--epoch: expected a flag of mobilenet.example; did you mean --epochs"),
+        ("--learning_rate=3", "did you mean --lr"),
+        ("--lr", "Missing value for flag --lr"),
+        ("--noflip=3", "does not take an argument"),
+        ("picture.png", "mobilenet.example: got 'picture.png', expected flags alone"),
+        ("--config_file=/nowhere/run.json", "/nowhere/run.json: expected a JSON file"),
+    ],
+)
+def test_wrong_words_cost_one_line(words: str, expected: str) -> None:
+    assert expected in error_of(*words.split())
+
+
+def test_fields_of_one_config_change_together() -> None:
+    """Rules between two fields see both: each of these alone would break one."""
+    settings = {"pruning.begin": 0.7, "pruning.end": 0.9}
+    assert cli.settle(RunConfig(), settings).pruning.begin == 0.7
+    with pytest.raises(UsageError, match="--pruning_end: got 0.6, expected a share above"):
+        cli.settle(RunConfig(), {"pruning.begin": 0.7})
+
+
+def test_settle_leaves_the_old_config_alone_and_names_a_wrong_path() -> None:
+    old = RunConfig()
+    assert cli.settle(old, {"train.lr": 0.5}).train == TrainConfig(lr=0.5)
+    assert old == RunConfig()
+    with pytest.raises(UsageError, match="did you mean train"):
+        cli.settle(old, {"trian.lr": 0.5})
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(), st.booleans())
+def test_values_survive_the_way_through_text(number: float, whole: int, truth: bool) -> None:
+    assert values.convert("x", float, str(number)) == number
+    assert values.convert("x", int, str(whole)) == whole
+    assert values.convert("x", bool, str(truth)) is truth
+    assert values.convert("x", tuple[float, ...], f"{number}, {whole}") == (number, float(whole))
+    assert values.convert("x", int | None, str(whole)) == whole
+    assert values.convert("x", dict[str, float], f"a={number}") == {"a": number}
+
+
+@given(st.text(max_size=12))
+def test_no_text_makes_a_number_parser_fail_otherwise(text: str) -> None:
+    for kind in (int, float, bool, tuple[int, int], dict[str, int], float | None):
+        try:
+            values.convert("x", kind, text)
+        except UsageError as error:
+            assert str(error).startswith("x: got")
+
+
+def test_help_is_short_and_helpfull_is_whole() -> None:
+    short, full = COMMAND.help(), COMMAND.help(full=True)
+    for name in ("model_name", "lr", "final_sparsity", "overwrite", "config_file", "helpfull"):
+        assert f"--{name}" in short
+    assert "--op_decay_rate" not in short
+    for spec in COMMAND.flags():
+        assert f"--{spec.name}" in full or f"--[no]{spec.name}" in full
+    places = [full.index(f"\n{group}:") for group in cli.GROUPS]
+    assert places == sorted(places)
+    assert "recipe" in short

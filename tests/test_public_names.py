@@ -1,0 +1,79 @@
+"""The package's public list is true, sorted, and loads nothing before it is used."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import mobilenet
+
+PUBLIC = [
+    "UsageError",
+    "__version__",
+    "build",
+    "compression",
+    "configs",
+    "count",
+    "data",
+    "end_points",
+    "export",
+    "list_models",
+    "load_model",
+    "mobilenet_edgetpu",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "mobilenet_v3",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "nonzero_weights",
+    "runtime",
+    "save_model",
+    "tf1_loader",
+    "training",
+]
+
+
+def test_the_list_is_this_one() -> None:
+    assert mobilenet.__all__ == PUBLIC
+    assert sorted(PUBLIC) == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_name_leads_somewhere_and_says_what_it_is(name: str) -> None:
+    value = getattr(mobilenet, name)
+    if name == "__version__":
+        assert value == importlib.metadata.version("mobilenet")
+    elif inspect.ismodule(value):
+        assert value.__name__ == f"mobilenet.{name}"
+    else:
+        assert inspect.getdoc(value)
+
+
+def test_dir_lists_what_is_not_loaded_yet() -> None:
+    code = (
+        "import mobilenet, sys; print('build' in dir(mobilenet), 'mobilenet.models' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'mobilenet_v4'"):
+        _ = mobilenet.mobilenet_v4
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse(inspect.getsource(mobilenet))
+    block = next(
+        n for n in tree.body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)
+    )
+    seen = {
+        a.asname or a.name for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names
+    }
+    seen |= {ast.unparse(n.target) for n in block.body if isinstance(n, ast.AnnAssign)}
+    assert seen == set(PUBLIC)
