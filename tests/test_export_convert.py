@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -192,6 +194,16 @@ def test_refusal_of_the_converter_is_told() -> None:
     with pytest.raises(RuntimeError, match=r"refused the net: .*Digamma") as caught:
         convert.int8_flatbuffer(tf_keras.Model(source, Unsupported()(FakeQuant(-1.0, 1.0)(source))))
     assert caught.value.__cause__ is not None
+
+
+def test_quiet_keeps_what_c_code_writes(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyError), freeze.quiet() as lines:
+        os.write(2, b"first\nsecond \xff\n")
+        warnings.warn("third", UserWarning, stacklevel=1)
+        raise KeyError
+    assert lines == ["first", "second \N{REPLACEMENT CHARACTER}"]
+    os.write(2, b"afterwards\n")
+    assert capfd.readouterr().err == "afterwards\n"
 
 
 def test_conversion_is_silent(int8_file: bytes, capfd: pytest.CaptureFixture[str]) -> None:

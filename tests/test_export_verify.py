@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from export_nets import (
     quantized_net,
 )
 
+from mobilenet.configs import archs
 from mobilenet.errors import UsageError
 from mobilenet.export import convert, verify
 
@@ -173,7 +176,9 @@ def test_another_net_is_a_fault(int8_file: bytes, reference: np.ndarray) -> None
     limits = verify.Limits(agreement=0.9, agreement_clear=0.0, mean_steps=1.0)
     faults = check(int8_file, other, limits=limits).faults
     assert [fault.split()[0] for fault in faults] == ["top-1", "logits"]
-    assert check(int8_file, np.full_like(reference, np.nan), limits=limits).faults
+    limits = verify.Limits(agreement_clear=0.0)
+    (fault,) = check(int8_file, np.full_like(reference, np.nan), limits=limits).faults
+    assert "not finite" in fault
 
 
 class Outside(L.Layer):
@@ -216,3 +221,16 @@ def test_verification_is_frozen_and_goes_into_json(int8_file: bytes, reference: 
         found.bytes = 0
     assert found.to_json()["ok"] is True
     assert found.to_json()["input"]["dtype"] == "int8"
+
+
+@pytest.mark.parametrize("name", sorted(archs.ALL))
+def test_float_file_of_every_net_is_one_partition(name: str, small_net: Callable[..., Any]) -> None:
+    model = small_net(name)
+    batch = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
+    data = convert.float_flatbuffer(model)
+    found = verify.verify(data, model(batch).numpy(), batch, expect_int8=False)
+    assert (found.partitions, found.faults, found.warnings) == (1, (), ())
+    swish = sum(layer.name.endswith("_hard_swish") for layer in model.layers)
+    assert found.operators.get("HARD_SWISH", 0) == swish
+    said = invoke(data, batch)
+    np.testing.assert_allclose(said, model(batch), atol=1e-3 * np.abs(said).max())

@@ -295,12 +295,14 @@ def _limit_faults(compared: dict[str, Any], limits: Limits) -> list[str]:
     faults = []
     for name, text in (("agreement", "all"), ("agreement_clear", "clear")):
         least = getattr(limits, name)
-        if not compared[name] >= least:
+        if compared[name] < least:
             images = compared["images" if text == "all" else "clear_images"]
             faults.append(
                 f"top-1 agreement on {images} {text} images {compared[name]:.4f}, below {least:g}"
             )
-    if not compared["mean_steps"] <= limits.mean_steps:
+    if not np.isfinite(compared["mean_steps"]):
+        faults.append("logits that are not finite, of the file or of the net it was made from")
+    elif compared["mean_steps"] > limits.mean_steps:
         mean = compared["mean_steps"]
         faults.append(
             f"logits differ by {mean:.3g} output steps on average, above {limits.mean_steps:g}"
