@@ -7,7 +7,7 @@ another tensor's memory; here it is found by arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,14 +18,41 @@ from mobilenet.runtime.reader import Malformed, Table
 if TYPE_CHECKING:
     from mobilenet.runtime.flatbuffer import Operator, Tensor
 
-_MOST_COMPUTED = (
-    2**30
-)  # elements of all computed tensors together; a MobileNet at 224 px has some 10 million
+# Elements of all computed tensors together; a MobileNet at 224 px has some 10 million.
+_MOST_COMPUTED = 2**30
 _SAME_SHAPE = (
-    "QUANTIZE", "DEQUANTIZE", "CAST", "RELU", "RELU6", "RELU_N1_TO_1", "LOGISTIC", "HARD_SWISH",
-    "SOFTMAX", "TANH",
+    "DENSIFY", "QUANTIZE", "DEQUANTIZE", "CAST", "RELU", "RELU6", "RELU_N1_TO_1", "LOGISTIC",
+    "HARD_SWISH", "SOFTMAX", "TANH",
 )  # fmt: skip
+_SAME_COUNT = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
+_ELEMENTWISE = ("ADD", "SUB", "MUL", "DIV", "MINIMUM", "MAXIMUM")
+_REDUCING = ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN")
 _WINDOWED = ("CONV_2D", "DEPTHWISE_CONV_2D", "AVERAGE_POOL_2D", "MAX_POOL_2D")
+_OPERANDS = {  # least and most; a kernel reads the least without looking how many there are
+    **dict.fromkeys((*_SAME_SHAPE, "AVERAGE_POOL_2D", "MAX_POOL_2D", "SQUEEZE"), (1, 1)),
+    **dict.fromkeys((*_ELEMENTWISE, *_REDUCING, "PAD", "MIRROR_PAD", "EXPAND_DIMS"), (2, 2)),
+    **dict.fromkeys(("BATCH_MATMUL", "TRANSPOSE"), (2, 2)),
+    **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), (2, 3)),
+    "PADV2": (3, 3),
+    "RESHAPE": (1, 2),
+}
+
+
+def operands(operator: Operator, kind: int, kinds: Mapping[int, str]) -> None:
+    """The operator has as many tensors as it reads, and options of its own kind.
+
+    Args:
+        operator: the operator.
+        kind: number of the kind of its options, 0 for none.
+        kinds: the schema's names of the kinds (`Conv2DOptions`).
+    """
+    least, most = _OPERANDS.get(operator.name, (0, len(operator.inputs)))
+    if not least <= len(operator.inputs) <= most or not operator.outputs:
+        found = f"{len(operator.inputs)} inputs and {len(operator.outputs)} outputs"
+        raise Malformed(f"{operator.name} with {found}")
+    own = operator.name.replace("_", "").lower() + "options"
+    if kind and kinds.get(kind, "").lower() != own and own in map(str.lower, kinds.values()):
+        raise Malformed(f"{operator.name} with {kinds.get(kind, f'options of kind {kind}')}")
 
 
 def within(indices: npt.NDArray[Any], count: int, what: str, least: int = 0) -> tuple[int, ...]:
@@ -65,7 +92,7 @@ def order(
 def shapes(operators: Sequence[Operator], tensors: Sequence[Tensor]) -> None:
     """The written shapes are those that the operators will compute, and are not absurd.
 
-    Covers convolution, pooling, padding and what keeps a shape; others are held by the bound on the
+    Covers the operators that nets of convolutions are made of; others are held by the bound on the
     sum. Tensors with an open axis other than the batch are not looked at.
     """
     computed = sum(tensor.elements for tensor in tensors if not tensor.is_constant)
@@ -77,14 +104,16 @@ def shapes(operators: Sequence[Operator], tensors: Sequence[Tensor]) -> None:
         source, target = tensors[operator.inputs[0]], tensors[operator.outputs[0]]
         if -1 in source.signature[1:] or -1 in target.signature[1:]:
             continue
-        wanted = _wanted(operator, source, tensors)
+        if operator.name in _SAME_COUNT and source.elements != target.elements:
+            raise Malformed(f"operator {number} ({operator.name}) changes the number of elements")
+        wanted = _wanted(operator, source, target, tensors)
         if wanted is not None and wanted != target.shape:
             made = f"{list(wanted)} of {list(source.shape)}, not {list(target.shape)}"
             raise Malformed(f"operator {number} ({operator.name}) makes {made}")
 
 
 def _wanted(
-    operator: Operator, source: Tensor, tensors: Sequence[Tensor]
+    operator: Operator, source: Tensor, target: Tensor, tensors: Sequence[Tensor]
 ) -> tuple[int, ...] | None:
     """The shape that comes out; `None` where it is not worked out."""
     if operator.name in _SAME_SHAPE:
@@ -105,6 +134,26 @@ def _wanted(
         )
     if operator.name in _WINDOWED:
         return _window(operator, source, second)
+    if operator.name in _REDUCING and second is not None and second.data is not None:
+        rank = len(source.shape)
+        gone = within(second.data.reshape(-1), rank, f"{operator.name} over axis", least=-rank)
+        axes = {axis % rank for axis in gone}
+        kept = len(target.shape) == rank
+        sizes = [1 if axis in axes else size for axis, size in enumerate(source.shape)]
+        return tuple(size for axis, size in enumerate(sizes) if kept or axis not in axes)
+    if operator.name in _ELEMENTWISE and second is not None:
+        try:
+            return np.broadcast_shapes(source.shape, second.shape)
+        except ValueError:
+            raise Malformed(
+                f"{operator.name} of {list(source.shape)} and {list(second.shape)}"
+            ) from None
+    if operator.name == "FULLY_CONNECTED" and second is not None and target.shape:
+        if len(second.shape) != 2 or 0 in second.shape or source.elements % second.shape[1]:
+            raise Malformed(f"FULLY_CONNECTED of {list(source.shape)} by {list(second.shape)}")
+        rows = source.elements // second.shape[1]
+        if target.elements != rows * second.shape[0] or target.shape[-1] != second.shape[0]:
+            return rows, second.shape[0]
     return None
 
 

@@ -110,7 +110,8 @@ class Classifier:
 
     def run(self, pixels: Floats) -> Floats:
         """Outputs `[classes]` of one image of the net's size; threads may call side by side."""
-        return self._invoke(pixels[None])[0]
+        row: Floats = self._invoke(pixels[None])[0]
+        return row
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """`work` of each item, in all threads and in order; the first error stops the rest."""

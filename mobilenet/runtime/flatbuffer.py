@@ -321,7 +321,9 @@ def _operator(table: Table, codes: list[str], tensors: int) -> Operator:
         raise Malformed(f"{table.what} ({codes[code]}) with options of a kind that is not read")
     numbers = _WINDOWS.get(kind, {}) if options else {}
     values = {name: options.number(*where) for name, where in numbers.items()} if options else {}
-    return Operator(codes[code], inputs, outputs, values)
+    operator = Operator(codes[code], inputs, outputs, values)
+    checks.operands(operator, kind, _names("BuiltinOptions"))
+    return operator
 
 
 def _tensor(table: Table, index: int, buffers: list[memoryview]) -> Tensor:
