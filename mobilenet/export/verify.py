@@ -315,7 +315,8 @@ def _quantize(values: Floats, detail: dict[str, Any]) -> npt.NDArray[Any]:
     if not scale:
         return values.astype(detail["dtype"])
     ends = np.iinfo(detail["dtype"])
-    return np.clip(np.round(values / scale) + zero, ends.min, ends.max).astype(detail["dtype"])
+    codes: npt.NDArray[Any] = np.clip(np.round(values / scale) + zero, ends.min, ends.max)
+    return codes.astype(detail["dtype"])
 
 
 def _dequantize(codes: npt.NDArray[Any], detail: dict[str, Any]) -> Floats:
