@@ -77,9 +77,17 @@ def _sep(filters: int, stride: int) -> BlockConfig:
 
 
 def _inv(
-    k: int, expansion: float, filters: int, stride: int, act: str = "relu6", se: int = 0, residual: bool = True
+    k: int,
+    expansion: float,
+    filters: int,
+    stride: int,
+    act: str = "relu6",
+    se: int = 0,
+    residual: bool = True,
 ) -> BlockConfig:
-    return BlockConfig("InvertedResConv", (k, k), stride, filters, act, expansion, se or None, True, residual)
+    return BlockConfig(
+        "InvertedResConv", (k, k), stride, filters, act, expansion, se or None, True, residual
+    )
 
 
 def _fus(k: int, expansion: float, filters: int, stride: int) -> BlockConfig:
@@ -175,7 +183,8 @@ V3_SMALL_BLOCKS = (
 def _minimalistic(blocks: tuple[BlockConfig, ...]) -> tuple[BlockConfig, ...]:
     """The same dimensions with kernels of at most 3x3, ReLU everywhere and no squeeze-excite."""
     return tuple(
-        b.replace(kernel=(min(b.kernel[0], 3),) * 2, activation_name="relu", squeeze_factor=None) for b in blocks
+        b.replace(kernel=(min(b.kernel[0], 3),) * 2, activation_name="relu", squeeze_factor=None)
+        for b in blocks
     )
 
 
@@ -247,7 +256,9 @@ class MobileNetConfig(Config):
     """
 
     name: str = "MobileNet"
-    num_classes: int | None = flag(1001, "number of classes; 0 ends the net with the pooled features")
+    num_classes: int | None = flag(
+        1001, "number of classes; 0 ends the net with the pooled features"
+    )
     width_multiplier: float = flag(1.0, "factor on the channels of every layer; " + _WIDTHS)
     min_depth: int = flag(8, "least number of channels of a scaled convolution")
     divisor: int = 8
@@ -260,11 +271,17 @@ class MobileNetConfig(Config):
     classifier_activation: str | None = "softmax"
     dropout_keep_prob: float = 0.8
     weight_decay: float = _weight_decay(4e-5)
-    stddev: float = flag(0.09, "standard deviation of new kernels; negative selects Glorot's uniform", "truncated_normal_stddev")
+    stddev: float = flag(
+        0.09,
+        "standard deviation of new kernels; negative selects Glorot's uniform",
+        "truncated_normal_stddev",
+    )
     regularize_depthwise: bool = flag(False, "apply the L2 to depthwise kernels as well")
     activation_name: str = "relu6"
     normalization_name: str = flag("batch_norm", "one of " + ", ".join(NORMALIZATIONS))
-    batch_norm_decay: float = flag(0.9997, "momentum of the batch normalization's moving statistics")
+    batch_norm_decay: float = flag(
+        0.9997, "momentum of the batch normalization's moving statistics"
+    )
     batch_norm_epsilon: float = 0.001
     hard_sigmoid_slope: float = 1 / 6
     channels: dict[str, int] = dataclasses.field(default_factory=dict, hash=False)
@@ -273,16 +290,27 @@ class MobileNetConfig(Config):
     def __post_init__(self) -> None:
         number("--width_multiplier", self.width_multiplier, above=0, remedy=_WIDTHS)
         if self.num_classes is not None:
-            number("--num_classes", self.num_classes, least=0, integer=True, remedy="0 gives features")
+            number(
+                "--num_classes", self.num_classes, least=0, integer=True, remedy="0 gives features"
+            )
         number("min_depth", self.min_depth, least=1, integer=True)
         number("divisor", self.divisor, least=1, integer=True)
         if self.output_stride not in (None, *OUTPUT_STRIDES):
-            raise UsageError("--output_stride", self.output_stride, f"one of {OUTPUT_STRIDES}", "leave it out to keep all strides")
+            raise UsageError(
+                "--output_stride",
+                self.output_stride,
+                f"one of {OUTPUT_STRIDES}",
+                "leave it out to keep all strides",
+            )
         if self.classifier_activation is not None:
             one_of("classifier_activation", self.classifier_activation, CLASSIFIER_ACTIVATIONS)
         number("dropout_keep_prob", self.dropout_keep_prob, above=0, most=1)
         number("--std_weight_decay", self.weight_decay, least=0)
-        number("--truncated_normal_stddev", self.stddev, remedy="a negative value selects Glorot's uniform")
+        number(
+            "--truncated_normal_stddev",
+            self.stddev,
+            remedy="a negative value selects Glorot's uniform",
+        )
         one_of("activation_name", self.activation_name, ACTIVATIONS)
         one_of("normalization_name", self.normalization_name, NORMALIZATIONS)
         number("--batch_norm_decay", self.batch_norm_decay, least=0, below=1)

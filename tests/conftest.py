@@ -32,7 +32,12 @@ def small_net() -> Callable[..., Any]:
         from mobilenet.configs import archs
         from mobilenet.models.builder import build
 
-        fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None, **overrides}
+        fields = {
+            "width_multiplier": 0.25,
+            "num_classes": 10,
+            "classifier_activation": None,
+            **overrides,
+        }
         return build(archs.get(name, **fields), (32, 32, 3))
 
     return make

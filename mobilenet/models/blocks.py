@@ -47,7 +47,9 @@ class Parts:
             )
         if kind == "DepSepConv":
             x = self.depthwise(x, row)
-            return self.conv(x, f"{row.name}_pointwise", row.filters, activation=row.block.activation_name)
+            return self.conv(
+                x, f"{row.name}_pointwise", row.filters, activation=row.block.activation_name
+            )
         return self.inverted_residual(x, row)
 
     def inverted_residual(self, x: Tensor, row: Row) -> Tensor:
@@ -56,7 +58,9 @@ class Parts:
         spatial: dict[str, Any] = {"kernel": block.kernel, "stride": row.stride, "rate": row.rate}
         if row.expanded:
             fused = {} if block.depthwise else spatial
-            x = self.conv(x, f"{row.name}_expand", row.expanded, activation=block.activation_name, **fused)
+            x = self.conv(
+                x, f"{row.name}_expand", row.expanded, activation=block.activation_name, **fused
+            )
         if block.depthwise:
             x = self.depthwise(x, row)
         if row.squeezed:
@@ -175,7 +179,9 @@ class Parts:
         if config.normalization_name == "group_norm":
             channels = x.shape[-1]
             groups = max(n for n in range(1, _MOST_GROUPS + 1) if channels % n == 0)
-            return layers.GroupNormalization(groups, epsilon=config.batch_norm_epsilon, name=label)(x)
+            return layers.GroupNormalization(groups, epsilon=config.batch_norm_epsilon, name=label)(
+                x
+            )
         return layers.BatchNormalization(
             momentum=config.batch_norm_decay, epsilon=config.batch_norm_epsilon, name=label
         )(x)

@@ -15,7 +15,9 @@ from .plan import Row, least_side, plan
 IMAGENET_SHAPE = (224, 224, 3)
 
 
-def build(config: MobileNetConfig, input_shape: Sequence[int | None] = IMAGENET_SHAPE, keras: Any = None) -> Any:
+def build(
+    config: MobileNetConfig, input_shape: Sequence[int | None] = IMAGENET_SHAPE, keras: Any = None
+) -> Any:
     """Builds a net from its config.
 
     Args:
@@ -37,7 +39,9 @@ def build(config: MobileNetConfig, input_shape: Sequence[int | None] = IMAGENET_
         (None, 10)
     """
     if not isinstance(config, MobileNetConfig):
-        raise UsageError("config", type(config).__name__, "a MobileNetConfig", "archs.get(name) gives one")
+        raise UsageError(
+            "config", type(config).__name__, "a MobileNetConfig", "archs.get(name) gives one"
+        )
     if keras is None:
         import tf_keras as keras
     rows = plan(config)
@@ -62,7 +66,10 @@ def _head(x: Tensor, parts: Parts) -> Tensor:
     if config.spatial_squeeze:
         if tuple(x.shape[1:3]) != (1, 1):
             raise UsageError(
-                "spatial_squeeze", True, f"a pooled map of 1x1, not {x.shape[1]}x{x.shape[2]}", "set it False or global_pool True"
+                "spatial_squeeze",
+                True,
+                f"a pooled map of 1x1, not {x.shape[1]}x{x.shape[2]}",
+                "set it False or global_pool True",
             )
         x = layers.Flatten(name="squeeze")(x)
     if not config.num_classes or config.classifier_activation is None:
@@ -82,7 +89,10 @@ def _checked_shape(
     least = least_side(rows)
     if any(side is not None and side < least for side in shape[:2]):
         raise UsageError(
-            "input_shape", shape, f"height and width of at least {least}, the product of the strides", f"use {least} or more"
+            "input_shape",
+            shape,
+            f"height and width of at least {least}, the product of the strides",
+            f"use {least} or more",
         )
     if None in shape[:2] and not config.global_pool:
         raise UsageError("input_shape", shape, "a fixed height and width, since global_pool is off")
@@ -95,35 +105,53 @@ def _of_kind(config: MobileNetConfig | None, *names: str) -> MobileNetConfig:
         return archs.get(names[0])
     kinds = tuple(archs.ALL[name] for name in names)
     if not isinstance(config, kinds):
-        raise UsageError("config", type(config).__name__, " or ".join(kind.__name__ for kind in kinds))
+        raise UsageError(
+            "config", type(config).__name__, " or ".join(kind.__name__ for kind in kinds)
+        )
     return config
 
 
-def mobilenet_v1(config: MobileNetConfig | None = None, input_shape: Sequence[int | None] = IMAGENET_SHAPE) -> Any:
+def mobilenet_v1(
+    config: MobileNetConfig | None = None, input_shape: Sequence[int | None] = IMAGENET_SHAPE
+) -> Any:
     """MobileNetV1; see `build`."""
     return build(_of_kind(config, "mobilenet_v1"), input_shape)
 
 
-def mobilenet_v2(config: MobileNetConfig | None = None, input_shape: Sequence[int | None] = IMAGENET_SHAPE) -> Any:
+def mobilenet_v2(
+    config: MobileNetConfig | None = None, input_shape: Sequence[int | None] = IMAGENET_SHAPE
+) -> Any:
     """MobileNetV2; see `build`."""
     return build(_of_kind(config, "mobilenet_v2"), input_shape)
 
 
-def mobilenet_v3_small(config: MobileNetConfig | None = None, input_shape: Sequence[int | None] = IMAGENET_SHAPE) -> Any:
+def mobilenet_v3_small(
+    config: MobileNetConfig | None = None, input_shape: Sequence[int | None] = IMAGENET_SHAPE
+) -> Any:
     """MobileNetV3-small or its minimalistic twin; see `build`."""
-    return build(_of_kind(config, "mobilenet_v3_small", "mobilenet_v3_small_minimalistic"), input_shape)
+    return build(
+        _of_kind(config, "mobilenet_v3_small", "mobilenet_v3_small_minimalistic"), input_shape
+    )
 
 
-def mobilenet_v3_large(config: MobileNetConfig | None = None, input_shape: Sequence[int | None] = IMAGENET_SHAPE) -> Any:
+def mobilenet_v3_large(
+    config: MobileNetConfig | None = None, input_shape: Sequence[int | None] = IMAGENET_SHAPE
+) -> Any:
     """MobileNetV3-large or its minimalistic twin; see `build`."""
-    return build(_of_kind(config, "mobilenet_v3_large", "mobilenet_v3_large_minimalistic"), input_shape)
+    return build(
+        _of_kind(config, "mobilenet_v3_large", "mobilenet_v3_large_minimalistic"), input_shape
+    )
 
 
-def mobilenet_v3(config: MobileNetConfig, input_shape: Sequence[int | None] = IMAGENET_SHAPE) -> Any:
+def mobilenet_v3(
+    config: MobileNetConfig, input_shape: Sequence[int | None] = IMAGENET_SHAPE
+) -> Any:
     """The member of the V3 family (EdgeTPU included) that the config's class names; see `build`."""
     return build(_of_kind(config, *archs.names("*v3*"), "mobilenet_edgetpu"), input_shape)
 
 
-def mobilenet_edgetpu(config: MobileNetConfig | None = None, input_shape: Sequence[int | None] = IMAGENET_SHAPE) -> Any:
+def mobilenet_edgetpu(
+    config: MobileNetConfig | None = None, input_shape: Sequence[int | None] = IMAGENET_SHAPE
+) -> Any:
     """MobileNet-EdgeTPU; see `build`."""
     return build(_of_kind(config, "mobilenet_edgetpu"), input_shape)

@@ -55,12 +55,18 @@ def layer_macs(model: Any, input_shape: Sequence[int] | None = None) -> dict[str
             continue
         positions = shapes[id(layer)][1:-1]
         if None in positions:
-            raise UsageError("input_shape", None, "[height, width, channels] for a net without a fixed image size")
+            raise UsageError(
+                "input_shape",
+                None,
+                "[height, width, channels] for a net without a fixed image size",
+            )
         macs[layer.name] = math.prod(kernel.shape) * math.prod(positions)
     return macs
 
 
-def output_shapes(graph: Graph, input_shape: Sequence[int] | None = None) -> dict[int, tuple[int | None, ...]]:
+def output_shapes(
+    graph: Graph, input_shape: Sequence[int] | None = None
+) -> dict[int, tuple[int | None, ...]]:
     """Output shape by `id(layer)`, as built or for images of another size."""
     if input_shape is None:
         return {id(layer): tuple(graph.output(layer).shape) for layer in graph.layers}
@@ -71,7 +77,9 @@ def output_shapes(graph: Graph, input_shape: Sequence[int] | None = None) -> dic
             shapes[id(layer)] = (None, *input_shape)
             continue
         as_built = [tuple(tensor.shape) for tensor in (graph.output(layer), *graph.inputs(layer))]
-        if kind(layer) == "TFOpLambda" and as_built[0] == as_built[1]:  # an operator that changes no shape
+        if (
+            kind(layer) == "TFOpLambda" and as_built[0] == as_built[1]
+        ):  # an operator that changes no shape
             shapes[id(layer)] = before[0]
             continue
         given = before if len(before) > 1 else before[0]
@@ -85,7 +93,9 @@ def nonzero_weights(model: Any) -> int:
     for layer in model.layers:
         inner = unwrap(layer)
         for variable, value in zip(inner.weights, inner.get_weights(), strict=True):
-            if kind(layer) == "BatchNormalization" and variable.name.split("/")[-1].startswith("moving_"):
+            if kind(layer) == "BatchNormalization" and variable.name.split("/")[-1].startswith(
+                "moving_"
+            ):
                 continue
             total += int(np.count_nonzero(value))
     return total

@@ -7,7 +7,13 @@ from typing import Any
 from .roles import Graph, kind, stride
 
 _PADDINGS = ("ZeroPadding2D", "InputLayer")
-_ENDS_MAP = ("GlobalAveragePooling2D", "GlobalMaxPooling2D", "AveragePooling2D", "Flatten", "Reshape")
+_ENDS_MAP = (
+    "GlobalAveragePooling2D",
+    "GlobalMaxPooling2D",
+    "AveragePooling2D",
+    "Flatten",
+    "Reshape",
+)
 
 
 def end_points(model: Any) -> dict[int, Any]:
@@ -27,7 +33,9 @@ def end_points(model: Any) -> dict[int, Any]:
     strides: dict[int, int] = {}
     found: dict[int, Any] = {}
     for layer in graph.layers:
-        before = [strides[id(producer)] for producer in graph.producers(layer) if id(producer) in strides]
+        before = [
+            strides[id(producer)] for producer in graph.producers(layer) if id(producer) in strides
+        ]
         if graph.producers(layer) and not before:
             continue
         if kind(layer) in _ENDS_MAP:

@@ -47,9 +47,15 @@ def save(model: Any, folder: str | os.PathLike[str], card: Card) -> Path:
 
     target = Path(folder)
     if not isinstance(model, tf_keras.Model):
-        raise UsageError("model", type(model).__module__, "a tf_keras model", "Keras 3 models save themselves")
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / MODEL).exists()):
-        raise UsageError(str(target), None, "a new folder or one that holds a net", "choose another folder")
+        raise UsageError(
+            "model", type(model).__module__, "a tf_keras model", "Keras 3 models save themselves"
+        )
+    if target.is_file() or (
+        target.is_dir() and any(target.iterdir()) and not (target / MODEL).exists()
+    ):
+        raise UsageError(
+            str(target), None, "a new folder or one that holds a net", "choose another folder"
+        )
     plain = tf_keras.Model(model.inputs, model.outputs, name=model.name)
     with files.replacing(target) as temporary:
         temporary.mkdir()
@@ -88,7 +94,9 @@ def load(path: str | os.PathLike[str]) -> Net:
     except UsageError:
         raise
     except Exception as error:  # whatever Keras, zipfile or h5py makes of a broken file
-        raise UsageError(str(path), None, f"a whole Keras model ({_first_line(error)})", "save it again") from None
+        raise UsageError(
+            str(path), None, f"a whole Keras model ({_first_line(error)})", "save it again"
+        ) from None
     beside = source.parent / CARD
     has_own = source.name in (MODEL, "saved_model.pb") and beside.is_file()
     return Net(model, read_card(beside) if has_own else card_of(model))
@@ -122,7 +130,12 @@ def _load_keras(path: Path) -> Any:
     import tf_keras
 
     if not zipfile.is_zipfile(path):
-        raise UsageError(str(path), None, "a whole .keras file (a zip archive)", "it may be cut short: copy or save it again")
+        raise UsageError(
+            str(path),
+            None,
+            "a whole .keras file (a zip archive)",
+            "it may be cut short: copy or save it again",
+        )
     with zipfile.ZipFile(path) as archive:
         metadata = json.loads(archive.read("metadata.json"))
         config = json.loads(archive.read("config.json"))
@@ -138,7 +151,12 @@ def _load_h5(path: Path) -> Any:
     with h5py.File(path, "r") as file:
         config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
     if config is None:
-        raise UsageError(str(path), None, "a whole model; this file holds weights alone", "give it to --init_checkpoint")
+        raise UsageError(
+            str(path),
+            None,
+            "a whole model; this file holds weights alone",
+            "give it to --init_checkpoint",
+        )
     _check_version(path, _text(version))
     _check_config(path, json.loads(_text(config)))
     return tf_keras.models.load_model(path, compile=False, safe_mode=True)
@@ -150,7 +168,12 @@ def _load_saved_model(path: Path) -> Any:
 
     metadata = path / "keras_metadata.pb"
     if not metadata.is_file():
-        raise UsageError(str(path), None, "a SavedModel that Keras 2 wrote; this one has no layers", "load the .keras file instead")
+        raise UsageError(
+            str(path),
+            None,
+            "a SavedModel that Keras 2 wrote; this one has no layers",
+            "load the .keras file instead",
+        )
     nodes = saved_metadata_pb2.SavedMetadata()
     nodes.ParseFromString(metadata.read_bytes())
     for node in nodes.nodes:
@@ -172,10 +195,20 @@ def _check_config(path: Path, config: Any) -> None:
     """Refuses what would run code on loading, before anything is made from it."""
     for part in _objects(config):
         if part.get("class_name") in _CODE:
-            raise UsageError(str(path), part["class_name"], "stock Keras layers alone; a Lambda carries code that is not run")
+            raise UsageError(
+                str(path),
+                part["class_name"],
+                "stock Keras layers alone; a Lambda carries code that is not run",
+            )
         module = part.get("module")
-        if isinstance(module, str) and "class_name" in part and module.split(".")[0] not in _MODULES:
-            raise UsageError(str(path), f"{module}.{part['class_name']}", "stock Keras layers alone")
+        if (
+            isinstance(module, str)
+            and "class_name" in part
+            and module.split(".")[0] not in _MODULES
+        ):
+            raise UsageError(
+                str(path), f"{module}.{part['class_name']}", "stock Keras layers alone"
+            )
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:

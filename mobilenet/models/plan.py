@@ -42,7 +42,9 @@ def make_divisible(value: float, divisor: int = 8, least: int | None = None) -> 
 
     Source: tensorflow/models research/slim/nets/mobilenet/mobilenet.py.
     """
-    rounded = max(divisor if least is None else least, int(value + divisor / 2) // divisor * divisor)
+    rounded = max(
+        divisor if least is None else least, int(value + divisor / 2) // divisor * divisor
+    )
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
@@ -84,11 +86,16 @@ def plan(config: MobileNetConfig) -> tuple[Row, ...]:
                 expanded = config.channels.get(legal[-1], inner)
             if block.squeeze_factor is not None:
                 legal.append(f"{name}_squeeze_excite_squeeze")
-                squeezed = config.channels.get(legal[-1], make_divisible(inner / block.squeeze_factor))
+                squeezed = config.channels.get(
+                    legal[-1], make_divisible(inner / block.squeeze_factor)
+                )
             residual = block.residual and stride == 1 and before[0] == nominal
         if residual and before[1] != actual:
             raise UsageError(
-                f"channels of {last}", actual, f"{before[1]}, as {before_layer}, which is added to it", "set both alike"
+                f"channels of {last}",
+                actual,
+                f"{before[1]}, as {before_layer}, which is added to it",
+                "set both alike",
             )
         rows.append(Row(block, name, stride, row_rate, expanded, squeezed, actual, residual))
     for name in config.channels:
@@ -120,7 +127,9 @@ def _names(blocks: tuple[BlockConfig, ...]) -> list[str]:
 
 
 def _output_layer(block: BlockConfig, name: str) -> str:
-    return {"Conv": name, "DepSepConv": f"{name}_pointwise", "InvertedResConv": f"{name}_project"}[block.block_type]
+    return {"Conv": name, "DepSepConv": f"{name}_pointwise", "InvertedResConv": f"{name}_project"}[
+        block.block_type
+    ]
 
 
 def _width(config: MobileNetConfig, index: int) -> int:

@@ -14,7 +14,9 @@ ROLES = ("stem", "depthwise", "pointwise", "fused", "squeeze_excite", "classifie
 Layer = Any
 Model = Any
 
-_AFTER_CLASSIFIER = frozenset({"Flatten", "Reshape", "Softmax", "Activation", "Dropout", "QuantizeLayer"})
+_AFTER_CLASSIFIER = frozenset(
+    {"Flatten", "Reshape", "Softmax", "Activation", "Dropout", "QuantizeLayer"}
+)
 _FINAL_ACTIVATIONS = frozenset({"softmax", "sigmoid", "linear"})
 _GLOBAL_POOLS = frozenset({"GlobalAveragePooling2D", "GlobalMaxPooling2D"})
 
@@ -104,7 +106,9 @@ class Graph:
         after = self._with_kernel_after()
         roles: dict[int, str] = {}
         for layer in kernels:
-            roles[id(layer)] = self._role_of(layer, id(layer) in gates, id(layer) in before, id(layer) in after)
+            roles[id(layer)] = self._role_of(
+                layer, id(layer) in gates, id(layer) in before, id(layer) in after
+            )
         return roles
 
     def _role_of(self, layer: Layer, gate: bool, has_before: bool, has_after: bool) -> str:
@@ -133,7 +137,10 @@ class Graph:
         for other in self.descendants(layer):
             if kind(other) not in _AFTER_CLASSIFIER:
                 return False
-            if kind(other) == "Activation" and _name(unwrap(other).activation) not in _FINAL_ACTIVATIONS:
+            if (
+                kind(other) == "Activation"
+                and _name(unwrap(other).activation) not in _FINAL_ACTIVATIONS
+            ):
                 return False
         return True
 
@@ -193,7 +200,9 @@ def unwrap(layer: Layer) -> Layer:
 
 
 def kind_is_wrapper(layer: Layer) -> bool:
-    return any(base.__name__ == "Wrapper" for base in type(layer).__mro__) and hasattr(layer, "layer")
+    return any(base.__name__ == "Wrapper" for base in type(layer).__mro__) and hasattr(
+        layer, "layer"
+    )
 
 
 def kind(layer: Layer) -> str:
@@ -213,7 +222,9 @@ def _nodes(model: Model) -> list[tuple[Layer, list[Any], Any]]:
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
             if hasattr(node, "operation"):  # Keras 3
-                found.append((node.operation, list(node.input_tensors), _single(list(node.output_tensors))))
+                found.append(
+                    (node.operation, list(node.input_tensors), _single(list(node.output_tensors)))
+                )
             else:
                 inputs = [] if node.is_input else list(node.keras_inputs)
                 found.append((node.layer, inputs, node.outputs))
