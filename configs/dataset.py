@@ -1,8 +1,9 @@
 """What the program knows about data: how pixels become inputs, and which sets there are.
 
-The preprocessing is a property of a net, not of a command: it is stored in the net's card and read back by
-the evaluator, the converter and predict. Sources: tensorflow/models research/slim/preprocessing (inception),
-official/vision/image_classification/preprocessing.py (imagenet).
+The preprocessing is a property of a net, not of a command: it is stored in the net's card and read
+back by the evaluator, the converter and predict. Sources: tensorflow/models
+research/slim/preprocessing (inception), official/vision/image_classification/preprocessing.py
+(imagenet).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ CROPS = ("central", "square", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing(Config):
-    """How an image becomes the input of a net: crop, bilinear resize (half-pixel centres), `(pixel - mean) / std`.
+    """How an image becomes an input: crop, bilinear half-pixel resize, `(pixel - mean) / std`.
 
     Attributes:
         name: what the field calls it.
@@ -66,24 +67,36 @@ class DatasetConfig(Config):
     """Which images, how they are read, how they are varied in training.
 
     Attributes:
-        name: `digits` (embedded), `image_folder`, `tfrecord`, or the name of a TFDS image classification set.
-        label_offset: label in the file minus class index in the net; slim's ImageNet records hold 1..1000
-            with 0 for background, so a net of 1000 classes reads them with an offset of 1.
+        name: `digits` (embedded), `image_folder`, `tfrecord`, or the name of a TFDS image
+            classification set.
+        label_offset: label in the file minus class index in the net; slim's ImageNet records hold
+            1..1000 with 0 for background, so a net of 1000 classes reads them with an offset of 1.
         flip: random left-right mirroring in training (never for digits).
         area_min: least share of the image that a training crop covers; 1 keeps the whole image.
         aspect_max: widest aspect ratio of a training crop; its inverse is the narrowest.
-        rotation: training images are turned by up to this many degrees either way (digits: 10; photos: 0).
+        rotation: training images are turned by up to this many degrees either way (digits: 10;
+            photos: 0).
         shift: and moved by up to this share of a side (digits: .1).
         zoom: and enlarged or reduced by up to this share (digits: .1).
         shear: and slanted by up to this many pixels a pixel (digits: .1).
-        colour: strength of the brightness (32/255) and saturation (.5 to 1.5) change; 0 is none, 1 is slim's.
-        skip_corrupt: leave out images that cannot be decoded, counted, instead of stopping at the first.
+        colour: strength of the brightness (32/255) and saturation (.5 to 1.5) change; 0 is none, 1
+            is slim's.
+        skip_corrupt: leave out images that cannot be decoded, counted, instead of stopping at the
+            first.
     """
 
-    name: str = flag("digits", "digits, image_folder, tfrecord, or a TFDS name such as imagenette, imagenet2012, cifar10", "dataset_name")
-    data_dir: str | None = flag(None, "where the data set lies (TFDS folder, class folders, records)")
+    name: str = flag(
+        "digits",
+        "digits, image_folder, tfrecord, or a TFDS name such as imagenette, imagenet2012, cifar10",
+        "dataset_name",
+    )
+    data_dir: str | None = flag(
+        None, "where the data set lies (TFDS folder, class folders, records)"
+    )
     preprocessing: str = flag("inception", "how pixels become inputs: " + ", ".join(PREPROCESSING))
-    label_offset: int = flag(0, "label in the records minus class index in the net (slim's ImageNet: 1)")
+    label_offset: int = flag(
+        0, "label in the records minus class index in the net (slim's ImageNet: 1)"
+    )
     flip: bool = flag(True, "mirror training images at random")
     area_min: float = flag(0.05, "least share of the image in a training crop")
     aspect_max: float = flag(4 / 3, "widest aspect ratio of a training crop")

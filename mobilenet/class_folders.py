@@ -1,4 +1,4 @@
-"""Images sorted into folders by class: `root/<class>/*.jpg` or `root/{train,val,test}/<class>/*.jpg`.
+"""Images sorted by class: `root/<class>/*.jpg` or `root/{train,val,test}/<class>/*.jpg`.
 
 Only names are read here, no image is opened; TensorFlow is not needed.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from mobilenet.errors import UsageError, shorten
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-HELD_OUT = 0.2  # share of each class that is kept from training where the folder has no split of its own
+HELD_OUT = 0.2  # share of each class kept from training where the folder has no split of its own
 LAYOUT = "ROOT/<class>/*.jpg or ROOT/{train,val,test}/<class>/*.jpg"
 
 _NAMES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -28,11 +28,11 @@ class ClassFolders:
     """What lies under a root.
 
     Attributes:
-        labels: class names by index, in the order of the sorted folder names; the names of `classes.csv`
-            (columns `folder,name`) where the root has one.
-        splits: file and class index of each image, sorted by path, for `train`, `validation` and `test`. Where
-            the folder holds out one set only, validation and test are both that set; `train` is absent where
-            there are only held-out images.
+        labels: class names by index, in the order of the sorted folder names; the names of
+            `classes.csv` (columns `folder,name`) where the root has one.
+        splits: file and class index of each image, sorted by path, for `train`, `validation` and
+            `test`. Where the folder holds out one set only, validation and test are both that set;
+            `train` is absent where there are only held-out images.
     """
 
     labels: tuple[str, ...]
@@ -42,15 +42,18 @@ class ClassFolders:
 def find(root: str | os.PathLike[str] | None) -> ClassFolders:
     """Lists the classes and images under `root`.
 
-    Without splits (or with `train` alone) a fixed fifth of each class is held out, chosen by a hash of the
-    file's name relative to the root: the same on every machine. Hidden files and other extensions are ignored.
+    Without splits (or with `train` alone) a fixed fifth of each class is held out, chosen by a hash
+    of the file's name relative to the root: the same on every machine. Hidden files and other
+    extensions are ignored.
 
     Raises:
-        UsageError: the folder is missing, empty or has no class folders, a class has no image, or the splits
-            have different classes.
+        UsageError: the folder is missing, empty or has no class folders, a class has no image, or
+            the splits have different classes.
     """
     if not root:
-        raise UsageError("--data_dir", None, "a folder of class folders", f"give one laid out as {LAYOUT}")
+        raise UsageError(
+            "--data_dir", None, "a folder of class folders", f"give one laid out as {LAYOUT}"
+        )
     base = Path(root)
     if not base.is_dir():
         problem = "a folder, this is a file" if base.exists() else "a folder that exists"
@@ -58,10 +61,17 @@ def find(root: str | os.PathLike[str] | None) -> ClassFolders:
     folders = _folders(base)
     if not folders:
         state = "holds files but no folder" if any(base.iterdir()) else "is empty"
-        raise UsageError("--data_dir", str(root), f"class folders with images; it {state}", f"lay out as {LAYOUT}")
+        raise UsageError(
+            "--data_dir",
+            str(root),
+            f"class folders with images; it {state}",
+            f"lay out as {LAYOUT}",
+        )
     names = [folder.name for folder in folders]
     if "train" in names or all(name in _NAMES for name in names):
-        found, classes = _split_folders(base, [folder for folder in folders if folder.name in _NAMES])
+        found, classes = _split_folders(
+            base, [folder for folder in folders if folder.name in _NAMES]
+        )
     else:
         found, classes = {"train": _images(base)}, names
     if set(found) == {"train"}:
@@ -71,7 +81,9 @@ def find(root: str | os.PathLike[str] | None) -> ClassFolders:
         found = {"validation": held_out, "test": held_out, **found}
     index = {name: number for number, name in enumerate(classes)}
     splits = {
-        split: tuple((path, index[name]) for name, files in sorted(found[split].items()) for path in files)
+        split: tuple(
+            (path, index[name]) for name, files in sorted(found[split].items()) for path in files
+        )
         for split in ("train", "validation", "test")
         if split in found
     }
@@ -80,9 +92,13 @@ def find(root: str | os.PathLike[str] | None) -> ClassFolders:
 
 def _folders(base: Path) -> list[Path]:
     try:
-        return sorted(p for p in base.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+        return sorted(
+            p for p in base.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))
+        )
     except OSError as error:
-        raise UsageError("--data_dir", str(base), f"a folder that can be read ({error.strerror})") from None
+        raise UsageError(
+            "--data_dir", str(base), f"a folder that can be read ({error.strerror})"
+        ) from None
 
 
 def _images(base: Path) -> dict[str, list[Path]]:
@@ -90,11 +106,15 @@ def _images(base: Path) -> dict[str, list[Path]]:
     found = {}
     for folder in _folders(base):
         with os.scandir(folder) as entries:
-            names = [e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and e.name[0] != "."]
+            names = [
+                e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and e.name[0] != "."
+            ]
         found[folder.name] = [folder / name for name in sorted(names)]
     bare = [name for name, files in found.items() if not files]
     if not found:
-        raise UsageError("--data_dir", str(base), "class folders in it; there are none", f"lay out as {LAYOUT}")
+        raise UsageError(
+            "--data_dir", str(base), "class folders in it; there are none", f"lay out as {LAYOUT}"
+        )
     if bare:
         raise UsageError(
             "--data_dir",
@@ -105,11 +125,15 @@ def _images(base: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _split_folders(base: Path, folders: list[Path]) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
+def _split_folders(
+    base: Path, folders: list[Path]
+) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
     found: dict[str, dict[str, list[Path]]] = {}
     for folder in folders:
         if _NAMES[folder.name] in found:
-            raise UsageError("--data_dir", str(base), "either val or validation, not both", "remove one")
+            raise UsageError(
+                "--data_dir", str(base), "either val or validation, not both", "remove one"
+            )
         found[_NAMES[folder.name]] = _images(folder)
     first, *others = found
     for other in others:
@@ -127,7 +151,9 @@ def _split_folders(base: Path, folders: list[Path]) -> tuple[dict[str, dict[str,
 def _hold_out(classes: dict[str, list[Path]]) -> dict[str, dict[str, list[Path]]]:
     train, held_out = {}, {}
     for name, files in classes.items():
-        ranked = sorted(files, key=lambda path: hashlib.sha256(f"{name}/{path.name}".encode()).digest())
+        ranked = sorted(
+            files, key=lambda path: hashlib.sha256(f"{name}/{path.name}".encode()).digest()
+        )
         count = max(1, round(HELD_OUT * len(files)))
         if len(files) < 2:
             raise UsageError(
@@ -148,5 +174,7 @@ def _labels(base: Path, classes: list[str]) -> tuple[str, ...]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             names = {row["folder"]: row["name"] for row in csv.DictReader(file)}
     except (KeyError, UnicodeDecodeError, csv.Error):
-        raise UsageError(str(path), None, "UTF-8 text with the columns folder,name", "mend or remove it") from None
+        raise UsageError(
+            str(path), None, "UTF-8 text with the columns folder,name", "mend or remove it"
+        ) from None
     return tuple(names.get(name) or name for name in classes)

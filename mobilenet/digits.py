@@ -1,8 +1,9 @@
-"""The embedded data set: 1,797 real handwritten digits, 8x8, sixteen grey levels, with a fixed split.
+"""The embedded data set: 1,797 real handwritten digits, 8x8, with a fixed split.
 
-Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning Repository (1998),
-https://doi.org/10.24432/C50P49, licence CC BY 4.0; the part and the scaling that scikit-learn's `load_digits`
-gives. `digits.npz` holds the pictures, the labels and the split; TensorFlow is not needed to read it.
+Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning
+Repository (1998), https://doi.org/10.24432/C50P49, licence CC BY 4.0; the part and the scaling that
+scikit-learn's `load_digits` gives. `digits.npz` holds the pictures, the labels and the split;
+TensorFlow is not needed to read it.
 """
 
 from __future__ import annotations
@@ -62,9 +63,10 @@ def load() -> Digits:
 
 
 def interpolation(size: int) -> npt.NDArray[np.float64]:
-    """The `[size, 8]` matrix that stretches a side of a digit: bilinear, half-pixel centres, edges held.
+    """The `[size, 8]` matrix that stretches a digit: bilinear, half-pixel centres, edges held.
 
-    The matrix product with a picture is what `tf.image.resize(..., "bilinear", antialias=False)` computes.
+    The matrix product with a picture is what `tf.image.resize(..., "bilinear", antialias=False)`
+    computes.
     """
     if size < 1:
         raise UsageError("image size", size, "a whole number of at least 1")
@@ -81,8 +83,8 @@ def interpolation(size: int) -> npt.NDArray[np.float64]:
 def enlarge(cells: UInt8, size: int | Sequence[int], channels: int = 3) -> UInt8:
     """Turns digits `[n, 8, 8]` of 0..16 into images `[n, height, width, channels]` of 0..255.
 
-    The one definition of how a digit becomes an image: `round(255 / 16 * bilinear(cells))`, the same in
-    each channel.
+    The one definition of how a digit becomes an image: `round(255 / 16 * bilinear(cells))`, the
+    same in each channel.
 
     Args:
         cells: ink, 0 to 16.

@@ -21,11 +21,16 @@ def touch(root: Path, names: Iterable[str]) -> None:
 
 
 def test_split_layout_keeps_its_splits(tmp_path: Path) -> None:
-    touch(tmp_path, ["train/b/2.JPG", "train/b/1.jpeg", "train/a/x.png", "val/a/y.webp", "val/b/z.bmp"])
+    touch(
+        tmp_path,
+        ["train/b/2.JPG", "train/b/1.jpeg", "train/a/x.png", "val/a/y.webp", "val/b/z.bmp"],
+    )
     touch(tmp_path, ["train/a/._x.png", "train/a/notes.txt", ".cache/q/1.jpg", "readme.txt"])
     found = class_folders.find(tmp_path)
     assert found.labels == ("a", "b")
-    names = {k: [(p.relative_to(tmp_path).as_posix(), n) for p, n in v] for k, v in found.splits.items()}
+    names = {
+        k: [(p.relative_to(tmp_path).as_posix(), n) for p, n in v] for k, v in found.splits.items()
+    }
     held_out = [("val/a/y.webp", 0), ("val/b/z.bmp", 1)]
     assert names == {
         "train": [("train/a/x.png", 0), ("train/b/1.jpeg", 1), ("train/b/2.JPG", 1)],
@@ -35,7 +40,10 @@ def test_split_layout_keeps_its_splits(tmp_path: Path) -> None:
 
 
 def test_three_splits_are_told_apart(tmp_path: Path) -> None:
-    touch(tmp_path, [f"{split}/{name}/1.jpg" for split in ("train", "validation", "test") for name in "ab"])
+    touch(
+        tmp_path,
+        [f"{split}/{name}/1.jpg" for split in ("train", "validation", "test") for name in "ab"],
+    )
     splits = class_folders.find(tmp_path).splits
     assert {k: v[0][0].parent.parent.name for k, v in splits.items()} == {
         "train": "train",
@@ -45,8 +53,13 @@ def test_three_splits_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "train/"])
-def test_a_folder_without_split_holds_out_a_fixed_fifth_of_each_class(tmp_path: Path, prefix: str) -> None:
-    touch(tmp_path, [f"{prefix}cat/{n}.jpg" for n in range(20)] + [f"{prefix}dog/{n}.jpg" for n in range(7)])
+def test_a_folder_without_split_holds_out_a_fixed_fifth_of_each_class(
+    tmp_path: Path, prefix: str
+) -> None:
+    touch(
+        tmp_path,
+        [f"{prefix}cat/{n}.jpg" for n in range(20)] + [f"{prefix}dog/{n}.jpg" for n in range(7)],
+    )
     splits = class_folders.find(tmp_path).splits
     assert Counter(label for _, label in splits["train"]) == {0: 16, 1: 6}
     assert Counter(label for _, label in splits["test"]) == {0: 4, 1: 1}
@@ -99,4 +112,8 @@ def test_missing_root(tmp_path: Path) -> None:
 def test_photos10(shared_data: Path) -> None:
     found = class_folders.find(shared_data / "photos10")
     assert found.labels[:2] == ("tench", "english_springer") and len(found.labels) == 10
-    assert {name: len(items) for name, items in found.splits.items()} == {"train": 650, "validation": 250, "test": 250}
+    assert {name: len(items) for name, items in found.splits.items()} == {
+        "train": 650,
+        "validation": 250,
+        "test": 250,
+    }

@@ -25,7 +25,9 @@ def test_pictures_and_labels_are_scikit_learns() -> None:
 def test_split_is_the_documented_one() -> None:
     target = load_digits().target
     rest, test = train_test_split(np.arange(1797), test_size=0.2, random_state=0, stratify=target)
-    train, validation = train_test_split(rest, test_size=0.125, random_state=0, stratify=target[rest])
+    train, validation = train_test_split(
+        rest, test_size=0.125, random_state=0, stratify=target[rest]
+    )
     ours = digits.load()
     np.testing.assert_array_equal(ours.indices("train"), np.sort(train))
     np.testing.assert_array_equal(ours.indices("validation"), np.sort(validation))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from mobilenet.data.order import DatasetInfo
 from mobilenet.data.pipeline import load
-from mobilenet.data.sources import DatasetInfo, describe
+from mobilenet.data.sources import describe, explain
 
-__all__ = ["DatasetInfo", "describe", "load"]
+__all__ = ["DatasetInfo", "describe", "explain", "load"]

@@ -1,7 +1,7 @@
 """`load`: any data set as batches of inputs and labels.
 
-Order and variation are pure functions of (seed, step): a run that starts at step k sees, bit for bit, what a
-run from 0 sees from step k on.
+Order and variation are pure functions of (seed, step): a run that starts at step k sees, bit for
+bit, what a run from 0 sees from step k on.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mobilenet.configs.base import number, one_of
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.data import preprocessing as images
 from mobilenet.data import sources
+from mobilenet.data.order import Split
 from mobilenet.errors import UsageError
 
 _VARIATION = 0x56415259  # keeps the seeds of the variation apart from those of the order
@@ -39,12 +40,13 @@ def load(
     """Opens a split of a data set.
 
     Args:
-        dataset: a config, or the name of one (`digits`, or a TFDS name that lies in TFDS' own folder).
+        dataset: a config, or the name of one (`digits`, or a TFDS name that lies in TFDS' own
+            folder).
         split: `train`, `validation` or `test`.
         image_size: side in pixels, or `(height, width)`.
         batch_size: images a batch.
-        training: repeat for ever, in random order, varied, in full batches only. Otherwise each image comes
-            once, in file order, and the last batch may be smaller.
+        training: repeat for ever, in random order, varied, in full batches only. Otherwise each
+            image comes once, in file order, and the last batch may be smaller.
         seed: decides the order and the variation, with the step.
         start_step: batches to leave out at the start; they are not decoded.
         channels: 3, or 1 for grey; grey sets become RGB with 3.
@@ -55,8 +57,9 @@ def load(
         Batches of float32 `[batch, height, width, channels]` and int32 `[batch]`.
 
     Raises:
-        UsageError: an argument or the data cannot be used; a corrupt image of a class folder is named (looked
-            for here up to 10,000 files; beyond that, and in records, on reading: see `explain`).
+        UsageError: an argument or the data cannot be used; a corrupt image of a class folder is
+            named (looked for here up to 10,000 files; beyond that, and in records, on reading: see
+            `explain`).
     """
     config = datasets.get(dataset) if isinstance(dataset, str) else dataset
     number("--batch_size", batch_size, least=1, integer=True)
@@ -110,7 +113,7 @@ def _seed(seed: int, position: tf.Tensor) -> tf.Tensor:
 
 
 def _training(
-    opened: sources.Split,
+    opened: Split,
     config: DatasetConfig,
     size: Size,
     channels: int,
@@ -133,7 +136,12 @@ def _training(
 
 
 def _finish_training(
-    config: DatasetConfig, opened: sources.Split, size: Size, channels: int, scaling: Preprocessing, seed: int
+    config: DatasetConfig,
+    opened: Split,
+    size: Size,
+    channels: int,
+    scaling: Preprocessing,
+    seed: int,
 ) -> Any:
     """What is done to a whole batch: digits are enlarged, images turned, numbers made floats."""
 
@@ -162,7 +170,7 @@ def _finish_training(
 
 
 def _evaluation(
-    opened: sources.Split, scaling: Preprocessing, size: Size, channels: int, batch_size: int, calls: Any
+    opened: Split, scaling: Preprocessing, size: Size, channels: int, batch_size: int, calls: Any
 ) -> tf.data.Dataset:
     if isinstance(opened, sources.DigitSplit):
         grey = digits.enlarge(opened.cells, size, channels=1)

@@ -1,8 +1,9 @@
-"""From an encoded image to the pixels of a net, in TensorFlow: how it is read, varied, evaluated and scaled.
+"""From an encoded image to the pixels of a net: how it is read, varied, evaluated, scaled.
 
-Evaluation follows tensorflow/models research/slim/preprocessing/inception_preprocessing.py (`central`) and
-official/vision/image_classification/preprocessing.py (`square`), with TF2's half-pixel bilinear resize. Pixels
-stay on 0..255 until `normalise`. Every random operation is stateless: its seed is an argument.
+Evaluation follows tensorflow/models research/slim/preprocessing/inception_preprocessing.py
+(`central`) and official/vision/image_classification/preprocessing.py (`square`), with TF2's
+half-pixel bilinear resize. Pixels stay on 0..255 until `normalise`. Every random operation is
+stateless: its seed is an argument.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ Size = tuple[int, int]
 def decode(encoded: tf.Tensor, channels: int = 3) -> tf.Tensor:
     """Decodes JPEG, PNG, BMP, WebP or GIF (its first frame) to uint8 `[height, width, channels]`.
 
-    JPEG takes the exact integer transform; one channel is the JPEG's luma, or the grey of the colours.
+    JPEG takes the exact integer transform; one channel is the JPEG's luma, or the grey of the
+    colours.
     """
     image = tf.cond(
         tf.io.is_jpeg(encoded),
@@ -41,7 +43,7 @@ def _decode_other(encoded: tf.Tensor, channels: int) -> tf.Tensor:
 
 
 def evaluation_pixels(image: tf.Tensor, preprocessing: Preprocessing, size: Size) -> tf.Tensor:
-    """Crops and resizes an image as a net is evaluated: float32 `[height, width, channels]`, 0..255, unrounded."""
+    """Crops and resizes as a net is evaluated: float32 `[height, width, channels]`, unrounded."""
     if preprocessing.crop == "central":
         image = tf.image.central_crop(image, preprocessing.crop_fraction)
     elif preprocessing.crop == "square":
@@ -96,7 +98,9 @@ def training_pixels(
     return tf.cast(tf.round(tf.clip_by_value(pixels, 0, 255)), tf.uint8)
 
 
-def _window(shape: tf.Tensor, config: DatasetConfig, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _window(
+    shape: tf.Tensor, config: DatasetConfig, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Corner and size of a random crop, `[top, left]` and `[height, width]`."""
     ratio = max(config.aspect_max, 1 + 1e-6)
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
@@ -112,20 +116,24 @@ def _window(shape: tf.Tensor, config: DatasetConfig, seed: tf.Tensor) -> tuple[t
     return begin[:2], extent[:2]
 
 
-def _crop_jpeg(encoded: tf.Tensor, config: DatasetConfig, channels: int, seed: tf.Tensor) -> tf.Tensor:
+def _crop_jpeg(
+    encoded: tf.Tensor, config: DatasetConfig, channels: int, seed: tf.Tensor
+) -> tf.Tensor:
     corner, extent = _window(tf.io.extract_jpeg_shape(encoded), config, seed)
     window = tf.concat([corner, extent], 0)
     return tf.io.decode_and_crop_jpeg(encoded, window, channels, dct_method="INTEGER_ACCURATE")
 
 
-def _crop_other(encoded: tf.Tensor, config: DatasetConfig, channels: int, seed: tf.Tensor) -> tf.Tensor:
+def _crop_other(
+    encoded: tf.Tensor, config: DatasetConfig, channels: int, seed: tf.Tensor
+) -> tf.Tensor:
     image = _decode_other(encoded, channels)
     corner, extent = _window(tf.shape(image), config, seed)
     return tf.slice(image, tf.concat([corner, [0]], 0), tf.concat([extent, [channels]], 0))
 
 
 def brighten(pixels: tf.Tensor, strength: float, seed: tf.Tensor) -> tf.Tensor:
-    """Adds to each image of `[batch, height, width, channels]` a random number of up to 32 times `strength`."""
+    """Adds a random number of up to 32 times `strength` to each image of a batch (4 axes)."""
     reach = _BRIGHTNESS * strength
     delta = tf.random.stateless_uniform([tf.shape(pixels)[0], 1, 1, 1], seed, -reach, reach)
     return tf.clip_by_value(pixels + delta, 0, 255)
@@ -137,7 +145,12 @@ def moves(config: DatasetConfig) -> bool:
 
 
 def affine(
-    batch: tf.Tensor, config: DatasetConfig, seed: tf.Tensor, *, crop: bool = False, fill: str = "REFLECT"
+    batch: tf.Tensor,
+    config: DatasetConfig,
+    seed: tf.Tensor,
+    *,
+    crop: bool = False,
+    fill: str = "REFLECT",
 ) -> tf.Tensor:
     """Turns, slants, zooms and moves each image of a batch at random, in one bilinear resampling.
 

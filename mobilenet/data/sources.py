@@ -1,14 +1,13 @@
 """Where images come from: the embedded digits, class folders, record files, TFDS.
 
-A split hands out *items* (an index, a record) that cost nothing to skip, in file order or in the order of an
-epoch, and reads one item when asked.
+A split hands out *items* (an index, a record) that cost nothing to skip, in file order or in the
+order of an epoch, and reads one item when asked.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,59 +16,11 @@ import tensorflow as tf
 from mobilenet import class_folders, digits
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.data import checking
+from mobilenet.data import checking, records, tfds_sets
+from mobilenet.data.order import SPLITS, DatasetInfo, Split, epochs, order_seed
 from mobilenet.errors import UsageError, one_of
 
-SPLITS = ("train", "validation", "test")
-_ORDER = 0x4F524445  # keeps the seeds of the order apart from those of the variation
 _CHECKED = 10_000  # class folders up to this many images are decoded once before a run starts
-
-
-@dataclasses.dataclass(frozen=True)
-class DatasetInfo:
-    """What a data set holds.
-
-    Attributes:
-        num_classes: classes after the label offset.
-        labels: class names by index.
-        sizes: images by split, without those left out.
-        splits: the splits there are; where a set holds out one part only, validation and test both name it.
-        skipped: corrupt images left out, by split (with `skip_corrupt`).
-    """
-
-    num_classes: int
-    labels: tuple[str, ...]
-    sizes: Mapping[str, int]
-    splits: tuple[str, ...]
-    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-
-class Split(Protocol):
-    """A split of a data set: `size` images, as items to order and to read."""
-
-    @property
-    def size(self) -> int: ...
-
-    def in_order(self) -> tf.data.Dataset:
-        """Each item once."""
-
-    def shuffled(self, seed: int, start: int) -> tf.data.Dataset:
-        """Items without end, each epoch in an order of its own, from position `start` on."""
-
-    def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """The encoded image and the class index of an item."""
-
-
-def order_seed(seed: int, epoch: tf.Tensor) -> tf.Tensor:
-    """The int64 `[2]` seed of an epoch's order."""
-    return tf.random.fold_in(tf.constant([seed, _ORDER], tf.int64), epoch)
-
-
-def epochs(
-    size: int, start: int, items: Callable[[tf.Tensor], tf.data.Dataset]
-) -> tf.data.Dataset:
-    """Chains `items(epoch)` of `size` items each, from position `start` of the chain on."""
-    return tf.data.Dataset.counter(start // size).flat_map(items).skip(start % size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +62,9 @@ class FileSplit(_Indexed):
     paths: tuple[str, ...]
 
     def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.io.read_file(tf.gather(tf.constant(self.paths), item)), tf.gather(self.labels, item)
+        return tf.io.read_file(tf.gather(tf.constant(self.paths), item)), tf.gather(
+            self.labels, item
+        )
 
 
 def _config(dataset: DatasetConfig | str) -> DatasetConfig:
@@ -138,9 +91,7 @@ def describe(dataset: DatasetConfig | str) -> DatasetInfo:
                 skipped[split] = sizes[split] - _files(config, found, split).size
                 sizes[split] -= skipped[split]
         return DatasetInfo(len(found.labels), found.labels, sizes, tuple(sizes), skipped)
-    from mobilenet.data import records
-
-    return records.describe(config)
+    return _record_source(config).describe(config)
 
 
 def open_split(dataset: DatasetConfig | str, split: str) -> Split:
@@ -158,11 +109,49 @@ def open_split(dataset: DatasetConfig | str, split: str) -> Split:
     if config.name == "image_folder":
         found = class_folders.find(config.data_dir)
         if split not in found.splits:
-            raise UsageError("split", split, f"one of {', '.join(found.splits)} in {config.data_dir}")
+            raise UsageError(
+                "split", split, f"one of {', '.join(found.splits)} in {config.data_dir}"
+            )
         return _files(config, found, split)
-    from mobilenet.data import records
+    return _record_source(config).open_split(config, split)
 
-    return records.open_split(config, split)
+
+def _record_source(config: DatasetConfig) -> Any:
+    return records if config.name == "tfrecord" else tfds_sets
+
+
+def explain(
+    error: Exception, dataset: DatasetConfig | str, split: str = "train"
+) -> UsageError | None:
+    """Finds the input behind an error that came up while batches of `load` were read.
+
+    TensorFlow's message does not name the file; here the files are decoded until the corrupt ones
+    are found.
+
+    Args:
+        error: what the loop over the batches raised.
+        dataset, split: what was being read.
+
+    Returns:
+        The error to show, or `None` where the input is not to blame.
+    """
+    if isinstance(error, UsageError):
+        return error
+    if not isinstance(error, tf.errors.OpError):
+        return None
+    config = _config(dataset)
+    if config.name == "digits":
+        return None
+    if config.name == "image_folder":
+        items = class_folders.find(config.data_dir).splits.get(split, ())
+        corrupt = checking.corrupt_files([str(path) for path, _ in items])
+        return checking.corrupt_error(corrupt) if corrupt else None
+    opened = open_split(config.replace(skip_corrupt=False), split)
+    found = records.explained(error, opened.files)
+    if found is None and isinstance(error, tf.errors.InvalidArgumentError):
+        names = [name for _, name in records.corrupt(opened.files, opened.parse)]
+        found = checking.corrupt_error(names) if names else None
+    return found
 
 
 def _files(config: DatasetConfig, found: class_folders.ClassFolders, split: str) -> FileSplit:

@@ -1,0 +1,58 @@
+"""What every source of images shares: the shape of a split, and the order of its epochs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+SPLITS = ("train", "validation", "test")
+_ORDER = 0x4F524445  # keeps the seeds of the order apart from those of the variation
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What a data set holds.
+
+    Attributes:
+        num_classes: classes after the label offset.
+        labels: class names by index.
+        sizes: images by split, without those left out.
+        splits: the splits there are; where a set holds out one part only, validation and test both
+            name it.
+        skipped: corrupt images left out, by split (with `skip_corrupt`).
+    """
+
+    num_classes: int
+    labels: tuple[str, ...]
+    sizes: Mapping[str, int]
+    splits: tuple[str, ...]
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+class Split(Protocol):
+    """A split of a data set: `size` images, as items to order and to read."""
+
+    @property
+    def size(self) -> int: ...
+
+    def in_order(self) -> tf.data.Dataset:
+        """Each item once."""
+
+    def shuffled(self, seed: int, start: int) -> tf.data.Dataset:
+        """Items without end, each epoch in an order of its own, from position `start` on."""
+
+    def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """The encoded image and the class index of an item."""
+
+
+def order_seed(seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    """The int64 `[2]` seed of an epoch's order."""
+    return tf.random.fold_in(tf.constant([seed, _ORDER], tf.int64), epoch)
+
+
+def epochs(size: int, start: int, items: Callable[[tf.Tensor], tf.data.Dataset]) -> tf.data.Dataset:
+    """Chains `items(epoch)` of `size` items each, from position `start` of the chain on."""
+    return tf.data.Dataset.counter(start // size).flat_map(items).skip(start % size)

@@ -1,0 +1,263 @@
+"""Record files: `tfrecord` with ImageNet's keys, and the reading that TFDS sets share with it.
+
+The keys are those of tensorflow/models research/slim/datasets/build_imagenet_data.py:
+`image/encoded`, `image/class/label` (1 to 1000 there, 0 is background) and, for names,
+`image/class/text`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import tensorflow as tf
+
+from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.data import checking
+from mobilenet.data.order import SPLITS, DatasetInfo, Split, epochs, order_seed
+from mobilenet.errors import UsageError
+
+BUFFER = 4096  # records in the shuffle buffer; ImageNet's are 110 kB each
+OPEN_FILES = 16
+_SCANNED = 20_000  # sets up to this many records are read once for their classes
+_IMAGENET = 1000
+_PATTERNS = {"train": "train*", "validation": "val*", "test": "test*"}
+_KEYS = {
+    "image/encoded": tf.io.FixedLenFeature([], tf.string),
+    "image/class/label": tf.io.FixedLenFeature([], tf.int64),
+}
+_TEXT = {"image/class/text": tf.io.FixedLenFeature([], tf.string, "")}
+_RANGE = "label out of range for --label_offset"
+
+Parse = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordSplit:
+    """Items are serialized records.
+
+    Attributes:
+        files: in their sorted order.
+        counts: records in each file.
+        parse: record to encoded image and label as stored.
+        label_offset: stored label minus class index.
+        num_classes: class indices end before this.
+        left_out: numbers of records (over all files in order) that cannot be decoded.
+    """
+
+    files: tuple[str, ...]
+    counts: tuple[int, ...]
+    parse: Parse
+    label_offset: int
+    num_classes: int
+    left_out: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return sum(self.counts) - len(self.left_out)
+
+    def _records(self, file: tf.Tensor) -> tf.data.Dataset:
+        records = tf.data.TFRecordDataset(tf.gather(tf.constant(self.files), file))
+        if not self.left_out:
+            return records
+        before = [sum(self.counts[:n]) for n in range(len(self.files))]
+        numbered = records.enumerate(tf.gather(tf.constant(before, tf.int64), file))
+        bad = tf.constant(self.left_out, tf.int64)
+        return numbered.filter(lambda n, _: tf.reduce_all(n != bad)).map(lambda _, record: record)
+
+    def in_order(self) -> tf.data.Dataset:
+        return tf.data.Dataset.range(len(self.files)).flat_map(self._records)
+
+    def shuffled(self, seed: int, start: int) -> tf.data.Dataset:
+        def order(epoch: tf.Tensor) -> tf.data.Dataset:
+            # tf.data mixes the graph's seed into every order: fix it, so that only ours counts.
+            tf.compat.v1.get_default_graph().seed = 1
+            key = order_seed(seed, epoch)
+            files = tf.random.experimental.stateless_shuffle(
+                tf.range(len(self.files), dtype=tf.int64), key
+            )
+            records = tf.data.Dataset.from_tensor_slices(files).interleave(
+                self._records, OPEN_FILES, 1, tf.data.AUTOTUNE, deterministic=True
+            )
+            mixed = tf.random.stateless_uniform([], key, None, None, tf.int64)
+            buffer = min(BUFFER, self.size)
+            return records.shuffle(buffer, seed=mixed, reshuffle_each_iteration=False)
+
+        return epochs(self.size, start, order)
+
+    def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        encoded, label = self.parse(item)
+        index = tf.cast(label, tf.int32) - self.label_offset
+        legal = tf.logical_and(index >= 0, index < self.num_classes)
+        with tf.control_dependencies([tf.debugging.Assert(legal, [_RANGE, label])]):
+            return encoded, tf.identity(index)
+
+
+def describe(config: DatasetConfig) -> DatasetInfo:
+    """As `mobilenet.data.describe`, for `tfrecord`."""
+    found = _find(config)
+    held_out = [split for split in ("test", "validation") if split in found]
+    if held_out:
+        found = {"validation": found[held_out[0]], "test": found[held_out[0]], **found}
+    counts = {split: count(files) for split, files in found.items()}
+    sizes = {split: sum(counts[split]) for split in SPLITS if split in found}
+    labels = _labels(config, found, sum(sizes.values()))
+    skipped = {}
+    if config.skip_corrupt:
+        skipped = {split: len(corrupt(found[split], parse_imagenet)) for split in sizes}
+        sizes = {split: sizes[split] - skipped[split] for split in sizes}
+    return DatasetInfo(len(labels), labels, sizes, tuple(sizes), skipped)
+
+
+def open_split(config: DatasetConfig, split: str) -> Split:
+    """As `sources.open_split`, for `tfrecord`."""
+    found = _find(config)
+    info = describe(config.replace(skip_corrupt=False))
+    if split not in info.splits:
+        raise UsageError("split", split, f"one of {', '.join(info.splits)} in {config.data_dir}")
+    other = "validation" if split == "test" else "test"
+    files = found.get(split) or found[other]
+    opened = RecordSplit(files, count(files), parse_imagenet, config.label_offset, info.num_classes)
+    return without_corrupt(opened, config)
+
+
+def without_corrupt(opened: RecordSplit, config: DatasetConfig) -> RecordSplit:
+    """The split without its corrupt records, where the config asks for that (decodes them all)."""
+    if not config.skip_corrupt:
+        return opened
+    bad = corrupt(opened.files, opened.parse)
+    if bad:
+        checking.log_skipped(name for _, name in bad)
+    return dataclasses.replace(opened, left_out=tuple(number for number, _ in bad))
+
+
+def parse_imagenet(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Encoded image and stored label of a record with ImageNet's keys."""
+    features = tf.io.parse_single_example(record, _KEYS)
+    return features["image/encoded"], features["image/class/label"]
+
+
+def _find(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
+    """Record files by split, sorted by name."""
+    root = config.data_dir
+    if not root or not tf.io.gfile.isdir(root):
+        raise UsageError(
+            "--data_dir",
+            root,
+            "a folder of record files",
+            "name them train-00000-of-00008, validation-...",
+        )
+    found = {}
+    for split, pattern in _PATTERNS.items():
+        files = sorted(
+            f for f in tf.io.gfile.glob(os.path.join(root, pattern)) if not tf.io.gfile.isdir(f)
+        )
+        if files:
+            found[split] = tuple(files)
+    if not found:
+        raise UsageError("--data_dir", root, "files named train*, val* or test*; there are none")
+    return found
+
+
+def count(files: Sequence[str]) -> tuple[int, ...]:
+    """Records in each file, from the lengths in front of them alone.
+
+    Raises:
+        UsageError: a file is empty, is cut short, or holds something else.
+    """
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return tuple(pool.map(_count, files))
+
+
+def _count(path: str) -> int:
+    reader = tf.io.gfile.GFile if "://" in path else open
+    size, position, records = tf.io.gfile.stat(path).length, 0, 0
+    with reader(path, "rb") as file:
+        while position < size:
+            file.seek(position)
+            head = file.read(8)
+            position += 16 + (struct.unpack("<Q", head)[0] if len(head) == 8 else size)
+            records += 1
+    if position != size or not records:
+        raise UsageError(
+            path, None, "a whole, uncompressed TFRecord file", "copy it again, or remove it"
+        )
+    return records
+
+
+def _labels(
+    config: DatasetConfig, found: dict[str, tuple[str, ...]], total: int
+) -> tuple[str, ...]:
+    """Class names: `labels.txt`, else of small sets what the records say, else 1000 numbers."""
+    path = os.path.join(str(config.data_dir), "labels.txt")
+    if tf.io.gfile.exists(path):
+        with tf.io.gfile.GFile(path) as file:
+            return tuple(line.strip() for line in file.read().splitlines() if line.strip())
+    if total > _SCANNED:
+        return tuple(str(index) for index in range(_IMAGENET + 1 - min(config.label_offset, 1)))
+    files = sorted({file for names in found.values() for file in names})
+    keys = {"image/class/label": _KEYS["image/class/label"], **_TEXT}
+    texts: dict[int, str] = {}
+    try:
+        for features in (
+            tf.data.TFRecordDataset(files).batch(256).map(lambda r: tf.io.parse_example(r, keys))
+        ):
+            values = features["image/class/label"].numpy(), features["image/class/text"].numpy()
+            texts.update((int(n), t.decode(errors="replace")) for n, t in zip(*values, strict=True))
+    except tf.errors.OpError as error:
+        raise explained(error, files) or error from None
+    lowest = min(texts)
+    if lowest < config.label_offset:
+        raise UsageError(
+            "--label_offset",
+            config.label_offset,
+            f"at most the lowest label in the records, {lowest}",
+            f"give --label_offset {lowest}",
+        )
+    indices = range(config.label_offset, max(texts) + 1)
+    return tuple(texts.get(index) or str(index - config.label_offset) for index in indices)
+
+
+def corrupt(files: Sequence[str], parse: Parse) -> list[tuple[int, str]]:
+    """Number (over all files) and name of each record whose image cannot be decoded."""
+    return list(_corrupt(files, parse))
+
+
+def _corrupt(files: Sequence[str], parse: Parse) -> Iterator[tuple[int, str]]:
+    number = 0
+    for path in files:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            images = (parse(record)[0] for record in tf.data.TFRecordDataset(path))
+            for position, whole in enumerate(pool.map(checking.decodes, images)):
+                if not whole:
+                    yield number, f"{path} record {position}"
+                number += 1
+
+
+def explained(error: Exception, files: Sequence[str]) -> UsageError | None:
+    """The usage error behind an error of TensorFlow's on reading these files, or `None`."""
+    message = str(error)
+    if _RANGE in message:
+        label = message.split(_RANGE, 1)[1].split("[", 1)[-1].split("]", 1)[0]
+        return UsageError(
+            "--label_offset",
+            None,
+            f"labels from the offset to offset plus classes; a record of {files[0]} holds {label}",
+            "slim's ImageNet records (1 to 1000) take 1, or 0 with 1001 classes",
+        )
+    if "is required but could not be found" in message or "Could not parse example" in message:
+        return UsageError(
+            files[0], None, f"records with {' and '.join(_KEYS)}", "write ImageNet's keys"
+        )
+    if isinstance(error, tf.errors.DataLossError):
+        for path in files:
+            try:
+                for _ in tf.data.TFRecordDataset(path):
+                    pass
+            except tf.errors.DataLossError:
+                return UsageError(path, None, "a TFRecord file without damage", "copy it again")
+    return None

@@ -1,0 +1,102 @@
+"""Order and variation as functions of (seed, step), for each kind of source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from data_sets import folders, records
+
+from mobilenet import data
+from mobilenet.configs import dataset as datasets
+from mobilenet.configs.dataset import DatasetConfig
+
+STILL: dict[str, Any] = {"area_min": 1.0, "flip": False, "colour": 0.0}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DatasetConfig]:
+    root = tmp_path_factory.mktemp("sets")
+    labels = [1 + n % 5 for n in range(14)]
+    return {
+        "digits": datasets.get("digits"),
+        "image_folder": datasets.get("image_folder").replace(data_dir=str(folders(root / "f"))),
+        "tfrecord": datasets.get("tfrecord").replace(data_dir=str(records(root / "r", labels))),
+    }
+
+
+def batches(config: DatasetConfig, count: int, **arguments: Any) -> list[tuple[Any, Any]]:
+    settings = {"image_size": 16, "batch_size": 4, "training": True, "seed": 3, **arguments}
+    found = data.load(config, settings.pop("split", "train"), **settings)
+    return [(x.numpy(), y.numpy()) for x, y in islice(found, count)]
+
+
+def same(one: list[tuple[Any, Any]], other: list[tuple[Any, Any]]) -> bool:
+    pairs = zip(one, other, strict=True)
+    return all(np.array_equal(a, c) and np.array_equal(b, d) for (a, b), (c, d) in pairs)
+
+
+@pytest.mark.parametrize("name", ["image_folder", "tfrecord"])
+def test_a_later_start_continues_the_same_run(sets: dict[str, DatasetConfig], name: str) -> None:
+    whole = batches(sets[name], 12)  # 14 images: the epoch ends inside the fourth batch
+    for start in (1, 3, 4, 8):
+        assert same(batches(sets[name], 12 - start, start_step=start), whole[start:])
+    tf.random.set_seed(77)
+    assert same(batches(sets[name], 12), whole)
+    assert not same(batches(sets[name], 12, seed=4), whole)
+
+
+def test_a_later_start_of_the_digits_crosses_the_epoch(sets: dict[str, DatasetConfig]) -> None:
+    arguments = {"batch_size": 500, "image_size": 8}
+    whole = batches(sets["digits"], 6, **arguments)  # 1,257 digits: the epoch ends inside the third
+    for start in (2, 3):
+        assert same(
+            batches(sets["digits"], 6 - start, start_step=start, **arguments), whole[start:]
+        )
+    assert not np.array_equal(whole[0][0], whole[1][0])
+
+
+@pytest.mark.parametrize("name", ["digits", "image_folder", "tfrecord"])
+def test_every_epoch_holds_each_image_once_in_an_order_of_its_own(
+    sets: dict[str, DatasetConfig], name: str
+) -> None:
+    config = sets[name].replace(**STILL, rotation=0.0, shift=0.0, zoom=0.0, shear=0.0)
+    size = data.describe(config).sizes["train"]
+    found = batches(config, 2, batch_size=size)
+    keys = [[x.tobytes() for x in images] for images, _ in found]
+    stored = next(iter(data.load(config, "train", image_size=16, batch_size=size)))
+    assert Counter(keys[0]) == Counter(keys[1])
+    assert keys[0] != keys[1]
+    assert Counter(found[0][1].tolist()) == Counter(stored[1].numpy().tolist())
+
+
+def test_variation_differs_from_epoch_to_epoch(sets: dict[str, DatasetConfig]) -> None:
+    first, second = batches(sets["image_folder"], 2, batch_size=14)
+    assert not {x.tobytes() for x in first[0]} & {x.tobytes() for x in second[0]}
+
+
+def test_a_batch_may_be_larger_than_the_set(sets: dict[str, DatasetConfig]) -> None:
+    (images, labels), *_ = batches(sets["image_folder"], 1, batch_size=33)
+    assert images.shape == (33, 16, 16, 3) and labels.shape == (33,)
+
+
+@pytest.mark.parametrize("name", ["digits", "image_folder", "tfrecord"])
+def test_evaluation_gives_each_image_once_and_the_rest_last(
+    sets: dict[str, DatasetConfig], name: str
+) -> None:
+    split = "train" if name == "tfrecord" else "test"
+    count = data.describe(sets[name]).sizes[split]
+    found = data.load(sets[name], split, image_size=(16, 20), batch_size=5, channels=1)
+    shapes = [(tuple(x.shape), x.dtype, y.dtype) for x, y in found]
+    sides = [5] * (count // 5) + ([count % 5] if count % 5 else [])
+    assert shapes == [((n, 16, 20, 1), tf.float32, tf.int32) for n in sides]
+    assert len(found) == len(sides)
+
+
+def test_folder_evaluation_is_in_file_order(sets: dict[str, DatasetConfig]) -> None:
+    found = data.load(sets["image_folder"], "test", image_size=16, batch_size=100)
+    assert next(iter(found))[1].numpy().tolist() == [0, 0, 0, 1, 1, 1]
