@@ -1,4 +1,4 @@
-"""What every config has: it is frozen, it is checked, it travels as JSON, and a field with a `help` is a flag."""
+"""What every config has: it is frozen, checked, JSON both ways; a field with a `help` is a flag."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def flag(default: Any, help: str, name: str | None = None) -> Any:
     """
     metadata = {"help": help, "flag": name}
     if isinstance(default, Mapping):  # every config gets its own; a hash cannot cover it
-        return dataclasses.field(default_factory=lambda: dict(default), hash=False, metadata=metadata)
+        return dataclasses.field(
+            default_factory=lambda: dict(default), hash=False, metadata=metadata
+        )
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -64,7 +66,8 @@ class Config:
         """Builds the config that `to_json` described.
 
         Raises:
-            UsageError: the class is not `cls` or one derived from it, a key is unknown, or a value is not legal.
+            UsageError: the class is not `cls` or one derived from it, a key is unknown, or a value
+                is not legal.
         """
         data = dict(value)
         name = data.pop("type", cls.__name__)
@@ -73,7 +76,14 @@ class Config:
             raise UsageError("type", name, f"{cls.__name__} or a config derived from it")
         _known(kind, data)
         hints = typing.get_type_hints(kind)
-        return kind(**{key: _typed(hints[key], item) for key, item in data.items()})
+        values = {key: _typed(hints[key], item) for key, item in data.items()}
+        for key, item in values.items():
+            if not _fits(hints[key], item):
+                wanted = (
+                    getattr(hints[key], "__name__", "") if _plain_class(hints[key]) else hints[key]
+                )
+                raise UsageError(f"{kind.__name__} {key}", item, f"a value of type {wanted}")
+        return kind(**values)
 
 
 def _known(kind: type[Config], names: typing.Iterable[str]) -> None:
@@ -93,7 +103,7 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(hint: Any, value: Any) -> Any:
-    """Turns JSON back into what the field's type wants: lists into tuples, dictionaries into configs."""
+    """Turns JSON into what the field's type wants: lists into tuples, dictionaries into configs."""
     if typing.get_origin(hint) is dict:
         return value
     if isinstance(value, dict) and "type" in value:
@@ -105,9 +115,31 @@ def _typed(hint: Any, value: Any) -> Any:
             return tuple(_typed(inner, item) for item in value)
         if isinstance(option, type) and issubclass(option, Config) and isinstance(value, dict):
             return option.from_json(value)
-    if float in options and isinstance(value, int) and not isinstance(value, bool) and int not in options:
-        return float(value)
-    return value
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and float in options and int not in options else value
+
+
+def _plain_class(hint: Any) -> bool:
+    return isinstance(hint, type) and not typing.get_args(hint)
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value read from JSON is of the field's type."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(option, value) for option in inner)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
+        return len(kinds) == len(value) and all(map(_fits, kinds, value))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(inner[1], item) for item in value.values())
+    if isinstance(value, bool) and hint is not bool:
+        return False
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def number(
@@ -127,8 +159,9 @@ def number(
         UsageError: states the whole rule, not just the part that failed.
     """
     kind = "a whole number" if integer else "a number"
-    bounds = [(f"above {above}", above), (f"at least {least}", least), (f"below {below}", below), (f"at most {most}", most)]
-    rule = " ".join([kind, " and ".join(text for text, bound in bounds if bound is not None)]).strip()
+    bounds = (("above", above), ("at least", least), ("below", below), ("at most", most))
+    limits = [f"{word} {bound}" for word, bound in bounds if bound is not None]
+    rule = f"{kind} {' and '.join(limits)}".strip()
     wanted = (int,) if integer else (int, float)
     ok = isinstance(value, wanted) and not isinstance(value, bool) and math.isfinite(value)
     if ok:

@@ -36,8 +36,17 @@ from mobilenet.errors import UsageError, one_of
 from mobilenet.process import main, starting_tensorflow, table
 from mobilenet.specs import GROUPS, FlagSpec, flag_specs, option
 
-__all__ = ["Command", "FlagSpec", "Parsed", "flag_specs", "main", "option", "run_config", "settle"]
-__all__ += ["starting_tensorflow", "table"]
+__all__ = [
+    "Command",
+    "FlagSpec",
+    "Parsed",
+    "UsageError",
+    "flag_specs",
+    "main",
+    "option",
+    "run_config",
+]
+__all__ += ["settle", "starting_tensorflow", "table"]
 
 C = TypeVar("C", bound=Config)
 
@@ -228,7 +237,7 @@ _REPLAY = (
 def _usage(spec: FlagSpec) -> str:
     short = f"-{spec.short}, " if spec.short else ""
     if spec.kind is bool:
-        return f"{short}--[no]{spec.name}" if spec.path else f"{short}--{spec.name}"
+        return f"{short}--[no]{spec.name}" if spec.path or spec.default else f"{short}--{spec.name}"
     return f"{short}--{spec.name}=..."
 
 

@@ -1,0 +1,324 @@
+"""The configs of a run: JSON both ways, rules and their messages, unknown keys, the recipes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mobilenet.configs import archs, card, dataset, recipes
+from mobilenet.configs.base import Config, flag, number
+from mobilenet.configs.compression import MagnitudePruning, QuantizationAwareTraining
+from mobilenet.configs.run import RunConfig, TrainConfig
+from mobilenet.errors import UsageError
+
+# Learning rate, decay and epochs between decays, images a step, averaging, L2 (Keras' form), kernel
+# deviation, batch-norm decay: tensorflow/models research/mobilenet/scripts/train_mbnv{1,2,3}.sh.
+# V3's L2 is slim's 1e-5 halved, as V1's and V2's are there.
+IMAGENET = {
+    "mobilenet_v1": (0.045, 0.94, 2.5, 64, 0.0, 2e-5, 0.09, 0.9997),
+    "mobilenet_v2": (0.045, 0.98, 1.0, 96, 0.0, 2e-5, 0.09, 0.9997),
+    "mobilenet_v3_large": (0.02, 0.99, 3.0, 192, 0.9999, 5e-6, 0.008, 0.997),
+}
+SETS = ("digits", "image_folder", "imagenet2012", "tfrecord", "imagenette")
+
+
+def through_json(config: Config) -> Config:
+    return type(config).from_json(json.loads(json.dumps(config.to_json(), allow_nan=False)))
+
+
+@pytest.mark.parametrize("data", SETS)
+@pytest.mark.parametrize("net", list(archs.ALL))
+def test_every_recipe_survives_json(net: str, data: str) -> None:
+    config = recipes.get(net, data)
+    again = through_json(config)
+    assert again == config
+    assert isinstance(again, RunConfig)
+    assert type(again.model) is archs.ALL[net]
+    assert isinstance(again.stages, tuple)
+    assert hash(again) == hash(config)
+
+
+fractions = st.floats(0, 1, exclude_max=True, allow_subnormal=False)
+
+
+@given(
+    st.builds(
+        TrainConfig,
+        epochs=st.integers(0, 10**6),
+        lr=st.floats(1e-9, 1e3),
+        label_smoothing=fractions,
+        lr_boundaries=st.lists(st.floats(0, 100), unique=True).map(lambda x: tuple(sorted(x))),
+    )
+)
+def test_any_legal_training_survives_json(config: TrainConfig) -> None:
+    assert through_json(config) == config
+
+
+@given(st.dictionaries(st.text(max_size=8), fractions))
+def test_any_legal_pruning_survives_json(shares: dict[str, float]) -> None:
+    config = MagnitudePruning(final_sparsity=shares)
+    assert through_json(config) == config
+
+
+def test_a_whole_number_in_json_becomes_the_number_of_the_field() -> None:
+    lr = TrainConfig.from_json({"lr": 1}).lr
+    assert (lr, type(lr)) == (1.0, float)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"stages": 5}, "RunConfig stages: got 5, expected a value of type tuple[str, ...]"),
+        ({"stages": "train"}, "RunConfig stages: got 'train', expected"),
+        ({"stages": [1]}, "RunConfig stages: got (1,), expected"),
+        ({"train": 3}, "RunConfig train: got 3, expected a value of type TrainConfig"),
+        ({"train": {"type": "MagnitudePruning"}}, "expected a value of type TrainConfig"),
+        ({"train": {"lr": "fast"}}, "TrainConfig lr: got 'fast', expected a value of type float"),
+        ({"train": {"lr": True}}, "TrainConfig lr: got True, expected a value of type float"),
+        ({"train": {"epochs": 1.5}}, "TrainConfig epochs: got 1.5, expected a value of type int"),
+        (
+            {"train": {"learning_rate": 1}},
+            "TrainConfig field: got 'learning_rate', expected one of",
+        ),
+        (
+            {"dataset": {"flip": "yes"}},
+            "DatasetConfig flip: got 'yes', expected a value of type bool",
+        ),
+        ({"model": {"kernel": 3}}, "MobileNetConfig field: got 'kernel'"),
+        ({"model": {"blocks": [{"kernel": [3]}]}}, "BlockConfig kernel: got (3,), expected"),
+        ({"pruning": {"final_sparsity": {"stem": "x"}}}, "MagnitudePruning final_sparsity: got"),
+        ({"type": "RunConfg"}, "did you mean RunConfig?"),
+        (
+            {"type": "TrainConfig"},
+            "type: got 'TrainConfig', expected RunConfig or a config derived",
+        ),
+    ],
+)
+def test_json_of_another_shape_is_refused(value: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        RunConfig.from_json(value)
+    assert expected in str(caught.value)
+
+
+BAD: list[tuple[type[Config], dict[str, Any], str]] = [
+    (TrainConfig, {"epochs": -1}, "--epochs: got -1, expected a whole number at least 0"),
+    (TrainConfig, {"epochs": 1.5}, "--epochs: got 1.5, expected a whole number at least 0"),
+    (TrainConfig, {"batch_size": 0}, "--batch_size: got 0, expected a whole number at least 1"),
+    (TrainConfig, {"batch_size": True}, "--batch_size: got True, expected a whole number"),
+    (TrainConfig, {"lr": math.nan}, "--lr: got nan, expected a number above 0"),
+    (TrainConfig, {"lr": math.inf}, "--lr: got inf, expected a number above 0"),
+    (TrainConfig, {"lr": 0.0}, "--lr: got 0.0, expected a number above 0"),
+    (TrainConfig, {"lr": "1"}, "--lr: got '1', expected a number above 0"),
+    (
+        TrainConfig,
+        {"op_momentum": 1.0},
+        "--op_momentum: got 1.0, expected a number at least 0 and bel",
+    ),
+    (TrainConfig, {"op_decay_rate": -0.1}, "--op_decay_rate: got -0.1"),
+    (TrainConfig, {"op_epsilon": 0.0}, "--op_epsilon: got 0.0, expected a number above 0"),
+    (
+        TrainConfig,
+        {"lr_decay_rate": 1.1},
+        "--lr_decay_rate: got 1.1, expected a number above 0 and at",
+    ),
+    (
+        TrainConfig,
+        {"lr_decay_epochs": 0.0},
+        "--lr_decay_epochs: got 0.0, expected a number above 0",
+    ),
+    (TrainConfig, {"warmup_epochs": -1.0}, "--warmup_epochs: got -1.0"),
+    (TrainConfig, {"label_smoothing": 1.0}, "--label_smoothing: got 1.0"),
+    (TrainConfig, {"ma_decay_rate": 1.0}, "--ma_decay_rate: got 1.0"),
+    (TrainConfig, {"decoupled_weight_decay": -1.0}, "--decoupled_weight_decay: got -1.0"),
+    (TrainConfig, {"optimizer_name": "adm"}, "--optimizer_name: got 'adm', expected one of sgd, "),
+    (TrainConfig, {"learning_scheduler_name": "cosin"}, "did you mean cosine?"),
+    (
+        TrainConfig,
+        {"lr_boundaries": (2.0, 1.0)},
+        "--lr_boundaries: got (2.0, 1.0), expected epochs in",
+    ),
+    (
+        RunConfig,
+        {"stages": ()},
+        "--stages: got '', expected at least one of train, prune, quantize",
+    ),
+    (
+        RunConfig,
+        {"stages": ("prune", "train")},
+        "expected stages in the order train,prune,quantize",
+    ),
+    (
+        RunConfig,
+        {"stages": ("train", "train")},
+        "expected stages in the order train,prune,quantize",
+    ),
+    (
+        RunConfig,
+        {"stages": ("pune",)},
+        "--stages: got 'pune', expected one of train, prune, quantize",
+    ),
+    (RunConfig, {"image_size": 0}, "--image_size: got 0, expected a whole number at least 1"),
+    (RunConfig, {"seed": -1}, "--seed: got -1, expected a whole number at least 0"),
+    (RunConfig, {"distribution_strategy": "miror"}, "did you mean mirrored?"),
+    (
+        RunConfig,
+        {"mixed_precision": "float16"},
+        "--mixed_precision: got 'float16', expected one of",
+    ),
+    (
+        MagnitudePruning,
+        {"final_sparsity": {"pointwise": 1.0}},
+        "--final_sparsity pointwise: got 1.0",
+    ),
+    (MagnitudePruning, {"final_sparsity": {"stem": -0.1}}, "--final_sparsity stem: got -0.1"),
+    (MagnitudePruning, {"schedule": "linear"}, "--pruning_schedule: got 'linear', expected one of"),
+    (
+        MagnitudePruning,
+        {"begin": 0.7},
+        "--pruning_end: got 0.6, expected a share above --pruning_begin",
+    ),
+    (MagnitudePruning, {"frequency": 0}, "--pruning_frequency: got 0"),
+    (MagnitudePruning, {"power": 0.0}, "--pruning_power: got 0.0, expected a number above 0"),
+    (QuantizationAwareTraining, {"calibration_images": 0}, "--calibration_images: got 0"),
+    (QuantizationAwareTraining, {"range_decay": 1.0}, "--range_decay: got 1.0"),
+    (QuantizationAwareTraining, {"freeze": 1.1}, "--quantize_freeze: got 1.1"),
+    (dataset.DatasetConfig, {"preprocessing": "incepton"}, "did you mean inception?"),
+    (
+        dataset.DatasetConfig,
+        {"area_min": 0.0},
+        "area_min: got 0.0, expected a number above 0 and at",
+    ),
+    (
+        dataset.DatasetConfig,
+        {"colour": 2.0},
+        "colour: got 2.0, expected a number at least 0 and at m",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields", "expected"), BAD)
+def test_each_rule_is_told_by_the_flag_that_breaks_it(
+    kind: type[Config], fields: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(UsageError) as direct:
+        kind(**fields)
+    assert expected in str(direct.value)
+    with pytest.raises(UsageError) as replaced:
+        kind().replace(**fields)
+    assert str(replaced.value) == str(direct.value)
+
+
+def test_nothing_changes_a_config_and_replace_makes_the_next() -> None:
+    config = TrainConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.lr = 1.0  # type: ignore[misc]
+    assert config.replace(lr=1.0) == TrainConfig(lr=1.0)
+    assert config == TrainConfig()
+    with pytest.raises(UsageError, match="TrainConfig field: got 'l_r'.*did you mean lr"):
+        config.replace(l_r=1.0)
+
+
+def test_two_configs_share_no_dictionary() -> None:
+    first, second = MagnitudePruning(), MagnitudePruning()
+    first.final_sparsity["stem"] = 0.1
+    assert second.final_sparsity == {"pointwise": 0.5} == MagnitudePruning().final_sparsity
+    given_shares = {"pointwise": 0.3}
+    kept = MagnitudePruning(final_sparsity=given_shares)
+    given_shares["pointwise"] = 0.9
+    assert kept.final_sparsity == {"pointwise": 0.3}
+
+
+def test_a_dictionary_as_default_of_a_flag_is_each_configs_own() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Example(Config):
+        shares: dict[str, float] = flag({"a": 0.5}, "shares")
+
+    Example().shares["a"] = 1.0
+    assert Example().shares == {"a": 0.5}
+    assert hash(Example()) == hash(Example(shares={"a": 0.1}))
+
+
+@given(st.floats() | st.integers(), st.floats(-10, 10), st.floats(-10, 10))
+def test_number_takes_what_its_bounds_say(value: float, low: float, high: float) -> None:
+    inside = math.isfinite(value) and low < value <= high
+    if inside:
+        number("x", value, above=low, most=high)
+    else:
+        with pytest.raises(UsageError, match="expected a number above .* and at most "):
+            number("x", value, above=low, most=high)
+
+
+@pytest.mark.parametrize("net", list(IMAGENET))
+def test_imagenet_recipes_are_the_published_ones(net: str) -> None:
+    config = recipes.get(net, "imagenet2012")
+    train, model = config.train, config.model
+    assert IMAGENET[net] == (
+        train.lr,
+        train.lr_decay_rate,
+        train.lr_decay_epochs,
+        train.batch_size,
+        train.ma_decay_rate,
+        model.weight_decay,
+        model.stddev,
+        model.batch_norm_decay,
+    )
+    assert (train.optimizer_name, train.op_momentum, train.op_decay_rate) == ("rmsprop", 0.9, 0.9)
+    assert (train.op_epsilon, train.label_smoothing, train.warmup_epochs) == (0.002, 0.1, 5.0)
+    assert (train.epochs, train.learning_scheduler_name) == (30, "exponential")
+    assert (model.dropout_keep_prob, config.image_size) == (0.8, 224)
+
+
+@pytest.mark.parametrize("net", list(archs.ALL))
+@pytest.mark.parametrize("data", SETS)
+def test_a_recipe_is_of_its_net_and_data_set_and_later_stages_are_gentler(
+    net: str, data: str
+) -> None:
+    config = recipes.get(net, data)
+    assert (type(config.model), config.dataset.name) == (archs.ALL[net], data)
+    assert config.stages == ("train", "prune", "quantize", "convert")
+    for stage in (config.prune, config.quantize):
+        assert stage.lr < config.train.lr
+        assert 0 < stage.epochs < config.train.epochs
+        assert stage.warmup_epochs == 0
+
+
+def test_names_that_are_not_known_are_refused_or_left_to_tfds() -> None:
+    with pytest.raises(UsageError, match="--model_name: got 'mobilenet_v4'"):
+        recipes.get("mobilenet_v4", "digits")
+    assert recipes.get("mobilenet_v1", "oxford_flowers102").dataset.name == "oxford_flowers102"
+    assert recipes.get("mobilenet_v1", "tfrecord").dataset.label_offset == 1
+
+
+@pytest.mark.parametrize("steps", [1, 100, 1_000, 10_000, 1_000_000])
+def test_batch_norm_memory_fits_the_run(steps: int) -> None:
+    decay = recipes.batch_norm_decay(steps, 0.9997)
+    assert 0.9 <= decay <= 0.9997
+    assert 1 / (1 - decay) <= max(10.0, steps / 10) * (1 + 1e-6)
+
+
+def test_a_long_run_keeps_the_published_batch_norm_memory() -> None:
+    assert recipes.batch_norm_decay(10**6, 0.9997) == 0.9997
+
+
+def test_a_card_survives_json() -> None:
+    net = archs.get("mobilenet_v3_small", width_multiplier=0.75)
+    full = card.Card(
+        architecture=net.to_json(),
+        input_shape=(96, 64, 3),
+        preprocessing=dataset.PREPROCESSING["imagenet"],
+        labels=("cat", "dög"),
+        metrics={"top1": 98.0, "loss": 1},
+        history=({"epoch": 1.0, "loss": 0.5},),
+        input=card.Edge("int8", 1 / 127.5, 0),
+        notes=("pruned",),
+    )
+    again = through_json(full)
+    assert again == full
+    assert isinstance(again, card.Card)
+    assert archs.MobileNetConfig.from_json(again.architecture) == net
