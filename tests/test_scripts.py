@@ -1,0 +1,238 @@
+"""The scripts run from any folder, by `bash` and by `sh`, and call the commands as they say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mobilenet import cli
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts"
+NETS = {"1": "mobilenet_v1", "2": "mobilenet_v2", "3": "mobilenet_v3_large"}
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """In Python's place: prints the words it is called with, a line each."""
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    fake.chmod(0o755)
+    return fake
+
+
+def call(
+    script: str, *words: str, python: Path, shell: str = "bash", status: int = 0, **variables: str
+) -> tuple[list[str], str]:
+    """The words that the script called Python with, and its stderr; run from another folder."""
+    kept = {
+        k: v for k, v in os.environ.items() if k not in ("DATA_DIR", "MODEL_DIR", "DATASET_NAME")
+    }
+    done = subprocess.run(
+        [shell, os.path.relpath(SCRIPTS / script, python.parent), *words],
+        cwd=python.parent,
+        env={**kept, "PYTHON": str(python), **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout.splitlines(), done.stderr
+
+
+def flags_of(words: list[str], module: str) -> dict[str, str]:
+    """Flags by name of `-m module --flag value ...`; one without a value is true."""
+    assert words[:2] == ["-m", module]
+    found: dict[str, str] = {}
+    name = ""
+    for word in words[2:]:
+        if word.startswith("--"):
+            name = word[2:]
+            found[name] = "true"
+        else:
+            found[name] = word
+    return found
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+@pytest.mark.parametrize("number", NETS)
+def test_train_runs_the_imagenet_recipe(number: str, shell: str, python: Path) -> None:
+    words, _ = call(f"train_mbnv{number}.sh", "train", python=python, shell=shell, DATA_DIR="/a b")
+    flags = flags_of(words, "mobilenet.trainer")
+    assert flags.pop("model_dir") == str(ROOT / "runs" / f"{NETS[number]}_imagenet2012")
+    assert flags == {
+        "model_name": NETS[number],
+        "dataset_name": "imagenet2012",
+        "data_dir": "/a b",
+        "stages": "train",
+    }
+
+
+@pytest.mark.parametrize("number", NETS)
+def test_test_is_two_short_epochs_of_digits(number: str, python: Path) -> None:
+    words, _ = call(f"train_mbnv{number}.sh", "test", "--seed", "3", python=python, MODEL_DIR="m")
+    flags = flags_of(words, "mobilenet.trainer")
+    assert (flags["model_name"], flags["dataset_name"]) == (NETS[number], "digits")
+    assert (flags["epochs"], flags["seed"], flags["model_dir"]) == ("2", "3", "m")
+    assert int(flags["batch_size"]) <= 8
+
+
+@pytest.mark.parametrize("mode", ["train", "test"])
+def test_the_trainer_knows_every_flag_that_the_scripts_use(mode: str, python: Path) -> None:
+    from mobilenet import trainer
+
+    for number in NETS:
+        words, _ = call(f"train_mbnv{number}.sh", mode, python=python, DATA_DIR="/data")
+        parsed = trainer.COMMAND.parse(words[2:])
+        assert cli.run_config(parsed).stages == ("train",)
+
+
+@pytest.mark.parametrize("words", [(), ("Train",), ("--help",)])
+def test_another_mode_is_one_line(words: tuple[str, ...], python: Path) -> None:
+    said, error = call("train_mbnv1.sh", *words, python=python, status=2)
+    assert said == []
+    assert f"got '{''.join(words)}', expected train or test" in error
+    assert error.count("\n") == 1
+
+
+def test_training_on_imagenet_wants_its_folder(python: Path) -> None:
+    said, error = call("train_mbnv2.sh", "train", python=python, status=2)
+    assert (said, error.count("\n")) == ([], 1)
+    assert error.startswith("DATA_DIR: expected the folder of ImageNet; ")
+    words, _ = call("train_mbnv2.sh", "train", "--data_dir=/data", python=python)
+    assert words[-1] == "--data_dir=/data"
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+@pytest.mark.parametrize("number", NETS)
+def test_evaluation_reads_what_training_wrote(number: str, shell: str, python: Path) -> None:
+    script = f"eval_mbnv{number}.sh"
+    words, _ = call(script, "--batch_size", "8", python=python, shell=shell, DATA_DIR="/data")
+    assert flags_of(words, "mobilenet.evaluator") == {
+        "model": str(ROOT / "runs" / f"{NETS[number]}_imagenet2012" / "train"),
+        "dataset_name": "imagenet2012",
+        "data_dir": "/data",
+        "batch_size": "8",
+    }
+    words, _ = call(script, python=python, MODEL_DIR="/m", DATASET_NAME="digits")
+    flags = flags_of(words, "mobilenet.evaluator")
+    assert (flags["model"], flags["dataset_name"]) == ("/m/train", "digits")
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_tensorboard_shows_all_runs_or_one(shell: str, python: Path) -> None:
+    words, _ = call("start_tensorboard.sh", "--port", "7", python=python, shell=shell)
+    assert words == ["-m", "tensorboard.main", "--logdir", str(ROOT / "runs"), "--port", "7"]
+    words, _ = call("start_tensorboard.sh", python=python, shell=shell, MODEL_DIR="here")
+    assert words[-1] == "here"
+
+
+def test_tensorboard_starts_with_the_installed_packages() -> None:
+    done = subprocess.run(
+        ["bash", str(SCRIPTS / "start_tensorboard.sh"), "--version_tb"],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()[0].isdigit()
+
+
+def checkout(folder: Path) -> Path:
+    """A copy of what makes the environment, with an environment that seems to be complete."""
+    for name in ("pyproject.toml", "setup.py", "constraints.txt"):
+        (folder / name).write_text((ROOT / name).read_text())
+    (folder / "scripts").mkdir()
+    for name in ("environment.sh", "quickstart.sh"):
+        (folder / "scripts" / name).write_text((SCRIPTS / name).read_text())
+    (folder / "bin").mkdir()
+    return folder
+
+
+def run_quickstart(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """With nothing but the copy's bin/ and the base tools in reach."""
+    for tool in ("bash", "cat", "cksum", "dirname", "rm", "sh", "chmod", "cp", "mkdir"):
+        target = folder / "bin" / tool
+        if not target.exists():
+            found = next(d for d in ("/usr/bin", "/bin") if Path(d, tool).exists())
+            target.symlink_to(Path(found, tool))
+    return subprocess.run(
+        ["bash", "scripts/quickstart.sh", *words],
+        cwd=folder,
+        env={"PATH": str(folder / "bin")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_no_python_of_a_tested_version_is_one_line(tmp_path: Path) -> None:
+    folder = checkout(tmp_path)
+    old = folder / "bin" / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = run_quickstart(folder)
+    assert done.returncode == 2
+    assert done.stderr.startswith("python3: expected version 3.10, 3.11 or 3.12; apt-get install ")
+    assert done.stderr.count("\n") == 1
+    assert not (folder / ".venv").exists()
+
+
+def test_a_python_without_venv_names_the_package(tmp_path: Path) -> None:
+    folder = checkout(tmp_path)
+    bare = folder / "bin" / "python3.11"
+    bare.write_text(
+        '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; *venv*) echo python3.11-venv;; esac\n'
+    )
+    bare.chmod(0o755)
+    done = run_quickstart(folder)
+    assert done.returncode == 2
+    expected = "python3.11: expected its venv module; apt-get install python3.11-venv\n"
+    assert done.stderr == expected
+
+
+def test_an_environment_is_made_once_and_again_after_a_change(tmp_path: Path) -> None:
+    """A stand-in for Python records its calls: venv, pip, then the trainer."""
+    folder = checkout(tmp_path)
+    record = folder / "calls"
+    stand_in = folder / "bin" / "python3.11"
+    stand_in.write_text(
+        "#!/bin/bash\n"
+        f'echo "$*" >>{record}\n'
+        'if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi\n'
+    )
+    stand_in.chmod(0o755)
+
+    def calls(*words: str) -> list[str]:
+        record.write_text("")
+        done = run_quickstart(folder, *words)
+        assert done.returncode == 0, done.stderr
+        return [c for c in record.read_text().splitlines() if c.startswith("-m")]
+
+    first = calls("--epochs", "1")
+    assert first[0] == f"-m venv {folder}/.venv"
+    assert f"-c {folder}/constraints.txt -e {folder}" in first[1]
+    assert first[2:] == ["-m mobilenet.trainer --model_name mobilenet_v1 --epochs 1"]
+    assert calls() == ["-m mobilenet.trainer --model_name mobilenet_v1"]
+    (folder / "constraints.txt").write_text("numpy==2.0\n")
+    assert [c.partition(" --")[0] for c in calls()] == [
+        "-m pip",
+        "-m pip install",
+        "-m mobilenet.trainer",
+    ]
+    assert (folder / ".venv").is_dir()
+
+
+def test_every_script_is_valid_and_can_be_executed() -> None:
+    found = sorted(SCRIPTS.glob("*.sh"))
+    assert len(found) == 10
+    for path in [*found, ROOT / ".ci" / "run"]:
+        subprocess.run(["bash", "-n", str(path)], check=True)
+        if path.name != "environment.sh":
+            assert os.access(path, os.X_OK), path
+            assert "set -euo pipefail" in path.read_text()
