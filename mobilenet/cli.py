@@ -209,7 +209,7 @@ class Command:
             raise error.within(f"--config_file {path}") from None
 
 
-class _Text(flags.ArgumentParser):  # type: ignore[misc]  # absl's class is untyped
+class _Text(flags.ArgumentParser):
     """Keeps what was typed, so that one place (`values.convert`) reads it and words the error."""
 
     def parse(self, argument: Any) -> str:
