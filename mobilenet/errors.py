@@ -20,11 +20,14 @@ class UsageError(ValueError):
         got: the value as it was given; `None` leaves the clause out.
         expected: the rule that the value breaks.
         remedy: a command or the nearest legal value; may be empty.
+        status: with which the command ends.
 
     Example:
         >>> str(UsageError("--width_multiplier", 0, "a number above 0", "common values are 0.25, 1.0"))
         '--width_multiplier: got 0, expected a number above 0; common values are 0.25, 1.0'
     """
+
+    status = 2
 
     def __init__(self, what: str, got: object, expected: str, remedy: str = "") -> None:
         self.what, self.got, self.expected, self.remedy = what, got, expected, remedy
@@ -34,7 +37,13 @@ class UsageError(ValueError):
 
     def within(self, place: str) -> UsageError:
         """The same fact, told from further out (`place` is put in front of `what`)."""
-        return UsageError(f"{place}: {self.what}", self.got, self.expected, self.remedy)
+        return type(self)(f"{place}: {self.what}", self.got, self.expected, self.remedy)
+
+
+class FailedProof(UsageError):
+    """What was made is not what was promised, and was therefore not kept."""
+
+    status = 3
 
 
 def shorten(names: Iterable[object]) -> str:

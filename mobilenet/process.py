@@ -39,7 +39,7 @@ def main(
         status = function(list(sys.argv[1:] if argv is None else argv)) or 0
         sys.stdout.flush()
     except UsageError as error:
-        status = _fail(str(error))
+        status = _fail(str(error), error.status)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         status = INTERRUPTED
@@ -58,10 +58,10 @@ def _terminate(number: int, frame: object) -> NoReturn:
     raise SystemExit(TERMINATED)
 
 
-def _fail(line: str) -> int:
+def _fail(line: str, status: int = UsageError.status) -> int:
     sys.stdout.flush()
     print(line, file=sys.stderr)
-    return 2
+    return status
 
 
 def _place_error(error: Exception) -> str | None:

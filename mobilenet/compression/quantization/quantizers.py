@@ -174,6 +174,11 @@ class InputQuantizer(_Quantizer):
     def range(self) -> tuple[float, float]:
         return LOWEST / self.std, HIGHEST / self.std
 
+    @property
+    def offset(self) -> float:
+        """From an input of the float net to the file's grid."""
+        return (self.mean + LOWEST) / self.std
+
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, tf.Variable]:
         del tensor_shape, name, layer
         return {}
@@ -181,7 +186,7 @@ class InputQuantizer(_Quantizer):
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
         values = tf.cast(inputs, tf.float32)
         if not self.phase.exporting:
-            values += (self.mean + LOWEST) / self.std
+            values += self.offset
         quantized = tf.quantization.fake_quant_with_min_max_args(values, *self.range, BITS)
         return tf.cast(quantized, inputs.dtype)
 

@@ -128,6 +128,12 @@ def input_quantizer(preprocessing: Preprocessing) -> InputQuantizer | Activation
     return ActivationQuantizer()
 
 
+def to_grid(images: npt.NDArray[np.float32], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+    """Inputs of the float net as the exported file takes them: `(pixel - 128) / std` on an exact grid."""
+    quantizer = input_quantizer(preprocessing)
+    return images + np.float32(quantizer.offset) if isinstance(quantizer, InputQuantizer) else images
+
+
 def wrap(model: Any, preprocessing: Preprocessing) -> Any:
     """A copy of a plain net with quantizers in it; ranges are unset until `calibrate` or `set_ranges`.
 

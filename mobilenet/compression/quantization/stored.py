@@ -1,0 +1,57 @@
+"""A quantized net on disk: the float net as any model folder holds it, and `ranges.npz` beside it."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobilenet import files
+from mobilenet.compression.quantization import scheme
+from mobilenet.compression.quantization.repair import Repair, repair
+from mobilenet.errors import UsageError
+from mobilenet.models import folder as model_folder
+
+RANGES = "ranges.npz"
+
+
+def is_quantized(folder: str | os.PathLike[str]) -> bool:
+    """Whether ranges lie beside the model."""
+    return (Path(folder) / RANGES).is_file()
+
+
+def save_ranges(folder: str | os.PathLike[str], ranges: scheme.Ranges) -> None:
+    """Writes `ranges.npz`; `/` in a name would become a folder inside it and does not occur."""
+    with files.replacing(Path(folder) / RANGES) as temporary:
+        np.savez(temporary, **ranges)
+
+
+def load(folder: str | os.PathLike[str]) -> Any:
+    """The wrapped net of a quantized model folder, as it was evaluated in training.
+
+    Raises:
+        UsageError: no such folder, or ranges that are damaged or of another net.
+    """
+    net = model_folder.load(folder)
+    path = Path(folder) / RANGES
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            ranges = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
+        raise UsageError(str(path), None, f"the ranges of a quantized net ({error})", "quantize it again") from None
+    wrapped = scheme.wrap(net.model, net.card.preprocessing)
+    try:
+        scheme.set_ranges(wrapped, ranges)
+    except UsageError as error:
+        raise error.within(str(path)) from None
+    return wrapped
+
+
+def for_export(wrapped: Any) -> list[Repair]:
+    """Turns a wrapped net into what the converter is given: repaired, on its own input grid. In place."""
+    repaired = repair(wrapped)
+    wrapped.phase.exporting = True
+    return repaired

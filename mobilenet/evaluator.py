@@ -1,0 +1,110 @@
+"""`python -m mobilenet.evaluator`: top-1, top-5 and loss of any saved net on any data set.
+
+A flatbuffer on the digits or on class folders is scored without TensorFlow.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from mobilenet import cli
+from mobilenet.configs import dataset as datasets
+from mobilenet.configs.base import number
+from mobilenet.configs.card import Card
+from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.errors import UsageError, one_of
+from mobilenet.metrics import Metrics
+from mobilenet.runtime import classifier, evaluation
+
+COMMAND = cli.Command(
+    "mobilenet.evaluator",
+    "Top-1, top-5 and loss of a net on held-out images.",
+    [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir", "label_offset", "skip_corrupt")],
+    (
+        cli.option("model", str, None, "a model folder, .keras, SavedModel, .tflite or export folder", group="model"),
+        cli.option("split", str, "test", "train, validation or test", group="data"),
+        cli.option("batch_size", int, 32, "images a call of a Keras net", group="data"),
+        cli.option("limit", int, None, "at most so many images (flatbuffers on digits and class folders)", group="data"),
+        cli.option("threads", int, None, "images at once through a flatbuffer; all cores when left out"),
+    ),
+)
+
+
+def run(argv: list[str]) -> int | None:
+    parsed = COMMAND.parse(argv)
+    options = parsed.options
+    if options["model"] is None:
+        raise UsageError("--model", None, "a saved net", "python -m mobilenet.trainer makes one")
+    one_of("--split", options["split"], evaluation.SPLITS)
+    number("--batch_size", options["batch_size"], least=1, integer=True)
+    path = Path(options["model"])
+    is_file = path.suffix == ".tflite" or (path / classifier.MODEL).is_file()
+    started = time.monotonic()
+    score, data = (_flatbuffer if is_file else _keras)(path, parsed)
+    seconds = time.monotonic() - started
+    rows = [[f"{score.top1:.2f}", f"{score.top5:.2f}", f"{score.loss:.4f}", f"{score.images:,}", f"{seconds:.1f}"]]
+    print(f"{path} on {data.name}, {options['split']}")
+    print(cli.table(["top-1 %", "top-5 %", "loss", "images", "seconds"], rows))
+    return None
+
+
+def _dataset(parsed: cli.Parsed, card: Card) -> DatasetConfig:
+    """The data set that was asked for, or the one that the net was trained on."""
+    name = parsed.settings.get("name", card.dataset or datasets.DIGITS.name)
+    return cli.settle(datasets.get(name), parsed.settings)
+
+
+def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig]:
+    options = parsed.options
+    net = classifier.Classifier(path, options["threads"])
+    data = _dataset(parsed, net.card)
+    if data.name in evaluation.DATASETS:
+        left_out: list[UsageError] = []
+        on_corrupt = left_out.append if data.skip_corrupt else None
+        found = evaluation.evaluate(net, data.name, data.data_dir, options["split"], options["limit"], on_corrupt)
+        if left_out:
+            print(f"{len(left_out)} images left out, first {left_out[0]}")
+        return found, data
+    with cli.starting_tensorflow():
+        from mobilenet.training import exporting
+    batches = _batches(data, net.card, len(net.labels), options)
+    return exporting.score_file(path, batches, net.card.preprocessing), data
+
+
+def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig]:
+    with cli.starting_tensorflow():
+        from mobilenet.training import exporting, scoring
+    net = exporting.load_trained(path)
+    data = _dataset(parsed, net.card)
+    batches = _batches(data, net.card, net.model.output_shape[-1], parsed.options)
+    probabilities = net.card.outputs == "probabilities"
+    return scoring.score(scoring.inference(net.model), batches, probabilities), data
+
+
+def _batches(data: DatasetConfig, card: Card, classes: int, options: dict[str, Any]) -> Any:
+    from mobilenet import data as room
+
+    info = room.describe(data)
+    if info.num_classes != classes:
+        raise UsageError(
+            "--model", f"{classes} classes", f"{info.num_classes} classes, as {data.name} has", "choose the data set it was trained on"
+        )
+    height, width, channels = card.input_shape
+    return room.load(
+        data,
+        options["split"],
+        image_size=(height, width),
+        batch_size=options["batch_size"],
+        channels=channels,
+        preprocessing=card.preprocessing,
+    )
+
+
+def main() -> None:
+    cli.main(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""`python -m mobilenet.trainer`: float training, pruning, quantization and conversion, in one run folder."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from mobilenet import cli
+from mobilenet.configs import archs, compression
+from mobilenet.configs.run import RunConfig
+from mobilenet.errors import one_of
+
+HEADERS = ("stage", "top-1 %", "top-5 %", "params", "MACs", "non-zero", "bytes", "gzip", "ms (1 thread)")
+_COLUMNS = ("stage", "top1", "top5", "params", "macs", "nonzero_weights", "bytes", "gzip_bytes", "latency_ms")
+
+COMMAND = cli.Command(
+    "mobilenet.trainer",
+    "Trains a MobileNet, prunes it, trains it for int8 and converts it, in one run folder.",
+    cli.flag_specs(RunConfig),
+    (
+        cli.option("model_name", str, "mobilenet_v1", "one of " + ", ".join(archs.names()), group="model"),
+        cli.option("model_dir", str, None, "the run folder; runs/MODEL_DATASET when left out"),
+        cli.option("pruning", str, "magnitude", "how to prune: " + ", ".join(compression.PRUNING), group="compression"),
+        cli.option(
+            "quantization", str, "qat", "how to quantize: " + ", ".join(compression.QUANTIZATION), group="compression"
+        ),
+        cli.option("resume", bool, True, "go on with a run that is in the folder; --noresume wants a new folder"),
+        cli.option("overwrite", bool, False, "throw away the run that is in the folder"),
+    ),
+    config=RunConfig,
+)
+
+
+def run(argv: list[str]) -> int | None:
+    parsed = COMMAND.parse(argv)
+    config = _with_methods(cli.run_config(parsed), parsed)
+    folder = Path(parsed.options["model_dir"] or f"runs/{_model_name(config)}_{config.dataset.name}")
+    if not parsed.options["resume"] and not parsed.options["overwrite"] and folder.exists():
+        raise cli.UsageError("--model_dir", str(folder), "a new folder with --noresume", "choose another name")
+    _show_log()
+    with cli.starting_tensorflow():
+        from mobilenet.training import run_folder, stages
+    replayed = parsed.config is not None
+    config, info = stages.completed(
+        config,
+        classes_given=replayed or "model.num_classes" in parsed.settings,
+        decay_given=replayed or "model.batch_norm_decay" in parsed.settings,
+    )
+    with run_folder.opened(folder, config, parsed.options["overwrite"]) as run_in:
+        entries = stages.Chain(run_in, info).execute()
+    print("\n" + cli.table(HEADERS, [_row(entry) for entry in entries]))
+    print("\n" + _next_steps(folder, config, entries))
+    return None
+
+
+def _with_methods(config: RunConfig, parsed: cli.Parsed) -> RunConfig:
+    """The config with the methods that were asked for by name."""
+    for field, known in (("pruning", compression.PRUNING), ("quantization", compression.QUANTIZATION)):
+        kind = known[one_of(f"--{field}", parsed.options[field], known)]
+        if field in parsed.given and not isinstance(getattr(config, field), kind):
+            config = config.replace(**{field: kind()})
+    return config
+
+
+def _model_name(config: RunConfig) -> str:
+    return next(name for name, kind in archs.ALL.items() if kind is type(config.model))
+
+
+def _show_log() -> None:
+    """Progress goes to stdout, as it is what the command is for."""
+    log = logging.getLogger("mobilenet")
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    log.propagate = False
+
+
+def _row(entry: dict[str, Any]) -> list[str | None]:
+    cells: list[str | None] = []
+    for column in _COLUMNS:
+        value = entry.get(column)
+        if column in ("top1", "top5"):
+            cells.append(f"{value:.2f}")
+        elif isinstance(value, int):
+            cells.append(f"{value:,}")
+        else:
+            cells.append(None if value is None else str(value))
+    return cells
+
+
+def _next_steps(folder: Path, config: RunConfig, entries: list[dict[str, Any]]) -> str:
+    """Three things to do with what is there now."""
+    last = entries[-1]["stage"]
+    model = folder / ("export" if last == "convert" else last)
+    data = f"--dataset_name {config.dataset.name}"
+    if config.dataset.data_dir:
+        data += f" --data_dir {config.dataset.data_dir}"
+    use = f"mobilenet.load_model({str(model)!r}).model"
+    if last == "convert":
+        use = f"mobilenet.runtime.Classifier({str(model)!r}).top_k('PHOTO.png')"
+    return (
+        "Next:\n"
+        f"  python -m mobilenet.evaluator --model {model} {data}\n"
+        f"  python -m mobilenet.predict --model {model} PHOTO.png\n"
+        f'  python -c "import mobilenet; print({use})"'
+    )
+
+
+def main() -> None:
+    cli.main(run)
+
+
+if __name__ == "__main__":
+    main()

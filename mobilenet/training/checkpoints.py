@@ -1,0 +1,57 @@
+"""Resume state: everything a stage needs to go on after a kill, whole or not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from mobilenet.errors import UsageError
+
+Row = dict[str, float]
+
+
+class Checkpoints:
+    """The newest states of one stage; TensorFlow names a state only when it is complete.
+
+    Args:
+        folder: `checkpoints/<stage>` of the run.
+        keep: how many states stay.
+        objects: what is saved, by name.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, **objects: Any) -> None:
+        self.folder = folder
+        self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.rows = tf.Variable("[]", dtype=tf.string, trainable=False)
+        checkpoint = tf.train.Checkpoint(epoch=self.epoch, rows=self.rows, **objects)
+        self.manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=keep)
+
+    def restore(self) -> tuple[int, list[Row]]:
+        """Loads the newest state; returns the epochs done and their history (0 and none when there is no state).
+
+        Raises:
+            UsageError: the state belongs to another net or is damaged.
+        """
+        latest = self.manager.latest_checkpoint
+        if latest is None:
+            return 0, []
+        try:
+            self.manager.checkpoint.restore(latest).assert_existing_objects_matched()
+        except (AssertionError, ValueError, tf.errors.OpError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(latest, None, f"the state of this stage ({reason})", "start again with --overwrite") from None
+        return int(self.epoch), list(json.loads(self.rows.numpy()))
+
+    def save(self, epoch: int, rows: list[Row]) -> None:
+        """Keeps the state after `epoch` epochs."""
+        self.epoch.assign(epoch)
+        self.rows.assign(json.dumps(rows))
+        self.manager.save(checkpoint_number=epoch)
+
+    def clear(self) -> None:
+        """Removes the states of a stage that is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,71 @@
+"""A moving average of the weights that is really what is evaluated and saved."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from mobilenet.compression import variables
+
+_NOT_WEIGHTS = ("low", "high", "absmax", "optimizer_step")  # variables of quantizers, which follow the data
+
+
+class Average(tf.Module):
+    """Shadows of a net's weights and batch-norm statistics.
+
+    A weight that is exactly zero has been pruned, and its average is zero with it.
+
+    Args:
+        net: any net, wrapped or plain.
+        decay: share of the shadow that stays at each step, lowered to (1 + step) / (10 + step) early on
+            (tf.train.ExponentialMovingAverage's `num_updates`); 0 keeps no shadows.
+    """
+
+    def __init__(self, net: Any, decay: float) -> None:
+        super().__init__(name="average")
+        self.decay = decay
+        self.weights = [w for w in net.weights if w.dtype.is_floating and not _internal(w)] if decay else []
+        self.shadows = [
+            tf.Variable(
+                tf.convert_to_tensor(weight),
+                trainable=False,
+                name="shadow",
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            )
+            for weight in self.weights
+        ]
+
+    def update(self, step: tf.Tensor) -> None:
+        """Moves the shadows towards the weights after the update number `step` (from 1)."""
+        count = tf.cast(step, tf.float32)
+        share = 1.0 - tf.minimum(self.decay, (1.0 + count) / (10.0 + count))
+        for shadow, weight in zip(self.shadows, self.weights, strict=True):
+            variables.update(shadow, _move, [weight, share])
+
+    def assign(self) -> None:
+        """Puts the averages in the net for good."""
+        for shadow, weight in zip(self.shadows, self.weights, strict=True):
+            weight.assign(shadow)
+
+    @contextlib.contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The net has the averaged weights inside the block and its own again behind it."""
+        kept = [weight.numpy() for weight in self.weights]
+        self.assign()
+        try:
+            yield
+        finally:
+            for weight, value in zip(self.weights, kept, strict=True):
+                weight.assign(value)
+
+
+def _internal(weight: Any) -> bool:
+    return str(weight.name.split(":")[0]).endswith(_NOT_WEIGHTS)
+
+
+def _move(shadow: Any, weight: Any, share: tf.Tensor) -> None:
+    moved = shadow + tf.cast(share, shadow.dtype) * (weight - shadow)
+    shadow.assign(tf.where(tf.equal(weight, 0), tf.zeros_like(moved), moved))

@@ -1,0 +1,188 @@
+"""One fit for every stage: it knows the three verbs of a method, and no method."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from mobilenet.compression.method import Method
+from mobilenet.configs.run import TrainConfig
+from mobilenet.errors import UsageError
+from mobilenet.training import optimizers, scoring
+from mobilenet.training.checkpoints import Checkpoints, Row
+from mobilenet.training.ema import Average
+from mobilenet.training.schedules import LearningRate
+
+TrainingData = Callable[[int], tf.data.Dataset]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a fit needs besides the net and the method.
+
+    Attributes:
+        name: of the stage.
+        config: how it trains.
+        steps_per_epoch: optimizer steps an epoch, on all replicas together.
+        training: batches from a given step on, for ever.
+        validation: every image once.
+        classes: number of classes.
+        checkpoints: where the resume state is kept.
+        callbacks: Keras callbacks that watch (progress, logs).
+    """
+
+    name: str
+    config: TrainConfig
+    steps_per_epoch: int
+    training: TrainingData
+    validation: tf.data.Dataset
+    classes: int
+    checkpoints: Path
+    callbacks: tuple[Any, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        return self.config.epochs * self.steps_per_epoch
+
+
+class Learner(tf_keras.Model):  # type: ignore[misc]
+    """A net while it trains.
+
+    Attributes:
+        net: what trains; its variables are the only ones that Keras sees.
+        behind: called with the number of the update, behind each one, in the graph.
+        still: training steps run in inference mode; changing it needs a new trace.
+    """
+
+    def __init__(self, net: Any, behind: Callable[[tf.Tensor], None]) -> None:
+        super().__init__(name="learner")
+        self.net = net
+        self.behind = behind
+        self.still = False
+
+    def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
+        return tf.cast(self.net(inputs, training=bool(training) and not self.still), tf.float32)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        logs = super().train_step(data)
+        self.behind(tf.identity(self.optimizer.iterations))
+        return dict(logs)
+
+
+def fit(net: Any, method: Method | None, job: Job) -> list[Row]:
+    """Trains `net` in place, from the newest resume state where there is one.
+
+    Ends with the averaged weights in the net. Must be called in the scope of the strategy that `net` was made in.
+
+    Args:
+        net: functional, from images to logits.
+        method: whose `after_step` is compiled into the step; its `apply` has made `net`.
+        job: data, length and places.
+
+    Returns:
+        One row an epoch: `epoch`, `loss`, `top1` (training), `val_loss`, `val_top1`, `lr`, `seconds`; top-1 in percent.
+
+    Raises:
+        UsageError: the loss is no longer a number, or the resume state is not of this net.
+    """
+    rate = LearningRate(job.config, job.steps_per_epoch)
+    optimizer = optimizers.make(job.config, rate)
+    average = Average(net, job.config.ma_decay_rate)
+
+    def behind(step: tf.Tensor) -> None:
+        if method is not None:
+            method.after_step(net, step)
+        average.update(step)
+
+    learner = Learner(net, behind)
+    learner.compile(
+        optimizer=optimizer,
+        loss=_loss(job.classes, job.config.label_smoothing),
+        metrics=[tf_keras.metrics.SparseCategoricalAccuracy(name="top1")],
+    )
+    learner.optimizer.build(net.trainable_variables)
+    objects = {"net": net, "optimizer": learner.optimizer, "average": average}
+    if method is not None:
+        objects["method"] = method
+    checkpoints = Checkpoints(job.checkpoints, **objects)
+    done, rows = checkpoints.restore()
+    watcher = _Epochs(learner, method, average, job, checkpoints, rate, rows)
+    if done < job.config.epochs:
+        learner.fit(
+            job.training(done * job.steps_per_epoch),
+            steps_per_epoch=job.steps_per_epoch,
+            initial_epoch=done,
+            epochs=job.config.epochs,
+            verbose=0,
+            callbacks=[watcher, *job.callbacks],
+        )
+    average.assign()
+    return watcher.rows
+
+
+class _Epochs(tf_keras.callbacks.Callback):  # type: ignore[misc]
+    """At the end of each epoch: a row with validation of the averaged weights, and the resume state.
+
+    Stands first among the callbacks, so that the others find the finished row in their logs.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        method: Method | None,
+        average: Average,
+        job: Job,
+        checkpoints: Checkpoints,
+        rate: LearningRate,
+        rows: list[Row],
+    ) -> None:
+        super().__init__()
+        self.learner, self.method, self.average = learner, method, average
+        self.job, self.checkpoints, self.rate, self.rows = job, checkpoints, rate, rows
+        self.infer = scoring.inference(learner.net)
+        self.started = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        del logs
+        self.started = tf.timestamp().numpy()
+        step = epoch * self.job.steps_per_epoch
+        still = self.method is not None and self.method.evaluate_as_inference(step)
+        if still != self.learner.still:
+            self.learner.still = still
+            self.learner.make_train_function(force=True)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs = logs if logs is not None else {}
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise UsageError(
+                "loss", f"{logs['loss']} in epoch {epoch + 1}", "a finite number", f"try --lr {self.job.config.lr / 10:g}"
+            )
+        trained = float(tf.timestamp().numpy() - self.started)
+        with self.average.swapped():
+            held_out = scoring.score(self.infer, self.job.validation)
+        row = {
+            "epoch": epoch + 1,
+            "loss": round(float(logs["loss"]), 5),
+            "top1": round(100 * float(logs["top1"]), 3),
+            "val_loss": round(held_out.loss, 5),
+            "val_top1": round(held_out.top1, 3),
+            "lr": float(self.rate(epoch * self.job.steps_per_epoch)),
+            "seconds": round(trained, 2),
+        }
+        self.rows.append(row)
+        logs.update(row)
+        self.checkpoints.save(epoch + 1, self.rows)
+
+
+def _loss(classes: int, smoothing: float) -> Callable[[Any, Any], tf.Tensor]:
+    def smoothed(labels: Any, logits: Any) -> tf.Tensor:
+        wanted = tf.one_hot(tf.reshape(tf.cast(labels, tf.int32), [-1]), classes)
+        return tf_keras.losses.categorical_crossentropy(wanted, logits, from_logits=True, label_smoothing=smoothing)
+
+    return smoothed

@@ -1,0 +1,66 @@
+"""Learning rate by optimizer step: exponential, stepwise, cosine, constant, each with a warm-up in front."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from mobilenet.configs.run import TrainConfig
+
+
+class LearningRate(tf_keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+    """The rate of a stage.
+
+    The warm-up multiplies: during the first `warmup_epochs` the rate climbs linearly from 0 to 1 of what the
+    schedule says at that (absolute) step, so that nothing jumps where it ends.
+
+    Args:
+        config: of the stage.
+        steps_per_epoch: optimizer steps an epoch.
+    """
+
+    def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
+        super().__init__()
+        self.config = config
+        self.steps_per_epoch = steps_per_epoch
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        config = self.config
+        epoch = tf.cast(step, tf.float32) / self.steps_per_epoch
+        rate = config.lr * _FACTORS[config.learning_scheduler_name](config, epoch)
+        if config.warmup_epochs > 0:
+            rate *= tf.minimum(1.0, epoch / config.warmup_epochs)
+        return rate
+
+    def get_config(self) -> dict[str, Any]:
+        return {"config": self.config.to_json(), "steps_per_epoch": self.steps_per_epoch}
+
+
+def _exponential(config: TrainConfig, epoch: tf.Tensor) -> tf.Tensor:
+    """A staircase: the factor applies at the end of each period (the seeds' `staircase=True`)."""
+    # The sliver keeps float32 from landing just below a whole number of periods.
+    return tf.pow(config.lr_decay_rate, tf.floor(epoch / config.lr_decay_epochs + 1e-4))
+
+
+def _stepwise(config: TrainConfig, epoch: tf.Tensor) -> tf.Tensor:
+    """The factor applies at each of `lr_boundaries`; at 1/2 and 3/4 of the stage when there are none."""
+    boundaries = config.lr_boundaries or (config.epochs / 2, config.epochs * 3 / 4)
+    passed = tf.add_n([tf.cast(epoch >= boundary, tf.float32) for boundary in boundaries])
+    return tf.pow(config.lr_decay_rate if config.lr_boundaries else 0.1, passed)
+
+
+def _cosine(config: TrainConfig, epoch: tf.Tensor) -> tf.Tensor:
+    """Half a period from 1 to 0 over the stage (arXiv 1608.03983)."""
+    share = tf.clip_by_value(epoch / max(config.epochs, 1), 0.0, 1.0)
+    return 0.5 * (1 + tf.cos(math.pi * share))
+
+
+def _constant(config: TrainConfig, epoch: tf.Tensor) -> tf.Tensor:
+    del config
+    return tf.ones_like(epoch)
+
+
+_FACTORS = {"exponential": _exponential, "stepwise": _stepwise, "cosine": _cosine, "constant": _constant}

@@ -1,0 +1,246 @@
+"""The chain: train, prune, quantize, convert, in one run folder; a finished stage is not run again."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+import tf_keras
+
+from mobilenet import data, metrics
+from mobilenet.compression import method as methods
+from mobilenet.configs import recipes
+from mobilenet.configs.base import Config
+from mobilenet.configs.card import Card
+from mobilenet.configs.dataset import PREPROCESSING
+from mobilenet.configs.run import STAGES, RunConfig, TrainConfig
+from mobilenet.errors import UsageError
+from mobilenet.export import convert, freeze, verify
+from mobilenet.models import builder, counting, folder
+from mobilenet.runtime import interpreter
+from mobilenet.training import engine, exporting, initial, progress, scoring, strategy
+from mobilenet.training.run_folder import Entry, RunFolder
+
+log = logging.getLogger("mobilenet")
+_RECIPE_OF: dict[str, Callable[[RunConfig], TrainConfig]] = {
+    "train": lambda config: config.train,
+    "prune": lambda config: config.prune,
+    "quantize": lambda config: config.quantize,
+}
+_METHOD_OF: dict[str, Callable[[RunConfig], Config | None]] = {
+    "train": lambda config: None,
+    "prune": lambda config: config.pruning,
+    "quantize": lambda config: config.quantization,
+}
+
+
+def completed(config: RunConfig, classes_given: bool, decay_given: bool) -> tuple[RunConfig, data.DatasetInfo]:
+    """Fills in what only the data can tell: the number of classes, and a batch-norm momentum that fits the length.
+
+    Args:
+        config: as recipes and flags made it.
+        classes_given: `num_classes` was asked for and must match the data.
+        decay_given: `batch_norm_decay` was asked for and stays.
+
+    Raises:
+        UsageError: the data cannot be used, its classes do not match, or there are fewer images than a batch.
+    """
+    info = data.describe(config.dataset)
+    net = config.model.replace(classifier_activation=None)
+    if classes_given and net.num_classes != info.num_classes:
+        raise UsageError(
+            "--num_classes", net.num_classes, f"{info.num_classes}, the classes of {config.dataset.name}", "leave it out"
+        )
+    net = net.replace(num_classes=info.num_classes)
+    steps = _steps_per_epoch(info, config.train.batch_size)
+    if not decay_given:
+        decay = recipes.batch_norm_decay(steps * config.train.epochs, net.batch_norm_decay)
+        net = net.replace(batch_norm_decay=decay)
+    return config.replace(model=net), info
+
+
+def _steps_per_epoch(info: data.DatasetInfo, batch: int) -> int:
+    images = info.sizes["train"]
+    if images < batch:
+        raise UsageError("--batch_size", batch, f"at most {images}, the number of training images")
+    return images // batch
+
+
+class Chain:
+    """Runs the stages of one run.
+
+    Args:
+        run: the open run folder.
+        info: what the data set holds.
+    """
+
+    def __init__(self, run: RunFolder, info: data.DatasetInfo) -> None:
+        self.run, self.config, self.info = run, run.config, info
+        self.preprocessing = PREPROCESSING[self.config.dataset.preprocessing]
+        self.strategy = strategy.make(self.config.distribution_strategy)
+
+    def execute(self) -> list[Entry]:
+        """Runs what is not finished; returns the entries of all finished stages."""
+        for name in self.config.stages:
+            entry = self.run.finished(name)
+            if entry is not None:
+                log.info("%s: finished before, top-1 %.2f %%", name, entry["top1"])
+                continue
+            started = time.monotonic()
+            tf_keras.utils.set_random_seed(self.config.seed)
+            entry = self._convert() if name == "convert" else self._trained(name)
+            entry["minutes"] = round((time.monotonic() - started) / 60, 2)
+            self.run.record(entry)
+            self.run.write_metrics(name, entry.get("history", []))
+            self._clear(name)
+            log.info("%s: top-1 %.2f %% on the held-out images, %.1f minutes", name, entry["top1"], entry["minutes"])
+        return self.run.entries
+
+    def _clear(self, name: str) -> None:
+        """The resume state of a finished stage has served."""
+        engine.Checkpoints(self.run.checkpoints(name)).clear()
+
+    def source(self, name: str) -> Path | None:
+        """The folder of the nearest finished stage in front of `name`."""
+        earlier = STAGES[: STAGES.index(name)]
+        return next((self.run.stage(s) for s in reversed(earlier) if self.run.finished(s)), None)
+
+    def _start(self, name: str) -> Any:
+        """The net that a stage begins with."""
+        before = self.source(name)
+        if before is not None and name != "train":
+            return folder.load(before).model
+        if name != "train" and self.config.init_checkpoint is None:
+            raise UsageError(
+                "--stages", name, "a trained net in the run folder", f"run --stages train,{name}, or give --init_checkpoint"
+            )
+        size = self.config.image_size
+        model = builder.build(self.config.model, (size, size, 3))
+        if self.config.init_checkpoint is not None:
+            initial.load_into(model, self.config.init_checkpoint, self.config.model)
+        return model
+
+    def _trained(self, name: str) -> Entry:
+        """A stage that trains: verbs of its method around one fit."""
+        config = _RECIPE_OF[name](self.config)
+        wanted = _METHOD_OF[name](self.config)
+        strategy.set_precision(self.config.mixed_precision)
+        with self.strategy.scope():
+            job = self._job(name, config)
+            stage = methods.Stage(job.steps, self.preprocessing, self._first_images)
+            method = methods.create(wanted, stage) if wanted is not None else None
+            start = self._start(name)
+            log.info("%s: %s images, %d steps an epoch, %d epochs", name, f"{self.info.sizes['train']:,}", job.steps_per_epoch, config.epochs)
+            net = start if method is None else method.apply(start)
+            rows = engine.fit(net, method, job)
+            held_out = self._score(net)
+            notes = method.notes(net) if method is not None else []
+            ranges = exporting.ranges_of(net)
+            plain = net if method is None else method.finalize(net)
+        strategy.set_precision("float32")
+        plain = freeze.float32_copy(plain)
+        card = self._card(name, held_out, rows, notes)
+        exporting.save_stage(plain, self.run.stage(name), card, ranges)
+        return self._entry(name, plain, held_out, rows, float_file=ranges is None)
+
+    def _convert(self) -> Entry:
+        """The flatbuffer of the newest net, proved against it on held-out images and measured."""
+        before = self.source("convert")
+        if before is None:
+            raise UsageError("--stages", "convert", "a trained net in the run folder", "run --stages train,convert")
+        images = self._held_out(limit=exporting.VERIFY_IMAGES)
+        made = exporting.export(before, self.run.stage("convert"), images)
+        held_out = exporting.score_file(made.path, self._dataset("test"), self.preprocessing)
+        entry = self._file_figures(made.path.read_bytes())
+        return {
+            "stage": "convert",
+            **_scores(held_out),
+            **made.figures,
+            **entry,
+            "agreement": round(100 * made.verification.agreement, 3),
+            "verification": made.verification.to_json(),
+            "repaired": [dataclasses.asdict(repair) for repair in made.repairs],
+        }
+
+    def _job(self, name: str, config: TrainConfig) -> engine.Job:
+        replicas = self.strategy.num_replicas_in_sync
+        batch = config.batch_size * replicas
+        steps = _steps_per_epoch(self.info, batch)
+
+        def training(start: int) -> tf.data.Dataset:
+            return self._dataset("train", batch, start)
+
+        watchers = (
+            progress.Progress(name, config.epochs, steps),
+            progress.Board(self.run.path / "tensorboard" / name),
+        )
+        return engine.Job(
+            name, config, steps, training, self._dataset("validation"), self.info.num_classes,
+            self.run.checkpoints(name), watchers,
+        )
+
+    def _dataset(self, split: str, batch: int = 0, start: int | None = None) -> tf.data.Dataset:
+        return data.load(
+            self.config.dataset,
+            split,
+            image_size=self.config.image_size,
+            batch_size=batch or self.config.train.batch_size,
+            training=start is not None,
+            seed=self.config.seed,
+            start_step=start or 0,
+        )
+
+    def _first_images(self, count: int) -> npt.NDArray[np.float32]:
+        """The images that training starts with, for calibration: classes are mixed, ranges are those of training."""
+        batch = min(count, 32)
+        batches = self._dataset("train", batch, 0).take(-(-count // batch))
+        return np.concatenate([images.numpy() for images, _ in batches])[:count]
+
+    def _held_out(self, limit: int) -> npt.NDArray[np.float32]:
+        """The first test images, evenly from the whole split."""
+        found = np.concatenate([images.numpy() for images, _ in self._dataset("test")])
+        return found[np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int)]
+
+    def _score(self, net: Any) -> metrics.Metrics:
+        return scoring.score(scoring.inference(net), self._dataset("test"))
+
+    def _card(self, name: str, held_out: metrics.Metrics, rows: list[engine.Row], notes: list[str]) -> Card:
+        size = self.config.image_size
+        return Card(
+            architecture=self.config.model.to_json(),
+            input_shape=(size, size, 3),
+            preprocessing=self.preprocessing,
+            labels=self.info.labels,
+            label_offset=self.config.dataset.label_offset,
+            outputs="logits",
+            dataset=self.config.dataset.name,
+            stage=name,
+            metrics=_scores(held_out),
+            history=tuple(rows),
+            notes=tuple(notes),
+        )
+
+    def _entry(self, name: str, plain: Any, held_out: metrics.Metrics, rows: list[engine.Row], float_file: bool) -> Entry:
+        figures = exporting.net_figures(plain)
+        file = self._file_figures(convert.float_flatbuffer(plain)) if float_file else {}
+        return {"stage": name, **_scores(held_out), **figures, **file, "history": rows}
+
+    def _file_figures(self, content: bytes) -> dict[str, Any]:
+        """Size, size under gzip, and the time of one image on one thread."""
+        seconds = interpreter.latency({"file": content})["file"]
+        return {
+            "bytes": len(content),
+            "gzip_bytes": verify.gzip_size(content),
+            "latency_ms": round(1000 * seconds, 4),
+        }
+
+
+def _scores(held_out: metrics.Metrics) -> dict[str, float]:
+    return {"top1": round(held_out.top1, 4), "top5": round(held_out.top5, 4), "loss": round(held_out.loss, 6)}

@@ -1,0 +1,39 @@
+"""tf.distribute by name; nothing of ours moves a gradient between machines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from mobilenet.configs.run import STRATEGIES
+from mobilenet.errors import UsageError, one_of
+
+
+def make(name: str) -> tf.distribute.Strategy:
+    """The strategy called `name`.
+
+    Raises:
+        UsageError: no such name, or its devices are not there.
+    """
+    one_of("--distribution_strategy", name, STRATEGIES)
+    try:
+        if name == "mirrored":
+            return tf.distribute.MirroredStrategy()
+        if name == "multi_worker":
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        if name == "tpu":
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
+            tf.config.experimental_connect_to_cluster(resolver)
+            tf.tpu.experimental.initialize_tpu_system(resolver)
+            return tf.distribute.TPUStrategy(resolver)
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        raise UsageError("--distribution_strategy", name, f"its devices ({error})", "none runs anywhere") from None
+    return tf.distribute.get_strategy()
+
+
+def set_precision(name: str) -> None:
+    """Sets the dtype policy under which the nets of this process are built."""
+    policy: Any = tf_keras.mixed_precision.Policy(name)
+    tf_keras.mixed_precision.set_global_policy(policy)
