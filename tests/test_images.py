@@ -141,7 +141,7 @@ def test_orientation_is_left_alone(tmp_path: Path) -> None:
 
 def test_one_channel_is_the_stored_luma(tmp_path: Path) -> None:
     tf = pytest.importorskip("tensorflow")
-    Image.fromarray(smooth(40, 56)).save(tmp_path / "a.jpg", quality=95)
+    Image.fromarray(picture(40, 56)).save(tmp_path / "a.jpg", quality=95)
     expected = tf.io.decode_jpeg(
         (tmp_path / "a.jpg").read_bytes(), channels=1, dct_method="INTEGER_ACCURATE"
     ).numpy()
