@@ -80,7 +80,7 @@ def find(root: str | os.PathLike[str] | None) -> ClassFolders:
     if held_out:
         found = {"validation": held_out, "test": held_out, **found}
     index = {name: number for number, name in enumerate(classes)}
-    splits = {
+    splits: dict[str, tuple[Item, ...]] = {
         split: tuple(
             (path, index[name]) for name, files in sorted(found[split].items()) for path in files
         )

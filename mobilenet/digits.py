@@ -48,11 +48,13 @@ class Digits:
             UsageError: there is no such split.
         """
         one_of("split", split, SPLITS)
-        return np.flatnonzero(self.split == SPLITS.index(split))
+        found: npt.NDArray[np.int64] = np.flatnonzero(self.split == SPLITS.index(split))
+        return found
 
     def image(self, index: int, size: int | tuple[int, int], channels: int = 3) -> UInt8:
         """One digit as an image `[height, width, channels]`; see `enlarge`."""
-        return enlarge(self.images[index : index + 1], size, channels)[0]
+        drawn: UInt8 = enlarge(self.images[index : index + 1], size, channels)[0]
+        return drawn
 
 
 def load() -> Digits:
@@ -94,5 +96,5 @@ def enlarge(cells: UInt8, size: int | Sequence[int], channels: int = 3) -> UInt8
     height, width = (size, size) if isinstance(size, int) else size
     rows, columns = interpolation(height), interpolation(width)
     ink = rows @ (cells.astype(np.float64) @ columns.T)
-    pixels = np.floor(ink * (255 / LEVELS) + _HALF).astype(np.uint8)
+    pixels: UInt8 = np.floor(ink * (255 / LEVELS) + _HALF).astype(np.uint8)
     return np.repeat(pixels[..., None], channels, axis=-1)

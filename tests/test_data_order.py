@@ -42,12 +42,24 @@ def same(one: list[tuple[Any, Any]], other: list[tuple[Any, Any]]) -> bool:
 
 @pytest.mark.parametrize("name", ["image_folder", "tfrecord"])
 def test_a_later_start_continues_the_same_run(sets: dict[str, DatasetConfig], name: str) -> None:
+    tf.random.set_seed(5)
     whole = batches(sets[name], 12)  # 14 images: the epoch ends inside the fourth batch
     for start in (1, 3, 4, 8):
         assert same(batches(sets[name], 12 - start, start_step=start), whole[start:])
     tf.random.set_seed(77)
     assert same(batches(sets[name], 12), whole)
-    assert not same(batches(sets[name], 12, seed=4), whole)
+
+
+@pytest.mark.parametrize("name", ["digits", "image_folder", "tfrecord"])
+def test_the_seed_decides_the_order(sets: dict[str, DatasetConfig], name: str) -> None:
+    still = sets[name].replace(**STILL, rotation=0.0, shift=0.0, zoom=0.0, shear=0.0)
+    found = [batches(still, 1, batch_size=14, seed=seed) for seed in (1, 2)]
+    assert not same(*found)
+
+
+def test_the_seed_decides_the_variation(sets: dict[str, DatasetConfig]) -> None:
+    found = [batches(sets["image_folder"], 1, batch_size=14, seed=seed)[0][0] for seed in (1, 2)]
+    assert not {x.tobytes() for x in found[0]} & {x.tobytes() for x in found[1]}
 
 
 def test_a_later_start_of_the_digits_crosses_the_epoch(sets: dict[str, DatasetConfig]) -> None:

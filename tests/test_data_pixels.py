@@ -38,6 +38,16 @@ def test_evaluation_is_slims_recipe_on_real_photos(shared_data: Path) -> None:
         np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_evaluation_is_slims_recipe_on_written_pictures(seed: int) -> None:
+    encoded = tf.constant(encode(picture(seed, 61 + seed, 90 - 7 * seed), "jpeg"))
+    image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+    image = tf.image.central_crop(tf.image.convert_image_dtype(image, tf.float32), 0.875)
+    wanted = (tf.image.resize(image, [32, 40], "bilinear", antialias=False) - 0.5) * 2
+    ours = preprocessing.evaluation_pixels(preprocessing.decode(encoded), INCEPTION, (32, 40))
+    np.testing.assert_allclose(preprocessing.normalise(ours, INCEPTION), wanted, rtol=0, atol=1e-6)
+
+
 def test_photos10_comes_through_the_pipeline_as_the_recipe_says(shared_data: Path) -> None:
     config = datasets.get("image_folder").replace(data_dir=str(shared_data / "photos10"))
     info = data.describe(config)
@@ -53,11 +63,11 @@ def test_photos10_comes_through_the_pipeline_as_the_recipe_says(shared_data: Pat
 
 
 def test_square_crop_is_the_officials() -> None:
-    image = np.arange(100 * 60 * 3, dtype=np.float32).reshape(100, 60, 3) / 100
+    image = np.arange(101 * 60 * 3, dtype=np.float32).reshape(101, 60, 3) / 100
     square = datasets.PREPROCESSING["imagenet"]
     ours = preprocessing.evaluation_pixels(tf.constant(image), square, (224, 224))
     side = int(60 * 224 / 256)
-    top, left = (100 - side + 1) // 2, (60 - side + 1) // 2
+    top, left = (101 - side + 1) // 2, (60 - side + 1) // 2
     wanted = tf.image.resize(image[top : top + side, left : left + side], (224, 224))
     np.testing.assert_allclose(ours, wanted, atol=1e-5)
     scaled = preprocessing.normalise(tf.constant([[[255.0, 0.0, 127.5]]]), square).numpy()[0, 0]

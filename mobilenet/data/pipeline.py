@@ -172,20 +172,20 @@ def _finish_training(
 def _evaluation(
     opened: Split, scaling: Preprocessing, size: Size, channels: int, batch_size: int, calls: Any
 ) -> tf.data.Dataset:
+    def digit(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image = images.evaluation_pixels(tf.repeat(image, channels, axis=-1), scaling, size)
+        return images.normalise(image, scaling), label
+
+    def photo(item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        encoded, label = opened.read(item)
+        image = images.decode(encoded, channels)
+        return images.normalise(images.evaluation_pixels(image, scaling, size), scaling), label
+
     if isinstance(opened, sources.DigitSplit):
         grey = digits.enlarge(opened.cells, size, channels=1)
         found = tf.data.Dataset.from_tensor_slices((grey, opened.labels))
-
-        def pixels(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            image = images.evaluation_pixels(tf.repeat(image, channels, axis=-1), scaling, size)
-            return images.normalise(image, scaling), label
+        found = found.map(digit, calls, deterministic=True)
     else:
-        found = opened.in_order()
-
-        def pixels(item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            encoded, label = opened.read(item)
-            image = images.decode(encoded, channels)
-            return images.normalise(images.evaluation_pixels(image, scaling, size), scaling), label
-
-    batches = found.map(pixels, calls, deterministic=True).batch(batch_size)
+        found = opened.in_order().map(photo, calls, deterministic=True)
+    batches = found.batch(batch_size)
     return batches.apply(tf.data.experimental.assert_cardinality(-(-opened.size // batch_size)))

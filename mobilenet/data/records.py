@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import checking
-from mobilenet.data.order import SPLITS, DatasetInfo, Split, epochs, order_seed
+from mobilenet.data.order import SPLITS, DatasetInfo, epochs, order_seed
 from mobilenet.errors import UsageError
 
 BUFFER = 4096  # records in the shuffle buffer; ImageNet's are 110 kB each
@@ -113,7 +113,7 @@ def describe(config: DatasetConfig) -> DatasetInfo:
     return DatasetInfo(len(labels), labels, sizes, tuple(sizes), skipped)
 
 
-def open_split(config: DatasetConfig, split: str) -> Split:
+def open_split(config: DatasetConfig, split: str) -> RecordSplit:
     """As `sources.open_split`, for `tfrecord`."""
     found = _find(config)
     info = describe(config.replace(skip_corrupt=False))

@@ -91,7 +91,7 @@ def describe(dataset: DatasetConfig | str) -> DatasetInfo:
                 skipped[split] = sizes[split] - _files(config, found, split).size
                 sizes[split] -= skipped[split]
         return DatasetInfo(len(found.labels), found.labels, sizes, tuple(sizes), skipped)
-    return _record_source(config).describe(config)
+    return records.describe(config) if config.name == "tfrecord" else tfds_sets.describe(config)
 
 
 def open_split(dataset: DatasetConfig | str, split: str) -> Split:
@@ -113,11 +113,13 @@ def open_split(dataset: DatasetConfig | str, split: str) -> Split:
                 "split", split, f"one of {', '.join(found.splits)} in {config.data_dir}"
             )
         return _files(config, found, split)
-    return _record_source(config).open_split(config, split)
+    return _open_records(config, split)
 
 
-def _record_source(config: DatasetConfig) -> Any:
-    return records if config.name == "tfrecord" else tfds_sets
+def _open_records(config: DatasetConfig, split: str) -> records.RecordSplit:
+    if config.name == "tfrecord":
+        return records.open_split(config, split)
+    return tfds_sets.open_split(config, split)
 
 
 def explain(
@@ -146,7 +148,7 @@ def explain(
         items = class_folders.find(config.data_dir).splits.get(split, ())
         corrupt = checking.corrupt_files([str(path) for path, _ in items])
         return checking.corrupt_error(corrupt) if corrupt else None
-    opened = open_split(config.replace(skip_corrupt=False), split)
+    opened = _open_records(config.replace(skip_corrupt=False), split)
     found = records.explained(error, opened.files)
     if found is None and isinstance(error, tf.errors.InvalidArgumentError):
         names = [name for _, name in records.corrupt(opened.files, opened.parse)]

@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.data.order import SPLITS, DatasetInfo, Split
+from mobilenet.data.order import SPLITS, DatasetInfo
 from mobilenet.data.records import RecordSplit, corrupt, without_corrupt
 from mobilenet.errors import UsageError
 
@@ -188,7 +188,7 @@ def describe(config: DatasetConfig) -> DatasetInfo:
     return DatasetInfo(len(names), names, sizes, tuple(sizes), skipped)
 
 
-def open_split(config: DatasetConfig, split: str) -> Split:
+def open_split(config: DatasetConfig, split: str) -> RecordSplit:
     """As `sources.open_split`, for a TFDS name."""
     builder = _builder(config)
     splits = _splits(builder)
