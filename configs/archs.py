@@ -1,7 +1,7 @@
-"""The seven nets as tables: one frozen row a block, one config class a net, found by name.
+"""The seven nets: one config class each, found by name; their rows are in `tables`.
 
-Sources: tensorflow/models research/slim/nets/mobilenet_v1.py and research/slim/nets/mobilenet/mobilenet_v2.py,
-mobilenet_v3.py (tables, width rules); research/mobilenet/configs/archs.py (fields and defaults).
+Source of fields and defaults: tensorflow/models research/mobilenet/configs/archs.py; width rules as
+in research/slim/nets.
 """
 
 from __future__ import annotations
@@ -15,206 +15,21 @@ from typing import Any
 from mobilenet.errors import UsageError
 
 from .base import Config, flag, number, one_of
+from .tables import (
+    ACTIVATIONS,
+    EDGETPU_BLOCKS,
+    V1_BLOCKS,
+    V2_BLOCKS,
+    V3_LARGE_BLOCKS,
+    V3_SMALL_BLOCKS,
+    BlockConfig,
+    minimalistic,
+)
 
-ACTIVATIONS = ("relu", "relu6", "elu", "swish", "hard_swish", "sigmoid", "hard_sigmoid", "softmax")
 NORMALIZATIONS = ("batch_norm", "layer_norm", "group_norm")
-BLOCK_TYPES = ("Conv", "DepSepConv", "InvertedResConv", "GlobalPooling")
 CLASSIFIER_ACTIVATIONS = ("softmax", "sigmoid")
 OUTPUT_STRIDES = (1, 2, 4, 8, 16, 32)
 _WIDTHS = "common values are 0.25, 0.5, 0.75, 1.0"
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockConfig(Config):
-    """One row of a net.
-
-    Attributes:
-        block_type: `Conv`; `DepSepConv` (depthwise, then pointwise); `InvertedResConv` (expand, depthwise,
-            project); `GlobalPooling`.
-        kernel: height and width of the spatial kernel.
-        stride: nominal stride of the spatial kernel.
-        filters: output channels at width 1.
-        activation_name: after every convolution but a projection.
-        expansion_size: expanded channels over input channels; 1 leaves the expansion out.
-        squeeze_factor: expanded over squeezed channels of the squeeze-excite; `None` leaves it out.
-        depthwise: False fuses expansion and depthwise into one k x k convolution.
-        residual: adds the input where the stride is 1 and the channel counts are equal.
-        use_bias: a bias in a `Conv`.
-        normalization: a normalization after a `Conv`.
-    """
-
-    block_type: str = "Conv"
-    kernel: tuple[int, int] = (3, 3)
-    stride: int = 1
-    filters: int = 32
-    activation_name: str = "relu6"
-    expansion_size: float = 6.0
-    squeeze_factor: int | None = None
-    depthwise: bool = True
-    residual: bool = True
-    use_bias: bool = False
-    normalization: bool = True
-
-    def __post_init__(self) -> None:
-        one_of("block_type", self.block_type, BLOCK_TYPES)
-        one_of("activation_name", self.activation_name, ACTIVATIONS)
-        for side in self.kernel:
-            number("kernel", side, least=1, integer=True)
-        number("stride", self.stride, least=1, integer=True)
-        number("filters", self.filters, least=1, integer=True)
-        number("expansion_size", self.expansion_size, least=1)
-        if self.squeeze_factor is not None:
-            number("squeeze_factor", self.squeeze_factor, least=1, integer=True)
-
-
-def _conv(k: int, filters: int, stride: int, act: str, *, bare: bool = False) -> BlockConfig:
-    """A convolution; `bare` has a bias in place of a normalization."""
-    return BlockConfig("Conv", (k, k), stride, filters, act, use_bias=bare, normalization=not bare)
-
-
-def _sep(filters: int, stride: int) -> BlockConfig:
-    return BlockConfig("DepSepConv", (3, 3), stride, filters, "relu6")
-
-
-def _inv(
-    k: int,
-    expansion: float,
-    filters: int,
-    stride: int,
-    act: str = "relu6",
-    se: int = 0,
-    residual: bool = True,
-) -> BlockConfig:
-    return BlockConfig(
-        "InvertedResConv", (k, k), stride, filters, act, expansion, se or None, True, residual
-    )
-
-
-def _fus(k: int, expansion: float, filters: int, stride: int) -> BlockConfig:
-    return BlockConfig("InvertedResConv", (k, k), stride, filters, "relu", expansion, None, False)
-
-
-_POOL = BlockConfig("GlobalPooling")
-
-V1_BLOCKS = (
-    _conv(3, 32, 2, "relu6"),
-    #  out  s
-    _sep(64, 1),
-    _sep(128, 2),
-    _sep(128, 1),
-    _sep(256, 2),
-    _sep(256, 1),
-    _sep(512, 2),
-    _sep(512, 1),
-    _sep(512, 1),
-    _sep(512, 1),
-    _sep(512, 1),
-    _sep(512, 1),
-    _sep(1024, 2),
-    _sep(1024, 1),
-)
-
-V2_BLOCKS = (
-    _conv(3, 32, 2, "relu6"),
-    #  k exp out s
-    _inv(3, 1, 16, 1),
-    _inv(3, 6, 24, 2),
-    _inv(3, 6, 24, 1),
-    _inv(3, 6, 32, 2),
-    _inv(3, 6, 32, 1),
-    _inv(3, 6, 32, 1),
-    _inv(3, 6, 64, 2),
-    _inv(3, 6, 64, 1),
-    _inv(3, 6, 64, 1),
-    _inv(3, 6, 64, 1),
-    _inv(3, 6, 96, 1),
-    _inv(3, 6, 96, 1),
-    _inv(3, 6, 96, 1),
-    _inv(3, 6, 160, 2),
-    _inv(3, 6, 160, 1),
-    _inv(3, 6, 160, 1),
-    _inv(3, 6, 320, 1),
-    _conv(1, 1280, 1, "relu6"),
-)
-
-V3_LARGE_BLOCKS = (
-    _conv(3, 16, 2, "hard_swish"),
-    #  k  exp  out s  activation  se
-    _inv(3, 1.0, 16, 1, "relu"),
-    _inv(3, 4.0, 24, 2, "relu"),
-    _inv(3, 3.0, 24, 1, "relu"),
-    _inv(5, 3.0, 40, 2, "relu", 4),
-    _inv(5, 3.0, 40, 1, "relu", 4),
-    _inv(5, 3.0, 40, 1, "relu", 4),
-    _inv(3, 6.0, 80, 2, "hard_swish"),
-    _inv(3, 2.5, 80, 1, "hard_swish"),
-    _inv(3, 184 / 80, 80, 1, "hard_swish"),
-    _inv(3, 184 / 80, 80, 1, "hard_swish"),
-    _inv(3, 6.0, 112, 1, "hard_swish", 4),
-    _inv(3, 6.0, 112, 1, "hard_swish", 4),
-    _inv(5, 6.0, 160, 2, "hard_swish", 4),
-    _inv(5, 6.0, 160, 1, "hard_swish", 4),
-    _inv(5, 6.0, 160, 1, "hard_swish", 4),
-    _conv(1, 960, 1, "hard_swish"),
-    _POOL,
-    _conv(1, 1280, 1, "hard_swish", bare=True),
-)
-
-V3_SMALL_BLOCKS = (
-    _conv(3, 16, 2, "hard_swish"),
-    #  k  exp   out s  activation  se
-    _inv(3, 1.0, 16, 2, "relu", 4),
-    _inv(3, 72 / 16, 24, 2, "relu"),
-    _inv(3, 88 / 24, 24, 1, "relu"),
-    _inv(5, 4.0, 40, 2, "hard_swish", 4),
-    _inv(5, 6.0, 40, 1, "hard_swish", 4),
-    _inv(5, 6.0, 40, 1, "hard_swish", 4),
-    _inv(5, 3.0, 48, 1, "hard_swish", 4),
-    _inv(5, 3.0, 48, 1, "hard_swish", 4),
-    _inv(5, 6.0, 96, 2, "hard_swish", 4),
-    _inv(5, 6.0, 96, 1, "hard_swish", 4),
-    _inv(5, 6.0, 96, 1, "hard_swish", 4),
-    _conv(1, 576, 1, "hard_swish"),
-    _POOL,
-    _conv(1, 1024, 1, "hard_swish", bare=True),
-)
-
-
-def _minimalistic(blocks: tuple[BlockConfig, ...]) -> tuple[BlockConfig, ...]:
-    """The same dimensions with kernels of at most 3x3, ReLU everywhere and no squeeze-excite."""
-    return tuple(
-        b.replace(kernel=(min(b.kernel[0], 3),) * 2, activation_name="relu", squeeze_factor=None)
-        for b in blocks
-    )
-
-
-EDGETPU_BLOCKS = (
-    _conv(3, 32, 2, "relu"),
-    #  k exp out s
-    _fus(1, 1, 16, 1),
-    _fus(3, 8, 32, 2),
-    _fus(3, 4, 32, 1),
-    _fus(3, 4, 32, 1),
-    _fus(3, 4, 32, 1),
-    _fus(3, 8, 48, 2),
-    _fus(3, 4, 48, 1),
-    _fus(3, 4, 48, 1),
-    _fus(3, 4, 48, 1),
-    _inv(3, 8, 96, 2, "relu"),
-    _inv(3, 4, 96, 1, "relu"),
-    _inv(3, 4, 96, 1, "relu"),
-    _inv(3, 4, 96, 1, "relu"),
-    _inv(3, 8, 96, 1, "relu", residual=False),
-    _inv(3, 4, 96, 1, "relu"),
-    _inv(3, 4, 96, 1, "relu"),
-    _inv(3, 4, 96, 1, "relu"),
-    _inv(5, 8, 160, 2, "relu"),
-    _inv(5, 4, 160, 1, "relu"),
-    _inv(5, 4, 160, 1, "relu"),
-    _inv(5, 4, 160, 1, "relu"),
-    _inv(3, 8, 192, 1, "relu"),
-    _conv(1, 1280, 1, "relu"),
-)
 
 
 def _finegrain(default: bool) -> Any:
@@ -227,7 +42,8 @@ def _weight_decay(default: float) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class MobileNetConfig(Config):
-    """A net: its rows and everything that changes how they are built. Nothing changes a config; `replace` makes the next.
+    """A net: its rows and everything that changes how they are built. Nothing changes a config;
+    `replace` makes the next.
 
     Attributes:
         name: name of the Keras model.
@@ -235,23 +51,29 @@ class MobileNetConfig(Config):
         width_multiplier: factor on the channels of every row (alpha of the papers).
         min_depth: least number of channels of a scaled convolution.
         divisor: scaled channels are rounded to its multiples; 1 truncates (V1).
-        output_stride: once the strides multiply to it, later ones become dilations (atrous); `None` keeps all.
+        output_stride: once the strides multiply to it, later ones become dilations (atrous);
+            `None` keeps all.
         finegrain_classification_mode: keeps the last row unscaled below width 1.
-        widen_last: whether that mode still scales the last row above width 1 (slim: V2 does, V3 and EdgeTPU
-            never do; keras.applications' V3 wider than 1 is this mode switched off).
-        use_explicit_padding: pads evenly and convolves VALID, in place of SAME (other alignment, same sizes).
-        global_pool: False pools 7x7 windows (less where the map is smaller) in place of the whole map.
+        widen_last: whether that mode still scales the last row above width 1 (slim: V2 does, V3
+            and EdgeTPU never do; keras.applications' V3 wider than 1 is this mode switched off).
+        use_explicit_padding: pads evenly and convolves VALID, in place of SAME (other alignment,
+            same sizes).
+        global_pool: False pools 7x7 windows (less where the map is smaller) in place of the whole
+            map.
         spatial_squeeze: `[batch, classes]` in place of `[batch, 1, 1, classes]`.
         classifier_activation: `softmax`, `sigmoid`, or `None` for logits.
         dropout_keep_prob: share kept by the dropout before the logits.
         weight_decay: L2 on convolution kernels, depthwise ones only with `regularize_depthwise`.
         stddev: of the truncated normal that initializes kernels; negative selects Glorot's uniform.
-        activation_name: unused by the seven nets, whose rows carry their own; kept for nets of your own.
+        activation_name: unused by the seven nets, whose rows carry their own; kept for nets of
+            your own.
         normalization_name: `batch_norm`, `layer_norm` or `group_norm` (at most 32 groups).
         batch_norm_decay: momentum of the moving statistics.
         batch_norm_epsilon: added to the variance by every normalization.
-        hard_sigmoid_slope: of the squeeze-excite gate; TF1 checkpoints were trained with the literal 0.16667.
-        channels: layer name to output channels, where they differ from the width rule (thinned nets).
+        hard_sigmoid_slope: of the squeeze-excite gate; TF1 checkpoints were trained with the
+            literal 0.16667.
+        channels: layer name to output channels, where they differ from the width rule (thinned
+            nets).
         blocks: the rows.
     """
 
@@ -372,7 +194,7 @@ class MobileNetV3SmallMinimalisticConfig(MobileNetV3Config):
     """MobileNetV3-small with 3x3 kernels, ReLU and no squeeze-excite."""
 
     name: str = "MobileNetV3SmallMinimalistic"
-    blocks: tuple[BlockConfig, ...] = _minimalistic(V3_SMALL_BLOCKS)
+    blocks: tuple[BlockConfig, ...] = minimalistic(V3_SMALL_BLOCKS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -380,7 +202,7 @@ class MobileNetV3LargeMinimalisticConfig(MobileNetV3Config):
     """MobileNetV3-large with 3x3 kernels, ReLU and no squeeze-excite."""
 
     name: str = "MobileNetV3LargeMinimalistic"
-    blocks: tuple[BlockConfig, ...] = _minimalistic(V3_LARGE_BLOCKS)
+    blocks: tuple[BlockConfig, ...] = minimalistic(V3_LARGE_BLOCKS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -408,7 +230,8 @@ def get(name: str, **overrides: Any) -> MobileNetConfig:
     """The config of a net by its name, with fields replaced.
 
     Raises:
-        UsageError: no such net or field (the nearest name is offered), or a value that breaks the field's rule.
+        UsageError: no such net or field (the nearest name is offered), or a value that breaks the
+        field's rule.
 
     Example:
         >>> get("mobilenet_v3_small", width_multiplier=0.75).width_multiplier
@@ -420,3 +243,21 @@ def get(name: str, **overrides: Any) -> MobileNetConfig:
 def names(pattern: str = "*") -> list[str]:
     """Names of the nets that match a shell pattern, as in `names("*v3*")`."""
     return [name for name in ALL if fnmatch.fnmatchcase(name, pattern)]
+
+
+__all__ = [
+    "ACTIVATIONS",
+    "ALL",
+    "BlockConfig",
+    "MobileNetConfig",
+    "MobileNetEdgeTPUConfig",
+    "MobileNetV1Config",
+    "MobileNetV2Config",
+    "MobileNetV3Config",
+    "MobileNetV3LargeConfig",
+    "MobileNetV3LargeMinimalisticConfig",
+    "MobileNetV3SmallConfig",
+    "MobileNetV3SmallMinimalisticConfig",
+    "get",
+    "names",
+]

@@ -25,7 +25,8 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def small_net() -> Callable[..., Any]:
-    """`small_net(name)`: a narrow net of that name, 32 x 32 x 3 to 10 logits, built once; do not change it."""
+    """`small_net(name)`: a narrow net of that name, 32 x 32 x 3 to 10 logits, built once; do not
+    change it."""
 
     @functools.cache
     def make(name: str, **overrides: Any) -> Any:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mobilenet.configs import archs
 from mobilenet.configs.archs import MobileNetConfig
+from mobilenet.configs.tables import EDGETPU_BLOCKS
 from mobilenet.errors import UsageError
 
 
@@ -78,7 +79,8 @@ def test_flags_keep_the_seeds_names() -> None:
         (
             "width_multiplier",
             0,
-            "--width_multiplier: got 0, expected a number above 0; common values are 0.25, 0.5, 0.75, 1.0",
+            "--width_multiplier: got 0, expected a number above 0; "
+            "common values are 0.25, 0.5, 0.75, 1.0",
         ),
         ("width_multiplier", -1.0, "above 0"),
         ("width_multiplier", math.nan, "above 0"),
@@ -141,7 +143,7 @@ def test_minimalistic_differs_only_by_kernel_activation_and_gate() -> None:
 
 
 def test_edgetpu_block_13_adds_nothing() -> None:
-    inverted = [b for b in archs.EDGETPU_BLOCKS if b.block_type == "InvertedResConv"]
+    inverted = [b for b in EDGETPU_BLOCKS if b.block_type == "InvertedResConv"]
     assert [index for index, b in enumerate(inverted) if not b.residual] == [13]
     assert sum(not b.depthwise for b in inverted) == 9
 

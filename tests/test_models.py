@@ -1,4 +1,4 @@
-"""All seven nets: sizes against published and computed figures, stock layers, training, both Keras."""
+"""All seven nets: sizes against computed figures, stock layers, training, both Keras."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from net_params import EACH_NET, QUICK
 
 from mobilenet.configs import archs
 
@@ -19,7 +20,7 @@ from mobilenet.models.end_points import end_points  # noqa: E402
 NAMES = list(archs.ALL)
 SIDES = (224, 192, 160, 128, 96)
 
-# name, width, trainable and total parameters at 1000 classes, MACs at SIDES. Computed from the papers' tables;
+# name, width, trainable and total parameters at 1000 classes, MACs at SIDES; from the tables;
 # V1 to V3 agree with keras.applications, EdgeTPU with slim's own listing (990.7 M, 4.05 M kernels).
 GOLDEN = [
     (
@@ -176,7 +177,7 @@ def test_parameters_and_macs(
 
 
 def test_macs_as_built_equal_macs_at_a_given_size(small_net: Callable[..., Any]) -> None:
-    for name in NAMES:
+    for name in QUICK:
         assert count(small_net(name)).macs == count(small_net(name), (32, 32, 3)).macs
 
 
@@ -205,9 +206,9 @@ def test_stock_layers_alone_and_no_slash(name: str, small_net: Callable[..., Any
         assert "/" not in layer.name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH_NET)
 def test_training_moves_every_weight(name: str) -> None:
-    """Gradients with fixed statistics: with those of the batch, a shift before the next normalization cancels."""
+    """Gradients with fixed statistics: those of the batch cancel shifts that come before them."""
     tf = pytest.importorskip("tensorflow")
     model = build(
         archs.get(name, width_multiplier=0.25, num_classes=10, batch_norm_decay=0.9), (32, 32, 3)
@@ -227,7 +228,7 @@ def test_training_moves_every_weight(name: str) -> None:
         assert (weight.numpy() != old).any(), weight.name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH_NET)
 def test_keras_3_builds_the_same_net(name: str) -> None:
     keras = pytest.importorskip("keras", minversion="3")
     config = archs.get(name, width_multiplier=0.25, num_classes=10, classifier_activation=None)
@@ -272,7 +273,7 @@ def test_the_seed_of_tf_keras_fixes_the_weights() -> None:
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v3_small", "mobilenet_edgetpu"])
+@pytest.mark.parametrize("name", QUICK)
 def test_end_points_are_the_last_maps_of_their_strides(name: str) -> None:
     strides = (2, 4, 8, 16, 32)
     model = build(

@@ -1,8 +1,9 @@
 """The weight files of keras.applications (`.h5`, MobileNet V1, V2 and V3) into our nets, strictly.
 
-Every layer of the net must find its weights and every layer of the file its place. Only the head may be new:
-when the file was saved without its top, or holds another number of classes. The V3 nets of keras.applications
-rescale pixels 0..255 inside; ours take [-1, 1], so the weights are the same and the input is not.
+Every layer of the net must find its weights and every layer of the file its place. Only the head
+may be new: when the file was saved without its top, or holds another number of classes. The V3
+nets of keras.applications rescale pixels 0..255 inside; ours take [-1, 1], so the weights are the
+same and the input is not.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Report:
 
 
 def load_weights(model: Any, path_h5: str | os.PathLike[str], config: MobileNetConfig) -> Report:
-    """Puts the weights of a keras.applications file into `model`; nothing is changed unless everything fits.
+    """Puts a keras.applications file's weights into `model`; all of them or, at a misfit, none.
 
     Args:
         model: what `build(config)` made.
@@ -53,7 +54,8 @@ def load_weights(model: Any, path_h5: str | os.PathLike[str], config: MobileNetC
         config: the config that the model was built from.
 
     Raises:
-        UsageError: not such a file, or it does not fit; all misfits are counted and the likely cause is named.
+        UsageError: not such a file, or it does not fit; all misfits are counted and the likely
+        cause is named.
     """
     path = Path(path_h5)
     _family(config)
@@ -88,7 +90,7 @@ def load_weights(model: Any, path_h5: str | os.PathLike[str], config: MobileNetC
         raise UsageError(
             str(path),
             None,
-            f"weights that fit {type(config).__name__}(width_multiplier={config.width_multiplier}); "
+            f"weights of {type(config).__name__}(width_multiplier={config.width_multiplier}); "
             f"{len(problems)} of {len(ours)} layers do not: {shorten(problems)}",
             _likely(found, config),
         )
@@ -140,7 +142,7 @@ def _strings(attributes: Any, name: str) -> list[str]:
 def _match(
     found: Mapping[str, Arrays], ours: list[str], config: MobileNetConfig
 ) -> tuple[dict[str, Arrays], str]:
-    """The file's arrays under our names: by name, or by order where no convolution's name is known."""
+    """The file's arrays under our names: by name, or by order where no name is known."""
     names = {_their_name(name, config): name for name in ours}
     names.update(dict.fromkeys(_LOGITS, "Logits"))
     known = [name for name in found if name in names]

@@ -1,4 +1,4 @@
-"""The parts that all nets are made of, from stock Keras layers alone: no Lambda, no operator on a tensor, no class of ours.
+"""The parts of all nets, from stock Keras layers: no Lambda, no operator, no class of ours.
 
 Every part works with `tf_keras` and with Keras 3; which one is an attribute.
 """
@@ -53,7 +53,7 @@ class Parts:
         return self.inverted_residual(x, row)
 
     def inverted_residual(self, x: Tensor, row: Row) -> Tensor:
-        """Expand, convolve each channel, gate, project, add; fused rows expand with a k x k convolution."""
+        """Expand (fused: by a k x k convolution), convolve each channel, gate, project, add."""
         block, shortcut = row.block, x
         spatial: dict[str, Any] = {"kernel": block.kernel, "stride": row.stride, "rate": row.rate}
         if row.expanded:
@@ -117,7 +117,7 @@ class Parts:
         return self._finish(x, name, True, row.block.activation_name)
 
     def squeeze_excite(self, x: Tensor, name: str, squeezed: int) -> Tensor:
-        """Scales each channel by a gate computed from the means of all (arXiv 1709.01507, hard sigmoid)."""
+        """Scales each channel by a hard-sigmoid gate, from the means of all (arXiv 1709.01507)."""
         gate = self.keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_pool")(x)
         gate = self.conv(
             gate, f"{name}_squeeze", squeezed, bias=True, normalization=False, activation="relu"
@@ -159,7 +159,7 @@ class Parts:
         return layers.Rescaling(slope, name=f"{name}_scale")(x)
 
     def _pad(self, x: Tensor, name: str, kernel: tuple[int, int], rate: int) -> tuple[Tensor, str]:
-        """Pads evenly where the config asks for it; returns the padding that is left to the convolution."""
+        """Pads evenly where the config says so; gives the padding left to the convolution."""
         totals = [(side - 1) * rate for side in kernel]
         if not self.config.use_explicit_padding or not any(totals):
             return x, "same"
@@ -187,7 +187,7 @@ class Parts:
         )(x)
 
     def _initializer(self) -> Any:
-        """A new one a layer: an unseeded initializer that is called twice may give the same values twice."""
+        """A new one a layer: an unseeded initializer called twice may give the same values."""
         if self.config.stddev < 0:
             return self.keras.initializers.GlorotUniform()
         return self.keras.initializers.TruncatedNormal(stddev=self.config.stddev)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,27 +24,28 @@ def build(
     Args:
         config: what to build; it is only read.
         input_shape: `[height, width, channels]`; height and width may be `None` with `global_pool`.
-        keras: the module that makes the layers: `tf_keras` when left out, or Keras 3's `keras`. The order of
-            the weights is the same, so `get_weights()` of one goes into `set_weights()` of the other.
+        keras: the module that makes the layers: `tf_keras` when left out, or Keras 3's `keras`.
+            The order of the weights is the same, so `get_weights()` of one goes into
+            `set_weights()` of the other.
 
     Returns:
-        A functional model from images in [-1, 1] to `[batch, num_classes]` probabilities (logits when
-        `classifier_activation` is `None`), or to the pooled features when there are no classes. Features of V3
-        include its last convolution, which comes after the pooling.
+        A functional model from images in [-1, 1] to `[batch, num_classes]` probabilities (logits
+        when `classifier_activation` is `None`), or to the pooled features when there are no
+        classes. Features of V3 include its last convolution, which comes after the pooling.
 
     Raises:
         UsageError: the input is too small for the strides, or the config does not describe a net.
 
     Example:
-        >>> build(archs.MobileNetV2Config(width_multiplier=0.35, num_classes=10), (96, 96, 3)).output_shape
-        (None, 10)
+        >>> build(archs.MobileNetV2Config(width_multiplier=0.35, num_classes=10), (96, 96,
+        3)).output_shape (None, 10)
     """
     if not isinstance(config, MobileNetConfig):
         raise UsageError(
             "config", type(config).__name__, "a MobileNetConfig", "archs.get(name) gives one"
         )
     if keras is None:
-        import tf_keras as keras
+        keras = importlib.import_module("tf_keras")
     rows = plan(config)
     shape = _checked_shape(config, rows, input_shape)
     parts = Parts(config, keras)

@@ -21,8 +21,8 @@ class Count:
     Attributes:
         params: all values, moving statistics included (`Model.count_params()`).
         trainable_params: those that an optimizer may change.
-        macs: products of one image in convolutions, depthwise convolutions and dense layers; normalizations,
-            biases, activations, pooling and sums of maps are not counted.
+        macs: products of one image in convolutions, depthwise convolutions and dense layers;
+            normalizations, biases, activations, pooling and sums of maps are not counted.
     """
 
     params: int
@@ -35,7 +35,8 @@ def count(model: Any, input_shape: Sequence[int] | None = None) -> Count:
 
     Args:
         model: a functional model.
-        input_shape: `[height, width, channels]` at which the MACs are counted; the model's own when left out.
+        input_shape: `[height, width, channels]` at which the MACs are counted; the model's own
+            when left out.
 
     Raises:
         UsageError: the model has no fixed image size and none is given.
@@ -53,8 +54,9 @@ def layer_macs(model: Any, input_shape: Sequence[int] | None = None) -> dict[str
         kernel = graph.kernel(layer)
         if kernel is None:
             continue
-        positions = shapes[id(layer)][1:-1]
-        if None in positions:
+        sides = shapes[id(layer)][1:-1]
+        positions = [side for side in sides if side is not None]
+        if len(positions) < len(sides):
             raise UsageError(
                 "input_shape",
                 None,

@@ -19,15 +19,17 @@ _ENDS_MAP = (
 def end_points(model: Any) -> dict[int, Any]:
     """The last feature map at each stride.
 
-    At a stride that a later block halves this is that block's expansion, where the family has one: what slim's
-    SSDLite and Keras' U-Net tutorials attach to. At the last stride it is the map before the pooling.
+    At a stride that a later block halves this is that block's expansion, where the family has
+    one: what slim's SSDLite and Keras' U-Net tutorials attach to. At the last stride it is the
+    map before the pooling.
 
     Args:
         model: a functional model that `build` made, or one of keras.applications.
 
     Returns:
         From stride (2, 4, 8, 16, 32; fewer with an `output_stride`) to the symbolic tensor
-        `[batch, height, width, channels]`, ready for `Model(model.input, list(end_points(model).values()))`.
+        `[batch, height, width, channels]`, ready for `Model(model.input,
+        list(end_points(model).values()))`.
     """
     graph = Graph(model)
     strides: dict[int, int] = {}

@@ -1,7 +1,7 @@
 """A net on disk: `model.keras` and `card.json` in one folder, written whole, read with suspicion.
 
-What is read is checked before Keras sees it: a file that carries Python code (`Lambda`) or names modules that
-are not Keras' is refused.
+What is read is checked before Keras sees it: a file that carries Python code (`Lambda`) or names
+modules that are not Keras' is refused.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Net:
 
 
 def save(model: Any, folder: str | os.PathLike[str], card: Card) -> Path:
-    """Writes `model.keras` and `card.json` as one folder, whole or not at all; an older one is replaced.
+    """Writes `model.keras` and `card.json` as one folder, whole or not at all.
 
-    The optimizer is left out: the folder holds the net, not the run.
+    An older one is replaced. The optimizer is left out: the folder holds the net, not the run.
 
     Raises:
         UsageError: the model is not tf_keras', the folder holds other things, or cannot be written.
@@ -65,7 +65,7 @@ def save(model: Any, folder: str | os.PathLike[str], card: Card) -> Path:
 
 
 def load(path: str | os.PathLike[str]) -> Net:
-    """Reads a net: a folder that `save` wrote, a `.keras` or `.h5` file, or a Keras SavedModel folder.
+    """Reads a folder that `save` wrote, a `.keras` or `.h5` file, or a Keras SavedModel folder.
 
     Without a card beside it, one is made from the model's shapes.
 
@@ -187,7 +187,7 @@ def _check_version(path: Path, version: str) -> None:
             str(path),
             f"keras_version {version}",
             "a file of tf_keras (Keras 2)",
-            "rebuild with build(config) and copy the weights: set_weights(keras3_model.get_weights())",
+            "build(config) anew and copy: set_weights(keras3_model.get_weights())",
         )
 
 

@@ -1,7 +1,9 @@
-"""From a config to the list of what will be built: names, strides, dilations and channel counts, without a framework.
+"""From a config to the list of what will be built: names, strides, dilations and channel counts,
+without a framework.
 
-The width rule gives nominal channels; `config.channels` then replaces some of them. Which block adds its
-input, and how wide an expansion is, follows the nominal channels, so that a thinned net keeps its shape.
+The width rule gives nominal channels; `config.channels` then replaces some of them. Which block
+adds its input, and how wide an expansion is, follows the nominal channels, so that a thinned net
+keeps its shape.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def plan(config: MobileNetConfig) -> tuple[Row, ...]:
     """The rows of a net.
 
     Raises:
-        UsageError: the config has no rows, or `channels` names no layer of the net or breaks a residual sum.
+        UsageError: the config has no rows, or `channels` names no layer of the net or breaks a
+        residual sum.
     """
     if not config.blocks:
         raise UsageError("blocks", (), "a config with rows", "take one of mobilenet.list_models()")
@@ -135,7 +138,8 @@ def _output_layer(block: BlockConfig, name: str) -> str:
 def _width(config: MobileNetConfig, index: int) -> int:
     """Output channels of a row by the width rule.
 
-    In slim a narrowed net in finegrain mode keeps its last row; above width 1, V2 scales it and V3 does not.
+    In slim a narrowed net in finegrain mode keeps its last row; above width 1, V2 scales it and
+    V3 does not.
     """
     filters, alpha = config.blocks[index].filters, config.width_multiplier
     is_last = index == len(config.blocks) - 1

@@ -1,6 +1,7 @@
 """What a layer is and what it is joined to, read from the graph; names play no part.
 
-Works on any functional model, of tf_keras or of Keras 3: our nets, keras.applications, wrapped ones.
+Works on any functional model, of tf_keras or of Keras 3: our nets, keras.applications, wrapped
+ones.
 """
 
 from __future__ import annotations
