@@ -19,7 +19,8 @@ def summaries() -> list[tuple[str, str]]:
         source = resources.files("mobilenet").joinpath(f"{module}.py")
         if source.is_file():
             text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
-            found.append((f"python -m mobilenet.{module}", text.partition("\n")[0]))
+            command = f"python -m mobilenet.{module}"
+            found.append((command, text.partition("\n")[0].removeprefix(f"`{command}`: ")))
     return found
 
 

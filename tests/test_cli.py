@@ -136,6 +136,20 @@ def test_options_have_defaults_short_names_and_stay_out_of_the_config() -> None:
     assert parsed.given == {"top_k", "overwrite"}
 
 
+def test_arguments_stand_anywhere_where_the_command_takes_them() -> None:
+    command = cli.Command("x", "", extra=[cli.option("top_k", int, 5, "")], arguments="IMAGE...")
+    parsed = command.parse(["a.png", "--top_k", "3", "b.png", "--", "--c.png"])
+    assert (parsed.arguments, parsed.options) == (["a.png", "b.png", "--c.png"], {"top_k": 3})
+    assert "Usage: python -m x [flags] IMAGE..." in command.help()
+
+
+def test_a_command_without_a_config_has_no_replay_flags() -> None:
+    command = cli.Command("x", "", extra=[cli.option("top_k", int, 5, "")])
+    assert "config_file" not in command.help(full=True)
+    with pytest.raises(UsageError, match="--override: expected a flag of x"):
+        command.parse(["--override", "a=1"])
+
+
 def test_the_last_of_two_wins_and_an_override_wins_over_a_flag() -> None:
     assert config_of("--lr=1", "--lr=2").train.lr == 2
     assert config_of("--override=train.lr=3", "--lr=1").train.lr == 3

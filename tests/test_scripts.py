@@ -155,6 +155,10 @@ def checkout(folder: Path) -> Path:
 
 
 def run_quickstart(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return run_bash(folder, "scripts/quickstart.sh", *words)
+
+
+def run_bash(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """With nothing but the copy's bin/ and the base tools in reach."""
     for tool in ("bash", "cat", "cksum", "dirname", "rm", "sh", "chmod", "cp", "mkdir"):
         target = folder / "bin" / tool
@@ -162,7 +166,7 @@ def run_quickstart(folder: Path, *words: str) -> subprocess.CompletedProcess[str
             found = next(d for d in ("/usr/bin", "/bin") if Path(d, tool).exists())
             target.symlink_to(Path(found, tool))
     return subprocess.run(
-        ["bash", "scripts/quickstart.sh", *words],
+        ["bash", *words],
         cwd=folder,
         env={"PATH": str(folder / "bin")},
         capture_output=True,
@@ -208,12 +212,13 @@ def test_an_environment_is_made_once_and_again_after_a_change(tmp_path: Path) ->
     )
     stand_in.chmod(0o755)
 
-    def calls(*words: str) -> list[str]:
+    def calls(*words: str, script: str = "scripts/quickstart.sh") -> list[str]:
         record.write_text("")
-        done = run_quickstart(folder, *words)
+        done = run_bash(folder, script, *words)
         assert done.returncode == 0, done.stderr
         return [c for c in record.read_text().splitlines() if c.startswith("-m")]
 
+    (folder / "dev.sh").write_text("set -e\n. scripts/environment.sh\nmake_environment dev\n")
     first = calls("--epochs", "1")
     assert first[0] == f"-m venv {folder}/.venv"
     assert f"-c {folder}/constraints.txt -e {folder}" in first[1]
@@ -225,7 +230,9 @@ def test_an_environment_is_made_once_and_again_after_a_change(tmp_path: Path) ->
         "-m pip install",
         "-m mobilenet.trainer",
     ]
-    assert (folder / ".venv").is_dir()
+    assert calls(script="dev.sh")[-1].endswith(f"-e {folder}[dev]")
+    assert calls(script="dev.sh") == []
+    assert calls() == ["-m mobilenet.trainer --model_name mobilenet_v1"]
 
 
 def test_every_script_is_valid_and_can_be_executed() -> None:

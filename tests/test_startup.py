@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 COMMANDS = ("mobilenet.trainer", "mobilenet.evaluator", "mobilenet.converter", "mobilenet.predict")
-PRESENT = [name for name in COMMANDS if importlib.util.find_spec(name)]  # the last test wants all
 HEAVY = "{'tensorflow', 'tf_keras', 'keras', 'ai_edge_litert', 'sklearn', 'tensorflow_datasets'}"
 
 
-def seconds(*words: str, status: int = 0) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """Least CPU time of three runs (the machine may be busy with others), and the last run."""
-    times = []
-    for _ in range(3):
+def seconds(
+    *words: str, below: float, status: int = 0
+) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """Least CPU time of up to three runs, as the machine may be busy; the first below is enough."""
+    times: list[float] = []
+    while len(times) < 3 and not (times and times[-1] < below):
         before = os.times()
         done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
         after = os.times()
@@ -42,7 +43,7 @@ def loaded_after(code: str) -> str:
 
 
 def test_the_import_costs_under_a_third_of_a_second() -> None:
-    taken, _ = seconds("-c", "import mobilenet")
+    taken, _ = seconds("-c", "import mobilenet", below=0.3)
     assert taken < 0.3
 
 
@@ -59,36 +60,38 @@ def test_light_rooms_load_nothing_heavy(code: str) -> None:
 
 
 def test_configs_answer_in_under_a_second() -> None:
-    taken, _ = seconds("-c", "import mobilenet.configs.archs as a; print(a.get('mobilenet_v2'))")
+    taken, _ = seconds(
+        "-c", "import mobilenet.configs.archs as a; print(a.get('mobilenet_v2'))", below=1
+    )
     assert taken < 1
 
 
 def test_the_list_of_commands_answers_in_under_a_second() -> None:
-    taken, done = seconds("-m", "mobilenet")
+    taken, done = seconds("-m", "mobilenet", below=1)
     assert taken < 1
-    for name in ("mobilenet_v1", "mobilenet_v3_large_minimalistic", "mobilenet_edgetpu", *PRESENT):
+    for name in ("mobilenet_v1", "mobilenet_v3_large_minimalistic", "mobilenet_edgetpu", *COMMANDS):
         assert name in done.stdout
 
 
 @pytest.mark.parametrize("flag", ["--help", "--helpfull"])
-@pytest.mark.parametrize("module", PRESENT)
+@pytest.mark.parametrize("module", COMMANDS)
 def test_help_answers_in_under_a_second(module: str, flag: str) -> None:
-    taken, done = seconds("-m", module, flag)
+    taken, done = seconds("-m", module, flag, below=1)
     assert taken < 1
     assert f"python -m {module}" in done.stdout
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("module", PRESENT)
+@pytest.mark.parametrize("module", COMMANDS)
 def test_a_bad_flag_costs_one_line_and_under_a_second(module: str) -> None:
-    taken, done = seconds("-m", module, "--bad_flag", status=2)
+    taken, done = seconds("-m", module, "--bad_flag", below=1, status=2)
     assert taken < 1
     assert done.stdout == ""
     assert done.stderr.startswith(f"--bad_flag: expected a flag of {module}")
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", PRESENT)
+@pytest.mark.parametrize("module", COMMANDS)
 def test_help_loads_nothing_heavy(module: str) -> None:
     code = f"import contextlib, {module} as m\n"
     code += "with contextlib.suppress(SystemExit): m.run(['--helpfull'])"
