@@ -14,8 +14,9 @@ from mobilenet.configs.run import TrainConfig
 class LearningRate(tf_keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
     """The rate of a stage.
 
-    The warm-up multiplies: during the first `warmup_epochs` the rate climbs linearly from 0 to 1 of what the
-    schedule says at that (absolute) step, so that nothing jumps where it ends.
+    During the first `warmup_epochs` the rate climbs linearly from 0 to `lr`; after them it is what the schedule says
+    at that step, counted from the start of the stage (tensorflow/models official/modeling/optimization, and the
+    published MobileNet recipes).
 
     Args:
         config: of the stage.
@@ -32,7 +33,8 @@ class LearningRate(tf_keras.optimizers.schedules.LearningRateSchedule):  # type:
         epoch = tf.cast(step, tf.float32) / self.steps_per_epoch
         rate = config.lr * _FACTORS[config.learning_scheduler_name](config, epoch)
         if config.warmup_epochs > 0:
-            rate *= tf.minimum(1.0, epoch / config.warmup_epochs)
+            climbing = config.lr * epoch / config.warmup_epochs
+            rate = tf.where(epoch < config.warmup_epochs, climbing, rate)
         return rate
 
     def get_config(self) -> dict[str, Any]:
