@@ -128,7 +128,7 @@ DIGITS = DatasetConfig(
     shift=0.1,
     zoom=0.1,
     shear=0.1,
-    colour=0.5,
+    colour=0.0,
 )
 MNIST = DIGITS.replace(name="mnist")
 FOLDER = DatasetConfig("image_folder", area_min=0.25)

@@ -29,12 +29,12 @@ _IMAGENET_V3 = _IMAGENET.replace(
 
 # python -m mobilenet.trainer --model_name mobilenet_v1
 _DIGITS = TrainConfig(
-    epochs=30,
+    epochs=24,
     batch_size=32,
     optimizer_name="adam",
     op_epsilon=1e-5,
     learning_scheduler_name="cosine",
-    lr=2e-3,
+    lr=4e-3,
     warmup_epochs=1.0,
     label_smoothing=0.1,
     ma_decay_rate=0.98,
@@ -78,7 +78,7 @@ def get(model_name: str, dataset_name: str) -> RunConfig:
     if dataset_name in _LARGE_SETS:
         return _imagenet(model, data)
     if dataset_name in ("digits", "mnist"):
-        return _chain(model, data, _DIGITS, image_size=64, prune_epochs=10, quantize_epochs=5)
+        return _chain(model, data, _DIGITS, image_size=64, prune_epochs=8, quantize_epochs=4)
     return _chain(model, data, _SMALL, image_size=224, prune_epochs=20, quantize_epochs=10)
 
 
