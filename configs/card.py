@@ -1,4 +1,6 @@
-"""A saved net's card: what it is, what it wants and what it reached. Written beside every model and flatbuffer."""
+"""A saved net's card: what it is, what it wants and what it reached. Written beside every model
+and flatbuffer.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,11 @@ class Card(Config):
     """What a reader of a saved net needs and cannot see in its weights.
 
     Attributes:
-        architecture: the net's config as JSON (`MobileNetConfig.to_json`); empty for a net of foreign make.
+        architecture: the net's config as JSON (`MobileNetConfig.to_json`); empty for a net of
+            foreign make.
         input_shape: `[height, width, channels]`.
-        preprocessing: how an image becomes the input. For an int8 file the mean is 128, so that the code of a
-            pixel is exactly the pixel minus 128.
+        preprocessing: how an image becomes the input. For an int8 file the mean is 128, so that
+            the code of a pixel is exactly the pixel minus 128.
         labels: class names by index.
         label_offset: label in the data minus class index (see `DatasetConfig`).
         outputs: `logits`, `probabilities` or `features`.

@@ -17,10 +17,12 @@ class MagnitudePruning(Config):
     """Zeroes the smallest weights of each kernel, more and more of them, and lets the rest adapt.
 
     Attributes:
-        final_sparsity: share of zeros by role, or by a regular expression that matches whole layer names;
-            the last entry that matches a layer decides. Layers that nothing matches are left alone. The stem
-            and the depthwise kernels hold few weights and lose accuracy first, so only pointwise is on.
-        schedule: `polynomial` (Zhu and Gupta, arXiv 1710.01878) or `constant` from the first update on.
+        final_sparsity: share of zeros by role, or by a regular expression that matches whole layer
+            names; the last entry that matches a layer decides. Layers that nothing matches are
+            left alone. The stem and the depthwise kernels hold few weights and lose accuracy
+            first, so only pointwise is on.
+        schedule: `polynomial` (Zhu and Gupta, arXiv 1710.01878) or `constant` from the first
+            update on.
         begin: share of the stage's steps before the first update.
         end: share of the stage's steps at which the target stands; the rest is for recovery.
         frequency: steps between two updates; one is forced at the end step whatever the frequency.
@@ -41,7 +43,11 @@ class MagnitudePruning(Config):
         object.__setattr__(self, "final_sparsity", dict(self.final_sparsity))
         for pattern, share in self.final_sparsity.items():
             number(
-                f"--final_sparsity {pattern}", share, least=0, below=1, remedy="0.5 keeps half of the weights"
+                f"--final_sparsity {pattern}",
+                share,
+                least=0,
+                below=1,
+                remedy="0.5 keeps half of the weights",
             )
         one_of("--pruning_schedule", self.schedule, ("polynomial", "constant"))
         number("--pruning_begin", self.begin, least=0, below=1)
@@ -49,23 +55,29 @@ class MagnitudePruning(Config):
         number("--pruning_frequency", self.frequency, least=1, integer=True)
         number("--pruning_power", self.power, above=0)
         if self.end <= self.begin:
-            raise UsageError("--pruning_end", self.end, f"a share above --pruning_begin ({self.begin})")
+            raise UsageError(
+                "--pruning_end", self.end, f"a share above --pruning_begin ({self.begin})"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationAwareTraining(Config):
-    """Trains with the arithmetic of the int8 file in the forward pass (Jacob et al., arXiv 1712.05877).
+    """Trains with the arithmetic of the int8 file in the forward pass (Jacob et al., arXiv
+    1712.05877).
 
     Attributes:
-        calibration_images: training images that set the activation ranges before the first step; a net whose
-            ranges start anywhere else answers nonsense for thousands of steps.
+        calibration_images: training images that set the activation ranges before the first step; a
+            net whose ranges start anywhere else answers nonsense for thousands of steps.
         range_decay: decay of the moving activation ranges, by step.
-        freeze: share of the stage after which batch-norm statistics and activation ranges stand still.
+        freeze: share of the stage after which batch-norm statistics and activation ranges stand
+            still.
     """
 
     calibration_images: int = flag(256, "training images that set the activation ranges")
     range_decay: float = flag(0.99, "decay of the moving activation ranges")
-    freeze: float = flag(0.7, "share of the stage after which statistics and ranges stand still", "quantize_freeze")
+    freeze: float = flag(
+        0.7, "share of the stage after which statistics and ranges stand still", "quantize_freeze"
+    )
 
     def __post_init__(self) -> None:
         number("--calibration_images", self.calibration_images, least=1, integer=True)

@@ -1,7 +1,8 @@
 """Training defaults by model and data set.
 
 ImageNet's are the published recipes: tensorflow/models research/mobilenet/scripts (V1, V2, V3) with
-research/slim/nets/mobilenet/README.md behind them. The others are ours, each with the command that shows it.
+research/slim/nets/mobilenet/README.md behind them. The others are ours, each with the command that
+shows it.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ BATCH_NORM_MEMORY = 20  # a run sees at least so many time constants of its batc
 def batch_norm_decay(steps: int, longest: float) -> float:
     """The batch-norm momentum that a run of `steps` can afford.
 
-    The moving statistics forget over 1 / (1 - decay) steps. The published .9997 needs tens of thousands of steps;
-    a shorter run evaluates with statistics of a net that it no longer is.
+    The moving statistics forget over 1 / (1 - decay) steps. The published .9997 needs tens of
+    thousands of steps; a shorter run evaluates with statistics of a net that it no longer is.
     """
     return round(min(longest, max(0.9, 1.0 - BATCH_NORM_MEMORY / max(steps, 1))), 6)
 
@@ -111,8 +112,17 @@ def _imagenet(model: archs.MobileNetConfig, data: dataset.DatasetConfig) -> RunC
         model = model.replace(weight_decay=5e-6, stddev=0.008, batch_norm_decay=0.997)
     # Fine-tuning by slim: rate 1e-4, no warm-up (research/slim/nets/mobilenet_v1_train.py).
     later = train.replace(
-        epochs=8, lr=1e-3, learning_scheduler_name="cosine", warmup_epochs=0.0, optimizer_name="momentum"
+        epochs=8,
+        lr=1e-3,
+        learning_scheduler_name="cosine",
+        warmup_epochs=0.0,
+        optimizer_name="momentum",
     )
     return RunConfig(
-        model=model, dataset=data, image_size=224, train=train, prune=later, quantize=later.replace(epochs=3, lr=1e-4)
+        model=model,
+        dataset=data,
+        image_size=224,
+        train=train,
+        prune=later,
+        quantize=later.replace(epochs=3, lr=1e-4),
     )

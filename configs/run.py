@@ -22,14 +22,15 @@ class TrainConfig(Config):
     """How one stage trains. Epochs may be fractions where they measure a schedule.
 
     Attributes:
-        lr: peak learning rate of a step, whatever the batch size; nothing scales it behind your back.
-        lr_decay_rate: factor every `lr_decay_epochs` (exponential, in steps of whole periods as in the seeds'
-            staircase), or at each of `lr_boundaries` (stepwise).
+        lr: peak learning rate of a step, whatever the batch size; nothing scales it behind your
+            back.
+        lr_decay_rate: factor every `lr_decay_epochs` (exponential, in steps of whole periods as in
+            the seeds' staircase), or at each of `lr_boundaries` (stepwise).
         warmup_epochs: the rate climbs from 0 to the schedule's value over these.
         op_decay_rate: rho of rmsprop.
         op_epsilon: epsilon of rmsprop and adam; .002 is the MobileNetV3 recipe's.
-        ma_decay_rate: decay of the moving average of the weights, which then is what is evaluated and saved;
-            0 is off. Early on it is lowered to (1 + step) / (10 + step).
+        ma_decay_rate: decay of the moving average of the weights, which then is what is evaluated
+            and saved; 0 is off. Early on it is lowered to (1 + step) / (10 + step).
         batch_size: images a step and replica.
     """
 
@@ -51,7 +52,13 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         number("--epochs", self.epochs, least=0, integer=True)
-        number("--batch_size", self.batch_size, least=1, integer=True, remedy="common values are 32, 64, 96")
+        number(
+            "--batch_size",
+            self.batch_size,
+            least=1,
+            integer=True,
+            remedy="common values are 32, 64, 96",
+        )
         one_of("--optimizer_name", self.optimizer_name, OPTIMIZERS)
         one_of("--learning_scheduler_name", self.learning_scheduler_name, SCHEDULERS)
         number("--lr", self.lr, above=0, remedy="common values are 0.001 to 0.1")
@@ -81,13 +88,17 @@ class RunConfig(Config):
     model: MobileNetConfig = nested(MobileNetV1Config())
     dataset: DatasetConfig = nested(DatasetConfig())
     image_size: int = flag(224, "side of the square input in pixels")
-    stages: tuple[str, ...] = flag(STAGES, "which of " + ",".join(STAGES) + " to run, in that order")
+    stages: tuple[str, ...] = flag(
+        STAGES, "which of " + ",".join(STAGES) + " to run, in that order"
+    )
     train: TrainConfig = nested(TrainConfig())
     prune: TrainConfig = nested(TrainConfig(), "prune_", ("epochs", "lr"))
     quantize: TrainConfig = nested(TrainConfig(), "quantize_", ("epochs", "lr"))
     pruning: MagnitudePruning = nested(MagnitudePruning())
     quantization: QuantizationAwareTraining = nested(QuantizationAwareTraining())
-    init_checkpoint: str | None = flag(None, "weights to start from: .keras, model folder, or a keras.applications .h5")
+    init_checkpoint: str | None = flag(
+        None, "weights to start from: .keras, model folder, or a keras.applications .h5"
+    )
     seed: int = flag(0, "seed of everything random")
     distribution_strategy: str = flag("none", "tf.distribute: " + ", ".join(STRATEGIES))
     mixed_precision: str = flag("float32", "float32, mixed_float16 or mixed_bfloat16")
@@ -98,8 +109,14 @@ class RunConfig(Config):
         for stage in self.stages:
             one_of("--stages", stage, STAGES)
         if list(self.stages) != sorted(set(self.stages), key=STAGES.index):
-            raise UsageError("--stages", ",".join(self.stages), f"stages in the order {','.join(STAGES)}")
+            raise UsageError(
+                "--stages", ",".join(self.stages), f"stages in the order {','.join(STAGES)}"
+            )
         number("--image_size", self.image_size, least=1, integer=True)
         number("--seed", self.seed, least=0, integer=True)
         one_of("--distribution_strategy", self.distribution_strategy, STRATEGIES)
-        one_of("--mixed_precision", self.mixed_precision, ("float32", "mixed_float16", "mixed_bfloat16"))
+        one_of(
+            "--mixed_precision",
+            self.mixed_precision,
+            ("float32", "mixed_float16", "mixed_bfloat16"),
+        )

@@ -1,7 +1,7 @@
 """The one kind of error a user meets: what was given, what was expected, what to do.
 
-Every command prints a `UsageError` as one line and exits with status 2. Deep code raises it with the
-fact it knows; the edge adds the place with `within`.
+Every command prints a `UsageError` as one line and exits with status 2. Deep code raises it with
+the fact it knows; the edge adds the place with `within`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class UsageError(ValueError):
         status: with which the command ends.
 
     Example:
-        >>> str(UsageError("--width_multiplier", 0, "a number above 0", "common values are 0.25, 1.0"))
-        '--width_multiplier: got 0, expected a number above 0; common values are 0.25, 1.0'
+        >>> str(UsageError("--width_multiplier", 0, "a number above 0", "common values are 0.25,
+        1.0")) '--width_multiplier: got 0, expected a number above 0; common values are 0.25, 1.0'
     """
 
     status = 2

@@ -18,8 +18,9 @@ from mobilenet.errors import UsageError
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary path in the same folder; on success it takes the place of `path`.
 
-    Works for a file or a folder, whichever the block creates. The temporary name keeps the suffix, so
-    that writers which look at it (`.keras`, `.npz`, `.png`) are content. After an error nothing is left.
+    Works for a file or a folder, whichever the block creates. The temporary name keeps the suffix,
+    so that writers which look at it (`.keras`, `.npz`, `.png`) are content. After an error nothing
+    is left.
 
     Raises:
         UsageError: the folder cannot be made or written, or the disk is full.
@@ -47,7 +48,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 def _unwritable(target: Path, error: OSError) -> UsageError:
     reason = error.strerror or str(error)
     return UsageError(
-        str(target), None, f"a place that can be written ({reason})", "free space or choose another folder"
+        str(target),
+        None,
+        f"a place that can be written ({reason})",
+        "free space or choose another folder",
     )
 
 

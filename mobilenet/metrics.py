@@ -1,4 +1,6 @@
-"""Top-1, top-5 and loss of logits, in numpy: one definition for Keras models and flatbuffers alike."""
+"""Top-1, top-5 and loss of logits, in numpy: one definition for Keras models and flatbuffers
+alike.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ import numpy.typing as npt
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """Figures of a classifier on a set of images; `top1` and `top5` in percent, `loss` in nats an image."""
+    """Figures of a classifier on a set of images; `top1` and `top5` in percent, `loss` in nats an
+    image.
+    """
 
     top1: float
     top5: float
@@ -26,8 +30,9 @@ def classification(
 ) -> Metrics:
     """Scores `[images, classes]` outputs against `[images]` class indices.
 
-    A label counts for top-k when fewer than k classes score higher; of equal scores the lower index comes first,
-    as in `argmax`. The loss is the mean cross entropy (of logits, or of probabilities when so told).
+    A label counts for top-k when fewer than k classes score higher; of equal scores the lower
+    index comes first, as in `argmax`. The loss is the mean cross entropy (of logits, or of
+    probabilities when so told).
     """
     scores = np.asarray(outputs, np.float64)
     labels = np.asarray(labels)
