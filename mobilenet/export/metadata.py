@@ -60,8 +60,8 @@ def export_card(card: Card, verification: Verification) -> Card:
 
 
 def _coded(preprocessing: Preprocessing) -> Preprocessing:
-    """Mean 127.5 becomes 128: a pixel falls on a code, not between two. Others are left alone."""
-    if set(preprocessing.mean) == {127.5} and set(preprocessing.std) == {127.5}:
+    """A mean for all channels becomes 128: a pixel falls on a code, not between two."""
+    if len(set(preprocessing.mean)) == 1 and len(set(preprocessing.std)) == 1:
         return preprocessing.replace(mean=tuple(_PIXEL_CODES for _ in preprocessing.mean))
     return preprocessing
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mobilenet.configs.card import Edge
 from mobilenet.errors import UsageError, one_of, shorten
-from mobilenet.runtime import flatbuffer, interpreter
+from mobilenet.runtime import flatbuffer, interpreter, parts
 
 Floats = npt.NDArray[np.floating]
 
@@ -234,7 +234,7 @@ def output_step(content: flatbuffer.Flatbuffer) -> float:
     return _edge(content.tensors[sink]).scale or FLOAT_STEP
 
 
-def _is_float(op: flatbuffer.Operator, content: flatbuffer.Flatbuffer) -> bool:
+def _is_float(op: parts.Operator, content: flatbuffer.Flatbuffer) -> bool:
     ends = {*content.inputs, *content.outputs}
     floats = {tensor.index for tensor in content.float_tensors()}
     touched = floats.intersection(op.inputs + op.outputs)
@@ -254,7 +254,7 @@ def _input_grid_faults(content: flatbuffer.Flatbuffer) -> list[str]:
     return []
 
 
-def _convolution_faults(op: flatbuffer.Operator, content: flatbuffer.Flatbuffer) -> Iterator[str]:
+def _convolution_faults(op: parts.Operator, content: flatbuffer.Flatbuffer) -> Iterator[str]:
     kernel = content.tensors[op.inputs[1]]
     axis = _CHANNEL_AXIS[op.name]
     channels, scales = kernel.shape[axis], np.asarray(kernel.scales, np.float64)
@@ -325,12 +325,12 @@ def _dequantize(codes: npt.NDArray[Any], detail: dict[str, Any]) -> Floats:
     return real
 
 
-def _name(tensor: flatbuffer.Tensor) -> str:
+def _name(tensor: parts.Tensor) -> str:
     """The first of the names that the converter joins when it fuses layers."""
     return tensor.name.split(";")[0]
 
 
-def _edge(tensor: flatbuffer.Tensor) -> Edge:
+def _edge(tensor: parts.Tensor) -> Edge:
     if not len(tensor.scales):
         return Edge(tensor.dtype)
     return Edge(tensor.dtype, float(tensor.scales[0]), int(tensor.zero_points[0]))

@@ -8,15 +8,13 @@ another tensor's memory; here it is found by arithmetic.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mobilenet.runtime.parts import Operator, Tensor
 from mobilenet.runtime.reader import Malformed, Table
-
-if TYPE_CHECKING:
-    from mobilenet.runtime.flatbuffer import Operator, Tensor
 
 # Elements of all computed tensors together; a MobileNet at 224 px has some 10 million.
 _MOST_COMPUTED = 2**30

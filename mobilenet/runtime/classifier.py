@@ -17,7 +17,7 @@ from mobilenet.configs.card import Card, Edge
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.files import read_json
-from mobilenet.runtime import flatbuffer, images, interpreter
+from mobilenet.runtime import flatbuffer, images, interpreter, parts
 
 MODEL, CARD, LABELS = "model.tflite", "card.json", "labels.txt"
 _CODES = ("int8", "uint8")
@@ -192,7 +192,7 @@ def predict(
     return list(classifier.map(lambda path: classifier.top_k(path, k), paths))
 
 
-def _ends(graph: flatbuffer.Flatbuffer, name: str) -> tuple[flatbuffer.Tensor, flatbuffer.Tensor]:
+def _ends(graph: flatbuffer.Flatbuffer, name: str) -> tuple[parts.Tensor, parts.Tensor]:
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         found = f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs"
         raise UsageError(name, found, "a classifier of one input and one output")
@@ -211,7 +211,7 @@ def _ends(graph: flatbuffer.Flatbuffer, name: str) -> tuple[flatbuffer.Tensor, f
     return source, target
 
 
-def _edge(tensor: flatbuffer.Tensor) -> Edge:
+def _edge(tensor: parts.Tensor) -> Edge:
     if tensor.dtype not in _CODES:
         return Edge(tensor.dtype)
     return Edge(tensor.dtype, float(tensor.scales[0]), int(tensor.zero_points[0]))
