@@ -61,12 +61,14 @@ def _images(data: DatasetConfig, card: Any, count: int) -> Any:
     import numpy as np
 
     from mobilenet import data as room
+    from mobilenet.training import reading
 
     height, width, channels = card.input_shape
     batches = room.load(
         data, "test", image_size=(height, width), batch_size=32, channels=channels, preprocessing=card.preprocessing
     )
-    return np.concatenate([images.numpy() for images, _ in batches.take(-(-count // 32))])[:count]
+    with reading.explained(data, "test"):
+        return np.concatenate([images.numpy() for images, _ in batches.take(-(-count // 32))])[:count]
 
 
 def main() -> None:

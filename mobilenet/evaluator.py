@@ -68,19 +68,21 @@ def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig]
             print(f"{len(left_out)} images left out, first {left_out[0]}")
         return found, data
     with cli.starting_tensorflow():
-        from mobilenet.training import exporting
+        from mobilenet.training import exporting, reading
     batches = _batches(data, net.card, len(net.labels), options)
-    return exporting.score_file(path, batches, net.card.preprocessing), data
+    with reading.explained(data, options["split"]):
+        return exporting.score_file(path, batches, net.card.preprocessing), data
 
 
 def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig]:
     with cli.starting_tensorflow():
-        from mobilenet.training import exporting, scoring
+        from mobilenet.training import exporting, reading, scoring
     net = exporting.load_trained(path)
     data = _dataset(parsed, net.card)
     batches = _batches(data, net.card, net.model.output_shape[-1], parsed.options)
     probabilities = net.card.outputs == "probabilities"
-    return scoring.score(scoring.inference(net.model), batches, probabilities), data
+    with reading.explained(data, parsed.options["split"]):
+        return scoring.score(scoring.inference(net.model), batches, probabilities), data
 
 
 def _batches(data: DatasetConfig, card: Card, classes: int, options: dict[str, Any]) -> Any:

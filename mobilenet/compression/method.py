@@ -1,7 +1,7 @@
 """A compression method has three verbs; its config's class picks it.
 
     trained = method.apply(model)          a net that trains
-    method.after_step(trained, step)       what must hold after every update, compiled behind the optimizer
+    method.after_step(trained, step)       what must hold, compiled behind the optimizer
     plain = method.finalize(trained)       stock layers again
 
 The training engine knows these verbs and nothing else of any method.
@@ -30,7 +30,7 @@ class Stage:
     Attributes:
         steps: optimizer steps of the stage.
         preprocessing: how pixels became the inputs.
-        images: gives the first n training inputs, `[n, height, width, channels]`, as the net takes them.
+        images: gives the first n training inputs, `[n, height, width, channels]`, preprocessed.
     """
 
     steps: int
@@ -39,7 +39,7 @@ class Stage:
 
 
 class Method(tf.Module):
-    """Base of all methods. Variables that a method holds are saved in the checkpoints of its stage."""
+    """Base of all methods. Its variables are saved in the checkpoints of its stage."""
 
     config_type: ClassVar[type[Config]]
 
@@ -60,9 +60,17 @@ class Method(tf.Module):
         raise NotImplementedError
 
     def evaluate_as_inference(self, step: int) -> bool:
-        """Whether training steps from `step` on run in inference mode, so that statistics stand still."""
+        """Whether steps from `step` on run in inference mode, so that statistics stand still."""
         del step
         return False
+
+    def check(self, model: Any) -> None:
+        """Tells, before an earlier stage has trained, why `apply` would refuse `model`.
+
+        Raises:
+            UsageError: the config does not fit the net.
+        """
+        del model
 
     def notes(self, model: Any) -> list[str]:
         """Lines for a person: what was done to which layer, and why not to others."""

@@ -39,9 +39,13 @@ class Checkpoints:
         latest = self.manager.latest_checkpoint
         if latest is None:
             return 0, []
+        status = None
         try:
-            self.manager.checkpoint.restore(latest).assert_existing_objects_matched()
-        except (AssertionError, ValueError, tf.errors.OpError) as error:
+            status = self.manager.checkpoint.restore(latest)
+            status.assert_existing_objects_matched()
+        except (AssertionError, IndexError, ValueError, tf.errors.OpError) as error:
+            if status is not None:
+                status.expect_partial()  # or TensorFlow lists every weight on the terminal
             reason = str(error).splitlines()[0]
             raise UsageError(latest, None, f"the state of this stage ({reason})", "start again with --overwrite") from None
         return int(self.epoch), list(json.loads(self.rows.numpy()))

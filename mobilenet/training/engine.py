@@ -159,13 +159,11 @@ class _Epochs(tf_keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs = logs if logs is not None else {}
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise UsageError(
-                "loss", f"{logs['loss']} in epoch {epoch + 1}", "a finite number", f"try --lr {self.job.config.lr / 10:g}"
-            )
+        self._check_finite("loss", logs.get("loss", 0.0), epoch)
         trained = float(tf.timestamp().numpy() - self.started)
         with self.average.swapped():
             held_out = scoring.score(self.infer, self.job.validation)
+        self._check_finite("validation loss", held_out.loss, epoch)
         row = {
             "epoch": epoch + 1,
             "loss": round(float(logs["loss"]), 5),
@@ -178,6 +176,13 @@ class _Epochs(tf_keras.callbacks.Callback):  # type: ignore[misc]
         self.rows.append(row)
         logs.update(row)
         self.checkpoints.save(epoch + 1, self.rows)
+
+    def _check_finite(self, what: str, value: float, epoch: int) -> None:
+        """Ends the run before a state without numbers is kept."""
+        if not math.isfinite(value):
+            flag = "--lr" if self.job.name == "train" else f"--{self.job.name}_lr"
+            remedy = f"try {flag} {self.job.config.lr / 10:g} with --overwrite or another --model_dir"
+            raise UsageError(what, f"{value} in epoch {epoch + 1}", "a finite number", remedy)
 
 
 def _loss(classes: int, smoothing: float) -> Callable[[Any, Any], tf.Tensor]:

@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ CONFIG, REPORT, ENVIRONMENT, LOG, METRICS = "config.json", "report.json", "envir
 EXPORT = "export"
 _PACKAGES = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy", "mobilenet")
 _LATER = ("stages",)  # fields that a second run into the same folder may change
+_LOCK, _ASIDE, _TRASH = ".lock", ".replaced", ".removed"
 
 Entry = dict[str, Any]
 log = logging.getLogger("mobilenet")
@@ -37,11 +38,20 @@ class RunFolder:
         path: of the folder.
         config: of the run.
         entries: what each finished stage reached, in the order of the chain.
+        begun: training has begun in it; before that an error leaves the place as it was.
     """
 
     path: Path
     config: RunConfig
     entries: list[Entry] = dataclasses.field(default_factory=list)
+    begun: bool = False
+
+    def begin(self) -> None:
+        """Input has been checked: from here on the folder stays, and what `--overwrite` replaces is gone."""
+        self.begun = True
+        if (self.path / _ASIDE).is_dir():  # renamed first, so that a half-removed run is never put back
+            (self.path / _ASIDE).rename(self.path / _TRASH)
+        shutil.rmtree(self.path / _TRASH, ignore_errors=True)
 
     def stage(self, name: str) -> Path:
         """The folder of a stage's net (`export` for convert)."""
@@ -79,15 +89,50 @@ class RunFolder:
 def opened(path: str | os.PathLike[str], config: RunConfig, overwrite: bool = False) -> Iterator[RunFolder]:
     """Opens the folder for this process alone, and checks that it is new or of the same config.
 
+    Until `begin` is called on what it yields, an error or a signal leaves the place as it was.
+
     Raises:
         UsageError: another process works in it, it holds a run of another config or things that are no run,
             or it cannot be written.
     """
     place = Path(path)
     _check_is_run(place)
+    missing = [folder for folder in (place, *place.parents) if not folder.exists()]
+    lock = _locked(place)
+    run: RunFolder | None = None
+    old: list[str] = []
+    try:
+        _put_back(place)  # of a process that was killed before it began
+        _remove(place, [_TRASH])  # and of one that was killed as it began
+        old = [child.name for child in place.iterdir() if child.name != _LOCK]
+        before = None if overwrite or not old else _same_run(place, config)
+        if before is None:
+            _move(place, place / _ASIDE, old)
+            run = RunFolder(place, config)
+        else:
+            both = tuple(stage for stage in STAGES if stage in (*before.stages, *config.stages))
+            run = RunFolder(place, config.replace(stages=both), _entries(place), begun=True)
+        files.write_json(place / CONFIG, run.config.to_json())
+        files.write_json(place / ENVIRONMENT, environment())
+        with _logging_to(place / LOG):
+            yield run
+    finally:
+        if run is not None and not run.begun:
+            made = [child.name for child in place.iterdir() if child.name not in (_LOCK, _ASIDE)]
+            _remove(place, made)
+            _put_back(place)
+        lock.release()
+        if not old and (run is None or not run.begun):
+            _remove(place, [_LOCK])
+            for folder in missing:
+                with contextlib.suppress(OSError):  # another process has put something there
+                    folder.rmdir()
+
+
+def _locked(place: Path) -> filelock.BaseFileLock:
     try:
         place.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(place / ".lock", blocking=False)
+        lock = filelock.FileLock(place / _LOCK, blocking=False)
         lock.acquire()
     except filelock.Timeout:
         raise UsageError("--model_dir", str(place), "a folder that no other process trains in", "wait, or choose another") from None
@@ -95,17 +140,7 @@ def opened(path: str | os.PathLike[str], config: RunConfig, overwrite: bool = Fa
         raise UsageError(
             "--model_dir", str(place), f"a folder that can be written ({_reason(error)})", "choose another folder"
         ) from None
-    try:
-        if overwrite:
-            _empty(place)
-        run = RunFolder(place, config, _entries(place, config))
-        if not (place / CONFIG).exists():
-            files.write_json(place / CONFIG, config.to_json())
-        files.write_json(place / ENVIRONMENT, environment())
-        with _logging_to(place / LOG):
-            yield run
-    finally:
-        lock.release()
+    return lock
 
 
 def _reason(error: BaseException) -> str:
@@ -119,26 +154,40 @@ def _check_is_run(place: Path) -> None:
     if not place.is_dir():
         return
     try:
-        names = {p.name for p in place.iterdir()} - {".lock"}
+        names = {p.name for p in place.iterdir()} - {_LOCK, _ASIDE, _TRASH}
     except OSError as error:
         raise UsageError("--model_dir", str(place), f"a folder that can be read ({_reason(error)})") from None
     if names and CONFIG not in names:
         raise UsageError("--model_dir", str(place), "a new folder or one that holds a run", "choose another folder")
 
 
-def _empty(place: Path) -> None:
-    for child in place.iterdir():
-        if child.name == ".lock":
-            continue
+def _remove(place: Path, names: Iterable[str]) -> None:
+    for name in names:
+        child = place / name
         if child.is_dir():
             shutil.rmtree(child)
         else:
-            child.unlink()
+            child.unlink(missing_ok=True)
 
 
-def _entries(place: Path, config: RunConfig) -> list[Entry]:
-    if not (place / CONFIG).exists():
-        return []
+def _move(source: Path, target: Path, names: Iterable[str]) -> None:
+    for name in names:
+        target.mkdir(exist_ok=True)
+        (source / name).rename(target / name)
+
+
+def _put_back(place: Path) -> None:
+    """Undoes an `--overwrite` that did not get as far as training."""
+    aside = place / _ASIDE
+    if aside.is_dir():
+        names = [child.name for child in aside.iterdir()]
+        _remove(place, names)
+        _move(aside, place, names)
+        aside.rmdir()
+
+
+def _same_run(place: Path, config: RunConfig) -> RunConfig:
+    """The config of the run that is there, which differs in nothing that decides what it computes."""
     before = RunConfig.from_json(files.read_json(place / CONFIG))
     differences = list(_differences(before.to_json(), config.to_json()))
     if differences:
@@ -150,6 +199,10 @@ def _entries(place: Path, config: RunConfig) -> list[Entry]:
             f"a run of this config; there {name} is {old!r}, here {new!r}{more}",
             "choose another --model_dir, or --overwrite to start again",
         )
+    return before
+
+
+def _entries(place: Path) -> list[Entry]:
     report = place / REPORT
     return list(files.read_json(report)["stages"]) if report.exists() else []
 
@@ -189,9 +242,16 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+class _LogFile(logging.FileHandler):
+    """A full disk ends the run in one line, as it does for every other file."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        raise
+
+
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     try:

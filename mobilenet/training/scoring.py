@@ -19,7 +19,8 @@ Infer = Callable[[tf.Tensor], tf.Tensor]
 def inference(net: Any) -> Infer:
     """`net` in inference mode as one compiled function: images to float32 outputs `[images, classes]`."""
 
-    @tf.function(reduce_retracing=True)
+    # One trace for every batch size: the last batch of a data set is smaller.
+    @tf.function(input_signature=[tf.TensorSpec((None, *net.input_shape[1:]), tf.float32)])
     def infer(images: tf.Tensor) -> tf.Tensor:
         found = tf.cast(net(images, training=False), tf.float32)
         return tf.reshape(found, (tf.shape(images)[0], -1))

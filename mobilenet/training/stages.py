@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from mobilenet.errors import UsageError
 from mobilenet.export import convert, freeze, verify
 from mobilenet.models import builder, counting, folder
 from mobilenet.runtime import interpreter
-from mobilenet.training import engine, exporting, initial, progress, scoring, strategy
+from mobilenet.training import engine, exporting, initial, progress, reading, scoring, strategy
 from mobilenet.training.run_folder import Entry, RunFolder
 
 log = logging.getLogger("mobilenet")
@@ -79,16 +79,19 @@ class Chain:
     Args:
         run: the open run folder.
         info: what the data set holds.
+        stages: which to run now; all of the run's when `None`.
     """
 
-    def __init__(self, run: RunFolder, info: data.DatasetInfo) -> None:
+    def __init__(self, run: RunFolder, info: data.DatasetInfo, stages: Sequence[str] | None = None) -> None:
+        self.stages = run.config.stages if stages is None else stages
         self.run, self.config, self.info = run, run.config, info
         self.preprocessing = PREPROCESSING[self.config.dataset.preprocessing]
         self.strategy = strategy.make(self.config.distribution_strategy)
+        self._opened: dict[str, tf.data.Dataset] = {}
 
     def execute(self) -> list[Entry]:
         """Runs what is not finished; returns the entries of all finished stages."""
-        for name in self.config.stages:
+        for name in self.stages:
             entry = self.run.finished(name)
             if entry is not None:
                 log.info("%s: finished before, top-1 %.2f %%", name, entry["top1"])
@@ -121,11 +124,41 @@ class Chain:
             raise UsageError(
                 "--stages", name, "a trained net in the run folder", f"run --stages train,{name}, or give --init_checkpoint"
             )
-        size = self.config.image_size
-        model = builder.build(self.config.model, (size, size, 3))
+        model = self._built()
         if self.config.init_checkpoint is not None:
             initial.load_into(model, self.config.init_checkpoint, self.config.model)
         return model
+
+    def _built(self) -> Any:
+        size = self.config.image_size
+        try:
+            return builder.build(self.config.model, (size, size, 3))
+        except UsageError as error:
+            if error.what != "input_shape":
+                raise
+            raise UsageError("--image_size", size, error.expected, error.remedy) from None
+
+    def _check(self, plain: Any) -> None:
+        """What would fail later than it must: the images of every split, the methods of all stages.
+
+        Raises:
+            UsageError: an image cannot be decoded, or a method cannot be applied to `plain`.
+        """
+        self._dataset("train", self.config.train.batch_size, 0)
+        for split in ("validation", "test"):
+            self._dataset(split)
+        for name in self.stages:
+            wanted = _METHOD_OF[name](self.config) if name in _METHOD_OF else None
+            if wanted is not None:
+                self._method(name, wanted).check(plain)
+
+    def _method(self, name: str, wanted: Config) -> methods.Method:
+        config = _RECIPE_OF[name](self.config)
+        steps = config.epochs * self._steps(config)
+        return methods.create(wanted, methods.Stage(steps, self.preprocessing, self._first_images))
+
+    def _steps(self, config: TrainConfig) -> int:
+        return _steps_per_epoch(self.info, config.batch_size * self.strategy.num_replicas_in_sync)
 
     def _trained(self, name: str) -> Entry:
         """A stage that trains: verbs of its method around one fit."""
@@ -133,13 +166,16 @@ class Chain:
         wanted = _METHOD_OF[name](self.config)
         strategy.set_precision(self.config.mixed_precision)
         with self.strategy.scope():
-            job = self._job(name, config)
-            stage = methods.Stage(job.steps, self.preprocessing, self._first_images)
-            method = methods.create(wanted, stage) if wanted is not None else None
             start = self._start(name)
+            if not self.run.begun:
+                self._check(start)
+                self.run.begin()
+            method = self._method(name, wanted) if wanted is not None else None
+            job = self._job(name, config)
             log.info("%s: %s images, %d steps an epoch, %d epochs", name, f"{self.info.sizes['train']:,}", job.steps_per_epoch, config.epochs)
             net = start if method is None else method.apply(start)
-            rows = engine.fit(net, method, job)
+            with reading.explained(self.config.dataset, "train", "validation"):
+                rows = engine.fit(net, method, job)
             held_out = self._score(net)
             notes = method.notes(net) if method is not None else []
             ranges = exporting.ranges_of(net)
@@ -170,9 +206,8 @@ class Chain:
         }
 
     def _job(self, name: str, config: TrainConfig) -> engine.Job:
-        replicas = self.strategy.num_replicas_in_sync
-        batch = config.batch_size * replicas
-        steps = _steps_per_epoch(self.info, batch)
+        batch = config.batch_size * self.strategy.num_replicas_in_sync
+        steps = self._steps(config)
 
         def training(start: int) -> tf.data.Dataset:
             return self._dataset("train", batch, start)
@@ -187,7 +222,10 @@ class Chain:
         )
 
     def _dataset(self, split: str, batch: int = 0, start: int | None = None) -> tf.data.Dataset:
-        return data.load(
+        """Batches of a split; the held-out ones are opened once, as opening decodes class folders."""
+        if start is None and split in self._opened:
+            return self._opened[split]
+        found = data.load(
             self.config.dataset,
             split,
             image_size=self.config.image_size,
@@ -196,20 +234,26 @@ class Chain:
             seed=self.config.seed,
             start_step=start or 0,
         )
+        if start is None:
+            self._opened[split] = found
+        return found
 
     def _first_images(self, count: int) -> npt.NDArray[np.float32]:
         """The images that training starts with, for calibration: classes are mixed, ranges are those of training."""
         batch = min(count, 32)
         batches = self._dataset("train", batch, 0).take(-(-count // batch))
-        return np.concatenate([images.numpy() for images, _ in batches])[:count]
+        with reading.explained(self.config.dataset, "train"):
+            return np.concatenate([images.numpy() for images, _ in batches])[:count]
 
     def _held_out(self, limit: int) -> npt.NDArray[np.float32]:
         """The first test images, evenly from the whole split."""
-        found = np.concatenate([images.numpy() for images, _ in self._dataset("test")])
+        with reading.explained(self.config.dataset, "test"):
+            found = np.concatenate([images.numpy() for images, _ in self._dataset("test")])
         return found[np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int)]
 
     def _score(self, net: Any) -> metrics.Metrics:
-        return scoring.score(scoring.inference(net), self._dataset("test"))
+        with reading.explained(self.config.dataset, "test"):
+            return scoring.score(scoring.inference(net), self._dataset("test"))
 
     def _card(self, name: str, held_out: metrics.Metrics, rows: list[engine.Row], notes: list[str]) -> Card:
         size = self.config.image_size

@@ -1,0 +1,204 @@
+"""All stages on the real digits, by one process; then what is in its folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trainer_runs
+from PIL import Image
+from trainer_runs import CHAIN, LEARNT, command, report
+
+from mobilenet import digits
+from mobilenet.runtime import flatbuffer
+
+pytest.importorskip("tensorflow")
+
+FILES = [
+    "config.json",
+    "environment.json",
+    "export/README.md",
+    "export/card.json",
+    "export/labels.txt",
+    "export/model.tflite",
+    "log.txt",
+    "metrics.csv",
+    "prune/card.json",
+    "prune/model.keras",
+    "quantize/card.json",
+    "quantize/model.keras",
+    "quantize/ranges.npz",
+    "report.json",
+    "train/card.json",
+    "train/model.keras",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trainer_runs.finished(tmp_path_factory.getbasetemp())[0] / "run"
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return trainer_runs.finished(tmp_path_factory.getbasetemp())[1].stdout
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A test digit as a picture of another size."""
+    held = digits.load()
+    index = int(held.indices("test")[0])
+    Image.fromarray(digits.enlarge(held.images[index : index + 1], (80, 80))[0]).save(
+        tmp_path / "PHOTO.png"
+    )
+    return tmp_path / "PHOTO.png"
+
+
+def test_nothing_is_said_on_stderr(
+    run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    assert trainer_runs.finished(tmp_path_factory.getbasetemp())[1].stderr == ""
+
+
+def test_an_epoch_is_a_line_and_a_stage_ends_with_its_figure(printed: str) -> None:
+    lines = printed.splitlines()
+    for stage, epochs in (("train", 8), ("prune", 2), ("quantize", 2)):
+        assert sum(line.startswith(f"{stage:<8} epoch ") for line in lines) == epochs
+    for stage in CHAIN:
+        assert any(re.match(rf"{stage}: top-1 \d+\.\d\d % on the held-out", line) for line in lines)
+    assert not re.search(r"\x1b|\r", printed)
+
+
+def test_the_closing_table_says_what_the_report_says(run: Path, printed: str) -> None:
+    rows = {line.split()[0]: line.split() for line in printed.splitlines() if line[:1].islower()}
+    assert "stage      top-1 %   top-5 %    params      MACs   non-zero     bytes" in printed
+    for name, entry in report(run).items():
+        cells = rows[name][1:]
+        assert cells[0] == f"{entry['top1']:.2f}"
+        wanted = [entry[key] for key in ("params", "macs", "nonzero_weights")]
+        assert cells[2:5] == [f"{value:,}" for value in wanted]
+    assert rows["convert"][6] == f"{(run / 'export/model.tflite').stat().st_size:,}"
+
+
+def test_the_folder_holds_what_it_should_and_nothing_half_written(run: Path) -> None:
+    found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    events = {name for name in found if name.startswith("tensorboard/")}
+    assert {Path(name).parts[1] for name in events} == {"train", "prune", "quantize"}
+    assert sorted(found - events - {".lock"}) == FILES
+    assert not list((run / "checkpoints").iterdir())  # the resume state of finished stages
+
+
+def test_the_report_holds_every_figure(run: Path) -> None:
+    entries = report(run)
+    assert list(entries) == list(CHAIN)
+    for name, entry in entries.items():
+        assert 0 < entry["top1"] <= entry["top5"] <= 100
+        assert entry["params"] == 221_114  # 3 x 3 x 3 x 8 + ... counted by keras.applications
+        assert 0 < entry["nonzero_weights"] <= entry["params"]
+        assert entry["macs"] > 0
+        if name != "quantize":
+            assert 0 < entry["gzip_bytes"] < entry["bytes"]
+            assert entry["latency_ms"] > 0
+    assert entries["convert"]["bytes"] < 0.5 * entries["train"]["bytes"]
+    assert entries["prune"]["nonzero_weights"] < 0.6 * entries["train"]["nonzero_weights"]
+    assert entries["train"]["top1"] > 50  # it has learnt
+    assert abs(entries["convert"]["top1"] - entries["quantize"]["top1"]) <= 2
+
+
+def test_metrics_csv_has_a_line_an_epoch(run: Path) -> None:
+    with open(run / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["stage"] for row in rows] == ["train"] * 8 + ["prune"] * 2 + ["quantize"] * 2
+    assert [int(row["epoch"]) for row in rows] == [*range(1, 9), 1, 2, 1, 2]
+    history = json.loads((run / "prune/card.json").read_text())["history"]
+    assert [float(row["val_top1"]) for row in rows[8:10]] == [h["val_top1"] for h in history]
+
+
+def test_environment_names_what_the_run_ran_on(run: Path) -> None:
+    found = json.loads((run / "environment.json").read_text())
+    assert found["packages"]["tensorflow"].startswith("2.")
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["cores"] >= 1
+    assert "--model_dir=run" in found["command"]
+
+
+def test_half_of_the_pointwise_weights_are_zero_in_the_file_itself(run: Path) -> None:
+    """Counted in the flatbuffer's own tensors: kernels 1x1 of CONV_2D, but for the head's."""
+    content = flatbuffer.read(run / "export/model.tflite")
+    kernels = [
+        content.tensors[op.inputs[1]] for op in content.operators if op.name == "CONV_2D"
+    ]
+    pointwise = [k for k in kernels if tuple(k.shape[1:3]) == (1, 1) and k.shape[0] != 10]
+    assert len(pointwise) == 13
+    zeros = sum(int((k.data == 0).sum()) for k in pointwise)
+    assert zeros >= 0.5 * sum(k.elements for k in pointwise)
+    for kernel in pointwise:
+        assert (kernel.data == 0).mean() >= 0.5 - 1 / kernel.elements
+
+
+def test_the_file_is_int8_from_edge_to_edge(run: Path) -> None:
+    content = flatbuffer.read(run / "export/model.tflite")
+    kinds = {tensor.dtype for tensor in content.tensors}
+    assert "float32" not in kinds
+    assert "int8" in kinds
+    (source,), (target,) = content.inputs, content.outputs
+    assert content.tensors[source].dtype == content.tensors[target].dtype == "int8"
+    assert tuple(content.tensors[source].shape) == (1, 32, 32, 3)
+    assert content.tensors[source].scales[0] == pytest.approx(1 / 127.5)
+    assert not any(op.name in ("QUANTIZE", "DEQUANTIZE") for op in content.operators)
+
+
+def test_the_three_next_steps_run_as_they_are_printed(
+    run: Path, printed: str, photo: Path
+) -> None:
+    steps = [line.strip() for line in printed.split("Next:\n")[1].splitlines() if line]
+    assert len(steps) == 3
+    (photo.parent / "run").symlink_to(run)
+    said = []
+    for step in steps:
+        words = shlex.split(step)
+        assert words[0] == "python"
+        done = subprocess.run(
+            [sys.executable, *words[1:]], capture_output=True, text=True, cwd=photo.parent
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        said.append(done.stdout)
+    assert f" {report(run)['convert']['top1']:.2f} " in said[0]
+    assert "PHOTO.png" in said[1]
+    assert said[2].startswith("[('")
+
+
+def test_a_config_replays_to_the_same_config(run: Path, tmp_path: Path) -> None:
+    """And the run that it starts sees the same numbers: one epoch of it is run again."""
+    again = tmp_path / "again"
+    words = [f"--config_file={run / 'config.json'}", f"--model_dir={again}"]
+    done = command("trainer", *words, "--override", "stages=train", "--override=train.epochs=1")
+    assert (done.returncode, done.stderr) == (0, "")
+    old = json.loads((run / "config.json").read_text())
+    new = json.loads((again / "config.json").read_text())
+    assert (new.pop("stages"), new["train"].pop("epochs")) == (["train"], 1)
+    assert (old.pop("stages"), old["train"].pop("epochs")) == (list(CHAIN), 8)
+    assert new == old
+
+
+def test_the_same_command_says_that_the_run_is_finished(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("model.*")}
+    done = command("trainer", *LEARNT, "--model_dir=run", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    for stage in CHAIN:
+        assert f"{stage}: finished before, top-1" in done.stdout
+    assert "epoch" not in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    labels = (tmp_path / "run/export/labels.txt").read_text().split()
+    assert labels == [str(n) for n in range(10)]
+    assert np.load(tmp_path / "run/quantize/ranges.npz").files

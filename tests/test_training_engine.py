@@ -1,0 +1,317 @@
+"""One fit for every stage: averages, resume, bad losses, verbs; on nets of two layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+import tf_keras  # noqa: E402
+
+from mobilenet.compression.method import Method, Stage  # noqa: E402
+from mobilenet.configs.compression import MagnitudePruning  # noqa: E402
+from mobilenet.configs.dataset import PREPROCESSING  # noqa: E402
+from mobilenet.configs.run import TrainConfig  # noqa: E402
+from mobilenet.errors import UsageError  # noqa: E402
+from mobilenet.training import engine, scoring  # noqa: E402
+from mobilenet.training.checkpoints import Checkpoints  # noqa: E402
+from mobilenet.training.ema import Average  # noqa: E402
+
+CLASSES, STEPS, BATCH = 3, 5, 8
+CONFIG = TrainConfig(
+    epochs=4,
+    batch_size=BATCH,
+    optimizer_name="adam",
+    learning_scheduler_name="cosine",
+    lr=0.02,
+    label_smoothing=0.1,
+    ma_decay_rate=0.5,
+)
+
+
+def make_net() -> Any:
+    tf_keras.utils.set_random_seed(1)
+    layers = tf_keras.layers
+    source = layers.Input((6, 6, 2))
+    x = layers.Conv2D(4, 3, strides=2, use_bias=False, name="Conv")(source)
+    x = layers.ReLU()(layers.BatchNormalization(momentum=0.8)(x))
+    return tf_keras.Model(source, layers.Dense(CLASSES)(layers.Flatten()(x)))
+
+
+def batches(start: int) -> Any:
+    """Batches that are a function of their number alone, for ever."""
+
+    def one(number: Any) -> Any:
+        labels = tf.cast((tf.range(BATCH, dtype=tf.int64) + number) % CLASSES, tf.int32)
+        noise = tf.random.stateless_normal((BATCH, 6, 6, 2), tf.stack([number, 3]))
+        return noise + tf.cast(labels, tf.float32)[:, None, None, None], labels
+
+    return tf.data.Dataset.counter(start).map(one)
+
+
+@dataclasses.dataclass
+class Watch(tf_keras.callbacks.Callback):
+    """Keeps what a test wants to see, and ends the run after an epoch, as a kill would."""
+
+    stop_after: int | None = None
+    weights: list[list[np.ndarray]] = dataclasses.field(default_factory=list)
+    logs: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.weights.append([w.numpy() for w in self.model.net.weights])
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.logs.append(dict(logs))
+        if epoch + 1 == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def job_of(folder: Path, config: TrainConfig = CONFIG, *callbacks: Any) -> engine.Job:
+    validation = batches(100).take(2)
+    return engine.Job("train", config, STEPS, batches, validation, CLASSES, folder, callbacks)
+
+
+def test_the_average_is_the_formula_and_the_net_ends_with_it(tmp_path: Path) -> None:
+    """decay = min(d, (1 + t) / (10 + t)), as tf.train.ExponentialMovingAverage has it."""
+    net, watch = make_net(), Watch()
+    shadows = [w.numpy().astype(np.float64) for w in net.weights]
+    config = CONFIG.replace(ma_decay_rate=0.6)
+    engine.fit(net, None, job_of(tmp_path, config, watch))
+    decays = []
+    for t, weights in enumerate(watch.weights, 1):
+        decays.append(min(0.6, (1 + t) / (10 + t)))
+        shadows = [s - (1 - decays[-1]) * (s - w) for s, w in zip(shadows, weights, strict=True)]
+    assert len(decays) == 4 * STEPS
+    assert decays[0] < 0.6 == decays[-1]  # both parts of the rule were at work
+    for weight, shadow in zip(net.weights, shadows, strict=True):
+        np.testing.assert_allclose(weight.numpy(), shadow, rtol=1e-4, atol=1e-6)
+    assert any(not np.allclose(a, b) for a, b in zip(net.get_weights(), watch.weights[-1]))
+
+
+def test_validation_is_that_of_the_averaged_weights(tmp_path: Path) -> None:
+    net, watch = make_net(), Watch()
+    rows = engine.fit(net, None, job_of(tmp_path, CONFIG, watch))
+    images, labels = (np.concatenate(part) for part in zip(*batches(100).take(2).as_numpy_iterator()))
+    logits = net.predict(images, verbose=0).astype(np.float64)
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
+    assert rows[-1]["val_loss"] == pytest.approx(losses.mean(), abs=1e-4)
+    assert rows[-1]["val_top1"] == pytest.approx(100 * (logits.argmax(1) == labels).mean(), abs=1e-2)
+
+
+def test_swapped_gives_the_averages_and_then_the_own_weights_back() -> None:
+    net = make_net()
+    average = Average(net, 0.9)
+    old = net.get_weights()
+    moved = [w + 1 for w in old]
+    net.set_weights(moved)
+    with pytest.raises(ZeroDivisionError), average.swapped():
+        for inside, expected in zip(net.get_weights(), old, strict=True):
+            np.testing.assert_array_equal(inside, expected)
+        raise ZeroDivisionError
+    for after, expected in zip(net.get_weights(), moved, strict=True):
+        np.testing.assert_array_equal(after, expected)
+
+
+def test_the_average_of_a_pruned_weight_is_zero() -> None:
+    net = make_net()
+    average = Average(net, 0.9)
+    kernel = net.get_layer("Conv").kernel
+    pruned = np.zeros(kernel.shape, bool)
+    pruned[0] = True
+    kernel.assign(np.where(pruned, 0, kernel.numpy() + 1))
+    average.update(tf.constant(50, tf.int64))
+    average.assign()
+    assert (kernel.numpy() == 0)[pruned].all()
+    assert (kernel.numpy() != 0)[~pruned].all()
+
+
+def test_no_decay_keeps_no_shadows() -> None:
+    assert Average(make_net(), 0.0).shadows == []
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_a_killed_run_goes_on_to_the_same_weights_and_a_whole_history(
+    tmp_path: Path, stop_after: int
+) -> None:
+    whole = make_net()
+    rows = engine.fit(whole, None, job_of(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        engine.fit(make_net(), None, job_of(tmp_path / "cut", CONFIG, Watch(stop_after)))
+    resumed, watch = make_net(), Watch()
+    found = engine.fit(resumed, None, job_of(tmp_path / "cut", CONFIG, watch))
+    assert len(watch.logs) == 4 - stop_after  # the epochs that were done are not done again
+    assert [row["epoch"] for row in found] == [1, 2, 3, 4]
+    for key in ("loss", "top1", "val_loss", "val_top1", "lr"):
+        assert [row[key] for row in found] == pytest.approx([row[key] for row in rows], abs=1e-4)
+    for one, other in zip(resumed.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_finished_fit_is_not_run_again(tmp_path: Path) -> None:
+    net = make_net()
+    rows = engine.fit(net, None, job_of(tmp_path))
+    again, watch = make_net(), Watch()
+    assert engine.fit(again, None, job_of(tmp_path, CONFIG, watch)) == rows
+    assert watch.weights == []
+    for one, other in zip(again.get_weights(), net.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_newest_states_are_kept(tmp_path: Path) -> None:
+    engine.fit(make_net(), None, job_of(tmp_path))
+    kept = sorted(path.name for path in tmp_path.glob("*.index"))
+    assert kept == ["ckpt-3.index", "ckpt-4.index"]
+    Checkpoints(tmp_path).clear()
+    assert not tmp_path.exists()
+
+
+def test_the_state_of_another_net_is_refused_with_its_file(tmp_path: Path) -> None:
+    engine.fit(make_net(), None, job_of(tmp_path))
+    source = tf_keras.layers.Input((6, 6, 2))
+    other = tf_keras.Model(source, tf_keras.layers.Dense(CLASSES)(tf_keras.layers.Flatten()(source)))
+    with pytest.raises(UsageError, match="ckpt-4.*expected the state of this stage.*--overwrite"):
+        engine.fit(other, None, job_of(tmp_path))
+
+
+def test_a_truncated_state_is_refused(tmp_path: Path) -> None:
+    engine.fit(make_net(), None, job_of(tmp_path))
+    data = next(tmp_path.glob("ckpt-4.data*"))
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(UsageError, match="ckpt-4.*--overwrite"):
+        engine.fit(make_net(), None, job_of(tmp_path))
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    def poisoned(start: int) -> Any:
+        return batches(start).map(lambda x, y: (x * float("nan"), y))
+
+    job = dataclasses.replace(job_of(tmp_path), training=poisoned)
+    with pytest.raises(UsageError, match="loss: got 'nan in epoch 1', expected a finite number; try --lr 0.002"):
+        engine.fit(make_net(), None, job)
+    assert not list(tmp_path.glob("ckpt*"))  # the state before the fault stays the newest
+
+
+def test_rows_hold_what_was_seen(tmp_path: Path) -> None:
+    rows = engine.fit(make_net(), None, job_of(tmp_path))
+    assert [set(row) for row in rows] == [
+        {"epoch", "loss", "top1", "val_loss", "val_top1", "lr", "seconds"}
+    ] * 4
+    expected = [0.02 * (1 + np.cos(np.pi * epoch / 4)) / 2 for epoch in range(4)]
+    assert [row["lr"] for row in rows] == pytest.approx(expected, rel=1e-4)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert 0 <= rows[-1]["top1"] <= 100
+
+
+def test_no_epochs_leave_the_net_as_it_is(tmp_path: Path) -> None:
+    net = make_net()
+    before = net.get_weights()
+    assert engine.fit(net, None, job_of(tmp_path, CONFIG.replace(epochs=0))) == []
+    for one, other in zip(net.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+class Clamp(Method):
+    """Sets a weight to the number of the update, and stands still from step 10 on."""
+
+    config_type = MagnitudePruning
+
+    def __init__(self, net: Any) -> None:
+        super().__init__(None, Stage(4 * STEPS, PREPROCESSING["inception"], lambda n: np.empty(n)))
+        self.kernel = net.get_layer("Conv").kernel
+
+    def after_step(self, model: Any, step: Any) -> None:
+        self.kernel.assign(tf.fill(self.kernel.shape, tf.cast(step, tf.float32)))
+
+    def evaluate_as_inference(self, step: int) -> bool:
+        return step >= 2 * STEPS
+
+
+def test_a_method_has_the_last_word_after_every_update(tmp_path: Path) -> None:
+    net, watch = make_net(), Watch()
+    config = CONFIG.replace(ma_decay_rate=0.0)
+    engine.fit(net, Clamp(net), job_of(tmp_path, config, watch))
+    seen = [float(weights[0].flat[0]) for weights in watch.weights]
+    assert seen == list(range(1, 4 * STEPS + 1))
+
+
+def test_statistics_stand_still_where_a_method_says_so(tmp_path: Path) -> None:
+    net, watch = make_net(), Watch()
+    engine.fit(net, Clamp(net), job_of(tmp_path, CONFIG.replace(ma_decay_rate=0.0), watch))
+    place = next(i for i, w in enumerate(net.weights) if "moving_mean" in w.name)
+    means = [weights[place] for weights in watch.weights]
+    assert not np.array_equal(means[8], means[9])
+    for mean in means[10:]:
+        np.testing.assert_array_equal(mean, means[9])
+
+
+def test_a_method_is_saved_with_the_state(tmp_path: Path) -> None:
+    net = make_net()
+    method = Clamp(net)
+    method.note = tf.Variable(7.0)
+    engine.fit(net, method, job_of(tmp_path))
+    other = make_net()
+    fresh = Clamp(other)
+    fresh.note = tf.Variable(0.0)
+    engine.fit(other, fresh, job_of(tmp_path))
+    assert float(fresh.note) == 7
+
+
+def as_dataset(images: np.ndarray, labels: np.ndarray) -> Any:
+    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(7)
+
+
+def test_scores_are_those_of_keras_on_every_image() -> None:
+    net = make_net()
+    noise = np.random.default_rng(5)
+    images = noise.normal(size=(40, 6, 6, 2)).astype(np.float32)
+    labels = noise.integers(0, CLASSES, 40).astype(np.int32)
+    found = scoring.score(scoring.inference(net), as_dataset(images, labels))
+    net.compile(
+        loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[
+            tf_keras.metrics.SparseCategoricalAccuracy(),
+            tf_keras.metrics.SparseTopKCategoricalAccuracy(2),
+        ],
+    )
+    loss, top1, _ = net.evaluate(as_dataset(images, labels), verbose=0)
+    assert found.loss == pytest.approx(loss, rel=1e-5)
+    assert found.top1 == pytest.approx(100 * top1, rel=1e-5)
+    assert (found.top5, found.images) == (100, 40)
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES])
+def test_a_label_outside_the_classes_is_told(label: int) -> None:
+    data = as_dataset(np.zeros((9, 6, 6, 2), np.float32), np.array([0] * 8 + [label], np.int32))
+    with pytest.raises(UsageError, match="class indices 0 to 2.*label_offset"):
+        scoring.score(scoring.inference(make_net()), data)
+
+
+def test_no_images_are_told() -> None:
+    data = as_dataset(np.zeros((1, 6, 6, 2), np.float32), np.zeros(1, np.int32)).take(0)
+    with pytest.raises(UsageError, match="at least one image"):
+        scoring.score(scoring.inference(make_net()), data)
+
+
+def test_one_trace_serves_batches_of_any_size(caplog: pytest.LogCaptureFixture) -> None:
+    traces = []
+    net = make_net()
+
+    def counted(images: Any, training: bool) -> Any:
+        traces.append(images.shape)
+        return net(images, training=training)
+
+    counted.input_shape = net.input_shape  # type: ignore[attr-defined]
+    infer = scoring.inference(counted)
+    for size in (8, 8, 3, 5, 1):
+        assert infer(tf.zeros((size, 6, 6, 2))).shape == (size, CLASSES)
+    assert len(traces) == 1
+    assert "retracing" not in caplog.text
+
+
