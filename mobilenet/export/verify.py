@@ -107,6 +107,7 @@ def verify(
     *,
     expect_int8: bool,
     io: str = "float32",
+    pixel_std: float | None = 127.5,
     limits: Limits = Limits(),
     threads: int = 1,
 ) -> Verification:
@@ -120,6 +121,8 @@ def verify(
             `(pixel - 128) / 127.5` where it is int8 inside.
         expect_int8: the inside must be int8, weights per channel.
         io: type of both ends (`int8`, `uint8`, `float32`).
+        pixel_std: deviation of the preprocessing, whose inverse is the step of an int8 input;
+            `None` where the channels differ and the range was taken from data.
         limits: figures that the file must reach.
         threads: of the interpreter.
 
@@ -127,7 +130,7 @@ def verify(
         UsageError: the bytes are no sound flatbuffer, or images and logits do not fit it.
     """
     content = flatbuffer.read(data)
-    faults = structure_faults(content, expect_int8, io)
+    faults = structure_faults(content, expect_int8, io, pixel_std)
     runner = interpreter.make(content, threads)
     partitions = interpreter.partitions(runner)
     logits = run(runner, inputs)
@@ -192,7 +195,9 @@ def run(runner: Any, inputs: Floats) -> Floats:
     return np.concatenate(rows)
 
 
-def structure_faults(content: flatbuffer.Flatbuffer, expect_int8: bool, io: str) -> list[str]:
+def structure_faults(
+    content: flatbuffer.Flatbuffer, expect_int8: bool, io: str, pixel_std: float | None = 127.5
+) -> list[str]:
     """Lists what is wrong inside a file, without running it."""
     one_of("io", io, ("int8", "uint8", "float32"))
     faults = []
@@ -212,7 +217,8 @@ def structure_faults(content: flatbuffer.Flatbuffer, expect_int8: bool, io: str)
     floats = [op.name for op in content.operators if _is_float(op, content)]
     if floats:
         faults.append(f"float operators: {shorten(floats)}")
-    faults += _input_grid_faults(content)
+    if pixel_std is not None:
+        faults += _input_grid_faults(content, pixel_std)
     for op in content.operators:
         if op.name in _CHANNEL_AXIS:
             faults += _convolution_faults(op, content)
@@ -241,16 +247,16 @@ def _is_float(op: parts.Operator, content: flatbuffer.Flatbuffer) -> bool:
     return bool(touched) and not (op.name in _EDGE_OPERATORS and touched <= ends)
 
 
-def _input_grid_faults(content: flatbuffer.Flatbuffer) -> list[str]:
+def _input_grid_faults(content: flatbuffer.Flatbuffer, std: float) -> list[str]:
     """The code of a pixel must be the pixel minus 128: other grids put pixels between two codes."""
     source = content.inputs[0]
     if content.tensors[source].dtype != "int8":  # then the first operator makes the codes
         readers = [op for op in content.operators if op.name == "QUANTIZE" and source in op.inputs]
         source = readers[0].outputs[0] if readers else source
     edge = _edge(content.tensors[source])
-    if abs(edge.scale * 127.5 - 1) > 1e-6 or edge.zero_point != 0:
+    if abs(edge.scale * std - 1) > 1e-6 or edge.zero_point != 0:
         found = f"input scale {edge.scale:.8g} and zero point {edge.zero_point}"
-        return [f"{found} instead of 1/127.5 and 0"]
+        return [f"{found} instead of 1/{std:g} and 0"]
     return []
 
 
