@@ -1,1 +1,1 @@
-"""Compression: every method is three verbs (`method.py`); pruning is masks, quantization is one scheme."""
+"""Compression: every method is three verbs; pruning is masks, quantization is one scheme."""

@@ -18,8 +18,8 @@ def inner(layer: Any) -> Any:
 def named(layer: Any) -> dict[str, tf.Variable]:
     """Variables of a layer by their short name (`kernel`, `gamma`, ...).
 
-    Reads the outer layer's `weights`: a quantization wrapper replaces `layer.kernel` by a tensor and keeps the
-    variable to itself.
+    Reads the outer layer's `weights`: a quantization wrapper replaces `layer.kernel` by a tensor
+    and keeps the variable to itself.
     """
     return {v.name.split(":")[0].split("/")[-1]: v for v in layer.weights}
 
@@ -33,8 +33,8 @@ def kernel(layer: Any) -> tf.Variable | None:
 def update(variable: tf.Variable, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
     """Runs `function(variable, *arguments)` on each replica's copy of `variable`.
 
-    Inside a train step this crosses from the replica to all of them, as assigning to a mirrored variable must;
-    with one replica it is a plain call.
+    Inside a train step this crosses from the replica to all of them, as assigning to a mirrored
+    variable must; with one replica it is a plain call.
     """
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:

@@ -1,7 +1,8 @@
-"""Magnitude pruning: the smallest weights of each kernel go, by tfmot's schedules (arXiv 1710.01878)."""
+"""Magnitude pruning: the smallest weights of each kernel go (Zhu and Gupta, arXiv 1710.01878)."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import tensorflow as tf
@@ -17,7 +18,7 @@ from mobilenet.errors import UsageError
 
 @register
 class Magnitude(Method):
-    """Masks of the smallest magnitudes, refreshed on a schedule, complete at its end step whatever the frequency."""
+    """Masks of the smallest magnitudes, refreshed on tfmot's schedules and at their end step."""
 
     config_type = MagnitudePruning
     config: MagnitudePruning
@@ -28,11 +29,17 @@ class Magnitude(Method):
         self.end = max(round(config.end * stage.steps), self.begin + 1)
         if self.end > stage.steps:
             raise UsageError(
-                "--prune_epochs", None, f"a stage longer than {stage.steps} steps", "train for at least two steps"
+                "--prune_epochs",
+                None,
+                f"a stage longer than {stage.steps} steps",
+                "train for at least two steps",
             )
         self.masks: Masks | None = None
         self.targets: list[targets.Target] = []
         self.schedules: dict[str, Any] = {}
+
+    def check(self, model: Any) -> None:
+        targets.assign(model, self.config.final_sparsity)
 
     def apply(self, model: Any) -> Any:
         trained = tf_keras.models.clone_model(model)
@@ -41,7 +48,11 @@ class Magnitude(Method):
         chosen = {t.layer: t.sparsity for t in self.targets if t.sparsity}
         self.masks = Masks({name: variables.kernel(trained.get_layer(name)) for name in chosen})
         start = self.masks.sparsity()
-        self.schedules = {name: self._schedule(start[name], share) for name, share in chosen.items()}
+        self.schedules = {
+            name: self._schedule(start[name], share)
+            for name, share in chosen.items()
+            if start[name] < 1  # nothing is left to remove; tfmot's schedules refuse 1
+        }
         return trained
 
     def _schedule(self, start: float, final: float) -> Any:
@@ -61,7 +72,7 @@ class Magnitude(Method):
         for name, schedule in self.schedules.items():
             due, share = schedule(step)
             due = due | tf.equal(step, self.end)
-            self.masks.refresh(name, due, lambda kernel, _, share=share: keep_largest(kernel, share))
+            self.masks.refresh(name, due, functools.partial(_smallest, share=share))
         self.masks.apply()
 
     def finalize(self, model: Any) -> Any:
@@ -76,3 +87,8 @@ class Magnitude(Method):
             else f"{t.layer} ({t.role}): dense, {t.reason}"
             for t in self.targets
         ]
+
+
+def _smallest(kernel: tf.Tensor, mask: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """The rule; the optimizer has just moved masked weights too, so the mask comes first."""
+    return keep_largest(kernel * mask, share)

@@ -1,9 +1,9 @@
-"""The one mechanism of pruning: a mask beside each kernel, multiplied in after every optimizer step.
+"""The one mechanism of pruning: masks, multiplied into the kernels after every optimizer step.
 
-A rule says when a mask changes and how. tfmot's wrapper masks inside the layer's call instead, so that between
-the optimizer and the next forward pass the weights are dense, a checkpoint by step is dense, and 16-bit policies
-round the master weights; its threshold is a full sort. Here the step ends with masked weights, and the threshold
-is found by bisection in the graph.
+A rule says when a mask changes and how. tfmot's wrapper masks inside the layer's call instead, so
+that between the optimizer and the next forward pass the weights are dense, a checkpoint by step is
+dense, and 16-bit policies round the master weights; its threshold is a full sort. Here the step
+ends with masked weights, and the threshold is found by bisection in the graph.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import tensorflow as tf
 
 from mobilenet.compression import variables
 
-_HALVINGS = 26  # more than float32 can tell apart below the largest weight
+_HALVINGS = 31  # bits of a float without its sign: the threshold is exact
 
 
 class Masks(tf.Module):
     """Masks by layer name, float32 and of the kernel's shape: 1 keeps a weight, 0 removes it."""
 
     def __init__(self, kernels: Mapping[str, tf.Variable]) -> None:
-        """Takes each mask from the zeros that are in the kernel already, so that nothing regrows."""
+        """Takes each mask from the zeros that are in the kernel, so that nothing regrows."""
         super().__init__(name="masks")
         self.kernels = dict(kernels)
         self.masks = {
@@ -40,11 +40,17 @@ class Masks(tf.Module):
         for name, kernel in self.kernels.items():
             variables.update(kernel, _multiply, [self.masks[name]])
 
-    def refresh(self, name: str, due: tf.Tensor, rule: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> None:
+    def refresh(
+        self, name: str, due: tf.Tensor, rule: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    ) -> None:
         """Replaces one mask by `rule(kernel, mask)` where `due` (a scalar boolean) says so."""
 
         def change(mask: Any, kernel: Any, now: tf.Tensor) -> None:
-            mask.assign(tf.cond(now, lambda: rule(tf.cast(kernel, tf.float32), mask), lambda: tf.identity(mask)))
+            mask.assign(
+                tf.cond(
+                    now, lambda: rule(tf.cast(kernel, tf.float32), mask), lambda: tf.identity(mask)
+                )
+            )
 
         variables.update(self.masks[name], change, [self.kernels[name], due])
 
@@ -60,8 +66,8 @@ def _multiply(kernel: Any, mask: Any) -> None:
 def keep_largest(kernel: tf.Tensor, sparsity: tf.Tensor) -> tf.Tensor:
     """The mask that zeroes the smallest magnitudes.
 
-    At least `round(size * sparsity)` entries become zero; more only where magnitudes tie at the threshold. An
-    entry that is zero stays zero at any sparsity, so a sparser start is kept.
+    At least `round(size * sparsity)` entries become zero; more only where magnitudes tie at the
+    threshold. An entry that is zero stays zero at any sparsity, so a sparser start is kept.
 
     Args:
         kernel: any shape.
@@ -72,15 +78,15 @@ def keep_largest(kernel: tf.Tensor, sparsity: tf.Tensor) -> tf.Tensor:
     """
     magnitude = tf.abs(kernel)
     wanted = tf.round(tf.cast(tf.size(magnitude), tf.float32) * tf.cast(sparsity, tf.float32))
-    largest = tf.reduce_max(magnitude)
 
     def halve(low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        middle = (low + high) / 2
-        zeros = tf.reduce_sum(tf.cast(magnitude < middle, tf.float32))
-        enough = zeros >= wanted
+        middle = low + (high - low) // 2
+        below = magnitude < tf.bitcast(middle, tf.float32)
+        enough = tf.reduce_sum(tf.cast(below, tf.float32)) >= wanted
         return tf.where(enough, low, middle), tf.where(enough, middle, high)
 
-    low, high = tf.zeros_like(largest), largest * 1.0001
+    # The bits of floats from 0 up, read as integers, are in the order of the floats.
+    low, high = tf.constant(0), tf.bitcast(tf.reduce_max(magnitude), tf.int32) + 1
     _, high = tf.while_loop(lambda *_: True, halve, (low, high), maximum_iterations=_HALVINGS)
-    threshold = tf.where(wanted > 0, high, 0.0)
+    threshold = tf.where(wanted > 0, tf.bitcast(high, tf.float32), 0.0)
     return tf.cast((magnitude >= threshold) & (magnitude > 0), tf.float32)

@@ -14,7 +14,7 @@ from mobilenet.models.roles import Graph
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One layer with a kernel: its role, its sparsity (`None` leaves it dense) and what decided that."""
+    """A layer with a kernel: its role, its sparsity (`None` leaves it dense) and the reason."""
 
     layer: str
     role: str
@@ -27,13 +27,15 @@ def assign(model: Any, shares: Mapping[str, float]) -> list[Target]:
 
     Args:
         model: a plain functional net.
-        shares: share of zeros by role, or by a regular expression that must match a whole layer name.
+        shares: share of zeros by role, or by a regular expression of whole layer names.
 
     Raises:
         UsageError: a pattern matches no layer, or is no regular expression.
     """
     graph = Graph(model)
-    layers = [(layer.name, graph.role(layer)) for layer in graph.layers if graph.kernel(layer) is not None]
+    layers = [
+        (layer.name, graph.role(layer)) for layer in graph.layers if graph.kernel(layer) is not None
+    ]
     unused = dict.fromkeys(shares)
     targets = []
     for name, role in layers:
@@ -61,4 +63,6 @@ def _matches(pattern: str, name: str, role: str) -> bool:
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
-        raise UsageError("--final_sparsity", pattern, f"a role or a regular expression ({error})") from None
+        raise UsageError(
+            "--final_sparsity", pattern, f"a role or a regular expression ({error})"
+        ) from None

@@ -1,0 +1,232 @@
+"""What the tests of pruning and quantization share: a toy net, batches, and its training."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from ai_edge_litert import interpreter
+
+from mobilenet.compression import method as methods
+from mobilenet.compression import variables
+from mobilenet.compression.quantization import scheme, stored
+from mobilenet.compression.quantization.calibrate import calibrate
+from mobilenet.configs import archs
+from mobilenet.configs.dataset import PREPROCESSING
+from mobilenet.export import convert, verify
+from mobilenet.models.builder import build
+from mobilenet.models.roles import Graph
+from mobilenet.runtime import flatbuffer
+from mobilenet.runtime import interpreter as runtime
+
+L = tf_keras.layers
+WAY = PREPROCESSING["inception"]
+SIZE = 16
+CLASSES = 4
+
+
+def toy(channels: int = 8, bias: bool = False) -> tf_keras.Model:
+    """Stem, depthwise, pointwise, residual, squeeze without batch norm, pool, logits; 16 px.
+
+    The names say nothing about the roles.
+    """
+    tf_keras.utils.set_random_seed(3)
+
+    def step(x: Any, layer: Any, relu: bool = True) -> Any:
+        x = L.BatchNormalization(name=f"{layer.name}_norm")(layer(x))
+        return L.ReLU(6.0, name=f"{layer.name}_act")(x) if relu else x
+
+    source = L.Input((SIZE, SIZE, 3), name="input")
+    x = step(source, L.Conv2D(channels, 3, 2, padding="same", use_bias=bias, name="a"))
+    y = step(x, L.DepthwiseConv2D(3, padding="same", use_bias=bias, name="b"))
+    y = step(y, L.Conv2D(channels, 1, use_bias=bias, name="c"), relu=False)
+    x = L.Add(name="sum")([x, y])
+    x = L.ReLU(name="d_act")(L.Conv2D(2 * channels, 1, name="d")(x))
+    x = L.GlobalAveragePooling2D(keepdims=True, name="pool")(x)
+    x = L.Conv2D(CLASSES, 1, name="e")(x)
+    return tf_keras.Model(source, L.Flatten(name="flat", dtype="float32")(x), name="toy")
+
+
+def liven(model: Any, seed: int = 0) -> Any:
+    """Gives the batch norms of a net statistics as training leaves them. In place."""
+    rng = np.random.default_rng(seed)
+    for layer in model.layers:
+        if type(layer).__name__ == "BatchNormalization":
+            n = layer.moving_mean.shape[0]
+            gamma, variance = rng.uniform(0.5, 1.5, n), rng.uniform(0.5, 1.5, n)
+            layer.set_weights([gamma, rng.normal(0, 0.3, n), rng.normal(0, 0.3, n), variance])
+    return model
+
+
+def pixels(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
+    """Blocks of colour with noise on them, uint8 `[count, size, size, 3]`."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(0, 255, (count, 4, 4, 3)).repeat(size // 4, 1).repeat(size // 4, 2)
+    return np.clip(coarse + rng.normal(0, 20, coarse.shape), 0, 255).astype(np.uint8)
+
+
+def inputs(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
+    """The same, as a float net takes them: `pixel / 127.5 - 1`."""
+    return (pixels(count, size, seed).astype(np.float32) - 127.5) / 127.5
+
+
+def stage(steps: int = 20, size: int = SIZE) -> methods.Stage:
+    return methods.Stage(steps, WAY, lambda count: inputs(count, size))
+
+
+def train(
+    net: Any,
+    method: methods.Method,
+    steps: int,
+    size: int = SIZE,
+    watch: Callable[[int], None] = lambda step: None,
+    behind: Callable[[tf.Tensor], None] = lambda step: None,
+) -> float:
+    """Some steps as the engine takes them, `watch` called after each; returns the last loss."""
+    from mobilenet.training.engine import Learner
+
+    def both(step: tf.Tensor) -> None:
+        method.after_step(net, step)
+        behind(step)
+
+    learner = Learner(net, both)
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    learner.compile(tf_keras.optimizers.SGD(0.05, momentum=0.9), loss)
+    images = inputs(8 * steps, size, seed=5)
+    labels = (images[:, :, :, 0].mean((1, 2)) > 0).astype(np.int32)
+    value = 0.0
+    for step in range(1, steps + 1):
+        rows = slice(8 * (step - 1), 8 * step)
+        value = float(learner.train_on_batch(images[rows], labels[rows]))
+        watch(step)
+    return value
+
+
+def zeros(array: Any) -> float:
+    """The share of entries that are exactly zero."""
+    return float(np.mean(np.asarray(array) == 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """A net on its way to int8: plain, simulated for export, and as a file.
+
+    Attributes:
+        plain: the float net.
+        wrapped: its simulation, repaired and on the file's input grid.
+        ranges: of its activations.
+        data: the file.
+    """
+
+    plain: Any
+    wrapped: Any
+    ranges: dict[str, np.ndarray]
+    data: bytes
+
+
+def quantize(plain: Any, size: int = SIZE, mend: bool = True) -> Quantized:
+    """Wrap, calibrate and convert; `mend=False` leaves out the repair."""
+    wrapped = scheme.wrap(plain, WAY)
+    calibrate(wrapped, inputs(32, size))
+    ranges = scheme.get_ranges(wrapped)
+    if mend:
+        stored.for_export(wrapped)
+    else:
+        found = scheme.quantizers(wrapped)
+        for layer in plain.layers:
+            if f"{layer.name}/kernel" in found:
+                quantizer = found[f"{layer.name}/kernel"]
+                quantizer.variables["absmax"].assign(quantizer.reach(variables.kernel(layer)))
+        wrapped.phase.exporting = True
+    return Quantized(plain, wrapped, ranges, convert.int8_flatbuffer(wrapped))
+
+
+def grid(images: np.ndarray) -> np.ndarray:
+    """uint8 pixels as a file takes them."""
+    return (images.astype(np.float32) - 128) / np.float32(127.5)
+
+
+def file_tensors(data: bytes, images: np.ndarray) -> dict[str, tuple[np.ndarray, float, int]]:
+    """Codes, scale and zero point of every operator's output, by the first part of its name.
+
+    Kernels without a delegate: the only ones that let inner tensors be read.
+    """
+    runner = interpreter.Interpreter(
+        model_content=data,
+        experimental_preserve_all_tensors=True,
+        experimental_op_resolver_type=interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    runner.allocate_tensors()
+    content = flatbuffer.read(data)
+    wanted = [content.tensors[index] for op in content.operators for index in op.outputs]
+    rows: dict[int, list[np.ndarray]] = {tensor.index: [] for tensor in wanted}
+    for image in images:
+        codes = (image.astype(np.int16) - 128).astype(np.int8)
+        runner.set_tensor(runner.get_input_details()[0]["index"], codes[None])
+        runner.invoke()
+        for index in rows:
+            rows[index].append(runner.get_tensor(index)[0].copy())
+    return {
+        t.name.split(";")[0]: (np.stack(rows[t.index]), float(t.scales[0]), int(t.zero_points[0]))
+        for t in wanted
+    }
+
+
+def operator_steps(made: Quantized, images: np.ndarray) -> dict[str, np.ndarray]:
+    """How far the file is from the simulation, operator by operator, in steps.
+
+    Every simulated operator is fed the *file's* codes, so that errors do not add up.
+
+    Args:
+        made: from `quantize`.
+        images: uint8.
+
+    Returns:
+        By the layer whose output is rounded: absolute difference of each code.
+    """
+    tensors = file_tensors(made.data, images)
+    graph = Graph(made.wrapped)
+    values: dict[int, Any] = {}
+    chain: dict[int, list[str]] = {}  # layers that one operator has swallowed so far
+    steps = {}
+    for layer in graph.layers:
+        before = graph.producers(layer)
+        fed = [values[id(p)] for p in before] or [tf.constant(grid(images))]
+        out = layer(fed[0] if len(fed) == 1 else fed, training=False)
+        swallowed = [name for p in before for name in chain[id(p)]]
+        chain[id(layer)] = [*swallowed, layer.name]
+        config = getattr(layer, "quantize_config", None)
+        if config is not None and config.get_output_quantizers(layer):
+            names = [n for n in tensors if n.split("/")[1] in chain[id(layer)]]
+            assert len(names) == 1, (layer.name, names)
+            codes, scale, zero = tensors[names[0]]
+            own = np.round(out.numpy().astype(np.float64) / scale) + zero
+            codes = codes.reshape(own.shape)
+            steps[layer.layer.name] = np.abs(own - codes)
+            out = tf.constant(((codes.astype(np.float64) - zero) * scale).astype(np.float32))
+            chain[id(layer)] = []
+        elif "quantizer" in vars(layer):
+            chain[id(layer)] = []
+        values[id(layer)] = out
+    return steps
+
+
+def logit_steps(made: Quantized, images: np.ndarray) -> np.ndarray:
+    """End to end: difference of the logits, in output steps; default kernels, delegate and all."""
+    said = made.wrapped(grid(images), training=False).numpy()
+    content = flatbuffer.read(made.data)
+    step = float(content.tensors[content.outputs[0]].scales[0])
+    runner = runtime.make(made.data)
+    return np.abs(verify.run(runner, grid(images)) - said) / step
+
+
+@functools.cache
+def family(name: str) -> Quantized:
+    """One of the seven nets at a quarter of its width, 64 px, taken to int8; do not change it."""
+    fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
+    return quantize(liven(build(archs.get(name, **fields), (64, 64, 3))), 64)

@@ -1,0 +1,236 @@
+"""Masks: the threshold against numpy, the schedule at every end, and what holds after a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from compression_nets import stage, toy, train, zeros
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from mobilenet.compression import method as methods
+from mobilenet.compression import variables
+from mobilenet.compression.pruning.masks import Masks, keep_largest
+from mobilenet.configs.compression import MagnitudePruning
+from mobilenet.errors import UsageError
+from mobilenet.training.ema import Average
+
+FLOATS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
+FEW = st.sampled_from([0.0, -0.5, 0.5, 1.0])  # ties on purpose
+KERNELS = st.one_of(
+    arrays.arrays(np.float32, st.integers(1, 60), elements=elements) for elements in (FLOATS, FEW)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(KERNELS, st.floats(0, 0.999))
+@example(np.zeros(7, np.float32), 0.5)
+@example(np.array([1e-30, 1e-20, 1.0], np.float32), 0.34)  # 100 powers of two below the largest
+def test_threshold_is_that_of_a_partition(kernel: np.ndarray, sparsity: float) -> None:
+    wanted = int(np.round(np.float32(kernel.size) * np.float32(sparsity)))
+    magnitude = np.abs(kernel)
+    least = np.partition(magnitude, wanted - 1)[wanted - 1] if wanted else 0.0
+    expected = magnitude > least
+    found = keep_largest(tf.constant(kernel), tf.constant(sparsity, tf.float32))
+    assert found.dtype == tf.float32
+    np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
+    assert np.sum(found.numpy() == 0) >= wanted
+
+
+def test_a_kernel_sparser_than_the_target_keeps_its_zeros() -> None:
+    """tfmot's threshold is 0 there, and `abs(weight) >= 0` lets everything regrow."""
+    kernel = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    kernel[:968] = 0
+    mask = keep_largest(tf.constant(kernel), tf.constant(0.8)).numpy()
+    np.testing.assert_array_equal(mask, kernel != 0)
+
+
+def magnitude(steps: int = 20, **fields: Any) -> Any:
+    config = MagnitudePruning(**{"final_sparsity": {"pointwise": 0.75}, **fields})
+    return methods.create(config, stage(steps))
+
+
+def kernels(net: Any) -> dict[str, np.ndarray]:
+    found = {layer.name: variables.kernel(layer) for layer in net.layers}
+    return {name: v.numpy() for name, v in found.items() if v is not None}
+
+
+@pytest.mark.parametrize(
+    ("steps", "end", "frequency"),
+    [(12, 0.5, 100), (10, 0.7, 3), (10, 1.0, 4), (9, 0.5, 1), (2, 0.1, 8)],
+)
+@pytest.mark.parametrize("schedule", ["polynomial", "constant"])
+def test_target_is_reached_at_the_end_step(
+    steps: int, end: float, frequency: int, schedule: str
+) -> None:
+    method = magnitude(steps, end=end, frequency=frequency, schedule=schedule)
+    net = method.apply(toy())
+    kernel = variables.kernel(net.get_layer("c"))
+    rng = np.random.default_rng(0)
+    for step in range(1, steps + 1):
+        kernel.assign_add(rng.normal(0, 0.01, kernel.shape))
+        method.after_step(net, tf.constant(step, tf.int64))
+        if step >= method.end:
+            assert zeros(kernel) == 0.75
+    assert zeros(kernel) == 0.75
+    assert zeros(variables.kernel(net.get_layer("a"))) == 0
+
+
+def test_polynomial_schedule_is_the_papers() -> None:
+    """Zhu and Gupta, equation 1, recomputed; steps between two updates change nothing."""
+    method = magnitude(40, begin=0.1, end=0.6, frequency=5, final_sparsity={"c": 0.75})
+    net = method.apply(toy(16))
+    kernel = variables.kernel(net.get_layer("c"))
+    begin, end = 4, 24
+    expected = 0.0
+    for step in range(1, 41):
+        kernel.assign_add(np.random.default_rng(step).normal(0, 0.01, kernel.shape))
+        method.after_step(net, tf.constant(step, tf.int64))
+        if begin <= step <= end and ((step - begin) % 5 == 0 or step == end):
+            expected = 0.75 - 0.75 * (1 - (step - begin) / (end - begin)) ** 3
+        assert zeros(kernel) == pytest.approx(expected, abs=1 / 256)
+
+
+def test_schedules_are_tfmots_own() -> None:
+    from tensorflow_model_optimization.sparsity import keras as tfmot
+
+    polynomial, constant = magnitude(), magnitude(schedule="constant", begin=0.25)
+    polynomial.apply(toy())
+    constant.apply(toy())
+    assert isinstance(polynomial.schedules["c"], tfmot.PolynomialDecay)
+    assert isinstance(constant.schedules["c"], tfmot.ConstantSparsity)
+    assert polynomial.schedules["c"].get_config()["config"]["final_sparsity"] == 0.75
+    assert constant.schedules["c"].get_config()["config"]["begin_step"] == 6
+
+
+def test_masks_hold_behind_the_optimizer_in_averages_and_checkpoints(tmp_path: Any) -> None:
+    """tfmot's weights are dense here: its mask comes with the next forward pass."""
+    method = magnitude(12, end=0.5, frequency=2)
+    net = method.apply(toy())
+    average = Average(net, 0.9)
+    kernel = variables.kernel(net.get_layer("c"))
+    place = next(i for i, weight in enumerate(average.weights) if weight is kernel)
+    seen = []
+
+    def watch(step: int) -> None:
+        seen.append(zeros(kernel))
+        mask = method.masks.masks["c"].numpy()
+        np.testing.assert_array_equal(kernel.numpy() != 0, mask == 1)
+        np.testing.assert_array_equal(average.shadows[place].numpy() != 0, mask == 1)
+        path = tf.train.Checkpoint(net=net, method=method, average=average).write(
+            str(tmp_path / "step")
+        )
+        reader = tf.train.load_checkpoint(path)
+        names = [n for n in reader.get_variable_to_shape_map() if n.endswith("VARIABLE_VALUE")]
+        same_shape = [reader.get_tensor(name) for name in names if "OPTIMIZER" not in name]
+        stored = [value for value in same_shape if value.shape == kernel.shape]
+        assert sorted(zeros(value) for value in stored)[:3] == [seen[-1]] * 3  # kernel, mask, mean
+        assert len(stored) == 3
+
+    train(net, method, 12, watch=watch, behind=average.update)
+    assert seen[-1] == 0.75
+    assert seen == sorted(seen)
+    assert 0 < seen[2] < 0.75
+    with average.swapped():
+        assert zeros(kernel) == 0.75
+    average.assign()
+    assert zeros(method.finalize(net).get_layer("c").kernel) == 0.75
+
+
+def test_average_is_the_recursion_of_its_weights() -> None:
+    """Of a weight that is not pruned: against the formula of ExponentialMovingAverage."""
+    net = toy()
+    average = Average(net, 0.8)
+    bias = net.get_layer("e").bias
+    shadow = next(s for s, w in zip(average.shadows, average.weights, strict=True) if w is bias)
+    expected = bias.numpy().astype(np.float64)
+    for step in range(1, 60):
+        bias.assign(np.full(bias.shape, float(step)))
+        average.update(tf.constant(step, tf.int64))
+        decay = min(0.8, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+        np.testing.assert_allclose(shadow.numpy(), expected, rtol=1e-5)
+    with average.swapped():
+        np.testing.assert_allclose(bias.numpy(), expected, rtol=1e-5)
+    assert (bias.numpy() == 59).all()
+
+
+def test_resumed_pruning_takes_its_masks_from_the_zeros() -> None:
+    net = toy()
+    kernel = variables.kernel(net.get_layer("c"))
+    values = kernel.numpy()
+    values[..., :7] = 0  # 87.5 %, sparser than the target
+    kernel.assign(values)
+    method = magnitude(10, final_sparsity={"pointwise": 0.5, "d": 0.25}, frequency=1)
+    again = method.apply(net)
+    least = zeros(values)
+
+    def watch(step: int) -> None:
+        now = kernels(again)["c"]
+        assert zeros(now) == least
+        np.testing.assert_array_equal(now != 0, values != 0)
+
+    train(again, method, 10, watch=watch)
+    assert zeros(kernels(again)["d"]) == 0.25
+
+
+def test_a_kernel_of_zeros_stays_and_troubles_nothing() -> None:
+    net = toy()
+    net.get_layer("c").kernel.assign(tf.zeros_like(net.get_layer("c").kernel))
+    method = magnitude(4, final_sparsity={"pointwise": 0.5})
+    pruned = method.apply(net)
+    train(pruned, method, 4)
+    assert zeros(kernels(pruned)["c"]) == 1
+    assert zeros(kernels(pruned)["d"]) == 0.5
+
+
+@pytest.fixture
+def mixed() -> Iterator[None]:
+    tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    yield
+    tf_keras.mixed_precision.set_global_policy("float32")
+
+
+def test_master_weights_are_not_rounded_under_mixed_precision(mixed: None) -> None:
+    """tfmot's wrapper leaves every weight representable in 16 bits after one call."""
+    method = magnitude(6, frequency=1)
+    net = method.apply(toy())
+    assert net.get_layer("c").compute_dtype == "bfloat16"
+    loss = train(net, method, 6)
+    assert np.isfinite(loss)
+    kernel = kernels(net)["c"]
+    assert kernel.dtype == np.float32
+    assert method.masks.masks["c"].dtype == tf.float32
+    assert zeros(kernel) == 0.75
+    kept = kernel[kernel != 0]
+    rounded = tf.cast(tf.cast(kept, tf.bfloat16), tf.float32).numpy()
+    assert np.mean(rounded == kept) < 0.05
+
+
+def test_the_given_net_is_left_alone() -> None:
+    net = toy()
+    before = net.get_weights()
+    method = magnitude(3)
+    train(method.apply(net), method, 3)
+    for old, new in zip(before, net.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_stage_too_short_is_refused() -> None:
+    with pytest.raises(UsageError, match="at least"):
+        methods.create(MagnitudePruning(begin=0.9, end=1.0), stage(1))
+
+
+def test_masks_of_any_shape_start_from_the_zeros() -> None:
+    kernel = tf.Variable([[0.0, 1.0], [2.0, 0.0]])
+    masks = Masks({"x": kernel})
+    kernel.assign_add(tf.ones((2, 2)))
+    masks.apply()
+    np.testing.assert_array_equal(kernel, [[0, 2], [3, 0]])
+    assert masks.sparsity() == {"x": 0.5}

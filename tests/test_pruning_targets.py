@@ -1,0 +1,86 @@
+"""Which layers are pruned: by role, by regular expression, the last match deciding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from compression_nets import stage, toy, train
+
+from mobilenet.compression import method as methods
+from mobilenet.compression.pruning.targets import assign
+from mobilenet.configs import archs
+from mobilenet.configs.compression import MagnitudePruning
+from mobilenet.errors import UsageError
+
+
+def shares(model: Any, wanted: dict[str, float]) -> dict[str, float | None]:
+    return {target.layer: target.sparsity for target in assign(model, wanted)}
+
+
+def test_roles_and_names_the_last_match_decides() -> None:
+    model = toy()
+    found = shares(model, {"pointwise": 0.5, "depthwise": 0.3, "[cd]": 0.75, "d": 0.25})
+    assert found == {"a": None, "b": 0.3, "c": 0.75, "d": 0.25, "e": None}
+    reverse = shares(model, {"d": 0.25, "pointwise": 0.5})
+    assert reverse == {"a": None, "b": None, "c": 0.5, "d": 0.5, "e": None}
+
+
+def test_an_expression_matches_whole_names() -> None:
+    assert shares(toy(), {".*": 0.1, "a|b": 0.2})["c"] == 0.1
+    with pytest.raises(UsageError, match="regular expression"):
+        shares(toy(), {"nam": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"squeeze_excite": 0.5}, "squeeze_excite"),
+        ({"pointwise": 0.5, "Conv_99": 0.5}, "Conv_99"),
+        ({"(": 0.5}, "unterminated"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_an_error(wanted: dict[str, float], said: str) -> None:
+    with pytest.raises(UsageError, match="--final_sparsity") as error:
+        assign(toy(), wanted)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 1.5, float("nan")])
+def test_sparsity_outside_its_range_is_refused(share: float) -> None:
+    with pytest.raises(UsageError, match="--final_sparsity pointwise"):
+        MagnitudePruning(final_sparsity={"pointwise": share})
+
+
+@pytest.mark.parametrize(
+    "fields", [{"begin": 0.6, "end": 0.6}, {"frequency": 0}, {"power": 0}, {"schedule": "linear"}]
+)
+def test_a_schedule_that_cannot_be_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--pruning_"):
+        MagnitudePruning(**fields)
+
+
+def test_every_layer_is_listed_as_pruned_or_dense_with_its_reason() -> None:
+    method = methods.create(
+        MagnitudePruning(final_sparsity={"pointwise": 0.75, "c": 0.0}, frequency=1), stage(4)
+    )
+    net = method.apply(toy())
+    train(net, method, 4)
+    assert method.notes(net) == [
+        "a (stem): dense, no pattern matches",
+        "b (depthwise): dense, no pattern matches",
+        "c (pointwise): dense, matches c",
+        "d (pointwise): 75.0% zeros, matches pointwise",
+        "e (classifier): dense, no pattern matches",
+    ]
+
+
+@pytest.mark.parametrize("name", archs.names())
+def test_the_default_finds_the_bulk_of_every_net(name: str, small_net: Callable[..., Any]) -> None:
+    model = small_net(name)
+    chosen = [t for t in assign(model, MagnitudePruning().final_sparsity) if t.sparsity]
+    assert {t.role for t in chosen} == {"pointwise"}
+    inside = sum(model.get_layer(t.layer).count_params() for t in chosen)
+    assert inside > 0.3 * model.count_params()
