@@ -160,7 +160,7 @@ class Command:
         except flags.UnrecognizedFlagError as error:
             names = [spec.name for spec in specs]
             near = [
-                _OFTEN_MEANT.get(n, n)
+                n if n in names else _OFTEN_MEANT.get(n, n)
                 for n in difflib.get_close_matches(error.flagname, [*names, *_OFTEN_MEANT], 2, 0.55)
             ]
             near = [n for n in dict.fromkeys(near) if n in names]

@@ -37,6 +37,7 @@ def run(argv: list[str]) -> int | None:
     with cli.starting_tensorflow():
         from mobilenet.models import folder
         from mobilenet.training import exporting
+    exporting.check_place(target)
     card = folder.load(source).card
     name = parsed.settings.get("name", card.dataset or datasets.DIGITS.name)
     data = cli.settle(datasets.get(name), parsed.settings)
@@ -61,11 +62,12 @@ def _images(data: DatasetConfig, card: Any, count: int) -> Any:
     import numpy as np
 
     from mobilenet import data as room
-    from mobilenet.training import reading
+    from mobilenet.training import exporting, reading
 
     height, width, channels = card.input_shape
+    way = exporting.preprocessing_of(card, data)
     batches = room.load(
-        data, "test", image_size=(height, width), batch_size=32, channels=channels, preprocessing=card.preprocessing
+        data, "test", image_size=(height, width), batch_size=32, channels=channels, preprocessing=way
     )
     with reading.explained(data, "test"):
         return np.concatenate([images.numpy() for images, _ in batches.take(-(-count // 32))])[:count]

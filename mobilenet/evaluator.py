@@ -68,25 +68,26 @@ def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig]
             print(f"{len(left_out)} images left out, first {left_out[0]}")
         return found, data
     with cli.starting_tensorflow():
-        from mobilenet.training import exporting, reading
-    batches = _batches(data, net.card, len(net.labels), options)
-    with reading.explained(data, options["split"]):
+        from mobilenet.training import exporting, progress, reading
+    with progress.shown(), reading.explained(data, options["split"]):
+        batches = _batches(data, net.card, len(net.labels), options)
         return exporting.score_file(path, batches, net.card.preprocessing), data
 
 
 def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig]:
     with cli.starting_tensorflow():
-        from mobilenet.training import exporting, reading, scoring
+        from mobilenet.training import exporting, progress, reading, scoring
     net = exporting.load_trained(path)
     data = _dataset(parsed, net.card)
-    batches = _batches(data, net.card, net.model.output_shape[-1], parsed.options)
     probabilities = net.card.outputs == "probabilities"
-    with reading.explained(data, parsed.options["split"]):
+    with progress.shown(), reading.explained(data, parsed.options["split"]):
+        batches = _batches(data, net.card, net.model.output_shape[-1], parsed.options)
         return scoring.score(scoring.inference(net.model), batches, probabilities), data
 
 
 def _batches(data: DatasetConfig, card: Card, classes: int, options: dict[str, Any]) -> Any:
     from mobilenet import data as room
+    from mobilenet.training import exporting
 
     info = room.describe(data)
     if info.num_classes != classes:
@@ -100,7 +101,7 @@ def _batches(data: DatasetConfig, card: Card, classes: int, options: dict[str, A
         image_size=(height, width),
         batch_size=options["batch_size"],
         channels=channels,
-        preprocessing=card.preprocessing,
+        preprocessing=exporting.preprocessing_of(card, data),
     )
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +38,16 @@ def run(argv: list[str]) -> int | None:
     if not parsed.options["resume"] and not parsed.options["overwrite"] and folder.exists():
         raise cli.UsageError("--model_dir", str(folder), "a new folder with --noresume", "choose another name")
     with cli.starting_tensorflow():
-        from mobilenet.training import run_folder, stages
+        from mobilenet.training import progress, run_folder, stages
     replayed = parsed.config is not None
-    config, info = stages.completed(
-        config,
-        classes_given=replayed or "model.num_classes" in parsed.settings,
-        decay_given=replayed or "model.batch_norm_decay" in parsed.settings,
-    )
-    overwrite = parsed.options["overwrite"]
-    with _shown_log(), run_folder.opened(folder, config, overwrite) as opened:
-        entries = stages.Chain(opened, info, config.stages).execute()
+    with progress.shown():
+        config, info = stages.completed(
+            config,
+            classes_given=replayed or "model.num_classes" in parsed.settings,
+            decay_given=replayed or "model.batch_norm_decay" in parsed.settings,
+        )
+        with run_folder.opened(folder, config, parsed.options["overwrite"]) as opened:
+            entries = stages.Chain(opened, info, config.stages).execute()
     print("\n" + cli.table(HEADERS, [_row(entry) for entry in entries]))
     print("\n" + _next_steps(folder, config, entries))
     return None
@@ -68,21 +64,6 @@ def _with_methods(config: RunConfig, parsed: cli.Parsed) -> RunConfig:
 
 def _model_name(config: RunConfig) -> str:
     return next(name for name, kind in archs.ALL.items() if kind is type(config.model))
-
-
-@contextlib.contextmanager
-def _shown_log() -> Iterator[None]:
-    """Progress goes to stdout, as it is what the command is for."""
-    log = logging.getLogger("mobilenet")
-    before, handler = (log.level, log.propagate), logging.StreamHandler(sys.stdout)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.level, log.propagate = before
 
 
 def _row(entry: dict[str, Any]) -> list[str | None]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ import tensorflow as tf
 from mobilenet import files, metrics
 from mobilenet.compression.quantization.repair import Repair
 from mobilenet.configs.card import Card
-from mobilenet.configs.dataset import Preprocessing
-from mobilenet.errors import FailedProof
+from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
+from mobilenet.errors import FailedProof, UsageError
 from mobilenet.export import convert, metadata, verify
 from mobilenet.models import counting, folder
 from mobilenet.runtime.classifier import Classifier
@@ -83,6 +85,28 @@ def load_trained(path: str | os.PathLike[str]) -> folder.Net:
     return folder.Net(stored.load(path), net.card)
 
 
+def preprocessing_of(card: Card, data: DatasetConfig) -> Preprocessing:
+    """What a net wants: as its card says, or as the data set has it where nobody wrote a card."""
+    has_card = card.architecture or card.labels or card.dataset
+    return card.preprocessing if has_card else PREPROCESSING[data.preprocessing]
+
+
+def check_place(target: str | os.PathLike[str]) -> None:
+    """Refuses, before the work of a conversion, a place where the result cannot be written.
+
+    Raises:
+        UsageError: a file is in its way, or the folder above cannot be written.
+    """
+    above = next(place for place in Path(target).absolute().parents if place.exists())
+    try:
+        if Path(target).exists() and not Path(target).is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a file is in its place")
+        os.rmdir(tempfile.mkdtemp(prefix=".writing-", dir=above))
+    except OSError as error:
+        wanted = f"a folder that can be written ({error.strerror})"
+        raise UsageError("--output", str(target), wanted, "choose another folder") from None
+
+
 def export(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -112,7 +136,16 @@ def export(
     else:
         data, inputs, repairs = convert.float_flatbuffer(net.model), images, []
         reference = _logits(net.model, images)
-    found = verify.verify(data, reference, inputs, expect_int8=quantized, io=io, limits=limits)
+    deviations = set(net.card.preprocessing.std)
+    found = verify.verify(
+        data,
+        reference,
+        inputs,
+        expect_int8=quantized,
+        io=io,
+        pixel_std=deviations.pop() if len(deviations) == 1 else None,
+        limits=limits,
+    )
     if not found.ok:
         raise FailedProof(str(target), None, f"a file that proves equal ({'; '.join(found.faults)})", "it was not written")
     for line in found.warnings:

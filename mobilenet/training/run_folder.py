@@ -21,9 +21,10 @@ from mobilenet.configs.run import STAGES, RunConfig
 from mobilenet.errors import UsageError
 
 CONFIG, REPORT, ENVIRONMENT, LOG, METRICS = "config.json", "report.json", "environment.json", "log.txt", "metrics.csv"
-EXPORT = "export"
+EXPORT, CHECKPOINTS = "export", "checkpoints"
 _PACKAGES = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy", "mobilenet")
-_LATER = ("stages",)  # fields that a second run into the same folder may change
+# Fields that decide nothing until their stage has begun: a second run into the same folder may change them.
+_FIELDS_OF = {"prune": ("prune", "pruning"), "quantize": ("quantize", "quantization")}
 _LOCK, _ASIDE, _TRASH = ".lock", ".replaced", ".removed"
 
 Entry = dict[str, Any]
@@ -58,7 +59,7 @@ class RunFolder:
         return self.path / (EXPORT if name == "convert" else name)
 
     def checkpoints(self, name: str) -> Path:
-        return self.path / "checkpoints" / name
+        return self.path / CHECKPOINTS / name
 
     def finished(self, name: str) -> Entry | None:
         """The entry of a stage that ran to its end, if its files are still there."""
@@ -189,14 +190,21 @@ def _put_back(place: Path) -> None:
 def _same_run(place: Path, config: RunConfig) -> RunConfig:
     """The config of the run that is there, which differs in nothing that decides what it computes."""
     before = RunConfig.from_json(files.read_json(place / CONFIG))
-    differences = list(_differences(before.to_json(), config.to_json()))
+    free = {"stages"}
+    for stage, fields in _FIELDS_OF.items():
+        if not (place / stage).exists() and not (place / CHECKPOINTS / stage).exists():
+            free.update(fields)
+    old, new = (
+        {key: value for key, value in one.to_json().items() if key not in free} for one in (before, config)
+    )
+    differences = list(_differences(old, new))
     if differences:
-        name, old, new = differences[0]
+        name, there, here = differences[0]
         more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
         raise UsageError(
             "--model_dir",
             str(place),
-            f"a run of this config; there {name} is {old!r}, here {new!r}{more}",
+            f"a run of this config; there {name} is {there!r}, here {here!r}{more}",
             "choose another --model_dir, or --overwrite to start again",
         )
     return before
@@ -210,8 +218,6 @@ def _entries(place: Path) -> list[Entry]:
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
-            if not path and key in _LATER:
-                continue
             yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
         yield path, old, new

@@ -1,0 +1,321 @@
+"""The run folder: one process, one config; stages are added, resumed, replaced, never mixed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import pytest
+import trainer_runs
+from trainer_runs import LEARNT, TINY, command, report
+
+from mobilenet import trainer
+from mobilenet.configs import recipes
+from mobilenet.configs.archs import MobileNetV1Config
+from mobilenet.errors import UsageError
+from mobilenet.training import run_folder
+
+tf = pytest.importorskip("tensorflow")
+tf_keras = pytest.importorskip("tf_keras")
+
+CONFIG = recipes.get("mobilenet_v1", "digits")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trainer_runs.finished(tmp_path_factory.getbasetemp())[0] / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run, to change."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def error_of(*words: object) -> str:
+    with pytest.raises(UsageError) as caught:
+        trainer.run([*map(str, words)])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def content(place: Path) -> dict[str, bytes]:
+    files = (p for p in place.rglob("*") if p.is_file() and p.name != ".lock")
+    return {str(p.relative_to(place)): p.read_bytes() for p in files}
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (["--lr=0.5"], "train.lr is {lr}, here 0.5"),
+        (["--seed=3"], "seed is 0, here 3"),
+        (["--width_multiplier=0.5"], "model.width_multiplier is 0.25, here 0.5"),
+        (["--lr=0.5", "--seed=3"], "train.lr is {lr}, here 0.5 and 1 more"),
+        (["--model_name=mobilenet_v2"], "type is 'MobileNetV1Config', here 'MobileNetV2Config'"),
+    ],
+)
+def test_the_folder_of_another_config_is_refused(run: Path, words: list[str], first: str) -> None:
+    before = content(run)
+    said = error_of(*LEARNT, *words, "--model_dir", run)
+    assert "a run of this config; there " in said
+    assert first.format(lr=CONFIG.train.lr) in said
+    assert "choose another --model_dir, or --overwrite to start again" in said
+    assert content(run) == before
+
+
+def test_noresume_wants_a_new_folder(run: Path) -> None:
+    before = content(run)
+    assert "--model_dir" in error_of(*LEARNT, "--noresume", "--model_dir", run)
+    assert content(run) == before
+
+
+def test_a_second_process_is_refused(run: Path) -> None:
+    """The lock is held by this process; the other one is real."""
+    with filelock.FileLock(run / ".lock"):
+        done = command("trainer", *LEARNT, "--model_dir", run)
+    assert done.returncode == 2
+    assert done.stderr.startswith("--model_dir: got ")
+    assert "that no other process trains in" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_overwrite_that_fails_gives_the_old_run_back(run: Path) -> None:
+    before = content(run)
+    for words in (["--image_size=16"], ["--final_sparsity=nothing=0.5"], ["--stages=convert"]):
+        error_of(*LEARNT, *words, "--overwrite", "--model_dir", run)
+        assert content(run) == before
+
+
+def test_overwrite_starts_again(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    trainer.run([*TINY, "--epochs=0", "--stages=train", "--overwrite", "--model_dir", str(run)])
+    assert list(report(run)) == ["train"]
+    assert not (run / "export").exists()
+    assert not (run / ".replaced").exists()
+    assert json.loads((run / "config.json").read_text())["train"]["epochs"] == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_a_process_killed_before_it_began_is_undone_by_the_next(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    with run_folder.opened(place, CONFIG) as opened:
+        opened.begin()
+        (place / "mine").write_text("kept")
+    # What a SIGKILL leaves in the middle of an --overwrite.
+    (place / ".replaced").mkdir()
+    for name in ("config.json", "mine", "environment.json", "log.txt"):
+        (place / name).rename(place / ".replaced" / name)
+    (place / "config.json").write_text("{")
+    with run_folder.opened(place, CONFIG) as opened:
+        assert opened.begun
+    assert (place / "mine").read_text() == "kept"
+    assert not (place / ".replaced").exists()
+
+
+@pytest.mark.parametrize("error", [UsageError("x", 1, "y"), KeyboardInterrupt(), SystemExit(143)])
+def test_before_it_begins_nothing_is_left(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), run_folder.opened(tmp_path / "a/b/run", CONFIG):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(type(error)), run_folder.opened(tmp_path / "empty", CONFIG):
+        raise error
+    assert [str(p) for p in tmp_path.rglob("*")] == [str(tmp_path / "empty")]
+
+
+def test_stages_are_added_in_the_same_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And the config grows with them, so that it replays the whole run."""
+    words = [*TINY, "--epochs=0", "--prune_epochs=1", f"--model_dir={tmp_path / 'run'}"]
+    trainer.run([*words, "--stages=train"])
+    first = content(tmp_path / "run")
+    trainer.run([*words, "--stages=train,prune"])
+    out = capfd.readouterr().out
+    assert out.count("prune    epoch   1/1") == 1
+    assert "train: finished before" in out
+    after = content(tmp_path / "run")
+    assert after["train/model.keras"] == first["train/model.keras"]
+    assert list(report(tmp_path / "run")) == ["train", "prune"]
+    trainer.run([*words, "--stages=prune"])  # is there
+    trainer.run([*words, "--stages=convert"])
+    assert list(report(tmp_path / "run")) == ["train", "prune", "convert"]
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["stages"] == ["train", "prune", "convert"]
+    # How a stage trains that has not begun may still change; of one that has, not.
+    trainer.run([*words, "--quantize_epochs=7", "--stages=train"])
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["quantize"]["epochs"] == 7
+    said = error_of(*words, "--prune_lr=0.5")
+    assert f"there prune.lr is {CONFIG.prune.lr}, here 0.5" in said
+
+
+def test_a_stage_whose_files_are_gone_runs_again(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    old = (run / "export/model.tflite").read_bytes()
+    shutil.rmtree(run / "export")
+    trainer.run([*LEARNT, f"--model_dir={run}"])
+    out, err = capfd.readouterr()
+    assert "quantize: finished before" in out
+    assert "convert: finished before" not in out
+    assert err == ""
+    assert (run / "export/model.tflite").read_bytes() == old  # the same net gives the same file
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Callable[..., Any]:
+    def build(classes: int, width: float = 0.25, top: bool = True) -> Any:
+        tf_keras.utils.set_random_seed(4)
+        return tf_keras.applications.MobileNet(
+            (32, 32, 3), alpha=width, weights=None, classes=classes, include_top=top
+        )
+
+    return build
+
+
+def kernels(folder: Path) -> dict[str, np.ndarray]:
+    model = tf_keras.models.load_model(folder / "model.keras", compile=False)
+    return {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
+
+
+def start(tmp_path: Path, checkpoint: Path, *words: str) -> dict[str, Any]:
+    """The weights that a run starts from: it trains for no epoch."""
+    trainer.run(
+        [*TINY, "--epochs=0", "--stages=train", f"--init_checkpoint={checkpoint}",
+         f"--model_dir={tmp_path / 'started'}", *words]
+    )  # fmt: skip
+    return kernels(tmp_path / "started/train")
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_a_run_starts_from_a_net_of_ours(finished: Path, tmp_path: Path, form: str) -> None:
+    source = finished / "train"
+    found = start(tmp_path, source if form == "folder" else source / "model.keras")
+    expected = kernels(source)
+    assert set(found) == set(expected)
+    for name, arrays in expected.items():
+        for one, other in zip(found[name], arrays, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("classes", [10, 7])
+def test_a_run_starts_from_a_file_of_keras_applications(
+    net: Callable[..., Any], tmp_path: Path, classes: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    theirs = net(classes)
+    theirs.save_weights(tmp_path / "weights.h5")
+    found = start(tmp_path, tmp_path / "weights.h5")
+    stem = theirs.get_layer("conv1").get_weights()[0]
+    np.testing.assert_array_equal(found["Conv2d_0"][0], stem)
+    last = theirs.get_layer("conv_pw_13").get_weights()[0]
+    np.testing.assert_array_equal(found["Conv2d_13_pointwise"][0], last)
+    head = theirs.get_layer("conv_preds").get_weights()[0]
+    assert found["Logits"][0].shape == (1, 1, 256, 10)
+    assert (classes == 10) == np.array_equal(found["Logits"][0], head)
+    out = capfd.readouterr().out
+    assert ("; new: Logits" in out) == (classes != 10)
+
+
+def test_weights_of_another_net_are_refused(net: Callable[..., Any], tmp_path: Path) -> None:
+    net(10, 0.5).save_weights(tmp_path / "weights.h5")
+    other = tmp_path / "other"
+    words = [*TINY, "--stages=train", f"--model_dir={other}"]
+    said = error_of(*words, "--init_checkpoint", tmp_path / "weights.h5")
+    assert "width_multiplier" in said
+    net(10, 0.5).save(tmp_path / "net.keras")
+    said = error_of(*words, "--init_checkpoint", tmp_path / "net.keras")
+    assert "--init_checkpoint: got" in said
+    assert "layers do not fit" in said
+    assert not other.exists()
+
+
+@pytest.mark.slow
+def test_prune_may_start_from_a_checkpoint(finished: Path, tmp_path: Path) -> None:
+    trainer.run(
+        [*TINY, "--stages=prune", "--prune_epochs=1", f"--init_checkpoint={finished / 'train'}",
+         f"--model_dir={tmp_path / 'run'}"]
+    )  # fmt: skip
+    entries = report(tmp_path / "run")
+    assert list(entries) == ["prune"]
+    assert entries["prune"]["nonzero_weights"] < 0.6 * report(finished)["train"]["nonzero_weights"]
+
+
+def test_a_nan_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    words = [*TINY, "--optimizer_name=sgd", "--lr=1e30", "--epochs=3", "--stages=train"]
+    said = error_of(*words, "--warmup_epochs=0", f"--model_dir={tmp_path / 'run'}")
+    assert "loss: got 'nan in epoch 1', expected a finite number; try --lr 1e+29" in said
+    assert "--overwrite" in said
+
+
+def test_steps_of_an_epoch_are_whole_batches(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """1,257 training digits: 12 batches of 100, the rest comes in another epoch's order."""
+    words = ["--epochs=0", "--stages=train", "--batch_size=100", f"--model_dir={tmp_path / 'run'}"]
+    trainer.run([*TINY, *words])
+    assert "train: 1,257 images, 12 steps an epoch, 0 epochs" in capfd.readouterr().out
+
+
+def started(*words: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mobilenet.trainer", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def wait_for(path: Path, seconds: float = 240) -> None:
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_a_process_that_is_stopped_goes_on_with_the_same_command(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    folder = tmp_path / "run"
+    words = [*TINY, "--epochs=40", "--stages=train", f"--model_dir={folder}"]
+    running = started(*words)
+    try:
+        wait_for(folder / "checkpoints/train/ckpt-3.index")
+        running.send_signal(number)
+        out, err = running.communicate(timeout=120)
+    finally:
+        running.kill()
+    assert running.returncode == status
+    assert err.strip() == ""
+    assert not (folder / "train").exists()
+    done = command("trainer", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    epochs = [line for line in done.stdout.splitlines() if line.startswith("train    epoch")]
+    assert 30 < len(epochs) <= 37
+    assert epochs[-1].startswith("train    epoch  40/40")
+    card = json.loads((folder / "train/card.json").read_text())
+    assert [row["epoch"] for row in card["history"]] == list(range(1, 41))
+    assert not list(folder.rglob(".writing*"))
+
+
+def test_what_a_run_is_said_to_be_is_what_it_is(finished: Path) -> None:
+    card = json.loads((finished / "prune/card.json").read_text())
+    assert card["architecture"]["type"] == MobileNetV1Config.__name__
+    assert (card["dataset"], card["stage"], card["input_shape"]) == ("digits", "prune", [32, 32, 3])
+    assert card["metrics"]["top1"] == report(finished)["prune"]["top1"]
+    assert any("Conv2d_13_pointwise" in note and "zeros" in note for note in card["notes"])

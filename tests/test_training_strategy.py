@@ -1,0 +1,56 @@
+"""Two replicas on one machine: every stage works, and the replicas stay equal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from trainer_runs import SHORT, report
+
+from mobilenet.errors import UsageError
+from mobilenet.training import strategy
+
+pytest.importorskip("tensorflow")
+
+TWO = """
+import sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+tf.distribute.MirroredStrategy = lambda: strategy
+assert strategy.num_replicas_in_sync == 2
+from mobilenet import trainer
+trainer.run(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_all_stages_on_two_replicas(tmp_path: Path) -> None:
+    words = [*SHORT, "--batch_size=16", "--distribution_strategy=mirrored", "--model_dir=run"]
+    done = subprocess.run(
+        [sys.executable, "-c", TWO, *words], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "39 steps an epoch" in done.stdout  # 1257 // (2 * 16)
+    entries = report(tmp_path / "run")
+    assert list(entries) == ["train", "prune", "quantize", "convert"]
+    assert entries["prune"]["nonzero_weights"] < 0.6 * entries["train"]["nonzero_weights"]
+    assert entries["convert"]["verification"]["float_tensors"] == 0
+
+
+@pytest.mark.parametrize("name", ["none", "mirrored"])
+def test_a_strategy_by_name(name: str) -> None:
+    kinds = {"none": "_DefaultDistributionStrategy", "mirrored": "MirroredStrategy"}
+    assert type(strategy.make(name)).__name__ == kinds[name]
+
+
+def test_an_unknown_strategy_and_absent_devices_are_told() -> None:
+    with pytest.raises(UsageError, match="did you mean mirrored"):
+        strategy.make("miror")
+    with pytest.raises(UsageError, match="--distribution_strategy: got 'tpu'.*its devices"):
+        strategy.make("tpu")
