@@ -38,6 +38,7 @@ def run(argv: list[str]) -> int | None:
     if not parsed.options["resume"] and not parsed.options["overwrite"] and folder.exists():
         raise cli.UsageError("--model_dir", str(folder), "a new folder with --noresume", "choose another name")
     with cli.starting_tensorflow():
+        from mobilenet import data
         from mobilenet.training import progress, run_folder, stages
     replayed = parsed.config is not None
     with progress.shown():
@@ -49,7 +50,8 @@ def run(argv: list[str]) -> int | None:
         with run_folder.opened(folder, config, parsed.options["overwrite"]) as opened:
             entries = stages.Chain(opened, info, config.stages).execute()
     print("\n" + cli.table(HEADERS, [_row(entry) for entry in entries]))
-    print("\n" + _next_steps(folder, config, entries))
+    picture = data.example(config.dataset, config.image_size, folder)
+    print("\n" + _next_steps(folder, config, entries, str(picture or "PHOTO.jpg")))
     return None
 
 
@@ -79,20 +81,22 @@ def _row(entry: dict[str, Any]) -> list[str | None]:
     return cells
 
 
-def _next_steps(folder: Path, config: RunConfig, entries: list[dict[str, Any]]) -> str:
+def _next_steps(
+    folder: Path, config: RunConfig, entries: list[dict[str, Any]], picture: str
+) -> str:
     """Three things to do with what is there now."""
     last = entries[-1]["stage"]
     model = folder / ("export" if last == "convert" else last)
-    data = f"--dataset_name {config.dataset.name}"
+    name = f"--dataset_name {config.dataset.name}"
     if config.dataset.data_dir:
-        data += f" --data_dir {config.dataset.data_dir}"
+        name += f" --data_dir {config.dataset.data_dir}"
     use = f"mobilenet.load_model({str(model)!r}).model"
     if last == "convert":
-        use = f"mobilenet.runtime.Classifier({str(model)!r}).top_k('PHOTO.png')"
+        use = f"mobilenet.runtime.Classifier({str(model)!r}).top_k({picture!r})"
     return (
         "Next:\n"
-        f"  python -m mobilenet.evaluator --model {model} {data}\n"
-        f"  python -m mobilenet.predict --model {model} PHOTO.png\n"
+        f"  python -m mobilenet.evaluator --model {model} {name}\n"
+        f"  python -m mobilenet.predict --model {model} {picture}\n"
         f'  python -c "import mobilenet; print({use})"'
     )
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trainer_runs
-from PIL import Image
 from trainer_runs import CHAIN, LEARNT, report
 
-from mobilenet import digits, trainer
+from mobilenet import trainer
 from mobilenet.runtime import flatbuffer
 
 pytest.importorskip("tensorflow")
@@ -50,17 +49,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return trainer_runs.finished(tmp_path_factory.getbasetemp())[1].stdout
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    """A test digit as a picture of another size."""
-    held = digits.load()
-    index = int(held.indices("test")[0])
-    Image.fromarray(digits.enlarge(held.images[index : index + 1], (80, 80))[0]).save(
-        tmp_path / "PHOTO.png"
-    )
-    return tmp_path / "PHOTO.png"
 
 
 def test_nothing_is_said_on_stderr(
@@ -158,22 +146,22 @@ def test_the_file_is_int8_from_edge_to_edge(run: Path) -> None:
 
 
 def test_the_three_next_steps_run_as_they_are_printed(
-    run: Path, printed: str, photo: Path
+    run: Path, printed: str, tmp_path: Path
 ) -> None:
     steps = [line.strip() for line in printed.split("Next:\n")[1].splitlines() if line]
     assert len(steps) == 3
-    (photo.parent / "run").symlink_to(run)
+    (tmp_path / "run").symlink_to(run)
     said = []
     for step in steps:
         words = shlex.split(step)
         assert words[0] == "python"
         done = subprocess.run(
-            [sys.executable, *words[1:]], capture_output=True, text=True, cwd=photo.parent
+            [sys.executable, *words[1:]], capture_output=True, text=True, cwd=tmp_path
         )
         assert (done.returncode, done.stderr) == (0, "")
         said.append(done.stdout)
     assert f" {report(run)['convert']['top1']:.2f} " in said[0]
-    assert "PHOTO.png" in said[1]
+    assert "example.png" in said[1]
     assert said[2].startswith("[('")
 
 

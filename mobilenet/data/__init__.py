@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mobilenet.data.order import DatasetInfo
+from mobilenet.data.example import example
 from mobilenet.data.pipeline import load
 from mobilenet.data.sources import describe, explain
 
-__all__ = ["DatasetInfo", "describe", "explain", "load"]
+__all__ = ["DatasetInfo", "describe", "example", "explain", "load"]

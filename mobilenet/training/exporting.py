@@ -42,12 +42,19 @@ class Export:
         verification: its proof.
         repairs: layers that were mended for the converter.
         figures: of the net that went in, as in `net_figures`.
+        card: of the net that went in.
     """
 
     path: Path
     verification: verify.Verification
     repairs: tuple[Repair, ...]
     figures: dict[str, int]
+    card: Card
+
+    def keep_metrics(self, scores: dict[str, float]) -> None:
+        """Puts the file's own held-out figures in its card, where those of the net stood."""
+        card = self.card.replace(metrics=scores)
+        metadata.write_export(self.path.parent, self.path.read_bytes(), card, self.verification)
 
 
 def net_figures(model: Any) -> dict[str, int]:
@@ -157,7 +164,7 @@ def export(
             100 * found.agreement_clear,
         )
     path = metadata.write_export(target, data, net.card, found)
-    return Export(path, found, tuple(repairs), figures)
+    return Export(path, found, tuple(repairs), figures, net.card)
 
 
 def _int8(

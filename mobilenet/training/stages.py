@@ -194,12 +194,12 @@ class Chain:
         images = self._held_out(limit=exporting.VERIFY_IMAGES)
         made = exporting.export(before, self.run.stage("convert"), images)
         held_out = exporting.score_file(made.path, self._dataset("test"), self.preprocessing)
-        entry = self._file_figures(made.path.read_bytes())
+        made.keep_metrics(_scores(held_out))
         return {
             "stage": "convert",
             **_scores(held_out),
             **made.figures,
-            **entry,
+            **self._file_figures(made.path.read_bytes()),
             "agreement": round(100 * made.verification.agreement, 3),
             "verification": made.verification.to_json(),
             "repaired": [dataclasses.asdict(repair) for repair in made.repairs],
