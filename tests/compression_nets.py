@@ -38,7 +38,7 @@ def toy(channels: int = 8, bias: bool = False) -> tf_keras.Model:
     tf_keras.utils.set_random_seed(3)
 
     def step(x: Any, layer: Any, relu: bool = True) -> Any:
-        x = L.BatchNormalization(name=f"{layer.name}_norm")(layer(x))
+        x = L.BatchNormalization(momentum=0.8, name=f"{layer.name}_norm")(layer(x))
         return L.ReLU(6.0, name=f"{layer.name}_act")(x) if relu else x
 
     source = L.Input((SIZE, SIZE, 3), name="input")
@@ -53,13 +53,21 @@ def toy(channels: int = 8, bias: bool = False) -> tf_keras.Model:
 
 
 def liven(model: Any, seed: int = 0) -> Any:
-    """Gives the batch norms of a net statistics as training leaves them. In place."""
+    """Gives the batch norms of a net statistics as training leaves them. In place.
+
+    Mean and variance are those of a batch, so that images still differ at the end of a deep net.
+    """
     rng = np.random.default_rng(seed)
-    for layer in model.layers:
-        if type(layer).__name__ == "BatchNormalization":
-            n = layer.moving_mean.shape[0]
-            gamma, variance = rng.uniform(0.5, 1.5, n), rng.uniform(0.5, 1.5, n)
-            layer.set_weights([gamma, rng.normal(0, 0.3, n), rng.normal(0, 0.3, n), variance])
+    norms = [x for x in model.layers if type(x).__name__ == "BatchNormalization"]
+    momentum = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 0.0
+        n = layer.moving_mean.shape[0]
+        layer.gamma.assign(rng.uniform(0.5, 1.5, n))
+        layer.beta.assign(rng.normal(0, 0.3, n))
+    model(inputs(32, model.input_shape[1], seed), training=True)
+    for layer, value in zip(norms, momentum, strict=True):
+        layer.momentum = value
     return model
 
 
@@ -81,9 +89,10 @@ def stage(steps: int = 20, size: int = SIZE) -> methods.Stage:
 
 def train(
     net: Any,
-    method: methods.Method,
+    method: methods.Method | None,
     steps: int,
     size: int = SIZE,
+    rate: float = 0.05,
     watch: Callable[[int], None] = lambda step: None,
     behind: Callable[[tf.Tensor], None] = lambda step: None,
 ) -> float:
@@ -91,12 +100,13 @@ def train(
     from mobilenet.training.engine import Learner
 
     def both(step: tf.Tensor) -> None:
-        method.after_step(net, step)
+        if method is not None:
+            method.after_step(net, step)
         behind(step)
 
     learner = Learner(net, both)
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    learner.compile(tf_keras.optimizers.SGD(0.05, momentum=0.9), loss)
+    learner.compile(tf_keras.optimizers.SGD(rate, momentum=0.9), loss)
     images = inputs(8 * steps, size, seed=5)
     labels = (images[:, :, :, 0].mean((1, 2)) > 0).astype(np.int32)
     value = 0.0

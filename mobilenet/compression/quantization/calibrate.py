@@ -1,4 +1,4 @@
-"""Activation ranges from data, before the first training step: a net whose ranges are unset answers nonsense."""
+"""Activation ranges from data; a net whose ranges are unset answers nonsense."""
 
 from __future__ import annotations
 
@@ -32,13 +32,10 @@ def calibrate(wrapped: Any, images: npt.NDArray[np.float32]) -> None:
     phase = wrapped.phase
     decay, phase.decay, phase.observing = phase.decay, _DECAY, True
 
-    @tf.function(reduce_retracing=True)
-    def observe(batch: tf.Tensor) -> None:
-        wrapped(batch, training=False)
-
     try:
         for start in range(0, len(images), _BATCH):
-            observe(tf.constant(images[start : start + _BATCH]))
+            # Eager: tracing costs more than the few batches that a calibration takes.
+            wrapped(tf.constant(images[start : start + _BATCH]), training=False)
     finally:
         phase.decay, phase.observing = decay, False
     _check(wrapped)
@@ -48,6 +45,11 @@ def _check(wrapped: Any) -> None:
     """A tensor that is zero for every image still needs a range that is not empty."""
     for name, span in scheme.get_ranges(wrapped).items():
         if not np.isfinite(span).all():
-            raise UsageError(f"range of {name}", span.tolist(), "finite values", "the net's weights are not finite")
+            raise UsageError(
+                f"range of {name}",
+                span.tolist(),
+                "finite values",
+                "the net's weights are not finite",
+            )
         if span[1] - span[0] < 1e-6:
             scheme.quantizers(wrapped)[name].variables["high"].assign(1e-3)

@@ -1,4 +1,4 @@
-"""Quantization-aware training: the scheme, calibrated, trained through, unwrapped (arXiv 1712.05877).
+"""Quantization-aware training: the scheme, calibrated, trained through, unwrapped.
 
 Zeros that are in the kernels stay zeros: a pruned net is trained under the masks of its own zeros.
 """
@@ -23,7 +23,7 @@ _ALWAYS = 0.05  # share of zeros from which a kernel counts as pruned; a dense o
 
 @register
 class TrainQuantized(Method):
-    """Trains with the file's arithmetic in the forward pass."""
+    """Trains with the file's arithmetic in the forward pass (arXiv 1712.05877)."""
 
     config_type = QuantizationAwareTraining
     config: QuantizationAwareTraining
@@ -39,7 +39,9 @@ class TrainQuantized(Method):
         wrapped.phase.decay = self.config.range_decay
         calibrate(wrapped, self.stage.images(self.config.calibration_images))
         kernels = {
-            variables.inner(layer).name: variables.kernel(layer) for layer in wrapped.layers if kind(layer) in WEIGHTS
+            variables.inner(layer).name: variables.kernel(layer)
+            for layer in wrapped.layers
+            if kind(layer) in WEIGHTS
         }
         self.masks = Masks({name: v for name, v in kernels.items() if _zeros(v) >= _ALWAYS})
         return wrapped

@@ -1,9 +1,10 @@
 """The two quantizers, and the one of the input: what the int8 file computes, said in float.
 
-Subclasses of tfmot's `Quantizer`, so that its `quantize_apply` can place them. Its stock quantizers give a
-depthwise kernel one range for all channels, start activation ranges at -6..6 and pay a gradient for the ranges;
-these keep a range per channel, take ranges from data and pass the gradient through (behind a ReLU6, whose own
-gradient masks, and with ranges that follow the extremes nothing is lost by that).
+Subclasses of tfmot's `Quantizer`, so that its `quantize_apply` can place them. Its stock quantizers
+give a depthwise kernel one range for all channels, start activation ranges at -6..6 and pay a
+gradient for the ranges; these keep a range per channel, take ranges from data and pass the gradient
+through (behind a ReLU6, whose own gradient masks, and with ranges that follow the extremes nothing
+is lost by that).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ LOWEST, HIGHEST = -128, 127
 
 
 class Phase:
-    """What the quantizers of one net are doing; shared by all of them, read while a function is traced.
+    """What the quantizers of one net are doing; shared by them, read while a function is traced.
 
     Attributes:
         observing: activations pass unchanged while their ranges are taken.
@@ -33,7 +34,7 @@ class Phase:
 
 
 class _Quantizer(tfmot.Quantizer):
-    """A quantizer with a phase; it holds variables in the dictionary that tfmot hands back at every call."""
+    """A quantizer with a phase; tfmot hands its variables back at every call."""
 
     def __init__(self) -> None:
         self.phase = Phase()
@@ -68,8 +69,8 @@ class WeightQuantizer(_Quantizer):
     """Symmetric int8 of a kernel, a range for each output channel.
 
     Args:
-        kind: `conv` (channels on axis -1), `depthwise` (axes 2 and 3) or `dense` (one range for all, since the
-            converter takes no per-channel dense kernel).
+        kind: `conv` (channels on axis -1), `depthwise` (axes 2 and 3) or `dense` (one range for
+            all, since the converter takes no per-channel dense kernel).
     """
 
     def __init__(self, kind: str) -> None:
@@ -78,14 +79,17 @@ class WeightQuantizer(_Quantizer):
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, tf.Variable]:
         shape = tuple(int(size) for size in tensor_shape)
-        channels = {"conv": (shape[-1],), "depthwise": (shape[-2] * shape[-1],), "dense": ()}[self.kind]
+        by_kind = {"conv": (shape[-1],), "depthwise": (shape[-2] * shape[-1],), "dense": ()}
+        channels = by_kind[self.kind]
         return {"absmax": self._variable(layer, f"{name}_absmax", channels, 0.0)}
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
         kernel = self._channels_last(inputs)
         reach = weights["absmax"] if self.phase.exporting else self.reach(inputs)
         if self.kind == "dense":
-            quantized = tf.quantization.fake_quant_with_min_max_vars(kernel, -reach, reach, BITS, narrow_range=True)
+            quantized = tf.quantization.fake_quant_with_min_max_vars(
+                kernel, -reach, reach, BITS, narrow_range=True
+            )
         else:
             quantized = tf.quantization.fake_quant_with_min_max_vars_per_channel(
                 kernel, -reach, reach, BITS, narrow_range=True
@@ -115,8 +119,8 @@ class ActivationQuantizer(_Quantizer):
     """Asymmetric int8 of a tensor, one range that always holds zero.
 
     Args:
-        fixed: low and high where the arithmetic decides them (a ReLU6 inside a hard sigmoid); `None` learns
-            them: the first observation assigns, later ones move by 1 - `Phase.decay`.
+        fixed: low and high where the arithmetic decides them (a ReLU6 inside a hard sigmoid);
+            `None` learns them: the first observation assigns, later ones move by 1 - `Phase.decay`.
     """
 
     def __init__(self, fixed: tuple[float, float] | None = None) -> None:
@@ -158,9 +162,9 @@ class ActivationQuantizer(_Quantizer):
 class InputQuantizer(_Quantizer):
     """Pixels on the file's grid: the code of a pixel is exactly the pixel minus 128.
 
-    With the usual `p / 127.5 - 1` every pixel lies halfway between two codes, and the simulation and the file
-    round some of them apart. Inside the scheme an input is therefore moved to `(p - 128) / std`; an exported
-    file takes its input there already.
+    With the usual `p / 127.5 - 1` every pixel lies halfway between two codes, and the simulation
+    and the file round some of them apart. Inside the scheme an input is therefore moved to
+    `(p - 128) / std`; an exported file takes its input there already.
 
     Args:
         mean, std: of the preprocessing, in pixels.

@@ -1,7 +1,8 @@
 """The scheme: our quantizers at their places, applied by tfmot's `quantize_apply`.
 
-A quantized net is kept as two plain things: the float net with its weights as trained, and the ranges of its
-activations by layer name. The wrapped net is made from the two whenever it is needed, and never saved.
+A quantized net is kept as two plain things: the float net with its weights as trained, and the
+ranges of its activations by layer name. The wrapped net is made from the two whenever it is needed,
+and never saved.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from tensorflow_model_optimization.python.core.quantization.keras import quantize_layer
-from tensorflow_model_optimization.python.core.quantization.keras import quantize_layout_transform
-from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import default_8bit_transforms
+from tensorflow_model_optimization.python.core.quantization.keras import (
+    quantize_layer,
+    quantize_layout_transform,
+)
+from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
+    default_8bit_transforms,
+)
 from tensorflow_model_optimization.python.core.quantization.keras.graph_transformations import (
     model_transformer,
     transforms,
@@ -46,7 +52,11 @@ class PlaceConfig(tfmot.quantization.keras.QuantizeConfig):
         self.output_quantizer = ActivationQuantizer(self.place.fixed) if output else None
 
     def get_weights_and_quantizers(self, layer: Any) -> list[Any]:
-        return [] if self.weight_quantizer is None else [(variables.kernel(layer), self.weight_quantizer)]
+        return (
+            []
+            if self.weight_quantizer is None
+            else [(variables.kernel(layer), self.weight_quantizer)]
+        )
 
     def get_activations_and_quantizers(self, layer: Any) -> list[Any]:
         return []
@@ -63,7 +73,11 @@ class PlaceConfig(tfmot.quantization.keras.QuantizeConfig):
         return [] if self.output_quantizer is None else [self.output_quantizer]
 
     def get_config(self) -> dict[str, Any]:
-        return {"weights": self.place.weights, "output": self.place.output, "fixed": self.place.fixed}
+        return {
+            "weights": self.place.weights,
+            "output": self.place.output,
+            "fixed": self.place.fixed,
+        }
 
 
 class _InputOnGrid(default_8bit_transforms.InputLayerQuantize):  # type: ignore[misc]
@@ -100,7 +114,9 @@ class _Registry(tfmot.quantization.keras.QuantizeRegistry):
         return False
 
     def get_quantize_config(self, layer: Any) -> Any:
-        raise UsageError(f"layer {layer.name}", type(layer).__name__, "a layer that was given its place")
+        raise UsageError(
+            f"layer {layer.name}", type(layer).__name__, "a layer that was given its place"
+        )
 
 
 class Scheme(tfmot.quantization.keras.QuantizeScheme):
@@ -117,42 +133,57 @@ class Scheme(tfmot.quantization.keras.QuantizeScheme):
 
 
 _OBJECTS = {
-    kind.__name__: kind for kind in (PlaceConfig, WeightQuantizer, ActivationQuantizer, InputQuantizer)
+    kind.__name__: kind
+    for kind in (PlaceConfig, WeightQuantizer, ActivationQuantizer, InputQuantizer)
 }
 
 
 def input_quantizer(preprocessing: Preprocessing) -> InputQuantizer | ActivationQuantizer:
-    """The exact pixel grid where all channels share mean and deviation; otherwise a range taken from data."""
+    """The exact pixel grid where channels share mean and deviation; else a range from data."""
     if len(set(preprocessing.mean)) == 1 and len(set(preprocessing.std)) == 1:
         return InputQuantizer(preprocessing.mean[0], preprocessing.std[0])
     return ActivationQuantizer()
 
 
-def to_grid(images: npt.NDArray[np.float32], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
-    """Inputs of the float net as the exported file takes them: `(pixel - 128) / std` on an exact grid."""
+def to_grid(
+    images: npt.NDArray[np.float32], preprocessing: Preprocessing
+) -> npt.NDArray[np.float32]:
+    """Inputs of the float net as the file takes them: `(pixel - 128) / std` on an exact grid."""
     quantizer = input_quantizer(preprocessing)
-    return images + np.float32(quantizer.offset) if isinstance(quantizer, InputQuantizer) else images
+    return (
+        images + np.float32(quantizer.offset) if isinstance(quantizer, InputQuantizer) else images
+    )
 
 
 def wrap(model: Any, preprocessing: Preprocessing) -> Any:
-    """A copy of a plain net with quantizers in it; ranges are unset until `calibrate` or `set_ranges`.
+    """A copy of a plain net with quantizers in it, whose ranges are still to be set.
 
     Args:
         model: functional tf_keras net of stock layers; it is left as it is.
         preprocessing: how pixels become its inputs, which decides the input grid.
 
     Returns:
-        A net of tfmot's wrappers whose `phase` attribute steers all its quantizers.
+        A net of tfmot's wrappers, for `calibrate` or `set_ranges`, whose attribute `phase` steers
+        its quantizers.
 
     Raises:
-        UsageError: the net is wrapped already, is of Keras 3, or holds a layer without a known int8 form.
+        UsageError: the net is wrapped already, is of Keras 3, holds a layer whose int8 form is
+            not known, or a weight that is not finite.
     """
     if not isinstance(model, tf_keras.Model):
         raise UsageError(
-            "model", type(model).__module__, "a tf_keras model", "build it with mobilenet.build(config) and set_weights"
+            "model",
+            type(model).__module__,
+            "a tf_keras model",
+            "build it with mobilenet.build(config) and set_weights",
         )
     if any(type(layer).__name__.startswith("Quantize") for layer in model.layers):
         raise UsageError("model", model.name, "a plain net; this one is quantized already")
+    for weight in model.weights:
+        if weight.dtype.is_floating and not np.isfinite(weight.numpy()).all():
+            raise UsageError(
+                f"weight {weight.name}", "NaN or infinity", "finite values", "train the net again"
+            )
     places = place(model)
 
     def annotate(layer: Any) -> Any:
@@ -186,11 +217,11 @@ def copy_weights(source: Any, target: Any) -> None:
         values = found.get(variables.inner(layer).name, {})
         for name, variable in variables.named(layer).items():
             if name in values:
-                variable.assign(values[name])
+                variable.assign(tf.convert_to_tensor(values[name]))
 
 
 def quantizers(wrapped: Any) -> dict[str, Any]:
-    """All quantizers: `<layer>` for the one of its output, `<layer>/kernel` for that of its weights."""
+    """All quantizers: `<layer>` for its output's, `<layer>/kernel` for its weights'."""
     found: dict[str, Any] = {}
     for layer in wrapped.layers:
         if isinstance(layer, quantize_layer.QuantizeLayer):
@@ -207,7 +238,9 @@ def quantizers(wrapped: Any) -> dict[str, Any]:
 def get_ranges(wrapped: Any) -> Ranges:
     """Low and high of every activation quantizer, by layer name."""
     return {
-        name: np.asarray([float(q.variables["low"]), float(q.variables["high"])], np.float32)
+        name: np.asarray(
+            [tf.convert_to_tensor(q.variables[end]).numpy() for end in ("low", "high")], np.float32
+        )
         for name, q in quantizers(wrapped).items()
         if isinstance(q, ActivationQuantizer)
     }
@@ -217,15 +250,31 @@ def set_ranges(wrapped: Any, ranges: Mapping[str, npt.NDArray[np.float32]]) -> N
     """Gives the activation quantizers of a fresh net the ranges that `get_ranges` returned.
 
     Raises:
-        UsageError: a quantizer has no range, a range has no quantizer, or one never moved from zero.
+        UsageError: a quantizer has no range, a range has no quantizer, or one never moved.
     """
     own = {name: q for name, q in quantizers(wrapped).items() if isinstance(q, ActivationQuantizer)}
     strange = sorted(set(own) ^ set(ranges))
     if strange:
         raise UsageError("ranges", shorten(strange), "one range for each quantizer of this net")
+    check_ranges(ranges)
     for name, quantizer in own.items():
         low, high = (float(value) for value in ranges[name])
-        if not low < high or low > 0 or high < 0:
-            raise UsageError(f"range of {name}", [low, high], "low < high with zero between", "calibrate the net")
         quantizer.variables["low"].assign(low)
         quantizer.variables["high"].assign(high)
+
+
+def check_ranges(ranges: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Every range holds zero and something besides it.
+
+    Raises:
+        UsageError: one does not; it never moved, or was never set.
+    """
+    for name, span in ranges.items():
+        low, high = (float(value) for value in span)
+        if not (np.isfinite([low, high]).all() and low <= 0 <= high and low < high):
+            raise UsageError(
+                f"range of {name}",
+                [low, high],
+                "low < high with zero between",
+                "calibrate the net",
+            )

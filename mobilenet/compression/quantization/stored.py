@@ -1,4 +1,4 @@
-"""A quantized net on disk: the float net as any model folder holds it, and `ranges.npz` beside it."""
+"""A quantized net on disk: the float net in a model folder, and `ranges.npz` beside it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def load(folder: str | os.PathLike[str]) -> Any:
         with np.load(path, allow_pickle=False) as archive:
             ranges = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
-        raise UsageError(str(path), None, f"the ranges of a quantized net ({error})", "quantize it again") from None
+        raise UsageError(
+            str(path), None, f"the ranges of a quantized net ({error})", "quantize it again"
+        ) from None
     wrapped = scheme.wrap(net.model, net.card.preprocessing)
     try:
         scheme.set_ranges(wrapped, ranges)
@@ -51,7 +53,7 @@ def load(folder: str | os.PathLike[str]) -> Any:
 
 
 def for_export(wrapped: Any) -> list[Repair]:
-    """Turns a wrapped net into what the converter is given: repaired, on its own input grid. In place."""
+    """Makes a wrapped net what the converter is given: repaired, on the file's grid. In place."""
     repaired = repair(wrapped)
     wrapped.phase.exporting = True
     return repaired

@@ -1,0 +1,233 @@
+"""The three verbs: every registered method is applied, trained for two steps and finalized."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tf_keras
+from compression_nets import (
+    WAY,
+    Quantized,
+    grid,
+    inputs,
+    liven,
+    operator_steps,
+    pixels,
+    quantize,
+    stage,
+    toy,
+    train,
+    zeros,
+)
+
+from mobilenet.compression import method as methods
+from mobilenet.compression import variables
+from mobilenet.compression.quantization import scheme, stored
+from mobilenet.configs import archs
+from mobilenet.configs.base import Config
+from mobilenet.configs.card import Card
+from mobilenet.configs.compression import (
+    PRUNING,
+    QUANTIZATION,
+    MagnitudePruning,
+    QuantizationAwareTraining,
+)
+from mobilenet.errors import UsageError
+from mobilenet.export import convert
+from mobilenet.export.freeze import float32_copy
+from mobilenet.export.verify import verify
+from mobilenet.models import folder
+from mobilenet.models.builder import build
+from mobilenet.runtime import flatbuffer
+
+
+def half_is_zero(model: Any, plain: Any, ranges: Any) -> None:
+    for name in "cd":
+        assert zeros(plain.get_layer(name).kernel) == 0.5
+
+
+def every_place_has_a_range(model: Any, plain: Any, ranges: Any) -> None:
+    scheme.check_ranges(ranges)
+    again = scheme.wrap(plain, WAY)
+    scheme.set_ranges(again, ranges)
+    np.testing.assert_array_equal(
+        again(inputs(4), training=False), model(inputs(4), training=False)
+    )
+
+
+# What a method promises of the net that it hands back; one without an entry fails its test.
+PROMISES: dict[type[Config], Callable[[Any, Any, Any], None]] = {
+    MagnitudePruning: half_is_zero,
+    QuantizationAwareTraining: every_place_has_a_range,
+}
+REGISTERED = [*PRUNING.values(), *QUANTIZATION.values()]
+
+
+@pytest.mark.parametrize("config", REGISTERED, ids=lambda kind: kind.__name__)
+def test_method_gives_back_a_plain_net_that_keeps_its_promise(config: type[Config]) -> None:
+    model = liven(toy())
+    method = methods.create(config(), stage(2))
+    assert type(method).config_type is config
+    method.check(model)
+    trained = method.apply(model)
+    before = model.get_weights()
+    train(trained, method, 2)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    ranges = scheme.get_ranges(trained)
+    plain = method.finalize(trained)
+    assert all(type(layer).__module__.startswith("tf_keras.") for layer in plain.layers)
+    assert [layer.name for layer in plain.layers] == [layer.name for layer in model.layers]
+    assert [w.shape for w in plain.weights] == [w.shape for w in model.weights]
+    assert plain.output_shape == model.output_shape
+    assert method.notes(trained)
+    PROMISES[config](trained, plain, ranges)
+
+
+def test_a_config_without_a_method_is_told() -> None:
+    with pytest.raises(UsageError, match="MagnitudePruning"):
+        methods.create(Config(), stage())
+
+
+def test_a_config_has_one_method() -> None:
+    methods.create(MagnitudePruning(), stage())
+
+    class Second(methods.Method):
+        config_type = MagnitudePruning
+
+    with pytest.raises(ValueError, match="already"):
+        methods.register(Second)
+
+
+def pruned(model: Any, shares: dict[str, float], size: int = 16) -> Any:
+    method = methods.create(MagnitudePruning(final_sparsity=shares, frequency=1), stage(3, size))
+    net = method.apply(model)
+    train(net, method, 3, size)
+    return method.finalize(net)
+
+
+def kernel_zeros(model: Any) -> dict[str, float]:
+    found = {layer.name: variables.kernel(layer) for layer in model.layers}
+    return {name: zeros(kernel) for name, kernel in found.items() if kernel is not None}
+
+
+def file_zeros(data: bytes) -> list[float]:
+    """Share of zero codes of every kernel, in execution order."""
+    content = flatbuffer.read(data)
+    kernels = [op for op in content.operators if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D")]
+    return [zeros(content.tensors[op.inputs[1]].data) for op in kernels]
+
+
+def quantized_twice(model: Any, path: Path, size: int, steps: int) -> tuple[Any, bytes]:
+    """QAT, save, load, QAT again; the last net and its file."""
+    config = QuantizationAwareTraining(calibration_images=32)
+    for turn in range(2):
+        method = methods.create(config, stage(steps, size))
+        net = method.apply(model)
+        train(net, method, steps, size)
+        ranges, plain = scheme.get_ranges(net), method.finalize(net)
+        target = path / str(turn)
+        card = Card({}, (size, size, 3), WAY, ("a",) * plain.output_shape[-1])
+        folder.save(plain, target, card)
+        stored.save_ranges(target, ranges)
+        model = folder.load(target).model
+    wrapped = stored.load(target)
+    np.testing.assert_array_equal(
+        wrapped(inputs(2, size), training=False), net(inputs(2, size), training=False)
+    )
+    stored.for_export(wrapped)
+    return model, convert.int8_flatbuffer(wrapped)
+
+
+def test_zeros_stay_through_training_saving_and_more_training(tmp_path: Path) -> None:
+    """tfmot loses the depthwise zeros at once and all others after reloading."""
+    start = pruned(toy(), {"pointwise": 0.75, "depthwise": 0.3})
+    before = kernel_zeros(start)
+    assert before == pytest.approx({"a": 0, "b": 0.3, "c": 0.75, "d": 0.75, "e": 0}, abs=0.01)
+    model, data = quantized_twice(start, tmp_path, 16, 20)
+    assert kernel_zeros(model) == before
+    in_file = dict(zip("abcde", file_zeros(data), strict=True))
+    assert all(in_file[name] >= before[name] for name in "bcd")
+    assert in_file["e"] < 0.1
+    moved = [np.any(a != b) for a, b in zip(start.get_weights(), model.get_weights(), strict=True)]
+    assert all(moved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"])
+def test_zeros_of_a_family_stay(name: str, tmp_path: Path) -> None:
+    fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
+    start = pruned(
+        liven(build(archs.get(name, **fields), (32, 32, 3))),
+        {"pointwise": 0.75, "depthwise": 0.3},
+        32,
+    )
+    before = kernel_zeros(start)
+    model, data = quantized_twice(start, tmp_path, 32, 4)
+    assert kernel_zeros(model) == before
+    in_file = dict(zip(before, file_zeros(data), strict=True))
+    assert all(in_file[layer] >= share for layer, share in before.items())
+    assert sorted(before.values())[len(before) // 2] >= 0.3
+
+
+@functools.cache
+def trained_file() -> tuple[Any, Quantized]:
+    """A toy that has learnt its task, by plain training and QAT."""
+    model = toy()
+    train(model, None, 60)
+    method = methods.create(QuantizationAwareTraining(), stage(20))
+    net = method.apply(model)
+    train(net, method, 20, rate=0.005)
+    ranges = scheme.get_ranges(net)
+    wrapped = scheme.wrap(method.finalize(net), WAY)
+    scheme.set_ranges(wrapped, ranges)
+    stored.for_export(wrapped)
+    return net, Quantized(None, wrapped, ranges, convert.int8_flatbuffer(wrapped))
+
+
+def test_the_file_of_a_trained_net_answers_as_the_net_in_training() -> None:
+    net, made = trained_file()
+    images = pixels(300, seed=21)
+    said = net(inputs(300, seed=21), training=False).numpy()
+    labels = inputs(300, seed=21)[:, :, :, 0].mean((1, 2)) > 0
+    assert np.mean(said.argmax(1) == labels) > 0.85
+    exported = made.wrapped(grid(images), training=False).numpy()
+    np.testing.assert_allclose(exported, said, atol=1e-4)
+    found = verify(made.data, said, grid(images), expect_int8=True, io="int8")
+    assert found.ok
+    assert found.clear_images > 200
+    assert found.agreement_clear == 1.0
+    assert found.mean_steps < 1
+    assert max(off.max() for off in operator_steps(made, images[:8]).values()) <= 1
+
+
+def test_ranges_move_with_training_and_then_stand_still() -> None:
+    method = methods.create(QuantizationAwareTraining(freeze=0.5), stage(10))
+    assert [method.evaluate_as_inference(step) for step in (0, 4, 5, 9)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    net = method.apply(liven(toy()))
+    start = scheme.get_ranges(net)
+    train(net, method, 3)
+    after = scheme.get_ranges(net)
+    assert all(np.any(start[name] != after[name]) for name in start if name != "input")
+
+
+@pytest.mark.slow
+def test_foreign_nets_go_through() -> None:
+    """keras.applications' V1, built with tf_keras; its softmax is cut off first."""
+    tf_keras.utils.set_random_seed(0)
+    model = tf_keras.applications.MobileNet((32, 32, 3), 0.25, weights=None, classes=4)
+    start = pruned(liven(float32_copy(model)), {"pointwise": 0.5}, 32)
+    made = quantize(start, 32)
+    assert flatbuffer.read(made.data).float_tensors() == []
+    shares = file_zeros(made.data)
+    assert sum(share >= 0.5 for share in shares) >= 13
