@@ -13,13 +13,19 @@ from mobilenet.errors import UsageError, one_of
 
 COMMAND = cli.Command(
     "mobilenet.converter",
-    "Converts a net: int8 where it was trained for that, float32 otherwise; proves the file, then writes it.",
+    "Converts a net: int8 where it was trained for that, else float32; writes what is proved.",
     [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir")],
     (
         cli.option("model", str, None, "a model folder, .keras or SavedModel", group="model"),
-        cli.option("output", str, None, "the export folder; `export` beside the model folder when left out"),
-        cli.option("io", str, None, "type of both ends: int8, uint8 or float32; the inside's when left out"),
-        cli.option("verify_images", int, 200, "held-out images that net and file must answer alike"),
+        cli.option(
+            "output", str, None, "the export folder; `export` beside the model folder when left out"
+        ),
+        cli.option(
+            "io", str, None, "type of both ends: int8, uint8 or float32; the inside's when left out"
+        ),
+        cli.option(
+            "verify_images", int, 200, "held-out images that net and file must answer alike"
+        ),
     ),
 )
 
@@ -41,7 +47,9 @@ def run(argv: list[str]) -> int | None:
     card = folder.load(source).card
     name = parsed.settings.get("name", card.dataset or datasets.DIGITS.name)
     data = cli.settle(datasets.get(name), parsed.settings)
-    made = exporting.export(source, target, _images(data, card, options["verify_images"]), options["io"])
+    made = exporting.export(
+        source, target, _images(data, card, options["verify_images"]), options["io"]
+    )
     found = made.verification
     rows: list[list[Any]] = [
         ["file", made.path],
@@ -67,10 +75,17 @@ def _images(data: DatasetConfig, card: Any, count: int) -> Any:
     height, width, channels = card.input_shape
     way = exporting.preprocessing_of(card, data)
     batches = room.load(
-        data, "test", image_size=(height, width), batch_size=32, channels=channels, preprocessing=way
+        data,
+        "test",
+        image_size=(height, width),
+        batch_size=32,
+        channels=channels,
+        preprocessing=way,
     )
     with reading.explained(data, "test"):
-        return np.concatenate([images.numpy() for images, _ in batches.take(-(-count // 32))])[:count]
+        return np.concatenate([images.numpy() for images, _ in batches.take(-(-count // 32))])[
+            :count
+        ]
 
 
 def main() -> None:

@@ -21,13 +21,31 @@ from mobilenet.runtime import classifier, evaluation
 COMMAND = cli.Command(
     "mobilenet.evaluator",
     "Top-1, top-5 and loss of a net on held-out images.",
-    [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir", "label_offset", "skip_corrupt")],
+    [
+        spec
+        for spec in cli.flag_specs(DatasetConfig)
+        if spec.path in ("name", "data_dir", "label_offset", "skip_corrupt")
+    ],
     (
-        cli.option("model", str, None, "a model folder, .keras, SavedModel, .tflite or export folder", group="model"),
+        cli.option(
+            "model",
+            str,
+            None,
+            "a model folder, .keras, SavedModel, .tflite or export folder",
+            group="model",
+        ),
         cli.option("split", str, "test", "train, validation or test", group="data"),
         cli.option("batch_size", int, 32, "images a call of a Keras net", group="data"),
-        cli.option("limit", int, None, "at most so many images (flatbuffers on digits and class folders)", group="data"),
-        cli.option("threads", int, None, "images at once through a flatbuffer; all cores when left out"),
+        cli.option(
+            "limit",
+            int,
+            None,
+            "at most so many images (flatbuffers on digits and class folders)",
+            group="data",
+        ),
+        cli.option(
+            "threads", int, None, "images at once through a flatbuffer; all cores when left out"
+        ),
     ),
 )
 
@@ -44,7 +62,15 @@ def run(argv: list[str]) -> int | None:
     started = time.monotonic()
     score, data = (_flatbuffer if is_file else _keras)(path, parsed)
     seconds = time.monotonic() - started
-    rows = [[f"{score.top1:.2f}", f"{score.top5:.2f}", f"{score.loss:.4f}", f"{score.images:,}", f"{seconds:.1f}"]]
+    rows = [
+        [
+            f"{score.top1:.2f}",
+            f"{score.top5:.2f}",
+            f"{score.loss:.4f}",
+            f"{score.images:,}",
+            f"{seconds:.1f}",
+        ]
+    ]
     print(f"{path} on {data.name}, {options['split']}")
     print(cli.table(["top-1 %", "top-5 %", "loss", "images", "seconds"], rows))
     return None
@@ -63,7 +89,9 @@ def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig]
     if data.name in evaluation.DATASETS:
         left_out: list[UsageError] = []
         on_corrupt = left_out.append if data.skip_corrupt else None
-        found = evaluation.evaluate(net, data.name, data.data_dir, options["split"], options["limit"], on_corrupt)
+        found = evaluation.evaluate(
+            net, data.name, data.data_dir, options["split"], options["limit"], on_corrupt
+        )
         if left_out:
             print(f"{len(left_out)} images left out, first {left_out[0]}")
         return found, data
@@ -92,7 +120,10 @@ def _batches(data: DatasetConfig, card: Card, classes: int, options: dict[str, A
     info = room.describe(data)
     if info.num_classes != classes:
         raise UsageError(
-            "--model", f"{classes} classes", f"{info.num_classes} classes, as {data.name} has", "choose the data set it was trained on"
+            "--model",
+            f"{classes} classes",
+            f"{info.num_classes} classes, as {data.name} has",
+            "choose the data set it was trained on",
         )
     height, width, channels = card.input_shape
     return room.load(

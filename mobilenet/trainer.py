@@ -1,4 +1,4 @@
-"""`python -m mobilenet.trainer`: float training, pruning, quantization and conversion, in one run folder."""
+"""`python -m mobilenet.trainer`: training, pruning, quantization, conversion in one run folder."""
 
 from __future__ import annotations
 
@@ -10,21 +10,49 @@ from mobilenet.configs import archs, compression
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import one_of
 
-HEADERS = ("stage", "top-1 %", "top-5 %", "params", "MACs", "non-zero", "bytes", "gzip", "ms (1 thread)")
-_COLUMNS = ("stage", "top1", "top5", "params", "macs", "nonzero_weights", "bytes", "gzip_bytes", "latency_ms")
+HEADERS = (
+    "stage",
+    "top-1 %",
+    "top-5 %",
+    "params",
+    "MACs",
+    "non-zero",
+    "bytes",
+    "gzip",
+    "ms (1 thread)",
+)
+_COLUMNS = ("stage", "top1", "top5", "params", "macs", "nonzero_weights")
+_COLUMNS += ("bytes", "gzip_bytes", "latency_ms")
 
 COMMAND = cli.Command(
     "mobilenet.trainer",
     "Trains a MobileNet, prunes it, trains it for int8 and converts it, in one run folder.",
     cli.flag_specs(RunConfig),
     (
-        cli.option("model_name", str, "mobilenet_v1", "one of " + ", ".join(archs.names()), group="model"),
-        cli.option("model_dir", str, None, "the run folder; runs/MODEL_DATASET when left out"),
-        cli.option("pruning", str, "magnitude", "how to prune: " + ", ".join(compression.PRUNING), group="compression"),
         cli.option(
-            "quantization", str, "qat", "how to quantize: " + ", ".join(compression.QUANTIZATION), group="compression"
+            "model_name", str, "mobilenet_v1", "one of " + ", ".join(archs.names()), group="model"
         ),
-        cli.option("resume", bool, True, "go on with a run that is in the folder; --noresume wants a new folder"),
+        cli.option("model_dir", str, None, "the run folder; runs/MODEL_DATASET when left out"),
+        cli.option(
+            "pruning",
+            str,
+            "magnitude",
+            "how to prune: " + ", ".join(compression.PRUNING),
+            group="compression",
+        ),
+        cli.option(
+            "quantization",
+            str,
+            "qat",
+            "how to quantize: " + ", ".join(compression.QUANTIZATION),
+            group="compression",
+        ),
+        cli.option(
+            "resume",
+            bool,
+            True,
+            "go on with a run that is in the folder; --noresume wants a new folder",
+        ),
         cli.option("overwrite", bool, False, "throw away the run that is in the folder"),
     ),
     config=RunConfig,
@@ -34,9 +62,13 @@ COMMAND = cli.Command(
 def run(argv: list[str]) -> int | None:
     parsed = COMMAND.parse(argv)
     config = _with_methods(cli.run_config(parsed), parsed)
-    folder = Path(parsed.options["model_dir"] or f"runs/{_model_name(config)}_{config.dataset.name}")
+    folder = Path(
+        parsed.options["model_dir"] or f"runs/{_model_name(config)}_{config.dataset.name}"
+    )
     if not parsed.options["resume"] and not parsed.options["overwrite"] and folder.exists():
-        raise cli.UsageError("--model_dir", str(folder), "a new folder with --noresume", "choose another name")
+        raise cli.UsageError(
+            "--model_dir", str(folder), "a new folder with --noresume", "choose another name"
+        )
     with cli.starting_tensorflow():
         from mobilenet import data
         from mobilenet.training import progress, run_folder, stages
@@ -57,7 +89,10 @@ def run(argv: list[str]) -> int | None:
 
 def _with_methods(config: RunConfig, parsed: cli.Parsed) -> RunConfig:
     """The config with the methods that were asked for by name."""
-    for field, known in (("pruning", compression.PRUNING), ("quantization", compression.QUANTIZATION)):
+    for field, known in (
+        ("pruning", compression.PRUNING),
+        ("quantization", compression.QUANTIZATION),
+    ):
         kind = known[one_of(f"--{field}", parsed.options[field], known)]
         if field in parsed.given and not isinstance(getattr(config, field), kind):
             config = config.replace(**{field: kind()})

@@ -54,7 +54,7 @@ def test_a_quantized_folder_gives_the_file_of_the_chain(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("io", ["uint8", "float32"])
+@pytest.mark.parametrize("io", ["uint8", pytest.param("float32", marks=pytest.mark.slow)])
 def test_the_ends_of_an_int8_file_are_chosen(
     run: Path, tmp_path: Path, io: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,7 +62,10 @@ def test_the_ends_of_an_int8_file_are_chosen(
     said = converted(capfd, "--model", run / "quantize", "--output", tmp_path / "out", *words)
     source, target, content = ends(tmp_path / "out/model.tflite")
     assert source.dtype == target.dtype == io
-    assert all(t.dtype != "float32" or t.index in (*content.inputs, *content.outputs) for t in content.tensors)
+    assert all(
+        t.dtype != "float32" or t.index in (*content.inputs, *content.outputs)
+        for t in content.tensors
+    )
     assert "of 40 images" in said["same top-1 as the net"]
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
     both = [Classifier(place).logits(images) for place in (tmp_path / "out", run / "export")]
@@ -73,23 +76,17 @@ def test_the_ends_of_an_int8_file_are_chosen(
 def test_a_float_folder_gives_a_float_file_that_answers_like_keras(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    said = converted(capfd, "--model", run / "train", "--output", tmp_path / "out")
+    """With nothing said, it stands beside the model's folder."""
+    shutil.copytree(run / "train", tmp_path / "net")
+    said = converted(capfd, "--model", tmp_path / "net")
+    assert said["file"] == str(tmp_path / "export/model.tflite")
     assert said["same top-1 as the net"].startswith("100.00%")
-    source, target, _ = ends(tmp_path / "out/model.tflite")
+    source, target, _ = ends(tmp_path / "export/model.tflite")
     assert source.dtype == target.dtype == "float32"
     net = tf_keras.models.load_model(run / "train/model.keras", compile=False)
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
     expected = net.predict(images / np.float32(127.5) - 1, verbose=0)
-    np.testing.assert_allclose(Classifier(tmp_path / "out").logits(images), expected, atol=1e-4)
-
-
-def test_the_export_stands_beside_the_model_when_nothing_is_said(
-    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(run / "prune", tmp_path / "net")
-    said = converted(capfd, "--model", tmp_path / "net")
-    assert (tmp_path / "export/model.tflite").is_file()
-    assert said["file"] == str(tmp_path / "export/model.tflite")
+    np.testing.assert_allclose(Classifier(tmp_path / "export").logits(images), expected, atol=1e-4)
 
 
 def test_a_lone_net_is_proved_on_the_digits(

@@ -1,4 +1,4 @@
-"""`python -m mobilenet.evaluator`: the same figures for a net, its flatbuffers and its simulation."""
+"""`python -m mobilenet.evaluator`: one figure for a net, its flatbuffers and its simulation."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ def test_it_gives_what_the_run_reports(
 @pytest.fixture(scope="module")
 def float_file(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pruned net, converted by TensorFlow's own converter."""
-    net = tf_keras.models.load_model(
-        run / "prune/model.keras", compile=False
-    )
+    net = tf_keras.models.load_model(run / "prune/model.keras", compile=False)
     export = tmp_path_factory.mktemp("float")
     traced = tf.function(net).get_concrete_function(tf.TensorSpec((1, 32, 32, 3)))
     data = tf.lite.TFLiteConverter.from_concrete_functions([traced], net).convert()
@@ -127,8 +125,6 @@ def test_a_file_is_scored_without_tensorflow_and_soon(run: Path, tmp_path: Path)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(rf" {report(run)['convert']['top1']:.2f} ", done.stdout)
     assert seconds < 10  # under 1 s on an idle machine
-
-
 
 
 def test_a_lone_file_of_a_net_with_probabilities(

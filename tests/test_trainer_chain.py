@@ -24,6 +24,7 @@ pytest.importorskip("tensorflow")
 FILES = [
     "config.json",
     "environment.json",
+    "example.png",
     "export/README.md",
     "export/card.json",
     "export/labels.txt",
@@ -51,9 +52,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return trainer_runs.finished(tmp_path_factory.getbasetemp())[1].stdout
 
 
-def test_nothing_is_said_on_stderr(
-    run: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_nothing_is_said_on_stderr(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert trainer_runs.finished(tmp_path_factory.getbasetemp())[1].stderr == ""
 
 
@@ -122,9 +121,7 @@ def test_environment_names_what_the_run_ran_on(run: Path) -> None:
 def test_half_of_the_pointwise_weights_are_zero_in_the_file_itself(run: Path) -> None:
     """Counted in the flatbuffer's own tensors: kernels 1x1 of CONV_2D, but for the head's."""
     content = flatbuffer.read(run / "export/model.tflite")
-    kernels = [
-        content.tensors[op.inputs[1]] for op in content.operators if op.name == "CONV_2D"
-    ]
+    kernels = [content.tensors[op.inputs[1]] for op in content.operators if op.name == "CONV_2D"]
     pointwise = [k for k in kernels if tuple(k.shape[1:3]) == (1, 1) and k.shape[0] != 10]
     assert len(pointwise) == 13
     zeros = sum(int((k.data == 0).sum()) for k in pointwise)

@@ -23,7 +23,8 @@ from mobilenet import trainer
 from mobilenet.configs import recipes
 from mobilenet.configs.archs import MobileNetV1Config
 from mobilenet.errors import UsageError
-from mobilenet.training import run_folder
+from mobilenet.models import builder
+from mobilenet.training import initial, run_folder
 
 tf = pytest.importorskip("tensorflow")
 tf_keras = pytest.importorskip("tf_keras")
@@ -97,12 +98,15 @@ def test_overwrite_that_fails_gives_the_old_run_back(run: Path) -> None:
 
 
 def test_overwrite_starts_again(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    trainer.run([*TINY, "--epochs=0", "--stages=train", "--overwrite", "--model_dir", str(run)])
+    words = [*TINY, "--epochs=0", "--stages=train", "--batch_size=100", "--model_dir", str(run)]
+    trainer.run([*words, "--overwrite"])
     assert list(report(run)) == ["train"]
     assert not (run / "export").exists()
     assert not (run / ".replaced").exists()
     assert json.loads((run / "config.json").read_text())["train"]["epochs"] == 0
-    assert capfd.readouterr().err == ""
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert "train: 1,257 images, 12 steps an epoch, 0 epochs" in out  # whole batches
 
 
 def test_a_process_killed_before_it_began_is_undone_by_the_next(tmp_path: Path) -> None:
@@ -159,6 +163,7 @@ def test_stages_are_added_in_the_same_folder(
     assert f"there prune.lr is {CONFIG.prune.lr}, here 0.5" in said
 
 
+@pytest.mark.slow
 def test_a_stage_whose_files_are_gone_runs_again(
     run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,70 +178,77 @@ def test_a_stage_whose_files_are_gone_runs_again(
 
 
 @pytest.fixture
-def net(tmp_path: Path) -> Callable[..., Any]:
-    def build(classes: int, width: float = 0.25, top: bool = True) -> Any:
+def net() -> Callable[..., Any]:
+    def build(classes: int, width: float = 0.25) -> Any:
         tf_keras.utils.set_random_seed(4)
         return tf_keras.applications.MobileNet(
-            (32, 32, 3), alpha=width, weights=None, classes=classes, include_top=top
+            (32, 32, 3), alpha=width, weights=None, classes=classes
         )
 
     return build
 
 
-def kernels(folder: Path) -> dict[str, np.ndarray]:
-    model = tf_keras.models.load_model(folder / "model.keras", compile=False)
+def weights(model: Any) -> dict[str, list[np.ndarray]]:
     return {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
 
 
-def start(tmp_path: Path, checkpoint: Path, *words: str) -> dict[str, Any]:
-    """The weights that a run starts from: it trains for no epoch."""
-    trainer.run(
-        [*TINY, "--epochs=0", "--stages=train", f"--init_checkpoint={checkpoint}",
-         f"--model_dir={tmp_path / 'started'}", *words]
-    )  # fmt: skip
-    return kernels(tmp_path / "started/train")
+def loaded(checkpoint: Path) -> dict[str, list[np.ndarray]]:
+    """The weights that a net of ten classes has after `--init_checkpoint`."""
+    config = MobileNetV1Config(width_multiplier=0.25, num_classes=10, classifier_activation=None)
+    model = builder.build(config, (32, 32, 3))
+    initial.load_into(model, str(checkpoint), config)
+    return weights(model)
 
 
 @pytest.mark.parametrize("form", ["folder", "file"])
-def test_a_run_starts_from_a_net_of_ours(finished: Path, tmp_path: Path, form: str) -> None:
-    source = finished / "train"
-    found = start(tmp_path, source if form == "folder" else source / "model.keras")
-    expected = kernels(source)
+def test_a_run_starts_from_a_net_of_ours(finished: Path, form: str) -> None:
+    file = finished / "train/model.keras"
+    found = loaded(file if form == "file" else file.parent)
+    expected = weights(tf_keras.models.load_model(file, compile=False))
     assert set(found) == set(expected)
     for name, arrays in expected.items():
         for one, other in zip(found[name], arrays, strict=True):
             np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("classes", [10, 7])
+def is_theirs(found: dict[str, list[np.ndarray]], theirs: Any) -> None:
+    for ours, name in (("Conv2d_0", "conv1"), ("Conv2d_13_pointwise", "conv_pw_13")):
+        np.testing.assert_array_equal(found[ours][0], theirs.get_layer(name).get_weights()[0])
+
+
 def test_a_run_starts_from_a_file_of_keras_applications(
-    net: Callable[..., Any], tmp_path: Path, classes: int, capfd: pytest.CaptureFixture[str]
+    net: Callable[..., Any], tmp_path: Path
 ) -> None:
-    theirs = net(classes)
+    theirs = net(10)
     theirs.save_weights(tmp_path / "weights.h5")
-    found = start(tmp_path, tmp_path / "weights.h5")
-    stem = theirs.get_layer("conv1").get_weights()[0]
-    np.testing.assert_array_equal(found["Conv2d_0"][0], stem)
-    last = theirs.get_layer("conv_pw_13").get_weights()[0]
-    np.testing.assert_array_equal(found["Conv2d_13_pointwise"][0], last)
+    found = loaded(tmp_path / "weights.h5")
+    is_theirs(found, theirs)
     head = theirs.get_layer("conv_preds").get_weights()[0]
+    np.testing.assert_array_equal(found["Logits"][0], head)
+
+
+def test_a_file_of_other_classes_gives_all_but_the_head(
+    net: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    theirs = net(7)
+    theirs.save_weights(tmp_path / "weights.h5")
+    words = [*TINY, "--epochs=0", "--stages=train", f"--model_dir={tmp_path / 'run'}"]
+    trainer.run([*words, f"--init_checkpoint={tmp_path / 'weights.h5'}"])
+    found = weights(tf_keras.models.load_model(tmp_path / "run/train/model.keras", compile=False))
+    is_theirs(found, theirs)
     assert found["Logits"][0].shape == (1, 1, 256, 10)
-    assert (classes == 10) == np.array_equal(found["Logits"][0], head)
-    out = capfd.readouterr().out
-    assert ("; new: Logits" in out) == (classes != 10)
+    assert "; new: Logits" in capfd.readouterr().out
 
 
 def test_weights_of_another_net_are_refused(net: Callable[..., Any], tmp_path: Path) -> None:
     net(10, 0.5).save_weights(tmp_path / "weights.h5")
     other = tmp_path / "other"
     words = [*TINY, "--stages=train", f"--model_dir={other}"]
-    said = error_of(*words, "--init_checkpoint", tmp_path / "weights.h5")
-    assert "width_multiplier" in said
-    net(10, 0.5).save(tmp_path / "net.keras")
-    said = error_of(*words, "--init_checkpoint", tmp_path / "net.keras")
-    assert "--init_checkpoint: got" in said
-    assert "layers do not fit" in said
+    assert "width_multiplier" in error_of(*words, "--init_checkpoint", tmp_path / "weights.h5")
     assert not other.exists()
+    net(10, 0.5).save(tmp_path / "net.keras")
+    with pytest.raises(UsageError, match="--init_checkpoint: got .*layers do not fit"):
+        loaded(tmp_path / "net.keras")
 
 
 @pytest.mark.slow
@@ -250,20 +262,12 @@ def test_prune_may_start_from_a_checkpoint(finished: Path, tmp_path: Path) -> No
     assert entries["prune"]["nonzero_weights"] < 0.6 * report(finished)["train"]["nonzero_weights"]
 
 
+@pytest.mark.slow
 def test_a_nan_ends_the_run_in_one_line(tmp_path: Path) -> None:
     words = [*TINY, "--optimizer_name=sgd", "--lr=1e30", "--epochs=3", "--stages=train"]
     said = error_of(*words, "--warmup_epochs=0", f"--model_dir={tmp_path / 'run'}")
     assert "loss: got 'nan in epoch 1', expected a finite number; try --lr 1e+29" in said
     assert "--overwrite" in said
-
-
-def test_steps_of_an_epoch_are_whole_batches(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """1,257 training digits: 12 batches of 100, the rest comes in another epoch's order."""
-    words = ["--epochs=0", "--stages=train", "--batch_size=100", f"--model_dir={tmp_path / 'run'}"]
-    trainer.run([*TINY, *words])
-    assert "train: 1,257 images, 12 steps an epoch, 0 epochs" in capfd.readouterr().out
 
 
 def started(*words: object) -> subprocess.Popen[str]:

@@ -92,17 +92,22 @@ def test_the_average_is_the_formula_and_the_net_ends_with_it(tmp_path: Path) -> 
     assert decays[0] < 0.6 == decays[-1]  # both parts of the rule were at work
     for weight, shadow in zip(net.weights, shadows, strict=True):
         np.testing.assert_allclose(weight.numpy(), shadow, rtol=1e-4, atol=1e-6)
-    assert any(not np.allclose(a, b) for a, b in zip(net.get_weights(), watch.weights[-1]))
+    assert any(
+        not np.allclose(a, b) for a, b in zip(net.get_weights(), watch.weights[-1], strict=True)
+    )
 
 
 def test_validation_is_that_of_the_averaged_weights(tmp_path: Path) -> None:
     net, watch = make_net(), Watch()
     rows = engine.fit(net, None, job_of(tmp_path, CONFIG, watch))
-    images, labels = (np.concatenate(part) for part in zip(*batches(100).take(2).as_numpy_iterator()))
+    held_out = batches(100).take(2).as_numpy_iterator()
+    images, labels = (np.concatenate(part) for part in zip(*held_out, strict=True))
     logits = net.predict(images, verbose=0).astype(np.float64)
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
     assert rows[-1]["val_loss"] == pytest.approx(losses.mean(), abs=1e-4)
-    assert rows[-1]["val_top1"] == pytest.approx(100 * (logits.argmax(1) == labels).mean(), abs=1e-2)
+    assert rows[-1]["val_top1"] == pytest.approx(
+        100 * (logits.argmax(1) == labels).mean(), abs=1e-2
+    )
 
 
 def test_swapped_gives_the_averages_and_then_the_own_weights_back() -> None:
@@ -175,7 +180,9 @@ def test_the_newest_states_are_kept(tmp_path: Path) -> None:
 def test_the_state_of_another_net_is_refused_with_its_file(tmp_path: Path) -> None:
     engine.fit(make_net(), None, job_of(tmp_path))
     source = tf_keras.layers.Input((6, 6, 2))
-    other = tf_keras.Model(source, tf_keras.layers.Dense(CLASSES)(tf_keras.layers.Flatten()(source)))
+    other = tf_keras.Model(
+        source, tf_keras.layers.Dense(CLASSES)(tf_keras.layers.Flatten()(source))
+    )
     with pytest.raises(UsageError, match="ckpt-4.*expected the state of this stage.*--overwrite"):
         engine.fit(other, None, job_of(tmp_path))
 
@@ -193,7 +200,9 @@ def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path: Path) -> No
         return batches(start).map(lambda x, y: (x * float("nan"), y))
 
     job = dataclasses.replace(job_of(tmp_path), training=poisoned)
-    with pytest.raises(UsageError, match="loss: got 'nan in epoch 1', expected a finite number; try --lr 0.002"):
+    with pytest.raises(
+        UsageError, match="loss: got 'nan in epoch 1', expected a finite number; try --lr 0.002"
+    ):
         engine.fit(make_net(), None, job)
     assert not list(tmp_path.glob("ckpt*"))  # the state before the fault stays the newest
 
@@ -313,5 +322,3 @@ def test_one_trace_serves_batches_of_any_size(caplog: pytest.LogCaptureFixture) 
         assert infer(tf.zeros((size, 6, 6, 2))).shape == (size, CLASSES)
     assert len(traces) == 1
     assert "retracing" not in caplog.text
-
-

@@ -68,9 +68,7 @@ def test_a_schedule_is_its_formula(name: str, warmup: float) -> None:
     """The warm-up of tensorflow/models' trainer: linear to the base rate over W epochs, then the
     schedule at the absolute step."""
     fields, formula = SCHEDULES[name]
-    found = rates(
-        learning_scheduler_name=name.partition(",")[0], warmup_epochs=warmup, **fields
-    )
+    found = rates(learning_scheduler_name=name.partition(",")[0], warmup_epochs=warmup, **fields)
     until = warmup * STEPS
     expected = [0.3 * t / until if t < until else formula(t) for t in range(EPOCHS * STEPS)]
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-7)

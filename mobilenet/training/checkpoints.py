@@ -31,7 +31,7 @@ class Checkpoints:
         self.manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=keep)
 
     def restore(self) -> tuple[int, list[Row]]:
-        """Loads the newest state; returns the epochs done and their history (0 and none when there is no state).
+        """Loads the newest state; returns the epochs done and their history (0, none without one).
 
         Raises:
             UsageError: the state belongs to another net or is damaged.
@@ -47,7 +47,9 @@ class Checkpoints:
             if status is not None:
                 status.expect_partial()  # or TensorFlow lists every weight on the terminal
             reason = str(error).splitlines()[0]
-            raise UsageError(latest, None, f"the state of this stage ({reason})", "start again with --overwrite") from None
+            raise UsageError(
+                latest, None, f"the state of this stage ({reason})", "start again with --overwrite"
+            ) from None
         return int(self.epoch), list(json.loads(self.rows.numpy()))
 
     def save(self, epoch: int, rows: list[Row]) -> None:

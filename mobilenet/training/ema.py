@@ -10,7 +10,12 @@ import tensorflow as tf
 
 from mobilenet.compression import variables
 
-_NOT_WEIGHTS = ("low", "high", "absmax", "optimizer_step")  # variables of quantizers, which follow the data
+_NOT_WEIGHTS = (
+    "low",
+    "high",
+    "absmax",
+    "optimizer_step",
+)  # variables of quantizers, which follow the data
 
 
 class Average(tf.Module):
@@ -20,14 +25,16 @@ class Average(tf.Module):
 
     Args:
         net: any net, wrapped or plain.
-        decay: share of the shadow that stays at each step, lowered to (1 + step) / (10 + step) early on
-            (tf.train.ExponentialMovingAverage's `num_updates`); 0 keeps no shadows.
+        decay: share of the shadow that stays at each step, lowered to (1 + step) / (10 + step)
+            early on (tf.train.ExponentialMovingAverage's `num_updates`); 0 keeps no shadows.
     """
 
     def __init__(self, net: Any, decay: float) -> None:
         super().__init__(name="average")
         self.decay = decay
-        self.weights = [w for w in net.weights if w.dtype.is_floating and not _internal(w)] if decay else []
+        self.weights = (
+            [w for w in net.weights if w.dtype.is_floating and not _internal(w)] if decay else []
+        )
         self.shadows = [
             tf.Variable(
                 tf.convert_to_tensor(weight),

@@ -78,7 +78,8 @@ class Learner(tf_keras.Model):  # type: ignore[misc]
 def fit(net: Any, method: Method | None, job: Job) -> list[Row]:
     """Trains `net` in place, from the newest resume state where there is one.
 
-    Ends with the averaged weights in the net. Must be called in the scope of the strategy that `net` was made in.
+    Ends with the averaged weights in the net. Must be called in the scope of the strategy that
+    `net` was made in.
 
     Args:
         net: functional, from images to logits.
@@ -86,7 +87,8 @@ def fit(net: Any, method: Method | None, job: Job) -> list[Row]:
         job: data, length and places.
 
     Returns:
-        One row an epoch: `epoch`, `loss`, `top1` (training), `val_loss`, `val_top1`, `lr`, `seconds`; top-1 in percent.
+        One row an epoch: `epoch`, `loss`, `top1` (training), `val_loss`, `val_top1`, `lr`,
+        `seconds`; top-1 in percent.
 
     Raises:
         UsageError: the loss is no longer a number, or the resume state is not of this net.
@@ -127,7 +129,7 @@ def fit(net: Any, method: Method | None, job: Job) -> list[Row]:
 
 
 class _Epochs(tf_keras.callbacks.Callback):  # type: ignore[misc]
-    """At the end of each epoch: a row with validation of the averaged weights, and the resume state.
+    """At the end of each epoch: a row with validation of the averaged weights, the resume state.
 
     Stands first among the callbacks, so that the others find the finished row in their logs.
     """
@@ -181,13 +183,17 @@ class _Epochs(tf_keras.callbacks.Callback):  # type: ignore[misc]
         """Ends the run before a state without numbers is kept."""
         if not math.isfinite(value):
             flag = "--lr" if self.job.name == "train" else f"--{self.job.name}_lr"
-            remedy = f"try {flag} {self.job.config.lr / 10:g} with --overwrite or another --model_dir"
+            remedy = (
+                f"try {flag} {self.job.config.lr / 10:g} with --overwrite or another --model_dir"
+            )
             raise UsageError(what, f"{value} in epoch {epoch + 1}", "a finite number", remedy)
 
 
 def _loss(classes: int, smoothing: float) -> Callable[[Any, Any], tf.Tensor]:
     def smoothed(labels: Any, logits: Any) -> tf.Tensor:
         wanted = tf.one_hot(tf.reshape(tf.cast(labels, tf.int32), [-1]), classes)
-        return tf_keras.losses.categorical_crossentropy(wanted, logits, from_logits=True, label_smoothing=smoothing)
+        return tf_keras.losses.categorical_crossentropy(
+            wanted, logits, from_logits=True, label_smoothing=smoothing
+        )
 
     return smoothed

@@ -26,7 +26,8 @@ from mobilenet.training import scoring
 
 log = logging.getLogger("mobilenet")
 VERIFY_IMAGES = 500
-# One rounding apart grows with depth in a net that is hardly trained, so end-to-end agreement is told, not demanded.
+# One rounding apart grows with depth in a net that is hardly trained, so end-to-end agreement is
+# told, not demanded.
 _STRUCTURE = verify.Limits(agreement_clear=0.0)
 _EXPECTED_AGREEMENT = 0.97
 _BATCH = 32
@@ -60,7 +61,11 @@ class Export:
 def net_figures(model: Any) -> dict[str, int]:
     """Parameters, MACs of one image and weights that are not zero."""
     count = counting.count(model)
-    return {"params": count.params, "macs": count.macs, "nonzero_weights": counting.nonzero_weights(model)}
+    return {
+        "params": count.params,
+        "macs": count.macs,
+        "nonzero_weights": counting.nonzero_weights(model),
+    }
 
 
 def ranges_of(net: Any) -> _Ranges | None:
@@ -73,7 +78,7 @@ def ranges_of(net: Any) -> _Ranges | None:
 
 
 def save_stage(plain: Any, target: Path, card: Card, ranges: _Ranges | None) -> None:
-    """Writes the folder of a stage: net, card and, of a quantized net, ranges; whole or not at all."""
+    """Writes the folder of a stage: net, card, ranges of a quantized net; whole or not at all."""
     with files.replacing(target) as temporary:
         folder.save(plain, temporary, card)
         if ranges is not None:
@@ -124,7 +129,8 @@ def export(
     """Converts a model folder and proves the file on `images` before it gets its name.
 
     Args:
-        source: a model folder (int8 where ranges lie beside the net, float otherwise) or another saved net.
+        source: a model folder (int8 where ranges lie beside the net, float otherwise) or another
+            saved net.
         target: the export folder.
         images: `[n, height, width, channels]`, preprocessed as the net takes them.
         io: type of both ends; int8 for a quantized net and float32 for a float one when `None`.
@@ -154,12 +160,18 @@ def export(
         limits=limits,
     )
     if not found.ok:
-        raise FailedProof(str(target), None, f"a file that proves equal ({'; '.join(found.faults)})", "it was not written")
+        raise FailedProof(
+            str(target),
+            None,
+            f"a file that proves equal ({'; '.join(found.faults)})",
+            "it was not written",
+        )
     for line in found.warnings:
         log.warning("%s: %s", target, line)
     if found.agreement_clear < _EXPECTED_AGREEMENT:
         log.warning(
-            "%s: the file answers like the net on %.1f %% of the clear images only; is the net trained?",
+            "%s: the file answers like the net on %.1f %% of the clear images only; "
+            "is the net trained?",
             target,
             100 * found.agreement_clear,
         )
@@ -182,11 +194,13 @@ def _int8(
 def _logits(net: Any, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     infer = scoring.inference(net)
     starts = range(0, len(images), _BATCH)
-    return np.concatenate([infer(tf.constant(images[start : start + _BATCH])).numpy() for start in starts])
+    return np.concatenate(
+        [infer(tf.constant(images[start : start + _BATCH])).numpy() for start in starts]
+    )
 
 
 def score_file(path: Path, dataset: tf.data.Dataset, way: Preprocessing) -> metrics.Metrics:
-    """Figures of a flatbuffer on batches that were preprocessed for its float net; all cores work."""
+    """Figures of a flatbuffer on batches preprocessed for its float net; all cores work."""
     classifier = Classifier(path)
     mean, std = np.asarray(way.mean, np.float32), np.asarray(way.std, np.float32)
     scores, labels = [], []

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mobilenet.tf1_loader import keras_applications
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models import folder
+from mobilenet.tf1_loader import keras_applications
 
 log = logging.getLogger("mobilenet")
 _HEAD = "Logits"
@@ -30,7 +30,12 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> None:
         loaded, new = list(report.loaded), list(report.new)
     else:
         loaded, new = _by_name(model, folder.load(path).model, path)
-    log.info("%s: weights of %d layers loaded%s", path, len(loaded), f"; new: {shorten(new)}" if new else "")
+    log.info(
+        "%s: weights of %d layers loaded%s",
+        path,
+        len(loaded),
+        f"; new: {shorten(new)}" if new else "",
+    )
 
 
 def _by_name(model: Any, source: Any, path: str) -> tuple[list[str], list[str]]:

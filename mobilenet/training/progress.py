@@ -1,4 +1,4 @@
-"""What a person sees while a stage trains: a bar with the time left on a terminal, a line an epoch otherwise."""
+"""What a person sees while a stage trains: a bar with the time left on a terminal, and lines."""
 
 from __future__ import annotations
 
@@ -60,19 +60,24 @@ class Progress(tf_keras.callbacks.Callback):  # type: ignore[misc]
         if self.bar is None and sys.stderr.isatty():
             total = self.epochs * self.steps_per_epoch
             done = epoch * self.steps_per_epoch
-            self.bar = tqdm.tqdm(total=total, initial=done, desc=self.stage, unit="step", leave=False)
+            self.bar = tqdm.tqdm(
+                total=total, initial=done, desc=self.stage, unit="step", leave=False
+            )
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         del batch
         if self.bar is not None:
             if self.bar.n % 20 == 0 and logs:
-                self.bar.set_postfix(loss=f"{logs['loss']:.3f}", top1=f"{100 * logs['top1']:.1f}%", refresh=False)
+                self.bar.set_postfix(
+                    loss=f"{logs['loss']:.3f}", top1=f"{100 * logs['top1']:.1f}%", refresh=False
+                )
             self.bar.update()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         assert logs is not None
         line = (
-            f"{self.stage:<8} epoch {epoch + 1:>3}/{self.epochs}  loss {logs['loss']:.4f}  top-1 {logs['top1']:5.1f} %"
+            f"{self.stage:<8} epoch {epoch + 1:>3}/{self.epochs}"
+            f"  loss {logs['loss']:.4f}  top-1 {logs['top1']:5.1f} %"
             f"  validation {logs['val_top1']:6.2f} %  {logs['seconds']:.1f} s"
         )
         if self.bar is not None:

@@ -20,10 +20,24 @@ from mobilenet import files
 from mobilenet.configs.run import STAGES, RunConfig
 from mobilenet.errors import UsageError
 
-CONFIG, REPORT, ENVIRONMENT, LOG, METRICS = "config.json", "report.json", "environment.json", "log.txt", "metrics.csv"
+CONFIG, REPORT, ENVIRONMENT, LOG, METRICS = (
+    "config.json",
+    "report.json",
+    "environment.json",
+    "log.txt",
+    "metrics.csv",
+)
 EXPORT, CHECKPOINTS = "export", "checkpoints"
-_PACKAGES = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy", "mobilenet")
-# Fields that decide nothing until their stage has begun: a second run into the same folder may change them.
+_PACKAGES = (
+    "tensorflow",
+    "tf_keras",
+    "tensorflow-model-optimization",
+    "ai-edge-litert",
+    "numpy",
+    "mobilenet",
+)
+# Fields that decide nothing until their stage has begun: until then a second run into the same
+# folder may change them.
 _FIELDS_OF = {"prune": ("prune", "pruning"), "quantize": ("quantize", "quantization")}
 _LOCK, _ASIDE, _TRASH = ".lock", ".replaced", ".removed"
 
@@ -48,9 +62,11 @@ class RunFolder:
     begun: bool = False
 
     def begin(self) -> None:
-        """Input has been checked: from here on the folder stays, and what `--overwrite` replaces is gone."""
+        """Input has been checked: the folder stays, and what `--overwrite` replaces goes."""
         self.begun = True
-        if (self.path / _ASIDE).is_dir():  # renamed first, so that a half-removed run is never put back
+        if (
+            self.path / _ASIDE
+        ).is_dir():  # renamed first, so that a half-removed run is never put back
             (self.path / _ASIDE).rename(self.path / _TRASH)
         shutil.rmtree(self.path / _TRASH, ignore_errors=True)
 
@@ -71,30 +87,39 @@ class RunFolder:
         place = STAGES.index(entry["stage"])
         kept = [e for e in self.entries if STAGES.index(e["stage"]) < place]
         self.entries = [*kept, entry]
-        files.write_json(self.path / REPORT, {"config": self.config.to_json(), "stages": self.entries})
+        files.write_json(
+            self.path / REPORT, {"config": self.config.to_json(), "stages": self.entries}
+        )
 
     def write_metrics(self, stage: str, rows: list[dict[str, float]]) -> None:
         """Rewrites `metrics.csv`: a line an epoch, all stages."""
         histories = {e["stage"]: e.get("history", []) for e in self.entries} | {stage: rows}
         lines = [
-            {"stage": name, **row} for name in STAGES if name in histories for row in histories[name]
+            {"stage": name, **row}
+            for name in STAGES
+            if name in histories
+            for row in histories[name]
         ]
         if not lines:
             return
         head = list(lines[0])
-        text = "\n".join([",".join(head), *(",".join(str(line.get(key, "")) for key in head) for line in lines)])
+        text = "\n".join(
+            [",".join(head), *(",".join(str(line.get(key, "")) for key in head) for line in lines)]
+        )
         files.write_text(self.path / METRICS, text + "\n")
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str], config: RunConfig, overwrite: bool = False) -> Iterator[RunFolder]:
+def opened(
+    path: str | os.PathLike[str], config: RunConfig, overwrite: bool = False
+) -> Iterator[RunFolder]:
     """Opens the folder for this process alone, and checks that it is new or of the same config.
 
     Until `begin` is called on what it yields, an error or a signal leaves the place as it was.
 
     Raises:
-        UsageError: another process works in it, it holds a run of another config or things that are no run,
-            or it cannot be written.
+        UsageError: another process works in it, it holds a run of another config or things that are
+            no run, or it cannot be written.
     """
     place = Path(path)
     _check_is_run(place)
@@ -136,10 +161,18 @@ def _locked(place: Path) -> filelock.BaseFileLock:
         lock = filelock.FileLock(place / _LOCK, blocking=False)
         lock.acquire()
     except filelock.Timeout:
-        raise UsageError("--model_dir", str(place), "a folder that no other process trains in", "wait, or choose another") from None
+        raise UsageError(
+            "--model_dir",
+            str(place),
+            "a folder that no other process trains in",
+            "wait, or choose another",
+        ) from None
     except (OSError, NotImplementedError) as error:
         raise UsageError(
-            "--model_dir", str(place), f"a folder that can be written ({_reason(error)})", "choose another folder"
+            "--model_dir",
+            str(place),
+            f"a folder that can be written ({_reason(error)})",
+            "choose another folder",
         ) from None
     return lock
 
@@ -157,9 +190,16 @@ def _check_is_run(place: Path) -> None:
     try:
         names = {p.name for p in place.iterdir()} - {_LOCK, _ASIDE, _TRASH}
     except OSError as error:
-        raise UsageError("--model_dir", str(place), f"a folder that can be read ({_reason(error)})") from None
+        raise UsageError(
+            "--model_dir", str(place), f"a folder that can be read ({_reason(error)})"
+        ) from None
     if names and CONFIG not in names:
-        raise UsageError("--model_dir", str(place), "a new folder or one that holds a run", "choose another folder")
+        raise UsageError(
+            "--model_dir",
+            str(place),
+            "a new folder or one that holds a run",
+            "choose another folder",
+        )
 
 
 def _remove(place: Path, names: Iterable[str]) -> None:
@@ -188,14 +228,15 @@ def _put_back(place: Path) -> None:
 
 
 def _same_run(place: Path, config: RunConfig) -> RunConfig:
-    """The config of the run that is there, which differs in nothing that decides what it computes."""
+    """The config of the run that is there; refuses one that computes something else."""
     before = RunConfig.from_json(files.read_json(place / CONFIG))
     free = {"stages"}
     for stage, fields in _FIELDS_OF.items():
         if not (place / stage).exists() and not (place / CHECKPOINTS / stage).exists():
             free.update(fields)
     old, new = (
-        {key: value for key, value in one.to_json().items() if key not in free} for one in (before, config)
+        {key: value for key, value in one.to_json().items() if key not in free}
+        for one in (before, config)
     )
     differences = list(_differences(old, new))
     if differences:

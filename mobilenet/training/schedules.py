@@ -1,4 +1,4 @@
-"""Learning rate by optimizer step: exponential, stepwise, cosine, constant, each with a warm-up in front."""
+"""Learning rate by optimizer step: exponential, stepwise, cosine, constant, each with a warm-up."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mobilenet.configs.run import TrainConfig
 class LearningRate(tf_keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
     """The rate of a stage.
 
-    During the first `warmup_epochs` the rate climbs linearly from 0 to `lr`; after them it is what the schedule says
-    at that step, counted from the start of the stage (tensorflow/models official/modeling/optimization, and the
-    published MobileNet recipes).
+    During the first `warmup_epochs` the rate climbs linearly from 0 to `lr`; after them it is what
+    the schedule says at that step, counted from the start of the stage (tensorflow/models
+    official/modeling/optimization, and the published MobileNet recipes).
 
     Args:
         config: of the stage.
@@ -48,7 +48,7 @@ def _exponential(config: TrainConfig, epoch: tf.Tensor) -> tf.Tensor:
 
 
 def _stepwise(config: TrainConfig, epoch: tf.Tensor) -> tf.Tensor:
-    """The factor applies at each of `lr_boundaries`; at 1/2 and 3/4 of the stage when there are none."""
+    """The factor applies at each of `lr_boundaries`; .1 at 1/2 and 3/4 of the stage without any."""
     boundaries = config.lr_boundaries or (config.epochs / 2, config.epochs * 3 / 4)
     passed = tf.add_n([tf.cast(epoch >= boundary, tf.float32) for boundary in boundaries])
     return tf.pow(config.lr_decay_rate if config.lr_boundaries else 0.1, passed)
@@ -65,4 +65,9 @@ def _constant(config: TrainConfig, epoch: tf.Tensor) -> tf.Tensor:
     return tf.ones_like(epoch)
 
 
-_FACTORS = {"exponential": _exponential, "stepwise": _stepwise, "cosine": _cosine, "constant": _constant}
+_FACTORS = {
+    "exponential": _exponential,
+    "stepwise": _stepwise,
+    "cosine": _cosine,
+    "constant": _constant,
+}

@@ -12,12 +12,11 @@ import tensorflow as tf
 from mobilenet import metrics
 from mobilenet.errors import UsageError
 
-
 Infer = Callable[[tf.Tensor], tf.Tensor]
 
 
 def inference(net: Any) -> Infer:
-    """`net` in inference mode as one compiled function: images to float32 outputs `[images, classes]`."""
+    """`net` in inference mode, compiled: images to float32 outputs `[images, classes]`."""
 
     # One trace for every batch size: the last batch of a data set is smaller.
     @tf.function(input_signature=[tf.TensorSpec((None, *net.input_shape[1:]), tf.float32)])
@@ -35,7 +34,9 @@ def outputs(
     found = [(infer(images).numpy(), labels.numpy()) for images, labels in dataset]
     if not found:
         raise UsageError("data set", None, "at least one image")
-    return np.concatenate([scores for scores, _ in found]), np.concatenate([labels for _, labels in found])
+    return np.concatenate([scores for scores, _ in found]), np.concatenate(
+        [labels for _, labels in found]
+    )
 
 
 def score(infer: Infer, dataset: tf.data.Dataset, probabilities: bool = False) -> metrics.Metrics:

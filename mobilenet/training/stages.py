@@ -1,4 +1,4 @@
-"""The chain: train, prune, quantize, convert, in one run folder; a finished stage is not run again."""
+"""The chain: train, prune, quantize, convert in one run folder; what is done is not run again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mobilenet.configs.dataset import PREPROCESSING
 from mobilenet.configs.run import STAGES, RunConfig, TrainConfig
 from mobilenet.errors import UsageError
 from mobilenet.export import convert, freeze, verify
-from mobilenet.models import builder, counting, folder
+from mobilenet.models import builder, folder
 from mobilenet.runtime import interpreter
 from mobilenet.training import engine, exporting, initial, progress, reading, scoring, strategy
 from mobilenet.training.run_folder import Entry, RunFolder
@@ -41,8 +41,10 @@ _METHOD_OF: dict[str, Callable[[RunConfig], Config | None]] = {
 }
 
 
-def completed(config: RunConfig, classes_given: bool, decay_given: bool) -> tuple[RunConfig, data.DatasetInfo]:
-    """Fills in what only the data can tell: the number of classes, and a batch-norm momentum that fits the length.
+def completed(
+    config: RunConfig, classes_given: bool, decay_given: bool
+) -> tuple[RunConfig, data.DatasetInfo]:
+    """Fills in what only the data can tell: the class count, and a batch-norm momentum that fits.
 
     Args:
         config: as recipes and flags made it.
@@ -50,13 +52,17 @@ def completed(config: RunConfig, classes_given: bool, decay_given: bool) -> tupl
         decay_given: `batch_norm_decay` was asked for and stays.
 
     Raises:
-        UsageError: the data cannot be used, its classes do not match, or there are fewer images than a batch.
+        UsageError: the data cannot be used, its classes do not match, or there are fewer images
+            than a batch.
     """
     info = data.describe(config.dataset)
     net = config.model.replace(classifier_activation=None)
     if classes_given and net.num_classes != info.num_classes:
         raise UsageError(
-            "--num_classes", net.num_classes, f"{info.num_classes}, the classes of {config.dataset.name}", "leave it out"
+            "--num_classes",
+            net.num_classes,
+            f"{info.num_classes}, the classes of {config.dataset.name}",
+            "leave it out",
         )
     net = net.replace(num_classes=info.num_classes)
     steps = _steps_per_epoch(info, config.train.batch_size)
@@ -82,7 +88,9 @@ class Chain:
         stages: which to run now; all of the run's when `None`.
     """
 
-    def __init__(self, run: RunFolder, info: data.DatasetInfo, stages: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, run: RunFolder, info: data.DatasetInfo, stages: Sequence[str] | None = None
+    ) -> None:
         self.stages = run.config.stages if stages is None else stages
         self.run, self.config, self.info = run, run.config, info
         self.preprocessing = PREPROCESSING[self.config.dataset.preprocessing]
@@ -103,7 +111,12 @@ class Chain:
             self.run.record(entry)
             self.run.write_metrics(name, entry.get("history", []))
             self._clear(name)
-            log.info("%s: top-1 %.2f %% on the held-out images, %.1f minutes", name, entry["top1"], entry["minutes"])
+            log.info(
+                "%s: top-1 %.2f %% on the held-out images, %.1f minutes",
+                name,
+                entry["top1"],
+                entry["minutes"],
+            )
         return self.run.entries
 
     def _clear(self, name: str) -> None:
@@ -122,7 +135,10 @@ class Chain:
             return folder.load(before).model
         if name != "train" and self.config.init_checkpoint is None:
             raise UsageError(
-                "--stages", name, "a trained net in the run folder", f"run --stages train,{name}, or give --init_checkpoint"
+                "--stages",
+                name,
+                "a trained net in the run folder",
+                f"run --stages train,{name}, or give --init_checkpoint",
             )
         model = self._built()
         if self.config.init_checkpoint is not None:
@@ -172,7 +188,13 @@ class Chain:
                 self.run.begin()
             method = self._method(name, wanted) if wanted is not None else None
             job = self._job(name, config)
-            log.info("%s: %s images, %d steps an epoch, %d epochs", name, f"{self.info.sizes['train']:,}", job.steps_per_epoch, config.epochs)
+            log.info(
+                "%s: %s images, %d steps an epoch, %d epochs",
+                name,
+                f"{self.info.sizes['train']:,}",
+                job.steps_per_epoch,
+                config.epochs,
+            )
             net = start if method is None else method.apply(start)
             with reading.explained(self.config.dataset, "train", "validation"):
                 rows = engine.fit(net, method, job)
@@ -190,7 +212,12 @@ class Chain:
         """The flatbuffer of the newest net, proved against it on held-out images and measured."""
         before = self.source("convert")
         if before is None:
-            raise UsageError("--stages", "convert", "a trained net in the run folder", "run --stages train,convert")
+            raise UsageError(
+                "--stages",
+                "convert",
+                "a trained net in the run folder",
+                "run --stages train,convert",
+            )
         images = self._held_out(limit=exporting.VERIFY_IMAGES)
         made = exporting.export(before, self.run.stage("convert"), images)
         held_out = exporting.score_file(made.path, self._dataset("test"), self.preprocessing)
@@ -217,12 +244,18 @@ class Chain:
             progress.Board(self.run.path / "tensorboard" / name),
         )
         return engine.Job(
-            name, config, steps, training, self._dataset("validation"), self.info.num_classes,
-            self.run.checkpoints(name), watchers,
+            name,
+            config,
+            steps,
+            training,
+            self._dataset("validation"),
+            self.info.num_classes,
+            self.run.checkpoints(name),
+            watchers,
         )
 
     def _dataset(self, split: str, batch: int = 0, start: int | None = None) -> tf.data.Dataset:
-        """Batches of a split; the held-out ones are opened once, as opening decodes class folders."""
+        """Batches of a split; held-out ones are opened once, as opening decodes class folders."""
         if start is None and split in self._opened:
             return self._opened[split]
         found = data.load(
@@ -239,7 +272,7 @@ class Chain:
         return found
 
     def _first_images(self, count: int) -> npt.NDArray[np.float32]:
-        """The images that training starts with, for calibration: classes are mixed, ranges are those of training."""
+        """The images that training starts with: classes are mixed, ranges those of training."""
         batch = min(count, 32)
         batches = self._dataset("train", batch, 0).take(-(-count // batch))
         with reading.explained(self.config.dataset, "train"):
@@ -255,7 +288,9 @@ class Chain:
         with reading.explained(self.config.dataset, "test"):
             return scoring.score(scoring.inference(net), self._dataset("test"))
 
-    def _card(self, name: str, held_out: metrics.Metrics, rows: list[engine.Row], notes: list[str]) -> Card:
+    def _card(
+        self, name: str, held_out: metrics.Metrics, rows: list[engine.Row], notes: list[str]
+    ) -> Card:
         size = self.config.image_size
         return Card(
             architecture=self.config.model.to_json(),
@@ -271,7 +306,14 @@ class Chain:
             notes=tuple(notes),
         )
 
-    def _entry(self, name: str, plain: Any, held_out: metrics.Metrics, rows: list[engine.Row], float_file: bool) -> Entry:
+    def _entry(
+        self,
+        name: str,
+        plain: Any,
+        held_out: metrics.Metrics,
+        rows: list[engine.Row],
+        float_file: bool,
+    ) -> Entry:
         figures = exporting.net_figures(plain)
         file = self._file_figures(convert.float_flatbuffer(plain)) if float_file else {}
         return {"stage": name, **_scores(held_out), **figures, **file, "history": rows}
@@ -287,4 +329,8 @@ class Chain:
 
 
 def _scores(held_out: metrics.Metrics) -> dict[str, float]:
-    return {"top1": round(held_out.top1, 4), "top5": round(held_out.top5, 4), "loss": round(held_out.loss, 6)}
+    return {
+        "top1": round(held_out.top1, 4),
+        "top5": round(held_out.top5, 4),
+        "loss": round(held_out.loss, 6),
+    }

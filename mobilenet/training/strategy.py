@@ -29,7 +29,9 @@ def make(name: str) -> tf.distribute.Strategy:
             tf.tpu.experimental.initialize_tpu_system(resolver)
             return tf.distribute.TPUStrategy(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
-        raise UsageError("--distribution_strategy", name, f"its devices ({error})", "none runs anywhere") from None
+        raise UsageError(
+            "--distribution_strategy", name, f"its devices ({error})", "none runs anywhere"
+        ) from None
     return tf.distribute.get_strategy()
 
 
