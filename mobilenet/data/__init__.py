@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mobilenet.data.order import DatasetInfo
 from mobilenet.data.example import example
+from mobilenet.data.order import DatasetInfo
 from mobilenet.data.pipeline import load
 from mobilenet.data.sources import describe, explain
 
