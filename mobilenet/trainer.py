@@ -21,8 +21,10 @@ HEADERS = (
     "gzip",
     "ms (1 thread)",
 )
-_COLUMNS = ("stage", "top1", "top5", "params", "macs", "nonzero_weights")
-_COLUMNS += ("bytes", "gzip_bytes", "latency_ms")
+_COLUMNS = [
+    *("stage", "top1", "top5", "params", "macs", "nonzero_weights"),
+    *("bytes", "gzip_bytes", "latency_ms"),
+]
 
 COMMAND = cli.Command(
     "mobilenet.trainer",

@@ -24,7 +24,8 @@ def inference(net: Any) -> Infer:
         found = tf.cast(net(images, training=False), tf.float32)
         return tf.reshape(found, (tf.shape(images)[0], -1))
 
-    return infer
+    compiled: Infer = infer
+    return compiled
 
 
 def outputs(

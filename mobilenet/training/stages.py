@@ -26,6 +26,7 @@ from mobilenet.export import convert, freeze, verify
 from mobilenet.models import builder, folder
 from mobilenet.runtime import interpreter
 from mobilenet.training import engine, exporting, initial, progress, reading, scoring, strategy
+from mobilenet.training.checkpoints import Checkpoints, Row
 from mobilenet.training.run_folder import Entry, RunFolder
 
 log = logging.getLogger("mobilenet")
@@ -121,7 +122,7 @@ class Chain:
 
     def _clear(self, name: str) -> None:
         """The resume state of a finished stage has served."""
-        engine.Checkpoints(self.run.checkpoints(name)).clear()
+        Checkpoints(self.run.checkpoints(name)).clear()
 
     def source(self, name: str) -> Path | None:
         """The folder of the nearest finished stage in front of `name`."""
@@ -282,14 +283,16 @@ class Chain:
         """The first test images, evenly from the whole split."""
         with reading.explained(self.config.dataset, "test"):
             found = np.concatenate([images.numpy() for images, _ in self._dataset("test")])
-        return found[np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int)]
+        chosen = np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int)
+        images: npt.NDArray[np.float32] = found[chosen]
+        return images
 
     def _score(self, net: Any) -> metrics.Metrics:
         with reading.explained(self.config.dataset, "test"):
             return scoring.score(scoring.inference(net), self._dataset("test"))
 
     def _card(
-        self, name: str, held_out: metrics.Metrics, rows: list[engine.Row], notes: list[str]
+        self, name: str, held_out: metrics.Metrics, rows: list[Row], notes: list[str]
     ) -> Card:
         size = self.config.image_size
         return Card(
@@ -311,7 +314,7 @@ class Chain:
         name: str,
         plain: Any,
         held_out: metrics.Metrics,
-        rows: list[engine.Row],
+        rows: list[Row],
         float_file: bool,
     ) -> Entry:
         figures = exporting.net_figures(plain)
