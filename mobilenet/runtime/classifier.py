@@ -160,15 +160,17 @@ def quantize(x: Floats, edge: Edge) -> npt.NDArray[np.generic]:
     if not edge.scale:
         return x.astype(edge.dtype)
     limits = np.iinfo(edge.dtype)
-    codes = np.rint(x / np.float32(edge.scale)) + edge.zero_point
-    return np.clip(codes, limits.min, limits.max).astype(edge.dtype)
+    real = np.rint(x / np.float32(edge.scale)) + edge.zero_point
+    codes: npt.NDArray[np.generic] = np.clip(real, limits.min, limits.max).astype(edge.dtype)
+    return codes
 
 
 def dequantize(codes: npt.NDArray[np.generic], edge: Edge) -> Floats:
     """Real values of what comes out of the file: `scale * (code - zero_point)`."""
     if not edge.scale:
         return codes.astype(np.float32)
-    return (codes.astype(np.float32) - np.float32(edge.zero_point)) * np.float32(edge.scale)
+    real: Floats = (codes.astype(np.float32) - edge.zero_point) * np.float32(edge.scale)
+    return real
 
 
 def rank(

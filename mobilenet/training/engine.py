@@ -51,7 +51,7 @@ class Job:
         return self.config.epochs * self.steps_per_epoch
 
 
-class Learner(tf_keras.Model):  # type: ignore[misc]
+class Learner(tf_keras.Model):
     """A net while it trains.
 
     Attributes:
@@ -128,7 +128,7 @@ def fit(net: Any, method: Method | None, job: Job) -> list[Row]:
     return watcher.rows
 
 
-class _Epochs(tf_keras.callbacks.Callback):  # type: ignore[misc]
+class _Epochs(tf_keras.callbacks.Callback):
     """At the end of each epoch: a row with validation of the averaged weights, the resume state.
 
     Stands first among the callbacks, so that the others find the finished row in their logs.

@@ -41,7 +41,7 @@ def shown() -> Iterator[None]:
         log.propagate = before[1]
 
 
-class Progress(tf_keras.callbacks.Callback):  # type: ignore[misc]
+class Progress(tf_keras.callbacks.Callback):
     """One bar a stage (only on a terminal), one line an epoch (always, in the log too).
 
     Args:
@@ -92,7 +92,7 @@ class Progress(tf_keras.callbacks.Callback):  # type: ignore[misc]
             self.bar.close()
 
 
-class Board(tf_keras.callbacks.Callback):  # type: ignore[misc]
+class Board(tf_keras.callbacks.Callback):
     """The epoch's figures for TensorBoard.
 
     Args:

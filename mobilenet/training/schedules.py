@@ -11,7 +11,7 @@ import tf_keras
 from mobilenet.configs.run import TrainConfig
 
 
-class LearningRate(tf_keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+class LearningRate(tf_keras.optimizers.schedules.LearningRateSchedule):
     """The rate of a stage.
 
     During the first `warmup_epochs` the rate climbs linearly from 0 to `lr`; after them it is what

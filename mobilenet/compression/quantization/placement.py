@@ -24,8 +24,11 @@ PASSED = (
     "AveragePooling2D",
     "MaxPooling2D",
 )
-ROUNDED = ("Conv2D", "DepthwiseConv2D", "Dense", "BatchNormalization", "ReLU", "Add", "Multiply")
-ROUNDED += ("GlobalAveragePooling2D", "Rescaling", "Activation")
+ROUNDED = (
+    *WEIGHTS,
+    *("BatchNormalization", "ReLU", "Activation", "Add", "Multiply"),
+    *("GlobalAveragePooling2D", "Rescaling"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,7 +75,7 @@ class _Convolution:
         self.name = variables.inner(layer).name
         self.depthwise = quantizer.kind == "depthwise"
         self.absmax = quantizer.variables["absmax"]
-        self.kernel = variables.kernel(layer)
+        self.kernel: Any = variables.kernel(layer)
         self.own = variables.named(layer)
         self.input_scale = _input_scale(graph, layer)
         self.shift = folded_shift(graph, layer)

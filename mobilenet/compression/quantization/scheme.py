@@ -80,7 +80,7 @@ class PlaceConfig(tfmot.quantization.keras.QuantizeConfig):
         }
 
 
-class _InputOnGrid(default_8bit_transforms.InputLayerQuantize):  # type: ignore[misc]
+class _InputOnGrid(default_8bit_transforms.InputLayerQuantize):
     """Puts the input quantizer behind the input layer."""
 
     def __init__(self, quantizer: Any) -> None:
@@ -96,7 +96,7 @@ class _InputOnGrid(default_8bit_transforms.InputLayerQuantize):  # type: ignore[
         return {"QuantizeLayer": quantize_layer.QuantizeLayer, **_OBJECTS}
 
 
-class _Layout(quantize_layout_transform.QuantizeLayoutTransform):  # type: ignore[misc]
+class _Layout(quantize_layout_transform.QuantizeLayoutTransform):
     def __init__(self, quantizer: Any) -> None:
         self.quantizer = quantizer
 

@@ -26,7 +26,7 @@ def is_quantized(folder: str | os.PathLike[str]) -> bool:
 def save_ranges(folder: str | os.PathLike[str], ranges: scheme.Ranges) -> None:
     """Writes `ranges.npz`; `/` in a name would become a folder inside it and does not occur."""
     with files.replacing(Path(folder) / RANGES) as temporary:
-        np.savez(temporary, **ranges)
+        np.savez(temporary, allow_pickle=False, **ranges)
 
 
 def load(folder: str | os.PathLike[str]) -> Any:
