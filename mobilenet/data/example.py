@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mobilenet import class_folders, digits
+from mobilenet import class_folders, digits, files
 from mobilenet.configs.dataset import DatasetConfig
 
 NAME = "example.png"
@@ -25,7 +25,9 @@ def example(config: DatasetConfig, size: int, folder: Path) -> Path | None:
     if config.name == "digits":
         held_out = digits.load()
         path = folder / NAME
-        Image.fromarray(held_out.image(int(held_out.indices("test")[0]), size)).save(path)
+        picture = Image.fromarray(held_out.image(int(held_out.indices("test")[0]), size))
+        with files.replacing(path) as temporary:
+            picture.save(temporary)
         return path
     if config.name == "image_folder" and config.data_dir is not None:
         return class_folders.find(config.data_dir).splits["test"][0][0]
