@@ -32,6 +32,7 @@ KERNELS = st.one_of(
 @given(KERNELS, st.floats(0, 0.999))
 @example(np.zeros(7, np.float32), 0.5)
 @example(np.array([1e-30, 1e-20, 1.0], np.float32), 0.34)  # 100 powers of two below the largest
+@example(np.array([1, 1 + 2**-23, 1 + 2**-22, 9], np.float32), 0.5)  # one float apart
 def test_threshold_is_that_of_a_partition(kernel: np.ndarray, sparsity: float) -> None:
     wanted = int(np.round(np.float32(kernel.size) * np.float32(sparsity)))
     magnitude = np.abs(kernel)

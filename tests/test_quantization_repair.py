@@ -104,6 +104,13 @@ def gated(bias: float) -> Any:
     return model
 
 
+def dead_gate() -> Any:
+    """The excite convolution has a bias of zero and nearly dead kernels: only the 3 is large."""
+    model = gated(0.01)
+    scale_channels(model.get_layer("excite"), np.where(np.arange(8) < 2, 1e-7, 1.0))
+    return model
+
+
 def plain_norm() -> Any:
     """Dead channels in front of batch norms without gamma and beta."""
     tf_keras.utils.set_random_seed(5)
@@ -126,6 +133,7 @@ CASES = {
     "uniform bias": (uniform, {"a_act", "b_act", "c_norm", "d_act"}),
     "folded 3": (functools.partial(gated, 0.0), {"gate_act"}),
     "folded 3, biases below its float32 step": (functools.partial(gated, 1e-9), {"gate_act"}),
+    "dead under a folded 3": (dead_gate, {"gate_act"}),
     "no gamma, no beta": (plain_norm, {"a_act"}),
 }
 
