@@ -69,6 +69,7 @@ def multiplier(gamma: float) -> Any:
     model = toy()
     for name in ("a_norm", "b_norm", "c_norm"):
         set_entries(model.get_layer(name).gamma, gamma, slice(0, 1))
+        set_entries(model.get_layer(name).moving_variance, 4.0, slice(0, 1))
         set_entries(model.get_layer(name).beta, 1.5, slice(0, 1))
     return model
 
