@@ -93,8 +93,10 @@ def test_every_operator_of_the_file_is_the_simulated_one(name: str) -> None:
     for layer, off in steps.items():
         assert off.max() <= 1, layer
         if not layer.endswith(("pool", "squeeze_relu")):  # few codes: one is a large share
-            # Products: .023 measured; kernels without the delegate round their ties otherwise.
-            assert np.mean(off > 0) < (0.05 if "hard_swish" in layer else 0.01), layer
+            # Float sums in another order land across a tie: up to .011 behind a convolution and
+            # .067 behind a product were measured over nets and machines. A wrong scale, zero point
+            # or range moves most codes.
+            assert np.mean(off > 0) < (0.15 if "hard_swish" in layer else 0.03), layer
 
 
 @pytest.mark.parametrize("name", NAMES)

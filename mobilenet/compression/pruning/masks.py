@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from mobilenet.compression import variables
 
-_OCTAVE = 1 << 23  # between the bits of a float32 and those of its double
+_HALVINGS = 31  # bits of a float without its sign: the threshold is exact
 
 
 class Masks(tf.Module):
@@ -79,22 +79,14 @@ def keep_largest(kernel: tf.Tensor, sparsity: tf.Tensor) -> tf.Tensor:
     magnitude = tf.abs(kernel)
     wanted = tf.round(tf.cast(tf.size(magnitude), tf.float32) * tf.cast(sparsity, tf.float32))
 
-    # The bits of floats from 0 up, read as integers, are in the order of the floats, so halving
-    # finds the exact threshold. It is sought from the largest weight downwards (by 1, 2, 4 ...
-    # octaves) and found as soon as a number falls between the wanted weights and the rest.
-    def halve(low: tf.Tensor, high: tf.Tensor, below: tf.Tensor, step: tf.Tensor) -> Any:
-        middle = tf.maximum(low + (high - low) // 2, high - step)
-        zeros = tf.reduce_sum(tf.cast(magnitude < tf.bitcast(middle, tf.float32), tf.float32))
-        enough = zeros >= wanted
-        moved = (tf.where(enough, low, middle), tf.where(enough, middle, high))
-        return (*moved, tf.where(enough, zeros, below), tf.minimum(2 * step, 1 << 30))
+    def halve(low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        middle = low + (high - low) // 2
+        below = magnitude < tf.bitcast(middle, tf.float32)
+        enough = tf.reduce_sum(tf.cast(below, tf.float32)) >= wanted
+        return tf.where(enough, low, middle), tf.where(enough, middle, high)
 
-    def unfinished(low: tf.Tensor, high: tf.Tensor, below: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
-        return (high - low > 1) & (below > wanted)
-
-    highest = tf.bitcast(tf.reduce_max(magnitude), tf.int32) + 1
-    all_below = tf.cast(tf.size(magnitude), tf.float32)
-    start = (tf.constant(0), highest, all_below, tf.constant(_OCTAVE))
-    _, high, _, _ = tf.while_loop(unfinished, halve, start)
+    # The bits of floats from 0 up, read as integers, are in the order of the floats.
+    low, high = tf.constant(0), tf.bitcast(tf.reduce_max(magnitude), tf.int32) + 1
+    _, high = tf.while_loop(lambda *_: True, halve, (low, high), maximum_iterations=_HALVINGS)
     threshold = tf.where(wanted > 0, tf.bitcast(high, tf.float32), 0.0)
     return tf.cast((magnitude >= threshold) & (magnitude > 0), tf.float32)
