@@ -79,14 +79,19 @@ def keep_largest(kernel: tf.Tensor, sparsity: tf.Tensor) -> tf.Tensor:
     magnitude = tf.abs(kernel)
     wanted = tf.round(tf.cast(tf.size(magnitude), tf.float32) * tf.cast(sparsity, tf.float32))
 
-    def halve(low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    # The bits of floats from 0 up, read as integers, are in the order of the floats: halving finds
+    # the exact threshold, early where a number falls between the wanted weights and the rest.
+    def halve(low: tf.Tensor, high: tf.Tensor, below: tf.Tensor) -> tuple[tf.Tensor, ...]:
         middle = low + (high - low) // 2
-        below = magnitude < tf.bitcast(middle, tf.float32)
-        enough = tf.reduce_sum(tf.cast(below, tf.float32)) >= wanted
-        return tf.where(enough, low, middle), tf.where(enough, middle, high)
+        zeros = tf.reduce_sum(tf.cast(magnitude < tf.bitcast(middle, tf.float32), tf.float32))
+        enough = zeros >= wanted
+        moved = (tf.where(enough, low, middle), tf.where(enough, middle, high))
+        return (*moved, tf.where(enough, zeros, below))
 
-    # The bits of floats from 0 up, read as integers, are in the order of the floats.
-    low, high = tf.constant(0), tf.bitcast(tf.reduce_max(magnitude), tf.int32) + 1
-    _, high = tf.while_loop(lambda *_: True, halve, (low, high), maximum_iterations=_HALVINGS)
+    highest = tf.bitcast(tf.reduce_max(magnitude), tf.int32) + 1
+    start = (tf.constant(0), highest, tf.cast(tf.size(magnitude), tf.float32))
+    _, high, _ = tf.while_loop(
+        lambda low, high, below: below > wanted, halve, start, maximum_iterations=_HALVINGS
+    )
     threshold = tf.where(wanted > 0, tf.bitcast(high, tf.float32), 0.0)
     return tf.cast((magnitude >= threshold) & (magnitude > 0), tf.float32)
