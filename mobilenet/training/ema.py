@@ -45,12 +45,19 @@ class Average(tf.Module):
             for weight in self.weights
         ]
 
-    def update(self, step: tf.Tensor) -> None:
-        """Moves the shadows towards the weights after the update number `step` (from 1)."""
+    def update(self, step: tf.Tensor, pruned: bool = True) -> None:
+        """Moves the shadows towards the weights after the update number `step` (from 1).
+
+        Args:
+            step: int64.
+            pruned: weights may have become zero; looking costs a tenth of a step, so a stage that
+                does not prune says no.
+        """
+        move = _move_and_zero if pruned else _move
         count = tf.cast(step, tf.float32)
         share = 1.0 - tf.minimum(self.decay, (1.0 + count) / (10.0 + count))
         for shadow, weight in zip(self.shadows, self.weights, strict=True):
-            variables.update(shadow, _move, [weight, share])
+            variables.update(shadow, move, [weight, share])
 
     def assign(self) -> None:
         """Puts the averages in the net for good."""
@@ -74,5 +81,9 @@ def _internal(weight: Any) -> bool:
 
 
 def _move(shadow: Any, weight: Any, share: tf.Tensor) -> None:
+    shadow.assign_sub(tf.cast(share, shadow.dtype) * (shadow - weight))
+
+
+def _move_and_zero(shadow: Any, weight: Any, share: tf.Tensor) -> None:
     moved = shadow + tf.cast(share, shadow.dtype) * (weight - shadow)
     shadow.assign(tf.where(tf.equal(weight, 0), tf.zeros_like(moved), moved))

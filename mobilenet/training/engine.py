@@ -100,7 +100,7 @@ def fit(net: Any, method: Method | None, job: Job) -> list[Row]:
     def behind(step: tf.Tensor) -> None:
         if method is not None:
             method.after_step(net, step)
-        average.update(step)
+        average.update(step, pruned=method is not None)
 
     learner = Learner(net, behind)
     learner.compile(
