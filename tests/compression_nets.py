@@ -131,12 +131,14 @@ class Quantized:
         wrapped: its simulation, repaired and on the file's input grid.
         ranges: of its activations.
         data: the file.
+        said: logits of the simulation as training evaluates it, of `inputs(16)`.
     """
 
     plain: Any
     wrapped: Any
     ranges: dict[str, np.ndarray]
     data: bytes
+    said: np.ndarray
 
 
 def quantize(plain: Any, size: int = SIZE, mend: bool = True) -> Quantized:
@@ -144,6 +146,7 @@ def quantize(plain: Any, size: int = SIZE, mend: bool = True) -> Quantized:
     wrapped = scheme.wrap(plain, WAY)
     calibrate(wrapped, inputs(32, size))
     ranges = scheme.get_ranges(wrapped)
+    said = wrapped(inputs(16, size), training=False).numpy()
     if mend:
         stored.for_export(wrapped)
     else:
@@ -153,7 +156,7 @@ def quantize(plain: Any, size: int = SIZE, mend: bool = True) -> Quantized:
                 quantizer = found[f"{layer.name}/kernel"]
                 quantizer.variables["absmax"].assign(quantizer.reach(variables.kernel(layer)))
         wrapped.phase.exporting = True
-    return Quantized(plain, wrapped, ranges, convert.int8_flatbuffer(wrapped))
+    return Quantized(plain, wrapped, ranges, convert.int8_flatbuffer(wrapped), said)
 
 
 def grid(images: np.ndarray) -> np.ndarray:

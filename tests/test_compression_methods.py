@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,7 @@ def test_a_config_has_one_method() -> None:
 def pruned(model: Any, shares: dict[str, float], size: int = 16) -> Any:
     method = methods.create(MagnitudePruning(final_sparsity=shares, frequency=1), stage(3, size))
     net = method.apply(model)
-    train(net, method, 3, size)
+    train(net, method, 3, size, rate=0.001)
     return method.finalize(net)
 
 
@@ -129,7 +128,7 @@ def quantized_twice(model: Any, path: Path, size: int, steps: int) -> tuple[Any,
     for turn in range(2):
         method = methods.create(config, stage(steps, size))
         net = method.apply(model)
-        train(net, method, steps, size)
+        train(net, method, steps, size, rate=0.001)
         ranges, plain = scheme.get_ranges(net), method.finalize(net)
         target = path / str(turn)
         card = Card({}, (size, size, 3), WAY, ("a",) * plain.output_shape[-1])
@@ -175,8 +174,7 @@ def test_zeros_of_a_family_stay(name: str, tmp_path: Path) -> None:
     assert sorted(before.values())[len(before) // 2] >= 0.3
 
 
-@functools.cache
-def trained_file() -> tuple[Any, Quantized]:
+def trained_file() -> Quantized:
     """A toy that has learnt its task, by plain training and QAT."""
     model = toy()
     train(model, None, 60)
@@ -187,13 +185,13 @@ def trained_file() -> tuple[Any, Quantized]:
     wrapped = scheme.wrap(method.finalize(net), WAY)
     scheme.set_ranges(wrapped, ranges)
     stored.for_export(wrapped)
-    return net, Quantized(None, wrapped, ranges, convert.int8_flatbuffer(wrapped))
+    said = net(inputs(300, seed=21), training=False).numpy()
+    return Quantized(None, wrapped, ranges, convert.int8_flatbuffer(wrapped), said)
 
 
 def test_the_file_of_a_trained_net_answers_as_the_net_in_training() -> None:
-    net, made = trained_file()
-    images = pixels(300, seed=21)
-    said = net(inputs(300, seed=21), training=False).numpy()
+    made = trained_file()
+    images, said = pixels(300, seed=21), made.said
     labels = inputs(300, seed=21)[:, :, :, 0].mean((1, 2)) > 0
     assert np.mean(said.argmax(1) == labels) > 0.85
     exported = made.wrapped(grid(images), training=False).numpy()
