@@ -120,7 +120,8 @@ class ActivationQuantizer(_Quantizer):
 
     Args:
         fixed: low and high where the arithmetic decides them (a ReLU6 inside a hard sigmoid);
-            `None` learns them: the first observation assigns, later ones move by 1 - `Phase.decay`.
+            `None` takes them from data: calibration's first batch assigns, later ones and
+            training move them by 1 - `Phase.decay`.
     """
 
     def __init__(self, fixed: tuple[float, float] | None = None) -> None:
@@ -150,10 +151,11 @@ class ActivationQuantizer(_Quantizer):
         values = tf.stop_gradient(values)
         least = tf.minimum(tf.reduce_min(values), 0.0)
         most = tf.maximum(tf.reduce_max(values), 0.0)
-        fresh = tf.equal(low, 0.0) & tf.equal(high, 0.0)
-        share = tf.where(fresh, 1.0, 1.0 - self.phase.decay)
-        low.assign(low + share * (least - low))
-        high.assign(high + share * (most - high))
+        share: Any = 1.0 - self.phase.decay
+        if self.phase.observing:  # training starts from calibrated ranges, and operators cost
+            share = tf.where(tf.equal(low, 0.0) & tf.equal(high, 0.0), 1.0, share)
+        low.assign_add(share * (least - low))
+        high.assign_add(share * (most - high))
 
     def get_config(self) -> dict[str, Any]:
         return {"fixed": self.fixed}
