@@ -36,7 +36,8 @@ class Card(Config):
         label_offset: label in the data minus class index (see `DatasetConfig`).
         outputs: `logits`, `probabilities` or `features`.
         dataset: the data set it was trained on.
-        stage: the stage that made it (`train`, `prune`, `quantize`, `convert`).
+        stage: the stage that made it (`train`, `prune`, `quantize`, `convert`; `tf1`).
+        release: the released net whose weights it holds (`configs.published`), or empty.
         metrics: held-out figures, `top1` and `top5` in percent, `loss`.
         history: one dictionary an epoch.
         input, output: ends of a flatbuffer; `None` for a Keras model.
@@ -51,6 +52,7 @@ class Card(Config):
     outputs: str = "logits"
     dataset: str = ""
     stage: str = ""
+    release: str = ""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     history: tuple[dict[str, float], ...] = ()
     input: Edge | None = None

@@ -49,7 +49,12 @@ def tree(name: str) -> ast.Module:
 
 
 def room(name: str) -> str:
-    """`models` for `mobilenet.models.builder`; `__init__` for the package's own file."""
+    """`models` for `mobilenet.models.builder`; `__init__` for the package's own file.
+
+    A command inside a room is one of the commands.
+    """
+    if name.endswith(".__main__"):
+        return "__main__"
     return name.split(".")[1] if "." in name else "__init__"
 
 

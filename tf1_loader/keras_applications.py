@@ -20,7 +20,7 @@ import numpy.typing as npt
 from mobilenet.configs import archs
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.errors import UsageError, shorten
-from mobilenet.models.plan import plan
+from mobilenet.models.plan import layer_channels
 
 Arrays = list[npt.NDArray[Any]]
 _WIDTHS = (1.0, 0.75, 0.5, 0.35, 0.25, 1.3, 1.4)
@@ -218,19 +218,7 @@ def _likely(found: Mapping[str, Arrays], config: MobileNetConfig) -> str:
 
 def _fits(found: Mapping[str, Arrays], config: MobileNetConfig) -> bool:
     """Whether the convolutions of the body have the candidate's output channels."""
-    wanted: dict[str, int] = {}
-    for row in plan(config):
-        kind = row.block.block_type
-        if kind == "Conv":
-            wanted[row.name] = row.filters
-        elif kind != "GlobalPooling":
-            wanted[f"{row.name}_pointwise" if kind == "DepSepConv" else f"{row.name}_project"] = (
-                row.filters
-            )
-        if row.expanded:
-            wanted[f"{row.name}_expand"] = row.expanded
-        if row.squeezed:
-            wanted[f"{row.name}_squeeze_excite_squeeze"] = row.squeezed
+    wanted = layer_channels(config)
     wanted.pop("Conv_2", None)
     widths = {name: arrays[0].shape[-1] for name, arrays in found.items() if arrays[0].ndim == 4}
     if any(widths.get(_their_name(name, config)) != count for name, count in wanted.items()):

@@ -106,6 +106,22 @@ def plan(config: MobileNetConfig) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def layer_channels(config: MobileNetConfig) -> dict[str, int]:
+    """Output channels by layer, of every convolution that sets its own: the depthwise ones, the
+    gate's second and the classifier follow others.
+    """
+    found: dict[str, int] = {}
+    for row in plan(config):
+        if row.block.block_type == "GlobalPooling":
+            continue
+        found[_output_layer(row.block, row.name)] = row.filters
+        if row.expanded:
+            found[f"{row.name}_expand"] = row.expanded
+        if row.squeezed:
+            found[f"{row.name}_squeeze_excite_squeeze"] = row.squeezed
+    return found
+
+
 def least_side(rows: tuple[Row, ...]) -> int:
     """The least height and width that the strides can halve: their product."""
     product = 1

@@ -1,0 +1,132 @@
+"""`python -m mobilenet.tf1_loader`: a TF1 checkpoint to `.keras`, SavedModel and TF2 checkpoint,
+proved equal; the start of every later stage.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mobilenet import cli
+from mobilenet.configs import published
+from mobilenet.configs.base import number
+from mobilenet.configs.card import Card
+from mobilenet.configs.dataset import Preprocessing
+from mobilenet.errors import UsageError
+from mobilenet.tf1_loader import places
+
+COMMAND = cli.Command(
+    "mobilenet.tf1_loader",
+    "A TF1 checkpoint of slim's MobileNets as .keras, SavedModel and TF2 checkpoint.",
+    extra=(
+        cli.option("checkpoint", str, None, places.EXPECTED, short="i", group="model"),
+        cli.option("output", str, None, "the folder to write", short="o"),
+        cli.option(
+            "num_classes",
+            int,
+            None,
+            "1000 drops the background class of 1001, 0 the classifier; kept when left out",
+            group="model",
+        ),
+        cli.option(
+            "image_size",
+            int,
+            None,
+            "side of the input; that in the file's name, or 224, when left out",
+            group="model",
+        ),
+        cli.option(
+            "use_ema", bool, True, "moving averages where there are some, not raw", group="model"
+        ),
+        cli.option(
+            "hard_sigmoid_slope",
+            float,
+            0.16667,
+            "of V3's gates: TF1's literal; keras.applications has 1/6",
+            group="model",
+        ),
+        cli.option("overwrite", bool, False, "replace a folder that holds a net"),
+        cli.option("list", bool, False, "show the released nets, with archives and figures"),
+    ),
+)
+
+
+def run(argv: list[str]) -> int | None:
+    options = COMMAND.parse(argv).options
+    if options["list"]:
+        print(cli.table(*published.rows()))
+        print("\n".join(["", *published.footnotes()]))
+        return None
+    for name, example in (("checkpoint", "mobilenet_v1_0.25_128.tgz"), ("output", "nets/v1")):
+        if options[name] is None:
+            raise UsageError(f"--{name}", None, "a path", f"as in --{name} {example}")
+    if options["image_size"] is not None:
+        number("--image_size", options["image_size"], least=1, integer=True)
+    number("--hard_sigmoid_slope", options["hard_sigmoid_slope"], above=0)
+    with places.found(options["checkpoint"], options["use_ema"]):
+        pass  # what cannot be a checkpoint is told before TensorFlow is loaded
+    with cli.starting_tensorflow():
+        import tensorflow as tf
+        import tf_keras  # noqa: F401
+
+        from mobilenet.models import counting
+        from mobilenet.tf1_loader import loading, ranges, saving
+    tf.get_logger().setLevel("ERROR")  # a SavedModel of a net that is not compiled is meant
+    target = Path(options["output"])
+    saving.check_place(target, options["overwrite"])
+    side = options["image_size"]
+    loaded = loading.load_tf1_checkpoint(
+        options["checkpoint"],
+        options["use_ema"],
+        num_classes=options["num_classes"],
+        hard_sigmoid_slope=options["hard_sigmoid_slope"],
+        input_shape=None if side is None else (side, side),
+    )
+    report = loaded.report
+    extra = {saving.RANGES: ranges.to_json(report.ranges)} if report.ranges else {}
+    difference = saving.save(loaded.model, _card(loaded), target, extra, options["overwrite"])
+    count = counting.count(loaded.model)
+    proof = f"the three answer alike (largest difference of outputs {difference:.2g})"
+    rows = [
+        ["found", report.found],
+        ["input", " x ".join(map(str, loaded.model.input_shape[1:]))],
+        ["parameters, MACs", f"{count.params:,}, {count.macs:,}"],
+        ["variables loaded", f"{len(report.loaded)}, of them {report.averaged} moving averages"],
+        *[[f"left aside, {why}", str(len(names))] for why, names in report.left_aside.items()],
+        *[["ranges", f"{len(report.ranges)} in {saving.RANGES}"]] * bool(report.ranges),
+        *[["published", _published(report.release)]] * (report.release is not None),
+        *[["note", note] for note in report.notes],
+        ["written", f"{target}: model.keras, card.json, {saving.SAVED_MODEL}, {saving.CHECKPOINT}"],
+        ["proof", proof],
+    ]
+    print(cli.table(["what", "value"], rows))
+    return None
+
+
+def _card(loaded: Any) -> Card:
+    config, report = loaded.config, loaded.report
+    return Card(
+        architecture=config.to_json(),
+        input_shape=tuple(loaded.model.input_shape[1:]),
+        preprocessing=Preprocessing(),
+        label_offset=1 if report.notes else 0,
+        outputs="probabilities" if config.num_classes else "features",
+        stage="tf1",
+        release=report.release.name if report.release is not None else "",
+        notes=(report.found, *report.notes),
+    )
+
+
+def _published(release: published.Release | None) -> str:
+    if release is None or release.top1 is None:
+        return "no accuracy"
+    top5 = "" if release.top5 is None else f", top-5 {release.top5} %"
+    return f"{release.name}: top-1 {release.top1} %{top5} (ImageNet validation, {release.source})"
+
+
+def main() -> None:
+    cli.main(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""TF1 checkpoints into our nets, strictly: every weight is filled and every variable used, or
+nothing is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenet.configs import published
+from mobilenet.configs.archs import MobileNetConfig
+from mobilenet.errors import UsageError
+from mobilenet.models.builder import build
+from mobilenet.tf1_loader import checkpoint, detect, matching, names, ranges
+
+TF1_SLOPE = 0.16667  # research/slim/nets/mobilenet/mobilenet_v3.py, the gate's literal
+_IMAGENET = 1000
+_BACKGROUND = "the background class (output 0) was dropped: output k is now class k of 1000"
+_USUAL_SIZE = 224
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a checkpoint held and where it went. Every variable is in `loaded` or `left_aside`.
+
+    Attributes:
+        path: what was given.
+        prefix: what was read.
+        found: the net that it holds, in a sentence.
+        loaded: variable by weight, `<layer>/<kernel, bias, gamma, ...>`.
+        averaged: how many of these are moving averages.
+        left_aside: names that the net does not need, by reason: `raw` and `average` (the other
+            one was taken), `slot`, `step`, `loss`, `quantization`, `training state`, `logits`.
+        new: layers that keep their initial weights; only the head can be among them.
+        ranges: low and high by quantizer, of a checkpoint trained with fake quantization: a
+            layer's name for its output, `<layer>/kernel` for its (folded) kernel.
+        unnamed_ranges: low and high by scope, where the place in our net is not known.
+        release: the released net that the file's name stands for, if it is the one found.
+        notes: what a person should know.
+    """
+
+    path: str
+    prefix: str
+    found: str
+    loaded: Mapping[str, str]
+    averaged: int
+    left_aside: Mapping[str, tuple[str, ...]]
+    new: tuple[str, ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    unnamed_ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    release: published.Release | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A net from a checkpoint."""
+
+    model: Any
+    config: MobileNetConfig
+    report: Report
+
+
+def load_tf1_checkpoint(
+    path: str | os.PathLike[str],
+    use_ema: bool = True,
+    input_shape: Sequence[int | None] | None = None,
+    classifier_activation: str | None = "softmax",
+    *,
+    num_classes: int | None = None,
+    hard_sigmoid_slope: float = TF1_SLOPE,
+) -> Loaded:
+    """A TF1 checkpoint of any of the seven nets as a tf_keras model, found from names and shapes.
+
+    Args:
+        path: a prefix, `.index` file, folder, `.npz` of slim names, or an archive as Google
+            publishes it.
+        use_ema: take the moving average of each variable that has one (1.5 to 2 % more accurate by
+            research/slim/nets/mobilenet/mobilenet_example.ipynb); of a V3 archive, its `ema/`.
+        input_shape: `[height, width, channels]`, or height and width with the stem's channels;
+            when `None`, the size is that of the released net that the file's name stands for
+            (`mobilenet_v1_0.25_128`), else 224.
+        classifier_activation: `softmax`, `sigmoid`, or `None` for logits.
+        num_classes: 1000 drops the background class of 1001; 0 leaves the logits out; `None` keeps
+            what there is.
+        hard_sigmoid_slope: of V3's squeeze-excite gates. The checkpoints were trained with the
+            literal 0.16667; 1/6, as keras.applications has it, moves logits by up to .004.
+
+    Raises:
+        UsageError: no such checkpoint, a damaged one, or of another net.
+
+    Example:
+        load_tf1_checkpoint("mobilenet_v1_0.25_128.ckpt").model.predict(images)
+    """
+    with _opened(path, use_ema) as filling:
+        found = filling.found
+        classes = found.config.num_classes if num_classes is None else num_classes
+        config = found.config.replace(
+            num_classes=classes,
+            classifier_activation=classifier_activation,
+            hard_sigmoid_slope=hard_sigmoid_slope,
+        )
+        model = build(config, filling.shape(input_shape))
+        return Loaded(model, config, filling.fill(model, config))
+
+
+def load_family(
+    path: str | os.PathLike[str],
+    config: MobileNetConfig | None,
+    kinds: tuple[type[MobileNetConfig], ...],
+    input_shape: Sequence[int | None] | None,
+    use_ema: bool,
+) -> Any:
+    """The model of a checkpoint that must be of one of `kinds`; see `load_tf1_checkpoint`.
+
+    A gate's slope that the config leaves at its default is TF1's, so that outputs are the same.
+    """
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    if config is not None and not isinstance(config, kinds):
+        raise UsageError("config", type(config).__name__, wanted)
+    with _opened(path, use_ema, exactly=config is None) as filling:
+        found = filling.found
+        if not isinstance(found.config, kinds):
+            raise UsageError(
+                str(path),
+                found.name,
+                f"a checkpoint of {wanted}",
+                f"use load_{found.name.removesuffix('_minimalistic')}",
+            )
+        config = found.config if config is None else config
+        if config.hard_sigmoid_slope == MobileNetConfig.hard_sigmoid_slope:
+            config = config.replace(hard_sigmoid_slope=TF1_SLOPE)
+        model = build(config, filling.shape(input_shape))
+        filling.fill(model, config)
+        return model
+
+
+def load_into(
+    model: Any, config: MobileNetConfig, path: str | os.PathLike[str], use_ema: bool = True
+) -> Report:
+    """Fills a net to start training from; its head stays new where the class counts differ.
+
+    Args:
+        model: what `build(config)` made.
+        config: its config.
+        path, use_ema: as in `load_tf1_checkpoint`.
+
+    Raises:
+        UsageError: a damaged checkpoint, or one that does not fit; `model` is then as it was.
+    """
+    with _opened(path, use_ema, exactly=False) as filling:
+        return dataclasses.replace(filling, new_head=True).fill(model, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Filling:
+    """One checkpoint on its way into one net."""
+
+    source: checkpoint.Checkpoint
+    held: names.Sorted
+    found: detect.Detected
+    path: Path
+    use_ema: bool
+    new_head: bool = False
+
+    def fill(self, model: Any, config: MobileNetConfig) -> Report:
+        """Checks that all fits, then reads everything, then sets the weights of `model`."""
+        chosen = self.held.chosen(self.use_ema)
+        drop, keep_head = self._head(config)
+        start = f"{self.found.prefix}{matching.HEAD}/"
+        logits = [] if keep_head else [name for name in chosen if name.startswith(start)]
+        shapes = {n: self.source.shapes[chosen[n]] for n in chosen if n not in logits}
+        try:
+            places = matching.match(
+                model, config, shapes, self.found.prefix, head=keep_head, drop_first=drop
+            )
+        except matching.Misfit as fault:
+            raise matching.explained(fault, str(self.path), config, self.found) from None
+        values = [self._read(place, chosen[place.variable]) for place in places]
+        read = ranges.read(
+            self.source, self.held.ranges, detect.scopes_of(config), self.found.prefix, model
+        )
+        for place, value in zip(places, values, strict=True):
+            place.target.assign(value)
+        loaded = {place.weight: chosen[place.variable] for place in places}
+        head_is_new = not keep_head and bool(config.num_classes)
+        return Report(
+            path=str(self.path),
+            prefix=self.source.prefix,
+            found=self._sentence(),
+            loaded=loaded,
+            averaged=sum(name.endswith(names.AVERAGE) for name in loaded.values()),
+            left_aside=self._left_aside(chosen, logits),
+            new=(matching.HEAD,) if head_is_new else (),
+            ranges=read[0],
+            unnamed_ranges=read[1],
+            release=self.release,
+            notes=(_BACKGROUND,) if drop else (),
+        )
+
+    @property
+    def release(self) -> published.Release | None:
+        """By the name of the file, where the net in it is that one."""
+        release, found = published.of_path(self.path), self.found
+        known = release is not None and release.model_name == found.name
+        return release if known and release.width == found.config.width_multiplier else None
+
+    def shape(self, given: Sequence[int | None] | None) -> tuple[int | None, ...]:
+        """The input shape of the net to build: as given, or from the name and the stem."""
+        channels = self.found.channels
+        if given is None:
+            side = self.release.image_size if self.release is not None else _USUAL_SIZE
+            return (side, side, channels)
+        shape = tuple(given)
+        if len(shape) == 2:
+            return (*shape, channels)
+        if len(shape) == 3 and shape[2] != channels:
+            raise UsageError("input_shape", shape, f"{channels} channels, as the stem has")
+        return shape
+
+    def _head(self, config: MobileNetConfig) -> tuple[bool, bool]:
+        """Whether the first class is dropped, and whether the head is taken at all."""
+        wanted, held = config.num_classes or 0, self.found.config.num_classes or 0
+        drop = (wanted, held) == (_IMAGENET, _IMAGENET + 1)
+        return drop, drop or wanted == held or bool(wanted and not self.new_head)
+
+    def _read(self, place: matching.Place, name: str) -> npt.NDArray[np.float32]:
+        value = self.source.read(name)
+        value = value[..., 1:] if place.drop_first else value
+        return value.reshape(tuple(place.target.shape))
+
+    def _left_aside(
+        self, chosen: Mapping[str, str], logits: Sequence[str]
+    ) -> dict[str, tuple[str, ...]]:
+        aside = dict(self.held.left_aside)
+        twins = {**self.held.raw, **self.held.averages} if not self.use_ema else self.held.raw
+        unused = tuple(sorted({*twins.values()} - {*chosen.values()}))
+        if unused:
+            aside["raw" if self.use_ema else "average"] = unused
+        if logits:
+            aside["logits"] = tuple(sorted(chosen[name] for name in logits))
+        return aside
+
+    def _sentence(self) -> str:
+        averages = len(self.held.averages)
+        taken = "taken" if self.use_ema else "not taken"
+        more = [f"{averages} moving averages ({taken})"] if averages else []
+        more += ["trained with fake quantization"] if self.held.ranges else []
+        return ", ".join([str(self.found), *more])
+
+
+@contextlib.contextmanager
+def _opened(
+    path: str | os.PathLike[str], use_ema: bool, exactly: bool = True
+) -> Iterator[_Filling]:
+    with checkpoint.opened(path, use_ema) as source:
+        held = names.sort(source.shapes)
+        shapes = {base: source.shapes[name] for base, name in held.chosen(True).items()}
+        found = detect.find(shapes, str(path), exactly)
+        yield _Filling(source, held, found, Path(path), use_ema)
