@@ -62,7 +62,7 @@ def opened(path: str | os.PathLike[str], use_average: bool = True) -> Iterator[C
         UsageError: there is none, it is damaged, or it is not of TF1.
     """
     with places.found(path, use_average) as prefix:
-        source = _npz(prefix) if prefix.endswith(".npz") else _bundle(prefix)
+        source = _npz(prefix) if prefix.endswith(".npz") else bundle(prefix)
         if OBJECT_GRAPH in source.shapes:
             raise UsageError(
                 str(path),
@@ -73,7 +73,8 @@ def opened(path: str | os.PathLike[str], use_average: bool = True) -> Iterator[C
         yield source
 
 
-def _bundle(prefix: str) -> Checkpoint:
+def bundle(prefix: str) -> Checkpoint:
+    """Opens a checkpoint of TF1 or TF2 by its prefix."""
     import tensorflow as tf
 
     try:

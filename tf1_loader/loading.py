@@ -156,6 +156,13 @@ def load_into(
         UsageError: a damaged checkpoint, or one that does not fit; `model` is then as it was.
     """
     with _opened(path, use_ema, exactly=False) as filling:
+        if detect.scopes_of(filling.found.config) is not detect.scopes_of(config):
+            raise UsageError(
+                str(path),
+                str(filling.found),
+                f"a checkpoint of {type(config).__name__}",
+                f"give --model_name {filling.found.name}",
+            )
         return dataclasses.replace(filling, new_head=True).fill(model, config)
 
 

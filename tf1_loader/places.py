@@ -42,13 +42,18 @@ def found(path: str | os.PathLike[str], use_average: bool = True) -> Iterator[st
         UsageError: there is none, or more than one, or the archive is not to be trusted.
     """
     place = Path(path)
-    if place.is_file() and tarfile.is_tarfile(place):
+    if is_archive(place):
         with tempfile.TemporaryDirectory(prefix="mobilenet-") as aside:
             yield _from_archive(place, Path(aside), use_average)
     elif place.is_dir():
         yield _in_folder(place, use_average)
     else:
         yield _file(place)
+
+
+def is_archive(place: Path) -> bool:
+    """Whether it is a tar archive, packed or not."""
+    return place.is_file() and tarfile.is_tarfile(place)
 
 
 def _file(place: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +13,73 @@ import numpy as np
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models import folder
-from mobilenet.tf1_loader import keras_applications
+from mobilenet.tf1_loader import keras_applications, loading, object_checkpoint
 
 log = logging.getLogger("mobilenet")
 _HEAD = "Logits"
 
 
-def load_into(model: Any, path: str, config: MobileNetConfig) -> None:
-    """Fills `model` from a model folder, `.keras`, SavedModel or a keras.applications `.h5`.
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What was loaded.
+
+    Attributes:
+        loaded: layers that took their weights.
+        new: layers that keep their initial ones.
+        notes: what else was in the file, and what was done with it.
+        ranges: of a TF1 checkpoint trained with fake quantization, by quantizer.
+    """
+
+    loaded: Sequence[str]
+    new: Sequence[str]
+    notes: Sequence[str] = ()
+    ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+
+def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
+    """Fills `model` from a model folder, `.keras` or SavedModel, a checkpoint of TF1 or TF2, or a
+    keras.applications `.h5`.
 
     The head stays new where the class counts differ; everything else must fit.
 
     Raises:
-        UsageError: the file is none of these, or belongs to another net.
+        UsageError: the file is none of these, is damaged, or belongs to another net.
     """
-    if Path(path).suffix in (".h5", ".hdf5"):
+    place = Path(path)
+    if place.suffix in (".h5", ".hdf5"):
         report = keras_applications.load_weights(model, path, config)
-        loaded, new = list(report.loaded), list(report.new)
+        start = Start(report.loaded, report.new, [f"unused: {n}" for n in report.unused])
+    elif place.suffix == ".keras" or _is_model(place):
+        theirs = {x.name: x.get_weights() for x in folder.load(path).model.layers if x.weights}
+        start = _by_name(model, theirs, path)
+    elif object_checkpoint.is_one(path):
+        names = [layer.name for layer in model.layers if layer.weights]
+        start = _by_name(model, object_checkpoint.layers(path, names), path)
     else:
-        loaded, new = _by_name(model, folder.load(path).model, path)
+        start = _tf1(loading.load_into(model, config, path))
     log.info(
         "%s: weights of %d layers loaded%s",
         path,
-        len(loaded),
-        f"; new: {shorten(new)}" if new else "",
+        len(start.loaded),
+        f"; new: {shorten(start.new)}" if start.new else "",
     )
+    for note in start.notes:
+        log.info("%s: %s", path, note)
+    return start
 
 
-def _by_name(model: Any, source: Any, path: str) -> tuple[list[str], list[str]]:
-    theirs = {layer.name: layer.get_weights() for layer in source.layers if layer.weights}
+def _is_model(place: Path) -> bool:
+    return any((place / name).is_file() for name in (folder.MODEL, "saved_model.pb"))
+
+
+def _tf1(report: loading.Report) -> Start:
+    layers = list(dict.fromkeys(weight.split("/")[0] for weight in report.loaded))
+    aside = [f"{len(names)} {reason}" for reason, names in report.left_aside.items()]
+    left = [f"left aside: {', '.join(aside)}"] if aside else []
+    return Start(layers, report.new, [report.found, *report.notes, *left], report.ranges)
+
+
+def _by_name(model: Any, theirs: Mapping[str, Sequence[Any]], path: str) -> Start:
     ours = {layer.name: layer for layer in model.layers if layer.weights}
     values: dict[str, list[np.ndarray]] = {}
     problems = [f"{name}: left over" for name in theirs if name not in ours and name != _HEAD]
@@ -48,7 +88,7 @@ def _by_name(model: Any, source: Any, path: str) -> tuple[list[str], list[str]]:
         wanted = [tuple(w.shape) for w in layer.weights]
         got = [w.shape for w in theirs.get(name, [])]
         if got == wanted:
-            values[name] = theirs[name]
+            values[name] = list(theirs[name])
         elif name == _HEAD and (not got or got[0][:-1] == wanted[0][:-1]):
             new.append(name)
         else:
@@ -62,4 +102,4 @@ def _by_name(model: Any, source: Any, path: str) -> tuple[list[str], list[str]]:
         )
     for name, arrays in values.items():
         ours[name].set_weights(arrays)
-    return list(values), new
+    return Start(list(values), new)
