@@ -9,18 +9,20 @@ from mobilenet import cli
 from mobilenet.configs import archs
 
 COMMAND = cli.Command("mobilenet", "Lists the commands and the nets.")
-MODULES = ("trainer", "evaluator", "converter", "predict")
+MODULES = ("trainer", "evaluator", "converter", "predict", "tf1_loader")
 
 
 def summaries() -> list[tuple[str, str]]:
-    """The commands that are there, each with the first line of its module; none is imported."""
+    """The commands, each with the first words of its module; none is imported."""
     found = []
     for module in MODULES:
         source = resources.files("mobilenet").joinpath(f"{module}.py")
-        if source.is_file():
-            text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
-            command = f"python -m mobilenet.{module}"
-            found.append((command, text.partition("\n")[0].removeprefix(f"`{command}`: ")))
+        if not source.is_file():  # a room with a command of its own
+            source = resources.files(f"mobilenet.{module}").joinpath("__main__.py")
+        text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+        command = f"python -m mobilenet.{module}"
+        first = " ".join(text.partition("\n\n")[0].split())
+        found.append((command, first.removeprefix(f"`{command}`: ").partition("; ")[0]))
     return found
 
 

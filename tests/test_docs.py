@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```(python|bash)\n(.*?)```", re.DOTALL)
 NEEDS_RUN = "runs/mobilenet_v1_digits"
+NEEDS_DATA = '"checkpoints/'
 
 
 def blocks(kind: str) -> list[tuple[str, str]]:
@@ -24,16 +27,37 @@ def blocks(kind: str) -> list[tuple[str, str]]:
     ]
 
 
-def python_blocks(needs_run: bool) -> list[object]:
-    return [
-        pytest.param(text, id=name)
-        for name, text in blocks("python")
-        if (NEEDS_RUN in text) == needs_run
-    ]
+def python_blocks(needs: str | None = None) -> list[object]:
+    """Blocks that need a run or real checkpoints, or neither."""
+    found = []
+    for name, text in blocks("python"):
+        need = next((mark for mark in (NEEDS_RUN, NEEDS_DATA) if mark in text), None)
+        if need == needs:
+            found.append(pytest.param(text, id=name))
+    return found
 
 
-@pytest.mark.parametrize("text", python_blocks(needs_run=False))
+@pytest.mark.parametrize("text", python_blocks())
 def test_python_runs(text: str) -> None:
+    exec(compile(text, "block", "exec"), {})  # noqa: S102
+
+
+@pytest.mark.parametrize("text", python_blocks(NEEDS_DATA))
+def test_python_runs_on_real_checkpoints(
+    text: str, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder with `checkpoints/` and `photos/labels.csv`, as the pages suppose."""
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoints").symlink_to(shared_data / "checkpoints")
+    Path("photos").mkdir()
+    with (shared_data / "photos/labels.csv").open(newline="") as source:
+        rows = list(csv.DictReader(source))[:64]
+    with Path("photos/labels.csv").open("w", newline="") as target:
+        written = csv.writer(target)
+        written.writerow(["file", "label"])
+        for row in rows:
+            path = shared_data / "photos/imagenet_samples" / row["file"]
+            written.writerow([path, row["class_index_0_999"]])
     exec(compile(text, "block", "exec"), {})  # noqa: S102
 
 
@@ -55,6 +79,9 @@ def commands() -> list[object]:
 @pytest.mark.parametrize("line", commands())
 def test_commands_take_their_flags(line: str) -> None:
     _, _, module, *argv = shlex.split(line)
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    module += ".__main__" * bool(spec.submodule_search_locations)
     parsed = importlib.import_module(module).COMMAND.parse(argv)
     assert parsed.given
 

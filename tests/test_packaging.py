@@ -19,7 +19,7 @@ FOLDERS = {
     "configs": "mobilenet/configs",
     "tf1_loader": "mobilenet/tf1_loader",
 }
-SCRIPTS = ("", "-trainer", "-evaluator", "-converter", "-predict")
+SCRIPTS = ("", "-trainer", "-evaluator", "-converter", "-predict", "-tf1-loader")
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,18 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("mobilenet.trainer", "mobilenet.evaluator", "mobilenet.converter", "mobilenet.predict")
+COMMANDS = (
+    *("mobilenet.trainer", "mobilenet.evaluator", "mobilenet.converter", "mobilenet.predict"),
+    "mobilenet.tf1_loader",
+)
 HEAVY = "{'tensorflow', 'tf_keras', 'keras', 'ai_edge_litert', 'sklearn', 'tensorflow_datasets'}"
+
+
+def entry(module: str) -> str:
+    """The file that `python -m module` runs."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    return f"{module}.__main__" if spec.submodule_search_locations else module
 
 
 def seconds(
@@ -93,7 +103,7 @@ def test_a_bad_flag_costs_one_line_and_under_a_second(module: str) -> None:
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_help_loads_nothing_heavy(module: str) -> None:
-    code = f"import contextlib, {module} as m\n"
+    code = f"import contextlib, {entry(module)} as m\n"
     code += "with contextlib.suppress(SystemExit): m.run(['--helpfull'])"
     assert loaded_after(code) == "[]"
 
@@ -103,4 +113,4 @@ def test_every_command_is_there() -> None:
     settings = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     for module in COMMANDS:
         assert importlib.util.find_spec(module), module
-        assert f'"{module}:main"' in settings
+        assert f'"{entry(module)}:main"' in settings
