@@ -30,15 +30,25 @@ def flag(default: Any, help: str, name: str | None = None) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def nested(default: Any, prefix: str = "", only: tuple[str, ...] | None = None) -> Any:
+def nested(
+    default: Any,
+    prefix: str = "",
+    only: tuple[str, ...] | None = None,
+    kinds: Mapping[str, type[Config]] | None = None,
+    help: str = "",
+) -> Any:
     """A field that holds a config whose flags appear on the command line too.
 
     Args:
         default: the inner config.
         prefix: put in front of the inner flags' names (`prune_` gives `--prune_epochs`).
         only: the inner fields that become flags; all that have a `help` when `None`.
+        kinds: the classes that the inner config may have, by the name that picks one: the flag of
+            the field's own name.
+        help: what that flag says; the names follow.
     """
-    return dataclasses.field(default=default, metadata={"prefix": prefix, "only": only})
+    metadata = {"prefix": prefix, "only": only, "kinds": kinds or {}, "help": help}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from types import MappingProxyType
 
 from mobilenet.errors import UsageError
@@ -13,8 +14,8 @@ ROLES = ("stem", "depthwise", "pointwise", "fused", "squeeze_excite", "classifie
 
 
 @dataclasses.dataclass(frozen=True)
-class MagnitudePruning(Config):
-    """Zeroes the smallest weights of each kernel, more and more of them, and lets the rest adapt.
+class ScheduledPruning(Config):
+    """What the ways to remove single weights share: from which layers how many go, and when.
 
     Attributes:
         final_sparsity: share of zeros by role, or by a regular expression that matches whole layer
@@ -25,7 +26,7 @@ class MagnitudePruning(Config):
             update on.
         begin: share of the stage's steps before the first update.
         end: share of the stage's steps at which the target stands; the rest is for recovery.
-        frequency: steps between two updates; one is forced at the end step whatever the frequency.
+        frequency: steps between two updates.
         power: exponent of the polynomial; 3 as in the paper.
     """
 
@@ -61,6 +62,75 @@ class MagnitudePruning(Config):
 
 
 @dataclasses.dataclass(frozen=True)
+class MagnitudePruning(ScheduledPruning):
+    """Zeroes the smallest weights of each kernel, more and more of them, and lets the rest adapt.
+
+    An update is forced at the end step, whatever the frequency.
+
+    Attributes:
+        pattern: where zeros may lie. `unstructured`: anywhere. `N:M`: at most N weights of every M
+            neighbouring input channels stay (2:4 is what sparse tensor cores read; arXiv
+            2104.08378). While the share grows, it is the share of groups that have the pattern,
+            those first that lose the least magnitude; at the end all have it. A larger
+            `final_sparsity` removes more on top, a smaller one is raised to the pattern's.
+            `block`: whole blocks of 1x1 kernels, those with the least sum of magnitudes.
+        block_size: input channels x output channels of a block.
+    """
+
+    pattern: str = flag(
+        "unstructured",
+        "unstructured, block, or N:M (as 2:4: 2 weights of every 4 input channels stay)",
+        "sparsity_pattern",
+    )
+    block_size: str = flag("4x1", "input x output channels of a block of --sparsity_pattern block")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pattern not in ("unstructured", "block"):
+            kept, every = _pair("--sparsity_pattern", self.pattern, ":", _PATTERN_RULE)
+            if not 0 < kept < every <= _LARGEST_GROUP:
+                raise UsageError("--sparsity_pattern", self.pattern, _PATTERN_RULE)
+        rows, columns = _pair("--block_size", self.block_size, "x", _BLOCK_RULE)
+        if not rows * columns > 1:
+            raise UsageError("--block_size", self.block_size, _BLOCK_RULE)
+
+    @property
+    def group(self) -> tuple[int, int] | None:
+        """(weights that stay, input channels in a group) of an N:M pattern."""
+        if ":" not in self.pattern:
+            return None
+        return _pair("--sparsity_pattern", self.pattern, ":", _PATTERN_RULE)
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """(input channels, output channels) of a block, where whole blocks go."""
+        if self.pattern != "block":
+            return None
+        return _pair("--block_size", self.block_size, "x", _BLOCK_RULE)
+
+
+_LARGEST_GROUP = 16
+_PATTERN_RULE = f"unstructured, block, or N:M with 0 < N < M <= {_LARGEST_GROUP}, as in 2:4"
+_BLOCK_RULE = "INPUTSxOUTPUTS, more than one weight, as in 4x1"
+
+
+def _pair(what: str, text: object, mark: str, rule: str) -> tuple[int, int]:
+    found = re.fullmatch(rf"(\d+){mark}(\d+)", text) if isinstance(text, str) else None
+    if found is None:
+        raise UsageError(what, text, rule)
+    return int(found[1]), int(found[2])
+
+
+@dataclasses.dataclass(frozen=True)
+class TfmotPruning(ScheduledPruning):
+    """tfmot's own `prune_low_magnitude`, for those who want it.
+
+    It prunes no depthwise kernel, sorts a kernel for each update, and does not train under mixed
+    precision; `MagnitudePruning` does. The end step is moved to its last update.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
 class QuantizationAwareTraining(Config):
     """Trains with the arithmetic of the int8 file in the forward pass (Jacob et al., arXiv
     1712.05877).
@@ -71,6 +141,9 @@ class QuantizationAwareTraining(Config):
         range_decay: decay of the moving activation ranges, by step.
         freeze: share of the stage after which batch-norm statistics and activation ranges stand
             still.
+        quant_delay: steps that train in float first, while ranges are observed. The recipe for
+            training from scratch (tensorflow/models research/slim/nets/mobilenet_v1_train.py has
+            250,000 at batch 64); 0 for a net that is trained already.
     """
 
     calibration_images: int = flag(256, "training images that set the activation ranges")
@@ -78,12 +151,16 @@ class QuantizationAwareTraining(Config):
     freeze: float = flag(
         0.7, "share of the stage after which statistics and ranges stand still", "quantize_freeze"
     )
+    quant_delay: int = flag(
+        0, "steps of the quantize stage in float before fake quantization; needed from scratch"
+    )
 
     def __post_init__(self) -> None:
         number("--calibration_images", self.calibration_images, least=1, integer=True)
         number("--range_decay", self.range_decay, least=0, below=1)
         number("--quantize_freeze", self.freeze, least=0, most=1)
+        number("--quant_delay", self.quant_delay, least=0, integer=True)
 
 
-PRUNING = MappingProxyType({"magnitude": MagnitudePruning})
+PRUNING = MappingProxyType({"magnitude": MagnitudePruning, "tfmot": TfmotPruning})
 QUANTIZATION = MappingProxyType({"qat": QuantizationAwareTraining})

@@ -8,7 +8,13 @@ from mobilenet.errors import UsageError
 
 from .archs import MobileNetConfig, MobileNetV1Config
 from .base import Config, flag, nested, number, one_of
-from .compression import MagnitudePruning, QuantizationAwareTraining
+from .compression import (
+    PRUNING,
+    QUANTIZATION,
+    MagnitudePruning,
+    QuantizationAwareTraining,
+    TfmotPruning,
+)
 from .dataset import DatasetConfig
 
 STAGES = ("train", "prune", "quantize", "convert")
@@ -94,10 +100,16 @@ class RunConfig(Config):
     train: TrainConfig = nested(TrainConfig())
     prune: TrainConfig = nested(TrainConfig(), "prune_", ("epochs", "lr"))
     quantize: TrainConfig = nested(TrainConfig(), "quantize_", ("epochs", "lr"))
-    pruning: MagnitudePruning = nested(MagnitudePruning())
-    quantization: QuantizationAwareTraining = nested(QuantizationAwareTraining())
+    pruning: MagnitudePruning | TfmotPruning = nested(
+        MagnitudePruning(), kinds=PRUNING, help="how to prune"
+    )
+    quantization: QuantizationAwareTraining = nested(
+        QuantizationAwareTraining(), kinds=QUANTIZATION, help="how to quantize"
+    )
     init_checkpoint: str | None = flag(
-        None, "weights to start from: .keras, model folder, or a keras.applications .h5"
+        None,
+        "weights to start from: model folder, .keras, TF1 or TF2 checkpoint, "
+        "keras.applications .h5",
     )
     seed: int = flag(0, "seed of everything random")
     distribution_strategy: str = flag("none", "tf.distribute: " + ", ".join(STRATEGIES))

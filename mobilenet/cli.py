@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from absl import flags
@@ -302,19 +302,56 @@ def settle(config: C, settings: Mapping[str, Any]) -> C:
 def _settle(config: C, settings: Mapping[str, Any], place: str, names: Mapping[str, str]) -> C:
     changes: dict[str, Any] = {}
     deeper: dict[str, dict[str, Any]] = {}
+    fields = {f.name: f for f in dataclasses.fields(config)}
     for path, value in settings.items():
         head, _, rest = path.partition(".")
-        one_of(f"--override {place}{path}", head, [f.name for f in dataclasses.fields(config)])
+        one_of(f"--override {place}{path}", head, list(fields))
         if rest:
             deeper.setdefault(head, {})[rest] = value
         else:
             changes[head] = value
+    for head, value in changes.items():
+        if kinds := fields[head].metadata.get("kinds"):
+            kind = kinds[one_of(names.get(f"{place}{head}", head), value, kinds)]
+            changes[head] = _of_kind(getattr(config, head), kind)
     for head, inner in deeper.items():
-        changes[head] = _settle(getattr(config, head), inner, f"{place}{head}.", names)
+        before = changes.get(head, getattr(config, head))
+        _check_fields(fields[head], before, inner, f"{place}{head}.", names)
+        changes[head] = _settle(before, inner, f"{place}{head}.", names)
     try:
         return config.replace(**changes)
     except UsageError as error:
         raise _named(error, config, changes, place, names) from None
+
+
+def _of_kind(config: Config, kind: type[Config]) -> Config:
+    """A config of another class, with the values of the fields that both have."""
+    if type(config) is kind:
+        return config
+    shared = _fields(kind) & _fields(config)
+    return kind(**{name: getattr(config, name) for name in shared})
+
+
+def _fields(config: Config | type[Config]) -> set[str]:
+    return {field.name for field in dataclasses.fields(config)}
+
+
+def _check_fields(
+    holder: dataclasses.Field[Any],
+    config: Config,
+    paths: Iterable[str],
+    place: str,
+    names: Mapping[str, str],
+) -> None:
+    """Tells of a flag that belongs to another class of config than the one that was picked."""
+    for path in paths:
+        name = path.partition(".")[0]
+        kinds = holder.metadata.get("kinds", {})
+        able = [choice for choice, kind in kinds.items() if name in _fields(kind)]
+        if able and name not in _fields(config):
+            chosen = next(choice for choice, kind in kinds.items() if kind is type(config))
+            expected = f"--{holder.name} {' or '.join(able)}"
+            raise UsageError(names[f"{place}{name}"], None, expected, f"{chosen} has no such thing")
 
 
 def _named(

@@ -19,7 +19,7 @@ _MAIN = frozenset(
         *("dataset_name", "data_dir", "image_size"),
         *("epochs", "batch_size", "optimizer_name", "learning_scheduler_name", "lr"),
         *("label_smoothing", "ma_decay_rate", "seed"),
-        *("prune_epochs", "final_sparsity", "quantize_epochs"),
+        *("pruning", "prune_epochs", "final_sparsity", "quantization", "quantize_epochs"),
         *("stages", "distribution_strategy", "mixed_precision"),
     }
 )
@@ -86,9 +86,16 @@ def _walk(
     for field in dataclasses.fields(kind):
         path = f"{place}{field.name}"
         if "prefix" in field.metadata:
-            yield from _walk(
-                hints[field.name], f"{path}.", field.metadata["prefix"], field.metadata["only"]
-            )
+            kinds, seen = field.metadata["kinds"], set()
+            if kinds:
+                yield _spec(field.name, path, str, f"{field.metadata['help']}: {', '.join(kinds)}")
+            for inner in kinds.values() or (hints[field.name],):
+                for spec in _walk(
+                    inner, f"{path}.", field.metadata["prefix"], field.metadata["only"]
+                ):
+                    if spec.path not in seen:
+                        seen.add(spec.path)
+                        yield spec
         elif "help" in field.metadata and (only is None or field.name in only):
             name = prefix + (field.metadata["flag"] or field.name)
             stage = f" ({place.rstrip('.')} stage)" if prefix else ""

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import cli
-from mobilenet.configs import archs, compression
+from mobilenet.configs import archs
 from mobilenet.configs.run import RunConfig
-from mobilenet.errors import one_of
 
 HEADERS = (
     "stage",
@@ -36,20 +35,6 @@ COMMAND = cli.Command(
         ),
         cli.option("model_dir", str, None, "the run folder; runs/MODEL_DATASET when left out"),
         cli.option(
-            "pruning",
-            str,
-            "magnitude",
-            "how to prune: " + ", ".join(compression.PRUNING),
-            group="compression",
-        ),
-        cli.option(
-            "quantization",
-            str,
-            "qat",
-            "how to quantize: " + ", ".join(compression.QUANTIZATION),
-            group="compression",
-        ),
-        cli.option(
             "resume",
             bool,
             True,
@@ -63,7 +48,7 @@ COMMAND = cli.Command(
 
 def run(argv: list[str]) -> int | None:
     parsed = COMMAND.parse(argv)
-    config = _with_methods(cli.run_config(parsed), parsed)
+    config = cli.run_config(parsed)
     folder = Path(
         parsed.options["model_dir"] or f"runs/{_model_name(config)}_{config.dataset.name}"
     )
@@ -87,18 +72,6 @@ def run(argv: list[str]) -> int | None:
     picture = data.example(config.dataset, config.image_size, folder)
     print("\n" + _next_steps(folder, config, entries, str(picture or "PHOTO.jpg")))
     return None
-
-
-def _with_methods(config: RunConfig, parsed: cli.Parsed) -> RunConfig:
-    """The config with the methods that were asked for by name."""
-    for field, known in (
-        ("pruning", compression.PRUNING),
-        ("quantization", compression.QUANTIZATION),
-    ):
-        kind = known[one_of(f"--{field}", parsed.options[field], known)]
-        if field in parsed.given and not isinstance(getattr(config, field), kind):
-            config = config.replace(**{field: kind()})
-    return config
 
 
 def _model_name(config: RunConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 import typing
 from typing import Any
@@ -13,8 +14,13 @@ from mobilenet.errors import UsageError
 def paths(kind: type[Config], place: str = "") -> dict[str, Any]:
     """Type by dotted path of every field that one value can set."""
     found: dict[str, Any] = {}
+    kinds = {f.name: f.metadata.get("kinds") for f in dataclasses.fields(kind)}
     for name, hint in typing.get_type_hints(kind).items():
-        if isinstance(hint, type) and issubclass(hint, Config):
+        if kinds.get(name):
+            found[f"{place}{name}"] = str
+            for inner in kinds[name].values():
+                found |= paths(inner, f"{place}{name}.")
+        elif isinstance(hint, type) and issubclass(hint, Config):
             found |= paths(hint, f"{place}{name}.")
         elif not name.startswith("_") and not _holds_configs(hint):
             found[f"{place}{name}"] = hint

@@ -35,6 +35,7 @@ from mobilenet.configs.compression import (
     QUANTIZATION,
     MagnitudePruning,
     QuantizationAwareTraining,
+    TfmotPruning,
 )
 from mobilenet.errors import UsageError
 from mobilenet.export import convert
@@ -62,6 +63,7 @@ def every_place_has_a_range(model: Any, plain: Any, ranges: Any) -> None:
 # What a method promises of the net that it hands back; one without an entry fails its test.
 PROMISES: dict[type[Config], Callable[[Any, Any, Any], None]] = {
     MagnitudePruning: half_is_zero,
+    TfmotPruning: half_is_zero,
     QuantizationAwareTraining: every_place_has_a_range,
 }
 REGISTERED = [*PRUNING.values(), *QUANTIZATION.values()]

@@ -77,7 +77,7 @@ def test_target_is_reached_at_the_end_step(
     for step in range(1, steps + 1):
         kernel.assign_add(rng.normal(0, 0.01, kernel.shape))
         method.after_step(net, tf.constant(step, tf.int64))
-        if step >= method.end:
+        if step >= method.timing.end:
             assert zeros(kernel) == 0.75
     assert zeros(kernel) == 0.75
     assert zeros(variables.kernel(net.get_layer("a"))) == 0

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+import tf_keras
 
 from mobilenet.configs.base import Config
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
+from mobilenet.models.roles import kind_is_wrapper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +33,14 @@ class Stage:
         steps: optimizer steps of the stage.
         preprocessing: how pixels became the inputs.
         images: gives the first n training inputs, `[n, height, width, channels]`, preprocessed.
+        ranges: low and high of tensors by layer name, where the net comes from training with fake
+            quantization elsewhere (`Report.ranges` of `mobilenet.tf1_loader`).
     """
 
     steps: int
     preprocessing: Preprocessing
     images: Callable[[int], npt.NDArray[np.float32]]
+    ranges: Mapping[str, tuple[float, float]] | None = None
 
 
 class Method(tf.Module):
@@ -64,6 +69,14 @@ class Method(tf.Module):
         del step
         return False
 
+    def enter(self, step: int) -> bool:
+        """Prepares for the update behind `step` of them; true where the step must be traced anew.
+
+        Called before every update, outside the graph.
+        """
+        del step
+        return False
+
     def check(self, model: Any) -> None:
         """Tells, before an earlier stage has trained, why `apply` would refuse `model`.
 
@@ -80,7 +93,11 @@ class Method(tf.Module):
 
 M = TypeVar("M", bound=type[Method])
 _METHODS: dict[type[Config], type[Method]] = {}
-_HOMES = ("mobilenet.compression.pruning.magnitude", "mobilenet.compression.quantization.qat")
+_HOMES = (
+    "mobilenet.compression.pruning.magnitude",
+    "mobilenet.compression.pruning.tfmot",
+    "mobilenet.compression.quantization.qat",
+)
 
 
 def register(method: M) -> M:
@@ -104,3 +121,31 @@ def create(config: Config, stage: Stage) -> Method:
         known = ", ".join(sorted(kind.__name__ for kind in _METHODS))
         raise UsageError("method", type(config).__name__, f"a config of one of {known}")
     return _METHODS[type(config)](config, stage)
+
+
+def check_plain(model: Any) -> None:
+    """Checks that a method can be applied to `model`.
+
+    Raises:
+        UsageError: it is no functional model of tf_keras, holds layers that a method has wrapped,
+            or a weight that is no number.
+    """
+    if not isinstance(model, tf_keras.Model) or not model._is_graph_network:
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"
+        raise UsageError(
+            "model",
+            kind,
+            "a functional model of tf_keras",
+            "mobilenet.build makes one; of a Keras 3 model take the weights: set_weights on it",
+        )
+    for layer in model.layers:
+        if kind_is_wrapper(layer) or type(layer).__name__ == "QuantizeLayer":
+            raise UsageError(
+                layer.name,
+                type(layer).__name__,
+                "a plain layer",
+                "finalize the net that is pruned or quantized already, or load it from its folder",
+            )
+    for weight in model.weights:
+        if weight.dtype.is_floating and not np.all(np.isfinite(weight.numpy())):
+            raise UsageError(weight.name, None, "weights that are finite numbers", "train it anew")

@@ -3,7 +3,7 @@
 A rule says when a mask changes and how. tfmot's wrapper masks inside the layer's call instead, so
 that between the optimizer and the next forward pass the weights are dense, a checkpoint by step is
 dense, and 16-bit policies round the master weights; its threshold is a full sort. Here the step
-ends with masked weights, and the threshold is found by bisection in the graph.
+ends with masked weights, and the threshold is found by counting in the graph.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import Any
 import tensorflow as tf
 
 from mobilenet.compression import variables
-
-_HALVINGS = 31  # bits of a float without its sign: the threshold is exact
 
 
 class Masks(tf.Module):
@@ -40,17 +38,19 @@ class Masks(tf.Module):
         for name, kernel in self.kernels.items():
             variables.update(kernel, _multiply, [self.masks[name]])
 
-    def refresh(
-        self, name: str, due: tf.Tensor, rule: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-    ) -> None:
-        """Replaces one mask by `rule(kernel, mask)` where `due` (a scalar boolean) says so."""
+    def refresh(self, name: str, due: tf.Tensor, rule: Callable[[tf.Tensor], tf.Tensor]) -> None:
+        """Replaces one mask by `rule(kernel)` where `due` (a scalar boolean) says so.
+
+        The rule sees the kernel in float32 under the old mask: the optimizer has just moved what
+        was removed, too.
+        """
 
         def change(mask: Any, kernel: Any, now: tf.Tensor) -> None:
-            mask.assign(
-                tf.cond(
-                    now, lambda: rule(tf.cast(kernel, tf.float32), mask), lambda: tf.identity(mask)
-                )
-            )
+            def renew() -> tf.Tensor:
+                mask.assign(rule(tf.cast(kernel, tf.float32) * mask))
+                return now
+
+            tf.cond(now, renew, lambda: now)
 
         variables.update(self.masks[name], change, [self.kernels[name], due])
 
@@ -63,35 +63,52 @@ def _multiply(kernel: Any, mask: Any) -> None:
     kernel.assign(kernel * tf.cast(mask, kernel.dtype))
 
 
-def keep_largest(kernel: tf.Tensor, sparsity: tf.Tensor) -> tf.Tensor:
+def keep_largest(kernel: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     """The mask that zeroes the smallest magnitudes.
 
-    At least `round(size * sparsity)` entries become zero; more only where magnitudes tie at the
-    threshold. An entry that is zero stays zero at any sparsity, so a sparser start is kept.
+    At least `round(size * share)` entries become zero; more only where magnitudes tie at the
+    threshold. An entry that is zero stays zero at any share, so a sparser start is kept.
 
     Args:
-        kernel: any shape.
-        sparsity: share of zeros wanted, a scalar.
+        kernel: float32 of any shape.
+        share: of zeros wanted, a scalar.
 
     Returns:
         0 and 1 in float32, of the kernel's shape.
     """
-    magnitude = tf.abs(kernel)
-    wanted = tf.round(tf.cast(tf.size(magnitude), tf.float32) * tf.cast(sparsity, tf.float32))
+    # The bits of floats from 0 up, read as integers, are in the order of the floats. Counting by
+    # the upper bits finds those of the wanted weight; counting by the lower bits, among the weights
+    # that share its upper ones, finds the rest. All others differ above and fall outside the count.
+    bits = tf.reshape(tf.bitcast(tf.abs(kernel), tf.int32), [-1])
+    size = tf.cast(tf.size(bits), tf.float32)
+    wanted = tf.cast(tf.round(size * tf.cast(share, tf.float32)), tf.int32)
+    upper, rank = _find(tf.bitwise.right_shift(bits, _LOWER), _UPPER, tf.maximum(wanted, 1))
+    upper = tf.bitwise.left_shift(upper, _LOWER)
+    lower, _ = _find(tf.bitwise.bitwise_xor(bits, upper), _LOWER, rank)
+    largest_removed = tf.where(wanted > 0, upper + lower, 0)
+    return tf.cast(tf.reshape(bits > largest_removed, tf.shape(kernel)), tf.float32)
 
-    # The bits of floats from 0 up, read as integers, are in the order of the floats: halving finds
-    # the exact threshold, early where a number falls between the wanted weights and the rest.
-    def halve(low: tf.Tensor, high: tf.Tensor, below: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        middle = low + (high - low) // 2
-        zeros = tf.reduce_sum(tf.cast(magnitude < tf.bitcast(middle, tf.float32), tf.float32))
-        enough = zeros >= wanted
-        moved = (tf.where(enough, low, middle), tf.where(enough, middle, high))
-        return (*moved, tf.where(enough, zeros, below))
 
-    highest = tf.bitcast(tf.reduce_max(magnitude), tf.int32) + 1
-    start = (tf.constant(0), highest, tf.cast(tf.size(magnitude), tf.float32))
-    _, high, _ = tf.while_loop(
-        lambda low, high, below: below > wanted, halve, start, maximum_iterations=_HALVINGS
+_UPPER, _LOWER = 16, 15  # 31 bits: a float's without its sign
+
+
+def _find(values: tf.Tensor, width: int, rank: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The value at `rank` (from 1) in rising order, and its rank among its equals.
+
+    Values of more than `width` bits do not count.
+    """
+    counts = tf.raw_ops.DenseBincount(
+        input=values, size=2**width, weights=tf.zeros([0], tf.int32), binary_output=False
     )
-    threshold = tf.where(wanted > 0, tf.bitcast(high, tf.float32), 0.0)
-    return tf.cast((magnitude >= threshold) & (magnitude > 0), tf.float32)
+    columns = 2 ** (width // 2)
+    table = tf.reshape(counts, [2**width // columns, columns])
+    row, rank = _place(tf.reduce_sum(table, 1), rank)
+    column, rank = _place(table[row], rank)
+    return row * columns + column, rank
+
+
+def _place(counts: tf.Tensor, rank: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The bin that holds `rank`, and the rank inside it."""
+    before = tf.cumsum(counts, exclusive=True)
+    place = tf.searchsorted(before, [rank])[0] - 1
+    return place, rank - before[place]
