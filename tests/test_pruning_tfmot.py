@@ -1,0 +1,220 @@
+"""tfmot's wrapper: its faults as they are, and that both of our methods mend them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from compression_nets import inputs, stage, toy, train, zeros
+
+from mobilenet.compression import method as methods
+from mobilenet.compression import variables
+from mobilenet.configs.compression import MagnitudePruning, TfmotPruning
+from mobilenet.errors import UsageError
+
+SHARES = {"pointwise": 0.5}
+BOTH = pytest.mark.parametrize("kind", [MagnitudePruning, TfmotPruning])
+
+
+def peer(start: float, final: float, end: int, frequency: int) -> Any:
+    """The toy's layer `d` under tfmot's wrapper, as its guide has it."""
+    from tensorflow_model_optimization.sparsity import keras as sparsity
+
+    schedule = sparsity.PolynomialDecay(start, final, 0, end, frequency=frequency)
+
+    def wrapped(layer: Any) -> Any:
+        copy = type(layer).from_config(layer.get_config())
+        return sparsity.prune_low_magnitude(copy, schedule) if layer.name == "d" else copy
+
+    source = toy()
+    model = tf_keras.models.clone_model(source, clone_function=wrapped)
+    for layer in source.layers:
+        name = f"prune_low_magnitude_{layer.name}" if layer.name == "d" else layer.name
+        model.get_layer(name).set_weights(layer.get_weights())
+    return model
+
+
+def train_peer(model: Any, steps: int) -> list[float]:
+    """`fit` with tfmot's callback; the share of zeros of `d` after every step."""
+    from tensorflow_model_optimization.sparsity import keras as sparsity
+
+    kernel = kernel_of(model)
+    seen: list[float] = []
+    watch = tf_keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(zeros(kernel))
+    )
+    model.compile("sgd", tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    data = (inputs(8 * steps), np.zeros(8 * steps, np.int32))
+    callbacks = [sparsity.UpdatePruningStep(), watch]
+    model.fit(*data, batch_size=8, verbose=0, callbacks=callbacks)
+    return seen
+
+
+def kernel_of(model: Any) -> Any:
+    names = [layer.name for layer in model.layers]
+    return variables.kernel(model.get_layer("d" if "d" in names else "prune_low_magnitude_d"))
+
+
+def pruned(kind: Any, steps: int, change: Callable[[Any], None] = lambda net: None, **fields: Any):
+    """(zeros of `d` after every step, the plain net)."""
+    source = toy()
+    change(source)
+    method = methods.create(kind(SHARES, **fields), stage(steps))
+    net = method.apply(source)
+    seen: list[float] = []
+    train(net, method, steps, watch=lambda step: seen.append(zeros(kernel_of(net))))
+    return seen, method.finalize(net)
+
+
+def test_the_peer_never_prunes_where_the_end_comes_before_its_frequency() -> None:
+    model = peer(0.0, 0.5, end=9, frequency=10)
+    train_peer(model, 10)
+    assert zeros(kernel_of(model)) == 0
+
+
+def test_the_peer_misses_an_end_between_two_updates() -> None:
+    model = peer(0.0, 0.5, end=7, frequency=4)
+    train_peer(model, 10)
+    assert 0 < zeros(kernel_of(model)) < 0.5
+
+
+@BOTH
+@pytest.mark.parametrize(("end", "frequency"), [(0.9, 10), (0.7, 4)])
+def test_ours_reach_the_target_there(kind: Any, end: float, frequency: int) -> None:
+    _, plain = pruned(kind, 10, end=end, frequency=frequency)
+    assert zeros(kernel_of(plain)) == 0.5
+
+
+@pytest.mark.parametrize(("end", "frequency"), [(1.0, 3), (0.1, 1)])
+@pytest.mark.parametrize("schedule", ["polynomial", "constant"])
+def test_the_wrapper_reaches_it_at_other_ends(end: float, frequency: int, schedule: str) -> None:
+    _, plain = pruned(TfmotPruning, 10, end=end, frequency=frequency, schedule=schedule)
+    assert zeros(kernel_of(plain)) == 0.5
+
+
+def test_the_peers_weights_are_dense_behind_every_step() -> None:
+    seen = train_peer(peer(0.5, 0.5, end=9, frequency=1), 8)
+    assert max(seen) < 0.1
+
+
+@BOTH
+def test_ours_hold_behind_every_step(kind: Any) -> None:
+    seen, plain = pruned(kind, 8, end=0.25, frequency=1)
+    assert seen[2:] == [0.5] * 6
+    assert zeros(kernel_of(plain)) == 0.5
+
+
+def empty(net: Any) -> None:
+    """97 % zeros."""
+    kernel = net.get_layer("d").kernel
+    kernel.assign(kernel * (np.arange(128).reshape(kernel.shape) >= 124))
+
+
+def test_the_peer_lets_a_sparser_start_regrow() -> None:
+    model = peer(0.0, 0.5, end=6, frequency=1)
+    kernel = kernel_of(model)
+    kernel.assign(kernel * (np.arange(128).reshape(kernel.shape) >= 124))
+    train_peer(model, 8)
+    assert zeros(kernel) < 0.9
+
+
+@BOTH
+@pytest.mark.parametrize("begin", [0.0, 0.4])
+def test_ours_keep_a_sparser_start(kind: Any, begin: float) -> None:
+    seen, plain = pruned(kind, 8, empty, begin=begin, end=0.8, frequency=1)
+    assert seen == [124 / 128] * 8
+    assert np.flatnonzero(kernel_of(plain).numpy()).tolist() == [124, 125, 126, 127]
+
+
+@pytest.mark.parametrize("count", [1, 3, 63, 64, 127])
+def test_the_wrapper_keeps_any_number_of_zeros(count: int) -> None:
+    def change(net: Any) -> None:
+        kernel = net.get_layer("d").kernel
+        kernel.assign(kernel * (np.arange(128).reshape(kernel.shape) >= count))
+
+    seen, _ = pruned(TfmotPruning, 4, change, end=0.5, frequency=1)
+    assert min(seen) >= count / 128
+    assert seen[-1] == max(count / 128, 0.5)
+
+
+def test_the_stripped_net_shares_no_layer() -> None:
+    """tfmot's own: writing one changes the other."""
+    source = toy()
+    method = methods.create(TfmotPruning(SHARES), stage(2))
+    net = method.apply(source)
+    train(net, method, 2)
+    plain = method.finalize(net)
+    for layer in plain.layers:
+        assert not hasattr(layer, "get_prunable_weights")
+    before = [w.numpy() for w in [*net.weights, *source.weights]]
+    said = plain(inputs(4), training=False).numpy()
+    np.testing.assert_array_equal(net(inputs(4), training=False), said)
+    for weight in plain.weights:
+        weight.assign(weight + 1.0)
+    for old, new in zip(before, [*net.weights, *source.weights], strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_what_tfmot_cannot_prune_is_listed() -> None:
+    method = methods.create(TfmotPruning({".*": 0.5, "e": 0.25}, frequency=1), stage(2))
+    net = method.apply(toy())
+    train(net, method, 2)
+    assert method.notes(net) == [
+        "a (stem): 50.0% zeros, matches .*",
+        "b (depthwise): dense, matches .*, but tfmot prunes no DepthwiseConv2D",
+        "c (pointwise): 50.0% zeros, matches .*",
+        "d (pointwise): 50.0% zeros, matches .*",
+        "e (classifier): 25.0% zeros, matches e",
+    ]
+
+
+def test_mixed_precision_is_refused_and_the_way_out_named() -> None:
+    tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        with pytest.raises(UsageError, match="--pruning magnitude") as error:
+            methods.create(TfmotPruning(SHARES), stage()).check(toy())
+    finally:
+        tf_keras.mixed_precision.set_global_policy("float32")
+    assert "\n" not in str(error.value)
+
+
+def test_a_kernel_of_zeros_is_refused() -> None:
+    net = toy()
+    net.get_layer("d").kernel.assign(tf.zeros((1, 1, 8, 16)))
+    with pytest.raises(UsageError, match="d, whose weights are all zero"):
+        methods.create(TfmotPruning(SHARES), stage()).apply(net)
+
+
+def test_it_goes_on_from_a_checkpoint_as_if_never_stopped(tmp_path: Path) -> None:
+    """Steps, masks and thresholds of the wrappers are in the state."""
+    from mobilenet.training.engine import Learner
+
+    images = inputs(64, seed=5)
+    labels = (images[:, :, :, 0].mean((1, 2)) > 0).astype(np.int32)
+
+    def some(steps: range, restore: str = "") -> tuple[Any, str]:
+        method = methods.create(TfmotPruning(SHARES, frequency=2, end=0.9), stage(8))
+        net = method.apply(toy())
+        learner = Learner(net, lambda step: method.after_step(net, step))
+        loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        learner.compile(tf_keras.optimizers.SGD(0.05, momentum=0.9), loss)
+        learner.optimizer.build(net.trainable_variables)
+        state = tf.train.Checkpoint(net=net, method=method, optimizer=learner.optimizer)
+        if restore:
+            state.read(restore).assert_existing_objects_matched()
+        for step in steps:
+            rows = slice(8 * step, 8 * step + 8)
+            learner.train_on_batch(images[rows], labels[rows])
+        return net, state.write(str(tmp_path / f"to{steps.stop}"))
+
+    whole, _ = some(range(8))
+    _, half = some(range(3))
+    resumed, _ = some(range(3, 8), half)
+    for one, other in zip(whole.weights, resumed.weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    assert zeros(kernel_of(resumed)) == 0.5
