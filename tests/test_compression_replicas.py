@@ -19,7 +19,11 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 from compression_nets import inputs, stage, toy
 from mobilenet.compression import method as methods, variables
 from mobilenet.compression.quantization import scheme, stored
-from mobilenet.configs.compression import MagnitudePruning, QuantizationAwareTraining
+from mobilenet.configs.compression import (
+    MagnitudePruning,
+    QuantizationAwareTraining,
+    TfmotPruning,
+)
 from mobilenet.export import convert, freeze
 from mobilenet.training.ema import Average
 from mobilenet.training.engine import Learner
@@ -46,6 +50,14 @@ def train(net, method, steps):
     return average, history.history["loss"][0]
 
 with strategy.scope():
+    method = methods.create(TfmotPruning({"pointwise": 0.75}, frequency=2), stage(6))
+    net = method.apply(toy())
+    train(net, method, 6)
+    found = {"tfmot": copies(variables.kernel(net.get_layer("prune_low_magnitude_c")))}
+    method = methods.create(MagnitudePruning({"c": 0.5}, pattern="2:4", frequency=2), stage(6))
+    net = method.apply(toy())
+    train(net, method, 6)
+    found["groups"] = copies(net.get_layer("c").kernel)
     method = methods.create(
         MagnitudePruning(frequency=2, final_sparsity={"pointwise": 0.75}), stage(6)
     )
@@ -54,13 +66,11 @@ with strategy.scope():
     average, loss = train(net, method, 6)
     kernel = net.get_layer("c").kernel
     place = next(i for i, w in enumerate(average.weights) if w is kernel)
-    found = {
-        "masks": copies(method.masks.masks["c"]),
-        "kernels": copies(kernel),
-        "averages": copies(average.shadows[place]),
-        "moved": bool(np.any(before != kernel.numpy())),
-        "loss": loss,
-    }
+    found["masks"] = copies(method.masks.masks["c"])
+    found["kernels"] = copies(kernel)
+    found["averages"] = copies(average.shadows[place])
+    found["moved"] = bool(np.any(before != kernel.numpy()))
+    found["loss"] = loss
     plain = method.finalize(net)
     method = methods.create(QuantizationAwareTraining(calibration_images=32), stage(6))
     net = method.apply(plain)
@@ -97,8 +107,14 @@ def found() -> dict:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
+def test_patterns_hold_on_both_replicas(found: dict) -> None:
+    first, second = (np.array(value) for value in found["groups"])
+    np.testing.assert_array_equal(first, second)
+    assert (np.sum(first.reshape(2, 4, 8) == 0, axis=1) == 2).all()  # 8 inputs, 8 outputs
+
+
 def test_masks_and_pruned_kernels_are_equal_on_both_replicas(found: dict) -> None:
-    for name in ("masks", "kernels", "averages"):
+    for name in ("masks", "kernels", "averages", "tfmot"):
         first, second = (np.array(value) for value in found[name])
         np.testing.assert_array_equal(first, second)
         assert np.mean(first == 0) == 0.75

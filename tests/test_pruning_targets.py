@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import tf_keras
 from compression_nets import stage, toy, train
 
 from mobilenet.compression import method as methods
 from mobilenet.compression.pruning.targets import assign
 from mobilenet.configs import archs
-from mobilenet.configs.compression import MagnitudePruning
+from mobilenet.configs.compression import MagnitudePruning, TfmotPruning
 from mobilenet.errors import UsageError
 
 
@@ -75,6 +77,77 @@ def test_every_layer_is_listed_as_pruned_or_dense_with_its_reason() -> None:
         "d (pointwise): 75.0% zeros, matches pointwise",
         "e (classifier): dense, no pattern matches",
     ]
+
+
+def test_every_role_can_be_a_target(small_net: Callable[..., Any]) -> None:
+    """The names come from the config's block table, not from the graph that gives the roles."""
+    shares = {
+        "stem": 0.1,
+        "depthwise": 0.2,
+        "pointwise": 0.3,
+        "squeeze_excite": 0.4,
+        "classifier": 0.5,
+        "expanded_conv_[0-9]+_expand": 0.6,
+    }
+    expected = {
+        "Conv": 0.1,
+        "expanded_conv_1_depthwise": 0.2,
+        "expanded_conv_3_project": 0.3,
+        "expanded_conv_3_squeeze_excite_squeeze": 0.4,
+        "expanded_conv_3_squeeze_excite_excite": 0.4,
+        "Logits": 0.5,
+        "expanded_conv_3_expand": 0.6,
+        "expanded_conv_10_expand": 0.6,
+    }
+    found = {t.layer: t.sparsity for t in assign(small_net("mobilenet_v3_small"), shares)}
+    assert {name: found[name] for name in expected} == expected
+    assert None not in found.values()
+    fused = assign(small_net("mobilenet_edgetpu"), {"fused": 0.7})
+    chosen = [target.layer for target in fused if target.sparsity == 0.7]
+    assert chosen[:2] == ["expanded_conv_1_expand", "expanded_conv_2_expand"]
+    assert {target.role for target in fused if target.sparsity} == {"fused"}
+
+
+def wrapped() -> Any:
+    from tensorflow_model_optimization.sparsity import keras as sparsity
+
+    def wrap(layer: Any) -> Any:
+        copy = type(layer).from_config(layer.get_config())
+        return sparsity.prune_low_magnitude(copy) if layer.name == "d" else copy
+
+    return tf_keras.models.clone_model(toy(), clone_function=wrap)
+
+
+def keras_3() -> Any:
+    keras = pytest.importorskip("keras", minversion="3")
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+
+
+def broken() -> Any:
+    net = toy()
+    net.get_layer("d").kernel.assign(net.get_layer("d").kernel * np.nan)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (wrapped, "prune_low_magnitude_d: got 'PruneLowMagnitude', expected a plain layer"),
+        (keras_3, "expected a functional model of tf_keras; mobilenet.build makes one"),
+        (broken, "expected weights that are finite numbers"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@pytest.mark.parametrize("config", [MagnitudePruning(), TfmotPruning()], ids=["ours", "tfmot"])
+def test_a_net_that_cannot_be_pruned_costs_one_line(
+    config: Any, make: Callable[[], Any], said: str
+) -> None:
+    method = methods.create(config, stage())
+    for verb in (method.check, method.apply):
+        with pytest.raises(UsageError) as error:
+            verb(make())
+        assert said in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", archs.names())
