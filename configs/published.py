@@ -33,7 +33,7 @@ _V1_PARAMS = (
 _V1_STEM = "MACs leave out the first convolution: with it 325, 239, 166 and 107 at 224 to 128"
 _V1_MISPRINTS = {
     (0.25, 192): "MACs: printed 34, the net has 30.2; a misprint",
-    (0.5, 224): "MACs: printed 150, the net has 149.50, a little less than half above 149",
+    (0.5, 224): "MACs: printed 150, the net has 149.498",
 }
 _V1_LABEL = "the page's row is labelled 0.50, the file 0.5"
 _V1_QUANT_NEW = "top-1 and top-5 of the TFLite file; 2018_02_22 states other figures for its own"
