@@ -67,8 +67,8 @@ class DatasetConfig(Config):
     """Which images, how they are read, how they are varied in training.
 
     Attributes:
-        name: `digits` (embedded), `image_folder`, `tfrecord`, or the name of a TFDS image
-            classification set.
+        name: `digits` (embedded), `image_folder`, `image_list`, `tfrecord`, or the name of a TFDS
+            image classification set.
         label_offset: label in the file minus class index in the net; slim's ImageNet records hold
             1..1000 with 0 for background, so a net of 1000 classes reads them with an offset of 1.
         flip: random left-right mirroring in training (never for digits).
@@ -87,15 +87,18 @@ class DatasetConfig(Config):
 
     name: str = flag(
         "digits",
-        "digits, image_folder, tfrecord, or a TFDS name such as imagenette, imagenet2012, cifar10",
+        "digits, image_folder, image_list, tfrecord, or a TFDS name such as imagenette, "
+        "imagenet2012, cifar10",
         "dataset_name",
     )
     data_dir: str | None = flag(
-        None, "where the data set lies (TFDS folder, class folders, records)"
+        None,
+        "where the data set lies (TFDS folder, class folders, records, or the CSV file of an "
+        "image_list, with the columns file and label)",
     )
     preprocessing: str = flag("inception", "how pixels become inputs: " + ", ".join(PREPROCESSING))
     label_offset: int = flag(
-        0, "label in the records minus class index in the net (slim's ImageNet: 1)"
+        0, "label in the records or list minus class index in the net (slim's ImageNet: 1)"
     )
     flip: bool = flag(True, "mirror training images at random")
     area_min: float = flag(0.05, "least share of the image in a training crop")
@@ -132,10 +135,11 @@ DIGITS = DatasetConfig(
 )
 MNIST = DIGITS.replace(name="mnist")
 FOLDER = DatasetConfig("image_folder", area_min=0.25)
+LIST = FOLDER.replace(name="image_list")
 RECORDS = DatasetConfig("tfrecord", label_offset=1)
 
 
 def get(name: str) -> DatasetConfig:
     """The defaults of a data set by name; a name that is not ours is taken to be TFDS'."""
-    known = {c.name: c for c in (DIGITS, MNIST, FOLDER, RECORDS)}
+    known = {c.name: c for c in (DIGITS, MNIST, FOLDER, LIST, RECORDS)}
     return known.get(name, DatasetConfig(name))

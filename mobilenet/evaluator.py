@@ -1,6 +1,6 @@
 """`python -m mobilenet.evaluator`: top-1, top-5 and loss of any saved net on any data set.
 
-A flatbuffer on the digits or on class folders is scored without TensorFlow.
+A flatbuffer on the digits, class folders or a list of images is scored without TensorFlow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mobilenet.configs.base import number
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError, one_of
-from mobilenet.metrics import Metrics
+from mobilenet.metrics import Matching, Metrics, match
 from mobilenet.runtime import classifier, evaluation
 
 COMMAND = cli.Command(
@@ -40,7 +40,7 @@ COMMAND = cli.Command(
             "limit",
             int,
             None,
-            "at most so many images (flatbuffers on digits and class folders)",
+            "at most so many images (flatbuffers on digits, class folders and lists)",
             group="data",
         ),
         cli.option(
@@ -89,17 +89,17 @@ def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig]
     if data.name in evaluation.DATASETS:
         left_out: list[UsageError] = []
         on_corrupt = left_out.append if data.skip_corrupt else None
-        found = evaluation.evaluate(
-            net, data.name, data.data_dir, options["split"], options["limit"], on_corrupt
-        )
+        place = data.name, data.data_dir, options["split"], options["limit"]
+        found = evaluation.evaluate(net, *place, on_corrupt, data.label_offset, print)
         if left_out:
             print(f"{len(left_out)} images left out, first {left_out[0]}")
         return found, data
     with cli.starting_tensorflow():
-        from mobilenet.training import exporting, progress, reading
+        from mobilenet.training import progress, reading, scoring
     with progress.shown(), reading.explained(data, options["split"]):
-        batches = _batches(data, net.card, len(net.labels), options)
-        return exporting.score_file(path, batches, net.card.preprocessing), data
+        names = evaluation.names(net)
+        batches, matching = _batches(data, net.card, len(net.labels), names, options)
+        return scoring.score_flatbuffer(net, batches, net.card.preprocessing, matching), data
 
 
 def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig]:
@@ -109,24 +109,25 @@ def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig]:
     data = _dataset(parsed, net.card)
     probabilities = net.card.outputs == "probabilities"
     with progress.shown(), reading.explained(data, parsed.options["split"]):
-        batches = _batches(data, net.card, net.model.output_shape[-1], parsed.options)
-        return scoring.score(scoring.inference(net.model), batches, probabilities), data
+        classes = net.model.output_shape[-1]
+        batches, matching = _batches(data, net.card, classes, net.card.labels, parsed.options)
+        infer = scoring.inference(net.model)
+        return scoring.score(infer, batches, probabilities, matching), data
 
 
-def _batches(data: DatasetConfig, card: Card, classes: int, options: dict[str, Any]) -> Any:
+def _batches(
+    data: DatasetConfig, card: Card, classes: int, names: tuple[str, ...], options: dict[str, Any]
+) -> tuple[Any, Matching]:
+    """The split as the net takes it, and which of its `classes` are those of the data."""
     from mobilenet import data as room
     from mobilenet.training import exporting
 
     info = room.describe(data)
-    if info.num_classes != classes:
-        raise UsageError(
-            "--model",
-            f"{classes} classes",
-            f"{info.num_classes} classes, as {data.name} has",
-            "choose the data set it was trained on",
-        )
+    matching = match(classes, names, info.num_classes, info.labels, data.name)
+    if matching.note:
+        print(matching.note)
     height, width, channels = card.input_shape
-    return room.load(
+    batches = room.load(
         data,
         options["split"],
         image_size=(height, width),
@@ -134,6 +135,7 @@ def _batches(data: DatasetConfig, card: Card, classes: int, options: dict[str, A
         channels=channels,
         preprocessing=exporting.preprocessing_of(card, data),
     )
+    return batches, matching
 
 
 def main() -> None:

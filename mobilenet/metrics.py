@@ -1,13 +1,18 @@
-"""Top-1, top-5 and loss of logits, in numpy: one definition for Keras models and flatbuffers
-alike.
+"""Top-1, top-5 and loss of logits, in numpy, and which output stands for which class of the data:
+one definition for Keras models and flatbuffers alike.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from mobilenet.errors import UsageError
+
+_IMAGENET = 1001  # classes of slim's ImageNet nets; the first is background
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +56,142 @@ def classification(
         loss=float(np.mean(losses)),
         images=len(labels),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Matching:
+    """Which output of a net stands for which class of the data; made by `match`.
+
+    Attributes:
+        indices: the output of each class index of the data.
+        outputs: how many outputs the net has.
+        background: the first output is left out of the scoring.
+        note: one line for a person where net and data differ, else empty.
+    """
+
+    indices: tuple[int, ...]
+    outputs: int
+    background: bool = False
+    note: str = ""
+
+    def score(
+        self,
+        outputs: npt.NDArray[np.floating],
+        labels: npt.NDArray[np.integer],
+        probabilities: bool = False,
+    ) -> Metrics:
+        """As `classification`, of the data's class indices; probabilities without the background
+        are brought to a sum of 1.
+
+        Raises:
+            UsageError: a label is no class of the data.
+        """
+        labels = np.asarray(labels)
+        check_labels(labels, len(self.indices))
+        scores, own = np.asarray(outputs, np.float64), np.asarray(self.indices)[labels]
+        if self.background:
+            scores, own = scores[:, 1:], own - 1
+            if probabilities:
+                scores = scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12)
+        return classification(scores, own, probabilities)
+
+
+def alike(classes: int) -> Matching:
+    """The matching of a net whose outputs are the classes of the data, in their order."""
+    return Matching(tuple(range(classes)), classes)
+
+
+def check_labels(labels: npt.NDArray[np.integer], classes: int) -> None:
+    """Refuses class indices that are not below `classes`.
+
+    Raises:
+        UsageError: tells the range.
+    """
+    if labels.max() >= classes or labels.min() < 0:
+        raise UsageError(
+            "labels",
+            [int(labels.min()), int(labels.max())],
+            f"class indices 0 to {classes - 1}, as the net has {classes} classes",
+            "set --num_classes or --override dataset.label_offset",
+        )
+
+
+def match(
+    outputs: int,
+    net: Sequence[str],
+    classes: int,
+    data: Sequence[str],
+    dataset: str,
+) -> Matching:
+    """Finds the output for each class of the data.
+
+    As many classes are taken by index (by name where only the order differs). One output more than
+    the data has classes is slim's background, at index 0. Class folders that all bear names of the
+    net's classes are taken by name; a list of images may have fewer classes than the net, by index.
+    Top-1 is then still among all of the net's classes.
+
+    Args:
+        outputs: how many outputs the net has.
+        net: their names; empty where nobody named them.
+        classes: how many classes the data has.
+        data: their names.
+        dataset: the name of the data set.
+
+    Raises:
+        UsageError: the classes do not match.
+    """
+    by_name, is_list = dataset == "image_folder", dataset == "image_list"
+    if len(net) != outputs:  # numbers name classes only where neither count says which is which
+        net = tuple(map(str, range(outputs))) if outputs > classes + 1 else ()
+    data = () if is_list else data
+    if outputs == classes and (not data or tuple(net) == tuple(data)):
+        return alike(outputs)
+    if outputs == classes + 1 and data and tuple(net[1:]) == tuple(data):
+        return _without_background(outputs, classes)
+    if is_list and outputs > classes:
+        if _has_background(outputs, net):
+            hint = f" (where the list has 1 to {outputs - 1}, give --label_offset 1)"
+            return _without_background(outputs, outputs - 1, hint)
+        return alike(outputs)
+    names = data if by_name or outputs == classes else ()  # else only the numbers say something
+    shared = [label for label in names if label in net]
+    if names and len(shared) == classes and _unique(net, shared):
+        note = f"the {classes} classes of the data are found by name among the {outputs} of the net"
+        return Matching(tuple(net.index(label) for label in names), outputs, note=note)
+    if outputs == classes:
+        differ = by_name or (net and not _numbered(net) and not _numbered(names))
+        note = "class names of the net and of the data differ: classes are taken by index"
+        return Matching(tuple(range(outputs)), outputs, note=note if differ else "")
+    nameless = not names or _numbered(net)
+    if outputs == classes + 1 and not shared and (nameless or _has_background(outputs, net)):
+        return _without_background(outputs, classes)
+    stranger = next((label for label in names if label not in net), None)
+    hint = f", or some of them by name ({stranger} is none)" if stranger is not None else ""
+    raise UsageError(
+        "--model",
+        f"{outputs} classes",
+        f"the {classes} classes that {dataset} has{hint}",
+        "choose the data set it was trained on",
+    )
+
+
+def _without_background(outputs: int, classes: int, hint: str = "") -> Matching:
+    note = (
+        f"the net has {outputs} classes and the data {classes}: the first output, background, is "
+        f"left out of the scoring{hint}"
+    )
+    return Matching(tuple(range(1, classes + 1)), outputs, True, note)
+
+
+def _has_background(outputs: int, net: Sequence[str]) -> bool:
+    return outputs == _IMAGENET or (len(net) == outputs and net[0].lower() == "background")
+
+
+def _unique(net: Sequence[str], shared: Sequence[str]) -> bool:
+    """Whether each of `shared` is the name of one class alone (ImageNet has two cranes)."""
+    return all(net.count(label) == 1 for label in shared) and len(set(shared)) == len(shared)
+
+
+def _numbered(labels: Sequence[str]) -> bool:
+    """Whether the names are the indices themselves, or there are none."""
+    return all(label == str(index) for index, label in enumerate(labels))

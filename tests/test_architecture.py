@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"configs": "mobilenet.configs", "tf1_loader": "mobilenet.tf1_loader"}
 COMMANDS = ("trainer", "evaluator", "converter", "predict", "profiler", "packer", "report")
-GROUND = ("errors", "files", "metrics", "digits", "class_folders", "configs")
+GROUND = ("errors", "files", "metrics", "digits", "class_folders", "image_list", "configs")
 EDGE = ("cli", "process", "specs", "values", "__main__", *COMMANDS)
 FLOORS = {
     **dict.fromkeys(GROUND, 0),

@@ -1,4 +1,4 @@
-"""Where images come from: the embedded digits, class folders, record files, TFDS.
+"""Where images come from: the embedded digits, class folders, lists, record files, TFDS.
 
 A split hands out *items* (an index, a record) that cost nothing to skip, in file order or in the
 order of an epoch, and reads one item when asked.
@@ -7,20 +7,22 @@ order of an epoch, and reads one item when asked.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from mobilenet import class_folders, digits
+from mobilenet import class_folders, digits, image_list
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import checking, records, tfds_sets
 from mobilenet.data.order import SPLITS, DatasetInfo, Split, epochs, order_seed
 from mobilenet.errors import UsageError, one_of
 
-_CHECKED = 10_000  # class folders up to this many images are decoded once before a run starts
+_CHECKED = 10_000  # folders and lists up to this many images are decoded once before a run starts
+_FILES = ("image_folder", "image_list")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +84,13 @@ def describe(dataset: DatasetConfig | str) -> DatasetInfo:
         held = digits.load()
         sizes = {split: len(held.indices(split)) for split in SPLITS}
         return DatasetInfo(len(digits.LABELS), digits.LABELS, sizes, SPLITS)
-    if config.name == "image_folder":
-        found = class_folders.find(config.data_dir)
+    if config.name in _FILES:
+        found = _listed(config)
         sizes = {split: len(items) for split, items in found.splits.items()}
         skipped = {}
         if config.skip_corrupt:
             for split in sizes:
-                skipped[split] = sizes[split] - _files(config, found, split).size
+                skipped[split] = sizes[split] - _files(config, found.splits[split], split).size
                 sizes[split] -= skipped[split]
         return DatasetInfo(len(found.labels), found.labels, sizes, tuple(sizes), skipped)
     return records.describe(config) if config.name == "tfrecord" else tfds_sets.describe(config)
@@ -106,13 +108,13 @@ def open_split(dataset: DatasetConfig | str, split: str) -> Split:
         held = digits.load()
         chosen = held.indices(split)
         return DigitSplit(held.labels[chosen].astype(np.int32), held.images[chosen])
-    if config.name == "image_folder":
-        found = class_folders.find(config.data_dir)
+    if config.name in _FILES:
+        found = _listed(config)
         if split not in found.splits:
             raise UsageError(
                 "split", split, f"one of {', '.join(found.splits)} in {config.data_dir}"
             )
-        return _files(config, found, split)
+        return _files(config, found.splits[split], split)
     return _open_records(config, split)
 
 
@@ -144,8 +146,8 @@ def explain(
     config = _config(dataset)
     if config.name == "digits":
         return None
-    if config.name == "image_folder":
-        items = class_folders.find(config.data_dir).splits.get(split, ())
+    if config.name in _FILES:
+        items = _listed(config).splits.get(split, ())
         corrupt = checking.corrupt_files([str(path) for path, _ in items])
         return checking.corrupt_error(corrupt) if corrupt else None
     opened = _open_records(config.replace(skip_corrupt=False), split)
@@ -156,8 +158,14 @@ def explain(
     return found
 
 
-def _files(config: DatasetConfig, found: class_folders.ClassFolders, split: str) -> FileSplit:
-    items = found.splits[split]
+def _listed(config: DatasetConfig) -> class_folders.ClassFolders | image_list.ImageList:
+    """The files of a set that is made of files."""
+    if config.name == "image_list":
+        return image_list.find(config.data_dir, config.label_offset)
+    return class_folders.find(config.data_dir)
+
+
+def _files(config: DatasetConfig, items: Sequence[class_folders.Item], split: str) -> FileSplit:
     if config.skip_corrupt or len(items) <= _CHECKED:
         corrupt = checking.corrupt_files([str(path) for path, _ in items])
         if corrupt and not config.skip_corrupt:

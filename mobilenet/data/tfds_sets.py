@@ -21,7 +21,7 @@ from mobilenet.data.order import SPLITS, DatasetInfo
 from mobilenet.data.records import RecordSplit, corrupt, without_corrupt
 from mobilenet.errors import UsageError
 
-OWN = ("digits", "image_folder", "tfrecord")
+OWN = ("digits", "image_folder", "image_list", "tfrecord")
 _OFFLINE = "--dataset_name digits, image_folder or tfrecord needs no network"
 _PATIENCE = 5.0  # seconds for a name to resolve
 _UNLABELLED_TEST = ("imagenet2012", "imagenet_v2_missing_labels")

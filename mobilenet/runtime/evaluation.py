@@ -1,4 +1,6 @@
-"""Top-1, top-5 and loss of a flatbuffer on the digits or class folders, on every core."""
+"""Top-1, top-5 and loss of a flatbuffer on the digits, class folders or a list of images, on every
+core.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from mobilenet import class_folders, digits
+from mobilenet import class_folders, digits, image_list
 from mobilenet.errors import UsageError, one_of
-from mobilenet.metrics import Metrics, classification
+from mobilenet.metrics import Matching, Metrics, match
 from mobilenet.runtime.classifier import Classifier, Floats
 
-DATASETS = ("digits", "image_folder")
+DATASETS = ("digits", "image_folder", "image_list")
 SPLITS = ("train", "validation", "test")
 
 Skip = Callable[[UsageError], None]
@@ -26,17 +28,21 @@ def evaluate(
     split: str = "test",
     limit: int | None = None,
     on_corrupt: Skip | None = None,
+    label_offset: int = 0,
+    on_note: Callable[[str], object] | None = None,
 ) -> Metrics:
     """Scores a classifier; images are decoded and run in the classifier's threads.
 
     Args:
         classifier: the net.
-        dataset_name: `digits` or `image_folder`.
-        data_dir: the root of the class folders.
+        dataset_name: `digits`, `image_folder` or `image_list`.
+        data_dir: the root of the class folders, or the list.
         split: `train`, `validation` or `test`.
         limit: at most so many images, spread evenly over the split.
         on_corrupt: called with the fault of each image that cannot be decoded, which is then left
             out; without it the first such image ends the evaluation.
+        label_offset: label in the list minus class index.
+        on_note: called with one line where the classes of net and data are not the same.
 
     Raises:
         UsageError: the data cannot be used, an image is corrupt, or the classes do not match the
@@ -46,13 +52,33 @@ def evaluate(
     one_of("split", split, SPLITS)
     if limit is not None and limit < 1:
         raise UsageError("limit", limit, "a whole number of at least 1")
-    load, items = (
+    load, items, matching = (
         _digits(classifier, split)
         if dataset_name == "digits"
-        else _folders(classifier, data_dir, split)
+        else _files(classifier, dataset_name, data_dir, split, label_offset)
     )
+    if matching.note and on_note is not None:
+        on_note(matching.note)
     if limit is not None and limit < len(items):
         items = [items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int)]
+
+    outputs, labels = _outputs(classifier, load, items, on_corrupt)
+    if not outputs:
+        raise UsageError(f"{dataset_name} {split}", 0, "at least 1 image that can be decoded")
+    return matching.score(
+        np.stack(outputs), np.array(labels), classifier.card.outputs == "probabilities"
+    )
+
+
+Load = Callable[[Any], Floats]
+Items = list[tuple[Any, int]]
+Work = tuple[Load, Items, Matching]
+
+
+def _outputs(
+    classifier: Classifier, load: Load, items: Items, on_corrupt: Skip | None
+) -> tuple[list[Floats], list[int]]:
+    """Outputs and class indices of the images that can be decoded."""
 
     def guarded(source: Any) -> Floats | None:
         try:
@@ -64,59 +90,47 @@ def evaluate(
             return None
         return classifier.run(pixels)
 
-    outputs, labels = [], []
-    for (_, label), row in zip(
-        items, classifier.map(guarded, [source for source, _ in items]), strict=True
-    ):
-        if row is not None:
-            outputs.append(row)
-            labels.append(label)
-    if not outputs:
-        raise UsageError(f"{dataset_name} {split}", 0, "at least 1 image that can be decoded")
-    return classification(
-        np.stack(outputs), np.array(labels), classifier.card.outputs == "probabilities"
-    )
+    rows = classifier.map(guarded, [source for source, _ in items])
+    pairs = zip(rows, (label for _, label in items), strict=True)
+    kept = [(row, label) for row, label in pairs if row is not None]
+    return [row for row, _ in kept], [label for _, label in kept]
 
 
-Work = tuple[Callable[[Any], Floats], list[tuple[Any, int]]]
+def names(classifier: Classifier) -> tuple[str, ...]:
+    """The names of its classes; none where the file has no card that knows them."""
+    numbers = tuple(str(index) for index in range(len(classifier.labels)))
+    return () if classifier.is_bare and classifier.labels == numbers else classifier.labels
 
 
 def _digits(classifier: Classifier, split: str) -> Work:
     data = digits.load()
-    if len(classifier.labels) != len(digits.LABELS):
-        raise UsageError(
-            "classes",
-            len(classifier.labels),
-            f"{len(digits.LABELS)}, those of digits",
-            "name its own data",
-        )
+    matching = _match(classifier, digits.LABELS, "digits")
     height, width, channels = classifier.input_shape
 
     def load(index: int) -> Floats:
         return data.image(index, (height, width), channels).astype(np.float32)
 
-    return load, [(int(index), int(data.labels[index])) for index in data.indices(split)]
+    items = [(int(index), int(data.labels[index])) for index in data.indices(split)]
+    return load, items, matching
 
 
-def _folders(classifier: Classifier, data_dir: str | os.PathLike[str] | None, split: str) -> Work:
-    found = class_folders.find(data_dir)
+def _files(
+    classifier: Classifier,
+    dataset_name: str,
+    data_dir: str | os.PathLike[str] | None,
+    split: str,
+    label_offset: int,
+) -> Work:
+    found = (
+        class_folders.find(data_dir)
+        if dataset_name == "image_folder"
+        else image_list.find(data_dir, label_offset)
+    )
     if split not in found.splits:
         raise UsageError("split", split, f"one of {', '.join(found.splits)}, which {data_dir} has")
-    index = _classes(found.labels, classifier.labels)
-    return classifier.pixels, [(path, index[label]) for path, label in found.splits[split]]
+    matching = _match(classifier, found.labels, dataset_name)
+    return classifier.pixels, list(found.splits[split]), matching
 
 
-def _classes(folders: tuple[str, ...], labels: tuple[str, ...]) -> list[int]:
-    """The net's class of each folder: by number where there are as many, else by name."""
-    if len(folders) == len(labels):
-        return list(range(len(labels)))
-    places = {name: number for number, name in enumerate(labels)}
-    unknown = [name for name in folders if name not in places]
-    if unknown:
-        raise UsageError(
-            "--data_dir",
-            f"{len(folders)} classes",
-            f"the {len(labels)} classes of the net, or some of them by name ({unknown[0]} is none)",
-            "give the folders that the net was trained for",
-        )
-    return [places[name] for name in folders]
+def _match(classifier: Classifier, labels: tuple[str, ...], dataset: str) -> Matching:
+    return match(len(classifier.labels), names(classifier), len(labels), labels, dataset)

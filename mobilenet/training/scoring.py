@@ -10,7 +10,9 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet import metrics
+from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
+from mobilenet.runtime.classifier import Classifier
 
 Infer = Callable[[tf.Tensor], tf.Tensor]
 
@@ -40,22 +42,44 @@ def outputs(
     )
 
 
-def score(infer: Infer, dataset: tf.data.Dataset, probabilities: bool = False) -> metrics.Metrics:
+def score(
+    infer: Infer,
+    dataset: tf.data.Dataset,
+    probabilities: bool = False,
+    matching: metrics.Matching | None = None,
+) -> metrics.Metrics:
     """Top-1, top-5 and loss of a compiled net.
+
+    Args:
+        infer: the net.
+        dataset: batches of images and class indices.
+        probabilities: its outputs are no logits.
+        matching: its output for each class; class and output number alike when `None`.
 
     Raises:
         UsageError: a label is not below the number of classes.
     """
     scores, labels = outputs(infer, dataset)
-    check_labels(labels, scores.shape[1])
-    return metrics.classification(scores, labels, probabilities)
+    return (matching or metrics.alike(scores.shape[1])).score(scores, labels, probabilities)
 
 
-def check_labels(labels: npt.NDArray[np.integer], classes: int) -> None:
-    if labels.max() >= classes or labels.min() < 0:
-        raise UsageError(
-            "labels",
-            [int(labels.min()), int(labels.max())],
-            f"class indices 0 to {classes - 1}, as the net has {classes} classes",
-            "set --num_classes or --override dataset.label_offset",
-        )
+def score_flatbuffer(
+    classifier: Classifier,
+    dataset: tf.data.Dataset,
+    way: Preprocessing,
+    matching: metrics.Matching | None = None,
+) -> metrics.Metrics:
+    """As `score`, of a flatbuffer, in all its threads.
+
+    Args:
+        classifier: the file.
+        dataset: batches of images, preprocessed for its float net, and class indices.
+        way: that preprocessing.
+        matching: its output for each class; class and output number alike when `None`.
+    """
+    mean, std = np.asarray(way.mean, np.float32), np.asarray(way.std, np.float32)
+
+    def infer(images: tf.Tensor) -> tf.Tensor:
+        return tf.constant(classifier.logits(images.numpy() * std + mean))
+
+    return score(infer, dataset, classifier.card.outputs == "probabilities", matching)

@@ -1,0 +1,127 @@
+"""Lists of images: what is read, and each way to be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mobilenet import image_list
+from mobilenet.errors import UsageError
+
+
+def written(root: Path, text: str, *images: str, encoding: str = "utf-8") -> Path:
+    for name in images:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    place = root / "list.csv"
+    place.write_bytes(text.encode(encoding))
+    return place
+
+
+def test_files_labels_and_order(tmp_path: Path) -> None:
+    """Other columns, their order, blanks, a byte order mark, line ends do not matter."""
+    place = written(
+        tmp_path,
+        'label , file,name\r\n5,b.png,tench\r\n\r\n 0, sub/a b.jpg,\r\n17,../up.webp,"x, y"\r\n',
+        "b.png",
+        "sub/a b.jpg",
+        "../up.webp",
+        encoding="utf-8-sig",
+    )
+    found = image_list.find(place)
+    rows = (
+        (tmp_path / "b.png", 5),
+        (tmp_path / "sub/a b.jpg", 0),
+        (tmp_path / "../up.webp", 17),
+    )
+    assert found.splits == {"validation": rows, "test": rows}
+    assert found.num_classes == 18
+    assert found.labels == tuple(str(n) for n in range(18))
+
+
+def test_absolute_paths_and_offset(tmp_path: Path) -> None:
+    place = written(tmp_path / "lists", f"file,label\n{tmp_path}/x.png,1000\n", "../x.png")
+    found = image_list.find(str(place), label_offset=1)
+    assert found.splits["test"] == ((tmp_path / "x.png", 999),)
+    assert found.num_classes == 1000
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        ("train val", {"train": [0], "validation": [1], "test": [1]}),
+        ("train test", {"train": [0], "validation": [1], "test": [1]}),
+        ("test validation train", {"train": [2], "validation": [1], "test": [0]}),
+        ("train train", {"train": [0, 1]}),
+        ("val val", {"validation": [0, 1], "test": [0, 1]}),
+    ],
+)
+def test_splits(tmp_path: Path, splits: str, expected: dict[str, list[int]]) -> None:
+    rows = "".join(f"{n}.png,{n},{split}\n" for n, split in enumerate(splits.split()))
+    place = written(tmp_path, f"file,label,split\n{rows}", "0.png", "1.png", "2.png")
+    found = image_list.find(place)
+    assert {k: [label for _, label in v] for k, v in found.splits.items()} == expected
+    assert list(found.splits) == list(expected)
+    assert found.num_classes == len(splits.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ["list.csv: expected the columns file and label in its first line", "it is empty"]),
+        ("file,class\na.png,1\n", ["it has file, class", "add label"]),
+        ("file;label\na.png;1\n", ["it has file;label", "add file, label"]),
+        ("file,label\n", ["at least one image"]),
+        ("file,label\n\n , \n", ["at least one image"]),
+        ("file,label\na.png,1\nb.png,2\n", ["files that exist", "b.png in line 3", "relative to"]),
+        ("file,label\n,1\n", ["files that exist", "an empty name in line 2"]),
+        ("file,label\n.,1\n", ["files that exist", ". in line 2"]),
+        ("file,label\na.png,cat\n", ["line 2: label: got 'cat', expected a class index"]),
+        ("file,label\na.png,\n", ["line 2: label: got ''"]),
+        ("file,label\na.png,1.0\n", ["line 2: label: got '1.0'", "whole number"]),
+        ("file,label\na.png,-1\n", ["line 2: label: got '-1'", "at least 0"]),
+        ("file,label\na.png,20120101\n", ["line 2: label: got '20120101'", "below a million"]),
+        ("file,label\na.png,1\na.png\n", ["line 3: got '1 cells', expected 2"]),
+        ("file,label\na.png,1,2\n", ["line 2: got '3 cells', expected 2"]),
+        ("file,label,split\na.png,1,tset\n", ["line 2: split: got 'tset'", "did you mean test?"]),
+        ("file,label,split\na.png,1,\n", ["line 2: split: got ''"]),
+        ('file,label\n"a.png,1\n', ["a CSV file in UTF-8"]),
+    ],
+)
+def test_what_cannot_be_read(tmp_path: Path, text: str, parts: list[str]) -> None:
+    place = written(tmp_path, text, "a.png")
+    with pytest.raises(UsageError) as caught:
+        image_list.find(place)
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    place = tmp_path / "list.csv"
+    for data in (b"\xff\xd8\xff\xe0file,label\n", b"file,label\na\x00.png,\xe9\n"):
+        place.write_bytes(data)
+        with pytest.raises(UsageError, match="a CSV file in UTF-8"):
+            image_list.find(place)
+
+
+def test_no_list(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--data_dir: expected a CSV file; .*file,label"):
+        image_list.find(None)
+    with pytest.raises(UsageError, match="this is a folder"):
+        image_list.find(tmp_path)
+    with pytest.raises(UsageError, match="a CSV file that exists"):
+        image_list.find(tmp_path / "none.csv")
+
+
+def test_an_offset_above_a_label(tmp_path: Path) -> None:
+    place = written(tmp_path, "file,label\na.png,1\na.png,0\n", "a.png")
+    with pytest.raises(UsageError, match=r"--label_offset: got 1.*lowest.*line 3 has 0"):
+        image_list.find(place, 1)
+
+
+def test_many_missing_files_are_counted(tmp_path: Path) -> None:
+    place = written(tmp_path, "file,label\n" + "".join(f"{n}.png,0\n" for n in range(40)))
+    with pytest.raises(UsageError, match=r"4\.png in line 6, \.\.\. \(40\)"):
+        image_list.find(place)
