@@ -24,7 +24,7 @@ _OPEN_SIDE = 224  # for the proof of a net of open size
 def save_keras_checkpoint(
     keras_model: Any, save_path: str | os.PathLike[str], save_format: str = "ckpt"
 ) -> str:
-    """Saves a net in one form of TF2.
+    """Saves a net in one form of TF2; an older one of that form in its place is replaced.
 
     Args:
         keras_model: a tf_keras model.
@@ -35,12 +35,13 @@ def save_keras_checkpoint(
         What to load: the prefix of the checkpoint, the folder or the file.
 
     Raises:
-        UsageError: another format, or a place that cannot be written.
+        UsageError: another format, or a place that holds other things or cannot be written.
     """
     import tensorflow as tf
 
     one_of("save_format", save_format, FORMS)
     target = Path(save_path)
+    _check_own(target, save_format)
     with files.replacing(target) as temporary:
         if save_format == "ckpt":
             saved = tf.train.Checkpoint(model=keras_model)
@@ -92,6 +93,18 @@ def save(
                 "nothing was written",
             )
     return difference
+
+
+def _check_own(target: Path, form: str) -> None:
+    """Refuses a place that holds anything but an older net of this form."""
+    if form == "keras":
+        if target.suffix != ".keras" or target.is_dir():
+            raise UsageError("save_path", str(target), "a .keras file", f"try {target}.keras")
+        return
+    mark = {"ckpt": "checkpoint", "tf": "saved_model.pb"}[form]
+    taken = target.is_dir() and any(target.iterdir()) and not (target / mark).is_file()
+    if taken or target.is_file():
+        raise UsageError("save_path", str(target), "a new folder", "choose another")
 
 
 def check_place(target: Path, overwrite: bool) -> None:
