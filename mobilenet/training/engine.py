@@ -131,6 +131,8 @@ def fit(net: Any, method: Method | None, job: Job) -> list[Row]:
 class _Epochs(tf_keras.callbacks.Callback):
     """At the end of each epoch: a row with validation of the averaged weights, the resume state.
 
+    Before each step: a new trace of it where the method has entered another phase.
+
     Stands first among the callbacks, so that the others find the finished row in their logs.
     """
 
@@ -149,13 +151,21 @@ class _Epochs(tf_keras.callbacks.Callback):
         self.job, self.checkpoints, self.rate, self.rows = job, checkpoints, rate, rows
         self.infer = scoring.inference(learner.net)
         self.started = 0.0
+        self.done = 0  # steps before this epoch
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         del logs
         self.started = tf.timestamp().numpy()
-        step = epoch * self.job.steps_per_epoch
-        still = self.method is not None and self.method.evaluate_as_inference(step)
-        if still != self.learner.still:
+        self.done = epoch * self.job.steps_per_epoch
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        del logs
+        if self.method is None:
+            return
+        step = self.done + batch
+        still = self.method.evaluate_as_inference(step)
+        entered = self.method.enter(step)
+        if entered or still != self.learner.still:
             self.learner.still = still
             self.learner.make_train_function(force=True)
 

@@ -134,7 +134,10 @@ class Chain:
         before = self.source(name)
         if before is not None and name != "train":
             return folder.load(before).model
-        if name != "train" and self.config.init_checkpoint is None:
+        from_scratch = name == "train" or (
+            name == "quantize" and self.config.quantization.quant_delay > 0
+        )
+        if not from_scratch and self.config.init_checkpoint is None:
             raise UsageError(
                 "--stages",
                 name,

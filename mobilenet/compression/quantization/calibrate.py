@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,13 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet.compression.quantization import scheme
-from mobilenet.errors import UsageError
+from mobilenet.compression.quantization.quantizers import ActivationQuantizer
+from mobilenet.errors import UsageError, shorten
 
 _BATCH = 32
 _DECAY = 0.9
+_LEAST = 1e-6  # width of a range: below that its scale has no use
+_HARMLESS = 1e-3
 
 
 def calibrate(wrapped: Any, images: npt.NDArray[np.float32]) -> None:
@@ -38,11 +42,70 @@ def calibrate(wrapped: Any, images: npt.NDArray[np.float32]) -> None:
             wrapped(tf.constant(images[start : start + _BATCH]), training=False)
     finally:
         phase.decay, phase.observing = decay, False
-    _check(wrapped)
+    settle(wrapped)
 
 
-def _check(wrapped: Any) -> None:
-    """A tensor that is zero for every image still needs a range that is not empty."""
+def take_over(
+    wrapped: Any, given: Mapping[str, tuple[float, float]], images: npt.NDArray[np.float32]
+) -> list[str]:
+    """Sets the activation ranges of `wrapped` from ranges that were learnt elsewhere.
+
+    What has no range there, or one that does not fit, is calibrated. Ranges of kernels are not
+    needed: they follow the kernels.
+
+    Args:
+        wrapped: a net from `scheme.wrap`.
+        given: low and high by layer name, as `Report.ranges` of `mobilenet.tf1_loader`.
+        images: as in `calibrate`.
+
+    Returns:
+        Lines for a person: how many were taken, and why others were not.
+
+    Raises:
+        UsageError: as `calibrate`.
+    """
+    own = {
+        name: quantizer
+        for name, quantizer in scheme.quantizers(wrapped).items()
+        if isinstance(quantizer, ActivationQuantizer)
+    }
+    calibrate(wrapped, images)
+    skipped: dict[str, list[str]] = {}
+    taken = 0
+    for name, span in given.items():
+        if name.endswith("/kernel"):
+            continue
+        low, high = (float(value) for value in span)
+        reason = _misfit(own.get(name), low, high)
+        if reason:
+            skipped.setdefault(reason, []).append(name)
+            continue
+        own[name].variables["low"].assign(0.0 if own[name].rectified else low)
+        own[name].variables["high"].assign(high)
+        taken += 1
+    lines = [f"{taken} of {len(own)} activation ranges taken over, the others calibrated"]
+    return lines + [f"not taken, {reason}: {shorten(names)}" for reason, names in skipped.items()]
+
+
+def _misfit(quantizer: ActivationQuantizer | None, low: float, high: float) -> str:
+    """Why a range cannot be a quantizer's; empty where it can."""
+    if quantizer is None:
+        return "the file does not round there"
+    if quantizer.fixed is not None:
+        return "the arithmetic decides the range"
+    if not (np.isfinite([low, high]).all() and low <= 0 <= high and high - low >= _LEAST):
+        return "no range around zero"
+    if quantizer.rectified and high < _LEAST:
+        return "no range above zero"
+    return ""
+
+
+def settle(wrapped: Any) -> None:
+    """Gives a tensor that was zero for every image a range that is not empty.
+
+    Raises:
+        UsageError: a range is not finite.
+    """
     for name, span in scheme.get_ranges(wrapped).items():
         if not np.isfinite(span).all():
             raise UsageError(
@@ -51,5 +114,5 @@ def _check(wrapped: Any) -> None:
                 "finite values",
                 "the net's weights are not finite",
             )
-        if span[1] - span[0] < 1e-6:
-            scheme.quantizers(wrapped)[name].variables["high"].assign(1e-3)
+        if span[1] - span[0] < _LEAST:
+            scheme.quantizers(wrapped)[name].variables["high"].assign(_HARMLESS)

@@ -1,10 +1,16 @@
 """Quantization-aware training: the scheme, calibrated, trained through, unwrapped.
 
 Zeros that are in the kernels stay zeros: a pruned net is trained under the masks of its own zeros.
+
+The two recipes are those of tensorflow/models research/slim/nets/mobilenet_v1_train.py: a trained
+net is fine-tuned from calibrated ranges; from scratch, fake quantization starts after a delay in
+which the net trains in float and its ranges are observed.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -13,9 +19,10 @@ from mobilenet.compression import variables
 from mobilenet.compression.method import Method, Stage, register
 from mobilenet.compression.pruning.masks import Masks
 from mobilenet.compression.quantization import scheme
-from mobilenet.compression.quantization.calibrate import calibrate
+from mobilenet.compression.quantization.calibrate import calibrate, settle, take_over
 from mobilenet.compression.quantization.placement import WEIGHTS
 from mobilenet.configs.compression import QuantizationAwareTraining
+from mobilenet.errors import UsageError
 from mobilenet.models.roles import kind
 
 _ALWAYS = 0.05  # share of zeros from which a kernel counts as pruned; a dense one has none
@@ -30,14 +37,36 @@ class TrainQuantized(Method):
 
     def __init__(self, config: QuantizationAwareTraining, stage: Stage) -> None:
         super().__init__(config, stage)
+        self._check_delay()
         self.masks: Masks | None = None
         self._plain: Any = None
+        self._phase: Any = None
+        self._settle: Callable[[], None] = lambda: None
+        self._started: list[str] = []
+
+    def _check_delay(self) -> None:
+        """Quantization has to start before ranges stand still, or nothing trains with it."""
+        delay, still = self.config.quant_delay, self.config.freeze * self.stage.steps
+        if not delay or delay < still:
+            return
+        whole = delay >= self.stage.steps
+        what = "steps of the quantize stage" if whole else "steps before ranges stand still"
+        remedy = "a smaller delay or a larger --quantize_epochs"
+        raise UsageError(
+            "--quant_delay",
+            delay,
+            f"less than the {self.stage.steps if whole else round(still):,} {what}",
+            remedy if whole else f"{remedy} or --quantize_freeze",
+        )
 
     def apply(self, model: Any) -> Any:
         self._plain = model
         wrapped = scheme.wrap(model, self.stage.preprocessing)
         wrapped.phase.decay = self.config.range_decay
-        calibrate(wrapped, self.stage.images(self.config.calibration_images))
+        wrapped.phase.delayed = self.config.quant_delay > 0
+        self._phase = wrapped.phase
+        self._settle = functools.partial(settle, wrapped)
+        self._start_ranges(wrapped)
         kernels = {
             variables.inner(layer).name: variables.kernel(layer)
             for layer in wrapped.layers
@@ -45,6 +74,23 @@ class TrainQuantized(Method):
         }
         self.masks = Masks({name: v for name, v in kernels.items() if _zeros(v) >= _ALWAYS})
         return wrapped
+
+    def _start_ranges(self, wrapped: Any) -> None:
+        """From elsewhere, from images, or, before a delay, from the first training step."""
+        if self.stage.ranges:
+            images = self.stage.images(self.config.calibration_images)
+            self._started = take_over(wrapped, self.stage.ranges, images)
+        elif not wrapped.phase.delayed:
+            calibrate(wrapped, self.stage.images(self.config.calibration_images))
+
+    def enter(self, step: int) -> bool:
+        delayed = step < self.config.quant_delay
+        if delayed == self._phase.delayed:
+            return False
+        self._phase.delayed = delayed
+        if not delayed:
+            self._settle()
+        return True
 
     def after_step(self, model: Any, step: tf.Tensor) -> None:
         del model, step
@@ -60,7 +106,7 @@ class TrainQuantized(Method):
     def notes(self, model: Any) -> list[str]:
         assert self.masks is not None
         held = [f"{name}: {share:.1%} zeros held" for name, share in self.masks.sparsity().items()]
-        return [f"ranges of {len(scheme.get_ranges(model))} activations", *held]
+        return [f"ranges of {len(scheme.get_ranges(model))} activations", *self._started, *held]
 
 
 def _zeros(kernel: tf.Variable) -> float:

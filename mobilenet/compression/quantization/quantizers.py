@@ -16,6 +16,7 @@ from tensorflow_model_optimization.quantization.keras import quantizers as tfmot
 
 BITS = 8
 LOWEST, HIGHEST = -128, 127
+_DEAD = 1e-20  # years of weight decay leave kernels whose scale has no inverse in float32
 
 
 class Phase:
@@ -23,12 +24,15 @@ class Phase:
 
     Attributes:
         observing: activations pass unchanged while their ranges are taken.
+        delayed: training steps are those of the float net; ranges are taken meanwhile. Inference
+            rounds as ever, so that an evaluation tells what the file would do.
         exporting: weight ranges are the stored ones, and the input comes on the file's own grid.
         decay: of the moving activation ranges, by observation.
     """
 
     def __init__(self) -> None:
         self.observing = False
+        self.delayed = False
         self.exporting = False
         self.decay = 0.99
 
@@ -84,25 +88,29 @@ class WeightQuantizer(_Quantizer):
         return {"absmax": self._variable(layer, f"{name}_absmax", channels, 0.0)}
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
+        if self.phase.delayed and training:
+            return inputs
         kernel = self._channels_last(inputs)
         reach = weights["absmax"] if self.phase.exporting else self.reach(inputs)
         if self.kind == "dense":
             quantized = tf.quantization.fake_quant_with_min_max_vars(
                 kernel, -reach, reach, BITS, narrow_range=True
             )
-        else:
+        elif self.phase.exporting:  # the operator that the converter knows
             quantized = tf.quantization.fake_quant_with_min_max_vars_per_channel(
                 kernel, -reach, reach, BITS, narrow_range=True
             )
+        else:
+            quantized = _rounded(kernel, reach)
         quantized = tf.cast(tf.reshape(quantized, tf.shape(inputs)), inputs.dtype)
         return quantized if self.phase.exporting else _pass_gradient(inputs, quantized)
 
     def reach(self, kernel: Any) -> Any:
-        """The largest magnitude of each channel; a channel of zeros gets a harmless range."""
+        """The largest magnitude of each channel; a dead channel gets a harmless range."""
         kernel = self._channels_last(kernel)
         axes = None if self.kind == "dense" else list(range(len(kernel.shape) - 1))
         reach = tf.reduce_max(tf.abs(kernel), axes)
-        return tf.where(reach > 0, reach, tf.maximum(tf.reduce_max(reach), 1e-3))
+        return tf.where(reach > _DEAD, reach, tf.maximum(tf.reduce_max(reach), 1e-3))
 
     def _channels_last(self, kernel: Any) -> Any:
         kernel = tf.cast(kernel, tf.float32)
@@ -122,11 +130,13 @@ class ActivationQuantizer(_Quantizer):
         fixed: low and high where the arithmetic decides them (a ReLU6 inside a hard sigmoid);
             `None` takes them from data: calibration's first batch assigns, later ones and
             training move them by 1 - `Phase.decay`.
+        rectified: no value is below zero, so that low stays there and is not looked for.
     """
 
-    def __init__(self, fixed: tuple[float, float] | None = None) -> None:
+    def __init__(self, fixed: tuple[float, float] | None = None, rectified: bool = False) -> None:
         super().__init__()
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
+        self.rectified = rectified
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, tf.Variable]:
         del tensor_shape
@@ -141,7 +151,7 @@ class ActivationQuantizer(_Quantizer):
         low, high = weights["low"], weights["high"]
         if self.fixed is None and (self.phase.observing or training):
             self._observe(values, low, high)
-        if self.phase.observing:
+        if self.phase.observing or (self.phase.delayed and training):
             return inputs
         quantized = tf.quantization.fake_quant_with_min_max_vars(values, low, high, BITS)
         quantized = tf.cast(quantized, inputs.dtype)
@@ -149,16 +159,18 @@ class ActivationQuantizer(_Quantizer):
 
     def _observe(self, values: Any, low: Any, high: Any) -> None:
         values = tf.stop_gradient(values)
-        least = tf.minimum(tf.reduce_min(values), 0.0)
-        most = tf.maximum(tf.reduce_max(values), 0.0)
         share: Any = 1.0 - self.phase.decay
-        if self.phase.observing:  # training starts from calibrated ranges, and operators cost
+        if self.phase.observing or self.phase.delayed:
+            # Otherwise training starts from calibrated ranges, and operators cost.
             share = tf.where(tf.equal(low, 0.0) & tf.equal(high, 0.0), 1.0, share)
-        low.assign_add(share * (least - low))
+        most = tf.reduce_max(values)
+        if not self.rectified:
+            most = tf.maximum(most, 0.0)
+            low.assign_add(share * (tf.minimum(tf.reduce_min(values), 0.0) - low))
         high.assign_add(share * (most - high))
 
     def get_config(self) -> dict[str, Any]:
-        return {"fixed": self.fixed}
+        return {"fixed": self.fixed, "rectified": self.rectified}
 
 
 class InputQuantizer(_Quantizer):
@@ -198,6 +210,18 @@ class InputQuantizer(_Quantizer):
 
     def get_config(self) -> dict[str, Any]:
         return {"mean": self.mean, "std": self.std}
+
+
+def _rounded(kernel: Any, reach: Any) -> Any:
+    """What the fake-quant operator makes of `[..., channels]`, bit for bit and 15 times as fast.
+
+    The operator walks through memory channel by channel. Its clamp is left out: no weight is beyond
+    its own channel's reach. `divide_no_nan` keeps TensorFlow from turning a division by a constant
+    into a product that rounds otherwise.
+    """
+    scale = tf.math.divide_no_nan(2.0 * reach, 254.0)
+    inverse = tf.math.divide_no_nan(254.0, 2.0 * reach)
+    return tf.floor((kernel + 127.0 * scale) * inverse - 126.5) * scale
 
 
 @tf.custom_gradient

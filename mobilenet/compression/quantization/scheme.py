@@ -37,19 +37,29 @@ from mobilenet.compression.quantization.quantizers import (
 )
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError, shorten
+from mobilenet.models.roles import kind
 
 Ranges = dict[str, npt.NDArray[np.float32]]
 _PREFIX = "quant_"
 INPUT = "input"
+_ON_TENSORS = ("TFOpLambda", "SlicingOpLambda", "Lambda")
 
 
 class PlaceConfig(tfmot.quantization.keras.QuantizeConfig):
-    """tfmot's view of a `Place`: quantizers for the kernel and the output of one layer."""
+    """tfmot's view of a `Place`: quantizers for the kernel and the output of one layer.
 
-    def __init__(self, weights: str | None, output: bool, fixed: Any) -> None:
+    Args:
+        weights, output, fixed: of the `Place`.
+        rectified: the layer's output is never below zero.
+    """
+
+    def __init__(
+        self, weights: str | None, output: bool, fixed: Any, rectified: bool = False
+    ) -> None:
         self.place = Place(weights, output, None if fixed is None else (fixed[0], fixed[1]))
+        self.rectified = rectified
         self.weight_quantizer = WeightQuantizer(weights) if weights else None
-        self.output_quantizer = ActivationQuantizer(self.place.fixed) if output else None
+        self.output_quantizer = ActivationQuantizer(self.place.fixed, rectified) if output else None
 
     def get_weights_and_quantizers(self, layer: Any) -> list[Any]:
         return (
@@ -77,6 +87,7 @@ class PlaceConfig(tfmot.quantization.keras.QuantizeConfig):
             "weights": self.place.weights,
             "output": self.place.output,
             "fixed": self.place.fixed,
+            "rectified": self.rectified,
         }
 
 
@@ -184,13 +195,14 @@ def wrap(model: Any, preprocessing: Preprocessing) -> Any:
             raise UsageError(
                 f"weight {weight.name}", "NaN or infinity", "finite values", "train the net again"
             )
+    _check_layers(model)
     places = place(model)
 
     def annotate(layer: Any) -> Any:
         copy = type(layer).from_config(layer.get_config())
         if layer.name not in places:
             return copy
-        config = PlaceConfig(**vars(places[layer.name]))
+        config = PlaceConfig(**vars(places[layer.name]), rectified=_rectified(layer))
         return tfmot.quantization.keras.quantize_annotate_layer(copy, config)
 
     with tf_keras.utils.custom_object_scope(_OBJECTS):
@@ -201,6 +213,27 @@ def wrap(model: Any, preprocessing: Preprocessing) -> Any:
     for quantizer in quantizers(wrapped).values():
         quantizer.phase = wrapped.phase
     return wrapped
+
+
+def _check_layers(model: Any) -> None:
+    """Tells what to do about keras.applications' V3, whose hard-swish is operators on tensors."""
+    for layer in model.layers:
+        if kind(layer) in _ON_TENSORS:
+            raise UsageError(
+                f"layer {layer.name}",
+                kind(layer),
+                "stock layers; an operator on tensors has no place for a quantizer",
+                "rebuild it from its weights: model.save_weights('net.h5'), then "
+                "python -m mobilenet.trainer --init_checkpoint net.h5 with its --model_name",
+            )
+
+
+def _rectified(layer: Any) -> bool:
+    """Whether the output of a layer is never below zero."""
+    if kind(layer) == "ReLU":
+        return float(layer.negative_slope) == 0.0 and float(layer.threshold) >= 0.0
+    name = getattr(getattr(layer, "activation", None), "__name__", "")
+    return name in ("relu", "relu6")
 
 
 def unwrap(wrapped: Any, like: Any) -> Any:

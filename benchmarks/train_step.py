@@ -1,0 +1,204 @@
+"""What a training step costs once the net is quantized or pruned, against a step in float.
+
+    python benchmarks/train_step.py --width 0.5 --size 96
+
+Every variant trains the same MobileNet V1 on the same batches, one after the other in each round
+(A B C, A B C ...), in one process. The figure is the median of the rounds' ratios to float. The
+clock is the process's CPU time, which for one thread is what the step takes on an idle machine.
+tfmot's own schemes are set up as its guides do: `quantize_model`, and `prune_low_magnitude` with
+`UpdatePruningStep`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+CLASSES = 100
+VARIANTS = ("float", "qat", "tfmot qat", "pruning", "tfmot pruning")
+
+
+@dataclasses.dataclass
+class Variant:
+    """A net that trains.
+
+    Attributes:
+        step: one optimizer step on a batch.
+        seconds: of every step that was timed.
+    """
+
+    step: Callable[[Any, Any], Any]
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+
+def learner(net: Any, behind: Callable[[Any], None]) -> Callable[[Any, Any], Any]:
+    """One compiled step as the trainer takes it."""
+    import tensorflow as tf
+    import tf_keras
+
+    from mobilenet.training.engine import Learner
+
+    model = Learner(net, behind)
+    model.compile(
+        tf_keras.optimizers.SGD(0.01, momentum=0.9, jit_compile=False),
+        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return tf.function(lambda images, labels: model.train_step((images, labels)))
+
+
+def make(name: str, plain: Any, images: Any, frequency: int) -> Variant:
+    """The variant called `name`, ready to train."""
+    import numpy as np
+    import tensorflow_model_optimization as tfmot
+    import tf_keras
+
+    from mobilenet.compression import method as methods
+    from mobilenet.configs.compression import MagnitudePruning, QuantizationAwareTraining
+    from mobilenet.configs.dataset import PREPROCESSING
+
+    stage = methods.Stage(10**6, PREPROCESSING["inception"], lambda count: images[:count])
+    copy = tf_keras.models.clone_model(plain)
+    copy.set_weights(plain.get_weights())
+    if name == "float":
+        return Variant(learner(copy, lambda step: None))
+    if name == "tfmot qat":
+        return Variant(learner(tfmot.quantization.keras.quantize_model(copy), lambda step: None))
+    if name == "tfmot pruning":
+        schedule = tfmot.sparsity.keras.ConstantSparsity(0.8, 0, -1, frequency)
+        wrapped = tfmot.sparsity.keras.prune_low_magnitude(copy, schedule)
+        callback = tfmot.sparsity.keras.UpdatePruningStep()
+        callback.set_model(wrapped)
+        callback.on_train_begin()
+        inner = learner(wrapped, lambda step: None)
+
+        def step(x: Any, y: Any) -> Any:
+            callback.on_train_batch_begin(0)
+            return inner(x, y)
+
+        return Variant(step)
+    config: Any = QuantizationAwareTraining(calibration_images=len(images))
+    if name == "pruning":
+        shares = {"pointwise": 0.8, "stem": 0.8, "classifier": 0.8}
+        config = MagnitudePruning(shares, schedule="constant", begin=0.0, frequency=frequency)
+    method = methods.create(config, stage)
+    net = method.apply(copy)
+    assert np.isfinite(images).all()
+    return Variant(learner(net, lambda step: method.after_step(net, step)))
+
+
+def measure(variants: dict[str, Variant], images: Any, labels: Any, rounds: int, warm: int) -> None:
+    """Interleaved; the first `warm` rounds (tracing, allocation) do not count."""
+    import tensorflow as tf
+
+    x, y = tf.constant(images), tf.constant(labels)
+    for number in range(warm + rounds):
+        for variant in variants.values():
+            started = time.process_time()
+            variant.step(x, y)
+            if number >= warm:
+                variant.seconds.append(time.process_time() - started)
+
+
+def summarize(variants: dict[str, Variant], frequency: int, warm: int) -> list[dict[str, Any]]:
+    """A row for each variant; steps that refresh masks are a figure of their own."""
+    import numpy as np
+
+    rounds = len(variants["float"].seconds)
+    # Steps count from 1; both schedules refresh when (step - begin) is a multiple of frequency.
+    refresh = np.array([
+        any((warm + index + 1 - shift) % frequency == 0 for shift in (0, 1))
+        for index in range(rounds)
+    ])  # fmt: skip
+    base = np.array(variants["float"].seconds)
+    rows = []
+    for name, variant in variants.items():
+        own = np.array(variant.seconds)
+        row = {
+            "variant": name,
+            "step_ms": round(1000 * float(np.median(own[~refresh])), 2),
+            "ratio": round(float(np.median(own[~refresh] / base[~refresh])), 3),
+            "refresh_ms": "",
+        }
+        if "pruning" in name and refresh.any():
+            # Of two neighbouring steps only one refreshes; it is the dearer one.
+            row["refresh_ms"] = round(
+                1000 * float(np.sort(own[refresh])[refresh.sum() // 2 :].mean())
+                - 1000 * float(np.median(own[~refresh])),
+                2,
+            )
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=float, default=0.5, help="width multiplier of V1 (0.5)")
+    parser.add_argument("--size", type=int, default=96, help="side of the images in pixels (96)")
+    parser.add_argument("--batch", type=int, default=16, help="images a step (16)")
+    parser.add_argument("--rounds", type=int, default=40, help="timed steps a variant (40)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of TensorFlow (1)")
+    parser.add_argument(
+        "--variants", default=",".join(VARIANTS), help=f"which of {', '.join(VARIANTS)} (all)"
+    )
+    parser.add_argument("--csv", type=Path, help="also write the table here")
+    words = parser.parse_args()
+
+    import numpy as np
+    import tensorflow as tf
+    import tf_keras
+
+    from mobilenet.configs import archs
+    from mobilenet.models.builder import build
+
+    tf.config.threading.set_intra_op_parallelism_threads(words.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(words.threads)
+    tf_keras.utils.set_random_seed(0)
+    frequency, warm = 10, 5
+    config = archs.MobileNetV1Config(
+        width_multiplier=words.width, num_classes=CLASSES, classifier_activation=None
+    )
+    plain = build(config, (words.size, words.size, 3))
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (words.batch, words.size, words.size, 3)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, words.batch).astype(np.int32)
+    chosen = [name for name in VARIANTS if name in words.variants.split(",") or name == "float"]
+    variants = {name: make(name, plain, images, frequency) for name in chosen}
+    measure(variants, images, labels, words.rounds, warm)
+    rows = summarize(variants, frequency, warm)
+    cpu = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line),
+        platform.processor(),
+    )
+    print(
+        f"V1 {words.width:g}, {words.size} px, batch {words.batch}, {words.rounds} rounds; "
+        f"{cpu}, {words.threads} thread(s), TensorFlow {tf.__version__}"
+    )
+    print(f"{'variant':<16}{'step ms':>10}{'/ float':>10}{'mask refresh ms':>18}")
+    for row in rows:
+        print(f"{row['variant']:<16}{row['step_ms']:>10}{row['ratio']:>10}{row['refresh_ms']:>18}")
+    if words.csv:
+        with open(words.csv, "w", newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0], "width", "size", "batch", "threads", "cpu"])
+            writer.writeheader()
+            extra = {"width": words.width, "size": words.size, "batch": words.batch}
+            writer.writerows({**row, **extra, "threads": words.threads, "cpu": cpu} for row in rows)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Nets of keras.applications, built with tf_keras: V1 and V2 go through, V3 is told the way."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tf_keras
+from compression_nets import WAY, grid, inputs, liven, pixels, stage, train, zeros
+
+from mobilenet import trainer
+from mobilenet.compression import method as methods
+from mobilenet.compression.quantization import scheme, stored
+from mobilenet.configs.compression import MagnitudePruning, QuantizationAwareTraining
+from mobilenet.errors import UsageError
+from mobilenet.export import convert, verify
+from mobilenet.export.freeze import float32_copy
+from mobilenet.models import folder
+from mobilenet.runtime import flatbuffer, interpreter
+
+SHAPE = (32, 32, 3)
+
+
+def foreign(version: int) -> Any:
+    tf_keras.utils.set_random_seed(0)
+    if version == 1:
+        return tf_keras.applications.MobileNet(SHAPE, 0.25, weights=None, classes=4)
+    if version == 2:
+        return tf_keras.applications.MobileNetV2(SHAPE, 0.35, weights=None, classes=4)
+    return tf_keras.applications.MobileNetV3Small(SHAPE, 0.75, weights=None, classes=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [1, 2])
+def test_v1_and_v2_are_pruned_quantized_and_converted(version: int) -> None:
+    """From their own graph: zero padding, global pool with a reshape, and a softmax, cut off."""
+    plain = liven(float32_copy(foreign(version)))
+    config = MagnitudePruning({"pointwise": 0.5}, end=1.0, frequency=1)
+    method = methods.create(config, stage(2, 32))
+    net = method.apply(plain)
+    train(net, method, 2, 32, rate=0.001)
+    sparse = method.finalize(net)
+    method = methods.create(QuantizationAwareTraining(calibration_images=32), stage(2, 32))
+    net = method.apply(sparse)
+    train(net, method, 2, 32, rate=0.001)
+    said = net(inputs(32, 32), training=False).numpy()
+    repaired = stored.for_export(net)
+    data = convert.int8_flatbuffer(net)
+    content = flatbuffer.read(data)
+    assert content.float_tensors() == []
+    kernels = [op for op in content.operators if op.name == "CONV_2D"]
+    sparse_kernels = [zeros(content.tensors[op.inputs[1]].data) >= 0.49 for op in kernels]
+    assert sum(sparse_kernels) >= len(kernels) - 2  # all but the stem and the classifier
+    found = verify.run(interpreter.make(data), grid(pixels(32, 32)))
+    apart = np.corrcoef((found - found.mean(0)).ravel(), (said - said.mean(0)).ravel())[0, 1]
+    assert apart > 0.9, repaired
+
+
+def test_with_its_softmax_it_is_refused_with_the_way_out() -> None:
+    with pytest.raises(UsageError, match="classifier_activation=None"):
+        scheme.wrap(foreign(1), WAY)
+
+
+def refusal(model: Any) -> str:
+    with pytest.raises(UsageError) as error:
+        scheme.wrap(model, WAY)
+    return str(error.value)
+
+
+def test_v3_is_refused_with_layer_and_remedy() -> None:
+    said = refusal(foreign(3))
+    assert said.startswith("layer tf.__operators__.add")
+    assert "rebuild it from its weights" in said
+    assert "\n" not in said
+
+
+@pytest.mark.slow
+def test_the_remedy_works_as_it_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = foreign(3)
+    said = refusal(model)
+    found = re.search(r"(model\.save_weights\('net\.h5'\)), then (.*?) with its", said)
+    assert found is not None
+    monkeypatch.chdir(tmp_path)
+    exec(found[1], {"model": model})  # as typed
+    words = shlex.split(found[2])
+    assert words[:3] == ["python", "-m", "mobilenet.trainer"]
+    more = ["--model_name=mobilenet_v3_small", "--width_multiplier=0.75", "--image_size=32"]
+    trainer.run([*words[3:], *more, "--stages=train", "--epochs=0", "--model_dir=run"])
+    built = folder.load(tmp_path / "run/train").model
+    theirs = model.get_layer("Conv").get_weights()[0]
+    np.testing.assert_array_equal(built.get_layer("Conv").get_weights()[0], theirs)

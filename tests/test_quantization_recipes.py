@@ -1,0 +1,316 @@
+"""The two recipes, from scratch with a delay and from a trained net; ranges from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from compression_nets import CLASSES, WAY, grid, inputs, liven, pixels, stage, toy, train
+
+from mobilenet import trainer
+from mobilenet.compression import method as methods
+from mobilenet.compression.method import Stage
+from mobilenet.compression.quantization import scheme, stored
+from mobilenet.compression.quantization.calibrate import calibrate, take_over
+from mobilenet.configs.compression import QuantizationAwareTraining
+from mobilenet.configs.run import TrainConfig
+from mobilenet.errors import UsageError
+from mobilenet.export import convert
+from mobilenet.runtime import flatbuffer
+from mobilenet.training import engine
+from mobilenet.training.ema import Average
+
+EPOCH, EPOCHS, DELAY = 4, 5, 6  # quantization starts in the middle of the second epoch
+CONFIG = TrainConfig(
+    epochs=EPOCHS,
+    batch_size=8,
+    optimizer_name="sgd",
+    learning_scheduler_name="constant",
+    lr=0.02,
+    ma_decay_rate=0.0,
+)
+
+
+class Watch(tf_keras.callbacks.Callback):
+    """Keeps weights and ranges after every step; ends the run after an epoch, as a kill would."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        super().__init__()
+        self.stop_after = stop_after
+        self.kernels: list[np.ndarray] = []
+        self.highs: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        net = self.model.net
+        name = "quant_c" if hasattr(net, "phase") else "c"
+        weights = {v.name.split("/")[-1]: v for v in net.get_layer(name).weights}
+        self.kernels.append(weights["kernel:0"].numpy())
+        if hasattr(net, "phase"):
+            self.highs.append(float(scheme.get_ranges(net)["b_act"][1]))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if epoch + 1 == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def job_of(folder: Path, shift: float, *watchers: Any, **fields: Any) -> engine.Job:
+    """Batches that are a function of their number; `shift` moves the float net to the grid."""
+    images = inputs(8 * EPOCH * EPOCHS, seed=5)
+    labels = (images[:, :, :, 0].mean((1, 2)) > 0).astype(np.int32)
+    data = tf.data.Dataset.from_tensor_slices((images + np.float32(shift), labels)).batch(8)
+    config = CONFIG.replace(**fields)
+    return engine.Job(
+        "quantize",
+        config,
+        EPOCH,
+        lambda start: data.skip(start),
+        data.take(2),
+        CLASSES,
+        folder,
+        watchers,
+    )
+
+
+def delayed(**fields: Any) -> methods.Method:
+    config = QuantizationAwareTraining(
+        **{"quant_delay": DELAY, "freeze": 0.8, "calibration_images": 32, **fields}
+    )
+    return methods.create(config, stage(EPOCH * EPOCHS))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Watch]:
+    """A run with a delay, and what was seen of it."""
+    method, watch = delayed(), Watch()
+    net = method.apply(toy())
+    engine.fit(net, method, job_of(tmp_path_factory.mktemp("whole"), 0.0, watch))
+    return net, watch
+
+
+def test_before_the_delay_the_net_trains_in_float_and_behind_it_quantized(
+    tmp_path: Path, whole: tuple[Any, Watch]
+) -> None:
+    """Held against a plain net that is given the same pixels on the same grid."""
+    floats, found = Watch(), whole[1]
+    engine.fit(toy(), None, job_of(tmp_path, -0.5 / 127.5, floats))
+    apart = [float(np.abs(a - b).max()) for a, b in zip(floats.kernels, found.kernels, strict=True)]
+    assert max(apart[:DELAY]) < 1e-6
+    assert min(apart[DELAY:]) > 1e-5
+    assert found.highs[0] > 0  # observed from the first step on
+    still = round(0.8 * EPOCH * EPOCHS)
+    assert len(set(found.highs[:still])) > 10
+    assert len(set(found.highs[still - 1 :])) == 1  # and then frozen
+
+
+def test_the_first_observation_is_the_range() -> None:
+    """The -6..6 that tfmot starts with takes thousands of steps to leave."""
+    net = delayed().apply(toy())
+    before = scheme.get_ranges(net)
+    assert all(tuple(span) == (0, 0) for span in before.values())
+    net(inputs(8), training=True)
+    model = toy()
+    for name, span in scheme.get_ranges(net).items():
+        layer = tf_keras.Model(model.input, model.get_layer(name).output)
+        seen = layer(inputs(8) - np.float32(0.5 / 127.5), training=True).numpy()
+        np.testing.assert_allclose(
+            span, [min(seen.min(), 0), max(seen.max(), 0)], rtol=1e-3, atol=1e-5
+        )
+
+
+def operators(net: Any) -> list[str]:
+    """Kinds of the operators of a training step's forward pass."""
+    step = tf.function(lambda x: net(x, training=True))
+    graph = step.get_concrete_function(tf.TensorSpec((8, 16, 16, 3))).graph
+    return [op.type for op in graph.get_operations()]
+
+
+def test_a_step_before_the_delay_pays_for_no_rounding() -> None:
+    method = delayed()
+    net = method.apply(toy())
+    early = operators(net)
+    assert early.count("FakeQuantWithMinMaxVars") == 0
+    assert early.count("Floor") == 0
+    assert early.count("Max") == 7  # the activations' own
+    assert not method.enter(DELAY - 1)
+    assert method.enter(DELAY)
+    assert not method.enter(DELAY + 1)
+    late = operators(net)
+    assert late.count("FakeQuantWithMinMaxVars") == 7
+    assert late.count("Floor") == 5
+    assert "If" not in early + late
+
+
+@pytest.mark.parametrize("stop", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_run_goes_on_before_the_delay_and_behind_it(
+    tmp_path: Path, stop: int, whole: tuple[Any, Watch]
+) -> None:
+    method = delayed()
+    with pytest.raises(KeyboardInterrupt):
+        engine.fit(method.apply(toy()), method, job_of(tmp_path, 0.0, Watch(stop)))
+    method = delayed()
+    resumed = method.apply(toy())
+    engine.fit(resumed, method, job_of(tmp_path, 0.0))
+    for one, other in zip(resumed.get_weights(), whole[0].get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tensor_that_stayed_zero_through_the_delay_gets_a_range() -> None:
+    model = toy()
+    for part in (model.get_layer("d").kernel, model.get_layer("d").bias):
+        part.assign(tf.zeros_like(part))
+    method = delayed()
+    net = method.apply(model)
+    net(inputs(8), training=True)
+    assert tuple(scheme.get_ranges(net)["d_act"]) == (0, 0)
+    method.enter(DELAY)
+    scheme.check_ranges(scheme.get_ranges(net))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"quant_delay": 20}, "got 20, expected less than the 20 steps of the quantize stage"),
+        ({"quant_delay": 15, "freeze": 0.7}, "less than the 14 steps before ranges stand still"),
+    ],
+)
+def test_a_delay_beyond_the_stage_is_told_in_a_line(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        methods.create(QuantizationAwareTraining(**fields), stage(20))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    methods.create(QuantizationAwareTraining(quant_delay=19, freeze=1.0), stage(20))
+
+
+@pytest.mark.parametrize("delay", [-1, 0.5])
+def test_a_delay_is_a_number_of_steps(delay: Any) -> None:
+    with pytest.raises(UsageError, match="--quant_delay.*a whole number at least 0"):
+        QuantizationAwareTraining(quant_delay=delay)
+
+
+def test_the_trainer_says_so_before_it_makes_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    words = ["--width_multiplier=0.25", "--image_size=32", "--stages=quantize"]
+    with pytest.raises(UsageError, match="--quant_delay: got 40, expected less than the 39 steps"):
+        trainer.run([*words, "--quantize_epochs=1", "--quant_delay=40", "--model_dir=run"])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_from_scratch_with_a_delay_the_digits_are_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No float stage in front; without a delay a net from scratch is refused."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--width_multiplier=0.25", "--image_size=32", "--stages=quantize,convert"]
+    with pytest.raises(UsageError, match="a trained net in the run folder"):
+        trainer.run([*words, "--model_dir=refused"])
+    recipe = ["--quantize_epochs=20", "--quantize_lr=0.004", "--quant_delay=300"]
+    trainer.run([*words, *recipe, "--model_dir=run"])
+    found = flatbuffer.read(tmp_path / "run/export/model.tflite")
+    assert found.float_tensors() == []
+    stages = json.loads((tmp_path / "run/report.json").read_text())["stages"]
+    assert [entry["stage"] for entry in stages] == ["quantize", "convert"]
+    assert min(entry["top1"] for entry in stages) > 90
+
+
+def test_averaged_weights_fit_the_ranges_of_the_weights_that_made_them() -> None:
+    """Ranges follow the weights in training; what is kept at the end is the average of those."""
+    model = toy()
+    train(model, None, 60)
+    method = methods.create(QuantizationAwareTraining(), stage(60))
+    net = method.apply(model)
+    average = Average(net, 0.95)
+    train(net, method, 60, rate=0.02, behind=lambda step: average.update(step))
+    kept = scheme.get_ranges(net)
+    own = net.get_weights()
+    average.assign()
+    assert any(np.any(a != b) for a, b in zip(own, net.get_weights(), strict=True))
+    for name, span in scheme.get_ranges(net).items():
+        np.testing.assert_array_equal(span, kept[name])  # no average of ranges: they are one
+    fresh = scheme.wrap(method.finalize(net), WAY)
+    calibrate(fresh, inputs(256, seed=5))
+    for name, span in scheme.get_ranges(fresh).items():
+        assert 0.6 < np.ptp(kept[name]) / np.ptp(span) < 1.6, name
+    images = inputs(300, seed=21)
+    plain = method.finalize(net)(images, training=False).numpy().argmax(1)
+    simulated = net(images, training=False).numpy().argmax(1)
+    assert np.mean(plain == simulated) > 0.97
+    assert np.mean(simulated == (images[:, :, :, 0].mean((1, 2)) > 0)) > 0.85
+
+
+GIVEN = {
+    "a_act": (-0.0, 5.5),
+    "sum": (-3.25, 4.5),
+    "c_norm": (-2.0, 0.0),
+    "a_norm": (-1.0, 1.0),  # inside a fused operator
+    "a/kernel": (-0.3, 0.3),
+    "d_act": (0.0, 0.0),
+    "e": (1.0, 2.0),
+    "pool": (0.0, float("nan")),
+    "elsewhere": (0.0, 1.0),
+}
+
+
+def test_ranges_from_elsewhere_are_taken_where_they_fit() -> None:
+    model = liven(toy())
+    wrapped, calibrated = scheme.wrap(model, WAY), scheme.wrap(model, WAY)
+    calibrate(calibrated, inputs(32))
+    expected = scheme.get_ranges(calibrated)
+    lines = take_over(wrapped, GIVEN, inputs(32))
+    for name, span in scheme.get_ranges(wrapped).items():
+        wanted = GIVEN[name] if name in ("a_act", "sum", "c_norm") else expected[name]
+        np.testing.assert_allclose(span, wanted, rtol=1e-6)
+    assert lines[0] == "3 of 7 activation ranges taken over, the others calibrated"
+    assert "not taken, the file does not round there: a_norm, elsewhere" in lines
+    assert "not taken, no range around zero: d_act, e, pool" in lines
+    assert len(lines) == 3
+
+
+def test_a_range_that_the_arithmetic_decides_is_not_taken() -> None:
+    source = tf_keras.layers.Input((16, 16, 3))
+    x = tf_keras.layers.Conv2D(4, 3, 2, name="conv")(source)
+    y = tf_keras.layers.Rescaling(1.0, 3.0, name="shift")(x)
+    y = tf_keras.layers.ReLU(6.0, name="six")(y)
+    x = tf_keras.layers.Multiply(name="product")([x, y])
+    wrapped = scheme.wrap(tf_keras.Model(source, x), WAY)
+    lines = take_over(wrapped, {"six": (0.0, 5.0)}, inputs(4))
+    assert tuple(scheme.get_ranges(wrapped)["six"]) == (0, 6)
+    assert "not taken, the arithmetic decides the range: six" in lines
+
+
+def test_a_rectified_range_starts_at_zero() -> None:
+    """Elsewhere a range of a ReLU6 may reach a little below; no value ever does."""
+    wrapped = scheme.wrap(liven(toy()), WAY)
+    take_over(wrapped, {"a_act": (-0.02, 6.0), "sum": (-0.02, 6.0)}, inputs(4))
+    assert tuple(scheme.get_ranges(wrapped)["a_act"]) == (0, 6)
+    assert scheme.get_ranges(wrapped)["sum"][0] == np.float32(-0.02)
+
+
+def test_training_starts_from_the_ranges_of_its_stage_and_the_file_has_them() -> None:
+    ranges = {"a_act": (0.0, 5.5), "sum": (-13.0, 14.0)}
+    given = Stage(20, WAY, lambda count: inputs(count), ranges)
+    method = methods.create(QuantizationAwareTraining(calibration_images=32), given)
+    net = method.apply(liven(toy()))
+    assert scheme.get_ranges(net)["a_act"][1] == np.float32(5.5)
+    assert any("2 of 7" in line for line in method.notes(net))
+    stored.for_export(net)
+    content = flatbuffer.read(convert.int8_flatbuffer(net))
+    add = next(op for op in content.operators if op.name == "ADD")
+    scale = float(content.tensors[add.outputs[0]].scales[0])
+    assert scale == pytest.approx(27 / 255, rel=1e-6)
+    said = net(grid(pixels(4)), training=False).numpy()
+    assert np.isfinite(said).all()
+
+
+def test_without_ranges_from_elsewhere_nothing_is_told_of_them() -> None:
+    method = methods.create(QuantizationAwareTraining(calibration_images=8), stage())
+    assert not any("taken over" in line for line in method.notes(method.apply(toy())))
