@@ -37,7 +37,7 @@ class Card(Config):
         outputs: `logits`, `probabilities` or `features`.
         dataset: the data set it was trained on.
         stage: the stage that made it (`train`, `prune`, `quantize`, `convert`; `tf1`).
-        release: the released net whose weights it holds (`configs.published`), or empty.
+        published: what was published of the released net whose weights it holds, in a line.
         metrics: held-out figures, `top1` and `top5` in percent, `loss`.
         history: one dictionary an epoch.
         input, output: ends of a flatbuffer; `None` for a Keras model.
@@ -52,7 +52,7 @@ class Card(Config):
     outputs: str = "logits"
     dataset: str = ""
     stage: str = ""
-    release: str = ""
+    published: str = ""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     history: tuple[dict[str, float], ...] = ()
     input: Edge | None = None

@@ -89,6 +89,13 @@ class Release:
     source: str
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        """Its name and accuracy, in one line."""
+        if self.top1 is None:
+            return f"{self.name}: no accuracy was published"
+        top5 = "" if self.top5 is None else f", top-5 {self.top5} %"
+        return f"{self.name}: top-1 {self.top1} %{top5} (ImageNet validation; {self.source})"
+
 
 # width, params in millions, then by image size: MACs in millions, top-1 and top-5 of the float net,
 # of the quantized net of 2018_08_02, of the quantized net of 2018_02_22.

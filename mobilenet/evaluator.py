@@ -60,7 +60,7 @@ def run(argv: list[str]) -> int | None:
     path = Path(options["model"])
     is_file = path.suffix == ".tflite" or (path / classifier.MODEL).is_file()
     started = time.monotonic()
-    score, data = (_flatbuffer if is_file else _keras)(path, parsed)
+    score, data, card = (_flatbuffer if is_file else _keras)(path, parsed)
     seconds = time.monotonic() - started
     rows = [
         [
@@ -73,6 +73,8 @@ def run(argv: list[str]) -> int | None:
     ]
     print(f"{path} on {data.name}, {options['split']}")
     print(cli.table(["top-1 %", "top-5 %", "loss", "images", "seconds"], rows))
+    if card.published:
+        print(f"published: {card.published}")
     return None
 
 
@@ -82,7 +84,7 @@ def _dataset(parsed: cli.Parsed, card: Card) -> DatasetConfig:
     return cli.settle(datasets.get(name), parsed.settings)
 
 
-def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig]:
+def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card]:
     options = parsed.options
     net = classifier.Classifier(path, options["threads"])
     data = _dataset(parsed, net.card)
@@ -93,16 +95,17 @@ def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig]
         found = evaluation.evaluate(net, *place, on_corrupt, data.label_offset, print)
         if left_out:
             print(f"{len(left_out)} images left out, first {left_out[0]}")
-        return found, data
+        return found, data, net.card
     with cli.starting_tensorflow():
         from mobilenet.training import progress, reading, scoring
     with progress.shown(), reading.explained(data, options["split"]):
         names = evaluation.names(net)
         batches, matching = _batches(data, net.card, len(net.labels), names, options)
-        return scoring.score_flatbuffer(net, batches, net.card.preprocessing, matching), data
+        found = scoring.score_flatbuffer(net, batches, net.card.preprocessing, matching)
+        return found, data, net.card
 
 
-def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig]:
+def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card]:
     with cli.starting_tensorflow():
         from mobilenet.training import exporting, progress, reading, scoring
     net = exporting.load_trained(path)
@@ -112,7 +115,7 @@ def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig]:
         classes = net.model.output_shape[-1]
         batches, matching = _batches(data, net.card, classes, net.card.labels, parsed.options)
         infer = scoring.inference(net.model)
-        return scoring.score(infer, batches, probabilities, matching), data
+        return scoring.score(infer, batches, probabilities, matching), data, net.card
 
 
 def _batches(

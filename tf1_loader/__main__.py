@@ -94,7 +94,7 @@ def run(argv: list[str]) -> int | None:
         ["variables loaded", f"{len(report.loaded)}, of them {report.averaged} moving averages"],
         *[[f"left aside, {why}", str(len(names))] for why, names in report.left_aside.items()],
         *[["ranges", f"{len(report.ranges)} in {saving.RANGES}"]] * bool(report.ranges),
-        *[["published", _published(report.release)]] * (report.release is not None),
+        *[["published", str(report.release)]] * (report.release is not None),
         *[["note", note] for note in report.notes],
         ["written", f"{target}: model.keras, card.json, {saving.SAVED_MODEL}, {saving.CHECKPOINT}"],
         ["proof", proof],
@@ -112,16 +112,9 @@ def _card(loaded: Any) -> Card:
         label_offset=1 if report.notes else 0,
         outputs="probabilities" if config.num_classes else "features",
         stage="tf1",
-        release=report.release.name if report.release is not None else "",
+        published=str(report.release) if report.release is not None else "",
         notes=(report.found, *report.notes),
     )
-
-
-def _published(release: published.Release | None) -> str:
-    if release is None or release.top1 is None:
-        return "no accuracy"
-    top5 = "" if release.top5 is None else f", top-5 {release.top5} %"
-    return f"{release.name}: top-1 {release.top1} %{top5} (ImageNet validation, {release.source})"
 
 
 def main() -> None:

@@ -216,8 +216,9 @@ class _Filling:
     def release(self) -> published.Release | None:
         """By the name of the file, where the net in it is that one."""
         release, found = published.of_path(self.path), self.found
-        known = release is not None and release.model_name == found.name
-        return release if known and release.width == found.config.width_multiplier else None
+        if release is None or release.model_name != found.name:
+            return None
+        return release if release.width == found.config.width_multiplier else None
 
     def shape(self, given: Sequence[int | None] | None) -> tuple[int | None, ...]:
         """The input shape of the net to build: as given, or from the name and the stem."""
