@@ -56,9 +56,9 @@ def ours(kernels: list[Any], share: float, pattern: str) -> tuple[Callable[[], A
     due, wanted = tf.Variable(True), tf.constant(share)
 
     def update() -> None:
-        for name, mask in masks.masks.items():
+        for mask in masks.masks.values():
             mask.assign(tf.ones_like(mask))  # as at the first update: nothing is zero yet
-            masks.refresh(name, due, lambda kernel: rule(kernel, wanted))
+        masks.refresh(due, dict.fromkeys(masks.masks, lambda kernel: rule(kernel, wanted)))
 
     return tf.function(update), list(masks.masks.values())
 

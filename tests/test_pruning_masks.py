@@ -44,6 +44,17 @@ def test_threshold_is_that_of_a_partition(kernel: np.ndarray, sparsity: float) -
     assert np.sum(found.numpy() == 0) >= wanted
 
 
+@pytest.mark.parametrize("digits", [9, 2])  # no ties, many ties
+@pytest.mark.parametrize("share", [0.0, 1e-5, 0.5, 0.9, 0.99999])
+def test_threshold_of_a_large_kernel(digits: int, share: float) -> None:
+    """Counted in two passes over large tables instead of three over small ones."""
+    kernel = np.random.default_rng(1).normal(size=(400, 400)).round(digits).astype(np.float32)
+    wanted = int(np.round(np.float32(kernel.size) * np.float32(share)))
+    least = np.sort(np.abs(kernel), axis=None)[wanted - 1] if wanted else 0.0
+    found = keep_largest(tf.constant(kernel), tf.constant(share, tf.float32)).numpy()
+    np.testing.assert_array_equal(found == 1, np.abs(kernel) > least)
+
+
 def test_a_kernel_sparser_than_the_target_keeps_its_zeros() -> None:
     """tfmot's threshold is 0 there, and `abs(weight) >= 0` lets everything regrow."""
     kernel = np.random.default_rng(0).normal(size=1000).astype(np.float32)

@@ -30,18 +30,23 @@ def kernel(layer: Any) -> tf.Variable | None:
     return next((variables[name] for name in _KERNELS if name in variables), None)
 
 
+def is_alone() -> bool:
+    """Whether a variable is one copy, which the code that runs may write."""
+    context = tf.distribute.get_replica_context()
+    return context is None or context.num_replicas_in_sync == 1
+
+
 def update(variable: tf.Variable, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
     """Runs `function(variable, *arguments)` on each replica's copy of `variable`.
 
     Inside a train step this crosses from the replica to all of them, as assigning to a mirrored
     variable must; with one replica it is a plain call.
     """
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
+    if is_alone():
         function(variable, *arguments)
         return
 
     def everywhere(strategy: Any, target: Any, *values: Any) -> None:
         strategy.extended.update(target, function, args=values, group=False)
 
-    context.merge_call(everywhere, args=(variable, *arguments))
+    tf.distribute.get_replica_context().merge_call(everywhere, args=(variable, *arguments))

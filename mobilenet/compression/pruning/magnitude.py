@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -64,11 +64,16 @@ class Magnitude(Method):
     def after_step(self, model: Any, step: tf.Tensor) -> None:
         del model
         assert self.masks is not None
-        for name, schedule in self.schedules.items():
-            due, share = schedule(step)
-            due = due | tf.equal(step, self.timing.end)
-            self.masks.refresh(name, due, functools.partial(self.rule, share=share))
+        if self.schedules:  # the same steps are due in all of them
+            due, _ = next(iter(self.schedules.values()))(step)
+            self.masks.refresh(
+                due | tf.equal(step, self.timing.end),
+                {name: self._rule_at(step, schedule) for name, schedule in self.schedules.items()},
+            )
         self.masks.apply()
+
+    def _rule_at(self, step: tf.Tensor, schedule: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+        return lambda kernel: self.rule(kernel, schedule(step)[1])
 
     def finalize(self, model: Any) -> Any:
         return model

@@ -8,6 +8,7 @@ ends with masked weights, and the threshold is found by counting in the graph.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,21 +39,36 @@ class Masks(tf.Module):
         for name, kernel in self.kernels.items():
             variables.update(kernel, _multiply, [self.masks[name]])
 
-    def refresh(self, name: str, due: tf.Tensor, rule: Callable[[tf.Tensor], tf.Tensor]) -> None:
-        """Replaces one mask by `rule(kernel)` where `due` (a scalar boolean) says so.
+    def refresh(
+        self, due: tf.Tensor, rules: Mapping[str, Callable[[tf.Tensor], tf.Tensor]]
+    ) -> None:
+        """Replaces masks by `rules[layer](kernel)` where `due` (a scalar boolean) says so.
 
-        The rule sees the kernel in float32 under the old mask: the optimizer has just moved what
-        was removed, too.
+        A rule sees the kernel in float32 under the old mask: the optimizer has just moved what was
+        removed, too.
         """
 
-        def change(mask: Any, kernel: Any, now: tf.Tensor) -> None:
-            def renew() -> tf.Tensor:
-                mask.assign(rule(tf.cast(kernel, tf.float32) * mask))
+        def renew(mask: Any, kernel: Any, name: str) -> None:
+            mask.assign(rules[name](tf.cast(kernel, tf.float32) * mask))
+
+        def renew_all() -> tf.Tensor:
+            for name in rules:
+                renew(self.masks[name], self.kernels[name], name)
+            return due
+
+        def renew_one(mask: Any, kernel: Any, now: tf.Tensor, name: str) -> None:
+            def one() -> tf.Tensor:
+                renew(mask, kernel, name)
                 return now
 
-            tf.cond(now, renew, lambda: now)
+            tf.cond(now, one, lambda: now)
 
-        variables.update(self.masks[name], change, [self.kernels[name], due])
+        if variables.is_alone():  # one branch for all costs less in the steps that are not due
+            tf.cond(due, renew_all, lambda: due)
+            return
+        for name in rules:
+            change = functools.partial(renew_one, name=name)
+            variables.update(self.masks[name], change, [self.kernels[name], due])
 
     def sparsity(self) -> dict[str, float]:
         """The share of zeros by layer name."""
@@ -77,19 +93,24 @@ def keep_largest(kernel: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
         0 and 1 in float32, of the kernel's shape.
     """
     # The bits of floats from 0 up, read as integers, are in the order of the floats. Counting by
-    # the upper bits finds those of the wanted weight; counting by the lower bits, among the weights
-    # that share its upper ones, finds the rest. All others differ above and fall outside the count.
+    # the upper bits finds those of the wanted weight; counting by the next ones, among the weights
+    # that share its upper bits, finds the rest. All others differ above and fall outside the count.
     bits = tf.reshape(tf.bitcast(tf.abs(kernel), tf.int32), [-1])
     size = tf.cast(tf.size(bits), tf.float32)
     wanted = tf.cast(tf.round(size * tf.cast(share, tf.float32)), tf.int32)
-    upper, rank = _find(tf.bitwise.right_shift(bits, _LOWER), _UPPER, tf.maximum(wanted, 1))
-    upper = tf.bitwise.left_shift(upper, _LOWER)
-    lower, _ = _find(tf.bitwise.bitwise_xor(bits, upper), _LOWER, rank)
-    largest_removed = tf.where(wanted > 0, upper + lower, 0)
-    return tf.cast(tf.reshape(bits > largest_removed, tf.shape(kernel)), tf.float32)
+    rank, values, left, threshold = tf.maximum(wanted, 1), bits, _BITS, tf.constant(0)
+    for width in _FEW_PASSES if (kernel.shape.num_elements() or 0) > _MANY else _SMALL_TABLES:
+        left -= width
+        found, rank = _find(tf.bitwise.right_shift(values, left) if left else values, width, rank)
+        threshold += tf.bitwise.left_shift(found, left)
+        values = tf.bitwise.bitwise_xor(bits, threshold)
+    threshold = tf.where(wanted > 0, threshold, 0)
+    return tf.cast(tf.reshape(bits > threshold, tf.shape(kernel)), tf.float32)
 
 
-_UPPER, _LOWER = 16, 15  # 31 bits: a float's without its sign
+_BITS = 31  # of a float without its sign
+# Widths of the counts. A large table costs more than a pass over a small kernel.
+_FEW_PASSES, _SMALL_TABLES, _MANY = (16, 15), (11, 10, 10), 2**17
 
 
 def _find(values: tf.Tensor, width: int, rank: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -100,7 +121,9 @@ def _find(values: tf.Tensor, width: int, rank: tf.Tensor) -> tuple[tf.Tensor, tf
     counts = tf.raw_ops.DenseBincount(
         input=values, size=2**width, weights=tf.zeros([0], tf.int32), binary_output=False
     )
-    columns = 2 ** (width // 2)
+    if width <= 12:
+        return _place(counts, rank)
+    columns = 2 ** (width // 2)  # a cumulative sum is slow
     table = tf.reshape(counts, [2**width // columns, columns])
     row, rank = _place(tf.reduce_sum(table, 1), rank)
     column, rank = _place(table[row], rank)
