@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,9 @@ def completed(
 
 
 def _steps_per_epoch(info: data.DatasetInfo, batch: int) -> int:
-    images = info.sizes["train"]
+    images = info.sizes.get("train", 0)
+    if not images:
+        raise UsageError("--data_dir", None, "images to train on; all are held out", "add a split")
     if images < batch:
         raise UsageError("--batch_size", batch, f"at most {images}, the number of training images")
     return images // batch
@@ -97,6 +99,7 @@ class Chain:
         self.preprocessing = PREPROCESSING[self.config.dataset.preprocessing]
         self.strategy = strategy.make(self.config.distribution_strategy)
         self._opened: dict[str, tf.data.Dataset] = {}
+        self._learnt: Mapping[str, tuple[float, float]] = {}  # by a quantized training of TF1
 
     def execute(self) -> list[Entry]:
         """Runs what is not finished; returns the entries of all finished stages."""
@@ -146,7 +149,8 @@ class Chain:
             )
         model = self._built()
         if self.config.init_checkpoint is not None:
-            initial.load_into(model, self.config.init_checkpoint, self.config.model)
+            start = initial.load_into(model, self.config.init_checkpoint, self.config.model)
+            self._learnt = start.ranges if name == "quantize" else {}
         return model
 
     def _built(self) -> Any:
@@ -175,7 +179,9 @@ class Chain:
     def _method(self, name: str, wanted: Config) -> methods.Method:
         config = _RECIPE_OF[name](self.config)
         steps = config.epochs * self._steps(config)
-        return methods.create(wanted, methods.Stage(steps, self.preprocessing, self._first_images))
+        return methods.create(
+            wanted, methods.Stage(steps, self.preprocessing, self._first_images, self._learnt)
+        )
 
     def _steps(self, config: TrainConfig) -> int:
         return _steps_per_epoch(self.info, config.batch_size * self.strategy.num_replicas_in_sync)
