@@ -9,7 +9,30 @@ from mobilenet import cli
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.base import number
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.errors import UsageError, one_of
+from mobilenet.errors import UsageError
+
+_FORM = (
+    cli.option(
+        "io", str, None, "type of both ends: int8, uint8 or float32; the inside's when left out"
+    ),
+    cli.option("batch", int, 1, "images a call"),
+    cli.option("image_size", int, None, "height and width of a net that leaves its size open"),
+    cli.option("output_activation", str, "none", "none (logits) or softmax (1/256 a step in int8)"),
+    cli.option(
+        "target", str, "xnnpack", "xnnpack (hard-swish written out) or generic (HARD_SWISH kept)"
+    ),
+)
+_LIMITS = (
+    cli.option("verify_images", int, 200, "held-out images that net and file must answer alike"),
+    cli.option("min_agreement", float, 0.0, "least share of images with the net's top-1"),
+    cli.option(
+        "min_clear_agreement", float, 0.0, "the same where the net's margin exceeds two steps"
+    ),
+    cli.option("max_mean_steps", float, None, "largest mean difference of an output, in codes"),
+    cli.option("max_operator_steps", int, 1, "largest difference of one operator, in codes"),
+    cli.option("max_partitions", int, None, "most delegate partitions; only told when left out"),
+)
+_WORST = 5  # layers in the table
 
 COMMAND = cli.Command(
     "mobilenet.converter",
@@ -20,12 +43,8 @@ COMMAND = cli.Command(
         cli.option(
             "output", str, None, "the export folder; `export` beside the model folder when left out"
         ),
-        cli.option(
-            "io", str, None, "type of both ends: int8, uint8 or float32; the inside's when left out"
-        ),
-        cli.option(
-            "verify_images", int, 200, "held-out images that net and file must answer alike"
-        ),
+        *_FORM,
+        *_LIMITS,
     ),
 )
 
@@ -35,52 +54,68 @@ def run(argv: list[str]) -> int | None:
     options = parsed.options
     if options["model"] is None:
         raise UsageError("--model", None, "a saved net", "python -m mobilenet.trainer makes one")
-    if options["io"] is not None:
-        one_of("--io", options["io"], ("int8", "uint8", "float32"))
-    number("--verify_images", options["verify_images"], least=1, integer=True)
+    _check(options)
+    with cli.starting_tensorflow():
+        from mobilenet.export import form as forms
+        from mobilenet.export import verify
+        from mobilenet.training import exporting
+    form = forms.Form(**{spec.name: options[spec.name] for spec in _FORM})
     source = Path(options["model"])
     target = Path(options["output"] or source.resolve().parent / "export")
-    with cli.starting_tensorflow():
-        from mobilenet.models import folder
-        from mobilenet.training import exporting
     exporting.check_place(target)
-    card = folder.load(source).card
-    name = parsed.settings.get("name", card.dataset or datasets.DIGITS.name)
+    opened = exporting.open_source(source)
+    form.ends(opened.quantized)
+    shape = form.shape(opened.net.model.input_shape[1:])
+    name = parsed.settings.get("name", opened.net.card.dataset or datasets.DIGITS.name)
     data = cli.settle(datasets.get(name), parsed.settings)
-    made = exporting.export(
-        source, target, _images(data, card, options["verify_images"]), options["io"]
+    limits = verify.Limits(
+        agreement=options["min_agreement"],
+        agreement_clear=options["min_clear_agreement"],
+        mean_steps=float("inf") if options["max_mean_steps"] is None else options["max_mean_steps"],
+        operator_steps=options["max_operator_steps"],
+        partitions=options["max_partitions"],
     )
-    found = made.verification
-    rows: list[list[Any]] = [
-        ["file", made.path],
-        ["bytes", f"{found.bytes:,} ({found.gzip_bytes:,} under gzip)"],
-        ["input", f"{found.input.dtype} {list(found.input_shape)}"],
-        ["output", f"{found.output.dtype} {list(found.output_shape)}"],
-        ["float tensors inside", found.float_tensors],
-        ["delegate partitions", found.partitions],
-        ["same top-1 as the net", f"{found.agreement:.2%} of {found.images} images"],
-        ["channels repaired", sum(repair.channels for repair in made.repairs)],
-    ]
-    print(cli.table(["what", "value"], rows))
+    images = _images(data, opened.net.card, shape, options["verify_images"])
+    print(_told(exporting.export(opened, target, images, form, limits)))
     return None
 
 
-def _images(data: DatasetConfig, card: Any, count: int) -> Any:
+def _check(options: dict[str, Any]) -> None:
+    """Numbers that can be judged before anything is loaded."""
+    number("--verify_images", options["verify_images"], least=1, integer=True)
+    for name in ("min_agreement", "min_clear_agreement"):
+        number(f"--{name}", options[name], least=0, most=1)
+    for name in ("max_mean_steps", "max_operator_steps"):
+        if options[name] is not None:
+            number(f"--{name}", options[name], least=0)
+    if options["max_partitions"] is not None:
+        number("--max_partitions", options["max_partitions"], least=1, integer=True)
+
+
+def _told(made: Any) -> str:
+    """What was made, and the layers that lose most of the signal."""
+    told = cli.table(["what", "value"], made.summary())
+    lossy = made.lossy(_WORST)
+    if not lossy:
+        return told
+    heads = ["layers that lose most", "operator", "dB in", "dB out", "likeliest cause"]
+    return f"{told}\n\n{cli.table(heads, lossy)}"
+
+
+def _images(data: DatasetConfig, card: Any, shape: tuple[int, int, int], count: int) -> Any:
     """Held-out images as the net takes them."""
     import numpy as np
 
     from mobilenet import data as room
     from mobilenet.training import exporting, reading
 
-    height, width, channels = card.input_shape
-    way = exporting.preprocessing_of(card, data)
     batches = room.load(
         data,
         "test",
-        image_size=(height, width),
+        image_size=shape[:2],
         batch_size=32,
-        channels=channels,
-        preprocessing=way,
+        channels=shape[2],
+        preprocessing=exporting.preprocessing_of(card, data),
     )
     with reading.explained(data, "test"):
         return np.concatenate([images.numpy() for images, _ in batches.take(-(-count // 32))])[

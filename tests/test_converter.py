@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import compression_nets
 import numpy as np
 import pytest
 import trainer_runs
 
+import mobilenet
 from mobilenet import converter
+from mobilenet.compression.quantization import stored
+from mobilenet.configs import archs
+from mobilenet.configs.card import Card
 from mobilenet.errors import FailedProof, UsageError
+from mobilenet.models import folder
 from mobilenet.runtime import flatbuffer
 from mobilenet.runtime.classifier import Classifier
 
@@ -48,6 +57,7 @@ def test_a_quantized_folder_gives_the_file_of_the_chain(
     assert data == (run / "export/model.tflite").read_bytes()
     assert said["float tensors inside"] == "0"
     assert said["input"] == "int8 [1, 32, 32, 3]"
+    assert said["operators proved"] == "28, 1 steps at most"
     assert said["bytes"].startswith(f"{len(data):,} ")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "README.md", "card.json", "labels.txt", "model.tflite",
@@ -103,6 +113,12 @@ def test_a_lone_net_is_proved_on_the_digits(
     ("words", "parts"),
     [
         (["--io=int4"], ["--io: got 'int4'", "one of int8, uint8, float32", "did you mean int8?"]),
+        (["--target=tpu"], ["--target: got 'tpu'", "one of xnnpack, generic"]),
+        (["--output_activation=relu"], ["--output_activation: got 'relu'", "none, softmax"]),
+        (["--batch=0"], ["--batch: got 0", "at least 1"]),
+        (["--min_agreement=98"], ["--min_agreement: got 98.0", "at most 1"]),
+        (["--max_partitions=0"], ["--max_partitions: got 0", "at least 1"]),
+        (["--image_size=64"], ["--image_size: got 64", "32 x 32, the size of the net"]),
         (["--verify_images=0"], ["--verify_images: got 0", "at least 1"]),
         (["--dataset_name=digit"], ["'digit'", "did you mean digits?"]),
         (["--dataset_name=image_folder"], ["--data_dir", "a folder of class folders"]),
@@ -129,6 +145,116 @@ def test_int8_ends_of_a_float_net_are_refused(run: Path, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="int8"):
         converter.run([f"--model={run / 'train'}", "--io=int8", f"--output={tmp_path / 'out'}"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_batch_softmax_and_labels_go_into_the_file(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--batch=3", "--output_activation=softmax", "--verify_images=40"]
+    said = converted(capfd, "--model", run / "quantize", "--output", tmp_path / "out", *words)
+    assert said["input"] == "int8 [3, 32, 32, 3]"
+    assert said["output"] == "int8 [3, 10], probabilities"
+    assert said["operators proved"].startswith("29, ")  # the softmax is one
+    with zipfile.ZipFile(tmp_path / "out/model.tflite") as archive:
+        assert archive.namelist() == ["labels.txt"]
+    net, other = Classifier(tmp_path / "out"), Classifier(run / "export")
+    assert net.card.outputs == "probabilities"
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
+    logits = other.logits(images).astype(np.float64)
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(net.logits(images), expected, atol=2 / 256)
+
+
+def test_figures_below_a_limit_leave_no_file(run: Path, tmp_path: Path) -> None:
+    """As processes: status 3, one line, nothing under the name, what was there stays."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/model.tflite").write_bytes(b"older")
+    words = ["--model", run / "quantize", "--output", tmp_path / "out", "--verify_images=40"]
+    done = trainer_runs.command("converter", *words, "--max_operator_steps=0")
+    assert done.returncode == 3
+    assert re.search(r"steps from the simulated layer, above 0.*it was not written", done.stderr)
+    assert done.stderr.count("\n") == 1
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "model.tflite"]
+    assert (tmp_path / "out/model.tflite").read_bytes() == b"older"
+    with pytest.raises(FailedProof, match="output steps on average, above 0"):
+        converter.run([*map(str, words), "--max_mean_steps=0"])
+
+
+def test_an_open_size_is_asked_for(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    net = mobilenet.build(
+        archs.MobileNetV1Config(width_multiplier=0.25, num_classes=10), (None, None, 3)
+    )
+    net.save(tmp_path / "net.keras")
+    words = ["--model", tmp_path / "net.keras", "--output", tmp_path / "out"]
+    with pytest.raises(UsageError, match=r"--image_size: expected a size, .*input is open"):
+        converter.run([*map(str, words)])
+    assert [p.name for p in tmp_path.iterdir()] == ["net.keras"]
+    said = converted(capfd, *words, "--image_size=48", "--verify_images=20")
+    assert said["input"] == "float32 [1, 48, 48, 3]"
+    assert said["output"] == "float32 [1, 10], logits"
+    assert said["same top-1 as the net"].startswith("100.00%")
+
+
+def test_generic_is_told_and_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """V3-small with its ranges as the trainer leaves them, on the digits."""
+    made = compression_nets.family("mobilenet_v3_small")
+    card = Card(input_shape=(64, 64, 3), dataset="digits", preprocessing=compression_nets.WAY)
+    folder.save(made.plain, tmp_path / "net", card)
+    stored.save_ranges(tmp_path / "net", made.ranges)
+    words = ["--model", tmp_path / "net", "--output", tmp_path / "out", "--verify_images=8"]
+    said = converted(capfd, *words, "--target=generic")
+    assert said["delegate partitions"] == "20"
+    assert "20 delegate partitions instead of 1 (outside: 19 HARD_SWISH)" in caplog.text
+    content = flatbuffer.read(tmp_path / "out/model.tflite")
+    assert sum(op.name == "HARD_SWISH" for op in content.operators) == 19
+    with pytest.raises(FailedProof, match="20 delegate partitions instead of 1"):
+        converter.run([*map(str, words), "--target=generic", "--max_partitions=1"])
+
+
+def keras3(place: Path) -> str:
+    import keras
+
+    source = keras.Input((32, 32, 3))
+    keras.Model(source, keras.layers.Flatten()(source)).save(place / "net.keras")
+    return "keras_version 3"
+
+
+def wrapped(place: Path) -> str:
+    compression_nets.scheme.wrap(compression_nets.toy(), compression_nets.WAY).save(
+        place / "net.h5"
+    )
+    return "net.h5"
+
+
+def not_finite(place: Path) -> str:
+    net = compression_nets.toy()
+    net.get_layer("d").bias.assign(np.full(16, np.nan))
+    net.save(place / "net.keras")
+    return r"weight d/bias:0: got 'NaN or infinity'"
+
+
+@pytest.mark.parametrize("make", [keras3, wrapped, not_finite])
+def test_nets_that_cannot_be_converted_cost_a_line(
+    tmp_path: Path, make: Callable[[Path], str]
+) -> None:
+    words = make(tmp_path)
+    (path,) = tmp_path.iterdir()
+    with pytest.raises(UsageError, match=words) as caught:
+        converter.run([f"--model={path}", f"--output={tmp_path / 'out'}", "--verify_images=4"])
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_model_costs_a_line(tmp_path: Path) -> None:
+    done = trainer_runs.command("converter", "--model", tmp_path / "none")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "there is nothing there" in done.stderr
+    done = trainer_runs.command("converter")
+    assert done.returncode == 2 and done.stderr.startswith("--model: expected a saved net")
 
 
 def test_a_flatbuffer_is_no_net_to_convert(run: Path) -> None:
@@ -181,7 +307,7 @@ def test_a_file_that_does_not_prove_equal_is_not_kept(
     from mobilenet.export import convert
 
     other = (run / "export/model.tflite").read_bytes()
-    monkeypatch.setattr(convert, "float_flatbuffer", lambda model: other)
+    monkeypatch.setattr(convert, "float_flatbuffer", lambda *args: other)
     with pytest.raises(FailedProof, match="it was not written") as caught:
         converter.run([f"--model={run / 'train'}", f"--output={tmp_path / 'out'}"])
     assert caught.value.status == 3

@@ -193,7 +193,7 @@ def test_partitions_warn_or_fail_as_told() -> None:
     x = L.Conv2D(CLASSES, 3)(Outside()(L.Conv2D(4, 3)(source)))
     model = tf_keras.Model(source, L.GlobalAveragePooling2D()(x))
     data, logits = convert.float_flatbuffer(model), model(inputs()).numpy()
-    told = ("2 delegate partitions instead of 1",)
+    told = ("2 delegate partitions instead of 1 (outside: 1 CUMSUM)",)
     found = check(data, logits, expect_int8=False, io="float32")
     assert (found.partitions, found.faults, found.warnings) == (2, (), told)
     found = check(data, logits, expect_int8=False, io="float32", limits=verify.Limits(partitions=1))

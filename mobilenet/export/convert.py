@@ -13,19 +13,26 @@ from tensorflow.lite.python.convert_phase import (
 
 from mobilenet.errors import UsageError, one_of
 from mobilenet.export import freeze
+from mobilenet.export.form import IO
 
-IO = ("int8", "uint8", "float32")
 _SHOWN = 500  # characters of a message of the converter
 _log = logging.getLogger(__name__)
 
 
-def float_flatbuffer(model: tf_keras.Model, batch: int | None = 1) -> bytes:
-    """Converts a float net: float32 at both ends, logits out, hard-swish fused to HARD_SWISH.
+def float_flatbuffer(
+    model: tf_keras.Model,
+    batch: int | None = 1,
+    input_shape: tuple[int, ...] | None = None,
+    softmax: bool = False,
+) -> bytes:
+    """Converts a float net: float32 at both ends, hard-swish fused to HARD_SWISH.
 
     Args:
         model: a functional net of plain layers, as trained; mixed precision and strategies are
             undone.
         batch: images a call; `None` leaves it open.
+        input_shape: `[height, width, channels]` where the model leaves its size open.
+        softmax: probabilities out instead of logits.
 
     Returns:
         The bytes of the `.tflite` file.
@@ -34,10 +41,17 @@ def float_flatbuffer(model: tf_keras.Model, batch: int | None = 1) -> bytes:
         UsageError: see `freeze.float32_copy` and `freeze.freeze`.
         RuntimeError: the converter refused; its messages are in the text.
     """
-    return _convert(freeze.freeze(freeze.float32_copy(model), batch))
+    copy = freeze.float32_copy(model)
+    copy = freeze.with_softmax(copy) if softmax else copy
+    return _convert(freeze.freeze(copy, batch, input_shape))
 
 
-def int8_flatbuffer(model: tf_keras.Model, io: str = "int8", batch: int | None = 1) -> bytes:
+def int8_flatbuffer(
+    model: tf_keras.Model,
+    io: str = "int8",
+    batch: int | None = 1,
+    input_shape: tuple[int, ...] | None = None,
+) -> bytes:
     """Converts a net that carries fake-quant operators, on its input too, to int8.
 
     The ranges are those of the operators, so no representative data is wanted. An operator without
@@ -49,6 +63,7 @@ def int8_flatbuffer(model: tf_keras.Model, io: str = "int8", batch: int | None =
             `(pixel - 128) / 127.5`.
         io: type of both ends; `float32` puts QUANTIZE and DEQUANTIZE there.
         batch: images a call; `None` leaves it open.
+        input_shape: `[height, width, channels]` where the model leaves its size open.
 
     Returns:
         The bytes of the `.tflite` file.
@@ -58,7 +73,7 @@ def int8_flatbuffer(model: tf_keras.Model, io: str = "int8", batch: int | None =
         RuntimeError: the converter refused; its messages are in the text.
     """
     one_of("--io", io, IO)
-    frozen = freeze.freeze(model, batch)
+    frozen = freeze.freeze(model, batch, input_shape)
     if not freeze.fake_quant_count(frozen):
         raise UsageError(
             "model",

@@ -24,6 +24,7 @@ from tensorflow.python.framework.convert_to_constants import (  # no public alia
 
 from mobilenet.errors import UsageError, shorten
 
+PROBABILITIES = "probabilities"  # the layer that `with_softmax` adds
 _SOFTMAX = "softmax"
 
 
@@ -62,6 +63,23 @@ def float32_copy(model: tf_keras.Model, logits: bool = True) -> tf_keras.Model:
     for layer in model.layers:
         copy.get_layer(layer.name).set_weights(layer.get_weights())
     return _without_softmax(copy) if logits else copy
+
+
+def with_softmax(model: tf_keras.Model) -> tf_keras.Model:
+    """The net, sharing its layers, with a softmax behind its logits.
+
+    Raises:
+        UsageError: its output is not `[batch, classes]`.
+    """
+    _check_functional(model)
+    if len(model.output_shape) != 2:
+        raise UsageError(
+            "--output_activation",
+            _SOFTMAX,
+            f"none, as the net gives no logits but {model.output_shape[1:]}",
+        )
+    probabilities = tf_keras.layers.Softmax(name=PROBABILITIES)(model.output)
+    return tf_keras.Model(model.inputs, probabilities, name=model.name)
 
 
 def freeze(
@@ -166,7 +184,7 @@ def _fixed_shape(model: tf_keras.Model, asked: tuple[int, ...] | None) -> tuple[
             "input shape",
             own,
             "a fixed height, width and channel count",
-            "build the net with the size it will run at",
+            "give --image_size, or build the net with the size it will run at",
         )
     if len(own) != len(shape) or any(a not in (None, b) for a, b in zip(own, shape, strict=True)):
         raise UsageError("input shape", shape, f"one that the net takes, {own}")

@@ -43,19 +43,33 @@ def write_export(
 
 
 def export_card(card: Card, verification: Verification) -> Card:
-    """The card of the flatbuffer: its ends, shape, a label a class, the mean of its codes."""
-    classes = verification.output_shape[-1]
+    """The card of the flatbuffer: its ends, shape, a label a class, the mean of its codes.
+
+    Args:
+        card: of the net; `outputs` says already what the file gives.
+        verification: what was found in the file.
+    """
+    content_card = file_card(card, verification.output_shape[-1], verification.quantized)
+    return content_card.replace(
+        input_shape=verification.input_shape[1:],
+        stage="convert",
+        input=verification.input,
+        output=verification.output,
+    )
+
+
+def file_card(card: Card, classes: int, quantized: bool) -> Card:
+    """What `attach` and `export_card` share: a label a class, the preprocessing of the codes.
+
+    Raises:
+        UsageError: the labels are not as many as the classes.
+    """
     labels = tuple(" ".join(label.split()) for label in card.labels)
     if labels and len(labels) != classes:
         raise UsageError("labels", len(labels), f"{classes}, as many as the file has classes")
     return card.replace(
-        input_shape=verification.input_shape[1:],
-        preprocessing=_coded(card.preprocessing) if verification.quantized else card.preprocessing,
+        preprocessing=_coded(card.preprocessing) if quantized else card.preprocessing,
         labels=labels or tuple(str(i) for i in range(classes)),
-        outputs=card.outputs if card.outputs == "features" else "logits",
-        stage="convert",
-        input=verification.input,
-        output=verification.output,
     )
 
 
@@ -75,13 +89,14 @@ def readme(card: Card, verification: Verification) -> str:
     rows = [
         ("inside", inside),
         ("input", f"{_end(verification.input)}, {height} x {width} x {channels}"),
-        ("output", f"{_end(verification.output)}, {verification.output_shape[-1]} logits"),
+        ("output", f"{_end(verification.output)}, {verification.output_shape[-1]} {card.outputs}"),
         ("bytes", f"{verification.bytes:,} ({verification.gzip_bytes:,} under gzip)"),
         ("delegate partitions", str(verification.partitions)),
         (
             "same top-1 as the Keras net",
             f"{verification.agreement:.2%} of {verification.images} images",
         ),
+        *_operator_rows(verification),
         *((f"held-out {key}", f"{value:.2f}") for key, value in sorted(card.metrics.items())),
         ("operators", operators),
     ]
@@ -99,16 +114,26 @@ its input, `labels.txt` names its classes.
 Run it with `pip install ai-edge-litert numpy pillow`:
 
 ```python
-{snippet(card)}
+{snippet(card, verification.input_shape[0])}
 ```
 """
 
 
-def snippet(card: Card) -> str:
+def _operator_rows(verification: Verification) -> list[tuple[str, str]]:
+    if not verification.layers:
+        return []
+    steps = max(proof.max_steps for proof in verification.layers)
+    text = f"{len(verification.layers)}, at most {steps} codes from their simulated layers"
+    return [("operators proved one by one", text)]
+
+
+def snippet(card: Card, batch: int = 1) -> str:
     """Python that classifies `photo.jpg`: crop, bilinear resize (half-pixel), codes, top-1."""
     height, width, channels = card.input_shape
     assert card.input is not None
     assert card.output is not None
+    name = card.outputs
+    repeated = f".repeat({batch}, axis=0)" if batch > 1 else ""
     codes = 'net.get_tensor(net.get_output_details()[0]["index"])[0]'
     lines = [
         "import numpy as np",
@@ -120,18 +145,18 @@ def snippet(card: Card) -> str:
         f"size, box = ({width}, {height}), (0, 0, *image.size)",
         "how = size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR",
         'bands = [band.convert("F").transform(*how) for band in image.split()]',
-        f"batch = {_coding(card.preprocessing, card.input)}[None]",
+        f"batch = {_coding(card.preprocessing, card.input)}[None]{repeated}",
         f'net = Interpreter("{MODEL}")',
         "net.allocate_tensors()",
         'net.set_tensor(net.get_input_details()[0]["index"], batch)',
         "net.invoke()",
-        f"logits = {codes}",
+        f"{name} = {codes}",
     ]
     if card.output.scale:
         zero, scale = card.output.zero_point, card.output.scale
-        lines.append(f"logits = (logits.astype(np.float32) - {zero}) * {scale!r}")
+        lines.append(f"{name} = ({name}.astype(np.float32) - {zero}) * {scale!r}")
     lines.append(f'labels = open("{LABELS}", encoding="utf-8").read().splitlines()')
-    return "\n".join([*lines, "print(labels[logits.argmax()])"])
+    return "\n".join([*lines, f"print(labels[{name}.argmax()])"])
 
 
 def _coding(way: Preprocessing, edge: Edge) -> str:

@@ -9,6 +9,7 @@ import random
 import statistics
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,12 +23,14 @@ _RUNTIMES = (("ai_edge_litert.interpreter", "Interpreter"), ("tensorflow", "lite
 _lock = threading.Lock()  # file descriptor 2 belongs to the process
 
 
-def make(source: Source, threads: int = 1) -> Any:
+def make(source: Source, threads: int = 1, keep_tensors: bool = False) -> Any:
     """An interpreter with its tensors allocated.
 
     Args:
         source: a path, bytes, or a `Flatbuffer` that was already read. All are checked first.
         threads: threads of one invocation.
+        keep_tensors: inner tensors can be read after an invocation; every operator is then a
+            partition of its own, by the same kernels and slower.
 
     Returns:
         `ai_edge_litert.interpreter.Interpreter`, or `tf.lite.Interpreter` where the former is not
@@ -40,8 +43,13 @@ def make(source: Source, threads: int = 1) -> Any:
     checked = source if isinstance(source, flatbuffer.Flatbuffer) else flatbuffer.read(source)
     kind = _runtime()
     try:
-        with _quiet():
-            interpreter = kind(model_content=checked.content, num_threads=threads)
+        with _quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the memory that kept tensors take
+            interpreter = kind(
+                model_content=checked.content,
+                num_threads=threads,
+                experimental_preserve_all_tensors=keep_tensors,
+            )
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

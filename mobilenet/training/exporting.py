@@ -19,17 +19,20 @@ from mobilenet.compression.quantization.repair import Repair
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
 from mobilenet.errors import FailedProof, UsageError
-from mobilenet.export import convert, metadata, verify
+from mobilenet.export import convert, freeze, metadata, operators, task_metadata, verify
+from mobilenet.export.form import DEFAULT, Form
 from mobilenet.models import counting, folder
+from mobilenet.runtime import flatbuffer
 from mobilenet.runtime.classifier import Classifier
 from mobilenet.training import scoring
 
 log = logging.getLogger("mobilenet")
 VERIFY_IMAGES = 500
 # One rounding apart grows with depth in a net that is hardly trained, so end-to-end agreement is
-# told, not demanded.
-_STRUCTURE = verify.Limits(agreement_clear=0.0)
+# told, not demanded; structure and operators are.
+STRUCTURE = verify.Limits(agreement_clear=0.0)
 _EXPECTED_AGREEMENT = 0.97
+_SHOWN_FAULTS = 3
 _BATCH = 32
 _Ranges = dict[str, npt.NDArray[np.float32]]
 
@@ -52,15 +55,52 @@ class Export:
     figures: dict[str, int]
     card: Card
 
+    def summary(self) -> list[tuple[str, object]]:
+        """What a person wants to know of the file, a row each."""
+        found = self.verification
+        rows: list[tuple[str, object]] = [
+            ("file", self.path),
+            ("bytes", f"{found.bytes:,} ({found.gzip_bytes:,} under gzip)"),
+            ("input", f"{found.input.dtype} {list(found.input_shape)}"),
+            ("output", f"{found.output.dtype} {list(found.output_shape)}, {self.card.outputs}"),
+            ("float tensors inside", found.float_tensors),
+            ("delegate partitions", found.partitions),
+            ("same top-1 as the net", f"{found.agreement:.2%} of {found.images} images"),
+            ("outputs apart", f"{found.mean_steps:.3g} steps, {found.max_steps:.3g} at most"),
+            ("channels repaired", sum(repair.channels for repair in self.repairs)),
+        ]
+        if found.layers:
+            steps = max(proof.max_steps for proof in found.layers)
+            rows.append(("operators proved", f"{len(found.layers)}, {steps} steps at most"))
+        return rows
+
+    def lossy(self, count: int) -> list[tuple[str, str, str, str, str]]:
+        """The layers that lose most signal: name, operator, dB in and out, likeliest cause."""
+
+        def decibels(value: float | None) -> str:
+            return "-" if value is None else f"{value:.1f}"
+
+        return [
+            (
+                proof.layer,
+                proof.operator,
+                decibels(proof.input_signal_to_noise),
+                decibels(proof.signal_to_noise),
+                proof.diagnosis,
+            )
+            for proof in operators.worst(self.verification.layers, count)
+        ]
+
     def keep_metrics(self, scores: dict[str, float]) -> None:
         """Puts the file's own held-out figures in its card, where those of the net stood."""
         card = self.card.replace(metrics=scores)
         metadata.write_export(self.path.parent, self.path.read_bytes(), card, self.verification)
 
 
-def net_figures(model: Any) -> dict[str, int]:
-    """Parameters, MACs of one image and weights that are not zero."""
-    count = counting.count(model)
+def net_figures(model: Any, input_shape: tuple[int, int, int] | None = None) -> dict[str, int]:
+    """Parameters, MACs of one image (of `input_shape` where the net leaves it open) and weights
+    that are not zero."""
+    count = counting.count(model, input_shape)
     return {
         "params": count.params,
         "macs": count.macs,
@@ -119,12 +159,47 @@ def check_place(target: str | os.PathLike[str]) -> None:
         raise UsageError("--output", str(target), wanted, "choose another folder") from None
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A saved net that is to be converted.
+
+    Attributes:
+        path: where it was read.
+        net: the float net and its card.
+        quantized: ranges lie beside it.
+    """
+
+    path: Path
+    net: folder.Net
+    quantized: bool
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Reads a net once, for what is asked about it and for its conversion.
+
+    Raises:
+        UsageError: see `folder.load`.
+    """
+    return Source(Path(path), folder.load(path), (Path(path) / "ranges.npz").is_file())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Converted:
+    """A file that is still to be proved, and what it must say to `inputs`."""
+
+    data: bytes
+    reference: npt.NDArray[np.float32]
+    inputs: npt.NDArray[np.float32]
+    simulated: Any = None
+    repairs: tuple[Repair, ...] = ()
+
+
 def export(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Source,
     target: str | os.PathLike[str],
     images: npt.NDArray[np.float32],
-    io: str | None = None,
-    limits: verify.Limits = _STRUCTURE,
+    form: Form = DEFAULT,
+    limits: verify.Limits = STRUCTURE,
 ) -> Export:
     """Converts a model folder and proves the file on `images` before it gets its name.
 
@@ -133,38 +208,46 @@ def export(
             saved net.
         target: the export folder.
         images: `[n, height, width, channels]`, preprocessed as the net takes them.
-        io: type of both ends; int8 for a quantized net and float32 for a float one when `None`.
+        form: ends, batch, size, head and runtime of the file.
         limits: figures that the file must reach.
 
     Raises:
         FailedProof: the file is not what the net is; nothing is written.
         UsageError: the source cannot be read or the target not written.
     """
-    net = folder.load(source)
-    figures = net_figures(net.model)
-    quantized = (Path(source) / "ranges.npz").is_file()
-    io = io or ("int8" if quantized else "float32")
-    if quantized:
-        data, reference, inputs, repairs = _int8(source, images, net.card.preprocessing, io)
-    else:
-        data, inputs, repairs = convert.float_flatbuffer(net.model), images, []
-        reference = _logits(net.model, images)
-    deviations = set(net.card.preprocessing.std)
+    opened = source if isinstance(source, Source) else open_source(source)
+    net, quantized = opened.net, opened.quantized
+    io, shape = form.ends(quantized), form.shape(net.model.input_shape[1:])
+    figures = net_figures(net.model, shape)
+    made = (_int8 if quantized else _float)(opened, images, form, shape)
+    card = net.card.replace(outputs=_outputs(net.card, form))
+    classes = flatbuffer.read(made.data)
+    sink = classes.tensors[classes.outputs[0]]
+    data = task_metadata.attach(made.data, metadata.file_card(card, sink.shape[-1], quantized))
+    deviations = set(card.preprocessing.std)
     found = verify.verify(
         data,
-        reference,
-        inputs,
+        made.reference,
+        made.inputs,
         expect_int8=quantized,
         io=io,
         pixel_std=deviations.pop() if len(deviations) == 1 else None,
         limits=limits,
+        simulated=made.simulated,
+        plain=net.model,
     )
+    _judge(found, target)
+    path = metadata.write_export(target, data, card, found)
+    return Export(path, found, made.repairs, figures, card)
+
+
+def _judge(found: verify.Verification, target: str | os.PathLike[str]) -> None:
+    """Ends a conversion that is not proved, and tells what a person should know of one that is."""
     if not found.ok:
+        shown = "; ".join(found.faults[:_SHOWN_FAULTS])
+        more = f"; {len(found.faults)} faults in all" if len(found.faults) > _SHOWN_FAULTS else ""
         raise FailedProof(
-            str(target),
-            None,
-            f"a file that proves equal ({'; '.join(found.faults)})",
-            "it was not written",
+            str(target), None, f"a file that proves equal ({shown}{more})", "it was not written"
         )
     for line in found.warnings:
         log.warning("%s: %s", target, line)
@@ -175,23 +258,40 @@ def export(
             target,
             100 * found.agreement_clear,
         )
-    path = metadata.write_export(target, data, net.card, found)
-    return Export(path, found, tuple(repairs), figures, net.card)
+
+
+def _outputs(card: Card, form: Form) -> str:
+    """What the file gives: a softmax of the net is left out unless it is asked for."""
+    if form.softmax:
+        return "probabilities"
+    return card.outputs if card.outputs == "features" else "logits"
 
 
 def _int8(
-    source: str | os.PathLike[str], images: npt.NDArray[np.float32], way: Preprocessing, io: str
-) -> tuple[bytes, npt.NDArray[np.float32], npt.NDArray[np.float32], list[Repair]]:
-    """File, logits of the simulated net, the images on the file's grid, and what was repaired."""
+    source: Source, images: npt.NDArray[np.float32], form: Form, shape: tuple[int, int, int]
+) -> _Converted:
     from mobilenet.compression.quantization import scheme, stored
 
-    wrapped = stored.load(source)
-    reference = _logits(wrapped, images)
+    wrapped = stored.load(source.path, source.net, form.target)
+    simulated = freeze.with_softmax(wrapped) if form.softmax else wrapped
+    reference = _answers(simulated, images)
     repairs = stored.for_export(wrapped)
-    return convert.int8_flatbuffer(wrapped, io), reference, scheme.to_grid(images, way), repairs
+    data = convert.int8_flatbuffer(simulated, form.ends(True), form.batch, shape)
+    inputs = scheme.to_grid(images, source.net.card.preprocessing)
+    return _Converted(data, reference, inputs, simulated, tuple(repairs))
 
 
-def _logits(net: Any, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _float(
+    source: Source, images: npt.NDArray[np.float32], form: Form, shape: tuple[int, int, int]
+) -> _Converted:
+    model = source.net.model
+    data = convert.float_flatbuffer(model, form.batch, shape, form.softmax)
+    copy = freeze.float32_copy(model)
+    reference = _answers(freeze.with_softmax(copy) if form.softmax else copy, images)
+    return _Converted(data, reference, images)
+
+
+def _answers(net: Any, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     infer = scoring.inference(net)
     starts = range(0, len(images), _BATCH)
     return np.concatenate(

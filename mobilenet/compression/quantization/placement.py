@@ -2,8 +2,11 @@
 
 The runtime computes a convolution, its folded batch norm and a ReLU as one operator and rounds once
 behind it; the same holds for an addition and the ReLU behind it. One quantizer at the end of each
-such chain *is* the file's arithmetic. Every inner tensor of a written-out hard-swish has its own,
-or the converter would fuse the operators back or leave an island of float.
+such chain *is* the file's arithmetic.
+
+For XNNPACK, which has no int8 HARD_SWISH, every inner tensor of a hard-swish has a quantizer of its
+own: the operators stay as they are written. For other runtimes there are quantizers on both sides
+and none inside, and the converter fuses what is between them into one HARD_SWISH.
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mobilenet.errors import UsageError
+from mobilenet.errors import UsageError, one_of
 from mobilenet.models.roles import Graph, kind, unwrap
 
+TARGETS = ("xnnpack", "generic")
 WEIGHTS = {"Conv2D": "conv", "DepthwiseConv2D": "depthwise", "Dense": "dense"}
 PASSED = (
     "InputLayer",
@@ -46,13 +50,18 @@ class Place:
     fixed: tuple[float, float] | None = None
 
 
-def place(model: Any) -> dict[str, Place]:
+def place(model: Any, target: str = "xnnpack") -> dict[str, Place]:
     """The place of every layer that is quantized, by name.
+
+    Args:
+        model: a plain net.
+        target: `xnnpack` writes a hard-swish out, `generic` keeps it one operator.
 
     Raises:
         UsageError: a layer is of a kind whose int8 form is not known.
     """
     graph = Graph(model)
+    inside = hard_swish_inside(graph) if one_of("--target", target, TARGETS) == "generic" else ()
     places = {}
     for layer in graph.layers:
         name = kind(layer)
@@ -66,10 +75,34 @@ def place(model: Any) -> dict[str, Place]:
                 "a layer with a known int8 form",
                 f"known are {', '.join(ROUNDED)}",
             )
-        places[layer.name] = Place(
-            WEIGHTS.get(name), not _fused(graph, layer), _fixed(graph, layer)
-        )
+        rounded = not _fused(graph, layer) and layer.name not in inside
+        places[layer.name] = Place(WEIGHTS.get(name), rounded, _fixed(graph, layer))
     return places
+
+
+def hard_swish_inside(graph: Graph) -> set[str]:
+    """Names of the layers between a tensor and its product with its own hard sigmoid.
+
+    The hard sigmoid of a squeeze-excite gate multiplies another tensor and is not among them.
+    """
+    found: set[str] = set()
+    for product in graph.layers:
+        sources = graph.producers(product)
+        if kind(product) != "Multiply" or len(sources) != 2:
+            continue
+        for layer, other in (sources, sources[::-1]):
+            chain = [layer]
+            while kind(chain[-1]) in ("Rescaling", "ReLU") and len(chain) < 4:
+                chain += graph.producers(chain[-1])
+            kinds = [kind(x) for x in chain[:3]]
+            if (
+                len(chain) == 4
+                and chain[3] is other
+                and kinds == ["Rescaling", "ReLU", "Rescaling"]
+                and _is_shift(chain[2])
+            ):
+                found.update(x.name for x in chain[:3])
+    return found
 
 
 def _check_activation(layer: Any) -> None:

@@ -166,12 +166,13 @@ def to_grid(
     )
 
 
-def wrap(model: Any, preprocessing: Preprocessing) -> Any:
+def wrap(model: Any, preprocessing: Preprocessing, target: str = "xnnpack") -> Any:
     """A copy of a plain net with quantizers in it, whose ranges are still to be set.
 
     Args:
         model: functional tf_keras net of stock layers; it is left as it is.
         preprocessing: how pixels become its inputs, which decides the input grid.
+        target: `xnnpack` or `generic`, see `placement.place`.
 
     Returns:
         A net of tfmot's wrappers, for `calibrate` or `set_ranges`, whose attribute `phase` steers
@@ -196,7 +197,7 @@ def wrap(model: Any, preprocessing: Preprocessing) -> Any:
                 f"weight {weight.name}", "NaN or infinity", "finite values", "train the net again"
             )
     _check_layers(model)
-    places = place(model)
+    places = place(model, target)
 
     def annotate(layer: Any) -> Any:
         copy = type(layer).from_config(layer.get_config())

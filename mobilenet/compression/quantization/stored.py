@@ -11,9 +11,11 @@ import numpy as np
 
 from mobilenet import files
 from mobilenet.compression.quantization import scheme
+from mobilenet.compression.quantization.placement import hard_swish_inside
 from mobilenet.compression.quantization.repair import Repair, repair
 from mobilenet.errors import UsageError
 from mobilenet.models import folder as model_folder
+from mobilenet.models.roles import Graph
 
 RANGES = "ranges.npz"
 
@@ -29,13 +31,22 @@ def save_ranges(folder: str | os.PathLike[str], ranges: scheme.Ranges) -> None:
         np.savez(temporary, allow_pickle=False, **ranges)
 
 
-def load(folder: str | os.PathLike[str]) -> Any:
+def load(
+    folder: str | os.PathLike[str],
+    net: model_folder.Net | None = None,
+    target: str = "xnnpack",
+) -> Any:
     """The wrapped net of a quantized model folder, as it was evaluated in training.
+
+    Args:
+        folder: the model folder, with `ranges.npz` in it.
+        net: what is in it, where it was read before.
+        target: see `placement.place`; nets are trained as for `xnnpack`.
 
     Raises:
         UsageError: no such folder, or ranges that are damaged or of another net.
     """
-    net = model_folder.load(folder)
+    net = net or model_folder.load(folder)
     path = Path(folder) / RANGES
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -44,7 +55,9 @@ def load(folder: str | os.PathLike[str]) -> Any:
         raise UsageError(
             str(path), None, f"the ranges of a quantized net ({error})", "quantize it again"
         ) from None
-    wrapped = scheme.wrap(net.model, net.card.preprocessing)
+    wrapped = scheme.wrap(net.model, net.card.preprocessing, target)
+    for name in hard_swish_inside(Graph(net.model)) if target == "generic" else ():
+        ranges.pop(name, None)  # of tensors that this target does not round
     try:
         scheme.set_ranges(wrapped, ranges)
     except UsageError as error:

@@ -1,0 +1,139 @@
+"""Why a tensor of an int8 file is noisy, in words that say what to look at."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating]
+
+BEST = 120.0  # dB; what float32 itself keeps
+PLACEHOLDER = 1e-3  # upper range that calibration gives a tensor that was always zero
+_MOST = 0.5  # a cause of at least this share of the noise is the cause
+_UNEQUAL = 8.0  # times the median channel: the median then has 5 bits left of 8
+_WIDE = 4.0  # times what the values reach: 2 bits lost
+_OWN = 0.2  # a layer that adds less of the noise than this passes on its input's
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    """A tensor of the float net, and how the file holds it.
+
+    Attributes:
+        layer: whose output it is.
+        real: `[images, ..., channels]` of the float net.
+        scale, zero_point: of the file's tensor.
+        ratio: its signal-to-noise ratio end to end, in dB; `None` where the signal is zero.
+    """
+
+    layer: str
+    real: Floats
+    scale: float
+    zero_point: int
+    ratio: float | None
+
+    @property
+    def low(self) -> float:
+        """The smallest value that a code stands for."""
+        return self.scale * (-128 - self.zero_point)
+
+    @property
+    def high(self) -> float:
+        """The largest value that a code stands for."""
+        return self.scale * (127 - self.zero_point)
+
+    def loudest(self) -> tuple[int, float]:
+        """The channel of the largest magnitude, and how many times the median channel's it is."""
+        reach = np.abs(self.real).reshape(-1, self.real.shape[-1]).max(axis=0)
+        live = reach[reach > 0]
+        return int(reach.argmax()), float(reach.max() / np.median(live)) if len(live) else 1.0
+
+
+def signal_to_noise(real: Floats, noisy: Floats) -> float | None:
+    """`10 log10(sum real^2 / sum (real - noisy)^2)`, at most `BEST`; `None` without a signal."""
+    signal = float(np.sum(np.square(real, dtype=np.float64)))
+    noise = float(np.sum(np.square(real - noisy, dtype=np.float64)))
+    if signal == 0 or not np.isfinite([signal, noise]).all():
+        return None
+    return BEST if noise == 0 else min(BEST, 10 * float(np.log10(signal / noise)))
+
+
+def added(own: Signal, inputs: Sequence[Signal]) -> float:
+    """The noise that a layer adds to that of its worst input, as a share of its signal."""
+    before = max((_noise(signal) for signal in inputs), default=0.0)
+    return max(_noise(own) - before, 0.0)
+
+
+def _noise(signal: Signal) -> float:
+    return 0.0 if signal.ratio is None else float(10 ** (-signal.ratio / 10))
+
+
+def explain(own: Signal, inputs: Sequence[Signal], kind: str) -> str:
+    """The likeliest cause of a tensor's noise, in plain words.
+
+    Args:
+        own: the tensor.
+        inputs: the tensors that its operator reads.
+        kind: `depthwise`, `kernel` for other layers that have one, or `other`.
+    """
+    if own.ratio is None:
+        return "always zero"
+    if own.ratio == BEST:
+        return "exact"
+    if own.low == 0 and np.isclose(own.high, PLACEHOLDER, rtol=1e-3):
+        return "range never moved: calibration saw only zeros here"
+    signal, here = float(np.sum(np.square(own.real, dtype=np.float64))), added(own, inputs)
+    if here < _OWN * _noise(own):
+        worst = max(inputs, key=_noise)
+        return f"noise of its input, {worst.layer}"
+    kept = np.clip(own.real, own.low, own.high)
+    if float(np.sum(np.square(own.real - kept, dtype=np.float64))) >= _MOST * here * signal:
+        return _cut(own)
+    rounded = np.round(kept / own.scale) * own.scale
+    if float(np.sum(np.square(own.real - rounded, dtype=np.float64))) >= _MOST * here * signal:
+        return _rounding(own, kind)
+    return _amplified(inputs, kind)
+
+
+def _cut(own: Signal) -> str:
+    values = own.real
+    beyond = float(np.mean((values > own.high) | (values < own.low)))
+    end, reach = (
+        (own.high, float(values.max()))
+        if values.max() - own.high > own.low - values.min()
+        else (own.low, float(values.min()))
+    )
+    return (
+        f"{beyond:.2%} of the values are cut off: range ends at {end:.3g}, they reach {reach:.3g}"
+    )
+
+
+def _rounding(own: Signal, kind: str) -> str:
+    channel, times = own.loudest()
+    if times >= _UNEQUAL and kind == "depthwise":
+        return f"depthwise range {times:.0f} times the median channel (channel {channel})"
+    if times >= _UNEQUAL:
+        return f"one channel sets the range: channel {channel}, {times:.0f} times the median"
+    reached = max(float(own.real.max()), 0.0) - min(float(own.real.min()), 0.0)
+    wide = (own.high - own.low) / reached
+    if wide >= _WIDE:
+        return f"range {wide:.0f} times what the values reach"
+    return "its own rounding, evenly spread"
+
+
+def _amplified(inputs: Sequence[Signal], kind: str) -> str:
+    """Neither cut off nor rounded away: the layer makes much of what its input had little of."""
+    channel, times, layer = max(
+        ((*signal.loudest(), signal.layer) for signal in inputs),
+        key=lambda found: found[1],
+        default=(0, 1.0, ""),
+    )
+    if times >= _UNEQUAL:
+        what = f"channel {channel}, {times:.0f} times the median"
+        return f"one channel sets the range of its input {layer}: {what}"
+    if kind == "other":
+        return "it widens the noise of its inputs"
+    return "rounding of its kernel and of its inputs"

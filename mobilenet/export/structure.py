@@ -1,0 +1,114 @@
+"""What is inside a flatbuffer that was made here, and what is wrong with it, without running it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mobilenet.configs.card import Edge
+from mobilenet.errors import one_of, shorten
+from mobilenet.runtime import flatbuffer, parts
+
+FLOAT_STEP = 1e-3  # "step" of a file whose logits are float
+_CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3}
+_CHANCE = 4  # fewer channels may share a bias code by chance
+_EDGE_OPERATORS = ("QUANTIZE", "DEQUANTIZE")
+
+
+def structure_faults(
+    content: flatbuffer.Flatbuffer, expect_int8: bool, io: str, pixel_std: float | None = 127.5
+) -> list[str]:
+    """Lists what is wrong inside a file, without running it."""
+    one_of("io", io, ("int8", "uint8", "float32"))
+    faults = []
+    if len(content.inputs) != 1 or len(content.outputs) != 1:
+        faults.append(
+            f"{len(content.inputs)} inputs and {len(content.outputs)} outputs instead of one each"
+        )
+    for end, index in (("input", content.inputs[0]), ("output", content.outputs[0])):
+        dtype = content.tensors[index].dtype
+        if dtype != io:
+            faults.append(f"{end} is {dtype} instead of {io}")
+    if not expect_int8:
+        return faults
+    names = inner_float_tensors(content)
+    if names:
+        faults.append(f"{len(names)} float tensors inside: {shorten(names)}")
+    floats = [op.name for op in content.operators if _is_float(op, content)]
+    if floats:
+        faults.append(f"float operators: {shorten(floats)}")
+    if pixel_std is not None:
+        faults += _input_grid_faults(content, pixel_std)
+    for op in content.operators:
+        if op.name in _CHANNEL_AXIS:
+            faults += _convolution_faults(op, content)
+    return faults
+
+
+def inner_float_tensors(content: flatbuffer.Flatbuffer) -> list[str]:
+    """Names of the float tensors that are not an end of the file."""
+    ends = {*content.inputs, *content.outputs}
+    return [name_of(tensor) for tensor in content.float_tensors() if tensor.index not in ends]
+
+
+def output_step(content: flatbuffer.Flatbuffer) -> float:
+    """The logit that one int8 code is worth; `FLOAT_STEP` where the file computes them in float."""
+    sink = content.outputs[0]
+    for op in content.operators:
+        if op.name == "DEQUANTIZE" and sink in op.outputs:
+            sink = op.inputs[0]
+    return edge_of(content.tensors[sink]).scale or FLOAT_STEP
+
+
+def _is_float(op: parts.Operator, content: flatbuffer.Flatbuffer) -> bool:
+    ends = {*content.inputs, *content.outputs}
+    floats = {tensor.index for tensor in content.float_tensors()}
+    touched = floats.intersection(op.inputs + op.outputs)
+    return bool(touched) and not (op.name in _EDGE_OPERATORS and touched <= ends)
+
+
+def _input_grid_faults(content: flatbuffer.Flatbuffer, std: float) -> list[str]:
+    """The code of a pixel must be the pixel minus 128: other grids put pixels between two codes."""
+    source = content.inputs[0]
+    if content.tensors[source].dtype != "int8":  # then the first operator makes the codes
+        readers = [op for op in content.operators if op.name == "QUANTIZE" and source in op.inputs]
+        source = readers[0].outputs[0] if readers else source
+    edge = edge_of(content.tensors[source])
+    if abs(edge.scale * std - 1) > 1e-6 or edge.zero_point != 0:
+        found = f"input scale {edge.scale:.8g} and zero point {edge.zero_point}"
+        return [f"{found} instead of 1/{std:g} and 0"]
+    return []
+
+
+def _convolution_faults(op: parts.Operator, content: flatbuffer.Flatbuffer) -> Iterator[str]:
+    kernel = content.tensors[op.inputs[1]]
+    axis = _CHANNEL_AXIS[op.name]
+    channels, scales = kernel.shape[axis], np.asarray(kernel.scales, np.float64)
+    if kernel.dtype != "int8":
+        return  # told as a float operator
+    if len(scales) != channels or (channels > 1 and kernel.quantized_dimension != axis):
+        yield f"{name_of(kernel)} has {len(scales)} scales for {channels} channels"
+    if len(op.inputs) < 3 or op.inputs[2] < 0 or content.tensors[op.inputs[2]].dtype != "int32":
+        return
+    bias = content.tensors[op.inputs[2]].data
+    if bias is None:
+        return
+    largest = np.iinfo(np.int32).max
+    saturated = int(np.count_nonzero(np.abs(bias.astype(np.int64)) >= largest))
+    if saturated:
+        what = f"{saturated} biases out of int32's range (channels hardly weighted)"
+        yield f"{name_of(kernel)}: {what}"
+    elif len(bias) >= _CHANCE and bias[0] and np.ptp(bias) == 0 and np.ptp(scales) > 0:
+        yield f"{name_of(kernel)}: one bias code for all channels, whose scales differ"
+
+
+def name_of(tensor: parts.Tensor) -> str:
+    """The first of the names that the converter joins when it fuses layers."""
+    return tensor.name.split(";")[0]
+
+
+def edge_of(tensor: parts.Tensor) -> Edge:
+    if not len(tensor.scales):
+        return Edge(tensor.dtype)
+    return Edge(tensor.dtype, float(tensor.scales[0]), int(tensor.zero_points[0]))

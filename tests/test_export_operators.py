@@ -1,0 +1,319 @@
+"""Each operator of a file against its layer: on sound files, and on files wrong in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tf_keras
+from compression_nets import (
+    SIZE,
+    WAY,
+    Quantized,
+    family,
+    file_tensors,
+    grid,
+    pixels,
+    quantize,
+    toy,
+)
+
+from mobilenet.compression.quantization import scheme, stored
+from mobilenet.export import convert, diagnosis, freeze, kernels, operators, verify
+from mobilenet.runtime import flatbuffer, interpreter
+
+L = tf_keras.layers
+IMAGES = pixels(4, seed=9)
+SPARSE = ("a", "c", "d")  # layers of the toy whose kernels get zeros
+
+
+@pytest.fixture(scope="module")
+def made() -> Quantized:
+    net = toy(bias=True)
+    for name in SPARSE:
+        kernel = net.get_layer(name).kernel
+        kernel.assign(np.where(np.abs(kernel) < np.median(np.abs(kernel)), 0, kernel))
+    net.get_layer("d").bias.assign(np.random.default_rng(1).normal(0, 0.2, 16))
+    return quantize(net)
+
+
+def compare(
+    made: Quantized, data: bytes | None = None, simulated: Any = None
+) -> tuple[dict[str, operators.Proof], list[str]]:
+    content = flatbuffer.read(made.data if data is None else data)
+    proofs, faults = operators.compare(content, simulated or made.wrapped, made.plain, grid(IMAGES))
+    return {proof.layer: proof for proof in proofs}, faults
+
+
+def edited(data: bytes, layer: str, operand: int, change: Callable[[np.ndarray], None]) -> bytes:
+    """The file with one constant of a layer's operator changed."""
+    content = flatbuffer.read(data)
+    names = [content.tensors[op.outputs[0]].name for op in content.operators]
+    (place,) = [i for i, name in enumerate(names) if name.split(";")[0].split("/")[1] == layer]
+    tensor = content.tensors[content.operators[place].inputs[operand]]
+    values = tensor.data.copy()
+    change(values)
+    old = bytes(tensor.buffer)
+    assert data.count(old) == 1
+    return data.replace(old, values.tobytes())
+
+
+def test_every_rounded_tensor_has_a_row_in_order(made: Quantized) -> None:
+    proofs, faults = compare(made)
+    assert faults == []
+    assert list(proofs) == ["a_act", "b_act", "c_norm", "sum", "d_act", "pool", "e"]
+    assert [proof.operator for proof in proofs.values()] == [
+        "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D", "ADD", "CONV_2D", "MEAN", "CONV_2D",
+    ]  # fmt: skip
+    for proof in proofs.values():
+        assert proof.max_steps <= 1
+        assert proof.differing < 0.03
+        assert (proof.differing > 0) == (proof.max_steps > 0)
+
+
+def test_kernel_zeros_are_counted_in_the_file(made: Quantized) -> None:
+    proofs, _ = compare(made)
+    for layer, row in {"a": "a_act", "c": "c_norm", "d": "d_act"}.items():
+        kernel = made.plain.get_layer(layer).kernel.numpy()
+        share = proofs[row].kernel_zeros
+        assert share is not None
+        assert 0.45 < np.mean(kernel == 0) <= share < 0.6  # small weights round to zero as well
+    assert proofs["sum"].kernel_zeros is None
+
+
+@pytest.mark.parametrize("factor", [1.01, 0.3])
+def test_a_wrong_range_is_told_at_its_layer_alone(made: Quantized, factor: float) -> None:
+    """A grid that is 1 % off is never a step away: it is told by its scale."""
+    wrapped = scheme.wrap(made.plain, WAY)
+    span = made.ranges["b_act"] * np.float32(factor)
+    scheme.set_ranges(wrapped, {**made.ranges, "b_act": span})
+    stored.for_export(wrapped)
+    proofs, (fault,) = compare(made, simulated=wrapped)
+    content = flatbuffer.read(made.data)
+    scale = content.tensors[content.operators[1].outputs[0]].scales[0]
+    assert fault.startswith(f"b_act: scale {scale:.6g} and zero point -128 instead of ")
+    assert all(p.max_steps <= 1 for name, p in proofs.items() if name != "b_act")
+    if factor < 1:
+        (fault,) = operators.step_faults(proofs.values(), 1)
+        assert fault.startswith("b_act (DEPTHWISE_CONV_2D): ")
+    assert operators.step_faults(proofs.values(), None) == []
+
+
+def test_a_wrong_bias_is_told_at_its_layer_alone(made: Quantized) -> None:
+    def shift(bias: np.ndarray) -> None:
+        bias += 40 * np.abs(bias).max()
+
+    proofs, faults = compare(made, edited(made.data, "quant_d_act", 2, shift))
+    assert faults == []
+    assert proofs["d_act"].max_steps > 1
+    assert all(p.max_steps <= 1 for name, p in proofs.items() if name != "d_act")
+
+
+def test_a_zero_that_is_lost_is_a_fault(made: Quantized) -> None:
+    def grow(codes: np.ndarray) -> None:
+        codes[codes == 0] = 1
+
+    _, faults = compare(made, edited(made.data, "quant_c", 1, grow))
+    (lost,) = [fault for fault in faults if "zeros" in fault]
+    zeros = np.count_nonzero(made.plain.get_layer("c").kernel.numpy() == 0)
+    assert lost == f"c: {zeros} zeros of the kernel are not zero in the file"
+    assert any("kernel codes are not the simulated ones" in fault for fault in faults)
+
+
+def test_another_net_of_the_same_shape_is_told(made: Quantized) -> None:
+    other = toy(bias=True)
+    other.set_weights([w[..., ::-1] for w in made.plain.get_weights()])
+    proofs, faults = compare(quantize(other), made.data)
+    assert max(proof.max_steps for proof in proofs.values()) > 10
+    assert len(faults) >= 5
+
+
+def test_operators_of_no_layer_and_layers_of_no_operator_are_told(made: Quantized) -> None:
+    renamed = made.data.replace(b"quant_sum", b"quant_xxx")
+    _, faults = compare(made, renamed)
+    assert any("1 operators belong to no layer of the net, the first ADD" in f for f in faults)
+    renamed = made.data.replace(b"quant_e/", b"quant_x/")
+    _, faults = compare(made, renamed)
+    assert any(fault == "no operator of the file computes e" for fault in faults)
+
+
+def test_signal_to_noise_is_that_of_the_kernels_own_codes(made: Quantized) -> None:
+    """Against tensors read without a delegate; single steps apart move it by little."""
+    proofs, _ = compare(made)
+    tensors = file_tensors(made.data, IMAGES)
+    for row, own in {"a_act": "a", "c_norm": "c", "d_act": "d_act"}.items():
+        (name,) = [n for n in tensors if n.split("/")[1] == f"quant_{own}"]
+        codes, scale, zero = tensors[name]
+        net = tf_keras.Model(made.plain.inputs, made.plain.get_layer(row).output)
+        real = net(grid(IMAGES), training=False).numpy().astype(np.float64)
+        noise = real - (codes.astype(np.float64) - zero).reshape(real.shape) * scale
+        expected = 10 * np.log10(np.sum(real**2) / np.sum(noise**2))
+        assert proofs[row].signal_to_noise == pytest.approx(expected, abs=0.3)
+
+
+def test_worst_layers_are_those_that_add_most_noise(made: Quantized) -> None:
+    proofs, _ = compare(made)
+    first = proofs["a_act"]
+    assert first.signal_to_noise is not None
+    share = 10 ** (-first.signal_to_noise / 10)
+    assert first.added_noise == pytest.approx(share, rel=0.01)  # the input is exact
+    assert first.input_signal_to_noise == diagnosis.BEST
+    worst = operators.worst(list(proofs.values()), 3)
+    assert [p.added_noise for p in worst] == sorted(
+        (p.added_noise for p in proofs.values()), reverse=True
+    )[:3]
+
+
+def test_the_mean_of_one_position_is_left_out_and_the_rest_is_proved() -> None:
+    source = L.Input((SIZE, SIZE, 3), name="input")
+    x = L.ReLU(6.0, name="a_act")(L.Conv2D(8, SIZE, strides=SIZE, name="a")(source))
+    x = L.GlobalAveragePooling2D(keepdims=True, name="pool")(x)
+    x = L.Flatten(name="flat")(L.Conv2D(4, 1, name="e")(x))
+    proofs, faults = compare(quantize(tf_keras.Model(source, x, name="single")))
+    assert faults == []
+    assert list(proofs) == ["a_act", "e"]
+
+
+def test_windows_of_an_average_and_a_softmax_are_proved() -> None:
+    source = L.Input((SIZE, SIZE, 3), name="input")
+    x = L.ReLU(6.0, name="a_act")(L.Conv2D(8, 3, strides=2, name="a")(source))
+    x = L.AveragePooling2D(7, name="pool")(x)
+    x = L.Flatten(name="flat")(L.Conv2D(4, 1, name="e")(x))
+    made = quantize(tf_keras.Model(source, x, name="windows"))
+    both = freeze.with_softmax(made.wrapped)
+    data = convert.int8_flatbuffer(both)
+    proofs, faults = compare(made, data, both)
+    assert faults == []
+    assert {name: p.operator for name, p in proofs.items()} == {
+        "a_act": "CONV_2D", "pool": "AVERAGE_POOL_2D", "e": "CONV_2D", "probabilities": "SOFTMAX",
+    }  # fmt: skip
+    assert all(proof.max_steps <= 1 for proof in proofs.values())
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v3_small", pytest.param("mobilenet_v3_large", marks=pytest.mark.slow)]
+)
+def test_generic_keeps_one_hard_swish_each_and_is_proved(name: str) -> None:
+    """Quantizers stand on both sides of a hard-swish and none inside; nothing stays float."""
+    made = family(name)
+    wrapped = scheme.wrap(made.plain, WAY, "generic")
+    left = {n for n, q in scheme.quantizers(wrapped).items() if n in made.ranges}
+    inside = set(made.ranges) - left
+    swish = {x.name for x in made.plain.layers if x.name.endswith("_hard_swish")}
+    assert inside == {f"{n}_{part}" for n in swish for part in ("relu6", "scale")}
+    scheme.set_ranges(wrapped, {n: made.ranges[n] for n in left})
+    stored.for_export(wrapped)
+    content = flatbuffer.read(convert.int8_flatbuffer(wrapped))
+    assert verify.structure_faults(content, True, "int8") == []
+    assert sum(op.name == "HARD_SWISH" for op in content.operators) == len(swish)
+    assert interpreter.partitions(interpreter.make(content)) > 10
+    images = grid(pixels(2, 64, seed=9))
+    proofs, faults = operators.compare(content, wrapped, made.plain, images)
+    assert faults == []
+    assert {proof.layer for proof in proofs} == left
+    assert max(proof.max_steps for proof in proofs) <= 1
+
+
+def test_a_file_is_verified_with_its_operators(made: Quantized) -> None:
+    limits = verify.Limits(agreement_clear=0.0)
+    said = made.wrapped(grid(pixels(12)), training=False).numpy()
+
+    def check(limits: verify.Limits, data: bytes = made.data) -> verify.Verification:
+        return verify.verify(
+            data,
+            said,
+            grid(pixels(12)),
+            expect_int8=True,
+            io="int8",
+            limits=limits,
+            simulated=made.wrapped,
+            plain=made.plain,
+        )
+
+    found = check(limits)
+    assert found.ok, found.faults
+    strict = check(verify.Limits(agreement_clear=0.0, operator_steps=0))
+    apart = [proof.layer for proof in strict.layers if proof.max_steps]
+    assert [fault.split()[0] for fault in strict.faults] == apart
+    assert [row["layer"] for row in found.to_json()["layers"]][:2] == ["a_act", "b_act"]
+    other = made.data.replace(b"quant_sum", b"quant_xxx")
+    wrong = check(limits, other)
+    assert any("belong to no layer" in fault for fault in wrong.faults)
+
+
+def test_kernels_lose_nothing_in_silence() -> None:
+    net = np.array([[0.5, 0.0], [0.25, 0.0], [0.5, 1.0]])
+    codes = np.array([[127, 0], [64, 0], [127, 127]], np.int16)
+    assert kernels.faults("a", net, codes, codes.astype(np.int8)) == []
+    turned = codes * np.array([1, -1])  # a batch norm of negative gamma
+    assert kernels.faults("a", net, codes, turned.astype(np.int8)) == []
+    spread = codes.copy()
+    spread[0, 0] = 126  # two weights of one cluster come apart
+    faults = kernels.faults("a", net, spread, spread.astype(np.int8))
+    assert faults == ["a: 1 channels have more distinct weights than in the net"]
+    (fault,) = kernels.faults("a", net, codes, codes[:2])
+    assert "a kernel of [2, 2] instead of [3, 2]" in fault
+
+
+def test_distinct_values_are_counted_by_column() -> None:
+    matrix = np.random.default_rng(0).integers(-3, 4, (50, 6))
+    assert kernels.distinct(matrix).tolist() == [len(set(column)) for column in matrix.T]
+    assert kernels.distinct(matrix[:0]).tolist() == [0] * 6
+
+
+def signal(real: np.ndarray, low: float, high: float, layer: str = "x") -> diagnosis.Signal:
+    """A tensor as int8 holds it in the range low..high."""
+    scale = (high - low) / 255
+    zero = round(-128 - low / scale)
+    codes = np.clip(np.round(real / scale) + zero, -128, 127)
+    return diagnosis.Signal(
+        layer, real, scale, zero, diagnosis.signal_to_noise(real, (codes - zero) * scale)
+    )
+
+
+def test_each_cause_of_noise_is_told_in_plain_words() -> None:
+    rng = np.random.default_rng(0)
+    even = rng.uniform(-1, 1, (4, 5, 5, 16))
+    loud = even.copy()
+    loud[..., 3] *= 40
+    assert diagnosis.explain(signal(0 * even, 0, 1), [], "kernel") == "always zero"
+    assert diagnosis.explain(signal(np.round(even), -128, 127), [], "kernel") == "exact"
+    moved = diagnosis.explain(signal(np.abs(even), 0, 1e-3), [], "kernel")
+    assert moved.startswith("range never moved")
+    found = diagnosis.explain(signal(loud, -40, 40), [], "depthwise")
+    times = np.abs(loud).max((0, 1, 2)).max() / np.median(np.abs(loud).max((0, 1, 2)))
+    assert found == f"depthwise range {times:.0f} times the median channel (channel 3)"
+    found = diagnosis.explain(signal(loud, -40, 40), [], "kernel")
+    assert found.startswith("one channel sets the range: channel 3, 4")
+    found = diagnosis.explain(signal(even, -12, 12), [], "kernel")
+    assert found == "range 12 times what the values reach"
+    found = diagnosis.explain(signal(even, -0.5, 0.5), [], "kernel")
+    assert "of the values are cut off: range ends at" in found
+    assert float(found.split("%")[0]) == pytest.approx(50, abs=3)
+    assert diagnosis.explain(signal(even, -1, 1), [], "other") == "its own rounding, evenly spread"
+
+
+def test_noise_that_came_in_is_told_by_where_it_came_from() -> None:
+    rng = np.random.default_rng(0)
+    real = rng.uniform(-1, 1, (4, 5, 5, 16))
+    noisy = diagnosis.Signal("before", real, 2 / 255, 0, 10.0)
+    own = diagnosis.Signal("x", real, 2 / 255, 0, 9.5)
+    assert diagnosis.explain(own, [noisy], "kernel") == "noise of its input, before"
+    clean = diagnosis.Signal("before", real, 2 / 255, 0, 40.0)
+    assert diagnosis.explain(own, [clean], "kernel") == "rounding of its kernel and of its inputs"
+    assert diagnosis.explain(own, [clean], "other") == "it widens the noise of its inputs"
+    loud = real.copy()
+    loud[..., 7] *= 30
+    unequal = diagnosis.Signal("before", loud, 60 / 255, 0, 25.0)
+    found = diagnosis.explain(own, [unequal], "depthwise")
+    assert found.startswith("one channel sets the range of its input before: channel 7, ")
+
+
+def test_signal_to_noise_has_ends() -> None:
+    real = np.array([3.0, -4.0])
+    assert diagnosis.signal_to_noise(real, real + 0.5) == pytest.approx(10 * np.log10(25 / 0.5))
+    assert diagnosis.signal_to_noise(real, real) == diagnosis.BEST
+    assert diagnosis.signal_to_noise(0 * real, real) is None
+    assert diagnosis.signal_to_noise(real, np.array([np.nan, 0])) is None
