@@ -1,0 +1,61 @@
+"""`--pruning` and `--sparsity_pattern` through the trainer: every stage, as a process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trainer_runs import CHAIN, TINY, command, report
+
+from mobilenet.runtime import flatbuffer
+
+WORDS = (*TINY, "--epochs=2", "--prune_epochs=1", "--quantize_epochs=1")
+
+
+def kernels(folder: Path) -> list[np.ndarray]:
+    """Codes of the pointwise kernels of V1's file, `[outputs, 1, 1, inputs]`."""
+    content = flatbuffer.read(folder / "export" / "model.tflite")
+    convs = [op for op in content.operators if op.name == "CONV_2D"]
+    return [np.asarray(content.tensors[op.inputs[1]].data) for op in convs[1:-1]]
+
+
+@pytest.mark.slow
+def test_tfmots_wrapper_goes_through_every_stage_and_resumes(tmp_path: Path) -> None:
+    words = (*WORDS, "--pruning=tfmot", "--final_sparsity=0.6", f"--model_dir={tmp_path / 'run'}")
+    first = command("trainer", *words, "--stages=train,prune")
+    assert first.returncode == 0, first.stderr
+    done = command("trainer", *words)
+    assert done.returncode == 0, done.stderr
+    assert "prune: finished before" in done.stdout
+    assert tuple(report(tmp_path / "run")) == CHAIN
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["pruning"]["type"] == "TfmotPruning"
+    assert min(np.mean(kernel == 0) for kernel in kernels(tmp_path / "run")) >= 0.59
+    again = command("trainer", f"--config_file={tmp_path / 'run' / 'config.json'}", words[-1])
+    assert again.returncode == 0, again.stderr
+    assert "convert: finished before" in again.stdout
+    other = command("trainer", *words, "--pruning=magnitude")
+    assert other.returncode == 2
+    assert "pruning.type is 'TfmotPruning', here 'MagnitudePruning'" in other.stderr
+
+
+@pytest.mark.slow
+def test_two_of_four_go_through_every_stage_into_the_file(tmp_path: Path) -> None:
+    words = (*WORDS, "--sparsity_pattern=2:4", f"--model_dir={tmp_path / 'run'}")
+    done = command("trainer", *words)
+    assert done.returncode == 0, done.stderr
+    found = kernels(tmp_path / "run")
+    assert len(found) == 13
+    for kernel in found:
+        assert (np.sum(kernel.reshape(-1, 4) == 0, axis=1) >= 2).all()
+
+
+@pytest.mark.slow
+def test_the_wrapper_refuses_mixed_precision_before_it_trains(tmp_path: Path) -> None:
+    words = (*WORDS, "--pruning=tfmot", "--mixed_precision=mixed_bfloat16")
+    done = command("trainer", *words, f"--model_dir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert "--pruning magnitude works under mixed precision" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
