@@ -14,7 +14,7 @@ from mobilenet.errors import UsageError
 def paths(kind: type[Config], place: str = "") -> dict[str, Any]:
     """Type by dotted path of every field that one value can set."""
     found: dict[str, Any] = {}
-    kinds = {f.name: f.metadata.get("kinds") for f in dataclasses.fields(kind)}
+    kinds = {f.name: f.metadata.get("kinds", {}) for f in dataclasses.fields(kind)}
     for name, hint in typing.get_type_hints(kind).items():
         if kinds.get(name):
             found[f"{place}{name}"] = str

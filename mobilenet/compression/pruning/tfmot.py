@@ -114,7 +114,7 @@ class Tfmot(Method):
     def notes(self, model: Any) -> list[str]:
         del model
         reached = {
-            name: float(np.mean(variables.kernel(wrapper).numpy() == 0))
+            name: float(np.mean(wrapper.pruning_vars[0][0].numpy() == 0))
             for name, wrapper in self.wrappers.items()
         }
         return [target.told(reached) for target in self.targets]
