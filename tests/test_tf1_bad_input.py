@@ -20,6 +20,9 @@ import slim_checkpoints as slim
 from slim_checkpoints import Slim
 from trainer_runs import command
 
+from mobilenet.errors import UsageError
+from mobilenet.tf1_loader import places
+
 pytest.importorskip("tensorflow")
 
 # Of CPU time, which other work on the machine does not lengthen much; a process imports TensorFlow.
@@ -357,3 +360,15 @@ def test_a_place_that_is_taken_is_left_alone(
     (place / "file").write_text("mine")
     refused(here("-i", prefix, "-o", place / "file"), "file")
     assert tree(place) == {"letters/one.txt": b"dear", "file": b"mine"}
+
+
+@pytest.mark.parametrize(("limit", "most"), [("_MOST_BYTES", 10_000), ("_MOST_MEMBERS", 1)])
+def test_an_archive_may_not_grow_without_bounds(
+    limit: str, most: int, place: Path, prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = slim.write_archive(place / "net.tgz", slim.parts(prefix))
+    with places.found(path) as found:
+        assert Path(found).with_name(Path(found).name + INDEX).exists()
+    monkeypatch.setattr(places, limit, most)
+    with pytest.raises(UsageError, match="at most"), places.found(path):
+        pass

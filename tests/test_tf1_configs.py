@@ -226,10 +226,10 @@ def test_another_family_is_refused_and_named(family: str, loader: str, written: 
 # A change of what was written, and what the line must say.
 SCOPE = "MobilenetV3/expanded_conv_3/project"
 DAMAGE: dict[str, tuple[dict[str, tuple[int, ...] | None], tuple[str, ...]]] = {
-    "one missing": ({f"{SCOPE}/weights": None}, ("missing", f"{SCOPE}/weights")),
+    "one missing": ({f"{SCOPE}/weights": None}, ("missing", f"{SCOPE}/weights", "not the whole")),
     "BN missing": ({f"{SCOPE}/BatchNorm/gamma": None}, ("missing", "BatchNorm/gamma")),
     "one left over": ({"MobilenetV3/Conv_3/weights": (1, 1, 8, 8)}, ("left over", "Conv_3/wei")),
-    "foreign": ({"other/thing": (3,)}, ("left over", "other/thing")),
+    "foreign": ({"other/thing": (3,)}, ("left over", "other/thing", "something else")),
     "another shape": ({f"{SCOPE}/weights": (1, 1, 40, 8)}, ("shape", f"{SCOPE}/weights", "40")),
     "two of both": (
         {"a/b": (3,), f"{SCOPE}/weights": None, f"{SCOPE}/BatchNorm/beta": (9,)},
