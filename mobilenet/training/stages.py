@@ -136,7 +136,12 @@ class Chain:
         """The net that a stage begins with."""
         before = self.source(name)
         if before is not None and name != "train":
-            return folder.load(before).model
+            model = folder.load(before).model
+            if self.config.mixed_precision == "float32":
+                return model
+            mixed = self._built()  # a saved net keeps the precision that it was saved with
+            mixed.set_weights(model.get_weights())
+            return mixed
         from_scratch = name == "train" or (
             name == "quantize" and self.config.quantization.quant_delay > 0
         )
