@@ -252,7 +252,7 @@ def test_any_size_runs(plain: Load) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_width_is_found_from_names_and_shapes(family: str, finegrain: bool) -> None:
     for width in (*COMMON, *ODD):
-        for root in (None, "", "FeatureExtractor/" + Slim(family).scope):
+        for root in (None, "", "backbone/", "FeatureExtractor/" + Slim(family).scope):
             net = Slim(family, width, 17, 1, finegrain, root)
             found = detect.find(slim.shapes(net))
             detected(found.config, net)

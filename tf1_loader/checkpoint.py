@@ -88,15 +88,15 @@ def bundle(prefix: str) -> Checkpoint:
 def _npz(path: str) -> Checkpoint:
     try:
         archive = np.load(path, allow_pickle=False)
-        shapes = {name: tuple(_npy_shape(path, name)) for name in archive.files}
+        shapes = {name: _npy_shape(archive.zip, name) for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(path, None, f"a whole .npz file ({_reason(error)})", _COPY) from None
     return Checkpoint(path, shapes, archive.__getitem__)
 
 
-def _npy_shape(path: str, name: str) -> tuple[int, ...]:
+def _npy_shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
     """The shape in the header of one array of an `.npz`; its data stay unread."""
-    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+    with archive.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
         if version == (1, 0):
             return np.lib.format.read_array_header_1_0(file)[0]

@@ -22,6 +22,7 @@ _COMMON = ("0.25", "0.35", "0.5", "0.75", "1", "1.3", "1.4")
 _STEPS = (100, 1000)  # then hundredths, then thousandths
 _WIDEST = 3
 _EDGETPU = "mobilenet_edgetpu"
+_ROOTS = tuple(x.SCOPES.root for x in (v1_loader, v2_loader, v3_loader, edgetpu_loader))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,7 @@ def find(shapes: Shapes, path: str = "checkpoint", exactly: bool = True) -> Dete
             path,
             None,
             f"the channels of a {name} of some width; nearest is {config.width_multiplier:g}, "
-            f"where {len(wrong)} layers differ: {told}",
+            f"where {len(wrong)} layer{'s differ' if len(wrong) > 1 else ' differs'}: {told}",
             "a net with channels of its own needs its config",
         )
     logits = scopes.variable("Logits", "kernel")
@@ -106,17 +107,19 @@ def find(shapes: Shapes, path: str = "checkpoint", exactly: bool = True) -> Dete
 
 def _prefix(shapes: Shapes) -> str:
     """Everything up to and with the root scope; empty where the names have none."""
-    for root in ("MobilenetV1", "MobilenetV2", "MobilenetV3", "MobilenetEdgeTPU"):
+    for root in _ROOTS:
         for name in shapes:
             parts = name.split("/")
             if root in parts:
                 return "/".join(parts[: parts.index(root) + 1]) + "/"
-    return ""
+    stems = [name for name in shapes if re.search(r"(^|/)Conv(2d_0)?/weights$", name)]
+    outer = [name for name in stems if "/squeeze_excite/" not in name]  # has a Conv of its own
+    return min(outer, key=len, default="").rpartition("Conv")[0]
 
 
 def _name(inner: Shapes, prefix: str) -> str | None:
     """The net by its scopes; `None` when they are of none."""
-    root = prefix.rstrip("/").split("/")[-1]
+    root = next((root for root in _ROOTS if prefix.endswith(f"{root}/")), "")
     blocks = {int(hit[1] or 0) for n in inner if (hit := re.match(r"expanded_conv(?:_(\d+))?/", n))}
     if root == "MobilenetV1" or any(re.match(r"Conv2d_\d+_pointwise/", name) for name in inner):
         return "mobilenet_v1" if "Conv2d_0/weights" in inner else None
