@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from typing import Any
-
-from mobilenet.configs.archs import MobileNetConfig, MobileNetEdgeTPUConfig
+from mobilenet.configs.archs import MobileNetEdgeTPUConfig
+from mobilenet.tf1_loader.family import loader
 from mobilenet.tf1_loader.names import Scopes
 
 SCOPES = Scopes(
@@ -22,19 +19,6 @@ SCOPES = Scopes(
     ),
 )
 
-
-def load_mobilenet_edgetpu(
-    checkpoint_path: str | os.PathLike[str],
-    config: MobileNetConfig | None = None,
-    *,
-    input_shape: Sequence[int | None] | None = None,
-    use_ema: bool = True,
-) -> Any:
-    """MobileNet-EdgeTPU with a TF1 checkpoint's weights, as a tf_keras model.
-
-    Arguments and errors are those of `load_tf1_checkpoint`; without a config the net is found from
-    names and shapes, and one of another family is refused.
-    """
-    from mobilenet.tf1_loader.loading import load_family
-
-    return load_family(checkpoint_path, config, (MobileNetEdgeTPUConfig,), input_shape, use_ema)
+load_mobilenet_edgetpu = loader(
+    "load_mobilenet_edgetpu", "MobileNet-EdgeTPU", MobileNetEdgeTPUConfig
+)

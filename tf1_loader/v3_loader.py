@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from typing import Any
-
 from mobilenet.configs.archs import (
-    MobileNetConfig,
     MobileNetV3Config,
     MobileNetV3LargeConfig,
     MobileNetV3LargeMinimalisticConfig,
     MobileNetV3SmallConfig,
     MobileNetV3SmallMinimalisticConfig,
 )
+from mobilenet.tf1_loader.family import loader
 from mobilenet.tf1_loader.names import Scopes
 
 SCOPES = Scopes(
@@ -34,56 +30,19 @@ SCOPES = Scopes(
         ("Logits", "Logits/Conv2d_1c_1x1"),
     ),
 )
-_SMALL = (MobileNetV3SmallConfig, MobileNetV3SmallMinimalisticConfig)
-_LARGE = (MobileNetV3LargeConfig, MobileNetV3LargeMinimalisticConfig)
 
-
-def load_mobilenet_v3(
-    checkpoint_path: str | os.PathLike[str],
-    config: MobileNetConfig | None = None,
-    *,
-    input_shape: Sequence[int | None] | None = None,
-    use_ema: bool = True,
-) -> Any:
-    """The member of the V3 family (EdgeTPU included) that the config's class names, from TF1.
-
-    Arguments and errors are those of `load_tf1_checkpoint`; without a config the net is found from
-    names and shapes, and one of another family is refused.
-    """
-    from mobilenet.tf1_loader.loading import load_family
-
-    return load_family(checkpoint_path, config, (MobileNetV3Config,), input_shape, use_ema)
-
-
-def load_mobilenet_v3_small(
-    checkpoint_path: str | os.PathLike[str],
-    config: MobileNetConfig | None = None,
-    *,
-    input_shape: Sequence[int | None] | None = None,
-    use_ema: bool = True,
-) -> Any:
-    """MobileNetV3-small (or minimalistic) with a TF1 checkpoint's weights, as a tf_keras model.
-
-    Arguments and errors are those of `load_tf1_checkpoint`; without a config the net is found from
-    names and shapes, and one of another family is refused.
-    """
-    from mobilenet.tf1_loader.loading import load_family
-
-    return load_family(checkpoint_path, config, _SMALL, input_shape, use_ema)
-
-
-def load_mobilenet_v3_large(
-    checkpoint_path: str | os.PathLike[str],
-    config: MobileNetConfig | None = None,
-    *,
-    input_shape: Sequence[int | None] | None = None,
-    use_ema: bool = True,
-) -> Any:
-    """MobileNetV3-large (or minimalistic) with a TF1 checkpoint's weights, as a tf_keras model.
-
-    Arguments and errors are those of `load_tf1_checkpoint`; without a config the net is found from
-    names and shapes, and one of another family is refused.
-    """
-    from mobilenet.tf1_loader.loading import load_family
-
-    return load_family(checkpoint_path, config, _LARGE, input_shape, use_ema)
+load_mobilenet_v3 = loader(
+    "load_mobilenet_v3", "A member of the V3 family, EdgeTPU included,", MobileNetV3Config
+)
+load_mobilenet_v3_small = loader(
+    "load_mobilenet_v3_small",
+    "MobileNetV3-small, minimalistic or not,",
+    MobileNetV3SmallConfig,
+    MobileNetV3SmallMinimalisticConfig,
+)
+load_mobilenet_v3_large = loader(
+    "load_mobilenet_v3_large",
+    "MobileNetV3-large, minimalistic or not,",
+    MobileNetV3LargeConfig,
+    MobileNetV3LargeMinimalisticConfig,
+)
