@@ -1,0 +1,125 @@
+"""What a conversion to int8 costs: our frozen function against `TFLiteConverter.from_keras_model`.
+
+    python benchmarks/conversion.py --model_name mobilenet_v1 --size 224
+
+Both convert the same net with fake quantization, in turns (A B A B), in one process. Ours counts
+everything from the trained net to the bytes of the file: repair, freezing, conversion, metadata.
+The proof of the file, which `from_keras_model` has no counterpart for, is a row of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+TARGET = 0.2  # of from_keras_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model_name", default="mobilenet_v1", help="default %(default)s")
+    parser.add_argument("--width", type=float, default=1.0, help="default %(default)s")
+    parser.add_argument("--size", type=int, default=224, help="pixels, default %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
+    parser.add_argument("--csv", type=Path, help="also write the table here")
+    words = parser.parse_args()
+    import nets
+
+    from mobilenet.process import starting_tensorflow
+
+    with starting_tensorflow():
+        from mobilenet.compression.quantization import scheme
+    net = nets.build(words.model_name, words.width, words.size)
+    wrapped = nets.quantized(net, words.size)
+    ranges = scheme.get_ranges(wrapped)
+    seconds: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(words.rounds):
+        fresh = scheme.wrap(net, _preprocessing())
+        scheme.set_ranges(fresh, ranges)
+        data = _timed(seconds, "ours", lambda wrapped=fresh: _ours(wrapped))
+        _timed(seconds, "from_keras_model", lambda wrapped=fresh: _stock(wrapped))
+        _timed(
+            seconds,
+            "proof of ours (8 images)",
+            lambda wrapped=fresh, data=data: _proof(data, wrapped, net, words.size),
+        )
+    peer = [statistics.median(column) for column in zip(*seconds["from_keras_model"], strict=True)]
+    rows = []
+    for name, pairs in seconds.items():
+        wall, cpu = (statistics.median(column) for column in zip(*pairs, strict=True))
+        rows.append(
+            [name, f"{wall:.2f}", f"{cpu:.2f}", f"{wall / peer[0]:.3f}", f"{cpu / peer[1]:.3f}"]
+        )
+    heads = ["conversion", "wall s", "CPU s", "wall / peer", "CPU / peer"]
+    print(f"{words.model_name} {words.width} at {words.size} px, quantized; target {TARGET}")
+    nets.show(heads, rows, os.cpu_count() or 1, words.csv)
+
+
+def _timed(
+    seconds: dict[str, list[tuple[float, float]]], name: str, work: Callable[[], Any]
+) -> Any:
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = work()
+    pair = time.perf_counter() - wall, time.process_time() - cpu
+    seconds.setdefault(name, []).append(pair)
+    return found
+
+
+def _preprocessing() -> Any:
+    from mobilenet.configs.dataset import PREPROCESSING
+
+    return PREPROCESSING["inception"]
+
+
+def _ours(wrapped: Any) -> bytes:
+    from mobilenet.compression.quantization import stored
+    from mobilenet.configs.card import Card
+    from mobilenet.export import convert, metadata, task_metadata
+
+    stored.for_export(wrapped)
+    data = convert.int8_flatbuffer(wrapped)
+    return task_metadata.attach(data, metadata.file_card(Card(), 1000, quantized=True))
+
+
+def _stock(wrapped: Any) -> bytes:
+    import tensorflow as tf
+
+    from mobilenet.export import freeze
+
+    with freeze.quiet():
+        converter = tf.lite.TFLiteConverter.from_keras_model(wrapped)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+        return bytes(converter.convert())
+
+
+def _proof(data: bytes, wrapped: Any, net: Any, size: int) -> None:
+    import nets
+
+    from mobilenet.compression.quantization import scheme
+    from mobilenet.export import verify
+
+    inputs = scheme.to_grid(nets.images(8, size, seed=2), _preprocessing())
+    reference = wrapped(inputs, training=False).numpy()
+    limits = verify.Limits(agreement_clear=0.0)
+    found = verify.verify(
+        data,
+        reference,
+        inputs,
+        expect_int8=True,
+        io="int8",
+        limits=limits,
+        simulated=wrapped,
+        plain=net,
+    )
+    assert found.ok, found.faults
+
+
+if __name__ == "__main__":
+    main()

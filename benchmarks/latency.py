@@ -1,0 +1,116 @@
+"""One image through the flatbuffer of every family, int8 against float, side by side.
+
+    python benchmarks/latency.py --size 224 --width 1.0
+
+All files run interleaved in one process, in an order shuffled every round, batch 1, one thread; the
+figure is the median, the clock the thread's CPU time. Weights are random, which the time does not
+depend on. `stock` is what `TFLiteConverter` makes of the same V3 with a representative data set:
+int8 throughout, every hard-swish outside the delegate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+TARGETS = {
+    "mobilenet_v1": 0.40,
+    "mobilenet_v2": 0.52,
+    "mobilenet_v3_small": 0.60,
+    "mobilenet_v3_large": 0.52,
+    "mobilenet_v3_small_minimalistic": 0.50,
+    "mobilenet_v3_large_minimalistic": 0.50,
+    "mobilenet_edgetpu": 0.36,
+}
+STOCK = ("mobilenet_v3_small", "mobilenet_v3_large")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="*", default=list(TARGETS), help="default: all seven")
+    parser.add_argument("--width", type=float, default=1.0, help="default %(default)s")
+    parser.add_argument("--size", type=int, default=224, help="pixels, default %(default)s")
+    parser.add_argument("--rounds", type=int, default=15, help="default %(default)s")
+    parser.add_argument("--repeats", type=int, default=3, help="tables to take the median of")
+    parser.add_argument("--threads", type=int, default=1, help="default %(default)s")
+    parser.add_argument("--csv", type=Path, help="also write the table here")
+    words = parser.parse_args()
+    import nets
+
+    from mobilenet.process import starting_tensorflow
+    from mobilenet.runtime import interpreter
+
+    with starting_tensorflow():
+        import tensorflow  # noqa: F401
+    files: dict[tuple[str, str], bytes] = {}
+    for name in words.models:
+        print(f"converting {name}", flush=True)
+        files.update({(name, kind): data for kind, data in _files(name, words).items()})
+        gc.collect()
+    keyed = {f"{name} {kind}": data for (name, kind), data in files.items()}
+    runs = [
+        interpreter.latency(keyed, words.rounds, threads=words.threads, seed=seed)
+        for seed in range(words.repeats)
+    ]
+    rows = []
+    for name, kind in files:
+        key = f"{name} {kind}"
+        ratios = [run[key] / run[f"{name} float"] for run in runs]
+        rows.append(
+            [
+                name,
+                kind,
+                f"{1000 * statistics.median(run[key] for run in runs):.3f}",
+                f"{statistics.median(ratios):.3f}",
+                f"{min(ratios):.3f}-{max(ratios):.3f}",
+                f"{TARGETS[name]:.2f}" if kind == "int8" and name in TARGETS else "-",
+                interpreter.partitions(interpreter.make(keyed[key], words.threads)),
+                f"{len(keyed[key]):,}",
+            ]
+        )
+    heads = ["net", "file", "ms", "/ float", "spread", "target", "partitions", "bytes"]
+    nets.show(heads, rows, words.threads, words.csv)
+
+
+def _files(name: str, words: Any) -> dict[str, bytes]:
+    """The files of one net, by kind."""
+    import nets
+
+    from mobilenet.compression.quantization import stored
+    from mobilenet.export import convert
+
+    net = nets.build(name, words.width, words.size)
+    found = {"float": convert.float_flatbuffer(net)}
+    wrapped = nets.quantized(net, words.size)
+    stored.for_export(wrapped)
+    found["int8"] = convert.int8_flatbuffer(wrapped)
+    if name in STOCK:
+        found["stock int8"] = _stock(net, words.size)
+    return found
+
+
+def _stock(net: Any, size: int) -> bytes:
+    """Post-training int8 as TensorFlow's guide has it."""
+    import nets
+    import tensorflow as tf
+
+    from mobilenet.export import freeze
+
+    with freeze.quiet():
+        converter = tf.lite.TFLiteConverter.from_keras_model(net)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: (
+            [image[None]] for image in nets.images(8, size, seed=1)
+        )
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+        return bytes(converter.convert())
+
+
+if __name__ == "__main__":
+    main()

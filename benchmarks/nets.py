@@ -1,0 +1,80 @@
+"""What the benchmarks share: nets of random weights that still carry a signal, and the machine."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+CLASSES = 1000
+
+
+def images(count: int, size: int, seed: int = 0) -> npt.NDArray[np.float32]:
+    """Coloured blocks with noise, `[count, size, size, 3]` in -1..1 as a float net takes them."""
+    noise = np.random.default_rng(seed)
+    coarse = noise.uniform(0, 255, (count, 8, 8, 3)).repeat(-(-size // 8), 1)
+    coarse = coarse.repeat(-(-size // 8), 2)[:, :size, :size]
+    pixels = np.clip(coarse + noise.normal(0, 20, coarse.shape), 0, 255)
+    return (np.rint(pixels).astype(np.float32) - 127.5) / np.float32(127.5)
+
+
+def build(name: str, width: float, size: int) -> Any:
+    """A float net with 1000 logits whose batch norms have the statistics of a batch."""
+    import tf_keras
+
+    from mobilenet.configs import archs
+    from mobilenet.models import builder
+
+    tf_keras.utils.set_random_seed(0)
+    fields = {"num_classes": CLASSES, "classifier_activation": None}
+    net = builder.build(archs.get(name, width_multiplier=width, **fields), (size, size, 3))
+    norms = [x for x in net.layers if type(x).__name__ == "BatchNormalization"]
+    momentum = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 0.0
+    net(images(4, size), training=True)
+    for layer, value in zip(norms, momentum, strict=True):
+        layer.momentum = value
+    return net
+
+
+def quantized(net: Any, size: int) -> Any:
+    """The net wrapped in our scheme with ranges from a few images, as training leaves it."""
+    from mobilenet.compression.quantization import scheme
+    from mobilenet.compression.quantization.calibrate import calibrate
+    from mobilenet.configs.dataset import PREPROCESSING
+
+    wrapped = scheme.wrap(net, PREPROCESSING["inception"])
+    calibrate(wrapped, images(4, size, seed=1))
+    return wrapped
+
+
+def machine(threads: int) -> str:
+    """One line: CPU, cores, threads in use, versions."""
+    from importlib.metadata import version
+
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next((x.split(":", 1)[1].strip() for x in lines if "model name" in x), model)
+    parts = [f"{name} {version(name)}" for name in ("tensorflow", "ai-edge-litert")]
+    return f"{model}, {os.cpu_count()} cores, {threads} thread(s), {', '.join(parts)}"
+
+
+def show(heads: Sequence[str], rows: Sequence[Sequence[object]], threads: int, path: Any) -> None:
+    """Prints a table under a line on the machine, and writes the same as CSV where asked."""
+    from mobilenet.process import table
+
+    print(machine(threads))
+    print(table(heads, rows))
+    if path is not None:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([*heads, "machine"])
+            writer.writerows([*row, machine(threads)] for row in rows)
