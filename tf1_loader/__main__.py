@@ -13,7 +13,7 @@ from mobilenet.configs.base import number
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
-from mobilenet.tf1_loader import places
+from mobilenet.tf1_loader import places, saving
 
 COMMAND = cli.Command(
     "mobilenet.tf1_loader",
@@ -65,15 +65,14 @@ def run(argv: list[str]) -> int | None:
     number("--hard_sigmoid_slope", options["hard_sigmoid_slope"], above=0)
     with places.found(options["checkpoint"], options["use_ema"]):
         pass  # what cannot be a checkpoint is told before TensorFlow is loaded
-    with cli.starting_tensorflow():
-        import tensorflow as tf
-        import tf_keras  # noqa: F401
-
-        from mobilenet.models import counting
-        from mobilenet.tf1_loader import loading, ranges, saving
-    tf.get_logger().setLevel("ERROR")  # a SavedModel of a net that is not compiled is meant
     target = Path(options["output"])
     saving.check_place(target, options["overwrite"])
+    with cli.starting_tensorflow():
+        import tensorflow as tf
+
+        from mobilenet.models import counting
+        from mobilenet.tf1_loader import loading, ranges
+    tf.get_logger().setLevel("ERROR")  # a SavedModel of a net that is not compiled is meant
     side = options["image_size"]
     loaded = loading.load_tf1_checkpoint(
         options["checkpoint"],

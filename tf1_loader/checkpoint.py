@@ -32,13 +32,16 @@ class Checkpoint:
         self, prefix: str, shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Array]
     ) -> None:
         self.prefix, self.shapes, self._get = prefix, shapes, get
+        self._kept: dict[str, Array] = {}
 
     def read(self, name: str) -> Array:
-        """One variable as float32.
+        """One variable as float32; kept, so that damage can be looked for before a net is built.
 
         Raises:
             UsageError: its bytes are cut short or changed, or are no finite numbers.
         """
+        if name in self._kept:
+            return self._kept[name]
         try:
             value = np.asarray(self._get(name))
         except Exception as error:  # whatever TensorFlow, numpy or zipfile makes of damage
@@ -48,6 +51,7 @@ class Checkpoint:
         floats = value.astype(np.float32)
         if not np.isfinite(floats).all():
             raise UsageError(f"{self.prefix}: {name}", "NaN or infinity", "finite weights")
+        self._kept[name] = floats
         return floats
 
     def _damaged(self, name: str, reason: str) -> UsageError:

@@ -272,4 +272,6 @@ def _opened(
         held = names.sort(source.shapes)
         shapes = {base: source.shapes[name] for base, name in held.chosen(True).items()}
         found = detect.find(shapes, str(path), exactly)
+        for name in held.chosen(use_ema).values():
+            source.read(name)  # damage is told before the seconds that a net takes to build
         yield _Filling(source, held, found, Path(path), use_ema)
