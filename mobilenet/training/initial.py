@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+import tf_keras
 
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models import folder
+from mobilenet.models.roles import kind
 from mobilenet.tf1_loader import keras_applications, loading, object_checkpoint
 
 log = logging.getLogger("mobilenet")
 _HEAD = "Logits"
+_BATCH = 32
+STATISTICS_IMAGES = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +72,59 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
     for note in start.notes:
         log.info("%s: %s", path, note)
     return start
+
+
+def fill_statistics(model: Any, images: Callable[[], npt.NDArray[np.float32]]) -> list[str]:
+    """Gives batch norms without statistics those of images; what the net answers stays the same.
+
+    Where a checkpoint holds folded kernels, its batch norms say mean 0 and one variance for all
+    channels. In inference that is right; in training the batch's own mean and variance come in
+    their place and the net answers something else. Here gain and offset are moved along with the
+    statistics, so that both modes answer alike.
+
+    Args:
+        model: a functional net, changed in place.
+        images: gives `[n, height, width, channels]`, preprocessed as the net takes them; not
+            called where no layer needs it.
+
+    Returns:
+        The names of the layers that were filled.
+    """
+    empty = [x for x in model.layers if kind(x) == "BatchNormalization" and _has_no_statistics(x)]
+    if not empty:
+        return []
+    reader = tf_keras.Model(model.inputs, [layer.input for layer in empty])
+    taken = images()
+    count, sums, squares = 0, [0.0] * len(empty), [0.0] * len(empty)
+    for start in range(0, len(taken), _BATCH):
+        found = reader(tf.constant(taken[start : start + _BATCH]), training=False)
+        for place, value in enumerate(found if len(empty) > 1 else [found]):
+            flat = value.numpy().reshape(-1, value.shape[-1]).astype(np.float64)
+            # each layer has its own number of pixels, so means of the batch are summed
+            sums[place] += flat.mean(0) * len(value)
+            squares[place] += np.square(flat).mean(0) * len(value)
+        count += len(taken[start : start + _BATCH])
+    for layer, total, square in zip(empty, sums, squares, strict=True):
+        mean = total / count
+        variance = np.maximum(square / count - np.square(mean), 0.0)
+        _move_statistics(layer, mean, variance)
+    return [layer.name for layer in empty]
+
+
+def _has_no_statistics(layer: Any) -> bool:
+    mean, variance = layer.moving_mean.numpy(), layer.moving_variance.numpy()
+    return not mean.any() and len(variance) > 1 and np.ptp(variance) == 0
+
+
+def _move_statistics(layer: Any, mean: Any, variance: Any) -> None:
+    """New statistics; gain and offset such that the layer computes in inference what it did."""
+    gamma, beta = layer.gamma.numpy().astype(np.float64), layer.beta.numpy().astype(np.float64)
+    before = layer.moving_variance.numpy().astype(np.float64) + layer.epsilon
+    slope = gamma / np.sqrt(before)
+    shift = beta - slope * layer.moving_mean.numpy()
+    layer.set_weights(
+        [slope * np.sqrt(variance + layer.epsilon), shift + slope * mean, mean, variance]
+    )
 
 
 def _is_model(place: Path) -> bool:

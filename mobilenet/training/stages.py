@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -156,7 +157,20 @@ class Chain:
         if self.config.init_checkpoint is not None:
             start = initial.load_into(model, self.config.init_checkpoint, self.config.model)
             self._learnt = start.ranges if name == "quantize" else {}
+            self._fill_statistics(model)
         return model
+
+    def _fill_statistics(self, model: Any) -> None:
+        """Batch norms that came folded get statistics, or training would start from another net."""
+        images = functools.partial(self._first_images, initial.STATISTICS_IMAGES)
+        filled = initial.fill_statistics(model, images)
+        if filled:
+            log.info(
+                "%d batch norms held no statistics (folded): taken from %d training images; "
+                "what the net answers stays the same",
+                len(filled),
+                initial.STATISTICS_IMAGES,
+            )
 
     def _built(self) -> Any:
         size = self.config.image_size
