@@ -19,7 +19,8 @@ FOLDERS = {
     "configs": "mobilenet/configs",
     "tf1_loader": "mobilenet/tf1_loader",
 }
-SCRIPTS = ("", "-trainer", "-evaluator", "-converter", "-predict", "-tf1-loader")
+SCRIPTS = {"": "__main__", "-tf1-loader": "tf1_loader.__main__"}
+SCRIPTS |= {f"-{name}": name for name in ("trainer", "evaluator", "converter", "predict")}
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +68,7 @@ def test_the_wheel_carries_licence_and_console_scripts(built: tuple[Path, Path, 
     names = [name for name in wheel.namelist() if ".dist-info/" in name]
     texts = {name.partition(".dist-info/")[2]: wheel.read(name).decode() for name in names}
     assert "Apache License" in texts["licenses/LICENSE"]
-    for suffix in SCRIPTS:
-        module = suffix.lstrip("-") or "__main__"
+    for suffix, module in SCRIPTS.items():
         assert f"mobilenet{suffix} = mobilenet.{module}:main" in texts["entry_points.txt"]
     assert "License-Expression: Apache-2.0" in texts["METADATA"]
 

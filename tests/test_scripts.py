@@ -124,6 +124,30 @@ def test_evaluation_reads_what_training_wrote(number: str, shell: str, python: P
 
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_a_tf1_checkpoint_is_loaded_and_evaluated(shell: str, python: Path) -> None:
+    words, _ = call(
+        "load_evaluate_tf1_ckpt.sh",
+        *("a net.tgz", "--batch_size", "8"),
+        python=python,
+        shell=shell,
+        DATA_DIR="/a b",
+    )
+    second = words.index("-m", 1)
+    loaded = flags_of(words[:second], "mobilenet.tf1_loader")
+    evaluated = flags_of(words[second:], "mobilenet.evaluator")
+    assert loaded["checkpoint"] == "a net.tgz"
+    assert evaluated.pop("model") == loaded["output"]
+    assert not Path(loaded["output"]).parent.exists()  # nothing stays behind
+    assert evaluated == {"dataset_name": "imagenet2012", "data_dir": "/a b", "batch_size": "8"}
+
+
+def test_a_checkpoint_must_be_named(python: Path) -> None:
+    words, error = call("load_evaluate_tf1_ckpt.sh", python=python, status=2)
+    assert not words
+    assert "expected a checkpoint" in error
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
 def test_tensorboard_shows_all_runs_or_one(shell: str, python: Path) -> None:
     words, _ = call("start_tensorboard.sh", "--port", "7", python=python, shell=shell)
     assert words == ["-m", "tensorboard.main", "--logdir", str(ROOT / "runs"), "--port", "7"]
@@ -237,7 +261,7 @@ def test_an_environment_is_made_once_and_again_after_a_change(tmp_path: Path) ->
 
 def test_every_script_is_valid_and_can_be_executed() -> None:
     found = sorted(SCRIPTS.glob("*.sh"))
-    assert len(found) == 10
+    assert len(found) == 11
     for path in [*found, ROOT / ".ci" / "run"]:
         subprocess.run(["bash", "-n", str(path)], check=True)
         if path.name != "environment.sh":
