@@ -1,6 +1,7 @@
 """Quantization-aware training: the scheme, calibrated, trained through, unwrapped.
 
 Zeros that are in the kernels stay zeros: a pruned net is trained under the masks of its own zeros.
+A kernel of few distinct values keeps their number, and the values train.
 
 The two recipes are those of tensorflow/models research/slim/nets/mobilenet_v1_train.py: a trained
 net is fine-tuned from calibrated ranges; from scratch, fake quantization starts after a delay in
@@ -20,6 +21,7 @@ from mobilenet.compression.method import Method, Stage, register
 from mobilenet.compression.pruning.masks import Masks
 from mobilenet.compression.quantization import scheme
 from mobilenet.compression.quantization.calibrate import calibrate, settle, take_over
+from mobilenet.compression.quantization.clusters import Clusters
 from mobilenet.compression.quantization.placement import WEIGHTS
 from mobilenet.configs.compression import QuantizationAwareTraining
 from mobilenet.errors import UsageError
@@ -39,6 +41,7 @@ class TrainQuantized(Method):
         super().__init__(config, stage)
         self._check_delay()
         self.masks: Masks | None = None
+        self.clusters: Clusters | None = None
         self._plain: Any = None
         self._phase: Any = None
         self._settle: Callable[[], None] = lambda: None
@@ -72,6 +75,7 @@ class TrainQuantized(Method):
             for layer in wrapped.layers
             if kind(layer) in WEIGHTS
         }
+        self.clusters = Clusters(kernels)
         self.masks = Masks({name: v for name, v in kernels.items() if _zeros(v) >= _ALWAYS})
         return wrapped
 
@@ -94,7 +98,8 @@ class TrainQuantized(Method):
 
     def after_step(self, model: Any, step: tf.Tensor) -> None:
         del model, step
-        assert self.masks is not None
+        assert self.masks is not None and self.clusters is not None
+        self.clusters.apply()
         self.masks.apply()
 
     def evaluate_as_inference(self, step: int) -> bool:
@@ -104,8 +109,9 @@ class TrainQuantized(Method):
         return scheme.unwrap(model, self._plain)
 
     def notes(self, model: Any) -> list[str]:
-        assert self.masks is not None
+        assert self.masks is not None and self.clusters is not None
         held = [f"{name}: {share:.1%} zeros held" for name, share in self.masks.sparsity().items()]
+        held += [f"{name}: {n} distinct weights held" for name, n in self.clusters.counts.items()]
         return [f"ranges of {len(scheme.get_ranges(model))} activations", *self._started, *held]
 
 
