@@ -10,6 +10,7 @@ from mobilenet.errors import UsageError
 
 from .base import Config, flag, number, one_of
 
+TARGETS = ("xnnpack", "generic")  # runtimes that an int8 file is made for
 ROLES = ("stem", "depthwise", "pointwise", "fused", "squeeze_excite", "classifier")
 
 

@@ -42,3 +42,15 @@ def small_net() -> Callable[..., Any]:
         return build(archs.get(name, **fields), (32, 32, 3))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """`written(family, ...)`: a narrow net in a TF1 checkpoint: net, values, prefix."""
+    import slim_checkpoints as slim
+
+    def write(family: str, **fields: Any) -> tuple[Any, Any, Path]:
+        net = slim.Slim(family, **fields)
+        return net, *slim.written(tmp_path_factory.getbasetemp(), net)
+
+    return write

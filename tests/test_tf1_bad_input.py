@@ -243,6 +243,13 @@ def test_what_is_no_checkpoint_is_one_line(case: str, place: Path, prefix: Path)
     assert list(aside.iterdir()) == []
 
 
+def flip(path: Path, share: int) -> None:
+    """Changes one bit, at one part of `share` of the file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // share] ^= 4
+    path.write_bytes(data)
+
+
 def truncated_data(prefix: Path, place: Path) -> Path:
     damaged = copied(prefix, place)
     path = part(damaged, DATA)
@@ -253,26 +260,20 @@ def truncated_data(prefix: Path, place: Path) -> Path:
 def flipped_data(prefix: Path, place: Path) -> Path:
     damaged = copied(prefix, place)
     path = part(damaged, DATA)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
+    flip(path, 2)
     return damaged
 
 
 def flipped_index(prefix: Path, place: Path) -> Path:
     damaged = copied(prefix, place)
     path = part(damaged, INDEX)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 3] ^= 4
-    path.write_bytes(data)
+    flip(path, 3)
     return damaged
 
 
 def flipped_npz(prefix: Path, place: Path) -> Path:
     path = slim.write_npz(place / "net.npz", slim.values(NET))
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
+    flip(path, 2)
     return path
 
 

@@ -32,17 +32,6 @@ LOGITS = "Logits/Conv2d_1c_1x1"
 Written = Callable[..., tuple[Slim, slim.Values, Path]]
 
 
-@pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """`written(family, ...)`: a narrow net in a checkpoint: net, values, prefix."""
-
-    def write(family: str, **fields: Any) -> tuple[Slim, slim.Values, Path]:
-        net = Slim(family, **fields)
-        return net, *slim.written(tmp_path_factory.getbasetemp(), net)
-
-    return write
-
-
 def config_of(net: Slim, **fields: Any) -> Any:
     mode = {} if net.family == "mobilenet_v1" else {"finegrain_classification_mode": net.finegrain}
     settings = {"width_multiplier": net.width, "num_classes": net.classes, **mode, **fields}

@@ -24,17 +24,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tf1_traps")
 
 
-@pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """`written(family, ...)`: a narrow net in a checkpoint: net, values, prefix."""
-
-    def write(family: str, **fields: Any) -> tuple[Slim, slim.Values, Path]:
-        net = Slim(family, **fields)
-        return net, *slim.written(tmp_path_factory.getbasetemp(), net)
-
-    return write
-
-
 def images(count: int = 2, shape: tuple[int, ...] = PIXELS) -> np.ndarray:
     return np.random.default_rng(1).uniform(-1, 1, (count, *shape)).astype(np.float32)
 

@@ -63,8 +63,8 @@ def run(argv: list[str]) -> int | None:
     if options["image_size"] is not None:
         number("--image_size", options["image_size"], least=1, integer=True)
     number("--hard_sigmoid_slope", options["hard_sigmoid_slope"], above=0)
-    with places.found(options["checkpoint"], options["use_ema"]):
-        pass  # what cannot be a checkpoint is told before TensorFlow is loaded
+    # What cannot be a checkpoint is told before TensorFlow is loaded.
+    places.check(options["checkpoint"], options["use_ema"])
     target = Path(options["output"])
     saving.check_place(target, options["overwrite"])
     with cli.starting_tensorflow():

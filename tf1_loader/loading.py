@@ -17,13 +17,12 @@ import numpy.typing as npt
 from mobilenet.configs import published
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.errors import UsageError
-from mobilenet.models.builder import build
+from mobilenet.models.builder import IMAGENET_SHAPE, build
 from mobilenet.tf1_loader import checkpoint, detect, matching, names, ranges
 
 TF1_SLOPE = 0.16667  # research/slim/nets/mobilenet/mobilenet_v3.py, the gate's literal
 _IMAGENET = 1000
 _BACKGROUND = "the background class (output 0) was dropped: output k is now class k of 1000"
-_USUAL_SIZE = 224
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,12 +183,9 @@ class _Filling:
         start = f"{self.found.prefix}{matching.HEAD}/"
         logits = [] if keep_head else [name for name in chosen if name.startswith(start)]
         shapes = {n: self.source.shapes[chosen[n]] for n in chosen if n not in logits}
-        try:
-            places = matching.match(
-                model, config, shapes, self.found.prefix, head=keep_head, drop_first=drop
-            )
-        except matching.Misfit as fault:
-            raise matching.explained(fault, str(self.path), config, self.found) from None
+        places = matching.match(
+            model, config, shapes, self.found, str(self.path), head=keep_head, drop_first=drop
+        )
         values = [self._read(place, chosen[place.variable]) for place in places]
         read = ranges.read(
             self.source, self.held.ranges, detect.scopes_of(config), self.found.prefix, model
@@ -224,7 +220,7 @@ class _Filling:
         """The input shape of the net to build: as given, or from the name and the stem."""
         channels = self.found.channels
         if given is None:
-            side = self.release.image_size if self.release is not None else _USUAL_SIZE
+            side = self.release.image_size if self.release is not None else IMAGENET_SHAPE[0]
             return (side, side, channels)
         shape = tuple(given)
         if len(shape) == 2:

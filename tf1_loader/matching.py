@@ -55,7 +55,8 @@ def match(
     model: Any,
     config: MobileNetConfig,
     shapes: Mapping[str, tuple[int, ...]],
-    prefix: str,
+    found: Detected,
+    path: str,
     *,
     head: bool,
     drop_first: bool,
@@ -65,7 +66,8 @@ def match(
     Args:
         model, config: the net.
         shapes: of the net's variables in the checkpoint, by their own names.
-        prefix: in front of slim's scopes.
+        found: what the checkpoint holds, for its prefix and the likely cause of a misfit.
+        path: for the error.
         head: fill the classifier too.
         drop_first: leave out its first class.
 
@@ -81,7 +83,7 @@ def match(
         if layer == HEAD and not head:
             continue
         inner = scopes.variable(layer, weight)
-        name = f"{prefix}{inner or f'{layer}/{weight}'}"
+        name = f"{found.prefix}{inner or f'{layer}/{weight}'}"
         unused.pop(name, None)
         cut = drop_first and layer == HEAD
         wanted = tuple(target.shape)
@@ -92,10 +94,7 @@ def match(
         else:
             reshaped.append(f"{name} {list(shapes[name])}, net {list(wanted)}")
     if missing or unused or reshaped:
-        fault = Misfit("", None, "")
-        fault.missing, fault.left_over = tuple(missing), tuple(unused)
-        fault.reshaped = tuple(reshaped)
-        raise fault
+        raise _misfit(tuple(missing), tuple(unused), tuple(reshaped), path, config, found)
     return places
 
 
@@ -105,26 +104,26 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], cut: bool) -> bool:
     return shape == wanted or (len(wanted) == 4 and wanted[:2] == (1, 1) and shape == wanted[2:])
 
 
-def explained(fault: Misfit, path: str, config: MobileNetConfig, found: Detected) -> Misfit:
-    """The fault as one line: what it is, in numbers and first names, and what causes it."""
-    told = [
-        f"{len(names)} {what}: {shorten(names)}"
-        for what, names in (
-            ("missing", fault.missing),
-            ("left over", fault.left_over),
-            ("of another shape", fault.reshaped),
-        )
-        if names
-    ]
+def _misfit(
+    missing: tuple[str, ...],
+    left_over: tuple[str, ...],
+    reshaped: tuple[str, ...],
+    path: str,
+    config: MobileNetConfig,
+    found: Detected,
+) -> Misfit:
+    """One line: what does not fit, in numbers and first names, and what causes it."""
+    kinds = {"missing": missing, "left over": left_over, "of another shape": reshaped}
+    told = [f"{len(names)} {what}: {shorten(names)}" for what, names in kinds.items() if names]
     net = type(config).__name__
     expected = f"all weights of {net}(width_multiplier={config.width_multiplier:g}) and no others"
-    line = Misfit(path, None, f"{expected}; {'; '.join(told)}", _cause(fault, config, found))
-    line.missing, line.left_over = fault.missing, fault.left_over
-    line.reshaped = fault.reshaped
-    return line
+    is_part = bool(missing) and not left_over
+    fault = Misfit(path, None, f"{expected}; {'; '.join(told)}", _cause(is_part, config, found))
+    fault.missing, fault.left_over, fault.reshaped = missing, left_over, reshaped
+    return fault
 
 
-def _cause(fault: Misfit, config: MobileNetConfig, found: Detected) -> str:
+def _cause(is_part: bool, config: MobileNetConfig, found: Detected) -> str:
     fields = [
         name
         for name in ("width_multiplier", "finegrain_classification_mode", "num_classes")
@@ -132,8 +131,7 @@ def _cause(fault: Misfit, config: MobileNetConfig, found: Detected) -> str:
     ]
     kind = type(found.config)
     if kind is type(config) and not fields:
-        if fault.missing and not fault.left_over:
-            return "it is not the whole net"
-        return "some of its variables belong to something else"
+        other = "some of its variables belong to something else"
+        return "it is not the whole net" if is_part else other
     values = ", ".join(f"{name}={getattr(found.config, name)!r}" for name in fields)
     return f"it holds {found}: {kind.__name__}({values}) fits"

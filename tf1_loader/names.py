@@ -26,8 +26,7 @@ VARIABLES = (
     ("moving_variance", "BatchNorm/moving_variance"),
 )
 _SLIM_OF = dict(VARIABLES)
-_OURS_OF = {slim: ours for ours, slim in VARIABLES}
-_MODEL_ENDING = re.compile(f"/({'|'.join(_OURS_OF)})$")
+_MODEL_ENDING = re.compile(f"/({'|'.join(_SLIM_OF.values())})$")
 _SLOT = re.compile(r"(RMSProp|Momentum|Adam|Adagrad|Adadelta|Ftrl|SGD|beta[12]_power)(_\d+)?$")
 
 
@@ -55,14 +54,6 @@ class Scopes:
         """Slim's variable, below the root, of one weight: `kernel`, `gamma`, ..."""
         scope = self.scope(layer)
         return None if scope is None or weight not in _SLIM_OF else f"{scope}/{_SLIM_OF[weight]}"
-
-    def weight(self, variable: str) -> tuple[str, str] | None:
-        """Our layer and weight by slim's variable below the root."""
-        scope, ending = split(variable)
-        layer = self.layer(scope)
-        if layer is None or not ending:
-            return None
-        return layer + (NORM if ending.startswith("BatchNorm/") else ""), _OURS_OF[ending]
 
 
 def _translated(name: str, rows: Iterable[tuple[str, str]]) -> str | None:

@@ -51,6 +51,20 @@ def found(path: str | os.PathLike[str], use_average: bool = True) -> Iterator[st
         yield _file(place)
 
 
+def check(path: str | os.PathLike[str], use_average: bool = True) -> None:
+    """Tells what `found` would refuse; of an archive nothing is written.
+
+    Raises:
+        UsageError: as `found`.
+    """
+    place = Path(path)
+    if is_archive(place):
+        _inside(place, use_average)
+    else:
+        with found(place, use_average):
+            pass
+
+
 def is_archive(place: Path) -> bool:
     """Whether it is a tar archive, packed or not."""
     return place.is_file() and tarfile.is_tarfile(place)
@@ -131,10 +145,23 @@ def _only(prefixes: Sequence[str], place: str, use_average: bool) -> str:
     return prefixes[0]
 
 
-def _from_archive(archive: Path, aside: Path, use_average: bool) -> str:
+def _inside(archive: Path, use_average: bool) -> str:
+    """The prefix of the one checkpoint in an archive."""
     try:
-        prefix = _only(_prefixes(archive), str(archive), use_average)
-        name = Path(prefix).name
+        return _only(_prefixes(archive), str(archive), use_average)
+    except _BROKEN as error:
+        raise _broken(archive, error) from None
+
+
+def _broken(archive: Path, error: BaseException) -> UsageError:
+    expected = f"a whole tar archive ({error})"
+    return UsageError(str(archive), None, expected, "download it again")
+
+
+def _from_archive(archive: Path, aside: Path, use_average: bool) -> str:
+    prefix = _inside(archive, use_average)
+    name = Path(prefix).name
+    try:
         with tarfile.open(archive) as tar:
             for member in tar:
                 path = posixpath.normpath(member.name)
@@ -145,9 +172,7 @@ def _from_archive(archive: Path, aside: Path, use_average: bool) -> str:
                         while block := content.read(1 << 20):
                             target.write(block)
     except _BROKEN as error:
-        raise UsageError(
-            str(archive), None, f"a whole tar archive ({error})", "download it again"
-        ) from None
+        raise _broken(archive, error) from None
     try:
         return _file(aside / name)
     except UsageError as error:

@@ -13,12 +13,12 @@ from mobilenet import files
 from mobilenet.configs.card import Card
 from mobilenet.errors import FailedProof, UsageError, one_of
 from mobilenet.models import folder
+from mobilenet.models.builder import IMAGENET_SHAPE
 
 FORMS = ("ckpt", "tf", "keras")
 SAVED_MODEL, CHECKPOINT, RANGES = "saved_model", "checkpoint", "ranges.json"
 _TOLERANCE = 1e-5  # one program in three graphs: sums may be taken in another order
 _IMAGES = 2
-_OPEN_SIDE = 224  # for the proof of a net of open size
 
 
 def save_keras_checkpoint(
@@ -124,7 +124,7 @@ def _difference(model: Any, place: Path, prefix: str) -> float:
     status = tf.train.Checkpoint(model=restored).restore(prefix)
     status.assert_existing_objects_matched().expect_partial()
     nets = [restored, folder.load(place).model, folder.load(place / SAVED_MODEL).model]
-    shape = [side or _OPEN_SIDE for side in model.input_shape[1:]]
+    shape = [side or IMAGENET_SHAPE[0] for side in model.input_shape[1:]]
     generator = np.random.default_rng(0)
     images = generator.uniform(-1, 1, (_IMAGES, *shape)).astype(np.float32)
     wanted = _answer(model, images)

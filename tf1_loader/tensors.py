@@ -39,9 +39,8 @@ def end_points(model: Any) -> dict[str, Any]:
 
 
 def _v1(layers: dict[str, Any]) -> dict[str, str]:
-    ends = {name: unit_end(name, layers) for name in layers}
     convs = ("Conv2d_0", *(name for name in layers if name.endswith(("_depthwise", "_pointwise"))))
-    return {name: end for name in convs if (end := ends[name])}
+    return {name: end for name in convs if (end := unit_end(name, layers))}
 
 
 def _layers(layers: dict[str, Any]) -> dict[str, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from mobilenet.configs.base import number
+from mobilenet.configs.compression import TARGETS
 from mobilenet.errors import UsageError, one_of
 
 IO = ("int8", "uint8", "float32")
-TARGETS = ("xnnpack", "generic")
 ACTIVATIONS = ("none", "softmax")
 Shape = tuple[int, int, int]
 

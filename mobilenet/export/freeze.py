@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 import tf_keras
 from tensorflow.python.framework.convert_to_constants import (  # no public alias
@@ -23,6 +22,7 @@ from tensorflow.python.framework.convert_to_constants import (  # no public alia
 )
 
 from mobilenet.errors import UsageError, shorten
+from mobilenet.models.checks import check_finite
 
 PROBABILITIES = "probabilities"  # the layer that `with_softmax` adds
 _SOFTMAX = "softmax"
@@ -104,14 +104,7 @@ def freeze(
     """
     _check_functional(model)
     shape = _fixed_shape(model, input_shape)
-    for weight, value in zip(model.weights, model.get_weights(), strict=True):
-        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
-            raise UsageError(
-                f"weight {weight.name}",
-                "NaN or infinity",
-                "finite values",
-                "train the net again",
-            )
+    check_finite(model)
 
     def infer(inputs: tf.Tensor) -> tf.Tensor:
         return model(inputs, training=False)

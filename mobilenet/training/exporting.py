@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from mobilenet import files, metrics
+from mobilenet import files
 from mobilenet.compression.quantization.repair import Repair
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
@@ -23,7 +23,6 @@ from mobilenet.export import convert, freeze, metadata, operators, task_metadata
 from mobilenet.export.form import DEFAULT, Form
 from mobilenet.models import counting, folder
 from mobilenet.runtime import flatbuffer
-from mobilenet.runtime.classifier import Classifier
 from mobilenet.training import scoring
 
 log = logging.getLogger("mobilenet")
@@ -221,8 +220,8 @@ def export(
     figures = net_figures(net.model, shape)
     made = (_int8 if quantized else _float)(opened, images, form, shape)
     card = net.card.replace(outputs=_outputs(net.card, form))
-    classes = flatbuffer.read(made.data)
-    sink = classes.tensors[classes.outputs[0]]
+    content = flatbuffer.read(made.data)
+    sink = content.tensors[content.outputs[0]]
     data = task_metadata.attach(made.data, metadata.file_card(card, sink.shape[-1], quantized))
     deviations = set(card.preprocessing.std)
     found = verify.verify(
@@ -297,14 +296,3 @@ def _answers(net: Any, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float3
     return np.concatenate(
         [infer(tf.constant(images[start : start + _BATCH])).numpy() for start in starts]
     )
-
-
-def score_file(path: Path, dataset: tf.data.Dataset, way: Preprocessing) -> metrics.Metrics:
-    """Figures of a flatbuffer on batches preprocessed for its float net; all cores work."""
-    classifier = Classifier(path)
-    mean, std = np.asarray(way.mean, np.float32), np.asarray(way.std, np.float32)
-    scores, labels = [], []
-    for images, wanted in dataset:
-        scores.append(classifier.logits(images.numpy() * std + mean))
-        labels.append(wanted.numpy())
-    return metrics.classification(np.concatenate(scores), np.concatenate(labels))

@@ -26,6 +26,7 @@ from mobilenet.errors import UsageError
 from mobilenet.export import convert, freeze, verify
 from mobilenet.models import builder, folder
 from mobilenet.runtime import interpreter
+from mobilenet.runtime.classifier import Classifier
 from mobilenet.training import engine, exporting, initial, progress, reading, scoring, strategy
 from mobilenet.training.checkpoints import Checkpoints, Row
 from mobilenet.training.run_folder import Entry, RunFolder
@@ -249,7 +250,8 @@ class Chain:
             )
         images = self._held_out(limit=exporting.VERIFY_IMAGES)
         made = exporting.export(before, self.run.stage("convert"), images)
-        held_out = exporting.score_file(made.path, self._dataset("test"), self.preprocessing)
+        file = Classifier(made.path)
+        held_out = scoring.score_flatbuffer(file, self._dataset("test"), self.preprocessing)
         made.keep_metrics(_scores(held_out))
         return {
             "stage": "convert",

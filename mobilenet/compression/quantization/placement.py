@@ -14,10 +14,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from mobilenet.configs.compression import TARGETS
 from mobilenet.errors import UsageError, one_of
 from mobilenet.models.roles import Graph, kind, unwrap
 
-TARGETS = ("xnnpack", "generic")
 WEIGHTS = {"Conv2D": "conv", "DepthwiseConv2D": "depthwise", "Dense": "dense"}
 PASSED = (
     "InputLayer",

@@ -37,6 +37,7 @@ from mobilenet.compression.quantization.quantizers import (
 )
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError, shorten
+from mobilenet.models.checks import check_finite
 from mobilenet.models.roles import kind
 
 Ranges = dict[str, npt.NDArray[np.float32]]
@@ -191,11 +192,7 @@ def wrap(model: Any, preprocessing: Preprocessing, target: str = "xnnpack") -> A
         )
     if any(type(layer).__name__.startswith("Quantize") for layer in model.layers):
         raise UsageError("model", model.name, "a plain net; this one is quantized already")
-    for weight in model.weights:
-        if weight.dtype.is_floating and not np.isfinite(weight.numpy()).all():
-            raise UsageError(
-                f"weight {weight.name}", "NaN or infinity", "finite values", "train the net again"
-            )
+    check_finite(model)
     _check_layers(model)
     places = place(model, target)
 
