@@ -80,12 +80,27 @@ def place(model: Any, target: str = "xnnpack") -> dict[str, Place]:
     return places
 
 
-def hard_swish_inside(graph: Graph) -> set[str]:
-    """Names of the layers between a tensor and its product with its own hard sigmoid.
+@dataclasses.dataclass(frozen=True)
+class HardSwish:
+    """A tensor times its own hard sigmoid, in layers.
+
+    Attributes:
+        source: the layer whose output goes in.
+        inside: shift, ReLU6 and scale, in this order.
+        product: the layer that multiplies.
+    """
+
+    source: Any
+    inside: tuple[Any, Any, Any]
+    product: Any
+
+
+def hard_swishes(graph: Graph) -> list[HardSwish]:
+    """Every hard-swish of a net, in execution order.
 
     The hard sigmoid of a squeeze-excite gate multiplies another tensor and is not among them.
     """
-    found: set[str] = set()
+    found = []
     for product in graph.layers:
         sources = graph.producers(product)
         if kind(product) != "Multiply" or len(sources) != 2:
@@ -101,8 +116,13 @@ def hard_swish_inside(graph: Graph) -> set[str]:
                 and kinds == ["Rescaling", "ReLU", "Rescaling"]
                 and _is_shift(chain[2])
             ):
-                found.update(x.name for x in chain[:3])
+                found.append(HardSwish(other, (chain[2], chain[1], chain[0]), product))
     return found
+
+
+def hard_swish_inside(graph: Graph) -> set[str]:
+    """Names of the layers between a tensor and its product with its own hard sigmoid."""
+    return {layer.name for found in hard_swishes(graph) for layer in found.inside}
 
 
 def _check_activation(layer: Any) -> None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from mobilenet.compression import variables
 from mobilenet.compression.quantization import scheme
+from mobilenet.compression.quantization.folding import Array, Folded
 from mobilenet.compression.quantization.placement import WEIGHTS, folded_shift
 from mobilenet.compression.quantization.quantizers import (
     ActivationQuantizer,
@@ -31,7 +32,6 @@ _BIAS_CODES = 2.0**29
 _LEAST_SHARE = 1e-6  # of the median range: below that a channel contributes nothing to its layer
 _SAME = 4e-7  # relative: entries that are this close may round to one float32
 _NUDGE = 1e-6  # relative and absolute: the least that survives folding in float32
-Array = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,41 +68,19 @@ def repair(wrapped: Any) -> list[Repair]:
     return done
 
 
-class _Convolution:
+class _Convolution(Folded):
     """A convolution, depthwise or not, with what the converter folds into it."""
 
     def __init__(self, graph: Graph, layer: Any, quantizer: WeightQuantizer) -> None:
-        self.name = variables.inner(layer).name
-        self.depthwise = quantizer.kind == "depthwise"
+        super().__init__(graph, layer)
         self.absmax = quantizer.variables["absmax"]
-        self.kernel: Any = variables.kernel(layer)
-        self.own = variables.named(layer)
         self.input_scale = _input_scale(graph, layer)
-        self.shift = folded_shift(graph, layer)
-        self.channels = int(self.absmax.shape[0])
-        norms = [c for c in graph.consumers(layer) if kind(c) == "BatchNormalization"]
-        self.norm = variables.named(norms[0]) if norms else None
-        self.epsilon = variables.inner(norms[0]).epsilon if norms else 0.0
-        self.plain = self._read(self.own, "bias", 0.0)
-
-    def _read(self, named: dict[str, Any], name: str, neutral: float) -> Array:
-        if name not in named:
-            return np.full(self.channels, neutral)
-        return np.asarray(named[name], np.float64)
-
-    def folded(self) -> tuple[Array, Array]:
-        """Multiplier and bias of each channel once the batch norm is folded in."""
-        if self.norm is None:
-            return np.ones(self.channels), self.plain
-        sigma = np.sqrt(self._read(self.norm, "moving_variance", 1.0) + self.epsilon)
-        multiplier = self._read(self.norm, "gamma", 1.0) / sigma
-        mean = self._read(self.norm, "moving_mean", 0.0)
-        return multiplier, self._read(self.norm, "beta", 0.0) + (self.plain - mean) * multiplier
+        self.shift_behind = folded_shift(graph, layer)
 
     def repair(self) -> Repair:
         reach = np.asarray(self.absmax, np.float64)
-        multiplier, bias = self.folded()
-        total = bias + self.shift
+        multiplier, bias = self.affine()
+        total = bias + self.shift_behind
         folded = reach * np.abs(multiplier)
         healthy = np.median(folded[folded > 0]) if (folded > 0).any() else 1.0
         least = 127 * np.abs(total) / (self.input_scale * _BIAS_CODES)
@@ -125,7 +103,8 @@ class _Convolution:
         raw = np.asarray(self.kernel, np.float64)
         shape = (1, 1, *raw.shape[2:]) if self.depthwise else (1, 1, 1, -1)
         self.kernel.assign(raw * np.where(bad, multiplier, 1.0).reshape(shape))
-        mean = self.plain if "beta" in norm else self.plain - bias
+        plain = self.read(self.own, "bias", 0.0)
+        mean = plain if "beta" in norm else plain - bias
         identity = {
             "moving_variance": np.full(self.channels, 1.0 - self.epsilon),
             "gamma": np.ones(self.channels),
@@ -143,8 +122,8 @@ class _Convolution:
             name = "beta" if "beta" in self.norm else "moving_mean"
             named = self.norm
         if name == "moving_mean":
-            nudge = -nudge / self.folded()[0][0]
-        value = self._read(named, name, 0.0).astype(np.float32)
+            nudge = -nudge / self.affine()[0][0]
+        value = self.read(named, name, 0.0).astype(np.float32)
         value[0] += nudge
         named[name].assign(value)
 

@@ -1,4 +1,7 @@
-"""The scheme: our quantizers at their places, applied by tfmot's `quantize_apply`.
+"""The scheme: our quantizers at their places, in tfmot's wrappers.
+
+tfmot's `quantize_apply` clones a net four times and builds every quantizer twice in each, 11 s of
+work for V3-small; the same wrappers are put around a copy here in one walk.
 
 A quantized net is kept as two plain things: the float net with its weights as trained, and the
 ranges of its activations by layer name. The wrapped net is made from the two whenever it is needed,
@@ -15,17 +18,13 @@ import numpy.typing as npt
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from tensorflow_model_optimization.python.core.quantization.keras import (
-    quantize_layer,
-    quantize_layout_transform,
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import (
+    QuantizeLayer,
 )
-from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
-    default_8bit_transforms,
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import (
+    QuantizeWrapperV2,
 )
-from tensorflow_model_optimization.python.core.quantization.keras.graph_transformations import (
-    model_transformer,
-    transforms,
-)
+from tf_keras.src import backend  # the public name of the scope warns
 
 from mobilenet.compression import variables
 from mobilenet.compression.quantization.placement import Place, place
@@ -38,7 +37,7 @@ from mobilenet.compression.quantization.quantizers import (
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models.checks import check_finite
-from mobilenet.models.roles import kind
+from mobilenet.models.roles import Graph, kind
 
 Ranges = dict[str, npt.NDArray[np.float32]]
 _PREFIX = "quant_"
@@ -92,64 +91,6 @@ class PlaceConfig(tfmot.quantization.keras.QuantizeConfig):
         }
 
 
-class _InputOnGrid(default_8bit_transforms.InputLayerQuantize):
-    """Puts the input quantizer behind the input layer."""
-
-    def __init__(self, quantizer: Any) -> None:
-        self.quantizer = quantizer
-
-    def replacement(self, match_layer: Any) -> Any:
-        layer = quantize_layer.QuantizeLayer(self.quantizer, name=_PREFIX + INPUT)
-        config = tf_keras.utils.legacy.serialize_keras_object(layer)
-        config["name"] = layer.name
-        return transforms.LayerNode(config, input_layers=[match_layer])
-
-    def custom_objects(self) -> dict[str, Any]:
-        return {"QuantizeLayer": quantize_layer.QuantizeLayer, **_OBJECTS}
-
-
-class _Layout(quantize_layout_transform.QuantizeLayoutTransform):
-    def __init__(self, quantizer: Any) -> None:
-        self.quantizer = quantizer
-
-    def apply(self, model: Any, layer_quantize_map: Any) -> Any:
-        transformer = model_transformer.ModelTransformer(
-            model, [_InputOnGrid(self.quantizer)], set(layer_quantize_map), layer_quantize_map
-        )
-        return transformer.transform()
-
-
-class _Registry(tfmot.quantization.keras.QuantizeRegistry):
-    """Every layer comes with its place; nothing is looked up by class."""
-
-    def supports(self, layer: Any) -> bool:
-        return False
-
-    def get_quantize_config(self, layer: Any) -> Any:
-        raise UsageError(
-            f"layer {layer.name}", type(layer).__name__, "a layer that was given its place"
-        )
-
-
-class Scheme(tfmot.quantization.keras.QuantizeScheme):
-    """int8 per channel with an exact input grid, for tfmot's `quantize_apply`."""
-
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.input_quantizer = input_quantizer(preprocessing)
-
-    def get_layout_transformer(self) -> Any:
-        return _Layout(self.input_quantizer)
-
-    def get_quantize_registry(self) -> Any:
-        return _Registry()
-
-
-_OBJECTS = {
-    kind.__name__: kind
-    for kind in (PlaceConfig, WeightQuantizer, ActivationQuantizer, InputQuantizer)
-}
-
-
 def input_quantizer(preprocessing: Preprocessing) -> InputQuantizer | ActivationQuantizer:
     """The exact pixel grid where channels share mean and deviation; else a range from data."""
     if len(set(preprocessing.mean)) == 1 and len(set(preprocessing.std)) == 1:
@@ -196,21 +137,38 @@ def wrap(model: Any, preprocessing: Preprocessing, target: str = "xnnpack") -> A
     _check_layers(model)
     places = place(model, target)
 
-    def annotate(layer: Any) -> Any:
+    graph = Graph(model)
+    made: dict[int, Any] = {}
+    for layer in graph.layers:
+        before = [made[id(tensor._keras_history.layer)] for tensor in graph.inputs(layer)]
         copy = type(layer).from_config(layer.get_config())
-        if layer.name not in places:
-            return copy
-        config = PlaceConfig(**vars(places[layer.name]), rectified=_rectified(layer))
-        return tfmot.quantization.keras.quantize_annotate_layer(copy, config)
-
-    with tf_keras.utils.custom_object_scope(_OBJECTS):
-        annotated = tf_keras.models.clone_model(model, clone_function=annotate)
-        wrapped = tfmot.quantization.keras.quantize_apply(annotated, Scheme(preprocessing), _PREFIX)
+        if not before:
+            source = copy.output
+            quantizer = input_quantizer(preprocessing)
+            made[id(layer)] = _called(QuantizeLayer(quantizer, name=_PREFIX + INPUT), source)
+            continue
+        if layer.name in places:
+            config = PlaceConfig(**vars(places[layer.name]), rectified=_rectified(layer))
+            copy = QuantizeWrapperV2(copy, config, _PREFIX)
+        made[id(layer)] = _called(copy, before[0] if len(before) == 1 else before)
+    last = model.outputs[0]._keras_history.layer
+    wrapped = tf_keras.Model(source, made[id(last)], name=model.name)
     copy_weights(model, wrapped)
     wrapped.phase = Phase()
     for quantizer in quantizers(wrapped).values():
         quantizer.phase = wrapped.phase
     return wrapped
+
+
+def _called(layer: Any, inputs: Any) -> Any:
+    """The symbolic output of a new layer.
+
+    A wrapper that is called before it is known whether the net trains builds both branches of every
+    quantizer, and has its Python read by autograph, though nothing in it depends on a tensor.
+    """
+    layer.call = tf.autograph.experimental.do_not_convert(layer.call)
+    with backend.deprecated_internal_learning_phase_scope(0):
+        return layer(inputs)
 
 
 def _check_layers(model: Any) -> None:
@@ -255,7 +213,7 @@ def quantizers(wrapped: Any) -> dict[str, Any]:
     """All quantizers: `<layer>` for its output's, `<layer>/kernel` for its weights'."""
     found: dict[str, Any] = {}
     for layer in wrapped.layers:
-        if isinstance(layer, quantize_layer.QuantizeLayer):
+        if isinstance(layer, QuantizeLayer):
             found[INPUT] = layer.quantizer
         elif type(layer).__name__ == "QuantizeWrapperV2":
             config = layer.quantize_config
