@@ -163,5 +163,56 @@ class QuantizationAwareTraining(Config):
         number("--quant_delay", self.quant_delay, least=0, integer=True)
 
 
+RANGE_RULES = ("maximum", "percentile", "mse")
+PTQ_STEPS = ("equalize", "hard_swish", *RANGE_RULES, "clip", "bias", "tune", "repair")
+
+
+@dataclasses.dataclass(frozen=True)
+class PostTraining(Config):
+    """int8 without training: a float net is fitted to the scheme by images without labels.
+
+    Half of the images fit, the other half judges: a step that does not help there is left out.
+
+    Attributes:
+        calibration_images: of the training split, as an evaluation sees them.
+        steps: which remedies, in the order of `PTQ_STEPS`. `auto` chooses by the net: with
+            hard-swish or unbounded ReLU `equalize,hard_swish,percentile,clip,bias,tune,repair`,
+            with ReLU6 alone, whose ranges are harmless, `maximum,bias,repair`.
+        tuning_epochs: passes of the tuning; more learn the images by heart.
+        tuning_rate: its rate at the beginning.
+        keep_float: names, or regular expressions that match whole names, of layers that stay
+            float: a last resort, since each splits the delegate's partition.
+    """
+
+    calibration_images: int = flag(200, "training images that set the activation ranges")
+    steps: tuple[str, ...] = flag(
+        ("auto",),
+        "remedies of post-training int8: auto or some of " + ",".join(PTQ_STEPS),
+        "ptq_steps",
+    )
+    tuning_epochs: int = flag(12, "passes over the images that tune offsets and ranges")
+    tuning_rate: float = flag(5e-4, "rate of that tuning")
+    keep_float: tuple[str, ...] = flag((), "layers that stay float, by name or pattern")
+
+    def __post_init__(self) -> None:
+        number("--calibration_images", self.calibration_images, least=1, integer=True)
+        number("--tuning_epochs", self.tuning_epochs, least=1, integer=True)
+        number("--tuning_rate", self.tuning_rate, above=0)
+        if self.steps != ("auto",):
+            self._check_steps()
+
+    def _check_steps(self) -> None:
+        for step in self.steps:
+            one_of("--ptq_steps", step, (*PTQ_STEPS, "auto"))
+        rules = [step for step in self.steps if step in RANGE_RULES]
+        in_order = sorted(set(self.steps) - {"auto"}, key=PTQ_STEPS.index)
+        if list(self.steps) != in_order or len(rules) != 1:
+            raise UsageError(
+                "--ptq_steps",
+                ",".join(self.steps),
+                f"steps in the order {','.join(PTQ_STEPS)}, one of {', '.join(RANGE_RULES)}",
+            )
+
+
 PRUNING = MappingProxyType({"magnitude": MagnitudePruning, "tfmot": TfmotPruning})
-QUANTIZATION = MappingProxyType({"qat": QuantizationAwareTraining})
+QUANTIZATION = MappingProxyType({"qat": QuantizationAwareTraining, "ptq": PostTraining})

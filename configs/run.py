@@ -12,6 +12,7 @@ from .compression import (
     PRUNING,
     QUANTIZATION,
     MagnitudePruning,
+    PostTraining,
     QuantizationAwareTraining,
     TfmotPruning,
 )
@@ -103,7 +104,7 @@ class RunConfig(Config):
     pruning: MagnitudePruning | TfmotPruning = nested(
         MagnitudePruning(), kinds=PRUNING, help="how to prune"
     )
-    quantization: QuantizationAwareTraining = nested(
+    quantization: QuantizationAwareTraining | PostTraining = nested(
         QuantizationAwareTraining(), kinds=QUANTIZATION, help="how to quantize"
     )
     init_checkpoint: str | None = flag(

@@ -24,6 +24,8 @@ from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.models.roles import kind_is_wrapper
 
+Images = Callable[[int], npt.NDArray[np.float32]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -33,20 +35,24 @@ class Stage:
         steps: optimizer steps of the stage.
         preprocessing: how pixels became the inputs.
         images: gives the first n training inputs, `[n, height, width, channels]`, preprocessed.
+        calibration: gives n images of the training split as an evaluation sees them, evenly from
+            all, in the same form; `images` where nothing is varied in training.
         ranges: low and high of tensors by layer name, where the net comes from training with fake
             quantization elsewhere (`Report.ranges` of `mobilenet.tf1_loader`).
     """
 
     steps: int
     preprocessing: Preprocessing
-    images: Callable[[int], npt.NDArray[np.float32]]
+    images: Images
     ranges: Mapping[str, tuple[float, float]] | None = None
+    calibration: Images | None = None
 
 
 class Method(tf.Module):
     """Base of all methods. Its variables are saved in the checkpoints of its stage."""
 
     config_type: ClassVar[type[Config]]
+    trains: ClassVar[bool] = True  # `apply` does all of it where this is false
 
     def __init__(self, config: Any, stage: Stage) -> None:
         super().__init__(name=type(self).__name__)
@@ -97,6 +103,7 @@ _HOMES = (
     "mobilenet.compression.pruning.magnitude",
     "mobilenet.compression.pruning.tfmot",
     "mobilenet.compression.quantization.qat",
+    "mobilenet.compression.quantization.ptq",
 )
 
 

@@ -71,8 +71,21 @@ def _noise(signal: Signal) -> float:
     return 0.0 if signal.ratio is None else float(10 ** (-signal.ratio / 10))
 
 
+@dataclasses.dataclass(frozen=True)
+class Cause:
+    """Why a tensor is noisy, and what to do about it; `remedy` is empty where nothing is wrong."""
+
+    text: str
+    remedy: str = ""
+
+
 def explain(own: Signal, inputs: Sequence[Signal], kind: str) -> str:
-    """The likeliest cause of a tensor's noise, in plain words.
+    """The likeliest cause of a tensor's noise, in plain words; see `diagnose`."""
+    return diagnose(own, inputs, kind).text
+
+
+def diagnose(own: Signal, inputs: Sequence[Signal], kind: str) -> Cause:
+    """The likeliest cause of a tensor's noise, and the remedy that fits.
 
     Args:
         own: the tensor.
@@ -80,18 +93,19 @@ def explain(own: Signal, inputs: Sequence[Signal], kind: str) -> str:
         kind: `depthwise`, `kernel` for other layers that have one, or `other`.
     """
     if own.ratio is None:
-        return "always zero"
+        return Cause("always zero")
     if own.ratio == BEST:
-        return "exact"
+        return Cause("exact")
     if own.low == 0 and np.isclose(own.high, PLACEHOLDER, rtol=1e-3):
-        return "range never moved: calibration saw only zeros here"
+        text = "range never moved: calibration saw only zeros here"
+        return Cause(text, "calibrate on more images, like those that it will see")
     signal, here = float(np.sum(np.square(own.real, dtype=np.float64))), added(own, inputs)
     if here < _OWN * _noise(own):
         worst = max(inputs, key=_noise)
-        return f"noise of its input, {worst.layer}"
+        return Cause(f"noise of its input, {worst.layer}", f"mend {worst.layer} first")
     kept = np.clip(own.real, own.low, own.high)
     if float(np.sum(np.square(own.real - kept, dtype=np.float64))) >= _MOST * here * signal:
-        return _cut(own)
+        return Cause(_cut(own), "a wider range: --ptq_steps with maximum or mse")
     rounded = np.round(kept / own.scale) * own.scale
     if float(np.sum(np.square(own.real - rounded, dtype=np.float64))) >= _MOST * here * signal:
         return _rounding(own, kind)
@@ -111,20 +125,26 @@ def _cut(own: Signal) -> str:
     )
 
 
-def _rounding(own: Signal, kind: str) -> str:
+_EQUALIZE = "equalize its channels: --ptq_steps with equalize,hard_swish"
+
+
+def _rounding(own: Signal, kind: str) -> Cause:
     channel, times = own.loudest()
     if times >= _UNEQUAL and kind == "depthwise":
-        return f"depthwise range {times:.0f} times the median channel (channel {channel})"
+        text = f"depthwise range {times:.0f} times the median channel (channel {channel})"
+        return Cause(text, _EQUALIZE)
     if times >= _UNEQUAL:
-        return f"one channel sets the range: channel {channel}, {times:.0f} times the median"
+        text = f"one channel sets the range: channel {channel}, {times:.0f} times the median"
+        return Cause(text, _EQUALIZE)
     reached = max(float(own.real.max()), 0.0) - min(float(own.real.min()), 0.0)
     wide = (own.high - own.low) / reached
     if wide >= _WIDE:
-        return f"range {wide:.0f} times what the values reach"
-    return "its own rounding, evenly spread"
+        text = f"range {wide:.0f} times what the values reach"
+        return Cause(text, "a narrower range: --ptq_steps with percentile or mse")
+    return Cause("its own rounding, evenly spread")
 
 
-def _amplified(inputs: Sequence[Signal], kind: str) -> str:
+def _amplified(inputs: Sequence[Signal], kind: str) -> Cause:
     """Neither cut off nor rounded away: the layer makes much of what its input had little of."""
     channel, times, layer = max(
         ((*signal.loudest(), signal.layer) for signal in inputs),
@@ -133,7 +153,9 @@ def _amplified(inputs: Sequence[Signal], kind: str) -> str:
     )
     if times >= _UNEQUAL:
         what = f"channel {channel}, {times:.0f} times the median"
-        return f"one channel sets the range of its input {layer}: {what}"
+        return Cause(f"one channel sets the range of its input {layer}: {what}", _EQUALIZE)
     if kind == "other":
-        return "it widens the noise of its inputs"
-    return "rounding of its kernel and of its inputs"
+        return Cause("it widens the noise of its inputs")
+    return Cause(
+        "rounding of its kernel and of its inputs", "correct its offsets: --ptq_steps with bias"
+    )

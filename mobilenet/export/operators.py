@@ -23,7 +23,7 @@ from mobilenet.runtime import flatbuffer, interpreter, parts
 
 Floats = npt.NDArray[np.floating]
 # Operators that move codes without computing, or compute what is compared behind them.
-_MOVING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "PAD", "PADV2", "MAX_POOL_2D")
+MOVING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "PAD", "PADV2", "MAX_POOL_2D")
 _EDGES = ("QUANTIZE", "DEQUANTIZE")
 _SAME = 1e-5  # relative: scales that float32 arithmetic can tell apart
 _ROUNDING = ("AveragePooling2D", "Softmax")  # layers that round in the file without a quantizer
@@ -113,13 +113,13 @@ class _Walk:
         self.content, self.inputs = content, inputs.astype(np.float32)
         self.graph = Graph(simulated)
         self.plain = {layer.name: layer for layer in plain.layers}
-        self.codes = _kept_codes(content, self.inputs)
+        self.codes = kept_codes(content, self.inputs)
         self.real = self._float_outputs(plain)
         ends = {*content.inputs, *content.outputs}
         self.makers = [
             op
             for op in content.operators
-            if op.name not in _MOVING
+            if op.name not in MOVING
             and not (op.name in _EDGES and ends.intersection(op.inputs + op.outputs))
         ]
         self.values: dict[int, Any] = {}
@@ -287,7 +287,7 @@ def _simulated_codes(layer: Any) -> npt.NDArray[np.int16]:
     return codes
 
 
-def _kept_codes(content: flatbuffer.Flatbuffer, inputs: Floats) -> dict[int, npt.NDArray[Any]]:
+def kept_codes(content: flatbuffer.Flatbuffer, inputs: Floats) -> dict[int, npt.NDArray[Any]]:
     """What every operator gave, by tensor: `[images, ...]`; the input too."""
     runner = interpreter.make(content, keep_tensors=True)
     wanted = [*content.inputs, *(index for op in content.operators for index in op.outputs)]

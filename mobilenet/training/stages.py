@@ -84,6 +84,17 @@ def _steps_per_epoch(info: data.DatasetInfo, batch: int) -> int:
     return images // batch
 
 
+@dataclasses.dataclass(frozen=True)
+class _Finished:
+    """What a stage made: the plain net, its figures, and its ranges where it is quantized."""
+
+    plain: Any
+    held_out: metrics.Metrics
+    rows: list[Row]
+    notes: list[str]
+    ranges: dict[str, npt.NDArray[np.float32]] | None
+
+
 class Chain:
     """Runs the stages of one run.
 
@@ -145,7 +156,7 @@ class Chain:
             mixed.set_weights(model.get_weights())
             return mixed
         from_scratch = name == "train" or (
-            name == "quantize" and self.config.quantization.quant_delay > 0
+            name == "quantize" and getattr(self.config.quantization, "quant_delay", 0) > 0
         )
         if not from_scratch and self.config.init_checkpoint is None:
             raise UsageError(
@@ -200,15 +211,21 @@ class Chain:
         config = _RECIPE_OF[name](self.config)
         steps = config.epochs * self._steps(config)
         return methods.create(
-            wanted, methods.Stage(steps, self.preprocessing, self._first_images, self._learnt)
+            wanted,
+            methods.Stage(
+                steps,
+                self.preprocessing,
+                self._first_images,
+                self._learnt,
+                self._calibration_images,
+            ),
         )
 
     def _steps(self, config: TrainConfig) -> int:
         return _steps_per_epoch(self.info, config.batch_size * self.strategy.num_replicas_in_sync)
 
     def _trained(self, name: str) -> Entry:
-        """A stage that trains: verbs of its method around one fit."""
-        config = _RECIPE_OF[name](self.config)
+        """A stage that makes a net: verbs of its method around one fit, where it trains."""
         wanted = _METHOD_OF[name](self.config)
         strategy.set_precision(self.config.mixed_precision)
         with self.strategy.scope():
@@ -217,26 +234,40 @@ class Chain:
                 self._check(start)
                 self.run.begin()
             method = self._method(name, wanted) if wanted is not None else None
-            job = self._job(name, config)
-            log.info(
-                "%s: %s images, %d steps an epoch, %d epochs",
-                name,
-                f"{self.info.sizes['train']:,}",
-                job.steps_per_epoch,
-                config.epochs,
-            )
-            net = start if method is None else method.apply(start)
-            with reading.explained(self.config.dataset, "train", "validation"):
-                rows = engine.fit(net, method, job)
-            held_out = self._score(net)
-            notes = method.notes(net) if method is not None else []
-            ranges = exporting.ranges_of(net)
-            plain = net if method is None else method.finalize(net)
+            trained = None
+            if method is None or method.trains:
+                trained = self._finished(*self._fit(name, start, method), method)
         strategy.set_precision("float32")
-        plain = freeze.float32_copy(plain)
-        card = self._card(name, held_out, rows, notes)
-        exporting.save_stage(plain, self.run.stage(name), card, ranges)
-        return self._entry(name, plain, held_out, rows, float_file=ranges is None)
+        if trained is None:  # such a method makes a float32 net of its own, outside any strategy
+            assert method is not None
+            trained = self._finished(method.apply(freeze.float32_copy(start)), [], method)
+        plain = freeze.float32_copy(trained.plain)
+        card = self._card(name, trained)
+        exporting.save_stage(plain, self.run.stage(name), card, trained.ranges)
+        return self._entry(name, plain, trained)
+
+    def _fit(self, name: str, start: Any, method: methods.Method | None) -> tuple[Any, list[Row]]:
+        """Trains, in the scope of the strategy."""
+        config = _RECIPE_OF[name](self.config)
+        job = self._job(name, config)
+        log.info(
+            "%s: %s images, %d steps an epoch, %d epochs",
+            name,
+            f"{self.info.sizes['train']:,}",
+            job.steps_per_epoch,
+            config.epochs,
+        )
+        net = start if method is None else method.apply(start)
+        with reading.explained(self.config.dataset, "train", "validation"):
+            return net, engine.fit(net, method, job)
+
+    def _finished(self, net: Any, rows: list[Row], method: methods.Method | None) -> _Finished:
+        """Scores a stage's net and makes it plain, in the scope that it was made in."""
+        held_out = self._score(net)
+        notes = method.notes(net) if method is not None else []
+        ranges = exporting.ranges_of(net)
+        plain = net if method is None else method.finalize(net)
+        return _Finished(plain, held_out, rows, notes, ranges)
 
     def _convert(self) -> Entry:
         """The flatbuffer of the newest net, proved against it on held-out images and measured."""
@@ -321,9 +352,16 @@ class Chain:
         with reading.explained(self.config.dataset, "test"):
             return scoring.score(scoring.inference(net), self._dataset("test"))
 
-    def _card(
-        self, name: str, held_out: metrics.Metrics, rows: list[Row], notes: list[str]
-    ) -> Card:
+    def _calibration_images(self, count: int) -> npt.NDArray[np.float32]:
+        """Training images as an evaluation sees them, evenly from all."""
+        config = self.config.dataset
+        with reading.explained(config, "train"):
+            batches = data.load(
+                config, "train", image_size=self.config.image_size, batch_size=32, limit=count
+            )
+            return np.concatenate([images.numpy() for images, _ in batches])
+
+    def _card(self, name: str, made: _Finished) -> Card:
         size = self.config.image_size
         return Card(
             architecture=self.config.model.to_json(),
@@ -334,22 +372,16 @@ class Chain:
             outputs="logits",
             dataset=self.config.dataset.name,
             stage=name,
-            metrics=_scores(held_out),
-            history=tuple(rows),
-            notes=tuple(notes),
+            metrics=_scores(made.held_out),
+            history=tuple(made.rows),
+            notes=tuple(made.notes),
         )
 
-    def _entry(
-        self,
-        name: str,
-        plain: Any,
-        held_out: metrics.Metrics,
-        rows: list[Row],
-        float_file: bool,
-    ) -> Entry:
+    def _entry(self, name: str, plain: Any, made: _Finished) -> Entry:
         figures = exporting.net_figures(plain)
-        file = self._file_figures(convert.float_flatbuffer(plain)) if float_file else {}
-        return {"stage": name, **_scores(held_out), **figures, **file, "history": rows}
+        is_float = made.ranges is None
+        file = self._file_figures(convert.float_flatbuffer(plain)) if is_float else {}
+        return {"stage": name, **_scores(made.held_out), **figures, **file, "history": made.rows}
 
     def _file_figures(self, content: bytes) -> dict[str, Any]:
         """Size, size under gzip, and the time of one image on one thread."""

@@ -15,8 +15,8 @@ from mobilenet.errors import UsageError, shorten
 
 _BATCH = 32
 _DECAY = 0.9
-_LEAST = 1e-6  # width of a range: below that its scale has no use
-_HARMLESS = 1e-3
+LEAST = 1e-6  # width of a range: below that its scale has no use
+HARMLESS = 1e-3  # upper end of a range that images left empty
 
 
 def calibrate(wrapped: Any, images: npt.NDArray[np.float32]) -> None:
@@ -93,9 +93,9 @@ def _misfit(quantizer: ActivationQuantizer | None, low: float, high: float) -> s
         return "the file does not round there"
     if quantizer.fixed is not None:
         return "the arithmetic decides the range"
-    if not (np.isfinite([low, high]).all() and low <= 0 <= high and high - low >= _LEAST):
+    if not (np.isfinite([low, high]).all() and low <= 0 <= high and high - low >= LEAST):
         return "no range around zero"
-    if quantizer.rectified and high < _LEAST:
+    if quantizer.rectified and high < LEAST:
         return "no range above zero"
     return ""
 
@@ -114,5 +114,5 @@ def settle(wrapped: Any) -> None:
                 "finite values",
                 "the net's weights are not finite",
             )
-        if span[1] - span[0] < _LEAST:
-            scheme.quantizers(wrapped)[name].variables["high"].assign(_HARMLESS)
+        if span[1] - span[0] < LEAST:
+            scheme.quantizers(wrapped)[name].variables["high"].assign(HARMLESS)

@@ -12,10 +12,13 @@ and none inside, and the converter fuses what is between them into one HARD_SWIS
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from mobilenet.configs.compression import TARGETS
-from mobilenet.errors import UsageError, one_of
+from mobilenet.errors import UsageError, one_of, shorten
 from mobilenet.models.roles import Graph, kind, unwrap
 
 WEIGHTS = {"Conv2D": "conv", "DepthwiseConv2D": "depthwise", "Dense": "dense"}
@@ -50,17 +53,19 @@ class Place:
     fixed: tuple[float, float] | None = None
 
 
-def place(model: Any, target: str = "xnnpack") -> dict[str, Place]:
+def place(model: Any, target: str = "xnnpack", keep_float: Sequence[str] = ()) -> dict[str, Place]:
     """The place of every layer that is quantized, by name.
 
     Args:
         model: a plain net.
         target: `xnnpack` writes a hard-swish out, `generic` keeps it one operator.
+        keep_float: names of layers with a kernel that stay float, or patterns of whole names.
 
     Raises:
-        UsageError: a layer is of a kind whose int8 form is not known.
+        UsageError: a layer is of a kind whose int8 form is not known, or nothing is called so.
     """
     graph = Graph(model)
+    floats = _kept_float(graph, keep_float)
     inside = hard_swish_inside(graph) if one_of("--target", target, TARGETS) == "generic" else ()
     places = {}
     for layer in graph.layers:
@@ -76,8 +81,35 @@ def place(model: Any, target: str = "xnnpack") -> dict[str, Place]:
                 f"known are {', '.join(ROUNDED)}",
             )
         rounded = not _fused(graph, layer) and layer.name not in inside
-        places[layer.name] = Place(WEIGHTS.get(name), rounded, _fixed(graph, layer))
+        weights = None if layer.name in floats else WEIGHTS.get(name)
+        places[layer.name] = Place(weights, rounded, _fixed(graph, layer))
     return places
+
+
+def _kept_float(graph: Graph, patterns: Sequence[str]) -> set[str]:
+    """Names of the layers with a kernel that the patterns match.
+
+    Raises:
+        UsageError: a pattern matches none, or is no regular expression.
+    """
+    names = [layer.name for layer in graph.layers if kind(layer) in WEIGHTS]
+    found: set[str] = set()
+    for pattern in patterns:
+        try:
+            matched = {name for name in names if re.fullmatch(pattern, name)}
+        except re.error as error:
+            raise UsageError("--keep_float", pattern, f"a regular expression ({error})") from None
+        if not matched:
+            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3)
+            remedy = f"did you mean {near[0]}?" if near else ""
+            raise UsageError(
+                "--keep_float",
+                pattern,
+                f"the name of a layer with a kernel: {shorten(names)}",
+                remedy,
+            )
+        found |= matched
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

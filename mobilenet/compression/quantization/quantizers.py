@@ -27,6 +27,7 @@ class Phase:
         delayed: training steps are those of the float net; ranges are taken meanwhile. Inference
             rounds as ever, so that an evaluation tells what the file would do.
         exporting: weight ranges are the stored ones, and the input comes on the file's own grid.
+        tuning: gradients reach the activation ranges themselves.
         decay: of the moving activation ranges, by observation.
     """
 
@@ -34,6 +35,7 @@ class Phase:
         self.observing = False
         self.delayed = False
         self.exporting = False
+        self.tuning = False
         self.decay = 0.99
 
 
@@ -155,7 +157,8 @@ class ActivationQuantizer(_Quantizer):
             return inputs
         quantized = tf.quantization.fake_quant_with_min_max_vars(values, low, high, BITS)
         quantized = tf.cast(quantized, inputs.dtype)
-        return quantized if self.phase.exporting else _pass_gradient(inputs, quantized)
+        plain = self.phase.exporting or self.phase.tuning
+        return quantized if plain else _pass_gradient(inputs, quantized)
 
     def _observe(self, values: Any, low: Any, high: Any) -> None:
         values = tf.stop_gradient(values)

@@ -59,7 +59,9 @@ def repair(wrapped: Any) -> list[Repair]:
     for layer in graph.layers:
         if kind(layer) not in WEIGHTS:
             continue
-        quantizer = quantizers[f"{variables.inner(layer).name}/kernel"]
+        quantizer = quantizers.get(f"{variables.inner(layer).name}/kernel")
+        if quantizer is None:  # stays float
+            continue
         quantizer.variables["absmax"].assign(quantizer.reach(variables.kernel(layer)))
         if quantizer.kind != "dense":  # one scale for all channels: neither fault can occur
             entry = _Convolution(graph, layer, quantizer).repair()

@@ -10,7 +10,7 @@ and never saved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,13 +108,18 @@ def to_grid(
     )
 
 
-def wrap(model: Any, preprocessing: Preprocessing, target: str = "xnnpack") -> Any:
+def wrap(
+    model: Any,
+    preprocessing: Preprocessing,
+    target: str = "xnnpack",
+    keep_float: Sequence[str] = (),
+) -> Any:
     """A copy of a plain net with quantizers in it, whose ranges are still to be set.
 
     Args:
         model: functional tf_keras net of stock layers; it is left as it is.
         preprocessing: how pixels become its inputs, which decides the input grid.
-        target: `xnnpack` or `generic`, see `placement.place`.
+        target, keep_float: see `placement.place`.
 
     Returns:
         A net of tfmot's wrappers, for `calibrate` or `set_ranges`, whose attribute `phase` steers
@@ -135,7 +140,7 @@ def wrap(model: Any, preprocessing: Preprocessing, target: str = "xnnpack") -> A
         raise UsageError("model", model.name, "a plain net; this one is quantized already")
     check_finite(model)
     _check_layers(model)
-    places = place(model, target)
+    places = place(model, target, keep_float)
 
     graph = Graph(model)
     made: dict[int, Any] = {}

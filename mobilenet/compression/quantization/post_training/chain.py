@@ -1,0 +1,353 @@
+"""The chain of post-training int8: each step is tried, judged on images it has not seen, kept or
+left out.
+
+Half of the calibration images fit, the other half judges, so what is told of the kept net holds for
+images that it was not fitted to. No label is read: a step helps where the rounded net answers more
+like the float net.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+import tf_keras
+
+from mobilenet.compression import variables
+from mobilenet.compression.quantization import scheme
+from mobilenet.compression.quantization.calibrate import HARMLESS, LEAST
+from mobilenet.compression.quantization.folding import Array
+from mobilenet.compression.quantization.placement import Place, place
+from mobilenet.compression.quantization.post_training import (
+    bias,
+    equalize,
+    ranges,
+    soften,
+    tuning,
+)
+from mobilenet.compression.quantization.post_training import (
+    images as checks,
+)
+from mobilenet.compression.quantization.post_training.observe import Observation, observe
+from mobilenet.compression.quantization.post_training.streams import Streams
+from mobilenet.configs.compression import RANGE_RULES, PostTraining
+from mobilenet.configs.dataset import Preprocessing
+from mobilenet.models.roles import Graph, kind
+
+log = logging.getLogger("mobilenet")
+Floats = npt.NDArray[np.float32]
+Span = tuple[float, float]
+_BATCH = 25
+_NOISE = 0.1  # dB; a step that costs less than this on the judging half is not noticed
+_BOUNDED = ("maximum", "bias", "repair")
+_UNBOUNDED = ("equalize", "hard_swish", "percentile", "clip", "bias", "tune", "repair")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step and what it did.
+
+    Attributes:
+        name: as in `--ptq_steps`.
+        kept: it helped on the judging half.
+        agreement: share of the judging half with the float net's top-1, with the step.
+        signal_to_noise: of the outputs there, in dB.
+        seconds: it took.
+        detail: what was changed, in words.
+    """
+
+    name: str
+    kept: bool
+    agreement: float
+    signal_to_noise: float
+    seconds: float
+    detail: str
+
+    def __str__(self) -> str:
+        verdict = "" if self.kept else ", left out: it does not help"
+        return (
+            f"{self.name}: {self.detail}; agreement {self.agreement:.1%}, "
+            f"{self.signal_to_noise:.1f} dB{verdict}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """A float net fitted to the scheme.
+
+    Attributes:
+        wrapped: the net with quantizers, its ranges set.
+        plain: the float net with the same weights, for `scheme.unwrap` and proof.
+        steps: in order.
+        repair: whether its export is to be repaired.
+        notes: lines for a person: what calibration saw, and every step.
+    """
+
+    wrapped: Any
+    plain: Any
+    steps: tuple[Step, ...]
+    repair: bool
+    notes: tuple[str, ...]
+
+
+def quantize(
+    model: Any,
+    preprocessing: Preprocessing,
+    images: Floats,
+    config: PostTraining,
+    seed: int = 0,
+) -> Quantized:
+    """Fits a float net to int8 without training.
+
+    Args:
+        model: functional tf_keras net of stock layers that gives logits; it is left as it is.
+        preprocessing: how pixels became `images`.
+        images: `[n, height, width, channels]`, as the net takes them; no labels.
+        config: which steps, and how long the tuning takes.
+        seed: of sampling and of the order of tuning.
+
+    Raises:
+        UsageError: too few images, images that are constant, not finite or in another range than
+            the net's, or a net whose int8 form is not known.
+    """
+    checks.check(images, preprocessing)
+    chain = _Chain(model, preprocessing, images, config, seed)
+    names = chosen_steps(model, config)
+    rule = next(name for name in names if name in RANGE_RULES)
+    before = [name for name in names if name in ("equalize", "hard_swish")]
+    after = [name for name in names if name in ("bias", "tune")]
+    chain.begin()
+    for name in before:
+        chain.attempt(name)
+    for name in (rule, "clip"):
+        if name in names and name != "maximum":
+            chain.attempt(name)
+    for name in after:
+        chain.attempt(name)
+    return Quantized(chain.wrapped, chain.net, tuple(chain.steps), "repair" in names, chain.notes())
+
+
+def chosen_steps(model: Any, config: PostTraining) -> tuple[str, ...]:
+    """The steps of a net: those that were named, or by its activations."""
+    if config.steps != ("auto",):
+        return config.steps
+    graph = Graph(model)
+    bounded = all(layer.max_value is not None for layer in graph.layers if kind(layer) == "ReLU")
+    return _BOUNDED if bounded and not Streams(graph).hard_swishes else _UNBOUNDED
+
+
+@dataclasses.dataclass
+class _State:
+    """What a step may change of how ranges are found; weights are in the net."""
+
+    rule: str = "maximum"
+    clip: bool = False
+    chosen: dict[str, Span] = dataclasses.field(default_factory=dict)
+    factors: dict[str, Array] = dataclasses.field(default_factory=dict)
+
+
+class _Chain:
+    """The net as far as it has come."""
+
+    def __init__(
+        self,
+        model: Any,
+        preprocessing: Preprocessing,
+        images: Floats,
+        config: PostTraining,
+        seed: int,
+    ) -> None:
+        self.config, self.seed = config, seed
+        self.fitting, self.judging = images[::2], images[1::2]
+        self.places: dict[str, Place] = place(model, keep_float=config.keep_float)
+        self.original = _compiled(model)
+        self.wanted = self.answers(self.judging)
+        self.net = tf_keras.models.clone_model(model)
+        self.net.set_weights(model.get_weights())
+        self.wrapped = scheme.wrap(model, preprocessing, keep_float=config.keep_float)
+        self.simulated = _compiled(self.wrapped)
+        self.state = _State()
+        self.steps: list[Step] = []
+        self.observed: dict[str, Observation] = {}
+        self.means: dict[str, Array] = {}
+
+    def answers(self, images: Floats) -> Floats:
+        """What the float net says, `[n, classes]`."""
+        return _outputs(self.original, images)
+
+    def begin(self) -> None:
+        """Ranges from the extremes: what every step is compared with."""
+        started = time.monotonic()
+        graph = Graph(self.net)
+        pairs = [pair.output.name for pair in Streams(graph).folded.values()]
+        names = list(dict.fromkeys([*self._ranged(), *pairs]))
+        self.observed = observe(self.net, names, self.fitting)
+        self.means = bias.original_means(self.observed, graph)
+        self._set_ranges()
+        first = Step("maximum", True, *self._judged(), time.monotonic() - started, "ranges")
+        self.steps.append(first)
+        log.info("ptq %s", first)
+
+    def attempt(self, name: str) -> None:
+        """Takes a step, and back again where it does not help."""
+        started = time.monotonic()
+        before = dataclasses.replace(
+            self.state, chosen=dict(self.state.chosen), factors=dict(self.state.factors)
+        )
+        weights, wrapped, seen = self.net.get_weights(), self.wrapped.get_weights(), self.observed
+        detail = getattr(self, f"_{name}")()
+        if not detail:
+            return
+        agreement, ratio = self._judged()
+        kept = self._helps(agreement, ratio)
+        self.steps.append(Step(name, kept, agreement, ratio, time.monotonic() - started, detail))
+        log.info("ptq %s", self.steps[-1])
+        if not kept:
+            self.state, self.observed = before, seen
+            self.net.set_weights(weights)
+            self.wrapped.set_weights(wrapped)
+
+    def _helps(self, agreement: float, ratio: float) -> bool:
+        """More agreement, by more than one image, or as much and no more noise."""
+        last = next(step for step in reversed(self.steps) if step.kept)
+        image = 1.0 / len(self.judging)
+        if abs(agreement - last.agreement) > image:
+            return agreement > last.agreement
+        return ratio > last.signal_to_noise - _NOISE
+
+    def _judged(self) -> tuple[float, float]:
+        found = _outputs(self.simulated, self.judging)
+        same = found.argmax(axis=1) == self.wanted.argmax(axis=1)
+        power = np.sum(np.square(self.wanted), dtype=np.float64)
+        noise = np.sum(np.square(found - self.wanted), dtype=np.float64)
+        return float(same.mean()), float(10 * np.log10(power / max(noise, 1e-12 * power)))
+
+    def _ranged(self) -> list[str]:
+        """Layers whose output's range comes from data."""
+        return [name for name, p in self.places.items() if p.output and p.fixed is None]
+
+    def _observe(self) -> None:
+        """The net as it is now, on the fitting half; values are counted where a rule needs them."""
+        names = self._ranged()
+        counted = names if self.state.rule != "maximum" else ()
+        self.observed = observe(self.net, names, self.fitting, counted)
+
+    def _set_ranges(self) -> None:
+        """Ranges by the rule in force, into the wrapped net with the weights of the plain one."""
+        spans = ranges.spans_of({n: self.observed[n] for n in self._ranged()}, self.state.rule)
+        if self.state.clip:
+            spans = ranges.clip_hard_swish(spans, Streams(Graph(self.net)).hard_swishes)
+        spans.update(self.state.chosen)
+        scheme.copy_weights(self.net, self.wrapped)
+        held = scheme.get_ranges(self.wrapped)
+        for name, (low, high) in spans.items():
+            held[name] = np.asarray((low, high if high - low > LEAST else HARMLESS), np.float32)
+        scheme.set_ranges(self.wrapped, held)
+
+    def _scaled(self, factors: dict[str, Array]) -> None:
+        for name, values in factors.items():
+            self.state.factors[name] = self.state.factors.get(name, 1.0) * values
+        self._observe()
+        self._set_ranges()
+
+    def _equalize(self) -> str:
+        factors = equalize.equalize(Streams(Graph(self.net)), self.observed)
+        if factors:
+            self._scaled(factors)
+        return f"{len(factors)} convolutions scaled, outputs unchanged" if factors else ""
+
+    def _hard_swish(self) -> str:
+        streams = Streams(Graph(self.net))
+        sources = [variables.inner(found.source).name for found in streams.hard_swishes]
+        if not sources:
+            return ""
+        wanted = dict.fromkeys(sources, soften.SAMPLES)
+        seen = observe(self.net, sources, self.fitting, sampled=wanted, seed=self.seed)
+        factors, spans, chosen = soften.soften(streams, seen)
+        self.state.chosen.update(spans)
+        self._scaled(factors)
+        return f"{len(chosen)} of {len(sources)} hard-swishes equalized" if chosen else ""
+
+    def _ruled(self, rule: str) -> str:
+        self.state.rule = rule
+        self._observe()
+        self._set_ranges()
+        shares = {
+            name: ranges.clipped_share(self.observed[name], span)
+            for name, span in ranges.spans_of(
+                {n: self.observed[n] for n in self._ranged()}, rule
+            ).items()
+            if name not in self.state.chosen
+        }
+        most = max(shares, key=lambda name: shares[name], default=None)
+        if most is None:
+            return "no range is left to choose"
+        return f"ranges cut off {shares[most]:.2%} of the values at most ({most})"
+
+    def _percentile(self) -> str:
+        return self._ruled("percentile")
+
+    def _mse(self) -> str:
+        return self._ruled("mse")
+
+    def _clip(self) -> str:
+        found = Streams(Graph(self.net)).hard_swishes
+        left = [x for x in found if variables.inner(x.source).name not in self.state.chosen]
+        if not left:
+            return ""
+        self.state.clip = True
+        self._set_ranges()
+        return f"ranges in front of {len(left)} hard-swishes begin at -3"
+
+    def _bias(self) -> str:
+        targets = {
+            name: mean * self.state.factors.get(name, 1.0) for name, mean in self.means.items()
+        }
+        _, done = bias.correct(self.wrapped, self.fitting, targets)
+        scheme.copy_weights(self.wrapped, self.net)
+        return f"offsets of {len(done)} convolutions corrected"
+
+    def _tune(self) -> str:
+        def told(epoch: int, loss: float) -> None:
+            log.info("ptq tune: %d of %d, loss %.4f", epoch, self.config.tuning_epochs, loss)
+
+        losses = tuning.tune(
+            self.wrapped,
+            self.fitting,
+            self.answers,
+            self.config.tuning_epochs,
+            self.config.tuning_rate,
+            self.seed,
+            told,
+        )
+        scheme.copy_weights(self.wrapped, self.net)
+        return f"offsets and ranges trained, loss {losses[0]:.4f} to {losses[-1]:.4f}"
+
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know."""
+        saw = (
+            f"calibrated on {len(self.fitting)} images, judged on {len(self.judging)} others; "
+            f"inputs from {self.fitting.min():.3g} to {self.fitting.max():.3g}"
+        )
+        kept = [f"kept float: {name}" for name in self.config.keep_float]
+        return (saw, *(str(step) for step in self.steps), *kept)
+
+
+def _compiled(net: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+    spec = tf.TensorSpec((None, *net.input_shape[1:]), tf.float32)
+    infer: Callable[[tf.Tensor], tf.Tensor] = tf.function(
+        lambda batch: net(batch, training=False), input_signature=[spec]
+    )
+    return infer
+
+
+def _outputs(infer: Callable[[tf.Tensor], tf.Tensor], images: Floats) -> Floats:
+    starts = range(0, len(images), _BATCH)
+    found = [infer(tf.constant(images[start : start + _BATCH])).numpy() for start in starts]
+    return np.concatenate(found).reshape(len(images), -1)

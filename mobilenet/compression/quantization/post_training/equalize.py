@@ -1,0 +1,87 @@
+"""Exact equalization: channels that share a tensor are brought to ranges that are alike.
+
+One range serves all channels of an activation; a channel that uses a hundredth of it has one or two
+codes. Between two convolutions a channel can be multiplied on one side and divided on the other
+without changing what the net computes (Nagel et al., arXiv 1906.04721, section 4.1; Meller et al.,
+arXiv 1902.01917).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mobilenet.compression import variables
+from mobilenet.compression.quantization.folding import Array, Folded
+from mobilenet.compression.quantization.post_training.observe import Observation
+from mobilenet.compression.quantization.post_training.streams import Stream, Streams
+
+_MOST = 64.0  # times up or down; beyond that a channel carries nothing
+_LEAST = 1e-6  # share of the largest channel: below that a channel is dead and left alone
+
+
+def equalize(streams: Streams, observed: Mapping[str, Observation]) -> dict[str, Array]:
+    """Equalizes every stream whose ends are convolutions alone. In place.
+
+    Args:
+        streams: of the plain net that is changed.
+        observed: its tensors on images, by layer name.
+
+    Returns:
+        The factor of each output channel, by name of the convolution that gives it.
+    """
+    done: dict[str, Array] = {}
+    for stream in streams:
+        if not stream.is_open:
+            continue
+        reach = reach_of(stream, observed)
+        if reach is None:
+            continue
+        factors = factors_of(reach, [reading(t) for t in stream.takers if not t.depthwise])
+        stream.scale(factors)
+        done.update({maker.name: factors for maker in stream.makers})
+    return done
+
+
+def reach_of(stream: Stream, observed: Mapping[str, Observation]) -> Array | None:
+    """The largest magnitude of each channel over the tensors that the file rounds."""
+    names = [variables.inner(layer).name for layer in stream.tensors]
+    seen = [observed[name] for name in names if name in observed]
+    if not seen:
+        return None
+    found: Array = np.max([np.maximum(x.high, -x.low) for x in seen], axis=0)
+    return found
+
+
+def reading(taker: Folded) -> Array:
+    """How much of the range of its kernel each input channel uses at most, in 0..1."""
+    kernel = np.abs(np.asarray(taker.kernel, np.float64))
+    kernel = kernel.reshape(-1, *kernel.shape[-2:]).max(axis=0)  # [input, output]
+    widest = kernel.max(axis=0)
+    found: Array = (kernel / np.where(widest > 0, widest, 1.0)).max(axis=1)
+    return found
+
+
+def factors_of(reach: Array, readings: list[Array]) -> Array:
+    """The factor of each channel.
+
+    Behind a depthwise layer, which has a scale per channel, all ranges can be alike. A 1x1 kernel
+    has a scale per *output* channel: what is taken from the activations' spread is given to the
+    weights', so the two meet in the middle.
+
+    Args:
+        reach: largest magnitude of each channel.
+        readings: `reading` of each convolution behind that is not depthwise.
+    """
+    live = reach > _LEAST * reach.max()
+    if not live.any():
+        return np.ones_like(reach)
+    safe = np.where(live, reach, 1.0)
+    if readings:
+        widest = np.maximum(np.max(readings, axis=0), _LEAST)
+        factors = np.sqrt(widest / safe)
+    else:
+        factors = 1.0 / safe
+    factors = factors / np.median(factors[live])
+    return np.where(live, np.clip(factors, 1 / _MOST, _MOST), 1.0)

@@ -1,0 +1,96 @@
+"""`python -m mobilenet.profiler`: an int8 file beside the float net that it should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mobilenet import cli
+from mobilenet.configs.base import number
+from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.errors import UsageError
+from mobilenet.runtime import classifier
+
+COMMAND = cli.Command(
+    "mobilenet.profiler",
+    "Where an int8 file loses the signal of its float net, tensor by tensor, and what mends it.",
+    [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir")],
+    (
+        cli.option(
+            "against",
+            str,
+            None,
+            "the float net: a model folder, .keras or SavedModel",
+            group="model",
+        ),
+        cli.option("images", int, 16, "held-out images that both are run on"),
+        cli.option("worst", int, None, "only so many lines, those of the least signal to noise"),
+    ),
+    arguments="FILE.tflite",
+)
+
+
+def run(argv: list[str]) -> int | None:
+    parsed = COMMAND.parse(argv)
+    options = parsed.options
+    if len(parsed.arguments) != 1:
+        raise UsageError("FILE.tflite", parsed.arguments or None, "one flatbuffer or export folder")
+    if options["against"] is None:
+        raise UsageError(
+            "--against", None, "the float net of the file", "as in --against runs/x/train"
+        )
+    number("--images", options["images"], least=1, integer=True)
+    if options["worst"] is not None:
+        number("--worst", options["worst"], least=1, integer=True)
+    path = Path(parsed.arguments[0])
+    file = classifier.Classifier(path / classifier.MODEL if path.is_dir() else path)
+    with cli.starting_tensorflow():
+        from mobilenet.export import freeze
+        from mobilenet.models import folder
+        from mobilenet.reporting import profile
+    net = folder.load(options["against"])
+    lines = profile.compare(
+        file.content,
+        freeze.float32_copy(net.model),
+        *_images(parsed, net.card, file),
+    )
+    if options["worst"] is not None:
+        lines = sorted(lines, key=lambda line: line.accumulated or 0.0)[: options["worst"]]
+    heads = [
+        "layer",
+        "operator",
+        "range",
+        "reached",
+        "outlier",
+        "dB alone",
+        "dB",
+        "cause",
+        "remedy",
+    ]
+    print(cli.table(heads, [_row(line) for line in lines]))
+    return None
+
+
+def _row(line: Any) -> list[str]:
+    def decibels(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1f}"
+
+    return [
+        line.layer,
+        line.operator,
+        f"{line.low:.3g}..{line.high:.3g}",
+        f"{line.reached[0]:.3g}..{line.reached[1]:.3g}",
+        f"{line.outliers:.1f}",
+        decibels(line.alone),
+        decibels(line.accumulated),
+        line.cause,
+        line.remedy or "-",
+    ]
+
+
+def main() -> None:
+    cli.main(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,372 @@
+"""The steps of post-training int8, each against numpy, and the chain that keeps those that help."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from compression_nets import SIZE, WAY, L, inputs, liven, toy
+
+from mobilenet.compression.quantization import scheme
+from mobilenet.compression.quantization.calibrate import calibrate
+from mobilenet.compression.quantization.folding import Folded
+from mobilenet.compression.quantization.post_training import (
+    bias,
+    chain,
+    equalize,
+    ranges,
+    soften,
+    tuning,
+)
+from mobilenet.compression.quantization.post_training.observe import Observation, observe
+from mobilenet.compression.quantization.post_training.streams import Streams
+from mobilenet.configs import archs
+from mobilenet.configs.compression import PostTraining
+from mobilenet.errors import UsageError
+from mobilenet.models.builder import build
+from mobilenet.models.roles import Graph, kind
+
+PX = 64  # squeeze-excite maps are larger than one place
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    """V3-small, narrow; do not change it."""
+    tf_keras.utils.set_random_seed(1)
+    fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
+    return liven(build(archs.get("mobilenet_v3_small", **fields), (PX, PX, 3)))
+
+
+def clone(model: Any) -> Any:
+    copy = tf_keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def answers(model: Any, images: np.ndarray) -> np.ndarray:
+    return model(images, training=False).numpy().reshape(len(images), -1)
+
+
+def relu_net() -> Any:
+    """Two convolutions with a depthwise one and an unbounded ReLU between."""
+    tf_keras.utils.set_random_seed(5)
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.Conv2D(6, 3, padding="same", name="first")(source)
+    x = L.BatchNormalization(name="norm")(x)
+    x = L.ReLU(name="relu")(x)
+    x = L.DepthwiseConv2D(3, padding="same", name="middle")(x)
+    x = L.ReLU(name="again")(x)
+    x = L.Conv2D(4, 1, name="last")(x)
+    x = L.GlobalAveragePooling2D(name="pool")(x)
+    return liven(tf_keras.Model(source, x))
+
+
+def spread(model: Any, seed: int = 0, octaves: float = 4.0) -> Any:
+    """The same function, whose channels differ by powers of two where nothing sees it."""
+    copy, rng = clone(model), np.random.default_rng(seed)
+    for stream in Streams(Graph(copy)):
+        if stream.is_open:
+            stream.scale(2.0 ** rng.uniform(-octaves, octaves, stream.channels))
+    return copy
+
+
+def test_a_kernel_and_its_batch_norm_are_an_affine_map() -> None:
+    model = relu_net()
+    pair = Folded(Graph(model), model.get_layer("first"))
+    multiplier, offset = pair.affine()
+    read = tf_keras.Model(model.inputs, model.get_layer("norm").output)
+    kernel = model.get_layer("first").kernel.numpy()
+    plain = tf.nn.conv2d(inputs(2), kernel, 1, "SAME").numpy()
+    np.testing.assert_allclose(plain * multiplier + offset, read(inputs(2)), atol=2e-5)
+
+
+def test_streams_end_at_convolutions_and_close_at_what_bends(small: Any) -> None:
+    streams = Streams(Graph(small))
+    named = {s.name: s for s in streams}
+    residual = named["expanded_conv_1_project"]
+    assert [m.name for m in residual.makers] == [
+        "expanded_conv_1_project",
+        "expanded_conv_2_project",
+    ]
+    assert [t.name for t in residual.takers] == ["expanded_conv_2_expand", "expanded_conv_3_expand"]
+    gated = named["expanded_conv_depthwise"]  # a factor passes the squeeze-excite product
+    assert [t.name for t in gated.takers] == [
+        "expanded_conv_squeeze_excite_squeeze",
+        "expanded_conv_project",
+    ]
+    assert not named["expanded_conv_3_expand"].is_open  # hard-swish
+    assert not named["expanded_conv_squeeze_excite_excite"].is_open  # hard sigmoid
+    assert not any(
+        s.is_open for s in Streams(Graph(toy())) if s.makers[:1] and s.name == "a"
+    )  # ReLU6
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v3_small", "mobilenet_edgetpu"])
+def test_scaling_a_stream_changes_no_output(name: str) -> None:
+    tf_keras.utils.set_random_seed(2)
+    fields = {"width_multiplier": 0.25, "num_classes": 5, "classifier_activation": None}
+    model = liven(build(archs.get(name, **fields), (PX, PX, 3)))
+    before = answers(model, inputs(4, PX))
+    after = answers(spread(model), inputs(4, PX))
+    np.testing.assert_allclose(after, before, atol=1e-4 * np.abs(before).max())
+
+
+def test_tensors_are_observed_as_numpy_sees_them() -> None:
+    model, images = relu_net(), inputs(23)
+    seen = observe(model, ["norm", "relu"], images, counted=["norm"], sampled={"relu": 40})
+    values = tf_keras.Model(model.inputs, model.get_layer("norm").output)(images).numpy()
+    flat = values.reshape(-1, 6).astype(np.float64)
+    np.testing.assert_allclose(seen["norm"].low, flat.min(0), rtol=1e-5)
+    np.testing.assert_allclose(seen["norm"].high, flat.max(0), rtol=1e-5)
+    np.testing.assert_allclose(seen["norm"].mean, flat.mean(0), atol=1e-5)
+    found, counts = seen["norm"].values()
+    assert counts.sum() == flat.size
+    assert counts[found > 0].sum() == (flat > 0).sum()
+    middle = np.sort(flat.ravel())[
+        np.searchsorted(np.cumsum(counts), flat.size // 2) * 0 + flat.size // 2
+    ]
+    assert np.interp(flat.size / 2, np.cumsum(counts), found) == pytest.approx(middle, abs=0.02)
+    sampled = seen["relu"].samples
+    assert sampled is not None and sampled.shape[0] >= 40
+    assert np.isin(sampled, np.maximum(values, 0).astype(np.float32)).all()
+
+
+def test_equalization_makes_ranges_alike_and_keeps_the_answers() -> None:
+    model = spread(relu_net())
+    before = answers(model, inputs(8))
+    names = ["relu", "again"]
+    seen = observe(model, names, inputs(16))
+    factors = equalize.equalize(Streams(Graph(model)), seen)
+    after = observe(model, names, inputs(16))
+    assert set(factors) == {"first", "middle"}
+    # In front of a depthwise layer all ranges are alike.
+    assert np.ptp(after["relu"].high) < 1e-3 * after["relu"].high.max()
+    np.testing.assert_allclose(answers(model, inputs(8)), before, rtol=1e-3, atol=1e-4)
+    # In front of a 1x1 kernel activations and weights share what there is to give.
+    kernel = np.abs(model.get_layer("last").kernel.numpy()).reshape(-1, 4)
+    share = (kernel / kernel.max(axis=0)).max(axis=1)
+    relative = after["again"].high / after["again"].high.max()
+    assert np.log2(relative).std() < np.log2(seen["again"].high).std() / 1.5
+    assert share.min() > 0.05
+
+
+def test_factors_meet_in_the_middle() -> None:
+    reach, reading = np.array([1.0, 4.0, 16.0, 0.0]), np.array([1.0, 0.25, 1.0, 1.0])
+    factors = equalize.factors_of(reach, [reading])
+    balanced = np.sqrt(reading[:3] / reach[:3])
+    np.testing.assert_allclose(factors[:3], balanced / np.median(balanced))
+    assert factors[3] == 1.0  # a dead channel
+    np.testing.assert_allclose(equalize.factors_of(reach, [])[:3] * reach[:3], 4.0)
+
+
+def rounded(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """int8 codes of a range that holds zero, written again here."""
+    scale = (high - low) / 255
+    zero = np.round(-low / scale)
+    return (np.clip(np.round(values / scale + zero), 0, 255) - zero) * scale
+
+
+def test_soft_equalization_lessens_the_error_of_small_and_large_channels() -> None:
+    rng = np.random.default_rng(0)
+    samples = np.stack(
+        [rng.normal(0, 2, 500), rng.normal(-0.07, 0.05, 500), rng.normal(15, 5, 500)], axis=1
+    )
+    weights = np.array([1.0, 1e4, 1e-2])
+    made = soften.choose(samples, weights, float(samples.max()))
+
+    def error(before: np.ndarray, behind: np.ndarray, high: float) -> float:
+        def swish(x: np.ndarray) -> np.ndarray:
+            return x * np.clip(x + 3, 0, 6) / 6
+
+        given = behind * rounded(swish(rounded(before * samples, -3, high)), -0.375, high)
+        return float(weights @ np.square(given - swish(samples)).mean(axis=0))
+
+    plain = error(np.ones(3), np.ones(3), float(samples.max()))
+    chosen = error(made.before, made.behind, made.high)
+    assert chosen == pytest.approx(made.error, rel=0.1)
+    assert chosen < plain / 10
+    assert made.before[1] > 1 > made.before[2]  # the tiny goes up, the outlier down
+    assert made.high < samples.max() / 2
+
+
+def test_soft_equalization_reaches_every_hard_swish(small: Any) -> None:
+    model, images = clone(small), inputs(16, PX)
+    streams = Streams(Graph(model))
+    names = [found.source.name for found in streams.hard_swishes]
+    seen = observe(model, names, images, sampled=dict.fromkeys(names, 200))
+    factors, spans, chosen = soften.soften(streams, seen)
+    assert len(chosen) == len(names) == 19
+    assert all(c.error <= c.error_before * 1.0001 for c in chosen.values())
+    assert {low for low, _ in spans.values()} == {-3.0, -0.375}
+    before, after = answers(small, images), answers(model, images)
+    assert np.square(after - before).mean() < 0.1 * np.square(before).mean()
+    assert set(factors) <= {layer.name for layer in model.layers}
+
+
+def seen_of(values: np.ndarray) -> Observation:
+    counts = np.bincount(values.astype(np.float32).view(np.uint16)[1::2], minlength=1 << 16)
+    return Observation(values.min(keepdims=True), values.max(keepdims=True), values, counts)
+
+
+def test_a_percentile_cuts_off_as_much_as_it_says() -> None:
+    values = np.random.default_rng(0).standard_t(3, 200_000)
+    low, high = ranges.span_of(seen_of(values), "percentile")
+    wanted = np.percentile(values, [0.005, 99.995])
+    np.testing.assert_allclose([low, high], wanted, rtol=0.02)
+    positive = np.abs(values)
+    low, high = ranges.span_of(seen_of(positive), "percentile")
+    assert low == 0 and high == pytest.approx(np.percentile(positive, 99.99), rel=0.02)
+    assert ranges.clipped_share(seen_of(positive), (low, high)) == pytest.approx(1e-4, rel=0.5)
+
+
+def test_the_least_error_is_found() -> None:
+    rng = np.random.default_rng(1)
+    values = np.append(np.abs(rng.normal(0, 1, 1_000_000)), 40.0)  # one far away
+    low, high = ranges.span_of(seen_of(values), "mse")
+    tried = {
+        end: np.square(rounded(values, 0, end) - values).mean() for end in np.geomspace(3, 60, 30)
+    }
+    best = min(tried.values())
+    assert low == 0
+    assert np.square(rounded(values, 0, high) - values).mean() < 1.1 * best
+    assert high < values.max() / 2
+
+
+def test_extremes_hold_zero_and_hard_swish_begins_at_minus_three(small: Any) -> None:
+    assert ranges.span_of(seen_of(np.array([2.0, 3.0])), "maximum") == (0.0, 3.0)
+    found = Streams(Graph(small)).hard_swishes
+    name = found[0].source.name
+    assert ranges.clip_hard_swish({name: (-9.0, 5.0), "x": (-9.0, 5.0)}, found) == {
+        name: (-3.0, 5.0),
+        "x": (-9.0, 5.0),
+    }
+
+
+def test_corrected_offsets_give_every_channel_its_mean() -> None:
+    model, images = relu_net(), inputs(30)
+    pairs = {"first": "norm", "middle": "middle", "last": "last"}
+    seen = observe(model, list(pairs.values()), images)
+    means = bias.original_means(seen, Graph(model))
+    wrapped = scheme.wrap(model, WAY)
+    calibrate(wrapped, images)
+    # A coarse first tensor: what is behind it is far off.
+    scheme.quantizers(wrapped)["relu"].variables["high"].assign(40.0)
+    off = answers(wrapped, images) - answers(model, images)
+    said, done = bias.correct(wrapped, images, means)
+    assert set(done) == set(pairs) and max(done.values()) > 1e-3
+    np.testing.assert_allclose(said, answers(wrapped, images), atol=1e-5)
+    now = answers(wrapped, images) - answers(model, images)
+    assert np.abs(now.mean(0)).max() < 0.1 * np.abs(off.mean(0)).max()
+    for name, output in pairs.items():
+        before = seen[output].mean
+        reader = tf_keras.Model(wrapped.inputs, wrapped.get_layer(f"quant_{output}").output)
+        mean = reader(images, training=False).numpy().reshape(-1, len(before)).mean(0)
+        step = 0.02 * np.abs(before).max() if name != "first" else 1e-4
+        np.testing.assert_allclose(mean, before, atol=step, err_msg=name)
+
+
+def test_tuning_moves_offsets_and_ranges_alone(small: Any) -> None:
+    images = inputs(20, PX)
+    wrapped = scheme.wrap(small, WAY)
+    calibrate(wrapped, images)
+    kernels = {w.name: w.numpy() for w in wrapped.weights if "kernel" in w.name}
+    held = scheme.get_ranges(wrapped)
+    losses = tuning.tune(wrapped, images, lambda x: answers(small, x), epochs=6, rate=3e-3)
+    assert losses[-1] < 0.9 * losses[0]
+    for weight in wrapped.weights:
+        if weight.name in kernels:
+            np.testing.assert_array_equal(weight.numpy(), kernels[weight.name])
+    now = scheme.get_ranges(wrapped)
+    fixed = [n for n, q in scheme.quantizers(wrapped).items() if getattr(q, "fixed", None)]
+    assert all((now[name] == held[name]).all() for name in fixed)
+    assert sum(bool((now[name] != held[name]).any()) for name in now) > len(now) // 4
+    off = tuning.tune(wrapped, images, lambda x: answers(small, x), epochs=1, rate=1e-9)[0]
+    assert off < losses[0]
+
+
+def test_the_chain_wins_back_what_unequal_channels_cost() -> None:
+    model = spread(relu_net(), octaves=5)
+    images, unseen = inputs(40), inputs(40, seed=9)
+    naive = scheme.wrap(model, WAY)
+    calibrate(naive, images)
+    wanted = answers(model, unseen)
+    made = chain.quantize(model, WAY, images, PostTraining(tuning_epochs=2))
+
+    def noise(found: np.ndarray) -> float:
+        return float(np.square(found - wanted).sum() / np.square(wanted).sum())
+
+    assert noise(answers(made.wrapped, unseen)) < noise(answers(naive, unseen)) / 10
+    assert [step.name for step in made.steps][:2] == ["maximum", "equalize"]
+    assert "calibrated on 20 images, judged on 20 others" in made.notes[0]
+    np.testing.assert_allclose(answers(made.plain, unseen), wanted, atol=0.2 * np.abs(wanted).max())
+
+
+def test_a_step_that_does_not_help_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(wrapped: Any, images: Any, targets: Any) -> Any:
+        for layer in wrapped.layers:
+            if kind(layer) == "BatchNormalization":
+                beta = next(w for w in layer.weights if "beta" in w.name)
+                beta.assign(beta + 3.0)
+        return None, {"everything": 3.0}
+
+    monkeypatch.setattr(bias, "correct", spoil)
+    model = relu_net()
+    made = chain.quantize(model, WAY, inputs(40), PostTraining(steps=("maximum", "bias")))
+    assert [(step.name, step.kept) for step in made.steps] == [("maximum", True), ("bias", False)]
+    assert "left out: it does not help" in made.notes[-1]
+    np.testing.assert_array_equal(made.plain.get_weights()[2], model.get_weights()[2])
+    np.testing.assert_allclose(
+        answers(made.wrapped, inputs(4)), answers(model, inputs(4)), atol=0.1
+    )
+
+
+def test_nets_with_relu6_alone_need_no_more_than_offsets(small: Any) -> None:
+    config = PostTraining()
+    tf_keras.utils.set_random_seed(0)
+    assert chain.chosen_steps(toy_relu6(), config) == ("maximum", "bias", "repair")
+    assert "tune" in chain.chosen_steps(small, config)
+
+
+def toy_relu6() -> Any:
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.ReLU(6.0)(L.Conv2D(4, 3)(source))
+    return tf_keras.Model(source, L.Flatten()(L.GlobalAveragePooling2D(keepdims=True)(x)))
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (inputs(3), "calibration images: got 3, expected at least 8"),
+        (np.full((20, SIZE, SIZE, 3), 0.5, np.float32), "one colour each"),
+        (inputs(20) * np.float32(127.5) + np.float32(127.5), "expected values from -1 to 1"),
+        (inputs(20) * np.float32(np.nan), "calibration images: got 'NaN or infinity'"),
+        (inputs(20) * np.float32(0.004), "they may have been scaled twice"),
+    ],
+)
+def test_images_that_no_range_can_be_taken_from(images: np.ndarray, words: str) -> None:
+    with pytest.raises(UsageError, match="^calibration images") as raised:
+        chain.quantize(toy_relu6(), WAY, images, PostTraining())
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (("equalise",), "did you mean equalize?"),
+        (("bias", "maximum"), "steps in the order"),
+        (("maximum", "mse"), "one of maximum, percentile, mse"),
+        (("bias",), "one of maximum, percentile, mse"),
+    ],
+)
+def test_steps_that_cannot_be(steps: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UsageError, match="^--ptq_steps") as raised:
+        PostTraining(steps=steps)
+    assert words in str(raised.value)
+
+
+def test_an_unknown_layer_to_keep_float() -> None:
+    with pytest.raises(UsageError, match="--keep_float: got 'frist'.*did you mean first"):
+        scheme.wrap(relu_net(), WAY, keep_float=("frist",))
