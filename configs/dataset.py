@@ -136,10 +136,11 @@ DIGITS = DatasetConfig(
 MNIST = DIGITS.replace(name="mnist")
 FOLDER = DatasetConfig("image_folder", area_min=0.25)
 LIST = FOLDER.replace(name="image_list")
+FILES = FOLDER.replace(name="image_files")  # a folder of images without classes, to calibrate on
 RECORDS = DatasetConfig("tfrecord", label_offset=1)
 
 
 def get(name: str) -> DatasetConfig:
     """The defaults of a data set by name; a name that is not ours is taken to be TFDS'."""
-    known = {c.name: c for c in (DIGITS, MNIST, FOLDER, LIST, RECORDS)}
+    known = {c.name: c for c in (DIGITS, MNIST, FOLDER, LIST, FILES, RECORDS)}
     return known.get(name, DatasetConfig(name))

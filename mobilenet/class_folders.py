@@ -90,6 +90,22 @@ def find(root: str | os.PathLike[str] | None) -> ClassFolders:
     return ClassFolders(_labels(base, classes), splits)
 
 
+def find_plain(root: str | os.PathLike[str]) -> ClassFolders:
+    """Lists the images that lie in a folder itself, without classes: all are for training.
+
+    Raises:
+        UsageError: the folder is missing or has no image.
+    """
+    base = Path(root)
+    if not base.is_dir():
+        raise UsageError("--data_dir", str(root), "a folder that exists")
+    files = _image_files(base)
+    if not files:
+        kinds = " ".join(EXTENSIONS)
+        raise UsageError("--data_dir", str(root), f"a folder with images ({kinds}); there is none")
+    return ClassFolders(("",), {"train": tuple((path, 0) for path in files)})
+
+
 def _folders(base: Path) -> list[Path]:
     try:
         return sorted(
@@ -105,11 +121,7 @@ def _images(base: Path) -> dict[str, list[Path]]:
     """Image files by class folder, both sorted."""
     found = {}
     for folder in _folders(base):
-        with os.scandir(folder) as entries:
-            names = [
-                e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and e.name[0] != "."
-            ]
-        found[folder.name] = [folder / name for name in sorted(names)]
+        found[folder.name] = _image_files(folder)
     bare = [name for name, files in found.items() if not files]
     if not found:
         raise UsageError(
@@ -123,6 +135,18 @@ def _images(base: Path) -> dict[str, list[Path]]:
             "add images or remove the folder",
         )
     return found
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """The images in a folder, sorted; no hidden ones."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise UsageError(
+            "--data_dir", str(folder), f"a folder that can be read ({error.strerror})"
+        ) from None
+    names = [n for n in names if n.lower().endswith(EXTENSIONS) and not n.startswith(".")]
+    return [folder / name for name in sorted(names)]
 
 
 def _split_folders(

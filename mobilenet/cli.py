@@ -34,9 +34,10 @@ from mobilenet.configs.base import Config, number
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError, one_of
 from mobilenet.process import main, starting_tensorflow, table
-from mobilenet.specs import GROUPS, FlagSpec, flag_specs, option
+from mobilenet.specs import CALIBRATION, GROUPS, FlagSpec, flag_specs, option
 
 __all__ = [
+    "CALIBRATION",
     "Command",
     "FlagSpec",
     "Parsed",

@@ -7,11 +7,18 @@ from typing import Any
 
 from mobilenet import cli
 from mobilenet.configs import dataset as datasets
+from mobilenet.configs import formats
 from mobilenet.configs.base import number
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
 
 _FORM = (
+    cli.option(
+        "quantization",
+        str,
+        None,
+        f"number format for a float net: {', '.join(formats.FORMATS)}; float32 when left out",
+    ),
     cli.option(
         "io", str, None, "type of both ends: int8, uint8 or float32; the inside's when left out"
     ),
@@ -44,6 +51,7 @@ COMMAND = cli.Command(
             "output", str, None, "the export folder; `export` beside the model folder when left out"
         ),
         *_FORM,
+        *cli.CALIBRATION,
         *_LIMITS,
     ),
 )
@@ -55,15 +63,16 @@ def run(argv: list[str]) -> int | None:
     if options["model"] is None:
         raise UsageError("--model", None, "a saved net", "python -m mobilenet.trainer makes one")
     _check(options)
+    calibrated = _calibrated(parsed)
     with cli.starting_tensorflow():
         from mobilenet.export import form as forms
         from mobilenet.export import verify
-        from mobilenet.training import exporting
+        from mobilenet.training import calibration, exporting, making, reading
     form = forms.Form(**{spec.name: options[spec.name] for spec in _FORM})
     source = Path(options["model"])
     target = Path(options["output"] or source.resolve().parent / "export")
     exporting.check_place(target)
-    opened = exporting.open_source(source)
+    opened = making.open_source(source)
     form.ends(opened.quantized)
     shape = form.shape(opened.net.model.input_shape[1:])
     name = parsed.settings.get("name", opened.net.card.dataset or datasets.DIGITS.name)
@@ -75,14 +84,20 @@ def run(argv: list[str]) -> int | None:
         operator_steps=options["max_operator_steps"],
         partitions=options["max_partitions"],
     )
-    images = _images(data, opened.net.card, shape, options["verify_images"])
-    print(_told(exporting.export(opened, target, images, form, limits)))
+    way = exporting.preprocessing_of(opened.net.card, data)
+    images = reading.images(data, "test", shape, way, options["verify_images"])
+    seen = None
+    if calibrated:
+        place = options["calibration_dataset"], options["calibration_dir"]
+        seen = calibration.load(*place, data, shape, way, options["calibration_images"])
+    print(_told(exporting.export(opened, target, images, form, limits, seen)))
     return None
 
 
 def _check(options: dict[str, Any]) -> None:
     """Numbers that can be judged before anything is loaded."""
     number("--verify_images", options["verify_images"], least=1, integer=True)
+    number("--calibration_images", options["calibration_images"], least=8, integer=True)
     for name in ("min_agreement", "min_clear_agreement"):
         number(f"--{name}", options[name], least=0, most=1)
     for name in ("max_mean_steps", "max_operator_steps"):
@@ -90,6 +105,17 @@ def _check(options: dict[str, Any]) -> None:
             number(f"--{name}", options[name], least=0)
     if options["max_partitions"] is not None:
         number("--max_partitions", options["max_partitions"], least=1, integer=True)
+
+
+def _calibrated(parsed: cli.Parsed) -> bool:
+    """Whether ranges are taken from images; flags that say which are refused where none are."""
+    wanted = parsed.options["quantization"]
+    calibrated = wanted is not None and formats.get(wanted).calibrated
+    given = [spec.name for spec in cli.CALIBRATION if spec.name in parsed.given]
+    if given and not calibrated:
+        expected = f"--quantization {' or '.join(formats.CALIBRATED)}, which take ranges"
+        raise UsageError(f"--{given[0]}", parsed.options[given[0]], expected)
+    return calibrated
 
 
 def _told(made: Any) -> str:
@@ -100,27 +126,6 @@ def _told(made: Any) -> str:
         return told
     heads = ["layers that lose most", "operator", "dB in", "dB out", "likeliest cause"]
     return f"{told}\n\n{cli.table(heads, lossy)}"
-
-
-def _images(data: DatasetConfig, card: Any, shape: tuple[int, int, int], count: int) -> Any:
-    """Held-out images as the net takes them."""
-    import numpy as np
-
-    from mobilenet import data as room
-    from mobilenet.training import exporting, reading
-
-    batches = room.load(
-        data,
-        "test",
-        image_size=shape[:2],
-        batch_size=32,
-        channels=shape[2],
-        preprocessing=exporting.preprocessing_of(card, data),
-    )
-    with reading.explained(data, "test"):
-        return np.concatenate([images.numpy() for images, _ in batches.take(-(-count // 32))])[
-            :count
-        ]
 
 
 def main() -> None:

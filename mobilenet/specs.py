@@ -1,4 +1,6 @@
-"""Which flags a config has: every field with a `help`, through the configs nested in it."""
+"""Which flags a config has: every field with a `help`, through the configs nested in it. And flags
+that several commands share.
+"""
 
 from __future__ import annotations
 
@@ -62,6 +64,25 @@ def option(
 ) -> FlagSpec:
     """A flag of the command itself, outside any config."""
     return FlagSpec(name, "", kind, help, default, short, group, main)
+
+
+CALIBRATION = (
+    option(
+        "calibration_dataset",
+        str,
+        None,
+        "ranges are taken from its training split; --dataset_name's when left out",
+        group="data",
+    ),
+    option(
+        "calibration_dir",
+        str,
+        None,
+        "its place, or a list or folder of images without classes",
+        group="data",
+    ),
+    option("calibration_images", int, 200, "at most so many of them, spread evenly", group="data"),
+)
 
 
 def flag_specs(config: type[Config] | Config) -> list[FlagSpec]:

@@ -36,6 +36,7 @@ def load(
     channels: int = 3,
     preprocessing: Preprocessing | str | None = None,
     parallel_calls: int | None = None,
+    limit: int | None = None,
 ) -> tf.data.Dataset:
     """Opens a split of a data set.
 
@@ -52,6 +53,7 @@ def load(
         channels: 3, or 1 for grey; grey sets become RGB with 3.
         preprocessing: what the net wants; `None` takes the data set's.
         parallel_calls: images decoded at a time; `None` lets tf.data choose.
+        limit: outside training, at most so many images, spread evenly over the split.
 
     Returns:
         Batches of float32 `[batch, height, width, channels]` and int32 `[batch]`.
@@ -64,6 +66,8 @@ def load(
     config = datasets.get(dataset) if isinstance(dataset, str) else dataset
     number("--batch_size", batch_size, least=1, integer=True)
     number("start_step", start_step, least=0, integer=True)
+    if limit is not None:
+        number("limit", limit, least=1, integer=True)
     number("--seed", seed, integer=True)
     one_of("channels", str(channels), ("1", "3"))
     size = _size(image_size)
@@ -76,11 +80,16 @@ def load(
         batches = tf.data.Dataset.zip((tf.data.Dataset.counter(start_step), batches))
         batches = batches.map(mapper, calls, deterministic=True)
     else:
-        batches = _evaluation(opened, scaling, size, channels, batch_size, calls).skip(start_step)
+        batches = _evaluation(opened, scaling, size, channels, batch_size, calls, limit)
+        batches = batches.skip(start_step)
+    return batches.with_options(_options()).prefetch(tf.data.AUTOTUNE)
+
+
+def _options() -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return batches.with_options(options).prefetch(tf.data.AUTOTUNE)
+    return options
 
 
 def _size(image_size: int | tuple[int, int]) -> Size:
@@ -170,7 +179,13 @@ def _finish_training(
 
 
 def _evaluation(
-    opened: Split, scaling: Preprocessing, size: Size, channels: int, batch_size: int, calls: Any
+    opened: Split,
+    scaling: Preprocessing,
+    size: Size,
+    channels: int,
+    batch_size: int,
+    calls: Any,
+    limit: int | None,
 ) -> tf.data.Dataset:
     def digit(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         image = images.evaluation_pixels(tf.repeat(image, channels, axis=-1), scaling, size)
@@ -183,9 +198,19 @@ def _evaluation(
 
     if isinstance(opened, sources.DigitSplit):
         grey = digits.enlarge(opened.cells, size, channels=1)
-        found = tf.data.Dataset.from_tensor_slices((grey, opened.labels))
-        found = found.map(digit, calls, deterministic=True)
+        items = tf.data.Dataset.from_tensor_slices((grey, opened.labels))
+        found = _spread(items, opened.size, limit).map(digit, calls, deterministic=True)
     else:
-        found = opened.in_order().map(photo, calls, deterministic=True)
+        items = _spread(opened.in_order(), opened.size, limit)
+        found = items.map(photo, calls, deterministic=True)
+    count = min(opened.size, limit or opened.size)
     batches = found.batch(batch_size)
-    return batches.apply(tf.data.experimental.assert_cardinality(-(-opened.size // batch_size)))
+    return batches.apply(tf.data.experimental.assert_cardinality(-(-count // batch_size)))
+
+
+def _spread(items: tf.data.Dataset, size: int, limit: int | None) -> tf.data.Dataset:
+    """At most `limit` of the items, evenly from all; the others are not decoded."""
+    if limit is None or limit >= size:
+        return items
+    chosen = items.enumerate().filter(lambda place, item: place * limit % size < limit)
+    return chosen.map(lambda place, item: item)

@@ -22,7 +22,7 @@ from mobilenet.data.order import SPLITS, DatasetInfo, Split, epochs, order_seed
 from mobilenet.errors import UsageError, one_of
 
 _CHECKED = 10_000  # folders and lists up to this many images are decoded once before a run starts
-_FILES = ("image_folder", "image_list")
+_FILES = ("image_folder", "image_list", "image_files")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +162,8 @@ def _listed(config: DatasetConfig) -> class_folders.ClassFolders | image_list.Im
     """The files of a set that is made of files."""
     if config.name == "image_list":
         return image_list.find(config.data_dir, config.label_offset)
+    if config.name == "image_files":
+        return class_folders.find_plain(config.data_dir or "")
     return class_folders.find(config.data_dir)
 
 

@@ -37,6 +37,12 @@ def dequantized(codes: npt.NDArray[Any], scale: float, zero: int) -> Floats:
     return real
 
 
+def batches(images: npt.NDArray[Any], size: int) -> Iterator[npt.NDArray[Any]]:
+    """Blocks of `size` images; the last is filled up with repetitions."""
+    for start in range(0, len(images), size):
+        yield np.resize(images[start : start + size], (size, *images.shape[1:]))
+
+
 def blocks(runner: Any, inputs: Floats) -> Iterator[int]:
     """Runs an interpreter on images, as many at once as it takes.
 
@@ -55,12 +61,10 @@ def blocks(runner: Any, inputs: Floats) -> Iterator[int]:
     batch, *image = (int(size) for size in source["shape"])
     if inputs.ndim != 4 or list(inputs.shape[1:]) != image or not len(inputs):
         raise UsageError("inputs", inputs.shape, f"images of shape {tuple(image)}, one at least")
-    codes = quantized(inputs, source)
-    for start in range(0, len(codes), batch):
-        block = codes[start : start + batch]
-        runner.set_tensor(source["index"], np.resize(block, (batch, *image)))
+    for number, block in enumerate(batches(quantized(inputs, source), batch)):
+        runner.set_tensor(source["index"], block)
         runner.invoke()
-        yield len(block)
+        yield min(batch, len(inputs) - number * batch)
 
 
 def run(runner: Any, inputs: Floats) -> Floats:

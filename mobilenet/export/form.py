@@ -1,9 +1,10 @@
-"""What a flatbuffer is to look like: ends, batch, size, head and the runtime that it is for."""
+"""What a flatbuffer is to look like: numbers, ends, batch, size, head and its runtime."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from mobilenet.configs import formats
 from mobilenet.configs.base import number
 from mobilenet.configs.compression import TARGETS
 from mobilenet.errors import UsageError, one_of
@@ -18,6 +19,8 @@ class Form:
     """The choices of a conversion; the names are those of the converter's flags.
 
     Attributes:
+        quantization: number format that a float net is given, one of `formats.FORMATS`; `None`
+            leaves it as it was trained: int8 with ranges, else float32.
         io: type of both ends; `None` is int8 for a quantized net and float32 for a float one.
         batch: images a call.
         image_size: height and width, wanted where the net leaves them open.
@@ -26,6 +29,7 @@ class Form:
             `generic` keeps one HARD_SWISH each, for runtimes that have a kernel for it.
     """
 
+    quantization: str | None = None
     io: str | None = None
     batch: int = 1
     image_size: int | None = None
@@ -35,11 +39,20 @@ class Form:
     def __post_init__(self) -> None:
         if self.io is not None:
             one_of("--io", self.io, IO)
+        wanted = self.format
+        if wanted is not None and self.io not in (None, *wanted.ends):
+            ends = f"{' or '.join(wanted.ends)}, the ends of a file of {self.quantization}"
+            raise UsageError("--io", self.io, ends, "leave it out")
         number("--batch", self.batch, least=1, integer=True)
         if self.image_size is not None:
             number("--image_size", self.image_size, least=1, integer=True)
         one_of("--output_activation", self.output_activation, ACTIVATIONS)
         one_of("--target", self.target, TARGETS)
+
+    @property
+    def format(self) -> formats.Format | None:
+        """The number format that a float net is given."""
+        return None if self.quantization is None else formats.get(self.quantization)
 
     @property
     def softmax(self) -> bool:
@@ -50,8 +63,17 @@ class Form:
         """The type of both ends.
 
         Raises:
-            UsageError: codes are asked of a float net.
+            UsageError: codes are asked of a float net, or a number format of a quantized one.
         """
+        if self.format is not None:
+            if quantized:
+                raise UsageError(
+                    "--quantization",
+                    self.quantization,
+                    "a float net; this one has ranges and becomes int8 as it was trained",
+                    "leave it out, or give the folder of an earlier stage",
+                )
+            return self.io or self.format.ends[0]
         if not quantized and self.io not in (None, "float32"):
             raise UsageError(
                 "--io",

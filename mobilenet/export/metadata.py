@@ -83,11 +83,10 @@ def _coded(preprocessing: Preprocessing) -> Preprocessing:
 def readme(card: Card, verification: Verification) -> str:
     """The text that goes with the file; its Python block runs as it stands, in this folder."""
     name = str(card.architecture.get("type", "net")).removesuffix("Config")
-    inside = "int8" if verification.quantized else "float32"
     height, width, channels = card.input_shape
     operators = ", ".join(f"{count} {op}" for op, count in sorted(verification.operators.items()))
     rows = [
-        ("inside", inside),
+        ("inside", verification.inside),
         ("input", f"{_end(verification.input)}, {height} x {width} x {channels}"),
         ("output", f"{_end(verification.output)}, {verification.output_shape[-1]} {card.outputs}"),
         ("bytes", f"{verification.bytes:,} ({verification.gzip_bytes:,} under gzip)"),
@@ -104,8 +103,8 @@ def readme(card: Card, verification: Verification) -> str:
     trained = f", trained on {card.dataset}" if card.dataset else ""
     return f"""# {name}
 
-TensorFlow Lite flatbuffer ({inside}) of {name}{trained}. `card.json` says how an image becomes
-its input, `labels.txt` names its classes.
+TensorFlow Lite flatbuffer ({verification.inside}) of {name}{trained}.
+`card.json` says how an image becomes its input, `labels.txt` names its classes.
 
 | what | value |
 |---|---|

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from mobilenet.configs.card import Edge
+from mobilenet.configs.formats import Format
 from mobilenet.errors import one_of, shorten
 from mobilenet.runtime import flatbuffer, parts
 
 FLOAT_STEP = 1e-3  # "step" of a file whose logits are float
 _CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3}
+_KERNEL_AXIS = {**_CHANNEL_AXIS, "FULLY_CONNECTED": 0}
 _CHANCE = 4  # fewer channels may share a bias code by chance
 _EDGE_OPERATORS = ("QUANTIZE", "DEQUANTIZE")
 
@@ -44,6 +46,48 @@ def structure_faults(
         if op.name in _CHANNEL_AXIS:
             faults += _convolution_faults(op, content)
     return faults
+
+
+def format_faults(content: flatbuffer.Flatbuffer, wanted: Format) -> list[str]:
+    """Lists where a file is not of a number format: stored kernels, their scales, what is made."""
+    makers = {index: op for op in content.operators for index in op.outputs}
+    unpacked = {
+        op.outputs[0]: content.tensors[op.inputs[0]]
+        for op in content.operators
+        if op.name == "DEQUANTIZE" and content.tensors[op.inputs[0]].is_constant
+    }
+    faults = []
+    for op in content.operators:
+        if op.name not in _KERNEL_AXIS:
+            continue
+        kernel = content.tensors[op.inputs[1]]
+        if (kernel.index in unpacked) != wanted.unpacked:
+            how = "without" if wanted.unpacked else "behind"
+            faults.append(f"the kernel {name_of(kernel)} is {how} a DEQUANTIZE")
+        faults += _kernel_faults(op.name, unpacked.get(kernel.index, kernel), wanted)
+    ends = {*content.inputs, *content.outputs}
+    others = [
+        f"{name_of(content.tensors[index])} ({content.tensors[index].dtype})"
+        for index in makers
+        if index not in {*ends, *unpacked} and content.tensors[index].dtype != wanted.computed
+    ]
+    if others:
+        faults.append(f"{len(others)} tensors are not {wanted.computed}: {shorten(others)}")
+    return faults
+
+
+def _kernel_faults(operator: str, kernel: parts.Tensor, wanted: Format) -> Iterator[str]:
+    """What is wrong with the type or the scales of a kernel as it is stored."""
+    dtype = wanted.depthwise if operator == "DEPTHWISE_CONV_2D" else wanted.kernel
+    if not kernel.is_constant or kernel.dtype != dtype:
+        yield f"the kernel {name_of(kernel)} is {kernel.dtype} instead of {dtype}"
+    elif dtype == "int8":
+        axis = _KERNEL_AXIS[operator]
+        channels = kernel.shape[axis]
+        if len(kernel.scales) != channels or (channels > 1 and kernel.quantized_dimension != axis):
+            yield f"{name_of(kernel)} has {len(kernel.scales)} scales for {channels} channels"
+        if np.any(kernel.zero_points):
+            yield f"{name_of(kernel)} has zero points other than 0"
 
 
 def inner_float_tensors(content: flatbuffer.Flatbuffer) -> list[str]:

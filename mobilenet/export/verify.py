@@ -12,12 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet.configs.card import Edge
+from mobilenet.configs.formats import Format
 from mobilenet.errors import UsageError
 from mobilenet.export import operators
+from mobilenet.export.diagnosis import signal_to_noise
 from mobilenet.export.edges import run
 from mobilenet.export.operators import Proof
 from mobilenet.export.structure import (
+    FLOAT_STEP,
     edge_of,
+    format_faults,
     inner_float_tensors,
     output_step,
     structure_faults,
@@ -61,6 +65,7 @@ class Verification:
         operators: operator name to count.
         float_tensors: float tensors inside the file (its two ends are not inside).
         quantized: the file was expected to be int8 inside.
+        inside: what it holds, in words.
         input_shape: `[batch, height, width, channels]`.
         output_shape: `[batch, classes]`.
         input, output: the ends of the file.
@@ -71,6 +76,7 @@ class Verification:
         agreement_clear: share of those with the same top-1; 1 when there are none.
         mean_steps, max_steps: difference of the outputs in steps of theirs (0.001 for a float
             file).
+        signal_to_noise: of the outputs, in dB; `None` where the net answers nothing but 0.
         bytes: size of the file.
         gzip_bytes: its size under gzip, level 9.
         faults: what is wrong, one line each; empty for a good file.
@@ -81,6 +87,7 @@ class Verification:
     operators: Mapping[str, int]
     float_tensors: int
     quantized: bool
+    inside: str
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     input: Edge
@@ -92,6 +99,7 @@ class Verification:
     agreement_clear: float
     mean_steps: float
     max_steps: float
+    signal_to_noise: float | None
     bytes: int
     gzip_bytes: int
     faults: tuple[str, ...] = ()
@@ -102,6 +110,15 @@ class Verification:
     def ok(self) -> bool:
         """No fault was found."""
         return not self.faults
+
+    @property
+    def apart(self) -> str:
+        """The difference of the outputs in words: in steps, or in their own unit beside dB."""
+        if self.output.scale or self.inside == "float32":
+            return f"{self.mean_steps:.3g} steps, {self.max_steps:.3g} at most"
+        mean, most = FLOAT_STEP * self.mean_steps, FLOAT_STEP * self.max_steps
+        ratio = "" if self.signal_to_noise is None else f" ({self.signal_to_noise:.1f} dB)"
+        return f"{mean:.3g}, {most:.3g} at most{ratio}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `report.json`."""
@@ -127,6 +144,7 @@ def verify(
     threads: int = 1,
     simulated: Any = None,
     plain: Any = None,
+    wanted: Format | None = None,
 ) -> Verification:
     """Reads a flatbuffer, runs it on `inputs` and compares it with the net that it was made from.
 
@@ -143,37 +161,44 @@ def verify(
         threads: of the interpreter.
         simulated, plain: for a proof of each operator, the net with fake quantization as it was
             converted and the float net that it was made from.
+        wanted: the number format that a file made from a float net must have.
 
     Raises:
         UsageError: the bytes are no sound flatbuffer, or images and logits do not fit it.
     """
     content = flatbuffer.read(data)
     faults = structure_faults(content, expect_int8, io, pixel_std)
+    faults += [] if wanted is None else format_faults(content, wanted)
     runner = interpreter.make(content, threads)
     logits = run(runner, inputs)
-    reference = np.asarray(reference_logits, np.float64).reshape(len(reference_logits), -1)
-    if reference.shape != logits.shape:
-        raise UsageError("reference logits", reference.shape, f"{logits.shape}, as the file gives")
+    reference = _like(logits, reference_logits)
     layers: tuple[Proof, ...] = ()
     if simulated is not None:
         layers, wrong = operators.compare(content, simulated, plain, _some(inputs))
         faults += wrong + operators.step_faults(layers, limits.operator_steps)
     compared = _compare(reference, logits, output_step(content))
     faults += _limit_faults(compared, limits)
-    partitions, spread = _partitions(runner)
-    if limits.partitions is not None and partitions > limits.partitions:
-        faults, spread = faults + spread, []
+    partitions, told = _partitions(runner)
+    too_many = limits.partitions is not None and partitions > limits.partitions
     return Verification(
         quantized=expect_int8,
-        **_inside(content),
+        **_inside(content, expect_int8, wanted),
         partitions=partitions,
         bytes=len(data),
         gzip_bytes=gzip_size(data),
-        faults=tuple(faults),
-        warnings=tuple(spread),
+        faults=(*faults, *(told if too_many else ())),
+        warnings=() if too_many else tuple(told),
         layers=layers,
         **compared,
     )
+
+
+def _like(logits: Floats, reference_logits: Floats) -> Floats:
+    """What the net says, in the form of what the file says."""
+    reference = np.asarray(reference_logits, np.float64).reshape(len(reference_logits), -1)
+    if reference.shape != logits.shape:
+        raise UsageError("reference logits", reference.shape, f"{logits.shape}, as the file gives")
+    return reference
 
 
 def _some(inputs: Floats) -> Floats:
@@ -186,7 +211,9 @@ def _some(inputs: Floats) -> Floats:
 def _partitions(runner: Any) -> tuple[int, list[str]]:
     """Parts that the delegate takes; a line when there are several, and what it leaves between."""
     partitions = interpreter.partitions(runner)
-    if partitions <= 1:
+    if partitions == 0:
+        return 0, ["no delegate partition: reference kernels run all of it, many times slower"]
+    if partitions == 1:
         return partitions, []
     left = collections.Counter(interpreter.outside(runner))
     names = ", ".join(f"{count} {name}" for name, count in sorted(left.items()))
@@ -194,9 +221,10 @@ def _partitions(runner: Any) -> tuple[int, list[str]]:
     return partitions, [line]
 
 
-def _inside(content: flatbuffer.Flatbuffer) -> dict[str, Any]:
+def _inside(content: flatbuffer.Flatbuffer, int8: bool, wanted: Format | None) -> dict[str, Any]:
     source, sink = content.tensors[content.inputs[0]], content.tensors[content.outputs[0]]
     return {
+        "inside": wanted.inside if wanted is not None else "int8" if int8 else "float32",
         "operators": dict(collections.Counter(op.name for op in content.operators)),
         "float_tensors": len(inner_float_tensors(content)),
         "input_shape": tuple(source.shape),
@@ -224,6 +252,7 @@ def _compare(reference: Floats, logits: Floats, step: float) -> dict[str, Any]:
         "agreement_clear": float(same[clear].mean()) if clear.any() else 1.0,
         "mean_steps": float(steps.mean()),
         "max_steps": float(steps.max()),
+        "signal_to_noise": signal_to_noise(reference, logits),
     }
 
 

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
 from mobilenet import files
 from mobilenet.compression.quantization.repair import Repair
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
 from mobilenet.errors import FailedProof, UsageError
-from mobilenet.export import convert, freeze, metadata, operators, task_metadata, verify
+from mobilenet.export import metadata, operators, task_metadata, verify
 from mobilenet.export.form import DEFAULT, Form
 from mobilenet.models import counting, folder
 from mobilenet.runtime import flatbuffer
-from mobilenet.training import scoring
+from mobilenet.training.calibration import Calibration, check
+from mobilenet.training.making import Job, Made, Source, make, open_source
 
 log = logging.getLogger("mobilenet")
 VERIFY_IMAGES = 500
@@ -31,8 +31,8 @@ VERIFY_IMAGES = 500
 # told, not demanded; structure and operators are.
 STRUCTURE = verify.Limits(agreement_clear=0.0)
 _EXPECTED_AGREEMENT = 0.97
+_COARSE = 0.9  # agreement below which a number format costs more answers than most nets can spare
 _SHOWN_FAULTS = 3
-_BATCH = 32
 _Ranges = dict[str, npt.NDArray[np.float32]]
 
 
@@ -46,6 +46,7 @@ class Export:
         repairs: layers that were mended for the converter.
         figures: of the net that went in, as in `net_figures`.
         card: of the net that went in.
+        notes: how the file was made, where there is something to tell.
     """
 
     path: Path
@@ -53,19 +54,22 @@ class Export:
     repairs: tuple[Repair, ...]
     figures: dict[str, int]
     card: Card
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> list[tuple[str, object]]:
         """What a person wants to know of the file, a row each."""
         found = self.verification
         rows: list[tuple[str, object]] = [
             ("file", self.path),
+            ("inside", found.inside),
+            *(("made", note) for note in self.notes),
             ("bytes", f"{found.bytes:,} ({found.gzip_bytes:,} under gzip)"),
             ("input", f"{found.input.dtype} {list(found.input_shape)}"),
             ("output", f"{found.output.dtype} {list(found.output_shape)}, {self.card.outputs}"),
             ("float tensors inside", found.float_tensors),
             ("delegate partitions", found.partitions),
             ("same top-1 as the net", f"{found.agreement:.2%} of {found.images} images"),
-            ("outputs apart", f"{found.mean_steps:.3g} steps, {found.max_steps:.3g} at most"),
+            ("outputs apart", found.apart),
             ("channels repaired", sum(repair.channels for repair in self.repairs)),
         ]
         if found.layers:
@@ -158,47 +162,13 @@ def check_place(target: str | os.PathLike[str]) -> None:
         raise UsageError("--output", str(target), wanted, "choose another folder") from None
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A saved net that is to be converted.
-
-    Attributes:
-        path: where it was read.
-        net: the float net and its card.
-        quantized: ranges lie beside it.
-    """
-
-    path: Path
-    net: folder.Net
-    quantized: bool
-
-
-def open_source(path: str | os.PathLike[str]) -> Source:
-    """Reads a net once, for what is asked about it and for its conversion.
-
-    Raises:
-        UsageError: see `folder.load`.
-    """
-    return Source(Path(path), folder.load(path), (Path(path) / "ranges.npz").is_file())
-
-
-@dataclasses.dataclass(frozen=True)
-class _Converted:
-    """A file that is still to be proved, and what it must say to `inputs`."""
-
-    data: bytes
-    reference: npt.NDArray[np.float32]
-    inputs: npt.NDArray[np.float32]
-    simulated: Any = None
-    repairs: tuple[Repair, ...] = ()
-
-
 def export(
     source: str | os.PathLike[str] | Source,
     target: str | os.PathLike[str],
     images: npt.NDArray[np.float32],
     form: Form = DEFAULT,
     limits: verify.Limits = STRUCTURE,
+    calibration: Calibration | None = None,
 ) -> Export:
     """Converts a model folder and proves the file on `images` before it gets its name.
 
@@ -207,40 +177,61 @@ def export(
             saved net.
         target: the export folder.
         images: `[n, height, width, channels]`, preprocessed as the net takes them.
-        form: ends, batch, size, head and runtime of the file.
+        form: number format, ends, batch, size, head and runtime of the file.
         limits: figures that the file must reach.
+        calibration: what the ranges of a number format that wants some are taken from.
 
     Raises:
         FailedProof: the file is not what the net is; nothing is written.
-        UsageError: the source cannot be read or the target not written.
+        UsageError: the source cannot be read or converted so, or the target not written.
     """
     opened = source if isinstance(source, Source) else open_source(source)
-    net, quantized = opened.net, opened.quantized
-    io, shape = form.ends(quantized), form.shape(net.model.input_shape[1:])
-    figures = net_figures(net.model, shape)
-    made = (_int8 if quantized else _float)(opened, images, form, shape)
-    card = net.card.replace(outputs=_outputs(net.card, form))
+    form.ends(opened.quantized)
+    shape = form.shape(opened.net.model.input_shape[1:])
+    if calibration is not None:
+        check(calibration.images, opened.net.card.preprocessing)
+    figures = net_figures(opened.net.model, shape)
+    job = Job(opened, images, form, shape, calibration)
+    made = make(job)
+    card = opened.net.card
+    card = card.replace(outputs=_outputs(card, form), notes=(*card.notes, *made.notes))
+    try:
+        data, found = _proved(made, job, card, limits)
+    except UsageError as error:
+        if form.format is None:
+            raise
+        expected = f"a file of {form.quantization} that can be run and compared ({error})"
+        raise FailedProof(str(target), None, expected, "it was not written") from None
+    _judge(found, target, form)
+    path = metadata.write_export(target, data, card, found)
+    return Export(path, found, made.repairs, figures, card, made.notes)
+
+
+def _proved(
+    made: Made, job: Job, card: Card, limits: verify.Limits
+) -> tuple[bytes, verify.Verification]:
+    """The file with its metadata, and what was found in it."""
+    quantized = job.source.quantized
     content = flatbuffer.read(made.data)
-    sink = content.tensors[content.outputs[0]]
-    data = task_metadata.attach(made.data, metadata.file_card(card, sink.shape[-1], quantized))
+    classes = content.tensors[content.outputs[0]].shape[-1]
+    data = task_metadata.attach(made.data, metadata.file_card(card, classes, quantized))
     deviations = set(card.preprocessing.std)
     found = verify.verify(
         data,
         made.reference,
         made.inputs,
         expect_int8=quantized,
-        io=io,
+        io=job.form.ends(quantized),
         pixel_std=deviations.pop() if len(deviations) == 1 else None,
         limits=limits,
         simulated=made.simulated,
-        plain=net.model,
+        plain=job.source.net.model,
+        wanted=job.form.format,
     )
-    _judge(found, target)
-    path = metadata.write_export(target, data, card, found)
-    return Export(path, found, made.repairs, figures, card)
+    return data, dataclasses.replace(found, faults=(*made.faults, *found.faults))
 
 
-def _judge(found: verify.Verification, target: str | os.PathLike[str]) -> None:
+def _judge(found: verify.Verification, target: str | os.PathLike[str], form: Form) -> None:
     """Ends a conversion that is not proved, and tells what a person should know of one that is."""
     if not found.ok:
         shown = "; ".join(found.faults[:_SHOWN_FAULTS])
@@ -250,7 +241,15 @@ def _judge(found: verify.Verification, target: str | os.PathLike[str]) -> None:
         )
     for line in found.warnings:
         log.warning("%s: %s", target, line)
-    if found.agreement_clear < _EXPECTED_AGREEMENT:
+    if form.format is not None:
+        if found.agreement < _COARSE:
+            log.warning(
+                "%s: %s answers like the net on %.1f %% of the images only",
+                target,
+                form.quantization,
+                100 * found.agreement,
+            )
+    elif found.agreement_clear < _EXPECTED_AGREEMENT:
         log.warning(
             "%s: the file answers like the net on %.1f %% of the clear images only; "
             "is the net trained?",
@@ -264,35 +263,3 @@ def _outputs(card: Card, form: Form) -> str:
     if form.softmax:
         return "probabilities"
     return card.outputs if card.outputs == "features" else "logits"
-
-
-def _int8(
-    source: Source, images: npt.NDArray[np.float32], form: Form, shape: tuple[int, int, int]
-) -> _Converted:
-    from mobilenet.compression.quantization import scheme, stored
-
-    wrapped = stored.load(source.path, source.net, form.target)
-    simulated = freeze.with_softmax(wrapped) if form.softmax else wrapped
-    reference = _answers(simulated, images)
-    repairs = stored.for_export(wrapped)
-    data = convert.int8_flatbuffer(simulated, form.ends(True), form.batch, shape)
-    inputs = scheme.to_grid(images, source.net.card.preprocessing)
-    return _Converted(data, reference, inputs, simulated, tuple(repairs))
-
-
-def _float(
-    source: Source, images: npt.NDArray[np.float32], form: Form, shape: tuple[int, int, int]
-) -> _Converted:
-    model = source.net.model
-    data = convert.float_flatbuffer(model, form.batch, shape, form.softmax)
-    copy = freeze.float32_copy(model)
-    reference = _answers(freeze.with_softmax(copy) if form.softmax else copy, images)
-    return _Converted(data, reference, images)
-
-
-def _answers(net: Any, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    infer = scoring.inference(net)
-    starts = range(0, len(images), _BATCH)
-    return np.concatenate(
-        [infer(tf.constant(images[start : start + _BATCH])).numpy() for start in starts]
-    )

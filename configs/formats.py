@@ -1,0 +1,75 @@
+"""The number formats that a trained float net can be given, and what a file of each must hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from mobilenet.errors import UsageError, one_of
+
+EDGE_REMEDY = 'pip install "mobilenet[edge]"'
+_EDGE_PACKAGE = "ai_edge_quantizer"
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One number format.
+
+    Attributes:
+        inside: what the file holds, in words.
+        ends: the types that its two ends may have; the first when nothing is asked.
+        kernel: type in which the kernels of convolutions and dense layers are stored.
+        depthwise: the same of depthwise convolutions.
+        unpacked: a DEQUANTIZE stands between each stored kernel and its operator.
+        computed: type of what the operators make.
+        calibrated: ranges are taken from images.
+        package: the optional package that makes it; empty for none.
+    """
+
+    inside: str
+    ends: tuple[str, ...] = ("float32",)
+    kernel: str = "int8"
+    depthwise: str = "int8"
+    unpacked: bool = False
+    computed: str = "float32"
+    calibrated: bool = False
+    package: str = ""
+
+
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        "weights": Format(
+            "int8 kernels of convolutions and dense layers, the rest float32", depthwise="float32"
+        ),
+        "float16": Format("float16 weights", kernel="float16", depthwise="float16", unpacked=True),
+        "int16x8": Format("int8 kernels, int16 between layers", computed="int16", calibrated=True),
+        "edge_dynamic": Format(
+            "int8 kernels, depthwise too, the rest float32", package=_EDGE_PACKAGE
+        ),
+        "edge_weights": Format(
+            "int8 kernels, made float32 before they are used", unpacked=True, package=_EDGE_PACKAGE
+        ),
+        "edge_static": Format(
+            "int8", ("int8",), computed="int8", calibrated=True, package=_EDGE_PACKAGE
+        ),
+    }
+)
+
+
+CALIBRATED = tuple(name for name, kind in FORMATS.items() if kind.calibrated)
+
+
+def get(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        UsageError: there is none, or the package that makes it is not installed.
+    """
+    found = FORMATS[one_of("--quantization", name, FORMATS)]
+    if found.package and importlib.util.find_spec(found.package) is None:
+        raise UsageError(
+            "--quantization", name, f"{found.package}, which is not installed", EDGE_REMEDY
+        )
+    return found

@@ -1,0 +1,76 @@
+"""ai-edge-quantizer's own recipes on a float file of ours (the extra `[edge]`).
+
+They are what Google offers beside TensorFlow's converter; here they run as they come, so that
+their files stand in the same table as ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenet.errors import UsageError
+from mobilenet.export import edges, freeze, repack
+from mobilenet.runtime import flatbuffer
+
+_RECIPES = {
+    "edge_dynamic": "dynamic_wi8_afp32",
+    "edge_weights": "weight_only_wi8_afp32",
+    "edge_static": "static_wi8_ai8",
+}
+_SIGNATURE, _INPUT, _OUTPUT = "serving_default", "input", "output"
+
+
+def quantize(data: bytes, name: str, images: npt.NDArray[np.float32] | None = None) -> bytes:
+    """Applies a recipe.
+
+    Args:
+        data: a float file.
+        name: `edge_dynamic`, `edge_weights` or `edge_static`.
+        images: `[n, height, width, channels]`, preprocessed as the file takes them, for
+            `edge_static`.
+
+    Raises:
+        UsageError: the package refused the file.
+        ImportError: the package is not installed.
+    """
+    from ai_edge_quantizer import quantizer, recipe
+
+    content = flatbuffer.read(data)
+    batch = content.tensors[content.inputs[0]].shape[0]
+    refused: Exception | None = None
+    with freeze.quiet(), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            tool = quantizer.Quantizer(signed(data), getattr(recipe, _RECIPES[name])())
+            seen = None
+            if tool.need_calibration:
+                assert images is not None
+                samples = [{_INPUT: block} for block in edges.batches(images, batch)]
+                seen = tool.calibrate({_SIGNATURE: samples}, num_threads=1)
+            made: Any = tool.quantize(seen, enable_progress_report=False).quantized_model
+        except (ValueError, RuntimeError) as error:
+            refused = error
+    if refused is not None:
+        reason = " ".join(str(refused).split())[:300]
+        expected = f"a net that ai-edge-quantizer takes ({reason})"
+        raise UsageError("--quantization", name, expected) from refused
+    return bytes(made)
+
+
+def signed(data: bytes) -> bytes:
+    """The file with a signature, by which the package finds its ends."""
+    schema, model = flatbuffer.schema(), repack.opened(data)
+    graph, signature = model.subgraphs[0], schema.SignatureDefT()
+    signature.signatureKey, signature.subgraphIndex = _SIGNATURE, 0
+    ends = []
+    for name, index in ((_INPUT, graph.inputs[0]), (_OUTPUT, graph.outputs[0])):
+        end = schema.TensorMapT()
+        end.name, end.tensorIndex = name, int(index)
+        ends.append([end])
+    signature.inputs, signature.outputs = ends
+    model.signatureDefs = [signature]
+    return repack.packed(model)

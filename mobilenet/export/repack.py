@@ -1,0 +1,45 @@
+"""A flatbuffer as objects that can be changed, and back to bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flatbuffers
+import numpy as np
+
+from mobilenet.runtime import flatbuffer
+
+_ALIGNMENT = 16  # schema.fbs: `data: [ubyte] (force_align: 16)`
+
+
+def opened(data: bytes) -> Any:
+    """The file as a `ModelT` of the schema's object API, with all constants inside it."""
+    model = flatbuffer.schema().ModelT.InitFromPackedBuf(data, 0)
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # it lies behind the tables, at a place of the old file
+            buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
+
+
+def packed(model: Any) -> bytes:
+    """The bytes of a `ModelT`."""
+    builder = _Aligned(4096)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+class _Aligned(flatbuffers.Builder):
+    """Aligns byte vectors as the schema asks; the generated `Pack` does not, and kernels that read
+    32-bit constants in place rely on it."""
+
+    head: int
+
+    def CreateNumpyVector(self, x: Any) -> Any:  # noqa: N802
+        if x.dtype != np.uint8:
+            return super().CreateNumpyVector(x)
+        self.StartVector(1, x.size, _ALIGNMENT)
+        end: int = self.head
+        self.head = end - x.size
+        self.Bytes[self.head : end] = x.tobytes()
+        return self.EndVector()

@@ -1,0 +1,215 @@
+"""A float file whose convolution and dense kernels become int8, a scale a channel; no data is read.
+
+XNNPACK then multiplies integers, with activations that it quantizes on the way. Depthwise kernels
+stay float: it has no integer kernel for them under float activations, and each would leave the
+delegate. The converter's own "dynamic range" does that, which makes depthwise nets slower than
+float.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenet.errors import UsageError
+from mobilenet.export import kernels, offsets, repack
+from mobilenet.export.structure import name_of
+from mobilenet.runtime import flatbuffer
+
+OPERATORS = ("CONV_2D", "FULLY_CONNECTED")
+_MOST = 127  # codes are symmetric
+_TIE = 0.25  # how far from it a weight may be that is rounded the other way, in steps
+_SMALLEST = _MOST * np.finfo(np.float32).tiny  # below, a scale is no normal float32
+
+Floats = npt.NDArray[np.floating]
+Codes = npt.NDArray[np.int8]
+
+
+def quantize(data: bytes, pictures: Floats | None = None) -> bytes:
+    """Rounds the kernels of a float file to int8 and mends its biases.
+
+    Args:
+        data: a float file with one graph.
+        pictures: `[images, height, width, channels]`, preprocessed as the file takes them. Biases
+            take back what the rounding adds on average to each channel when the file sees these;
+            `offsets.noise_pictures` serves. `None` leaves the biases as they are.
+
+    Returns:
+        The new file. An operator without a bias keeps its offset.
+
+    Raises:
+        UsageError: a kernel is not finite.
+    """
+    content = flatbuffer.read(data)
+    means = {} if pictures is None else offsets.input_means(content, pictures, OPERATORS)
+    file = _Editor(data, content)
+    for number, op in enumerate(content.operators):
+        kernel = content.tensors[op.inputs[1]] if op.name in OPERATORS else None
+        if kernel is None or kernel.dtype != "float32" or kernel.data is None:
+            continue
+        if not np.isfinite(kernel.data).all():
+            raise UsageError(f"kernel {name_of(kernel)}", "NaN or infinity", "finite weights")
+        codes, scales = rounded(kernel.data)
+        file.set_kernel(number, codes, scales)
+        bias = (
+            content.tensors[op.inputs[2]].data if len(op.inputs) > 2 and op.inputs[2] >= 0 else None
+        )
+        if bias is not None and op.inputs[0] in means:
+            file.set_bias(number, bias - _shift(kernel.data, codes, scales, means[op.inputs[0]]))
+    return repack.packed(file.model)
+
+
+def rounded(weights: Floats) -> tuple[Codes, npt.NDArray[np.float32]]:
+    """Codes and scales of a kernel, symmetric, a scale a channel.
+
+    The scale is the largest magnitude over 127; a channel of zeros has scale 1. Some weights close
+    to a tie go the other way, so that the codes of a channel sum to what its weights do. Equal
+    weights of a channel keep equal codes, zeros stay zeros.
+
+    Args:
+        weights: `[channels, ...]`, finite.
+    """
+    flat = weights.reshape(len(weights), -1).astype(np.float64)
+    reach = np.abs(flat).max(axis=1)
+    live = reach >= _SMALLEST
+    scales = np.where(live, reach / _MOST, 1).astype(np.float32)
+    steps = np.where(live[:, None], flat / scales[:, None], 0)
+    codes = np.stack([_balanced(channel) for channel in steps])
+    return codes.astype(np.int8).reshape(weights.shape), scales
+
+
+def _balanced(steps: Floats) -> Floats:
+    """Whole numbers beside those of a channel, of nearly the same sum."""
+    values, place, counts = np.unique(steps, return_inverse=True, return_counts=True)
+    whole = np.clip(np.rint(values), -_MOST, _MOST)
+    added = whole - values
+    excess = float(added @ counts)
+    sign = np.sign(excess)
+    for index in np.argsort(-sign * added, kind="stable"):
+        if abs(excess) <= 0.5 or sign * added[index] < 0.5 - _TIE:
+            break
+        if counts[index] < 2 * abs(excess) and abs(whole[index] - sign) <= _MOST:
+            whole[index] -= sign
+            excess -= sign * counts[index]
+    balanced: Floats = whole[place.reshape(-1)]
+    return balanced
+
+
+def _shift(weights: Floats, codes: Codes, scales: npt.NDArray[np.float32], mean: Floats) -> Floats:
+    """What the rounding adds to each output channel where the inputs are at their mean."""
+    broad = scales.reshape(-1, *[1] * (codes.ndim - 1)).astype(np.float64)
+    error = (codes * broad - weights).reshape(len(weights), -1, weights.shape[-1])
+    shift: Floats = error.sum(axis=1) @ mean
+    return shift
+
+
+class _Editor:
+    """Puts kernels and biases into a file; what other operators share is left to them."""
+
+    def __init__(self, data: bytes, content: flatbuffer.Flatbuffer) -> None:
+        self.model = repack.opened(data)
+        self._graph = self.model.subgraphs[0]
+        self._content = content
+        self._kernels: dict[int, int] = {}  # new tensor by the old one
+        self._users = Counter(
+            (index, slot == 1 and op.name in OPERATORS)
+            for op in content.operators
+            for slot, index in enumerate(op.inputs)
+        )
+        self._sharers = Counter(t.buffer for g in self.model.subgraphs for t in g.tensors)
+        self._sharers.update(entry.buffer for entry in self.model.metadata or ())
+
+    def set_kernel(self, number: int, codes: Codes, scales: npt.NDArray[np.float32]) -> None:
+        """Gives an operator its int8 kernel; those that share it come to the same one."""
+        operator = self._graph.operators[number]
+        old = int(operator.inputs[1])
+        if old not in self._kernels:
+            alone = not self._users[old, False]
+            self._kernels[old] = self._tensor(old, alone)
+            tensor = self._graph.tensors[self._kernels[old]]
+            schema = flatbuffer.schema()
+            tensor.type = schema.TensorType.INT8
+            tensor.quantization = schema.QuantizationParametersT()
+            tensor.quantization.scale = scales
+            tensor.quantization.zeroPoint = np.zeros(len(scales), np.int64)
+            tensor.quantization.quantizedDimension = 0
+            self._store(tensor, codes)
+        _point(operator, 1, self._kernels[old])
+        if self._content.operators[number].name == "FULLY_CONNECTED":
+            operator.builtinOptions.asymmetricQuantizeInputs = True
+
+    def set_bias(self, number: int, bias: Floats) -> None:
+        """Gives an operator its float bias; others that had the same one keep it."""
+        operator = self._graph.operators[number]
+        old = int(operator.inputs[2])
+        own = self._tensor(old, self._users[old, False] == 1)
+        _point(operator, 2, own)
+        self._store(self._graph.tensors[own], bias.astype(np.float32))
+
+    def _tensor(self, old: int, alone: bool) -> int:
+        """The tensor where nobody else uses it, else a twin."""
+        if alone:
+            return old
+        twin = copy.copy(self._graph.tensors[old])
+        self._sharers[twin.buffer] += 1
+        self._graph.tensors.append(twin)
+        return len(self._graph.tensors) - 1
+
+    def _store(self, tensor: Any, array: npt.NDArray[Any]) -> None:
+        """Writes into the tensor's buffer, or a new one where another tensor has the same."""
+        if self._sharers[tensor.buffer] > 1:
+            self._sharers[tensor.buffer] -= 1
+            self.model.buffers.append(flatbuffer.schema().BufferT())
+            tensor.buffer = len(self.model.buffers) - 1
+            self._sharers[tensor.buffer] = 1
+        self.model.buffers[tensor.buffer].data = np.frombuffer(array.tobytes(), np.uint8)
+
+
+def _point(operator: Any, slot: int, index: int) -> None:
+    """Has an operator read another tensor; what the schema read is a view of the file."""
+    operator.inputs = np.array(operator.inputs)
+    operator.inputs[slot] = index
+
+
+def faults(original: flatbuffer.Flatbuffer, made: flatbuffer.Flatbuffer) -> list[str]:
+    """What a file lost of the float file it was made from, operator by operator.
+
+    Kernels are dequantized and must be within a step of their weights, zeros must be zeros, and no
+    channel may hold more distinct weights; other constants must be the same, but for the biases of
+    the operators that were quantized.
+    """
+    if [op.name for op in original.operators] != [op.name for op in made.operators]:
+        return ["the operators are not those of the float file"]
+    found = []
+    for before, after in zip(original.operators, made.operators, strict=True):
+        for slot, (old, new) in enumerate(zip(before.inputs, after.inputs, strict=True)):
+            first, second = original.tensors[old], made.tensors[new]
+            if old < 0 or first.data is None or (before.name in OPERATORS and slot == 2):
+                continue
+            if before.name in OPERATORS and slot == 1:
+                found += _kernel_faults(name_of(first), first.data, second)
+            elif bytes(first.buffer) != bytes(second.buffer) or first.dtype != second.dtype:
+                found.append(f"{name_of(first)}: another constant than in the float file")
+    return found
+
+
+def _kernel_faults(name: str, weights: Floats, tensor: Any) -> list[str]:
+    codes = tensor.data
+    if codes is None or codes.shape != weights.shape or len(tensor.scales) != len(weights):
+        return [f"{name}: a kernel of another shape than in the float file"]
+    real, held = weights.reshape(len(weights), -1).T, codes.reshape(len(codes), -1).T
+    found = []
+    far = int(np.count_nonzero(np.abs(held * tensor.scales - real) > tensor.scales))
+    if far:
+        found.append(f"{name}: {far} weights are more than a step from the float file's")
+    lost = int(np.count_nonzero(held[real == 0]))
+    if lost:
+        found.append(f"{name}: {lost} zeros of the kernel are not zero in the file")
+    grown = int(np.count_nonzero(kernels.distinct(held) > kernels.distinct(real)))
+    if grown:
+        found.append(f"{name}: {grown} channels have more distinct weights than in the float file")
+    return found

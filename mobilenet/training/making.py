@@ -1,0 +1,200 @@
+"""The kinds of file that a saved net can become, each before its proof."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from mobilenet.compression.quantization.repair import Repair
+from mobilenet.errors import UsageError
+from mobilenet.export import convert, edge_quantizer, freeze, offsets, weights_only
+from mobilenet.export.form import Form
+from mobilenet.models import folder
+from mobilenet.runtime import flatbuffer
+from mobilenet.runtime import images as pixels
+from mobilenet.training import scoring
+from mobilenet.training.calibration import Calibration
+
+_BATCH = 32
+Images = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A saved net that is to be converted.
+
+    Attributes:
+        path: where it was read.
+        net: the float net and its card.
+        quantized: ranges lie beside it.
+    """
+
+    path: Path
+    net: folder.Net
+    quantized: bool
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Reads a net once, for what is asked about it and for its conversion.
+
+    Raises:
+        UsageError: see `folder.load`.
+    """
+    return Source(Path(path), folder.load(path), (Path(path) / "ranges.npz").is_file())
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A conversion.
+
+    Attributes:
+        source: the net.
+        images: `[n, height, width, channels]`, held out, preprocessed as the net takes them.
+        form: what the file is to look like.
+        shape: `[height, width, channels]` of the file.
+        calibration: what ranges are taken from, where the number format has some.
+    """
+
+    source: Source
+    images: Images
+    form: Form
+    shape: tuple[int, int, int]
+    calibration: Calibration | None = None
+
+    def calibrated(self) -> Calibration:
+        """The calibration images.
+
+        Raises:
+            UsageError: there are none.
+        """
+        if self.calibration is None:
+            raise UsageError(
+                "calibration images", None, f"images, as {self.form.quantization} takes ranges"
+            )
+        return self.calibration
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A file that is still to be proved.
+
+    Attributes:
+        data: its bytes.
+        reference: `[n, classes]`, what it must say to `inputs`.
+        inputs: the job's images as the file takes them.
+        simulated: the net whose layers the operators must equal, where there is one.
+        repairs: layers that were mended for the converter.
+        faults: what was found wrong while it was made.
+        notes: what a person should know of it, a line each.
+    """
+
+    data: bytes
+    reference: Images
+    inputs: Images
+    simulated: Any = None
+    repairs: tuple[Repair, ...] = ()
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def make(job: Job) -> Made:
+    """Converts a net: in the number format that is asked for, else as it was trained.
+
+    Raises:
+        UsageError: it cannot be converted so.
+    """
+    if job.form.quantization is not None:
+        return MAKERS[job.form.quantization](job)
+    return _int8(job) if job.source.quantized else _after_training(job, _float_file(job))
+
+
+def _int8(job: Job) -> Made:
+    from mobilenet.compression.quantization import scheme, stored
+
+    net, form = job.source.net, job.form
+    wrapped = stored.load(job.source.path, net, form.target)
+    simulated = freeze.with_softmax(wrapped) if form.softmax else wrapped
+    reference = _answers(simulated, job.images)
+    repairs = stored.for_export(wrapped)
+    data = convert.int8_flatbuffer(simulated, form.ends(True), form.batch, job.shape)
+    inputs = scheme.to_grid(job.images, net.card.preprocessing)
+    return Made(data, reference, inputs, simulated, tuple(repairs))
+
+
+def _float_file(job: Job) -> bytes:
+    return convert.float_flatbuffer(
+        job.source.net.model, job.form.batch, job.shape, job.form.softmax
+    )
+
+
+def _after_training(
+    job: Job, data: bytes, faults: tuple[str, ...] = (), notes: tuple[str, ...] = ()
+) -> Made:
+    """A file that is to answer like the float net."""
+    copy = freeze.float32_copy(job.source.net.model)
+    net = freeze.with_softmax(copy) if job.form.softmax else copy
+    return Made(data, _answers(net, job.images), job.images, faults=faults, notes=notes)
+
+
+def _weights(job: Job) -> Made:
+    data = _float_file(job)
+    noise = offsets.noise_pictures(offsets.PICTURES, job.shape)
+    seen = pixels.normalise(noise, job.source.net.card.preprocessing)
+    made = weights_only.quantize(data, seen)
+    faults = weights_only.faults(flatbuffer.read(data), flatbuffer.read(made))
+    note = f"without data; biases take back what rounding adds on {len(noise)} pictures of noise"
+    return _after_training(job, made, tuple(faults), (note,))
+
+
+def _float16(job: Job) -> Made:
+    form, model = job.form, job.source.net.model
+    data = convert.float16_flatbuffer(model, form.batch, job.shape, form.softmax)
+    return _after_training(job, data)
+
+
+def _int16x8(job: Job) -> Made:
+    form, model, seen = job.form, job.source.net.model, job.calibrated()
+    try:
+        data = convert.int16x8_flatbuffer(model, seen.images, form.batch, job.shape, form.softmax)
+    except RuntimeError as error:
+        raise UsageError(
+            "--quantization", form.quantization, f"a net of operators with 16-bit kernels ({error})"
+        ) from error
+    return _after_training(job, data, notes=(f"calibrated on {seen.told}",))
+
+
+def _edge(job: Job) -> Made:
+    assert job.form.format is not None and job.form.quantization is not None
+    seen = job.calibrated() if job.form.format.calibrated else None
+    images = None if seen is None else seen.images
+    data = edge_quantizer.quantize(_float_file(job), job.form.quantization, images)
+    notes = () if seen is None else (f"calibrated on {seen.told}",)
+    return _after_training(job, data, notes=notes)
+
+
+def _answers(net: Any, images: Images) -> Images:
+    infer = scoring.inference(net)
+    starts = range(0, len(images), _BATCH)
+    return np.concatenate(
+        [infer(tf.constant(images[start : start + _BATCH])).numpy() for start in starts]
+    )
+
+
+MAKERS: MappingProxyType[str, Callable[[Job], Made]] = MappingProxyType(
+    {
+        "weights": _weights,
+        "float16": _float16,
+        "int16x8": _int16x8,
+        "edge_dynamic": _edge,
+        "edge_weights": _edge,
+        "edge_static": _edge,
+    }
+)

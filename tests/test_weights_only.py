@@ -1,0 +1,279 @@
+"""Int8 kernels in a float file: against numpy's own rounding, and with constants that are shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tf_keras
+from export_nets import CLASSES, SIZE, L, float_net, inputs, invoke
+
+from mobilenet.configs import archs
+from mobilenet.configs.formats import FORMATS
+from mobilenet.errors import UsageError
+from mobilenet.export import convert, offsets, repack, structure, weights_only
+from mobilenet.runtime import flatbuffer, interpreter
+
+QUANTIZED = ("CONV_2D", "FULLY_CONNECTED")
+
+
+def kernels(data: bytes) -> list[tuple[str, Any]]:
+    """Operator and kernel tensor, in execution order."""
+    content = flatbuffer.read(data)
+    named = (*QUANTIZED, "DEPTHWISE_CONV_2D")
+    return [
+        (op.name, content.tensors[op.inputs[1]]) for op in content.operators if op.name in named
+    ]
+
+
+def biases(data: bytes) -> list[np.ndarray]:
+    content = flatbuffer.read(data)
+    return [content.tensors[op.inputs[2]].data for op in content.operators if op.name in QUANTIZED]
+
+
+def mixed_net() -> Any:
+    """A convolution, a depthwise one, a pointwise one, a dense layer; positive inputs inside."""
+    tf_keras.utils.set_random_seed(5)
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.ReLU(6.0)(L.Conv2D(8, 3, strides=2, padding="same", bias_initializer="normal")(source))
+    x = L.ReLU(6.0)(L.DepthwiseConv2D(3, padding="same", bias_initializer="normal")(x))
+    x = L.ReLU(6.0)(L.Conv2D(48, 1, name="point", bias_initializer="normal")(x))
+    return tf_keras.Model(source, L.Dense(CLASSES, name="out")(L.GlobalAveragePooling2D()(x)))
+
+
+@pytest.fixture(scope="module")
+def original() -> bytes:
+    return convert.float_flatbuffer(mixed_net())
+
+
+@pytest.fixture(scope="module")
+def made(original: bytes) -> bytes:
+    return weights_only.quantize(original, inputs(8))
+
+
+def test_kernels_are_the_rounded_ones_operator_by_operator(original: bytes, made: bytes) -> None:
+    pairs = list(zip(kernels(original), kernels(made), strict=True))
+    assert [name for (name, _), _ in pairs] == [
+        "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D", "FULLY_CONNECTED",
+    ]  # fmt: skip
+    for (name, before), (_, after) in pairs:
+        if name == "DEPTHWISE_CONV_2D":
+            assert after.dtype == "float32" and bytes(after.buffer) == bytes(before.buffer)
+            continue
+        rows = before.data.reshape(len(before.data), -1).astype(np.float64)
+        scales = np.abs(rows).max(axis=1) / 127
+        assert after.dtype == "int8" and after.quantized_dimension == 0
+        np.testing.assert_allclose(after.scales, scales, rtol=1e-6)
+        assert not after.zero_points.any()
+        codes = after.data.reshape(rows.shape)
+        assert np.abs(codes).max() == 127
+        steps = codes - rows / scales[:, None]
+        assert np.abs(steps).max() <= 0.7501  # a quarter past the tie at most
+        assert np.mean(np.abs(steps) > 0.5) < 0.1
+        nearest = np.round(rows / scales[:, None]) - rows / scales[:, None]
+        assert np.abs(steps.sum(axis=1)).mean() < 0.6 * np.abs(nearest.sum(axis=1)).mean()
+    assert weights_only.faults(flatbuffer.read(original), flatbuffer.read(made)) == []
+    assert structure.format_faults(flatbuffer.read(made), FORMATS["weights"]) == []
+
+
+def test_biases_take_the_mean_shift_back(original: bytes) -> None:
+    """By numpy: the file's own kernels on the mean of what the float net hands to each layer."""
+    net, images = mixed_net(), inputs(8)
+    point, out = net.get_layer("point"), net.get_layer("out")
+    seen = tf_keras.Model(net.inputs, [point.input, out.input])(images, training=False)
+    plain, mended = weights_only.quantize(original), weights_only.quantize(original, images)
+    found = [(t, b) for (name, t), b in zip(kernels(mended)[2:], biases(mended)[1:], strict=True)]
+    for layer, values, (tensor, bias), old in zip(
+        (point, out), seen, found, biases(plain)[1:], strict=True
+    ):
+        kernel = layer.kernel.numpy().reshape(-1, layer.kernel.shape[-1])
+        rounded = tensor.data.reshape(len(tensor.data), -1).T * tensor.scales
+        mean = values.numpy().reshape(-1, len(kernel)).mean(axis=0)
+        np.testing.assert_allclose(old, layer.bias.numpy(), rtol=1e-6)
+        np.testing.assert_allclose(bias, old - mean @ (rounded - kernel), atol=1e-5)
+
+
+def test_noise_alone_brings_the_answers_closer(original: bytes) -> None:
+    """On images that are no noise; the mean difference of the outputs, image by image."""
+    noise = offsets.noise_pictures(8, (SIZE, SIZE, 3)) / 127.5 - 1
+    expected = invoke(original, inputs(40))
+
+    def offset(data: bytes) -> float:
+        return float(np.abs((invoke(data, inputs(40)) - expected).mean(axis=0)).mean())
+
+    assert offset(weights_only.quantize(original, noise)) < 0.5 * offset(
+        weights_only.quantize(original)
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_noise_looks_like_photos_in_its_figures(channels: int) -> None:
+    pictures = offsets.noise_pictures(16, (48, 64, channels), seed=1)
+    assert pictures.shape == (16, 48, 64, channels)
+    assert pictures.min() >= 0 and pictures.max() <= 255
+    assert 95 < pictures.mean() < 135 and 40 < pictures.std() < 75
+    beside = np.corrcoef(pictures[:, :, 1:].ravel(), pictures[:, :, :-1].ravel())[0, 1]
+    assert beside > 0.8  # white noise has 0
+    np.testing.assert_array_equal(pictures, offsets.noise_pictures(16, (48, 64, channels), seed=1))
+
+
+def test_zeros_clusters_and_dead_channels_stay() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=6)
+    weights = rng.choice([0.0, *values], size=(12, 3, 3, 10)).astype(np.float32)
+    weights[3] = 0
+    weights[4] = 1e-42  # no scale of normal size reaches it
+    codes, scales = weights_only.rounded(weights)
+    assert codes.dtype == np.int8 and codes.shape == weights.shape
+    assert np.all(codes[weights == 0] == 0)
+    assert scales[3] == scales[4] == 1 and not codes[3].any() and not codes[4].any()
+    assert np.all(scales >= np.finfo(np.float32).tiny)
+    for channel, (held, real) in enumerate(zip(codes, weights, strict=True)):
+        pairs = set(zip(held.ravel().tolist(), real.ravel().tolist(), strict=True))
+        assert len(pairs) == len(np.unique(real)), f"channel {channel} splits equal weights"
+
+
+def test_a_weight_that_is_not_finite_is_named(original: bytes) -> None:
+    model = repack.opened(original)
+    tensor = next(t for t in model.subgraphs[0].tensors if b"point" in t.name and len(t.shape) == 4)
+    values = np.frombuffer(model.buffers[tensor.buffer].data.tobytes(), np.float32).copy()
+    values[7] = np.nan
+    model.buffers[tensor.buffer].data = np.frombuffer(values.tobytes(), np.uint8)
+    with pytest.raises(UsageError, match=r"kernel .*point.*: got 'NaN or infinity'"):
+        weights_only.quantize(repack.packed(model))
+
+
+def twin_net() -> Any:
+    """The same pointwise layer twice, and two convolutions with one bias and one kernel."""
+    tf_keras.utils.set_random_seed(6)
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.ReLU(6.0)(L.Conv2D(8, 3, bias_initializer="normal")(source))
+    twice = L.Conv2D(8, 1, bias_initializer="normal")
+    first, second = L.Conv2D(8, 1), L.Conv2D(8, 1)
+    x = first(L.ReLU(6.0)(twice(L.ReLU(6.0)(twice(x)))))
+    x = second(L.ReLU(6.0)(x))
+    second.set_weights(first.get_weights())
+    return tf_keras.Model(source, L.Dense(CLASSES)(L.GlobalAveragePooling2D()(x)))
+
+
+def test_shared_constants_are_left_to_those_that_share_them() -> None:
+    net = twin_net()
+    original = convert.float_flatbuffer(net)
+    content = flatbuffer.read(original)
+    used = [op.inputs[1:3] for op in content.operators if op.name in QUANTIZED]
+    assert len(set(used)) < len(used), "the converter merges no equal constants any more"
+    made = weights_only.quantize(original, inputs(8))
+    assert weights_only.faults(content, flatbuffer.read(made)) == []
+    expected, said = invoke(original, inputs(20)), invoke(made, inputs(20))
+    np.testing.assert_allclose(said, expected, atol=0.03 * np.abs(expected).max())
+    shared = [index for index, t in enumerate(flatbuffer.read(made).tensors) if t.dtype == "int8"]
+    assert len(shared) == len({kernel for kernel, _ in used})
+
+
+def test_a_kernel_that_something_else_reads_is_left_to_it(original: bytes) -> None:
+    """The depthwise kernel and the pointwise bias put into the buffers of others."""
+    model = repack.opened(original)
+    graph = model.subgraphs[0]
+    stem, point = (graph.tensors[graph.operators[n].inputs[2]] for n in (0, 2))
+    assert len(stem.shape) == 1 and stem.shape[0] < point.shape[0]
+    model.buffers[stem.buffer].data = None
+    dense = graph.tensors[graph.operators[-1].inputs[2]]
+    twin = graph.tensors[graph.operators[1].inputs[2]]  # the depthwise bias, as long as the stem's
+    stem.buffer = twin.buffer
+    shared = repack.packed(model)
+    made = weights_only.quantize(shared, inputs(8))
+    assert weights_only.faults(flatbuffer.read(shared), flatbuffer.read(made)) == []
+    assert dense.shape[0] == CLASSES
+
+
+@pytest.mark.parametrize("name", archs.names())
+def test_every_net_is_one_partition_and_answers_alike(
+    name: str, small_net: Callable[..., Any]
+) -> None:
+    original = convert.float_flatbuffer(small_net(name))
+    noise = offsets.noise_pictures(2, (32, 32, 3)) / 127.5 - 1
+    made = weights_only.quantize(original, noise)
+    content = flatbuffer.read(made)
+    assert weights_only.faults(flatbuffer.read(original), content) == []
+    assert structure.format_faults(content, FORMATS["weights"]) == []
+    assert interpreter.partitions(interpreter.make(content)) == 1
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
+    expected, said = invoke(original, images), invoke(made, images)
+    # Measured: up to .03 of the largest logit; a wrong scale moves them by all of it.
+    np.testing.assert_allclose(said, expected, atol=0.1 * np.abs(expected).max())
+
+
+def test_hard_swish_and_residuals_keep_their_answers() -> None:
+    original = convert.float_flatbuffer(float_net())
+    made = weights_only.quantize(original, inputs(8))
+    expected = invoke(original, inputs())
+    np.testing.assert_allclose(invoke(made, inputs()), expected, atol=0.02 * np.abs(expected).max())
+
+
+def broken(made: bytes, change: Callable[[Any], None]) -> flatbuffer.Flatbuffer:
+    model = repack.opened(made)
+    change(model)
+    return flatbuffer.read(repack.packed(model))
+
+
+def changed(slot: int, operator: int, place: int) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        graph = model.subgraphs[0]
+        buffer = model.buffers[graph.tensors[graph.operators[operator].inputs[slot]].buffer]
+        buffer.data = np.array(buffer.data)
+        buffer.data[place] ^= 0x40
+
+    return change
+
+
+def test_what_a_file_lost_is_told(original: bytes, made: bytes) -> None:
+    before = flatbuffer.read(original)
+    (fault,) = weights_only.faults(before, broken(made, changed(1, 0, 5)))
+    assert "1 weights are more than a step" in fault
+    (fault,) = weights_only.faults(before, broken(made, changed(1, 1, 3)))
+    assert "another constant than in the float file" in fault
+    assert weights_only.faults(before, flatbuffer.read(convert.float_flatbuffer(float_net()))) == [
+        "the operators are not those of the float file"
+    ]
+    half = np.where(np.arange(27) % 2, 0.5, 0).astype(np.float32)
+    found = weights_only._kernel_faults("k", half[None], _kernel(np.ones((1, 27)), [0.5]))
+    assert found == ["k: 14 zeros of the kernel are not zero in the file"]
+    found = weights_only._kernel_faults("k", half[None], _kernel(np.arange(27)[None], [0.5]))
+    assert "1 channels have more distinct weights" in found[-1]
+    (fault,) = weights_only._kernel_faults("k", half[None], _kernel(np.ones((2, 27)), [1, 1]))
+    assert "another shape" in fault
+
+
+def _kernel(codes: np.ndarray, scales: list[float]) -> Any:
+    class Stored:
+        data = codes.astype(np.int8)
+
+    Stored.scales = np.array(scales, np.float32)  # type: ignore[attr-defined]
+    return Stored
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("float16", ["without a DEQUANTIZE", "is int8 instead of float16"]),
+        ("edge_dynamic", ["is float32 instead of int8"]),
+        ("int16x8", ["is float32 instead of int8", "tensors are not int16"]),
+    ],
+)
+def test_a_file_of_another_format_is_told(made: bytes, name: str, parts: list[str]) -> None:
+    faults = "; ".join(structure.format_faults(flatbuffer.read(made), FORMATS[name]))
+    for part in parts:
+        assert part in faults
+
+
+def test_a_scale_for_all_channels_is_told(made: bytes) -> None:
+    def change(model: Any) -> None:
+        graph = model.subgraphs[0]
+        held = graph.tensors[graph.operators[2].inputs[1]].quantization
+        held.scale, held.zeroPoint = held.scale[:1], np.ones(1, np.int64)
+
+    faults = structure.format_faults(broken(made, change), FORMATS["weights"])
+    assert len(faults) == 2
+    assert "1 scales for 48 channels" in faults[0] and "zero points other than 0" in faults[1]
