@@ -38,8 +38,12 @@ class Format:
     package: str = ""
 
 
+POST_TRAINING = "ptq"
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
+        POST_TRAINING: Format(
+            "int8", ("int8", "uint8", "float32"), computed="int8", calibrated=True
+        ),
         "weights": Format(
             "int8 kernels of convolutions and dense layers, the rest float32", depthwise="float32"
         ),

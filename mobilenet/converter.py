@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from mobilenet import cli
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs import formats
 from mobilenet.configs.base import number
+from mobilenet.configs.compression import PostTraining
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
 
@@ -39,12 +42,14 @@ _LIMITS = (
     cli.option("max_operator_steps", int, 1, "largest difference of one operator, in codes"),
     cli.option("max_partitions", int, None, "most delegate partitions; only told when left out"),
 )
+_DATA = [s for s in cli.flag_specs(DatasetConfig) if s.path in ("name", "data_dir")]
+_FITTING = [s for s in cli.flag_specs(PostTraining) if s.path != "calibration_images"]
 _WORST = 5  # layers in the table
 
 COMMAND = cli.Command(
     "mobilenet.converter",
     "Converts a net: int8 where it was trained for that, else float32; writes what is proved.",
-    [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir")],
+    [*_DATA, *_FITTING],
     (
         cli.option("model", str, None, "a model folder, .keras or SavedModel", group="model"),
         cli.option(
@@ -64,10 +69,11 @@ def run(argv: list[str]) -> int | None:
         raise UsageError("--model", None, "a saved net", "python -m mobilenet.trainer makes one")
     _check(options)
     calibrated = _calibrated(parsed)
+    fitting = cli.settle(PostTraining(), _settings(parsed, _FITTING))
     with cli.starting_tensorflow():
         from mobilenet.export import form as forms
         from mobilenet.export import verify
-        from mobilenet.training import calibration, exporting, making, reading
+        from mobilenet.training import calibration, exporting, making, progress, reading
     form = forms.Form(**{spec.name: options[spec.name] for spec in _FORM})
     source = Path(options["model"])
     target = Path(options["output"] or source.resolve().parent / "export")
@@ -76,22 +82,26 @@ def run(argv: list[str]) -> int | None:
     form.ends(opened.quantized)
     shape = form.shape(opened.net.model.input_shape[1:])
     name = parsed.settings.get("name", opened.net.card.dataset or datasets.DIGITS.name)
-    data = cli.settle(datasets.get(name), parsed.settings)
-    limits = verify.Limits(
-        agreement=options["min_agreement"],
-        agreement_clear=options["min_clear_agreement"],
-        mean_steps=float("inf") if options["max_mean_steps"] is None else options["max_mean_steps"],
-        operator_steps=options["max_operator_steps"],
-        partitions=options["max_partitions"],
-    )
+    data = cli.settle(datasets.get(name), _settings(parsed, _DATA))
     way = exporting.preprocessing_of(opened.net.card, data)
     images = reading.images(data, "test", shape, way, options["verify_images"])
     seen = None
     if calibrated:
         place = options["calibration_dataset"], options["calibration_dir"]
         seen = calibration.load(*place, data, shape, way, options["calibration_images"])
+    if seen is not None and form.quantization == formats.POST_TRAINING:
+        with progress.shown():
+            opened = making.fit(opened, seen, fitting)
+        form = dataclasses.replace(form, quantization=None)
+    limits = verify.Limits.of(options)
     print(_told(exporting.export(opened, target, images, form, limits, seen)))
     return None
+
+
+def _settings(parsed: cli.Parsed, specs: Sequence[cli.FlagSpec]) -> dict[str, Any]:
+    """What was typed of a config's flags."""
+    paths = {spec.path for spec in specs}
+    return {path: value for path, value in parsed.settings.items() if path in paths}
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -111,10 +121,12 @@ def _calibrated(parsed: cli.Parsed) -> bool:
     """Whether ranges are taken from images; flags that say which are refused where none are."""
     wanted = parsed.options["quantization"]
     calibrated = wanted is not None and formats.get(wanted).calibrated
-    given = [spec.name for spec in cli.CALIBRATION if spec.name in parsed.given]
-    if given and not calibrated:
-        expected = f"--quantization {' or '.join(formats.CALIBRATED)}, which take ranges"
-        raise UsageError(f"--{given[0]}", parsed.options[given[0]], expected)
+    users = {spec.name: formats.CALIBRATED for spec in cli.CALIBRATION} if not calibrated else {}
+    if wanted != formats.POST_TRAINING:
+        users |= {spec.name: (formats.POST_TRAINING,) for spec in _FITTING}
+    for name, of in users.items():
+        if name in parsed.given:
+            raise UsageError(f"--{name}", None, f"--quantization {' or '.join(of)} beside it")
     return calibrated
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import cli
+from mobilenet.configs import dataset as datasets
 from mobilenet.configs.base import number
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
@@ -42,17 +43,16 @@ def run(argv: list[str]) -> int | None:
     number("--images", options["images"], least=1, integer=True)
     if options["worst"] is not None:
         number("--worst", options["worst"], least=1, integer=True)
-    path = Path(parsed.arguments[0])
-    file = classifier.Classifier(path / classifier.MODEL if path.is_dir() else path)
+    file = classifier.Classifier(Path(parsed.arguments[0]))
     with cli.starting_tensorflow():
         from mobilenet.export import freeze
         from mobilenet.models import folder
         from mobilenet.reporting import profile
     net = folder.load(options["against"])
     lines = profile.compare(
-        file.content,
+        file.flatbuffer,
         freeze.float32_copy(net.model),
-        *_images(parsed, net.card, file),
+        *_images(parsed, net.card, file.card),
     )
     if options["worst"] is not None:
         lines = sorted(lines, key=lambda line: line.accumulated or 0.0)[: options["worst"]]
@@ -69,6 +69,22 @@ def run(argv: list[str]) -> int | None:
     ]
     print(cli.table(heads, [_row(line) for line in lines]))
     return None
+
+
+def _images(parsed: cli.Parsed, card: Any, file_card: Any) -> tuple[Any, Any]:
+    """Held-out images as the float net takes them, and as the file does."""
+    import numpy as np
+
+    from mobilenet.runtime import images as pixels
+    from mobilenet.training import exporting, reading
+
+    name = parsed.settings.get("name", card.dataset or datasets.DIGITS.name)
+    data = cli.settle(datasets.get(name), parsed.settings)
+    way = exporting.preprocessing_of(card, data)
+    count = parsed.options["images"]
+    images = reading.images(data, "test", card.input_shape, way, count)
+    mean, std = np.asarray(way.mean, np.float32), np.asarray(way.std, np.float32)
+    return images, pixels.normalise(images * std + mean, file_card.preprocessing)
 
 
 def _row(line: Any) -> list[str]:

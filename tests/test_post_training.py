@@ -300,7 +300,7 @@ def test_the_chain_wins_back_what_unequal_channels_cost() -> None:
 
     assert noise(answers(made.wrapped, unseen)) < noise(answers(naive, unseen)) / 10
     assert [step.name for step in made.steps][:2] == ["maximum", "equalize"]
-    assert "calibrated on 20 images, judged on 20 others" in made.notes[0]
+    assert "fitted on 20 images and judged on 20 others" in made.notes[0]
     np.testing.assert_allclose(answers(made.plain, unseen), wanted, atol=0.2 * np.abs(wanted).max())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import gzip
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,18 @@ class Limits:
     mean_steps: float = float("inf")
     operator_steps: int | None = 1
     partitions: int | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Limits:
+        """From the converter's flags, by name; `None` asks for nothing."""
+        most = options["max_mean_steps"]
+        return cls(
+            agreement=options["min_agreement"],
+            agreement_clear=options["min_clear_agreement"],
+            mean_steps=float("inf") if most is None else most,
+            operator_steps=options["max_operator_steps"],
+            partitions=options["max_partitions"],
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +156,7 @@ def verify(
     threads: int = 1,
     simulated: Any = None,
     plain: Any = None,
+    kept_float: Collection[str] = (),
     wanted: Format | None = None,
 ) -> Verification:
     """Reads a flatbuffer, runs it on `inputs` and compares it with the net that it was made from.
@@ -161,13 +174,14 @@ def verify(
         threads: of the interpreter.
         simulated, plain: for a proof of each operator, the net with fake quantization as it was
             converted and the float net that it was made from.
+        kept_float: layers with a kernel that an int8 file computes in float, as was asked for.
         wanted: the number format that a file made from a float net must have.
 
     Raises:
         UsageError: the bytes are no sound flatbuffer, or images and logits do not fit it.
     """
     content = flatbuffer.read(data)
-    faults = structure_faults(content, expect_int8, io, pixel_std)
+    faults = structure_faults(content, expect_int8, io, pixel_std, kept_float)
     faults += [] if wanted is None else format_faults(content, wanted)
     runner = interpreter.make(content, threads)
     logits = run(runner, inputs)

@@ -9,13 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet import data
+from mobilenet.compression.quantization.post_training.images import LEAST, check
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.training import reading
 
-LEAST = 8  # of fewer images, the ranges are those of these images alone
-_SLACK = 1e-3  # of a preprocessed pixel's range
 _FOLDERS = ("image_folder", "image_files", "image_list")
 
 
@@ -102,32 +101,3 @@ def _kind(place: Path) -> str:
     except OSError:  # told by what reads the folder
         children = []
     return "image_folder" if any(child.is_dir() for child in children) else "image_files"
-
-
-def check(images: npt.NDArray[np.float32], preprocessing: Preprocessing) -> None:
-    """Refuses images from which no range can be learnt.
-
-    Args:
-        images: `[n, height, width, channels]`.
-        preprocessing: that of the net.
-
-    Raises:
-        UsageError: values that are not finite, values that no pixel has, or nothing but constant
-            images.
-    """
-    if not np.isfinite(images).all():
-        raise UsageError("calibration images", "NaN or infinity", "finite values")
-    mean, std = (np.asarray(v, np.float64) for v in (preprocessing.mean, preprocessing.std))
-    low, high = float(np.min(-mean / std)), float(np.max((255 - mean) / std))
-    slack = _SLACK * (high - low)
-    if images.min() < low - slack or images.max() > high + slack:
-        raise UsageError(
-            "calibration images",
-            f"values from {images.min():.4g} to {images.max():.4g}",
-            f"values from {low:.4g} to {high:.4g}, the net's inputs",
-            "preprocess them as the net's card says",
-        )
-    if np.all(images == images[:, :1, :1]):
-        raise UsageError(
-            "calibration images", "one colour in each image", "photos", "give other images"
-        )

@@ -33,7 +33,7 @@ STRUCTURE = verify.Limits(agreement_clear=0.0)
 _EXPECTED_AGREEMENT = 0.97
 _COARSE = 0.9  # agreement below which a number format costs more answers than most nets can spare
 _SHOWN_FAULTS = 3
-_Ranges = dict[str, npt.NDArray[np.float32]]
+_Ranges = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +115,9 @@ def ranges_of(net: Any) -> _Ranges | None:
     """The activation ranges of a quantized net, `None` for a plain one."""
     if not hasattr(net, "phase"):
         return None
-    from mobilenet.compression.quantization import scheme
+    from mobilenet.compression.quantization import stored
 
-    return scheme.get_ranges(net)
+    return stored.ranges_of(net)
 
 
 def save_stage(plain: Any, target: Path, card: Card, ranges: _Ranges | None) -> None:
@@ -226,6 +226,7 @@ def _proved(
         limits=limits,
         simulated=made.simulated,
         plain=job.source.net.model,
+        kept_float=() if job.source.fitted is None else job.source.fitted.result.kept_float,
         wanted=job.form.format,
     )
     return data, dataclasses.replace(found, faults=(*made.faults, *found.faults))

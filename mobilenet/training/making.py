@@ -13,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from mobilenet.compression.quantization.post_training import chain
 from mobilenet.compression.quantization.repair import Repair
+from mobilenet.configs.compression import PostTraining
+from mobilenet.configs.formats import POST_TRAINING
 from mobilenet.errors import UsageError
 from mobilenet.export import convert, edge_quantizer, freeze, offsets, weights_only
 from mobilenet.export.form import Form
@@ -28,18 +31,35 @@ Images = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A float net after post-training int8.
+
+    Attributes:
+        result: the net with its quantizers, and the steps.
+        original: the float net before, in float32 and without softmax.
+        keep_float: patterns of layers that stay float.
+    """
+
+    result: chain.Quantized
+    original: Any
+    keep_float: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """A saved net that is to be converted.
 
     Attributes:
         path: where it was read.
         net: the float net and its card.
-        quantized: ranges lie beside it.
+        quantized: ranges lie beside it, or it was fitted.
+        fitted: what post-training int8 made of it.
     """
 
     path: Path
     net: folder.Net
     quantized: bool
+    fitted: Fitted | None = None
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
@@ -49,6 +69,28 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         UsageError: see `folder.load`.
     """
     return Source(Path(path), folder.load(path), (Path(path) / "ranges.npz").is_file())
+
+
+def fit(source: Source, calibration: Calibration, config: PostTraining) -> Source:
+    """Post-training int8 of a float net; the result converts as a net that was trained for it.
+
+    Raises:
+        UsageError: see `chain.quantize`; or the net has ranges already.
+    """
+    if source.quantized:
+        raise UsageError(
+            "--quantization",
+            POST_TRAINING,
+            "a float net; this one has ranges and becomes int8 as it was trained",
+            "leave it out, or give the folder of an earlier stage",
+        )
+    original = freeze.float32_copy(source.net.model)
+    card = source.net.card
+    result = chain.quantize(original, card.preprocessing, calibration.images, config)
+    notes = (f"calibrated on {calibration.told}", *result.notes)
+    card = card.replace(notes=(*card.notes, *notes))
+    fitted = Fitted(result, original, config.keep_float)
+    return Source(source.path, folder.Net(result.plain, card), True, fitted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,14 +161,28 @@ def make(job: Job) -> Made:
 def _int8(job: Job) -> Made:
     from mobilenet.compression.quantization import scheme, stored
 
-    net, form = job.source.net, job.form
-    wrapped = stored.load(job.source.path, net, form.target)
+    source, form = job.source, job.form
+    fitted, notes = source.fitted, ()
+    if fitted is None:
+        wrapped = stored.load(source.path, source.net, form.target)
+    else:
+        ranges = scheme.get_ranges(fitted.result.wrapped)
+        wrapped = stored.assembled(source.net, ranges, form.target, fitted.keep_float)
     simulated = freeze.with_softmax(wrapped) if form.softmax else wrapped
     reference = _answers(simulated, job.images)
-    repairs = stored.for_export(wrapped)
+    if fitted is not None:
+        notes = (_against(fitted.original, job.images, reference),)
+    repairs = stored.for_export(wrapped, fitted is None or fitted.result.repair)
     data = convert.int8_flatbuffer(simulated, form.ends(True), form.batch, job.shape)
-    inputs = scheme.to_grid(job.images, net.card.preprocessing)
-    return Made(data, reference, inputs, simulated, tuple(repairs))
+    inputs = scheme.to_grid(job.images, source.net.card.preprocessing)
+    return Made(data, reference, inputs, simulated, tuple(repairs), notes=notes)
+
+
+def _against(original: Any, images: Images, said: Images) -> str:
+    """How the fitted net answers beside the float net that it was made from."""
+    wanted = _answers(original, images)
+    same = float(np.mean(wanted.argmax(axis=1) == said.argmax(axis=1)))
+    return f"the float net's top-1 on {same:.1%} of {len(images)} held-out images"
 
 
 def _float_file(job: Job) -> bytes:

@@ -92,7 +92,7 @@ class _Finished:
     held_out: metrics.Metrics
     rows: list[Row]
     notes: list[str]
-    ranges: dict[str, npt.NDArray[np.float32]] | None
+    ranges: dict[str, Any] | None
 
 
 class Chain:
@@ -354,12 +354,10 @@ class Chain:
 
     def _calibration_images(self, count: int) -> npt.NDArray[np.float32]:
         """Training images as an evaluation sees them, evenly from all."""
-        config = self.config.dataset
-        with reading.explained(config, "train"):
-            batches = data.load(
-                config, "train", image_size=self.config.image_size, batch_size=32, limit=count
-            )
-            return np.concatenate([images.numpy() for images, _ in batches])
+        size = self.config.image_size
+        return reading.images(
+            self.config.dataset, "train", (size, size, 3), self.preprocessing, count
+        )
 
     def _card(self, name: str, made: _Finished) -> Card:
         size = self.config.image_size

@@ -65,7 +65,7 @@ def place(model: Any, target: str = "xnnpack", keep_float: Sequence[str] = ()) -
         UsageError: a layer is of a kind whose int8 form is not known, or nothing is called so.
     """
     graph = Graph(model)
-    floats = _kept_float(graph, keep_float)
+    floats = kept_float(graph, keep_float)
     inside = hard_swish_inside(graph) if one_of("--target", target, TARGETS) == "generic" else ()
     places = {}
     for layer in graph.layers:
@@ -86,7 +86,7 @@ def place(model: Any, target: str = "xnnpack", keep_float: Sequence[str] = ()) -
     return places
 
 
-def _kept_float(graph: Graph, patterns: Sequence[str]) -> set[str]:
+def kept_float(graph: Graph, patterns: Sequence[str]) -> set[str]:
     """Names of the layers with a kernel that the patterns match.
 
     Raises:

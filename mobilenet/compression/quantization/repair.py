@@ -43,11 +43,12 @@ class Repair:
     uniform_bias: bool
 
 
-def repair(wrapped: Any) -> list[Repair]:
+def repair(wrapped: Any, mend: bool = True) -> list[Repair]:
     """Stores the weight ranges of all kernels and mends what would not convert. In place.
 
     Args:
         wrapped: a net from `scheme.wrap` with its ranges set, meant for export.
+        mend: without it nothing is mended.
 
     Raises:
         UsageError: a range was never set.
@@ -63,7 +64,9 @@ def repair(wrapped: Any) -> list[Repair]:
         if quantizer is None:  # stays float
             continue
         quantizer.variables["absmax"].assign(quantizer.reach(variables.kernel(layer)))
-        if quantizer.kind != "dense":  # one scale for all channels: neither fault can occur
+        if (
+            mend and quantizer.kind != "dense"
+        ):  # one scale for all channels: neither fault can occur
             entry = _Convolution(graph, layer, quantizer).repair()
             if entry.channels or entry.uniform_bias:
                 done.append(entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mobilenet.models import folder as model_folder
 from mobilenet.models.roles import Graph
 
 RANGES = "ranges.npz"
+KEPT_FLOAT = "kept_float"  # the entry that names layers without int8
 
 
 def is_quantized(folder: str | os.PathLike[str]) -> bool:
@@ -25,7 +27,13 @@ def is_quantized(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / RANGES).is_file()
 
 
-def save_ranges(folder: str | os.PathLike[str], ranges: scheme.Ranges) -> None:
+def ranges_of(wrapped: Any) -> dict[str, Any]:
+    """What `save_ranges` keeps of a wrapped net."""
+    kept = {KEPT_FLOAT: np.array(wrapped.kept_float)} if wrapped.kept_float else {}
+    return {**scheme.get_ranges(wrapped), **kept}
+
+
+def save_ranges(folder: str | os.PathLike[str], ranges: Mapping[str, Any]) -> None:
     """Writes `ranges.npz`; `/` in a name would become a folder inside it and does not occur."""
     with files.replacing(Path(folder) / RANGES) as temporary:
         np.savez(temporary, allow_pickle=False, **ranges)
@@ -55,18 +63,40 @@ def load(
         raise UsageError(
             str(path), None, f"the ranges of a quantized net ({error})", "quantize it again"
         ) from None
-    wrapped = scheme.wrap(net.model, net.card.preprocessing, target)
-    for name in hard_swish_inside(Graph(net.model)) if target == "generic" else ():
-        ranges.pop(name, None)  # of tensors that this target does not round
+    kept = ranges.pop(KEPT_FLOAT, np.array([], str)).tolist()
     try:
-        scheme.set_ranges(wrapped, ranges)
+        return assembled(net, ranges, target, kept)
     except UsageError as error:
         raise error.within(str(path)) from None
+
+
+def assembled(
+    net: model_folder.Net, ranges: scheme.Ranges, target: str, keep_float: Sequence[str] = ()
+) -> Any:
+    """The wrapped net of a float net and its ranges.
+
+    Args:
+        net: float net and card.
+        ranges: by layer name, of a net that was made for `xnnpack`.
+        target, keep_float: see `placement.place`.
+
+    Raises:
+        UsageError: the ranges are of another net.
+    """
+    wrapped = scheme.wrap(net.model, net.card.preprocessing, target, keep_float)
+    inside = hard_swish_inside(Graph(net.model)) if target == "generic" else ()
+    # Some tensors are not rounded for this target.
+    scheme.set_ranges(wrapped, {n: span for n, span in ranges.items() if n not in inside})
     return wrapped
 
 
-def for_export(wrapped: Any) -> list[Repair]:
-    """Makes a wrapped net what the converter is given: repaired, on the file's grid. In place."""
-    repaired = repair(wrapped)
+def for_export(wrapped: Any, mend: bool = True) -> list[Repair]:
+    """Makes a wrapped net what the converter is given: repaired, on the file's grid. In place.
+
+    Args:
+        wrapped: a net from `scheme.wrap` with its ranges set.
+        mend: the remedies of `repair`; without them only the ranges of the kernels are stored.
+    """
+    repaired = repair(wrapped, mend)
     wrapped.phase.exporting = True
     return repaired

@@ -23,7 +23,7 @@ from mobilenet.compression import variables
 from mobilenet.compression.quantization import scheme
 from mobilenet.compression.quantization.calibrate import HARMLESS, LEAST
 from mobilenet.compression.quantization.folding import Array
-from mobilenet.compression.quantization.placement import Place, place
+from mobilenet.compression.quantization.placement import Place, kept_float, place
 from mobilenet.compression.quantization.post_training import (
     bias,
     equalize,
@@ -86,6 +86,7 @@ class Quantized:
         plain: the float net with the same weights, for `scheme.unwrap` and proof.
         steps: in order.
         repair: whether its export is to be repaired.
+        kept_float: names of the layers that stay float.
         notes: lines for a person: what calibration saw, and every step.
     """
 
@@ -93,6 +94,7 @@ class Quantized:
     plain: Any
     steps: tuple[Step, ...]
     repair: bool
+    kept_float: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -117,20 +119,25 @@ def quantize(
             the net's, or a net whose int8 form is not known.
     """
     checks.check(images, preprocessing)
-    chain = _Chain(model, preprocessing, images, config, seed)
     names = chosen_steps(model, config)
     rule = next(name for name in names if name in RANGE_RULES)
-    before = [name for name in names if name in ("equalize", "hard_swish")]
-    after = [name for name in names if name in ("bias", "tune")]
+    order = [
+        name for name in ("equalize", "hard_swish", rule, "clip", "bias", "tune") if name in names
+    ]
+    chain = _Chain(model, preprocessing, images, config, seed)
     chain.begin()
-    for name in before:
-        chain.attempt(name)
-    for name in (rule, "clip"):
-        if name in names and name != "maximum":
+    for name in order:
+        if name != "maximum":
             chain.attempt(name)
-    for name in after:
-        chain.attempt(name)
-    return Quantized(chain.wrapped, chain.net, tuple(chain.steps), "repair" in names, chain.notes())
+    chain.fit_all(model, images)
+    return Quantized(
+        chain.wrapped,
+        chain.net,
+        tuple(chain.steps),
+        "repair" in names,
+        tuple(sorted(kept_float(Graph(model), config.keep_float))),
+        chain.notes(),
+    )
 
 
 def chosen_steps(model: Any, config: PostTraining) -> tuple[str, ...]:
@@ -176,6 +183,7 @@ class _Chain:
         self.steps: list[Step] = []
         self.observed: dict[str, Observation] = {}
         self.means: dict[str, Array] = {}
+        self.judged = 0, 0  # images that fitted and that judged
 
     def answers(self, images: Floats) -> Floats:
         """What the float net says, `[n, classes]`."""
@@ -184,15 +192,18 @@ class _Chain:
     def begin(self) -> None:
         """Ranges from the extremes: what every step is compared with."""
         started = time.monotonic()
+        self._begin()
+        first = Step("maximum", True, *self._judged(), time.monotonic() - started, "ranges")
+        self.steps.append(first)
+        log.info("ptq %s", first)
+
+    def _begin(self) -> None:
         graph = Graph(self.net)
         pairs = [pair.output.name for pair in Streams(graph).folded.values()]
         names = list(dict.fromkeys([*self._ranged(), *pairs]))
         self.observed = observe(self.net, names, self.fitting)
         self.means = bias.original_means(self.observed, graph)
         self._set_ranges()
-        first = Step("maximum", True, *self._judged(), time.monotonic() - started, "ranges")
-        self.steps.append(first)
-        log.info("ptq %s", first)
 
     def attempt(self, name: str) -> None:
         """Takes a step, and back again where it does not help."""
@@ -212,6 +223,17 @@ class _Chain:
             self.state, self.observed = before, seen
             self.net.set_weights(weights)
             self.wrapped.set_weights(wrapped)
+
+    def fit_all(self, model: Any, images: Floats) -> None:
+        """Takes the steps that were kept once more, on all images, from the original net."""
+        self.judged = len(self.fitting), len(self.judging)
+        self.fitting = images
+        self.net.set_weights(model.get_weights())
+        self.state = _State()
+        self._begin()
+        for step in self.steps:
+            if step.kept and step.name != "maximum":
+                getattr(self, f"_{step.name}")()
 
     def _helps(self, agreement: float, ratio: float) -> bool:
         """More agreement, by more than one image, or as much and no more noise."""
@@ -332,7 +354,8 @@ class _Chain:
     def notes(self) -> tuple[str, ...]:
         """What a person should know."""
         saw = (
-            f"calibrated on {len(self.fitting)} images, judged on {len(self.judging)} others; "
+            f"steps were fitted on {self.judged[0]} images and judged on {self.judged[1]} others, "
+            f"those that help fitted again on all {len(self.fitting)}; "
             f"inputs from {self.fitting.min():.3g} to {self.fitting.max():.3g}"
         )
         kept = [f"kept float: {name}" for name in self.config.keep_float]
