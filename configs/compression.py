@@ -178,7 +178,7 @@ class PostTraining(Config):
         steps: which remedies, in the order of `PTQ_STEPS`. `auto` chooses by the net: with
             hard-swish or unbounded ReLU `equalize,hard_swish,percentile,clip,bias,tune,repair`,
             with ReLU6 alone, whose ranges are harmless, `maximum,bias,repair`.
-        tuning_epochs: passes of the tuning; more learn the images by heart.
+        tuning_epochs: passes of the tuning over the fitting half.
         tuning_rate: its rate at the beginning.
         keep_float: names, or regular expressions that match whole names, of layers that stay
             float: a last resort, since each splits the delegate's partition.
@@ -190,8 +190,8 @@ class PostTraining(Config):
         "remedies of post-training int8: auto or some of " + ",".join(PTQ_STEPS),
         "ptq_steps",
     )
-    tuning_epochs: int = flag(12, "passes over the images that tune offsets and ranges")
-    tuning_rate: float = flag(5e-4, "rate of that tuning")
+    tuning_epochs: int = flag(10, "passes over the images that tune offsets, gains and ranges")
+    tuning_rate: float = flag(1e-3, "rate of that tuning")
     keep_float: tuple[str, ...] = flag((), "layers that stay float, by name or pattern")
 
     def __post_init__(self) -> None:

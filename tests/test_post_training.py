@@ -268,7 +268,18 @@ def test_corrected_offsets_give_every_channel_its_mean() -> None:
         np.testing.assert_allclose(mean, before, atol=step, err_msg=name)
 
 
-def test_tuning_moves_offsets_and_ranges_alone(small: Any) -> None:
+def test_images_are_varied_within_what_they_show() -> None:
+    images = inputs(40)
+    found = tuning.varied(images, np.random.default_rng(0))
+    assert found.shape == images.shape
+    assert images.min() <= found.min() and found.max() <= images.max()
+    slope = np.arange(SIZE, dtype=np.float32)[None, None, :, None] * np.ones((40, SIZE, 1, 3), "f")
+    steps = np.diff(tuning.varied(slope, np.random.default_rng(0))[:, 0, :, 0], axis=1).mean(1)
+    assert 10 < (steps < 0).sum() < 30  # mirrored
+    assert np.abs(steps).min() > 0.65 and np.abs(steps).max() <= 1.01
+
+
+def test_tuning_moves_no_kernel_and_no_fixed_range(small: Any) -> None:
     images = inputs(20, PX)
     wrapped = scheme.wrap(small, WAY)
     calibrate(wrapped, images)
@@ -315,8 +326,9 @@ def test_a_step_that_does_not_help_is_taken_back(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(bias, "correct", spoil)
     model = relu_net()
     made = chain.quantize(model, WAY, inputs(40), PostTraining(steps=("maximum", "bias")))
-    assert [(step.name, step.kept) for step in made.steps] == [("maximum", True), ("bias", False)]
-    assert "left out: it does not help" in made.notes[-1]
+    judged = [(step.name, step.kept) for step in made.steps]
+    assert judged == [("maximum", True), ("bias", False), ("all images", True)]
+    assert "left out: it does not help" in made.notes[2]
     np.testing.assert_array_equal(made.plain.get_weights()[2], model.get_weights()[2])
     np.testing.assert_allclose(
         answers(made.wrapped, inputs(4)), answers(model, inputs(4)), atol=0.1

@@ -248,7 +248,7 @@ class _Walk:
         if file is None or layer is None:
             return None
         name, is_depthwise = unwrap(layer).name, kind(layer) == "DepthwiseConv2D"
-        if name in self.plain:
+        if name in self.plain and layer.quantize_config.weight_quantizer is not None:
             net = kernels.by_channel(Graph.kernel(self.plain[name]).numpy(), is_depthwise)
             simulated = kernels.by_channel(_simulated_codes(layer), is_depthwise)
             self.faults += kernels.faults(name, net, simulated, file)

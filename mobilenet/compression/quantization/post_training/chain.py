@@ -1,9 +1,9 @@
 """The chain of post-training int8: each step is tried, judged on images it has not seen, kept or
 left out.
 
-Half of the calibration images fit, the other half judges, so what is told of the kept net holds for
-images that it was not fitted to. No label is read: a step helps where the rounded net answers more
-like the float net.
+Half of the calibration images fit, the other half judges: a step that only fits the images that it
+saw is found out. What is kept is then fitted again on all of them. No label is read: a step helps
+where the rounded net answers more like the float net.
 """
 
 from __future__ import annotations
@@ -127,9 +127,11 @@ def quantize(
     chain = _Chain(model, preprocessing, images, config, seed)
     chain.begin()
     for name in order:
-        if name != "maximum":
+        if name not in ("maximum", "tune"):
             chain.attempt(name)
     chain.fit_all(model, images)
+    if "tune" in order:
+        chain.attempt("tune")
     return Quantized(
         chain.wrapped,
         chain.net,
@@ -183,7 +185,6 @@ class _Chain:
         self.steps: list[Step] = []
         self.observed: dict[str, Observation] = {}
         self.means: dict[str, Array] = {}
-        self.judged = 0, 0  # images that fitted and that judged
 
     def answers(self, images: Floats) -> Floats:
         """What the float net says, `[n, classes]`."""
@@ -226,14 +227,16 @@ class _Chain:
 
     def fit_all(self, model: Any, images: Floats) -> None:
         """Takes the steps that were kept once more, on all images, from the original net."""
-        self.judged = len(self.fitting), len(self.judging)
-        self.fitting = images
+        half, self.fitting = self.fitting, images
         self.net.set_weights(model.get_weights())
         self.state = _State()
         self._begin()
         for step in self.steps:
             if step.kept and step.name != "maximum":
                 getattr(self, f"_{step.name}")()
+        self.fitting = half
+        last = Step("all images", True, *self._judged(), 0.0, f"fitted again on {len(images)}")
+        self.steps.append(last)
 
     def _helps(self, agreement: float, ratio: float) -> bool:
         """More agreement, by more than one image, or as much and no more noise."""
@@ -349,13 +352,13 @@ class _Chain:
             told,
         )
         scheme.copy_weights(self.wrapped, self.net)
-        return f"offsets and ranges trained, loss {losses[0]:.4f} to {losses[-1]:.4f}"
+        return f"offsets, gains and ranges trained, loss {losses[0]:.4f} to {losses[-1]:.4f}"
 
     def notes(self) -> tuple[str, ...]:
         """What a person should know."""
         saw = (
-            f"steps were fitted on {self.judged[0]} images and judged on {self.judged[1]} others, "
-            f"those that help fitted again on all {len(self.fitting)}; "
+            f"steps were fitted on {len(self.fitting)} images and judged on {len(self.judging)} "
+            "others, those that help fitted again on all (tuning: on the first half alone); "
             f"inputs from {self.fitting.min():.3g} to {self.fitting.max():.3g}"
         )
         kept = [f"kept float: {name}" for name in self.config.keep_float]

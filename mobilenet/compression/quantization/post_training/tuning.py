@@ -1,7 +1,8 @@
-"""Tuning without labels: offsets and ranges are trained until the rounded net answers as the float
-net does.
+"""Tuning without labels: offsets, gains and ranges are trained until the rounded net answers as the
+float net does.
 
-Nothing else moves: kernels trained on a few hundred images learn the images by heart.
+Images are cropped and mirrored anew each time, and the float net is asked each time: fifty images
+seen unchanged are learnt by heart. Kernels do not move, which learn even varied images by heart.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from mobilenet.compression.quantization.quantizers import ActivationQuantizer
 from mobilenet.models.roles import Graph, kind
 
 Floats = npt.NDArray[np.float32]
-_BATCH = 20
+_BATCH = 10
+_LEAST_SIDE = 0.7  # of a crop
 _PART = 5  # images whose tensors are in memory together
 _OFFSET_STEPS = 10.0  # a unit of an offset, in steps of its tensor: a rate then means the same
-_RANGE_SHARE = 3.0  # a unit of a range, as the logarithm of a factor
+_RANGE_SHARE = 3.0  # a unit of a range, as the logarithm of a factor; of a gain it is 1
 _LEAST_RATE = 0.01  # of the first
 
 
@@ -33,28 +35,25 @@ def tune(
     wrapped: Any,
     images: Floats,
     answers: Callable[[Floats], Floats],
-    epochs: int = 12,
-    rate: float = 5e-4,
+    epochs: int = 10,
+    rate: float = 1e-3,
     seed: int = 0,
     told: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> list[float]:
-    """Trains offsets and ranges of a net in place, by Adam under a cosine rate.
+    """Trains offsets, gains and ranges of a net in place, by Adam under a cosine rate.
 
     Args:
         wrapped: a net from `scheme.wrap` with its ranges set.
-        images: `[n, height, width, channels]`, preprocessed; their mirror images are used too.
+        images: `[n, height, width, channels]`, preprocessed.
         answers: the float net, `[n, height, width, channels]` to `[n, classes]`.
         epochs: passes over the images; more learn the images by heart.
         rate: at the beginning.
-        seed: of order and mirroring.
+        seed: of order, crops and mirroring.
         told: called behind each epoch with its number, counted from 1, and its loss.
 
     Returns:
         Loss by epoch: squared error of the outputs as a share of their own square.
     """
-    mirrored = images[:, :, ::-1]
-    wanted = np.stack([answers(images), answers(mirrored)])
-    power = float(np.mean(np.square(wanted)))
     steps = epochs * -(-len(images) // _BATCH)
     schedule = tf_keras.optimizers.schedules.CosineDecay(rate, steps, alpha=_LEAST_RATE)
     moved = _Moved(wrapped, tf_keras.optimizers.Adam(schedule))
@@ -63,18 +62,33 @@ def tune(
     wrapped.phase.tuning = True
     try:
         for epoch in range(epochs):
-            order, flips = rng.permutation(len(images)), rng.integers(0, 2, len(images))
-            total = 0.0
+            order, error, power = rng.permutation(len(images)), 0.0, 0.0
             for start in range(0, len(images), _BATCH):
-                rows = order[start : start + _BATCH]
-                turned = flips[rows][:, None, None, None].astype(bool)
-                batch = np.where(turned, mirrored[rows], images[rows])
-                total += moved.step(batch, wanted[flips[rows], rows])
-            losses.append(total / wanted[0].size / power)
+                batch = varied(images[order[start : start + _BATCH]], rng)
+                wanted = answers(batch)
+                error += moved.step(batch, wanted)
+                power += float(np.sum(np.square(wanted)))
+            losses.append(error / power)
             told(epoch + 1, losses[-1])
     finally:
         wrapped.phase.tuning = False
     return losses
+
+
+def varied(images: Floats, rng: np.random.Generator) -> Floats:
+    """Random crops of half of each image or more, at the images' size; half of them mirrored."""
+    count = len(images)
+    height = rng.uniform(_LEAST_SIDE, 1, count)
+    width = rng.uniform(_LEAST_SIDE, 1, count)
+    top, left = rng.uniform(0, 1 - height), rng.uniform(0, 1 - width)
+    turned = rng.random(count) < 0.5
+    ends = np.stack([left, left + width])
+    first, last = np.where(turned, ends[::-1], ends)
+    boxes = np.stack([top, first, top + height, last], axis=1).astype(np.float32)
+    found: Floats = tf.image.crop_and_resize(
+        images, boxes, np.arange(count), images.shape[1:3]
+    ).numpy()
+    return found
 
 
 class _Moved:
@@ -95,7 +109,9 @@ class _Moved:
             for end in ("low", "high")
             if float(quantizer.variables[end]) != 0.0
         ]
-        self.first = [tf.constant(v) for v in (*self.offsets, *self.ends)]
+        self.scaled = [*self.ends, *_gains(wrapped)]
+        self.shares = [_RANGE_SHARE] * len(self.ends) + [1.0] * (len(self.scaled) - len(self.ends))
+        self.first = [tf.constant(v) for v in (*self.offsets, *self.scaled)]
         self.parameters = [
             tf.Variable(tf.zeros_like(value), name=f"moved_{place}")
             for place, value in enumerate(self.first)
@@ -117,7 +133,7 @@ class _Moved:
         return total
 
     def _slopes_of(self, images: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        moving = [*self.offsets, *self.ends]
+        moving = [*self.offsets, *self.scaled]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             for variable in moving:
                 tape.watch(variable)
@@ -128,16 +144,27 @@ class _Moved:
 
     def _moved_by(self, slopes: list[tf.Tensor]) -> None:
         """An optimizer step in the parameters' units; the variables follow."""
-        units = [*self.units, *(_RANGE_SHARE * end for end in self.ends)]
+        units = [
+            *self.units,
+            *(share * value for share, value in zip(self.shares, self.scaled, strict=True)),
+        ]
         scaled = [slope * unit for slope, unit in zip(slopes, units, strict=True)]
         self.optimizer.apply_gradients(zip(scaled, self.parameters, strict=True))
-        for place, variable in enumerate((*self.offsets, *self.ends)):
+        count = len(self.offsets)
+        for place, variable in enumerate((*self.offsets, *self.scaled)):
             first, moved = self.first[place], self.parameters[place]
             variable.assign(
                 first + self.units[place] * moved
-                if place < len(self.offsets)
-                else first * tf.exp(_RANGE_SHARE * moved)
+                if place < count
+                else first * tf.exp(self.shares[place - count] * moved)
             )
+
+
+def _gains(wrapped: Any) -> list[Any]:
+    """The gain of every batch norm behind a convolution."""
+    graph = Graph(wrapped)
+    pairs = [Folded(graph, layer) for layer in graph.layers if kind(layer) in WEIGHTS]
+    return [pair.norm["gamma"] for pair in pairs if pair.norm and "gamma" in pair.norm]
 
 
 def _offsets(wrapped: Any, quantizers: dict[str, Any]) -> list[tuple[Any, float]]:

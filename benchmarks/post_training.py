@@ -1,0 +1,192 @@
+"""What post-training int8 costs a net with real weights, remedy by remedy, beside other converters.
+
+    python benchmarks/post_training.py --model nets/v3 --data photos.csv --calibration photos/cal
+
+`--model` is a float net (`python -m mobilenet.tf1_loader` makes one), `--data` a list of images
+with labels that are scored, `--calibration` a folder of other images. Every row is a file, run by
+the interpreter: its top-1, its agreement with the float net, the signal-to-noise ratio of its
+outputs, its delegate partitions. `--counts 25,50,100 --draws 5` shows instead how the default chain
+depends on which and how many images it is calibrated on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+RULES = ("maximum", "percentile", "mse")
+ALONE = {
+    **{f"ranges: {rule}": (rule, "repair") for rule in RULES},
+    "clip at -3": ("maximum", "clip", "repair"),
+    "equalize": ("equalize", "maximum", "repair"),
+    "hard_swish": ("hard_swish", "maximum", "repair"),
+    "bias": ("maximum", "bias", "repair"),
+    "tune": ("maximum", "tune", "repair"),
+    "default": ("auto",),
+    "default and tune": (
+        *("equalize", "hard_swish", "percentile", "clip"),
+        *("bias", "tune", "repair"),
+    ),
+}
+EDGE = ("edge_static",)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="a float net")
+    parser.add_argument("--data", required=True, help="CSV list of images with labels")
+    parser.add_argument("--calibration", required=True, help="folder of images")
+    parser.add_argument("--images", type=int, default=100, help="to calibrate on (100)")
+    parser.add_argument("--rows", help="comma separated; all when left out")
+    parser.add_argument("--counts", help="images to calibrate on, as in 25,50,100")
+    parser.add_argument("--draws", type=int, default=5, help="draws for each count (5)")
+    parser.add_argument("--csv", type=Path, help="also write the table here")
+    words = parser.parse_args()
+    import nets
+
+    from mobilenet.process import starting_tensorflow
+
+    with starting_tensorflow():
+        import tensorflow  # noqa: F401
+    bench = Bench(words)
+    if words.counts:
+        heads = ["images", "draw", "top-1 %", "agreement %", "dB"]
+        rows = list(bench.draws([int(n) for n in words.counts.split(",")], words.draws))
+    else:
+        heads = ["file", "top-1 %", "agreement %", "dB", "partitions", "seconds", "bytes"]
+        chosen = words.rows.split(",") if words.rows else None
+        rows = list(bench.table(chosen))
+    nets.show(heads, rows, os.cpu_count() or 1, words.csv)
+
+
+class Bench:
+    """A net, the images that are scored and those to calibrate on."""
+
+    def __init__(self, words: argparse.Namespace) -> None:
+        from mobilenet.configs import dataset as datasets
+        from mobilenet.export import freeze
+        from mobilenet.models import folder
+        from mobilenet.training import calibration, reading
+
+        net = folder.load(words.model)
+        self.model = freeze.float32_copy(net.model)
+        shape, self.way = net.card.input_shape, net.card.preprocessing
+        listed = datasets.get("image_list").replace(data_dir=words.data)
+        self.images = reading.images(listed, "test", shape, self.way, 100_000)
+        self.labels = labels_of(listed)
+        self.seen = calibration.load(
+            None, words.calibration, listed, shape, self.way, max(words.images, 8)
+        )
+        self.wanted = self.answers(self.model)
+
+    def answers(self, net: Any) -> Any:
+        from mobilenet.training import scoring
+
+        infer = scoring.inference(net)
+        return np.concatenate(
+            [infer(self.images[i : i + 25]).numpy() for i in range(0, len(self.images), 25)]
+        )
+
+    def figures(self, data: bytes, on_grid: bool = False) -> tuple[str, str, str]:
+        """Top-1, agreement and dB of a file, whose input may be on the grid of our int8 files."""
+        from mobilenet.compression.quantization import scheme
+        from mobilenet.export.diagnosis import signal_to_noise
+        from mobilenet.export.edges import run
+        from mobilenet.runtime import interpreter
+
+        inputs = scheme.to_grid(self.images, self.way) if on_grid else self.images
+        said = run(interpreter.make(data, os.cpu_count() or 1), inputs)
+        right = said.argmax(1) == self.labels
+        same = said.argmax(1) == self.wanted.argmax(1)
+        ratio = signal_to_noise(self.wanted, said)
+        return f"{100 * right.mean():.1f}", f"{100 * same.mean():.1f}", f"{ratio:.1f}"
+
+    def fitted(self, steps: tuple[str, ...], images: Any) -> bytes:
+        """The file of post-training int8 with these steps."""
+        from mobilenet.compression.quantization import stored
+        from mobilenet.compression.quantization.post_training import chain
+        from mobilenet.configs.compression import PostTraining
+        from mobilenet.export import convert
+
+        made = chain.quantize(self.model, self.way, images, PostTraining(steps=steps))
+        stored.for_export(made.wrapped, made.repair)
+        return convert.int8_flatbuffer(made.wrapped)
+
+    def table(self, chosen: list[str] | None) -> Iterator[list[object]]:
+        from mobilenet.runtime import interpreter
+
+        makers: dict[str, Callable[[], bytes]] = {"float": self._float, "stock int8": self._stock}
+        for name, steps in ALONE.items():
+            makers[name] = lambda steps=steps: self.fitted(steps, self.seen.images)
+        makers |= {name: lambda name=name: self._edge(name) for name in EDGE}
+        for name, make in makers.items():
+            if chosen is not None and name not in chosen:
+                continue
+            started = time.monotonic()
+            data = make()
+            seconds = time.monotonic() - started
+            parts = interpreter.partitions(interpreter.make(data))
+            row = [
+                name,
+                *self.figures(data, name in ALONE),
+                parts,
+                f"{seconds:.1f}",
+                f"{len(data):,}",
+            ]
+            print(*row, flush=True)
+            yield row
+
+    def draws(self, counts: list[int], draws: int) -> Iterator[list[object]]:
+        for count in counts:
+            for draw in range(draws):
+                rng = np.random.default_rng(draw)
+                rows = rng.permutation(len(self.seen.images))[:count]
+                data = self.fitted(("auto",), self.seen.images[rows])
+                row = [count, draw, *self.figures(data, on_grid=True)]
+                print(*row, flush=True)
+                yield row
+
+    def _float(self) -> bytes:
+        from mobilenet.export import convert
+
+        return convert.float_flatbuffer(self.model)
+
+    def _stock(self) -> bytes:
+        """As TensorFlow's guide has it, from a frozen function."""
+        import tensorflow as tf
+
+        from mobilenet.export import freeze
+
+        with freeze.quiet():
+            frozen = freeze.freeze(self.model)
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.representative_dataset = lambda: ([x[None]] for x in self.seen.images)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.inference_input_type = converter.inference_output_type = tf.int8
+            return bytes(converter.convert())
+
+    def _edge(self, name: str) -> bytes:
+        from mobilenet.export import convert, edge_quantizer
+
+        data = convert.float_flatbuffer(self.model)
+        return bytes(edge_quantizer.quantize(data, name, self.seen.images))
+
+
+def labels_of(listed: Any) -> Any:
+    """Class indices of a list, in its order."""
+    from mobilenet import data
+
+    batches = data.load(listed, "test", image_size=8, batch_size=100)
+    return np.concatenate([labels.numpy() for _, labels in batches])
+
+
+if __name__ == "__main__":
+    main()

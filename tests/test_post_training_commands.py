@@ -1,0 +1,129 @@
+"""Post-training int8 as a user asks for it: converter, trainer, evaluator and profiler."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trainer_runs
+from trainer_runs import command, report
+
+from mobilenet.runtime import flatbuffer
+
+pytest.importorskip("tensorflow")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float net of the digits, V1 at a quarter of its width, 32 px."""
+    return trainer_runs.finished(tmp_path_factory.getbasetemp())[0] / "run" / "train"
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that `converter --quantization ptq` made, and what it printed."""
+    target = tmp_path_factory.mktemp("ptq") / "export"
+    words = ("--quantization=ptq", "--calibration_images=64", f"--output={target}")
+    done = command("converter", f"--model={trained}", *words)
+    assert done.returncode == 0, done.stderr
+    return target, done.stdout
+
+
+def test_a_float_net_becomes_an_int8_file(exported: tuple[Path, str], trained: Path) -> None:
+    folder, printed = exported
+    content = flatbuffer.read(folder / "model.tflite")
+    assert not content.float_tensors()
+    kernels = [content.tensors[op.inputs[1]] for op in content.operators if "CONV_2D" in op.name]
+    assert kernels and all(len(k.scales) == k.shape[k.quantized_dimension] for k in kernels)
+    assert "operators proved" in printed and "1 steps at most" in printed
+    assert "ptq bias: offsets of" in printed
+    card = json.loads((folder / "card.json").read_text())
+    assert any("fitted on 32 images and judged on 32 others" in note for note in card["notes"])
+    assert any(note.startswith("calibrated on 64 images of digits") for note in card["notes"])
+    assert not (trained / "ranges.npz").exists()
+
+
+def test_the_file_is_about_as_good_as_the_net(exported: tuple[Path, str], trained: Path) -> None:
+    def top1(model: Path) -> float:
+        done = command("evaluator", f"--model={model}", "--dataset_name=digits")
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout.splitlines()[-1].split()[0])
+
+    assert top1(exported[0]) >= top1(trained) - 2.0
+
+
+def test_the_profiler_shows_every_rounded_tensor(exported: tuple[Path, str], trained: Path) -> None:
+    done = command("profiler", exported[0], f"--against={trained}", "--images=8")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "CONV_2D" in line]
+    assert len(lines) == 28  # 27 convolutions and the classifier
+    assert {"Conv2d_0_relu6", "Conv2d_13_pointwise_relu6", "Logits"} <= {
+        x.split()[0] for x in lines
+    }
+    assert "dB alone" in done.stdout
+    few = command("profiler", exported[0], f"--against={trained}", "--images=8", "--worst=3")
+    assert len(few.stdout.splitlines()) == 5
+
+
+def test_the_quantize_stage_fits_without_training(trained: Path, tmp_path: Path) -> None:
+    words = (
+        *(*trainer_runs.TINY, f"--init_checkpoint={trained}", "--stages=quantize,convert"),
+        *("--quantization=ptq", "--calibration_images=40", "--ptq_steps=maximum,bias,repair"),
+        "--keep_float=Conv2d_0",
+    )
+    done = command("trainer", *words, "--model_dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    stages = report(tmp_path / "run")
+    assert stages["quantize"]["history"] == []
+    assert stages["convert"]["top1"] >= stages["quantize"]["top1"] - 1.0
+    with np.load(tmp_path / "run/quantize/ranges.npz") as ranges:
+        assert ranges["kept_float"].tolist() == ["Conv2d_0"]
+    content = flatbuffer.read(tmp_path / "run/export/model.tflite")
+    first = next(op for op in content.operators if op.name == "CONV_2D")
+    kinds = {op.name: content.tensors[op.inputs[1]].dtype for op in content.operators[1:]}
+    assert content.tensors[first.inputs[1]].dtype == "float32"
+    assert kinds["DEPTHWISE_CONV_2D"] == "int8"
+    again = command("trainer", *words, "--model_dir=run", cwd=tmp_path)
+    assert "quantize: finished before" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--quantization=ptq", "--calibration_images=3"), "--calibration_images: got 3"),
+        (("--quantization=ptq", "--ptq_steps=bias"), "--ptq_steps: got 'bias'"),
+        (("--quantization=ptq", "--keep_float=Conv9"), "--keep_float: got 'Conv9'"),
+        (("--ptq_steps=maximum",), "--ptq_steps: expected --quantization ptq beside it"),
+        (("--quantization=ptq", "--calibration_dir=nowhere"), "--calibration_dir: got 'nowhere'"),
+    ],
+)
+def test_bad_words_cost_one_line(
+    words: tuple[str, ...], told: str, trained: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "export"
+    done = command("converter", f"--model={trained}", f"--output={target}", *words)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert told in done.stderr
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "FILE.tflite: expected one flatbuffer"),
+        (("FILE",), "--against: expected the float net of the file"),
+        (("FILE", "--against=nowhere"), "nowhere: expected a model folder"),
+        (("FILE", "--against=NET", "--images=0"), "--images: got 0"),
+    ],
+)
+def test_bad_words_for_the_profiler(
+    words: tuple[str, ...], told: str, exported: tuple[Path, str], trained: Path
+) -> None:
+    placed = [w.replace("FILE", str(exported[0])).replace("NET", str(trained)) for w in words]
+    done = command("profiler", *placed)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert told in done.stderr
