@@ -45,6 +45,19 @@ def small_net() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def float_file(small_net: Callable[..., Any]) -> Callable[[str], bytes]:
+    """`float_file(name)`: the float flatbuffer of `small_net(name)`, converted once."""
+
+    @functools.cache
+    def make(name: str) -> bytes:
+        from mobilenet.export import convert
+
+        return convert.float_flatbuffer(small_net(name))
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """`written(family, ...)`: a narrow net in a TF1 checkpoint: net, values, prefix."""
     import slim_checkpoints as slim

@@ -224,10 +224,11 @@ def test_verification_is_frozen_and_goes_into_json(int8_file: bytes, reference: 
 
 
 @pytest.mark.parametrize("name", sorted(archs.ALL))
-def test_float_file_of_every_net_is_one_partition(name: str, small_net: Callable[..., Any]) -> None:
-    model = small_net(name)
+def test_float_file_of_every_net_is_one_partition(
+    name: str, small_net: Callable[..., Any], float_file: Callable[[str], bytes]
+) -> None:
+    model, data = small_net(name), float_file(name)
     batch = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
-    data = convert.float_flatbuffer(model)
     found = verify.verify(data, model(batch).numpy(), batch, expect_int8=False)
     assert (found.partitions, found.faults, found.warnings) == (1, (), ())
     swish = sum(layer.name.endswith("_hard_swish") for layer in model.layers)

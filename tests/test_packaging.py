@@ -117,7 +117,7 @@ def test_the_pins_fit_the_declared_ranges() -> None:
             pin = requirements.Requirement(line)
             pins[utils.canonicalize_name(pin.name)] = next(iter(pin.specifier)).version
     text = (ROOT / "pyproject.toml").read_text()
-    blocks = re.findall(r"^(?:dependencies|tfds|dev) = \[(.*?)\]$", text, flags=re.M | re.S)
+    blocks = re.findall(r"^(?:dependencies|tfds|edge|dev) = \[(.*?)\]$", text, flags=re.M | re.S)
     declared = [
         requirements.Requirement(w) for block in blocks for w in re.findall(r'"(.*?)"', block)
     ]

@@ -1,4 +1,4 @@
-"""Int8 kernels in a float file: against numpy's own rounding, and with constants that are shared."""
+"""Int8 kernels in a float file: against numpy's own rounding, and where constants are shared."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from mobilenet.errors import UsageError
 from mobilenet.export import convert, offsets, repack, structure, weights_only
 from mobilenet.runtime import flatbuffer, interpreter
 
+QUICK = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small")
+NAMES = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in archs.names()
+]
 QUANTIZED = ("CONV_2D", "FULLY_CONNECTED")
 
 
@@ -29,8 +33,14 @@ def kernels(data: bytes) -> list[tuple[str, Any]]:
 
 
 def biases(data: bytes) -> list[np.ndarray]:
+    """Of the operators whose kernels become int8; one that has none adds 0."""
     content = flatbuffer.read(data)
-    return [content.tensors[op.inputs[2]].data for op in content.operators if op.name in QUANTIZED]
+    found = []
+    for op in content.operators:
+        if op.name in QUANTIZED:
+            none = len(op.inputs) < 3 or op.inputs[2] < 0
+            found.append(np.zeros(1) if none else content.tensors[op.inputs[2]].data)
+    return found
 
 
 def mixed_net() -> Any:
@@ -38,7 +48,9 @@ def mixed_net() -> Any:
     tf_keras.utils.set_random_seed(5)
     source = L.Input((SIZE, SIZE, 3))
     x = L.ReLU(6.0)(L.Conv2D(8, 3, strides=2, padding="same", bias_initializer="normal")(source))
-    x = L.ReLU(6.0)(L.DepthwiseConv2D(3, padding="same", bias_initializer="normal")(x))
+    depthwise = L.DepthwiseConv2D(3, padding="same")
+    x = L.ReLU(6.0)(depthwise(x))
+    depthwise.bias.assign(np.linspace(0, 5, 8))
     x = L.ReLU(6.0)(L.Conv2D(48, 1, name="point", bias_initializer="normal")(x))
     return tf_keras.Model(source, L.Dense(CLASSES, name="out")(L.GlobalAveragePooling2D()(x)))
 
@@ -78,34 +90,51 @@ def test_kernels_are_the_rounded_ones_operator_by_operator(original: bytes, made
     assert structure.format_faults(flatbuffer.read(made), FORMATS["weights"]) == []
 
 
-def test_biases_take_the_mean_shift_back(original: bytes) -> None:
-    """By numpy: the file's own kernels on the mean of what the float net hands to each layer."""
-    net, images = mixed_net(), inputs(8)
-    point, out = net.get_layer("point"), net.get_layer("out")
-    seen = tf_keras.Model(net.inputs, [point.input, out.input])(images, training=False)
-    plain, mended = weights_only.quantize(original), weights_only.quantize(original, images)
-    found = [(t, b) for (name, t), b in zip(kernels(mended)[2:], biases(mended)[1:], strict=True)]
-    for layer, values, (tensor, bias), old in zip(
-        (point, out), seen, found, biases(plain)[1:], strict=True
+def layer_inputs(net: Any, images: np.ndarray) -> list[np.ndarray]:
+    """What the float net hands to `point` and `out`, `[places, channels]`."""
+    wanted = [net.get_layer(name).input for name in ("point", "out")]
+    found = tf_keras.Model(net.inputs, wanted)(images, training=False)
+    return [values.numpy().reshape(-1, values.shape[-1]) for values in found]
+
+
+def errors(data: bytes, net: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of the same layers: the rounding error of the kernel `[inputs, channels]`, and the bias."""
+    found = []
+    for (_, tensor), bias, name in zip(
+        kernels(data)[2:], biases(data)[1:], ("point", "out"), strict=True
     ):
-        kernel = layer.kernel.numpy().reshape(-1, layer.kernel.shape[-1])
-        rounded = tensor.data.reshape(len(tensor.data), -1).T * tensor.scales
-        mean = values.numpy().reshape(-1, len(kernel)).mean(axis=0)
-        np.testing.assert_allclose(old, layer.bias.numpy(), rtol=1e-6)
-        np.testing.assert_allclose(bias, old - mean @ (rounded - kernel), atol=1e-5)
+        kernel = net.get_layer(name).kernel.numpy()
+        kernel = kernel.reshape(-1, kernel.shape[-1])
+        found.append((tensor.data.reshape(len(tensor.data), -1).T * tensor.scales - kernel, bias))
+    return found
 
 
-def test_noise_alone_brings_the_answers_closer(original: bytes) -> None:
-    """On images that are no noise; the mean difference of the outputs, image by image."""
-    noise = offsets.noise_pictures(8, (SIZE, SIZE, 3)) / 127.5 - 1
-    expected = invoke(original, inputs(40))
-
-    def offset(data: bytes) -> float:
-        return float(np.abs((invoke(data, inputs(40)) - expected).mean(axis=0)).mean())
-
-    assert offset(weights_only.quantize(original, noise)) < 0.5 * offset(
-        weights_only.quantize(original)
+def test_biases_take_the_mean_shift_back(original: bytes) -> None:
+    """By numpy; the dense layer's bias is 0, and the converter has left it out."""
+    net, images = mixed_net(), inputs(8)
+    mended = errors(weights_only.quantize(original, images), net)
+    plain = errors(weights_only.quantize(original), net)
+    for values, (error, bias), (_, old) in zip(
+        layer_inputs(net, images), mended, plain, strict=True
+    ):
+        np.testing.assert_allclose(bias, old - values.mean(axis=0) @ error, atol=1e-5)
+    assert (
+        weights_only.faults(
+            flatbuffer.read(original), flatbuffer.read(weights_only.quantize(original, images))
+        )
+        == []
     )
+
+
+def test_noise_mends_the_shift_that_other_images_see(original: bytes) -> None:
+    net = mixed_net()
+    noise = offsets.noise_pictures(8, (SIZE, SIZE, 3)) / 127.5 - 1
+    values = layer_inputs(net, inputs(40))[0].mean(axis=0)
+    (error, old), (_, bias) = (
+        errors(weights_only.quantize(original, pictures), net)[0] for pictures in (None, noise)
+    )
+    before, after = values @ error, values @ error + bias - old
+    assert np.abs(after).mean() < 0.3 * np.abs(before).mean()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -115,7 +144,7 @@ def test_noise_looks_like_photos_in_its_figures(channels: int) -> None:
     assert pictures.min() >= 0 and pictures.max() <= 255
     assert 95 < pictures.mean() < 135 and 40 < pictures.std() < 75
     beside = np.corrcoef(pictures[:, :, 1:].ravel(), pictures[:, :, :-1].ravel())[0, 1]
-    assert beside > 0.8  # white noise has 0
+    assert beside > 0.7  # white noise has 0
     np.testing.assert_array_equal(pictures, offsets.noise_pictures(16, (48, 64, channels), seed=1))
 
 
@@ -172,27 +201,25 @@ def test_shared_constants_are_left_to_those_that_share_them() -> None:
     assert len(shared) == len({kernel for kernel, _ in used})
 
 
-def test_a_kernel_that_something_else_reads_is_left_to_it(original: bytes) -> None:
-    """The depthwise kernel and the pointwise bias put into the buffers of others."""
+def test_a_bias_that_a_depthwise_layer_reads_is_left_to_it(original: bytes) -> None:
     model = repack.opened(original)
-    graph = model.subgraphs[0]
-    stem, point = (graph.tensors[graph.operators[n].inputs[2]] for n in (0, 2))
-    assert len(stem.shape) == 1 and stem.shape[0] < point.shape[0]
-    model.buffers[stem.buffer].data = None
-    dense = graph.tensors[graph.operators[-1].inputs[2]]
-    twin = graph.tensors[graph.operators[1].inputs[2]]  # the depthwise bias, as long as the stem's
-    stem.buffer = twin.buffer
+    stem, depthwise = model.subgraphs[0].operators[:2]
+    stem.inputs = np.array([*stem.inputs[:2], depthwise.inputs[2]], np.int32)
     shared = repack.packed(model)
     made = weights_only.quantize(shared, inputs(8))
     assert weights_only.faults(flatbuffer.read(shared), flatbuffer.read(made)) == []
-    assert dense.shape[0] == CLASSES
+    assert np.abs(biases(made)[0] - biases(shared)[0]).max() > 0
+    content = flatbuffer.read(made)
+    first, second = content.operators[:2]
+    assert content.tensors[second.inputs[2]].data is not None
+    assert first.inputs[2] != second.inputs[2]
 
 
-@pytest.mark.parametrize("name", archs.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_every_net_is_one_partition_and_answers_alike(
-    name: str, small_net: Callable[..., Any]
+    name: str, float_file: Callable[[str], bytes]
 ) -> None:
-    original = convert.float_flatbuffer(small_net(name))
+    original = float_file(name)
     noise = offsets.noise_pictures(2, (32, 32, 3)) / 127.5 - 1
     made = weights_only.quantize(original, noise)
     content = flatbuffer.read(made)

@@ -39,7 +39,7 @@ def quantize(data: bytes, pictures: Floats | None = None) -> bytes:
             `offsets.noise_pictures` serves. `None` leaves the biases as they are.
 
     Returns:
-        The new file. An operator without a bias keeps its offset.
+        The new file.
 
     Raises:
         UsageError: a kernel is not finite.
@@ -55,11 +55,9 @@ def quantize(data: bytes, pictures: Floats | None = None) -> bytes:
             raise UsageError(f"kernel {name_of(kernel)}", "NaN or infinity", "finite weights")
         codes, scales = rounded(kernel.data)
         file.set_kernel(number, codes, scales)
-        bias = (
-            content.tensors[op.inputs[2]].data if len(op.inputs) > 2 and op.inputs[2] >= 0 else None
-        )
-        if bias is not None and op.inputs[0] in means:
-            file.set_bias(number, bias - _shift(kernel.data, codes, scales, means[op.inputs[0]]))
+        if op.inputs[0] in means:
+            shift = _shift(kernel.data, codes, scales, means[op.inputs[0]])
+            file.add_to_bias(number, -shift)
     return repack.packed(file.model)
 
 
@@ -142,13 +140,28 @@ class _Editor:
         if self._content.operators[number].name == "FULLY_CONNECTED":
             operator.builtinOptions.asymmetricQuantizeInputs = True
 
-    def set_bias(self, number: int, bias: Floats) -> None:
-        """Gives an operator its float bias; others that had the same one keep it."""
+    def add_to_bias(self, number: int, change: Floats) -> None:
+        """Changes an operator's bias, or gives it one; others that had the same one keep it."""
         operator = self._graph.operators[number]
-        old = int(operator.inputs[2])
-        own = self._tensor(old, self._users[old, False] == 1)
+        slots = self._content.operators[number].inputs
+        if len(slots) > 2 and slots[2] >= 0:
+            held = self._content.tensors[slots[2]].data
+            assert held is not None
+            own, change = self._tensor(slots[2], self._users[slots[2], False] == 1), held + change
+        else:
+            own = self._new_bias(self._graph.tensors[operator.inputs[1]], len(change))
         _point(operator, 2, own)
-        self._store(self._graph.tensors[own], bias.astype(np.float32))
+        self._store(self._graph.tensors[own], change.astype(np.float32))
+
+    def _new_bias(self, kernel: Any, channels: int) -> int:
+        schema = flatbuffer.schema()
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape = kernel.name + b"/bias", np.array([channels], np.int32)
+        tensor.type, tensor.buffer = schema.TensorType.FLOAT32, len(self.model.buffers)
+        self.model.buffers.append(schema.BufferT())
+        self._sharers[tensor.buffer] = 1
+        self._graph.tensors.append(tensor)
+        return len(self._graph.tensors) - 1
 
     def _tensor(self, old: int, alone: bool) -> int:
         """The tensor where nobody else uses it, else a twin."""
@@ -171,8 +184,10 @@ class _Editor:
 
 def _point(operator: Any, slot: int, index: int) -> None:
     """Has an operator read another tensor; what the schema read is a view of the file."""
-    operator.inputs = np.array(operator.inputs)
-    operator.inputs[slot] = index
+    inputs = [int(held) for held in operator.inputs]
+    inputs += [-1] * (slot + 1 - len(inputs))
+    inputs[slot] = index
+    operator.inputs = np.array(inputs, np.int32)
 
 
 def faults(original: flatbuffer.Flatbuffer, made: flatbuffer.Flatbuffer) -> list[str]:
@@ -186,9 +201,11 @@ def faults(original: flatbuffer.Flatbuffer, made: flatbuffer.Flatbuffer) -> list
         return ["the operators are not those of the float file"]
     found = []
     for before, after in zip(original.operators, made.operators, strict=True):
-        for slot, (old, new) in enumerate(zip(before.inputs, after.inputs, strict=True)):
+        for slot, (old, new) in enumerate(zip(before.inputs, after.inputs, strict=False)):
+            if old < 0 or (before.name in OPERATORS and slot == 2):
+                continue
             first, second = original.tensors[old], made.tensors[new]
-            if old < 0 or first.data is None or (before.name in OPERATORS and slot == 2):
+            if first.data is None:
                 continue
             if before.name in OPERATORS and slot == 1:
                 found += _kernel_faults(name_of(first), first.data, second)
