@@ -178,7 +178,7 @@ class PostTraining(Config):
         steps: which remedies, in the order of `PTQ_STEPS`. `auto` chooses by the net: with
             hard-swish or unbounded ReLU `equalize,hard_swish,percentile,clip,bias,tune,repair`,
             with ReLU6 alone, whose ranges are harmless, `maximum,bias,repair`.
-        tuning_epochs: passes of the tuning over the fitting half.
+        tuning_epochs: passes of the tuning over the images.
         tuning_rate: its rate at the beginning.
         keep_float: names, or regular expressions that match whole names, of layers that stay
             float: a last resort, since each splits the delegate's partition.

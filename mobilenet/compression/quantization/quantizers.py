@@ -153,7 +153,9 @@ class ActivationQuantizer(_Quantizer):
         low, high = weights["low"], weights["high"]
         if self.fixed is None and (self.phase.observing or training):
             self._observe(values, low, high)
-        if self.phase.observing or (self.phase.delayed and training):
+        # A gate's own rounding costs a tuning time and teaches it nothing.
+        passed = self.phase.tuning and self.fixed is not None
+        if passed or self.phase.observing or (self.phase.delayed and training):
             return inputs
         quantized = tf.quantization.fake_quant_with_min_max_vars(values, low, high, BITS)
         quantized = tf.cast(quantized, inputs.dtype)

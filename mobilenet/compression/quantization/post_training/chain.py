@@ -127,11 +127,9 @@ def quantize(
     chain = _Chain(model, preprocessing, images, config, seed)
     chain.begin()
     for name in order:
-        if name not in ("maximum", "tune"):
+        if name != "maximum":
             chain.attempt(name)
     chain.fit_all(model, images)
-    if "tune" in order:
-        chain.attempt("tune")
     return Quantized(
         chain.wrapped,
         chain.net,
@@ -228,6 +226,7 @@ class _Chain:
     def fit_all(self, model: Any, images: Floats) -> None:
         """Takes the steps that were kept once more, on all images, from the original net."""
         half, self.fitting = self.fitting, images
+        log.info("ptq: the steps that help, fitted again on all %d images", len(images))
         self.net.set_weights(model.get_weights())
         self.state = _State()
         self._begin()
@@ -358,7 +357,7 @@ class _Chain:
         """What a person should know."""
         saw = (
             f"steps were fitted on {len(self.fitting)} images and judged on {len(self.judging)} "
-            "others, those that help fitted again on all (tuning: on the first half alone); "
+            "others, those that help fitted again on all; "
             f"inputs from {self.fitting.min():.3g} to {self.fitting.max():.3g}"
         )
         kept = [f"kept float: {name}" for name in self.config.keep_float]
