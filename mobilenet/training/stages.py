@@ -18,6 +18,7 @@ import tf_keras
 from mobilenet import data, metrics
 from mobilenet.compression import method as methods
 from mobilenet.configs import recipes
+from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import PREPROCESSING
@@ -141,7 +142,7 @@ class Chain:
             model = folder.load(before).model
             if self.config.mixed_precision == "float32":
                 return model
-            mixed = self._built()  # a saved net keeps the precision that it was saved with
+            mixed = self._built(builder.config_of(model))  # a saved net keeps its own precision
             mixed.set_weights(model.get_weights())
             return mixed
         from_scratch = name == "train" or (
@@ -173,10 +174,10 @@ class Chain:
                 initial.STATISTICS_IMAGES,
             )
 
-    def _built(self) -> Any:
+    def _built(self, config: MobileNetConfig | None = None) -> Any:
         size = self.config.image_size
         try:
-            return builder.build(self.config.model, (size, size, 3))
+            return builder.build(config or self.config.model, (size, size, 3))
         except UsageError as error:
             if error.what != "input_shape":
                 raise
@@ -232,9 +233,12 @@ class Chain:
             notes = method.notes(net) if method is not None else []
             ranges = exporting.ranges_of(net)
             plain = net if method is None else method.finalize(net)
+        architecture = builder.config_of(plain) or builder.config_of(start)
         strategy.set_precision("float32")
         plain = freeze.float32_copy(plain)
         card = self._card(name, held_out, rows, notes)
+        if architecture is not None:  # a net that was thinned has channels of its own
+            card = card.replace(architecture=architecture.to_json())
         exporting.save_stage(plain, self.run.stage(name), card, ranges)
         return self._entry(name, plain, held_out, rows, float_file=ranges is None)
 

@@ -11,37 +11,40 @@ import numpy.typing as npt
 
 from mobilenet.compression.pruning.groups import Group
 from mobilenet.configs.base import number
-from mobilenet.configs.compression import ROLES
+from mobilenet.configs.compression import ALL_GROUPS, ROLES, SCOPES
 from mobilenet.errors import UsageError, one_of, shorten
 
 Indices = npt.NDArray[np.int64]
 Score = Callable[[Group], npt.NDArray[np.float64]]
-SCOPES = ("group", "global")
 OPTIONAL = ("squeeze_excite",)  # thinned only where a ratio names them
 
 
-def ratios(groups: Sequence[Group], ratio: float | Mapping[str, float]) -> dict[int, float]:
+def ratios(
+    groups: Sequence[Group], ratio: float | Mapping[str, float], what: str = "--ratio"
+) -> dict[int, float]:
     """The share of channels that goes, by the group's number.
 
     Args:
         groups: those that may lose channels.
         ratio: one number for every group but the squeezes, as the papers have it (stem, expansions
             and projections alike); or a number by role, or by a regular expression that matches
-            the whole name of a layer that makes the channels. The last entry that matches decides.
+            the whole name of a layer that makes the channels, or for `all` groups but the squeezes.
+            The last entry that matches decides.
+        what: the flag, for errors.
 
     Raises:
         UsageError: a number outside [0, 1), or a pattern that matches no layer.
     """
     if not isinstance(ratio, Mapping):
-        number("--ratio", ratio, least=0, below=1, remedy="0.5 removes half of the channels")
-        return {g.number: 0.0 if g.role in OPTIONAL else float(ratio) for g in groups}
+        number(what, ratio, least=0, below=1, remedy="0.5 removes half of the channels")
+        ratio = {ALL_GROUPS: ratio}
     shares = dict.fromkeys((group.number for group in groups), 0.0)
     for pattern, share in ratio.items():
-        number(f"--ratio {pattern}", share, least=0, below=1)
-        hits = [group for group in groups if _matches(pattern, group)]
+        number(f"{what} {pattern}", share, least=0, below=1)
+        hits = [group for group in groups if _matches(pattern, group, what)]
         if not hits:
             raise UsageError(
-                "--ratio",
+                what,
                 pattern,
                 f"a role ({', '.join(sorted({group.role for group in groups}))}) or a regular"
                 " expression that matches a layer name",
@@ -51,7 +54,9 @@ def ratios(groups: Sequence[Group], ratio: float | Mapping[str, float]) -> dict[
     return shares
 
 
-def _matches(pattern: str, group: Group) -> bool:
+def _matches(pattern: str, group: Group, what: str) -> bool:
+    if pattern == ALL_GROUPS:
+        return group.role not in OPTIONAL
     if pattern in ROLES:
         return pattern == group.role
     try:
@@ -84,7 +89,8 @@ def choose(
     Args:
         groups: those that may lose channels.
         shares: from `ratios`.
-        score: what each channel of a group is worth. Of equals the first ones stay.
+        score: what each channel of a group is worth. Of equals the first ones stay; NaN says that
+            a channel has gone before, and goes again.
         round_to: counts are multiples of it: 16 for int8 files, 32 for float ones, 1 for exact
             ratios.
         scope: `group` takes its share from every group; `global` ranks the channels of all groups
@@ -93,6 +99,7 @@ def choose(
     number("--round_to", round_to, least=1, integer=True, remedy="16 for int8, 32 for float, 1")
     one_of("scope", scope, SCOPES)
     worth = {group.number: score(group) for group in groups if shares[group.number] > 0}
+    worth = {key: np.where(np.isnan(own), -np.inf, own) for key, own in worth.items()}
     if scope == "group":
         counts = {g.number: kept_count(g.channels, shares[g.number], round_to) for g in groups}
     else:
@@ -115,7 +122,7 @@ def _global_counts(
     counts = {group.number: group.channels for group in groups}
     values, owners = [np.zeros(0)], [np.zeros(0, np.int64)]
     for key, own in worth.items():
-        mean = np.abs(own).mean()
+        mean = np.abs(own[np.isfinite(own)]).mean() if np.isfinite(own).any() else 0.0
         ranked = np.sort(own / mean if mean > 0 else own)[: -min(round_to, own.size)]
         values.append(ranked)  # the best ones are out of the contest: they stay
         owners.append(np.full(ranked.size, key))

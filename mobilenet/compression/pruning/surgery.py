@@ -244,12 +244,23 @@ def prove(model: Any, thinned: Thinned, images: npt.NDArray[np.float32]) -> floa
         FailedProof: it is above 1e-5.
     """
     before = model if thinned.unchanged else silenced(model, thinned.kept)
-    expected = np.asarray(before(images, training=False), np.float64)
-    got = np.asarray(thinned.model(images, training=False), np.float64)
+    expected = np.asarray(_float32(before)(images, training=False), np.float64)
+    got = np.asarray(_float32(thinned.model)(images, training=False), np.float64)
     apart = float(np.abs(got - expected).max() / max(1.0, np.abs(expected).max()))
     if not apart <= TOLERANCE:
         raise FailedProof("thin net", apart, f"outputs within {TOLERANCE:g} of the masked net's")
     return apart
+
+
+def _float32(model: Any) -> Any:
+    """The net itself, or a copy where it computes in 16 bits."""
+    if all(layer.compute_dtype in (None, "float32") for layer in model.layers):
+        return model
+    copy = tf_keras.models.clone_model(
+        model, clone_function=lambda x: type(x).from_config({**x.get_config(), "dtype": "float32"})
+    )
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def _read(layer: Any) -> dict[str, npt.NDArray[Any]]:
