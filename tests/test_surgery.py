@@ -377,6 +377,28 @@ def test_a_constant_needs_somewhere_to_go() -> None:
     assert surgery.remove_zero_channels(model).kept["first"].tolist() == [0]
 
 
+def test_a_constant_is_another_behind_a_padded_convolution() -> None:
+    """Its outer places add up fewer taps, so it is no constant there."""
+    source = L.Input((8, 8, 3))
+    x = L.Conv2D(4, 1, name="first")(source)
+    x = L.Conv2D(3, 3, padding="same", name="second")(x)
+    model = tf_keras.Model(source, L.Conv2D(2, 1, name="third")(x))
+    model.get_layer("first").set_weights([np.zeros((1, 1, 3, 4)), np.ones(4)])
+    thinned = surgery.remove_zero_channels(model)
+    assert [len(stay) for stay in thinned.kept.values()] == [4, 3]
+    assert [entry.layer for entry in thinned.left] == ["first", "second"]
+    padless = tf_keras.models.clone_model(
+        model,
+        clone_function=lambda layer: type(layer).from_config(
+            layer.get_config() | ({"padding": "valid"} if layer.name == "second" else {})
+        ),
+    )
+    padless.set_weights(model.get_weights())
+    thinned = surgery.remove_zero_channels(padless)
+    assert [len(stay) for stay in thinned.kept.values()] == [1, 1]
+    surgery.prove(padless, thinned, inputs(4, 8))
+
+
 # --- bad input
 
 
