@@ -102,7 +102,7 @@ def test_what_was_silent_before_goes_first() -> None:
     assert {1, 5} <= set(gone) and len(gone) == 4
 
 
-@pytest.mark.parametrize("scope", ["group", "global"])
+@pytest.mark.parametrize("scope", ["group", pytest.param("global", marks=pytest.mark.slow)])
 def test_a_net_of_ours_ends_with_its_config(scope: str) -> None:
     tf_keras.utils.set_random_seed(0)
     fields: dict[str, Any] = {"num_classes": 4, "classifier_activation": None}
