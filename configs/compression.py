@@ -11,18 +11,19 @@ from mobilenet.errors import UsageError
 from .base import Config, flag, number, one_of
 
 TARGETS = ("xnnpack", "generic")  # runtimes that an int8 file is made for
+ALL_GROUPS = "all"  # of channels, but the squeezes of squeeze-excites
+# Ways to rank channels that need nothing but the net; `taylor`, which needs a loss, is for use by
+# hand.
+IMPORTANCES = ("magnitude", "l2", "batch_norm_scale", "geometric_median", "random")
+SCOPES = ("group", "global")
 ROLES = ("stem", "depthwise", "pointwise", "fused", "squeeze_excite", "classifier")
 
 
-@dataclasses.dataclass(frozen=True)
-class ScheduledPruning(Config):
-    """What the ways to remove single weights share: from which layers how many go, and when.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pruning(Config):
+    """What all ways to prune share: when how much goes.
 
     Attributes:
-        final_sparsity: share of zeros by role, or by a regular expression that matches whole layer
-            names; the last entry that matches a layer decides. Layers that nothing matches are
-            left alone. The stem and the depthwise kernels hold few weights and lose accuracy
-            first, so only pointwise is on.
         schedule: `polynomial` (Zhu and Gupta, arXiv 1710.01878) or `constant` from the first
             update on.
         begin: share of the stage's steps before the first update.
@@ -31,10 +32,6 @@ class ScheduledPruning(Config):
         power: exponent of the polynomial; 3 as in the paper.
     """
 
-    final_sparsity: dict[str, float] = flag(
-        MappingProxyType({"pointwise": 0.5}),
-        "share of zeros: one number for the pointwise kernels, or role=share,regex=share",
-    )
     schedule: str = flag("polynomial", "polynomial or constant", "pruning_schedule")
     begin: float = flag(0.0, "share of the pruning stage before the first update", "pruning_begin")
     end: float = flag(0.6, "share of the pruning stage at which the target stands", "pruning_end")
@@ -42,15 +39,6 @@ class ScheduledPruning(Config):
     power: float = flag(3.0, "exponent of the polynomial schedule", "pruning_power")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "final_sparsity", dict(self.final_sparsity))
-        for pattern, share in self.final_sparsity.items():
-            number(
-                f"--final_sparsity {pattern}",
-                share,
-                least=0,
-                below=1,
-                remedy="0.5 keeps half of the weights",
-            )
         one_of("--pruning_schedule", self.schedule, ("polynomial", "constant"))
         number("--pruning_begin", self.begin, least=0, below=1)
         number("--pruning_end", self.end, above=0, most=1)
@@ -59,6 +47,35 @@ class ScheduledPruning(Config):
         if self.end <= self.begin:
             raise UsageError(
                 "--pruning_end", self.end, f"a share above --pruning_begin ({self.begin})"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduledPruning(Pruning):
+    """What the ways to remove single weights share: from which layers how many go.
+
+    Attributes:
+        final_sparsity: share of zeros by role, or by a regular expression that matches whole layer
+            names; the last entry that matches a layer decides. Layers that nothing matches are
+            left alone. The stem and the depthwise kernels hold few weights and lose accuracy
+            first, so only pointwise is on.
+    """
+
+    final_sparsity: dict[str, float] = flag(
+        MappingProxyType({"pointwise": 0.5}),
+        "share of zeros: one number for the pointwise kernels, or role=share,regex=share",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "final_sparsity", dict(self.final_sparsity))
+        for pattern, share in self.final_sparsity.items():
+            number(
+                f"--final_sparsity {pattern}",
+                share,
+                least=0,
+                below=1,
+                remedy="0.5 keeps half of the weights",
             )
 
 
@@ -129,6 +146,52 @@ class TfmotPruning(ScheduledPruning):
     It prunes no depthwise kernel, sorts a kernel for each update, and does not train under mixed
     precision; `MagnitudePruning` does. The end step is moved to its last update.
     """
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelPruning(Pruning):
+    """Silences whole channels, more and more of them, and cuts them out at the end.
+
+    Channels that hang together go together: what a convolution makes, its depthwise and batch
+    norms, and all projections that are added up. The stage ends with a smaller net, whose config
+    has its `channels`.
+
+    Attributes:
+        ratio: share of channels that goes, by role of the layer that makes them, by a regular
+            expression that matches its whole name, or of `all` groups but the squeezes; the last
+            entry that matches a group decides.
+        importance: which channels go first: those of the least sum of magnitudes as in
+            ivclab/Multistage_Pruning, or by another function of the registry.
+        scope: `group` takes the share from every group, `global` ranks all channels together.
+        round_to: channel counts are multiples of it. Kernels work in tiles of 16 in int8 files and
+            of 32 in float ones; what does not fill a tile costs as much as what does.
+    """
+
+    ratio: dict[str, float] = flag(
+        MappingProxyType({ALL_GROUPS: 0.5}),
+        "share of channels that goes: one number for all groups, or role=share,regex=share",
+        "channel_ratio",
+    )
+    importance: str = flag("magnitude", "which channels go first: " + ", ".join(IMPORTANCES))
+    scope: str = flag("group", "rank channels by group or global", "channel_scope")
+    round_to: int = flag(
+        16, "channel counts are multiples of it: 16 for int8 files, 32 for float ones, 1 exact"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "ratio", dict(self.ratio))
+        for pattern, share in self.ratio.items():
+            number(
+                f"--channel_ratio {pattern}",
+                share,
+                least=0,
+                below=1,
+                remedy="0.5 removes half of the channels",
+            )
+        one_of("--importance", self.importance, IMPORTANCES)
+        one_of("--channel_scope", self.scope, SCOPES)
+        number("--round_to", self.round_to, least=1, integer=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,5 +277,7 @@ class PostTraining(Config):
             )
 
 
-PRUNING = MappingProxyType({"magnitude": MagnitudePruning, "tfmot": TfmotPruning})
+PRUNING = MappingProxyType(
+    {"magnitude": MagnitudePruning, "channel": ChannelPruning, "tfmot": TfmotPruning}
+)
 QUANTIZATION = MappingProxyType({"qat": QuantizationAwareTraining, "ptq": PostTraining})

@@ -11,6 +11,7 @@ from .base import Config, flag, nested, number, one_of
 from .compression import (
     PRUNING,
     QUANTIZATION,
+    ChannelPruning,
     MagnitudePruning,
     PostTraining,
     QuantizationAwareTraining,
@@ -101,7 +102,7 @@ class RunConfig(Config):
     train: TrainConfig = nested(TrainConfig())
     prune: TrainConfig = nested(TrainConfig(), "prune_", ("epochs", "lr"))
     quantize: TrainConfig = nested(TrainConfig(), "quantize_", ("epochs", "lr"))
-    pruning: MagnitudePruning | TfmotPruning = nested(
+    pruning: MagnitudePruning | ChannelPruning | TfmotPruning = nested(
         MagnitudePruning(), kinds=PRUNING, help="how to prune"
     )
     quantization: QuantizationAwareTraining | PostTraining = nested(

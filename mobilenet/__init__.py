@@ -10,7 +10,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mobilenet import compression, configs, data, export, runtime, tf1_loader, training
+    from mobilenet import (
+        compression,
+        configs,
+        data,
+        export,
+        runtime,
+        surgery,
+        tf1_loader,
+        training,
+    )
     from mobilenet.configs.archs import names as list_models
     from mobilenet.errors import UsageError
     from mobilenet.models.builder import (
@@ -46,7 +55,10 @@ _HOMES = {
     "nonzero_weights": ("mobilenet.models.counting", "nonzero_weights"),
     "save_model": ("mobilenet.models.folder", "save"),
 }
-_ROOMS = ("compression", "configs", "data", "export", "runtime", "tf1_loader", "training")
+_ROOMS = (
+    *("compression", "configs", "data", "export", "runtime"),
+    *("surgery", "tf1_loader", "training"),
+)
 
 __all__ = [
     "UsageError",
@@ -69,6 +81,7 @@ __all__ = [
     "nonzero_weights",
     "runtime",
     "save_model",
+    "surgery",
     "tf1_loader",
     "training",
 ]

@@ -264,9 +264,13 @@ def _stored(spec: FlagSpec, value: Any) -> Any:
     return _sparsity(spec.path, value)
 
 
+_LONE = {"final_sparsity": "pointwise", "ratio": "all"}  # what a number without a name is of
+
+
 def _sparsity(path: str, value: Any) -> Any:
-    if path.endswith("final_sparsity") and isinstance(value, dict):
-        return {name or "pointwise": share for name, share in value.items()}
+    lone = _LONE.get(path.rpartition(".")[2])
+    if lone is not None and isinstance(value, dict):
+        return {name or lone: share for name, share in value.items()}
     return value
 
 

@@ -58,10 +58,10 @@ def run(argv: list[str]) -> int | None:
         )
     with cli.starting_tensorflow():
         from mobilenet import data
-        from mobilenet.training import progress, run_folder, stages
+        from mobilenet.training import completion, progress, run_folder, stages
     replayed = parsed.config is not None
     with progress.shown():
-        config, info = stages.completed(
+        config, info = completion.completed(
             config,
             classes_given=replayed or "model.num_classes" in parsed.settings,
             decay_given=replayed or "model.batch_norm_decay" in parsed.settings,

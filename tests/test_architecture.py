@@ -23,7 +23,7 @@ FLOORS = {
     **dict.fromkeys(GROUND, 0),
     **dict.fromkeys(("models", "data", "runtime"), 1),
     **dict.fromkeys(("tf1_loader", "compression", "export"), 2),
-    **dict.fromkeys(("training", "reporting"), 3),
+    **dict.fromkeys(("surgery", "training", "reporting"), 3),
     **dict.fromkeys(EDGE, 4),
 }
 LIGHT = (*GROUND, "runtime", "cli", "process", "specs", "values", "__main__", "__init__")

@@ -20,6 +20,7 @@ from compression_nets import inputs, stage, toy
 from mobilenet.compression import method as methods, variables
 from mobilenet.compression.quantization import scheme, stored
 from mobilenet.configs.compression import (
+    ChannelPruning,
     MagnitudePruning,
     QuantizationAwareTraining,
     TfmotPruning,
@@ -35,7 +36,7 @@ labels = (images[:, :, :, 0].mean((1, 2)) > 0).astype(np.int32)
 def copies(variable):
     return [np.asarray(value).tolist() for value in strategy.experimental_local_results(variable)]
 
-def train(net, method, steps):
+def train(net, method, steps, callbacks=()):
     average = Average(net, 0.9)
     def behind(step):
         method.after_step(net, step)
@@ -46,7 +47,9 @@ def train(net, method, steps):
         tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(16).repeat()
-    history = learner.fit(data, steps_per_epoch=steps, epochs=1, verbose=0)
+    history = learner.fit(
+        data, steps_per_epoch=steps, epochs=1, verbose=0, callbacks=list(callbacks)
+    )
     return average, history.history["loss"][0]
 
 with strategy.scope():
@@ -58,6 +61,14 @@ with strategy.scope():
     net = method.apply(toy())
     train(net, method, 6)
     found["groups"] = copies(net.get_layer("c").kernel)
+    method = methods.create(ChannelPruning({"all": 0.5}, round_to=1, frequency=2), stage(6))
+    net = method.apply(toy())
+    enter = lambda batch, logs=None: method.enter(batch)
+    train(net, method, 6, [tf_keras.callbacks.LambdaCallback(on_batch_begin=enter)])
+    found["channels"] = copies(net.get_layer("c").kernel)
+    found["means"] = copies(net.get_layer("c_norm").moving_mean)
+    found["whole"] = net(images[:8], training=False).numpy().tolist()
+    found["thin"] = method.finalize(net)(images[:8], training=False).numpy().tolist()
     method = methods.create(
         MagnitudePruning(frequency=2, final_sparsity={"pointwise": 0.75}), stage(6)
     )
@@ -111,6 +122,16 @@ def test_patterns_hold_on_both_replicas(found: dict) -> None:
     first, second = (np.array(value) for value in found["groups"])
     np.testing.assert_array_equal(first, second)
     assert (np.sum(first.reshape(2, 4, 8) == 0, axis=1) == 2).all()  # 8 inputs, 8 outputs
+
+
+def test_channels_are_silent_on_both_replicas_and_cut_out(found: dict) -> None:
+    first, second = (np.array(value) for value in found["channels"])
+    np.testing.assert_array_equal(first, second)
+    heard = (first != 0).any((0, 1, 2))
+    assert heard.sum() == 4 and ((first != 0).any((0, 1, 3)) == heard).all()  # one tied group
+    for mean in found["means"]:
+        assert (np.array(mean)[~heard] == 0).all()
+    np.testing.assert_allclose(found["thin"], found["whole"], atol=1e-5)
 
 
 def test_masks_and_pruned_kernels_are_equal_on_both_replicas(found: dict) -> None:

@@ -56,8 +56,14 @@ def test_another_name_keeps_what_both_methods_have(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--pruning=random"], "--pruning: got 'random', expected one of magnitude, tfmot"),
-        (["--override=pruning=tfm"], "--pruning: got 'tfm', expected one of magnitude, tfmot; did"),
+        (
+            ["--pruning=random"],
+            "--pruning: got 'random', expected one of magnitude, channel, tfmot",
+        ),
+        (
+            ["--override=pruning=tfm"],
+            "--pruning: got 'tfm', expected one of magnitude, channel, tfmot; did",
+        ),
         (
             ["--pruning=tfmot", "--sparsity_pattern=2:4"],
             "--sparsity_pattern: expected --pruning magnitude; tfmot has no such thing",

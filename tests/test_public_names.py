@@ -33,6 +33,7 @@ PUBLIC = [
     "nonzero_weights",
     "runtime",
     "save_model",
+    "surgery",
     "tf1_loader",
     "training",
 ]

@@ -100,6 +100,7 @@ class Method(tf.Module):
 M = TypeVar("M", bound=type[Method])
 _METHODS: dict[type[Config], type[Method]] = {}
 _HOMES = (
+    "mobilenet.compression.pruning.channel",
     "mobilenet.compression.pruning.magnitude",
     "mobilenet.compression.pruning.tfmot",
     "mobilenet.compression.quantization.qat",

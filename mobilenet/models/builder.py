@@ -55,7 +55,15 @@ def build(
         x = parts.block(x, row)
     if all(row.block.block_type != "GlobalPooling" for row in rows):
         x = parts.pool(x)
-    return keras.Model(image, _head(x, parts), name=config.name)
+    model = keras.Model(image, _head(x, parts), name=config.name)
+    model.mobilenet_config = config
+    return model
+
+
+def config_of(model: Any) -> MobileNetConfig | None:
+    """The config that rebuilds a net, where `build` made it or its folder's card had it."""
+    config = getattr(model, "mobilenet_config", None)
+    return config if isinstance(config, MobileNetConfig) else None
 
 
 def _head(x: Tensor, parts: Parts) -> Tensor:

@@ -23,11 +23,14 @@ class Count:
         trainable_params: those that an optimizer may change.
         macs: products of one image in convolutions, depthwise convolutions and dense layers;
             normalizations, biases, activations, pooling and sums of maps are not counted.
+        thop_flops: what Lyken17/pytorch-OpCounter (commit 3ab72b2, of January 2020) calls FLOPs;
+            papers quote it. See `layer_thop_flops`.
     """
 
     params: int
     trainable_params: int
     macs: int
+    thop_flops: int
 
 
 def count(model: Any, input_shape: Sequence[int] | None = None) -> Count:
@@ -42,28 +45,62 @@ def count(model: Any, input_shape: Sequence[int] | None = None) -> Count:
         UsageError: the model has no fixed image size and none is given.
     """
     trainable = sum(math.prod(weight.shape) for weight in model.trainable_weights)
-    return Count(model.count_params(), int(trainable), sum(layer_macs(model, input_shape).values()))
+    return Count(
+        model.count_params(),
+        int(trainable),
+        sum(layer_macs(model, input_shape).values()),
+        sum(layer_thop_flops(model, input_shape).values()),
+    )
 
 
 def layer_macs(model: Any, input_shape: Sequence[int] | None = None) -> dict[str, int]:
     """MACs by layer name, of layers that have a kernel."""
     graph = Graph(model)
     shapes = output_shapes(graph, input_shape)
-    macs: dict[str, int] = {}
+    return {
+        layer.name: math.prod(graph.kernel(layer).shape) * _places(shapes[id(layer)])
+        for layer in graph.layers
+        if graph.kernel(layer) is not None
+    }
+
+
+def layer_thop_flops(model: Any, input_shape: Sequence[int] | None = None) -> dict[str, int]:
+    """Operations by thop's rule, by layer name.
+
+    A convolution counts its products and one addition an output for a bias; a dense layer, and
+    with it the classifier, counts products and additions; a batch norm counts two an element.
+    Activations, dropout, means of maps, sums and products of maps count nothing.
+
+    Source: Lyken17/pytorch-OpCounter thop/count_hooks.py, commit 3ab72b2.
+    """
+    graph = Graph(model)
+    shapes = output_shapes(graph, input_shape)
+    flops: dict[str, int] = {}
     for layer in graph.layers:
-        kernel = graph.kernel(layer)
-        if kernel is None:
-            continue
-        sides = shapes[id(layer)][1:-1]
-        positions = [side for side in sides if side is not None]
-        if len(positions) < len(sides):
-            raise UsageError(
-                "input_shape",
-                None,
-                "[height, width, channels] for a net without a fixed image size",
-            )
-        macs[layer.name] = math.prod(kernel.shape) * math.prod(positions)
-    return macs
+        shape, kernel = shapes[id(layer)], graph.kernel(layer)
+        if kernel is not None:
+            products = math.prod(kernel.shape)
+            biased = bool(unwrap(layer).use_bias)
+            if kind(layer) == "Dense" or graph.role(layer) == "classifier":
+                each = 2 * products - (0 if biased else shape[-1] or 0)
+            else:
+                each = products + (shape[-1] or 0) * biased
+            flops[layer.name] = each * _places(shape)
+        elif kind(layer) == "BatchNormalization":
+            flops[layer.name] = 2 * (shape[-1] or 0) * _places(shape)
+    return flops
+
+
+def _places(shape: Sequence[int | None]) -> int:
+    """Height times width of a map `[batch, height, width, channels]`; 1 for a vector."""
+    sides = [side for side in shape[1:-1] if side is not None]
+    if len(sides) < len(shape) - 2:
+        raise UsageError(
+            "input_shape",
+            None,
+            "[height, width, channels] for a net without a fixed image size",
+        )
+    return math.prod(sides)
 
 
 def output_shapes(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import files
+from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
 
@@ -99,7 +100,17 @@ def load(path: str | os.PathLike[str]) -> Net:
         ) from None
     beside = source.parent / CARD
     has_own = source.name in (MODEL, "saved_model.pb") and beside.is_file()
-    return Net(model, read_card(beside) if has_own else card_of(model))
+    card = read_card(beside) if has_own else card_of(model)
+    model.mobilenet_config = _config(card)
+    return Net(model, card)
+
+
+def _config(card: Card) -> MobileNetConfig | None:
+    """The net's config, for `builder.config_of`; none where the card has none, or a later one."""
+    try:
+        return MobileNetConfig.from_json(card.architecture) if card.architecture else None
+    except UsageError:
+        return None
 
 
 def read_card(path: Path) -> Card:

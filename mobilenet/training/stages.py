@@ -17,7 +17,7 @@ import tf_keras
 
 from mobilenet import data, metrics
 from mobilenet.compression import method as methods
-from mobilenet.configs import recipes
+from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import PREPROCESSING
@@ -29,6 +29,7 @@ from mobilenet.runtime import interpreter
 from mobilenet.runtime.classifier import Classifier
 from mobilenet.training import engine, exporting, initial, progress, reading, scoring, strategy
 from mobilenet.training.checkpoints import Checkpoints, Row
+from mobilenet.training.completion import steps_per_epoch
 from mobilenet.training.run_folder import Entry, RunFolder
 
 log = logging.getLogger("mobilenet")
@@ -42,46 +43,6 @@ _METHOD_OF: dict[str, Callable[[RunConfig], Config | None]] = {
     "prune": lambda config: config.pruning,
     "quantize": lambda config: config.quantization,
 }
-
-
-def completed(
-    config: RunConfig, classes_given: bool, decay_given: bool
-) -> tuple[RunConfig, data.DatasetInfo]:
-    """Fills in what only the data can tell: the class count, and a batch-norm momentum that fits.
-
-    Args:
-        config: as recipes and flags made it.
-        classes_given: `num_classes` was asked for and must match the data.
-        decay_given: `batch_norm_decay` was asked for and stays.
-
-    Raises:
-        UsageError: the data cannot be used, its classes do not match, or there are fewer images
-            than a batch.
-    """
-    info = data.describe(config.dataset)
-    net = config.model.replace(classifier_activation=None)
-    if classes_given and net.num_classes != info.num_classes:
-        raise UsageError(
-            "--num_classes",
-            net.num_classes,
-            f"{info.num_classes}, the classes of {config.dataset.name}",
-            "leave it out",
-        )
-    net = net.replace(num_classes=info.num_classes)
-    steps = _steps_per_epoch(info, config.train.batch_size)
-    if not decay_given:
-        decay = recipes.batch_norm_decay(steps * config.train.epochs, net.batch_norm_decay)
-        net = net.replace(batch_norm_decay=decay)
-    return config.replace(model=net), info
-
-
-def _steps_per_epoch(info: data.DatasetInfo, batch: int) -> int:
-    images = info.sizes.get("train", 0)
-    if not images:
-        raise UsageError("--data_dir", None, "images to train on; all are held out", "add a split")
-    if images < batch:
-        raise UsageError("--batch_size", batch, f"at most {images}, the number of training images")
-    return images // batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +113,7 @@ class Chain:
             model = folder.load(before).model
             if self.config.mixed_precision == "float32":
                 return model
-            mixed = self._built()  # a saved net keeps the precision that it was saved with
+            mixed = self._built(builder.config_of(model))  # a saved net keeps its own precision
             mixed.set_weights(model.get_weights())
             return mixed
         from_scratch = name == "train" or (
@@ -184,10 +145,10 @@ class Chain:
                 initial.STATISTICS_IMAGES,
             )
 
-    def _built(self) -> Any:
+    def _built(self, config: MobileNetConfig | None = None) -> Any:
         size = self.config.image_size
         try:
-            return builder.build(self.config.model, (size, size, 3))
+            return builder.build(config or self.config.model, (size, size, 3))
         except UsageError as error:
             if error.what != "input_shape":
                 raise
@@ -222,7 +183,7 @@ class Chain:
         )
 
     def _steps(self, config: TrainConfig) -> int:
-        return _steps_per_epoch(self.info, config.batch_size * self.strategy.num_replicas_in_sync)
+        return steps_per_epoch(self.info, config.batch_size * self.strategy.num_replicas_in_sync)
 
     def _trained(self, name: str) -> Entry:
         """A stage that makes a net: verbs of its method around one fit, where it trains."""
@@ -241,8 +202,11 @@ class Chain:
         if trained is None:  # such a method makes a float32 net of its own, outside any strategy
             assert method is not None
             trained = self._finished(method.apply(freeze.float32_copy(start)), [], method)
+        architecture = builder.config_of(trained.plain) or builder.config_of(start)
         plain = freeze.float32_copy(trained.plain)
         card = self._card(name, trained)
+        if architecture is not None:  # a net that was thinned has channels of its own
+            card = card.replace(architecture=architecture.to_json())
         exporting.save_stage(plain, self.run.stage(name), card, trained.ranges)
         return self._entry(name, plain, trained)
 

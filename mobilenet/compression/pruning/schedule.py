@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mobilenet.configs.compression import ScheduledPruning
+from mobilenet.configs.compression import Pruning
 from mobilenet.errors import UsageError
 
 
@@ -19,7 +19,7 @@ class Timing:
         UsageError: the stage has no room for an update.
     """
 
-    def __init__(self, config: ScheduledPruning, steps: int) -> None:
+    def __init__(self, config: Pruning, steps: int) -> None:
         self.config = config
         self.begin = round(config.begin * steps)
         self.end = max(round(config.end * steps), self.begin + 1)

@@ -1,0 +1,207 @@
+"""Groups of channels, against the tables of the papers and small nets drawn by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tf_keras
+
+from mobilenet.compression.pruning import groups
+from mobilenet.configs import archs
+from mobilenet.errors import UsageError
+from mobilenet.models.builder import build
+
+L = tf_keras.layers
+
+# Channels of the groups at width 1 by the role of the layer that makes them first; stages that
+# residual sums tie count once.
+V3_SMALL = {
+    "stem": [16],
+    "pointwise": [
+        *(16, 24, 40, 48, 96),  # outputs of blocks
+        *(72, 88, 96, 240, 240, 120, 144, 288, 576, 576),  # expansions
+        *(576, 1024),
+    ],
+}
+V3_LARGE = {
+    "stem": [16],  # the first block adds it to its output
+    "pointwise": [
+        *(24, 40, 80, 112, 160),
+        *(64, 72, 72, 120, 120, 240, 200, 184, 184, 480, 672, 672, 960, 960),
+        *(960, 1280),
+    ],
+}
+EXPECTED: dict[str, dict[str, list[int]]] = {
+    "mobilenet_v1": {
+        "stem": [32],
+        "pointwise": [64, 128, 128, 256, 256, *[512] * 6, 1024, 1024],
+    },
+    "mobilenet_v2": {
+        "stem": [32],
+        "pointwise": [
+            *(16, 24, 32, 64, 96, 160, 320),
+            *(96, 144, 144, 192, 192, 192, 384, 384, 384, 384, 576, 576, 576, 960, 960, 960),
+            1280,
+        ],
+    },
+    "mobilenet_v3_small": {
+        **V3_SMALL,
+        "squeeze_excite": [8, 24, 64, 64, 32, 40, 72, 144, 144],
+    },
+    "mobilenet_v3_large": {
+        **V3_LARGE,
+        "squeeze_excite": [24, 32, 32, 120, 168, 168, 240, 240],
+    },
+    "mobilenet_v3_small_minimalistic": V3_SMALL,
+    "mobilenet_v3_large_minimalistic": V3_LARGE,
+    "mobilenet_edgetpu": {
+        "stem": [32],
+        "fused": [128, 128, 128, 128, 256, 192, 192, 192],
+        "pointwise": [
+            *(16, 32, 48, 96, 96, 160, 192),  # one block of 96 adds nothing and begins anew
+            *(384, 384, 384, 384, 768, 384, 384, 384, 768, 640, 640, 640, 1280),
+            1280,
+        ],
+    },
+}
+QUICK = ("mobilenet_v1", "mobilenet_v3_small")
+NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in archs.ALL]
+
+
+def sizes(found: tuple[groups.Group, ...]) -> dict[str, Counter[int]]:
+    roles = {group.role for group in found}
+    return {role: Counter(g.channels for g in found if g.role == role) for role in roles}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_groups_of_each_net(name: str) -> None:
+    found = groups.find(build(archs.get(name, num_classes=10), (32, 32, 3)))
+    assert sizes(found) == {role: Counter(n) for role, n in EXPECTED[name].items()}
+    if name in ("mobilenet_v1", "mobilenet_v2"):
+        counts = {"mobilenet_v1": (14, 5984), "mobilenet_v2": (25, 9128)}
+        assert (len(found), sum(group.channels for group in found)) == counts[name]
+
+
+def test_a_group_shows_its_members_and_why(small_net: Callable[..., Any]) -> None:
+    found = groups.by_layer(groups.find(small_net("mobilenet_v3_small")))
+    block = "expanded_conv_4"
+    lines = str(found[f"{block}_expand"]).splitlines()
+    assert lines[0].endswith(f" channels of {block}_expand (pointwise)")
+    assert [line.split(maxsplit=2) for line in lines[1:]] == [
+        [f"{block}_expand", "out", "makes them"],
+        [f"{block}_expand_batch_norm", "all", "a scale and a shift for each"],
+        [f"{block}_depthwise", "all", "a filter for each"],
+        [f"{block}_depthwise_batch_norm", "all", "a scale and a shift for each"],
+        [f"{block}_squeeze_excite_squeeze", "in", "reads their means"],
+        [
+            f"{block}_squeeze_excite_excite",
+            "out",
+            f"makes what {block}_squeeze_excite_multiply joins to them",
+        ],
+        [f"{block}_project", "in", "reads them"],
+    ]
+    assert found[f"{block}_squeeze_excite_excite"] is found[f"{block}_expand"]
+    squeeze = found[f"{block}_squeeze_excite_squeeze"]
+    assert squeeze.role == "squeeze_excite" and len(squeeze.members) == 2
+
+
+def test_sums_tie_projections(small_net: Callable[..., Any]) -> None:
+    found = groups.by_layer(groups.find(small_net("mobilenet_v2")))
+    tied = [f"expanded_conv_{n}_project" for n in (13, 14, 15)]
+    assert len({found[name].number for name in tied}) == 1
+    assert found["expanded_conv_16_project"] is not found[tied[0]]
+    makers = [member.layer.name for member in found[tied[0]].on("out")]
+    assert makers == tied
+    assert "makes what expanded_conv_15_add joins to them" in str(found[tied[0]])
+
+
+def test_the_classes_are_fixed(small_net: Callable[..., Any]) -> None:
+    model = small_net("mobilenet_v1")
+    every = groups.find(model, fixed=True)
+    assert [g.name for g in every if g.fixed] == ["Logits"]
+    assert "fixed: the net gives them back" in str(every[-1])
+    features = small_net("mobilenet_v1", num_classes=0)
+    assert [g.name for g in groups.find(features, fixed=True) if g.fixed] == ["Conv2d_13_pointwise"]
+
+
+def test_names_play_no_part(small_net: Callable[..., Any]) -> None:
+    model = small_net("mobilenet_v3_small")
+    numbers = iter(range(1000))
+    renamed = tf_keras.models.clone_model(
+        model,
+        clone_function=lambda layer: type(layer).from_config(
+            layer.get_config() | {"name": f"depthwise_{next(numbers)}"}
+        ),
+    )
+    assert sizes(groups.find(renamed)) == sizes(groups.find(model))
+
+
+def test_keras_3_nets_have_the_same_groups(small_net: Callable[..., Any]) -> None:
+    keras = pytest.importorskip("keras", minversion="3")
+    model = small_net("mobilenet_v3_small")
+    fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
+    other = build(archs.get("mobilenet_v3_small", **fields), (32, 32, 3), keras=keras)
+    assert [str(g) for g in groups.find(other)] == [str(g) for g in groups.find(model)]
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("MobileNet", "mobilenet_v1"), ("MobileNetV2", "mobilenet_v2")],
+)
+def test_nets_of_keras_applications(name: str, ours: str) -> None:
+    make = getattr(tf_keras.applications, name)
+    found = groups.find(make(weights=None, input_shape=(32, 32, 3), classes=5))
+    assert sizes(found) == {role: Counter(n) for role, n in EXPECTED[ours].items()}
+
+
+def head(*layers: Any, size: int = 8) -> Any:
+    source = L.Input((size, size, 3))
+    x = L.Conv2D(6, 3, name="stem")(source)
+    for layer in layers:
+        x = layer(x)
+    return tf_keras.Model(source, x)
+
+
+def test_flattened_maps_are_read_at_every_place() -> None:
+    model = head(L.Flatten(), L.BatchNormalization(name="norm"), L.Dense(4, name="dense"))
+    (group,) = groups.find(model)
+    assert [(m.layer.name, m.side, m.repeats) for m in group.members] == [
+        ("stem", "out", 1),
+        ("norm", "all", 36),
+        ("dense", "in", 36),
+    ]
+    assert "reads them, at 36 places" in str(group)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([L.Permute((3, 1, 2), name="odd")], "layer odd: got 'Permute'"),
+        ([L.LayerNormalization(name="odd")], "layer odd: got 'LayerNormalization'"),
+        ([L.DepthwiseConv2D(3, depth_multiplier=2, name="odd")], "layer odd.*depth_multiplier 1"),
+        ([L.Conv2D(6, 3, groups=2, name="odd")], "layer odd.*one group"),
+        ([L.BatchNormalization(axis=1, name="odd")], "layer odd.*last axis"),
+        ([L.Reshape((12, 18), name="odd")], "layer odd.*keeps the channels last"),
+        ([L.Lambda(lambda x: x, name="odd")], "layer odd: got 'Lambda'"),
+    ],
+)
+def test_a_layer_that_cannot_be_followed_is_named(layers: list[Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        groups.find(head(*layers))
+
+
+def test_a_layer_that_is_used_twice_is_named() -> None:
+    source = L.Input((8, 8, 3))
+    shared = L.Conv2D(3, 1, name="shared")
+    with pytest.raises(UsageError, match="layer shared.*used once"):
+        groups.find(tf_keras.Model(source, shared(shared(source))))
+
+
+def test_numbers_by_channel_that_are_no_weights_hold_the_group() -> None:
+    model = head(L.Rescaling([1.0, 2, 3, 4, 5, 6], name="table"), L.Conv2D(2, 1, name="end"))
+    every = groups.by_layer(groups.find(model, fixed=True))
+    assert every["stem"].fixed == "table has a number for each"
+    assert not groups.find(model)

@@ -1,0 +1,196 @@
+"""What channels are worth, computed again in numpy; and how many of them go."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from compression_nets import inputs, liven, toy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mobilenet.compression.pruning import groups, importance, selection
+from mobilenet.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def net() -> Any:
+    return liven(toy())
+
+
+@pytest.fixture(scope="module")
+def tied(net: Any) -> groups.Group:
+    """Stem `a`, its depthwise `b` and the pointwise `c` that is added to the stem's output."""
+    return groups.by_layer(groups.find(net))["a"]
+
+
+def kernel(net: Any, name: str) -> np.ndarray:
+    """`[channels, weights]`."""
+    value = net.get_layer(name).get_weights()[0]
+    axis = 2 if name == "b" else 3
+    return np.moveaxis(value, axis, 0).reshape(8, -1).astype(np.float64)
+
+
+def test_sums_over_all_convolutions_of_the_group(net: Any, tied: groups.Group) -> None:
+    every = np.concatenate([kernel(net, name) for name in "abc"], axis=1)
+    assert every.shape == (8, 27 + 9 + 8)
+    np.testing.assert_allclose(importance.scores(tied, "magnitude"), np.abs(every).sum(1))
+    np.testing.assert_allclose(importance.scores(tied, "l2"), np.linalg.norm(every, axis=1))
+    apart = [[np.linalg.norm(one - other) for other in every] for one in every]
+    np.testing.assert_allclose(
+        importance.scores(tied, "geometric_median"), np.sum(apart, 1), rtol=1e-6
+    )
+
+
+def test_scales_of_the_batch_norms(net: Any, tied: groups.Group) -> None:
+    gammas = [net.get_layer(f"{name}_norm").gamma.numpy() for name in "abc"]
+    expected = np.abs(gammas).sum(0)
+    np.testing.assert_allclose(importance.scores(tied, "batch_norm_scale"), expected, rtol=1e-6)
+    bare = groups.by_layer(groups.find(net))["d"]  # no batch norm: its kernel
+    expected = np.abs(net.get_layer("d").kernel.numpy()).sum((0, 1, 2))
+    np.testing.assert_allclose(importance.scores(bare, "batch_norm_scale"), expected, rtol=1e-6)
+
+
+def test_taylor_is_the_change_of_the_loss(net: Any) -> None:
+    """Against small steps towards a silent channel, weight by weight."""
+    images = inputs(8)
+
+    def loss(model: Any) -> tf.Tensor:
+        return tf.reduce_sum(tf.square(model(images, training=False)))
+
+    found = importance.gradients(net, loss)
+    group = groups.by_layer(groups.find(net))["d"]
+    got = importance.scores(group, "taylor", importance.Evidence(found))
+    layer, before, step = net.get_layer("d"), float(loss(net)), 1e-2
+    weights = layer.get_weights()
+    changes = []
+    for channel in range(16):
+        moved = [value.copy() for value in weights]
+        for value in moved:
+            value[..., channel] *= 1 - step
+        layer.set_weights(moved)
+        changes.append((float(loss(net)) - before) / step)
+    layer.set_weights(weights)
+    np.testing.assert_allclose(got, np.square(changes), rtol=0.05, atol=1e-3 * got.max())
+    with pytest.raises(UsageError, match="gradient for d/"):
+        importance.scores(group, "taylor")
+
+
+def test_taylor_sees_the_batch_norms_of_a_tied_group(net: Any, tied: groups.Group) -> None:
+    found = importance.gradients(net, lambda model: tf.reduce_sum(model(inputs(4)) ** 2))
+    expected = 0.0
+    for name in "abc":
+        norm = net.get_layer(f"{name}_norm")
+        own = sum(getattr(norm, w).numpy() * found[f"{name}_norm/{w}"] for w in ("gamma", "beta"))
+        expected = expected + np.square(own)
+    got = importance.scores(tied, "taylor", importance.Evidence(found))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_lots_are_drawn_by_the_seed(tied: groups.Group) -> None:
+    one, again, other = (
+        importance.scores(tied, "random", importance.Evidence(seed=seed)) for seed in (1, 1, 2)
+    )
+    assert (one == again).all() and (one != other).all()
+
+
+def test_a_function_of_your_own(tied: groups.Group) -> None:
+    assert importance.scores(tied, lambda group: range(group.channels)).tolist() == [*range(8)]
+    with pytest.raises(UsageError, match=r"shape \(8,\)"):
+        importance.scores(tied, lambda group: np.zeros(3))
+    with pytest.raises(UsageError, match="finite"):
+        importance.scores(tied, lambda group: np.full(8, np.nan))
+    with pytest.raises(UsageError, match="did you mean magnitude"):
+        importance.scores(tied, "magnitud")
+
+
+@given(st.integers(1, 400), st.floats(0, 0.999), st.sampled_from([1, 8, 16, 32]))
+def test_counts_are_whole_tiles(channels: int, ratio: float, round_to: int) -> None:
+    kept = selection.kept_count(channels, ratio, round_to)
+    assert min(channels, round_to) <= kept <= channels
+    if ratio == 0:
+        assert kept == channels
+    elif kept < channels:
+        assert kept % round_to == 0
+        off = abs(kept - channels * (1 - ratio))
+        assert off <= round_to / 2 + 1e-6 or kept == round_to
+
+
+@pytest.mark.parametrize(
+    ("channels", "ratio", "round_to", "kept"),
+    [
+        (24, 1 / 16, 1, 23),  # 22.5: the seed's last update stands just below its ratio
+        (24, 5 / 16, 1, 17),
+        (1024, 0.42, 1, 594),
+        (96, 0.5, 16, 48),
+        (24, 0.5, 16, 16),
+        (24, 0.1, 16, 16),
+        (24, 0.0, 16, 24),
+        (8, 0.9, 16, 8),
+        (512, 0.28, 32, 384),
+    ],
+)
+def test_counts(channels: int, ratio: float, round_to: int, kept: int) -> None:
+    assert selection.kept_count(channels, ratio, round_to) == kept
+
+
+def chosen(net: Any, ratio: Any, score: Any, **options: Any) -> dict[str, list[int]]:
+    found = groups.find(net)
+    shares = selection.ratios(found, ratio)
+    kept = selection.choose(found, shares, score, **options)
+    return {group.name: kept[group.number].tolist() for group in found}
+
+
+def test_exactly_k_stay_where_all_are_equal(net: Any) -> None:
+    kept = chosen(net, 0.5, lambda group: np.ones(group.channels))
+    assert kept == {"a": [*range(4)], "d": [*range(8)]}
+
+
+def test_the_least_go(net: Any) -> None:
+    scores = {"a": [3, 9, 1, 8, 2, 7, 4, 6], "d": [*range(16)]}
+    kept = chosen(net, {"stem": 0.5}, lambda group: np.array(scores[group.name], float))
+    assert kept == {"a": [1, 3, 5, 7], "d": [*range(16)]}
+
+
+def test_one_ranking_for_all_groups(net: Any) -> None:
+    """12 of 24 go; `d` is ten times louder, which the mean takes away."""
+    small = np.array([1, 1, 1, 1, 1, 9, 9, 9.0])
+    scores = {"a": small, "d": 10 * np.concatenate([small, small])}
+    kept = chosen(net, 0.5, lambda group: scores[group.name], scope="global")
+    assert sum(map(len, kept.values())) == 12
+    assert kept["a"] == [
+        5,
+        6,
+        7,
+    ]  # of equals those of the first group go, the first of a group stay
+    assert kept["d"] == [0, 1, 2, 5, 6, 7, 13, 14, 15]
+    rounded = chosen(net, 0.9, lambda group: scores[group.name], scope="global", round_to=4)
+    assert {name: len(indices) for name, indices in rounded.items()} == {"a": 4, "d": 4}
+    assert rounded["a"] == [0, 5, 6, 7]
+
+
+def test_the_last_pattern_that_matches_decides(net: Any) -> None:
+    found = groups.find(net)
+    shares = selection.ratios(found, {"stem": 0.1, "[a-d]": 0.2, "c": 0.3, "pointwise": 0.4})
+    assert shares == {found[0].number: 0.3, found[1].number: 0.4}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "message"),
+    [
+        (1.0, "--ratio: got 1.0, expected a number at least 0 and below 1"),
+        (-0.1, "--ratio: got -0.1"),
+        (math.nan, "--ratio: got nan"),
+        ({"pointwise": 1}, "--ratio pointwise: got 1,"),
+        ({"conv_pw.*": 0.5}, "--ratio: got 'conv_pw.*', expected a role"),
+        ({"squeeze_excite": 0.5}, "--ratio: got 'squeeze_excite'"),
+        ({"(": 0.5}, r"--ratio: got '\(', expected a role or a regular expression"),
+    ],
+)
+def test_ratios_that_do_not_fit(net: Any, ratio: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        selection.ratios(groups.find(net), ratio)
+    assert "\n" not in str(raised.value)

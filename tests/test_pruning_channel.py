@@ -1,0 +1,172 @@
+"""Channel pruning as a method: silent channels while it trains, a thin net in the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tf_keras
+from compression_nets import inputs, liven, stage, toy, train
+from trainer_runs import CHAIN, SHORT, command, report
+
+from mobilenet.compression import method as methods
+from mobilenet.compression.pruning import groups, importance
+from mobilenet.configs import archs
+from mobilenet.configs.compression import IMPORTANCES, PRUNING, ChannelPruning
+from mobilenet.errors import UsageError
+from mobilenet.models import builder, folder
+
+STEPS = 12
+
+
+def prepared(net: Any, steps: int = STEPS, **fields: Any) -> tuple[Any, Any]:
+    config = ChannelPruning(**{"round_to": 1, "frequency": 2, **fields})
+    method = methods.create(config, stage(steps, net.input_shape[1]))
+    return method, method.apply(net)
+
+
+def run(method: Any, net: Any, steps: int = STEPS, watch: Any = lambda step: None) -> None:
+    def behind(step: int) -> None:
+        watch(step)
+        if step < steps:  # as the engine does in front of the next one
+            assert method.enter(step) is False
+
+    method.enter(0)
+    train(net, method, steps, net.input_shape[1], rate=0.01, watch=behind)
+
+
+def silent(net: Any, name: str) -> list[int]:
+    """Channels of a group of which nothing is left, read layer by layer without masks."""
+    group = groups.by_layer(groups.find(net))[name]
+    heard = np.zeros(group.channels, bool)
+    for member in group.members:
+        for weight in member.layer.trainable_weights:
+            value = np.abs(weight.numpy())
+            kernel = "kernel" in weight.name
+            depthwise = "depthwise_kernel" in weight.name
+            axis = 2 if depthwise or (kernel and member.side == "in") else -1
+            if kernel or member.side != "in":
+                heard |= np.moveaxis(value, axis, 0).reshape(group.channels, -1).any(1)
+    return np.flatnonzero(~heard).tolist()
+
+
+def test_channels_fall_silent_by_the_schedule_and_are_cut_out() -> None:
+    net = liven(toy())
+    method, trained = prepared(net, ratio={"all": 0.5}, end=1.0)
+    counts: list[tuple[int, int]] = []
+
+    def watch(step: int) -> None:
+        counts.append((len(silent(trained, "a")), len(silent(trained, "d"))))
+
+    run(method, trained, watch=watch)
+    # tfmot's cubic from 0 to one half in 10 steps, every second one; a step later it is seen
+    shares = [
+        0.5 * (1 - (1 - min(t, 10) / 10) ** 3) for t in (0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10)
+    ]
+    expected = [tuple(c - int(c * (1 - s) + 0.5) for c in (8, 16)) for s in shares]
+    assert counts == expected and counts[-1] == (4, 8)
+    said = trained(inputs(8), training=False).numpy()
+    thin = method.finalize(trained)
+    assert [thin.get_layer(name).output.shape[-1] for name in "abcde"] == [4, 4, 4, 8, 4]
+    np.testing.assert_allclose(thin(inputs(8), training=False).numpy(), said, atol=1e-5)
+    assert method.notes(trained)[0] == "a (stem): 4 of 8 channels stay, by magnitude"
+
+
+def test_one_shot_takes_all_at_once() -> None:
+    method, trained = prepared(liven(toy()), schedule="constant", begin=0.3)
+    counts: list[int] = []
+    run(method, trained, watch=lambda step: counts.append(len(silent(trained, "d"))))
+    assert counts == [0] * 4 + [8] * 8
+
+
+def test_the_least_important_go_and_none_comes_back() -> None:
+    net = liven(toy())
+    method, trained = prepared(net, ratio={"d": 0.75}, end=1.0, importance="l2")
+    seen: list[set[int]] = []
+    run(method, trained, watch=lambda step: seen.append(set(silent(trained, "d"))))
+    assert all(before <= after for before, after in zip(seen, seen[1:], strict=False))
+    assert len(seen[-1]) == 12 and silent(trained, "a") == []
+
+
+def test_what_was_silent_before_goes_first() -> None:
+    net = liven(toy())
+    kernel, bias = net.get_layer("d").get_weights()
+    kernel[..., [1, 5]], bias[[1, 5]] = 0, 0
+    net.get_layer("d").set_weights([kernel, bias])
+    method, trained = prepared(net, ratio={"d": 0.25}, importance="random")
+    run(method, trained)
+    gone = silent(trained, "d")
+    assert {1, 5} <= set(gone) and len(gone) == 4
+
+
+@pytest.mark.parametrize("scope", ["group", pytest.param("global", marks=pytest.mark.slow)])
+def test_a_net_of_ours_ends_with_its_config(scope: str) -> None:
+    tf_keras.utils.set_random_seed(0)
+    fields: dict[str, Any] = {"num_classes": 4, "classifier_activation": None}
+    config = archs.get("mobilenet_v1", width_multiplier=0.25, **fields)
+    net = liven(builder.build(config, (32, 32, 3)))
+    method, trained = prepared(net, 4, scope=scope, round_to=8, frequency=1)
+    run(method, trained, 4)
+    thin = method.finalize(trained)
+    found = builder.config_of(thin)
+    assert found is not None and all(count % 8 == 0 for count in found.channels.values())
+    assert builder.build(found, (32, 32, 3)).count_params() == thin.count_params()
+    assert thin.count_params() < 0.6 * net.count_params()
+
+
+def test_names_in_the_config_are_those_of_the_registry() -> None:
+    assert {*IMPORTANCES, "taylor"} == set(importance.REGISTRY)
+    assert PRUNING["channel"] is ChannelPruning
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ratio": {"all": 1.0}}, "--channel_ratio all: got 1.0, expected a number at least 0"),
+        ({"ratio": {"all": -0.5}}, "--channel_ratio all: got -0.5"),
+        ({"importance": "taylor"}, "--importance: got 'taylor'"),
+        ({"scope": "net"}, "--channel_scope: got 'net'"),
+        ({"round_to": 0}, "--round_to: got 0"),
+        ({"end": 0.0}, "--pruning_end: got 0.0"),
+    ],
+)
+def test_configs_that_do_not_fit(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ChannelPruning(**fields)
+
+
+def test_patterns_without_a_match_are_told_before_training() -> None:
+    method = methods.create(ChannelPruning({"conv_pw.*": 0.5}), stage())
+    with pytest.raises(UsageError, match=r"--channel_ratio: got 'conv_pw.\*', expected a role"):
+        method.check(toy())
+    with pytest.raises(UsageError, match="train for at least two steps"):
+        methods.create(ChannelPruning(), stage(1))
+
+
+@pytest.mark.slow
+def test_the_chain_goes_on_with_the_thin_net(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    words = (*SHORT, "--image_size=64", "--pruning=channel", "--channel_ratio=0.5", "--round_to=8")
+    first = command("trainer", *words, f"--model_dir={place}", "--stages=train,prune")
+    assert first.returncode == 0, first.stderr
+    done = command("trainer", *words, f"--model_dir={place}")
+    assert done.returncode == 0, done.stderr
+    entries = report(place)
+    assert tuple(entries) == CHAIN
+    assert entries["prune"]["params"] < 0.5 * entries["train"]["params"]
+    for name in ("quantize", "convert"):
+        assert entries[name]["params"] == entries["prune"]["params"]
+        assert entries[name]["macs"] == entries["prune"]["macs"]
+    channels = [
+        json.loads((place / name / "card.json").read_text())["architecture"]["channels"]
+        for name in ("train", "prune", "quantize", "export")
+    ]
+    assert channels[0] == {} and channels[1]["Conv2d_13_pointwise"] == 128
+    assert channels[1] == channels[2] == channels[3]
+    net = folder.load(place / "prune")
+    again = builder.build(builder.config_of(net.model), (64, 64, 3))
+    assert again.count_params() == net.model.count_params() == entries["prune"]["params"]
+    assert "Conv2d_13_pointwise (pointwise): 128 of 256 channels stay" in "\n".join(net.card.notes)
