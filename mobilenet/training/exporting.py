@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet import files
+from mobilenet.compression.quantization.post_training.images import check
 from mobilenet.compression.quantization.repair import Repair
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
@@ -22,7 +23,7 @@ from mobilenet.export import metadata, operators, task_metadata, verify
 from mobilenet.export.form import DEFAULT, Form
 from mobilenet.models import counting, folder
 from mobilenet.runtime import flatbuffer
-from mobilenet.training.calibration import Calibration, check
+from mobilenet.training.calibration import Calibration
 from mobilenet.training.making import Job, Made, Source, make, open_source
 
 log = logging.getLogger("mobilenet")

@@ -162,7 +162,8 @@ def _int8(job: Job) -> Made:
     from mobilenet.compression.quantization import scheme, stored
 
     source, form = job.source, job.form
-    fitted, notes = source.fitted, ()
+    fitted = source.fitted
+    notes: tuple[str, ...] = ()
     if fitted is None:
         wrapped = stored.load(source.path, source.net, form.target)
     else:

@@ -38,9 +38,11 @@ class Folded:
         self.layer = layer
         self.name: str = variables.inner(layer).name
         self.depthwise = WEIGHTS[kind(layer)] == "depthwise"
-        self.kernel: Any = variables.kernel(layer)
+        kernel = variables.kernel(layer)
+        assert kernel is not None
+        self.kernel: Any = kernel
         self.own = variables.named(layer)
-        shape = self.kernel.shape
+        shape = kernel.shape
         self.channels = int(shape[-2] * shape[-1] if self.depthwise else shape[-1])
         norms = _norms(graph, layer)
         self.output = norms[0] if norms else layer
@@ -101,7 +103,8 @@ class Folded:
         kernel = np.asarray(self.kernel, np.float64)
         shape = kernel.shape[-2:] if self.depthwise else (-1,)
         squares = np.square(kernel * multiplier.reshape(shape))
-        return np.sqrt(squares.sum(axis=(*range(kernel.ndim - 2), kernel.ndim - 1)))
+        norms: Array = np.sqrt(squares.sum(axis=(*range(kernel.ndim - 2), kernel.ndim - 1)))
+        return norms
 
 
 def _norms(graph: Graph, layer: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from mobilenet.compression import variables
 from mobilenet.compression.quantization.placement import HardSwish
@@ -16,6 +17,7 @@ PERCENT = 99.99
 _SHARES = np.geomspace(0.02, 1.0, 80)  # of the extremes, tried for the least error
 _CODES = 255
 Span = tuple[float, float]
+Counts = npt.NDArray[np.int64]
 
 
 def span_of(seen: Observation, rule: str) -> Span:
@@ -28,18 +30,19 @@ def span_of(seen: Observation, rule: str) -> Span:
     return least_error(values, counts)
 
 
-def percentile(values: Array, counts: Array, percent: float) -> Span:
+def percentile(values: Array, counts: Counts, percent: float) -> Span:
     """The ends that cut off `100 - percent` percent of the values, half of them at either side
     where both sides are used."""
     reached = np.cumsum(counts) / counts.sum()
     beyond = 1.0 - percent / 100.0
     sides = 2.0 if values[0] < 0 < values[-1] else 1.0
     low = values[np.searchsorted(reached, beyond / sides, side="right")] if values[0] < 0 else 0.0
-    high = values[min(np.searchsorted(reached, 1.0 - beyond / sides), len(values) - 1)]
+    last = min(int(np.searchsorted(reached, 1.0 - beyond / sides)), len(values) - 1)
+    high = values[last]
     return min(float(low), 0.0), max(float(high), 0.0)
 
 
-def least_error(values: Array, counts: Array) -> Span:
+def least_error(values: Array, counts: Counts) -> Span:
     """The ends of the least mean squared error of 256 codes, both shrunk by the same share."""
     low, high = min(float(values[0]), 0.0), max(float(values[-1]), 0.0)
     if high == low:

@@ -43,7 +43,9 @@ class Stream:
 
     @property
     def channels(self) -> int:
-        return int(_shape(self.tensors[0])[-1])
+        channels = _shape(self.tensors[0])[-1]
+        assert channels is not None
+        return channels
 
     @property
     def is_open(self) -> bool:
