@@ -17,6 +17,7 @@ import flatbuffers
 import numpy as np
 
 from mobilenet.configs.card import Card
+from mobilenet.export import objects
 from mobilenet.runtime import flatbuffer
 
 NAME = "TFLITE_METADATA"
@@ -27,7 +28,6 @@ _AXIS_LABELS = 2  # AssociatedFileType.TENSOR_AXIS_LABELS
 _RGB, _GRAYSCALE = 1, 2  # ColorSpaceType
 _FEATURES, _IMAGE = 1, 2  # ContentProperties
 _NORMALIZATION = 1  # ProcessUnitOptions
-_ALIGNMENT = 16  # schema.fbs: `data: [ubyte] (force_align: 16)`
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # the file depends on the net alone
 
 
@@ -39,7 +39,7 @@ def attach(data: bytes, card: Card) -> bytes:
         card: preprocessing, labels and meaning of the outputs; of the file, not of the float net.
     """
     schema = flatbuffer.schema()
-    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    model = objects.unpack(data)
     content = flatbuffer.read(data)
     buffer = schema.BufferT()
     blob = model_metadata(card, content.tensors[content.inputs[0]].shape)
@@ -48,10 +48,8 @@ def attach(data: bytes, card: Card) -> bytes:
     entry.name, entry.buffer = NAME, len(model.buffers)
     model.buffers = [*model.buffers, buffer]
     model.metadata = [*(model.metadata or []), entry]
-    builder = _Aligned(len(data) + len(blob) + 4096)
-    builder.Finish(model.Pack(builder), b"TFL3")
     packed = io.BytesIO()
-    packed.write(builder.Output())
+    packed.write(objects.pack(model, len(data) + len(blob)))
     with zipfile.ZipFile(packed, "a", zipfile.ZIP_STORED) as archive:
         archive.writestr(
             zipfile.ZipInfo(LABELS, _EARLIEST), "".join(f"{label}\n" for label in card.labels)
@@ -178,19 +176,3 @@ class _Tables:
     def finish(self, root: int) -> bytes:
         self._builder.Finish(root, _IDENTIFIER)
         return bytes(self._builder.Output())
-
-
-class _Aligned(flatbuffers.Builder):
-    """Aligns byte vectors as the schema asks; the generated `Pack` does not, and kernels that read
-    32-bit constants in place rely on it."""
-
-    head: int
-
-    def CreateNumpyVector(self, x: Any) -> Any:  # noqa: N802
-        if x.dtype != np.uint8:
-            return super().CreateNumpyVector(x)
-        self.StartVector(1, x.size, _ALIGNMENT)
-        end: int = self.head
-        self.head = end - x.size
-        self.Bytes[self.head : end] = x.tobytes()
-        return self.EndVector()

@@ -275,7 +275,7 @@ def _int8(
     simulated = freeze.with_softmax(wrapped) if form.softmax else wrapped
     reference = _answers(simulated, images)
     repairs = stored.for_export(wrapped)
-    data = convert.int8_flatbuffer(simulated, form.ends(True), form.batch, shape)
+    data = convert.int8_flatbuffer(simulated, form.ends(True), form.batch, shape, form.target)
     inputs = scheme.to_grid(images, source.net.card.preprocessing)
     return _Converted(data, reference, inputs, simulated, tuple(repairs))
 
