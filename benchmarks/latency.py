@@ -5,7 +5,9 @@
 All files run interleaved in one process, in an order shuffled every round, batch 1, one thread; the
 figure is the median, the clock the thread's CPU time. Weights are random, which the time does not
 depend on. `stock` is what `TFLiteConverter` makes of the same V3 with a representative data set:
-int8 throughout, every hard-swish outside the delegate.
+int8 throughout, every hard-swish outside the delegate. `--stems` adds each int8 file with its first
+convolution on single pixels. The targets are for a CPU with AVX-512 VNNI; with AVX2 alone int8 is
+no faster than float.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="default %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="tables to take the median of")
     parser.add_argument("--threads", type=int, default=1, help="default %(default)s")
+    parser.add_argument("--stems", action="store_true", help="also with a stem of single pixels")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
     import nets
@@ -89,6 +92,8 @@ def _files(name: str, words: Any) -> dict[str, bytes]:
     wrapped = nets.quantized(net, words.size)
     stored.for_export(wrapped)
     found["int8"] = convert.int8_flatbuffer(wrapped)
+    if words.stems:
+        found["int8 plain stem"] = convert.int8_flatbuffer(wrapped, target="generic")
     if name in STOCK:
         found["stock int8"] = _stock(net, words.size)
     return found

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 CLASSES = 1000
+# What the time of int8 depends on, as the kernel names it (x86, then ARM); the best comes first.
+_INSTRUCTIONS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "i8mm", "asimddp")
 
 
 def images(count: int, size: int, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -56,13 +58,15 @@ def quantized(net: Any, size: int) -> Any:
 
 
 def machine(threads: int) -> str:
-    """One line: CPU, cores, threads in use, versions."""
+    """One line: CPU and its instructions for int8, cores, threads in use, versions."""
     from importlib.metadata import version
 
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next((x.split(":", 1)[1].strip() for x in lines if "model name" in x), model)
+        words = {word for x in lines if x.startswith(("flags", "Features")) for word in x.split()}
+        model = f"{model} ({'/'.join(x for x in _INSTRUCTIONS if x in words) or 'no SIMD known'})"
     parts = [f"{name} {version(name)}" for name in ("tensorflow", "ai-edge-litert")]
     return f"{model}, {os.cpu_count()} cores, {threads} thread(s), {', '.join(parts)}"
 

@@ -29,7 +29,10 @@ _FORM = (
     cli.option("image_size", int, None, "height and width of a net that leaves its size open"),
     cli.option("output_activation", str, "none", "none (logits) or softmax (1/256 a step in int8)"),
     cli.option(
-        "target", str, "xnnpack", "xnnpack (hard-swish written out) or generic (HARD_SWISH kept)"
+        "target",
+        str,
+        "xnnpack",
+        "xnnpack (hard-swish written out, stem on pairs of pixels) or generic (neither)",
     ),
 )
 _LIMITS = (

@@ -92,7 +92,8 @@ def test_a_wrong_range_is_told_at_its_layer_alone(made: Quantized, factor: float
     stored.for_export(wrapped)
     proofs, (fault,) = compare(made, simulated=wrapped)
     content = flatbuffer.read(made.data)
-    scale = content.tensors[content.operators[1].outputs[0]].scales[0]
+    (depthwise,) = [op for op in content.operators if op.name == "DEPTHWISE_CONV_2D"]
+    scale = content.tensors[depthwise.outputs[0]].scales[0]
     assert fault.startswith(f"b_act: scale {scale:.6g} and zero point -128 instead of ")
     assert all(p.max_steps <= 1 for name, p in proofs.items() if name != "b_act")
     if factor < 1:

@@ -14,8 +14,9 @@ from tensorflow.lite.python.convert_phase import (
     ConverterError,  # tf.lite does not export it
 )
 
+from mobilenet.configs.compression import TARGETS
 from mobilenet.errors import UsageError, one_of
-from mobilenet.export import edges, freeze
+from mobilenet.export import edges, freeze, stem
 from mobilenet.export.form import IO
 
 _SHOWN = 500  # characters of a message of the converter
@@ -107,6 +108,7 @@ def int8_flatbuffer(
     io: str = "int8",
     batch: int | None = 1,
     input_shape: tuple[int, ...] | None = None,
+    target: str = "xnnpack",
 ) -> bytes:
     """Converts a net that carries fake-quant operators, on its input too, to int8.
 
@@ -120,15 +122,19 @@ def int8_flatbuffer(
         io: type of both ends; `float32` puts QUANTIZE and DEQUANTIZE there.
         batch: images a call; `None` leaves it open.
         input_shape: `[height, width, channels]` where the model leaves its size open.
+        target: `xnnpack` lets the first convolution read pairs of pixels, see `stem.pair`;
+            `generic` leaves it.
 
     Returns:
         The bytes of the `.tflite` file.
 
     Raises:
-        UsageError: `io` is not known, the net has no fake-quant operator, or see `freeze.freeze`.
+        UsageError: `io` or `target` is not known, the net has no fake-quant operator, or see
+            `freeze.freeze`.
         RuntimeError: the converter refused; its messages are in the text.
     """
     one_of("--io", io, IO)
+    one_of("--target", target, TARGETS)
     frozen = freeze.freeze(model, batch, input_shape)
     if not freeze.fake_quant_count(frozen):
         raise UsageError(
@@ -142,7 +148,8 @@ def int8_flatbuffer(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io)
 
-    return _convert(frozen, codes)
+    data = _convert(frozen, codes)
+    return stem.pair(data) if target == "xnnpack" else data
 
 
 def _convert(frozen: Any, settle: Callable[[Any], None] = lambda converter: None) -> bytes:

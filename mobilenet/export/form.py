@@ -25,8 +25,9 @@ class Form:
         batch: images a call.
         image_size: height and width, wanted where the net leaves them open.
         output_activation: `none` gives logits; int8 softmax resolves only 1/256.
-        target: `xnnpack` writes int8 hard-swish out, which its delegate then takes whole;
-            `generic` keeps one HARD_SWISH each, for runtimes that have a kernel for it.
+        target: `xnnpack` writes int8 hard-swish out, which its delegate then takes whole, and lets
+            the first convolution read pairs of pixels; `generic` keeps one HARD_SWISH each, for
+            runtimes that have a kernel for it, and single pixels.
     """
 
     quantization: str | None = None

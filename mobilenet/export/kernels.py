@@ -13,10 +13,18 @@ Array = npt.NDArray[Any]
 KERNEL_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 
-def codes_of(operator: parts.Operator, content: flatbuffer.Flatbuffer) -> Array | None:
+def codes_of(
+    operator: parts.Operator, content: flatbuffer.Flatbuffer, like: tuple[int, ...] = ()
+) -> Array | None:
     """The int8 kernel of an operator as a matrix `[weights of a channel, channels]`.
 
     `None` where it is not int8, or not stored entry by entry.
+
+    Args:
+        operator: of the file.
+        content: the file.
+        like: `[height, width, inputs, channels]` of the layer's kernel; one that the file keeps on
+            pairs of pixels is then given on single ones.
     """
     tensor = content.tensors[operator.inputs[1]]
     data = tensor.data
@@ -26,8 +34,21 @@ def codes_of(operator: parts.Operator, content: flatbuffer.Flatbuffer) -> Array 
         depthwise: Array = data.reshape(-1, data.shape[-1])
         return depthwise
     # [channels, height, width, inputs], or [channels, inputs] of a dense layer
+    if len(like) == data.ndim == 4 and data.shape[3] == 2 * like[2]:
+        data = _unpaired(data, like[1])
     codes: Array = data.reshape(data.shape[0], -1).T
     return codes
+
+
+def _unpaired(paired: Array, width: int) -> Array:
+    """Single pixels of a kernel `[channels, height, pairs, 2 x inputs]`, see `stem.pair`.
+
+    What is behind `width` must be zero; where it is not, the kernel is given as it is, and another
+    size than the layer's is a fault.
+    """
+    channels, height, pairs, inputs = paired.shape
+    single = paired.reshape(channels, height, 2 * pairs, inputs // 2)
+    return paired if single[:, :, width:].any() else single[:, :, :width]
 
 
 def by_channel(kernel: Array, depthwise: bool) -> Array:

@@ -243,9 +243,11 @@ class _Walk:
         """Compares the operator's kernel with that of its layer; gives its share of zeros."""
         if operator.name not in kernels.KERNEL_OPERATORS:
             return None
-        file = kernels.codes_of(operator, self.content)
         layer = next((x for x in chain if self.graph.kernel(x) is not None), None)
-        if file is None or layer is None:
+        if layer is None:
+            return None
+        file = kernels.codes_of(operator, self.content, tuple(self.graph.kernel(layer).shape))
+        if file is None:
             return None
         name, is_depthwise = unwrap(layer).name, kind(layer) == "DepthwiseConv2D"
         if name in self.plain and layer.quantize_config.weight_quantizer is not None:

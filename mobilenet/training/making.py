@@ -174,7 +174,8 @@ def _int8(job: Job) -> Made:
     if fitted is not None:
         notes = (_against(fitted.original, job.images, reference),)
     repairs = stored.for_export(wrapped, fitted is None or fitted.result.repair)
-    data = convert.int8_flatbuffer(simulated, form.ends(True), form.batch, job.shape)
+    ends, batch = form.ends(True), form.batch
+    data = convert.int8_flatbuffer(simulated, ends, batch, job.shape, form.target)
     inputs = scheme.to_grid(job.images, source.net.card.preprocessing)
     return Made(data, reference, inputs, simulated, tuple(repairs), notes=notes)
 

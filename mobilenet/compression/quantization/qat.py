@@ -11,6 +11,7 @@ which the net trains in float and its ranges are observed.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ import tensorflow as tf
 from mobilenet.compression import variables
 from mobilenet.compression.method import Method, Stage, register
 from mobilenet.compression.pruning.masks import Masks
-from mobilenet.compression.quantization import scheme
+from mobilenet.compression.quantization import norms, scheme
 from mobilenet.compression.quantization.calibrate import calibrate, settle, take_over
 from mobilenet.compression.quantization.clusters import Clusters
 from mobilenet.compression.quantization.placement import WEIGHTS
@@ -27,6 +28,7 @@ from mobilenet.configs.compression import QuantizationAwareTraining
 from mobilenet.errors import UsageError
 from mobilenet.models.roles import kind
 
+log = logging.getLogger("mobilenet")
 _ALWAYS = 0.05  # share of zeros from which a kernel counts as pruned; a dense one has none
 
 
@@ -81,11 +83,16 @@ class TrainQuantized(Method):
 
     def _start_ranges(self, wrapped: Any) -> None:
         """From elsewhere, from images, or, before a delay, from the first training step."""
+        if wrapped.phase.delayed and not self.stage.ranges:
+            return
+        images = self.stage.images(self.config.calibration_images)
+        if line := norms.misfit(self._plain, images):
+            log.warning("%s", line)
+            self._started.append(line)
         if self.stage.ranges:
-            images = self.stage.images(self.config.calibration_images)
-            self._started = take_over(wrapped, self.stage.ranges, images)
-        elif not wrapped.phase.delayed:
-            calibrate(wrapped, self.stage.images(self.config.calibration_images))
+            self._started += take_over(wrapped, self.stage.ranges, images)
+        else:
+            calibrate(wrapped, images)
 
     def enter(self, step: int) -> bool:
         delayed = step < self.config.quant_delay

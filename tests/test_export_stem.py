@@ -1,0 +1,166 @@
+"""The first convolution on pairs of pixels: the same codes, a checked kernel, and where not."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from compression_nets import Quantized, grid, pixels, quantize, toy
+
+from mobilenet.export import convert, operators, repack, stem, verify
+from mobilenet.runtime import flatbuffer, interpreter
+
+IMAGES = pixels(6, seed=4)
+
+
+@pytest.fixture(scope="module")
+def made() -> Quantized:
+    net = toy(bias=True)
+    kernel = net.get_layer("a").kernel
+    kernel.assign(np.where(np.abs(kernel) < np.median(np.abs(kernel)), 0, kernel))
+    return quantize(net)
+
+
+@pytest.fixture(scope="module")
+def plain_file(made: Quantized) -> bytes:
+    return convert.int8_flatbuffer(made.wrapped, target="generic")
+
+
+def convolution(data: bytes) -> tuple[Any, Any]:
+    """The first convolution of a file, and its kernel."""
+    content = flatbuffer.read(data)
+    first = next(op for op in content.operators if op.name == "CONV_2D")
+    return first, content.tensors[first.inputs[1]]
+
+
+def answers(data: bytes, images: np.ndarray) -> np.ndarray:
+    """Codes out of codes in, by the runtime alone; all images at once where the batch is open."""
+    runner = Interpreter(model_content=data, num_threads=1)
+    (source,) = runner.get_input_details()
+    batch = source["shape_signature"][0]
+    if batch == -1:
+        batch = len(images)
+        runner.resize_tensor_input(source["index"], images.shape)
+    runner.allocate_tensors()
+    rows = []
+    for start in range(0, len(images), batch):
+        runner.set_tensor(source["index"], images[start : start + batch])
+        runner.invoke()
+        rows.append(runner.get_tensor(runner.get_output_details()[0]["index"]).copy())
+    return np.concatenate(rows)
+
+
+def codes(images: np.ndarray) -> np.ndarray:
+    return (images.astype(np.int16) - 128).astype(np.int8)
+
+
+def test_a_kernel_on_pairs_holds_the_single_ones_and_a_column_of_zeros(
+    made: Quantized, plain_file: bytes
+) -> None:
+    op, paired = convolution(made.data)
+    before, single = convolution(plain_file)
+    assert single.shape == (8, 3, 3, 3)
+    assert paired.shape == (8, 3, 2, 6)
+    assert (before.options["stride_w"], op.options["stride_w"], op.options["stride_h"]) == (2, 1, 2)
+    for column in range(4):
+        part = paired.data[:, :, column // 2, 3 * (column % 2) : 3 * (column % 2) + 3]
+        np.testing.assert_array_equal(part, single.data[:, :, column] if column < 3 else 0)
+    assert len(made.data) < len(plain_file) + 1500
+    assert interpreter.partitions(interpreter.make(made.data)) == 1
+
+
+@pytest.mark.parametrize("io", ["int8", "uint8", "float32"])
+def test_codes_stay_what_they_were(made: Quantized, io: str) -> None:
+    plain = convert.int8_flatbuffer(made.wrapped, io, target="generic")
+    pair = stem.pair(plain)
+    fed = {"int8": codes(IMAGES), "uint8": IMAGES, "float32": grid(IMAGES)}[io]
+    assert convolution(pair)[1].shape == (8, 3, 2, 6)
+    assert len(np.unique(answers(plain, fed), axis=0)) > 1
+    np.testing.assert_array_equal(answers(pair, fed), answers(plain, fed))
+
+
+@pytest.mark.parametrize("batch", [2, None])
+def test_batches_are_paired_too(made: Quantized, plain_file: bytes, batch: int | None) -> None:
+    data = convert.int8_flatbuffer(made.wrapped, batch=batch)
+    assert convolution(data)[1].shape == (8, 3, 2, 6)
+    np.testing.assert_array_equal(answers(data, codes(IMAGES)), answers(plain_file, codes(IMAGES)))
+
+
+def edited(data: bytes, tensors: dict[int, list[int]], options: dict[str, int]) -> bytes:
+    """The first convolution of a file alone, with other options and shapes of its tensors:
+    0 its input, 1 its kernel, 3 its output."""
+    model = repack.opened(data)
+    graph = model.subgraphs[0]
+    graph.operators, model.signatureDefs = graph.operators[:1], None
+    (operator,) = graph.operators
+    graph.outputs = operator.outputs
+    for place, shape in tensors.items():
+        graph.tensors[[*operator.inputs, *operator.outputs][place]].shape = shape
+    for name, value in options.items():
+        setattr(operator.builtinOptions, name, value)
+    return repack.packed(model)
+
+
+OTHERS: dict[str, tuple[dict[int, list[int]], dict[str, int]]] = {
+    "odd width": ({0: [1, 16, 15, 3]}, {}),
+    "stride 1": ({3: [1, 8, 16, 8]}, {"strideW": 1}),
+    "valid": ({3: [1, 7, 7, 8]}, {"padding": 1}),
+    "dilated": ({}, {"dilationWFactor": 2}),
+    "width 9": ({1: [8, 1, 9, 3]}, {}),
+    "nine channels": ({0: [1, 16, 16, 9], 1: [8, 1, 3, 9]}, {}),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_others_are_left_as_they_are(plain_file: bytes, case: str) -> None:
+    same, data = edited(plain_file, {}, {}), edited(plain_file, *OTHERS[case])
+    assert stem.pair(same) != same
+    assert stem.pair(data) is data
+
+
+def test_float_files_are_left_as_they_are(made: Quantized) -> None:
+    data = convert.float_flatbuffer(made.plain)
+    assert stem.pair(data) is data
+
+
+def test_a_constant_that_others_share_is_not_changed(plain_file: bytes) -> None:
+    model = repack.opened(plain_file)
+    graph = model.subgraphs[0]
+    op, kernel = convolution(plain_file)
+    twin = copy.deepcopy(graph.tensors[op.inputs[1]])
+    graph.tensors = [*graph.tensors, twin]
+    changed = repack.opened(stem.pair(repack.packed(model)))
+    again = changed.subgraphs[0].tensors[len(graph.tensors) - 1]
+    assert bytes(changed.buffers[again.buffer].data) == bytes(kernel.buffer)
+
+
+def test_the_proof_looks_through_pairs(made: Quantized) -> None:
+    proofs, faults = operators.compare(
+        flatbuffer.read(made.data), made.wrapped, made.plain, grid(IMAGES)
+    )
+    assert faults == []
+    (own,) = [proof for proof in proofs if proof.layer == "a_act"]
+    kernel = made.plain.get_layer("a").kernel.numpy()
+    assert own.kernel_zeros == pytest.approx(np.mean(kernel == 0), abs=0.02)
+    assert own.max_steps <= 1
+
+
+def test_a_weight_behind_the_kernel_is_a_fault(made: Quantized) -> None:
+    _, kernel = convolution(made.data)
+    values = kernel.data.copy()
+    values[2, 1, 1, 4] = 1
+    data = made.data.replace(bytes(kernel.buffer), values.tobytes())
+    assert len(data) == len(made.data)
+    found = verify.verify(
+        data,
+        made.wrapped(grid(IMAGES), training=False).numpy(),
+        grid(IMAGES),
+        expect_int8=True,
+        io="int8",
+        simulated=made.wrapped,
+        plain=made.plain,
+    )
+    assert "a: a kernel of [36, 8] instead of [27, 8]" in found.faults

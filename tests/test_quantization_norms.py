@@ -1,0 +1,98 @@
+"""Moving statistics that are of another net: told in one line, and not where they fit."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import tf_keras
+from compression_nets import L, inputs, liven, stage, toy, train
+
+from mobilenet.compression import method as methods
+from mobilenet.compression.quantization import norms
+from mobilenet.configs.compression import QuantizationAwareTraining
+from mobilenet.models.roles import kind
+
+
+def batch_norms(net: Any) -> list[Any]:
+    return [layer for layer in net.layers if kind(layer) == "BatchNormalization"]
+
+
+def trained(decay: float, steps: int = 12) -> Any:
+    """A toy of wide kernels after a few steps, at a decay of its statistics."""
+    net = toy()
+    for layer in batch_norms(net):
+        layer.momentum = decay
+    for name in "abc":
+        kernel = net.get_layer(name).weights[0]
+        kernel.assign(40.0 * kernel)
+    train(net, None, steps)
+    return net
+
+
+def test_a_high_decay_is_told_with_its_remedy() -> None:
+    line = norms.misfit(trained(0.9997), inputs(8))
+    assert "moving statistics of 2 of 3 batch norms" in line
+    assert "from b_norm on" in line
+    assert "--batch_norm_decay than 0.9997, or for more epochs" in line
+    assert "\n" not in line
+
+
+def test_statistics_of_the_net_are_no_misfit() -> None:
+    assert norms.misfit(trained(0.5), inputs(8)) == ""
+    assert norms.misfit(liven(toy()), inputs(8, seed=3)) == ""
+
+
+@pytest.mark.parametrize(
+    ("factor", "told"), [(20.0, False), (40.0, True), (1 / 20, False), (1 / 40, True)]
+)
+def test_the_limit_is_a_factor_of_thirty_of_the_deviation(factor: float, told: bool) -> None:
+    """One layer alone, both ways; the figure is recomputed here from what the layer is fed."""
+    net = liven(toy())
+    norm = net.get_layer("b_norm")
+    fed = tf_keras.Model(net.input, norm.input)(inputs(8), training=False).numpy().reshape(-1, 8)
+    norm.moving_mean.assign(fed.mean(0))
+    norm.moving_variance.assign(fed.var(0) / factor**2 - norm.epsilon)
+    line = norms.misfit(tf_keras.Model(net.input, norm.output), inputs(8))
+    assert (f"up to {factor:.2g} times" in line) == told
+    assert bool(line) == told
+
+
+def test_dead_channels_and_nets_without_batch_norm_are_no_misfit() -> None:
+    net = liven(toy())
+    kernel, norm = net.get_layer("b").weights[0], net.get_layer("b_norm")
+    kernel.assign(np.where(np.arange(8)[:, None] < 6, 0.0, kernel))
+    for value in (norm.moving_mean, norm.moving_variance):
+        value.assign(np.where(np.arange(8) < 6, 0.0, value))
+    assert norms.misfit(tf_keras.Model(net.input, norm.output), inputs(8)) == ""
+    source = L.Input((16, 16, 3))
+    assert norms.misfit(tf_keras.Model(source, L.ReLU()(source)), inputs(8)) == ""
+
+
+def test_values_that_overflow_are_told() -> None:
+    net = liven(toy())
+    net.get_layer("a").weights[0].assign(np.full((3, 3, 3, 8), 3e38, np.float32))
+    assert "up to inf times" in norms.misfit(net, inputs(8))
+
+
+def test_the_quantize_stage_warns_once_and_notes_it(caplog: pytest.LogCaptureFixture) -> None:
+    config = QuantizationAwareTraining(calibration_images=16)
+    method = methods.create(config, stage())
+    with caplog.at_level(logging.WARNING, "mobilenet"):
+        wrapped = method.apply(trained(0.9997))
+    (record,) = caplog.records
+    assert record.getMessage() in method.notes(wrapped)
+    assert "batch norms are not those of the images" in record.getMessage()
+    caplog.clear()
+    method = methods.create(config, stage())
+    method.apply(liven(toy()))
+    assert not caplog.records
+
+
+def test_before_a_delay_statistics_may_still_come(caplog: pytest.LogCaptureFixture) -> None:
+    method = methods.create(QuantizationAwareTraining(quant_delay=2), stage())
+    with caplog.at_level(logging.WARNING, "mobilenet"):
+        method.apply(trained(0.9997))
+    assert not caplog.records
