@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,7 @@ def run(argv: list[str]) -> int | None:
     with cli.starting_tensorflow():
         from mobilenet.export import form as forms
         from mobilenet.export import verify
-        from mobilenet.training import calibration, exporting, making, progress, reading
+        from mobilenet.training import calibration, exporting, making, reading
     form = forms.Form(**{spec.name: options[spec.name] for spec in _FORM})
     source = Path(options["model"])
     target = Path(options["output"] or source.resolve().parent / "export")
@@ -92,12 +91,8 @@ def run(argv: list[str]) -> int | None:
     if calibrated:
         place = options["calibration_dataset"], options["calibration_dir"]
         seen = calibration.load(*place, data, shape, way, options["calibration_images"])
-    if seen is not None and form.quantization == formats.POST_TRAINING:
-        with progress.shown():
-            opened = making.fit(opened, seen, fitting)
-        form = dataclasses.replace(form, quantization=None)
     limits = verify.Limits.of(options)
-    print(_told(exporting.export(opened, target, images, form, limits, seen)))
+    print(_told(exporting.export(opened, target, images, form, limits, seen, fitting)))
     return None
 
 

@@ -17,14 +17,17 @@ from mobilenet import files
 from mobilenet.compression.quantization.post_training.images import check
 from mobilenet.compression.quantization.repair import Repair
 from mobilenet.configs.card import Card
+from mobilenet.configs.compression import PostTraining
 from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
+from mobilenet.configs.formats import POST_TRAINING
 from mobilenet.errors import FailedProof, UsageError
 from mobilenet.export import metadata, operators, task_metadata, verify
 from mobilenet.export.form import DEFAULT, Form
 from mobilenet.models import counting, folder
 from mobilenet.runtime import flatbuffer
+from mobilenet.training import progress
 from mobilenet.training.calibration import Calibration
-from mobilenet.training.making import Job, Made, Source, make, open_source
+from mobilenet.training.making import Job, Made, Source, fit, make, open_source
 
 log = logging.getLogger("mobilenet")
 VERIFY_IMAGES = 500
@@ -170,6 +173,7 @@ def export(
     form: Form = DEFAULT,
     limits: verify.Limits = STRUCTURE,
     calibration: Calibration | None = None,
+    fitting: PostTraining | None = None,
 ) -> Export:
     """Converts a model folder and proves the file on `images` before it gets its name.
 
@@ -181,6 +185,7 @@ def export(
         form: number format, ends, batch, size, head and runtime of the file.
         limits: figures that the file must reach.
         calibration: what the ranges of a number format that wants some are taken from.
+        fitting: how post-training int8 goes about it.
 
     Raises:
         FailedProof: the file is not what the net is; nothing is written.
@@ -191,6 +196,10 @@ def export(
     shape = form.shape(opened.net.model.input_shape[1:])
     if calibration is not None:
         check(calibration.images, opened.net.card.preprocessing)
+    if fitting is not None and calibration is not None and form.quantization == POST_TRAINING:
+        with progress.shown():
+            opened = fit(opened, calibration, fitting)
+        form = dataclasses.replace(form, quantization=None)
     figures = net_figures(opened.net.model, shape)
     job = Job(opened, images, form, shape, calibration)
     made = make(job)
