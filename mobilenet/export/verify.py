@@ -168,12 +168,12 @@ def verify(
         inputs: `[images, height, width, channels]`, preprocessed for this file:
             `(pixel - 128) / 127.5` where it is int8 inside.
         expect_int8, io: what must be inside (weights per channel), and the type of both ends.
-        pixel_std: of the preprocessing, the inverse of an int8 input's step; `None` where the
-            channels differ and the range was taken from data.
+        pixel_std: of the preprocessing, the inverse of an int8 input's step; `None` where it has
+            one a channel.
         limits: figures that the file must reach.
         threads: of the interpreter.
-        simulated, plain: for a proof of each operator, the net with fake quantization as it was
-            converted and the float net that it was made from.
+        simulated, plain: for a proof of each operator, the net that was converted, with fake
+            quantization, and its float net.
         kept_float: layers with a kernel that an int8 file computes in float, as was asked for.
         wanted: the number format that a file made from a float net must have.
 
@@ -183,8 +183,7 @@ def verify(
     content = flatbuffer.read(data)
     faults = structure_faults(content, expect_int8, io, pixel_std, kept_float)
     faults += [] if wanted is None else format_faults(content, wanted)
-    runner = interpreter.make(content, threads)
-    logits = run(runner, inputs)
+    logits = run(runner := interpreter.make(content, threads), inputs)
     reference = _like(logits, reference_logits)
     layers: tuple[Proof, ...] = ()
     if simulated is not None:
