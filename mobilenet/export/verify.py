@@ -166,9 +166,8 @@ def verify(
         reference_logits: `[images, classes]`, what the net (the one with fake quantization for an
             int8 file) says to `inputs`.
         inputs: `[images, height, width, channels]`, preprocessed for this file.
-        expect_int8, io: what must be inside (weights per channel), and the type of both ends.
-        pixel_std: of the preprocessing, the inverse of an int8 input's step; `None` where it has
-            one a channel.
+        expect_int8, io: what must be inside, and the type of both ends.
+        pixel_std: of the preprocessing, the inverse of an int8 input's step.
         limits: figures that the file must reach.
         threads: of the interpreter.
         simulated, plain: for a proof of each operator, the net that was converted, with fake
