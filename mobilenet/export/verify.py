@@ -167,7 +167,8 @@ def verify(
             int8 file) says to `inputs`.
         inputs: `[images, height, width, channels]`, preprocessed for this file.
         expect_int8, io: what must be inside, and the type of both ends.
-        pixel_std: of the preprocessing, the inverse of an int8 input's step.
+        pixel_std: of the preprocessing, the inverse of an int8 input's step; `None` where it has
+            one a channel.
         limits: figures that the file must reach.
         threads: of the interpreter.
         simulated, plain: for a proof of each operator, the net that was converted, with fake
@@ -184,10 +185,8 @@ def verify(
     runner = interpreter.make(content, threads)
     logits = run(runner, inputs)
     reference = _like(logits, reference_logits)
-    layers: tuple[Proof, ...] = ()
-    if simulated is not None:
-        layers, wrong = operators.compare(content, simulated, plain, _some(inputs))
-        faults += wrong + operators.step_faults(layers, limits.operator_steps)
+    layers, wrong = _proofs(content, simulated, plain, inputs, limits)
+    faults += wrong
     compared = _compare(reference, logits, output_step(content))
     faults += _limit_faults(compared, limits)
     partitions, told = _partitions(runner)
@@ -204,6 +203,16 @@ def verify(
         layers=layers,
         **compared,
     )
+
+
+def _proofs(
+    content: flatbuffer.Flatbuffer, simulated: Any, plain: Any, inputs: Floats, limits: Limits
+) -> tuple[tuple[Proof, ...], list[str]]:
+    """Each operator against its simulated layer, where there is one, and what is wrong."""
+    if simulated is None:
+        return (), []
+    layers, wrong = operators.compare(content, simulated, plain, _some(inputs))
+    return layers, wrong + operators.step_faults(layers, limits.operator_steps)
 
 
 def _like(logits: Floats, reference_logits: Floats) -> Floats:
