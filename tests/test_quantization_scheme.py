@@ -29,15 +29,18 @@ from compression_nets import (
 from mobilenet.compression import method as methods
 from mobilenet.compression.quantization import scheme, stored
 from mobilenet.compression.quantization.calibrate import calibrate
+from mobilenet.compression.quantization.placement import place
 from mobilenet.compression.quantization.quantizers import (
     ActivationQuantizer,
     InputQuantizer,
     WeightQuantizer,
 )
+from mobilenet.configs import archs
 from mobilenet.configs.compression import QuantizationAwareTraining
 from mobilenet.configs.dataset import PREPROCESSING
 from mobilenet.errors import UsageError
 from mobilenet.export import convert, freeze
+from mobilenet.models.builder import build
 
 
 def calibrated(model: Any) -> Any:
@@ -308,3 +311,12 @@ def test_wrapping_leaves_the_net_alone() -> None:
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
     assert wrapped(inputs(1)).shape == (1, CLASSES)
+
+
+@pytest.mark.parametrize(("size", "rounded"), [(32, False), (64, True)])
+def test_the_mean_of_one_place_is_not_rounded_again(size: int, rounded: bool) -> None:
+    """The converter leaves such a mean out: a range of its own, which training moves apart from
+    that of its input, would round where the file does not."""
+    config = archs.get("mobilenet_v1", width_multiplier=0.25, classifier_activation=None)
+    model = build(config, (size, size, 3))
+    assert ("global_pool" in place(model)) == rounded

@@ -70,7 +70,7 @@ def place(model: Any, target: str = "xnnpack", keep_float: Sequence[str] = ()) -
     places = {}
     for layer in graph.layers:
         name = kind(layer)
-        if name in PASSED:
+        if name in PASSED or _is_idle_pool(layer):
             continue
         _check_activation(layer)
         if name not in ROUNDED:
@@ -84,6 +84,12 @@ def place(model: Any, target: str = "xnnpack", keep_float: Sequence[str] = ()) -
         weights = None if layer.name in floats else WEIGHTS.get(name)
         places[layer.name] = Place(weights, rounded, _fixed(graph, layer))
     return places
+
+
+def _is_idle_pool(layer: Any) -> bool:
+    """Whether this is the mean of a map of one place, which the converter leaves out with whatever
+    rounds behind it."""
+    return kind(layer) == "GlobalAveragePooling2D" and tuple(layer.input_shape[1:3]) == (1, 1)
 
 
 def kept_float(graph: Graph, patterns: Sequence[str]) -> set[str]:
