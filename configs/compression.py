@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from mobilenet.errors import UsageError
@@ -68,6 +69,9 @@ class ScheduledPruning(Pruning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.final_sparsity, Mapping):
+            remedy = "as in {'pointwise': 0.5}"
+            raise UsageError("--final_sparsity", self.final_sparsity, "shares by role", remedy)
         object.__setattr__(self, "final_sparsity", dict(self.final_sparsity))
         for pattern, share in self.final_sparsity.items():
             number(

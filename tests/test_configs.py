@@ -177,6 +177,11 @@ BAD: list[tuple[type[Config], dict[str, Any], str]] = [
         "--final_sparsity pointwise: got 1.0",
     ),
     (MagnitudePruning, {"final_sparsity": {"stem": -0.1}}, "--final_sparsity stem: got -0.1"),
+    (
+        MagnitudePruning,
+        {"final_sparsity": 1.5},
+        "--final_sparsity: got 1.5, expected shares by role",
+    ),
     (MagnitudePruning, {"schedule": "linear"}, "--pruning_schedule: got 'linear', expected one of"),
     (
         MagnitudePruning,

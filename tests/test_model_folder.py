@@ -183,6 +183,22 @@ def test_a_keras_3_file_is_named(tmp_path: Path) -> None:
         folder.save(model, tmp_path / "net", Card())
 
 
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+def test_a_net_that_tfmot_has_wrapped_is_named(tmp_path: Path, ending: str) -> None:
+    """As tfmot's own users save it; Keras knows these classes in a scope alone."""
+    tfmot = pytest.importorskip("tensorflow_model_optimization")
+    image = tf_keras.layers.Input((4, 4, 1))
+    net = tf_keras.Model(image, tf_keras.layers.Conv2D(2, 1)(image))
+    pruned = tfmot.sparsity.keras.prune_low_magnitude(net)
+    quantized = tfmot.quantization.keras.quantize_model(net)
+    for name, model, said in (
+        ("pruned", pruned, "PruneLowMagnitude.*strip_pruning"),
+        ("quantized", quantized, "Quantize.*the float net from before"),
+    ):
+        model.save(tmp_path / f"{name}{ending}")
+        refused(tmp_path / f"{name}{ending}", said)
+
+
 def test_a_lambda_is_never_read(tmp_path: Path) -> None:
     image = tf_keras.layers.Input((4,))
     marker = tmp_path / "ran"

@@ -25,6 +25,13 @@ MODEL = "model.keras"
 CARD = "card.json"
 _MODULES = ("keras", "tf_keras", "builtins", "tensorflow_model_optimization", "mobilenet")
 _CODE = ("Lambda", "__lambda__")
+_WRAPPERS = {  # tfmot's classes, and how a net gets rid of them
+    "PruneLowMagnitude": "save what tfmot.sparsity.keras.strip_pruning gives",
+    **dict.fromkeys(
+        ("QuantizeLayer", "QuantizeWrapper", "QuantizeWrapperV2", "QuantizeAnnotate"),
+        "save the float net from before quantize_model",
+    ),
+}
 _KINDS = "a model folder, a .keras or .h5 file or a SavedModel folder"
 
 
@@ -211,6 +218,9 @@ def _check_config(path: Path, config: Any) -> None:
                 part["class_name"],
                 "stock Keras layers alone; a Lambda carries code that is not run",
             )
+        if part.get("class_name") in _WRAPPERS:
+            name = part["class_name"]
+            raise UsageError(str(path), name, "a net that is not wrapped by tfmot", _WRAPPERS[name])
         module = part.get("module")
         if (
             isinstance(module, str)
