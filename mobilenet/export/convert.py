@@ -16,7 +16,7 @@ from tensorflow.lite.python.convert_phase import (
 
 from mobilenet.configs.compression import TARGETS
 from mobilenet.errors import UsageError, one_of
-from mobilenet.export import edges, freeze, stem
+from mobilenet.export import edges, freeze, sixteen_bits, stem
 from mobilenet.export.form import IO
 
 _SHOWN = 500  # characters of a message of the converter
@@ -75,7 +75,7 @@ def int16x8_flatbuffer(
 ) -> bytes:
     """Converts a float net to int8 kernels and int16 activations with float32 ends.
 
-    There is no 16-bit HARD_SWISH, so hard-swish is written out.
+    What the converter would get wrong is rewritten first, see `sixteen_bits`.
 
     Args:
         model, batch, input_shape, softmax: as in `float_flatbuffer`.
@@ -83,7 +83,7 @@ def int16x8_flatbuffer(
             those of their activations.
     """
 
-    def sixteen(converter: Any) -> None:
+    def settle(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
@@ -94,8 +94,8 @@ def int16x8_flatbuffer(
         for block in edges.batches(images, batch):
             yield [block]
 
-    parts = freeze.hard_swish_in_parts(_plain(model, softmax))
-    return _convert(freeze.freeze(parts, batch, input_shape), sixteen)
+    net = sixteen_bits.prepared(_plain(model, softmax), images)
+    return _convert(freeze.freeze(net, batch, input_shape), settle)
 
 
 def _plain(model: tf_keras.Model, softmax: bool) -> tf_keras.Model:

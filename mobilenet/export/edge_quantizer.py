@@ -43,7 +43,8 @@ def quantize(data: bytes, name: str, images: npt.NDArray[np.float32] | None = No
     content = flatbuffer.read(data)
     batch = content.tensors[content.inputs[0]].shape[0]
     refused: Exception | None = None
-    with freeze.quiet(), contextlib.redirect_stdout(io.StringIO()):
+    aside = io.StringIO()
+    with freeze.quiet(), contextlib.redirect_stdout(aside), contextlib.redirect_stderr(aside):
         try:
             tool = quantizer.Quantizer(signed(data), getattr(recipe, _RECIPES[name])())
             seen = None

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 import tf_keras
 from tensorflow.python.framework.convert_to_constants import (  # no public alias
@@ -81,23 +80,6 @@ def with_softmax(model: tf_keras.Model) -> tf_keras.Model:
         )
     probabilities = tf_keras.layers.Softmax(name=PROBABILITIES)(model.output)
     return tf_keras.Model(model.inputs, probabilities, name=model.name)
-
-
-def hard_swish_in_parts(model: tf_keras.Model) -> tf_keras.Model:
-    """The net with layers of its own, whose hard-swish the converter does not fuse.
-
-    It looks for the constant 1/6; the one put here is 6e-6 larger, which no step of 16 bits shows.
-    """
-
-    def inexact(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
-        config = layer.get_config()
-        if isinstance(layer, tf_keras.layers.Rescaling) and np.isclose(config["scale"], 1 / 6):
-            config["scale"] = 1 / 6 + 1e-6
-        return type(layer).from_config(config)
-
-    copy = tf_keras.models.clone_model(model, clone_function=inexact)
-    copy.set_weights(model.get_weights())
-    return copy
 
 
 def freeze(

@@ -14,6 +14,7 @@ from mobilenet.runtime import flatbuffer, parts
 FLOAT_STEP = 1e-3  # "step" of a file whose logits are float
 _CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3}
 _KERNEL_AXIS = {**_CHANNEL_AXIS, "FULLY_CONNECTED": 0}
+_SCALE_SLACK = 1e-3  # scales are float32 products
 _CHANCE = 4  # fewer channels may share a bias code by chance
 _EDGE_OPERATORS = ("QUANTIZE", "DEQUANTIZE")
 
@@ -81,6 +82,7 @@ def format_faults(content: flatbuffer.Flatbuffer, wanted: Format) -> list[str]:
             how = "without" if wanted.unpacked else "behind"
             faults.append(f"the kernel {name_of(kernel)} is {how} a DEQUANTIZE")
         faults += _kernel_faults(op.name, unpacked.get(kernel.index, kernel), wanted)
+        faults += _bias_faults(op, content)
     ends = {*content.inputs, *content.outputs}
     others = [
         f"{name_of(content.tensors[index])} ({content.tensors[index].dtype})"
@@ -104,6 +106,18 @@ def _kernel_faults(operator: str, kernel: parts.Tensor, wanted: Format) -> Itera
             yield f"{name_of(kernel)} has {len(kernel.scales)} scales for {channels} channels"
         if np.any(kernel.zero_points):
             yield f"{name_of(kernel)} has zero points other than 0"
+
+
+def _bias_faults(op: parts.Operator, content: flatbuffer.Flatbuffer) -> Iterator[str]:
+    """A bias of codes has the scale of the input times that of its channel's kernel."""
+    if len(op.inputs) < 3 or op.inputs[2] < 0:
+        return
+    source, kernel, bias = (content.tensors[index] for index in op.inputs[:3])
+    if not len(bias.scales) or not len(source.scales):
+        return
+    expected = source.scales[0].astype(np.float64) * kernel.scales
+    if not np.allclose(bias.scales, expected, rtol=_SCALE_SLACK, atol=0):
+        yield f"{name_of(kernel)}: its bias has other scales than input times kernel"
 
 
 def inner_float_tensors(content: flatbuffer.Flatbuffer) -> list[str]:

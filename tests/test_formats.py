@@ -1,0 +1,416 @@
+"""`--quantization`: every format through the converter, proved; and each way to ask wrongly."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import compression_nets
+import numpy as np
+import pytest
+import trainer_runs
+from data_sets import folders, jpeg, picture
+from PIL import Image
+
+from mobilenet import converter, evaluator, predict
+from mobilenet.configs import dataset as datasets
+from mobilenet.configs.card import Card
+from mobilenet.configs.dataset import PREPROCESSING
+from mobilenet.configs.formats import FORMATS
+from mobilenet.errors import FailedProof, UsageError
+from mobilenet.export import convert, edge_quantizer, weights_only
+from mobilenet.export.form import Form
+from mobilenet.models import folder
+from mobilenet.runtime import flatbuffer
+from mobilenet.runtime.classifier import Classifier
+from mobilenet.training import calibration, exporting, making
+
+WAY = compression_nets.WAY
+needs_edge = pytest.mark.skipif(
+    importlib.util.find_spec("ai_edge_quantizer") is None,
+    reason="ai-edge-quantizer (extra `edge`) is not installed",
+)
+NAMES = [
+    pytest.param(name, marks=needs_edge if kind.package else ()) for name, kind in FORMATS.items()
+]
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A V3-small of a quarter of its width, 32 px, 10 classes, in a folder of its own."""
+    from mobilenet.configs import archs
+    from mobilenet.models.builder import build
+
+    fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
+    model = build(archs.get("mobilenet_v3_small", **fields), (32, 32, 3))
+    place = tmp_path_factory.mktemp("v3") / "net"
+    card = Card(input_shape=(32, 32, 3), dataset="digits", preprocessing=WAY)
+    folder.save(compression_nets.liven(model), place, card)
+    return place
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("toy") / "net"
+    model = compression_nets.liven(compression_nets.toy(), 4)
+    folder.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=WAY))
+    return place
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images without classes."""
+    place = tmp_path_factory.mktemp("photos")
+    for n, pixels in enumerate(compression_nets.pixels(12)):
+        Image.fromarray(pixels).save(place / f"{n:02d}.png")
+    (place / "notes.txt").write_text("no image")
+    return place
+
+
+def stored_types(data: bytes) -> dict[str, set[str]]:
+    """Types of the kernels as they lie in the file, by operator; behind a DEQUANTIZE too."""
+    content = flatbuffer.read(data)
+    behind = {op.outputs[0]: op.inputs[0] for op in content.operators if op.name == "DEQUANTIZE"}
+    found: dict[str, set[str]] = {}
+    for op in content.operators:
+        if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+            index = behind.get(op.inputs[1], op.inputs[1])
+            found.setdefault(op.name, set()).add(content.tensors[index].dtype)
+    return found
+
+
+# The types of the kernels, of the depthwise ones, of what is computed, and the delegate's parts
+# (11 depthwise convolutions are outside of `edge_dynamic`; XNNPACK takes nothing of 16 bits).
+EXPECTED = {
+    "weights": ("int8", "float32", "float32", 1),
+    "float16": ("float16", "float16", "float32", 1),
+    "int16x8": ("int8", "int8", "int16", 0),
+    "edge_dynamic": ("int8", "int8", "float32", 12),
+    "edge_weights": ("int8", "int8", "float32", 1),
+    "edge_static": ("int8", "int8", "int8", 1),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_net_becomes_a_proved_file_of_each_format(
+    name: str, toy: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--verify_images=40", f"--quantization={name}"]
+    if FORMATS[name].calibrated:
+        words.append(f"--calibration_dir={photos}")
+    converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", *words])
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert FORMATS[name].inside in out
+    assert (f"calibrated on 12 images of {photos}" in out) == FORMATS[name].calibrated
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "README.md", "card.json", "labels.txt", "model.tflite",
+    ]  # fmt: skip
+    data = (tmp_path / "out/model.tflite").read_bytes()
+    kernel, depthwise, computed, _ = EXPECTED[name]
+    found = stored_types(data)
+    assert found["CONV_2D"] == {kernel} and found["DEPTHWISE_CONV_2D"] == {depthwise}
+    content = flatbuffer.read(data)
+    ends = {*content.inputs, *content.outputs}
+    made = {i for op in content.operators if op.name != "DEQUANTIZE" for i in op.outputs} - ends
+    assert {content.tensors[index].dtype for index in made} == {computed}
+    with zipfile.ZipFile(tmp_path / "out/model.tflite") as archive:
+        assert archive.namelist() == ["labels.txt"]
+    assert FORMATS[name].inside in (tmp_path / "out/README.md").read_text()
+    plain = folder.load(toy).model
+    images = compression_nets.pixels(20, 16, seed=3)
+    expected = plain(images / np.float32(127.5) - 1, training=False).numpy()
+    said = Classifier(tmp_path / "out").logits(images)
+    # A few of these images leave the ranges of the twelve; a wrong scale leaves no decibel.
+    noise = np.square(said - expected).sum() / np.square(expected).sum()
+    assert -10 * np.log10(noise) > 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_hard_swish_and_squeeze_excite_have_each_format(
+    name: str, net: Path, tmp_path: Path
+) -> None:
+    opened = making.open_source(net)
+    images = compression_nets.inputs(24, 32, seed=2)
+    seen = calibration.Calibration(images, "here") if FORMATS[name].calibrated else None
+    form = Form(quantization=name)
+    made = exporting.export(opened, tmp_path / "out", images, form, calibration=seen)
+    assert made.verification.ok
+    # The recipe leaves HARD_SWISH as it is, and no delegate takes it in int8.
+    assert made.verification.partitions == {"edge_static": 20}.get(name, EXPECTED[name][3])
+    assert made.verification.signal_to_noise is not None
+    least = {"float16": 40, "weights": 15, "int16x8": 15}.get(name, 3)
+    assert made.verification.signal_to_noise > least
+
+
+def test_evaluator_and_predict_take_the_file(
+    toy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    converter.run(
+        [f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=weights",
+         "--verify_images=10"]
+    )  # fmt: skip
+    root = folders(tmp_path / "photos", train=2, val=3, classes="abcd")
+    words = ["--dataset_name=image_folder", f"--data_dir={root}"]
+    capfd.readouterr()
+    for model in (toy, tmp_path / "out"):
+        evaluator.run([f"--model={model}", *words])
+    rows = [line.split() for line in capfd.readouterr().out.splitlines() if " 12 " in line]
+    assert len(rows) == 2 and abs(float(rows[0][2]) - float(rows[1][2])) < 0.1  # the losses
+    predict.run([f"--model={tmp_path / 'out'}", str(root / "val/a/00.jpg")])
+    assert "probability" in capfd.readouterr().out
+    card = json.loads((tmp_path / "out/card.json").read_text())
+    assert "without data" in card["notes"][-1] and card["input"]["dtype"] == "float32"
+
+
+def test_softmax_and_batches_have_a_format_too(toy: Path, photos: Path, tmp_path: Path) -> None:
+    words = ["--quantization=int16x8", "--batch=3", "--output_activation=softmax"]
+    converter.run(
+        [f"--model={toy}", f"--output={tmp_path / 'out'}", f"--calibration_dir={photos}", *words,
+         "--verify_images=8"]
+    )  # fmt: skip
+    net = Classifier(tmp_path / "out")
+    assert net.card.outputs == "probabilities" and net.batch == 3
+    images = compression_nets.pixels(4, 16)
+    logits = folder.load(toy).model(images / np.float32(127.5) - 1).numpy().astype(np.float64)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(net.logits(images), expected, atol=0.02)
+
+
+def test_a_file_that_lost_weights_is_not_kept(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding that takes half of a kernel away."""
+    honest = weights_only.rounded
+
+    def lossy(weights: Any) -> Any:
+        codes, scales = honest(weights)
+        return codes // 2, scales
+
+    monkeypatch.setattr(weights_only, "rounded", lossy)
+    with pytest.raises(FailedProof, match=r"weights are more than a step.*it was not written"):
+        converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=weights"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_another_format_is_not_kept(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "float16_flatbuffer", convert.float_flatbuffer)
+    with pytest.raises(FailedProof, match=r"without a DEQUANTIZE.*it was not written"):
+        converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=float16"])
+
+
+def test_a_file_that_does_not_run_is_not_kept(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        edge_quantizer, "quantize", lambda data, name, images: data[: len(data) // 2]
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(FailedProof, match=r"edge_dynamic that can be run.*it was not written"):
+        converter.run(
+            [f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=edge_dynamic"]
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def few(place: Path) -> list[str]:
+    for n in range(5):
+        (place / f"{n}.png").write_bytes(jpeg(n))
+    return [f"--calibration_dir={place}"]
+
+
+def corrupt(place: Path) -> list[str]:
+    few(place)
+    (place / "3.png").write_bytes(jpeg(3)[:200])
+    return [f"--calibration_dir={place}"]
+
+
+def empty(place: Path) -> list[str]:
+    (place / "notes.txt").touch()
+    return [f"--calibration_dir={place}"]
+
+
+def constant(place: Path) -> list[str]:
+    for n in range(9):
+        picture(0).resize((1, 1)).resize((20, 20)).save(place / f"{n}.png")
+    return [f"--calibration_dir={place}"]
+
+
+def held_out(place: Path) -> list[str]:
+    few(place)
+    rows = "".join(f"{n}.png,{n % 4}\n" for n in range(5))
+    (place / "list.csv").write_text("file,label\n" + rows)
+    return ["--dataset_name=image_list", f"--data_dir={place / 'list.csv'}"]
+
+
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (few, ["--calibration_images: got '5 images'", "at least 8"]),
+        (corrupt, ["3.png: expected an image that can be decoded"]),
+        (empty, ["--calibration_dir: got", "a folder with images", "there is none"]),
+        (constant, ["calibration images: got 'one colour in each image', expected photos"]),
+        (held_out, ["--calibration_dir", "image_list has no training split", "folder of photos"]),
+        (lambda place: [f"--calibration_dir={place / 'none'}"], ["a folder that exists"]),
+        (lambda place: ["--calibration_dataset=digit"], ["'digit'", "did you mean digits?"]),
+        (lambda place: ["--calibration_dataset=image_folder"], ["--data_dir", "class folders"]),
+        (lambda place: ["--calibration_images=0"], ["--calibration_images: got 0", "at least 8"]),
+    ],
+)
+def test_images_that_cannot_calibrate_cost_a_line(
+    toy: Path, tmp_path: Path, make: Callable[[Path], list[str]], parts: list[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    words = [f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=int16x8"]
+    with pytest.raises(UsageError) as caught:
+        converter.run([*words, *make(data), "--verify_images=4"])
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--quantization=weight"], ["--quantization: got 'weight'", "did you mean weights?"]),
+        (["--quantization=weights", "--io=int8"], ["--io: got 'int8', expected float32"]),
+        (["--quantization=int16x8", "--io=int8"], ["--io: got 'int8'", "file of int16x8"]),
+        (
+            ["--quantization=weights", "--calibration_dir=photos"],
+            ["--calibration_dir: got 'photos'", "int16x8 or edge_static, which take ranges"],
+        ),
+        (["--calibration_images=100"], ["--calibration_images: got 100", "--quantization"]),
+    ],
+)
+def test_wishes_that_do_not_fit_leave_no_file(
+    toy: Path, tmp_path: Path, words: list[str], parts: list[str]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", *words])
+    for part in parts:
+        assert part in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantized_net_keeps_the_format_it_was_trained_for() -> None:
+    with pytest.raises(UsageError, match=r"--quantization: got 'weights'.*earlier stage"):
+        Form(quantization="weights").ends(True)
+
+
+def test_without_the_extra_the_line_says_what_to_install(toy: Path, tmp_path: Path) -> None:
+    """As a process that cannot see the package."""
+    code = (
+        "import sys; sys.modules['ai_edge_quantizer'] = None\n"
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'ai_edge_quantizer' else find(name, *a)\n"
+        "from mobilenet import converter; sys.argv = ['converter', *sys.argv[1:]]\n"
+        "converter.main()"
+    )
+    words = [f"--model={toy}", "--quantization=edge_static", f"--output={tmp_path / 'out'}"]
+    done = trainer_runs.subprocess.run(
+        [trainer_runs.sys.executable, "-c", code, *words], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "--quantization: got 'edge_static', expected ai_edge_quantizer, which is not installed; "
+        'pip install "mobilenet[edge]"\n'
+    )
+
+
+def test_a_net_without_sixteen_bit_kernels_is_told(tmp_path: Path) -> None:
+    import tensorflow as tf
+    import tf_keras
+
+    layers = tf_keras.layers
+    source = layers.Input((16, 16, 3))
+    x = layers.Activation("softsign")(layers.Conv2D(4, 3)(source))
+    model = tf_keras.Model(source, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+    images = compression_nets.inputs(8)
+    source_net = making.Source(tmp_path, folder.Net(model, Card(input_shape=(16, 16, 3))), False)
+    form = Form(quantization="int16x8")
+    with pytest.raises(UsageError, match="calibration images: expected images"):
+        exporting.export(source_net, tmp_path / "out", images, form)
+    seen = calibration.Calibration(images, "here")
+    with pytest.raises(UsageError, match=r"--quantization: got 'int16x8'.*16-bit kernels"):
+        exporting.export(source_net, tmp_path / "out", images, form, calibration=seen)
+    assert tf.executing_eagerly() and list(tmp_path.iterdir()) == []
+
+
+def test_a_squeeze_that_is_always_zero_has_a_range_in_sixteen_bits(tmp_path: Path) -> None:
+    """Layers whose biases are alike keep each its own; hard-swish is written out: the stock
+    converter fails on all three."""
+    import tf_keras
+
+    layers = tf_keras.layers
+
+    def hard_sigmoid(x: Any) -> Any:
+        return layers.Rescaling(1 / 6)(layers.ReLU(6.0)(layers.Rescaling(1, 3)(x)))
+
+    tf_keras.utils.set_random_seed(0)
+    source = layers.Input((16, 16, 3))
+    x = layers.Conv2D(8, 3, bias_initializer="normal")(source)
+    x = layers.Multiply()([x, hard_sigmoid(x)])
+    for _ in range(2):
+        squeeze = layers.Conv2D(4, 1, bias_initializer=tf_keras.initializers.Constant(-9.0))
+        y = layers.ReLU()(squeeze(layers.GlobalAveragePooling2D(keepdims=True)(x)))
+        x = layers.Conv2D(8, 1)(layers.Multiply()([x, hard_sigmoid(layers.Conv2D(8, 1)(y))]))
+    model = tf_keras.Model(source, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+    images = compression_nets.inputs(16)
+    opened = making.Source(tmp_path, folder.Net(model, Card(input_shape=(16, 16, 3))), False)
+    seen = calibration.Calibration(images, "here")
+    form = Form(quantization="int16x8")
+    made = exporting.export(opened, tmp_path / "out", images, form, calibration=seen)
+    assert made.verification.signal_to_noise is not None
+    assert made.verification.signal_to_noise > 30
+
+
+def test_calibration_reads_what_lies_at_a_place(tmp_path: Path, photos: Path) -> None:
+    """A plain folder, class folders, a list; pixels are those of the data's own pipeline."""
+    shape = (16, 16, 3)
+    inside = calibration.load(None, str(photos), datasets.DIGITS, shape, WAY, 8)
+    assert inside.images.shape == (8, *shape)
+    whole = calibration.load(None, str(photos), datasets.DIGITS, shape, WAY)
+    assert whole.told == f"12 images of {photos}"
+    kept = [int(np.argmin(np.abs(whole.images - one).sum((1, 2, 3)))) for one in inside.images]
+    assert kept == [0, 2, 3, 5, 6, 8, 9, 11]
+    root = folders(tmp_path / "classes", train=6, val=2)
+    sorted_ = calibration.load(None, str(root), datasets.DIGITS, shape, WAY)
+    assert len(sorted_.images) == 12
+    rows = "".join(f"{photos / f'{n:02d}.png'},{n},{'train' if n else 'test'}\n" for n in range(12))
+    (tmp_path / "list.csv").write_text("file,label,split\n" + rows)
+    listed = calibration.load(None, str(tmp_path / "list.csv"), datasets.DIGITS, shape, WAY)
+    np.testing.assert_array_equal(listed.images, whole.images[1:])
+    own = calibration.load(None, None, datasets.DIGITS, shape, WAY, 16)
+    assert own.told == "16 images of digits"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: x * np.where(np.arange(len(x)) == 3, np.nan, 1)[:, None, None, None], "NaN"),
+        (lambda x: (x + 1) * 127.5, r"values from .* to .*, expected values from -1 to 1"),
+        (lambda x: x * 0 + np.linspace(-1, 1, len(x))[:, None, None, None], "one colour"),
+    ],
+)
+def test_images_that_are_no_inputs_of_the_net_are_refused(change: Any, words: str) -> None:
+    images = compression_nets.inputs(8)
+    calibration.check(images, WAY)
+    with pytest.raises(UsageError, match=words):
+        calibration.check(change(images).astype(np.float32), WAY)
+    calibration.check((images + 1) * 127.5, PREPROCESSING["raw"])
+
+
+def test_formats_are_plain_facts() -> None:
+    assert set(making.MAKERS) == set(FORMATS)
+    for kind in FORMATS.values():
+        assert dataclasses.asdict(kind)["ends"][0] in ("float32", "int8")
