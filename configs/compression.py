@@ -69,9 +69,10 @@ class ScheduledPruning(Pruning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.final_sparsity, Mapping):
+        given: object = self.final_sparsity
+        if not isinstance(given, Mapping):
             remedy = "as in {'pointwise': 0.5}"
-            raise UsageError("--final_sparsity", self.final_sparsity, "shares by role", remedy)
+            raise UsageError("--final_sparsity", given, "shares by role", remedy)
         object.__setattr__(self, "final_sparsity", dict(self.final_sparsity))
         for pattern, share in self.final_sparsity.items():
             number(
