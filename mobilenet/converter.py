@@ -124,7 +124,8 @@ def _calibrated(parsed: cli.Parsed) -> bool:
         users |= {spec.name: (formats.POST_TRAINING,) for spec in _FITTING}
     for name, of in users.items():
         if name in parsed.given:
-            raise UsageError(f"--{name}", None, f"--quantization {' or '.join(of)} beside it")
+            got = parsed.options.get(name)
+            raise UsageError(f"--{name}", got, f"--quantization {' or '.join(of)} beside it")
     return calibrated
 
 

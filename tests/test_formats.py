@@ -87,6 +87,7 @@ def stored_types(data: bytes) -> dict[str, set[str]]:
 # The types of the kernels, of the depthwise ones, of what is computed, and the delegate's parts
 # (11 depthwise convolutions are outside of `edge_dynamic`; XNNPACK takes nothing of 16 bits).
 EXPECTED = {
+    "ptq": ("int8", "int8", "int8", 1),
     "weights": ("int8", "float32", "float32", 1),
     "float16": ("float16", "float16", "float32", 1),
     "int16x8": ("int8", "int8", "int16", 0),
@@ -287,7 +288,7 @@ def test_images_that_cannot_calibrate_cost_a_line(
         (["--quantization=int16x8", "--io=int8"], ["--io: got 'int8'", "file of int16x8"]),
         (
             ["--quantization=weights", "--calibration_dir=photos"],
-            ["--calibration_dir: got 'photos'", "int16x8 or edge_static, which take ranges"],
+            ["--calibration_dir: got 'photos'", "ptq or int16x8 or edge_static beside it"],
         ),
         (["--calibration_images=100"], ["--calibration_images: got 100", "--quantization"]),
     ],
@@ -411,6 +412,6 @@ def test_images_that_are_no_inputs_of_the_net_are_refused(change: Any, words: st
 
 
 def test_formats_are_plain_facts() -> None:
-    assert set(making.MAKERS) == set(FORMATS)
+    assert {*making.MAKERS, "ptq"} == set(FORMATS)  # which fits a net, and makes int8 of it
     for kind in FORMATS.values():
         assert dataclasses.asdict(kind)["ends"][0] in ("float32", "int8")

@@ -356,7 +356,7 @@ def toy_relu6() -> Any:
     ("images", "words"),
     [
         (inputs(3), "calibration images: got 3, expected at least 8"),
-        (np.full((20, SIZE, SIZE, 3), 0.5, np.float32), "one colour each"),
+        (np.full((20, SIZE, SIZE, 3), 0.5, np.float32), "one colour in each image"),
         (inputs(20) * np.float32(127.5) + np.float32(127.5), "expected values from -1 to 1"),
         (inputs(20) * np.float32(np.nan), "calibration images: got 'NaN or infinity'"),
         (inputs(20) * np.float32(0.004), "they may have been scaled twice"),

@@ -38,11 +38,13 @@ class Fitted:
         result: the net with its quantizers, and the steps.
         original: the float net before, in float32 and without softmax.
         keep_float: patterns of layers that stay float.
+        told: what it was calibrated on.
     """
 
     result: chain.Quantized
     original: Any
     keep_float: tuple[str, ...]
+    told: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +89,8 @@ def fit(source: Source, calibration: Calibration, config: PostTraining) -> Sourc
     original = freeze.float32_copy(source.net.model)
     card = source.net.card
     result = chain.quantize(original, card.preprocessing, calibration.images, config)
-    notes = (f"calibrated on {calibration.told}", *result.notes)
-    card = card.replace(notes=(*card.notes, *notes))
-    fitted = Fitted(result, original, config.keep_float)
+    card = card.replace(notes=(*card.notes, *result.notes))
+    fitted = Fitted(result, original, config.keep_float, f"calibrated on {calibration.told}")
     return Source(source.path, folder.Net(result.plain, card), True, fitted)
 
 
@@ -172,7 +173,7 @@ def _int8(job: Job) -> Made:
     simulated = freeze.with_softmax(wrapped) if form.softmax else wrapped
     reference = _answers(simulated, job.images)
     if fitted is not None:
-        notes = (_against(fitted.original, job.images, reference),)
+        notes = (fitted.told, _against(fitted.original, job.images, reference))
     repairs = stored.for_export(wrapped, fitted is None or fitted.result.repair)
     ends, batch = form.ends(True), form.batch
     data = convert.int8_flatbuffer(simulated, ends, batch, job.shape, form.target)

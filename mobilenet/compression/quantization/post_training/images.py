@@ -26,8 +26,10 @@ def check(images: npt.NDArray[np.float32], preprocessing: Preprocessing) -> None
         raise UsageError(_FEW, len(images), f"at least {LEAST}", "100 or more make a good file")
     if not np.isfinite(images).all():
         raise UsageError(_FEW, "NaN or infinity", "finite values", "look at how they are read")
-    if float(np.ptp(images)) == 0.0 or not np.ptp(images, axis=(1, 2, 3)).any():
-        raise UsageError(_FEW, "one colour each", "photos", "give photos as the net will see them")
+    if not np.ptp(images, axis=(1, 2)).any():
+        raise UsageError(
+            _FEW, "one colour in each image", "photos", "give photos as the net will see them"
+        )
     mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
     low, high = float(((0 - mean) / std).min()), float(((255 - mean) / std).max())
     tolerance = 0.02 * (high - low)
