@@ -185,7 +185,7 @@ def export(
         form: number format, ends, batch, size, head and runtime of the file.
         limits: figures that the file must reach.
         calibration: what the ranges of a number format that wants some are taken from.
-        fitting: how post-training int8 goes about it.
+        fitting: how post-training int8 goes about it; by its defaults when `None`.
 
     Raises:
         FailedProof: the file is not what the net is; nothing is written.
@@ -196,9 +196,9 @@ def export(
     shape = form.shape(opened.net.model.input_shape[1:])
     if calibration is not None:
         check(calibration.images, opened.net.card.preprocessing)
-    if fitting is not None and calibration is not None and form.quantization == POST_TRAINING:
+    if calibration is not None and form.quantization == POST_TRAINING:
         with progress.shown():
-            opened = fit(opened, calibration, fitting)
+            opened = fit(opened, calibration, fitting or PostTraining())
         form = dataclasses.replace(form, quantization=None)
     figures = net_figures(opened.net.model, shape)
     job = Job(opened, images, form, shape, calibration)
