@@ -8,6 +8,11 @@ depend on. `stock` is what `TFLiteConverter` makes of the same V3 with a represe
 int8 throughout, every hard-swish outside the delegate. `--stems` adds each int8 file with its first
 convolution on single pixels. The targets are for a CPU with AVX-512 VNNI; with AVX2 alone int8 is
 no faster than float.
+
+    python benchmarks/latency.py --formats weights dynamic --models mobilenet_v1 mobilenet_v2
+
+compares number formats of float nets instead: `weights` and `float16` of ours, `dynamic` what
+`TFLiteConverter` makes with `Optimize.DEFAULT` alone. `weights` has a target over `dynamic`.
 """
 
 from __future__ import annotations
@@ -30,6 +35,13 @@ TARGETS = {
     "mobilenet_edgetpu": 0.36,
 }
 STOCK = ("mobilenet_v3_small", "mobilenet_v3_large")
+FORMATS = ("weights", "dynamic", "float16")
+OVER_DYNAMIC = {
+    "mobilenet_v1": 0.35,
+    "mobilenet_v2": 0.35,
+    "mobilenet_v3_large": 0.60,
+    "mobilenet_v3_small": 0.70,
+}
 
 
 def main() -> None:
@@ -41,6 +53,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="tables to take the median of")
     parser.add_argument("--threads", type=int, default=1, help="default %(default)s")
     parser.add_argument("--stems", action="store_true", help="also with a stem of single pixels")
+    parser.add_argument("--formats", nargs="*", choices=FORMATS, help="these, in place of int8")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
     import nets
@@ -78,6 +91,17 @@ def main() -> None:
         )
     heads = ["net", "file", "ms", "/ float", "spread", "target", "partitions", "bytes"]
     nets.show(heads, rows, words.threads, words.csv)
+    if words.formats and {"weights", "dynamic"} <= set(words.formats):
+        over = [_over_dynamic(name, runs) for name in words.models]
+        heads = ["net", "weights / dynamic", "spread", "target"]
+        nets.show(heads, over, words.threads, None)
+
+
+def _over_dynamic(name: str, runs: list[dict[str, float]]) -> list[object]:
+    ratios = [run[f"{name} weights"] / run[f"{name} dynamic"] for run in runs]
+    target = f"{OVER_DYNAMIC[name]:.2f}" if name in OVER_DYNAMIC else "-"
+    spread = f"{min(ratios):.3f}-{max(ratios):.3f}"
+    return [name, f"{statistics.median(ratios):.3f}", spread, target]
 
 
 def _files(name: str, words: Any) -> dict[str, bytes]:
@@ -89,6 +113,8 @@ def _files(name: str, words: Any) -> dict[str, bytes]:
 
     net = nets.build(name, words.width, words.size)
     found = {"float": convert.float_flatbuffer(net)}
+    if words.formats:
+        return found | {kind: _format(net, kind, found["float"]) for kind in words.formats}
     wrapped = nets.quantized(net, words.size)
     stored.for_export(wrapped)
     found["int8"] = convert.int8_flatbuffer(wrapped)
@@ -97,6 +123,17 @@ def _files(name: str, words: Any) -> dict[str, bytes]:
     if name in STOCK:
         found["stock int8"] = _stock(net, words.size)
     return found
+
+
+def _format(net: Any, kind: str, data: bytes) -> bytes:
+    """A number format of a float net, whose float file is `data`."""
+    import nets
+
+    from mobilenet.export import convert, weights_only
+
+    if kind == "weights":
+        return weights_only.quantize(data)
+    return convert.float16_flatbuffer(net) if kind == "float16" else nets.dynamic(net)
 
 
 def _stock(net: Any, size: int) -> bytes:

@@ -57,6 +57,19 @@ def quantized(net: Any, size: int) -> Any:
     return wrapped
 
 
+def dynamic(net: Any) -> bytes:
+    """Dynamic range as TensorFlow's guide has it, from a frozen function."""
+    import tensorflow as tf
+
+    from mobilenet.export import freeze
+
+    with freeze.quiet():
+        frozen = freeze.freeze(freeze.float32_copy(net))
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        return bytes(converter.convert())
+
+
 def machine(threads: int) -> str:
     """One line: CPU and its instructions for int8, cores, threads in use, versions."""
     from importlib.metadata import version

@@ -5,8 +5,9 @@
 `--model` is a float net (`python -m mobilenet.tf1_loader` makes one), `--data` a list of images
 with labels that are scored, `--calibration` a folder of other images. Every row is a file, run by
 the interpreter: its top-1, its agreement with the float net, the signal-to-noise ratio of its
-outputs, its delegate partitions. `--counts 25,50,100 --draws 5` shows instead how the default chain
-depends on which and how many images it is calibrated on.
+outputs, its delegate partitions. `--rows float,weights,float16` picks some; reference kernels run
+`int16x8`, so slowly that `--limit 100` images do for it. `--counts 25,50,100 --draws 5` shows
+instead how the default chain depends on which and how many images it is calibrated on.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ ALONE = {
         *("bias", "tune", "repair"),
     ),
 }
-EDGE = ("edge_static",)
 
 
 def main() -> None:
@@ -44,7 +44,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="CSV list of images with labels")
     parser.add_argument("--calibration", required=True, help="folder of images")
     parser.add_argument("--images", type=int, default=100, help="to calibrate on (100)")
-    parser.add_argument("--rows", help="comma separated; all when left out")
+    parser.add_argument("--rows", help="comma separated; all but int16x8 when left out")
+    parser.add_argument("--limit", type=int, default=100_000, help="images that are scored (all)")
     parser.add_argument("--counts", help="images to calibrate on, as in 25,50,100")
     parser.add_argument("--draws", type=int, default=5, help="draws for each count (5)")
     parser.add_argument("--csv", type=Path, help="also write the table here")
@@ -75,12 +76,12 @@ class Bench:
         from mobilenet.models import folder
         from mobilenet.training import calibration, reading
 
-        net = folder.load(words.model)
+        self.net = net = folder.load(words.model)
         self.model = freeze.float32_copy(net.model)
         shape, self.way = net.card.input_shape, net.card.preprocessing
         listed = datasets.get("image_list").replace(data_dir=words.data)
-        self.images = reading.images(listed, "test", shape, self.way, 100_000)
-        self.labels = labels_of(listed)
+        self.images = reading.images(listed, "test", shape, self.way, words.limit)
+        self.labels = labels_of(listed, words.limit)
         self.seen = calibration.load(
             None, words.calibration, listed, shape, self.way, max(words.images, 8)
         )
@@ -120,18 +121,29 @@ class Bench:
         return convert.int8_flatbuffer(made.wrapped)
 
     def table(self, chosen: list[str] | None) -> Iterator[list[object]]:
+        import nets
+
+        from mobilenet.errors import UsageError
         from mobilenet.runtime import interpreter
+        from mobilenet.training import making
 
         makers: dict[str, Callable[[], bytes]] = {"float": self._float, "stock int8": self._stock}
         for name, steps in ALONE.items():
             makers[name] = lambda steps=steps: self.fitted(steps, self.seen.images)
-        makers |= {name: lambda name=name: self._edge(name) for name in EDGE}
+        makers["stock dynamic"] = lambda: nets.dynamic(self.model)
+        makers |= {name: lambda name=name: self._format(name) for name in making.MAKERS}
         for name, make in makers.items():
-            if chosen is not None and name not in chosen:
+            if name not in chosen if chosen is not None else name == "int16x8":
                 continue
             started = time.monotonic()
             data = make()
             seconds = time.monotonic() - started
+            try:
+                interpreter.make(data)
+            except UsageError as error:
+                print(name, error, flush=True)
+                yield [name, "-", "-", "-", "does not run", f"{seconds:.1f}", f"{len(data):,}"]
+                continue
             parts = interpreter.partitions(interpreter.make(data))
             row = [
                 name,
@@ -173,18 +185,22 @@ class Bench:
             converter.inference_input_type = converter.inference_output_type = tf.int8
             return bytes(converter.convert())
 
-    def _edge(self, name: str) -> bytes:
-        from mobilenet.export import convert, edge_quantizer
+    def _format(self, name: str) -> bytes:
+        """A number format as the converter writes it, before its proof."""
+        from mobilenet.export.form import Form
+        from mobilenet.training import making
 
-        data = convert.float_flatbuffer(self.model)
-        return bytes(edge_quantizer.quantize(data, name, self.seen.images))
+        source = making.Source(Path("."), self.net, False)
+        form, few = Form(quantization=name), self.images[:1]
+        job = making.Job(source, few, form, self.net.card.input_shape, self.seen)
+        return making.make(job).data
 
 
-def labels_of(listed: Any) -> Any:
+def labels_of(listed: Any, limit: int) -> Any:
     """Class indices of a list, in its order."""
     from mobilenet import data
 
-    batches = data.load(listed, "test", image_size=8, batch_size=100)
+    batches = data.load(listed, "test", image_size=8, batch_size=100, limit=limit)
     return np.concatenate([labels.numpy() for _, labels in batches])
 
 
