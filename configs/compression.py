@@ -248,8 +248,6 @@ class PostTraining(Config):
             with ReLU6 alone, whose ranges are harmless, `maximum,bias,repair`.
         tuning_epochs: passes of the tuning over the images.
         tuning_rate: its rate at the beginning.
-        keep_float: names, or regular expressions that match whole names, of layers that stay
-            float: a last resort, since each splits the delegate's partition.
     """
 
     calibration_images: int = flag(200, "training images that set the activation ranges")
@@ -260,7 +258,6 @@ class PostTraining(Config):
     )
     tuning_epochs: int = flag(10, "passes over the images that tune offsets, gains and ranges")
     tuning_rate: float = flag(1e-3, "rate of that tuning")
-    keep_float: tuple[str, ...] = flag((), "layers that stay float, by name or pattern")
 
     def __post_init__(self) -> None:
         number("--calibration_images", self.calibration_images, least=1, integer=True)

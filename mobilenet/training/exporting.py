@@ -236,7 +236,6 @@ def _proved(
         limits=limits,
         simulated=made.simulated,
         plain=job.source.net.model,
-        kept_float=() if job.source.fitted is None else job.source.fitted.result.kept_float,
         wanted=job.form.format,
     )
     return data, dataclasses.replace(found, faults=(*made.faults, *found.faults))

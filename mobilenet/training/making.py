@@ -37,13 +37,11 @@ class Fitted:
     Attributes:
         result: the net with its quantizers, and the steps.
         original: the float net before, in float32 and without softmax.
-        keep_float: patterns of layers that stay float.
         told: what it was calibrated on.
     """
 
     result: chain.Quantized
     original: Any
-    keep_float: tuple[str, ...]
     told: str
 
 
@@ -90,7 +88,7 @@ def fit(source: Source, calibration: Calibration, config: PostTraining) -> Sourc
     card = source.net.card
     result = chain.quantize(original, card.preprocessing, calibration.images, config)
     card = card.replace(notes=(*card.notes, *result.notes))
-    fitted = Fitted(result, original, config.keep_float, f"calibrated on {calibration.told}")
+    fitted = Fitted(result, original, f"calibrated on {calibration.told}")
     return Source(source.path, folder.Net(result.plain, card), True, fitted)
 
 
@@ -169,7 +167,7 @@ def _int8(job: Job) -> Made:
         wrapped = stored.load(source.path, source.net, form.target)
     else:
         ranges = scheme.get_ranges(fitted.result.wrapped)
-        wrapped = stored.assembled(source.net, ranges, form.target, fitted.keep_float)
+        wrapped = stored.assembled(source.net, ranges, form.target)
     simulated = freeze.with_softmax(wrapped) if form.softmax else wrapped
     reference = _answers(simulated, job.images)
     if fitted is not None:

@@ -26,7 +26,7 @@ class QuantizePostTraining(Method):
         self.result: chain.Quantized | None = None
 
     def check(self, model: Any) -> None:
-        place(model, keep_float=self.config.keep_float)
+        place(model)
 
     def apply(self, model: Any) -> Any:
         source = self.stage.calibration or self.stage.images

@@ -23,7 +23,7 @@ from mobilenet.compression import variables
 from mobilenet.compression.quantization import scheme
 from mobilenet.compression.quantization.calibrate import HARMLESS, LEAST
 from mobilenet.compression.quantization.folding import Array
-from mobilenet.compression.quantization.placement import Place, kept_float, place
+from mobilenet.compression.quantization.placement import Place, place
 from mobilenet.compression.quantization.post_training import (
     bias,
     equalize,
@@ -86,7 +86,6 @@ class Quantized:
         plain: the float net with the same weights, for `scheme.unwrap` and proof.
         steps: in order.
         repair: whether its export is to be repaired.
-        kept_float: names of the layers that stay float.
         notes: lines for a person: what calibration saw, and every step.
     """
 
@@ -94,7 +93,6 @@ class Quantized:
     plain: Any
     steps: tuple[Step, ...]
     repair: bool
-    kept_float: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -135,7 +133,6 @@ def quantize(
         chain.net,
         tuple(chain.steps),
         "repair" in names,
-        tuple(sorted(kept_float(Graph(model), config.keep_float))),
         chain.notes(),
     )
 
@@ -172,12 +169,12 @@ class _Chain:
     ) -> None:
         self.config, self.seed = config, seed
         self.fitting, self.judging = images[::2], images[1::2]
-        self.places: dict[str, Place] = place(model, keep_float=config.keep_float)
+        self.places: dict[str, Place] = place(model)
         self.original = _compiled(model)
         self.wanted = self.answers(self.judging)
         self.net = tf_keras.models.clone_model(model)
         self.net.set_weights(model.get_weights())
-        self.wrapped = scheme.wrap(model, preprocessing, keep_float=config.keep_float)
+        self.wrapped = scheme.wrap(model, preprocessing)
         self.simulated = _compiled(self.wrapped)
         self.state = _State()
         self.steps: list[Step] = []
@@ -360,8 +357,7 @@ class _Chain:
             "others, those that help fitted again on all; "
             f"inputs from {self.fitting.min():.3g} to {self.fitting.max():.3g}"
         )
-        kept = [f"kept float: {name}" for name in self.config.keep_float]
-        return (saw, *(str(step) for step in self.steps), *kept)
+        return (saw, *(str(step) for step in self.steps))
 
 
 def _compiled(net: Any) -> Callable[[tf.Tensor], tf.Tensor]:
