@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mobilenet import cli, values
 from mobilenet.configs import recipes
-from mobilenet.configs.compression import PRUNING
+from mobilenet.configs.compression import PRUNING, QUANTIZATION
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.run import RunConfig, TrainConfig
 from mobilenet.errors import UsageError
@@ -108,6 +108,11 @@ def test_no_flag_is_defined_twice_and_every_path_leads_to_a_field() -> None:
     assert len({s.name for s in specs}) == len(specs) == len({s.path for s in specs})
     plain = recipes.get("mobilenet_v1", "digits")
     every = {path for kind in PRUNING.values() for path in leaves(plain.replace(pruning=kind()))}
+    every |= {
+        path
+        for kind in QUANTIZATION.values()
+        for path in leaves(plain.replace(quantization=kind()))
+    }
     assert {s.path for s in specs} - {"pruning", "quantization"} <= every
     assert cli.flag_specs(RunConfig()) == specs
 
