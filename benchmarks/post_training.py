@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from mobilenet.configs.compression import RANGE_RULES
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-RULES = ("maximum", "percentile", "mse")
 ALONE = {
-    **{f"ranges: {rule}": (rule, "repair") for rule in RULES},
+    **{f"ranges: {rule}": (rule, "repair") for rule in RANGE_RULES},
     "clip at -3": ("maximum", "clip", "repair"),
     "equalize": ("equalize", "maximum", "repair"),
     "hard_swish": ("hard_swish", "maximum", "repair"),

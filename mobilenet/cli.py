@@ -30,7 +30,9 @@ from absl import flags
 
 from mobilenet import files, values
 from mobilenet.configs import archs, recipes
+from mobilenet.configs import dataset as datasets
 from mobilenet.configs.base import Config, number
+from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError, one_of
 from mobilenet.process import main, starting_tensorflow, table
@@ -290,6 +292,13 @@ def run_config(parsed: Parsed) -> RunConfig:
             raise UsageError("--model_name", name, expected, "leave out one of the two")
     assert isinstance(config, RunConfig)
     return settle(config, parsed.settings)
+
+
+def dataset_of(parsed: Parsed, trained_on: str) -> DatasetConfig:
+    """The data set that was asked for, else the one that a net was trained on, else the digits."""
+    own = _fields(DatasetConfig)
+    settings = {path: value for path, value in parsed.settings.items() if path in own}
+    return settle(datasets.get(settings.get("name", trained_on or datasets.DIGITS.name)), settings)
 
 
 def settle(config: C, settings: Mapping[str, Any]) -> C:

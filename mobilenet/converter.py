@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mobilenet import cli
-from mobilenet.configs import dataset as datasets
 from mobilenet.configs import formats
 from mobilenet.configs.base import number
 from mobilenet.configs.compression import PostTraining
@@ -71,7 +69,9 @@ def run(argv: list[str]) -> int | None:
         raise UsageError("--model", None, "a saved net", "python -m mobilenet.trainer makes one")
     _check(options)
     calibrated = _calibrated(parsed)
-    fitting = cli.settle(PostTraining(), _settings(parsed, _FITTING))
+    own = {spec.path for spec in _FITTING}
+    typed = {path: value for path, value in parsed.settings.items() if path in own}
+    fitting = cli.settle(PostTraining(), typed)
     with cli.starting_tensorflow():
         from mobilenet.export import form as forms
         from mobilenet.export import verify
@@ -83,8 +83,7 @@ def run(argv: list[str]) -> int | None:
     opened = making.open_source(source)
     form.ends(opened.quantized)
     shape = form.shape(opened.net.model.input_shape[1:])
-    name = parsed.settings.get("name", opened.net.card.dataset or datasets.DIGITS.name)
-    data = cli.settle(datasets.get(name), _settings(parsed, _DATA))
+    data = cli.dataset_of(parsed, opened.net.card.dataset)
     way = exporting.preprocessing_of(opened.net.card, data)
     images = reading.images(data, "test", shape, way, options["verify_images"])
     seen = None
@@ -94,12 +93,6 @@ def run(argv: list[str]) -> int | None:
     limits = verify.Limits.of(options)
     print(_told(exporting.export(opened, target, images, form, limits, seen, fitting)))
     return None
-
-
-def _settings(parsed: cli.Parsed, specs: Sequence[cli.FlagSpec]) -> dict[str, Any]:
-    """What was typed of a config's flags."""
-    paths = {spec.path for spec in specs}
-    return {path: value for path, value in parsed.settings.items() if path in paths}
 
 
 def _check(options: dict[str, Any]) -> None:

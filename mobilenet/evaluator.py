@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import cli
-from mobilenet.configs import dataset as datasets
 from mobilenet.configs.base import number
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import DatasetConfig
@@ -78,16 +77,10 @@ def run(argv: list[str]) -> int | None:
     return None
 
 
-def _dataset(parsed: cli.Parsed, card: Card) -> DatasetConfig:
-    """The data set that was asked for, or the one that the net was trained on."""
-    name = parsed.settings.get("name", card.dataset or datasets.DIGITS.name)
-    return cli.settle(datasets.get(name), parsed.settings)
-
-
 def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card]:
     options = parsed.options
     net = classifier.Classifier(path, options["threads"])
-    data = _dataset(parsed, net.card)
+    data = cli.dataset_of(parsed, net.card.dataset)
     if data.name in evaluation.DATASETS:
         left_out: list[UsageError] = []
         on_corrupt = left_out.append if data.skip_corrupt else None
@@ -109,7 +102,7 @@ def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card
     with cli.starting_tensorflow():
         from mobilenet.training import exporting, progress, reading, scoring
     net = exporting.load_trained(path)
-    data = _dataset(parsed, net.card)
+    data = cli.dataset_of(parsed, net.card.dataset)
     probabilities = net.card.outputs == "probabilities"
     with progress.shown(), reading.explained(data, parsed.options["split"]):
         classes = net.model.output_shape[-1]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import cli
-from mobilenet.configs import dataset as datasets
 from mobilenet.configs.base import number
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
@@ -78,8 +77,7 @@ def _images(parsed: cli.Parsed, card: Any, file_card: Any) -> tuple[Any, Any]:
     from mobilenet.runtime import images as pixels
     from mobilenet.training import exporting, reading
 
-    name = parsed.settings.get("name", card.dataset or datasets.DIGITS.name)
-    data = cli.settle(datasets.get(name), parsed.settings)
+    data = cli.dataset_of(parsed, card.dataset)
     way = exporting.preprocessing_of(card, data)
     count = parsed.options["images"]
     images = reading.images(data, "test", card.input_shape, way, count)

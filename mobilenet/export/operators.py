@@ -78,7 +78,7 @@ def compare(
     left = [
         f"{op.name} {name_of(content.tensors[op.outputs[0]])}"
         for op in walk.makers
-        if id(op) not in walk.seen and not _is_float(content, op)
+        if id(op) not in walk.seen
     ]
     if left:
         walk.faults.append(
@@ -87,12 +87,6 @@ def compare(
     if walk.unmatched:
         walk.faults.append(f"no operator of the file computes {walk.unmatched}")
     return tuple(walk.proofs), walk.faults
-
-
-def _is_float(content: flatbuffer.Flatbuffer, op: parts.Operator) -> bool:
-    """Operators on floats are told, or asked for, as part of the structure."""
-    read = [index for index in (*op.inputs, *op.outputs) if index >= 0]
-    return any(content.tensors[index].dtype == "float32" for index in read)
 
 
 def step_faults(proofs: Iterable[Proof], most: int | None) -> list[str]:

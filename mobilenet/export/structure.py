@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -20,21 +20,9 @@ _EDGE_OPERATORS = ("QUANTIZE", "DEQUANTIZE")
 
 
 def structure_faults(
-    content: flatbuffer.Flatbuffer,
-    expect_int8: bool,
-    io: str,
-    pixel_std: float | None = 127.5,
-    kept_float: Collection[str] = (),
+    content: flatbuffer.Flatbuffer, expect_int8: bool, io: str, pixel_std: float | None = 127.5
 ) -> list[str]:
-    """Lists what is wrong inside a file, without running it.
-
-    Args:
-        content: the file.
-        expect_int8: it is to be int8 inside.
-        io: the type of both ends.
-        pixel_std: see `verify.verify`.
-        kept_float: layers whose operators are float in an int8 file.
-    """
+    """Lists what is wrong inside a file, without running it."""
     one_of("io", io, ("int8", "uint8", "float32"))
     faults = []
     if len(content.inputs) != 1 or len(content.outputs) != 1:
@@ -48,13 +36,9 @@ def structure_faults(
     if not expect_int8:
         return faults
     names = inner_float_tensors(content)
-    if names and not kept_float:
+    if names:
         faults.append(f"{len(names)} float tensors inside: {shorten(names)}")
-    floats = [
-        op.name
-        for op in content.operators
-        if _is_float(op, content) and not _asked(op, content, kept_float)
-    ]
+    floats = [op.name for op in content.operators if _is_float(op, content)]
     if floats:
         faults.append(f"float operators: {shorten(floats)}")
     if pixel_std is not None:
@@ -133,14 +117,6 @@ def output_step(content: flatbuffer.Flatbuffer) -> float:
         if op.name == "DEQUANTIZE" and sink in op.outputs:
             sink = op.inputs[0]
     return edge_of(content.tensors[sink]).scale or FLOAT_STEP
-
-
-def _asked(op: parts.Operator, content: flatbuffer.Flatbuffer, kept_float: Collection[str]) -> bool:
-    """Whether an operator is float because a layer was kept float: its own, or one at its edges."""
-    if op.name in _EDGE_OPERATORS:
-        return bool(kept_float)
-    words = content.tensors[op.outputs[0]].name.replace(";", "/").split("/")
-    return any(word.removeprefix("quant_") in kept_float for word in words)
 
 
 def _is_float(op: parts.Operator, content: flatbuffer.Flatbuffer) -> bool:

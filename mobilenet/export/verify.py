@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import gzip
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -156,7 +156,6 @@ def verify(
     threads: int = 1,
     simulated: Any = None,
     plain: Any = None,
-    kept_float: Collection[str] = (),
     wanted: Format | None = None,
 ) -> Verification:
     """Reads a flatbuffer, runs it on `inputs` and compares it with the net that it was made from.
@@ -173,14 +172,13 @@ def verify(
         threads: of the interpreter.
         simulated, plain: for a proof of each operator, the net that was converted, with fake
             quantization, and its float net.
-        kept_float: layers with a kernel that an int8 file computes in float, as was asked for.
         wanted: the number format that a file made from a float net must have.
 
     Raises:
         UsageError: the bytes are no sound flatbuffer, or images and logits do not fit it.
     """
     content = flatbuffer.read(data)
-    faults = structure_faults(content, expect_int8, io, pixel_std, kept_float)
+    faults = structure_faults(content, expect_int8, io, pixel_std)
     faults += [] if wanted is None else format_faults(content, wanted)
     runner = interpreter.make(content, threads)
     logits = run(runner, inputs)

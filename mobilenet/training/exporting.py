@@ -37,7 +37,7 @@ STRUCTURE = verify.Limits(agreement_clear=0.0)
 _EXPECTED_AGREEMENT = 0.97
 _COARSE = 0.9  # agreement below which a number format costs more answers than most nets can spare
 _SHOWN_FAULTS = 3
-_Ranges = dict[str, Any]
+_Ranges = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +119,9 @@ def ranges_of(net: Any) -> _Ranges | None:
     """The activation ranges of a quantized net, `None` for a plain one."""
     if not hasattr(net, "phase"):
         return None
-    from mobilenet.compression.quantization import stored
+    from mobilenet.compression.quantization import scheme
 
-    return stored.ranges_of(net)
+    return scheme.get_ranges(net)
 
 
 def save_stage(plain: Any, target: Path, card: Card, ranges: _Ranges | None) -> None:

@@ -165,6 +165,8 @@ def _int8(job: Job) -> Made:
     notes: tuple[str, ...] = ()
     if fitted is None:
         wrapped = stored.load(source.path, source.net, form.target)
+    elif form.target == "xnnpack":
+        wrapped = fitted.result.wrapped
     else:
         ranges = scheme.get_ranges(fitted.result.wrapped)
         wrapped = stored.assembled(source.net, ranges, form.target)

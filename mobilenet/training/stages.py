@@ -53,7 +53,7 @@ class _Finished:
     held_out: metrics.Metrics
     rows: list[Row]
     notes: list[str]
-    ranges: dict[str, Any] | None
+    ranges: dict[str, npt.NDArray[np.float32]] | None
 
 
 class Chain:

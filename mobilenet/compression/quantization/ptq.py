@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import tensorflow as tf
-
 from mobilenet.compression.method import Method, Stage, register
 from mobilenet.compression.quantization import scheme
 from mobilenet.compression.quantization.placement import place
@@ -33,9 +31,6 @@ class QuantizePostTraining(Method):
         images = source(self.config.calibration_images)
         self.result = chain.quantize(model, self.stage.preprocessing, images, self.config)
         return self.result.wrapped
-
-    def after_step(self, model: Any, step: tf.Tensor) -> None:
-        del model, step
 
     def finalize(self, model: Any) -> Any:
         assert self.result is not None

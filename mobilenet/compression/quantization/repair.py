@@ -64,9 +64,8 @@ def repair(wrapped: Any, mend: bool = True) -> list[Repair]:
         if quantizer is None:  # stays float
             continue
         quantizer.variables["absmax"].assign(quantizer.reach(variables.kernel(layer)))
-        if (
-            mend and quantizer.kind != "dense"
-        ):  # one scale for all channels: neither fault can occur
+        # A dense kernel has one scale for all channels: neither fault can occur.
+        if mend and quantizer.kind != "dense":
             entry = _Convolution(graph, layer, quantizer).repair()
             if entry.channels or entry.uniform_bias:
                 done.append(entry)

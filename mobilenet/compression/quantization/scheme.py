@@ -27,7 +27,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 from tf_keras.src import backend  # the public name of the scope warns
 
 from mobilenet.compression import variables
-from mobilenet.compression.quantization.placement import Place, kept_float, place
+from mobilenet.compression.quantization.placement import Place, place
 from mobilenet.compression.quantization.quantizers import (
     ActivationQuantizer,
     InputQuantizer,
@@ -123,7 +123,7 @@ def wrap(
 
     Returns:
         A net of tfmot's wrappers, for `calibrate` or `set_ranges`, whose attribute `phase` steers
-        its quantizers; `kept_float` names the layers without.
+        its quantizers.
 
     Raises:
         UsageError: the net is wrapped already, is of Keras 3, holds a layer whose int8 form is
@@ -160,7 +160,6 @@ def wrap(
     wrapped = tf_keras.Model(source, made[id(last)], name=model.name)
     copy_weights(model, wrapped)
     wrapped.phase = Phase()
-    wrapped.kept_float = tuple(sorted(kept_float(graph, keep_float)))
     for quantizer in quantizers(wrapped).values():
         quantizer.phase = wrapped.phase
     return wrapped

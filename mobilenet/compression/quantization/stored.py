@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from mobilenet.models import folder as model_folder
 from mobilenet.models.roles import Graph
 
 RANGES = "ranges.npz"
-KEPT_FLOAT = "kept_float"  # the entry that names layers without int8
 
 
 def is_quantized(folder: str | os.PathLike[str]) -> bool:
@@ -27,13 +25,7 @@ def is_quantized(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / RANGES).is_file()
 
 
-def ranges_of(wrapped: Any) -> dict[str, Any]:
-    """What `save_ranges` keeps of a wrapped net."""
-    kept = {KEPT_FLOAT: np.array(wrapped.kept_float)} if wrapped.kept_float else {}
-    return {**scheme.get_ranges(wrapped), **kept}
-
-
-def save_ranges(folder: str | os.PathLike[str], ranges: Mapping[str, Any]) -> None:
+def save_ranges(folder: str | os.PathLike[str], ranges: scheme.Ranges) -> None:
     """Writes `ranges.npz`; `/` in a name would become a folder inside it and does not occur."""
     with files.replacing(Path(folder) / RANGES) as temporary:
         np.savez(temporary, allow_pickle=False, **ranges)
@@ -63,27 +55,24 @@ def load(
         raise UsageError(
             str(path), None, f"the ranges of a quantized net ({error})", "quantize it again"
         ) from None
-    kept = ranges.pop(KEPT_FLOAT, np.array([], str)).tolist()
     try:
-        return assembled(net, ranges, target, kept)
+        return assembled(net, ranges, target)
     except UsageError as error:
         raise error.within(str(path)) from None
 
 
-def assembled(
-    net: model_folder.Net, ranges: scheme.Ranges, target: str, keep_float: Sequence[str] = ()
-) -> Any:
+def assembled(net: model_folder.Net, ranges: scheme.Ranges, target: str) -> Any:
     """The wrapped net of a float net and its ranges.
 
     Args:
         net: float net and card.
         ranges: by layer name, of a net that was made for `xnnpack`.
-        target, keep_float: see `placement.place`.
+        target: see `placement.place`.
 
     Raises:
         UsageError: the ranges are of another net.
     """
-    wrapped = scheme.wrap(net.model, net.card.preprocessing, target, keep_float)
+    wrapped = scheme.wrap(net.model, net.card.preprocessing, target)
     inside = hard_swish_inside(Graph(net.model)) if target == "generic" else ()
     # Some tensors are not rounded for this target.
     scheme.set_ranges(wrapped, {n: span for n, span in ranges.items() if n not in inside})

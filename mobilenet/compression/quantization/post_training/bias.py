@@ -68,7 +68,7 @@ class _Walk:
         self.graph = Graph(wrapped)
         self.images = images
         self.kept: dict[int, list[Any]] = {}
-        self.waiting: dict[int, tuple[int, list[Any]]] = {}  # where it starts, layers since
+        self.waiting: dict[int, tuple[Any, list[Any]]] = {}  # where it starts, layers since
         self.readers = {id(x): len(self.graph.consumers(x)) for x in self.graph.layers}
 
     def step(self, layer: Any) -> None:
@@ -83,15 +83,15 @@ class _Walk:
             self.kept[id(layer)] = [layer(list(part), training=False) for part in parts]
             self._release(before)
             return
-        start, layers = self.waiting.pop(id(before[0]), (id(before[0]), []))
+        start, layers = self.waiting.pop(id(before[0]), (before[0], []))
         layers = [*layers, layer]
         consumers = self.graph.consumers(layer)
         alone = len(consumers) == 1 and len(self.graph.producers(consumers[0])) == 1
         if alone and not _rounded(layer):
             self.waiting[id(layer)] = start, layers
             return
-        self.kept[id(layer)] = [_through(layers, part) for part in self.kept[start]]
-        self._release([x for x in self.graph.layers if id(x) == start])
+        self.kept[id(layer)] = [_through(layers, part) for part in self.kept[id(start)]]
+        self._release([start])
 
     def _release(self, read: list[Any]) -> None:
         for layer in read:
@@ -102,9 +102,9 @@ class _Walk:
     def mean(self, pair: Folded) -> Array:
         """Mean of each output channel of a convolution, whose kernel is rounded as it is now."""
         source = self.graph.producers(pair.layer)[0]
-        start, layers = self.waiting.get(id(source), (id(source), []))
+        start, layers = self.waiting.get(id(source), (source, []))
         total: Any = 0.0
-        for part in self.kept[start]:
+        for part in self.kept[id(start)]:
             total += tf.reduce_sum(_through(layers, part), axis=0, keepdims=True)
         plain = pair.read(pair.own, "bias", 0.0)
         out = np.asarray(pair.layer(total / len(self.images), training=False), np.float64)

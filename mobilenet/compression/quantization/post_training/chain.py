@@ -35,6 +35,7 @@ from mobilenet.compression.quantization.post_training import (
     images as checks,
 )
 from mobilenet.compression.quantization.post_training.observe import Observation, observe
+from mobilenet.compression.quantization.post_training.soften import Span
 from mobilenet.compression.quantization.post_training.streams import Streams
 from mobilenet.configs.compression import RANGE_RULES, PostTraining
 from mobilenet.configs.dataset import Preprocessing
@@ -42,7 +43,6 @@ from mobilenet.models.roles import Graph, kind
 
 log = logging.getLogger("mobilenet")
 Floats = npt.NDArray[np.float32]
-Span = tuple[float, float]
 _BATCH = 25
 _NOISE = 0.1  # dB; a step that costs less than this on the judging half is not noticed
 _BOUNDED = ("maximum", "bias", "repair")
@@ -174,6 +174,7 @@ class _Chain:
         self.wanted = self.answers(self.judging)
         self.net = tf_keras.models.clone_model(model)
         self.net.set_weights(model.get_weights())
+        self.streams = Streams(Graph(self.net))
         self.wrapped = scheme.wrap(model, preprocessing)
         self.simulated = _compiled(self.wrapped)
         self.state = _State()
@@ -194,11 +195,10 @@ class _Chain:
         log.info("ptq %s", first)
 
     def _begin(self) -> None:
-        graph = Graph(self.net)
-        pairs = [pair.output.name for pair in Streams(graph).folded.values()]
+        pairs = [pair.output.name for pair in self.streams.folded.values()]
         names = list(dict.fromkeys([*self._ranged(), *pairs]))
         self.observed = observe(self.net, names, self.fitting)
-        self.means = bias.original_means(self.observed, graph)
+        self.means = bias.original_means(self.observed, self.streams.graph)
         self._set_ranges()
 
     def attempt(self, name: str) -> None:
@@ -259,17 +259,21 @@ class _Chain:
         counted = names if self.state.rule != "maximum" else ()
         self.observed = observe(self.net, names, self.fitting, counted)
 
-    def _set_ranges(self) -> None:
-        """Ranges by the rule in force, into the wrapped net with the weights of the plain one."""
-        spans = ranges.spans_of({n: self.observed[n] for n in self._ranged()}, self.state.rule)
-        if self.state.clip:
-            spans = ranges.clip_hard_swish(spans, Streams(Graph(self.net)).hard_swishes)
+    def _set_ranges(self) -> dict[str, Span]:
+        """Ranges by the rule in force, into the wrapped net with the weights of the plain one.
+
+        Returns:
+            What the rule alone says.
+        """
+        ruled = ranges.spans_of({n: self.observed[n] for n in self._ranged()}, self.state.rule)
+        spans = ranges.clip_hard_swish(ruled, self.streams.hard_swishes if self.state.clip else [])
         spans.update(self.state.chosen)
         scheme.copy_weights(self.net, self.wrapped)
         held = scheme.get_ranges(self.wrapped)
         for name, (low, high) in spans.items():
             held[name] = np.asarray((low, high if high - low > LEAST else HARMLESS), np.float32)
         scheme.set_ranges(self.wrapped, held)
+        return ruled
 
     def _scaled(self, factors: dict[str, Array]) -> None:
         for name, values in factors.items():
@@ -278,19 +282,18 @@ class _Chain:
         self._set_ranges()
 
     def _equalize(self) -> str:
-        factors = equalize.equalize(Streams(Graph(self.net)), self.observed)
+        factors = equalize.equalize(self.streams, self.observed)
         if factors:
             self._scaled(factors)
         return f"{len(factors)} convolutions scaled, outputs unchanged" if factors else ""
 
     def _hard_swish(self) -> str:
-        streams = Streams(Graph(self.net))
-        sources = [variables.inner(found.source).name for found in streams.hard_swishes]
+        sources = [variables.inner(found.source).name for found in self.streams.hard_swishes]
         if not sources:
             return ""
         wanted = dict.fromkeys(sources, soften.SAMPLES)
         seen = observe(self.net, sources, self.fitting, sampled=wanted, seed=self.seed)
-        factors, spans, chosen = soften.soften(streams, seen)
+        factors, spans, chosen = soften.soften(self.streams, seen)
         self.state.chosen.update(spans)
         self._scaled(factors)
         return f"{len(chosen)} of {len(sources)} hard-swishes equalized" if chosen else ""
@@ -298,12 +301,9 @@ class _Chain:
     def _ruled(self, rule: str) -> str:
         self.state.rule = rule
         self._observe()
-        self._set_ranges()
         shares = {
             name: ranges.clipped_share(self.observed[name], span)
-            for name, span in ranges.spans_of(
-                {n: self.observed[n] for n in self._ranged()}, rule
-            ).items()
+            for name, span in self._set_ranges().items()
             if name not in self.state.chosen
         }
         most = max(shares, key=lambda name: shares[name], default=None)
@@ -318,7 +318,7 @@ class _Chain:
         return self._ruled("mse")
 
     def _clip(self) -> str:
-        found = Streams(Graph(self.net)).hard_swishes
+        found = self.streams.hard_swishes
         left = [x for x in found if variables.inner(x.source).name not in self.state.chosen]
         if not left:
             return ""

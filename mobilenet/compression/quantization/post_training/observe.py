@@ -11,8 +11,9 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
+from mobilenet.compression.quantization.folding import Array
+
 Floats = npt.NDArray[np.float32]
-Array = npt.NDArray[np.float64]
 
 _BATCH = 10  # all tensors of a batch are in memory together: 0.4 GB for V1 at 224 px
 _UPPER = 1 << 16

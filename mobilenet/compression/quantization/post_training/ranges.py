@@ -8,20 +8,19 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet.compression import variables
+from mobilenet.compression.quantization.folding import Array
 from mobilenet.compression.quantization.placement import HardSwish
-from mobilenet.compression.quantization.post_training.observe import Array, Observation
-from mobilenet.compression.quantization.post_training.soften import LOW
+from mobilenet.compression.quantization.post_training.observe import Observation
+from mobilenet.compression.quantization.post_training.soften import LOW, Span
 
-RULES = ("maximum", "percentile", "mse")
 PERCENT = 99.99
 _SHARES = np.geomspace(0.02, 1.0, 80)  # of the extremes, tried for the least error
 _CODES = 255
-Span = tuple[float, float]
 Counts = npt.NDArray[np.int64]
 
 
 def span_of(seen: Observation, rule: str) -> Span:
-    """Low and high of one tensor by one of `RULES`; zero is between."""
+    """Low and high of one tensor by one of `RANGE_RULES`; zero is between."""
     if rule == "maximum":
         return seen.span()
     values, counts = seen.values()
