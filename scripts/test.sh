@@ -26,4 +26,6 @@ trap 'rm -rf "$wheel"' EXIT
 (cd "$wheel" && MYPYPATH="$wheel/site" "$bin/mypy" --config-file "$ROOT/pyproject.toml" \
   --cache-dir "$ROOT/.mypy_cache" -p mobilenet)
 
-"$PYTHON" -m pytest "${chosen[@]+"${chosen[@]}"}" "${rest[@]+"${rest[@]}"}"
+# A file's tests stay together: they share nets. More workers than two cores do not pay, as each
+# imports TensorFlow; the last -n counts.
+"$PYTHON" -m pytest -n 2 --dist loadfile "${chosen[@]+"${chosen[@]}"}" "${rest[@]+"${rest[@]}"}"

@@ -300,8 +300,6 @@ def test_tuning_moves_no_kernel_and_no_fixed_range(small: Any) -> None:
     fixed = [n for n, q in scheme.quantizers(wrapped).items() if getattr(q, "fixed", None)]
     assert all((now[name] == held[name]).all() for name in fixed)
     assert sum(bool((now[name] != held[name]).any()) for name in now) > len(now) // 4
-    off = tuning.tune(wrapped, images, lambda x: answers(small, x), epochs=1, rate=1e-9)[0]
-    assert off < losses[0]
 
 
 def test_the_chain_wins_back_what_unequal_channels_cost() -> None:

@@ -307,7 +307,7 @@ def sound(prefix: Path, place: Path) -> Path:
 HEAVY: dict[str, tuple[Callable[[Path, Path], Path], tuple[str, ...], str]] = {
     "truncated data": (truncated_data, (), "data"),
     "flipped data": (flipped_data, (), "damaged"),
-    "flipped index": (flipped_index, (), "index"),
+    "flipped index": (flipped_index, (), "a whole checkpoint"),
     "flipped npz": (flipped_npz, (), "net.npz"),
     "Inception": (
         foreign("InceptionV3", ("Conv2d_1a_3x3", "Mixed_5b/Branch_0/Conv2d_0a_1x1")),
