@@ -13,9 +13,7 @@ from .base import Config, flag, number, one_of
 
 TARGETS = ("xnnpack", "generic")  # runtimes that an int8 file is made for
 ALL_GROUPS = "all"  # of channels, but the squeezes of squeeze-excites
-# Ways to rank channels that need nothing but the net; `taylor`, which needs a loss, is for use by
-# hand.
-IMPORTANCES = ("magnitude", "l2", "batch_norm_scale", "geometric_median", "random")
+IMPORTANCES = ("magnitude", "l2", "batch_norm_scale", "taylor", "geometric_median", "random")
 SCOPES = ("group", "global")
 ROLES = ("stem", "depthwise", "pointwise", "fused", "squeeze_excite", "classifier")
 
@@ -170,6 +168,12 @@ class ChannelPruning(Pruning):
         scope: `group` takes the share from every group, `global` ranks all channels together.
         round_to: channel counts are multiples of it. Kernels work in tiles of 16 in int8 files and
             of 32 in float ones; what does not fill a tile costs as much as what does.
+        stages: the stage is run so many times, each time with all of its epochs, a fresh optimizer
+            and schedule, and an equal part of the ratio; each ends with a thin net of its own,
+            from whose weights the next one starts (ivclab/Multistage_Pruning).
+        target_macs, target_latency: in place of a ratio, the share of the MACs, or of the time of
+            the float file on this machine, that may be left. All groups that `ratio` names lose
+            the same share of their channels, the least that will do.
     """
 
     ratio: dict[str, float] = flag(
@@ -181,6 +185,13 @@ class ChannelPruning(Pruning):
     scope: str = flag("group", "rank channels by group or global", "channel_scope")
     round_to: int = flag(
         16, "channel counts are multiples of it: 16 for int8 files, 32 for float ones, 1 exact"
+    )
+    stages: int = flag(
+        1, "prune in so many stages, each with the epochs of one and a thin net", "channel_stages"
+    )
+    target_macs: float | None = flag(None, "share of the MACs that may be left, for a ratio")
+    target_latency: float | None = flag(
+        None, "share of the float file's time that may be left, for a ratio; measured here"
     )
 
     def __post_init__(self) -> None:
@@ -197,6 +208,24 @@ class ChannelPruning(Pruning):
         one_of("--importance", self.importance, IMPORTANCES)
         one_of("--channel_scope", self.scope, SCOPES)
         number("--round_to", self.round_to, least=1, integer=True)
+        number("--channel_stages", self.stages, least=1, integer=True)
+        for name in ("target_macs", "target_latency"):
+            if getattr(self, name) is not None:
+                number(f"--{name}", getattr(self, name), above=0, below=1)
+        if self.budget is not None and self.scope == "global":
+            raise UsageError(
+                "--channel_scope", self.scope, f"group, with --{self.budget[0]}", "or give a ratio"
+            )
+        if self.target_macs is not None and self.target_latency is not None:
+            raise UsageError("--target_latency", self.target_latency, "one of the two targets")
+
+    @property
+    def budget(self) -> tuple[str, float] | None:
+        """(field, share that may be left), where a budget stands in place of the ratio."""
+        for name in ("target_macs", "target_latency"):
+            if getattr(self, name) is not None:
+                return name, getattr(self, name)
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

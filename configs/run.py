@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterable
 
 from mobilenet.errors import UsageError
 
@@ -23,6 +25,17 @@ STAGES = ("train", "prune", "quantize", "convert")
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam", "adamw")
 SCHEDULERS = ("exponential", "stepwise", "cosine", "constant")
 STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
+
+
+def stage_of(part: str) -> str:
+    """The stage that a part belongs to: `prune_2` to `prune`."""
+    return part.partition("_")[0]
+
+
+def place_of(part: str) -> tuple[int, float]:
+    """A key that sorts parts by when they run; the last part of a stage has the stage's name."""
+    stage, _, number = part.partition("_")
+    return STAGES.index(stage), float(number) if number else math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,3 +147,15 @@ class RunConfig(Config):
             self.mixed_precision,
             ("float32", "mixed_float16", "mixed_bfloat16"),
         )
+
+    def parts(self, stages: Iterable[str]) -> tuple[str, ...]:
+        """What runs, in order: the stages, and in front of `prune` its earlier parts.
+
+        `prune_1`, `prune_2`, ..., `prune` where channels are pruned in several stages.
+        """
+        earlier = getattr(self.pruning, "stages", 1) - 1
+        numbered = tuple(f"prune_{number}" for number in range(1, earlier + 1))
+        found: list[str] = []
+        for stage in stages:
+            found += [*numbered, stage] if stage == "prune" else [stage]
+        return tuple(found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ from compression_nets import inputs, liven, stage, toy, train
 from trainer_runs import CHAIN, SHORT, command, report
 
 from mobilenet.compression import method as methods
-from mobilenet.compression.pruning import groups, importance
+from mobilenet.compression.pruning import groups, importance, surgery
 from mobilenet.configs import archs
 from mobilenet.configs.compression import IMPORTANCES, PRUNING, ChannelPruning
 from mobilenet.errors import UsageError
-from mobilenet.models import builder, folder
+from mobilenet.models import builder, counting, folder
+from mobilenet.models.plan import layer_channels
 
 STEPS = 12
 
@@ -72,7 +75,10 @@ def test_channels_fall_silent_by_the_schedule_and_are_cut_out() -> None:
     thin = method.finalize(trained)
     assert [thin.get_layer(name).output.shape[-1] for name in "abcde"] == [4, 4, 4, 8, 4]
     np.testing.assert_allclose(thin(inputs(8), training=False).numpy(), said, atol=1e-5)
-    assert method.notes(trained)[0] == "a (stem): 4 of 8 channels stay, by magnitude"
+    first, second, *_ = method.notes(trained)
+    macs = {net: sum(counting.layer_macs(net).values()) for net in (thin, trained)}
+    assert first == f"{macs[thin]:,} MACs, {macs[thin] / macs[trained]:.1%} of the whole net's"
+    assert second == "a (stem): 4 of 8 channels stay, by magnitude"
 
 
 def test_one_shot_takes_all_at_once() -> None:
@@ -102,12 +108,16 @@ def test_what_was_silent_before_goes_first() -> None:
     assert {1, 5} <= set(gone) and len(gone) == 4
 
 
-@pytest.mark.parametrize("scope", ["group", pytest.param("global", marks=pytest.mark.slow)])
-def test_a_net_of_ours_ends_with_its_config(scope: str) -> None:
+def small_v1() -> tuple[Any, Any]:
     tf_keras.utils.set_random_seed(0)
     fields: dict[str, Any] = {"num_classes": 4, "classifier_activation": None}
     config = archs.get("mobilenet_v1", width_multiplier=0.25, **fields)
-    net = liven(builder.build(config, (32, 32, 3)))
+    return config, liven(builder.build(config, (32, 32, 3)))
+
+
+@pytest.mark.parametrize("scope", ["group", pytest.param("global", marks=pytest.mark.slow)])
+def test_a_net_of_ours_ends_with_its_config(scope: str) -> None:
+    _, net = small_v1()
     method, trained = prepared(net, 4, scope=scope, round_to=8, frequency=1)
     run(method, trained, 4)
     thin = method.finalize(trained)
@@ -117,8 +127,78 @@ def test_a_net_of_ours_ends_with_its_config(scope: str) -> None:
     assert thin.count_params() < 0.6 * net.count_params()
 
 
+def test_parts_thin_the_net_by_equal_shares_of_the_whole() -> None:
+    """Counts of every part as the seed has them: of the whole net's channels, halves up."""
+    whole, net = small_v1()
+    config = ChannelPruning(ratio={"all": 0.875}, stages=7, round_to=1, frequency=1)
+    for part in range(1, 8):
+        at = dataclasses.replace(stage(3, 32), whole=whole, part=(part, 7))
+        method = methods.create(config, at)
+        trained = method.apply(net)
+        run(method, trained, 3)
+        net = method.finalize(trained)
+        widths = layer_channels(builder.config_of(net))
+        assert widths == {
+            name: channels if name == "Logits" else int(channels * (1 - part / 8) + 0.5)
+            for name, channels in layer_channels(whole).items()
+        }
+    assert "; part 7 of 7" in method.notes(trained)[0]
+
+
+def test_as_few_channels_go_as_the_macs_allow() -> None:
+    whole, net = small_v1()
+    dense = sum(counting.layer_macs(net).values())
+    for target, round_to in ((0.5, 1), (0.3, 1), (0.5, 8)):
+        method, _ = prepared(net, 4, target_macs=target, round_to=round_to)
+        (share,) = set(method.shares.numpy())
+
+        def macs(ratio: float, round_to: int = round_to) -> int:
+            thin = surgery.thin(net, ratio, round_to, config=whole)
+            return sum(counting.layer_macs(thin.model).values())
+
+        assert macs(share) <= target * dense < macs(share - 2e-6)
+    said = f"--target_macs: got 0.001, expected at least {macs(0.999, 8) / dense:.4f}, what is left"
+    with pytest.raises(UsageError, match=re.escape(said)):
+        prepared(net, 4, target_macs=0.001, round_to=8)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        config = ChannelPruning(target_macs=0.001, round_to=8)
+        methods.create(config, stage(4)).check(net)
+
+
+def test_a_target_of_time_is_measured() -> None:
+    """With a clock that counts MACs, time is what MACs are."""
+    whole, net = small_v1()
+
+    def clock(nets: Any) -> dict[str, float]:
+        return {name: 1e-9 * sum(counting.layer_macs(n).values()) for name, n in nets.items()}
+
+    fields: dict[str, Any] = {"round_to": 1, "frequency": 2}
+    at = dataclasses.replace(stage(4, 32), latency=clock, whole=whole)
+    timed = methods.create(ChannelPruning(target_latency=0.4, **fields), at)
+    trained = timed.apply(net)
+    counted, _ = prepared(net, 4, target_macs=0.4)
+    np.testing.assert_array_equal(timed.shares.numpy(), counted.shares.numpy())
+    assert any("ms of " in note for note in timed.notes(trained))
+
+
+def test_gradients_of_the_first_batch_rank_channels() -> None:
+    """Channels that the answer does not depend on go first, however large their weights."""
+    net = liven(toy())
+    kernel, bias = net.get_layer("e").get_weights()
+    kernel[:, :, [2, 5, 7, 11]] = 0  # what reads these channels of d
+    net.get_layer("e").set_weights([kernel, bias])
+    images = inputs(16)
+    labels = np.arange(16) % int(net.output_shape[-1])
+    at = dataclasses.replace(stage(4), examples=lambda n: (images[:n], labels[:n]))
+    fields: dict[str, Any] = {"ratio": {"d": 0.25}, "round_to": 1, "schedule": "constant"}
+    method = methods.create(ChannelPruning(importance="taylor", **fields), at)
+    trained = method.apply(net)
+    method.enter(1)
+    assert silent(trained, "d") == [2, 5, 7, 11]
+
+
 def test_names_in_the_config_are_those_of_the_registry() -> None:
-    assert {*IMPORTANCES, "taylor"} == set(importance.REGISTRY)
+    assert set(IMPORTANCES) == set(importance.REGISTRY)
     assert PRUNING["channel"] is ChannelPruning
 
 
@@ -127,7 +207,12 @@ def test_names_in_the_config_are_those_of_the_registry() -> None:
     [
         ({"ratio": {"all": 1.0}}, "--channel_ratio all: got 1.0, expected a number at least 0"),
         ({"ratio": {"all": -0.5}}, "--channel_ratio all: got -0.5"),
-        ({"importance": "taylor"}, "--importance: got 'taylor'"),
+        ({"importance": "beauty"}, "--importance: got 'beauty'"),
+        ({"stages": 0}, "--channel_stages: got 0"),
+        ({"target_macs": 1.0}, "--target_macs: got 1.0, expected a number above 0 and below 1"),
+        ({"target_latency": 0.0}, "--target_latency: got 0.0"),
+        ({"target_macs": 0.5, "target_latency": 0.5}, "--target_latency: got 0.5, expected one of"),
+        ({"target_macs": 0.5, "scope": "global"}, "--channel_scope: got 'global'"),
         ({"scope": "net"}, "--channel_scope: got 'net'"),
         ({"round_to": 0}, "--round_to: got 0"),
         ({"end": 0.0}, "--pruning_end: got 0.0"),

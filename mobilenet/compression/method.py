@@ -19,12 +19,15 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
+from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.models.roles import kind_is_wrapper
 
 Images = Callable[[int], npt.NDArray[np.float32]]
+Examples = Callable[[int], tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
+Latency = Callable[[Mapping[str, Any]], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,12 @@ class Stage:
             all, in the same form; `images` where nothing is varied in training.
         ranges: low and high of tensors by layer name, where the net comes from training with fake
             quantization elsewhere (`Report.ranges` of `mobilenet.tf1_loader`).
+        examples: gives the first n training inputs with their labels, `[n]`.
+        latency: seconds of one invocation of the float file of each net, by name.
+        whole: config of the net before its channels were thinned; shares of channels are of it.
+        part: number of this part of the stage, from 1, and of how many, where the stage is run in
+            parts.
+        seed: of everything random.
     """
 
     steps: int
@@ -46,6 +55,11 @@ class Stage:
     images: Images
     ranges: Mapping[str, tuple[float, float]] | None = None
     calibration: Images | None = None
+    examples: Examples | None = None
+    latency: Latency | None = None
+    whole: MobileNetConfig | None = None
+    part: tuple[int, int] = (1, 1)
+    seed: int = 0
 
 
 class Method(tf.Module):

@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 
 from mobilenet import files
-from mobilenet.configs.run import STAGES, RunConfig
+from mobilenet.configs.run import STAGES, RunConfig, place_of
 from mobilenet.errors import UsageError
 
 CONFIG, REPORT, ENVIRONMENT, LOG, METRICS = (
@@ -84,8 +84,8 @@ class RunFolder:
 
     def record(self, entry: Entry) -> None:
         """Keeps what a stage reached; stages behind it in the chain are out of date and go."""
-        place = STAGES.index(entry["stage"])
-        kept = [e for e in self.entries if STAGES.index(e["stage"]) < place]
+        place = place_of(entry["stage"])
+        kept = [e for e in self.entries if place_of(e["stage"]) < place]
         self.entries = [*kept, entry]
         files.write_json(
             self.path / REPORT, {"config": self.config.to_json(), "stages": self.entries}
@@ -96,8 +96,7 @@ class RunFolder:
         histories = {e["stage"]: e.get("history", []) for e in self.entries} | {stage: rows}
         lines = [
             {"stage": name, **row}
-            for name in STAGES
-            if name in histories
+            for name in sorted(histories, key=place_of)
             for row in histories[name]
         ]
         if not lines:
@@ -232,7 +231,8 @@ def _same_run(place: Path, config: RunConfig) -> RunConfig:
     before = RunConfig.from_json(files.read_json(place / CONFIG))
     free = {"stages"}
     for stage, fields in _FIELDS_OF.items():
-        if not (place / stage).exists() and not (place / CHECKPOINTS / stage).exists():
+        begun = [*place.glob(f"{stage}*"), *(place / CHECKPOINTS).glob(f"{stage}*")]
+        if not begun:
             free.update(fields)
     old, new = (
         {key: value for key, value in one.to_json().items() if key not in free}

@@ -21,7 +21,7 @@ from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import PREPROCESSING
-from mobilenet.configs.run import STAGES, RunConfig, TrainConfig
+from mobilenet.configs.run import STAGES, RunConfig, TrainConfig, stage_of
 from mobilenet.errors import UsageError
 from mobilenet.export import convert, freeze, verify
 from mobilenet.models import builder, folder
@@ -77,8 +77,10 @@ class Chain:
 
     def execute(self) -> list[Entry]:
         """Runs what is not finished; returns the entries of all finished stages."""
-        for name in self.stages:
+        for name in self.config.parts(self.stages):
             entry = self.run.finished(name)
+            if entry is None and name != stage_of(name) and self.run.finished(stage_of(name)):
+                continue  # its folder was removed when the stage had ended
             if entry is not None:
                 log.info("%s: finished before, top-1 %.2f %%", name, entry["top1"])
                 continue
@@ -102,8 +104,9 @@ class Chain:
         Checkpoints(self.run.checkpoints(name)).clear()
 
     def source(self, name: str) -> Path | None:
-        """The folder of the nearest finished stage in front of `name`."""
-        earlier = STAGES[: STAGES.index(name)]
+        """The folder of the nearest finished stage, or part of one, in front of `name`."""
+        every = self.config.parts(STAGES)
+        earlier = every[: every.index(name)]
         return next((self.run.stage(s) for s in reversed(earlier) if self.run.finished(s)), None)
 
     def _start(self, name: str) -> Any:
@@ -122,9 +125,9 @@ class Chain:
         if not from_scratch and self.config.init_checkpoint is None:
             raise UsageError(
                 "--stages",
-                name,
+                stage_of(name),
                 "a trained net in the run folder",
-                f"run --stages train,{name}, or give --init_checkpoint",
+                f"run --stages train,{stage_of(name)}, or give --init_checkpoint",
             )
         model = self._built()
         if self.config.init_checkpoint is not None:
@@ -169,16 +172,21 @@ class Chain:
                 self._method(name, wanted).check(plain)
 
     def _method(self, name: str, wanted: Config) -> methods.Method:
-        config = _RECIPE_OF[name](self.config)
-        steps = config.epochs * self._steps(config)
+        config = _RECIPE_OF[stage_of(name)](self.config)
+        parts = self.config.parts([stage_of(name)])
         return methods.create(
             wanted,
             methods.Stage(
-                steps,
+                config.epochs * self._steps(config),
                 self.preprocessing,
                 self._first_images,
                 self._learnt,
                 self._calibration_images,
+                self._first_examples,
+                _latency,
+                self.config.model,
+                (parts.index(name) + 1, len(parts)),
+                self.config.seed,
             ),
         )
 
@@ -187,7 +195,7 @@ class Chain:
 
     def _trained(self, name: str) -> Entry:
         """A stage that makes a net: verbs of its method around one fit, where it trains."""
-        wanted = _METHOD_OF[name](self.config)
+        wanted = _METHOD_OF[stage_of(name)](self.config)
         strategy.set_precision(self.config.mixed_precision)
         with self.strategy.scope():
             start = self._start(name)
@@ -212,7 +220,7 @@ class Chain:
 
     def _fit(self, name: str, start: Any, method: methods.Method | None) -> tuple[Any, list[Row]]:
         """Trains, in the scope of the strategy."""
-        config = _RECIPE_OF[name](self.config)
+        config = _RECIPE_OF[stage_of(name)](self.config)
         job = self._job(name, config)
         log.info(
             "%s: %s images, %d steps an epoch, %d epochs",
@@ -299,10 +307,15 @@ class Chain:
 
     def _first_images(self, count: int) -> npt.NDArray[np.float32]:
         """The images that training starts with: classes are mixed, ranges those of training."""
+        return self._first_examples(count)[0]
+
+    def _first_examples(self, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """The same with their labels."""
         batch = min(count, 32)
         batches = self._dataset("train", batch, 0).take(-(-count // batch))
         with reading.explained(self.config.dataset, "train"):
-            return np.concatenate([images.numpy() for images, _ in batches])[:count]
+            images, labels = zip(*((x.numpy(), y.numpy()) for x, y in batches), strict=True)
+        return np.concatenate(images)[:count], np.concatenate(labels).astype(np.int64)[:count]
 
     def _held_out(self, limit: int) -> npt.NDArray[np.float32]:
         """The first test images, evenly from the whole split."""
@@ -361,3 +374,8 @@ def _scores(held_out: metrics.Metrics) -> dict[str, float]:
         "top5": round(held_out.top5, 4),
         "loss": round(held_out.loss, 6),
     }
+
+
+def _latency(nets: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of one invocation of the float file of each net, on one thread."""
+    return interpreter.latency({name: convert.float_flatbuffer(net) for name, net in nets.items()})

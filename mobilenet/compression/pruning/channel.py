@@ -6,7 +6,7 @@ of the group: those that make the channels, their batch norms, and the slices of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,20 @@ import tf_keras
 
 from mobilenet.compression import variables
 from mobilenet.compression.method import Method, Stage, check_plain, register
-from mobilenet.compression.pruning import importance, selection, surgery
+from mobilenet.compression.pruning import budget, importance, selection, surgery
 from mobilenet.compression.pruning.groups import Group, find
 from mobilenet.compression.pruning.schedule import Timing
 from mobilenet.compression.pruning.slicing import axes
 from mobilenet.configs.compression import ChannelPruning
-from mobilenet.models.builder import config_of
+from mobilenet.errors import UsageError
+from mobilenet.models import counting
+from mobilenet.models.builder import build, config_of
+from mobilenet.models.plan import layer_channels
 
 _FLAG = "--channel_ratio"
 _PROOF_IMAGES = 8
+_EXAMPLES = 32  # that the gradients of an importance are taken on
+_FULL = 0.5  # what the schedule object ends with; it stands for the whole of a part
 
 
 class ChannelMasks(tf.Module):
@@ -70,7 +75,12 @@ class ChannelMasks(tf.Module):
 
 @register
 class Channel(Method):
-    """Silences the least important channels on tfmot's schedules; ends with a smaller net."""
+    """Silences the least important channels on tfmot's schedules; ends with a smaller net.
+
+    Attributes:
+        shares: share of the whole net's channels that goes in the end, by group; saved with the
+            stage, since a measured target would come out a little different the next time.
+    """
 
     config_type = ChannelPruning
     config: ChannelPruning
@@ -80,35 +90,45 @@ class Channel(Method):
         timing = Timing(config, stage.steps - 1)  # what is chosen needs a step to fall silent in
         self.end, self.frequency = timing.aligned()
         self.begin = timing.begin + (config.schedule == "constant")
-        self.schedules = {
-            share: timing.schedule(0.0, share, self.end, self.frequency)
-            for share in set(config.ratio.values())
-            if share > 0
-        }
+        self.schedule = timing.schedule(0.0, _FULL, self.end, self.frequency)
         self.groups: tuple[Group, ...] = ()
-        self.shares: dict[int, float] = {}
+        self.whole: dict[int, int] = {}
         self.masks: ChannelMasks | None = None
+        self.net: Any = None
         self.net_config: Any = None
+        self.budget_notes: list[str] = []
+        self.shares: Any = None
 
     def check(self, model: Any) -> None:
         check_plain(model)
-        selection.ratios(find(model), self.config.ratio, _FLAG)
+        groups = find(model)
+        shares = selection.ratios(groups, self.config.ratio, _FLAG)
+        if self.config.target_macs is not None:
+            self._within_macs(model, groups, shares)
 
     def apply(self, model: Any) -> Any:
         check_plain(model)
-        trained = tf_keras.models.clone_model(model)
+        self.net = trained = tf_keras.models.clone_model(model)
         trained.set_weights(model.get_weights())
         self.net_config = config_of(model)
         self.groups = find(trained)
-        self.shares = selection.ratios(self.groups, self.config.ratio, _FLAG)
-        self.masks = ChannelMasks([g for g in self.groups if self.shares[g.number] > 0])
+        self.whole = self._whole_counts(self.groups)
+        shares = self._final_shares(trained)
+        self.masks = ChannelMasks([g for g in self.groups if shares[g.number] > 0])
+        self.shares = tf.Variable(
+            [shares[group.number] for group in self.groups],
+            trainable=False,
+            dtype=tf.float64,
+            name="channel_shares",
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
         return trained
 
     def enter(self, step: int) -> bool:
         """Chooses the channels that fall silent behind `step` updates, where some are due."""
         if self.begin <= step <= self.end and (step - self.begin) % self.frequency == 0:
-            at = tf.constant(step, tf.int64)
-            self._silence({share: float(now(at)[1]) for share, now in self.schedules.items()})
+            reached = float(self.schedule(tf.constant(step, tf.int64))[1]) / _FULL
+            self._silence(reached)
         return False
 
     def after_step(self, model: Any, step: tf.Tensor) -> None:
@@ -128,32 +148,135 @@ class Channel(Method):
 
     def notes(self, model: Any) -> list[str]:
         kept = self._kept()
+        layers = counting.layer_macs(model)
+        left = budget.macs(self.groups, layers, {g.number: len(kept[g.name]) for g in self.groups})
+        share = left / budget.macs(self.groups, layers, self.whole)
+        part, parts = self.stage.part
         return [
-            f"{group.name} ({group.role}): {len(kept[group.name])} of {group.channels} channels "
-            f"stay, by {self.config.importance}"
-            for group in self.groups
+            f"{left:,} MACs, {share:.1%} of the whole net's"
+            + (f"; part {part} of {parts}" if parts > 1 else ""),
+            *self.budget_notes,
+            *(
+                f"{group.name} ({group.role}): {len(kept[group.name])} of "
+                f"{self.whole[group.number]} channels stay, by {self.config.importance}"
+                for group in self.groups
+            ),
         ]
+
+    def _whole_counts(self, groups: Sequence[Group]) -> dict[int, int]:
+        """Channels of the net that shares are of, by group; of this one where no other is known."""
+        whole = {} if self.stage.whole is None else layer_channels(self.stage.whole)
+        return {group.number: whole.get(group.name, group.channels) for group in groups}
+
+    def _final_shares(self, model: Any) -> dict[int, float]:
+        shares = selection.ratios(self.groups, self.config.ratio, _FLAG)
+        if self.config.target_macs is not None:
+            return self._within_macs(model, self.groups, shares)
+        if self.config.target_latency is not None:
+            return self._within_latency(model, shares)
+        return shares
+
+    def _within_macs(
+        self, model: Any, groups: Sequence[Group], shares: dict[int, float]
+    ) -> dict[int, float]:
+        layers, whole = counting.layer_macs(model), self._whole_counts(groups)
+        all_of_it = budget.macs(groups, layers, whole)
+        return self._within(
+            shares, whole, lambda counts: budget.macs(groups, layers, counts) / all_of_it
+        )
+
+    def _within_latency(self, model: Any, shares: dict[int, float]) -> dict[int, float]:
+        if self.stage.latency is None:
+            raise UsageError(
+                "--target_latency", self.config.target_latency, "a stage that measures"
+            )
+        measure = self.stage.latency
+        dense = self._of_widths(model, self.whole)
+
+        def share_of_time(counts: budget.Counts) -> float:
+            found = measure({"whole": dense, "thin": self._of_widths(model, counts)})
+            share = found["thin"] / found["whole"]
+            kept = sum(counts.values()) / sum(self.whole.values())
+            self.budget_notes.append(
+                f"with {kept:.1%} of the channels: {1e3 * found['thin']:.2f} ms of "
+                f"{1e3 * found['whole']:.2f} ms, {share:.1%}"
+            )
+            return share
+
+        return self._within(shares, self.whole, share_of_time)
+
+    def _within(
+        self,
+        shares: dict[int, float],
+        whole: dict[int, int],
+        cost: Callable[[budget.Counts], float],
+    ) -> dict[int, float]:
+        """The same share of all groups that lose some, as small as the budget allows."""
+        assert self.config.budget is not None
+        name, target = self.config.budget
+        round_to = self.config.round_to
+        lose = {key: count for key, count in whole.items() if shares[key] > 0}
+        share = budget.least_share(
+            f"--{name}",
+            target,
+            lambda share: cost({**whole, **budget.counts_at(share, lose, round_to)}),
+            budget.shares(lose, round_to),
+            f"each group keeps {round_to} channels",
+        )
+        return {key: share if key in lose else 0.0 for key in whole}
+
+    def _of_widths(self, model: Any, counts: budget.Counts) -> Any:
+        """A net with so many channels; what it answers does not matter."""
+        if self.net_config is not None:
+            widths = {
+                member.layer.name: counts[group.number]
+                for group in self.groups
+                for member in group.on("out")
+            }
+            config = surgery.thinned_config(self.net_config, widths)
+            return build(config, model.input_shape[1:])
+        kept = {group.name: np.arange(counts[group.number]) for group in self.groups}
+        return surgery.cut(model, kept).model
 
     def _kept(self) -> dict[str, npt.NDArray[np.int64]]:
         assert self.masks is not None
         every = {group.name: np.arange(group.channels) for group in self.groups}
         return {**every, **self.masks.kept()}
 
-    def _silence(self, now: dict[float, float]) -> None:
+    def _silence(self, reached: float) -> None:
+        """Silences channels until the part of the stage is done to a share `reached`."""
         assert self.masks is not None
-        masks = self.masks
+        masks, config = self.masks, self.config
+        evidence = self._evidence()
 
         def score(group: Group) -> npt.NDArray[np.float64]:
-            own = importance.scores(group, self.config.importance)
+            own = importance.scores(group, config.importance, evidence)
             return np.where(masks.masks[group.name].numpy() > 0, own, np.nan)
 
-        shares = {number: now.get(share, 0.0) for number, share in self.shares.items()}
-        kept = selection.choose(
-            masks.groups, shares, score, self.config.round_to, self.config.scope
-        )
+        part, parts = self.stage.part
+        done = (part - 1 + reached) / parts
+        now = dict(zip(self.whole, done * self.shares.numpy(), strict=True))
+        shares = {
+            group.number: selection.share_of_rest(
+                group.channels, self.whole[group.number], now[group.number], config.round_to
+            )
+            for group in masks.groups
+        }
+        kept = selection.choose(masks.groups, shares, score, config.round_to, config.scope)
         for group in masks.groups:
             masks.narrow(group, kept[group.number])
         masks.apply()
+
+    def _evidence(self) -> importance.Evidence:
+        if self.config.importance != "taylor" or self.stage.examples is None:
+            return importance.Evidence(seed=self.stage.seed)
+        images, labels = self.stage.examples(_EXAMPLES)
+
+        def loss(net: Any) -> Any:
+            logits = tf.cast(net(images, training=False), tf.float32)
+            return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+
+        return importance.Evidence(importance.gradients(self.net, loss), self.stage.seed)
 
 
 def _audible(group: Group) -> npt.NDArray[np.float32]:

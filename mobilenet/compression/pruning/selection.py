@@ -77,6 +77,11 @@ def kept_count(channels: int, ratio: float, round_to: int = 1) -> int:
     return min(channels, max(lots, 1) * round_to)
 
 
+def share_of_rest(channels: int, whole: int, share: float, round_to: int = 1) -> float:
+    """The share of the channels that are left which goes, when a share of the whole is to go."""
+    return max(0.0, 1 - kept_count(whole, share, round_to) / channels)
+
+
 def choose(
     groups: Sequence[Group],
     shares: Mapping[int, float],
