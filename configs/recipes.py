@@ -55,6 +55,7 @@ _SMALL = TrainConfig(
 )
 
 _LARGE_SETS = ("imagenet2012", "tfrecord")
+FEW_IMAGES = 10_000  # to train on, below which later stages learn from the net they start with
 BATCH_NORM_MEMORY = 20  # a run sees at least so many time constants of its batch-norm statistics
 
 
