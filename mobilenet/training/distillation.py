@@ -54,7 +54,6 @@ class Guide:
         """
         own = tf_keras.models.clone_model(self.net)
         own.set_weights(self.net.get_weights())
-        own.trainable = False
         convert = _conversion(given, self.preprocessing)
 
         def answer(images: tf.Tensor) -> tf.Tensor:
