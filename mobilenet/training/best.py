@@ -44,8 +44,8 @@ class Best(tf.Module):
             epoch: from 1.
             held_out: their figures on images that were not trained on.
         """
-        before = (float(self.top1), -float(self.loss))
-        if int(self.epoch) and (held_out.top1, -held_out.loss) <= before:
+        before = (float(self.top1.numpy()), -float(self.loss.numpy()))
+        if self.epoch.numpy() and (held_out.top1, -held_out.loss) <= before:
             return
         for copy, weight in zip(self.copies, self.weights, strict=True):
             copy.assign(weight)
@@ -55,7 +55,7 @@ class Best(tf.Module):
 
     def assign(self) -> int:
         """Puts the kept weights in the net; returns their epoch, 0 where there are none."""
-        kept = int(self.epoch)
+        kept = int(self.epoch.numpy())
         if kept:
             for copy, weight in zip(self.copies, self.weights, strict=True):
                 weight.assign(copy)
