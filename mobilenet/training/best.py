@@ -48,7 +48,7 @@ class Best(tf.Module):
         if self.epoch.numpy() and (held_out.top1, -held_out.loss) <= before:
             return
         for copy, weight in zip(self.copies, self.weights, strict=True):
-            copy.assign(weight)
+            copy.assign(tf.convert_to_tensor(weight))  # one value for all replicas
         self.epoch.assign(epoch)
         self.top1.assign(held_out.top1)
         self.loss.assign(held_out.loss)
