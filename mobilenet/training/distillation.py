@@ -178,8 +178,10 @@ def _conversion(from_: Preprocessing, to: Preprocessing) -> Callable[[tf.Tensor]
     """Inputs by one preprocessing into those by another; what was cut off stays cut off."""
     if (from_.mean, from_.std) == (to.mean, to.std):
         return lambda images: images
-    mean, std = np.float32(from_.mean), np.float32(from_.std)
-    scale, shift = std / np.float32(to.std), (mean - np.float32(to.mean)) / np.float32(to.std)
+    mean, std, own_mean, own_std = (
+        np.asarray(value, np.float32) for value in (from_.mean, from_.std, to.mean, to.std)
+    )
+    scale, shift = std / own_std, (mean - own_mean) / own_std
     return lambda images: images * scale + shift
 
 
