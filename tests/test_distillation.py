@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ tf = pytest.importorskip("tensorflow")
 import slim_checkpoints as slim  # noqa: E402
 import tf_keras  # noqa: E402
 from engine_fits import BATCH, CLASSES, CONFIG, Watch, batches, job_of, make_net  # noqa: E402
+from trainer_runs import TINY  # noqa: E402
 
-from mobilenet import data  # noqa: E402
+from mobilenet import data, trainer  # noqa: E402
 from mobilenet.configs import archs, recipes  # noqa: E402
 from mobilenet.configs.card import Card  # noqa: E402
 from mobilenet.configs.compression import PostTraining  # noqa: E402
@@ -65,9 +67,10 @@ def wide_net() -> Any:
 
 
 def test_a_teacher_gets_no_gradient_and_keeps_its_statistics() -> None:
-    teacher = distillation.Guide(wide_net(), WAY, "wide").teacher(Distillation(), WAY)
+    net = wide_net()
+    teacher = distillation.Guide(net, WAY, "wide").teacher(Distillation(), WAY)
     images = tf.random.normal((BATCH, 6, 6, 2))
-    first = teacher.answer(images)
+    first = net(images, training=False)
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(images)
         target = teacher.beside(tf.zeros(BATCH, tf.int64), images)
@@ -208,8 +211,8 @@ def test_another_net_teaches_every_stage(net: Any, tmp_path: Path) -> None:
     assert guides.of("quantize", net, None) is guides.of("train", net, None)  # loaded once
 
 
-@pytest.mark.parametrize(("images", "teacher"), [(1257, "start"), (1_281_167, "none")])
-def test_few_images_are_distilled(
+@pytest.mark.parametrize(("images", "teacher"), [(999, "start"), (1000, "none")])
+def test_few_images_of_a_class_are_distilled(
     images: int, teacher: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = data.DatasetInfo(10, (), {"train": images}, ("train",))
@@ -235,3 +238,19 @@ def test_a_teacher_without_a_stage_is_refused(
     with pytest.raises(UsageError, match=f"--distill: got '{teacher}', .*{expected}"):
         completion.completed(config, False, False, teacher_given=True)
     assert completion.completed(config, False, False)[0] is not None  # one of a file replays
+
+
+def test_a_stage_tells_what_it_learnt_from_and_which_epoch_it_kept(tmp_path: Path) -> None:
+    config = archs.get("mobilenet_v1", width_multiplier=0.25, num_classes=10)
+    start = folder_of(builder.build(config, (32, 32, 3)), tmp_path, labels=())
+    words = [*TINY, "--prune_epochs=1", "--prune_keep_best", f"--init_checkpoint={start}"]
+    words += ["--stages=prune", "--distill=start", "--distill_weight=0.5"]
+    trainer.run([*words, f"--model_dir={tmp_path / 'run'}"])
+    notes = json.loads((tmp_path / "run/prune/card.json").read_text())["notes"]
+    assert notes[-2:] == [
+        f"distilled from {start}, weight 0.5, temperature 2",
+        "epoch 1 of 1 is kept",
+    ]
+    decided = json.loads((tmp_path / "run/config.json").read_text())["distillation"]
+    assert (decided["teacher"], decided["weight"]) == ("start", 0.5)
+    assert (tmp_path / "run/metrics.csv").read_text().splitlines()[0].endswith(",kept")

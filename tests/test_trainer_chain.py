@@ -101,22 +101,6 @@ def test_the_report_holds_every_figure(run: Path) -> None:
     assert abs(entries["convert"]["top1"] - entries["quantize"]["top1"]) <= 2
 
 
-def test_later_stages_were_distilled_from_what_they_began_with(run: Path) -> None:
-    """As the digits are few; the config says so, and each card from what."""
-    decided = json.loads((run / "config.json").read_text())["distillation"]
-    assert decided["teacher"] == "start"
-    told = {}
-    for stage in ("train", "prune", "quantize"):
-        notes = json.loads((run / stage / "card.json").read_text())["notes"]
-        told[stage] = [note for note in notes if note.startswith("distilled from ")]
-    how = f"weight {decided['weight']:g}, temperature {decided['temperature']:g}"
-    assert told == {
-        "train": [],
-        "prune": [f"distilled from train, {how}"],
-        "quantize": [f"distilled from prune, {how}"],
-    }
-
-
 def test_metrics_csv_has_a_line_an_epoch(run: Path) -> None:
     with open(run / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))

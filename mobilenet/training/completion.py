@@ -66,7 +66,7 @@ def _check_teacher(config: RunConfig) -> None:
 def _decided(distillation: Distillation, info: data.DatasetInfo) -> Distillation:
     if distillation.teacher != AUTO:
         return distillation
-    few = info.sizes["train"] < recipes.FEW_IMAGES
+    few = info.sizes["train"] < recipes.FEW_IMAGES * info.num_classes
     return distillation.replace(teacher=START if few else NONE)
 
 
