@@ -48,6 +48,7 @@ def run(name: str, seed: int, words: argparse.Namespace, folder: Path) -> dict[s
         *(f"--epochs={words.epochs}", f"--lr={words.lr}"),
         *(f"--quantize_epochs={words.quantize_epochs}", f"--quantize_lr={words.quantize_lr}"),
         *("--stages=train,quantize,convert", "--override=dataset.area_min=0.35"),
+        f"--distill={words.distill}",
         f"--model_dir={folder}",
     ]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="of the float fine-tune (1e-3)")
     parser.add_argument("--quantize_epochs", type=int, default=4, help="of the QAT (4)")
     parser.add_argument("--quantize_lr", type=float, default=1e-4, help="of the QAT (1e-4)")
+    parser.add_argument("--distill", default="none", help="teacher of the QAT (none)")
     parser.add_argument("--csv", type=Path, help="also write the rows here")
     words = parser.parse_args()
     rows = []

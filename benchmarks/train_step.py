@@ -1,4 +1,4 @@
-"""What a training step costs once the net is quantized or pruned, against a step in float.
+"""What a training step costs once the net is quantized, pruned or distilled, against one in float.
 
     python benchmarks/train_step.py --width 0.5 --size 96
 
@@ -6,7 +6,8 @@ Every variant trains the same MobileNet on the same batches, one after the other
 (A B C, A B C ...), in one process. The figure is the median of the rounds' ratios to float. The
 clock is the process's CPU time, which for one thread is what the step takes on an idle machine.
 tfmot's own schemes are set up as its guides do: `quantize_model`, and `prune_low_magnitude` with
-`UpdatePruningStep`; its `quantize_model` takes no V3 (leave it out with --variants).
+`UpdatePruningStep`; its `quantize_model` takes no V3 (leave it out with --variants). `distilled`
+learns from the same net in float.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 CLASSES = 100
-VARIANTS = ("float", "qat", "tfmot qat", "pruning", "tfmot pruning")
+VARIANTS = ("float", "qat", "tfmot qat", "pruning", "tfmot pruning", "distilled", "distilled qat")
 
 
 @dataclasses.dataclass
@@ -40,17 +41,21 @@ class Variant:
     seconds: list[float] = dataclasses.field(default_factory=list)
 
 
-def learner(net: Any, behind: Callable[[Any], None]) -> Callable[[Any, Any], Any]:
+def learner(
+    net: Any, behind: Callable[[Any], None], teacher: Any = None
+) -> Callable[[Any, Any], Any]:
     """One compiled step as the trainer takes it."""
     import tensorflow as tf
     import tf_keras
 
+    from mobilenet.training import losses
     from mobilenet.training.engine import Learner
 
-    model = Learner(net, behind)
+    model = Learner(net, behind, teacher)
+    loss = losses.cross_entropy(CLASSES, 0.0)
     model.compile(
         tf_keras.optimizers.SGD(0.01, momentum=0.9, jit_compile=False),
-        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        loss if teacher is None else losses.distilled(loss, teacher),
     )
     return tf.function(lambda images, labels: model.train_step((images, labels)))
 
@@ -63,12 +68,18 @@ def make(name: str, plain: Any, images: Any, frequency: int) -> Variant:
     from mobilenet.compression import method as methods
     from mobilenet.configs.compression import MagnitudePruning, QuantizationAwareTraining
     from mobilenet.configs.dataset import PREPROCESSING
+    from mobilenet.configs.distillation import Distillation
+    from mobilenet.training.distillation import Guide
 
-    stage = methods.Stage(10**6, PREPROCESSING["inception"], lambda count: images[:count])
+    way = PREPROCESSING["inception"]
+    teacher = None
+    if name.startswith("distilled"):
+        teacher = Guide(plain, way, name).teacher(Distillation(), way)
+    stage = methods.Stage(10**6, way, lambda count: images[:count])
     copy = tf_keras.models.clone_model(plain)
     copy.set_weights(plain.get_weights())
-    if name == "float":
-        return Variant(learner(copy, lambda step: None))
+    if name in ("float", "distilled"):
+        return Variant(learner(copy, lambda step: None, teacher))
     if name == "tfmot qat":
         return Variant(learner(tfmot.quantization.keras.quantize_model(copy), lambda step: None))
     if name == "tfmot pruning":
@@ -90,7 +101,7 @@ def make(name: str, plain: Any, images: Any, frequency: int) -> Variant:
         config = MagnitudePruning(shares, schedule="constant", begin=0.0, frequency=frequency)
     method = methods.create(config, stage)
     net = method.apply(copy)
-    return Variant(learner(net, lambda step: method.after_step(net, step)))
+    return Variant(learner(net, lambda step: method.after_step(net, step), teacher))
 
 
 def measure(variants: dict[str, Variant], images: Any, labels: Any, rounds: int, warm: int) -> None:

@@ -55,6 +55,8 @@ _SMALL = TrainConfig(
 )
 
 _LARGE_SETS = ("imagenet2012", "tfrecord")
+# python benchmarks/distillation.py --data_dir PHOTOS --checkpoint V1_025_128
+FEW_IMAGES = 100  # of a class to train on; with fewer, later stages learn from what they start with
 BATCH_NORM_MEMORY = 20  # a run sees at least so many time constants of its batch-norm statistics
 
 

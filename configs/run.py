@@ -20,6 +20,7 @@ from .compression import (
     TfmotPruning,
 )
 from .dataset import DatasetConfig
+from .distillation import Distillation
 
 STAGES = ("train", "prune", "quantize", "convert")
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam", "adamw")
@@ -53,6 +54,9 @@ class TrainConfig(Config):
         ma_decay_rate: decay of the moving average of the weights, which then is what is evaluated
             and saved; 0 is off. Early on it is lowered to (1 + step) / (10 + step).
         batch_size: images a step and replica.
+        keep_best: the stage ends with the (averaged) weights of the epoch of the best validation
+            top-1, the lower loss deciding between equals; only epochs behind which its method has
+            settled count.
     """
 
     epochs: int = flag(30, "epochs to train")
@@ -70,6 +74,7 @@ class TrainConfig(Config):
     label_smoothing: float = flag(0.0, "share of the label spread over all classes")
     ma_decay_rate: float = flag(0.0, "decay of the averaged weights; 0 is off")
     decoupled_weight_decay: float = flag(0.0, "weight decay of adamw")
+    keep_best: bool = flag(False, "end with the weights of the best epoch on validation images")
 
     def __post_init__(self) -> None:
         number("--epochs", self.epochs, least=0, integer=True)
@@ -113,14 +118,15 @@ class RunConfig(Config):
         STAGES, "which of " + ",".join(STAGES) + " to run, in that order"
     )
     train: TrainConfig = nested(TrainConfig())
-    prune: TrainConfig = nested(TrainConfig(), "prune_", ("epochs", "lr"))
-    quantize: TrainConfig = nested(TrainConfig(), "quantize_", ("epochs", "lr"))
+    prune: TrainConfig = nested(TrainConfig(), "prune_", ("epochs", "lr", "keep_best"))
+    quantize: TrainConfig = nested(TrainConfig(), "quantize_", ("epochs", "lr", "keep_best"))
     pruning: MagnitudePruning | ChannelPruning | TfmotPruning = nested(
         MagnitudePruning(), kinds=PRUNING, help="how to prune"
     )
     quantization: QuantizationAwareTraining | PostTraining = nested(
         QuantizationAwareTraining(), kinds=QUANTIZATION, help="how to quantize"
     )
+    distillation: Distillation = nested(Distillation())
     init_checkpoint: str | None = flag(
         None,
         "weights to start from: model folder, .keras, TF1 or TF2 checkpoint, "

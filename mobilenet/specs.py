@@ -13,7 +13,7 @@ from mobilenet.configs.base import Config
 
 GROUPS = ("model", "data", "training", "compression", "run")
 _GROUP_OF = {"model": 0, "init_checkpoint": 0, "dataset": 1, "image_size": 1, "train": 2, "seed": 2}
-_GROUP_OF |= {"prune": 3, "quantize": 3, "pruning": 3, "quantization": 3}
+_GROUP_OF |= {"prune": 3, "quantize": 3, "pruning": 3, "quantization": 3, "distillation": 3}
 # What `--help` shows of a config's flags; `--helpfull` shows all.
 _MAIN = frozenset(
     {
@@ -22,6 +22,7 @@ _MAIN = frozenset(
         *("epochs", "batch_size", "optimizer_name", "learning_scheduler_name", "lr"),
         *("label_smoothing", "ma_decay_rate", "seed"),
         *("pruning", "prune_epochs", "final_sparsity", "quantization", "quantize_epochs"),
+        *("keep_best", "distill"),
         *("stages", "distribution_strategy", "mixed_precision"),
     }
 )

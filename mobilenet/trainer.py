@@ -65,6 +65,7 @@ def run(argv: list[str]) -> int | None:
             config,
             classes_given=replayed or "model.num_classes" in parsed.settings,
             decay_given=replayed or "model.batch_norm_decay" in parsed.settings,
+            teacher_given="distillation.teacher" in parsed.settings,
         )
         with run_folder.opened(folder, config, parsed.options["overwrite"]) as opened:
             entries = stages.Chain(opened, info, config.stages).execute()

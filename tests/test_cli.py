@@ -119,7 +119,11 @@ def test_no_flag_is_defined_twice_and_every_path_leads_to_a_field() -> None:
 
 def test_a_prefix_and_a_choice_of_fields_hold() -> None:
     names = {s.name for s in cli.flag_specs(RunConfig)}
-    assert {n for n in names if n.startswith("prune_")} == {"prune_epochs", "prune_lr"}
+    assert {n for n in names if n.startswith("prune_")} == {
+        "prune_epochs",
+        "prune_lr",
+        "prune_keep_best",
+    }
     assert {s.path for s in cli.flag_specs(DatasetConfig)} > {"name", "data_dir"}
 
 

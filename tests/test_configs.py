@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mobilenet.configs import archs, card, dataset, recipes
 from mobilenet.configs.base import Config, flag, number
 from mobilenet.configs.compression import MagnitudePruning, QuantizationAwareTraining
+from mobilenet.configs.distillation import Distillation
 from mobilenet.configs.run import RunConfig, TrainConfig
 from mobilenet.errors import UsageError
 
@@ -193,6 +194,9 @@ BAD: list[tuple[type[Config], dict[str, Any], str]] = [
     (QuantizationAwareTraining, {"calibration_images": 0}, "--calibration_images: got 0"),
     (QuantizationAwareTraining, {"range_decay": 1.0}, "--range_decay: got 1.0"),
     (QuantizationAwareTraining, {"freeze": 1.1}, "--quantize_freeze: got 1.1"),
+    (Distillation, {"weight": 1.1}, "--distill_weight: got 1.1, expected a number at least 0 and"),
+    (Distillation, {"weight": -0.1}, "--distill_weight: got -0.1"),
+    (Distillation, {"temperature": 0.0}, "--distill_temperature: got 0.0, expected a number above"),
     (dataset.DatasetConfig, {"preprocessing": "incepton"}, "did you mean inception?"),
     (
         dataset.DatasetConfig,

@@ -22,6 +22,8 @@ from trainer_runs import LEARNT, TINY, command, report
 from mobilenet import trainer
 from mobilenet.configs import recipes
 from mobilenet.configs.archs import MobileNetV1Config
+from mobilenet.configs.distillation import Distillation
+from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError
 from mobilenet.models import builder
 from mobilenet.training import initial, run_folder
@@ -161,6 +163,29 @@ def test_stages_are_added_in_the_same_folder(
     assert config["quantize"]["epochs"] == 7
     said = error_of(*words, "--prune_lr=0.5")
     assert f"there prune.lr is {CONFIG.prune.lr}, here 0.5" in said
+
+
+def test_a_teacher_may_change_until_it_has_taught(tmp_path: Path) -> None:
+    place, start = tmp_path / "run", CONFIG.replace(distillation=Distillation("start"))
+    none, other = (
+        CONFIG.replace(distillation=Distillation(name)) for name in ("none", "nets/other")
+    )
+
+    def go(config: RunConfig, *begins: str) -> None:
+        with run_folder.opened(place, config) as opened:
+            opened.begin()
+            for stage in begins:
+                opened.checkpoints(stage).mkdir(parents=True)
+
+    go(start)
+    go(other)
+    go(none, "train")
+    go(start)  # a teacher of its own would have taught `train`
+    with pytest.raises(UsageError, match="there distillation.teacher is 'start', here 'nets/o"):
+        go(other)
+    go(none, "quantize")
+    with pytest.raises(UsageError, match="there distillation.teacher is 'none', here 'start'"):
+        go(start)
 
 
 @pytest.mark.slow

@@ -11,71 +11,15 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 import tf_keras  # noqa: E402
+from engine_fits import CLASSES, CONFIG, STEPS, Watch, batches, job_of, make_net  # noqa: E402
 
 from mobilenet.compression.method import Method, Stage  # noqa: E402
 from mobilenet.configs.compression import MagnitudePruning  # noqa: E402
 from mobilenet.configs.dataset import PREPROCESSING  # noqa: E402
-from mobilenet.configs.run import TrainConfig  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.training import engine, scoring  # noqa: E402
 from mobilenet.training.checkpoints import Checkpoints  # noqa: E402
 from mobilenet.training.ema import Average  # noqa: E402
-
-CLASSES, STEPS, BATCH = 3, 5, 8
-CONFIG = TrainConfig(
-    epochs=4,
-    batch_size=BATCH,
-    optimizer_name="adam",
-    learning_scheduler_name="cosine",
-    lr=0.02,
-    label_smoothing=0.1,
-    ma_decay_rate=0.5,
-)
-
-
-def make_net() -> Any:
-    tf_keras.utils.set_random_seed(1)
-    layers = tf_keras.layers
-    source = layers.Input((6, 6, 2))
-    x = layers.Conv2D(4, 3, strides=2, use_bias=False, name="Conv")(source)
-    x = layers.ReLU()(layers.BatchNormalization(momentum=0.8)(x))
-    return tf_keras.Model(source, layers.Dense(CLASSES)(layers.Flatten()(x)))
-
-
-def batches(start: int) -> Any:
-    """Batches that are a function of their number alone, for ever."""
-
-    def one(number: Any) -> Any:
-        labels = tf.cast((tf.range(BATCH, dtype=tf.int64) + number) % CLASSES, tf.int32)
-        noise = tf.random.stateless_normal((BATCH, 6, 6, 2), tf.stack([number, 3]))
-        return noise + tf.cast(labels, tf.float32)[:, None, None, None], labels
-
-    return tf.data.Dataset.counter(start).map(one)
-
-
-@dataclasses.dataclass
-class Watch(tf_keras.callbacks.Callback):
-    """Keeps what a test wants to see, and ends the run after an epoch, as a kill would."""
-
-    stop_after: int | None = None
-    weights: list[list[np.ndarray]] = dataclasses.field(default_factory=list)
-    logs: list[dict[str, float]] = dataclasses.field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.weights.append([w.numpy() for w in self.model.net.weights])
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.logs.append(dict(logs))
-        if epoch + 1 == self.stop_after:
-            raise KeyboardInterrupt
-
-
-def job_of(folder: Path, config: TrainConfig = CONFIG, *callbacks: Any) -> engine.Job:
-    validation = batches(100).take(2)
-    return engine.Job("train", config, STEPS, batches, validation, CLASSES, folder, callbacks)
 
 
 def test_the_average_is_the_formula_and_the_net_ends_with_it(tmp_path: Path) -> None:

@@ -97,6 +97,11 @@ class Method(tf.Module):
         del step
         return False
 
+    def settled(self, step: int) -> bool:
+        """Whether the net after `step` updates keeps what the method promises."""
+        del step
+        return True
+
     def check(self, model: Any) -> None:
         """Tells, before an earlier stage has trained, why `apply` would refuse `model`.
 

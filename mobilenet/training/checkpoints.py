@@ -50,7 +50,7 @@ class Checkpoints:
             raise UsageError(
                 latest, None, f"the state of this stage ({reason})", "start again with --overwrite"
             ) from None
-        return int(self.epoch), list(json.loads(self.rows.numpy()))
+        return int(self.epoch.numpy()), list(json.loads(self.rows.numpy()))
 
     def save(self, epoch: int, rows: list[Row]) -> None:
         """Keeps the state after `epoch` epochs."""

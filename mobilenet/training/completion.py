@@ -1,27 +1,33 @@
-"""What only the data can tell of a run: its classes, its steps, a momentum that fits them."""
+"""What only the data can tell of a run: its classes, its steps, what fits their number."""
 
 from __future__ import annotations
 
 from mobilenet import data
 from mobilenet.configs import recipes
+from mobilenet.configs.compression import PostTraining
+from mobilenet.configs.distillation import AUTO, NONE, START, Distillation
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError
 
 
 def completed(
-    config: RunConfig, classes_given: bool, decay_given: bool
+    config: RunConfig, classes_given: bool, decay_given: bool, teacher_given: bool = False
 ) -> tuple[RunConfig, data.DatasetInfo]:
-    """Fills in what only the data can tell: the class count, and a batch-norm momentum that fits.
+    """Fills in what only the data can tell: the class count, a batch-norm momentum that fits, and
+    whether stages distil from what they start with.
 
     Args:
         config: as recipes and flags made it.
         classes_given: `num_classes` was asked for and must match the data.
         decay_given: `batch_norm_decay` was asked for and stays.
+        teacher_given: `distillation.teacher` was asked for and must serve a stage.
 
     Raises:
-        UsageError: the data cannot be used, its classes do not match, or there are fewer images
-            than a batch.
+        UsageError: the data cannot be used, its classes do not match, there are fewer images than a
+            batch, or no stage has a use for the teacher.
     """
+    if teacher_given:
+        _check_teacher(config)
     info = data.describe(config.dataset)
     net = config.model.replace(classifier_activation=None)
     if classes_given and net.num_classes != info.num_classes:
@@ -36,7 +42,32 @@ def completed(
     if not decay_given:
         decay = recipes.batch_norm_decay(steps * config.train.epochs, net.batch_norm_decay)
         net = net.replace(batch_norm_decay=decay)
-    return config.replace(model=net), info
+    distillation = _decided(config.distillation, info)
+    return config.replace(model=net, distillation=distillation), info
+
+
+def _check_teacher(config: RunConfig) -> None:
+    """A teacher that was asked for has a stage to teach, in a run that trains at all."""
+    teacher, stages = config.distillation.teacher, config.stages
+    fits = isinstance(config.quantization, PostTraining)
+    later = [s for s in stages if s == "prune" or (s == "quantize" and not fits)]
+    able = later if teacher == START else [s for s in stages if s == "train" or s in later]
+    if teacher in (AUTO, NONE) or able or stages == ("convert",):
+        return
+    raise UsageError(
+        "--distill",
+        teacher,
+        "a stage that has a use for it: prune, or quantize with training"
+        + ("" if teacher == START else ", or train"),
+        "leave it out, or add the stage to --stages",
+    )
+
+
+def _decided(distillation: Distillation, info: data.DatasetInfo) -> Distillation:
+    if distillation.teacher != AUTO:
+        return distillation
+    few = info.sizes["train"] < recipes.FEW_IMAGES * info.num_classes
+    return distillation.replace(teacher=START if few else NONE)
 
 
 def steps_per_epoch(info: data.DatasetInfo, batch: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,13 @@ import tf_keras
 from mobilenet.compression.method import Method
 from mobilenet.configs.run import TrainConfig
 from mobilenet.errors import UsageError
-from mobilenet.training import optimizers, scoring
+from mobilenet.training import losses, optimizers, scoring
+from mobilenet.training.best import Best
 from mobilenet.training.checkpoints import Checkpoints, Row
 from mobilenet.training.ema import Average
 from mobilenet.training.schedules import LearningRate
 
+log = logging.getLogger("mobilenet")
 TrainingData = Callable[[int], tf.data.Dataset]
 
 
@@ -35,6 +38,7 @@ class Job:
         classes: number of classes.
         checkpoints: where the resume state is kept.
         callbacks: Keras callbacks that watch (progress, logs).
+        teacher: whose answers the net trains towards, beside the labels.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Job:
     classes: int
     checkpoints: Path
     callbacks: tuple[Any, ...] = ()
+    teacher: losses.Teacher | None = None
 
     @property
     def steps(self) -> int:
@@ -57,13 +62,20 @@ class Learner(tf_keras.Model):
     Attributes:
         net: what trains; its variables are the only ones that Keras sees.
         behind: called with the number of the update, behind each one, in the graph.
+        teacher: answers every batch that the net trains on, where there is one.
         still: training steps run in inference mode; changing it needs a new trace.
     """
 
-    def __init__(self, net: Any, behind: Callable[[tf.Tensor], None]) -> None:
+    def __init__(
+        self,
+        net: Any,
+        behind: Callable[[tf.Tensor], None],
+        teacher: losses.Teacher | None = None,
+    ) -> None:
         super().__init__(name="learner")
         self.net = net
         self.behind = behind
+        self.teacher = teacher
         self.still = False
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
@@ -74,12 +86,20 @@ class Learner(tf_keras.Model):
         self.behind(tf.identity(self.optimizer.iterations))
         return dict(logs)
 
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None
+    ) -> Any:
+        if self.teacher is not None:  # metrics are given the labels alone
+            y = self.teacher.beside(y, x)
+        return super().compute_loss(x, y, y_pred, sample_weight)
+
 
 def fit(net: Any, method: Method | None, job: Job) -> list[Row]:
     """Trains `net` in place, from the newest resume state where there is one.
 
-    Ends with the averaged weights in the net. Must be called in the scope of the strategy that
-    `net` was made in.
+    Ends with the averaged weights in the net: the last ones, or with `keep_best` those of the best
+    epoch behind which the method had settled, where there is one. Must be called in the scope of
+    the strategy that `net` was made in.
 
     Args:
         net: functional, from images to logits.
@@ -88,7 +108,8 @@ def fit(net: Any, method: Method | None, job: Job) -> list[Row]:
 
     Returns:
         One row an epoch: `epoch`, `loss`, `top1` (training), `val_loss`, `val_top1`, `lr`,
-        `seconds`; top-1 in percent.
+        `seconds`; top-1 in percent. With `keep_best`, `kept` is 1 in the row of the epoch that
+        the net ends with and 0 in the others.
 
     Raises:
         UsageError: the loss is no longer a number, or the resume state is not of this net.
@@ -96,25 +117,31 @@ def fit(net: Any, method: Method | None, job: Job) -> list[Row]:
     rate = LearningRate(job.config, job.steps_per_epoch)
     optimizer = optimizers.make(job.config, rate)
     average = Average(net, job.config.ma_decay_rate)
+    best = Best(net) if job.config.keep_best else None
+    loss = losses.cross_entropy(job.classes, job.config.label_smoothing)
+    if job.teacher is not None:
+        loss = losses.distilled(loss, job.teacher)
 
     def behind(step: tf.Tensor) -> None:
         if method is not None:
             method.after_step(net, step)
         average.update(step, pruned=method is not None)
 
-    learner = Learner(net, behind)
+    learner = Learner(net, behind, job.teacher)
     learner.compile(
         optimizer=optimizer,
-        loss=_loss(job.classes, job.config.label_smoothing),
+        loss=loss,
         metrics=[tf_keras.metrics.SparseCategoricalAccuracy(name="top1")],
     )
     learner.optimizer.build(net.trainable_variables)
     objects = {"net": net, "optimizer": learner.optimizer, "average": average}
     if method is not None:
         objects["method"] = method
+    if best is not None:
+        objects["best"] = best
     checkpoints = Checkpoints(job.checkpoints, **objects)
     done, rows = checkpoints.restore()
-    watcher = _Epochs(learner, method, average, job, checkpoints, rate, rows)
+    watcher = _Epochs(learner, method, average, best, job, checkpoints, rate, rows)
     if done < job.config.epochs:
         learner.fit(
             job.training(done * job.steps_per_epoch),
@@ -125,7 +152,16 @@ def fit(net: Any, method: Method | None, job: Job) -> list[Row]:
             callbacks=[watcher, *job.callbacks],
         )
     average.assign()
-    return watcher.rows
+    return watcher.rows if best is None else _with_best(best, job, watcher.rows)
+
+
+def _with_best(best: Best, job: Job, rows: list[Row]) -> list[Row]:
+    """Puts the best weights in the net and marks their row; the last ones stay without any."""
+    kept = best.assign() or len(rows)
+    if rows:
+        top1 = rows[kept - 1]["val_top1"]
+        log.info("%s: epoch %d of %d is kept, val top-1 %.2f %%", job.name, kept, len(rows), top1)
+    return [{**row, "kept": int(row["epoch"] == kept)} for row in rows]
 
 
 class _Epochs(tf_keras.callbacks.Callback):
@@ -141,13 +177,14 @@ class _Epochs(tf_keras.callbacks.Callback):
         learner: Learner,
         method: Method | None,
         average: Average,
+        best: Best | None,
         job: Job,
         checkpoints: Checkpoints,
         rate: LearningRate,
         rows: list[Row],
     ) -> None:
         super().__init__()
-        self.learner, self.method, self.average = learner, method, average
+        self.learner, self.method, self.average, self.best = learner, method, average, best
         self.job, self.checkpoints, self.rate, self.rows = job, checkpoints, rate, rows
         self.infer = scoring.inference(learner.net)
         self.started = 0.0
@@ -175,7 +212,9 @@ class _Epochs(tf_keras.callbacks.Callback):
         trained = float(tf.timestamp().numpy() - self.started)
         with self.average.swapped():
             held_out = scoring.score(self.infer, self.job.validation)
-        self._check_finite("validation loss", held_out.loss, epoch)
+            self._check_finite("validation loss", held_out.loss, epoch)
+            if self.best is not None and self._has_settled(epoch + 1):
+                self.best.offer(epoch + 1, held_out)
         row = {
             "epoch": epoch + 1,
             "loss": round(float(logs["loss"]), 5),
@@ -189,6 +228,9 @@ class _Epochs(tf_keras.callbacks.Callback):
         logs.update(row)
         self.checkpoints.save(epoch + 1, self.rows)
 
+    def _has_settled(self, epochs: int) -> bool:
+        return self.method is None or self.method.settled(epochs * self.job.steps_per_epoch)
+
     def _check_finite(self, what: str, value: float, epoch: int) -> None:
         """Ends the run before a state without numbers is kept."""
         if not math.isfinite(value):
@@ -197,13 +239,3 @@ class _Epochs(tf_keras.callbacks.Callback):
                 f"try {flag} {self.job.config.lr / 10:g} with --overwrite or another --model_dir"
             )
             raise UsageError(what, f"{value} in epoch {epoch + 1}", "a finite number", remedy)
-
-
-def _loss(classes: int, smoothing: float) -> Callable[[Any, Any], tf.Tensor]:
-    def smoothed(labels: Any, logits: Any) -> tf.Tensor:
-        wanted = tf.one_hot(tf.reshape(tf.cast(labels, tf.int32), [-1]), classes)
-        return tf_keras.losses.categorical_crossentropy(
-            wanted, logits, from_logits=True, label_smoothing=smoothing
-        )
-
-    return smoothed

@@ -39,6 +39,7 @@ _PACKAGES = (
 # Fields that decide nothing until their stage has begun: until then a second run into the same
 # folder may change them.
 _FIELDS_OF = {"prune": ("prune", "pruning"), "quantize": ("quantize", "quantization")}
+_TAUGHT = ("prune", "quantize")  # by what they start with; a teacher of its own serves train too
 _LOCK, _ASIDE, _TRASH = ".lock", ".replaced", ".removed"
 
 Entry = dict[str, Any]
@@ -101,7 +102,7 @@ class RunFolder:
         ]
         if not lines:
             return
-        head = list(lines[0])
+        head = list(dict.fromkeys(key for line in lines for key in line))
         text = "\n".join(
             [",".join(head), *(",".join(str(line.get(key, "")) for key in head) for line in lines)]
         )
@@ -230,10 +231,17 @@ def _same_run(place: Path, config: RunConfig) -> RunConfig:
     """The config of the run that is there; refuses one that computes something else."""
     before = RunConfig.from_json(files.read_json(place / CONFIG))
     free = {"stages"}
+    begun = {
+        stage
+        for stage in STAGES
+        if any([*place.glob(f"{stage}*"), *(place / CHECKPOINTS).glob(f"{stage}*")])
+    }
     for stage, fields in _FIELDS_OF.items():
-        begun = [*place.glob(f"{stage}*"), *(place / CHECKPOINTS).glob(f"{stage}*")]
-        if not begun:
+        if stage not in begun:
             free.update(fields)
+    other = before.distillation.model or config.distillation.model
+    if not begun.intersection(("train", *_TAUGHT) if other else _TAUGHT):
+        free.add("distillation")
     old, new = (
         {key: value for key, value in one.to_json().items() if key not in free}
         for one in (before, config)

@@ -27,7 +27,16 @@ from mobilenet.export import convert, freeze, verify
 from mobilenet.models import builder, folder
 from mobilenet.runtime import interpreter
 from mobilenet.runtime.classifier import Classifier
-from mobilenet.training import engine, exporting, initial, progress, reading, scoring, strategy
+from mobilenet.training import (
+    distillation,
+    engine,
+    exporting,
+    initial,
+    progress,
+    reading,
+    scoring,
+    strategy,
+)
 from mobilenet.training.checkpoints import Checkpoints, Row
 from mobilenet.training.completion import steps_per_epoch
 from mobilenet.training.run_folder import Entry, RunFolder
@@ -74,6 +83,8 @@ class Chain:
         self.strategy = strategy.make(self.config.distribution_strategy)
         self._opened: dict[str, tf.data.Dataset] = {}
         self._learnt: Mapping[str, tuple[float, float]] = {}  # by a quantized training of TF1
+        self._guides = distillation.Guides(self.config, info)
+        self._origin: str | None = None  # whose trained weights a stage begins with
 
     def execute(self) -> list[Entry]:
         """Runs what is not finished; returns the entries of all finished stages."""
@@ -112,7 +123,9 @@ class Chain:
     def _start(self, name: str) -> Any:
         """The net that a stage begins with."""
         before = self.source(name)
+        self._origin = None
         if before is not None and name != "train":
+            self._origin = before.name
             model = folder.load(before).model
             if self.config.mixed_precision == "float32":
                 return model
@@ -133,6 +146,7 @@ class Chain:
         if self.config.init_checkpoint is not None:
             start = initial.load_into(model, self.config.init_checkpoint, self.config.model)
             self._learnt = start.ranges if name == "quantize" else {}
+            self._origin = None if start.new else self.config.init_checkpoint
             self._fill_statistics(model)
         return model
 
@@ -199,13 +213,18 @@ class Chain:
         strategy.set_precision(self.config.mixed_precision)
         with self.strategy.scope():
             start = self._start(name)
+            method = self._method(name, wanted) if wanted is not None else None
+            trains = method is None or method.trains
+            first = self.config.parts([stage_of(name)])[0]
+            begun = self._start(first) if trains and name != first else start
+        guide = self._guides.of(stage_of(name), begun, self._origin) if trains else None
+        with self.strategy.scope():
             if not self.run.begun:
                 self._check(start)
                 self.run.begin()
-            method = self._method(name, wanted) if wanted is not None else None
             trained = None
-            if method is None or method.trains:
-                trained = self._finished(*self._fit(name, start, method), method)
+            if trains:
+                trained = self._finished(*self._fit(name, start, method, guide), method, guide)
         strategy.set_precision("float32")
         if trained is None:  # such a method makes a float32 net of its own, outside any strategy
             assert method is not None
@@ -218,10 +237,19 @@ class Chain:
         exporting.save_stage(plain, self.run.stage(name), card, trained.ranges)
         return self._entry(name, plain, trained)
 
-    def _fit(self, name: str, start: Any, method: methods.Method | None) -> tuple[Any, list[Row]]:
+    def _fit(
+        self,
+        name: str,
+        start: Any,
+        method: methods.Method | None,
+        guide: distillation.Guide | None,
+    ) -> tuple[Any, list[Row]]:
         """Trains, in the scope of the strategy."""
         config = _RECIPE_OF[stage_of(name)](self.config)
         job = self._job(name, config)
+        if guide is not None:
+            teacher = guide.teacher(self.config.distillation, self.preprocessing)
+            job = dataclasses.replace(job, teacher=teacher)
         log.info(
             "%s: %s images, %d steps an epoch, %d epochs",
             name,
@@ -233,10 +261,19 @@ class Chain:
         with reading.explained(self.config.dataset, "train", "validation"):
             return net, engine.fit(net, method, job)
 
-    def _finished(self, net: Any, rows: list[Row], method: methods.Method | None) -> _Finished:
+    def _finished(
+        self,
+        net: Any,
+        rows: list[Row],
+        method: methods.Method | None,
+        guide: distillation.Guide | None = None,
+    ) -> _Finished:
         """Scores a stage's net and makes it plain, in the scope that it was made in."""
         held_out = self._score(net)
-        notes = method.notes(net) if method is not None else []
+        notes = list(method.notes(net)) if method is not None else []
+        if guide is not None:
+            notes.append(guide.told(self.config.distillation))
+        notes += [f"epoch {row['epoch']} of {len(rows)} is kept" for row in rows if row.get("kept")]
         ranges = exporting.ranges_of(net)
         plain = net if method is None else method.finalize(net)
         return _Finished(plain, held_out, rows, notes, ranges)

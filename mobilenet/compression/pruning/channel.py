@@ -136,6 +136,9 @@ class Channel(Method):
         assert self.masks is not None
         self.masks.apply()
 
+    def settled(self, step: int) -> bool:
+        return step > self.end  # what was chosen there falls silent in the next update
+
     def finalize(self, model: Any) -> Any:
         """Cuts out what is silent, and proves that the thin net answers as the masked one.
 

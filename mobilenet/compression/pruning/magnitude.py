@@ -75,6 +75,9 @@ class Magnitude(Method):
     def _rule_at(self, step: tf.Tensor, schedule: Any) -> Callable[[tf.Tensor], tf.Tensor]:
         return lambda kernel: self.rule(kernel, schedule(step)[1])
 
+    def settled(self, step: int) -> bool:
+        return step >= self.timing.end
+
     def finalize(self, model: Any) -> Any:
         return model
 

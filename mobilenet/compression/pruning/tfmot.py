@@ -102,6 +102,9 @@ class Tfmot(Method):
         for wrapper in self.wrappers.values():
             wrapper.pruning_obj.weight_mask_op()
 
+    def settled(self, step: int) -> bool:
+        return step >= self.timing.aligned()[0]
+
     def finalize(self, model: Any) -> Any:
         from tensorflow_model_optimization.sparsity import keras as sparsity
 

@@ -112,6 +112,9 @@ class TrainQuantized(Method):
     def evaluate_as_inference(self, step: int) -> bool:
         return step >= self.config.freeze * self.stage.steps
 
+    def settled(self, step: int) -> bool:
+        return step > self.config.quant_delay
+
     def finalize(self, model: Any) -> Any:
         return scheme.unwrap(model, self._plain)
 

@@ -1,0 +1,256 @@
+"""Learning from a teacher: the loss of the paper, a teacher that stands still, who may be one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+import slim_checkpoints as slim  # noqa: E402
+import tf_keras  # noqa: E402
+from engine_fits import BATCH, CLASSES, CONFIG, Watch, batches, job_of, make_net  # noqa: E402
+from trainer_runs import TINY  # noqa: E402
+
+from mobilenet import data, trainer  # noqa: E402
+from mobilenet.configs import archs, recipes  # noqa: E402
+from mobilenet.configs.card import Card  # noqa: E402
+from mobilenet.configs.compression import PostTraining  # noqa: E402
+from mobilenet.configs.dataset import PREPROCESSING  # noqa: E402
+from mobilenet.configs.distillation import Distillation  # noqa: E402
+from mobilenet.configs.run import RunConfig  # noqa: E402
+from mobilenet.errors import UsageError  # noqa: E402
+from mobilenet.models import builder, folder  # noqa: E402
+from mobilenet.training import completion, distillation, engine, losses  # noqa: E402
+
+WAY = PREPROCESSING["inception"]
+LABELS = ("a", "b", "c", "d", "e")
+INFO = data.DatasetInfo(5, LABELS, {"train": 90, "validation": 9, "test": 9}, ("train",))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    ("weight", "temperature", "smoothing"),
+    [(0.9, 4.0, 0.0), (0.5, 0.5, 0.2), (0.0, 2.0, 0.1), (1.0, 1.0, 0.0)],
+)
+def test_the_loss_is_the_papers(weight: float, temperature: float, smoothing: float) -> None:
+    draw = np.random.default_rng(0)
+    taught, logits = draw.normal(0, 3, (2, 7, 4))
+    labels = draw.integers(0, 4, 7)
+    wanted = np.eye(4)[labels] * (1 - smoothing) + smoothing / 4
+    p, q = softmax(taught / temperature), softmax(logits / temperature)
+    divergence = np.sum(p * np.log(p / q), axis=1)
+    expected = -(1 - weight) * np.sum(wanted * np.log(softmax(logits)), axis=1)
+    expected += weight * temperature**2 * divergence
+
+    teacher = losses.Teacher(lambda x: tf.constant(taught, tf.float32), weight, temperature)
+    loss = losses.distilled(losses.cross_entropy(4, smoothing), teacher)
+    found = loss(teacher.beside(labels, None), tf.constant(logits, tf.float32))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def wide_net() -> Any:
+    """Another net for the same images; no weight of `make_net` has its 7 channels."""
+    tf_keras.utils.set_random_seed(3)
+    layers = tf_keras.layers
+    source = layers.Input((6, 6, 2))
+    x = layers.BatchNormalization()(layers.Conv2D(7, 3, name="Wide")(source))
+    return tf_keras.Model(source, layers.Dense(CLASSES)(layers.Flatten()(x)))
+
+
+def test_a_teacher_gets_no_gradient_and_keeps_its_statistics() -> None:
+    net = wide_net()
+    teacher = distillation.Guide(net, WAY, "wide").teacher(Distillation(), WAY)
+    images = tf.random.normal((BATCH, 6, 6, 2))
+    first = net(images, training=False)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(images)
+        target = teacher.beside(tf.zeros(BATCH, tf.int64), images)
+    variables = tape.watched_variables()
+    assert any(v.shape == (3, 3, 2, 7) for v in variables)
+    assert tape.gradient(target, [images, *variables]) == [None] * (1 + len(variables))
+    np.testing.assert_array_equal(teacher.answer(images), first)
+    np.testing.assert_array_equal(target[:, 1:], first)
+
+
+def test_a_teacher_sees_pixels_as_it_was_trained_on_them() -> None:
+    net = wide_net()
+    net.get_layer("Wide").set_weights([np.full((3, 3, 2, 7), 0.01, np.float32), np.ones(7)])
+    raw = dataclasses.replace(WAY, name="own", mean=(10.0, 20.0), std=(2.0, 4.0))
+    pixels = np.random.default_rng(0).uniform(0, 255, (4, 6, 6, 2)).astype(np.float32)
+    teacher = distillation.Guide(net, raw, "wide").teacher(Distillation(), WAY)
+    expected = net((pixels - np.float32([10, 20])) / np.float32([2, 4]), training=False)
+    found = teacher.answer(tf.constant((pixels - 127.5) / 127.5))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def contrary(images: Any) -> Any:
+    """Says the class behind the label's: a batch's images are its labels and noise."""
+    value = tf.reduce_mean(images, axis=(1, 2, 3))[:, None]
+    says = tf.range(CLASSES, dtype=tf.float32)[None]
+    return -9.0 * tf.square(tf.math.floormod(value + 1.5, float(CLASSES)) - 0.5 - says)
+
+
+def test_a_net_comes_to_agree_with_its_teacher_against_the_labels(tmp_path: Path) -> None:
+    net = make_net()
+    teacher = losses.Teacher(contrary, 1.0, 1.0)
+    job = dataclasses.replace(job_of(tmp_path, CONFIG.replace(epochs=10)), teacher=teacher)
+    rows = engine.fit(net, None, job)
+    images = np.concatenate([x for x, _ in batches(100).take(2).as_numpy_iterator()])
+    agreed = np.mean(net(images).numpy().argmax(1) == contrary(images).numpy().argmax(1))
+    assert agreed > 0.8
+    assert rows[-1]["val_top1"] < 20
+    assert rows[-1]["top1"] < 40  # that of training is by the labels, too
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_killed_run_goes_on_to_the_same_weights_and_its_best_epoch(tmp_path: Path) -> None:
+    guide = distillation.Guide(wide_net(), WAY, "wide")
+    config = CONFIG.replace(keep_best=True, lr=0.2)
+    nets, found = [], []
+    for stop, place in ((None, "whole"), (3, "cut"), (None, "cut")):
+        nets.append(make_net())
+        watch = Watch(stop)
+        job = job_of(tmp_path / place, config, watch)
+        job = dataclasses.replace(job, teacher=guide.teacher(Distillation(), WAY))
+        if stop:
+            with pytest.raises(KeyboardInterrupt):
+                engine.fit(nets[-1], None, job)
+        else:
+            found.append(engine.fit(nets[-1], None, job))
+        trained = {id(v) for v in watch.model.trainable_variables}
+        assert trained == {id(v) for v in nets[-1].trainable_variables}
+    for key in ("loss", "val_loss", "val_top1", "kept"):
+        assert [r[key] for r in found[1]] == pytest.approx([r[key] for r in found[0]], abs=1e-4)
+    for one, other in zip(nets[2].get_weights(), nets[0].get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    saved = tf.train.list_variables(str(tmp_path / "cut"))
+    assert not [name for name, shape in saved if 7 in shape]  # nothing of the teacher
+
+
+@pytest.fixture(scope="module")
+def net() -> Any:
+    tf_keras.utils.set_random_seed(0)
+    config = archs.get("mobilenet_v1", width_multiplier=0.125, num_classes=5)
+    return builder.build(config, (32, 32, 3))
+
+
+def folder_of(net: Any, place: Path, **changes: Any) -> str:
+    card = Card(input_shape=(32, 32, 3), labels=LABELS).replace(**changes)
+    return str(folder.save(net, place / "teacher", card))
+
+
+def test_a_folder_and_a_file_teach_their_logits(net: Any, tmp_path: Path) -> None:
+    own = PREPROCESSING["imagenet"]
+    path = folder_of(net, tmp_path, preprocessing=own)
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
+    probabilities = net(images).numpy()  # the net ends with a softmax
+    for place, way in ((path, own), (f"{path}/model.keras", PREPROCESSING["raw"])):
+        guide = distillation.load(place, INFO, 32, PREPROCESSING["raw"])
+        assert (guide.preprocessing, guide.place) == (way, place)
+        np.testing.assert_allclose(softmax(guide.net(images).numpy()), probabilities, rtol=1e-4)
+
+
+def test_a_tf1_checkpoint_teaches(tmp_path: Path) -> None:
+    _, path = slim.written(tmp_path, slim.Slim("mobilenet_v1", width=0.125))
+    guide = distillation.load(str(path), INFO, 32, PREPROCESSING["raw"])
+    assert guide.net.output_shape == (None, 5)
+    assert guide.preprocessing.mean == (127.5,)
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
+    expected = slim.loaded(path, input_shape=(32, 32, 3), classifier_activation=None).model(images)
+    np.testing.assert_allclose(guide.net(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_who_cannot_teach_is_told_why(net: Any, tmp_path: Path) -> None:
+    def refused(path: str, info: data.DatasetInfo = INFO, size: int = 32) -> str:
+        with pytest.raises(UsageError) as caught:
+            distillation.load(path, info, size, WAY)
+        assert str(caught.value).startswith("--distill: ")
+        return str(caught.value)
+
+    path = folder_of(net, tmp_path)
+    seven = dataclasses.replace(INFO, num_classes=7, labels=())
+    assert "expected a teacher of 7 classes; this one gives 5" in refused(path, seven)
+    others = dataclasses.replace(INFO, labels=("e", "d", "c", "b", "a"))
+    assert "of the classes e, d, c, ...; this one has a, b, c, ..." in refused(path, others)
+    assert "images of 64x64x3; this one takes 32x32x3" in refused(path, size=64)
+    assert "there is nothing there" in refused(str(tmp_path / "none.keras"))
+    tf.train.Checkpoint(model=net).save(str(tmp_path / "tf2"))
+    assert "a net with its architecture" in refused(str(tmp_path / "tf2-1"))
+
+
+def run_of(**changes: Any) -> RunConfig:
+    return recipes.get("mobilenet_v1", "digits").replace(**changes)
+
+
+def test_a_stage_learns_from_its_start_where_that_knows_something(net: Any) -> None:
+    guides = distillation.Guides(run_of(distillation=Distillation("start")), INFO)
+    guide = guides.of("prune", net, "train")
+    assert guide is not None
+    assert guide.told(Distillation("start", 0.5, 3.0)) == (
+        "distilled from train, weight 0.5, temperature 3"
+    )
+    assert guides.of("quantize", net, None) is None  # some weights are new
+    assert guides.of("train", net, "a checkpoint") is None
+    nobody = distillation.Guides(run_of(distillation=Distillation("none")), INFO)
+    assert nobody.of("prune", net, "train") is None
+
+
+def test_another_net_teaches_every_stage(net: Any, tmp_path: Path) -> None:
+    config = run_of(image_size=32, distillation=Distillation(folder_of(net, tmp_path)))
+    guides = distillation.Guides(config, INFO)
+    assert guides.of("train", net, None) is not None
+    assert guides.of("quantize", net, None) is guides.of("train", net, None)  # loaded once
+
+
+@pytest.mark.parametrize(("images", "teacher"), [(999, "start"), (1000, "none")])
+def test_few_images_of_a_class_are_distilled(
+    images: int, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = data.DatasetInfo(10, (), {"train": images}, ("train",))
+    monkeypatch.setattr(data, "describe", lambda dataset: info)
+    config, _ = completion.completed(run_of(), False, False)
+    assert config.distillation == Distillation(teacher)
+    asked = run_of(distillation=Distillation("none", 0.3))
+    assert completion.completed(asked, False, False)[0].distillation == asked.distillation
+
+
+@pytest.mark.parametrize(
+    ("teacher", "changes", "expected"),
+    [
+        ("start", {"stages": ("train", "convert")}, "prune, or quantize with training; leave"),
+        ("start", {"stages": ("quantize",), "quantization": PostTraining()}, "prune, or quant"),
+        ("a.keras", {"stages": ("quantize",), "quantization": PostTraining()}, "or train; leave"),
+    ],
+)
+def test_a_teacher_without_a_stage_is_refused(
+    teacher: str, changes: dict[str, Any], expected: str
+) -> None:
+    config = run_of(distillation=Distillation(teacher), **changes)
+    with pytest.raises(UsageError, match=f"--distill: got '{teacher}', .*{expected}"):
+        completion.completed(config, False, False, teacher_given=True)
+    assert completion.completed(config, False, False)[0] is not None  # one of a file replays
+
+
+def test_a_stage_tells_what_it_learnt_from_and_which_epoch_it_kept(tmp_path: Path) -> None:
+    config = archs.get("mobilenet_v1", width_multiplier=0.25, num_classes=10)
+    start = folder_of(builder.build(config, (32, 32, 3)), tmp_path, labels=())
+    words = [*TINY, "--prune_epochs=1", "--prune_keep_best", f"--init_checkpoint={start}"]
+    words += ["--stages=prune", "--distill=start", "--distill_weight=0.5"]
+    trainer.run([*words, f"--model_dir={tmp_path / 'run'}"])
+    notes = json.loads((tmp_path / "run/prune/card.json").read_text())["notes"]
+    assert notes[-2:] == [
+        f"distilled from {start}, weight 0.5, temperature 2",
+        "epoch 1 of 1 is kept",
+    ]
+    decided = json.loads((tmp_path / "run/config.json").read_text())["distillation"]
+    assert (decided["teacher"], decided["weight"]) == ("start", 0.5)
+    assert (tmp_path / "run/metrics.csv").read_text().splitlines()[0].endswith(",kept")

@@ -1,0 +1,132 @@
+"""The best epoch ends a stage: by top-1, then loss, and only where the method has settled."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+import compression_nets as nets  # noqa: E402
+from engine_fits import CONFIG, STEPS, Watch, job_of, make_net  # noqa: E402
+
+from mobilenet.compression import method as methods  # noqa: E402
+from mobilenet.compression import variables  # noqa: E402
+from mobilenet.compression.method import Method  # noqa: E402
+from mobilenet.configs.compression import (  # noqa: E402
+    ChannelPruning,
+    MagnitudePruning,
+    QuantizationAwareTraining,
+    TfmotPruning,
+)
+from mobilenet.metrics import Metrics  # noqa: E402
+from mobilenet.training import engine  # noqa: E402
+from mobilenet.training.best import Best  # noqa: E402
+
+PLAIN = CONFIG.replace(keep_best=True, ma_decay_rate=0.0)
+
+
+def test_top1_decides_and_of_equals_the_lower_loss() -> None:
+    net = make_net()
+    best = Best(net)
+    assert best.assign() == 0
+    kept = []
+    for epoch, (top1, loss) in enumerate([(0, 9), (50, 2), (50, 3), (40, 1), (50, 1), (50, 1)], 1):
+        net.set_weights([np.full_like(w, epoch) for w in net.get_weights()])
+        best.offer(epoch, Metrics(top1, 100, loss, 9))
+        kept.append(int(best.epoch))
+    assert kept == [1, 2, 2, 2, 5, 5]
+    assert best.assign() == 5
+    for weight in net.get_weights():
+        np.testing.assert_array_equal(weight, 5)
+
+
+class Spoils(Method):
+    """Makes one class of all images from the third epoch on; settles when it is told to."""
+
+    config_type = MagnitudePruning
+
+    def __init__(self, net: Any, settles: int) -> None:
+        super().__init__(None, nets.stage())
+        self.kernel, self.settles = net.layers[-1].kernel, settles
+
+    def after_step(self, model: Any, step: Any) -> None:
+        shape = self.kernel.shape
+        late = tf.fill(shape, tf.cast(step > 2 * STEPS, tf.float32))
+        self.kernel.assign(self.kernel * (1 - late))
+
+    def settled(self, step: int) -> bool:
+        return step >= self.settles
+
+
+@pytest.mark.parametrize(
+    ("settles", "able"), [(0, (1, 2, 3, 4)), (3 * STEPS, (3, 4)), (9 * STEPS, (4,))]
+)
+def test_a_stage_ends_with_its_best_settled_epoch(
+    tmp_path: Path, settles: int, able: tuple[int, ...]
+) -> None:
+    net, watch = make_net(), Watch()
+    rows = engine.fit(net, Spoils(net, settles), job_of(tmp_path, PLAIN, watch))
+    best = max(able, key=lambda e: (rows[e - 1]["val_top1"], -rows[e - 1]["val_loss"]))
+    assert rows[1]["val_top1"] > rows[2]["val_top1"]  # the first epochs were the better ones
+    assert [row["kept"] for row in rows] == [int(epoch == best) for epoch in (1, 2, 3, 4)]
+    for weight, then in zip(net.get_weights(), watch.weights[best * STEPS - 1], strict=True):
+        np.testing.assert_array_equal(weight, then)
+
+
+SHARES = {"pointwise": 0.5}
+WAYS = [
+    MagnitudePruning(SHARES, end=0.7, frequency=4),
+    TfmotPruning(SHARES, end=0.7, frequency=4),
+    ChannelPruning(ratio={"all": 0.5}, round_to=1, end=0.7, frequency=3),
+]
+
+
+@pytest.mark.parametrize("config", WAYS, ids=lambda config: type(config).__name__)
+def test_a_pruning_has_settled_from_the_step_on_at_which_its_target_stands(config: Any) -> None:
+    """Zeros are counted in the kernel `d`, behind each update, as the end of an epoch sees them."""
+    steps = 10
+    method = methods.create(config, nets.stage(steps))
+    net = method.apply(nets.liven(nets.toy()))
+    name = next(x.name for x in net.layers if x.name in ("d", "prune_low_magnitude_d"))
+    shares: list[float] = []
+
+    def behind(step: int) -> None:
+        shares.append(nets.zeros(variables.kernel(net.get_layer(name))))
+        method.enter(step)
+
+    method.enter(0)
+    nets.train(net, method, steps, rate=0.01, watch=behind)
+    final = shares[-1]
+    assert final >= 0.5
+    first = next(step for step in range(steps + 1) if method.settled(step))
+    assert [method.settled(step) for step in range(first, steps + 1)] == [True] * (
+        steps + 1 - first
+    )
+    assert shares[first - 2] < final
+    assert shares[first - 1 :] == [final] * (steps + 1 - first)
+
+
+def test_quantization_has_settled_once_it_has_begun() -> None:
+    def settled(delay: int) -> list[bool]:
+        method = methods.create(QuantizationAwareTraining(quant_delay=delay), nets.stage())
+        return [method.settled(step) for step in (1, 4, 5)]
+
+    assert settled(0) == [True, True, True]
+    assert settled(4) == [False, False, True]
+
+
+def test_masks_hold_in_the_best_weights(tmp_path: Path) -> None:
+    """The rate falls from far too high, so that epochs differ; only the last two are pruned."""
+    config = MagnitudePruning({"classifier": 0.75}, end=0.75, frequency=2)
+    method = methods.create(config, dataclasses.replace(nets.stage(), steps=4 * STEPS))
+    net = method.apply(make_net())
+    training = CONFIG.replace(keep_best=True, lr=0.3)
+    rows = engine.fit(net, method, job_of(tmp_path, training))
+    kept = next(row["epoch"] for row in rows if row["kept"])
+    assert kept >= 3
+    kernel = net.layers[-1].get_weights()[0]
+    assert np.mean(kernel == 0) == pytest.approx(0.75, abs=1 / kernel.size)
