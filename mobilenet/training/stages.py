@@ -40,6 +40,7 @@ from mobilenet.training import (
 from mobilenet.training.checkpoints import Checkpoints, Row
 from mobilenet.training.completion import steps_per_epoch
 from mobilenet.training.run_folder import Entry, RunFolder
+from mobilenet.training.supply import Supply
 
 log = logging.getLogger("mobilenet")
 _RECIPE_OF: dict[str, Callable[[RunConfig], TrainConfig]] = {
@@ -81,7 +82,7 @@ class Chain:
         self.run, self.config, self.info = run, run.config, info
         self.preprocessing = PREPROCESSING[self.config.dataset.preprocessing]
         self.strategy = strategy.make(self.config.distribution_strategy)
-        self._opened: dict[str, tf.data.Dataset] = {}
+        self.supply = Supply(self.config, self.preprocessing)
         self._learnt: Mapping[str, tuple[float, float]] = {}  # by a quantized training of TF1
         self._guides = distillation.Guides(self.config, info)
         self._origin: str | None = None  # whose trained weights a stage begins with
@@ -152,7 +153,7 @@ class Chain:
 
     def _fill_statistics(self, model: Any) -> None:
         """Batch norms that came folded get statistics, or training would start from another net."""
-        images = functools.partial(self._first_images, initial.STATISTICS_IMAGES)
+        images = functools.partial(self.supply.first_images, initial.STATISTICS_IMAGES)
         filled = initial.fill_statistics(model, images)
         if filled:
             log.info(
@@ -177,9 +178,9 @@ class Chain:
         Raises:
             UsageError: an image cannot be decoded, or a method cannot be applied to `plain`.
         """
-        self._dataset("train", self.config.train.batch_size, 0)
+        self.supply.dataset("train", self.config.train.batch_size, 0)
         for split in ("validation", "test"):
-            self._dataset(split)
+            self.supply.dataset(split)
         for name in self.stages:
             wanted = _METHOD_OF[name](self.config) if name in _METHOD_OF else None
             if wanted is not None:
@@ -193,10 +194,10 @@ class Chain:
             methods.Stage(
                 config.epochs * self._steps(config),
                 self.preprocessing,
-                self._first_images,
+                self.supply.first_images,
                 self._learnt,
-                self._calibration_images,
-                self._first_examples,
+                self.supply.calibration_images,
+                self.supply.first_examples,
                 _latency,
                 self.config.model,
                 (parts.index(name) + 1, len(parts)),
@@ -288,10 +289,10 @@ class Chain:
                 "a trained net in the run folder",
                 "run --stages train,convert",
             )
-        images = self._held_out(limit=exporting.VERIFY_IMAGES)
+        images = self.supply.held_out(limit=exporting.VERIFY_IMAGES)
         made = exporting.export(before, self.run.stage("convert"), images)
         file = Classifier(made.path)
-        held_out = scoring.score_flatbuffer(file, self._dataset("test"), self.preprocessing)
+        held_out = scoring.score_flatbuffer(file, self.supply.dataset("test"), self.preprocessing)
         made.keep_metrics(_scores(held_out))
         return {
             "stage": "convert",
@@ -308,7 +309,7 @@ class Chain:
         steps = self._steps(config)
 
         def training(start: int) -> tf.data.Dataset:
-            return self._dataset("train", batch, start)
+            return self.supply.dataset("train", batch, start)
 
         watchers = (
             progress.Progress(name, config.epochs, steps),
@@ -319,59 +320,15 @@ class Chain:
             config,
             steps,
             training,
-            self._dataset("validation"),
+            self.supply.dataset("validation"),
             self.info.num_classes,
             self.run.checkpoints(name),
             watchers,
         )
 
-    def _dataset(self, split: str, batch: int = 0, start: int | None = None) -> tf.data.Dataset:
-        """Batches of a split; held-out ones are opened once, as opening decodes class folders."""
-        if start is None and split in self._opened:
-            return self._opened[split]
-        found = data.load(
-            self.config.dataset,
-            split,
-            image_size=self.config.image_size,
-            batch_size=batch or self.config.train.batch_size,
-            training=start is not None,
-            seed=self.config.seed,
-            start_step=start or 0,
-        )
-        if start is None:
-            self._opened[split] = found
-        return found
-
-    def _first_images(self, count: int) -> npt.NDArray[np.float32]:
-        """The images that training starts with: classes are mixed, ranges those of training."""
-        return self._first_examples(count)[0]
-
-    def _first_examples(self, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """The same with their labels."""
-        batch = min(count, 32)
-        batches = self._dataset("train", batch, 0).take(-(-count // batch))
-        with reading.explained(self.config.dataset, "train"):
-            images, labels = zip(*((x.numpy(), y.numpy()) for x, y in batches), strict=True)
-        return np.concatenate(images)[:count], np.concatenate(labels).astype(np.int64)[:count]
-
-    def _held_out(self, limit: int) -> npt.NDArray[np.float32]:
-        """The first test images, evenly from the whole split."""
-        with reading.explained(self.config.dataset, "test"):
-            found = np.concatenate([images.numpy() for images, _ in self._dataset("test")])
-        chosen = np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int)
-        images: npt.NDArray[np.float32] = found[chosen]
-        return images
-
     def _score(self, net: Any) -> metrics.Metrics:
         with reading.explained(self.config.dataset, "test"):
-            return scoring.score(scoring.inference(net), self._dataset("test"))
-
-    def _calibration_images(self, count: int) -> npt.NDArray[np.float32]:
-        """Training images as an evaluation sees them, evenly from all."""
-        size = self.config.image_size
-        return reading.images(
-            self.config.dataset, "train", (size, size, 3), self.preprocessing, count
-        )
+            return scoring.score(scoring.inference(net), self.supply.dataset("test"))
 
     def _card(self, name: str, made: _Finished) -> Card:
         size = self.config.image_size
