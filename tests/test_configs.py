@@ -11,9 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilenet.configs import archs, card, dataset, recipes
+from mobilenet.configs import archs, card, dataset, recipes, run
 from mobilenet.configs.base import Config, flag, number
-from mobilenet.configs.compression import MagnitudePruning, QuantizationAwareTraining
+from mobilenet.configs.compression import (
+    ChannelPruning,
+    MagnitudePruning,
+    QuantizationAwareTraining,
+)
 from mobilenet.configs.distillation import Distillation
 from mobilenet.configs.run import RunConfig, TrainConfig
 from mobilenet.errors import UsageError
@@ -331,3 +335,14 @@ def test_a_card_survives_json() -> None:
     assert again == full
     assert isinstance(again, card.Card)
     assert archs.MobileNetConfig.from_json(again.architecture) == net
+
+
+def test_parts_run_in_order_and_the_last_has_the_name_of_its_stage() -> None:
+    pruning = ChannelPruning(stages=3)
+    config = recipes.get("mobilenet_v1", "digits").replace(pruning=pruning)
+    parts = config.parts(("prune", "convert"))
+    assert parts == ("prune_1", "prune_2", "prune", "convert")
+    every = config.parts(run.STAGES)
+    assert sorted(set(every), key=run.place_of) == list(every)
+    assert [run.stage_of(part) for part in parts] == ["prune", "prune", "prune", "convert"]
+    assert recipes.get("mobilenet_v1", "digits").parts(run.STAGES) == run.STAGES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,32 @@ def test_the_chain_goes_on_with_the_thin_net(tmp_path: Path) -> None:
     again = builder.build(builder.config_of(net.model), (64, 64, 3))
     assert again.count_params() == net.model.count_params() == entries["prune"]["params"]
     assert "Conv2d_13_pointwise (pointwise): 128 of 256 channels stay" in "\n".join(net.card.notes)
+
+
+@pytest.mark.slow
+def test_every_stage_of_several_leaves_a_thin_net_and_is_taken_up_again(tmp_path: Path) -> None:
+    """Each learns from the net in front of the first; one that is gone is made once more."""
+    place = tmp_path / "run"
+    words = [
+        *(*SHORT, "--pruning=channel", "--channel_ratio=0.6", "--channel_stages=3"),
+        *("--round_to=1", "--prune_keep_best", "--distill=start", f"--model_dir={place}"),
+    ]
+    done = command("trainer", *words, "--stages=train,prune")
+    assert done.returncode == 0, done.stderr
+    entries = report(place)
+    assert list(entries) == ["train", "prune_1", "prune_2", "prune"]
+    lines = (place / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == list(entries)
+    for name, share in zip(entries, (0.0, 0.2, 0.4, 0.6), strict=True):
+        net = folder.load(place / name)
+        assert net.model.get_layer("Conv2d_1_pointwise").filters == int(16 * (1 - share) + 0.5)
+        assert entries[name]["params"] == net.model.count_params()
+        if share:
+            assert any(note.startswith("distilled from train,") for note in net.card.notes)
+    shutil.rmtree(place / "prune")
+    again = command("trainer", *words, "--stages=train,prune")
+    assert "prune_2: finished before" in again.stdout and again.stdout.count(" epoch ") == 1
+    assert report(place)["prune"]["top1"] == entries["prune"]["top1"]
+    shutil.rmtree(place / "prune_1")
+    third = command("trainer", *words, "--stages=train,prune")
+    assert third.returncode == 0 and " epoch " not in third.stdout
