@@ -33,16 +33,16 @@ TEACHER = "--distill={start}"
 ONE_SHOT = ["--pruning_schedule=constant", "--distill=none"]
 WAYS: dict[str, list[str]] = {
     "one shot": ONE_SHOT,
-    "one shot, teacher": ["--pruning_schedule=constant", TEACHER],
+    "one shot + teacher": ["--pruning_schedule=constant", TEACHER],
     "gradual": ["--distill=none"],
-    "gradual, teacher": [TEACHER],
+    "gradual + teacher": [TEACHER],
     "stages": ["--channel_stages=4", "--prune_keep_best", "--distill=none"],
-    "stages, teacher": ["--channel_stages=4", "--prune_keep_best", TEACHER],
+    "stages + teacher": ["--channel_stages=4", "--prune_keep_best", TEACHER],
     **{
-        f"one shot, {importance}": [*ONE_SHOT, f"--importance={importance}"]
+        f"one shot by {importance}": [*ONE_SHOT, f"--importance={importance}"]
         for importance in ("l2", "batch_norm_scale", "taylor", "geometric_median", "random")
     },
-    "one shot, global": [*ONE_SHOT, "--channel_scope=global"],
+    "one shot globally": [*ONE_SHOT, "--channel_scope=global"],
     "width": [],
 }
 
