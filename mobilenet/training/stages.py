@@ -198,7 +198,7 @@ class Chain:
                 self._learnt,
                 self.supply.calibration_images,
                 self.supply.first_examples,
-                _latency,
+                latency,
                 self.config.model,
                 (parts.index(name) + 1, len(parts)),
                 self.config.seed,
@@ -370,6 +370,6 @@ def _scores(held_out: metrics.Metrics) -> dict[str, float]:
     }
 
 
-def _latency(nets: Mapping[str, Any]) -> dict[str, float]:
+def latency(nets: Mapping[str, Any]) -> dict[str, float]:
     """Seconds of one invocation of the float file of each net, on one thread."""
     return interpreter.latency({name: convert.float_flatbuffer(net) for name, net in nets.items()})

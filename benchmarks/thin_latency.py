@@ -1,0 +1,109 @@
+"""One image through thin nets, float and int8, beside the whole net: what channels of a tile win.
+
+    python benchmarks/thin_latency.py --models mobilenet_v1 mobilenet_v2
+
+Every net has half of the MACs (`--target_macs`), with channel counts in multiples of 1, 8, 16 and
+32; the last row has what `--target_latency` chose, by its own measurement. All files run
+interleaved in one process, batch 1, one thread; the figure is the median of the thread's CPU time.
+Weights are random, which the time does not depend on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+TILES = (1, 8, 16, 32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="*", default=["mobilenet_v1", "mobilenet_v2"])
+    parser.add_argument("--target_macs", type=float, default=0.5, help="default %(default)s")
+    parser.add_argument("--target_latency", type=float, default=0.6, help="default %(default)s")
+    parser.add_argument("--size", type=int, default=224, help="pixels, default %(default)s")
+    parser.add_argument("--rounds", type=int, default=15, help="default %(default)s")
+    parser.add_argument("--repeats", type=int, default=3, help="tables to take the median of")
+    parser.add_argument("--csv", type=Path, help="also write the table here")
+    words = parser.parse_args()
+    import nets
+
+    from mobilenet.process import starting_tensorflow
+
+    with starting_tensorflow():
+        import tensorflow  # noqa: F401
+    rows = [row for name in words.models for row in table(name, words)]
+    heads = ["net", "channels", "MACs", "float ms", "/ whole", "int8 ms", "/ whole"]
+    nets.show(heads, rows, 1, words.csv)
+
+
+def table(name: str, words: argparse.Namespace) -> list[list[str]]:
+    """A row for the whole net and for every thin one."""
+    import nets
+
+    from mobilenet.models import counting
+    from mobilenet.runtime import interpreter
+
+    whole = nets.build(name, 1.0, words.size)
+    made = {"whole": whole}
+    for tile in TILES:
+        made[f"by {tile}"] = thin(whole, target_macs=words.target_macs, round_to=tile)
+    aim = f"{words.target_latency:g} of the float time, by 32"
+    made[aim] = thin(whole, target_latency=words.target_latency, round_to=32)
+    files = {}
+    for key, net in made.items():
+        print(f"converting {name} {key}", flush=True)
+        files.update({f"{key} {kind}": data for kind, data in both(net, words.size).items()})
+        gc.collect()
+    runs = [interpreter.latency(files, words.rounds, seed=seed) for seed in range(words.repeats)]
+    macs = {key: sum(counting.layer_macs(net).values()) for key, net in made.items()}
+    rows = []
+    for key in made:
+        cells = []
+        for kind in ("float", "int8"):
+            ratio = statistics.median(run[f"{key} {kind}"] / run[f"whole {kind}"] for run in runs)
+            time = statistics.median(run[f"{key} {kind}"] for run in runs)
+            cells += [f"{1e3 * time:.3f}", f"{ratio:.3f}"]
+        rows.append([name, key, f"{macs[key] / macs['whole']:.3f}", *cells])
+    return rows
+
+
+def thin(whole: Any, **fields: Any) -> Any:
+    """The net with as many channels as channel pruning would leave."""
+    import nets
+
+    from mobilenet.compression import method as methods
+    from mobilenet.compression.pruning import surgery
+    from mobilenet.configs.compression import ChannelPruning
+    from mobilenet.configs.dataset import PREPROCESSING
+    from mobilenet.training.stages import latency
+
+    size = whole.input_shape[1]
+    stage = methods.Stage(
+        4, PREPROCESSING["inception"], lambda n: nets.images(n, size), latency=latency
+    )
+    method = methods.create(ChannelPruning(**fields), stage)
+    method.apply(whole)
+    share = float(max(method.shares.numpy()))  # type: ignore[attr-defined]
+    return surgery.thin(whole, share, fields["round_to"]).model
+
+
+def both(net: Any, size: int) -> dict[str, bytes]:
+    """The float and the int8 file."""
+    import nets
+
+    from mobilenet.compression.quantization import stored
+    from mobilenet.export import convert
+
+    wrapped = nets.quantized(net, size)
+    stored.for_export(wrapped)
+    return {"float": convert.float_flatbuffer(net), "int8": convert.int8_flatbuffer(wrapped)}
+
+
+if __name__ == "__main__":
+    main()
