@@ -43,7 +43,7 @@ from mobilenet.models.roles import Graph, kind
 
 log = logging.getLogger("mobilenet")
 Floats = npt.NDArray[np.float32]
-_BATCH = 25
+_BATCH = 10
 _NOISE = 0.1  # dB; a step that costs less than this on the judging half is not noticed
 _BOUNDED = ("maximum", "bias", "repair")
 _UNBOUNDED = ("equalize", "hard_swish", "percentile", "clip", "bias", "tune", "repair")
@@ -180,6 +180,7 @@ class _Chain:
         self.state = _State()
         self.steps: list[Step] = []
         self.observed: dict[str, Observation] = {}
+        self.unchanged: dict[str, Observation] = {}  # of the fitting half, before any step
         self.means: dict[str, Array] = {}
 
     def answers(self, images: Floats) -> Floats:
@@ -189,17 +190,22 @@ class _Chain:
     def begin(self) -> None:
         """Ranges from the extremes: what every step is compared with."""
         started = time.monotonic()
-        self._begin()
+        self.unchanged = self._seen(self.fitting)
+        self._begin(self.unchanged)
         first = Step("maximum", True, *self._judged(), time.monotonic() - started, "ranges")
         self.steps.append(first)
         log.info("ptq %s", first)
 
-    def _begin(self) -> None:
-        pairs = [pair.output.name for pair in self.streams.folded.values()]
-        names = list(dict.fromkeys([*self._ranged(), *pairs]))
-        self.observed = observe(self.net, names, self.fitting)
-        self.means = bias.original_means(self.observed, self.streams.graph)
+    def _begin(self, observed: dict[str, Observation]) -> None:
+        """Starts from what the unchanged net does to images."""
+        self.observed = observed
+        self.means = bias.original_means(observed, self.streams.graph)
         self._set_ranges()
+
+    def _seen(self, images: Floats) -> dict[str, Observation]:
+        """Extremes and means of every tensor that a step may ask for."""
+        pairs = [pair.output.name for pair in self.streams.folded.values()]
+        return observe(self.net, list(dict.fromkeys([*self._ranged(), *pairs])), images)
 
     def attempt(self, name: str) -> None:
         """Takes a step, and back again where it does not help."""
@@ -222,17 +228,17 @@ class _Chain:
 
     def fit_all(self, model: Any, images: Floats) -> None:
         """Takes the steps that were kept once more, on all images, from the original net."""
-        half, self.fitting = self.fitting, images
         log.info("ptq: the steps that help, fitted again on all %d images", len(images))
         self.net.set_weights(model.get_weights())
         self.state = _State()
-        self._begin()
+        share, others = len(self.fitting) / len(images), self._seen(self.judging)
+        both = {name: seen.joined(others[name], share) for name, seen in self.unchanged.items()}
+        self._begin(both)
+        half, self.fitting = self.fitting, images
         for step in self.steps:
             if step.kept and step.name != "maximum":
                 getattr(self, f"_{step.name}")()
         self.fitting = half
-        last = Step("all images", True, *self._judged(), 0.0, f"fitted again on {len(images)}")
-        self.steps.append(last)
 
     def _helps(self, agreement: float, ratio: float) -> bool:
         """More agreement, by more than one image, or as much and no more noise."""
