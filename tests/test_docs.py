@@ -104,8 +104,17 @@ def commands() -> list[object]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_commands_take_their_flags(line: str) -> None:
+def test_commands_take_their_flags(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, _, module, *argv = shlex.split(line)
+    monkeypatch.chdir(tmp_path)
+    if "--config_file" in argv:  # which a step before would have written
+        from mobilenet.configs import recipes
+        from mobilenet.files import write_json
+
+        place = argv[argv.index("--config_file") + 1]
+        write_json(place, recipes.get("mobilenet_v1", "digits").to_json())
     spec = importlib.util.find_spec(module)
     assert spec is not None
     module += ".__main__" * bool(spec.submodule_search_locations)

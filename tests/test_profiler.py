@@ -140,6 +140,7 @@ def test_equal_layers_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(asked[1]) == 1
 
 
+@pytest.mark.slow
 def test_measured_layers_add_up_to_about_the_whole(small_net: Callable[..., Any]) -> None:
     found = layers.profile(small_net("mobilenet_v1"))
     assert found.whole and all(line.seconds is not None for line in found.lines)
