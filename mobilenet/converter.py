@@ -1,50 +1,24 @@
-"""`python -m mobilenet.converter`: a saved net to a flatbuffer that is proved against it."""
+"""`python -m mobilenet.converter`: a saved net to a flatbuffer that is proved against it; or to a
+frozen graph.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from mobilenet import cli
+from mobilenet import cli, specs
 from mobilenet.configs import formats
 from mobilenet.configs.base import number
 from mobilenet.configs.compression import PostTraining
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.errors import UsageError
+from mobilenet.errors import UsageError, one_of
 
-_FORM = (
-    cli.option(
-        "quantization",
-        str,
-        None,
-        f"number format for a float net: {', '.join(formats.FORMATS)}; float32 when left out",
-    ),
-    cli.option(
-        "io", str, None, "type of both ends: int8, uint8 or float32; the inside's when left out"
-    ),
-    cli.option("batch", int, 1, "images a call"),
-    cli.option("image_size", int, None, "height and width of a net that leaves its size open"),
-    cli.option("output_activation", str, "none", "none (logits) or softmax (1/256 a step in int8)"),
-    cli.option(
-        "target",
-        str,
-        "xnnpack",
-        "xnnpack (hard-swish written out, stem on pairs of pixels) or generic (neither)",
-    ),
-)
-_LIMITS = (
-    cli.option("verify_images", int, 200, "held-out images that net and file must answer alike"),
-    cli.option("min_agreement", float, 0.0, "least share of images with the net's top-1"),
-    cli.option(
-        "min_clear_agreement", float, 0.0, "the same where the net's margin exceeds two steps"
-    ),
-    cli.option("max_mean_steps", float, None, "largest mean difference of an output, in codes"),
-    cli.option("max_operator_steps", int, 1, "largest difference of one operator, in codes"),
-    cli.option("max_partitions", int, None, "most delegate partitions; only told when left out"),
-)
 _DATA = [s for s in cli.flag_specs(DatasetConfig) if s.path in ("name", "data_dir")]
 _FITTING = [s for s in cli.flag_specs(PostTraining) if s.path != "calibration_images"]
 _WORST = 5  # layers in the table
+_FORMATS = ("tflite", "frozen_graph")
+_ALONE = ("quantization", "io", "target", *(s.name for s in specs.LIMITS[1:]))  # of flatbuffers
 
 COMMAND = cli.Command(
     "mobilenet.converter",
@@ -53,11 +27,15 @@ COMMAND = cli.Command(
     (
         cli.option("model", str, None, "a model folder, .keras or SavedModel", group="model"),
         cli.option(
-            "output", str, None, "the export folder; `export` beside the model folder when left out"
+            "output",
+            str,
+            None,
+            "the folder; `export` (or `frozen_graph`) beside the model folder when left out",
         ),
-        *_FORM,
+        cli.option("format", str, "tflite", f"what is written: {' or '.join(_FORMATS)}"),
+        *specs.FORM,
         *cli.CALIBRATION,
-        *_LIMITS,
+        *specs.LIMITS,
     ),
 )
 
@@ -68,6 +46,9 @@ def run(argv: list[str]) -> int | None:
     if options["model"] is None:
         raise UsageError("--model", None, "a saved net", "python -m mobilenet.trainer makes one")
     _check(options)
+    if one_of("--format", options["format"], _FORMATS) == "frozen_graph":
+        print(cli.table(["what", "value"], _freeze(parsed)))
+        return None
     calibrated = _calibrated(parsed)
     own = {spec.path for spec in _FITTING}
     typed = {path: value for path, value in parsed.settings.items() if path in own}
@@ -76,7 +57,7 @@ def run(argv: list[str]) -> int | None:
         from mobilenet.export import form as forms
         from mobilenet.export import verify
         from mobilenet.training import calibration, exporting, making, reading
-    form = forms.Form(**{spec.name: options[spec.name] for spec in _FORM})
+    form = forms.Form(**{spec.name: options[spec.name] for spec in specs.FORM})
     source = Path(options["model"])
     target = Path(options["output"] or source.resolve().parent / "export")
     exporting.check_place(target)
@@ -93,6 +74,28 @@ def run(argv: list[str]) -> int | None:
     limits = verify.Limits.of(options)
     print(_told(exporting.export(opened, target, images, form, limits, seen, fitting)))
     return None
+
+
+def _freeze(parsed: cli.Parsed) -> list[tuple[str, object]]:
+    """Writes a frozen graph; returns what was made."""
+    options = parsed.options
+    for name in parsed.given:
+        if name in _ALONE and (name, options[name]) != ("io", "float32"):
+            raise UsageError(f"--{name}", options[name], "--format tflite", "leave it out")
+    _calibrated(parsed)
+    number("--batch", options["batch"], least=0, integer=True)
+    with cli.starting_tensorflow():
+        from mobilenet.export.form import Form
+        from mobilenet.training import freezing
+    form = Form(
+        batch=options["batch"] or 1,
+        image_size=options["image_size"],
+        output_activation=options["output_activation"],
+    )
+    source = Path(options["model"])
+    target = Path(options["output"] or source.resolve().parent / "frozen_graph")
+    count, batch = options["verify_images"], options["batch"] or None
+    return freezing.export(source, target, form, batch, count, lambda n: cli.dataset_of(parsed, n))
 
 
 def _check(options: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ COMMAND = cli.Command(
             "model",
             str,
             None,
-            "a model folder, .keras, SavedModel, .tflite or export folder",
+            "a model folder, .keras, SavedModel, .tflite, frozen graph (.pb) or export folder",
             group="model",
         ),
         cli.option("split", str, "test", "train, validation or test", group="data"),

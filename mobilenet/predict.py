@@ -19,7 +19,7 @@ COMMAND = cli.Command(
     "mobilenet.predict",
     "Names the likeliest classes of images.",
     extra=(
-        cli.option("model", str, None, "a .tflite file, model folder, .keras file or SavedModel"),
+        cli.option("model", str, None, "a .tflite, .keras or .pb file, model folder or SavedModel"),
         cli.option("top_k", int, 5, "classes an image"),
     ),
     arguments="IMAGE...",
@@ -41,8 +41,9 @@ class KerasClassifier:
         with cli.starting_tensorflow():
             import tf_keras  # noqa: F401
 
+            from mobilenet.export import frozen_graph
             from mobilenet.models import folder
-        net = folder.load(path)
+        net = (frozen_graph if frozen_graph.is_one(path) else folder).load(path)
         self.model, self.card = net.model, net.card
 
     def top_k(self, picture: str, k: int) -> Ranking:
@@ -64,7 +65,10 @@ class KerasClassifier:
 
 
 def open_net(path: str) -> Net:
-    """A `.tflite` file, or a folder that holds `model.tflite`, by the runtime; else by Keras."""
+    """A `.tflite` file, or a folder that holds `model.tflite`, by the runtime; else by Keras.
+
+    A frozen graph is a Keras model to its caller.
+    """
     place = Path(path)
     if not place.exists():
         raise UsageError(

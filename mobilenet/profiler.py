@@ -1,4 +1,6 @@
-"""`python -m mobilenet.profiler`: an int8 file beside the float net that it should be."""
+"""`python -m mobilenet.profiler`: a net layer by layer, a flatbuffer operator by operator, or an
+int8 file beside the float net that it should be.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +11,39 @@ from mobilenet import cli
 from mobilenet.configs.base import number
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
-from mobilenet.runtime import classifier
+from mobilenet.runtime import classifier, flatbuffer, interpreter
 
+_COMPARED = "a flatbuffer and --against"
+_USES = {  # what some flags go with
+    **dict.fromkeys(("images", "worst", "dataset_name", "data_dir"), _COMPARED),
+    **dict.fromkeys(("image_size", "groups", "histograms"), "a net"),
+    "latency": "a net, or a flatbuffer alone",
+}
 COMMAND = cli.Command(
     "mobilenet.profiler",
-    "Where an int8 file loses the signal of its float net, tensor by tensor, and what mends it.",
+    "What each layer of a net holds, costs and takes; or where an int8 file loses the signal.",
     [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir")],
     (
+        cli.option("latency", bool, True, "measure every layer and the whole on this machine"),
+        cli.option("groups", bool, False, "list the groups of channels that must go together"),
+        cli.option(
+            "histograms",
+            str,
+            None,
+            "a folder for a picture of each kernel's weights; lists zeros and zero channels too",
+        ),
+        cli.option("image_size", int, None, "height and width of a net that leaves its size open"),
         cli.option(
             "against",
             str,
             None,
-            "the float net: a model folder, .keras or SavedModel",
+            "the float net of a FILE.tflite: where the file loses its signal, and what mends it",
             group="model",
         ),
         cli.option("images", int, 16, "held-out images that both are run on"),
         cli.option("worst", int, None, "only so many lines, those of the least signal to noise"),
     ),
-    arguments="FILE.tflite",
+    arguments="MODEL",
 )
 
 
@@ -34,40 +51,76 @@ def run(argv: list[str]) -> int | None:
     parsed = COMMAND.parse(argv)
     options = parsed.options
     if len(parsed.arguments) != 1:
-        raise UsageError("FILE.tflite", parsed.arguments or None, "one flatbuffer or export folder")
-    if options["against"] is None:
-        raise UsageError(
-            "--against", None, "the float net of the file", "as in --against runs/x/train"
+        expected = "one net (model folder, .keras, .h5, SavedModel), flatbuffer or export folder"
+        raise UsageError("MODEL", parsed.arguments or None, expected)
+    path = Path(parsed.arguments[0])
+    is_file = path.suffix == ".tflite" or (path / classifier.MODEL).is_file()
+    if options["against"] is not None and not is_file:
+        expected = "a flatbuffer to compare with it"
+        raise UsageError(f"{path} --against {options['against']}", None, expected)
+    compared = options["against"] is not None
+    kind = _COMPARED if compared else "a flatbuffer alone" if is_file else "a net"
+    for name, users in _USES.items():
+        if name in parsed.given and kind not in users:
+            raise UsageError(f"--{name}", parsed.options.get(name), users, f"here is {kind}")
+    for name in ("images", "worst", "image_size"):
+        if options[name] is not None:
+            number(f"--{name}", options[name], least=1, integer=True)
+    (_compare if compared else _file if is_file else _net)(path, parsed)
+    return None
+
+
+def _net(path: Path, parsed: cli.Parsed) -> None:
+    options = parsed.options
+    with cli.starting_tensorflow():
+        from mobilenet.export.form import Form
+        from mobilenet.models import folder
+        from mobilenet.reporting import layers, plots, rows, zeros
+    if options["histograms"] is not None:
+        plots.check_folder("--histograms", options["histograms"])
+    model = folder.load(path).model
+    shape = Form(image_size=options["image_size"]).shape(model.input_shape[1:])
+    found = layers.profile(model, shape, options["latency"])
+    print(cli.table(*rows.of_layers(found)))
+    if found.whole is not None:
+        print(
+            f"\nwhole float file: {1000 * found.whole:.4f} ms on one thread; the layers add up to "
+            f"{found.seconds / found.whole:.1%} of it"
         )
-    number("--images", options["images"], least=1, integer=True)
-    if options["worst"] is not None:
-        number("--worst", options["worst"], least=1, integer=True)
-    file = classifier.Classifier(Path(parsed.arguments[0]))
+    for note in found.notes:
+        print(note)
+    if options["groups"]:
+        print("", *found.groups, sep="\n")
+    if options["histograms"] is not None:
+        made = plots.histograms(model, options["histograms"])
+        print(f"\n{cli.table(*rows.of_zeros(zeros.zeros(model)))}")
+        print(f"\n{len(made)} pictures in {options['histograms']}")
+
+
+def _file(path: Path, parsed: cli.Parsed) -> None:
+    from mobilenet.reporting import contents, rows
+
+    content = flatbuffer.read(classifier.find(path))
+    print(cli.table(*rows.of_file(contents.lines(content))))
+    print(f"\n{len(content.content):,} bytes; {contents.operators(content)}")
+    if parsed.options["latency"]:
+        seconds = interpreter.latency({"file": content})["file"]
+        print(f"{1000 * seconds:.4f} ms on one thread")
+
+
+def _compare(path: Path, parsed: cli.Parsed) -> None:
+    options = parsed.options
+    file = classifier.Classifier(path)
     with cli.starting_tensorflow():
         from mobilenet.export import freeze
         from mobilenet.models import folder
-        from mobilenet.reporting import profile
+        from mobilenet.reporting import profile, rows
     net = folder.load(options["against"])
-    lines = profile.compare(
-        file.flatbuffer,
-        freeze.float32_copy(net.model),
-        *_images(parsed, net.card, file.card),
-    )
+    images = _images(parsed, net.card, file.card)
+    lines = profile.compare(file.flatbuffer, freeze.float32_copy(net.model), *images)
     if options["worst"] is not None:
         lines = sorted(lines, key=lambda line: line.accumulated or 0.0)[: options["worst"]]
-    heads = [
-        "layer",
-        "operator",
-        "range",
-        "reached",
-        "outlier",
-        "dB alone",
-        "dB",
-        "cause",
-        "remedy",
-    ]
-    print(cli.table(heads, [_row(line) for line in lines]))
-    return None
+    print(cli.table(*rows.of_comparison(lines)))
 
 
 def _images(parsed: cli.Parsed, card: Any, file_card: Any) -> tuple[Any, Any]:
@@ -83,23 +136,6 @@ def _images(parsed: cli.Parsed, card: Any, file_card: Any) -> tuple[Any, Any]:
     images = reading.images(data, "test", card.input_shape, way, count)
     mean, std = np.asarray(way.mean, np.float32), np.asarray(way.std, np.float32)
     return images, pixels.normalise(images * std + mean, file_card.preprocessing)
-
-
-def _row(line: Any) -> list[str]:
-    def decibels(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1f}"
-
-    return [
-        line.layer,
-        line.operator,
-        f"{line.low:.3g}..{line.high:.3g}",
-        f"{line.reached[0]:.3g}..{line.reached[1]:.3g}",
-        f"{line.outliers:.1f}",
-        decibels(line.alone),
-        decibels(line.accumulated),
-        line.cause,
-        line.remedy or "-",
-    ]
 
 
 def main() -> None:

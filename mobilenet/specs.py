@@ -1,5 +1,5 @@
 """Which flags a config has: every field with a `help`, through the configs nested in it. And flags
-that several commands share.
+that several commands share, or that are many.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from mobilenet.configs import formats
 from mobilenet.configs.base import Config
 
 GROUPS = ("model", "data", "training", "compression", "run")
@@ -83,6 +84,36 @@ CALIBRATION = (
         group="data",
     ),
     option("calibration_images", int, 200, "at most so many of them, spread evenly", group="data"),
+)
+
+# Of the converter: what the file looks like, and which figures it must reach.
+FORM = (
+    option(
+        "quantization",
+        str,
+        None,
+        f"number format for a float net: {', '.join(formats.FORMATS)}; float32 when left out",
+    ),
+    option(
+        "io", str, None, "type of both ends: int8, uint8 or float32; the inside's when left out"
+    ),
+    option("batch", int, 1, "images a call; 0 leaves it open in a frozen graph"),
+    option("image_size", int, None, "height and width of a net that leaves its size open"),
+    option("output_activation", str, "none", "none (logits) or softmax (1/256 a step in int8)"),
+    option(
+        "target",
+        str,
+        "xnnpack",
+        "xnnpack (hard-swish written out, stem on pairs of pixels) or generic (neither)",
+    ),
+)
+LIMITS = (
+    option("verify_images", int, 200, "held-out images that net and file must answer alike"),
+    option("min_agreement", float, 0.0, "least share of images with the net's top-1"),
+    option("min_clear_agreement", float, 0.0, "the same where the net's margin exceeds two steps"),
+    option("max_mean_steps", float, None, "largest mean difference of an output, in codes"),
+    option("max_operator_steps", int, 1, "largest difference of one operator, in codes"),
+    option("max_partitions", int, None, "most delegate partitions; only told when left out"),
 )
 
 

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```(python|bash)\n(.*?)```", re.DOTALL)
 NEEDS_RUN = "runs/mobilenet_v1_digits"
+NEEDS_THIN = '"runs/thin/'
 NEEDS_DATA = '"checkpoints/'
 
 
@@ -31,7 +33,7 @@ def python_blocks(needs: str | None = None) -> list[object]:
     """Blocks that need a run or real checkpoints, or neither."""
     found = []
     for name, text in blocks("python"):
-        need = next((mark for mark in (NEEDS_RUN, NEEDS_DATA) if mark in text), None)
+        need = next((mark for mark in (NEEDS_RUN, NEEDS_THIN, NEEDS_DATA) if mark in text), None)
         if need == needs:
             found.append(pytest.param(text, id=name))
     return found
@@ -61,6 +63,31 @@ def test_python_runs_on_real_checkpoints(
     exec(compile(text, "block", "exec"), {})  # noqa: S102
 
 
+def test_the_steps_of_a_thin_net_follow_each_other(
+    small_net: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the page's order, on a net that stands for the trained one."""
+    from mobilenet.configs.card import Card
+    from mobilenet.configs.run import RunConfig
+    from mobilenet.files import read_json
+    from mobilenet.models import builder, folder
+
+    monkeypatch.chdir(tmp_path)
+    net = small_net("mobilenet_v1")
+    config = builder.config_of(net)
+    card = Card(input_shape=(32, 32, 3), architecture=config.to_json())
+    folder.save(net, "runs/thin/train", card)
+    steps = [text for _, text in blocks("python") if NEEDS_THIN in text]
+    assert len(steps) == 2
+    for text in steps:
+        exec(compile(text, "block", "exec"), {})  # noqa: S102
+    thin = folder.load("runs/thin/cut").model
+    run = RunConfig.from_json(read_json("runs/thin/retrain.json"))
+    assert run.model.channels["Conv2d_3_pointwise"] == 19  # .58 of 32
+    assert builder.build(run.model, (32, 32, 3)).count_params() == thin.count_params()
+    assert thin.count_params() < 0.4 * folder.load("runs/thin/masked").model.count_params()
+
+
 def test_every_page_starts_with_its_command() -> None:
     for page in (ROOT / "docs").glob("*.md"):
         assert re.match(r"# .+\n\n```bash\n", page.read_text()), page.name
@@ -77,8 +104,17 @@ def commands() -> list[object]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_commands_take_their_flags(line: str) -> None:
+def test_commands_take_their_flags(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, _, module, *argv = shlex.split(line)
+    monkeypatch.chdir(tmp_path)
+    if "--config_file" in argv:  # which a step before would have written
+        from mobilenet.configs import recipes
+        from mobilenet.files import write_json
+
+        place = argv[argv.index("--config_file") + 1]
+        write_json(place, recipes.get("mobilenet_v1", "digits").to_json())
     spec = importlib.util.find_spec(module)
     assert spec is not None
     module += ".__main__" * bool(spec.submodule_search_locations)

@@ -105,8 +105,7 @@ def test_bad_words_cost_one_line(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ((), "FILE.tflite: expected one flatbuffer"),
-        (("FILE",), "--against: expected the float net of the file"),
+        ((), "MODEL: expected one net"),
         (("FILE", "--against=nowhere"), "nowhere: expected a model folder"),
         (("FILE", "--against=NET", "--images=0"), "--images: got 0"),
     ],

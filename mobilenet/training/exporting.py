@@ -21,7 +21,7 @@ from mobilenet.configs.compression import PostTraining
 from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
 from mobilenet.configs.formats import POST_TRAINING
 from mobilenet.errors import FailedProof, UsageError
-from mobilenet.export import metadata, operators, task_metadata, verify
+from mobilenet.export import frozen_graph, metadata, operators, task_metadata, verify
 from mobilenet.export.form import DEFAULT, Form
 from mobilenet.models import counting, folder
 from mobilenet.runtime import flatbuffer
@@ -135,7 +135,12 @@ def save_stage(plain: Any, target: Path, card: Card, ranges: _Ranges | None) -> 
 
 
 def load_trained(path: str | os.PathLike[str]) -> folder.Net:
-    """A net as it was evaluated in training: with its quantizers in it where it has ranges."""
+    """A net as it was evaluated in training: with its quantizers in it where it has ranges.
+
+    A frozen graph is a net too.
+    """
+    if frozen_graph.is_one(path):
+        return frozen_graph.load(path)
     net = folder.load(path)
     if not (Path(path) / "ranges.npz").is_file():
         return net
@@ -204,7 +209,7 @@ def export(
     job = Job(opened, images, form, shape, calibration)
     made = make(job)
     card = opened.net.card
-    card = card.replace(outputs=_outputs(card, form), notes=(*card.notes, *made.notes))
+    card = card.replace(outputs=outputs_of(card, form), notes=(*card.notes, *made.notes))
     try:
         data, found = _proved(made, job, card, limits)
     except UsageError as error:
@@ -268,7 +273,7 @@ def _judge(found: verify.Verification, target: str | os.PathLike[str], form: For
         )
 
 
-def _outputs(card: Card, form: Form) -> str:
+def outputs_of(card: Card, form: Form) -> str:
     """What the file gives: a softmax of the net is left out unless it is asked for."""
     if form.softmax:
         return "probabilities"

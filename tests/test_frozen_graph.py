@@ -1,0 +1,171 @@
+"""`--format frozen_graph`: a GraphDef that answers like the net, or one line and no file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mobilenet import converter, evaluator
+from mobilenet.configs.card import Card
+from mobilenet.errors import FailedProof, UsageError
+from mobilenet.models import folder
+
+tf = pytest.importorskip("tensorflow")
+tf_keras = pytest.importorskip("tf_keras")
+
+from mobilenet.export import frozen_graph  # noqa: E402
+
+LABELS = tuple("abcdefghij")
+
+
+@pytest.fixture(scope="module")
+def lively(small_net: Callable[..., Any]) -> Callable[[str], Any]:
+    """A net whose outputs are as large as a trained one's: about 10."""
+
+    def make(name: str) -> Any:
+        net = tf_keras.models.clone_model(small_net(name))
+        net.set_weights(small_net(name).get_weights())
+        kernel, bias = net.get_layer("Logits").get_weights()
+        net.get_layer("Logits").set_weights(
+            [kernel * 10 / np.abs(net(pictures()).numpy()).max(), bias + 0.5]
+        )
+        return net
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def saved(lively: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("frozen") / "net"
+    card = Card(input_shape=(32, 32, 3), labels=LABELS, dataset="digits")
+    folder.save(lively("mobilenet_v3_small"), place, card)
+    return place
+
+
+def pictures(count: int = 5) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (count, 32, 32, 3)).astype(np.float32)
+
+
+def answers(path: Path, images: np.ndarray) -> np.ndarray:
+    """By TensorFlow's own session, as a program of TF1 would."""
+    graph_def = tf.compat.v1.GraphDef()
+    graph_def.ParseFromString(path.read_bytes())
+    with tf.Graph().as_default() as graph, tf.compat.v1.Session() as session:
+        tf.import_graph_def(graph_def, name="")
+        assert not [op for op in graph.get_operations() if "Variable" in op.type]
+        return np.asarray(session.run("output:0", {"input:0": images}))
+
+
+@pytest.mark.parametrize("batch", [1, 0])
+def test_the_graph_answers_like_the_net(
+    batch: int, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--batch={batch}", "--verify_images=8", f"--output={tmp_path / 'out'}"]
+    converter.run([f"--model={saved}", "--format=frozen_graph", *words])
+    out = capsys.readouterr().out
+    assert "input:0, float32" in out and "output:0, float32" in out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "card.json", "frozen_graph.pb", "labels.txt",
+    ]  # fmt: skip
+    wanted = folder.load(saved).model(pictures()).numpy()
+    blocks = [pictures()] if batch == 0 else np.split(pictures(), 5)
+    found = [answers(tmp_path / "out/frozen_graph.pb", block) for block in blocks]
+    assert 5 < np.abs(wanted).max() < 20
+    np.testing.assert_allclose(np.concatenate(found), wanted, atol=1e-4)  # 1e-5 of the largest
+    net = frozen_graph.load(tmp_path / "out")
+    np.testing.assert_allclose(net.model(pictures()).numpy(), wanted, atol=1e-4)
+    card = json.loads((tmp_path / "out/card.json").read_text())
+    assert card["notes"][-1] == "frozen graph: input input:0, output output:0"
+    assert (tmp_path / "out/labels.txt").read_text().split() == list(LABELS)
+
+
+def test_a_graph_of_two_a_call_takes_any_number(
+    small_net: Callable[..., Any], tmp_path: Path
+) -> None:
+    net = small_net("mobilenet_v1")
+    (tmp_path / "two.pb").write_bytes(frozen_graph.serialise(net, 2, softmax=True))
+    runner = frozen_graph.load(tmp_path / "two.pb").model
+    assert (runner.input_shape, runner.output_shape) == ((2, 32, 32, 3), (2, 10))
+    wanted = tf.nn.softmax(net(pictures())).numpy()
+    np.testing.assert_allclose(runner(pictures()).numpy(), wanted, atol=1e-5)
+
+
+def test_the_evaluator_takes_it(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--format=frozen_graph", "--verify_images=2", f"--output={tmp_path / 'out'}"]
+    converter.run([f"--model={saved}", "--batch=0", *words])
+    figures = []
+    for model in (saved, tmp_path / "out", tmp_path / "out/frozen_graph.pb"):
+        capsys.readouterr()
+        evaluator.run([f"--model={model}", "--dataset_name=digits"])
+        figures.append(capsys.readouterr().out.splitlines()[-1].split()[:4])
+    assert figures[0] == figures[1] == figures[2]
+
+
+def test_another_net_is_no_proof(lively: Callable[[str], Any], tmp_path: Path) -> None:
+    net = lively("mobilenet_v1")
+    data = frozen_graph.serialise(net)
+    layer = net.get_layer("Conv2d_13_pointwise")
+    layer.set_weights([weight * 1.001 for weight in layer.get_weights()])
+    other = frozen_graph.reference(net)
+    with pytest.raises(FailedProof, match="outputs within 1e-05"):
+        frozen_graph.write(tmp_path / "out", data, Card(), other, pictures())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--quantization=weights"], "--quantization: got 'weights', expected --format tflite"),
+        (["--io=int8"], "--io: got 'int8', expected --format tflite"),
+        (["--target=generic"], "--target: got 'generic', expected --format tflite"),
+        (["--max_partitions=1"], "--max_partitions: got 1, expected --format tflite"),
+        (["--calibration_dir=x"], "--calibration_dir: got 'x', expected --quantization"),
+        (["--batch=-1"], "--batch: got -1"),
+        (["--output_activation=relu"], "--output_activation: got 'relu'"),
+        (["--format=onnx"], "--format: got 'onnx', expected one of tflite, frozen_graph"),
+        (["--format=tflite", "--batch=0"], "--batch: got 0"),
+        (["--image_size=64"], "--image_size: got 64"),
+        (["--output={full}"], "expected a new folder or one that holds a frozen graph"),
+    ],
+)
+def test_words_that_make_no_sense(words: list[str], told: str, saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine").write_text("mine")
+    words = [f"--output={tmp_path / 'out'}", *(w.format(full=tmp_path / "full") for w in words)]
+    with pytest.raises(UsageError) as caught:
+        converter.run([f"--model={saved}", "--format=frozen_graph", *words])
+    assert told in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["full"]
+    assert (tmp_path / "full/mine").read_text() == "mine"
+
+
+def graph_of(*operators: str) -> bytes:
+    graph = tf.compat.v1.GraphDef()
+    for operator in operators:
+        graph.node.add(name=operator.lower(), op=operator)
+    return bytes(graph.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"no graph at all", "no GraphDef"),
+        (b"", "no node input and none output"),
+        (graph_of("ReadFile"), "operators ReadFile"),
+        (graph_of("Placeholder"), "no node input"),
+    ],
+)
+def test_a_strange_file_costs_one_line(data: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / "x.pb").write_bytes(data)
+    with pytest.raises(UsageError) as caught:
+        frozen_graph.load(tmp_path / "x.pb")
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="cannot|can be read"):
+        frozen_graph.load(tmp_path / "y.pb")

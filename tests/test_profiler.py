@@ -1,0 +1,241 @@
+"""`python -m mobilenet.profiler` of a net or a file alone: counts, zeros, groups, times."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mobilenet import profiler, surgery
+from mobilenet.configs.card import Card
+from mobilenet.errors import UsageError
+from mobilenet.runtime import flatbuffer
+
+tf = pytest.importorskip("tensorflow")
+tf_keras = pytest.importorskip("tf_keras")
+
+from mobilenet.export import layer_times  # noqa: E402
+from mobilenet.models import counting, folder  # noqa: E402
+from mobilenet.reporting import contents, layers, plots, zeros  # noqa: E402
+
+
+def planted(small_net: Callable[..., Any]) -> Any:
+    """V1 with two silent output channels and one unread input channel in one kernel."""
+    source = small_net("mobilenet_v1")
+    net = tf_keras.models.clone_model(source)
+    net.set_weights(source.get_weights())
+    layer = net.get_layer("Conv2d_3_pointwise")
+    kernel = layer.get_weights()[0]
+    kernel[..., [1, 7]] = 0
+    kernel[:, :, 4] = 0
+    layer.set_weights([kernel])
+    return net
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"])
+def test_every_parameter_and_product_is_in_one_line(
+    name: str, small_net: Callable[..., Any]
+) -> None:
+    net = small_net(name)
+    found = layers.profile(net, latency=False)
+    total, counted = found.total(), counting.count(net)
+    assert total.params == net.count_params()
+    assert (total.macs, total.thop) == (counted.macs, counted.thop_flops)
+    assert total.bytes == 4 * net.count_params()
+    assert total.seconds is None and found.whole is None
+
+
+def test_a_line_is_what_a_hand_computes(small_net: Callable[..., Any]) -> None:
+    """Conv2d_3_pointwise of a quarter: 32 to 32 channels on 8 x 8, two zero columns, a zero row."""
+    found = layers.profile(planted(small_net), latency=False)
+    line = next(line for line in found.lines if line.layer == "Conv2d_3_pointwise")
+    assert (line.role, line.shape) == ("pointwise", (8, 8, 32))
+    assert line.params == 32 * 32 + 4 * 32
+    assert line.macs == 8 * 8 * 32 * 32
+    assert line.thop == line.macs + 2 * 8 * 8 * 32  # the batch norm's
+    assert line.zeros == 2 * 32 + 32 - 2
+    assert line.sparsity == pytest.approx(94 / 1024)
+    assert line.distinct == 1024 - 94 + 1
+    assert line.group == 3
+
+
+def test_channels_count_as_zero_only_whole(small_net: Callable[..., Any]) -> None:
+    net = planted(small_net)
+    depthwise = net.get_layer("Conv2d_5_depthwise")
+    kernel = depthwise.get_weights()[0]
+    kernel[:, :, 2] = 0
+    kernel[0, 0, 3, 0], kernel[0, 1, 3, 0] = 1, -1  # a sum that cancels is no zero
+    kernel[1:, :, 3] = kernel[0, 2, 3] = 0
+    depthwise.set_weights([kernel])
+    found = {line.layer: line for line in zeros.zeros(net)}
+    line = found["Conv2d_3_pointwise"]
+    assert (line.zero_outputs, line.outputs, line.zero_inputs, line.inputs) == (2, 32, 1, 32)
+    line = found["Conv2d_5_depthwise"]
+    assert (line.zero_outputs, line.outputs, line.zero_inputs) == (1, 64, 1)
+    assert line.zeros == 9 + 7
+    assert sum(x.zeros for x in found.values()) == 94 + 16
+
+
+def test_pieces_hold_all_layers_and_follow_the_activation(small_net: Callable[..., Any]) -> None:
+    net = small_net("mobilenet_v3_small")
+    found = layer_times.spans(net)
+    names = [layer.name for span in found for layer in span.layers]
+    assert sorted(names) == sorted(x.name for x in net.layers if not x.name.startswith("input"))
+    stem = [layer.name.removeprefix("Conv_") for layer in found[0].layers]
+    assert stem[:2] == ["Conv", "batch_norm"] and len(stem) == 6  # and the four of a hard-swish
+    gate = next(s for s in found if s.layers[0].name == "expanded_conv_squeeze_excite_multiply")
+    assert gate.piece.inputs == ((8, 8, 8), (1, 1, 8))
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_a_piece_computes_what_its_layers_do(place: int, small_net: Callable[..., Any]) -> None:
+    net = small_net("mobilenet_v3_small")
+    span = layer_times.spans(net)[place]
+    piece = span.piece.build()
+    weights = [w for layer in span.layers for w in layer.get_weights()]
+    images = np.random.default_rng(0).normal(size=(2, *span.piece.inputs[0])).astype(np.float32)
+    if len(span.piece.inputs) == 1:
+        piece.set_weights(weights)
+        own = tf_keras.Model(span.layers[0].input, span.layers[-1].output)
+        np.testing.assert_allclose(piece(images), own(images), atol=1e-5)
+    else:  # the other side of the product is a constant of 0.5 to 1.5
+        ratio = piece(images).numpy() / images
+        assert ratio.min() >= 0.49 and ratio.max() <= 1.51
+        np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:1, :1, :1], ratio.shape), 1e-3)
+
+
+def test_a_narrowed_piece_is_that_of_the_thin_net(small_net: Callable[..., Any]) -> None:
+    net = small_net("mobilenet_v1")
+    before = layer_times.spans(net)
+    after = layer_times.spans(surgery.thin(net, 0.5, round_to=1).model)
+    for old, new in list(zip(before, after, strict=True))[1:-1]:
+        wanted = new.piece.inputs[0][-1], new.layers[0].output_shape[-1]
+        assert old.piece.narrowed(*wanted) == new.piece
+
+
+def test_equal_layers_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two equal convolutions and another one; the runtime is a stand-in."""
+    source = x = tf_keras.Input((8, 8, 4))
+    for number, width in enumerate((4, 4, 6)):
+        x = tf_keras.layers.ReLU()(tf_keras.layers.Conv2D(width, 1, name=f"c{number}")(x))
+    found = layer_times.spans(tf_keras.Model(source, x))
+    asked: list[list[str]] = []
+
+    def latency(models: Any, rounds: int, invokes: int) -> dict[str, float]:
+        asked.append(list(models))
+        return {name: 5.0 if name.startswith("piece") else 2.0 for name in models}
+
+    monkeypatch.setattr(layer_times.interpreter, "latency", latency)
+    times = layer_times.LayerTimes()
+    data = layer_times.convert.float_flatbuffer(found[0].piece.build())
+    assert times.measure([s.piece for s in found], {"net": data}) == {"net": 2.0}
+    assert len(asked[0]) == 2 + 2  # two pieces, a call, the whole
+    assert [times.seconds[s.piece] for s in found] == [3.0] * 3  # without that of a call
+    times.measure([s.piece for s in found])
+    assert len(asked[1]) == 1
+
+
+@pytest.mark.slow
+def test_measured_layers_add_up_to_about_the_whole(small_net: Callable[..., Any]) -> None:
+    found = layers.profile(small_net("mobilenet_v1"))
+    assert found.whole and all(line.seconds is not None for line in found.lines)
+    assert 0.3 < found.seconds / found.whole < 3.0  # another job on the core moves it
+    assert not found.notes
+
+
+def test_a_net_whose_channels_cannot_be_followed_has_no_groups() -> None:
+    source = tf_keras.Input((8, 8, 4))
+    x = tf_keras.layers.Conv2D(4, 3, groups=2)(source)
+    found = layers.profile(tf_keras.Model(source, x), latency=False)
+    assert found.groups == () and found.lines[0].group is None
+    assert "no groups of channels" in found.notes[0]
+
+
+def test_histograms_count_every_weight(small_net: Callable[..., Any], tmp_path: Path) -> None:
+    net = planted(small_net)
+    kernel = net.get_layer("Conv2d_3_pointwise").get_weights()[0]
+    counts, edges, empty = plots.counted(kernel)
+    assert empty == 94 and counts.sum() == 1024 - 94
+    assert (edges[0], edges[-1]) == (kernel.min(), kernel.max())
+    made = plots.histograms(net, tmp_path / "h")
+    assert len(made) == 28 and sorted(made) == sorted((tmp_path / "h").iterdir())
+    assert made[0].name == "01_Conv2d_0.png"
+    with Image.open(made[6]) as picture:
+        assert picture.size == (640, 360)
+    assert plots.counted(np.zeros((2, 2), np.float32))[2] == 4
+
+
+def test_a_file_alone_is_read(float_file: Callable[[str], bytes]) -> None:
+    content = flatbuffer.read(float_file("mobilenet_v1"))
+    found = contents.lines(content)
+    held = sum(len(t.buffer) for t in content.tensors)
+    assert sum(line.held_bytes for line in found) == held
+    assert [line.operator for line in found] == [op.name for op in content.operators]
+    stem = found[0]
+    assert (stem.shape, stem.kernel) == ((1, 16, 16, 8), "float32 8x3x3x3")
+    assert stem.made_bytes == 4 * 16 * 16 * 8 and stem.distinct == 216 and stem.zeros == 0
+    assert "15 CONV_2D, 13 DEPTHWISE_CONV_2D" in contents.operators(content)
+
+
+@pytest.fixture(scope="module")
+def saved(small_net: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with ranges beside the net, as a quantized stage leaves it."""
+    place = tmp_path_factory.mktemp("profiled") / "net"
+    folder.save(planted(small_net), place, Card(input_shape=(32, 32, 3)))
+    (place / "ranges.npz").write_bytes(b"not read")
+    return place
+
+
+def test_the_command_shows_net_groups_and_zeros(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profiler.run([str(saved), "--nolatency", "--groups", f"--histograms={tmp_path / 'h'}"])
+    out = capsys.readouterr().out
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line}
+    assert rows["total"][1] == f"{folder.load(saved).model.count_params():,}"
+    assert "group 13: 256 channels of Conv2d_13_pointwise (pointwise)" in out
+    assert "group 14: 10 channels of Logits (classifier), fixed" in out
+    zero_row = [line.split() for line in out.splitlines() if line.startswith("Conv2d_3_pointwise ")]
+    assert zero_row[-1][2:] == ["1,024", "94", "9.18", "32", "2", "32", "1"]
+    assert "28 pictures" in out and len(os.listdir(tmp_path / "h")) == 28
+
+
+def test_the_command_shows_a_file_alone(
+    float_file: Callable[[str], bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.tflite").write_bytes(float_file("mobilenet_v1"))
+    profiler.run([str(tmp_path / "net.tflite"), "--nolatency"])
+    out = capsys.readouterr().out
+    assert f"{len(float_file('mobilenet_v1')):,} bytes;" in out
+    assert "CONV_2D" in out and "float32 8x3x3x3" in out and "ms" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nowhere"], "nowhere: expected a model folder"),
+        (["{file}"], "expected a model folder, a .keras or .h5 file"),
+        (["{net}", "--histograms={file}"], "--histograms: got '{file}', expected a folder; a file"),
+        (["{net}", "--images=3"], "--images: got 3, expected a flatbuffer and --against"),
+        (["{net}", "--against={net}"], "expected a flatbuffer to compare with it"),
+        (["{net}", "--image_size=64"], "--image_size: got 64, expected 32 x 32"),
+        (["nowhere.tflite"], "nowhere.tflite: expected a .tflite file"),
+        (["x.tflite", "--groups"], "--groups: got True, expected a net; here is a flatbuffer"),
+        (["x.tflite", "--against=y", "--nolatency"], "--latency: got False, expected a net, or a"),
+        (["{net}", "{net}"], "MODEL: got ["),
+    ],
+)
+def test_bad_words_cost_one_line(words: list[str], told: str, saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    named = {"{file}": str(tmp_path / "file"), "{net}": str(saved)}
+    for mark, place in named.items():
+        words, told = [w.replace(mark, place) for w in words], told.replace(mark, place)
+    with pytest.raises(UsageError) as caught:
+        profiler.run(words)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
