@@ -67,10 +67,10 @@ def test_the_steps_of_a_thin_net_follow_each_other(
     small_net: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the page's order, on a net that stands for the trained one."""
+    from mobilenet.configs import recipes
     from mobilenet.configs.card import Card
-    from mobilenet.configs.run import RunConfig
-    from mobilenet.files import read_json
     from mobilenet.models import builder, folder
+    from mobilenet.training import completion
 
     monkeypatch.chdir(tmp_path)
     net = small_net("mobilenet_v1")
@@ -82,7 +82,8 @@ def test_the_steps_of_a_thin_net_follow_each_other(
     for text in steps:
         exec(compile(text, "block", "exec"), {})  # noqa: S102
     thin = folder.load("runs/thin/cut").model
-    run = RunConfig.from_json(read_json("runs/thin/retrain.json"))
+    run = recipes.get("mobilenet_v1", "digits").replace(init_checkpoint="runs/thin/cut")
+    run, _ = completion.completed(run.replace(model=config), classes_given=True, decay_given=True)
     assert run.model.channels["Conv2d_3_pointwise"] == 19  # .58 of 32
     assert builder.build(run.model, (32, 32, 3)).count_params() == thin.count_params()
     assert thin.count_params() < 0.4 * folder.load("runs/thin/masked").model.count_params()
@@ -109,12 +110,6 @@ def test_commands_take_their_flags(
 ) -> None:
     _, _, module, *argv = shlex.split(line)
     monkeypatch.chdir(tmp_path)
-    if "--config_file" in argv:  # which a step before would have written
-        from mobilenet.configs import recipes
-        from mobilenet.files import write_json
-
-        place = argv[argv.index("--config_file") + 1]
-        write_json(place, recipes.get("mobilenet_v1", "digits").to_json())
     spec = importlib.util.find_spec(module)
     assert spec is not None
     module += ".__main__" * bool(spec.submodule_search_locations)

@@ -108,11 +108,11 @@ def load(path: str | os.PathLike[str]) -> Net:
     beside = source.parent / CARD
     has_own = source.name in (MODEL, "saved_model.pb") and beside.is_file()
     card = read_card(beside) if has_own else card_of(model)
-    model.mobilenet_config = _config(card)
+    model.mobilenet_config = architecture(card)
     return Net(model, card)
 
 
-def _config(card: Card) -> MobileNetConfig | None:
+def architecture(card: Card) -> MobileNetConfig | None:
     """The net's config, for `builder.config_of`; none where the card has none, or a later one."""
     try:
         return MobileNetConfig.from_json(card.architecture) if card.architecture else None

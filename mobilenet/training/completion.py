@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mobilenet import data
 from mobilenet.configs import recipes
+from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.compression import PostTraining
 from mobilenet.configs.distillation import AUTO, NONE, START, Distillation
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError
+from mobilenet.models import folder
 
 
 def completed(
     config: RunConfig, classes_given: bool, decay_given: bool, teacher_given: bool = False
 ) -> tuple[RunConfig, data.DatasetInfo]:
-    """Fills in what only the data can tell: the class count, a batch-norm momentum that fits, and
-    whether stages distil from what they start with.
+    """Fills in what only the data and the start can tell: the class count, a batch-norm momentum
+    that fits, whether stages distil from what they start with, and the channels of a start that
+    was thinned.
 
     Args:
         config: as recipes and flags made it.
@@ -29,7 +34,7 @@ def completed(
     if teacher_given:
         _check_teacher(config)
     info = data.describe(config.dataset)
-    net = config.model.replace(classifier_activation=None)
+    net = _thinned(config).replace(classifier_activation=None)
     if classes_given and net.num_classes != info.num_classes:
         raise UsageError(
             "--num_classes",
@@ -44,6 +49,17 @@ def completed(
         net = net.replace(batch_norm_decay=decay)
     distillation = _decided(config.distillation, info)
     return config.replace(model=net, distillation=distillation), info
+
+
+def _thinned(config: RunConfig) -> MobileNetConfig:
+    """The net, with the channels of the one that the weights come from where that is thin."""
+    place = Path(config.init_checkpoint or "")
+    if config.init_checkpoint is None or not (place / folder.CARD).is_file():
+        return config.model
+    start = folder.architecture(folder.read_card(place / folder.CARD))
+    if config.model.channels or type(start) is not type(config.model):
+        return config.model
+    return config.model.replace(channels=start.channels)
 
 
 def _check_teacher(config: RunConfig) -> None:
