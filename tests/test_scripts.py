@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mobilenet import cli
+from mobilenet.configs.compression import ChannelPruning
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
@@ -105,6 +106,39 @@ def test_training_on_imagenet_wants_its_folder(python: Path) -> None:
     assert error.startswith("DATA_DIR: expected the folder of ImageNet; ")
     words, _ = call("train_mbnv2.sh", "train", "--data_dir=/data", python=python)
     assert words[-1] == "--data_dir=/data"
+
+
+@pytest.mark.parametrize(
+    ("mode", "stages", "ratio", "epochs"), [("8stage", 7, 0.875, 30), ("16stage", 15, 0.9375, 15)]
+)
+def test_stages_of_pruning_are_those_of_the_seed(
+    mode: str, stages: int, ratio: float, epochs: int, python: Path
+) -> None:
+    """Ratios that rise by an eighth or a sixteenth, of which four epochs prune."""
+    from mobilenet import trainer
+
+    words, _ = call("multistage_prune.sh", "mobilenet_v1", mode, "--seed=3", python=python)
+    config = cli.run_config(trainer.COMMAND.parse(words[2:]))
+    pruning, recipe = config.pruning, config.prune
+    assert isinstance(pruning, ChannelPruning)
+    assert (pruning.stages, pruning.ratio, pruning.round_to) == (stages, {"all": ratio}, 1)
+    assert (pruning.schedule, pruning.importance, pruning.frequency) == (
+        *("polynomial", "magnitude"),
+        2000,
+    )
+    assert pruning.end * epochs == pytest.approx(4, abs=1e-3)
+    assert (recipe.epochs, recipe.batch_size, recipe.keep_best) == (epochs, 256, True)
+    assert (recipe.optimizer_name, recipe.lr, recipe.op_momentum) == ("momentum", 0.01, 0.9)
+    decay = (recipe.learning_scheduler_name, recipe.lr_decay_rate, recipe.lr_decay_epochs)
+    assert decay == ("exponential", 0.96, 1)
+    assert (config.distillation.teacher, config.seed) == ("none", 3)
+
+
+@pytest.mark.parametrize("words", [(), ("mobilenet_v1",), ("mobilenet_v1", "4stage")])
+def test_other_stages_are_one_line(words: tuple[str, ...], python: Path) -> None:
+    said, error = call("multistage_prune.sh", *words, python=python, status=2)
+    assert (said, error.count("\n")) == ([], 1)
+    assert "expected a model and 8stage or 16stage" in error
 
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])
@@ -261,7 +295,7 @@ def test_an_environment_is_made_once_and_again_after_a_change(tmp_path: Path) ->
 
 def test_every_script_is_valid_and_can_be_executed() -> None:
     found = sorted(SCRIPTS.glob("*.sh"))
-    assert len(found) == 11
+    assert len(found) == 12
     for path in [*found, ROOT / ".ci" / "run"]:
         subprocess.run(["bash", "-n", str(path)], check=True)
         if path.name != "environment.sh":
