@@ -286,18 +286,24 @@ def test_images_are_varied_within_what_they_show() -> None:
 
 
 def test_tuning_moves_no_kernel_and_no_fixed_range() -> None:
-    small, images = spread(liven(toy())), inputs(20)
-    wrapped = scheme.wrap(small, WAY)
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.BatchNormalization(name="norm")(L.Conv2D(8, 3, 2, use_bias=False, name="first")(source))
+    x = L.Multiply()([x, L.Rescaling(1 / 6)(L.ReLU(6.0)(L.Rescaling(1.0, 3.0)(x)))])
+    x = L.GlobalAveragePooling2D(keepdims=True)(L.ReLU()(L.Conv2D(16, 1, name="second")(x)))
+    small = liven(tf_keras.Model(source, L.Flatten()(L.Conv2D(5, 1, name="end")(x))))
+    images, wrapped = inputs(20), scheme.wrap(small, WAY)
     calibrate(wrapped, images)
     kernels = {w.name: w.numpy() for w in wrapped.weights if "kernel" in w.name}
+    fixed = [n for n, q in scheme.quantizers(wrapped).items() if getattr(q, "fixed", None)]
     held = scheme.get_ranges(wrapped)
+    held |= {name: span / 2 for name, span in held.items() if name not in fixed}
+    scheme.set_ranges(wrapped, held)  # too narrow: there is something to win
     losses = tuning.tune(wrapped, images, lambda x: answers(small, x), epochs=6, rate=3e-3)
     assert losses[-1] < 0.9 * losses[0]
     for weight in wrapped.weights:
         if weight.name in kernels:
             np.testing.assert_array_equal(weight.numpy(), kernels[weight.name])
     now = scheme.get_ranges(wrapped)
-    fixed = [n for n, q in scheme.quantizers(wrapped).items() if getattr(q, "fixed", None)]
     assert fixed and all((now[name] == held[name]).all() for name in fixed)
     assert sum(bool((now[name] != held[name]).any()) for name in now) > len(now) // 4
 
