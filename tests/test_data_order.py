@@ -14,6 +14,7 @@ from data_sets import folders, records
 from mobilenet import data
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.errors import UsageError
 
 STILL: dict[str, Any] = {"area_min": 1.0, "flip": False, "colour": 0.0}
 
@@ -112,3 +113,10 @@ def test_evaluation_gives_each_image_once_and_the_rest_last(
 def test_folder_evaluation_is_in_file_order(sets: dict[str, DatasetConfig]) -> None:
     found = data.load(sets["image_folder"], "test", image_size=16, batch_size=100)
     assert next(iter(found))[1].numpy().tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_limit_takes_images_evenly_and_is_at_least_one(sets: dict[str, DatasetConfig]) -> None:
+    found = data.load(sets["image_folder"], "test", image_size=16, batch_size=9, limit=2)
+    assert [labels.numpy().tolist() for _, labels in found] == [[0, 1]]
+    with pytest.raises(UsageError, match="limit: got 0, expected a whole number at least 1"):
+        data.load(sets["image_folder"], "test", image_size=16, batch_size=9, limit=0)

@@ -23,7 +23,13 @@ from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import PREPROCESSING
 from mobilenet.configs.formats import FORMATS
 from mobilenet.errors import FailedProof, UsageError
-from mobilenet.export import convert, edge_quantizer, weights_only
+from mobilenet.export import (
+    convert,
+    edge_quantizer,
+    sixteen_bits,
+    structure,
+    weights_only,
+)
 from mobilenet.export.form import Form
 from mobilenet.models import folder
 from mobilenet.runtime import flatbuffer
@@ -373,6 +379,27 @@ def test_a_squeeze_that_is_always_zero_has_a_range_in_sixteen_bits(tmp_path: Pat
     made = exporting.export(opened, tmp_path / "out", images, form, calibration=seen)
     assert made.verification.signal_to_noise is not None
     assert made.verification.signal_to_noise > 30
+
+
+def test_shared_biases_are_told_by_their_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `prepared` the converter keeps one constant for both, with the scales of one."""
+    import tf_keras
+
+    layers = tf_keras.layers
+    tf_keras.utils.set_random_seed(0)
+    ones: dict[str, Any] = {"bias_initializer": "ones", "activation": "relu"}
+    source = layers.Input((8, 8, 3))
+    x = layers.Conv2D(4, 1, **ones)(layers.Conv2D(4, 3, **ones)(source))
+    model = tf_keras.Model(source, layers.Dense(4, bias_initializer="ones")(layers.Flatten()(x)))
+    images = compression_nets.inputs(16, 8)
+
+    def faults() -> list[str]:
+        made = flatbuffer.read(convert.int16x8_flatbuffer(model, images))
+        return structure.format_faults(made, FORMATS["int16x8"])
+
+    assert faults() == []
+    monkeypatch.setattr(sixteen_bits, "prepared", lambda net, seen: net)
+    assert [fault for fault in faults() if "its bias has other scales" in fault]
 
 
 def test_calibration_reads_what_lies_at_a_place(tmp_path: Path, photos: Path) -> None:
