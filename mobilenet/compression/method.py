@@ -27,7 +27,7 @@ from mobilenet.models.roles import kind_is_wrapper
 
 Images = Callable[[int], npt.NDArray[np.float32]]
 Examples = Callable[[int], tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
-Latency = Callable[[Mapping[str, Any]], dict[str, float]]
+Latency = Callable[[Any], Callable[[Any], tuple[float, float]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Stage:
         ranges: low and high of tensors by layer name, where the net comes from training with fake
             quantization elsewhere (`Report.ranges` of `mobilenet.tf1_loader`).
         examples: gives the first n training inputs with their labels, `[n]`.
-        latency: seconds of one invocation of the float file of each net, by name.
+        latency: from a net to a function that times other nets beside it: seconds of one
+            invocation of the other's float file, and of its own.
         whole: config of the net before its channels were thinned; shares of channels are of it.
         part: number of this part of the stage, from 1, and of how many, where the stage is run in
             parts.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ from mobilenet.training.run_folder import Entry, RunFolder
 from mobilenet.training.supply import Supply
 
 log = logging.getLogger("mobilenet")
+_LEAST_ROUND = 0.01  # seconds of one net; shorter ones show the machine more than the net
 _RECIPE_OF: dict[str, Callable[[RunConfig], TrainConfig]] = {
     "train": lambda config: config.train,
     "prune": lambda config: config.prune,
@@ -370,6 +372,15 @@ def _scores(held_out: metrics.Metrics) -> dict[str, float]:
     }
 
 
-def latency(nets: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of one invocation of the float file of each net, on one thread."""
-    return interpreter.latency({name: convert.float_flatbuffer(net) for name, net in nets.items()})
+def latency(whole: Any) -> Callable[[Any], tuple[float, float]]:
+    """Times the float files of nets beside that of `whole`, see `Stage.latency`."""
+    data = convert.float_flatbuffer(whole)
+    once = interpreter.latency({"whole": data}, rounds=3)["whole"]
+    invokes = math.ceil(min(max(_LEAST_ROUND / once, 4), 200))
+
+    def beside(net: Any) -> tuple[float, float]:
+        files = {"whole": data, "net": convert.float_flatbuffer(net)}
+        found = interpreter.latency(files, invokes=invokes)
+        return found["net"], found["whole"]
+
+    return beside

@@ -193,18 +193,16 @@ class Channel(Method):
             raise UsageError(
                 "--target_latency", self.config.target_latency, "a stage that measures"
             )
-        measure = self.stage.latency
-        dense = self._of_widths(model, self.whole)
+        measure = self.stage.latency(self._of_widths(model, self.whole))
 
         def share_of_time(counts: budget.Counts) -> float:
-            found = measure({"whole": dense, "thin": self._of_widths(model, counts)})
-            share = found["thin"] / found["whole"]
+            thin, whole = measure(self._of_widths(model, counts))
             kept = sum(counts.values()) / sum(self.whole.values())
             self.budget_notes.append(
-                f"with {kept:.1%} of the channels: {1e3 * found['thin']:.2f} ms of "
-                f"{1e3 * found['whole']:.2f} ms, {share:.1%}"
+                f"with {kept:.1%} of the channels: {1e3 * thin:.3g} ms of {1e3 * whole:.3g} ms, "
+                f"{thin / whole:.1%}"
             )
-            return share
+            return thin / whole
 
         return self._within(shares, self.whole, share_of_time)
 
