@@ -68,6 +68,7 @@ class Method(tf.Module):
 
     config_type: ClassVar[type[Config]]
     trains: ClassVar[bool] = True  # `apply` does all of it where this is false
+    averaged_from: int = 0  # updates behind which the average of the weights begins anew
 
     def __init__(self, config: Any, stage: Stage) -> None:
         super().__init__(name=type(self).__name__)

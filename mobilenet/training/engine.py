@@ -125,7 +125,7 @@ def fit(net: Any, method: Method | None, job: Job) -> list[Row]:
     def behind(step: tf.Tensor) -> None:
         if method is not None:
             method.after_step(net, step)
-        average.update(step, pruned=method is not None)
+        average.update(_averaged(step, method), pruned=method is not None)
 
     learner = Learner(net, behind, job.teacher)
     learner.compile(
@@ -162,6 +162,12 @@ def _with_best(best: Best, job: Job, rows: list[Row]) -> list[Row]:
         top1 = rows[kept - 1]["val_top1"]
         log.info("%s: epoch %d of %d is kept, val top-1 %.2f %%", job.name, kept, len(rows), top1)
     return [{**row, "kept": int(row["epoch"] == kept)} for row in rows]
+
+
+def _averaged(step: tf.Tensor, method: Method | None) -> tf.Tensor:
+    """The number of the update, counted anew where the method made another net of it."""
+    start = 0 if method is None else method.averaged_from
+    return tf.where(step > start, step - start, step)
 
 
 class _Epochs(tf_keras.callbacks.Callback):

@@ -20,11 +20,13 @@ from mobilenet.compression.pruning import budget, importance, selection, surgery
 from mobilenet.compression.pruning.groups import Group, find
 from mobilenet.compression.pruning.schedule import Timing
 from mobilenet.compression.pruning.slicing import axes
+from mobilenet.configs import recipes
 from mobilenet.configs.compression import ChannelPruning
 from mobilenet.errors import UsageError
 from mobilenet.models import counting
 from mobilenet.models.builder import build, config_of
 from mobilenet.models.plan import layer_channels
+from mobilenet.models.roles import kind
 
 _FLAG = "--channel_ratio"
 _PROOF_IMAGES = 8
@@ -91,12 +93,14 @@ class Channel(Method):
         self.end, self.frequency = timing.aligned()
         self.begin = timing.begin + (config.schedule == "constant")
         self.schedule = timing.schedule(0.0, _FULL, self.end, self.frequency)
+        self.averaged_from = self.end + 1  # before that it is the average of wider nets
         self.groups: tuple[Group, ...] = ()
         self.whole: dict[int, int] = {}
         self.masks: ChannelMasks | None = None
         self.net: Any = None
         self.net_config: Any = None
         self.budget_notes: list[str] = []
+        self.momentum: dict[str, float] = {}  # of batch norms, as they were
         self.shares: Any = None
 
     def check(self, model: Any) -> None:
@@ -111,6 +115,7 @@ class Channel(Method):
         self.net = trained = tf_keras.models.clone_model(model)
         trained.set_weights(model.get_weights())
         self.net_config = config_of(model)
+        self._hurry(trained)
         self.groups = find(trained)
         self.whole = self._whole_counts(self.groups)
         shares = self._final_shares(trained)
@@ -145,6 +150,8 @@ class Channel(Method):
         Raises:
             FailedProof: it does not.
         """
+        for layer, momentum in self.momentum.items():
+            model.get_layer(layer).momentum = momentum
         thinned = surgery.cut(model, self._kept(), self.net_config)
         surgery.prove(model, thinned, self.stage.images(_PROOF_IMAGES))
         return thinned.model
@@ -165,6 +172,13 @@ class Channel(Method):
                 for group in self.groups
             ),
         ]
+
+    def _hurry(self, model: Any) -> None:
+        """Statistics that follow within the stage: without its channels it is another net."""
+        for layer in model.layers:
+            if kind(layer) == "BatchNormalization":
+                self.momentum[layer.name] = layer.momentum
+                layer.momentum = recipes.batch_norm_decay(self.stage.steps, layer.momentum)
 
     def _whole_counts(self, groups: Sequence[Group]) -> dict[int, int]:
         """Channels of the net that shares are of, by group; of this one where no other is known."""
