@@ -201,6 +201,21 @@ def test_gradients_of_the_first_batch_rank_channels() -> None:
     assert silent(trained, "d") == [2, 5, 7, 11]
 
 
+def test_statistics_and_averages_follow_the_thinner_net() -> None:
+    """A stage is shorter than what made the net: its statistics would be those of wider ones."""
+    net = liven(toy())
+    for layer in net.layers:
+        if hasattr(layer, "momentum"):
+            layer.momentum = 0.99
+    method, trained = prepared(net, 200, end=0.5, frequency=10)
+    momentum = {layer.momentum for layer in trained.layers if hasattr(layer, "momentum")}
+    assert momentum == {0.9}
+    method.enter(0)
+    thin = method.finalize(trained)
+    assert {x.momentum for x in thin.layers if hasattr(x, "momentum")} == {0.99}
+    assert not method.settled(method.averaged_from - 1) and method.settled(method.averaged_from)
+
+
 def test_names_in_the_config_are_those_of_the_registry() -> None:
     assert set(IMPORTANCES) == set(importance.REGISTRY)
     assert PRUNING["channel"] is ChannelPruning

@@ -266,3 +266,22 @@ def test_one_trace_serves_batches_of_any_size(caplog: pytest.LogCaptureFixture) 
         assert infer(tf.zeros((size, 6, 6, 2))).shape == (size, CLASSES)
     assert len(traces) == 1
     assert "retracing" not in caplog.text
+
+
+def test_the_average_begins_anew_behind_the_update_that_the_method_names() -> None:
+    """Right behind it the average is nearly the weights themselves."""
+    net = tf_keras.Sequential([tf_keras.layers.Dense(1, use_bias=False, input_shape=(1,))])
+    weight, method = (
+        net.weights[0],
+        Method(None, Stage(9, PREPROCESSING["inception"], lambda n: None)),
+    )
+    method.averaged_from = 6
+    average, expected = Average(net, 0.99), float(weight.numpy()[0, 0])
+    for step in range(1, 10):
+        weight.assign([[float(step)]])
+        average.update(engine.averaged(tf.constant(step, tf.int64), method), pruned=False)
+        count = step - 6 if step > 6 else step
+        decay = min(0.99, (1 + count) / (10 + count))
+        expected = decay * expected + (1 - decay) * step
+    average.assign()
+    assert weight.numpy()[0, 0] == pytest.approx(expected, rel=1e-5)

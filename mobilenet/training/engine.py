@@ -125,7 +125,7 @@ def fit(net: Any, method: Method | None, job: Job) -> list[Row]:
     def behind(step: tf.Tensor) -> None:
         if method is not None:
             method.after_step(net, step)
-        average.update(_averaged(step, method), pruned=method is not None)
+        average.update(averaged(step, method), pruned=method is not None)
 
     learner = Learner(net, behind, job.teacher)
     learner.compile(
@@ -164,7 +164,7 @@ def _with_best(best: Best, job: Job, rows: list[Row]) -> list[Row]:
     return [{**row, "kept": int(row["epoch"] == kept)} for row in rows]
 
 
-def _averaged(step: tf.Tensor, method: Method | None) -> tf.Tensor:
+def averaged(step: tf.Tensor, method: Method | None) -> tf.Tensor:
     """The number of the update, counted anew where the method made another net of it."""
     start = 0 if method is None else method.averaged_from
     return tf.where(step > start, step - start, step)
