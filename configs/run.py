@@ -14,6 +14,7 @@ from .compression import (
     PRUNING,
     QUANTIZATION,
     ChannelPruning,
+    DnsPruning,
     MagnitudePruning,
     PostTraining,
     QuantizationAwareTraining,
@@ -120,7 +121,7 @@ class RunConfig(Config):
     train: TrainConfig = nested(TrainConfig())
     prune: TrainConfig = nested(TrainConfig(), "prune_", ("epochs", "lr", "keep_best"))
     quantize: TrainConfig = nested(TrainConfig(), "quantize_", ("epochs", "lr", "keep_best"))
-    pruning: MagnitudePruning | ChannelPruning | TfmotPruning = nested(
+    pruning: MagnitudePruning | ChannelPruning | DnsPruning | TfmotPruning = nested(
         MagnitudePruning(), kinds=PRUNING, help="how to prune"
     )
     quantization: QuantizationAwareTraining | PostTraining = nested(

@@ -33,6 +33,7 @@ from mobilenet.configs.card import Card
 from mobilenet.configs.compression import (
     PRUNING,
     QUANTIZATION,
+    DnsPruning,
     MagnitudePruning,
     QuantizationAwareTraining,
     TfmotPruning,
@@ -51,6 +52,12 @@ def half_is_zero(model: Any, plain: Any, ranges: Any) -> None:
         assert zeros(plain.get_layer(name).kernel) == 0.5
 
 
+def zeros_are_by_size(model: Any, plain: Any, ranges: Any) -> None:
+    for name, share in {"a": 0, "b": 0, "c": 0.675, "d": 0.75}.items():
+        kernel = variables.kernel(plain.get_layer(name))
+        assert zeros(kernel) == pytest.approx(share, abs=1 / 64)
+
+
 def every_place_has_a_range(model: Any, plain: Any, ranges: Any) -> None:
     scheme.check_ranges(ranges)
     again = scheme.wrap(plain, WAY)
@@ -63,6 +70,7 @@ def every_place_has_a_range(model: Any, plain: Any, ranges: Any) -> None:
 # What a method promises of the net that it hands back; one without an entry fails its test.
 PROMISES: dict[type[Config], Callable[[Any, Any, Any], None]] = {
     MagnitudePruning: half_is_zero,
+    DnsPruning: zeros_are_by_size,
     TfmotPruning: half_is_zero,
     QuantizationAwareTraining: every_place_has_a_range,
 }

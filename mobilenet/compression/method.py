@@ -120,6 +120,7 @@ M = TypeVar("M", bound=type[Method])
 _METHODS: dict[type[Config], type[Method]] = {}
 _HOMES = (
     "mobilenet.compression.pruning.channel",
+    "mobilenet.compression.pruning.dns",
     "mobilenet.compression.pruning.magnitude",
     "mobilenet.compression.pruning.tfmot",
     "mobilenet.compression.quantization.qat",
