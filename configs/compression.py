@@ -10,6 +10,7 @@ from types import MappingProxyType
 from mobilenet.errors import UsageError
 
 from .base import Config, flag, number, one_of
+from .few_values import CodebookQuantization, LinearQuantization, TfmotClustering
 
 TARGETS = ("xnnpack", "generic")  # runtimes that an int8 file is made for
 ALL_GROUPS = "all"  # of channels, but the squeezes of squeeze-excites
@@ -385,4 +386,12 @@ PRUNING = MappingProxyType(
         "tfmot": TfmotPruning,
     }
 )
-QUANTIZATION = MappingProxyType({"qat": QuantizationAwareTraining, "ptq": PostTraining})
+QUANTIZATION = MappingProxyType(
+    {
+        "qat": QuantizationAwareTraining,
+        "ptq": PostTraining,
+        "linear": LinearQuantization,
+        "codebook": CodebookQuantization,
+        "cluster": TfmotClustering,
+    }
+)

@@ -22,6 +22,7 @@ from .compression import (
 )
 from .dataset import DatasetConfig
 from .distillation import Distillation
+from .few_values import FewValues
 
 STAGES = ("train", "prune", "quantize", "convert")
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam", "adamw")
@@ -124,7 +125,7 @@ class RunConfig(Config):
     pruning: MagnitudePruning | ChannelPruning | DnsPruning | TfmotPruning = nested(
         MagnitudePruning(), kinds=PRUNING, help="how to prune"
     )
-    quantization: QuantizationAwareTraining | PostTraining = nested(
+    quantization: QuantizationAwareTraining | PostTraining | FewValues = nested(
         QuantizationAwareTraining(), kinds=QUANTIZATION, help="how to quantize"
     )
     distillation: Distillation = nested(Distillation())

@@ -123,6 +123,9 @@ _HOMES = (
     "mobilenet.compression.pruning.dns",
     "mobilenet.compression.pruning.magnitude",
     "mobilenet.compression.pruning.tfmot",
+    "mobilenet.compression.quantization.cluster",
+    "mobilenet.compression.quantization.codebook",
+    "mobilenet.compression.quantization.linear",
     "mobilenet.compression.quantization.qat",
     "mobilenet.compression.quantization.ptq",
 )
