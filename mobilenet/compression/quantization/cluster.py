@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from mobilenet.compression import variables
 from mobilenet.compression.method import Method, check_plain, register
 from mobilenet.compression.quantization.few_values import kind_of, told, with_momentum
 from mobilenet.configs.few_values import TfmotClustering
@@ -54,7 +53,7 @@ class Cluster(Method):
             found = kinds[layer.name]
             if found is None:
                 return copy
-            values = variables.kernel(layer).numpy()
+            values = Graph.kernel(layer).numpy()
             if kind(layer) == "DepthwiseConv2D" or not np.any(values):
                 self._skipped.append(layer.name)
                 return copy
@@ -85,7 +84,7 @@ class Cluster(Method):
     def notes(self, model: Any) -> list[str]:
         plain = self.finalize(model)
         lines = [
-            told(name, bits, variables.kernel(plain.get_layer(name)).numpy())
+            told(name, bits, Graph.kernel(plain.get_layer(name)).numpy())
             for name, bits in self._bits.items()
         ]
         return [*lines, *(f"{name}: tfmot does not cluster it" for name in self._skipped)]

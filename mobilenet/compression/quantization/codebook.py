@@ -53,7 +53,7 @@ class CodebookMethod(FewValuesMethod):
 def spread(values: Any, labels: Any, mask: Any) -> tf.Tensor:
     """Each weight's value, zero where `mask` is; a value's gradient is the sum over its members."""
 
-    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    @tf.custom_gradient
     def of(table: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
             return tf.math.unsorted_segment_sum(upstream * mask, labels, table.shape[0])

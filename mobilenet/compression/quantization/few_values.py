@@ -44,7 +44,7 @@ class Code:
         """Restores behind an optimizer step what must hold of the numbers."""
 
 
-class Coded(tf_keras.layers.Wrapper):  # type: ignore[misc]
+class Coded(tf_keras.layers.Wrapper):
     """A layer that computes with a coded kernel; its own weights do not train."""
 
     def __init__(self, layer: Any, code: Code, **options: Any) -> None:
@@ -79,7 +79,7 @@ class Coded(tf_keras.layers.Wrapper):  # type: ignore[misc]
         return self.code.weights(tf.cast(kernel, _FLOAT), {**self.numbers, **self.fixed})
 
     def call(self, inputs: Any) -> Any:
-        own = vars(self.layer)
+        own: Any = vars(self.layer)
         place = next(name for name in ("depthwise_kernel", "kernel") if name in own)
         variable = own[place]
         own[place] = tf.cast(self.coded(), self.compute_dtype)  # no attribute: Keras would track it
@@ -124,7 +124,7 @@ class FewValuesMethod(Method):
             if found is None:
                 return copy
             self._bits[layer.name] = self.config.bits(found)
-            values = variables.kernel(layer).numpy().astype(np.float32)
+            values = Graph.kernel(layer).numpy().astype(np.float32)
             code = self.code(values, self._bits[layer.name], found != "depthwise")
             self.coded[layer.name] = Coded(
                 copy, code, name=f"coded_{layer.name}", dtype=copy.dtype_policy
@@ -153,7 +153,7 @@ class FewValuesMethod(Method):
             if layer.name in self.coded:
                 wrapper = self.coded[layer.name]
                 layer.set_weights(wrapper.layer.get_weights())
-                variables.kernel(layer).assign(wrapper.coded())
+                Graph.kernel(layer).assign(wrapper.coded())
             else:
                 layer.set_weights(model.get_layer(layer.name).get_weights())
         return plain
