@@ -10,6 +10,7 @@ from types import MappingProxyType
 from mobilenet.errors import UsageError
 
 from .base import Config, flag, number, one_of
+from .few_values import CodebookQuantization, LinearQuantization, TfmotClustering
 
 TARGETS = ("xnnpack", "generic")  # runtimes that an int8 file is made for
 ALL_GROUPS = "all"  # of channels, but the squeezes of squeeze-excites
@@ -228,6 +229,75 @@ class ChannelPruning(Pruning):
         return None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DnsPruning(Pruning):
+    """Dynamic network surgery: what was removed goes on learning and may come back (Guo et al.,
+    arXiv 1608.04493), with the rules of wendazhou/nnet-compression-generalization `nnet/pruning`.
+
+    A threshold is the percentile of a kernel's dense magnitudes at the share that the schedule asks
+    for. It is taken every `frequency` steps. The target stands at `end`; that repository has 2/3.
+
+    Attributes:
+        sparsity: share of zeros by role, or by a regular expression that matches whole layer names,
+            in place of what `base` and `slope` give.
+        base, slope: a 1x1 or dense kernel loses `base + slope * size / largest`, where `largest` is
+            the size of the net's largest such kernel. All other kernels stay dense.
+        lower, upper: of the threshold: up to the one a weight goes, from the other on it comes
+            back, in between nothing changes.
+        boundaries: shares of the stage up to which each of `probabilities` holds, but the last.
+        probabilities: chance, by step and kernel, that its mask is replaced.
+        last: share of the stage at which every mask is taken a last time, at exactly the target and
+            without the band; then they stand still.
+        train: `kernels` holds all other weights where they are, `all` trains them too.
+        statistics: batch-norm statistics move; without it, steps run in inference mode.
+    """
+
+    sparsity: dict[str, float] = flag(
+        MappingProxyType({}),
+        "share of zeros in place of what the size gives: role=share,regex=share",
+        "dns_sparsity",
+    )
+    base: float = flag(0.6, "share of zeros of the smallest 1x1 kernels", "dns_base")
+    slope: float = flag(0.15, "what the largest 1x1 kernel loses on top", "dns_slope")
+    lower: float = flag(0.9, "part of the threshold up to which weights go", "dns_lower")
+    upper: float = flag(1.1, "part of the threshold from which weights come back", "dns_upper")
+    boundaries: tuple[float, ...] = flag(
+        (1 / 60, 0.05, 0.1, 1 / 6), "shares of the stage where the chance changes", "dns_boundaries"
+    )
+    probabilities: tuple[float, ...] = flag(
+        (1.0, 0.5, 0.25, 0.1, 0.05),
+        "chance of a mask to be replaced in a step",
+        "dns_probabilities",
+    )
+    last: float = flag(0.9, "share of the stage behind which masks stand still", "dns_last")
+    train: str = flag("kernels", "kernels or all: which weights train", "dns_train")
+    statistics: bool = flag(True, "let batch-norm statistics move", "dns_statistics")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "sparsity", dict(self.sparsity))
+        for pattern, share in self.sparsity.items():
+            number(f"--dns_sparsity {pattern}", share, least=0, below=1)
+        number("--dns_base", self.base, least=0, below=1)
+        number("--dns_slope", self.slope, least=0, below=1 - self.base)
+        number("--dns_lower", self.lower, least=0, most=1)
+        number("--dns_upper", self.upper, least=1)
+        number("--dns_last", self.last, least=self.end, most=1)
+        one_of("--dns_train", self.train, ("kernels", "all"))
+        for chance in self.probabilities:
+            number("--dns_probabilities", chance, least=0, most=1)
+        edges = self.boundaries
+        for edge in edges:
+            number("--dns_boundaries", edge, above=0, below=1)
+        if list(edges) != sorted(set(edges)) or len(edges) + 1 != len(self.probabilities):
+            raise UsageError(
+                "--dns_boundaries",
+                ",".join(f"{edge:g}" for edge in edges),
+                f"{max(len(self.probabilities) - 1, 0)} shares in rising order, one fewer than"
+                " --dns_probabilities",
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class QuantizationAwareTraining(Config):
     """Trains with the arithmetic of the int8 file in the forward pass (Jacob et al., arXiv
@@ -309,6 +379,19 @@ class PostTraining(Config):
 
 
 PRUNING = MappingProxyType(
-    {"magnitude": MagnitudePruning, "channel": ChannelPruning, "tfmot": TfmotPruning}
+    {
+        "magnitude": MagnitudePruning,
+        "channel": ChannelPruning,
+        "dns": DnsPruning,
+        "tfmot": TfmotPruning,
+    }
 )
-QUANTIZATION = MappingProxyType({"qat": QuantizationAwareTraining, "ptq": PostTraining})
+QUANTIZATION = MappingProxyType(
+    {
+        "qat": QuantizationAwareTraining,
+        "ptq": PostTraining,
+        "linear": LinearQuantization,
+        "codebook": CodebookQuantization,
+        "cluster": TfmotClustering,
+    }
+)

@@ -14,6 +14,7 @@ from .compression import (
     PRUNING,
     QUANTIZATION,
     ChannelPruning,
+    DnsPruning,
     MagnitudePruning,
     PostTraining,
     QuantizationAwareTraining,
@@ -21,6 +22,7 @@ from .compression import (
 )
 from .dataset import DatasetConfig
 from .distillation import Distillation
+from .few_values import FewValues
 
 STAGES = ("train", "prune", "quantize", "convert")
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam", "adamw")
@@ -120,10 +122,10 @@ class RunConfig(Config):
     train: TrainConfig = nested(TrainConfig())
     prune: TrainConfig = nested(TrainConfig(), "prune_", ("epochs", "lr", "keep_best"))
     quantize: TrainConfig = nested(TrainConfig(), "quantize_", ("epochs", "lr", "keep_best"))
-    pruning: MagnitudePruning | ChannelPruning | TfmotPruning = nested(
+    pruning: MagnitudePruning | ChannelPruning | DnsPruning | TfmotPruning = nested(
         MagnitudePruning(), kinds=PRUNING, help="how to prune"
     )
-    quantization: QuantizationAwareTraining | PostTraining = nested(
+    quantization: QuantizationAwareTraining | PostTraining | FewValues = nested(
         QuantizationAwareTraining(), kinds=QUANTIZATION, help="how to quantize"
     )
     distillation: Distillation = nested(Distillation())

@@ -266,7 +266,11 @@ def _stored(spec: FlagSpec, value: Any) -> Any:
     return _sparsity(spec.path, value)
 
 
-_LONE = {"final_sparsity": "pointwise", "ratio": "all"}  # what a number without a name is of
+_LONE = {  # what a number without a name is of
+    "final_sparsity": "pointwise",
+    "sparsity": "pointwise",
+    "ratio": "all",
+}
 
 
 def _sparsity(path: str, value: Any) -> Any:

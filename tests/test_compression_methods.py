@@ -33,9 +33,15 @@ from mobilenet.configs.card import Card
 from mobilenet.configs.compression import (
     PRUNING,
     QUANTIZATION,
+    DnsPruning,
     MagnitudePruning,
     QuantizationAwareTraining,
     TfmotPruning,
+)
+from mobilenet.configs.few_values import (
+    CodebookQuantization,
+    LinearQuantization,
+    TfmotClustering,
 )
 from mobilenet.errors import UsageError
 from mobilenet.export import convert
@@ -44,11 +50,24 @@ from mobilenet.export.verify import verify
 from mobilenet.models import folder
 from mobilenet.models.builder import build
 from mobilenet.runtime import flatbuffer
+from mobilenet.training import exporting
 
 
 def half_is_zero(model: Any, plain: Any, ranges: Any) -> None:
     for name in "cd":
         assert zeros(plain.get_layer(name).kernel) == 0.5
+
+
+def zeros_are_by_size(model: Any, plain: Any, ranges: Any) -> None:
+    for name, share in {"a": 0, "b": 0, "c": 0.675, "d": 0.75}.items():
+        kernel = variables.kernel(plain.get_layer(name))
+        assert zeros(kernel) == pytest.approx(share, abs=1 / 64)
+
+
+def values_are_few(model: Any, plain: Any, ranges: Any) -> None:
+    for name in "cd":
+        kernel = variables.kernel(plain.get_layer(name)).numpy()
+        assert 2 < len(np.unique(kernel)) <= 2**5 < kernel.size
 
 
 def every_place_has_a_range(model: Any, plain: Any, ranges: Any) -> None:
@@ -63,10 +82,18 @@ def every_place_has_a_range(model: Any, plain: Any, ranges: Any) -> None:
 # What a method promises of the net that it hands back; one without an entry fails its test.
 PROMISES: dict[type[Config], Callable[[Any, Any, Any], None]] = {
     MagnitudePruning: half_is_zero,
+    DnsPruning: zeros_are_by_size,
+    LinearQuantization: values_are_few,
+    CodebookQuantization: values_are_few,
+    TfmotClustering: values_are_few,
     TfmotPruning: half_is_zero,
     QuantizationAwareTraining: every_place_has_a_range,
 }
 REGISTERED = [*PRUNING.values(), *QUANTIZATION.values()]
+
+
+# Eight bits, the default, are more values than a kernel of the toy has weights.
+FIELDS = {kind: {"pointwise": 5} for kind, hold in PROMISES.items() if hold is values_are_few}
 
 
 # One gives a net of other shapes, the other does not train: `test_pruning_channel.py` and
@@ -81,7 +108,7 @@ _ELSEWHERE = ("ChannelPruning", "PostTraining")
 )
 def test_method_gives_back_a_plain_net_that_keeps_its_promise(config: type[Config]) -> None:
     model = liven(toy())
-    method = methods.create(config(), stage(2))
+    method = methods.create(config(**FIELDS.get(config, {})), stage(2))
     assert type(method).config_type is config
     method.check(model)
     trained = method.apply(model)
@@ -89,7 +116,7 @@ def test_method_gives_back_a_plain_net_that_keeps_its_promise(config: type[Confi
     train(trained, method, 2)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    ranges = scheme.get_ranges(trained)
+    ranges = exporting.ranges_of(trained)
     plain = method.finalize(trained)
     assert all(type(layer).__module__.startswith("tf_keras.") for layer in plain.layers)
     assert [layer.name for layer in plain.layers] == [layer.name for layer in model.layers]

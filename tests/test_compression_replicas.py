@@ -21,6 +21,8 @@ from mobilenet.compression import method as methods, variables
 from mobilenet.compression.quantization import scheme, stored
 from mobilenet.configs.compression import (
     ChannelPruning,
+    CodebookQuantization,
+    DnsPruning,
     MagnitudePruning,
     QuantizationAwareTraining,
     TfmotPruning,
@@ -61,6 +63,17 @@ with strategy.scope():
     net = method.apply(toy())
     train(net, method, 6)
     found["groups"] = copies(net.get_layer("c").kernel)
+    method = methods.create(DnsPruning(frequency=2, probabilities=(0.6,), boundaries=()), stage(6))
+    net = method.apply(toy())
+    train(net, method, 6)
+    found["surgery"] = copies(net.get_layer("d").kernel)
+    found["twins"] = copies(method.surgery.dense["d"])
+    found["flips"] = copies(method.surgery.flips["d"])
+    method = methods.create(CodebookQuantization(pointwise=4), stage(3))
+    coded = method.apply(net)
+    train(coded, method, 3)
+    found["values"] = copies(coded.get_layer("coded_d").numbers["values"])
+    found["coded"] = method.finalize(coded).get_layer("d").kernel.numpy().tolist()
     method = methods.create(ChannelPruning({"all": 0.5}, round_to=1, frequency=2), stage(6))
     net = method.apply(toy())
     enter = lambda batch, logs=None: method.enter(batch)
@@ -132,6 +145,19 @@ def test_channels_are_silent_on_both_replicas_and_cut_out(found: dict) -> None:
     for mean in found["means"]:
         assert (np.array(mean)[~heard] == 0).all()
     np.testing.assert_allclose(found["thin"], found["whole"], atol=1e-5)
+
+
+def test_surgery_is_the_same_on_both_replicas(found: dict) -> None:
+    for name in ("surgery", "twins", "flips", "values"):
+        first, second = (np.array(value) for value in found[name])
+        np.testing.assert_array_equal(first, second)
+    kernel, twin = np.array(found["surgery"][0]), np.array(found["twins"][0])
+    assert np.mean(kernel == 0) == 0.75
+    np.testing.assert_array_equal(kernel[kernel != 0], twin[kernel != 0])
+    assert (twin != 0).all()
+    coded = np.array(found["coded"])
+    np.testing.assert_array_equal(coded == 0, kernel == 0)
+    assert len(np.unique(coded)) <= 2**4
 
 
 def test_masks_and_pruned_kernels_are_equal_on_both_replicas(found: dict) -> None:

@@ -58,11 +58,11 @@ def test_another_name_keeps_what_both_methods_have(tmp_path: Path) -> None:
     [
         (
             ["--pruning=random"],
-            "--pruning: got 'random', expected one of magnitude, channel, tfmot",
+            "--pruning: got 'random', expected one of magnitude, channel, dns, tfmot",
         ),
         (
             ["--override=pruning=tfm"],
-            "--pruning: got 'tfm', expected one of magnitude, channel, tfmot; did",
+            "--pruning: got 'tfm', expected one of magnitude, channel, dns, tfmot; did",
         ),
         (
             ["--pruning=tfmot", "--sparsity_pattern=2:4"],

@@ -122,8 +122,12 @@ M = TypeVar("M", bound=type[Method])
 _METHODS: dict[type[Config], type[Method]] = {}
 _HOMES = (
     "mobilenet.compression.pruning.channel",
+    "mobilenet.compression.pruning.dns",
     "mobilenet.compression.pruning.magnitude",
     "mobilenet.compression.pruning.tfmot",
+    "mobilenet.compression.quantization.cluster",
+    "mobilenet.compression.quantization.codebook",
+    "mobilenet.compression.quantization.linear",
     "mobilenet.compression.quantization.qat",
     "mobilenet.compression.quantization.ptq",
 )

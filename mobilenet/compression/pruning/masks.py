@@ -92,20 +92,46 @@ def keep_largest(kernel: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     Returns:
         0 and 1 in float32, of the kernel's shape.
     """
-    # The bits of floats from 0 up, read as integers, are in the order of the floats. Counting by
-    # the upper bits finds those of the wanted weight; counting by the next ones, among the weights
-    # that share its upper bits, finds the rest. All others differ above and fall outside the count.
-    bits = tf.reshape(tf.bitcast(tf.abs(kernel), tf.int32), [-1])
+    bits = _bits(kernel)
     size = tf.cast(tf.size(bits), tf.float32)
     wanted = tf.cast(tf.round(size * tf.cast(share, tf.float32)), tf.int32)
-    rank, values, left, threshold = tf.maximum(wanted, 1), bits, _BITS, tf.constant(0)
-    for width in _FEW_PASSES if (kernel.shape.num_elements() or 0) > _MANY else _SMALL_TABLES:
+    threshold = _at_rank(bits, tf.maximum(wanted, 1))
+    threshold = tf.where(wanted > 0, threshold, 0)
+    return tf.cast(tf.reshape(bits > threshold, tf.shape(kernel)), tf.float32)
+
+
+def magnitude_at(kernel: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """The percentile of the magnitudes by nearest rank: that at `round((size - 1) * share)`.
+
+    Args:
+        kernel: float32 of any shape.
+        share: of the entries that lie below, a scalar.
+
+    Returns:
+        One of the magnitudes, a float32 scalar.
+    """
+    bits = _bits(kernel)
+    place = tf.round(tf.cast(tf.size(bits) - 1, tf.float64) * tf.cast(share, tf.float64))
+    return tf.bitcast(_at_rank(bits, tf.cast(place, tf.int32) + 1), tf.float32)
+
+
+def _bits(kernel: tf.Tensor) -> tf.Tensor:
+    """The bits of the magnitudes, flat. Read as integers they are in the order of the floats."""
+    return tf.reshape(tf.bitcast(tf.abs(kernel), tf.int32), [-1])
+
+
+def _at_rank(bits: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
+    """The entry at `rank` (from 1) in rising order."""
+    # Counting by the upper bits finds those of the wanted weight; counting by the next ones, among
+    # the weights that share its upper bits, finds the rest. All others differ above and fall
+    # outside the count.
+    values, left, threshold = bits, _BITS, tf.constant(0)
+    for width in _FEW_PASSES if (bits.shape.num_elements() or 0) > _MANY else _SMALL_TABLES:
         left -= width
         found, rank = _find(tf.bitwise.right_shift(values, left) if left else values, width, rank)
         threshold += tf.bitwise.left_shift(found, left)
         values = tf.bitwise.bitwise_xor(bits, threshold)
-    threshold = tf.where(wanted > 0, threshold, 0)
-    return tf.cast(tf.reshape(bits > threshold, tf.shape(kernel)), tf.float32)
+    return threshold
 
 
 _BITS = 31  # of a float without its sign

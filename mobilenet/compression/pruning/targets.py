@@ -29,7 +29,10 @@ class Target:
 
 
 def assign(
-    model: Any, shares: Mapping[str, float], obstacle: Callable[[Any], str] = lambda layer: ""
+    model: Any,
+    shares: Mapping[str, float],
+    obstacle: Callable[[Any], str] = lambda layer: "",
+    flag: str = "--final_sparsity",
 ) -> list[Target]:
     """Gives every layer with a kernel its target.
 
@@ -37,6 +40,7 @@ def assign(
         model: a plain functional net.
         shares: share of zeros by role, or by a regular expression of whole layer names.
         obstacle: why a layer that is asked for stays dense all the same; empty where it need not.
+        flag: that gave the shares.
 
     Raises:
         UsageError: a pattern matches no layer, or is no regular expression, or nothing that is
@@ -48,7 +52,7 @@ def assign(
     targets, refused = [], []
     for layer in layers:
         name, role = layer.name, graph.role(layer)
-        hits = [pattern for pattern in shares if _matches(pattern, name, role)]
+        hits = [pattern for pattern in shares if _matches(pattern, name, role, flag)]
         for pattern in hits:
             unused.pop(pattern, None)
         reason = f"matches {hits[-1]}" if hits else "no pattern matches"
@@ -60,7 +64,7 @@ def assign(
             targets.append(Target(name, role, share, reason))
     if unused:
         raise UsageError(
-            "--final_sparsity",
+            flag,
             shorten(unused),
             f"a role ({', '.join(sorted({t.role for t in targets}))}) or a regular expression that"
             " matches a layer name",
@@ -68,7 +72,7 @@ def assign(
         )
     if refused and not any(target.sparsity for target in targets):
         raise UsageError(
-            "--final_sparsity",
+            flag,
             shorten(shares),
             "a layer that can be pruned",
             f"{refused[0].layer} {refused[0].reason}",
@@ -76,12 +80,10 @@ def assign(
     return targets
 
 
-def _matches(pattern: str, name: str, role: str) -> bool:
+def _matches(pattern: str, name: str, role: str, flag: str) -> bool:
     if pattern in ROLES:
         return pattern == role
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
-        raise UsageError(
-            "--final_sparsity", pattern, f"a role or a regular expression ({error})"
-        ) from None
+        raise UsageError(flag, pattern, f"a role or a regular expression ({error})") from None

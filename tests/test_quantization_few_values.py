@@ -1,0 +1,262 @@
+"""Kernels of few values: linear, codebook and tfmot's clusters, each rule beside numpy."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from compression_nets import inputs, liven, stage, toy, train, zeros
+
+from mobilenet import cli
+from mobilenet.compression import method as methods
+from mobilenet.compression import variables
+from mobilenet.compression.quantization import codebook, linear
+from mobilenet.compression.quantization.clusters import Clusters
+from mobilenet.configs.few_values import (
+    CodebookQuantization,
+    LinearQuantization,
+    TfmotClustering,
+)
+from mobilenet.errors import UsageError
+from mobilenet.trainer import COMMAND
+from mobilenet.training import exporting
+
+BITS = {"a": 5, "b": 5, "c": 4, "d": 4, "e": 3}
+FIELDS = {"depthwise": 5, "pointwise": 4, "dense": 3}
+
+
+def sparse() -> Any:
+    """The toy net; half of the weights of its 1x1 kernels are zero."""
+    model = liven(toy(16))
+    for name in "cde":
+        kernel = model.get_layer(name).kernel
+        values = kernel.numpy()
+        kernel.assign(np.where(np.abs(values) > np.median(np.abs(values)), values, 0))
+    return model
+
+
+def kernel_of(net: Any, name: str) -> np.ndarray:
+    return variables.kernel(net.get_layer(name)).numpy()
+
+
+def fake_quantized(x: np.ndarray, low: float, high: float, first: int, last: int) -> np.ndarray:
+    """What TensorFlow documents of the operator: the range is moved so that 0 is a level."""
+    step = (high - low) / (last - first)
+    place = first - low / step
+    place = first if place < first else last if place > last else np.floor(place + 0.5)
+    bottom, top = (first - place) * step, (last - place) * step
+    return np.floor((np.clip(x, bottom, top) - bottom) / step + 0.5) * step + bottom
+
+
+def test_linear_levels_are_those_of_the_operator() -> None:
+    draw = np.random.default_rng(0)
+    kernel = draw.normal(0, 0.3, (3, 3, 8, 4)).astype(np.float32)
+    code = linear.Ends(kernel, 4)
+    assert (code.numbers["min"], code.numbers["max"]) == (kernel.min(), kernel.max())
+    found = code.weights(kernel, code.numbers).numpy()
+    np.testing.assert_allclose(
+        found, fake_quantized(kernel, kernel.min(), kernel.max(), 0, 15), atol=1e-6
+    )
+    assert len(np.unique(found)) == 16
+
+
+def test_linear_sign_mode_keeps_zeros_and_signs() -> None:
+    draw = np.random.default_rng(1)
+    kernel = draw.normal(0, 0.3, (1, 1, 30, 20)).astype(np.float32)
+    kernel[np.abs(kernel) < 0.2] = 0
+    code = linear.SignedEnds(kernel, 4)
+    used = np.abs(kernel[kernel != 0])
+    assert (code.numbers["min"], code.numbers["max"]) == (used.min(), used.max())
+    found = code.weights(kernel, code.numbers).numpy()
+    expected = np.sign(kernel) * fake_quantized(np.abs(kernel), used.min(), used.max(), 1, 7)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert (found[kernel == 0] == 0).all()
+    assert len(np.unique(np.abs(found))) <= 2**3 - 1
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, -0.25])
+@pytest.mark.parametrize("kind", [linear.Ends, linear.SignedEnds])
+def test_linear_takes_a_kernel_of_one_value(kind: Any, value: float) -> None:
+    kernel = np.full((1, 1, 4, 4), value, np.float32)
+    code = kind(kernel, 4)
+    np.testing.assert_allclose(code.weights(kernel, code.numbers), kernel, atol=1e-6)
+
+
+def test_linear_ends_stay_in_order_and_magnitudes_above_zero() -> None:
+    kernel = np.random.default_rng(1).normal(size=(1, 1, 4, 4)).astype(np.float32)
+    for kind, low in ((linear.Ends, -3.0), (linear.SignedEnds, 0.0)):
+        numbers = {"min": tf.Variable(-3.0), "max": tf.Variable(-4.0)}
+        kind(kernel, 4).constrain(numbers)
+        assert float(numbers["min"]) == low
+        assert float(numbers["max"]) > low
+
+
+def test_codebook_is_that_of_scikit_learn_without_the_zeros() -> None:
+    from sklearn.cluster import KMeans
+
+    kernel = np.random.default_rng(3).normal(size=(1, 1, 20, 10)).astype(np.float32)
+    kernel[np.abs(kernel) < 0.5] = 0
+    code = codebook.Codebook(kernel, 3, seed=4)
+    used = kernel[kernel != 0]
+    expected = KMeans(7, n_init=10, random_state=4).fit(used.reshape(-1, 1))
+    values, labels = code.numbers["values"], code.fixed["labels"]
+    np.testing.assert_allclose(np.sort(values), np.sort(expected.cluster_centers_[:, 0]))
+    nearest = np.abs(used[:, None] - values[None]).argmin(1)
+    np.testing.assert_array_equal(labels[kernel != 0], nearest)
+    found = code.weights(kernel, {**code.numbers, **code.fixed}).numpy()
+    np.testing.assert_array_equal(found, np.where(kernel != 0, values[labels], 0))
+
+
+def test_few_values_are_their_own_codebook() -> None:
+    kernel = np.array([[0.0, 0.5, -1.0], [0.5, 2.0, 0.0]], np.float32)
+    code = codebook.Codebook(kernel, 2)
+    np.testing.assert_array_equal(np.sort(code.numbers["values"]), [-1, 0.5, 2])
+    np.testing.assert_array_equal(code.weights(kernel, {**code.numbers, **code.fixed}), kernel)
+    nothing = codebook.Codebook(np.zeros((2, 2), np.float32), 2)
+    found = nothing.weights(np.zeros((2, 2)), {**nothing.numbers, **nothing.fixed})
+    np.testing.assert_array_equal(found, np.zeros((2, 2)))
+
+
+def test_a_value_takes_the_sum_of_its_members_gradients() -> None:
+    labels, mask = np.array([0, 1, 1, 0, 2, 0]), np.array([1, 1, 1, 0, 1, 1], np.float32)
+    upstream = np.array([1, 2, 3, 100, 5, 7], np.float32)
+    table = tf.Variable([0.5, -0.5, 1.0, 9.0])
+    with tf.GradientTape() as tape:
+        value = tf.reduce_sum(codebook.spread(table, labels, mask) * upstream)
+    found = tf.convert_to_tensor(tape.gradient(value, table))
+    np.testing.assert_array_equal(found, [1 + 7, 2 + 3, 5, 0])
+
+
+@functools.cache
+def trained(kind: Any) -> tuple[Any, Any, Any, Any]:
+    """The net before, the method, the net in training, and what it left."""
+    model = sparse()
+    method = methods.create(kind(**FIELDS, momentum=0.5), stage(4))
+    method.check(model)
+    net = method.apply(model)
+    before = method.finalize(net)
+    train(net, method, 4, rate=0.01)
+    return before, method, net, method.finalize(net)
+
+
+OURS = [LinearQuantization, CodebookQuantization]
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_only_the_numbers_of_the_kernels_train(kind: Any) -> None:
+    before, method, net, plain = trained(kind)
+    model = sparse()
+    assert all(type(layer).__module__.startswith("tf_keras.") for layer in plain.layers)
+    for name in BITS:
+        wrapper = net.get_layer(f"coded_{name}")
+        np.testing.assert_array_equal(kernel_of(model, name), variables.kernel(wrapper.layer))
+    assert any(np.any(kernel_of(before, name) != kernel_of(plain, name)) for name in BITS)
+    for layer in model.layers:
+        for name, value in variables.named(layer).items():
+            now = variables.named(plain.get_layer(layer.name))[name].numpy()
+            if name in ("gamma", "beta", "bias"):
+                np.testing.assert_array_equal(value, now)
+            elif name.startswith("moving_"):
+                assert np.any(value.numpy() != now)
+    assert net.get_layer("c_norm").momentum == 0.5
+    assert plain.get_layer("c_norm").momentum == 0.8
+    assert exporting.ranges_of(net) is None
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_the_plain_net_answers_as_the_one_that_trained_and_holds_few_values(kind: Any) -> None:
+    _, method, net, plain = trained(kind)
+    np.testing.assert_allclose(
+        net(inputs(4), training=False), plain(inputs(4), training=False), atol=1e-5
+    )
+    start = sparse()
+    for name, bits in BITS.items():
+        kernel = kernel_of(plain, name)
+        assert len(np.unique(kernel[kernel != 0])) <= 2**bits - (name not in "ab")
+        assert len(np.unique(kernel)) <= 2**bits
+        assert (kernel[kernel_of(start, name) == 0] == 0).all()
+    notes = {line.split(":")[0]: line for line in method.notes(net)}
+    count = len(np.unique(kernel_of(plain, "c")))
+    assert notes["c"].startswith(f"c: 4 bits, {count} distinct weights, ")
+
+
+def test_members_of_a_cluster_stay_together() -> None:
+    before, _, net, plain = trained(CodebookQuantization)
+    for name in "bcde":
+        old, new = kernel_of(before, name), kernel_of(plain, name)
+        for value in np.unique(old):
+            assert len(np.unique(new[old == value])) == 1
+        assert np.any(old != new)
+    held = Clusters({name: variables.kernel(plain.get_layer(name)) for name in "cd"})
+    assert held.counts == {n: len(np.unique(kernel_of(plain, n))) for n in "cd"}  # QAT keeps them
+    assert {v.name.split("/")[-1] for v in net.get_layer("coded_c").trainable_weights} == {
+        "values:0"
+    }
+
+
+def test_tfmots_clusters_leave_few_values_and_the_zeros() -> None:
+    _, method, net, plain = trained(TfmotClustering)
+    start = sparse()
+    for name in "acde":
+        kernel = kernel_of(plain, name)
+        assert len(np.unique(kernel)) <= 2 ** BITS[name]
+        assert (kernel[kernel_of(start, name) == 0] == 0).all()
+    assert zeros(kernel_of(plain, "b")) == 0
+    assert "b: tfmot does not cluster it" in method.notes(net)
+    np.testing.assert_allclose(
+        net(inputs(4), training=False), plain(inputs(4), training=False), atol=1e-5
+    )
+
+
+def test_numbers_stay_float32_under_mixed_precision() -> None:
+    tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        method = methods.create(CodebookQuantization(**FIELDS), stage(2))
+        net = method.apply(toy())
+        assert np.isfinite(train(net, method, 2))
+        with pytest.raises(UsageError, match="codebook works under mixed precision"):
+            methods.create(TfmotClustering(), stage(2)).check(toy())
+    finally:
+        tf_keras.mixed_precision.set_global_policy("float32")
+    assert net.get_layer("coded_c").numbers["values"].dtype == tf.float32
+    assert len(np.unique(kernel_of(method.finalize(net), "c"))) <= 2**4
+
+
+def test_bits_fall_from_one_kind_to_the_next() -> None:
+    for fields, expected in (
+        ({}, (8, 8, 8)),
+        ({"depthwise": 6}, (6, 6, 6)),
+        ({"pointwise": 6}, (8, 6, 6)),
+        ({"depthwise": 6, "dense": 5}, (6, 6, 5)),
+    ):
+        config = CodebookQuantization(**fields)
+        assert tuple(map(config.bits, ("depthwise", "pointwise", "dense"))) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["codebook", "--num_bits_depthwise=1"], "--num_bits_depthwise: got 1, expected a whole"),
+        (["codebook", "--num_bits_dense=9"], "--num_bits_dense: got 9, expected a whole number"),
+        (["linear", "--num_bits_pointwise=2"], "at least 3, one of which is the sign"),
+        (["linear", "--batch_norm_momentum=2"], "--batch_norm_momentum: got 2.0"),
+        (["codebook", "--kmeans_restarts=0"], "--kmeans_restarts: got 0"),
+        (["linear", "--kmeans_restarts=3"], "linear has no such thing"),
+        (["qat", "--num_bits_dense=5"], "qat has no such thing"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line(words: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        cli.run_config(COMMAND.parse([f"--quantization={words[0]}", *words[1:]]))
+    assert said in str(caught.value)
+
+
+def test_flags_pick_the_method() -> None:
+    words = ["--num_bits_depthwise=8", "--num_bits_pointwise=6", "--num_bits_dense=5"]
+    config = cli.run_config(COMMAND.parse(["--quantization=codebook", *words]))
+    assert config.quantization == CodebookQuantization(8, 6, 5)
+    assert type(config).from_json(config.to_json()) == config
