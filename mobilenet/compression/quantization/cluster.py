@@ -54,15 +54,19 @@ class Cluster(Method):
             if found is None:
                 return copy
             values = Graph.kernel(layer).numpy()
-            if kind(layer) == "DepthwiseConv2D" or not np.any(values):
-                self._skipped.append(layer.name)
+            if kind(layer) == "DepthwiseConv2D":
+                self._skipped.append(f"{layer.name}: tfmot does not cluster it")
                 return copy
-            self._bits[layer.name] = self.config.bits(found)
+            bits = self.config.bits(found)
+            if len(np.unique(values)) <= 2**bits:
+                self._skipped.append(f"{layer.name}: holds no more than {2**bits} values already")
+                return copy
+            self._bits[layer.name] = bits
             copy.build(layer.input_shape)  # the wrapper takes its clusters from weights at once
             copy.set_weights(layer.get_weights())
             return clustering.cluster_weights(
                 copy,
-                number_of_clusters=2 ** self._bits[layer.name],
+                number_of_clusters=2**bits,
                 preserve_sparsity=bool(np.any(values == 0)),
             )
 
@@ -87,4 +91,4 @@ class Cluster(Method):
             told(name, bits, Graph.kernel(plain.get_layer(name)).numpy())
             for name, bits in self._bits.items()
         ]
-        return [*lines, *(f"{name}: tfmot does not cluster it" for name in self._skipped)]
+        return [*lines, *self._skipped]
