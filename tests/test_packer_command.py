@@ -15,7 +15,7 @@ from mobilenet.errors import UsageError
 from mobilenet.runtime import interpreter
 
 pytest.importorskip("tensorflow")
-pytest.importorskip("tf_keras")
+tf_keras = pytest.importorskip("tf_keras")
 
 from mobilenet.models import folder  # noqa: E402
 
@@ -23,9 +23,15 @@ from mobilenet.models import folder  # noqa: E402
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, small_net: Callable[..., Any]) -> Path:
     """The folder of a quantized stage: net, card and ranges."""
-    net = small_net("mobilenet_v1")
+    source = small_net("mobilenet_v1")
+    net = tf_keras.models.clone_model(source)
+    net.set_weights(source.get_weights())
+    rng = np.random.default_rng(0)
+    for layer in net.layers:
+        if isinstance(layer, tf_keras.layers.BatchNormalization):
+            layer.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
     path = tmp_path_factory.mktemp("saved") / "quantize"
-    config = net.mobilenet_config.to_json()
+    config = source.mobilenet_config.to_json()
     card = Card(architecture=config, input_shape=(32, 32, 3), dataset="digits", stage="quantize")
     folder.save(net, path, card)
     np.savez(path / "ranges.npz", Conv2d_0=np.float32([0, 1 / 3]), Logits=np.float32([-7, 9.1]))
@@ -66,7 +72,7 @@ def test_a_file_becomes_a_flatbuffer_that_answers_like_the_net(
     runner.set_tensor(runner.get_input_details()[0]["index"], images)
     runner.invoke()
     said = runner.get_tensor(runner.get_output_details()[0]["index"])
-    np.testing.assert_allclose(said, model(images), atol=1e-4)
+    np.testing.assert_allclose(said, model(images), atol=1e-3)
 
 
 def test_info_lists_layers_and_totals(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +98,7 @@ def test_folding_is_smaller_and_says_what_it_moves(
     assert "float16" in card.notes[-1]
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
     before = folder.load(saved).model(images).numpy()
-    assert 0 < np.abs(net(images) - before).max() < 0.01 * np.abs(before).max()
+    assert 0 < np.abs(net(images) - before).max() < 0.02 * np.abs(before).max()
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def unpack(path: str | os.PathLike[str]) -> Unpacked:
     header, records = container.read(path)
     try:
         card = Card.from_json(_object(header, "card"))
-        model = _build(Path(path), header)
+        model = _build(header)
         weights = [record for record in records if record.kind == container.WEIGHT]
         spans = [record for record in records if record.kind == container.RANGE]
         _check_weights(model, weights)
@@ -134,7 +134,7 @@ def _architecture(model: Any) -> dict[str, Any]:
             return {"config": config.to_json(), "input_shape": model.input_shape[1:]}
     plain = tf_keras.Model(model.inputs, model.outputs, name=model.name)
     described = _plain(tf_keras.saving.serialize_keras_object(plain))
-    made = _from_keras(Path("model"), described)
+    made = _from_keras(described)
     shapes = [(weight.name, weight.shape) for weight in plain.weights]
     if [(weight.name, weight.shape) for weight in made.weights] != shapes:
         raise UsageError("model", model.name, "a net that Keras builds again from its description")
@@ -149,18 +149,17 @@ def _plain(value: Any) -> Any:
         raise UsageError("model", None, f"stock Keras layers alone ({error})") from None
 
 
-def _build(path: Path, header: Mapping[str, Any]) -> Any:
+def _build(header: Mapping[str, Any]) -> Any:
     if header.get("config") is None:
-        return _from_keras(path, _object(header, "keras"))
+        return _from_keras(_object(header, "keras"))
     config, shape = MobileNetConfig.from_json(_object(header, "config")), header.get("input_shape")
     if not isinstance(shape, list) or not all(s is None or type(s) is int for s in shape):
         raise Malformed("a header without an input shape")
-    assert isinstance(config, MobileNetConfig)
     return builder.build(config, shape)
 
 
-def _from_keras(path: Path, described: Any) -> Any:
-    folder.check_config(path, described)
+def _from_keras(described: Any) -> Any:
+    folder.check_config(Path("model"), described)
     try:
         model = tf_keras.saving.deserialize_keras_object(described, safe_mode=True)
     except Exception as error:  # whatever Keras makes of what is no description
