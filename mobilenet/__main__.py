@@ -9,7 +9,7 @@ from mobilenet import cli
 from mobilenet.configs import archs
 
 COMMAND = cli.Command("mobilenet", "Lists the commands and the nets.")
-MODULES = ("trainer", "evaluator", "converter", "predict", "profiler", "tf1_loader")
+MODULES = ("trainer", "evaluator", "converter", "predict", "profiler", "packer", "tf1_loader")
 
 
 def summaries() -> list[tuple[str, str]]:

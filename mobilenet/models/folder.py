@@ -58,18 +58,28 @@ def save(model: Any, folder: str | os.PathLike[str], card: Card) -> Path:
         raise UsageError(
             "model", type(model).__module__, "a tf_keras model", "Keras 3 models save themselves"
         )
-    if target.is_file() or (
-        target.is_dir() and any(target.iterdir()) and not (target / MODEL).exists()
-    ):
-        raise UsageError(
-            str(target), None, "a new folder or one that holds a net", "choose another folder"
-        )
+    check_place(target)
     plain = tf_keras.Model(model.inputs, model.outputs, name=model.name)
     with files.replacing(target) as temporary:
         temporary.mkdir()
         plain.save(temporary / MODEL)
         files.write_json(temporary / CARD, card.to_json())
     return target
+
+
+def check_place(folder: str | os.PathLike[str]) -> None:
+    """Refuses a place where other things would be lost.
+
+    Raises:
+        UsageError: it is a file, or a folder that holds no net.
+    """
+    target = Path(folder)
+    if target.is_file() or (
+        target.is_dir() and any(target.iterdir()) and not (target / MODEL).exists()
+    ):
+        raise UsageError(
+            str(target), None, "a new folder or one that holds a net", "choose another folder"
+        )
 
 
 def load(path: str | os.PathLike[str]) -> Net:
@@ -158,7 +168,7 @@ def _load_keras(path: Path) -> Any:
         metadata = json.loads(archive.read("metadata.json"))
         config = json.loads(archive.read("config.json"))
     _check_version(path, metadata.get("keras_version", ""))
-    _check_config(path, config)
+    check_config(path, config)
     return tf_keras.models.load_model(path, compile=False, safe_mode=True)
 
 
@@ -176,7 +186,7 @@ def _load_h5(path: Path) -> Any:
             "give it to --init_checkpoint",
         )
     _check_version(path, _text(version))
-    _check_config(path, json.loads(_text(config)))
+    check_config(path, json.loads(_text(config)))
     return tf_keras.models.load_model(path, compile=False, safe_mode=True)
 
 
@@ -195,7 +205,7 @@ def _load_saved_model(path: Path) -> Any:
     nodes = saved_metadata_pb2.SavedMetadata()
     nodes.ParseFromString(metadata.read_bytes())
     for node in nodes.nodes:
-        _check_config(path, json.loads(node.metadata))
+        check_config(path, json.loads(node.metadata))
     return tf_keras.models.load_model(path, compile=False)
 
 
@@ -209,8 +219,16 @@ def _check_version(path: Path, version: str) -> None:
         )
 
 
-def _check_config(path: Path, config: Any) -> None:
-    """Refuses what would run code on loading, before anything is made from it."""
+def check_config(path: Path, config: Any) -> None:
+    """Refuses what would run code on loading, before anything is made from it.
+
+    Args:
+        path: named in the error.
+        config: JSON of a Keras model.
+
+    Raises:
+        UsageError: a `Lambda`, a class that is not Keras', or a wrapper of tfmot.
+    """
     for part in _objects(config):
         if part.get("class_name") in _CODE:
             raise UsageError(

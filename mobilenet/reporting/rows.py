@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a file alone is shown without TensorFlow
-    from mobilenet.reporting import contents, layers, profile, zeros
+    from mobilenet.reporting import contents, layers, packed, profile, zeros
 
 Rows = tuple[list[str], list[list[object]]]
 
@@ -83,6 +83,23 @@ def of_comparison(found: Sequence[profile.Line]) -> Rows:
         for line in found
     ]
     return [*heads, "remedy"], rows
+
+
+def of_packed(found: packed.Contents) -> Rows:
+    """A line a kernel, the rest, and the total of a packed net."""
+    heads = ["layer", "weights", "zeros %", "distinct", "entropy", "codebook", "packed", "float"]
+    rows: list[list[object]] = [
+        [
+            *(line.name, f"{line.weights:,}"),
+            f"{100 * line.zeros / line.weights:.2f}" if line.weights else None,
+            None if line.distinct is None else f"{line.distinct:,}",
+            None if line.entropy is None else f"{line.entropy:,.0f}",
+            None if line.codebook is None else f"{line.codebook:,}",
+            *(f"{line.packed:,}", f"{line.plain:,}"),
+        ]
+        for line in (*found.lines, found.total)
+    ]
+    return heads, rows
 
 
 def _decibels(value: float | None) -> str:

@@ -1,0 +1,118 @@
+"""`python -m mobilenet.packer`: a net to one small file and back, bit by bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mobilenet import cli
+from mobilenet.configs.base import number
+from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.errors import UsageError, one_of
+
+_VERBS = {"pack": ("MODEL", "FILE"), "unpack": ("FILE", "MODEL"), "info": ("FILE",)}
+_FOLDING = ("images", "image_size", "dataset_name", "data_dir")  # of pack: for its effect
+_USERS = {
+    "fold_batch_norm": ("pack",),
+    **dict.fromkeys(("images", "dataset_name", "data_dir"), ("pack",)),
+    "image_size": tuple(_VERBS),
+    "flatbuffer": ("info",),
+}
+COMMAND = cli.Command(
+    "mobilenet.packer",
+    "Packs a net into one small file, unpacks it bit by bit, or shows what such a file holds.",
+    [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir")],
+    (
+        cli.option(
+            "fold_batch_norm",
+            bool,
+            False,
+            "pack: round batch norms to a 16-bit scale and offset a channel; loses a little",
+            group="model",
+        ),
+        cli.option("images", int, 16, "test images on which the effect of that is measured"),
+        cli.option(
+            "flatbuffer", bool, True, "info: make the float flatbuffer too, to compare with"
+        ),
+        cli.option("image_size", int, None, "height and width of a net that leaves its size open"),
+    ),
+    arguments="pack MODEL FILE | unpack FILE MODEL | info FILE",
+)
+
+
+def run(argv: list[str]) -> int | None:
+    parsed = COMMAND.parse(argv)
+    options, (verb, *places) = parsed.options, parsed.arguments or ("",)
+    one_of(COMMAND.name, verb, _VERBS)
+    wanted = _VERBS[verb]
+    if len(places) != len(wanted):
+        raise UsageError(f"{COMMAND.name} {verb}", places or None, " and ".join(wanted))
+    for name, users in _USERS.items():
+        if name in parsed.given and verb not in users:
+            raise UsageError(f"--{name}", options.get(name), f"{' or '.join(users)} beside it")
+        folded = verb != "pack" or options["fold_batch_norm"]
+        if name in parsed.given and name in _FOLDING and not folded:
+            raise UsageError(f"--{name}", options.get(name), "--fold_batch_norm beside it")
+    for name in ("images", "image_size"):
+        if options[name] is not None:
+            number(f"--{name}", options[name], least=1, integer=True)
+    if verb == "pack":
+        _pack(parsed, Path(places[0]), Path(places[1]))
+    elif verb == "unpack":
+        _unpack(parsed, Path(places[0]), Path(places[1]))
+    else:
+        _info(parsed, Path(places[0]))
+    return None
+
+
+def _pack(parsed: cli.Parsed, source: Path, target: Path) -> None:
+    options = parsed.options
+    with cli.starting_tensorflow():
+        from mobilenet.training import packed
+    told = packed.pack(
+        source,
+        target,
+        options["fold_batch_norm"],
+        options["images"],
+        lambda name: cli.dataset_of(parsed, name),
+        options["image_size"],
+    )
+    print(cli.table(["what", "value"], told))
+
+
+def _unpack(parsed: cli.Parsed, source: Path, target: Path) -> None:
+    _check(source)
+    with cli.starting_tensorflow():
+        from mobilenet.training import packed
+    told = packed.unpack(source, target, parsed.options["image_size"])
+    print(cli.table(["what", "value"], told))
+
+
+def _info(parsed: cli.Parsed, source: Path) -> None:
+    from mobilenet.reporting import packed, rows
+
+    found = packed.contents(source)
+    print(cli.table(*rows.of_packed(found)))
+    print(f"\n{found.total.plain:,} bytes of weights in {found.total.packed:,}: {found.ratio:.2f}")
+    if not parsed.options["flatbuffer"]:
+        return
+    with cli.starting_tensorflow():
+        from mobilenet.export import packing
+        from mobilenet.training import packed as nets
+    data = nets.flatbuffer(packing.unpack(source), parsed.options["image_size"])
+    told = ", ".join(f"{value} bytes {what}" for what, value in nets.sizes(data))
+    print(told)
+
+
+def _check(source: Path) -> None:
+    """Refuses what is no packed net before TensorFlow is waited for."""
+    from mobilenet.export import container
+
+    container.read(source)
+
+
+def main() -> None:
+    cli.main(run)
+
+
+if __name__ == "__main__":
+    main()

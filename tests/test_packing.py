@@ -1,0 +1,465 @@
+"""The packed net: bits come back, sizes meet the entropy, and no file is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mobilenet.configs import archs
+from mobilenet.configs.card import Card
+from mobilenet.errors import UsageError
+from mobilenet.export import coding, container, packed_array
+from mobilenet.reporting import packed as reports
+
+FRONT = struct.Struct("<8sIIIQ32s")
+MAGIC = b"\x89MNPACK\n"
+
+
+def there_and_back(array: np.ndarray[Any, Any]) -> int:
+    """Bytes of an array that came back bit by bit."""
+    data = packed_array.pack(array)
+    back = packed_array.unpack(data, str(array.dtype), array.shape)
+    assert (back.dtype, back.shape) == (array.dtype, array.shape)
+    assert back.tobytes() == array.tobytes()
+    return len(data)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 2**32 - 1), max_size=300),
+    st.integers(0, 4000),
+    st.floats(0, 1),
+    st.integers(0, 2**32 - 1),
+)
+@example([], 500, 0.5, 0)  # no codebook: all zeros
+@example([0x80000000], 9, 1.0, 0)  # -0.0 alone
+@example([1, 0x7F7FFFFF, 0xFF7FFFFF, 0x007FFFFF], 50, 0.3, 1)  # least, largest, denormal
+def test_layers_come_back_bit_by_bit(book: list[int], size: int, share: float, seed: int) -> None:
+    """Any codebook of any bits, any share of zeros."""
+    rng = np.random.default_rng(seed)
+    values = rng.choice(np.array([*book, 0] if book else [0], np.uint32), size)
+    values[rng.random(size) > share] = 0
+    there_and_back(values.view(np.float32))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 3000), st.sampled_from(packed_array.DTYPES), st.integers(0, 2**32 - 1))
+def test_arrays_of_every_type_come_back(size: int, dtype: str, seed: int) -> None:
+    raw = np.random.default_rng(seed).bytes(size * np.dtype(dtype).itemsize)
+    array = np.frombuffer(raw, np.uint8) % 2 == 1 if dtype == "bool" else np.frombuffer(raw, dtype)
+    there_and_back(array)
+
+
+@pytest.mark.parametrize("places", [[], [0], [9999], [4094], [4095], [4096], [0, 8191], [1, 8192]])
+def test_long_runs_of_zeros_come_back(places: list[int]) -> None:
+    array = np.zeros((100, 100), np.float32)
+    array.reshape(-1)[places] = 1.5
+    assert there_and_back(array) < 40
+
+
+def test_special_shapes_come_back() -> None:
+    for shape in [(), (0,), (3, 0, 2), (1, 1, 1, 1)]:
+        there_and_back(np.full(shape, -0.0, np.float32))
+
+
+def test_values_of_sixteen_bits_take_sixteen_bits() -> None:
+    halves = np.random.default_rng(0).normal(size=900).astype(np.float16)
+    assert there_and_back(halves.astype(np.float32)) <= 2 * 900 + 8
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("codes", [2, 16, 256])
+def test_size_is_that_of_the_entropy(share: float, codes: int) -> None:
+    """Entropy by numpy here: whether a weight is zero, and which value a non-zero has."""
+    rng = np.random.default_rng(codes)
+    size = 1 << 18
+    chances = rng.dirichlet(np.ones(codes))
+    book = rng.normal(size=codes).astype(np.float32)
+    array = book[rng.choice(codes, size, p=chances)]
+    array[rng.random(size) > share] = 0
+
+    def bits(labels: np.ndarray[Any, Any]) -> float:
+        _, counts = np.unique(labels, return_counts=True)
+        return -float((counts * np.log2(counts / counts.sum())).sum())
+
+    kept = array[array != 0]
+    entropy = (bits(array != 0) + bits(kept)) / 8
+    assert entropy > 3000 or codes == 2
+    packed = there_and_back(array.reshape(512, 512))
+    assert packed <= 1.05 * (entropy + 4 * codes) + 64
+    zeros, distinct, told = reports.measure(array)
+    assert (zeros, distinct) == (size - len(kept), len(np.unique(kept)))
+    assert told == pytest.approx(entropy, rel=1e-9)
+
+
+def test_runs_code_better_than_their_entropy() -> None:
+    """Zero rows: positions as gaps take less than a bit's worth a weight."""
+    array = np.random.default_rng(0).choice(np.array([1, 2, 3, 4], np.float32), (512, 256))
+    array[::2] = 0
+    _, _, entropy = reports.measure(array)
+    assert there_and_back(array) < 0.6 * entropy
+
+
+def test_plain_floats_are_never_larger() -> None:
+    for size in (1, 10, 1000, 100_000):
+        array = np.random.default_rng(1).normal(size=size).astype(np.float32)
+        assert there_and_back(array) <= 4 * size + 8
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.binary(max_size=60), st.sampled_from([(), (0,), (7,), (30, 10)]))
+def test_any_bytes_are_an_array_or_refused(data: bytes, shape: tuple[int, ...]) -> None:
+    try:
+        assert packed_array.unpack(data, "float32", shape).shape == shape
+    except coding.Malformed as error:
+        assert str(error)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 10_000), st.integers(0, 255), st.integers(0, 2**32 - 1))
+def test_changed_bytes_are_an_array_or_refused(place: int, value: int, seed: int) -> None:
+    """Without the digest in front: the codec by itself never fails otherwise."""
+    rng = np.random.default_rng(seed % 5)
+    array = rng.choice(np.float32([0, 0, 1, 2, -3]), 800)
+    data = bytearray(packed_array.pack(array))
+    data[place % len(data)] = value
+    try:
+        assert packed_array.unpack(bytes(data), "float32", (800,)).shape == (800,)
+    except coding.Malformed as error:
+        assert str(error)
+
+
+def small_file(folder: Path) -> Path:
+    array = np.float32([[0, 1], [2, 0]])
+    data = packed_array.pack(array)
+    record = container.Record("a/kernel:0", "a", "weight", "float32", (2, 2), data)
+    path = folder / "small.packed"
+    path.write_bytes(container.assemble({"card": {}}, [record]))
+    return path
+
+
+def refused(path: Path) -> str:
+    """The one line, told within a second and 100 MB."""
+    tracemalloc.start()
+    start = time.process_time()
+    with pytest.raises(UsageError) as caught:
+        reports.contents(path)
+    assert time.process_time() - start < 1
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    told = str(caught.value)
+    assert told.startswith(str(path)) and "\n" not in told and len(told) < 600
+    return told
+
+
+def test_a_file_comes_back_and_its_front_is_as_documented(tmp_path: Path) -> None:
+    path = small_file(tmp_path)
+    header, (record,) = container.read(path)
+    assert header == {"card": {}}
+    np.testing.assert_array_equal(record.array(), np.float32([[0, 1], [2, 0]]))
+    data = path.read_bytes()
+    magic, version, packed, text, body, digest = FRONT.unpack(data[: FRONT.size])
+    assert (magic, version) == (MAGIC, 1)
+    assert len(zlib.decompress(data[FRONT.size :][:packed])) == text
+    assert FRONT.size + packed + body == len(data)
+    assert hashlib.sha256(data[: FRONT.size - 32] + data[FRONT.size :]).digest() == digest
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    path = small_file(tmp_path)
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        refused(path)
+    path.write_bytes(data + b"\0")
+    refused(path)
+
+
+def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:
+    path = small_file(tmp_path)
+    data = path.read_bytes()
+    for place in range(len(data)):
+        for bit in (0, 3, 7):
+            changed = bytearray(data)
+            changed[place] ^= 1 << bit
+            path.write_bytes(changed)
+            with pytest.raises(UsageError):
+                container.read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x1c\0\0\0TFL3" * 40, b"PK\x03\x04" * 100])
+def test_foreign_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "foreign"
+    path.write_bytes(content)
+    assert "this is another kind of file" in refused(path)
+    assert "there is no such file" in refused(tmp_path / "absent")
+    assert "there is no such file" in refused(tmp_path)
+
+
+def forged(
+    path: Path, text: bytes, body: bytes = b"", lengths: tuple[int, int, int] | None = None
+) -> Path:
+    """A file whose digest is right, whatever else it says."""
+    packed = zlib.compress(text)
+    lengths = lengths or (len(packed), len(text), len(body))
+    front = FRONT.pack(MAGIC, 1, *lengths, b"")[:-32]
+    digest = hashlib.sha256(front + packed + body).digest()
+    path.write_bytes(front + digest + packed + body)
+    return path
+
+
+def test_a_later_version_is_named(tmp_path: Path) -> None:
+    path = small_file(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[8] = 2
+    path.write_bytes(data)
+    assert "version: got 2, expected 1" in refused(path)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [(2**32 - 1, 10, 0), (10, 2**32 - 1, 0), (10, 10, 2**63), (10, 10, 2**64 - 1), (0, 0, 0)],
+)
+def test_lengths_that_cannot_be_are_refused(lengths: tuple[int, int, int], tmp_path: Path) -> None:
+    refused(forged(tmp_path / "x", b"{}", lengths=lengths))
+
+
+ENTRY = ["k", "k", "weight", "float32", [2], 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({4: [2**63]}, "cannot be"),
+        ({4: [2**31]}, "cannot be"),
+        ({4: [2**30, 2**30]}, "weights where"),
+        ({4: [2**30]}, "weights where"),
+        ({4: [-1]}, "cannot be"),
+        ({4: [True]}, "cannot be"),
+        ({4: [1.0]}, "cannot be"),
+        ({4: [1] * 9}, "8 axes"),
+        ({4: "2"}, "8 axes"),
+        ({5: 2**63}, "cannot be"),
+        ({5: 3}, "are left"),
+        ({5: 1}, "no array has"),
+        ({3: "object"}, "'object'"),
+        ({3: "float128"}, "'float128'"),
+        ({2: "code"}, "without a name"),
+        ({0: 5}, "without a name"),
+    ],
+)
+def test_entries_that_cannot_be_are_refused(
+    change: dict[int, Any], told: str, tmp_path: Path
+) -> None:
+    entry = [change.get(place, value) for place, value in enumerate(ENTRY)]
+    path = forged(tmp_path / "x", json.dumps({"arrays": [entry]}).encode(), b"\0\0")
+    assert told in refused(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"[]", b"{", b"\xff", b"{}", b'{"arrays": 3}', b'{"arrays": [3]}', b"[" * 100_000],
+)
+def test_headers_that_cannot_be_are_refused(text: bytes, tmp_path: Path) -> None:
+    refused(forged(tmp_path / "x", text))
+
+
+def test_a_header_that_swells_is_refused(tmp_path: Path) -> None:
+    text = b" " * (1 << 23)
+    packed = len(zlib.compress(text))
+    refused(forged(tmp_path / "x", text))
+    refused(forged(tmp_path / "x", text, lengths=(packed, 1000, 0)))
+
+
+HUGE = b"\xff" * 8 + b"\x7f"  # 2^63 - 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x00\x02" + HUGE,  # codebook
+        b"\x02" + HUGE,  # gaps
+        b"\x00\x00\x02" + HUGE,  # table
+        b"\x00\x00\x02\x02\x01\x01" + HUGE,  # words
+        b"\x00\x00\x00" + HUGE,  # symbol
+        b"\x02\x01\x00\x00\xff",  # a number that goes on
+        b"\xff" * 12,
+        b"\x07",
+    ],
+)
+def test_lengths_inside_arrays_are_not_believed(body: bytes, tmp_path: Path) -> None:
+    entry = [*ENTRY[:4], [2, 1], len(body)]
+    path = forged(tmp_path / "x", json.dumps({"arrays": [entry]}).encode(), body)
+    assert "whole packed net" in refused(path)
+
+
+tf_keras = pytest.importorskip("tf_keras")
+
+from mobilenet.export import half_norms, packing  # noqa: E402
+from mobilenet.models import builder, folder  # noqa: E402
+
+L = tf_keras.layers
+
+
+def packed(model: Any, path: Path, card: Card | None = None, ranges: Any = None) -> Any:
+    """The net behind a file."""
+    net = folder.Net(model, card or Card(input_shape=(32, 32, 3)))
+    path.write_bytes(packing.pack(net, ranges))
+    return packing.unpack(path)
+
+
+def same_bits(first: Any, second: Any) -> bool:
+    pairs = zip(first.get_weights(), second.get_weights(), strict=True)
+    return all(a.tobytes() == b.tobytes() and a.shape == b.shape for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", archs.ALL)
+def test_every_net_comes_back_from_its_config(
+    name: str, small_net: Callable[..., Any], tmp_path: Path
+) -> None:
+    net = small_net(name)
+    card = Card(architecture=net.mobilenet_config.to_json(), labels=("a", "b"), notes=("n",))
+    found = packed(net, tmp_path / "net", card)
+    assert same_bits(net, found.net.model)
+    assert found.net.model.get_config() == net.get_config()
+    assert found.net.card == card and found.ranges is None
+    assert builder.config_of(found.net.model) == net.mobilenet_config
+    assert container.read(tmp_path / "net")[0]["keras"] is None
+    told = reports.contents(tmp_path / "net")
+    assert told.total.weights == net.count_params()
+    assert told.total.packed == (tmp_path / "net").stat().st_size
+    assert sum(line.packed for line in told.lines) == told.total.packed
+
+
+def foreign() -> Any:
+    """A net of other layers, with weights that are easily lost."""
+    source = L.Input((8, 8, 3))
+    x = L.SeparableConv2D(8, 3, name="separable")(source)
+    x = L.BatchNormalization(scale=False, name="no_gamma")(x)
+    x = L.BatchNormalization(center=False, name="no_beta")(L.ReLU()(x))
+    x = L.BatchNormalization(scale=False, center=False, name="neither")(L.PReLU()(x))
+    x = L.BatchNormalization(epsilon=0.01, name="whole")(L.Conv2D(4, 3)(x))
+    net = tf_keras.Model(source, L.Dense(5, "softmax")(L.GlobalAveragePooling2D()(x)))
+    rng = np.random.default_rng(0)
+    net.set_weights([rng.uniform(0.2, 1.5, w.shape) for w in net.get_weights()])
+    weights = net.get_weights()
+    weights[0].reshape(-1)[:5] = [-0.0, 0.0, 1e-45, -3.4e38, 1.1754942e-38]
+    net.set_weights(weights)
+    return net
+
+
+def test_a_foreign_net_comes_back_from_its_description(tmp_path: Path) -> None:
+    net = foreign()
+    found = packed(net, tmp_path / "net").net.model
+    assert same_bits(net, found)
+    assert np.signbit(found.get_weights()[0].reshape(-1)[0])
+    assert [layer.name for layer in found.layers] == [layer.name for layer in net.layers]
+    assert container.read(tmp_path / "net")[0]["config"] is None
+
+
+def test_a_net_that_left_its_config_is_described(
+    small_net: Callable[..., Any], tmp_path: Path
+) -> None:
+    source = small_net("mobilenet_v1")
+    net = tf_keras.Model(source.inputs, source.layers[-4].output)
+    net.mobilenet_config = source.mobilenet_config
+    assert same_bits(net, packed(net, tmp_path / "net").net.model)
+    assert container.read(tmp_path / "net")[0]["config"] is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
+    net = foreign()
+    weights = net.get_weights()
+    weights[2][0] = value
+    net.set_weights(weights)
+    with pytest.raises(UsageError, match="NaN or infinity"):
+        packing.pack(folder.Net(net, Card()))
+
+
+def test_a_net_with_code_is_refused_on_both_sides(tmp_path: Path) -> None:
+    source = L.Input((4,))
+    net = tf_keras.Model(source, L.Lambda(lambda x: x + 1)(source))
+    with pytest.raises(UsageError, match="Lambda"):
+        packing.pack(folder.Net(net, Card()))
+    described = tf_keras.saving.serialize_keras_object(net)
+    text = json.dumps({"card": Card().to_json(), "keras": described, "arrays": []}).encode()
+    with pytest.raises(UsageError, match="Lambda"):
+        packing.unpack(forged(tmp_path / "x", text))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"card": 3},
+        {"card": Card().to_json()},
+        {"card": Card().to_json(), "keras": {}},
+        {"card": Card().to_json(), "keras": {"class_name": "Dense", "module": "keras.layers"}},
+        {"card": Card().to_json(), "keras": {"class_name": "Popen", "module": "subprocess"}},
+        {"card": Card().to_json(), "config": {"nothing": 1}},
+        {"card": Card().to_json(), "config": archs.get("mobilenet_v1").to_json()},
+    ],
+)
+def test_architectures_that_cannot_be_are_refused(header: dict[str, Any], tmp_path: Path) -> None:
+    path = forged(tmp_path / "x", json.dumps({**header, "arrays": []}).encode())
+    with pytest.raises(UsageError) as caught:
+        packing.unpack(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_weights_of_another_net_are_refused(small_net: Callable[..., Any], tmp_path: Path) -> None:
+    net = small_net("mobilenet_v1")
+    header = {"card": Card().to_json(), "config": net.mobilenet_config.to_json()}
+    text = json.dumps({**header, "input_shape": [32, 32, 3], "arrays": []}).encode()
+    with pytest.raises(UsageError, match="not those of its net"):
+        packing.unpack(forged(tmp_path / "x", text))
+
+
+def test_folded_norms_are_halves_that_do_the_same() -> None:
+    net = foreign()
+    net.get_layer("separable").set_weights(
+        [np.full(w.shape, 0.1, np.float32) for w in net.get_layer("separable").get_weights()]
+    )
+    halved = half_norms.folded(net)
+    gamma, beta, mean, variance = (
+        w.astype(np.float64) for w in net.get_layer("whole").get_weights()
+    )
+    scale = gamma / np.sqrt(variance + 0.01)
+    new = halved.get_layer("whole").get_weights()
+    np.testing.assert_array_equal(new[0], scale.astype(np.float16))
+    np.testing.assert_allclose(new[1], beta - mean * scale, rtol=2e-3, atol=2e-3)
+    np.testing.assert_array_equal(new[2], 0)
+    np.testing.assert_allclose(new[3], 0.99, rtol=1e-6)
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    for name in ("no_gamma", "no_beta", "neither", "whole"):
+        before, after = (
+            tf_keras.Model(m.input, m.get_layer(name).output)(images).numpy() for m in (net, halved)
+        )
+        assert not np.array_equal(before, after)
+        np.testing.assert_allclose(after, before, rtol=0.01, atol=0.01 * np.abs(before).max())
+    kept = [w for w in net.get_weights() if w.ndim > 1]
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(kept, [w for w in halved.get_weights() if w.ndim > 1], strict=True)
+    )
+
+
+def test_a_norm_beyond_halves_is_refused() -> None:
+    net = foreign()
+    layer = net.get_layer("whole")
+    layer.set_weights([np.full(w.shape, 1e6) for w in layer.get_weights()])
+    layer.moving_variance.assign(np.ones(4))
+    with pytest.raises(UsageError, match="whole scale"):
+        half_norms.folded(net)
