@@ -197,6 +197,7 @@ def test_an_open_size_is_asked_for(
     assert said["same top-1 as the net"].startswith("100.00%")
 
 
+@pytest.mark.slow
 def test_generic_is_told_and_counted(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

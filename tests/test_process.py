@@ -83,7 +83,12 @@ def test_a_defect_keeps_its_traceback() -> None:
 def test_signals_run_the_cleanup(tmp_path: Path, number: signal.Signals, status: int) -> None:
     started, left = tmp_path / "started", tmp_path / "left"
     body = f"try: open({str(started)!r}, 'w'); time.sleep(60)\n"
-    running = process(f"{body}    finally: open({str(left)!r}, 'w')", wait=False)
+    running = process(
+        f"{body}    finally: open({str(left)!r}, 'w')",
+        wait=False,
+        # A shell starts what runs in its background with this signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         until = time.monotonic() + 30
         while not started.exists() and time.monotonic() < until:
