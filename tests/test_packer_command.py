@@ -72,7 +72,7 @@ def test_a_file_becomes_a_flatbuffer_that_answers_like_the_net(
     runner.set_tensor(runner.get_input_details()[0]["index"], images)
     runner.invoke()
     said = runner.get_tensor(runner.get_output_details()[0]["index"])
-    np.testing.assert_allclose(said, model(images), atol=1e-3)
+    np.testing.assert_allclose(said, model(images), atol=1e-4)
 
 
 def test_info_lists_layers_and_totals(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
