@@ -21,13 +21,7 @@ class Held(tf.Module):
         super().__init__(name="held")
         self.held = list(held)
         self.copies = [
-            tf.Variable(
-                tf.convert_to_tensor(variable),
-                trainable=False,
-                name="held",
-                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-            )
-            for variable in self.held
+            variables.beside(tf.convert_to_tensor(variable), "held") for variable in self.held
         ]
 
     def apply(self) -> None:

@@ -30,6 +30,16 @@ def kernel(layer: Any) -> tf.Variable | None:
     return next((variables[name] for name in _KERNELS if name in variables), None)
 
 
+def beside(value: Any, name: str) -> tf.Variable:
+    """A variable that keeps `value` beside a net: not trained, one value for all replicas."""
+    return tf.Variable(
+        value,
+        trainable=False,
+        name=name,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+
 def is_alone() -> bool:
     """Whether a variable is one copy, which the code that runs may write."""
     context = tf.distribute.get_replica_context()

@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from mobilenet.compression import variables
 from mobilenet.metrics import Metrics
 
 
@@ -25,13 +26,7 @@ class Best(tf.Module):
         super().__init__(name="best")
         self.weights = list(net.weights)
         self.copies = [
-            tf.Variable(
-                tf.convert_to_tensor(weight),
-                trainable=False,
-                name="best",
-                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-            )
-            for weight in self.weights
+            variables.beside(tf.convert_to_tensor(weight), "best") for weight in self.weights
         ]
         self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.top1 = tf.Variable(0.0, dtype=tf.float64, trainable=False)

@@ -36,13 +36,7 @@ class Average(tf.Module):
             [w for w in net.weights if w.dtype.is_floating and not _internal(w)] if decay else []
         )
         self.shadows = [
-            tf.Variable(
-                tf.convert_to_tensor(weight),
-                trainable=False,
-                name="shadow",
-                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-            )
-            for weight in self.weights
+            variables.beside(tf.convert_to_tensor(weight), "shadow") for weight in self.weights
         ]
 
     def update(self, step: tf.Tensor, pruned: bool = True) -> None:

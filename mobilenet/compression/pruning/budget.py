@@ -30,8 +30,11 @@ def macs(groups: Sequence[Group], layer_macs: Mapping[str, int], counts: Counts)
 
 
 def shares(whole: Counts, round_to: int) -> list[float]:
-    """The shares at which one more lot of channels goes from some group, rising; 0 is the first."""
-    found = {0.0}
+    """The shares at which one more lot of channels goes from some group, rising.
+
+    Where no group can lose any, one share that takes none.
+    """
+    found: set[float] = set()
     for channels in whole.values():
         lots = math.ceil(channels / round_to)
         found.update(1 - (lot - 0.5) * round_to / channels for lot in range(2, lots + 1))

@@ -42,12 +42,7 @@ class ChannelMasks(tf.Module):
         super().__init__(name="channel_masks")
         self.groups = groups
         self.masks = {
-            group.name: tf.Variable(
-                _audible(group),
-                trainable=False,
-                name=f"{group.name}_channels",
-                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-            )
+            group.name: variables.beside(_audible(group), f"{group.name}_channels")
             for group in groups
         }
 
@@ -120,13 +115,8 @@ class Channel(Method):
         self.whole = self._whole_counts(self.groups)
         shares = self._final_shares(trained)
         self.masks = ChannelMasks([g for g in self.groups if shares[g.number] > 0])
-        self.shares = tf.Variable(
-            [shares[group.number] for group in self.groups],
-            trainable=False,
-            dtype=tf.float64,
-            name="channel_shares",
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        )
+        listed = np.array([shares[group.number] for group in self.groups], np.float64)
+        self.shares = variables.beside(listed, "channel_shares")
         return trained
 
     def enter(self, step: int) -> bool:

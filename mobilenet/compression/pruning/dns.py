@@ -42,10 +42,15 @@ class Surgery(tf.Module):
         super().__init__(name="surgery")
         self.masks = masks
         self.dense = {
-            n: _kept(tf.cast(k, tf.float32), n, "dense") for n, k in masks.kernels.items()
+            n: variables.beside(tf.cast(k, tf.float32), f"{n}_dense")
+            for n, k in masks.kernels.items()
         }
-        self.thresholds = {n: _kept(tf.zeros([]), n, "threshold") for n in masks.kernels}
-        self.flips = {n: _kept(tf.zeros([3], tf.int64), n, "flips") for n in masks.kernels}
+        self.thresholds = {
+            n: variables.beside(tf.zeros([]), f"{n}_threshold") for n in masks.kernels
+        }
+        self.flips = {
+            n: variables.beside(tf.zeros([3], tf.int64), f"{n}_flips") for n in masks.kernels
+        }
 
     def counted(self) -> dict[str, tuple[int, int, int]]:
         """Weights removed, weights that came back and replacements so far."""
@@ -223,15 +228,6 @@ def _others(net: Any) -> list[tf.Variable]:
     """What trains in a net besides its kernels."""
     kernels = {id(variables.kernel(layer)) for layer in net.layers}
     return [variable for variable in net.trainable_variables if id(variable) not in kernels]
-
-
-def _kept(value: tf.Tensor, layer: str, what: str) -> tf.Variable:
-    return tf.Variable(
-        value,
-        trainable=False,
-        name=f"{layer}_{what}",
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-    )
 
 
 def _assign(variable: Any, value: Any) -> None:

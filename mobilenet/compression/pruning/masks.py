@@ -25,12 +25,7 @@ class Masks(tf.Module):
         super().__init__(name="masks")
         self.kernels = dict(kernels)
         self.masks = {
-            name: tf.Variable(
-                tf.cast(tf.not_equal(kernel, 0), tf.float32),
-                trainable=False,
-                name=f"{name}_mask",
-                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-            )
+            name: variables.beside(tf.cast(tf.not_equal(kernel, 0), tf.float32), f"{name}_mask")
             for name, kernel in self.kernels.items()
         }
 

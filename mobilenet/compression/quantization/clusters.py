@@ -39,12 +39,8 @@ class Clusters(tf.Module):
         for name, kernel in self.kernels.items():
             values, labels = np.unique(kernel.numpy(), return_inverse=True)
             self.counts[name] = len(values)
-            self.labels[name] = tf.Variable(
-                labels.reshape(kernel.shape).astype(np.int32),
-                trainable=False,
-                name=f"{name}_clusters",
-                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-            )
+            shaped = labels.reshape(kernel.shape).astype(np.int32)
+            self.labels[name] = variables.beside(shaped, f"{name}_clusters")
 
     def apply(self) -> None:
         """Gives every weight the mean of its cluster."""
