@@ -141,10 +141,13 @@ class Quantized:
     said: np.ndarray
 
 
-def quantize(plain: Any, size: int = SIZE, mend: bool = True) -> Quantized:
-    """Wrap, calibrate and convert; `mend=False` leaves out the repair."""
+def quantize(plain: Any, size: int = SIZE, mend: bool = True, epochs: int = 0) -> Quantized:
+    """Wrap, calibrate, train on 16 images and convert; `mend=False` leaves out the repair."""
     wrapped = scheme.wrap(plain, WAY)
     calibrate(wrapped, inputs(32, size))
+    if epochs:
+        wrapped.compile("sgd", tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        wrapped.fit(inputs(16, size), np.arange(16) % 10, 8, epochs, verbose=0)
     ranges = scheme.get_ranges(wrapped)
     said = wrapped(inputs(16, size), training=False).numpy()
     if mend:

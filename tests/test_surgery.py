@@ -233,10 +233,10 @@ def test_tiles_are_whole() -> None:
 
 
 @pytest.mark.parametrize("name", quick("mobilenet_v1"))
-def test_thin_nets_become_int8_files(name: str) -> None:
-    """Wrapped, calibrated, converted; every operator within a step of the simulation."""
+def test_thin_nets_are_trained_rounded_and_become_int8_files(name: str) -> None:
+    """Wrapped, calibrated, trained, converted; every operator within a step of the simulation."""
     thinned = surgery.thin(net(name, size=64), 0.4, round_to=8)
-    made = quantize(thinned.model, 64)
+    made = quantize(thinned.model, 64, epochs=2)
     assert flatbuffer.read(made.data).float_tensors() == []
     for layer, off in operator_steps(made, pixels(2, 64, seed=9)).items():
         assert off.max() <= 1, layer

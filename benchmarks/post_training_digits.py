@@ -1,0 +1,87 @@
+"""Every family without training: the digits' float net beside the int8 file that calibration makes.
+
+    python benchmarks/post_training_digits.py --width_multiplier 0.35
+
+Each net is trained by `python -m mobilenet.trainer --model_name NAME` in float and goes on by
+`--quantization ptq`; other words are handed to the trainer. Top-1 is in percent of the held-out
+digits, of the float net and of the file; `same` is how often both have the same top-1 there.
+Every operator of the file was proved when it was made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def trained(name: str, place: Path, flags: Sequence[str]) -> dict[str, dict[str, float]]:
+    """One run of the trainer; its stages by name."""
+    command = [
+        *(sys.executable, "-m", "mobilenet.trainer", f"--model_name={name}", *flags),
+        *("--stages=train,quantize,convert", "--quantization=ptq", f"--model_dir={place}"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stderr}")
+    report = json.loads((place / "report.json").read_text())
+    return {entry["stage"]: entry for entry in report["stages"]}
+
+
+def same_top1(place: Path) -> float:
+    """Share of the held-out digits where the file and the float net answer alike, in percent."""
+    from mobilenet.compression.quantization import scheme
+    from mobilenet.configs import dataset
+    from mobilenet.export import edges
+    from mobilenet.models import folder
+    from mobilenet.runtime import interpreter
+    from mobilenet.training import reading
+
+    net = folder.load(place / "train")
+    way = net.card.preprocessing
+    images = reading.images(dataset.get("digits"), "test", net.card.input_shape, way, 100_000)
+    wanted = net.model.predict(images, verbose=0).argmax(axis=1)
+    (file,) = (place / "export").glob("*.tflite")
+    runner = interpreter.make(file.read_bytes())
+    said = edges.run(runner, scheme.to_grid(images, way)).argmax(axis=1)
+    return float(100 * (said == wanted).mean())
+
+
+def main() -> None:
+    from mobilenet.configs import archs
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default=",".join(archs.names()), help="all seven")
+    words, flags = parser.parse_known_args()
+    import nets
+
+    from mobilenet.process import starting_tensorflow
+
+    with starting_tensorflow():
+        import tensorflow  # noqa: F401
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in words.models.split(","):
+            stages = trained(name, Path(folder) / name, flags)
+            found = stages["convert"]["verification"]
+            rows.append(
+                [
+                    *(name, f"{stages['train']['top1']:.2f}", f"{stages['convert']['top1']:.2f}"),
+                    f"{same_top1(Path(folder) / name):.2f}",
+                    *(found["partitions"], found["float_tensors"], len(found["layers"])),
+                ]
+            )
+            print(*rows[-1], flush=True)
+    heads = ["net", "float %", "file %", "same %", "partitions", "float tensors", "proved"]
+    nets.show(heads, rows, 2, None)
+
+
+if __name__ == "__main__":
+    main()
