@@ -11,7 +11,7 @@ import tensorflow as tf
 import tf_keras
 
 from mobilenet.errors import UsageError
-from mobilenet.export import diagnosis, edges, operators
+from mobilenet.export import diagnosis, edges, islands, operators
 from mobilenet.models.roles import Graph
 from mobilenet.runtime import flatbuffer
 
@@ -26,7 +26,7 @@ class Line:
 
     Attributes:
         layer: of the float net whose output it is.
-        operator: what computes it.
+        operator: what computes it; the last with a kernel of several in float.
         low, high: the values that its first and last code stand for.
         reached: the least and the largest value of the float net.
         outliers: the channel of the largest magnitude over the median channel.
@@ -81,7 +81,11 @@ def compare(
         )
     real = _float_outputs(plain, [layer for layer, _ in named.values()], images)
     signals: dict[int, diagnosis.Signal] = {}
-    return [_line(content, codes, signals, real, index, *named[index]) for index in named]
+    floats = islands.find(content)
+    return [
+        _line(content, codes, signals, real, index, *named[index], floats.get(index))
+        for index in named
+    ]
 
 
 def _line(
@@ -92,6 +96,7 @@ def _line(
     index: int,
     layer: str,
     op: Any,
+    island: islands.Island | None,
 ) -> Line:
     scale, zero = edges.scale_of(content.tensors[index])
     wanted = real[layer]
@@ -107,12 +112,13 @@ def _line(
     signal = diagnosis.Signal(layer, wanted, scale, zero, ratio)
     signals[index] = signal
     rounded = np.clip(np.round(wanted / scale) + zero, -128, 127)
+    sources = op.inputs if island is None else island.sources
     cause = diagnosis.diagnose(
-        signal, [signals[i] for i in op.inputs if i in signals], _KINDS.get(op.name, "other")
+        signal, [signals[i] for i in sources if i in signals], _KINDS.get(op.name, "other")
     )
     return Line(
         layer=layer,
-        operator=op.name,
+        operator=op.name if island is None else island.name,
         low=signal.low,
         high=signal.high,
         reached=(float(wanted.min()), float(wanted.max())),

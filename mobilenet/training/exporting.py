@@ -20,7 +20,7 @@ from mobilenet.configs.card import Card
 from mobilenet.configs.compression import PostTraining
 from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
 from mobilenet.configs.formats import POST_TRAINING
-from mobilenet.errors import FailedProof, UsageError
+from mobilenet.errors import FailedProof, UsageError, shorten
 from mobilenet.export import frozen_graph, metadata, operators, task_metadata, verify
 from mobilenet.export.form import DEFAULT, Form
 from mobilenet.models import counting, folder
@@ -70,6 +70,7 @@ class Export:
             ("bytes", f"{found.bytes:,} ({found.gzip_bytes:,} under gzip)"),
             ("input", f"{found.input.dtype} {list(found.input_shape)}"),
             ("output", f"{found.output.dtype} {list(found.output_shape)}, {self.card.outputs}"),
+            *((("layers in float", shorten(kept)),) if (kept := self.card.keep_float) else ()),
             ("float tensors inside", found.float_tensors),
             ("delegate partitions", found.partitions),
             ("same top-1 as the net", f"{found.agreement:.2%} of {found.images} images"),
@@ -122,6 +123,15 @@ def ranges_of(net: Any) -> _Ranges | None:
     from mobilenet.compression.quantization import scheme
 
     return scheme.get_ranges(net)
+
+
+def kept_float(net: Any) -> tuple[str, ...]:
+    """The layers of a quantized net that compute in float."""
+    if not hasattr(net, "phase"):
+        return ()
+    from mobilenet.compression.quantization import kept
+
+    return kept.names(net)
 
 
 def save_stage(plain: Any, target: Path, card: Card, ranges: _Ranges | None) -> None:
@@ -242,6 +252,7 @@ def _proved(
         simulated=made.simulated,
         plain=job.source.net.model,
         wanted=job.form.format,
+        kept=made.kept,
     )
     return data, dataclasses.replace(found, faults=(*made.faults, *found.faults))
 

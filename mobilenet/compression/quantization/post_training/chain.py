@@ -23,6 +23,7 @@ from mobilenet.compression import variables
 from mobilenet.compression.quantization import scheme
 from mobilenet.compression.quantization.calibrate import HARMLESS, LEAST
 from mobilenet.compression.quantization.folding import Array
+from mobilenet.compression.quantization.kept import names as float_names
 from mobilenet.compression.quantization.placement import Place, place
 from mobilenet.compression.quantization.post_training import (
     bias,
@@ -169,13 +170,16 @@ class _Chain:
     ) -> None:
         self.config, self.seed = config, seed
         self.fitting, self.judging = images[::2], images[1::2]
-        self.places: dict[str, Place] = place(model)
+        self.places: dict[str, Place] = place(model, keep_float=config.keep_float)
         self.original = _compiled(model)
         self.wanted = self.answers(self.judging)
         self.net = tf_keras.models.clone_model(model)
         self.net.set_weights(model.get_weights())
         self.streams = Streams(Graph(self.net))
-        self.wrapped = scheme.wrap(model, preprocessing)
+        self.hard_swishes = [  # those of int8
+            x for x in self.streams.hard_swishes if variables.inner(x.source).name in self._ranged()
+        ]
+        self.wrapped = scheme.wrap(model, preprocessing, keep_float=config.keep_float)
         self.simulated = _compiled(self.wrapped)
         self.state = _State()
         self.steps: list[Step] = []
@@ -272,7 +276,7 @@ class _Chain:
             What the rule alone says.
         """
         ruled = ranges.spans_of({n: self.observed[n] for n in self._ranged()}, self.state.rule)
-        spans = ranges.clip_hard_swish(ruled, self.streams.hard_swishes if self.state.clip else [])
+        spans = ranges.clip_hard_swish(ruled, self.hard_swishes if self.state.clip else [])
         spans.update(self.state.chosen)
         scheme.copy_weights(self.net, self.wrapped)
         held = scheme.get_ranges(self.wrapped)
@@ -294,7 +298,7 @@ class _Chain:
         return f"{len(factors)} convolutions scaled, outputs unchanged" if factors else ""
 
     def _hard_swish(self) -> str:
-        sources = [variables.inner(found.source).name for found in self.streams.hard_swishes]
+        sources = [variables.inner(found.source).name for found in self.hard_swishes]
         if not sources:
             return ""
         wanted = dict.fromkeys(sources, soften.SAMPLES)
@@ -324,7 +328,7 @@ class _Chain:
         return self._ruled("mse")
 
     def _clip(self) -> str:
-        found = self.streams.hard_swishes
+        found = self.hard_swishes
         left = [x for x in found if variables.inner(x.source).name not in self.state.chosen]
         if not left:
             return ""
@@ -363,7 +367,9 @@ class _Chain:
             "others, those that help fitted again on all; "
             f"inputs from {self.fitting.min():.3g} to {self.fitting.max():.3g}"
         )
-        return (saw, *(str(step) for step in self.steps))
+        kept = float_names(self.wrapped)
+        floats = [f"in float, with what is between them alone: {', '.join(kept)}"] if kept else []
+        return (saw, *(str(step) for step in self.steps), *floats)
 
 
 def _compiled(net: Any) -> Callable[[tf.Tensor], tf.Tensor]:
