@@ -343,6 +343,24 @@ def test_a_step_that_does_not_help_is_taken_back(monkeypatch: pytest.MonkeyPatch
     )
 
 
+def test_statistics_of_another_net_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    model, images = relu_net(), inputs(20)
+    config = PostTraining(steps=("maximum", "repair"))
+    assert not any(
+        "moving statistics" in x for x in chain.quantize(model, WAY, images, config).notes
+    )
+    norm = model.get_layer("norm")
+    norm.moving_variance.assign(norm.moving_variance / 1000)
+    made = chain.quantize(model, WAY, images, config)
+    assert "moving statistics of 1 of 1 batch norms are not those of the images" in made.notes[0]
+    assert made.notes[0] in caplog.text
+    # A batch norm that came folded holds none that could be wrong.
+    first = model.get_layer("first")
+    first.kernel.assign(100 * first.kernel)
+    norm.set_weights([norm.gamma / 100, norm.beta, np.zeros(6), np.ones(6)])
+    assert "moving statistics" not in chain.quantize(model, WAY, images, config).notes[0]
+
+
 def test_nets_with_relu6_alone_need_no_more_than_offsets(small: Any) -> None:
     config = PostTraining()
     tf_keras.utils.set_random_seed(0)

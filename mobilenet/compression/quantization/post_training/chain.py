@@ -20,7 +20,7 @@ import tensorflow as tf
 import tf_keras
 
 from mobilenet.compression import variables
-from mobilenet.compression.quantization import scheme
+from mobilenet.compression.quantization import norms, scheme
 from mobilenet.compression.quantization.calibrate import HARMLESS, LEAST
 from mobilenet.compression.quantization.folding import Array
 from mobilenet.compression.quantization.kept import names as float_names
@@ -118,6 +118,9 @@ def quantize(
             the net's, or a net whose int8 form is not known.
     """
     checks.check(images, preprocessing)
+    misfit = norms.misfit(model, images)
+    if misfit:
+        log.warning("%s", misfit)
     names = chosen_steps(model, config)
     rule = next(name for name in names if name in RANGE_RULES)
     order = [
@@ -134,7 +137,7 @@ def quantize(
         chain.net,
         tuple(chain.steps),
         "repair" in names,
-        chain.notes(),
+        (misfit, *chain.notes()) if misfit else chain.notes(),
     )
 
 
