@@ -45,7 +45,7 @@ class Made:
         self.said = self.wrapped(inputs(6, seed=9), training=False).numpy()
         stored.for_export(self.wrapped)
         self.kept = islands.Kept(kept.kernels(self.wrapped), kept.all_names(self.wrapped))
-        wanted = self.kept if restored else None
+        wanted = self.kept if restored else islands.NOTHING
         self.data = convert.int8_flatbuffer(self.wrapped, io, kept=wanted)
 
     def proof(self, data: bytes | None = None, floats: islands.Kept | None = None) -> Any:
@@ -57,7 +57,7 @@ class Made:
             io=self.io,
             simulated=self.wrapped,
             plain=self.plain,
-            kept=floats or self.kept,
+            kept=self.kept if floats is None else floats,
         )
 
     def kernels(self) -> dict[str, str]:
@@ -160,7 +160,7 @@ def test_float_elsewhere_is_a_fault(net: Any, alone: Made) -> None:
     faults = two.proof(floats=few).faults
     assert any(fault.startswith("float operators: CONV_2D") for fault in faults)
     assert any("float tensors inside" in fault and "last" in fault for fault in faults)
-    none = alone.proof(floats=islands.Kept()).faults
+    none = alone.proof(floats=islands.NOTHING).faults
     assert any(fault.startswith("float operators: CONV_2D") for fault in none)
 
 

@@ -109,7 +109,7 @@ def int8_flatbuffer(
     batch: int | None = 1,
     input_shape: tuple[int, ...] | None = None,
     target: str = "xnnpack",
-    kept: islands.Kept | None = None,
+    kept: islands.Kept = islands.NOTHING,
 ) -> bytes:
     """Converts a net that carries fake-quant operators, on its input too, to int8.
 
@@ -150,9 +150,7 @@ def int8_flatbuffer(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io)
 
-    data = _convert(frozen, codes)
-    if kept is not None:
-        data = islands.restore(data, kept.kernels)
+    data = islands.restore(_convert(frozen, codes), kept.kernels)
     return stem.pair(data) if target == "xnnpack" else data
 
 

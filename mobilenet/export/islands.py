@@ -39,6 +39,9 @@ class Kept:
     layers: Collection[str] = ()
 
 
+NOTHING = Kept()
+
+
 @dataclasses.dataclass(frozen=True)
 class Island:
     """Operators that compute one tensor of codes in float.

@@ -17,7 +17,6 @@ _CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3}
 _KERNEL_AXIS = {**_CHANNEL_AXIS, "FULLY_CONNECTED": 0}
 _SCALE_SLACK = 1e-3  # scales are float32 products
 _CHANCE = 4  # fewer channels may share a bias code by chance
-_NOTHING_KEPT = islands.Kept()
 
 
 def structure_faults(
@@ -25,7 +24,7 @@ def structure_faults(
     expect_int8: bool,
     io: str,
     pixel_std: float | None = 127.5,
-    kept: islands.Kept = _NOTHING_KEPT,
+    kept: islands.Kept = islands.NOTHING,
 ) -> list[str]:
     """Lists what is wrong inside a file, without running it.
 

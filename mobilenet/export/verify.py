@@ -157,7 +157,7 @@ def verify(
     simulated: Any = None,
     plain: Any = None,
     wanted: Format | None = None,
-    kept: islands.Kept | None = None,
+    kept: islands.Kept = islands.NOTHING,
 ) -> Verification:
     """Reads a flatbuffer, runs it on `inputs` and compares it with the net that it was made from.
 
@@ -180,7 +180,6 @@ def verify(
         UsageError: the bytes are no sound flatbuffer, or images and logits do not fit it.
     """
     content = flatbuffer.read(data)
-    kept = kept or islands.Kept()
     faults = structure_faults(content, expect_int8, io, pixel_std, kept)
     faults += [] if wanted is None else format_faults(content, wanted)
     runner = interpreter.make(content, threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
+from mobilenet.compression.quantization.post_training.chain import FITTED
+from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
 from mobilenet.export import diagnosis, edges, islands, operators
 from mobilenet.models.roles import Graph
 from mobilenet.runtime import flatbuffer
 
+log = logging.getLogger("mobilenet")
 Floats = npt.NDArray[np.floating]
 _PREFIX = "quant_"  # of the layers of a net with quantizers
 _KINDS = {"DEPTHWISE_CONV_2D": "depthwise", "CONV_2D": "kernel", "FULLY_CONNECTED": "kernel"}
@@ -86,6 +90,23 @@ def compare(
         _line(content, codes, signals, real, index, *named[index], floats.get(index))
         for index in named
     ]
+
+
+def warn_of_another(file: Card, net: Card, where: str) -> None:
+    """Warns where a file is of a net that post-training int8 has fitted, and this is not that one.
+
+    Args:
+        file, net: the cards of both.
+        where: the net was read.
+    """
+    lines = [note for note in file.notes if note.startswith(FITTED)]
+    if lines and lines[-1] not in net.notes:
+        log.warning(
+            "%s: the file is of a net whose channels and offsets post-training int8 has changed, "
+            "so inner tensors differ by more than rounding; compare with the folder that --fitted "
+            "of the converter, or the stage quantize, wrote",
+            where,
+        )
 
 
 def _line(

@@ -165,7 +165,7 @@ def preprocessing_of(card: Card, data: DatasetConfig) -> Preprocessing:
     return card.preprocessing if has_card else PREPROCESSING[data.preprocessing]
 
 
-def check_place(target: str | os.PathLike[str]) -> None:
+def check_place(target: str | os.PathLike[str], flag: str = "--output") -> None:
     """Refuses, before the work of a conversion, a place where the result cannot be written.
 
     Raises:
@@ -178,7 +178,7 @@ def check_place(target: str | os.PathLike[str]) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=".writing-", dir=above))
     except OSError as error:
         wanted = f"a folder that can be written ({error.strerror})"
-        raise UsageError("--output", str(target), wanted, "choose another folder") from None
+        raise UsageError(flag, str(target), wanted, "choose another folder") from None
 
 
 def export(
@@ -189,6 +189,7 @@ def export(
     limits: verify.Limits = STRUCTURE,
     calibration: Calibration | None = None,
     fitting: PostTraining | None = None,
+    fitted: str | os.PathLike[str] | None = None,
 ) -> Export:
     """Converts a model folder and proves the file on `images` before it gets its name.
 
@@ -201,6 +202,7 @@ def export(
         limits: figures that the file must reach.
         calibration: what the ranges of a number format that wants some are taken from.
         fitting: how post-training int8 goes about it; by its defaults when `None`.
+        fitted: a folder for the float net that it ends with and its ranges, as a stage leaves them.
 
     Raises:
         FailedProof: the file is not what the net is; nothing is written.
@@ -229,6 +231,11 @@ def export(
         raise FailedProof(str(target), None, expected, "it was not written") from None
     _judge(found, target, form)
     path = metadata.write_export(target, data, card, found)
+    if fitted is not None and opened.fitted is not None:
+        own = opened.net.card
+        own = own.replace(stage="quantize", outputs=outputs_of(own, DEFAULT), metrics={})
+        ranges = ranges_of(opened.fitted.result.wrapped)
+        save_stage(opened.net.model, Path(fitted), own, ranges)
     return Export(path, found, made.repairs, figures, card, made.notes)
 
 

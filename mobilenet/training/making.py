@@ -144,7 +144,7 @@ class Made:
     reference: Images
     inputs: Images
     simulated: Any = None
-    kept: islands.Kept | None = None
+    kept: islands.Kept = islands.NOTHING
     repairs: tuple[Repair, ...] = ()
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -44,6 +44,7 @@ from mobilenet.models.roles import Graph, kind
 
 log = logging.getLogger("mobilenet")
 Floats = npt.NDArray[np.float32]
+FITTED = "steps were fitted on"  # how the line begins that tells of calibration
 _BATCH = 10
 _NOISE = 0.1  # dB; a step that costs less than this on the judging half is not noticed
 _BOUNDED = ("maximum", "bias", "repair")
@@ -366,7 +367,7 @@ class _Chain:
     def notes(self) -> tuple[str, ...]:
         """What a person should know."""
         saw = (
-            f"steps were fitted on {len(self.fitting)} images and judged on {len(self.judging)} "
+            f"{FITTED} {len(self.fitting)} images and judged on {len(self.judging)} "
             "others, those that help fitted again on all; "
             f"inputs from {self.fitting.min():.3g} to {self.fitting.max():.3g}"
         )
