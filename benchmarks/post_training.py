@@ -5,9 +5,11 @@
 `--model` is a float net (`python -m mobilenet.tf1_loader` makes one), `--data` a list of images
 with labels that are scored, `--calibration` a folder of other images. Every row is a file, run by
 the interpreter: its top-1, its agreement with the float net, the signal-to-noise ratio of its
-outputs, its delegate partitions. `--rows float,weights,float16` picks some; reference kernels run
-`int16x8`, so slowly that `--limit 100` images do for it. `--counts 25,50,100 --draws 5` shows
-instead how the default chain depends on which and how many images it is calibrated on.
+outputs, its delegate partitions, its time as a share of the float file's on one thread, and the
+seconds that making it takes. `--keep_float LAYERS` leaves layers of our int8 files in float.
+`--rows float,weights,float16` picks some; reference kernels run `int16x8`, so slowly that
+`--limit 100` images do for it. `--counts 25,50,100 --draws 5` shows instead how the default chain
+depends on which and how many images it is calibrated on.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--calibration", required=True, help="folder of images")
     parser.add_argument("--images", type=int, default=100, help="to calibrate on (100)")
     parser.add_argument("--rows", help="comma separated; all but int16x8 when left out")
+    parser.add_argument("--keep_float", help="layers in float inside our int8 files")
     parser.add_argument("--limit", type=int, default=100_000, help="images that are scored (all)")
     parser.add_argument("--counts", help="images to calibrate on, as in 25,50,100")
     parser.add_argument("--draws", type=int, default=5, help="draws for each count (5)")
@@ -62,7 +65,8 @@ def main() -> None:
         heads = ["images", "draw", "top-1 %", "agreement %", "dB"]
         rows = list(bench.draws([int(n) for n in words.counts.split(",")], words.draws))
     else:
-        heads = ["file", "top-1 %", "agreement %", "dB", "partitions", "seconds", "bytes"]
+        heads = ["file", "top-1 %", "agreement %", "dB", "partitions", "of float's time"]
+        heads += ["seconds", "bytes"]
         chosen = words.rows.split(",") if words.rows else None
         rows = list(bench.table(chosen))
     nets.show(heads, rows, os.cpu_count() or 1, words.csv)
@@ -87,6 +91,7 @@ class Bench:
             None, words.calibration, listed, shape, self.way, max(words.images, 8)
         )
         self.wanted = self.answers(self.model)
+        self.floats = tuple(words.keep_float.split(",")) if words.keep_float else ()
 
     def answers(self, net: Any) -> Any:
         from mobilenet.training import scoring
@@ -112,14 +117,16 @@ class Bench:
 
     def fitted(self, steps: tuple[str, ...], images: Any) -> bytes:
         """The file of post-training int8 with these steps."""
-        from mobilenet.compression.quantization import stored
+        from mobilenet.compression.quantization import kept, stored
         from mobilenet.compression.quantization.post_training import chain
         from mobilenet.configs.compression import PostTraining
-        from mobilenet.export import convert
+        from mobilenet.export import convert, islands
 
-        made = chain.quantize(self.model, self.way, images, PostTraining(steps=steps))
+        config = PostTraining(steps=steps, keep_float=self.floats)
+        made = chain.quantize(self.model, self.way, images, config)
         stored.for_export(made.wrapped, made.repair)
-        return convert.int8_flatbuffer(made.wrapped)
+        floats = islands.Kept(kept.kernels(made.wrapped), kept.all_names(made.wrapped))
+        return convert.int8_flatbuffer(made.wrapped, kept=floats)
 
     def table(self, chosen: list[str] | None) -> Iterator[list[object]]:
         import nets
@@ -143,13 +150,16 @@ class Bench:
                 interpreter.make(data)
             except UsageError as error:
                 print(name, error, flush=True)
-                yield [name, "-", "-", "-", "does not run", f"{seconds:.1f}", f"{len(data):,}"]
+                row = [name, "-", "-", "-", "does not run", "-", f"{seconds:.1f}"]
+                yield [*row, f"{len(data):,}"]
                 continue
             parts = interpreter.partitions(interpreter.make(data))
+            times = interpreter.latency({"float": self._float(), "file": data})
             row = [
                 name,
                 *self.figures(data, name in ALONE),
                 parts,
+                f"{times['file'] / times['float']:.2f}",
                 f"{seconds:.1f}",
                 f"{len(data):,}",
             ]

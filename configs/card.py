@@ -41,6 +41,7 @@ class Card(Config):
         metrics: held-out figures, `top1` and `top5` in percent, `loss`.
         history: one dictionary an epoch.
         input, output: ends of a flatbuffer; `None` for a Keras model.
+        keep_float: layers that an int8 file of it computes in float.
         notes: one line each; what a person should know (how it was pruned, what was repaired).
     """
 
@@ -57,5 +58,6 @@ class Card(Config):
     history: tuple[dict[str, float], ...] = ()
     input: Edge | None = None
     output: Edge | None = None
+    keep_float: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     format: int = FORMAT

@@ -345,8 +345,8 @@ class PostTraining(Config):
         steps: which remedies, in the order of `PTQ_STEPS`. `auto` chooses by the net: with
             hard-swish or unbounded ReLU `equalize,hard_swish,percentile,clip,bias,tune,repair`,
             with ReLU6 alone, whose ranges are harmless, `maximum,bias,repair`.
-        tuning_epochs: passes of the tuning over the images.
-        tuning_rate: its rate at the beginning.
+        tuning_epochs, tuning_rate: passes over the images, and the rate at their beginning.
+        keep_float: layers with a kernel that compute in float in the int8 file, as a last resort.
     """
 
     calibration_images: int = flag(200, "training images that set the activation ranges")
@@ -357,6 +357,7 @@ class PostTraining(Config):
     )
     tuning_epochs: int = flag(10, "passes over the images that tune offsets, gains and ranges")
     tuning_rate: float = flag(1e-3, "rate of that tuning")
+    keep_float: tuple[str, ...] = flag((), "layers in float in the int8 file: names or patterns")
 
     def __post_init__(self) -> None:
         number("--calibration_images", self.calibration_images, least=1, integer=True)

@@ -16,6 +16,7 @@ from mobilenet.errors import UsageError, one_of
 
 _DATA = [s for s in cli.flag_specs(DatasetConfig) if s.path in ("name", "data_dir")]
 _FITTING = [s for s in cli.flag_specs(PostTraining) if s.path != "calibration_images"]
+_FITTED = cli.option("fitted", str, None, "a folder for the net that ptq ends with and its ranges")
 _WORST = 5  # layers in the table
 _FORMATS = ("tflite", "frozen_graph")
 _ALONE = ("quantization", "io", "target", *(s.name for s in specs.LIMITS[1:]))  # of flatbuffers
@@ -35,6 +36,7 @@ COMMAND = cli.Command(
         cli.option("format", str, "tflite", f"what is written: {' or '.join(_FORMATS)}"),
         *specs.FORM,
         *cli.CALIBRATION,
+        _FITTED,
         *specs.LIMITS,
     ),
 )
@@ -61,6 +63,8 @@ def run(argv: list[str]) -> int | None:
     source = Path(options["model"])
     target = Path(options["output"] or source.resolve().parent / "export")
     exporting.check_place(target)
+    if options["fitted"] is not None:
+        exporting.check_place(options["fitted"], "--fitted")
     opened = making.open_source(source)
     form.ends(opened.quantized)
     shape = form.shape(opened.net.model.input_shape[1:])
@@ -72,7 +76,8 @@ def run(argv: list[str]) -> int | None:
         place = options["calibration_dataset"], options["calibration_dir"]
         seen = calibration.load(*place, data, shape, way, options["calibration_images"])
     limits = verify.Limits.of(options)
-    print(_told(exporting.export(opened, target, images, form, limits, seen, fitting)))
+    fits = fitting, options["fitted"]
+    print(_told(exporting.export(opened, target, images, form, limits, seen, *fits)))
     return None
 
 
@@ -117,7 +122,7 @@ def _calibrated(parsed: cli.Parsed) -> bool:
     calibrated = wanted is not None and formats.get(wanted).calibrated
     users = {spec.name: formats.CALIBRATED for spec in cli.CALIBRATION} if not calibrated else {}
     if wanted != formats.POST_TRAINING:
-        users |= {spec.name: (formats.POST_TRAINING,) for spec in _FITTING}
+        users |= {spec.name: (formats.POST_TRAINING,) for spec in (*_FITTING, _FITTED)}
     for name, of in users.items():
         if name in parsed.given:
             got = parsed.options.get(name)

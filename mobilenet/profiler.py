@@ -116,6 +116,7 @@ def _compare(path: Path, parsed: cli.Parsed) -> None:
         from mobilenet.models import folder
         from mobilenet.reporting import profile, rows
     net = folder.load(options["against"])
+    profile.warn_of_another(file.card, net.card, options["against"])
     images = _images(parsed, net.card, file.card)
     lines = profile.compare(file.flatbuffer, freeze.float32_copy(net.model), *images)
     if options["worst"] is not None:

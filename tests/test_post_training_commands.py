@@ -22,9 +22,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder that `converter --quantization ptq` made, and what it printed."""
+    """The folder that `converter --quantization ptq` made, and what it printed; beside it `fitted`,
+    the net that it ended with."""
     target = tmp_path_factory.mktemp("ptq") / "export"
     words = ("--quantization=ptq", "--calibration_images=64", f"--output={target}")
+    words = (*words, f"--fitted={target.parent / 'fitted'}")
     done = command("converter", f"--model={trained}", *words)
     assert done.returncode == 0, done.stderr
     return target, done.stdout
@@ -54,8 +56,10 @@ def test_the_file_is_about_as_good_as_the_net(exported: tuple[Path, str], traine
 
 
 def test_the_profiler_shows_every_rounded_tensor(exported: tuple[Path, str], trained: Path) -> None:
-    done = command("profiler", exported[0], f"--against={trained}", "--images=8")
+    fitted = exported[0].parent / "fitted"
+    done = command("profiler", exported[0], f"--against={fitted}", "--images=8")
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     lines = [line for line in done.stdout.splitlines() if "CONV_2D" in line]
     assert len(lines) == 28  # 27 convolutions and the classifier
     assert {"Conv2d_0_relu6", "Conv2d_13_pointwise_relu6", "Logits"} <= {
@@ -64,22 +68,45 @@ def test_the_profiler_shows_every_rounded_tensor(exported: tuple[Path, str], tra
     assert "dB alone" in done.stdout
     few = command("profiler", exported[0], f"--against={trained}", "--images=8", "--worst=3")
     assert len(few.stdout.splitlines()) == 5
+    assert f"{trained}: the file is of a net whose channels and offsets" in few.stderr
+
+
+KEPT = ("Conv2d_0", "Conv2d_1_depthwise", "Conv2d_3_pointwise")
+
+
+def float_kernels(file: Path) -> set[str]:
+    """Layers whose kernel is float in a file."""
+    content = flatbuffer.read(file)
+    return {
+        name
+        for op in content.operators
+        if "CONV_2D" in op.name and content.tensors[op.inputs[1]].dtype == "float32"
+        for name in KEPT
+        if f"quant_{name}/" in content.tensors[op.outputs[0]].name
+    }
 
 
 def test_the_quantize_stage_fits_without_training(trained: Path, tmp_path: Path) -> None:
     words = (
         *(*trainer_runs.TINY, f"--init_checkpoint={trained}", "--stages=quantize,convert"),
         *("--quantization=ptq", "--calibration_images=40", "--ptq_steps=maximum,bias,repair"),
+        "--keep_float=Conv2d_[01](_depthwise)?,Conv2d_3_pointwise",
     )
     done = command("trainer", *words, "--model_dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     stages = report(tmp_path / "run")
     assert stages["quantize"]["history"] == []
     assert stages["convert"]["top1"] >= stages["quantize"]["top1"] - 1.0
-    content = flatbuffer.read(tmp_path / "run/export/model.tflite")
-    assert not content.float_tensors()
+    assert float_kernels(tmp_path / "run/export/model.tflite") == set(KEPT)
+    assert json.loads((tmp_path / "run/quantize/card.json").read_text())["keep_float"] == [*KEPT]
     again = command("trainer", *words, "--model_dir=run", cwd=tmp_path)
     assert "quantize: finished before" in again.stdout
+    # A later conversion of the folder knows.
+    later = command("converter", "--model=run/quantize", "--output=later", cwd=tmp_path)
+    assert later.returncode == 0, later.stderr
+    assert "int8, 3 layers in float" in later.stdout
+    assert float_kernels(tmp_path / "later/model.tflite") == set(KEPT)
+    assert json.loads((tmp_path / "later/card.json").read_text())["keep_float"] == [*KEPT]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +115,9 @@ def test_the_quantize_stage_fits_without_training(trained: Path, tmp_path: Path)
         (("--quantization=ptq", "--calibration_images=3"), "--calibration_images: got 3"),
         (("--quantization=ptq", "--ptq_steps=bias"), "--ptq_steps: got 'bias'"),
         (("--ptq_steps=maximum",), "--ptq_steps: expected --quantization ptq beside it"),
+        (("--fitted=there",), "--fitted: got 'there', expected --quantization ptq beside it"),
+        (("--keep_float=Conv2d_0",), "--keep_float: expected --quantization ptq beside it"),
+        (("--quantization=ptq", "--keep_float=Conv2d_0_relu6"), "a layer with a kernel: Conv2d_0,"),
         (("--quantization=ptq", "--calibration_dir=nowhere"), "--calibration_dir: got 'nowhere'"),
     ],
 )

@@ -16,7 +16,7 @@ from tensorflow.lite.python.convert_phase import (
 
 from mobilenet.configs.compression import TARGETS
 from mobilenet.errors import UsageError, one_of
-from mobilenet.export import edges, freeze, sixteen_bits, stem
+from mobilenet.export import edges, freeze, islands, sixteen_bits, stem
 from mobilenet.export.form import IO
 
 _SHOWN = 500  # characters of a message of the converter
@@ -109,6 +109,7 @@ def int8_flatbuffer(
     batch: int | None = 1,
     input_shape: tuple[int, ...] | None = None,
     target: str = "xnnpack",
+    kept: islands.Kept = islands.NOTHING,
 ) -> bytes:
     """Converts a net that carries fake-quant operators, on its input too, to int8.
 
@@ -124,6 +125,7 @@ def int8_flatbuffer(
         input_shape: `[height, width, channels]` where the model leaves its size open.
         target: `xnnpack` lets the first convolution read pairs of pixels, see `stem.pair`;
             `generic` leaves it.
+        kept: layers without a fake-quant operator on their kernel, which compute in float.
 
     Returns:
         The bytes of the `.tflite` file.
@@ -148,7 +150,7 @@ def int8_flatbuffer(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io)
 
-    data = _convert(frozen, codes)
+    data = islands.restore(_convert(frozen, codes), kept.kernels)
     return stem.pair(data) if target == "xnnpack" else data
 
 

@@ -1,5 +1,6 @@
 """Each operator of an int8 file against the layers that it stands for, and the noise up to there.
 
+Operators that compute in float between codes are proved together, at the codes that they end with.
 The file runs with every tensor kept. Layer by layer the simulated net is then fed what the *file*
 computed before, so that the one-step differences of rounding do not add up: what is left is the
 operator's own, and more than a step of it is a wrong scale, zero point, range or kernel.
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.export import diagnosis, edges, kernels
+from mobilenet.export import diagnosis, edges, islands, kernels
 from mobilenet.export.structure import name_of
 from mobilenet.models.roles import Graph, kind, unwrap
 from mobilenet.runtime import flatbuffer, interpreter, parts
@@ -24,7 +25,6 @@ from mobilenet.runtime import flatbuffer, interpreter, parts
 Floats = npt.NDArray[np.floating]
 # Operators that move codes without computing, or compute what is compared behind them.
 MOVING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "PAD", "PADV2", "MAX_POOL_2D")
-_EDGES = ("QUANTIZE", "DEQUANTIZE")
 _SAME = 1e-5  # relative: scales that float32 arithmetic can tell apart
 _ROUNDING = ("AveragePooling2D", "Softmax")  # layers that round in the file without a quantizer
 
@@ -35,7 +35,7 @@ class Proof:
 
     Attributes:
         layer: the layer whose output is rounded.
-        operator: what computes it in the file.
+        operator: what computes it in the file; the last with a kernel of several in float.
         differing: share of codes that differ when both are fed the file's own input.
         max_steps: the largest of these differences, in codes.
         signal_to_noise: dB, of the file's tensor end to end against the float net on the same
@@ -77,8 +77,8 @@ def compare(
         walk.visit(layer)
     left = [
         f"{op.name} {name_of(content.tensors[op.outputs[0]])}"
-        for op in walk.makers
-        if id(op) not in walk.seen
+        for op in content.operators
+        if id(op) not in walk.seen and walk.computes(op)
     ]
     if left:
         walk.faults.append(
@@ -115,12 +115,10 @@ class _Walk:
         self.plain = {layer.name: layer for layer in plain.layers}
         self.codes = kept_codes(content, self.inputs)
         self.real = self._float_outputs(plain)
-        ends = {*content.inputs, *content.outputs}
+        self.islands = islands.find(content)
+        floats = {tensor.index for tensor in content.float_tensors()}
         self.makers = [
-            op
-            for op in content.operators
-            if op.name not in MOVING
-            and not (op.name in _EDGES and ends.intersection(op.inputs + op.outputs))
+            op for op in content.operators if self.computes(op) and op.outputs[0] not in floats
         ]
         self.values: dict[int, Any] = {}
         self.chains: dict[int, list[Any]] = {}  # layers that one operator has swallowed so far
@@ -130,6 +128,15 @@ class _Walk:
         self.proofs: list[Proof] = []
         self.faults: list[str] = []
         self.unmatched = ""  # the last rounding layer, where no operator was found for it
+
+    def computes(self, op: parts.Operator) -> bool:
+        """Whether an operator stands for layers; an end of another type than codes does not."""
+        if op.name not in islands.CONVERSIONS:
+            return op.name not in MOVING
+        if op.name == "QUANTIZE" and op.inputs[0] in self.content.inputs:
+            return False
+        is_end = op.outputs[0] in self.content.outputs
+        return not is_end or not len(self.content.tensors[op.inputs[0]].scales)
 
     def _float_outputs(self, plain: Any) -> dict[str, Floats]:
         """What the float net makes of the same images, at each layer that rounds in the file."""
@@ -148,8 +155,8 @@ class _Walk:
             self._begin(layer)
             return
         fed = [self.values[id(x)] for x in before]
-        self.chains[id(layer)] = [*(y for x in before for y in self.chains[id(x)]), layer]
-        self.signals[id(layer)] = [y for x in before for y in self.signals[id(x)]]
+        self.chains[id(layer)] = [*_joined(self.chains[id(x)] for x in before), layer]
+        self.signals[id(layer)] = _joined(self.signals[id(x)] for x in before)
         if type(layer).__name__ == "QuantizeLayer":
             self._take_input(layer)
         else:
@@ -201,12 +208,13 @@ class _Walk:
         steps = np.abs(np.round(own.astype(np.float64) / scale) + zero - codes)
         signal = self._take(layer, name, index, self.real.get(name, own).reshape(own.shape))
         heard = [other.ratio for other in read if other.ratio is not None]
+        island = self.islands.get(index)
         sort = "kernel" if operator.name in kernels.KERNEL_OPERATORS else "other"
         sort = "depthwise" if operator.name == "DEPTHWISE_CONV_2D" else sort
         self.proofs.append(
             Proof(
                 layer=name,
-                operator=operator.name,
+                operator=operator.name if island is None else island.name,
                 differing=float(np.mean(steps > 0)),
                 max_steps=int(np.nan_to_num(steps.max(initial=0), nan=255)),
                 signal_to_noise=None if signal.ratio is None else round(signal.ratio, 2),
@@ -229,7 +237,9 @@ class _Walk:
                 if id(op) not in self.seen and words & names:
                     found.append(op)
             if found:
-                self.seen.add(id(found[-1]))
+                island = self.islands.get(found[-1].outputs[0])
+                own = [found[-1]] if island is None else island.operators
+                self.seen.update(id(op) for op in own)
                 return found[-1]
         return None
 
@@ -249,6 +259,11 @@ class _Walk:
             simulated = kernels.by_channel(_simulated_codes(layer), is_depthwise)
             self.faults += kernels.faults(name, net, simulated, file)
         return float(np.mean(file == 0))
+
+
+def _joined(lists: Iterable[list[Any]]) -> list[Any]:
+    """What is in any of some lists, once; in float they would double at every fork."""
+    return list({id(value): value for part in lists for value in part}.values())
 
 
 def _rounds(layer: Any) -> bool:

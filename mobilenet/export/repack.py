@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flatbuffers
@@ -27,6 +28,33 @@ def packed(model: Any) -> bytes:
     builder = _Aligned(4096)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def tensor(name: bytes, shape: Sequence[int], dtype: int) -> Any:
+    """A tensor that is no constant, of a type of the schema."""
+    made = flatbuffer.schema().TensorT()
+    made.name, made.shape, made.type, made.buffer = name, list(shape), dtype, 0
+    return made
+
+
+def buffer(model: Any, values: Any) -> int:
+    """Adds a constant; gives its number."""
+    made = flatbuffer.schema().BufferT()
+    made.data = np.frombuffer(values.tobytes(), np.uint8)
+    model.buffers = [*model.buffers, made]
+    return len(model.buffers) - 1
+
+
+def code(model: Any, builtin: int) -> int:
+    """The number of an operator's code, added where the file has none."""
+    for number, known in enumerate(model.operatorCodes):
+        if max(known.builtinCode, known.deprecatedBuiltinCode) == builtin:
+            return number
+    made = flatbuffer.schema().OperatorCodeT()
+    made.builtinCode = made.deprecatedBuiltinCode = builtin
+    made.version = 1
+    model.operatorCodes = [*model.operatorCodes, made]
+    return len(model.operatorCodes) - 1
 
 
 class _Aligned(flatbuffers.Builder):

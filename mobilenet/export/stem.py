@@ -9,7 +9,6 @@ what it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,7 @@ def _pair_kernel(model: Any, graph: Any, tensor: Any, codes: Any) -> None:
     paired = padded.reshape(*codes.shape[:2], 2, 2 * codes.shape[3])
     tensor.shape = list(paired.shape)
     if sum(other.buffer == tensor.buffer for other in graph.tensors) > 1:  # equal constants
-        tensor.buffer = _buffer(model, paired)
+        tensor.buffer = repack.buffer(model, paired)
     else:
         model.buffers[tensor.buffer].data = np.frombuffer(paired.tobytes(), np.uint8)
 
@@ -97,9 +96,9 @@ def _reshape(model: Any, graph: Any, source: int) -> tuple[Any, int]:
     pairs = [height, width // 2, 2 * channels]
     wanted = [-1 if is_open else batch, *pairs]
     name = bytes(read.name)
-    form = _tensor(name + b"/pairs/shape", [len(wanted)], schema.TensorType.INT32)
-    form.buffer = _buffer(model, np.asarray(wanted, np.int32))
-    made = _tensor(name + b"/pairs", [batch, *pairs], read.type)
+    form = repack.tensor(name + b"/pairs/shape", [len(wanted)], schema.TensorType.INT32)
+    form.buffer = repack.buffer(model, np.asarray(wanted, np.int32))
+    made = repack.tensor(name + b"/pairs", [batch, *pairs], read.type)
     made.quantization = read.quantization
     made.shapeSignature = wanted if is_open else None
     first = len(graph.tensors)
@@ -107,34 +106,8 @@ def _reshape(model: Any, graph: Any, source: int) -> tuple[Any, int]:
     options = schema.ReshapeOptionsT()
     options.newShape = wanted
     operator = schema.OperatorT()
-    operator.opcodeIndex = _code(model, schema.BuiltinOperator.RESHAPE)
+    operator.opcodeIndex = repack.code(model, schema.BuiltinOperator.RESHAPE)
     operator.inputs, operator.outputs = [source, first], [first + 1]
     operator.builtinOptionsType = schema.BuiltinOptions.ReshapeOptions
     operator.builtinOptions = options
     return operator, first + 1
-
-
-def _tensor(name: bytes, shape: Sequence[int], dtype: int) -> Any:
-    tensor = flatbuffer.schema().TensorT()
-    tensor.name, tensor.shape, tensor.type, tensor.buffer = name, list(shape), dtype, 0
-    return tensor
-
-
-def _buffer(model: Any, values: Any) -> int:
-    """Adds a constant; gives its number."""
-    buffer = flatbuffer.schema().BufferT()
-    buffer.data = np.frombuffer(values.tobytes(), np.uint8)
-    model.buffers = [*model.buffers, buffer]
-    return len(model.buffers) - 1
-
-
-def _code(model: Any, builtin: int) -> int:
-    """The number of an operator's code, added where the file has none."""
-    for number, code in enumerate(model.operatorCodes):
-        if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin:
-            return number
-    code = flatbuffer.schema().OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = builtin
-    code.version = 1
-    model.operatorCodes = [*model.operatorCodes, code]
-    return len(model.operatorCodes) - 1

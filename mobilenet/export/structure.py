@@ -9,6 +9,7 @@ import numpy as np
 from mobilenet.configs.card import Edge
 from mobilenet.configs.formats import Format
 from mobilenet.errors import one_of, shorten
+from mobilenet.export import islands
 from mobilenet.runtime import flatbuffer, parts
 
 FLOAT_STEP = 1e-3  # "step" of a file whose logits are float
@@ -16,13 +17,23 @@ _CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3}
 _KERNEL_AXIS = {**_CHANNEL_AXIS, "FULLY_CONNECTED": 0}
 _SCALE_SLACK = 1e-3  # scales are float32 products
 _CHANCE = 4  # fewer channels may share a bias code by chance
-_EDGE_OPERATORS = ("QUANTIZE", "DEQUANTIZE")
 
 
 def structure_faults(
-    content: flatbuffer.Flatbuffer, expect_int8: bool, io: str, pixel_std: float | None = 127.5
+    content: flatbuffer.Flatbuffer,
+    expect_int8: bool,
+    io: str,
+    pixel_std: float | None = 127.5,
+    kept: islands.Kept = islands.NOTHING,
 ) -> list[str]:
-    """Lists what is wrong inside a file, without running it."""
+    """Lists what is wrong inside a file, without running it.
+
+    Args:
+        content: the file.
+        expect_int8, io: what must be inside, and the type of both ends.
+        pixel_std: of the preprocessing; `None` where it has one a channel.
+        kept: what must compute in float inside an int8 file; nothing else may.
+    """
     one_of("io", io, ("int8", "uint8", "float32"))
     faults = []
     if len(content.inputs) != 1 or len(content.outputs) != 1:
@@ -35,12 +46,7 @@ def structure_faults(
             faults.append(f"{end} is {dtype} instead of {io}")
     if not expect_int8:
         return faults
-    names = inner_float_tensors(content)
-    if names:
-        faults.append(f"{len(names)} float tensors inside: {shorten(names)}")
-    floats = [op.name for op in content.operators if _is_float(op, content)]
-    if floats:
-        faults.append(f"float operators: {shorten(floats)}")
+    faults += _float_faults(content, kept)
     if pixel_std is not None:
         faults += _input_grid_faults(content, pixel_std)
     for op in content.operators:
@@ -119,11 +125,39 @@ def output_step(content: flatbuffer.Flatbuffer) -> float:
     return edge_of(content.tensors[sink]).scale or FLOAT_STEP
 
 
-def _is_float(op: parts.Operator, content: flatbuffer.Flatbuffer) -> bool:
+def _float_faults(content: flatbuffer.Flatbuffer, kept: islands.Kept) -> Iterator[str]:
+    """Float operators and tensors must be those of the layers that are kept, and these be float."""
     ends = {*content.inputs, *content.outputs}
     floats = {tensor.index for tensor in content.float_tensors()}
-    touched = floats.intersection(op.inputs + op.outputs)
-    return bool(touched) and not (op.name in _EDGE_OPERATORS and touched <= ends)
+    allowed = {id(op) for island in islands.find(content).values() for op in island.operators}
+    used: set[int] = set(ends)
+    others = []
+    for op in content.operators:
+        touched = floats.intersection(op.inputs + op.outputs)
+        if op.name in islands.CONVERSIONS:
+            fits = touched <= ends or (id(op) in allowed and op.inputs[0] not in _held(content))
+        else:
+            named = islands.layers_of(content.tensors[op.outputs[0]]) & set(kept.layers)
+            fits = id(op) in allowed and bool(named)
+        if touched and fits:
+            used |= touched
+        elif touched:
+            others.append(op.name)
+    names = [name_of(content.tensors[index]) for index in sorted(floats - used)]
+    if names:
+        yield f"{len(names)} float tensors inside: {shorten(names)}"
+    if others:
+        yield f"float operators: {shorten(others)}"
+    for layer in kept.kernels:
+        places = islands.kernel_operators(content, layer)
+        kernels = [content.operators[place].inputs[1] for place in places]
+        if not kernels or not all(k in floats and k in _held(content) for k in kernels):
+            yield f"{layer} does not compute in float"
+
+
+def _held(content: flatbuffer.Flatbuffer) -> set[int]:
+    """The constants of a file."""
+    return {tensor.index for tensor in content.tensors if tensor.is_constant}
 
 
 def _input_grid_faults(content: flatbuffer.Flatbuffer, std: float) -> list[str]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mobilenet.configs.card import Edge
 from mobilenet.configs.formats import Format
 from mobilenet.errors import UsageError
-from mobilenet.export import operators
+from mobilenet.export import islands, operators
 from mobilenet.export.diagnosis import signal_to_noise
 from mobilenet.export.edges import run
 from mobilenet.export.operators import Proof
@@ -157,6 +157,7 @@ def verify(
     simulated: Any = None,
     plain: Any = None,
     wanted: Format | None = None,
+    kept: islands.Kept = islands.NOTHING,
 ) -> Verification:
     """Reads a flatbuffer, runs it on `inputs` and compares it with the net that it was made from.
 
@@ -173,12 +174,13 @@ def verify(
         simulated, plain: for a proof of each operator, the net that was converted, with fake
             quantization, and its float net.
         wanted: the number format that a file made from a float net must have.
+        kept: what must compute in float inside an int8 file.
 
     Raises:
         UsageError: the bytes are no sound flatbuffer, or images and logits do not fit it.
     """
     content = flatbuffer.read(data)
-    faults = structure_faults(content, expect_int8, io, pixel_std)
+    faults = structure_faults(content, expect_int8, io, pixel_std, kept)
     faults += [] if wanted is None else format_faults(content, wanted)
     runner = interpreter.make(content, threads)
     logits = run(runner, inputs)
@@ -192,7 +194,7 @@ def verify(
         faults, told = faults + told, []
     return Verification(
         quantized=expect_int8,
-        **_inside(content, expect_int8, wanted),
+        **_inside(content, expect_int8, wanted, kept),
         partitions=partitions,
         bytes=len(data),
         gzip_bytes=gzip_size(data),
@@ -241,10 +243,14 @@ def _partitions(runner: Any) -> tuple[int, list[str]]:
     return partitions, [line]
 
 
-def _inside(content: flatbuffer.Flatbuffer, int8: bool, wanted: Format | None) -> dict[str, Any]:
+def _inside(
+    content: flatbuffer.Flatbuffer, int8: bool, wanted: Format | None, kept: islands.Kept
+) -> dict[str, Any]:
+    count = len(kept.kernels)
+    layers = f"int8, {count} layer{'s' * (count > 1)} in float" if count else "int8"
     source, sink = content.tensors[content.inputs[0]], content.tensors[content.outputs[0]]
     return {
-        "inside": wanted.inside if wanted is not None else "int8" if int8 else "float32",
+        "inside": wanted.inside if wanted is not None else layers if int8 else "float32",
         "operators": dict(collections.Counter(op.name for op in content.operators)),
         "float_tensors": len(inner_float_tensors(content)),
         "input_shape": tuple(source.shape),

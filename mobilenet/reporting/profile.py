@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
+from mobilenet.compression.quantization.post_training.chain import FITTED
+from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
-from mobilenet.export import diagnosis, edges, operators
+from mobilenet.export import diagnosis, edges, islands, operators
 from mobilenet.models.roles import Graph
 from mobilenet.runtime import flatbuffer
 
+log = logging.getLogger("mobilenet")
 Floats = npt.NDArray[np.floating]
 _PREFIX = "quant_"  # of the layers of a net with quantizers
 _KINDS = {"DEPTHWISE_CONV_2D": "depthwise", "CONV_2D": "kernel", "FULLY_CONNECTED": "kernel"}
@@ -26,7 +30,7 @@ class Line:
 
     Attributes:
         layer: of the float net whose output it is.
-        operator: what computes it.
+        operator: what computes it; the last with a kernel of several in float.
         low, high: the values that its first and last code stand for.
         reached: the least and the largest value of the float net.
         outliers: the channel of the largest magnitude over the median channel.
@@ -81,7 +85,28 @@ def compare(
         )
     real = _float_outputs(plain, [layer for layer, _ in named.values()], images)
     signals: dict[int, diagnosis.Signal] = {}
-    return [_line(content, codes, signals, real, index, *named[index]) for index in named]
+    floats = islands.find(content)
+    return [
+        _line(content, codes, signals, real, index, *named[index], floats.get(index))
+        for index in named
+    ]
+
+
+def warn_of_another(file: Card, net: Card, where: str) -> None:
+    """Warns where a file is of a net that post-training int8 has fitted, and this is not that one.
+
+    Args:
+        file, net: the cards of both.
+        where: the net was read.
+    """
+    lines = [note for note in file.notes if note.startswith(FITTED)]
+    if lines and lines[-1] not in net.notes:
+        log.warning(
+            "%s: the file is of a net whose channels and offsets post-training int8 has changed, "
+            "so inner tensors differ by more than rounding; compare with the folder that --fitted "
+            "of the converter, or the stage quantize, wrote",
+            where,
+        )
 
 
 def _line(
@@ -92,6 +117,7 @@ def _line(
     index: int,
     layer: str,
     op: Any,
+    island: islands.Island | None,
 ) -> Line:
     scale, zero = edges.scale_of(content.tensors[index])
     wanted = real[layer]
@@ -107,12 +133,13 @@ def _line(
     signal = diagnosis.Signal(layer, wanted, scale, zero, ratio)
     signals[index] = signal
     rounded = np.clip(np.round(wanted / scale) + zero, -128, 127)
+    sources = op.inputs if island is None else island.sources
     cause = diagnosis.diagnose(
-        signal, [signals[i] for i in op.inputs if i in signals], _KINDS.get(op.name, "other")
+        signal, [signals[i] for i in sources if i in signals], _KINDS.get(op.name, "other")
     )
     return Line(
         layer=layer,
-        operator=op.name,
+        operator=op.name if island is None else island.name,
         low=signal.low,
         high=signal.high,
         reached=(float(wanted.min()), float(wanted.max())),

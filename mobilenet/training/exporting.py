@@ -20,7 +20,7 @@ from mobilenet.configs.card import Card
 from mobilenet.configs.compression import PostTraining
 from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
 from mobilenet.configs.formats import POST_TRAINING
-from mobilenet.errors import FailedProof, UsageError
+from mobilenet.errors import FailedProof, UsageError, shorten
 from mobilenet.export import frozen_graph, metadata, operators, task_metadata, verify
 from mobilenet.export.form import DEFAULT, Form
 from mobilenet.models import counting, folder
@@ -70,6 +70,7 @@ class Export:
             ("bytes", f"{found.bytes:,} ({found.gzip_bytes:,} under gzip)"),
             ("input", f"{found.input.dtype} {list(found.input_shape)}"),
             ("output", f"{found.output.dtype} {list(found.output_shape)}, {self.card.outputs}"),
+            *((("layers in float", shorten(kept)),) if (kept := self.card.keep_float) else ()),
             ("float tensors inside", found.float_tensors),
             ("delegate partitions", found.partitions),
             ("same top-1 as the net", f"{found.agreement:.2%} of {found.images} images"),
@@ -124,6 +125,15 @@ def ranges_of(net: Any) -> _Ranges | None:
     return scheme.get_ranges(net)
 
 
+def kept_float(net: Any) -> tuple[str, ...]:
+    """The layers of a quantized net that compute in float."""
+    if not hasattr(net, "phase"):
+        return ()
+    from mobilenet.compression.quantization import kept
+
+    return kept.names(net)
+
+
 def save_stage(plain: Any, target: Path, card: Card, ranges: _Ranges | None) -> None:
     """Writes the folder of a stage: net, card, ranges of a quantized net; whole or not at all."""
     with files.replacing(target) as temporary:
@@ -155,7 +165,7 @@ def preprocessing_of(card: Card, data: DatasetConfig) -> Preprocessing:
     return card.preprocessing if has_card else PREPROCESSING[data.preprocessing]
 
 
-def check_place(target: str | os.PathLike[str]) -> None:
+def check_place(target: str | os.PathLike[str], flag: str = "--output") -> None:
     """Refuses, before the work of a conversion, a place where the result cannot be written.
 
     Raises:
@@ -168,7 +178,7 @@ def check_place(target: str | os.PathLike[str]) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=".writing-", dir=above))
     except OSError as error:
         wanted = f"a folder that can be written ({error.strerror})"
-        raise UsageError("--output", str(target), wanted, "choose another folder") from None
+        raise UsageError(flag, str(target), wanted, "choose another folder") from None
 
 
 def export(
@@ -179,6 +189,7 @@ def export(
     limits: verify.Limits = STRUCTURE,
     calibration: Calibration | None = None,
     fitting: PostTraining | None = None,
+    fitted: str | os.PathLike[str] | None = None,
 ) -> Export:
     """Converts a model folder and proves the file on `images` before it gets its name.
 
@@ -191,6 +202,7 @@ def export(
         limits: figures that the file must reach.
         calibration: what the ranges of a number format that wants some are taken from.
         fitting: how post-training int8 goes about it; by its defaults when `None`.
+        fitted: a folder for the float net that it ends with and its ranges, as a stage leaves them.
 
     Raises:
         FailedProof: the file is not what the net is; nothing is written.
@@ -219,6 +231,11 @@ def export(
         raise FailedProof(str(target), None, expected, "it was not written") from None
     _judge(found, target, form)
     path = metadata.write_export(target, data, card, found)
+    if fitted is not None and opened.fitted is not None:
+        own = opened.net.card
+        own = own.replace(stage="quantize", outputs=outputs_of(own, DEFAULT), metrics={})
+        ranges = ranges_of(opened.fitted.result.wrapped)
+        save_stage(opened.net.model, Path(fitted), own, ranges)
     return Export(path, found, made.repairs, figures, card, made.notes)
 
 
@@ -242,6 +259,7 @@ def _proved(
         simulated=made.simulated,
         plain=job.source.net.model,
         wanted=job.form.format,
+        kept=made.kept,
     )
     return data, dataclasses.replace(found, faults=(*made.faults, *found.faults))
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
+from mobilenet.compression.quantization import norms
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models import folder
@@ -90,7 +91,8 @@ def fill_statistics(model: Any, images: Callable[[], npt.NDArray[np.float32]]) -
     Returns:
         The names of the layers that were filled.
     """
-    empty = [x for x in model.layers if kind(x) == "BatchNormalization" and _has_no_statistics(x)]
+    batch_norms = [x for x in model.layers if kind(x) == "BatchNormalization"]
+    empty = [x for x in batch_norms if norms.has_no_statistics(x)]
     if not empty:
         return []
     reader = tf_keras.Model(model.inputs, [layer.input for layer in empty])
@@ -109,11 +111,6 @@ def fill_statistics(model: Any, images: Callable[[], npt.NDArray[np.float32]]) -
         variance = np.maximum(square / count - np.square(mean), 0.0)
         _move_statistics(layer, mean, variance)
     return [layer.name for layer in empty]
-
-
-def _has_no_statistics(layer: Any) -> bool:
-    mean, variance = layer.moving_mean.numpy(), layer.moving_variance.numpy()
-    return not mean.any() and len(variance) > 1 and np.ptp(variance) == 0
 
 
 def _move_statistics(layer: Any, mean: Any, variance: Any) -> None:

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from mobilenet.compression.quantization import kept
 from mobilenet.compression.quantization.post_training import chain
 from mobilenet.compression.quantization.repair import Repair
 from mobilenet.configs.compression import PostTraining
 from mobilenet.configs.formats import POST_TRAINING
 from mobilenet.errors import UsageError
-from mobilenet.export import convert, edge_quantizer, freeze, offsets, weights_only
+from mobilenet.export import convert, edge_quantizer, freeze, islands, offsets, weights_only
 from mobilenet.export.form import Form
 from mobilenet.models import folder
 from mobilenet.runtime import flatbuffer
@@ -87,7 +88,8 @@ def fit(source: Source, calibration: Calibration, config: PostTraining) -> Sourc
     original = freeze.float32_copy(source.net.model)
     card = source.net.card
     result = chain.quantize(original, card.preprocessing, calibration.images, config)
-    card = card.replace(notes=(*card.notes, *result.notes))
+    floats = kept.names(result.wrapped)
+    card = card.replace(notes=(*card.notes, *result.notes), keep_float=floats)
     fitted = Fitted(result, original, f"calibrated on {calibration.told}")
     return Source(source.path, folder.Net(result.plain, card), True, fitted)
 
@@ -132,6 +134,7 @@ class Made:
         reference: `[n, classes]`, what it must say to `inputs`.
         inputs: the job's images as the file takes them.
         simulated: the net whose layers the operators must equal, where there is one.
+        kept: what computes in float inside an int8 file.
         repairs: layers that were mended for the converter.
         faults: what was found wrong while it was made.
         notes: what a person should know of it, a line each.
@@ -141,6 +144,7 @@ class Made:
     reference: Images
     inputs: Images
     simulated: Any = None
+    kept: islands.Kept = islands.NOTHING
     repairs: tuple[Repair, ...] = ()
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -176,9 +180,10 @@ def _int8(job: Job) -> Made:
         notes = (fitted.told, _against(fitted.original, job.images, reference))
     repairs = stored.for_export(wrapped, fitted is None or fitted.result.repair)
     ends, batch = form.ends(True), form.batch
-    data = convert.int8_flatbuffer(simulated, ends, batch, job.shape, form.target)
+    floats = islands.Kept(kept.kernels(wrapped), kept.all_names(wrapped))
+    data = convert.int8_flatbuffer(simulated, ends, batch, job.shape, form.target, floats)
     inputs = scheme.to_grid(job.images, source.net.card.preprocessing)
-    return Made(data, reference, inputs, simulated, tuple(repairs), notes=notes)
+    return Made(data, reference, inputs, simulated, floats, tuple(repairs), notes=notes)
 
 
 def _against(original: Any, images: Images, said: Images) -> str:

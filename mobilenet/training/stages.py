@@ -59,13 +59,14 @@ _METHOD_OF: dict[str, Callable[[RunConfig], Config | None]] = {
 
 @dataclasses.dataclass(frozen=True)
 class _Finished:
-    """What a stage made: the plain net, its figures, and its ranges where it is quantized."""
+    """What a stage made: the plain net, its figures; ranges and layers in float of an int8 one."""
 
     plain: Any
     held_out: metrics.Metrics
     rows: list[Row]
     notes: list[str]
     ranges: dict[str, npt.NDArray[np.float32]] | None
+    floats: tuple[str, ...]
 
 
 class Chain:
@@ -277,9 +278,9 @@ class Chain:
         if guide is not None:
             notes.append(guide.told(self.config.distillation))
         notes += [f"epoch {row['epoch']} of {len(rows)} is kept" for row in rows if row.get("kept")]
-        ranges = exporting.ranges_of(net)
+        ranges, floats = exporting.ranges_of(net), exporting.kept_float(net)
         plain = net if method is None else method.finalize(net)
-        return _Finished(plain, held_out, rows, notes, ranges)
+        return _Finished(plain, held_out, rows, notes, ranges, floats)
 
     def _convert(self) -> Entry:
         """The flatbuffer of the newest net, proved against it on held-out images and measured."""
@@ -345,6 +346,7 @@ class Chain:
             stage=name,
             metrics=_scores(made.held_out),
             history=tuple(made.rows),
+            keep_float=made.floats,
             notes=tuple(made.notes),
         )
 

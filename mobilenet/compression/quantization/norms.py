@@ -2,7 +2,8 @@
 
 In inference a batch norm divides by its moving statistics. A few steps at a high decay leave them
 those of the initial net: every layer then widens or narrows its signal anew, and the ranges that a
-calibration takes fit nothing that training shows.
+calibration takes fit nothing that training shows. Batch norms that came folded hold no statistics
+at all, and none is wrong.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ def misfit(model: Any, images: npt.NDArray[np.float32]) -> str:
     Returns:
         One line with the cause and the remedy; empty where the statistics fit.
     """
-    norms = [layer for layer in model.layers if kind(layer) == "BatchNormalization"]
+    norms = [
+        layer
+        for layer in model.layers
+        if kind(layer) == "BatchNormalization" and not has_no_statistics(layer)
+    ]
     if not norms:
         return ""
     reader = tf_keras.Model(model.inputs, [layer.input for layer in norms])
@@ -56,6 +61,12 @@ def misfit(model: Any, images: npt.NDArray[np.float32]) -> str:
         f"activation ranges will not fit; train with a lower --batch_norm_decay than "
         f"{first.momentum:g}, or for more epochs"
     )
+
+
+def has_no_statistics(layer: Any) -> bool:
+    """Whether a batch norm came folded: all means are zero and all variances the same."""
+    mean, variance = layer.moving_mean.numpy(), layer.moving_variance.numpy()
+    return not mean.any() and len(variance) > 1 and np.ptp(variance) == 0
 
 
 def _figure(layer: Any, value: tf.Tensor) -> float:

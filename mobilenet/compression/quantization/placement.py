@@ -65,7 +65,8 @@ def place(model: Any, target: str = "xnnpack", keep_float: Sequence[str] = ()) -
         UsageError: a layer is of a kind whose int8 form is not known, or nothing is called so.
     """
     graph = Graph(model)
-    floats = kept_float(graph, keep_float)
+    kept = kept_float(graph, keep_float)
+    floats = float_layers(graph, kept)
     inside = hard_swish_inside(graph) if one_of("--target", target, TARGETS) == "generic" else ()
     places = {}
     for layer in graph.layers:
@@ -81,7 +82,8 @@ def place(model: Any, target: str = "xnnpack", keep_float: Sequence[str] = ()) -
                 f"known are {', '.join(ROUNDED)}",
             )
         rounded = not _fused(graph, layer) and layer.name not in inside
-        weights = None if layer.name in floats else WEIGHTS.get(name)
+        rounded = rounded and not (layer.name in floats and _read_within(graph, layer, floats))
+        weights = None if layer.name in kept else WEIGHTS.get(name)
         places[layer.name] = Place(weights, rounded, _fixed(graph, layer))
     return places
 
@@ -98,11 +100,11 @@ def kept_float(graph: Graph, patterns: Sequence[str]) -> set[str]:
     Raises:
         UsageError: a pattern matches none, or is no regular expression.
     """
-    names = [layer.name for layer in graph.layers if kind(layer) in WEIGHTS]
+    names = [unwrap(layer).name for layer in graph.layers if kind(layer) in WEIGHTS]
     found: set[str] = set()
     for pattern in patterns:
         try:
-            matched = {name for name in names if re.fullmatch(pattern, name)}
+            matched = {n for n in names if n == pattern or re.fullmatch(pattern, n)}
         except re.error as error:
             raise UsageError("--keep_float", pattern, f"a regular expression ({error})") from None
         if not matched:
@@ -116,6 +118,35 @@ def kept_float(graph: Graph, patterns: Sequence[str]) -> set[str]:
             )
         found |= matched
     return found
+
+
+def float_layers(graph: Graph, kept: set[str]) -> set[str]:
+    """Names of all layers that compute in float where those of `kept` do.
+
+    A layer without a kernel does where all that it reads is made in float and read in float alone.
+    So the tensors between two layers that are kept are not rounded, a hard-swish behind one is part
+    of it, and what leads to a layer of int8 is rounded once, in front of that.
+    """
+    layers = {unwrap(layer).name: layer for layer in graph.layers}
+    free = {n for n, x in layers.items() if kind(x) not in WEIGHTS and graph.producers(x)}
+    found = kept | free
+    while out := {name for name in found & free if not _stays(graph, layers[name], found)}:
+        found -= out
+    return found
+
+
+def _stays(graph: Graph, layer: Any, floats: set[str]) -> bool:
+    before = graph.producers(layer)
+    if not all(unwrap(p).name in floats and _read_within(graph, p, floats) for p in before):
+        return False
+    rounds = kind(layer) in ROUNDED and not _is_idle_pool(layer)
+    return rounds or _read_within(graph, layer, floats)
+
+
+def _read_within(graph: Graph, layer: Any, floats: set[str]) -> bool:
+    """Whether layers of `floats` alone read a layer's output, which is not the net's."""
+    consumers = graph.consumers(layer)
+    return bool(consumers) and all(unwrap(consumer).name in floats for consumer in consumers)
 
 
 @dataclasses.dataclass(frozen=True)

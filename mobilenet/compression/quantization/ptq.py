@@ -24,7 +24,7 @@ class QuantizePostTraining(Method):
         self.result: chain.Quantized | None = None
 
     def check(self, model: Any) -> None:
-        place(model)
+        place(model, keep_float=self.config.keep_float)
 
     def apply(self, model: Any) -> Any:
         source = self.stage.calibration or self.stage.images

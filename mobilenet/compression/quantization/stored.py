@@ -72,7 +72,8 @@ def assembled(net: model_folder.Net, ranges: scheme.Ranges, target: str) -> Any:
     Raises:
         UsageError: the ranges are of another net.
     """
-    wrapped = scheme.wrap(net.model, net.card.preprocessing, target)
+    card = net.card
+    wrapped = scheme.wrap(net.model, card.preprocessing, target, card.keep_float)
     inside = hard_swish_inside(Graph(net.model)) if target == "generic" else ()
     # Some tensors are not rounded for this target.
     scheme.set_ranges(wrapped, {n: span for n, span in ranges.items() if n not in inside})

@@ -20,9 +20,10 @@ import tensorflow as tf
 import tf_keras
 
 from mobilenet.compression import variables
-from mobilenet.compression.quantization import scheme
+from mobilenet.compression.quantization import norms, scheme
 from mobilenet.compression.quantization.calibrate import HARMLESS, LEAST
 from mobilenet.compression.quantization.folding import Array
+from mobilenet.compression.quantization.kept import names as float_names
 from mobilenet.compression.quantization.placement import Place, place
 from mobilenet.compression.quantization.post_training import (
     bias,
@@ -43,6 +44,7 @@ from mobilenet.models.roles import Graph, kind
 
 log = logging.getLogger("mobilenet")
 Floats = npt.NDArray[np.float32]
+FITTED = "steps were fitted on"  # how the line begins that tells of calibration
 _BATCH = 10
 _NOISE = 0.1  # dB; a step that costs less than this on the judging half is not noticed
 _BOUNDED = ("maximum", "bias", "repair")
@@ -117,6 +119,9 @@ def quantize(
             the net's, or a net whose int8 form is not known.
     """
     checks.check(images, preprocessing)
+    misfit = norms.misfit(model, images)
+    if misfit:
+        log.warning("%s", misfit)
     names = chosen_steps(model, config)
     rule = next(name for name in names if name in RANGE_RULES)
     order = [
@@ -133,7 +138,7 @@ def quantize(
         chain.net,
         tuple(chain.steps),
         "repair" in names,
-        chain.notes(),
+        (misfit, *chain.notes()) if misfit else chain.notes(),
     )
 
 
@@ -169,13 +174,16 @@ class _Chain:
     ) -> None:
         self.config, self.seed = config, seed
         self.fitting, self.judging = images[::2], images[1::2]
-        self.places: dict[str, Place] = place(model)
+        self.places: dict[str, Place] = place(model, keep_float=config.keep_float)
         self.original = _compiled(model)
         self.wanted = self.answers(self.judging)
         self.net = tf_keras.models.clone_model(model)
         self.net.set_weights(model.get_weights())
         self.streams = Streams(Graph(self.net))
-        self.wrapped = scheme.wrap(model, preprocessing)
+        self.hard_swishes = [  # those of int8
+            x for x in self.streams.hard_swishes if variables.inner(x.source).name in self._ranged()
+        ]
+        self.wrapped = scheme.wrap(model, preprocessing, keep_float=config.keep_float)
         self.simulated = _compiled(self.wrapped)
         self.state = _State()
         self.steps: list[Step] = []
@@ -272,7 +280,7 @@ class _Chain:
             What the rule alone says.
         """
         ruled = ranges.spans_of({n: self.observed[n] for n in self._ranged()}, self.state.rule)
-        spans = ranges.clip_hard_swish(ruled, self.streams.hard_swishes if self.state.clip else [])
+        spans = ranges.clip_hard_swish(ruled, self.hard_swishes if self.state.clip else [])
         spans.update(self.state.chosen)
         scheme.copy_weights(self.net, self.wrapped)
         held = scheme.get_ranges(self.wrapped)
@@ -294,7 +302,7 @@ class _Chain:
         return f"{len(factors)} convolutions scaled, outputs unchanged" if factors else ""
 
     def _hard_swish(self) -> str:
-        sources = [variables.inner(found.source).name for found in self.streams.hard_swishes]
+        sources = [variables.inner(found.source).name for found in self.hard_swishes]
         if not sources:
             return ""
         wanted = dict.fromkeys(sources, soften.SAMPLES)
@@ -324,7 +332,7 @@ class _Chain:
         return self._ruled("mse")
 
     def _clip(self) -> str:
-        found = self.streams.hard_swishes
+        found = self.hard_swishes
         left = [x for x in found if variables.inner(x.source).name not in self.state.chosen]
         if not left:
             return ""
@@ -359,11 +367,13 @@ class _Chain:
     def notes(self) -> tuple[str, ...]:
         """What a person should know."""
         saw = (
-            f"steps were fitted on {len(self.fitting)} images and judged on {len(self.judging)} "
+            f"{FITTED} {len(self.fitting)} images and judged on {len(self.judging)} "
             "others, those that help fitted again on all; "
             f"inputs from {self.fitting.min():.3g} to {self.fitting.max():.3g}"
         )
-        return (saw, *(str(step) for step in self.steps))
+        kept = float_names(self.wrapped)
+        floats = [f"in float, with what is between them alone: {', '.join(kept)}"] if kept else []
+        return (saw, *(str(step) for step in self.steps), *floats)
 
 
 def _compiled(net: Any) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -1,0 +1,221 @@
+"""Layers that compute in float inside an int8 file: what stays float, the file, and its proof."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from compression_nets import SIZE, WAY, L, grid, inputs, liven, pixels, tf_keras, toy
+
+from mobilenet.compression.quantization import kept, scheme, stored
+from mobilenet.compression.quantization.calibrate import calibrate
+from mobilenet.compression.quantization.placement import place
+from mobilenet.compression.quantization.post_training import chain
+from mobilenet.configs.compression import PostTraining
+from mobilenet.errors import UsageError
+from mobilenet.export import convert, islands, operators, verify
+from mobilenet.runtime import flatbuffer
+
+IMAGES = pixels(6, seed=9)
+
+
+def swish_net() -> Any:
+    """Convolutions with a hard-swish between, a residual sum and a dense layer at the end."""
+    tf_keras.utils.set_random_seed(6)
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.BatchNormalization(name="norm")(L.Conv2D(8, 3, 2, use_bias=False, name="first")(source))
+    y = L.Rescaling(1.0, 3.0, name="shift")(x)
+    y = L.Rescaling(1 / 6, name="scale")(L.ReLU(6.0, name="six")(y))
+    x = L.Multiply(name="swish")([x, y])
+    y = L.DepthwiseConv2D(3, padding="same", name="middle")(x)
+    x = L.Add(name="sum")([x, L.ReLU(name="relu")(y)])
+    x = L.Conv2D(6, 1, name="last")(x)
+    x = L.Dense(4, name="dense")(L.GlobalAveragePooling2D(name="pool")(x))
+    return liven(tf_keras.Model(source, x))
+
+
+class Made:
+    """A net that was taken to int8 with some layers in float."""
+
+    def __init__(self, plain: Any, *patterns: str, io: str = "int8", restored: bool = True) -> None:
+        self.plain, self.io = plain, io
+        self.wrapped = scheme.wrap(plain, WAY, keep_float=patterns)
+        calibrate(self.wrapped, inputs(24))
+        self.said = self.wrapped(inputs(6, seed=9), training=False).numpy()
+        stored.for_export(self.wrapped)
+        self.kept = islands.Kept(kept.kernels(self.wrapped), kept.all_names(self.wrapped))
+        wanted = self.kept if restored else islands.NOTHING
+        self.data = convert.int8_flatbuffer(self.wrapped, io, kept=wanted)
+
+    def proof(self, data: bytes | None = None, floats: islands.Kept | None = None) -> Any:
+        return verify.verify(
+            data or self.data,
+            self.said,
+            grid(IMAGES),
+            expect_int8=True,
+            io=self.io,
+            simulated=self.wrapped,
+            plain=self.plain,
+            kept=self.kept if floats is None else floats,
+        )
+
+    def kernels(self) -> dict[str, str]:
+        """Type of each kernel by the layer that its operator is named after."""
+        content = flatbuffer.read(self.data)
+        found = {}
+        for op in content.operators:
+            names = islands.layers_of(content.tensors[op.outputs[0]])
+            if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+                (name,) = names & {"first", "middle", "last", "dense", *"abcde"}
+                found[name] = content.tensors[op.inputs[1]].dtype
+        return found
+
+
+@pytest.fixture(scope="module")
+def net() -> Any:
+    """Do not change it."""
+    return swish_net()
+
+
+@pytest.fixture(scope="module")
+def alone() -> Made:
+    """A 1x1 convolution with codes on both sides."""
+    return Made(liven(toy()), "c")
+
+
+def rounded(model: Any, *patterns: str) -> list[str]:
+    return [name for name, p in place(model, keep_float=patterns).items() if p.output]
+
+
+def test_nothing_is_rounded_between_layers_in_float(net: Any) -> None:
+    every = ["norm", "six", "scale", "swish", "relu", "sum", "last", "pool", "dense"]
+    assert rounded(net) == every
+    # A hard-swish is part of what is in front of it; int8 is led to by one rounding.
+    assert rounded(net, "first") == ["swish", "relu", "sum", "last", "pool", "dense"]
+    # What the sum reads comes from float layers alone, so that it is one.
+    assert rounded(net, "first", "middle") == ["sum", "last", "pool", "dense"]
+    assert rounded(net, "middle") == every
+    assert rounded(net, "last") == [x for x in every if x != "last"]
+    assert rounded(net, ".*") == ["dense"]
+    assert rounded(net, "dense") == every
+
+
+def test_a_layer_between_codes_computes_as_numpy_does(alone: Made) -> None:
+    content = flatbuffer.read(alone.data)
+    codes = operators.kept_codes(content, grid(IMAGES))
+    (end, island), *others = islands.find(content).items()
+    assert not others and [op.name for op in island.operators] == [
+        "DEQUANTIZE",
+        "CONV_2D",
+        "QUANTIZE",
+    ]
+    read = content.tensors[island.sources[0]]
+    real = (codes[read.index].astype(np.float64) - read.zero_points[0]) * read.scales[0]
+    convolution, norm = (alone.plain.get_layer(name) for name in ("c", "c_norm"))
+    gamma, beta, mean, variance = (w.astype(np.float64) for w in norm.get_weights())
+    kernel = convolution.kernel.numpy()[0, 0].astype(np.float64)
+    value = (real @ kernel - mean) / np.sqrt(variance + norm.epsilon) * gamma + beta
+    made = content.tensors[end]
+    wanted = np.clip(np.round(value / made.scales[0]) + made.zero_points[0], -128, 127)
+    assert np.mean(codes[end] != wanted) < 1e-3  # a tie falls either way in float32
+    folded = content.tensors[island.operators[1].inputs[1]].data
+    scaled = kernel * gamma / np.sqrt(variance + norm.epsilon)
+    np.testing.assert_allclose(folded[:, 0, 0].T, scaled, rtol=1e-5)
+
+
+def test_a_file_with_layers_in_float_is_proved_and_runs_in_one_part(alone: Made) -> None:
+    found = alone.proof()
+    assert found.faults == () and found.partitions == 1
+    assert found.inside == "int8, 1 layer in float"
+    assert {p.layer: p.operator for p in found.layers}["c_norm"] == "CONV_2D in float"
+    assert max(p.max_steps for p in found.layers) <= 1
+    assert found.float_tensors == 4  # what it reads and makes, kernel, bias
+    assert {name for name, dtype in alone.kernels().items() if dtype == "float32"} == {"c"}
+
+
+@pytest.mark.parametrize("io", ["int8", "float32"])
+@pytest.mark.parametrize(
+    ("patterns", "floats"),
+    [
+        (("first",), {"first"}),
+        (("first", "middle"), {"first", "middle"}),
+        (("dense",), {"dense"}),
+        (("last|middle",), {"last", "middle"}),
+        ((".*",), {"first", "middle", "last", "dense"}),
+    ],
+)
+def test_any_layer_can_stay_float(
+    net: Any, patterns: tuple[str, ...], floats: set[str], io: str
+) -> None:
+    made = Made(net, *patterns, io=io)
+    found = made.proof()
+    assert found.faults == () and found.partitions == 1
+    assert {name for name, dtype in made.kernels().items() if dtype == "float32"} == floats
+
+
+def test_float_elsewhere_is_a_fault(net: Any, alone: Made) -> None:
+    two = Made(net, "middle", "last")
+    few = islands.Kept({"middle": two.kept.kernels["middle"]}, {"middle", "relu"})
+    faults = two.proof(floats=few).faults
+    assert any(fault.startswith("float operators: CONV_2D") for fault in faults)
+    assert any("float tensors inside" in fault and "last" in fault for fault in faults)
+    none = alone.proof(floats=islands.NOTHING).faults
+    assert any(fault.startswith("float operators: CONV_2D") for fault in none)
+
+
+def test_codes_where_float_was_asked_for_are_a_fault() -> None:
+    made = Made(liven(toy()), "c", restored=False)
+    assert "c does not compute in float" in made.proof().faults
+
+
+def test_a_wrong_float_kernel_is_told_at_its_layer(alone: Made) -> None:
+    content = flatbuffer.read(alone.data)
+    (island,) = islands.find(content).values()
+    kernel = content.tensors[island.operators[1].inputs[1]]
+    old = bytes(kernel.buffer)
+    assert alone.data.count(old) == 1
+    spoilt = alone.data.replace(old, (1.3 * kernel.data).astype(np.float32).tobytes())
+    faults = alone.proof(spoilt).faults
+    assert [fault.split(" (")[0] for fault in faults] == ["c_norm"]
+
+
+def test_constants_that_others_read_stay_codes() -> None:
+    """Two convolutions of the same kernel and bias share them in the file."""
+    tf_keras.utils.set_random_seed(2)
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.ReLU(6.0)(L.Conv2D(4, 3, name="first")(source))
+    for name in ("middle", "last"):
+        x = L.ReLU(6.0)(L.Conv2D(4, 1, name=name)(x))
+    model = tf_keras.Model(source, L.GlobalAveragePooling2D()(x))
+    rng = np.random.default_rng(0)
+    first = model.get_layer("middle")
+    first.set_weights([rng.normal(size=(1, 1, 4, 4)), rng.normal(size=4)])
+    model.get_layer("last").set_weights(first.get_weights())
+    made = Made(model, "middle")
+    assert made.kernels() == {"first": "int8", "middle": "float32", "last": "int8"}
+    assert made.proof().faults == ()
+
+
+def test_post_training_int8_keeps_layers_float(net: Any) -> None:
+    steps = ("equalize", "hard_swish", "percentile", "clip", "bias", "repair")
+    config = PostTraining(steps=steps, keep_float=("first", "mid.*"))
+    made = chain.quantize(net, WAY, inputs(24), config)
+    assert kept.names(made.wrapped) == ("first", "middle")
+    assert "swish" not in scheme.get_ranges(made.wrapped)
+    assert made.notes[-1] == "in float, with what is between them alone: first, middle"
+    assert not any(step.name == "hard_swish" for step in made.steps)  # none is of int8
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("frist", "did you mean first?"),
+        ("swish", "expected the name of a layer with a kernel: first, middle, last, dense"),
+        ("mid(", "expected a regular expression"),
+    ],
+)
+def test_layers_that_cannot_be_kept_float(net: Any, pattern: str, words: str) -> None:
+    with pytest.raises(UsageError, match="^--keep_float: got ") as raised:
+        chain.quantize(net, WAY, inputs(24), PostTraining(keep_float=(pattern,)))
+    assert words in str(raised.value)
