@@ -49,7 +49,7 @@ def ours(kernels: list[Any], share: float, pattern: str) -> tuple[Callable[[], A
 
     from mobilenet.compression.pruning import patterns
     from mobilenet.compression.pruning.masks import Masks
-    from mobilenet.configs.compression import MagnitudePruning
+    from mobilenet.configs.pruning import MagnitudePruning
 
     masks = Masks({str(number): kernel for number, kernel in enumerate(kernels)})
     rule = patterns.rule(MagnitudePruning(pattern=pattern))

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from mobilenet.configs.compression import RANGE_RULES
+from mobilenet.configs.quantization import RANGE_RULES
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 ALONE = {
@@ -119,7 +119,7 @@ class Bench:
         """The file of post-training int8 with these steps."""
         from mobilenet.compression.quantization import kept, stored
         from mobilenet.compression.quantization.post_training import chain
-        from mobilenet.configs.compression import PostTraining
+        from mobilenet.configs.quantization import PostTraining
         from mobilenet.export import convert, islands
 
         config = PostTraining(steps=steps, keep_float=self.floats)

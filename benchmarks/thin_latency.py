@@ -79,8 +79,8 @@ def thin(whole: Any, **fields: Any) -> Any:
 
     from mobilenet.compression import method as methods
     from mobilenet.compression.pruning import surgery
-    from mobilenet.configs.compression import ChannelPruning
     from mobilenet.configs.dataset import PREPROCESSING
+    from mobilenet.configs.pruning import ChannelPruning
     from mobilenet.training.stages import latency
 
     size = whole.input_shape[1]

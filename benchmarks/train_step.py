@@ -66,9 +66,10 @@ def make(name: str, plain: Any, images: Any, frequency: int) -> Variant:
     import tf_keras
 
     from mobilenet.compression import method as methods
-    from mobilenet.configs.compression import MagnitudePruning, QuantizationAwareTraining
     from mobilenet.configs.dataset import PREPROCESSING
     from mobilenet.configs.distillation import Distillation
+    from mobilenet.configs.pruning import MagnitudePruning
+    from mobilenet.configs.quantization import QuantizationAwareTraining
     from mobilenet.training.distillation import Guide
 
     way = PREPROCESSING["inception"]

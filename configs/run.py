@@ -10,19 +10,11 @@ from mobilenet.errors import UsageError
 
 from .archs import MobileNetConfig, MobileNetV1Config
 from .base import Config, flag, nested, number, one_of
-from .compression import (
-    PRUNING,
-    QUANTIZATION,
-    ChannelPruning,
-    DnsPruning,
-    MagnitudePruning,
-    PostTraining,
-    QuantizationAwareTraining,
-    TfmotPruning,
-)
 from .dataset import DatasetConfig
 from .distillation import Distillation
 from .few_values import FewValues
+from .pruning import PRUNING, ChannelPruning, DnsPruning, MagnitudePruning, TfmotPruning
+from .quantization import QUANTIZATION, PostTraining, QuantizationAwareTraining
 
 STAGES = ("train", "prune", "quantize", "convert")
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam", "adamw")
@@ -167,3 +159,9 @@ class RunConfig(Config):
         for stage in stages:
             found += [*numbered, stage] if stage == "prune" else [stage]
         return tuple(found)
+
+    def recipe(self, part: str) -> TrainConfig:
+        """How a part trains; `--stage_epochs` is of the parts in front of the last one."""
+        recipe: TrainConfig = getattr(self, stage_of(part))
+        epochs = getattr(self.pruning, "stage_epochs", None)
+        return recipe if part == stage_of(part) or epochs is None else recipe.replace(epochs=epochs)

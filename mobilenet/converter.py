@@ -10,8 +10,8 @@ from typing import Any
 from mobilenet import cli, specs
 from mobilenet.configs import formats
 from mobilenet.configs.base import number
-from mobilenet.configs.compression import PostTraining
 from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError, one_of
 
 _DATA = [s for s in cli.flag_specs(DatasetConfig) if s.path in ("name", "data_dir")]

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from mobilenet import cli, values
 from mobilenet.configs import recipes
-from mobilenet.configs.compression import PRUNING, QUANTIZATION
 from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.configs.pruning import PRUNING
+from mobilenet.configs.quantization import QUANTIZATION
 from mobilenet.configs.run import RunConfig, TrainConfig
 from mobilenet.errors import UsageError
 

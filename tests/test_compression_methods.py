@@ -30,19 +30,13 @@ from mobilenet.compression.quantization import scheme, stored
 from mobilenet.configs import archs
 from mobilenet.configs.base import Config
 from mobilenet.configs.card import Card
-from mobilenet.configs.compression import (
-    PRUNING,
-    QUANTIZATION,
-    DnsPruning,
-    MagnitudePruning,
-    QuantizationAwareTraining,
-    TfmotPruning,
-)
 from mobilenet.configs.few_values import (
     CodebookQuantization,
     LinearQuantization,
     TfmotClustering,
 )
+from mobilenet.configs.pruning import PRUNING, DnsPruning, MagnitudePruning, TfmotPruning
+from mobilenet.configs.quantization import QUANTIZATION, QuantizationAwareTraining
 from mobilenet.errors import UsageError
 from mobilenet.export import convert
 from mobilenet.export.freeze import float32_copy

@@ -13,12 +13,9 @@ from hypothesis import strategies as st
 
 from mobilenet.configs import archs, card, dataset, recipes, run
 from mobilenet.configs.base import Config, flag, number
-from mobilenet.configs.compression import (
-    ChannelPruning,
-    MagnitudePruning,
-    QuantizationAwareTraining,
-)
 from mobilenet.configs.distillation import Distillation
+from mobilenet.configs.pruning import ChannelPruning, MagnitudePruning
+from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.configs.run import RunConfig, TrainConfig
 from mobilenet.errors import UsageError
 
@@ -346,3 +343,12 @@ def test_parts_run_in_order_and_the_last_has_the_name_of_its_stage() -> None:
     assert sorted(set(every), key=run.place_of) == list(every)
     assert [run.stage_of(part) for part in parts] == ["prune", "prune", "prune", "convert"]
     assert recipes.get("mobilenet_v1", "digits").parts(run.STAGES) == run.STAGES
+
+
+def test_parts_in_front_of_the_last_may_be_shorter() -> None:
+    config = recipes.get("mobilenet_v1", "digits")
+    for epochs, expected in ((None, (24, 8, 8, 8, 4)), (2, (24, 2, 2, 8, 4))):
+        several = config.replace(pruning=ChannelPruning(stages=3, stage_epochs=epochs))
+        parts = several.parts(("train", "prune", "quantize"))
+        assert tuple(several.recipe(part).epochs for part in parts) == expected
+    assert several.recipe("prune_1") == config.prune.replace(epochs=2)

@@ -19,9 +19,9 @@ from trainer_runs import TINY  # noqa: E402
 from mobilenet import data, trainer  # noqa: E402
 from mobilenet.configs import archs, recipes  # noqa: E402
 from mobilenet.configs.card import Card  # noqa: E402
-from mobilenet.configs.compression import PostTraining  # noqa: E402
 from mobilenet.configs.dataset import PREPROCESSING  # noqa: E402
 from mobilenet.configs.distillation import Distillation  # noqa: E402
+from mobilenet.configs.quantization import PostTraining  # noqa: E402
 from mobilenet.configs.run import RunConfig  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.models import builder, folder  # noqa: E402

@@ -12,7 +12,7 @@ from mobilenet.compression.quantization import kept, scheme, stored
 from mobilenet.compression.quantization.calibrate import calibrate
 from mobilenet.compression.quantization.placement import place
 from mobilenet.compression.quantization.post_training import chain
-from mobilenet.configs.compression import PostTraining
+from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
 from mobilenet.export import convert, islands, operators, verify
 from mobilenet.runtime import flatbuffer

@@ -26,8 +26,8 @@ from mobilenet.compression.quantization.post_training import (
 from mobilenet.compression.quantization.post_training.observe import Observation, observe
 from mobilenet.compression.quantization.post_training.streams import Streams
 from mobilenet.configs import archs
-from mobilenet.configs.compression import PostTraining
 from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
 from mobilenet.models.builder import build
 from mobilenet.models.roles import Graph, kind

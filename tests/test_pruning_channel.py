@@ -18,7 +18,7 @@ from trainer_runs import CHAIN, SHORT, command, report
 from mobilenet.compression import method as methods
 from mobilenet.compression.pruning import groups, importance, surgery
 from mobilenet.configs import archs
-from mobilenet.configs.compression import IMPORTANCES, PRUNING, ChannelPruning
+from mobilenet.configs.pruning import IMPORTANCES, PRUNING, ChannelPruning
 from mobilenet.errors import UsageError
 from mobilenet.models import builder, counting, folder
 from mobilenet.models.plan import layer_channels
@@ -229,6 +229,7 @@ def test_names_in_the_config_are_those_of_the_registry() -> None:
         ({"ratio": {"all": -0.5}}, "--channel_ratio all: got -0.5"),
         ({"importance": "beauty"}, "--importance: got 'beauty'"),
         ({"stages": 0}, "--channel_stages: got 0"),
+        ({"stages": 3, "stage_epochs": 0}, "--stage_epochs: got 0"),
         ({"target_macs": 1.0}, "--target_macs: got 1.0, expected a number above 0 and below 1"),
         ({"target_latency": 0.0}, "--target_latency: got 0.0"),
         ({"target_macs": 0.5, "target_latency": 0.5}, "--target_latency: got 0.5, expected one of"),

@@ -9,7 +9,7 @@ import pytest
 
 from mobilenet import cli
 from mobilenet.configs import recipes
-from mobilenet.configs.compression import PRUNING, MagnitudePruning, TfmotPruning
+from mobilenet.configs.pruning import PRUNING, MagnitudePruning, TfmotPruning
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError
 from mobilenet.trainer import COMMAND

@@ -20,7 +20,7 @@ from mobilenet.compression import method as methods
 from mobilenet.compression import variables
 from mobilenet.compression.pruning.masks import magnitude_at
 from mobilenet.configs import archs
-from mobilenet.configs.compression import DnsPruning
+from mobilenet.configs.pruning import DnsPruning
 from mobilenet.errors import UsageError
 from mobilenet.models.builder import build
 from mobilenet.trainer import COMMAND

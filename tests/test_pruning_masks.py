@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as arrays
 from mobilenet.compression import method as methods
 from mobilenet.compression import variables
 from mobilenet.compression.pruning.masks import Masks, keep_largest
-from mobilenet.configs.compression import MagnitudePruning
+from mobilenet.configs.pruning import MagnitudePruning
 from mobilenet.errors import UsageError
 from mobilenet.training.ema import Average
 

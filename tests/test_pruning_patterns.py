@@ -13,7 +13,8 @@ from mobilenet.compression import method as methods
 from mobilenet.compression import variables
 from mobilenet.compression.pruning import patterns
 from mobilenet.compression.quantization import scheme, stored
-from mobilenet.configs.compression import MagnitudePruning, QuantizationAwareTraining
+from mobilenet.configs.pruning import MagnitudePruning
+from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.errors import UsageError
 from mobilenet.export import convert
 from mobilenet.runtime import flatbuffer

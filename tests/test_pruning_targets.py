@@ -13,7 +13,7 @@ from compression_nets import stage, toy, train
 from mobilenet.compression import method as methods
 from mobilenet.compression.pruning.targets import assign
 from mobilenet.configs import archs
-from mobilenet.configs.compression import MagnitudePruning, TfmotPruning
+from mobilenet.configs.pruning import MagnitudePruning, TfmotPruning
 from mobilenet.errors import UsageError
 
 

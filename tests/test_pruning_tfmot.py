@@ -14,7 +14,7 @@ from compression_nets import inputs, stage, toy, train, zeros
 
 from mobilenet.compression import method as methods
 from mobilenet.compression import variables
-from mobilenet.configs.compression import MagnitudePruning, TfmotPruning
+from mobilenet.configs.pruning import MagnitudePruning, TfmotPruning
 from mobilenet.configs.run import TrainConfig
 from mobilenet.errors import UsageError
 from mobilenet.training import engine

@@ -17,7 +17,8 @@ from mobilenet.compression.pruning.masks import keep_largest
 from mobilenet.compression.quantization import scheme, stored
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
-from mobilenet.configs.compression import MagnitudePruning, QuantizationAwareTraining
+from mobilenet.configs.pruning import MagnitudePruning
+from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.export import convert, verify
 from mobilenet.models import folder
 from mobilenet.models.builder import build

@@ -14,7 +14,7 @@ from mobilenet.compression import variables
 from mobilenet.compression.quantization import scheme, stored
 from mobilenet.compression.quantization.clusters import Clusters, is_clustered
 from mobilenet.configs.card import Card
-from mobilenet.configs.compression import QuantizationAwareTraining
+from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.export import convert
 from mobilenet.models import folder
 from mobilenet.runtime import flatbuffer

@@ -15,7 +15,8 @@ from compression_nets import WAY, grid, inputs, liven, pixels, stage, train, zer
 from mobilenet import trainer
 from mobilenet.compression import method as methods
 from mobilenet.compression.quantization import scheme, stored
-from mobilenet.configs.compression import MagnitudePruning, QuantizationAwareTraining
+from mobilenet.configs.pruning import MagnitudePruning
+from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.errors import UsageError
 from mobilenet.export import convert, verify
 from mobilenet.export.freeze import float32_copy

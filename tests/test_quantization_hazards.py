@@ -38,7 +38,7 @@ from mobilenet.compression import variables
 from mobilenet.compression.quantization import scheme
 from mobilenet.compression.quantization.calibrate import calibrate
 from mobilenet.compression.quantization.quantizers import ActivationQuantizer, WeightQuantizer
-from mobilenet.configs.compression import QuantizationAwareTraining
+from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.runtime import flatbuffer
 
 

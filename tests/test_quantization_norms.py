@@ -12,7 +12,7 @@ from compression_nets import L, inputs, liven, stage, toy, train
 
 from mobilenet.compression import method as methods
 from mobilenet.compression.quantization import norms
-from mobilenet.configs.compression import QuantizationAwareTraining
+from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.models.roles import kind
 
 

@@ -18,7 +18,7 @@ from mobilenet.compression import method as methods
 from mobilenet.compression.method import Stage
 from mobilenet.compression.quantization import scheme, stored
 from mobilenet.compression.quantization.calibrate import calibrate, take_over
-from mobilenet.configs.compression import QuantizationAwareTraining
+from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.configs.run import TrainConfig
 from mobilenet.errors import UsageError
 from mobilenet.export import convert

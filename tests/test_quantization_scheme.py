@@ -36,8 +36,8 @@ from mobilenet.compression.quantization.quantizers import (
     WeightQuantizer,
 )
 from mobilenet.configs import archs
-from mobilenet.configs.compression import QuantizationAwareTraining
 from mobilenet.configs.dataset import PREPROCESSING
+from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.errors import UsageError
 from mobilenet.export import convert, freeze
 from mobilenet.models.builder import build

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mobilenet import cli
-from mobilenet.configs.compression import ChannelPruning
+from mobilenet.configs.pruning import ChannelPruning
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"

@@ -14,8 +14,8 @@ import tf_keras  # noqa: E402
 from engine_fits import CLASSES, CONFIG, STEPS, Watch, batches, job_of, make_net  # noqa: E402
 
 from mobilenet.compression.method import Method, Stage  # noqa: E402
-from mobilenet.configs.compression import MagnitudePruning  # noqa: E402
 from mobilenet.configs.dataset import PREPROCESSING  # noqa: E402
+from mobilenet.configs.pruning import MagnitudePruning  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.training import engine, scoring  # noqa: E402
 from mobilenet.training.checkpoints import Checkpoints  # noqa: E402

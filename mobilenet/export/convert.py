@@ -14,7 +14,7 @@ from tensorflow.lite.python.convert_phase import (
     ConverterError,  # tf.lite does not export it
 )
 
-from mobilenet.configs.compression import TARGETS
+from mobilenet.configs.quantization import TARGETS
 from mobilenet.errors import UsageError, one_of
 from mobilenet.export import edges, freeze, islands, sixteen_bits, stem
 from mobilenet.export.form import IO

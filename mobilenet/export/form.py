@@ -6,7 +6,7 @@ import dataclasses
 
 from mobilenet.configs import formats
 from mobilenet.configs.base import number
-from mobilenet.configs.compression import TARGETS
+from mobilenet.configs.quantization import TARGETS
 from mobilenet.errors import UsageError, one_of
 
 IO = ("int8", "uint8", "float32")

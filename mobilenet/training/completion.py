@@ -7,8 +7,8 @@ from pathlib import Path
 from mobilenet import data
 from mobilenet.configs import recipes
 from mobilenet.configs.archs import MobileNetConfig
-from mobilenet.configs.compression import PostTraining
 from mobilenet.configs.distillation import AUTO, NONE, START, Distillation
+from mobilenet.configs.quantization import PostTraining
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError
 from mobilenet.models import folder

@@ -17,9 +17,9 @@ from mobilenet import files
 from mobilenet.compression.quantization.post_training.images import check
 from mobilenet.compression.quantization.repair import Repair
 from mobilenet.configs.card import Card
-from mobilenet.configs.compression import PostTraining
 from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
 from mobilenet.configs.formats import POST_TRAINING
+from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import FailedProof, UsageError, shorten
 from mobilenet.export import frozen_graph, metadata, operators, task_metadata, verify
 from mobilenet.export.form import DEFAULT, Form

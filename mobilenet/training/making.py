@@ -16,8 +16,8 @@ import tensorflow as tf
 from mobilenet.compression.quantization import kept
 from mobilenet.compression.quantization.post_training import chain
 from mobilenet.compression.quantization.repair import Repair
-from mobilenet.configs.compression import PostTraining
 from mobilenet.configs.formats import POST_TRAINING
+from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
 from mobilenet.export import convert, edge_quantizer, freeze, islands, offsets, weights_only
 from mobilenet.export.form import Form

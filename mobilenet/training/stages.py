@@ -45,11 +45,6 @@ from mobilenet.training.supply import Supply
 
 log = logging.getLogger("mobilenet")
 _LEAST_ROUND = 0.01  # seconds of one net; shorter ones show the machine more than the net
-_RECIPE_OF: dict[str, Callable[[RunConfig], TrainConfig]] = {
-    "train": lambda config: config.train,
-    "prune": lambda config: config.prune,
-    "quantize": lambda config: config.quantize,
-}
 _METHOD_OF: dict[str, Callable[[RunConfig], Config | None]] = {
     "train": lambda config: None,
     "prune": lambda config: config.pruning,
@@ -190,7 +185,7 @@ class Chain:
                 self._method(name, wanted).check(plain)
 
     def _method(self, name: str, wanted: Config) -> methods.Method:
-        config = _RECIPE_OF[stage_of(name)](self.config)
+        config = self.config.recipe(name)
         parts = self.config.parts([stage_of(name)])
         return methods.create(
             wanted,
@@ -249,7 +244,7 @@ class Chain:
         guide: distillation.Guide | None,
     ) -> tuple[Any, list[Row]]:
         """Trains, in the scope of the strategy."""
-        config = _RECIPE_OF[stage_of(name)](self.config)
+        config = self.config.recipe(name)
         job = self._job(name, config)
         if guide is not None:
             teacher = guide.teacher(self.config.distillation, self.preprocessing)

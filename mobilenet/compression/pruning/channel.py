@@ -21,7 +21,7 @@ from mobilenet.compression.pruning.groups import Group, find
 from mobilenet.compression.pruning.schedule import Timing
 from mobilenet.compression.pruning.slicing import axes
 from mobilenet.configs import recipes
-from mobilenet.configs.compression import ChannelPruning
+from mobilenet.configs.pruning import ChannelPruning
 from mobilenet.errors import UsageError
 from mobilenet.models import counting
 from mobilenet.models.builder import build, config_of

@@ -20,7 +20,7 @@ from mobilenet.compression.method import Method, Stage, check_plain, register
 from mobilenet.compression.pruning import targets
 from mobilenet.compression.pruning.masks import Masks, keep_largest, magnitude_at
 from mobilenet.compression.pruning.schedule import Timing
-from mobilenet.configs.compression import DnsPruning
+from mobilenet.configs.pruning import DnsPruning
 from mobilenet.models.roles import Graph, kind
 
 log = logging.getLogger("mobilenet")

@@ -13,7 +13,7 @@ from mobilenet.compression.method import Method, Stage, check_plain, register
 from mobilenet.compression.pruning import patterns, targets
 from mobilenet.compression.pruning.masks import Masks
 from mobilenet.compression.pruning.schedule import Timing
-from mobilenet.configs.compression import MagnitudePruning
+from mobilenet.configs.pruning import MagnitudePruning
 from mobilenet.models.roles import Graph, kind
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from mobilenet.compression.pruning.masks import keep_largest
-from mobilenet.configs.compression import MagnitudePruning
+from mobilenet.configs.pruning import MagnitudePruning
 
 Rule = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 

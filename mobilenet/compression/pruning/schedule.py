@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mobilenet.configs.compression import Pruning
+from mobilenet.configs.pruning import Pruning
 from mobilenet.errors import UsageError
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mobilenet.compression.pruning.groups import Group
 from mobilenet.configs.base import number
-from mobilenet.configs.compression import ALL_GROUPS, ROLES, SCOPES
+from mobilenet.configs.pruning import ALL_GROUPS, ROLES, SCOPES
 from mobilenet.errors import UsageError, one_of, shorten
 
 Indices = npt.NDArray[np.int64]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mobilenet.configs.compression import ROLES
+from mobilenet.configs.pruning import ROLES
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models.roles import Graph
 

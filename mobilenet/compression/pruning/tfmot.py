@@ -17,7 +17,7 @@ from mobilenet.compression import variables
 from mobilenet.compression.method import Method, Stage, check_plain, register
 from mobilenet.compression.pruning import targets
 from mobilenet.compression.pruning.schedule import Timing
-from mobilenet.configs.compression import TfmotPruning
+from mobilenet.configs.pruning import TfmotPruning
 from mobilenet.errors import UsageError
 
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mobilenet.configs.compression import TARGETS
+from mobilenet.configs.quantization import TARGETS
 from mobilenet.errors import UsageError, one_of, shorten
 from mobilenet.models.roles import Graph, kind, unwrap
 

@@ -8,7 +8,7 @@ from mobilenet.compression.method import Method, Stage, register
 from mobilenet.compression.quantization import scheme
 from mobilenet.compression.quantization.placement import place
 from mobilenet.compression.quantization.post_training import chain
-from mobilenet.configs.compression import PostTraining
+from mobilenet.configs.quantization import PostTraining
 
 
 @register

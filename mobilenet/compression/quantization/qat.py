@@ -24,7 +24,7 @@ from mobilenet.compression.quantization import norms, scheme
 from mobilenet.compression.quantization.calibrate import calibrate, settle, take_over
 from mobilenet.compression.quantization.clusters import Clusters
 from mobilenet.compression.quantization.placement import WEIGHTS
-from mobilenet.configs.compression import QuantizationAwareTraining
+from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.errors import UsageError
 from mobilenet.models.roles import kind
 

@@ -38,8 +38,8 @@ from mobilenet.compression.quantization.post_training import (
 from mobilenet.compression.quantization.post_training.observe import Observation, observe
 from mobilenet.compression.quantization.post_training.soften import Span
 from mobilenet.compression.quantization.post_training.streams import Streams
-from mobilenet.configs.compression import RANGE_RULES, PostTraining
 from mobilenet.configs.dataset import Preprocessing
+from mobilenet.configs.quantization import RANGE_RULES, PostTraining
 from mobilenet.models.roles import Graph, kind
 
 log = logging.getLogger("mobilenet")

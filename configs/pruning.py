@@ -1,4 +1,4 @@
-"""What the program knows about compression: how much by role, when, and with which ranges."""
+"""Ways to prune: what goes, how much of it by role, and when."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from types import MappingProxyType
 from mobilenet.errors import UsageError
 
 from .base import Config, flag, number, one_of
-from .few_values import CodebookQuantization, LinearQuantization, TfmotClustering
 
-TARGETS = ("xnnpack", "generic")  # runtimes that an int8 file is made for
 ALL_GROUPS = "all"  # of channels, but the squeezes of squeeze-excites
 IMPORTANCES = ("magnitude", "l2", "batch_norm_scale", "taylor", "geometric_median", "random")
 SCOPES = ("group", "global")
@@ -172,6 +170,8 @@ class ChannelPruning(Pruning):
         stages: the stage is run so many times, each time with all of its epochs, a fresh optimizer
             and schedule, and an equal part of the ratio; each ends with a thin net of its own,
             from whose weights the next one starts (ivclab/Multistage_Pruning).
+        stage_epochs: of the stages in front of the last, so that most of the time is left for the
+            net that stays; as many as the last by default, as in that repository.
         target_macs, target_latency: in place of a ratio, the share of the MACs, or of the time of
             the float file on this machine, that may be left. All groups that `ratio` names lose
             the same share of their channels, the least that will do.
@@ -190,6 +190,7 @@ class ChannelPruning(Pruning):
     stages: int = flag(
         1, "prune in so many stages, each with the epochs of one and a thin net", "channel_stages"
     )
+    stage_epochs: int | None = flag(None, "epochs of each stage in front of the last one")
     target_macs: float | None = flag(None, "share of the MACs that may be left, for a ratio")
     target_latency: float | None = flag(
         None, "share of the float file's time that may be left, for a ratio; measured here"
@@ -210,6 +211,8 @@ class ChannelPruning(Pruning):
         one_of("--channel_scope", self.scope, SCOPES)
         number("--round_to", self.round_to, least=1, integer=True)
         number("--channel_stages", self.stages, least=1, integer=True)
+        if self.stage_epochs is not None:
+            number("--stage_epochs", self.stage_epochs, least=1, integer=True)
         for name in ("target_macs", "target_latency"):
             if getattr(self, name) is not None:
                 number(f"--{name}", getattr(self, name), above=0, below=1)
@@ -298,101 +301,11 @@ class DnsPruning(Pruning):
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class QuantizationAwareTraining(Config):
-    """Trains with the arithmetic of the int8 file in the forward pass (Jacob et al., arXiv
-    1712.05877).
-
-    Attributes:
-        calibration_images: training images that set the activation ranges before the first step; a
-            net whose ranges start anywhere else answers nonsense for thousands of steps.
-        range_decay: decay of the moving activation ranges, by step.
-        freeze: share of the stage after which batch-norm statistics and activation ranges stand
-            still.
-        quant_delay: steps that train in float first, while ranges are observed. The recipe for
-            training from scratch (tensorflow/models research/slim/nets/mobilenet_v1_train.py has
-            250,000 at batch 64); 0 for a net that is trained already.
-    """
-
-    calibration_images: int = flag(256, "training images that set the activation ranges")
-    range_decay: float = flag(0.99, "decay of the moving activation ranges")
-    freeze: float = flag(
-        0.7, "share of the stage after which statistics and ranges stand still", "quantize_freeze"
-    )
-    quant_delay: int = flag(
-        0, "steps of the quantize stage in float before fake quantization; needed from scratch"
-    )
-
-    def __post_init__(self) -> None:
-        number("--calibration_images", self.calibration_images, least=1, integer=True)
-        number("--range_decay", self.range_decay, least=0, below=1)
-        number("--quantize_freeze", self.freeze, least=0, most=1)
-        number("--quant_delay", self.quant_delay, least=0, integer=True)
-
-
-RANGE_RULES = ("maximum", "percentile", "mse")
-PTQ_STEPS = ("equalize", "hard_swish", *RANGE_RULES, "clip", "bias", "tune", "repair")
-
-
-@dataclasses.dataclass(frozen=True)
-class PostTraining(Config):
-    """int8 without training: a float net is fitted to the scheme by images without labels.
-
-    Half of the images fit, the other half judges: a step that does not help there is left out.
-
-    Attributes:
-        calibration_images: of the training split, as an evaluation sees them.
-        steps: which remedies, in the order of `PTQ_STEPS`. `auto` chooses by the net: with
-            hard-swish or unbounded ReLU `equalize,hard_swish,percentile,clip,bias,tune,repair`,
-            with ReLU6 alone, whose ranges are harmless, `maximum,bias,repair`.
-        tuning_epochs, tuning_rate: passes over the images, and the rate at their beginning.
-        keep_float: layers with a kernel that compute in float in the int8 file, as a last resort.
-    """
-
-    calibration_images: int = flag(200, "training images that set the activation ranges")
-    steps: tuple[str, ...] = flag(
-        ("auto",),
-        "remedies of post-training int8: auto or some of " + ",".join(PTQ_STEPS),
-        "ptq_steps",
-    )
-    tuning_epochs: int = flag(10, "passes over the images that tune offsets, gains and ranges")
-    tuning_rate: float = flag(1e-3, "rate of that tuning")
-    keep_float: tuple[str, ...] = flag((), "layers in float in the int8 file: names or patterns")
-
-    def __post_init__(self) -> None:
-        number("--calibration_images", self.calibration_images, least=1, integer=True)
-        number("--tuning_epochs", self.tuning_epochs, least=1, integer=True)
-        number("--tuning_rate", self.tuning_rate, above=0)
-        if self.steps != ("auto",):
-            self._check_steps()
-
-    def _check_steps(self) -> None:
-        for step in self.steps:
-            one_of("--ptq_steps", step, (*PTQ_STEPS, "auto"))
-        rules = [step for step in self.steps if step in RANGE_RULES]
-        in_order = sorted(set(self.steps) - {"auto"}, key=PTQ_STEPS.index)
-        if list(self.steps) != in_order or len(rules) != 1:
-            raise UsageError(
-                "--ptq_steps",
-                ",".join(self.steps),
-                f"steps in the order {','.join(PTQ_STEPS)}, one of {', '.join(RANGE_RULES)}",
-            )
-
-
 PRUNING = MappingProxyType(
     {
         "magnitude": MagnitudePruning,
         "channel": ChannelPruning,
         "dns": DnsPruning,
         "tfmot": TfmotPruning,
-    }
-)
-QUANTIZATION = MappingProxyType(
-    {
-        "qat": QuantizationAwareTraining,
-        "ptq": PostTraining,
-        "linear": LinearQuantization,
-        "codebook": CodebookQuantization,
-        "cluster": TfmotClustering,
     }
 )
