@@ -19,14 +19,9 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 from compression_nets import inputs, stage, toy
 from mobilenet.compression import method as methods, variables
 from mobilenet.compression.quantization import scheme, stored
-from mobilenet.configs.compression import (
-    ChannelPruning,
-    CodebookQuantization,
-    DnsPruning,
-    MagnitudePruning,
-    QuantizationAwareTraining,
-    TfmotPruning,
-)
+from mobilenet.configs.few_values import CodebookQuantization
+from mobilenet.configs.pruning import ChannelPruning, DnsPruning, MagnitudePruning, TfmotPruning
+from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.export import convert, freeze
 from mobilenet.training.ema import Average
 from mobilenet.training.engine import Learner

@@ -15,6 +15,7 @@ from mobilenet.compression.quantization.post_training import chain
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
 from mobilenet.export import convert, islands, operators, verify
+from mobilenet.reporting import profile
 from mobilenet.runtime import flatbuffer
 
 IMAGES = pixels(6, seed=9)
@@ -178,6 +179,16 @@ def test_a_wrong_float_kernel_is_told_at_its_layer(alone: Made) -> None:
     spoilt = alone.data.replace(old, (1.3 * kernel.data).astype(np.float32).tobytes())
     faults = alone.proof(spoilt).faults
     assert [fault.split(" (")[0] for fault in faults] == ["c_norm"]
+
+
+def test_the_profiler_shows_what_is_float(alone: Made) -> None:
+    content = flatbuffer.read(alone.data)
+    found = profile.compare(content, alone.plain, inputs(6, seed=9), grid(IMAGES))
+    lines = {line.layer: line for line in found}
+    assert lines["c_norm"].operator == "CONV_2D in float"
+    assert lines["b_act"].operator == "DEPTHWISE_CONV_2D"
+    before, own = lines["b_act"].accumulated, lines["c_norm"].accumulated
+    assert before is not None and own is not None and abs(own - before) < 6
 
 
 def test_constants_that_others_read_stay_codes() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import tensorflow as tf
 import tf_keras
 from compression_nets import SIZE, WAY, L, inputs, liven, toy
 
-from mobilenet import tf1_loader
 from mobilenet.compression.quantization import scheme
 from mobilenet.compression.quantization.calibrate import calibrate
 from mobilenet.compression.quantization.folding import Folded
@@ -26,12 +24,12 @@ from mobilenet.compression.quantization.post_training import (
 from mobilenet.compression.quantization.post_training.observe import Observation, observe
 from mobilenet.compression.quantization.post_training.streams import Streams
 from mobilenet.configs import archs
-from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.configs.card import Card
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
 from mobilenet.models.builder import build
 from mobilenet.models.roles import Graph, kind
-from mobilenet.training import calibration
+from mobilenet.reporting import profile
 
 OCTAVES = 1.0
 PX = 64  # squeeze-excite maps are larger than one place
@@ -365,6 +363,22 @@ def test_statistics_of_another_net_are_told(caplog: pytest.LogCaptureFixture) ->
     assert "moving statistics" not in chain.quantize(model, WAY, images, config).notes[0]
 
 
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [(("equalize", "maximum"), True), (("maximum", "bias"), False), (("maximum",), False)],
+)
+def test_a_comparison_with_the_net_before_scaling_is_told(
+    steps: tuple[str, ...], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = spread(relu_net(), octaves=5)
+    made = chain.quantize(model, WAY, inputs(20), PostTraining(steps=steps))
+    file, before = Card(notes=made.notes), Card(notes=("trained",))
+    profile.warn_of_another(file, Card(notes=("trained", *made.notes)), "fitted")
+    assert "whose channels" not in caplog.text
+    profile.warn_of_another(file, before, "nets/v3")
+    assert ("nets/v3: the file is of a net whose channels" in caplog.text) == told
+
+
 def test_nets_with_relu6_alone_need_no_more_than_offsets(small: Any) -> None:
     config = PostTraining()
     tf_keras.utils.set_random_seed(0)
@@ -453,52 +467,4 @@ def test_the_spread_of_real_channels_is_won_back_on_v3_large() -> None:
         made = chain.quantize(model, WAY, images, config)
         found[tag] = noise(answers(made.wrapped, unseen), wanted)
     assert found["uneven naive"] > 2 * found["even naive"]
-    assert found["uneven"] < 1.25 * found["even"]
-
-
-def real_spread(shared_data: Path) -> dict[bool, list[np.ndarray]]:
-    """Octaves of each channel's range from the median of its tensor in Google's V3-small, of every
-    stream that a factor passes through; residual sums under `True`."""
-    weights = shared_data / "checkpoints/mobilenet_v3_small_1.0_224_slim_f16.npz"
-    model = tf1_loader.load_tf1_checkpoint(weights, input_shape=(224, 224, 3)).model
-    photos = str(shared_data / "photos/calibration")
-    seen = calibration.load(None, photos, DatasetConfig(), (224, 224, 3), WAY, 8).images
-    found: dict[bool, list[np.ndarray]] = {True: [], False: []}
-    for stream in Streams(Graph(model)):
-        if stream.is_open:
-            names = [layer.name for layer in stream.tensors]
-            reach = equalize.reach_of(stream, observe(model, names, seen))
-            assert reach is not None
-            live = reach[reach > 1e-6 * reach.max()]
-            found[len(stream.makers) > 1].append(np.log2(live / np.median(live)))
-    return found
-
-
-@pytest.mark.slow
-def test_v3_large_with_the_channels_of_real_weights_is_won_back(shared_data: Path) -> None:
-    octaves = real_spread(shared_data)
-    tf_keras.utils.set_random_seed(4)
-    fields = {"width_multiplier": 0.35, "num_classes": 10, "classifier_activation": None}
-    even = liven(build(archs.get("mobilenet_v3_large", **fields), (PX, PX, 3)))
-    uneven, rng = clone(even), np.random.default_rng(0)
-    changed = 0
-    for stream in Streams(Graph(uneven)):
-        if stream.is_open:
-            pool = octaves[len(stream.makers) > 1]
-            own = pool[rng.integers(len(pool))]
-            stream.scale(2.0 ** rng.choice(own, stream.channels))
-            changed += 1
-    assert changed > 5
-    images, unseen = inputs(40, PX), inputs(40, PX, seed=9)
-    wanted = answers(even, unseen)
-    np.testing.assert_allclose(answers(uneven, unseen), wanted, atol=1e-3 * np.abs(wanted).max())
-    found = {}
-    for tag, model in (("even", even), ("uneven", uneven)):
-        naive = scheme.wrap(model, WAY)
-        calibrate(naive, images)
-        found[f"{tag} naive"] = noise(answers(naive, unseen), wanted)
-        made = chain.quantize(model, WAY, images, PostTraining(tuning_epochs=2))
-        found[tag] = noise(answers(made.wrapped, unseen), wanted)
-    print(found)
-    assert found["uneven naive"] > 1.5 * found["even naive"]
     assert found["uneven"] < 1.25 * found["even"]

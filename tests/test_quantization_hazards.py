@@ -148,7 +148,7 @@ strategy = tf.distribute.MultiWorkerMirroredStrategy()
 from compression_nets import inputs, stage, toy
 from mobilenet.compression import method as methods
 from mobilenet.compression.quantization import scheme, stored
-from mobilenet.configs.compression import QuantizationAwareTraining
+from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.export import convert, freeze
 from mobilenet.runtime import flatbuffer
 from mobilenet.training.engine import Learner

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.compression.quantization.post_training.chain import FITTED
+from mobilenet.compression.quantization.post_training.chain import FITTED, LEFT_OUT, SCALING
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
 from mobilenet.export import diagnosis, edges, islands, operators
@@ -93,18 +93,21 @@ def compare(
 
 
 def warn_of_another(file: Card, net: Card, where: str) -> None:
-    """Warns where a file is of a net that post-training int8 has fitted, and this is not that one.
+    """Warns where post-training int8 has scaled the channels of a file's net, and this is not it.
+
+    Offsets alone are moved to take back what rounding does: the net before that is a fair measure.
 
     Args:
         file, net: the cards of both.
         where: the net was read.
     """
     lines = [note for note in file.notes if note.startswith(FITTED)]
-    if lines and lines[-1] not in net.notes:
+    scaled = [x for x in file.notes if x.startswith(SCALING) and LEFT_OUT not in x]
+    if lines and scaled and lines[-1] not in net.notes:
         log.warning(
-            "%s: the file is of a net whose channels and offsets post-training int8 has changed, "
-            "so inner tensors differ by more than rounding; compare with the folder that --fitted "
-            "of the converter, or the stage quantize, wrote",
+            "%s: the file is of a net whose channels post-training int8 has scaled, so that inner "
+            "tensors differ by more than rounding; compare with the folder that --fitted of the "
+            "converter, or the stage quantize, wrote",
             where,
         )
 

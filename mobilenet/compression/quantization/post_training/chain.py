@@ -44,7 +44,12 @@ from mobilenet.models.roles import Graph, kind
 
 log = logging.getLogger("mobilenet")
 Floats = npt.NDArray[np.float32]
-FITTED = "steps were fitted on"  # how the line begins that tells of calibration
+# Of the notes: how that of calibration begins, those of steps that scale channels, and the verdict.
+FITTED, SCALING, LEFT_OUT = (
+    "steps were fitted on",
+    ("equalize:", "hard_swish:"),
+    "left out: it does not help",
+)
 _BATCH = 10
 _NOISE = 0.1  # dB; a step that costs less than this on the judging half is not noticed
 _BOUNDED = ("maximum", "bias", "repair")
@@ -72,7 +77,7 @@ class Step:
     detail: str
 
     def __str__(self) -> str:
-        verdict = "" if self.kept else ", left out: it does not help"
+        verdict = "" if self.kept else f", {LEFT_OUT}"
         return (
             f"{self.name}: {self.detail}; agreement {self.agreement:.1%}, "
             f"{self.signal_to_noise:.1f} dB{verdict}"
