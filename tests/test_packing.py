@@ -283,6 +283,32 @@ def test_a_header_that_swells_is_refused(tmp_path: Path) -> None:
     refused(forged(tmp_path / "x", text, lengths=(packed, 1000, 0)))
 
 
+MANY = 2_000_000  # bytes, of a header that is not too long
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        (b'{"arrays": [%s0]}' % (b"0," * (MANY // 2)), "values in the header"),
+        (b'{"arrays": [%s[]]}' % (b"[]," * (MANY // 3)), "values in the header"),
+        (b'{"arrays": [], "x": [%s0]}' % (b"[[[[[[[{}]]]]]]]," * (MANY // 17)), "values in the"),
+        (b'{%s"arrays": []}' % b"".join(b'"%x":0,' % n for n in range(200_000)), "values in the"),
+        (b'{"arrays": [%s3]}' % (b'["","","weight","int8",[0],4],' * 5000), "5001 arrays where"),
+        (b" " * (1 << 22), "bytes of header"),
+    ],
+)
+def test_headers_of_a_million_values_are_not_parsed(what: bytes, told: str, tmp_path: Path) -> None:
+    assert told in refused(forged(tmp_path / "x", what, b"\0\0\0\0" * 5000))
+
+
+def test_a_file_cannot_claim_gigabytes(tmp_path: Path) -> None:
+    """Kernels of zeros take no bytes: what a file asks for grows with it alone."""
+    zeros = b"\x01\x00\x00\x00\x01\x00"
+    text = json.dumps({"arrays": [[*ENTRY[:4], [3 * 10**8], 1 << 20]]}).encode()
+    path = forged(tmp_path / "x", text, zeros.ljust(1 << 20, b"\0"))
+    assert "300000000 weights where" in refused(path)
+
+
 HUGE = b"\xff" * 8 + b"\x7f"  # 2^63 - 1
 
 

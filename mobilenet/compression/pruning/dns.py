@@ -69,6 +69,7 @@ class DynamicSurgery(Method):
         super().__init__(config, stage)
         self.timing = Timing(config, stage.steps)
         self.last = max(round(config.last * stage.steps), self.timing.end)
+        self.averaged_from = self.last - 1  # before that it is the average of other masks
         self.targets: list[targets.Target] = []
         self.schedules: dict[str, Any] = {}
         self.shares: dict[str, float] = {}
