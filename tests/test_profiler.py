@@ -197,6 +197,14 @@ def test_histograms_count_every_weight(small_net: Callable[..., Any], tmp_path: 
     assert plots.counted(np.zeros((2, 2), np.float32))[2] == 4
 
 
+def test_flips_are_drawn_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "plots/prune_flips.png"
+    assert plots.flips([[0, 40, 0], [8, 0, 3], [16, 2, 1]], "prune", path) == path
+    with Image.open(path) as picture:
+        assert picture.size == (640, 360)
+        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10  # two lines and words
+
+
 def test_a_file_alone_is_read(float_file: Callable[[str], bytes]) -> None:
     content = flatbuffer.read(float_file("mobilenet_v1"))
     found = contents.lines(content)

@@ -104,7 +104,10 @@ def test_sixty_steps_are_those_of_numpy() -> None:
     largest = max(kernel.shape.num_elements() for kernel in kernels.values())
     rng = np.random.default_rng(0)
     after = tf.function(lambda step: method.after_step(net, step))
+    course = np.zeros((steps // every + 1, 3), int)
+    course[:, 0] = np.arange(0, steps + 1, every)
     for step in range(1, steps + 1):
+        before = [reference.flips[:2].copy() for reference in expected.values()]
         draws = tf.random.stateless_uniform([3], [11, step]).numpy()
         for place, (name, reference) in enumerate(expected.items()):
             target = 0.6 + 0.15 * reference.dense.size / largest
@@ -117,6 +120,8 @@ def test_sixty_steps_are_those_of_numpy() -> None:
             if step == 54:
                 reference.exactly(target)
         after(tf.constant(step, tf.int64))
+        flips = [reference.flips[:2] for reference in expected.values()]
+        course[step // every, 1:] += np.sum(flips, axis=0) - np.sum(before, axis=0)
         for name, reference in expected.items():
             mask = method.surgery.masks.masks[name].numpy()
             np.testing.assert_array_equal(mask, reference.mask, f"{name} {step}")
@@ -128,6 +133,8 @@ def test_sixty_steps_are_those_of_numpy() -> None:
             )
             assert method.surgery.counted()[name] == tuple(reference.flips)
     assert all(reference.flips[1] > 0 for reference in expected.values())  # some came back
+    assert method.figures()["flips"] == course.tolist()
+    assert method.averaged_from == 53  # the average of the masks that stay
     assert zeros(kernels["d"]) == 0.75
 
 
