@@ -27,11 +27,11 @@ import tempfile
 from pathlib import Path
 from statistics import mean
 
-DIGITS = ("--width_multiplier=0.5", "--image_size=32", "--prune_epochs=16", "--quantize_epochs=6")
+DIGITS = ("--width_multiplier=0.5", "--image_size=32", "--prune_epochs=12", "--quantize_epochs=4")
 PHOTOS = (
     *("--dataset_name=image_folder", "--width_multiplier=0.25", "--image_size=128"),
     *("--override=dataset.area_min=0.35", "--epochs=8", "--lr=1e-3"),
-    *("--prune_epochs=20", "--prune_lr=5e-4", "--quantize_epochs=6", "--quantize_lr=1e-4"),
+    *("--prune_epochs=16", "--prune_lr=5e-4", "--quantize_epochs=3", "--quantize_lr=1e-4"),
 )
 BITS = ("depthwise", "pointwise", "dense")
 HEADS = ["net", "top-1 %", "spread", "zeros %", "kernels", "to bound", "file", "folded", "bytes"]
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="TF1 weights of V1 0.25 at 128 px, for the photos")
     parser.add_argument("--seeds", type=int, default=3, help="float nets (3)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (0)")
-    parser.add_argument("--books", default="8/6/5,6/6/5,4/4/4", help="bits of the codebooks")
+    parser.add_argument("--books", default="6/6/5,4/4/4", help="bits of the codebooks")
     parser.add_argument("--dns", type=str.split, default=[], help="more flags of the surgery")
     parser.add_argument("--codebook", type=str.split, default=[], help="more flags of codebooks")
     parser.add_argument("--folder", type=Path, help="where the runs stay; what is there is used")

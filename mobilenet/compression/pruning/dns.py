@@ -181,7 +181,7 @@ class DynamicSurgery(Method):
         variables.update(surgery.thresholds[name], _assign, [threshold])
         variables.update(surgery.flips[name], _add, [flips])
         variables.update(surgery.masks.masks[name], _assign, [changed])
-        variables.update(kernel, _assign, [dense * changed])
+        variables.update(kernel, _assign, [variables.kept(dense, changed > 0)])
         return flips
 
     def replacement(self, dense: tf.Tensor, mask: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
