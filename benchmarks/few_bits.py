@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="CSV list of images with labels")
     parser.add_argument("--limit", type=int, default=100_000, help="images that are scored (all)")
     parser.add_argument("--restarts", type=int, default=10, help="starts of k-means (10)")
+    parser.add_argument("--rows", default=",".join(BITS), help=f"which of {', '.join(BITS)} (all)")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
     import nets
@@ -62,8 +63,8 @@ def main() -> None:
     wanted = chosen(net.model)
     rows: list[list[object]] = [["float", 32, f"{100 * np.mean(wanted == labels):.1f}", "100.0"]]
     print(*rows[0], flush=True)
-    for name, widths in BITS.items():
-        for bits in widths:
+    for name in words.rows.split(","):
+        for bits in BITS[name]:
             found = chosen(makers[name](bits))
             scores = (100 * np.mean(found == other) for other in (labels, wanted))
             rows.append([name, bits, *(f"{score:.1f}" for score in scores)])
