@@ -272,7 +272,7 @@ class DnsPruning(Pruning):
         "chance of a mask to be replaced in a step",
         "dns_probabilities",
     )
-    last: float = flag(0.9, "share of the stage behind which masks stand still", "dns_last")
+    last: float = flag(0.7, "share of the stage behind which masks stand still", "dns_last")
     train: str = flag("kernels", "kernels or all: which weights train", "dns_train")
     statistics: bool = flag(True, "let batch-norm statistics move", "dns_statistics")
 

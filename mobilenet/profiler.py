@@ -16,7 +16,7 @@ from mobilenet.runtime import classifier, flatbuffer, interpreter
 _COMPARED = "a flatbuffer and --against"
 _USES = {  # what some flags go with
     **dict.fromkeys(("images", "worst", "dataset_name", "data_dir"), _COMPARED),
-    **dict.fromkeys(("image_size", "groups", "histograms"), "a net"),
+    **dict.fromkeys(("image_size", "packed", "groups", "histograms"), "a net"),
     "latency": "a net, or a flatbuffer alone",
 }
 COMMAND = cli.Command(
@@ -25,6 +25,7 @@ COMMAND = cli.Command(
     [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir")],
     (
         cli.option("latency", bool, True, "measure every layer and the whole on this machine"),
+        cli.option("packed", bool, True, "pack and convert the net to show what it takes"),
         cli.option("groups", bool, False, "list the groups of channels that must go together"),
         cli.option(
             "histograms",
@@ -78,17 +79,14 @@ def _net(path: Path, parsed: cli.Parsed) -> None:
         from mobilenet.reporting import layers, plots, rows, zeros
     if options["histograms"] is not None:
         plots.check_folder("--histograms", options["histograms"])
-    model = folder.load(path).model
+    net = folder.load(path)
+    model = net.model
     shape = Form(image_size=options["image_size"]).shape(model.input_shape[1:])
-    found = layers.profile(model, shape, options["latency"])
+    card = net.card if options["packed"] else None
+    found = layers.profile(model, shape, options["latency"], card)
     print(cli.table(*rows.of_layers(found)))
-    if found.whole is not None:
-        print(
-            f"\nwhole float file: {1000 * found.whole:.4f} ms on one thread; the layers add up to "
-            f"{found.seconds / found.whole:.1%} of it"
-        )
-    for note in found.notes:
-        print(note)
+    if found.told():
+        print("", *found.told(), sep="\n")
     if options["groups"]:
         print("", *found.groups, sep="\n")
     if options["histograms"] is not None:

@@ -69,7 +69,8 @@ def run(argv: list[str]) -> int | None:
         )
         with run_folder.opened(folder, config, parsed.options["overwrite"]) as opened:
             entries = stages.Chain(opened, info, config.stages).execute()
-    print("\n" + cli.table(HEADERS, [_row(entry) for entry in entries]))
+    print("\n" + cli.table(*_table(entries)))
+    _draw(folder / "plots", entries)
     picture = data.example(config.dataset, config.image_size, folder)
     print("\n" + _next_steps(folder, config, entries, str(picture or "PHOTO.jpg")))
     return None
@@ -77,6 +78,28 @@ def run(argv: list[str]) -> int | None:
 
 def _model_name(config: RunConfig) -> str:
     return next(name for name, kind in archs.ALL.items() if kind is type(config.model))
+
+
+def _table(entries: list[dict[str, Any]]) -> tuple[list[str], list[list[str | None]]]:
+    """Heads and rows; what surgery did has columns where there was some."""
+    rows = [_row(entry) for entry in entries]
+    if not any("flips" in entry for entry in entries):
+        return list(HEADERS), rows
+    for row, entry in zip(rows, entries, strict=True):
+        counts = [sum(n) for n in zip(*entry["flips"], strict=True)] if "flips" in entry else []
+        row += [f"{count:,}" for count in counts[1:]] or [None, None]
+    return [*HEADERS, "removed", "came back"], rows
+
+
+def _draw(folder: Path, entries: list[dict[str, Any]]) -> None:
+    """Pictures of the stages that have something to show."""
+    shown = {entry["stage"]: entry["flips"] for entry in entries if "flips" in entry}
+    if not shown:
+        return
+    from mobilenet.reporting import plots
+
+    for stage, flips in shown.items():
+        print(plots.flips(flips, f"{stage}: surgery", folder / f"{stage}_flips.png"))
 
 
 def _row(entry: dict[str, Any]) -> list[str | None]:

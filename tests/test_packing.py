@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import tempfile
 import time
 import tracemalloc
 import zlib
@@ -283,6 +284,32 @@ def test_a_header_that_swells_is_refused(tmp_path: Path) -> None:
     refused(forged(tmp_path / "x", text, lengths=(packed, 1000, 0)))
 
 
+MANY = 2_000_000  # bytes, of a header that is not too long
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        (b'{"arrays": [%s0]}' % (b"0," * (MANY // 2)), "values in the header"),
+        (b'{"arrays": [%s[]]}' % (b"[]," * (MANY // 3)), "values in the header"),
+        (b'{"arrays": [], "x": [%s0]}' % (b"[[[[[[[{}]]]]]]]," * (MANY // 17)), "values in the"),
+        (b'{%s"arrays": []}' % b"".join(b'"%x":0,' % n for n in range(200_000)), "values in the"),
+        (b'{"arrays": [%s3]}' % (b'["","","weight","int8",[0],4],' * 5000), "5001 arrays where"),
+        (b" " * (1 << 22), "bytes of header"),
+    ],
+)
+def test_headers_of_a_million_values_are_not_parsed(what: bytes, told: str, tmp_path: Path) -> None:
+    assert told in refused(forged(tmp_path / "x", what, b"\0\0\0\0" * 5000))
+
+
+def test_a_file_cannot_claim_gigabytes(tmp_path: Path) -> None:
+    """Kernels of zeros take no bytes: what a file asks for grows with it alone."""
+    zeros = b"\x01\x00\x00\x00\x01\x00"
+    text = json.dumps({"arrays": [[*ENTRY[:4], [3 * 10**8], 1 << 20]]}).encode()
+    path = forged(tmp_path / "x", text, zeros.ljust(1 << 20, b"\0"))
+    assert "300000000 weights where" in refused(path)
+
+
 HUGE = b"\xff" * 8 + b"\x7f"  # 2^63 - 1
 
 
@@ -325,11 +352,32 @@ def same_bits(first: Any, second: Any) -> bool:
     return all(a.tobytes() == b.tobytes() and a.shape == b.shape for a, b in pairs)
 
 
+FILLS: dict[str, Callable[[np.random.Generator, Any], Any]] = {
+    "empty": lambda rng, shape: np.zeros(shape),
+    "minus zero": lambda rng, shape: np.full(shape, -0.0),
+    "full": lambda rng, shape: rng.normal(size=shape),
+    "one value": lambda rng, shape: np.full(shape, rng.normal()),
+    "codes": lambda rng, shape: rng.choice([0, 0, 0, 0.25, -1.5, 1 / 3], shape),
+    "extremes": lambda rng, shape: rng.choice([3.4028235e38, -3.4028235e38, 1e-45, -1e-40], shape),
+}
+
+
+def filled(net: Any, seed: int) -> None:
+    """Every array of a net in one of the ways that are hard to keep."""
+    rng = np.random.default_rng(seed)
+    ways = list(FILLS.values())
+    places = (seed + np.arange(len(net.weights))) % len(ways)
+    net.set_weights([ways[p](rng, w.shape) for p, w in zip(places, net.weights, strict=True)])
+
+
 @pytest.mark.parametrize("name", archs.ALL)
 def test_every_net_comes_back_from_its_config(
     name: str, small_net: Callable[..., Any], tmp_path: Path
 ) -> None:
-    net = small_net(name)
+    source = small_net(name)
+    net = tf_keras.models.clone_model(source)
+    net.mobilenet_config = source.mobilenet_config
+    filled(net, 1)
     card = Card(architecture=net.mobilenet_config.to_json(), labels=("a", "b"), notes=("n",))
     found = packed(net, tmp_path / "net", card)
     assert same_bits(net, found.net.model)
@@ -358,6 +406,28 @@ def foreign() -> Any:
     weights[0].reshape(-1)[:5] = [-0.0, 0.0, 1e-45, -3.4e38, 1.1754942e-38]
     net.set_weights(weights)
     return net
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.sampled_from(list(FILLS)), min_size=7, max_size=7), st.integers(0, 2**32 - 1))
+@example(["empty"] * 7, 0)
+@example(["extremes"] * 7, 0)
+def test_any_weights_of_a_net_come_back(ways: list[str], seed: int) -> None:
+    source = L.Input((6, 6, 3))
+    x = L.BatchNormalization(scale=False)(L.Conv2D(5, 3, name="c")(source))
+    net = tf_keras.Model(source, L.Dense(4)(L.Flatten()(x)))
+    rng = np.random.default_rng(seed)
+    net.set_weights([FILLS[w](rng, v.shape) for w, v in zip(ways, net.weights, strict=True)])
+    with tempfile.TemporaryDirectory() as place:
+        assert same_bits(net, packed(net, Path(place) / "net").net.model)
+
+
+@pytest.mark.slow
+def test_a_whole_v1_is_packed_in_twenty_seconds_of_one_core(tmp_path: Path) -> None:
+    net = folder.Net(builder.build(archs.get("mobilenet_v1"), (224, 224, 3)), Card())
+    start = time.process_time()
+    packing.pack(net)
+    assert time.process_time() - start < 20
 
 
 def test_a_foreign_net_comes_back_from_its_description(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,9 @@ from mobilenet.runtime import flatbuffer
 tf = pytest.importorskip("tensorflow")
 tf_keras = pytest.importorskip("tf_keras")
 
-from mobilenet.export import layer_times  # noqa: E402
+from mobilenet.export import convert, layer_times, packing  # noqa: E402
 from mobilenet.models import counting, folder  # noqa: E402
-from mobilenet.reporting import contents, layers, plots, zeros  # noqa: E402
+from mobilenet.reporting import contents, layers, packed, plots, zeros  # noqa: E402
 
 
 def planted(small_net: Callable[..., Any]) -> Any:
@@ -62,6 +64,31 @@ def test_a_line_is_what_a_hand_computes(small_net: Callable[..., Any]) -> None:
     assert line.sparsity == pytest.approx(94 / 1024)
     assert line.distinct == 1024 - 94 + 1
     assert line.group == 3
+
+
+def test_packed_bytes_are_those_of_the_file(small_net: Callable[..., Any], tmp_path: Path) -> None:
+    """Conv2d_3_pointwise with three values of 1024: entropy by hand, bytes by the packer's file."""
+    net = planted(small_net)
+    layer = net.get_layer("Conv2d_3_pointwise")
+    values = np.repeat(np.float32([0, 0.5, -2]), [512, 384, 128])
+    layer.set_weights([np.random.default_rng(0).permutation(values).reshape(1, 1, 32, 32)])
+    card = Card(input_shape=(32, 32, 3))
+    found = layers.profile(net, latency=False, card=card)
+    line = next(line for line in found.lines if line.layer == "Conv2d_3_pointwise")
+    codes = 512 * -(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25))
+    assert line.entropy == pytest.approx((1024 + codes) / 8)
+    assert line.entropy < line.packed < line.entropy + 60  # tables, the codebook, even norms
+    path = tmp_path / "net"
+    path.write_bytes(packing.pack(folder.Net(net, card)))
+    told = packed.contents(path)
+    header = next(line.packed for line in told.lines if line.name == "header")
+    assert found.sizes["packed"] == path.stat().st_size
+    assert found.total().packed == path.stat().st_size - header
+    assert found.total().entropy is None  # of the other kernels
+    file = convert.float_flatbuffer(net)
+    assert found.sizes["bytes of float flatbuffer"] == len(file)
+    assert found.sizes["under gzip"] == len(gzip.compress(file, mtime=0))
+    assert layers.profile(net, latency=False).total().packed is None
 
 
 def test_channels_count_as_zero_only_whole(small_net: Callable[..., Any]) -> None:
@@ -170,6 +197,15 @@ def test_histograms_count_every_weight(small_net: Callable[..., Any], tmp_path: 
     assert plots.counted(np.zeros((2, 2), np.float32))[2] == 4
 
 
+def test_flips_are_drawn_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "plots/prune_flips.png"
+    assert plots.flips([[0, 40, 0], [8, 0, 3], [16, 2, 1]], "prune", path) == path
+    with Image.open(path) as picture:
+        assert picture.size == (640, 360)
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []}
+    assert {(214, 39, 40), (31, 119, 180)} <= colours  # a red line and a blue one
+
+
 def test_a_file_alone_is_read(float_file: Callable[[str], bytes]) -> None:
     content = flatbuffer.read(float_file("mobilenet_v1"))
     found = contents.lines(content)
@@ -202,6 +238,7 @@ def test_the_command_shows_net_groups_and_zeros(
     assert "group 14: 10 channels of Logits (classifier), fixed" in out
     zero_row = [line.split() for line in out.splitlines() if line.startswith("Conv2d_3_pointwise ")]
     assert zero_row[-1][2:] == ["1,024", "94", "9.18", "32", "2", "32", "1"]
+    assert re.search(r"[\d,]+ bytes of float flatbuffer, [\d,]+ under gzip, [\d,]+ packed", out)
     assert "28 pictures" in out and len(os.listdir(tmp_path / "h")) == 28
 
 

@@ -104,19 +104,24 @@ def test_sixty_steps_are_those_of_numpy() -> None:
     largest = max(kernel.shape.num_elements() for kernel in kernels.values())
     rng = np.random.default_rng(0)
     after = tf.function(lambda step: method.after_step(net, step))
+    course = np.zeros((steps // every + 1, 3), int)
+    course[:, 0] = np.arange(0, steps + 1, every)
     for step in range(1, steps + 1):
+        before = [reference.flips[:2].copy() for reference in expected.values()]
         draws = tf.random.stateless_uniform([3], [11, step]).numpy()
         for place, (name, reference) in enumerate(expected.items()):
             target = 0.6 + 0.15 * reference.dense.size / largest
             moved = rng.normal(0, 0.05, reference.dense.shape).astype(np.float32)
             kernels[name].assign_add(moved)
             growing = target * (1 - (1 - min(step, 30) / 30) ** 3)
-            share = growing if step % every == 0 and step < 54 else None
-            chance = chance_at(step, steps) if step < 54 else -1.0
+            share = growing if step % every == 0 and step < 42 else None
+            chance = chance_at(step, steps) if step < 42 else -1.0
             reference.step(moved, share, draws[place], chance)
-            if step == 54:
+            if step == 42:
                 reference.exactly(target)
         after(tf.constant(step, tf.int64))
+        flips = [reference.flips[:2] for reference in expected.values()]
+        course[step // every, 1:] += np.sum(flips, axis=0) - np.sum(before, axis=0)
         for name, reference in expected.items():
             mask = method.surgery.masks.masks[name].numpy()
             np.testing.assert_array_equal(mask, reference.mask, f"{name} {step}")
@@ -127,7 +132,10 @@ def test_sixty_steps_are_those_of_numpy() -> None:
                 kernels[name], method.surgery.dense[name].numpy() * mask, f"{name} {step}"
             )
             assert method.surgery.counted()[name] == tuple(reference.flips)
+            assert not np.signbit(kernels[name].numpy()[mask == 0]).any()
     assert all(reference.flips[1] > 0 for reference in expected.values())  # some came back
+    assert method.figures()["flips"] == course.tolist()
+    assert method.averaged_from == 41  # the average of the masks that stay
     assert zeros(kernels["d"]) == 0.75
 
 

@@ -246,3 +246,12 @@ def test_masks_of_any_shape_start_from_the_zeros() -> None:
     masks.apply()
     np.testing.assert_array_equal(kernel, [[0, 2], [3, 0]])
     assert masks.sparsity() == {"x": 0.5}
+
+
+def test_removed_weights_are_plain_zeros() -> None:
+    """A product leaves -0.0 of a negative weight, which a packed net keeps as a value."""
+    kernel = tf.Variable([-1.0, 2.0, -3.0])
+    masks = Masks({"k": kernel})
+    masks.masks["k"].assign([0.0, 1.0, 0.0])
+    masks.apply()
+    assert kernel.numpy().tobytes() == np.array([0, 2, 0], np.float32).tobytes()

@@ -179,6 +179,7 @@ def test_the_plain_net_answers_as_the_one_that_trained_and_holds_few_values(kind
         assert len(np.unique(kernel[kernel != 0])) <= 2**bits - (name not in "ab")
         assert len(np.unique(kernel)) <= 2**bits
         assert (kernel[kernel_of(start, name) == 0] == 0).all()
+        assert not np.signbit(kernel[kernel == 0]).any()  # -0.0 would be a value of its own
     notes = {line.split(":")[0]: line for line in method.notes(net)}
     count = len(np.unique(kernel_of(plain, "c")))
     assert notes["c"].startswith(f"c: 4 bits, {count} distinct weights, ")
@@ -205,6 +206,7 @@ def test_tfmots_clusters_leave_few_values_and_the_zeros() -> None:
         kernel = kernel_of(plain, name)
         assert len(np.unique(kernel)) <= 2 ** BITS[name]
         assert (kernel[kernel_of(start, name) == 0] == 0).all()
+        assert not np.signbit(kernel[kernel == 0]).any()
     assert zeros(kernel_of(plain, "b")) == 0
     assert "b: tfmot does not cluster it" in method.notes(net)
     np.testing.assert_allclose(

@@ -112,6 +112,10 @@ class Method(tf.Module):
         """
         del model
 
+    def figures(self) -> Mapping[str, Any]:
+        """What the run's report has of the stage besides, as JSON values by name."""
+        return {}
+
     def notes(self, model: Any) -> list[str]:
         """Lines for a person: what was done to which layer, and why not to others."""
         del model

@@ -40,6 +40,15 @@ def beside(value: Any, name: str) -> tf.Variable:
     )
 
 
+def kept(values: Any, is_kept: Any) -> tf.Tensor:
+    """The values where `is_kept` is true, and 0 elsewhere.
+
+    A product with a mask leaves -0.0 of what was negative, which is another value to whoever looks
+    at bits.
+    """
+    return tf.where(is_kept, values, tf.zeros([], values.dtype))
+
+
 def is_alone() -> bool:
     """Whether a variable is one copy, which the code that runs may write."""
     context = tf.distribute.get_replica_context()

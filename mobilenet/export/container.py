@@ -27,12 +27,14 @@ VERSION = 1
 WEIGHT, RANGE = "weight", "range"
 _FRONT = struct.Struct("<8sIIIQ")  # magic, version, header packed, header unpacked, arrays
 _START = _FRONT.size + hashlib.sha256().digest_size  # of the header
-_MOST_HEADER = 1 << 22  # bytes once unpacked: labels, history and a foreign net's layers
+_MOST_HEADER = 1 << 21  # bytes once unpacked: labels, history and a foreign net's layers
+_MOST_VALUES = 1 << 17  # of the header, by the marks in front of them; each takes memory and time
+_MOST_ARRAYS = 1 << 12
 _MOST_FILE = 1 << 31
 _MOST_AXES = 8
 # The most weights that a file may claim. Kernels of zeros cost nearly nothing, so some are free.
 _FREE_WEIGHTS = 1 << 22
-_WEIGHTS_A_BYTE = 1 << 12
+_WEIGHTS_A_BYTE = 1 << 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,8 @@ def assemble(header: dict[str, Any], records: Sequence[Record]) -> bytes:
     data = b"".join((front, _digest(front, packed, body), packed, body))
     try:
         _check_sizes(len(text), len(data), sum(record.size for record in records))
+        _check_values(text)
+        _at_most(_MOST_ARRAYS, len(records), "arrays")
     except Malformed as error:
         raise UsageError("net", None, f"one that can be packed ({error})") from None
     return data
@@ -163,25 +167,34 @@ def _sizes(front: bytes, size: int) -> tuple[int, int, int]:
 
 
 def _check_sizes(text: int, size: int, weights: int) -> None:
-    limits = (
-        ("bytes of header", text, _MOST_HEADER),
-        ("bytes", size, _MOST_FILE),
-        ("weights", weights, _FREE_WEIGHTS + _WEIGHTS_A_BYTE * size),
-    )
-    for what, count, most in limits:
-        if count > most:
-            raise Malformed(f"{count} {what} where {most} is the most")
+    _at_most(_MOST_HEADER, text, "bytes of header")
+    _at_most(_MOST_FILE, size, "bytes")
+    _at_most(_FREE_WEIGHTS + _WEIGHTS_A_BYTE * size, weights, "weights")
+
+
+def _check_values(text: bytes) -> None:
+    """Holds the values of JSON against their limit before they are made."""
+    _at_most(_MOST_VALUES, sum(map(text.count, (b",", b":", b"[", b"{"))), "values in the header")
+
+
+def _at_most(most: int, count: int, what: str) -> None:
+    if count > most:
+        raise Malformed(f"{count} {what} where {most} is the most")
 
 
 def _header(packed: bytes, size: int) -> dict[str, Any]:
     unpacker = zlib.decompressobj()
     try:
         text = unpacker.decompress(packed, size + 1)
-        header = json.loads(text)
-    except (zlib.error, ValueError, RecursionError) as error:
+    except zlib.error as error:
         raise Malformed(f"a header that cannot be read: {error}") from None
     if len(text) != size or not unpacker.eof or unpacker.unused_data:
         raise Malformed("a header of another length")
+    _check_values(text)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"a header that cannot be read: {error}") from None
     if not isinstance(header, dict):
         raise Malformed("a header that is no JSON object")
     return header
@@ -190,6 +203,7 @@ def _header(packed: bytes, size: int) -> dict[str, Any]:
 def _records(listed: Any, body: bytes) -> list[Record]:
     if not isinstance(listed, list):
         raise Malformed("a header without arrays")
+    _at_most(_MOST_ARRAYS, len(listed), "arrays")
     found, place = [], 0
     for entry in listed:
         if not isinstance(entry, list) or len(entry) != 6:

@@ -56,7 +56,14 @@ def read_ranges(model_folder: str | os.PathLike[str]) -> dict[str, Array] | None
 
 
 def pack(net: folder.Net, ranges: Mapping[str, Array] | None = None) -> bytes:
-    """The bytes of a packed net, read back and compared before they are given.
+    """The bytes of a packed net, read back and compared before they are given; see `records`."""
+    return records(net, ranges)[0]
+
+
+def records(
+    net: folder.Net, ranges: Mapping[str, Array] | None = None
+) -> tuple[bytes, list[container.Record]]:
+    """The bytes of a packed net, and the arrays that are in them.
 
     Args:
         net: a tf_keras net and its card.
@@ -68,9 +75,9 @@ def pack(net: folder.Net, ranges: Mapping[str, Array] | None = None) -> bytes:
         FailedProof: what was packed is not what it was packed from.
     """
     checks.check_finite(net.model)
-    records = _weights(net.model)
+    made = _weights(net.model)
     for name, values in (ranges or {}).items():
-        records.append(_record(name, "", container.RANGE, values))
+        made.append(_record(name, "", container.RANGE, values))
     header = {
         "card": net.card.to_json(),
         "config": None,
@@ -78,7 +85,7 @@ def pack(net: folder.Net, ranges: Mapping[str, Array] | None = None) -> bytes:
         "ranges": ranges is not None,
         **_architecture(net.model),
     }
-    return container.assemble(header, records)
+    return container.assemble(header, made), made
 
 
 def unpack(path: str | os.PathLike[str]) -> Unpacked:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mobilenet.compression.pruning import groups
+from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
-from mobilenet.export import convert, layer_times
-from mobilenet.models import counting
+from mobilenet.export import convert, layer_times, packing, verify
+from mobilenet.models import counting, folder
 from mobilenet.models.roles import Graph, kind
+from mobilenet.reporting import packed
 
 FLOAT_BYTES = 4
 
@@ -34,6 +36,9 @@ class Line:
         distinct: how many different values the kernel holds.
         seconds: measured, of one image on one thread; `None` where it was not.
         group: number of the group that its output channels belong to.
+        entropy: bytes that the positions and codes of the kernel take at their zeroth-order
+            entropy, see `packed.Line`.
+        packed: bytes of all its arrays in the packed file; `None` where the net was not packed.
     """
 
     layer: str
@@ -47,6 +52,8 @@ class Line:
     distinct: int
     seconds: float | None
     group: int | None
+    entropy: float | None = None
+    packed: int | None = None
 
     @property
     def bytes(self) -> int:
@@ -69,6 +76,7 @@ class Profile:
         distinct: how many different values all kernels together hold.
         whole: measured seconds of the whole float file, beside those of the lines.
         notes: what could not be found, a line each.
+        sizes: bytes of the whole net by the kind of file, where it was packed.
     """
 
     lines: tuple[Line, ...]
@@ -76,6 +84,7 @@ class Profile:
     distinct: int = 0
     whole: float | None = None
     notes: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -89,10 +98,52 @@ class Profile:
             for name in ("params", "macs", "thop", "zeros", "weights")
         }
         measured = self.seconds if self.whole is not None else None
-        return Line("total", "", (), distinct=self.distinct, seconds=measured, group=None, **sums)
+        known = [line.entropy for line in self.lines if line.weights]
+        return Line(
+            "total",
+            "",
+            (),
+            distinct=self.distinct,
+            seconds=measured,
+            group=None,
+            entropy=None if None in known else sum(bound or 0.0 for bound in known),
+            packed=sum(line.packed or 0 for line in self.lines) if self.sizes else None,
+            **sums,
+        )
+
+    def told(self) -> list[str]:
+        """What the table has no place for, a line each."""
+        lines = list(self.notes)
+        if self.sizes:
+            lines.insert(0, ", ".join(f"{size:,} {what}" for what, size in self.sizes.items()))
+        if self.whole is not None:
+            lines.insert(
+                0,
+                f"whole float file: {1000 * self.whole:.4f} ms on one thread; the layers add up to "
+                f"{self.seconds / self.whole:.1%} of it",
+            )
+        return lines
 
 
-def profile(model: Any, input_shape: Sequence[int] | None = None, latency: bool = True) -> Profile:
+@dataclasses.dataclass(frozen=True)
+class _Packed:
+    """Bytes of a net by the kind of file; entropy bounds and packed bytes by layer."""
+
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    bounds: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    held: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def of(self, layers: Sequence[str]) -> int | None:
+        """Packed bytes of some layers together; `None` where nothing was packed."""
+        return sum(self.held.get(name, 0) for name in layers) if self.sizes else None
+
+
+def profile(
+    model: Any,
+    input_shape: Sequence[int] | None = None,
+    latency: bool = True,
+    card: Card | None = None,
+) -> Profile:
     """Counts, and measures on this machine.
 
     Args:
@@ -100,6 +151,7 @@ def profile(model: Any, input_shape: Sequence[int] | None = None, latency: bool 
         input_shape: `[height, width, channels]` where the model leaves its size open.
         latency: measure every distinct layer as a one-layer float file, and the whole file beside
             them; seconds of work.
+        card: of the net; with it, the net is packed and converted to learn what it takes.
 
     Raises:
         UsageError: a size is open, or the net cannot be converted.
@@ -112,10 +164,11 @@ def profile(model: Any, input_shape: Sequence[int] | None = None, latency: bool 
     found, notes = _groups(model)
     owners = groups.by_layer(found)
     times, whole = layer_times.LayerTimes(), None
+    shape = None if input_shape is None else tuple(input_shape)
+    file = convert.float_flatbuffer(model, input_shape=shape) if latency or card else b""
     if latency:
-        shape = None if input_shape is None else tuple(input_shape)
-        net = convert.float_flatbuffer(model, input_shape=shape)
-        whole = times.measure((span.piece for span in spans), {"net": net})["net"]
+        whole = times.measure((span.piece for span in spans), {"net": file})["net"]
+    small = _Packed() if card is None else _packed(folder.Net(model, card), file, notes)
     lines, values = [], []
     for span in spans:
         head, owner = span.layers[0], owners.get(span.layers[0].name)
@@ -136,13 +189,32 @@ def profile(model: Any, input_shape: Sequence[int] | None = None, latency: bool 
                 distinct=len(values[-1]),
                 seconds=times.seconds.get(span.piece),
                 group=None if owner is None else owner.number,
+                entropy=small.bounds.get(head.name),
+                packed=small.of([layer.name for layer in span.layers]),
             )
         )
-    untimed = [line.layer for line in lines if line.seconds is None] if latency else []
-    if untimed:
+    if untimed := [line.layer for line in lines if latency and line.seconds is None]:
         notes.append(f"not timed, as they cannot stand alone: {', '.join(untimed)}")
     distinct = len(np.unique(np.concatenate(values)))
-    return Profile(tuple(lines), found, distinct, whole, tuple(notes))
+    return Profile(tuple(lines), found, distinct, whole, tuple(notes), small.sizes)
+
+
+def _packed(net: folder.Net, file: bytes, notes: list[str]) -> _Packed:
+    try:
+        data, records = packing.records(net)
+    except UsageError as error:
+        notes.append(f"not packed: {error}")
+        return _Packed()
+    held: dict[str, int] = {}
+    for record in records:
+        held[record.layer] = held.get(record.layer, 0) + len(record.data)
+    lines = packed.of_records(records, len(data)).lines
+    sizes = {
+        "bytes of float flatbuffer": len(file),
+        "under gzip": verify.gzip_size(file),
+        "packed": len(data),
+    }
+    return _Packed(sizes, {line.name: line.entropy for line in lines}, held)
 
 
 def _shown(shape: Sequence[int | None]) -> tuple[int, ...]:

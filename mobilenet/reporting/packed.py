@@ -64,19 +64,27 @@ def contents(path: str | os.PathLike[str]) -> Contents:
         UsageError: see `container.read`.
     """
     _, records = container.read(path)
+    try:
+        return of_records(records, os.path.getsize(path))
+    except coding.Malformed as error:
+        raise container.damaged(path, error) from None
+
+
+def of_records(records: Sequence[container.Record], size: int) -> Contents:
+    """What the arrays of a file of `size` bytes hold.
+
+    Raises:
+        Malformed: an array cannot be had from its bytes.
+    """
     weights = [record for record in records if record.kind == container.WEIGHT]
     kernels = [record for record in weights if len(record.shape) > 1]
     others = [record for record in weights if len(record.shape) <= 1]
     ranges = [record for record in records if record.kind == container.RANGE]
-    try:
-        lines = [_line(record) for record in kernels]
-        if others:
-            lines.append(_together("norms and biases", others))
-        if ranges:
-            lines.append(_together("ranges", ranges))
-    except coding.Malformed as error:
-        raise container.damaged(path, error) from None
-    size = os.path.getsize(path)
+    lines = [_line(record) for record in kernels]
+    if others:
+        lines.append(_together("norms and biases", others))
+    if ranges:
+        lines.append(_together("ranges", ranges))
     lines.append(_empty("header", size - sum(line.packed for line in lines)))
     whole = [line for line in lines if line.name != "ranges"]
     total = Line(

@@ -1,9 +1,10 @@
-"""Pictures of a net's weights, a file each."""
+"""Pictures of a net's weights and of what pruning did to them, a file each."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,35 @@ def histograms(model: Any, folder: str | os.PathLike[str]) -> list[Path]:
             _draw(temporary, f"{layer.name} ({role})", kernel)
         made.append(path)
     return made
+
+
+def flips(rows: Sequence[Sequence[int]], title: str, path: str | os.PathLike[str]) -> Path:
+    """Draws how many weights surgery removed and took back, from refresh to refresh.
+
+    Args:
+        rows: at least one: step, weights removed and weights that came back until the next row.
+        title: above the picture.
+        path: the file, replaced where there is one; counts are on a logarithmic scale from 1 on.
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    steps, removed, back = np.asarray(rows).T
+    figure = Figure(figsize=_INCHES, dpi=_DOTS, layout="constrained")
+    axes = figure.subplots()
+    for counts, colour, label in ((removed, _ZEROS, "removed"), (back, _BARS, "came back")):
+        axes.step(steps, counts, where="post", color=colour, label=f"{counts.sum():,} {label}")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set(title=title, xlabel="step", ylabel="weights a refresh", ylim=(0, None))
+    axes.legend(loc="upper right")
+    with files.replacing(Path(path)) as temporary:
+        figure.savefig(temporary)
+    return Path(path)
 
 
 def counted(

@@ -14,7 +14,7 @@ Rows = tuple[list[str], list[list[object]]]
 def of_layers(found: layers.Profile) -> Rows:
     """A line a layer, and the total."""
     heads = ["layer", "role", "output", "params", "MACs", "thop FLOPs", "zeros %", "distinct"]
-    heads += ["bytes", "time %", "ms", "group"]
+    heads += ["bytes", "entropy", "packed", "time %", "ms", "group"]
     return heads, [_layer(line, found.seconds) for line in (*found.lines, found.total())]
 
 
@@ -30,6 +30,8 @@ def _layer(line: layers.Line, sum_of_all: float) -> list[object]:
         None if line.sparsity is None else f"{100 * line.sparsity:.2f}",
         f"{line.distinct:,}" if line.weights else None,
         f"{line.bytes:,}",
+        None if line.entropy is None else f"{line.entropy:,.0f}",
+        None if line.packed is None else f"{line.packed:,}",
         None if seconds is None else f"{100 * seconds / (sum_of_all or 1.0):.1f}",
         None if seconds is None else f"{1000 * seconds:.4f}",
         line.group,

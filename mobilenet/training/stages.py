@@ -62,6 +62,7 @@ class _Finished:
     notes: list[str]
     ranges: dict[str, npt.NDArray[np.float32]] | None
     floats: tuple[str, ...]
+    figures: Mapping[str, Any]
 
 
 class Chain:
@@ -275,7 +276,8 @@ class Chain:
         notes += [f"epoch {row['epoch']} of {len(rows)} is kept" for row in rows if row.get("kept")]
         ranges, floats = exporting.ranges_of(net), exporting.kept_float(net)
         plain = net if method is None else method.finalize(net)
-        return _Finished(plain, held_out, rows, notes, ranges, floats)
+        figures = {} if method is None else method.figures()
+        return _Finished(plain, held_out, rows, notes, ranges, floats, figures)
 
     def _convert(self) -> Entry:
         """The flatbuffer of the newest net, proved against it on held-out images and measured."""
@@ -349,7 +351,9 @@ class Chain:
         figures = exporting.net_figures(plain)
         is_float = made.ranges is None
         file = self._file_figures(convert.float_flatbuffer(plain)) if is_float else {}
-        return {"stage": name, **_scores(made.held_out), **figures, **file, "history": made.rows}
+        scores = _scores(made.held_out)
+        own = {**made.figures, "history": made.rows}
+        return {"stage": name, **scores, **figures, **file, **own}
 
     def _file_figures(self, content: bytes) -> dict[str, Any]:
         """Size, size under gzip, and the time of one image on one thread."""

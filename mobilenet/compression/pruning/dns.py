@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -36,9 +37,11 @@ class Surgery(tf.Module):
         dense: the weights without masks, float32 and of the kernel's shape.
         thresholds: magnitudes, scalars; 0 until the first one is taken, and nothing changes then.
         flips: int64 `[3]`: weights removed, weights that came back, replacements of the mask.
+        course: int64 `[refreshes, 2]`: weights removed and weights that came back, of all kernels,
+            from one refresh of the thresholds to the next.
     """
 
-    def __init__(self, masks: Masks) -> None:
+    def __init__(self, masks: Masks, refreshes: int) -> None:
         super().__init__(name="surgery")
         self.masks = masks
         self.dense = {
@@ -51,6 +54,8 @@ class Surgery(tf.Module):
         self.flips = {
             n: variables.beside(tf.zeros([3], tf.int64), f"{n}_flips") for n in masks.kernels
         }
+
+        self.course = variables.beside(tf.zeros([refreshes, 2], tf.int64), "course")
 
     def counted(self) -> dict[str, tuple[int, int, int]]:
         """Weights removed, weights that came back and replacements so far."""
@@ -69,6 +74,7 @@ class DynamicSurgery(Method):
         super().__init__(config, stage)
         self.timing = Timing(config, stage.steps)
         self.last = max(round(config.last * stage.steps), self.timing.end)
+        self.averaged_from = self.last - 1  # before that it is the average of other masks
         self.targets: list[targets.Target] = []
         self.schedules: dict[str, Any] = {}
         self.shares: dict[str, float] = {}
@@ -93,7 +99,7 @@ class DynamicSurgery(Method):
             for name, share in chosen.items()
             if start[name] < 1  # nothing is left to remove; tfmot's schedules refuse 1
         }
-        self.surgery = Surgery(masks)
+        self.surgery = Surgery(masks, self.stage.steps // self.config.frequency + 1)
         self.held = Held(_others(trained) if self.config.train == "kernels" else ())
         return trained
 
@@ -139,13 +145,20 @@ class DynamicSurgery(Method):
         regular = (step >= begin) & tf.equal((step - begin) % self.config.frequency, 0)
         due = (regular | tf.equal(step, end)) & (step < self.last)
         replaced = (self.draws(step) <= self.probability(step)) & (step < self.last)
-        for place, name in enumerate(self.schedules):
+        flips = [
             self._operate(name, step, due, replaced[place])
+            for place, name in enumerate(self.schedules)
+        ]
+        if flips:
+            refresh = tf.maximum(step - begin, 0) // self.config.frequency
+            variables.update(self.surgery.course, _add_to, [refresh, tf.add_n(flips)[:2]])
         if len(self.schedules) < len(self.surgery.masks.kernels):
             self.surgery.masks.apply()  # kernels of zeros
 
-    def _operate(self, name: str, step: tf.Tensor, due: tf.Tensor, replaced: tf.Tensor) -> None:
-        """The update of one kernel: its twin, its threshold, its mask and itself."""
+    def _operate(
+        self, name: str, step: tf.Tensor, due: tf.Tensor, replaced: tf.Tensor
+    ) -> tf.Tensor:
+        """The update of one kernel: its twin, its threshold, its mask and itself; its flips."""
         assert self.surgery is not None
         surgery = self.surgery
         kernel = surgery.masks.kernels[name]
@@ -168,7 +181,8 @@ class DynamicSurgery(Method):
         variables.update(surgery.thresholds[name], _assign, [threshold])
         variables.update(surgery.flips[name], _add, [flips])
         variables.update(surgery.masks.masks[name], _assign, [changed])
-        variables.update(kernel, _assign, [dense * changed])
+        variables.update(kernel, _assign, [variables.kept(dense, changed > 0)])
+        return flips
 
     def replacement(self, dense: tf.Tensor, mask: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
         """The mask behind a surgery: 0 below the band, 1 above it, as before inside."""
@@ -201,6 +215,13 @@ class DynamicSurgery(Method):
 
     def finalize(self, model: Any) -> Any:
         return model
+
+    def figures(self) -> Mapping[str, Any]:
+        """`flips`: first step of a refresh, weights removed and come back until the next one."""
+        assert self.surgery is not None
+        begin, frequency = self.timing.begin, self.config.frequency
+        course = self.surgery.course.numpy().tolist()
+        return {"flips": [[begin + frequency * n, *row] for n, row in enumerate(course)]}
 
     def notes(self, model: Any) -> list[str]:
         del model
@@ -236,3 +257,7 @@ def _assign(variable: Any, value: Any) -> None:
 
 def _add(variable: Any, value: Any) -> None:
     variable.assign_add(value)
+
+
+def _add_to(variable: Any, row: Any, value: Any) -> None:
+    variable.scatter_nd_add([[row]], [value])

@@ -71,7 +71,7 @@ class Masks(tf.Module):
 
 
 def _multiply(kernel: Any, mask: Any) -> None:
-    kernel.assign(kernel * tf.cast(mask, kernel.dtype))
+    kernel.assign(variables.kept(kernel, mask > 0))
 
 
 def keep_largest(kernel: tf.Tensor, share: tf.Tensor) -> tf.Tensor:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras
 
+from mobilenet.compression import variables
 from mobilenet.compression.method import Method, check_plain, register
 from mobilenet.compression.quantization.few_values import kind_of, told, with_momentum
 from mobilenet.configs.few_values import TfmotClustering
@@ -83,6 +85,9 @@ class Cluster(Method):
         plain = tf_keras.models.clone_model(self._plain)
         for layer in plain.layers:
             layer.set_weights(stripped.get_layer(layer.name).get_weights())
+            if layer.name in self._bits:
+                kernel = Graph.kernel(layer)
+                kernel.assign(variables.kept(kernel, tf.not_equal(kernel, 0)))
         return plain
 
     def notes(self, model: Any) -> list[str]:

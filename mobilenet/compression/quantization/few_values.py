@@ -153,7 +153,8 @@ class FewValuesMethod(Method):
             if layer.name in self.coded:
                 wrapper = self.coded[layer.name]
                 layer.set_weights(wrapper.layer.get_weights())
-                Graph.kernel(layer).assign(wrapper.coded())
+                coded = wrapper.coded()
+                Graph.kernel(layer).assign(variables.kept(coded, tf.not_equal(coded, 0)))
             else:
                 layer.set_weights(model.get_layer(layer.name).get_weights())
         return plain

@@ -1,0 +1,116 @@
+"""Surgery and few values on the way: killed and gone on with, and read back from the int8 file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from compression_nets import CLASSES, inputs, liven, stage, toy, train, zeros
+
+from mobilenet.compression import method as methods
+from mobilenet.compression import variables
+from mobilenet.compression.quantization import scheme, stored
+from mobilenet.configs.base import Config
+from mobilenet.configs.few_values import CodebookQuantization, LinearQuantization, TfmotClustering
+from mobilenet.configs.pruning import DnsPruning
+from mobilenet.configs.quantization import QuantizationAwareTraining
+from mobilenet.configs.run import TrainConfig
+from mobilenet.export import convert
+from mobilenet.models.roles import Graph
+from mobilenet.runtime import flatbuffer
+from mobilenet.training import engine
+
+WAY = stage().preprocessing
+SURGERY = DnsPruning(frequency=2, probabilities=(1.0,), boundaries=(), lower=0.95, upper=1.02)
+FIELDS = {"depthwise": 5, "pointwise": 4, "dense": 4}
+
+
+class Killed(tf_keras.callbacks.Callback):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(SURGERY, id="dns"),
+        pytest.param(CodebookQuantization(**FIELDS), id="codebook"),
+        pytest.param(LinearQuantization(**FIELDS), id="linear", marks=pytest.mark.slow),
+        pytest.param(TfmotClustering(**FIELDS), id="cluster", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_stage_goes_on_to_the_same_net(config: Config, tmp_path: Path) -> None:
+    """Twins, masks, thresholds, ends, values, labels and counts are in the resume state."""
+    recipe = TrainConfig(epochs=2, batch_size=8, optimizer_name="adam", lr=0.03, ma_decay_rate=0.5)
+    images = inputs(40, seed=5)
+    labels = (images[:, :, :, 0].mean((1, 2)) > 0).astype(np.int32)
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+    start = liven(toy())
+
+    def fit(place: str, *callbacks: Any) -> tuple[Any, Any]:
+        method = methods.create(config, stage(10))
+        net = method.apply(start)
+        job = engine.Job(
+            "prune",
+            recipe,
+            5,
+            lambda done: data.repeat().skip(done),
+            data,
+            CLASSES,
+            tmp_path / place,
+            callbacks,
+        )
+        engine.fit(net, method, job)
+        return method.finalize(net), method
+
+    whole, told = fit("whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit("cut", Killed())
+    resumed, again = fit("cut")
+    moved = 0.0
+    for one, other, old in zip(whole.weights, resumed.weights, start.weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+        moved = max(moved, float(tf.reduce_max(tf.abs(one - old))))
+    assert moved > 0.01
+    assert told.figures() == again.figures()
+    assert told.notes(whole) == again.notes(resumed)
+
+
+def test_pruned_then_of_few_values_then_int8_is_so_in_the_file() -> None:
+    """Zeros and clusters are read from the tensors of the file."""
+    plain = liven(toy(16))
+    for config, steps in (
+        (SURGERY, 10),
+        (CodebookQuantization(depthwise=5, pointwise=3, dense=2), 2),
+        (QuantizationAwareTraining(calibration_images=8), 2),
+    ):
+        before, method = plain, methods.create(config, stage(steps))
+        net = method.apply(plain)
+        train(net, method, steps, rate=0.005)
+        plain = method.finalize(net)
+    wrapped = scheme.wrap(plain, WAY)
+    scheme.set_ranges(wrapped, scheme.get_ranges(net))
+    stored.for_export(wrapped)
+    content = flatbuffer.read(convert.int8_flatbuffer(wrapped))
+    graph = Graph(before)
+    layers = [layer for layer in graph.layers if graph.kernel(layer) is not None]
+    found = [op for op in content.operators if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D")]
+    seen = 0
+    for op, layer in zip(found, layers, strict=True):
+        kernel = variables.kernel(layer).numpy()
+        codes = np.asarray(content.tensors[op.inputs[1]].data)
+        if layer.name not in "cde":
+            continue
+        seen += 1
+        kernel, codes = kernel.reshape(-1, kernel.shape[-1]).T, codes.reshape(len(codes), -1)
+        assert zeros(kernel) > 0.55
+        np.testing.assert_array_equal(codes == 0, kernel == 0)
+        assert len(np.unique(kernel)) <= (4 if layer.name == "e" else 8)
+        for row, own in zip(codes, kernel, strict=True):  # a channel has a scale of its own
+            for value in np.unique(own):
+                assert len(np.unique(row[own == value])) == 1
+    assert seen == 3
