@@ -129,7 +129,12 @@ def _float_faults(content: flatbuffer.Flatbuffer, kept: islands.Kept) -> Iterato
     """Float operators and tensors must be those of the layers that are kept, and these be float."""
     ends = {*content.inputs, *content.outputs}
     floats = {tensor.index for tensor in content.float_tensors()}
-    allowed = {id(op) for island in islands.find(content).values() for op in island.operators}
+    allowed = {
+        id(op)
+        for island in islands.find(content).values()
+        if any(_is_kept(held, content, kept) for held in island.operators)
+        for op in island.operators
+    }
     used: set[int] = set(ends)
     others = []
     for op in content.operators:
@@ -137,8 +142,7 @@ def _float_faults(content: flatbuffer.Flatbuffer, kept: islands.Kept) -> Iterato
         if op.name in islands.CONVERSIONS:
             fits = touched <= ends or (id(op) in allowed and op.inputs[0] not in _held(content))
         else:
-            named = islands.layers_of(content.tensors[op.outputs[0]]) & set(kept.layers)
-            fits = id(op) in allowed and bool(named)
+            fits = id(op) in allowed and _is_kept(op, content, kept)
         if touched and fits:
             used |= touched
         elif touched:
@@ -153,6 +157,12 @@ def _float_faults(content: flatbuffer.Flatbuffer, kept: islands.Kept) -> Iterato
         kernels = [content.operators[place].inputs[1] for place in places]
         if not kernels or not all(k in floats and k in _held(content) for k in kernels):
             yield f"{layer} does not compute in float"
+
+
+def _is_kept(op: parts.Operator, content: flatbuffer.Flatbuffer, kept: islands.Kept) -> bool:
+    """Whether an operator is one of a layer that computes in float, its conversions apart."""
+    named = islands.layers_of(content.tensors[op.outputs[0]])
+    return op.name not in islands.CONVERSIONS and not named.isdisjoint(kept.layers)
 
 
 def _held(content: flatbuffer.Flatbuffer) -> set[int]:

@@ -1,0 +1,123 @@
+"""What a real net's unequal channels cost post-training int8, and what its chain wins back.
+
+    python benchmarks/unequal_channels.py --model runs/v3_large/train --checkpoint V3_SMALL \
+        --photos FOLDER
+
+`--model` is a float net that was trained on the digits. Its channels are scaled, where a factor
+passes through, as far apart as those of Google's weights in `--checkpoint` are on `--photos`; what
+the net answers stays as it is. Rows are int8 files of the net before and after, with ranges at the
+extremes alone and by the default chain: top-1, agreement with the float net and signal to noise on
+the held-out digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+Octaves = dict[bool, list[npt.NDArray[np.floating]]]
+WAYS = {"extremes alone": ("maximum", "repair"), "default": ("auto",)}
+
+
+def octaves(checkpoint: str, photos: str) -> Octaves:
+    """How far each channel's range is from the median of its tensor, stream by stream; those of
+    residual sums under `True`."""
+    from mobilenet.compression.quantization.post_training import equalize
+    from mobilenet.compression.quantization.post_training.observe import observe
+    from mobilenet.compression.quantization.post_training.streams import Streams
+    from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig
+    from mobilenet.models.roles import Graph
+    from mobilenet.tf1_loader import load_tf1_checkpoint
+    from mobilenet.training import calibration
+
+    shape = (224, 224, 3)
+    model = load_tf1_checkpoint(checkpoint, input_shape=shape).model
+    way = PREPROCESSING["inception"]
+    seen = calibration.load(None, photos, DatasetConfig(), shape, way, 8).images
+    found: Octaves = {True: [], False: []}
+    for stream in Streams(Graph(model)):
+        if stream.is_open:
+            names = [layer.name for layer in stream.tensors]
+            reach = equalize.reach_of(stream, observe(model, names, seen))
+            if reach is not None:
+                live = reach[reach > 1e-6 * reach.max()]
+                found[len(stream.makers) > 1].append(np.log2(live / np.median(live)))
+    return found
+
+
+def unequal(model: Any, spread: Octaves, seed: int = 0) -> tuple[Any, int]:
+    """The same function with such channels, and how many streams were scaled."""
+    import tf_keras
+
+    from mobilenet.compression.quantization.post_training.streams import Streams
+    from mobilenet.models.roles import Graph
+
+    copy, rng, count = tf_keras.models.clone_model(model), np.random.default_rng(seed), 0
+    copy.set_weights(model.get_weights())
+    for stream in Streams(Graph(copy)):
+        if stream.is_open:
+            pool = spread[len(stream.makers) > 1]
+            stream.scale(2.0 ** rng.choice(pool[rng.integers(len(pool))], stream.channels))
+            count += 1
+    return copy, count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="a float net of the digits")
+    parser.add_argument("--checkpoint", required=True, help="real weights with unequal channels")
+    parser.add_argument("--photos", required=True, help="a folder of photos that they know")
+    parser.add_argument("--images", type=int, default=100, help="digits to calibrate on (100)")
+    words = parser.parse_args()
+    import nets
+
+    from mobilenet.process import starting_tensorflow
+
+    with starting_tensorflow():
+        import tensorflow  # noqa: F401
+    from mobilenet.compression.quantization import scheme, stored
+    from mobilenet.compression.quantization.post_training import chain
+    from mobilenet.configs import dataset
+    from mobilenet.configs.quantization import PostTraining
+    from mobilenet.export import convert, edges, freeze
+    from mobilenet.export.diagnosis import signal_to_noise
+    from mobilenet.models import folder
+    from mobilenet.runtime import interpreter
+    from mobilenet.training import reading, scoring
+
+    net = folder.load(words.model)
+    way, shape, digits = net.card.preprocessing, net.card.input_shape, dataset.get("digits")
+    even = freeze.float32_copy(net.model)
+    seen = reading.images(digits, "train", shape, way, words.images)
+    images = reading.images(digits, "test", shape, way, 100_000)
+    from mobilenet import data
+
+    batches = data.load(digits, "test", image_size=shape[0], batch_size=100)
+    labels = np.concatenate([y.numpy() for _, y in batches])
+    wanted = scoring.inference(even)(images).numpy()
+    uneven, count = unequal(even, octaves(words.checkpoint, words.photos))
+    moved = np.abs(scoring.inference(uneven)(images).numpy() - wanted).max()
+    print(f"float top-1 {100 * (wanted.argmax(1) == labels).mean():.2f}")
+    print(f"{count} streams scaled; outputs move by {moved:.2g}", flush=True)
+    rows = []
+    for name, model in (("as trained", even), ("unequal", uneven)):
+        for ranges, steps in WAYS.items():
+            made = chain.quantize(model, way, seen, PostTraining(steps=steps))
+            stored.for_export(made.wrapped, made.repair)
+            file = interpreter.make(convert.int8_flatbuffer(made.wrapped))
+            said = edges.run(file, scheme.to_grid(images, way))
+            same = 100 * (said.argmax(1) == wanted.argmax(1)).mean()
+            right = 100 * (said.argmax(1) == labels).mean()
+            ratio = signal_to_noise(wanted, said)
+            rows.append([name, ranges, f"{right:.2f}", f"{same:.2f}", f"{ratio:.1f}"])
+            print(*rows[-1], flush=True)
+    nets.show(["channels", "steps", "top-1 %", "agreement %", "dB"], rows, 2, None)
+
+
+if __name__ == "__main__":
+    main()
