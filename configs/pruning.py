@@ -71,14 +71,7 @@ class ScheduledPruning(Pruning):
             remedy = "as in {'pointwise': 0.5}"
             raise UsageError("--final_sparsity", given, "shares by role", remedy)
         object.__setattr__(self, "final_sparsity", dict(self.final_sparsity))
-        for pattern, share in self.final_sparsity.items():
-            number(
-                f"--final_sparsity {pattern}",
-                share,
-                least=0,
-                below=1,
-                remedy="0.5 keeps half of the weights",
-            )
+        _check_shares("--final_sparsity", self.final_sparsity, "0.5 keeps half of the weights")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +120,11 @@ class MagnitudePruning(ScheduledPruning):
         if self.pattern != "block":
             return None
         return _pair("--block_size", self.block_size, "x", _BLOCK_RULE)
+
+
+def _check_shares(what: str, shares: Mapping[str, float], remedy: str = "") -> None:
+    for pattern, share in shares.items():
+        number(f"{what} {pattern}", share, least=0, below=1, remedy=remedy)
 
 
 _LARGEST_GROUP = 16
@@ -199,14 +197,7 @@ class ChannelPruning(Pruning):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "ratio", dict(self.ratio))
-        for pattern, share in self.ratio.items():
-            number(
-                f"--channel_ratio {pattern}",
-                share,
-                least=0,
-                below=1,
-                remedy="0.5 removes half of the channels",
-            )
+        _check_shares("--channel_ratio", self.ratio, "0.5 removes half of the channels")
         one_of("--importance", self.importance, IMPORTANCES)
         one_of("--channel_scope", self.scope, SCOPES)
         number("--round_to", self.round_to, least=1, integer=True)
@@ -279,8 +270,7 @@ class DnsPruning(Pruning):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "sparsity", dict(self.sparsity))
-        for pattern, share in self.sparsity.items():
-            number(f"--dns_sparsity {pattern}", share, least=0, below=1)
+        _check_shares("--dns_sparsity", self.sparsity)
         number("--dns_base", self.base, least=0, below=1)
         number("--dns_slope", self.slope, least=0, below=1 - self.base)
         number("--dns_lower", self.lower, least=0, most=1)

@@ -175,10 +175,7 @@ class _Editor:
         else:
             tensor = repack.tensor(b"kept_float", values.shape, 0)
             index, alone = self._added(tensor), False
-        if alone:
-            self.model.buffers[tensor.buffer].data = np.frombuffer(values.tobytes(), np.uint8)
-        else:
-            tensor.buffer = repack.buffer(self.model, values)
+        repack.fill(self.model, tensor, values, alone)
         tensor.type, tensor.quantization = flatbuffer.schema().TensorType.FLOAT32, None
         tensor.shape = list(values.shape)
         return index

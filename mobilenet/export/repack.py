@@ -45,6 +45,14 @@ def buffer(model: Any, values: Any) -> int:
     return len(model.buffers) - 1
 
 
+def fill(model: Any, constant: Any, values: Any, alone: bool) -> None:
+    """Gives a constant other values; in a buffer of its own, where it does not stand `alone`."""
+    if alone:
+        model.buffers[constant.buffer].data = np.frombuffer(values.tobytes(), np.uint8)
+    else:
+        constant.buffer = buffer(model, values)
+
+
 def code(model: Any, builtin: int) -> int:
     """The number of an operator's code, added where the file has none."""
     for number, known in enumerate(model.operatorCodes):

@@ -82,10 +82,8 @@ def _pair_kernel(model: Any, graph: Any, tensor: Any, codes: Any) -> None:
     padded = np.pad(codes, ((0, 0), (0, 0), (0, 1), (0, 0)))
     paired = padded.reshape(*codes.shape[:2], 2, 2 * codes.shape[3])
     tensor.shape = list(paired.shape)
-    if sum(other.buffer == tensor.buffer for other in graph.tensors) > 1:  # equal constants
-        tensor.buffer = repack.buffer(model, paired)
-    else:
-        model.buffers[tensor.buffer].data = np.frombuffer(paired.tobytes(), np.uint8)
+    sharers = sum(other.buffer == tensor.buffer for other in graph.tensors)  # equal constants
+    repack.fill(model, tensor, paired, alone=sharers == 1)
 
 
 def _reshape(model: Any, graph: Any, source: int) -> tuple[Any, int]:

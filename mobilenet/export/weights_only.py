@@ -174,12 +174,11 @@ class _Editor:
 
     def _store(self, tensor: Any, array: npt.NDArray[Any]) -> None:
         """Writes into the tensor's buffer, or a new one where another tensor has the same."""
-        if self._sharers[tensor.buffer] > 1:
-            self._sharers[tensor.buffer] -= 1
-            self.model.buffers.append(flatbuffer.schema().BufferT())
-            tensor.buffer = len(self.model.buffers) - 1
+        before = tensor.buffer
+        repack.fill(self.model, tensor, array, alone=self._sharers[before] == 1)
+        if tensor.buffer != before:
+            self._sharers[before] -= 1
             self._sharers[tensor.buffer] = 1
-        self.model.buffers[tensor.buffer].data = np.frombuffer(array.tobytes(), np.uint8)
 
 
 def _point(operator: Any, slot: int, index: int) -> None:
