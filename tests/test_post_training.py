@@ -27,6 +27,7 @@ from mobilenet.compression.quantization.post_training import (
     bias,
     chain,
     equalize,
+    judge,
     ranges,
     soften,
     tuning,
@@ -354,6 +355,35 @@ def test_a_step_that_does_not_help_is_taken_back(monkeypatch: pytest.MonkeyPatch
     np.testing.assert_allclose(
         answers(made.wrapped, inputs(4)), answers(model, inputs(4)), atol=0.1
     )
+
+
+def test_the_image_furthest_off_judges_no_step() -> None:
+    rng = np.random.default_rng(2)
+    wanted = rng.normal(size=(20, 10)).astype(np.float32)
+    near = wanted + rng.normal(size=wanted.shape).astype(np.float32) * 0.01
+    spoilt = wanted + rng.normal(size=wanted.shape).astype(np.float32) * 0.05
+    near[3] = 3 * np.roll(wanted[3], 1)  # leaves the ranges; the step brings it back
+    agreement, ratio = judge.judged(near, wanted)
+    decibels = [
+        10 * np.log10(np.sum(w**2) / np.sum((f - w) ** 2))
+        for f, w in zip(near, wanted, strict=True)
+    ]
+    assert ratio == pytest.approx(np.median(decibels), abs=1e-3)
+    assert agreement == np.mean(
+        [f.argmax() == w.argmax() for f, w in zip(near, wanted, strict=True)]
+    )
+    assert noise(near, wanted) > 10 * noise(spoilt, wanted)
+    before = judge.Step("maximum", True, 1.0, ratio, 0.0, "ranges")
+    assert not judge.helps(1.0, judge.judged(spoilt, wanted)[1], before, 20)
+
+
+@pytest.mark.parametrize(("agree", "kept"), [(10, False), (11, True), (12, True), (14, True)])
+def test_one_image_does_not_outvote_the_noise(agree: int, kept: bool) -> None:
+    """Shares such as 12 / 20 and 11 / 20 differ by a little more than one image in binary."""
+    for images, last in ((20, 12), (100, 12), (50, 12)):
+        before = judge.Step("maximum", True, last / images, 20.0, 0.0, "ranges")
+        assert judge.helps(agree / images, 21.0, before, images) is kept
+        assert judge.helps(agree / images, 19.0, before, images) is (agree == 14)
 
 
 def test_statistics_of_another_net_are_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.compression.quantization.post_training.chain import FITTED, LEFT_OUT, SCALING
+from mobilenet.compression.quantization.post_training.chain import FITTED, SCALING
+from mobilenet.compression.quantization.post_training.judge import LEFT_OUT
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
 from mobilenet.export import diagnosis, edges, islands, operators

@@ -35,6 +35,7 @@ from mobilenet.compression.quantization.post_training import (
 from mobilenet.compression.quantization.post_training import (
     images as checks,
 )
+from mobilenet.compression.quantization.post_training.judge import Step, helps, judged
 from mobilenet.compression.quantization.post_training.observe import Observation, observe
 from mobilenet.compression.quantization.post_training.soften import Span
 from mobilenet.compression.quantization.post_training.streams import Streams
@@ -44,44 +45,11 @@ from mobilenet.models.roles import Graph, kind
 
 log = logging.getLogger("mobilenet")
 Floats = npt.NDArray[np.float32]
-# Of the notes: how that of calibration begins, those of steps that scale channels, and the verdict.
-FITTED, SCALING, LEFT_OUT = (
-    "steps were fitted on",
-    ("equalize:", "hard_swish:"),
-    "left out: it does not help",
-)
+# Of the notes: how that of calibration begins, and those of steps that scale channels.
+FITTED, SCALING = "steps were fitted on", ("equalize:", "hard_swish:")
 _BATCH = 10
-_NOISE = 0.1  # dB; a step that costs less than this on the judging half is not noticed
 _BOUNDED = ("maximum", "bias", "repair")
 _UNBOUNDED = ("equalize", "hard_swish", "percentile", "clip", "bias", "tune", "repair")
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One step and what it did.
-
-    Attributes:
-        name: as in `--ptq_steps`.
-        kept: it helped on the judging half.
-        agreement: share of the judging half with the float net's top-1, with the step.
-        signal_to_noise: of the outputs there, in dB.
-        seconds: it took.
-        detail: what was changed, in words.
-    """
-
-    name: str
-    kept: bool
-    agreement: float
-    signal_to_noise: float
-    seconds: float
-    detail: str
-
-    def __str__(self) -> str:
-        verdict = "" if self.kept else f", {LEFT_OUT}"
-        return (
-            f"{self.name}: {self.detail}; agreement {self.agreement:.1%}, "
-            f"{self.signal_to_noise:.1f} dB{verdict}"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +199,8 @@ class _Chain:
         if not detail:
             return
         agreement, ratio = self._judged()
-        kept = self._helps(agreement, ratio)
+        last = next(step for step in reversed(self.steps) if step.kept)
+        kept = helps(agreement, ratio, last, len(self.judging))
         self.steps.append(Step(name, kept, agreement, ratio, time.monotonic() - started, detail))
         log.info("ptq %s", self.steps[-1])
         if not kept:
@@ -253,20 +222,8 @@ class _Chain:
                 getattr(self, f"_{step.name}")()
         self.fitting = half
 
-    def _helps(self, agreement: float, ratio: float) -> bool:
-        """More agreement, by more than one image, or as much and no more noise."""
-        last = next(step for step in reversed(self.steps) if step.kept)
-        image = 1.0 / len(self.judging)
-        if abs(agreement - last.agreement) > image:
-            return agreement > last.agreement
-        return ratio > last.signal_to_noise - _NOISE
-
     def _judged(self) -> tuple[float, float]:
-        found = _outputs(self.simulated, self.judging)
-        same = found.argmax(axis=1) == self.wanted.argmax(axis=1)
-        power = np.sum(np.square(self.wanted), dtype=np.float64)
-        noise = np.sum(np.square(found - self.wanted), dtype=np.float64)
-        return float(same.mean()), float(10 * np.log10(power / max(noise, 1e-12 * power)))
+        return judged(_outputs(self.simulated, self.judging), self.wanted)
 
     def _ranged(self) -> list[str]:
         """Layers whose output's range comes from data."""
