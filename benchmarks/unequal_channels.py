@@ -28,7 +28,7 @@ def octaves(checkpoint: str, photos: str) -> Octaves:
     """How far each channel's range is from the median of its tensor, stream by stream; those of
     residual sums under `True`."""
     from mobilenet.compression.quantization.post_training import equalize
-    from mobilenet.compression.quantization.post_training.observe import observe
+    from mobilenet.compression.quantization.post_training.observe import Observer
     from mobilenet.compression.quantization.post_training.streams import Streams
     from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig
     from mobilenet.models.roles import Graph
@@ -43,7 +43,7 @@ def octaves(checkpoint: str, photos: str) -> Octaves:
     for stream in Streams(Graph(model)):
         if stream.is_open:
             names = [layer.name for layer in stream.tensors]
-            reach = equalize.reach_of(stream, observe(model, names, seen))
+            reach = equalize.reach_of(stream, Observer(model)(names, seen))
             if reach is not None:
                 live = reach[reach > 1e-6 * reach.max()]
                 found[len(stream.makers) > 1].append(np.log2(live / np.median(live)))

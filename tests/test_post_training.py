@@ -32,7 +32,7 @@ from mobilenet.compression.quantization.post_training import (
     soften,
     tuning,
 )
-from mobilenet.compression.quantization.post_training.observe import Observation, observe
+from mobilenet.compression.quantization.post_training.observe import Observation, Observer
 from mobilenet.compression.quantization.post_training.streams import Streams
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
@@ -136,7 +136,7 @@ def test_scaling_a_stream_changes_no_output(name: str) -> None:
 
 def test_tensors_are_observed_as_numpy_sees_them() -> None:
     model, images = relu_net(), inputs(23)
-    seen = observe(model, ["norm", "relu"], images, counted=["norm"], sampled={"relu": 40})
+    seen = Observer(model)(["norm", "relu"], images, counted=["norm"], sampled={"relu": 40})
     values = tf_keras.Model(model.inputs, model.get_layer("norm").output)(images).numpy()
     flat = values.reshape(-1, 6).astype(np.float64)
     np.testing.assert_allclose(seen["norm"].low, flat.min(0), rtol=1e-5)
@@ -158,9 +158,9 @@ def test_equalization_makes_ranges_alike_and_keeps_the_answers() -> None:
     model = spread(relu_net())
     before = answers(model, inputs(8))
     names = ["relu", "again"]
-    seen = observe(model, names, inputs(16))
+    seen = Observer(model)(names, inputs(16))
     factors = equalize.equalize(Streams(Graph(model)), seen)
-    after = observe(model, names, inputs(16))
+    after = Observer(model)(names, inputs(16))
     assert set(factors) == {"first", "middle"}
     # In front of a depthwise layer all ranges are alike.
     assert np.ptp(after["relu"].high) < 1e-3 * after["relu"].high.max()
@@ -216,7 +216,7 @@ def test_soft_equalization_reaches_every_hard_swish(small: Any) -> None:
     model, images = clone(small), inputs(16, PX)
     streams = Streams(Graph(model))
     names = [found.source.name for found in streams.hard_swishes]
-    seen = observe(model, names, images, sampled=dict.fromkeys(names, 200))
+    seen = Observer(model)(names, images, sampled=dict.fromkeys(names, 200))
     factors, spans, chosen = soften.soften(streams, seen)
     assert len(chosen) == len(names) == 19
     assert all(c.error <= c.error_before * 1.0001 for c in chosen.values())
@@ -268,7 +268,7 @@ def test_extremes_hold_zero_and_hard_swish_begins_at_minus_three(small: Any) -> 
 def test_corrected_offsets_give_every_channel_its_mean() -> None:
     model, images = relu_net(), inputs(30)
     pairs = {"first": "norm", "middle": "middle", "last": "last"}
-    seen = observe(model, list(pairs.values()), images)
+    seen = Observer(model)(list(pairs.values()), images)
     means = bias.original_means(seen, Graph(model))
     wrapped = scheme.wrap(model, WAY)
     calibrate(wrapped, images)
@@ -312,7 +312,7 @@ def test_tuning_moves_no_kernel_and_no_fixed_range() -> None:
     held = scheme.get_ranges(wrapped)
     held |= {name: span / 2 for name, span in held.items() if name not in fixed}
     scheme.set_ranges(wrapped, held)  # too narrow: there is something to win
-    losses = tuning.tune(wrapped, images, lambda x: answers(small, x), epochs=6, rate=3e-3)
+    losses = tuning.Tuner(wrapped).tune(images, lambda x: answers(small, x), epochs=6, rate=3e-3)
     assert losses[-1] < 0.9 * losses[0]
     for weight in wrapped.weights:
         if weight.name in kernels:

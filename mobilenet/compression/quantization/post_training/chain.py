@@ -36,7 +36,7 @@ from mobilenet.compression.quantization.post_training import (
     images as checks,
 )
 from mobilenet.compression.quantization.post_training.judge import Step, helps, judged
-from mobilenet.compression.quantization.post_training.observe import Observation, observe
+from mobilenet.compression.quantization.post_training.observe import Observation, Observer
 from mobilenet.compression.quantization.post_training.soften import Span
 from mobilenet.compression.quantization.post_training.streams import Streams
 from mobilenet.configs.dataset import Preprocessing
@@ -158,6 +158,7 @@ class _Chain:
         ]
         self.wrapped = scheme.wrap(model, preprocessing, keep_float=config.keep_float)
         self.simulated = _compiled(self.wrapped)
+        self.observe, self.tuner = Observer(self.net), tuning.Tuner(self.wrapped)
         self.state = _State()
         self.steps: list[Step] = []
         self.observed: dict[str, Observation] = {}
@@ -186,7 +187,7 @@ class _Chain:
     def _seen(self, images: Floats) -> dict[str, Observation]:
         """Extremes and means of every tensor that a step may ask for."""
         pairs = [pair.output.name for pair in self.streams.folded.values()]
-        return observe(self.net, list(dict.fromkeys([*self._ranged(), *pairs])), images)
+        return self.observe(list(dict.fromkeys([*self._ranged(), *pairs])), images)
 
     def attempt(self, name: str) -> None:
         """Takes a step, and back again where it does not help."""
@@ -233,7 +234,7 @@ class _Chain:
         """The net as it is now, on the fitting half; values are counted where a rule needs them."""
         names = self._ranged()
         counted = names if self.state.rule != "maximum" else ()
-        self.observed = observe(self.net, names, self.fitting, counted)
+        self.observed = self.observe(names, self.fitting, counted)
 
     def _set_ranges(self) -> dict[str, Span]:
         """Ranges by the rule in force, into the wrapped net with the weights of the plain one.
@@ -268,7 +269,7 @@ class _Chain:
         if not sources:
             return ""
         wanted = dict.fromkeys(sources, soften.SAMPLES)
-        seen = observe(self.net, sources, self.fitting, sampled=wanted, seed=self.seed)
+        seen = self.observe(sources, self.fitting, sampled=wanted, seed=self.seed)
         factors, spans, chosen = soften.soften(self.streams, seen)
         self.state.chosen.update(spans)
         self._scaled(factors)
@@ -311,17 +312,13 @@ class _Chain:
         return f"offsets of {len(done)} convolutions corrected"
 
     def _tune(self) -> str:
-        def told(epoch: int, loss: float) -> None:
-            log.info("ptq tune: %d of %d, loss %.4f", epoch, self.config.tuning_epochs, loss)
+        epochs = self.config.tuning_epochs
 
-        losses = tuning.tune(
-            self.wrapped,
-            self.fitting,
-            self.answers,
-            self.config.tuning_epochs,
-            self.config.tuning_rate,
-            self.seed,
-            told,
+        def told(epoch: int, loss: float) -> None:
+            log.info("ptq tune: %d of %d, loss %.4f", epoch, epochs, loss)
+
+        losses = self.tuner.tune(
+            self.fitting, self.answers, epochs, self.config.tuning_rate, self.seed, told
         )
         scheme.copy_weights(self.wrapped, self.net)
         return f"offsets, gains and ranges trained, loss {losses[0]:.4f} to {losses[-1]:.4f}"

@@ -59,36 +59,59 @@ class Observation:
         return values[order], self.counts[present][order]
 
 
-def observe(
-    model: Any,
-    names: Sequence[str],
-    images: Floats,
-    counted: Collection[str] = (),
-    sampled: Mapping[str, int] | None = None,
-    seed: int = 0,
-) -> dict[str, Observation]:
-    """One pass of a plain net over images.
+class Observer:
+    """Passes of a plain net over images.
+
+    A pass over the same tensors again is not traced again, which would take longer than a hundred
+    images do; weights may change between passes.
 
     Args:
         model: functional, in float32; runs in inference mode.
-        names: layers whose outputs are looked at.
-        images: `[n, height, width, channels]`, preprocessed.
-        counted: those whose values are counted, for percentiles and the like.
-        sampled: values to keep of a channel, at random places, by name.
-        seed: of those places.
     """
-    reader = tf_keras.Model(model.inputs, [model.get_layer(name).output for name in names])
-    wanted = {*counted, *(sampled or {})}
-    run = tf.function(lambda batch: _figures(reader(batch, training=False), names, wanted))
-    watches = {
-        name: _Watch(name in counted, (sampled or {}).get(name, 0), len(images), seed)
-        for name in names
-    }
-    for start in range(0, len(images), _BATCH):
-        batch = images[start : start + _BATCH]
-        for watch, found in zip(watches.values(), run(tf.constant(batch)), strict=True):
-            watch.add(len(batch), *(value.numpy() for value in found))
-    return {name: watch.result() for name, watch in watches.items()}
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._passes: dict[tuple[tuple[str, ...], frozenset[str]], Any] = {}
+
+    def __call__(
+        self,
+        names: Sequence[str],
+        images: Floats,
+        counted: Collection[str] = (),
+        sampled: Mapping[str, int] | None = None,
+        seed: int = 0,
+    ) -> dict[str, Observation]:
+        """One pass.
+
+        Args:
+            names: layers whose outputs are looked at.
+            images: `[n, height, width, channels]`, preprocessed.
+            counted: those whose values are counted, for percentiles and the like.
+            sampled: values to keep of a channel, at random places, by name.
+            seed: of those places.
+        """
+        run = self._pass(tuple(names), frozenset({*counted, *(sampled or {})}))
+        watches = {
+            name: _Watch(name in counted, (sampled or {}).get(name, 0), len(images), seed)
+            for name in names
+        }
+        for start in range(0, len(images), _BATCH):
+            batch = images[start : start + _BATCH]
+            for watch, found in zip(watches.values(), run(tf.constant(batch)), strict=True):
+                watch.add(len(batch), *(value.numpy() for value in found))
+        return {name: watch.result() for name, watch in watches.items()}
+
+    def _pass(self, names: tuple[str, ...], wanted: frozenset[str]) -> Any:
+        found = self._passes.get((names, wanted))
+        if found is None:
+            outputs = [self.model.get_layer(name).output for name in names]
+            reader = tf_keras.Model(self.model.inputs, outputs)
+            spec = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
+            found = self._passes[names, wanted] = tf.function(
+                lambda batch: _figures(reader(batch, training=False), names, wanted),
+                input_signature=[spec],
+            )
+        return found
 
 
 def _figures(

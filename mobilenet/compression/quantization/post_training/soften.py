@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mobilenet.compression import variables
 from mobilenet.compression.quantization.folding import Array
@@ -117,11 +119,17 @@ def choose(samples: Array, weights: Array, reach: float) -> Softened:
 
 def _errors(samples: Array, wanted: Array, factor: float, high: float) -> tuple[Array, Array]:
     """Mean squared error of each channel, and the factor behind that makes it least."""
-    given = _rounded(hard_swish(_rounded(factor * samples, LOW, high)), PRODUCT_LOW, high)
-    power = np.square(given).sum(axis=0)
-    behind = np.where(power > 0, (given * wanted).sum(axis=0) / np.where(power > 0, power, 1), 1.0)
+    codes = _codes(factor * samples, LOW, high)
+    # What the arithmetic makes of each of its 256 codes.
+    ends = _values(np.arange(_CODES + 1), LOW, high)
+    made = _values(_codes(hard_swish(ends), PRODUCT_LOW, high), PRODUCT_LOW, high)
+    given = made[codes]
+    power, both = np.einsum("ij,ij->j", given, given), np.einsum("ij,ij->j", given, wanted)
+    behind = np.where(power > 0, both / np.where(power > 0, power, 1), 1.0)
     behind = np.where(behind > 0, behind, 1.0)
-    return np.square(behind * given - wanted).mean(axis=0), behind
+    given *= behind
+    given -= wanted
+    return np.einsum("ij,ij->j", given, given) / len(samples), behind
 
 
 def hard_swish(values: Array) -> Array:
@@ -130,8 +138,13 @@ def hard_swish(values: Array) -> Array:
     return found
 
 
-def _rounded(values: Array, low: float, high: float) -> Array:
+def _codes(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
     step = (high - low) / _CODES
-    low = np.round(low / step) * step  # zero is a code
-    found: Array = np.clip(np.round((values - low) / step), 0, _CODES) * step + low
+    found = np.rint((values - np.rint(low / step) * step) / step)  # zero is a code
+    return np.clip(found, 0, _CODES).astype(np.uint8)
+
+
+def _values(codes: npt.NDArray[Any], low: float, high: float) -> Array:
+    step = (high - low) / _CODES
+    found: Array = (codes + np.rint(low / step)) * step
     return found

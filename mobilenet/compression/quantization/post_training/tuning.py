@@ -31,50 +31,6 @@ _RANGE_SHARE = 3.0  # a unit of a range, as the logarithm of a factor; of a gain
 _LEAST_RATE = 0.01  # of the first
 
 
-def tune(
-    wrapped: Any,
-    images: Floats,
-    answers: Callable[[Floats], Floats],
-    epochs: int = 10,
-    rate: float = 1e-3,
-    seed: int = 0,
-    told: Callable[[int, float], None] = lambda epoch, loss: None,
-) -> list[float]:
-    """Trains offsets, gains and ranges of a net in place, by Adam under a cosine rate.
-
-    Args:
-        wrapped: a net from `scheme.wrap` with its ranges set.
-        images: `[n, height, width, channels]`, preprocessed.
-        answers: the float net, `[n, height, width, channels]` to `[n, classes]`.
-        epochs: passes over the images; more learn the images by heart.
-        rate: at the beginning.
-        seed: of order, crops and mirroring.
-        told: called behind each epoch with its number, counted from 1, and its loss.
-
-    Returns:
-        Loss by epoch: squared error of the outputs as a share of their own square.
-    """
-    steps = epochs * -(-len(images) // _BATCH)
-    schedule = tf_keras.optimizers.schedules.CosineDecay(rate, steps, alpha=_LEAST_RATE)
-    moved = _Moved(wrapped, tf_keras.optimizers.Adam(schedule))
-    rng = np.random.default_rng(seed)
-    losses = []
-    wrapped.phase.tuning = True
-    try:
-        for epoch in range(epochs):
-            order, error, power = rng.permutation(len(images)), 0.0, 0.0
-            for start in range(0, len(images), _BATCH):
-                batch = varied(images[order[start : start + _BATCH]], rng)
-                wanted = answers(batch)
-                error += moved.step(batch, wanted)
-                power += float(np.sum(np.square(wanted)))
-            losses.append(error / power)
-            told(epoch + 1, losses[-1])
-    finally:
-        wrapped.phase.tuning = False
-    return losses
-
-
 def varied(images: Floats, rng: np.random.Generator) -> Floats:
     """Random crops of half of each image or more, at the images' size; half of them mirrored."""
     count = len(images)
@@ -91,73 +47,123 @@ def varied(images: Floats, rng: np.random.Generator) -> Floats:
     return found
 
 
-class _Moved:
-    """The variables of a net that move, and in which units."""
+class Tuner:
+    """Offsets, gains and ranges of a net, which may be trained more than once.
 
-    def __init__(self, wrapped: Any, optimizer: Any) -> None:
-        self.net, self.optimizer = wrapped, optimizer
+    Args:
+        wrapped: a net from `scheme.wrap`.
+    """
+
+    def __init__(self, wrapped: Any) -> None:
+        self.net = wrapped
         quantizers = scheme.quantizers(wrapped)
-        self.offsets: list[Any] = []
-        self.units: list[float] = []
-        for variable, step in _offsets(wrapped, quantizers):
-            self.offsets.append(variable)
-            self.units.append(_OFFSET_STEPS * step)
+        self.offsets = _offsets(wrapped, quantizers)
         self.ends = [
             quantizer.variables[end]
             for quantizer in quantizers.values()
             if isinstance(quantizer, ActivationQuantizer) and quantizer.fixed is None
             for end in ("low", "high")
-            if float(quantizer.variables[end]) != 0.0
         ]
-        self.scaled = [*self.ends, *_gains(wrapped)]
-        self.shares = [_RANGE_SHARE] * len(self.ends) + [1.0] * (len(self.scaled) - len(self.ends))
-        self.first = [tf.constant(v) for v in (*self.offsets, *self.scaled)]
-        self.parameters = [
-            tf.Variable(tf.zeros_like(value), name=f"moved_{place}")
-            for place, value in enumerate(self.first)
-        ]
-        optimizer.build(self.parameters)
-
+        self.moving = [*(variable for variable, _ in self.offsets), *self.ends, *_gains(wrapped)]
         self._slopes = tf.function(self._slopes_of, reduce_retracing=True)
-        self._move = tf.function(self._moved_by)
 
-    def step(self, images: Floats, wanted: Floats) -> float:
-        """One update, in parts that fit into the memory; the squared error before it."""
-        total, slopes = 0.0, [tf.zeros_like(value) for value in self.first]
+    def tune(
+        self,
+        images: Floats,
+        answers: Callable[[Floats], Floats],
+        epochs: int = 10,
+        rate: float = 1e-3,
+        seed: int = 0,
+        told: Callable[[int, float], None] = lambda epoch, loss: None,
+    ) -> list[float]:
+        """Trains them in place from where they are, by Adam under a cosine rate.
+
+        Args:
+            images: `[n, height, width, channels]`, preprocessed.
+            answers: the float net, `[n, height, width, channels]` to `[n, classes]`.
+            epochs: passes over the images; more learn the images by heart.
+            rate: at the beginning.
+            seed: of order, crops and mirroring.
+            told: called behind each epoch with its number, counted from 1, and its loss.
+
+        Returns:
+            Loss by epoch: squared error of the outputs as a share of their own square.
+        """
+        steps = epochs * -(-len(images) // _BATCH)
+        schedule = tf_keras.optimizers.schedules.CosineDecay(rate, steps, alpha=_LEAST_RATE)
+        moved = _Moved(self, tf_keras.optimizers.Adam(schedule))
+        rng = np.random.default_rng(seed)
+        losses = []
+        self.net.phase.tuning = True
+        try:
+            for epoch in range(epochs):
+                order, error, power = rng.permutation(len(images)), 0.0, 0.0
+                for start in range(0, len(images), _BATCH):
+                    batch = varied(images[order[start : start + _BATCH]], rng)
+                    wanted = answers(batch)
+                    found, slopes = self.slopes(batch, wanted)
+                    moved.step(slopes / np.float32(wanted.size))
+                    error += found
+                    power += float(np.sum(np.square(wanted)))
+                losses.append(error / power)
+                told(epoch + 1, losses[-1])
+        finally:
+            self.net.phase.tuning = False
+        return losses
+
+    def slopes(self, images: Floats, wanted: Floats) -> tuple[float, Floats]:
+        """The squared error and its gradient, summed over parts that fit into the memory."""
+        total, slopes = 0.0, np.float32(0.0)
         for start in range(0, len(images), _PART):
             part = slice(start, start + _PART)
             error, found = self._slopes(tf.constant(images[part]), tf.constant(wanted[part]))
             total += float(error)
-            slopes = [a + b for a, b in zip(slopes, found, strict=True)]
-        self._move([slope / wanted.size for slope in slopes])
-        return total
+            slopes = slopes + _flat(found)
+        return total, slopes
 
     def _slopes_of(self, images: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        moving = [*self.offsets, *self.scaled]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            for variable in moving:
+            for variable in self.moving:
                 tape.watch(variable)
             found = tf.reshape(self.net(images, training=False), tf.shape(wanted))
             error = tf.reduce_sum(tf.square(found - wanted))
         none = tf.UnconnectedGradients.ZERO
-        return error, tape.gradient(error, moving, unconnected_gradients=none)
+        return error, tape.gradient(error, self.moving, unconnected_gradients=none)
 
-    def _moved_by(self, slopes: list[tf.Tensor]) -> None:
-        """An optimizer step in the parameters' units; the variables follow."""
-        units = [
-            *self.units,
-            *(share * value for share, value in zip(self.shares, self.scaled, strict=True)),
-        ]
-        scaled = [slope * unit for slope, unit in zip(slopes, units, strict=True)]
-        self.optimizer.apply_gradients(zip(scaled, self.parameters, strict=True))
-        count = len(self.offsets)
-        for place, variable in enumerate((*self.offsets, *self.scaled)):
-            first, moved = self.first[place], self.parameters[place]
-            variable.assign(
-                first + self.units[place] * moved
-                if place < count
-                else first * tf.exp(self.shares[place - count] * moved)
-            )
+
+class _Moved:
+    """How far a training has moved the variables of a net, in units of its own: one vector, which
+    an optimizer needs no graph for."""
+
+    def __init__(self, tuner: Tuner, optimizer: Any) -> None:
+        self.moving, self.optimizer = tuner.moving, optimizer
+        sizes = [int(np.prod(v.shape)) for v in tuner.moving]
+        self.ends = np.cumsum(sizes)[:-1]
+        offsets, ranges = len(tuner.offsets), len(tuner.ends)
+        steps = [_OFFSET_STEPS * _step(quantizer) for _, quantizer in tuner.offsets]
+        shares = [_RANGE_SHARE] * ranges + [1.0] * (len(sizes) - offsets - ranges)
+        self.steps = np.repeat(steps, sizes[:offsets])
+        self.shares = np.repeat(shares, sizes[offsets:])
+        self.first = self.values = _flat(tuner.moving)
+        self.moved = tf.Variable(np.zeros_like(self.first))
+        optimizer.build([self.moved])
+
+    def step(self, slopes: Floats) -> None:
+        """An optimizer step along the gradient of all variables; they follow."""
+        count = len(self.steps)
+        units = np.concatenate([self.steps, self.shares * self.values[count:]])
+        slope = tf.constant((slopes * units).astype(np.float32))
+        self.optimizer.apply_gradients([(slope, self.moved)])
+        moved = self.moved.numpy()
+        added = self.first[:count] + self.steps * moved[:count]
+        scaled = self.first[count:] * np.exp(self.shares * moved[count:])
+        self.values = np.concatenate([added, scaled]).astype(np.float32)
+        for variable, value in zip(self.moving, np.split(self.values, self.ends), strict=True):
+            variable.assign(value.reshape(variable.shape))
+
+
+def _flat(tensors: list[Any]) -> Floats:
+    return np.concatenate([x.numpy().ravel() for x in tensors])
 
 
 def _gains(wrapped: Any) -> list[Any]:
@@ -167,28 +173,34 @@ def _gains(wrapped: Any) -> list[Any]:
     return [pair.norm["gamma"] for pair in pairs if pair.norm and "gamma" in pair.norm]
 
 
-def _offsets(wrapped: Any, quantizers: dict[str, Any]) -> list[tuple[Any, float]]:
-    """The last offset of every convolution, and the step of the tensor that it is added to."""
+def _offsets(wrapped: Any, quantizers: dict[str, Any]) -> list[tuple[Any, ActivationQuantizer]]:
+    """The last offset of every convolution, and what rounds the tensor that it is added to."""
     graph = Graph(wrapped)
     found = []
     for layer in graph.layers:
         if kind(layer) not in WEIGHTS:
             continue
         pair = Folded(graph, layer)
-        step = _step_behind(graph, pair.output, quantizers)
-        if pair.offset is not None and step:
-            found.append((pair.offset, step))
+        quantizer = _rounding_behind(graph, pair.output, quantizers)
+        if pair.offset is not None and quantizer is not None:
+            found.append((pair.offset, quantizer))
     return found
 
 
-def _step_behind(graph: Graph, layer: Any, quantizers: dict[str, Any]) -> float:
-    """The step of the first rounding at or behind a layer; 0 where there is none."""
+def _rounding_behind(
+    graph: Graph, layer: Any, quantizers: dict[str, Any]
+) -> ActivationQuantizer | None:
+    """The first rounding at or behind a layer; none where what it makes is rounded in two ways."""
     while True:
         quantizer = quantizers.get(variables.inner(layer).name)
         if isinstance(quantizer, ActivationQuantizer):
-            low, high = (float(quantizer.variables[end]) for end in ("low", "high"))
-            return (high - low) / 255.0
+            return quantizer
         consumers = graph.consumers(layer)
         if len(consumers) != 1:
-            return 0.0
+            return None
         layer = consumers[0]
+
+
+def _step(quantizer: ActivationQuantizer) -> float:
+    low, high = (float(quantizer.variables[end]) for end in ("low", "high"))
+    return (high - low) / 255.0
