@@ -23,6 +23,7 @@ class Format:
         kernel: type in which the kernels of convolutions and dense layers are stored.
         depthwise: the same of depthwise convolutions.
         unpacked: a DEQUANTIZE stands between each stored kernel and its operator.
+        partly: other kernels may be float32, without one.
         computed: type of what the operators make.
         calibrated: ranges are taken from images.
         package: the optional package that makes it; empty for none.
@@ -33,6 +34,7 @@ class Format:
     kernel: str = "int8"
     depthwise: str = "int8"
     unpacked: bool = False
+    partly: bool = False
     computed: str = "float32"
     calibrated: bool = False
     package: str = ""
@@ -57,6 +59,14 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         ),
         "edge_static": Format(
             "int8", ("int8",), computed="int8", calibrated=True, package=_EDGE_PACKAGE
+        ),
+        "edge_int4": Format(
+            "int4 kernels where they lie on a 4-bit grid, the rest float32",
+            kernel="int4",
+            depthwise="float32",
+            unpacked=True,
+            partly=True,
+            package=_EDGE_PACKAGE,
         ),
     }
 )

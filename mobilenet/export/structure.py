@@ -68,11 +68,16 @@ def format_faults(content: flatbuffer.Flatbuffer, wanted: Format) -> list[str]:
         if op.name not in _KERNEL_AXIS:
             continue
         kernel = content.tensors[op.inputs[1]]
+        if wanted.partly and kernel.is_constant and kernel.dtype == "float32":
+            continue
         if (kernel.index in unpacked) != wanted.unpacked:
             how = "without" if wanted.unpacked else "behind"
             faults.append(f"the kernel {name_of(kernel)} is {how} a DEQUANTIZE")
         faults += _kernel_faults(op.name, unpacked.get(kernel.index, kernel), wanted)
         faults += _bias_faults(op, content)
+    stored = {tensor.dtype for tensor in unpacked.values()}
+    if wanted.partly and wanted.kernel not in stored:
+        faults.append(f"no kernel is {wanted.kernel}")
     ends = {*content.inputs, *content.outputs}
     others = [
         f"{name_of(content.tensors[index])} ({content.tensors[index].dtype})"
@@ -89,7 +94,7 @@ def _kernel_faults(operator: str, kernel: parts.Tensor, wanted: Format) -> Itera
     dtype = wanted.depthwise if operator == "DEPTHWISE_CONV_2D" else wanted.kernel
     if not kernel.is_constant or kernel.dtype != dtype:
         yield f"the kernel {name_of(kernel)} is {kernel.dtype} instead of {dtype}"
-    elif dtype == "int8":
+    elif dtype in ("int8", "int4"):
         axis = _KERNEL_AXIS[operator]
         channels = kernel.shape[axis]
         if len(kernel.scales) != channels or (channels > 1 and kernel.quantized_dimension != axis):

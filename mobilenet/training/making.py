@@ -260,5 +260,6 @@ MAKERS: MappingProxyType[str, Callable[[Job], Made]] = MappingProxyType(
         "edge_dynamic": _edge,
         "edge_weights": _edge,
         "edge_static": _edge,
+        "edge_int4": _edge,
     }
 )

@@ -1,0 +1,140 @@
+"""int4 files of kernels on a 4-bit grid: the grid is found, kept to the bit, and computed with."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import compression_nets
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mobilenet import converter
+from mobilenet.compression.quantization.linear import SignedEnds
+from mobilenet.configs.card import Card
+from mobilenet.errors import UsageError
+from mobilenet.export import four_bits
+from mobilenet.models import folder
+from mobilenet.models.roles import kind
+from mobilenet.runtime import flatbuffer
+
+needs_edge = pytest.mark.skipif(
+    importlib.util.find_spec("ai_edge_quantizer") is None,
+    reason="ai-edge-quantizer (extra `edge`) is not installed",
+)
+
+
+def unpacked(stored: memoryview, shape: tuple[int, ...]) -> np.ndarray:
+    """The codes of an int4 tensor."""
+    halves = np.frombuffer(stored, np.uint8)
+    both = np.stack([halves & 15, halves >> 4], axis=1).ravel()[: int(np.prod(shape))]
+    return ((both.astype(np.int8) ^ 8) - 8).reshape(shape)
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small net whose 1x1 kernels have the values of `--quantization linear`, 4 bits."""
+    place = tmp_path_factory.mktemp("four") / "net"
+    model = compression_nets.liven(compression_nets.toy(), 4)
+    for layer in model.layers:
+        if kind(layer) == "Conv2D" and layer.kernel.shape[0] == 1:
+            kernel = layer.kernel.numpy()
+            code = SignedEnds(kernel, 4)
+            layer.kernel.assign(code.weights(kernel, code.numbers))
+    folder.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=compression_nets.WAY))
+    return place
+
+
+@given(st.integers(0, 1 << 32), st.integers(1, 6), st.integers(1, 9))
+def test_the_step_of_each_channel_is_found(seed: int, channels: int, weights: int) -> None:
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(-7, 8, (channels, 1, 1, weights))
+    gains = np.exp(rng.normal(size=(channels, 1, 1, 1)) * 3)
+    kernel = (np.float32(0.37) * codes.astype(np.float32)) * gains.astype(np.float32)
+    found = four_bits.steps(kernel)
+    assert found is not None and found.shape == (channels,)
+    multiples = kernel / found.reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(multiples, np.rint(multiples), atol=1e-4)
+    assert np.abs(multiples).max() < 7.001
+
+
+def test_a_channel_may_leave_out_steps_and_be_silent() -> None:
+    kernel = np.array([[0.0, 3.0, -5.0], [0.0, 0.0, 0.0], [0.5, 0.0, 0.5]], np.float32)
+    np.testing.assert_allclose(four_bits.steps(kernel), [1.0, 1.0, 0.5])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [[[1.0, 8.0]], [[1.0, 2.0], [1.0, 6.501]], [[1.0, 2.0, 6.99]]],
+    ids=["more than 7 steps", "one channel is off", "between two steps"],
+)
+def test_other_kernels_lie_on_no_grid(kernel: list[list[float]]) -> None:
+    assert four_bits.steps(np.array(kernel, np.float32)) is None
+
+
+@given(st.lists(st.integers(-8, 7), min_size=1, max_size=9))
+def test_codes_are_packed_and_come_back(codes: list[int]) -> None:
+    values = np.array(codes, np.int8)
+    stored = four_bits.packed(values)
+    assert len(stored) == (len(codes) + 1) // 2
+    assert stored[0] & 15 == codes[0] & 15  # the first in the lower half, as the runtime reads it
+    np.testing.assert_array_equal(unpacked(memoryview(stored), (len(codes),)), values)
+
+
+@needs_edge
+def test_a_net_of_four_bits_becomes_an_int4_file(
+    net: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    converter.run([f"--model={net}", f"--output={out}", "--quantization=edge_int4"])
+    said, err = capfd.readouterr()
+    assert err == "" and "int4 kernels" in said and "100.00%" in said
+    content = flatbuffer.read((out / "model.tflite").read_bytes())
+    stored = [tensor for tensor in content.tensors if tensor.dtype == "int4"]
+    model = folder.load(net).model
+    layers = [x for x in model.layers if kind(x) == "Conv2D" and x.kernel.shape[0] == 1]
+    assert len(stored) == len(layers) > 0
+    by_shape = {tuple(t.shape): t for t in stored}
+    for layer in layers:
+        kernel = layer.kernel.numpy()[0, 0].T  # [channels, inputs]; the norm's gain is not in it
+        tensor = by_shape[len(kernel), 1, 1, kernel.shape[1]]
+        codes = unpacked(tensor.buffer, tensor.shape)[:, 0, 0]
+        # The file's steps hold the norm's gain, which may turn a channel's sign.
+        ratio = (codes * kernel).sum(1) / np.maximum(np.square(kernel).sum(1), 1e-12)
+        np.testing.assert_allclose(codes, ratio[:, None] * kernel, atol=1e-3)
+        assert np.array_equal(codes == 0, kernel == 0)
+
+
+@needs_edge
+def test_the_packages_own_scales_leave_the_grid(net: Path) -> None:
+    """What `on_grid` mends: most channels' largest weight is no multiple of 7."""
+    from mobilenet.export import convert, edge_quantizer, freeze
+
+    data = convert.float_flatbuffer(freeze.float32_copy(folder.load(net).model))
+    mended = edge_quantizer.quantize(data, "edge_int4")
+    plain = flatbuffer.read(data)
+    grid = four_bits.grids(plain)
+    off = []
+    for index, scale in grid.items():
+        kernel, largest = (
+            plain.tensors[index].data,
+            np.abs(plain.tensors[index].data).max((1, 2, 3)),
+        )
+        assert kernel is not None
+        steps = kernel / (largest / 7).reshape(-1, 1, 1, 1)
+        off.append(np.abs(steps - np.rint(steps)) > 0.01)
+        np.testing.assert_allclose(flatbuffer.read(mended).tensors[index].scales, scale)
+    assert np.concatenate([x.ravel() for x in off]).mean() > 0.2
+
+
+@needs_edge
+def test_a_net_on_no_grid_is_refused(tmp_path: Path) -> None:
+    model = compression_nets.liven(compression_nets.toy(), 4)
+    place = tmp_path / "net"
+    folder.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=compression_nets.WAY))
+    words = [f"--model={place}", f"--output={tmp_path / 'out'}", "--quantization=edge_int4"]
+    with pytest.raises(UsageError, match="kernels on a 4-bit grid") as caught:
+        converter.run(words)
+    assert len(str(caught.value).splitlines()) == 1
