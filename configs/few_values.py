@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from mobilenet.errors import UsageError
+from mobilenet.errors import UsageError, one_of
 
 from .base import Config, flag, number
 
 _BITS = (2, 8)
+CELLS = ("kmeans", "even")
 _SIGNED = 3  # bits of a kernel that spends one on the sign and has a level besides zero
 
 
@@ -70,16 +71,23 @@ class LinearQuantization(FewValues):
 
 @dataclasses.dataclass(frozen=True)
 class CodebookQuantization(FewValues):
-    """2^bits - 1 values that train, from k-means of the weights that are not zero; zero stays.
+    """2^bits - 1 values that train, one for each cluster of the weights that are not zero; zero
+    stays.
 
     Attributes:
+        cells: what a cluster is. `kmeans`: of least squared error. `even`: cells of one width from
+            the least weight to the largest, each with its mean (the linear initialization of Han
+            et al. 2016, arXiv:1510.00149, without its k-means). Small weights, of which there are
+            most, then share values, so that an entropy coder needs fewer bits for as many values.
         restarts: starts of k-means, of which the best is kept.
     """
 
+    cells: str = flag("kmeans", "clusters of a codebook: " + " or ".join(CELLS), "codebook_cells")
     restarts: int = flag(10, "starts of k-means, of which the best is kept", "kmeans_restarts")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of("--codebook_cells", self.cells, CELLS)
         number("--kmeans_restarts", self.restarts, least=1, integer=True)
 
 

@@ -111,6 +111,31 @@ def test_codebook_is_that_of_scikit_learn_without_the_zeros() -> None:
     np.testing.assert_array_equal(found, np.where(kernel != 0, values[labels], 0))
 
 
+def test_even_cells_have_their_means_and_need_fewer_bits() -> None:
+    kernel = np.random.default_rng(3).normal(size=(1, 1, 60, 50)).astype(np.float32)
+    kernel[np.abs(kernel) < 0.8] = 0.0
+    code = codebook.Codebook(kernel, 4, cells="even")
+    low, high = kernel.min(), kernel.max()
+    made = code.weights(kernel, {**code.numbers, **code.fixed}).numpy()
+    for cell in range(15):
+        least, most = (low + (high - low) * (cell + n) / 15 for n in (0, 1))
+        inside = (kernel >= least) & ((kernel < most) | (cell == 14)) & (kernel != 0)
+        if inside.any():
+            np.testing.assert_allclose(made[inside], kernel[inside].mean(), rtol=1e-5)
+    assert np.array_equal(made == 0, kernel == 0)
+    assert 1 < len(np.unique(made)) <= 16
+    rival = codebook.Codebook(kernel, 4)
+    assert bits_of(made) < 0.95 * bits_of(rival.weights(kernel, {**rival.numbers, **rival.fixed}))
+
+
+def bits_of(kernel: Any) -> float:
+    """Zeroth-order entropy of the values that are not zero."""
+    kernel = np.asarray(kernel)
+    counts = np.unique(kernel[kernel != 0], return_counts=True)[1]
+    share = counts / counts.sum()
+    return float(-(share * np.log2(share)).sum())
+
+
 def test_few_values_are_their_own_codebook() -> None:
     kernel = np.array([[0.0, 0.5, -1.0], [0.5, 2.0, 0.0]], np.float32)
     code = codebook.Codebook(kernel, 2)
@@ -247,6 +272,7 @@ def test_bits_fall_from_one_kind_to_the_next() -> None:
         (["linear", "--num_bits_pointwise=2"], "at least 3, one of which is the sign"),
         (["linear", "--batch_norm_momentum=2"], "--batch_norm_momentum: got 2.0"),
         (["codebook", "--kmeans_restarts=0"], "--kmeans_restarts: got 0"),
+        (["codebook", "--codebook_cells=wide"], "--codebook_cells: got 'wide', expected one of"),
         (["linear", "--kmeans_restarts=3"], "linear has no such thing"),
         (["qat", "--num_bits_dense=5"], "qat has no such thing"),
     ],

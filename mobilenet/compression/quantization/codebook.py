@@ -25,10 +25,23 @@ class Codebook(Code):
     """
 
     def __init__(
-        self, kernel: npt.NDArray[np.float32], bits: int, restarts: int = 10, seed: int = 0
+        self,
+        kernel: npt.NDArray[np.float32],
+        bits: int,
+        restarts: int = 10,
+        seed: int = 0,
+        cells: str = "kmeans",
     ) -> None:
-        used = kernel != 0
-        values, members = _cluster(kernel[used], 2**bits - 1, restarts, seed)
+        used, count = kernel != 0, 2**bits - 1
+        values, members = np.unique(kernel[used], return_inverse=True)
+        if len(values) > count:
+            weights = kernel[used]
+            even = cells == "even"
+            values, members = (
+                _even(weights, count) if even else _kmeans(weights, count, restarts, seed)
+            )
+        if not len(values):
+            values = np.zeros(1, np.float32)
         labels = np.zeros(kernel.shape, np.int32)
         labels[used] = members
         self.numbers, self.fixed = {"values": values}, {"labels": labels}
@@ -47,7 +60,8 @@ class CodebookMethod(FewValuesMethod):
 
     def code(self, kernel: npt.NDArray[np.float32], bits: int, matrix: bool) -> Code:
         del matrix
-        return Codebook(kernel, bits, self.config.restarts, self.stage.seed)
+        config = self.config
+        return Codebook(kernel, bits, config.restarts, self.stage.seed, config.cells)
 
 
 def spread(values: Any, labels: Any, mask: Any) -> tf.Tensor:
@@ -63,16 +77,23 @@ def spread(values: Any, labels: Any, mask: Any) -> tf.Tensor:
     return of(tf.convert_to_tensor(values))
 
 
-def _cluster(
+def _kmeans(
     weights: npt.NDArray[np.float32], count: int, restarts: int, seed: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """At most `count` values, and the index of each weight's."""
+    """`count` values, and the index of each weight's."""
     from sklearn.cluster import KMeans
 
-    values, members = np.unique(weights, return_inverse=True)
-    if not len(values):
-        return np.zeros(1, np.float32), np.zeros(0, np.int32)
-    if len(values) > count:
-        found = KMeans(count, n_init=restarts, random_state=seed).fit(weights.reshape(-1, 1))
-        values, members = found.cluster_centers_.ravel(), found.labels_
-    return values.astype(np.float32), members.astype(np.int32)
+    found = KMeans(count, n_init=restarts, random_state=seed).fit(weights.reshape(-1, 1))
+    return found.cluster_centers_.ravel().astype(np.float32), found.labels_.astype(np.int32)
+
+
+def _even(
+    weights: npt.NDArray[np.float32], count: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """The means of `count` cells of one width that cover the weights, without empty ones, and the
+    index of each weight's."""
+    edges = np.linspace(weights.min(), weights.max(), count + 1, dtype=np.float64)
+    cells = np.searchsorted(edges[1:-1], weights, side="right")
+    _, members = np.unique(cells, return_inverse=True)
+    means = np.bincount(members, weights=weights.astype(np.float64)) / np.bincount(members)
+    return means.astype(np.float32), members.astype(np.int32)
