@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--books", default="6/6/5,4/4/4", help="bits of the codebooks")
     parser.add_argument("--dns", type=str.split, default=[], help="more flags of the surgery")
     even = ["--codebook_cells=even"]
-    parser.add_argument("--codebook", type=str.split, default=even, help="flags of codebooks (even)")
+    parser.add_argument("--codebook", type=str.split, default=even, help="flags of codebooks")
     parser.add_argument("--folder", type=Path, help="where the runs stay; what is there is used")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
