@@ -25,7 +25,7 @@ from mobilenet.export import coding, container, packed_array
 from mobilenet.reporting import packed as reports
 
 FRONT = struct.Struct("<8sIIIQ32s")
-MAGIC = b"\x89MNPACK\n"
+MAGIC, VERSION = b"\x89MNPACK\n", 2
 
 
 def there_and_back(array: np.ndarray[Any, Any]) -> int:
@@ -172,7 +172,7 @@ def test_a_file_comes_back_and_its_front_is_as_documented(tmp_path: Path) -> Non
     np.testing.assert_array_equal(record.array(), np.float32([[0, 1], [2, 0]]))
     data = path.read_bytes()
     magic, version, packed, text, body, digest = FRONT.unpack(data[: FRONT.size])
-    assert (magic, version) == (MAGIC, 1)
+    assert (magic, version) == (MAGIC, VERSION)
     assert len(zlib.decompress(data[FRONT.size :][:packed])) == text
     assert FRONT.size + packed + body == len(data)
     assert hashlib.sha256(data[: FRONT.size - 32] + data[FRONT.size :]).digest() == digest
@@ -215,7 +215,7 @@ def forged(
     """A file whose digest is right, whatever else it says."""
     packed = zlib.compress(text)
     lengths = lengths or (len(packed), len(text), len(body))
-    front = FRONT.pack(MAGIC, 1, *lengths, b"")[:-32]
+    front = FRONT.pack(MAGIC, VERSION, *lengths, b"")[:-32]
     digest = hashlib.sha256(front + packed + body).digest()
     path.write_bytes(front + digest + packed + body)
     return path
@@ -224,9 +224,9 @@ def forged(
 def test_a_later_version_is_named(tmp_path: Path) -> None:
     path = small_file(tmp_path)
     data = bytearray(path.read_bytes())
-    data[8] = 2
+    data[8] = VERSION + 1
     path.write_bytes(data)
-    assert "version: got 2, expected 1" in refused(path)
+    assert f"version: got {VERSION + 1}, expected {VERSION}" in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,13 @@ HUGE = b"\xff" * 8 + b"\x7f"  # 2^63 - 1
         b"\x00\x02" + HUGE,  # codebook
         b"\x02" + HUGE,  # gaps
         b"\x00\x00\x02" + HUGE,  # table
-        b"\x00\x00\x02\x02\x01\x01" + HUGE,  # words
+        b"\x00\x00\x02\x02\x00" + HUGE,  # bytes of the table
+        b"\x00\x00\x02\x02\x10\x01\x48",  # its order
+        b"\x00\x00\x02\x02\x00\x01\x08",  # one count of the two
+        b"\x00\x00\x02\x02\x00\x01\x00",  # none
+        b"\x00\x00\x02\x02\x00\x02\x48\x00",  # a byte behind them
+        b"\x00\x00\x02\x02\x00\x01\x4a",  # a bit behind them
+        b"\x00\x00\x02\x02\x00\x01\x48" + HUGE,  # words
         b"\x00\x00\x00" + HUGE,  # symbol
         b"\x02\x01\x00\x00\xff",  # a number that goes on
         b"\xff" * 12,

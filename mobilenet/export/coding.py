@@ -14,6 +14,8 @@ Symbols = npt.NDArray[Any]
 _SINGLE, _STORED, _CODED = range(3)  # one symbol alone, as they are, through the coder
 _WORD = np.dtype("<u4")  # what the coder writes
 _VARINT_BYTES = 9  # 63 bits
+_ORDERS = 16  # of the codes that a table of counts may have
+_MOST_CODE = 16  # bytes of one: 127 bits and 15 at most
 
 
 class Malformed(ValueError):
@@ -87,11 +89,11 @@ def encode(symbols: Symbols, alphabet: int) -> bytes:
     if len(used) <= 1:
         return bytes([_SINGLE]) + number(int(used[0]) if len(used) else 0)
     stored = bytes([_STORED]) + symbols.astype(_kind(alphabet)).tobytes()
-    table = b"".join(number(int(count)) for count in counts)
     ranks = np.zeros(len(counts), np.int32)
     ranks[used] = np.arange(len(used))
     words = _encoded(ranks[symbols], counts[used])
-    coded = bytes([_CODED]) + number(len(counts)) + table + number(len(words)) + words.tobytes()
+    table = number(len(counts)) + _table(counts.tolist())
+    coded = bytes([_CODED]) + table + number(len(words)) + words.tobytes()
     return min(stored, coded, key=len)
 
 
@@ -117,7 +119,7 @@ def decode(reader: Reader, count: int, alphabet: int) -> Symbols:
         return symbols
     if form != _CODED:
         raise Malformed(f"a stream of form {form}")
-    counts = np.array([reader.number(count) for _ in range(reader.number(alphabet))], np.int64)
+    counts = np.array(_read_table(reader, reader.number(alphabet), count), np.int64)
     used = np.flatnonzero(counts)
     if len(used) < 2 or sum(counts.tolist()) != count:
         raise Malformed(f"a table that does not count {count} symbols")
@@ -126,6 +128,51 @@ def decode(reader: Reader, count: int, alphabet: int) -> Symbols:
     if not np.array_equal(np.bincount(ranks, minlength=len(used)), counts[used]):
         raise Malformed("symbols that are not those of their table")
     return used.astype(_kind(alphabet))[ranks]
+
+
+def _table(counts: list[int]) -> bytes:
+    """Counts as exponential Golomb codes: whose order, how many bytes, and the bits.
+
+    Most symbols of most arrays are rare; a byte or two for each would be a fifth of a small file.
+    """
+    order = min(range(_ORDERS), key=lambda k: sum(2 * _reach(n, k) + k for n in counts))
+    text = "".join(
+        "0" * (_reach(n, order) - 1) + format((n >> order) + 1, "b") + _low(n, order)
+        for n in counts
+    )
+    data = int(text.ljust(-(-len(text) // 8) * 8, "0"), 2).to_bytes(-(-len(text) // 8))
+    return bytes([order]) + number(len(data)) + data
+
+
+def _reach(count: int, order: int) -> int:
+    return ((count >> order) + 1).bit_length()
+
+
+def _low(count: int, order: int) -> str:
+    return format(count & ((1 << order) - 1), f"0{order}b") if order else ""
+
+
+def _read_table(reader: Reader, size: int, most: int) -> list[int]:
+    """`size` counts, none of which is above `most`."""
+    order = reader.take(1)[0]
+    if order >= _ORDERS:
+        raise Malformed(f"a table of order {order}")
+    data = reader.take(reader.number(size * _MOST_CODE + 1))
+    bits = format(int.from_bytes(b"\x01" + data), "b")[1:]
+    counts, place = [], 0
+    for _ in range(size):
+        first = bits.find("1", place)
+        end = 2 * first - place + 1
+        if first < 0 or end + order > len(bits):
+            raise Malformed("a table that ends too early")
+        count = int(bits[first:end], 2) - 1
+        place = end + order
+        counts.append(count << order | int(bits[end:place] or "0", 2))
+        if counts[-1] > most:
+            raise Malformed(f"{counts[-1]} where {most} is the most")
+    if "1" in bits[place:] or len(bits) - place >= 8:
+        raise Malformed("a table that goes on behind its end")
+    return counts
 
 
 def entropy(counts: Symbols) -> float:

@@ -23,7 +23,7 @@ from . import packed_array
 from .coding import Malformed
 
 MAGIC = b"\x89MNPACK\n"
-VERSION = 1
+VERSION = 2
 WEIGHT, RANGE = "weight", "range"
 _FRONT = struct.Struct("<8sIIIQ")  # magic, version, header packed, header unpacked, arrays
 _START = _FRONT.size + hashlib.sha256().digest_size  # of the header

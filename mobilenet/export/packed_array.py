@@ -99,37 +99,47 @@ def _read_gaps(reader: Reader, size: int) -> Array:
 
 
 def _values(bits: Array, dtype: np.dtype[Any]) -> bytes:
-    forms = []
     distinct = distinct_of(bits)
-    if len(distinct) <= min(_MOST_CODES, len(bits) // 2):
-        book = number(len(distinct)) + _planes(distinct)
-        codes = encode(np.searchsorted(distinct, bits), len(distinct))
-        forms.append(bytes([_CODEBOOK]) + book + codes)
-    if forms and len(bits) > max(_SMALL, 16 * len(distinct)):
-        return forms[0]
-    forms.append(bytes([_PLANES]) + _planes(bits))
+    if len(distinct) > min(_MOST_CODES, len(bits) // 2):
+        return _each(bits, dtype)
+    book = number(len(distinct)) + _each(distinct, dtype)
+    codes = encode(np.searchsorted(distinct, bits), len(distinct))
+    coded = bytes([_CODEBOOK]) + book + codes
+    if len(bits) > max(_SMALL, 16 * len(distinct)):
+        return coded
+    return min(coded, _each(bits, dtype), key=len)
+
+
+def _each(bits: Array, dtype: np.dtype[Any]) -> bytes:
+    """Every value by itself."""
+    planes = bytes([_PLANES]) + _planes(bits)
     if dtype == np.float32:
         with np.errstate(over="ignore"):
             halves = bits.view(np.float32).astype(np.float16)
         if np.array_equal(halves.astype(np.float32).view(bits.dtype), bits):
-            forms.append(bytes([_HALVES]) + _planes(halves.view("<u2")))
-    return min(forms, key=len)
+            return min(planes, bytes([_HALVES]) + _planes(halves.view("<u2")), key=len)
+    return planes
 
 
 def _read_values(reader: Reader, count: int, dtype: np.dtype[Any]) -> Array:
-    form, kind = reader.take(1)[0], _bits(dtype)
+    form = reader.take(1)[0]
+    if form != _CODEBOOK:
+        return _read_each(reader, form, count, dtype)
+    size = reader.number(min(_MOST_CODES, count))
+    if not size:
+        raise Malformed("a codebook without values")
+    book = _read_each(reader, reader.take(1)[0], size, dtype)
+    return book[decode(reader, count, size)]
+
+
+def _read_each(reader: Reader, form: int, count: int, dtype: np.dtype[Any]) -> Array:
+    kind = _bits(dtype)
     if form == _PLANES:
         return _read_planes(reader, count, kind)
     if form == _HALVES and dtype == np.float32:
         halves = _read_planes(reader, count, np.dtype("<u2")).view(np.float16)
         return halves.astype(np.float32).view(kind)
-    if form != _CODEBOOK:
-        raise Malformed(f"values of form {form}")
-    size = reader.number(min(_MOST_CODES, count))
-    if not size:
-        raise Malformed("a codebook without values")
-    book = _read_planes(reader, size, kind)
-    return book[decode(reader, count, size)]
+    raise Malformed(f"values of form {form}")
 
 
 def _planes(bits: Array) -> bytes:
