@@ -140,7 +140,7 @@ def _table(counts: list[int]) -> bytes:
         "0" * (_reach(n, order) - 1) + format((n >> order) + 1, "b") + _low(n, order)
         for n in counts
     )
-    data = int(text.ljust(-(-len(text) // 8) * 8, "0"), 2).to_bytes(-(-len(text) // 8))
+    data = int(text.ljust(-(-len(text) // 8) * 8, "0"), 2).to_bytes(-(-len(text) // 8), "big")
     return bytes([order]) + number(len(data)) + data
 
 
@@ -158,7 +158,7 @@ def _read_table(reader: Reader, size: int, most: int) -> list[int]:
     if order >= _ORDERS:
         raise Malformed(f"a table of order {order}")
     data = reader.take(reader.number(size * _MOST_CODE + 1))
-    bits = format(int.from_bytes(b"\x01" + data), "b")[1:]
+    bits = format(int.from_bytes(b"\x01" + data, "big"), "b")[1:]
     counts, place = [], 0
     for _ in range(size):
         first = bits.find("1", place)

@@ -82,7 +82,5 @@ def on_grid(data: bytes, plain: flatbuffer.Flatbuffer, scales: Mapping[int, Floa
 
 def packed(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     """Two codes a byte, the first in the lower half."""
-    flat = codes.ravel().view(np.uint8) & 15
-    flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
-    found: npt.NDArray[np.uint8] = flat[::2] | (flat[1::2] << 4)
-    return found
+    flat = np.append(codes.ravel(), np.zeros(codes.size % 2, np.int8)).view(np.uint8) & 15
+    return np.asarray(flat[::2] | (flat[1::2] << 4), np.uint8)

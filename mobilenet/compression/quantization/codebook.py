@@ -33,6 +33,8 @@ class Codebook(Code):
         cells: str = "kmeans",
     ) -> None:
         used, count = kernel != 0, 2**bits - 1
+        values: npt.NDArray[np.float32]
+        members: npt.NDArray[Any]
         values, members = np.unique(kernel[used], return_inverse=True)
         if len(values) > count:
             weights = kernel[used]

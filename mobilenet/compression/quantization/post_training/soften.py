@@ -141,7 +141,7 @@ def hard_swish(values: Array) -> Array:
 def _codes(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
     step = (high - low) / _CODES
     found = np.rint((values - np.rint(low / step) * step) / step)  # zero is a code
-    return np.clip(found, 0, _CODES).astype(np.uint8)
+    return np.asarray(np.clip(found, 0, _CODES), np.uint8)
 
 
 def _values(codes: npt.NDArray[Any], low: float, high: float) -> Array:
