@@ -100,7 +100,7 @@ def test_size_is_that_of_the_entropy(share: float, codes: int) -> None:
     assert entropy > 3000 or codes == 2
     packed = there_and_back(array.reshape(512, 512))
     assert packed <= 1.05 * (entropy + 4 * codes) + 64
-    zeros, distinct, told = reports.measure(array)
+    zeros, distinct, told, _ = reports.measure(array)
     assert (zeros, distinct) == (size - len(kept), len(np.unique(kept)))
     assert told == pytest.approx(entropy, rel=1e-9)
 
@@ -109,7 +109,7 @@ def test_runs_code_better_than_their_entropy() -> None:
     """Zero rows: positions as gaps take less than a bit's worth a weight."""
     array = np.random.default_rng(0).choice(np.array([1, 2, 3, 4], np.float32), (512, 256))
     array[::2] = 0
-    _, _, entropy = reports.measure(array)
+    _, _, entropy, _ = reports.measure(array)
     assert there_and_back(array) < 0.6 * entropy
 
 

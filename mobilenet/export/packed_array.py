@@ -72,6 +72,16 @@ def distinct_of(bits: Array) -> Array:
     return firsts
 
 
+def halves_of(bits: Array, dtype: np.dtype[Any]) -> Array | None:
+    """The bits of the float16 that each value is exactly; `None` where they are no such float32."""
+    if dtype != np.float32:
+        return None
+    with np.errstate(over="ignore"):
+        halves = bits.view(np.float32).astype(np.float16)
+    same = np.array_equal(halves.astype(np.float32).view(bits.dtype), bits)
+    return halves.view("<u2") if same else None
+
+
 def _bits(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(f"<u{dtype.itemsize}")
 
@@ -112,13 +122,10 @@ def _values(bits: Array, dtype: np.dtype[Any]) -> bytes:
 
 def _each(bits: Array, dtype: np.dtype[Any]) -> bytes:
     """Every value by itself."""
-    planes = bytes([_PLANES]) + _planes(bits)
-    if dtype == np.float32:
-        with np.errstate(over="ignore"):
-            halves = bits.view(np.float32).astype(np.float16)
-        if np.array_equal(halves.astype(np.float32).view(bits.dtype), bits):
-            return min(planes, bytes([_HALVES]) + _planes(halves.view("<u2")), key=len)
-    return planes
+    planes, halves = bytes([_PLANES]) + _planes(bits), halves_of(bits, dtype)
+    if halves is None:
+        return planes
+    return min(planes, bytes([_HALVES]) + _planes(halves), key=len)
 
 
 def _read_values(reader: Reader, count: int, dtype: np.dtype[Any]) -> Array:

@@ -100,19 +100,21 @@ def of_records(records: Sequence[container.Record], size: int) -> Contents:
     return Contents(lines, total)
 
 
-def measure(array: npt.NDArray[Any]) -> tuple[int, int, float]:
-    """Zeros, distinct non-zeros and zeroth-order entropy in bytes of an array, by its bits."""
+def measure(array: npt.NDArray[Any]) -> tuple[int, int, float, int]:
+    """Zeros, distinct non-zeros, zeroth-order entropy in bytes of an array, by its bits, and the
+    bytes of a distinct value."""
     bits = np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
     filled = bits[bits != 0]
     distinct = packed_array.distinct_of(filled)
     codes = np.bincount(np.searchsorted(distinct, filled)) if len(filled) else np.zeros(0)
     zeros = bits.size - filled.size
-    positions = coding.entropy(np.array([zeros, filled.size]))
-    return zeros, distinct.size, positions + coding.entropy(codes)
+    entropy = coding.entropy(np.array([zeros, filled.size])) + coding.entropy(codes)
+    halves = packed_array.halves_of(distinct, array.dtype)
+    return zeros, distinct.size, entropy, (distinct if halves is None else halves).itemsize
 
 
 def _line(record: container.Record) -> Line:
-    zeros, distinct, entropy = measure(record.array())
+    zeros, distinct, entropy, value = measure(record.array())
     item = np.dtype(record.dtype).itemsize
     has_codes = distinct <= (record.size - zeros) // 2
     return Line(
@@ -121,7 +123,7 @@ def _line(record: container.Record) -> Line:
         zeros=zeros,
         distinct=distinct,
         entropy=entropy if has_codes else None,
-        codebook=item * distinct if has_codes else None,
+        codebook=value * distinct if has_codes else None,
         packed=len(record.data),
         plain=item * record.size,
     )
