@@ -66,9 +66,6 @@ def on_grid(data: bytes, plain: flatbuffer.Flatbuffer, scales: Mapping[int, Floa
     """
     model = repack.opened(data)
     tensors = model.subgraphs[0].tensors
-    readers: dict[int, int] = {}
-    for tensor in tensors:
-        readers[tensor.buffer] = readers.get(tensor.buffer, 0) + 1
     for index, step in scales.items():
         kernel, tensor = plain.tensors[index].data, tensors[index]
         assert kernel is not None and tensor.type == flatbuffer.schema().TensorType.INT4
@@ -76,7 +73,7 @@ def on_grid(data: bytes, plain: flatbuffer.Flatbuffer, scales: Mapping[int, Floa
         tensor.quantization.scale = step
         tensor.quantization.zeroPoint = np.zeros(len(step), np.int64)
         tensor.quantization.quantizedDimension = 0
-        repack.fill(model, tensor, packed(codes), readers[tensor.buffer] == 1)
+        repack.fill(model, tensor, packed(codes))
     return repack.packed(model)
 
 

@@ -135,7 +135,6 @@ class _Editor:
         self.model = repack.opened(data)
         self.graph = self.model.subgraphs[0]
         self.users = Counter(index for op in content.operators for index in op.inputs)
-        self.sharers = Counter(t.buffer for g in self.model.subgraphs for t in g.tensors)
 
     def restored(self, chosen: Mapping[int, tuple[Floats, Floats]]) -> bytes:
         operators = []
@@ -171,11 +170,10 @@ class _Editor:
         """A float constant in place of one of codes."""
         if codes is not None and self.users[codes] == 1:
             tensor, index = self.graph.tensors[codes], codes
-            alone = self.sharers[tensor.buffer] == 1
         else:
             tensor = repack.tensor(b"kept_float", values.shape, 0)
-            index, alone = self._added(tensor), False
-        repack.fill(self.model, tensor, values, alone)
+            index = self._added(tensor)
+        repack.fill(self.model, tensor, values)
         tensor.type, tensor.quantization = flatbuffer.schema().TensorType.FLOAT32, None
         tensor.shape = list(values.shape)
         return index

@@ -45,9 +45,11 @@ def buffer(model: Any, values: Any) -> int:
     return len(model.buffers) - 1
 
 
-def fill(model: Any, constant: Any, values: Any, alone: bool) -> None:
-    """Gives a constant other values; in a buffer of its own, where it does not stand `alone`."""
-    if alone:
+def fill(model: Any, constant: Any, values: Any) -> None:
+    """Gives a tensor constant values, in a buffer of its own: converters store equal ones once."""
+    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
+    holders = sum(x.buffer == constant.buffer for x in (*tensors, *(model.metadata or ())))
+    if constant.buffer and holders == 1:  # buffer 0 is that of all tensors without one
         model.buffers[constant.buffer].data = np.frombuffer(values.tobytes(), np.uint8)
     else:
         constant.buffer = buffer(model, values)

@@ -40,7 +40,7 @@ def pair(data: bytes) -> bytes:
     graph = model.subgraphs[0]
     convolution = graph.operators[place]
     source, kernel = (int(index) for index in convolution.inputs[:2])
-    _pair_kernel(model, graph, graph.tensors[kernel], content.tensors[kernel].data)
+    _pair_kernel(model, graph.tensors[kernel], content.tensors[kernel].data)
     convolution.builtinOptions.strideW = 1
     reshape, pairs = _reshape(model, graph, source)
     convolution.inputs = [pairs, *convolution.inputs[1:]]
@@ -77,13 +77,12 @@ def _alone(index: int, content: flatbuffer.Flatbuffer) -> bool:
     return sum(op.inputs.count(index) for op in content.operators) == 1
 
 
-def _pair_kernel(model: Any, graph: Any, tensor: Any, codes: Any) -> None:
+def _pair_kernel(model: Any, tensor: Any, codes: Any) -> None:
     """`[channels, height, 3, inputs]` becomes `[channels, height, 2, 2 x inputs]`."""
     padded = np.pad(codes, ((0, 0), (0, 0), (0, 1), (0, 0)))
     paired = padded.reshape(*codes.shape[:2], 2, 2 * codes.shape[3])
     tensor.shape = list(paired.shape)
-    sharers = sum(other.buffer == tensor.buffer for other in graph.tensors)  # equal constants
-    repack.fill(model, tensor, paired, alone=sharers == 1)
+    repack.fill(model, tensor, paired)
 
 
 def _reshape(model: Any, graph: Any, source: int) -> tuple[Any, int]:

@@ -118,8 +118,6 @@ class _Editor:
             for op in content.operators
             for slot, index in enumerate(op.inputs)
         )
-        self._sharers = Counter(t.buffer for g in self.model.subgraphs for t in g.tensors)
-        self._sharers.update(entry.buffer for entry in self.model.metadata or ())
 
     def set_kernel(self, number: int, codes: Codes, scales: npt.NDArray[np.float32]) -> None:
         """Gives an operator its int8 kernel; those that share it come to the same one."""
@@ -135,7 +133,7 @@ class _Editor:
             tensor.quantization.scale = scales
             tensor.quantization.zeroPoint = np.zeros(len(scales), np.int64)
             tensor.quantization.quantizedDimension = 0
-            self._store(tensor, codes)
+            repack.fill(self.model, tensor, codes)
         _point(operator, 1, self._kernels[old])
         if self._content.operators[number].name == "FULLY_CONNECTED":
             operator.builtinOptions.asymmetricQuantizeInputs = True
@@ -151,16 +149,11 @@ class _Editor:
         else:
             own = self._new_bias(self._graph.tensors[operator.inputs[1]], len(change))
         _point(operator, 2, own)
-        self._store(self._graph.tensors[own], change.astype(np.float32))
+        repack.fill(self.model, self._graph.tensors[own], change.astype(np.float32))
 
     def _new_bias(self, kernel: Any, channels: int) -> int:
-        schema = flatbuffer.schema()
-        tensor = schema.TensorT()
-        tensor.name, tensor.shape = kernel.name + b"/bias", np.array([channels], np.int32)
-        tensor.type, tensor.buffer = schema.TensorType.FLOAT32, len(self.model.buffers)
-        self.model.buffers.append(schema.BufferT())
-        self._sharers[tensor.buffer] = 1
-        self._graph.tensors.append(tensor)
+        float32 = flatbuffer.schema().TensorType.FLOAT32
+        self._graph.tensors.append(repack.tensor(kernel.name + b"/bias", [channels], float32))
         return len(self._graph.tensors) - 1
 
     def _tensor(self, old: int, alone: bool) -> int:
@@ -168,17 +161,8 @@ class _Editor:
         if alone:
             return old
         twin = copy.copy(self._graph.tensors[old])
-        self._sharers[twin.buffer] += 1
         self._graph.tensors.append(twin)
         return len(self._graph.tensors) - 1
-
-    def _store(self, tensor: Any, array: npt.NDArray[Any]) -> None:
-        """Writes into the tensor's buffer, or a new one where another tensor has the same."""
-        before = tensor.buffer
-        repack.fill(self.model, tensor, array, alone=self._sharers[before] == 1)
-        if tensor.buffer != before:
-            self._sharers[before] -= 1
-            self._sharers[tensor.buffer] = 1
 
 
 def _point(operator: Any, slot: int, index: int) -> None:

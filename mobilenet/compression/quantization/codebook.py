@@ -35,13 +35,12 @@ class Codebook(Code):
         used, count = kernel != 0, 2**bits - 1
         values: npt.NDArray[np.float32]
         members: npt.NDArray[Any]
-        values, members = np.unique(kernel[used], return_inverse=True)
-        if len(values) > count:
-            weights = kernel[used]
-            even = cells == "even"
-            values, members = (
-                _even(weights, count) if even else _kmeans(weights, count, restarts, seed)
-            )
+        weights = kernel[used]
+        values, members = np.unique(weights, return_inverse=True)
+        if len(values) > count and cells == "even":
+            values, members = _even(weights, count)
+        elif len(values) > count:
+            values, members = _kmeans(weights, count, restarts, seed)
         if not len(values):
             values = np.zeros(1, np.float32)
         labels = np.zeros(kernel.shape, np.int32)
