@@ -5,9 +5,10 @@
 
 Without `--checkpoints` nets are trained from scratch; FOLDER holds Google's TF1 weights. A seed is
 one run of `mobilenet.trainer` for the start, and one from its weights for every way: all channels
-at once, on a cubic schedule, in stages, with and without the start as a teacher, by each
-importance; beside them a net of half the MACs by its width alone, trained from scratch for as long
-as the start and the pruning together. Top-1 is that of the held-out images.
+at once, on a cubic schedule, in stages, fitted again by least squares or not, with and without the
+start as a teacher, by each importance; beside them a net of half the MACs by its width alone,
+trained from scratch for as long as the start and the pruning together. Top-1 is that of the
+held-out images.
 """
 
 from __future__ import annotations
@@ -30,19 +31,24 @@ NETS = {
 }
 CHANNEL = ["--pruning=channel", "--target_macs=0.5"]
 TEACHER = "--distill={start}"
-ONE_SHOT = ["--pruning_schedule=constant", "--distill=none"]
+PLAIN = ["--reconstruct=0", "--distill=none"]
+GRADUAL = ["--pruning_schedule=polynomial", "--reconstruct=0"]
+STAGES = ["--channel_stages=4", "--prune_keep_best"]
 WAYS: dict[str, list[str]] = {
-    "one shot": ONE_SHOT,
-    "one shot + teacher": ["--pruning_schedule=constant", TEACHER],
-    "gradual": ["--distill=none"],
-    "gradual + teacher": [TEACHER],
-    "stages": ["--channel_stages=4", "--prune_keep_best", "--distill=none"],
-    "stages + teacher": ["--channel_stages=4", "--prune_keep_best", TEACHER],
+    "one shot": PLAIN,
+    "one shot + teacher": ["--reconstruct=0", TEACHER],
+    "gradual": [*GRADUAL, "--distill=none"],
+    "gradual + teacher": [*GRADUAL, TEACHER],
+    "stages": [*STAGES, *GRADUAL, "--distill=none"],
+    "stages + teacher": [*STAGES, *GRADUAL, TEACHER],
+    "fitted": ["--distill=none"],
+    "fitted + teacher": [TEACHER],
+    "fitted stages + teacher": [*STAGES, TEACHER],
     **{
-        f"one shot by {importance}": [*ONE_SHOT, f"--importance={importance}"]
+        f"one shot by {importance}": [*PLAIN, f"--importance={importance}"]
         for importance in ("l2", "batch_norm_scale", "taylor", "geometric_median", "random")
     },
-    "one shot globally": [*ONE_SHOT, "--channel_scope=global"],
+    "one shot globally": [*PLAIN, "--channel_scope=global"],
     "width": [],
 }
 

@@ -157,6 +157,8 @@ class ChannelPruning(Pruning):
     has its `channels`.
 
     Attributes:
+        schedule: all at once by default, in front of the first step, since `reconstruct` gives more
+            than slow pruning does; with `polynomial` each update is fitted, which takes its time.
         ratio: share of channels that goes, by role of the layer that makes them, by a regular
             expression that matches its whole name, or of `all` groups but the squeezes; the last
             entry that matches a group decides.
@@ -170,6 +172,8 @@ class ChannelPruning(Pruning):
             from whose weights the next one starts (ivclab/Multistage_Pruning).
         stage_epochs: of the stages in front of the last, so that most of the time is left for the
             net that stays; as many as the last by default, as in that repository.
+        reconstruct: the layers that read channels that go are fitted again to what they gave
+            before (He et al., arXiv 1707.06168), on so many images of the training split.
         target_macs, target_latency: in place of a ratio, the share of the MACs, or of the time of
             the float file on this machine, that may be left. All groups that `ratio` names lose
             the same share of their channels, the least that will do.
@@ -189,10 +193,15 @@ class ChannelPruning(Pruning):
         1, "prune in so many stages, each with the epochs of one and a thin net", "channel_stages"
     )
     stage_epochs: int | None = flag(None, "epochs of each stage in front of the last one")
+    reconstruct: int = flag(
+        512, "images on which what reads channels that go is fitted anew by least squares; 0: not"
+    )
     target_macs: float | None = flag(None, "share of the MACs that may be left, for a ratio")
     target_latency: float | None = flag(
         None, "share of the float file's time that may be left, for a ratio; measured here"
     )
+    _: dataclasses.KW_ONLY
+    schedule: str = flag("constant", "polynomial or constant", "pruning_schedule")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -202,6 +211,7 @@ class ChannelPruning(Pruning):
         one_of("--channel_scope", self.scope, SCOPES)
         number("--round_to", self.round_to, least=1, integer=True)
         number("--channel_stages", self.stages, least=1, integer=True)
+        number("--reconstruct", self.reconstruct, least=0, integer=True)
         if self.stage_epochs is not None:
             number("--stage_epochs", self.stage_epochs, least=1, integer=True)
         for name in ("target_macs", "target_latency"):

@@ -17,6 +17,7 @@ from mobilenet.compression.pruning.importance import gradients
 from mobilenet.compression.pruning.surgery import (
     Thinned,
     prove,
+    reconstruct,
     remove_channels,
     remove_zero_channels,
     silenced,
@@ -31,6 +32,7 @@ __all__ = [
     "gradients",
     "groups",
     "prove",
+    "reconstruct",
     "remove_channels",
     "remove_zero_channels",
     "silenced",

@@ -16,7 +16,7 @@ use_environment
 exec "$PYTHON" -m mobilenet.trainer --model_name "$name" --dataset_name imagenet2012 \
   ${DATA_DIR:+--data_dir "$DATA_DIR"} --model_dir "${MODEL_DIR:-$ROOT/runs/${name}_$mode}" --stages train,prune \
   --pruning channel --channel_ratio "$ratio" --channel_stages "$stages" --round_to 1 --importance magnitude \
-  --pruning_end "$end" --pruning_frequency 2000 --prune_epochs "$epochs" --prune_lr 0.01 --prune_keep_best \
+  --pruning_schedule polynomial --reconstruct 0 --pruning_end "$end" --pruning_frequency 2000 --prune_epochs "$epochs" --prune_lr 0.01 --prune_keep_best \
   --override prune.batch_size=256 --override prune.optimizer_name=momentum --override prune.op_momentum=0.9 \
   --override prune.learning_scheduler_name=exponential --override prune.lr_decay_rate=0.96 \
   --override prune.lr_decay_epochs=1 --override prune.label_smoothing=0 --override prune.ma_decay_rate=0 \

@@ -77,7 +77,9 @@ SHARES = {"pointwise": 0.5}
 WAYS = [
     MagnitudePruning(SHARES, end=0.7, frequency=4),
     TfmotPruning(SHARES, end=0.7, frequency=4),
-    ChannelPruning(ratio={"all": 0.5}, round_to=1, end=0.7, frequency=3),
+    ChannelPruning(
+        ratio={"all": 0.5}, round_to=1, end=0.7, frequency=3, schedule="polynomial", reconstruct=0
+    ),
 ]
 
 

@@ -20,9 +20,9 @@ from compression_nets import (
     toy,
 )
 
+from mobilenet.compression.folding import Folded
 from mobilenet.compression.quantization import scheme, stored
 from mobilenet.compression.quantization.calibrate import calibrate
-from mobilenet.compression.quantization.folding import Folded
 from mobilenet.compression.quantization.post_training import (
     bias,
     chain,

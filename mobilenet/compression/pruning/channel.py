@@ -6,6 +6,7 @@ of the group: those that make the channels, their batch norms, and the slices of
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import tf_keras
 
 from mobilenet.compression import variables
 from mobilenet.compression.method import Method, Stage, check_plain, register
-from mobilenet.compression.pruning import budget, importance, selection, surgery
+from mobilenet.compression.pruning import budget, importance, reconstruction, selection, surgery
 from mobilenet.compression.pruning.groups import Group, find
 from mobilenet.compression.pruning.schedule import Timing
 from mobilenet.compression.pruning.slicing import axes
@@ -27,6 +28,8 @@ from mobilenet.models import counting
 from mobilenet.models.builder import build, config_of
 from mobilenet.models.plan import layer_channels
 from mobilenet.models.roles import kind
+
+log = logging.getLogger("mobilenet")
 
 _FLAG = "--channel_ratio"
 _PROOF_IMAGES = 8
@@ -63,11 +66,13 @@ class ChannelMasks(tf.Module):
         """Indices of the channels that are not silent, by group."""
         return {name: np.flatnonzero(mask.numpy()) for name, mask in self.masks.items()}
 
-    def narrow(self, group: Group, stay: npt.NDArray[np.int64]) -> None:
-        """Silences all channels of a group but those of `stay`."""
+    def narrow(self, group: Group, stay: npt.NDArray[np.int64]) -> bool:
+        """Silences all channels of a group but those of `stay`; whether one has sounded."""
         mask = np.zeros(group.channels, np.float32)
         mask[stay] = 1
-        self.masks[group.name].assign(self.masks[group.name].numpy() * mask)
+        before = self.masks[group.name].numpy()
+        self.masks[group.name].assign(before * mask)
+        return bool((before > mask).any())
 
 
 @register
@@ -85,9 +90,10 @@ class Channel(Method):
     def __init__(self, config: ChannelPruning, stage: Stage) -> None:
         super().__init__(config, stage)
         timing = Timing(config, stage.steps - 1)  # what is chosen needs a step to fall silent in
-        self.end, self.frequency = timing.aligned()
-        self.begin = timing.begin + (config.schedule == "constant")
+        self.begin, (self.end, self.frequency) = timing.begin, timing.aligned()
         self.schedule = timing.schedule(0.0, _FULL, self.end, self.frequency)
+        if config.schedule == "constant":  # all at once: what was chosen needs no second time
+            self.end = self.begin
         self.averaged_from = self.end + 1  # before that it is the average of wider nets
         self.groups: tuple[Group, ...] = ()
         self.whole: dict[int, int] = {}
@@ -268,9 +274,22 @@ class Channel(Method):
             for group in masks.groups
         }
         kept = selection.choose(masks.groups, shares, score, config.round_to, config.scope)
-        for group in masks.groups:
-            masks.narrow(group, kept[group.number])
+        before = surgery.copied(self.net)
+        fewer = [masks.narrow(group, kept[group.number]) for group in masks.groups]
         masks.apply()
+        if config.reconstruct and any(fewer):
+            self._reconstruct(before)
+
+    def _reconstruct(self, before: Any) -> None:
+        images = (self.stage.calibration or self.stage.images)(self.config.reconstruct)
+        left = reconstruction.fit(before, self.net, images)
+        log.info(
+            "%d layers behind channels that went fitted again on %d images; what is left of their "
+            "squared error, layer by layer: %s",
+            len(left),
+            len(images),
+            " ".join(f"{share:.0%}" for share in left.values()),
+        )
 
     def _evidence(self) -> importance.Evidence:
         if self.config.importance != "taylor" or self.stage.examples is None:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet.compression import variables
+from mobilenet.compression.folding import Folded
 from mobilenet.compression.quantization import scheme
-from mobilenet.compression.quantization.folding import Folded
 from mobilenet.compression.quantization.placement import WEIGHTS, float_layers, folded_shift
 from mobilenet.models.roles import Graph, kind
 

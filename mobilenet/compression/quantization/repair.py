@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet.compression import variables
+from mobilenet.compression.folding import Array, Folded
 from mobilenet.compression.quantization import scheme
-from mobilenet.compression.quantization.folding import Array, Folded
 from mobilenet.compression.quantization.placement import WEIGHTS, folded_shift
 from mobilenet.compression.quantization.quantizers import (
     ActivationQuantizer,

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet.compression import variables
-from mobilenet.compression.quantization.folding import Array, Folded
+from mobilenet.compression.folding import Array, Folded
 from mobilenet.compression.quantization.placement import WEIGHTS
 from mobilenet.models.roles import Graph, kind
 

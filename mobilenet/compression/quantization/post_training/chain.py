@@ -20,9 +20,9 @@ import tensorflow as tf
 import tf_keras
 
 from mobilenet.compression import variables
+from mobilenet.compression.folding import Array
 from mobilenet.compression.quantization import norms, scheme
 from mobilenet.compression.quantization.calibrate import HARMLESS, LEAST
-from mobilenet.compression.quantization.folding import Array
 from mobilenet.compression.quantization.kept import names as float_names
 from mobilenet.compression.quantization.placement import Place, place
 from mobilenet.compression.quantization.post_training import (

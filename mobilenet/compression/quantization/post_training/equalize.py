@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mobilenet.compression import variables
-from mobilenet.compression.quantization.folding import Array, Folded
+from mobilenet.compression.folding import Array, Folded
 from mobilenet.compression.quantization.post_training.observe import Observation
 from mobilenet.compression.quantization.post_training.streams import Stream, Streams
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.compression.quantization.folding import Array
+from mobilenet.compression.folding import Array
 
 Floats = npt.NDArray[np.float32]
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet.compression import variables
-from mobilenet.compression.quantization.folding import Array
+from mobilenet.compression.folding import Array
 from mobilenet.compression.quantization.placement import HardSwish
 from mobilenet.compression.quantization.post_training.observe import Observation
 from mobilenet.compression.quantization.post_training.streams import Streams

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from mobilenet.compression.quantization.folding import Array, Folded
+from mobilenet.compression.folding import Array, Folded
 from mobilenet.compression.quantization.placement import WEIGHTS, HardSwish, hard_swishes
 from mobilenet.models.roles import Graph, kind, unwrap
 

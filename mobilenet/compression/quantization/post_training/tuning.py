@@ -16,8 +16,8 @@ import tensorflow as tf
 import tf_keras
 
 from mobilenet.compression import variables
+from mobilenet.compression.folding import Folded
 from mobilenet.compression.quantization import scheme
-from mobilenet.compression.quantization.folding import Folded
 from mobilenet.compression.quantization.placement import WEIGHTS
 from mobilenet.compression.quantization.quantizers import ActivationQuantizer
 from mobilenet.models.roles import Graph, kind

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet.compression import variables
-from mobilenet.compression.quantization.placement import WEIGHTS
 from mobilenet.models.roles import Graph, kind
 
 Array = npt.NDArray[np.float64]
@@ -37,7 +36,7 @@ class Folded:
     def __init__(self, graph: Graph, layer: Any) -> None:
         self.layer = layer
         self.name: str = variables.inner(layer).name
-        self.depthwise = WEIGHTS[kind(layer)] == "depthwise"
+        self.depthwise = kind(layer) == "DepthwiseConv2D"
         kernel = variables.kernel(layer)
         assert kernel is not None
         self.kernel: Any = kernel
@@ -92,6 +91,19 @@ class Folded:
     def shift(self, amounts: Array) -> None:
         """Adds to each output channel, `[channels]`; the layer must have an `offset`."""
         self.offset.assign(np.asarray(self.offset, np.float64) + amounts)
+
+    def restate(self, mean: Array, variance: Array) -> None:
+        """Gives the batch norm other statistics, `[channels]`; its outputs stay what they are.
+
+        The batch norm must have a gain and an offset.
+        """
+        assert self.norm is not None
+        gain, bias = self.affine()
+        plain = self.read(self.own, "bias", 0.0)
+        self.norm["moving_mean"].assign(mean)
+        self.norm["moving_variance"].assign(variance)
+        self.norm["gamma"].assign(gain * np.sqrt(variance + self.epsilon))
+        self.norm["beta"].assign(bias + (mean - plain) * gain)
 
     def scale_inputs(self, factors: Array) -> None:
         """Multiplies the kernel along its input channels, `[input channels]`."""

@@ -1,0 +1,206 @@
+"""What stays takes over from the channels that went: least squares, on images without labels.
+
+A convolution that has lost inputs is fitted again, kernel and offset, to what it gave before (He,
+Zhang and Sun, arXiv 1707.06168, equation 5). Layers are visited in execution order, and each reads
+what the fitted layers in front of it give, so that it makes up for their errors, too. A depthwise
+kernel reads one channel, which is there or gone; fitting it as well won nothing.
+
+Statistics of batch norms become those of the thinner net, or its first training steps would see
+another net than the one that was fitted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from mobilenet.compression.folding import Folded
+from mobilenet.models.roles import Graph, kind
+
+Array = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
+
+_BATCH = 25
+_PLACES = 1 << 15  # of all images together, that a layer is fitted on
+_KEPT = 1 << 27  # bytes of a tensor of all images; a larger one is computed anew where it is read
+
+
+def fit(before: Any, silenced: Any, images: Floats) -> dict[str, float]:
+    """Fits the layers behind silent channels. `silenced` is changed, in place.
+
+    Args:
+        before: the net with all of its channels.
+        silenced: a net of the same shapes in which some channels are silent.
+        images: `[n, height, width, channels]`, preprocessed. A few hundred: every place of a map is
+            a sample, but the layers behind the last pool have one an image.
+
+    Returns:
+        What is left of each layer's squared error, as a share of that before, by layer.
+    """
+    old, new = _Walk(before, images), _Walk(silenced, images)
+    done: dict[str, float] = {}
+    for was, now in zip(old.graph.layers, new.graph.layers, strict=True):
+        if kind(now) in ("Conv2D", "Dense") and getattr(now, "groups", 1) == 1:
+            left = _fit(old, was, new, now)
+            if left is not None:
+                done[now.name] = left
+        elif kind(now) == "DepthwiseConv2D" and done:
+            _measure(new, now)
+        old.step(was)
+        new.step(now)
+    return done
+
+
+def _fit(old: _Walk, was: Any, new: _Walk, now: Any) -> float | None:
+    """One layer; `None` where it reads what it read before, or has no offset to move."""
+    target, pair = Folded(old.graph, was), Folded(new.graph, now)
+    if pair.offset is None:
+        return None
+    gain, bias = target.affine()
+    wanted = _matrix(target) * gain
+    sums, changed = _Sums(), False
+    places = _places(now, len(old.images))
+    for once, read in zip(old.inputs(was), new.inputs(now), strict=True):
+        changed |= not np.array_equal(once, read)
+        sums.add(_rows(now, read, places), _rows(now, once, places) @ wanted + bias)
+    return sums.improve(pair) if changed else None
+
+
+def _measure(walk: _Walk, layer: Any) -> None:
+    """Gives the batch norm behind a depthwise layer the statistics of what it reads now."""
+    norm = Folded(walk.graph, layer).norm
+    if norm is None:
+        return
+    count, total, squares = 0, 0.0, 0.0
+    for read in walk.inputs(layer):
+        made = np.asarray(layer(read, training=False), np.float64)
+        made = made.reshape(-1, made.shape[-1])
+        count += len(made)
+        total, squares = total + made.sum(axis=0), squares + np.square(made).sum(axis=0)
+    norm["moving_mean"].assign(total / count)
+    norm["moving_variance"].assign(np.maximum(squares / count - np.square(total / count), 0))
+
+
+class _Walk:
+    """A net over all images, layer by layer."""
+
+    def __init__(self, model: Any, images: Floats) -> None:
+        self.graph = Graph(model)
+        self.images = images
+        self.kept: dict[int, list[Any]] = {}
+        self.stepped: set[int] = set()
+
+    def step(self, layer: Any) -> None:
+        """Takes a layer's turn; it and those in front of it change no more."""
+        self.stepped.add(id(layer))
+        size = 4 * len(self.images) * math.prod(self.graph.output(layer).shape[1:])
+        if size <= _KEPT:
+            self.kept[id(layer)] = list(self._values(layer))
+        for other in self.graph.ancestors(layer):
+            if id(other) in self.kept and not self._is_read(other):
+                del self.kept[id(other)]
+
+    def inputs(self, layer: Any) -> Iterator[Floats]:
+        """What a layer of one input reads, batch by batch."""
+        (source,) = self.graph.producers(layer)
+        for value in self._values(source):
+            yield np.asarray(value, np.float32)
+
+    def _values(self, layer: Any) -> Iterator[Any]:
+        for start in range(0, len(self.images), _BATCH):
+            yield self._value(layer, start)
+
+    def _value(self, layer: Any, start: int) -> Any:
+        if id(layer) in self.kept:
+            return self.kept[id(layer)][start // _BATCH]
+        parts = [self._value(other, start) for other in self.graph.producers(layer)]
+        if not parts:
+            return tf.constant(self.images[start : start + _BATCH])
+        return layer(parts if len(parts) > 1 else parts[0], training=False)
+
+    def _is_read(self, layer: Any) -> bool:
+        """Whether a layer still to come reads this one, or what is made of it and not kept."""
+        return any(
+            id(other) not in self.stepped or (id(other) not in self.kept and self._is_read(other))
+            for other in self.graph.consumers(layer)
+        )
+
+
+class _Sums:
+    """What decides a fit: means of inputs `[n, inputs]`, of targets `[n, outputs]`, of products."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.totals: list[Any] = [0.0] * 5
+
+    def add(self, inputs: Array, targets: Array) -> None:
+        self.count += len(inputs)
+        found = (
+            *(inputs.sum(axis=0), targets.sum(axis=0), np.square(targets).sum(axis=0)),
+            *(inputs.T @ inputs, inputs.T @ targets),
+        )
+        self.totals = [total + more for total, more in zip(self.totals, found, strict=True)]
+
+    def improve(self, pair: Folded) -> float:
+        """Moves a layer to the least squared error; a channel without a kernel stays silent.
+
+        A ridge holds a kernel where it is in directions that the samples say little of: as many
+        inputs as samples, and it weighs as much as they do.
+        """
+        reads, gives, power, squares, products = (total / self.count for total in self.totals)
+        squares = squares - np.outer(reads, reads)
+        products = products - np.outer(reads, gives)
+        own, (gain, bias) = _matrix(pair), pair.affine()
+        live = (own != 0).any(axis=0) & (gain != 0)
+        heard = np.diag(squares) > 0
+        kernel = own * gain
+
+        def error(kernel: Array, offset: Array) -> float:
+            apart = power - gives**2 - 2 * (kernel * products).sum(axis=0)
+            apart += (kernel * (squares @ kernel)).sum(axis=0)
+            return float((apart + (gives - reads @ kernel - offset) ** 2)[live].sum())
+
+        was = error(kernel, bias)
+        ridge = np.diag(squares)[heard].mean() * heard.sum() / self.count
+        held = squares[np.ix_(heard, heard)] + ridge * np.eye(heard.sum())
+        gap = (products - squares @ kernel)[np.ix_(heard, live)]
+        kernel[np.ix_(heard, live)] += np.linalg.solve(held, gap)
+        offset = np.where(live, gives - reads @ kernel, bias)
+        own = np.where(live, kernel / np.where(live, gain, 1.0), own)
+        pair.kernel.assign(own.reshape(pair.kernel.shape))
+        pair.shift(offset - bias)
+        if pair.norm is not None and "gamma" in pair.norm:
+            plain = pair.read(pair.own, "bias", 0.0)
+            variance = np.maximum((own * (squares @ own)).sum(axis=0), 0)
+            pair.restate(reads @ own + plain, variance)
+        return error(kernel, offset) / max(was, 1e-30)
+
+
+def _matrix(pair: Folded) -> Array:
+    """A kernel as `[height * width * inputs, outputs]`."""
+    return np.asarray(pair.kernel, np.float64).reshape(-1, pair.channels)
+
+
+def _places(layer: Any, images: int) -> npt.NDArray[np.int64]:
+    """Places of a layer's map that are samples, the same of every image: evenly over it."""
+    count = math.prod(layer.output_shape[1:-1])
+    return np.linspace(0, count - 1, min(count, -(-_PLACES // images))).round().astype(np.int64)
+
+
+def _rows(layer: Any, read: Floats, places: npt.NDArray[np.int64]) -> Array:
+    """What a kernel multiplies at these places, `[samples, kernel height * width * inputs]`."""
+    if kind(layer) == "Conv2D" and {*layer.kernel_size, *layer.strides} != {1}:
+        read = tf.image.extract_patches(
+            read,
+            [1, *layer.kernel_size, 1],
+            [1, *layer.strides, 1],
+            [1, *layer.dilation_rate, 1],
+            layer.padding.upper(),
+        ).numpy()
+    rows = read.reshape(len(read), -1, read.shape[-1])[:, places]
+    return np.asarray(rows.reshape(-1, rows.shape[-1]), np.float64)
