@@ -203,6 +203,27 @@ def test_gradients_of_the_first_batch_rank_channels() -> None:
     assert silent(trained, "d") == [2, 5, 7, 11]
 
 
+def test_what_reads_channels_that_go_is_fitted_once() -> None:
+    """In front of the first step, on images as an evaluation sees them."""
+    net, asked = liven(toy()), []
+
+    def calibration(count: int) -> Any:
+        asked.append(count)
+        return inputs(count)
+
+    at = dataclasses.replace(stage(STEPS), calibration=calibration)
+    config = ChannelPruning({"all": 0.5}, round_to=1, reconstruct=40)
+    method = methods.create(config, at)
+    trained = method.apply(net)
+    for step in range(STEPS):
+        method.enter(step)
+    assert asked == [40]
+    thinned = surgery.cut(net, method._kept())
+    wanted = surgery.reconstruct(net, thinned, inputs(40)).model
+    got = method.finalize(trained)
+    np.testing.assert_allclose(got(inputs(8)), wanted(inputs(8)), atol=1e-4)
+
+
 def test_statistics_and_averages_follow_the_thinner_net() -> None:
     """A stage is shorter than what made the net: its statistics would be those of wider ones."""
     net = liven(toy())
@@ -237,6 +258,7 @@ def test_names_in_the_config_are_those_of_the_registry() -> None:
         ({"target_macs": 0.5, "scope": "global"}, "--channel_scope: got 'global'"),
         ({"scope": "net"}, "--channel_scope: got 'net'"),
         ({"round_to": 0}, "--round_to: got 0"),
+        ({"reconstruct": -1}, "--reconstruct: got -1"),
         ({"end": 0.0}, "--pruning_end: got 0.0"),
     ],
 )

@@ -189,7 +189,9 @@ def _matrix(pair: Folded) -> Array:
 def _places(layer: Any, images: int) -> npt.NDArray[np.int64]:
     """Places of a layer's map that are samples, the same of every image: evenly over it."""
     count = math.prod(layer.output_shape[1:-1])
-    return np.linspace(0, count - 1, min(count, -(-_PLACES // images))).round().astype(np.int64)
+    taken = min(count, -(-_PLACES // images))
+    places: npt.NDArray[np.int64] = np.linspace(0, count - 1, taken).round().astype(np.int64)
+    return places
 
 
 def _rows(layer: Any, read: Floats, places: npt.NDArray[np.int64]) -> Array:
