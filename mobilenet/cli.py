@@ -343,11 +343,12 @@ def _settle(config: C, settings: Mapping[str, Any], place: str, names: Mapping[s
 
 
 def _of_kind(config: Config, kind: type[Config]) -> Config:
-    """A config of another class, with the values of the fields that both have."""
+    """A config of another class, with what was set of the fields that both have."""
     if type(config) is kind:
         return config
-    shared = _fields(kind) & _fields(config)
-    return kind(**{name: getattr(config, name) for name in shared})
+    plain, shared = type(config)(), _fields(kind) & _fields(config)
+    values = {name: getattr(config, name) for name in shared}
+    return kind(**{name: x for name, x in values.items() if x != getattr(plain, name)})
 
 
 def _fields(config: Config | type[Config]) -> set[str]:

@@ -269,6 +269,13 @@ def test_wrong_words_cost_one_line(words: str, expected: str) -> None:
     assert expected in error_of(*words.split())
 
 
+def test_another_way_to_prune_begins_with_its_own_defaults() -> None:
+    assert config_of("--pruning=channel").pruning.schedule == "constant"
+    assert config_of("--pruning=dns").pruning.schedule == "polynomial"
+    given = config_of("--pruning_schedule=polynomial", "--pruning_end=0.4", "--pruning=channel")
+    assert (given.pruning.schedule, given.pruning.end) == ("polynomial", 0.4)
+
+
 def test_fields_of_one_config_change_together() -> None:
     """Rules between two fields see both: each of these alone would break one."""
     settings = {"pruning.begin": 0.7, "pruning.end": 0.9}

@@ -283,12 +283,12 @@ class Channel(Method):
     def _reconstruct(self, before: Any) -> None:
         images = (self.stage.calibration or self.stage.images)(self.config.reconstruct)
         left = reconstruction.fit(before, self.net, images)
+        if not left:  # none of them has an offset
+            return
         log.info(
-            "%d layers behind channels that went fitted again on %d images; what is left of their "
-            "squared error, layer by layer: %s",
-            len(left),
-            len(images),
-            " ".join(f"{share:.0%}" for share in left.values()),
+            "%d layers behind channels that went are fitted on %d images; of their squared error "
+            "%.0f %% is left at the median, %.0f %% at most",
+            *(len(left), len(images), 100 * np.median([*left.values()]), 100 * max(left.values())),
         )
 
     def _evidence(self) -> importance.Evidence:

@@ -163,7 +163,9 @@ class _Sums:
         def error(kernel: Array, offset: Array) -> float:
             apart = power - gives**2 - 2 * (kernel * products).sum(axis=0)
             apart += (kernel * (squares @ kernel)).sum(axis=0)
-            return float((apart + (gives - reads @ kernel - offset) ** 2)[live].sum())
+            return float(
+                (np.maximum(apart, 0) + (gives - reads @ kernel - offset) ** 2)[live].sum()
+            )
 
         was = error(kernel, bias)
         ridge = np.diag(squares)[heard].mean() * heard.sum() / self.count
