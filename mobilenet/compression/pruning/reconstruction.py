@@ -12,7 +12,7 @@ another net than the one that was fitted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,12 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet.compression.folding import Folded
+from mobilenet.compression.walk import Walk
 from mobilenet.models.roles import Graph, kind
 
 Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 
-_BATCH = 25
 _PLACES = 1 << 15  # of all images together, that a layer is fitted on
 _KEPT = 1 << 27  # bytes of a tensor of all images; a larger one is computed anew where it is read
 
@@ -42,7 +42,7 @@ def fit(before: Any, silenced: Any, images: Floats) -> dict[str, float]:
     Returns:
         What is left of each layer's squared error, as a share of that before, by layer.
     """
-    old, new = _Walk(before, images), _Walk(silenced, images)
+    old, new = (Walk(net, images, _keeps(len(images))) for net in (before, silenced))
     done: dict[str, float] = {}
     for was, now in zip(old.graph.layers, new.graph.layers, strict=True):
         if kind(now) in ("Conv2D", "Dense") and getattr(now, "groups", 1) == 1:
@@ -56,7 +56,7 @@ def fit(before: Any, silenced: Any, images: Floats) -> dict[str, float]:
     return done
 
 
-def _fit(old: _Walk, was: Any, new: _Walk, now: Any) -> float | None:
+def _fit(old: Walk, was: Any, new: Walk, now: Any) -> float | None:
     """One layer; `None` where it reads what it read before, or has no offset to move."""
     target, pair = Folded(old.graph, was), Folded(new.graph, now)
     if pair.offset is None:
@@ -65,13 +65,14 @@ def _fit(old: _Walk, was: Any, new: _Walk, now: Any) -> float | None:
     wanted = _matrix(target) * gain
     sums, changed = _Sums(), False
     places = _places(now, len(old.images))
-    for once, read in zip(old.inputs(was), new.inputs(now), strict=True):
+    for both in zip(old.inputs(was), new.inputs(now), strict=True):
+        once, read = (np.asarray(value, np.float32) for value in both)
         changed |= not np.array_equal(once, read)
         sums.add(_rows(now, read, places), _rows(now, once, places) @ wanted + bias)
     return sums.improve(pair) if changed else None
 
 
-def _measure(walk: _Walk, layer: Any) -> None:
+def _measure(walk: Walk, layer: Any) -> None:
     """Gives the batch norm behind a depthwise layer the statistics of what it reads now."""
     norm = Folded(walk.graph, layer).norm
     if norm is None:
@@ -86,49 +87,9 @@ def _measure(walk: _Walk, layer: Any) -> None:
     norm["moving_variance"].assign(np.maximum(squares / count - np.square(total / count), 0))
 
 
-class _Walk:
-    """A net over all images, layer by layer."""
-
-    def __init__(self, model: Any, images: Floats) -> None:
-        self.graph = Graph(model)
-        self.images = images
-        self.kept: dict[int, list[Any]] = {}
-        self.stepped: set[int] = set()
-
-    def step(self, layer: Any) -> None:
-        """Takes a layer's turn; it and those in front of it change no more."""
-        self.stepped.add(id(layer))
-        size = 4 * len(self.images) * math.prod(self.graph.output(layer).shape[1:])
-        if size <= _KEPT:
-            self.kept[id(layer)] = list(self._values(layer))
-        for other in self.graph.ancestors(layer):
-            if id(other) in self.kept and not self._is_read(other):
-                del self.kept[id(other)]
-
-    def inputs(self, layer: Any) -> Iterator[Floats]:
-        """What a layer of one input reads, batch by batch."""
-        (source,) = self.graph.producers(layer)
-        for value in self._values(source):
-            yield np.asarray(value, np.float32)
-
-    def _values(self, layer: Any) -> Iterator[Any]:
-        for start in range(0, len(self.images), _BATCH):
-            yield self._value(layer, start)
-
-    def _value(self, layer: Any, start: int) -> Any:
-        if id(layer) in self.kept:
-            return self.kept[id(layer)][start // _BATCH]
-        parts = [self._value(other, start) for other in self.graph.producers(layer)]
-        if not parts:
-            return tf.constant(self.images[start : start + _BATCH])
-        return layer(parts if len(parts) > 1 else parts[0], training=False)
-
-    def _is_read(self, layer: Any) -> bool:
-        """Whether a layer still to come reads this one, or what is made of it and not kept."""
-        return any(
-            id(other) not in self.stepped or (id(other) not in self.kept and self._is_read(other))
-            for other in self.graph.consumers(layer)
-        )
+def _keeps(images: int) -> Callable[[Graph, Any], bool]:
+    """Keeps what all images fill no more than the limit with."""
+    return lambda graph, layer: 4 * images * math.prod(graph.output(layer).shape[1:]) <= _KEPT
 
 
 class _Sums:
