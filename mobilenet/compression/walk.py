@@ -47,15 +47,15 @@ class Walk:
             if id(other) in self._kept and not self._is_read(other):
                 del self._kept[id(other)]
 
-    def outputs(self, layer: Any) -> Iterator[Any]:
-        """What a layer gives, batch by batch."""
-        for start in range(0, len(self.images), _BATCH):
+    def outputs(self, layer: Any, images: int | None = None) -> Iterator[Any]:
+        """What a layer gives, batch by batch, till at least so many images have been."""
+        for start in range(0, len(self.images) if images is None else images, _BATCH):
             yield self._value(layer, start)
 
-    def inputs(self, layer: Any) -> Iterator[Any]:
-        """What a layer of one input reads, batch by batch."""
+    def inputs(self, layer: Any, images: int | None = None) -> Iterator[Any]:
+        """What a layer of one input reads, as `outputs` gives it."""
         (source,) = self.graph.producers(layer)
-        return self.outputs(source)
+        return self.outputs(source, images)
 
     def _value(self, layer: Any, start: int) -> Any:
         if id(layer) in self._kept:

@@ -27,7 +27,8 @@ Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 
 _PLACES = 1 << 15  # of all images together, that a layer is fitted on
-_KEPT = 1 << 27  # bytes of a tensor of all images; a larger one is computed anew where it is read
+_IMAGES = 64  # that a layer is fitted on at least, where they have more places than that
+_KEPT = 1 << 28  # bytes of a tensor of all images; a larger one is computed anew where it is read
 
 
 def fit(before: Any, silenced: Any, images: Floats) -> dict[str, float]:
@@ -42,6 +43,7 @@ def fit(before: Any, silenced: Any, images: Floats) -> dict[str, float]:
     Returns:
         What is left of each layer's squared error, as a share of that before, by layer.
     """
+    images = np.random.default_rng(0).permutation(images)  # the first ones are of all classes
     old, new = (Walk(net, images, _keeps(len(images))) for net in (before, silenced))
     done: dict[str, float] = {}
     for was, now in zip(old.graph.layers, new.graph.layers, strict=True):
@@ -64,8 +66,9 @@ def _fit(old: Walk, was: Any, new: Walk, now: Any) -> float | None:
     gain, bias = target.affine()
     wanted = _matrix(target) * gain
     sums, changed = _Sums(), False
-    places = _places(now, len(old.images))
-    for both in zip(old.inputs(was), new.inputs(now), strict=True):
+    enough = _enough(now, len(old.images))
+    places = _places(now, enough)
+    for both in zip(old.inputs(was, enough), new.inputs(now, enough), strict=True):
         once, read = (np.asarray(value, np.float32) for value in both)
         changed |= not np.array_equal(once, read)
         sums.add(_rows(now, read, places), _rows(now, once, places) @ wanted + bias)
@@ -78,7 +81,7 @@ def _measure(walk: Walk, layer: Any) -> None:
     if norm is None:
         return
     count, total, squares = 0, 0.0, 0.0
-    for read in walk.inputs(layer):
+    for read in walk.inputs(layer, _enough(layer, len(walk.images))):
         made = np.asarray(layer(read, training=False), np.float64)
         made = made.reshape(-1, made.shape[-1])
         count += len(made)
@@ -147,6 +150,11 @@ class _Sums:
 def _matrix(pair: Folded) -> Array:
     """A kernel as `[height * width * inputs, outputs]`."""
     return np.asarray(pair.kernel, np.float64).reshape(-1, pair.channels)
+
+
+def _enough(layer: Any, images: int) -> int:
+    """How many images have places enough: for large maps, which are dear, not all."""
+    return min(images, max(_IMAGES, -(-_PLACES // math.prod(layer.output_shape[1:-1]))))
 
 
 def _places(layer: Any, images: int) -> npt.NDArray[np.int64]:
