@@ -132,7 +132,7 @@ class _Sums:
             )
 
         was = error(kernel, bias)
-        ridge = np.diag(squares)[heard].mean() * heard.sum() / self.count
+        ridge = np.trace(squares) / self.count  # inputs / samples of their mean variance
         held = squares[np.ix_(heard, heard)] + ridge * np.eye(heard.sum())
         gap = (products - squares @ kernel)[np.ix_(heard, live)]
         kernel[np.ix_(heard, live)] += np.linalg.solve(held, gap)
