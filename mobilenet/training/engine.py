@@ -200,12 +200,16 @@ class _Epochs(tf_keras.callbacks.Callback):
         del logs
         self.started = tf.timestamp().numpy()
         self.done = epoch * self.job.steps_per_epoch
+        self._enter(self.done)  # here, as Keras warns of a batch that begins slowly
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         del logs
+        if batch:
+            self._enter(self.done + batch)
+
+    def _enter(self, step: int) -> None:
         if self.method is None:
             return
-        step = self.done + batch
         still = self.method.evaluate_as_inference(step)
         entered = self.method.enter(step)
         if entered or still != self.learner.still:
