@@ -154,7 +154,8 @@ def _matrix(pair: Folded) -> Array:
 
 def _enough(layer: Any, images: int) -> int:
     """How many images have places enough: for large maps, which are dear, not all."""
-    return min(images, max(_IMAGES, -(-_PLACES // math.prod(layer.output_shape[1:-1]))))
+    places: int = math.prod(layer.output_shape[1:-1])
+    return min(images, max(_IMAGES, -(-_PLACES // places)))
 
 
 def _places(layer: Any, images: int) -> npt.NDArray[np.int64]:
