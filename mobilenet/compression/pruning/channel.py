@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-import tf_keras
 
 from mobilenet.compression import variables
 from mobilenet.compression.method import Method, Stage, check_plain, register
@@ -113,8 +112,7 @@ class Channel(Method):
 
     def apply(self, model: Any) -> Any:
         check_plain(model)
-        self.net = trained = tf_keras.models.clone_model(model)
-        trained.set_weights(model.get_weights())
+        self.net = trained = surgery.copied(model)
         self.net_config = config_of(model)
         self._hurry(trained)
         self.groups = find(trained)
@@ -274,10 +272,10 @@ class Channel(Method):
             for group in masks.groups
         }
         kept = selection.choose(masks.groups, shares, score, config.round_to, config.scope)
-        before = surgery.copied(self.net)
+        before = surgery.copied(self.net) if config.reconstruct else None
         fewer = [masks.narrow(group, kept[group.number]) for group in masks.groups]
         masks.apply()
-        if config.reconstruct and any(fewer):
+        if before is not None and any(fewer):
             self._reconstruct(before)
 
     def _reconstruct(self, before: Any) -> None:
