@@ -140,7 +140,9 @@ FILES = FOLDER.replace(name="image_files")  # a folder of images without classes
 RECORDS = DatasetConfig("tfrecord", label_offset=1)
 
 
+KNOWN = MappingProxyType({c.name: c for c in (DIGITS, MNIST, FOLDER, LIST, FILES, RECORDS)})
+
+
 def get(name: str) -> DatasetConfig:
     """The defaults of a data set by name; a name that is not ours is taken to be TFDS'."""
-    known = {c.name: c for c in (DIGITS, MNIST, FOLDER, LIST, FILES, RECORDS)}
-    return known.get(name, DatasetConfig(name))
+    return KNOWN.get(name, DatasetConfig(name))

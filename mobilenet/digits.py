@@ -9,6 +9,7 @@ TensorFlow is not needed to read it.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from importlib import resources
 
@@ -57,8 +58,22 @@ class Digits:
         return drawn
 
 
-def load() -> Digits:
-    """Reads the embedded digits (46 kB, a few milliseconds)."""
+def load(place: str | os.PathLike[str] | None = None) -> Digits:
+    """Reads the embedded digits (46 kB, a few milliseconds).
+
+    Args:
+        place: `--data_dir`, which other data sets have.
+
+    Raises:
+        UsageError: a place was given: what lies there is another data set.
+    """
+    if place is not None:
+        raise UsageError(
+            "--data_dir",
+            os.fspath(place),
+            "none with the digits, which are part of the package",
+            "name what lies there: --dataset_name image_folder, image_list or tfrecord",
+        )
     path = resources.files("mobilenet").joinpath("digits.npz")
     with path.open("rb") as file, np.load(file) as arrays:
         return Digits(arrays["images"], arrays["labels"], arrays["split"])

@@ -73,7 +73,8 @@ CALIBRATION = (
         "calibration_dataset",
         str,
         None,
-        "ranges are taken from its training split; --dataset_name's when left out",
+        "ranges are taken from its training split (or from the images at a path); "
+        "--dataset_name's when left out",
         group="data",
     ),
     option(

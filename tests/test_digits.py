@@ -11,8 +11,11 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from mobilenet import digits
+from mobilenet import data, digits
+from mobilenet.configs import dataset
 from mobilenet.errors import UsageError
+
+DIGITS = dataset.get("digits").replace(data_dir="photos")
 
 
 def test_pictures_and_labels_are_scikit_learns() -> None:
@@ -58,6 +61,13 @@ def test_full_ink_is_white_and_no_ink_black() -> None:
 
 def test_file_is_small() -> None:
     assert (Path(digits.__file__).parent / "digits.npz").stat().st_size < 100_000
+
+
+def test_a_place_for_them_is_told() -> None:
+    """Photos that lie there would be passed over for digits, in silence."""
+    for read in (lambda: digits.load("photos"), lambda: data.describe(DIGITS)):
+        with pytest.raises(UsageError, match=r"--data_dir: got 'photos'.*--dataset_name"):
+            read()
 
 
 def test_bad_split_and_size_are_told() -> None:

@@ -102,6 +102,18 @@ def test_a_wrong_range_is_told_at_its_layer_alone(made: Quantized, factor: float
     assert operators.step_faults(proofs.values(), None) == []
 
 
+def test_a_zero_point_halfway_between_two_codes_is_none_of_them_wrong(made: Quantized) -> None:
+    """-3..15, a range of soft equalization, has its zero at -85.5; TensorFlow rounds it up."""
+    wrapped = scheme.wrap(made.plain, WAY)
+    scheme.set_ranges(wrapped, {**made.ranges, "c_norm": np.float32((-3, 15))})
+    stored.for_export(wrapped)
+    data = convert.int8_flatbuffer(wrapped)
+    grids = [found[1:] for found in file_tensors(data, IMAGES[:1]).values()]
+    assert [zero for scale, zero in grids if scale == pytest.approx(18 / 255)] == [-85]
+    _, faults = compare(made, data, wrapped)
+    assert faults == []
+
+
 def test_a_wrong_bias_is_told_at_its_layer_alone(made: Quantized) -> None:
     def shift(bias: np.ndarray) -> None:
         bias += 40 * np.abs(bias).max()

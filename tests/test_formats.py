@@ -181,8 +181,8 @@ def test_evaluator_and_predict_take_the_file(
 def test_softmax_and_batches_have_a_format_too(toy: Path, photos: Path, tmp_path: Path) -> None:
     words = ["--quantization=int16x8", "--batch=3", "--output_activation=softmax"]
     converter.run(
-        [f"--model={toy}", f"--output={tmp_path / 'out'}", f"--calibration_dir={photos}", *words,
-         "--verify_images=8"]
+        [f"--model={toy}", f"--output={tmp_path / 'out'}", f"--calibration_dataset={photos}",
+         *words, "--verify_images=8"]
     )  # fmt: skip
     net = Classifier(tmp_path / "out")
     assert net.card.outputs == "probabilities" and net.batch == 3

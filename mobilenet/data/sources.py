@@ -81,7 +81,7 @@ def describe(dataset: DatasetConfig | str) -> DatasetInfo:
     """
     config = _config(dataset)
     if config.name == "digits":
-        held = digits.load()
+        held = digits.load(config.data_dir)
         sizes = {split: len(held.indices(split)) for split in SPLITS}
         return DatasetInfo(len(digits.LABELS), digits.LABELS, sizes, SPLITS)
     if config.name in _FILES:
@@ -105,7 +105,7 @@ def open_split(dataset: DatasetConfig | str, split: str) -> Split:
     config = _config(dataset)
     one_of("split", split, SPLITS)
     if config.name == "digits":
-        held = digits.load()
+        held = digits.load(config.data_dir)
         chosen = held.indices(split)
         return DigitSplit(held.labels[chosen].astype(np.int32), held.images[chosen])
     if config.name in _FILES:

@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.floating]
 # Operators that move codes without computing, or compute what is compared behind them.
 MOVING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "PAD", "PADV2", "MAX_POOL_2D")
 _SAME = 1e-5  # relative: scales that float32 arithmetic can tell apart
+_TIE = 0.5 + 1e-4  # codes: so near to halfway between two zero points either may be taken
 _ROUNDING = ("AveragePooling2D", "Softmax")  # layers that round in the file without a quantizer
 
 
@@ -283,11 +284,12 @@ def _grid_faults(layer: Any, name: str, scale: float, zero: int) -> list[str]:
         return []
     low, high = (float(tf.convert_to_tensor(quantizers[0].variables[x])) for x in ("low", "high"))
     wanted = (high - low) / 255
-    if abs(scale / wanted - 1) < _SAME and zero == round(-128 - low / wanted):
+    exact = -128 - low / wanted
+    if abs(scale / wanted - 1) < _SAME and abs(zero - exact) <= _TIE:
         return []
     return [
         f"{name}: scale {scale:.6g} and zero point {zero} instead of "
-        f"{wanted:.6g} and {round(-128 - low / wanted)}"
+        f"{wanted:.6g} and {round(exact)}"
     ]
 
 

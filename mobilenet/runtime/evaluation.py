@@ -53,7 +53,7 @@ def evaluate(
     if limit is not None and limit < 1:
         raise UsageError("limit", limit, "a whole number of at least 1")
     load, items, matching = (
-        _digits(classifier, split)
+        _digits(classifier, data_dir, split)
         if dataset_name == "digits"
         else _files(classifier, dataset_name, data_dir, split, label_offset)
     )
@@ -102,8 +102,8 @@ def names(classifier: Classifier) -> tuple[str, ...]:
     return () if classifier.is_bare and classifier.labels == numbers else classifier.labels
 
 
-def _digits(classifier: Classifier, split: str) -> Work:
-    data = digits.load()
+def _digits(classifier: Classifier, data_dir: str | os.PathLike[str] | None, split: str) -> Work:
+    data = digits.load(data_dir)
     matching = _match(classifier, digits.LABELS, "digits")
     height, width, channels = classifier.input_shape
 

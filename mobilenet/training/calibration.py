@@ -47,7 +47,7 @@ def load(
     """Reads calibration images, without their labels.
 
     Args:
-        name: `--calibration_dataset`; `None` takes what lies at `place`.
+        name: `--calibration_dataset`; `None` takes what lies at `place`. A path will do as well.
         place: `--calibration_dir`: what `--data_dir` is to a data set, or a folder of images
             without classes. Of data without a training split all images are taken.
         default: the data set of the command, whose training split is taken where neither is given.
@@ -59,6 +59,8 @@ def load(
         UsageError: there are no or too few images, one is corrupt, or they cannot be a net's
             inputs (see `check`).
     """
+    if place is None and name is not None and name not in datasets.KNOWN and Path(name).exists():
+        name, place = None, name
     chosen = _dataset(name, place, default)
     try:
         info = data.describe(chosen)
