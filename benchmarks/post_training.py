@@ -34,6 +34,7 @@ ALONE = {
     "bias": ("maximum", "bias", "repair"),
     "tune": ("maximum", "tune", "repair"),
     "default": ("auto",),
+    "gates and default": ("gates", "auto"),
     "default without tune": ("equalize", "hard_swish", "percentile", "clip", "bias", "repair"),
     "default and tune": (
         *("equalize", "hard_swish", "percentile", "clip"),

@@ -12,7 +12,7 @@ from .few_values import CodebookQuantization, LinearQuantization, TfmotClusterin
 
 TARGETS = ("xnnpack", "generic")  # runtimes that an int8 file is made for
 RANGE_RULES = ("maximum", "percentile", "mse")
-PTQ_STEPS = ("equalize", "hard_swish", *RANGE_RULES, "clip", "bias", "tune", "repair")
+PTQ_STEPS = ("gates", "equalize", "hard_swish", *RANGE_RULES, "clip", "bias", "tune", "repair")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,8 @@ class PostTraining(Config):
         calibration_images: of the training split, as an evaluation sees them.
         steps: which remedies, in the order of `PTQ_STEPS`. `auto` chooses by the net: with
             hard-swish or unbounded ReLU `equalize,hard_swish,percentile,clip,bias,tune,repair`,
-            with ReLU6 alone, whose ranges are harmless, `maximum,bias,repair`.
+            with ReLU6 alone, whose ranges are harmless, `maximum,bias,repair`. `gates,auto` puts
+            `gates` in front, which makes the file slower and so is never chosen.
         tuning_epochs, tuning_rate: passes over the images, and the rate at their beginning.
         keep_float: layers with a kernel that compute in float in the int8 file, as a last resort.
     """
@@ -65,7 +66,7 @@ class PostTraining(Config):
     calibration_images: int = flag(200, "training images that set the activation ranges")
     steps: tuple[str, ...] = flag(
         ("auto",),
-        "remedies of post-training int8: auto or some of " + ",".join(PTQ_STEPS),
+        "remedies of post-training int8: auto, gates,auto or some of " + ",".join(PTQ_STEPS),
         "ptq_steps",
     )
     tuning_epochs: int = flag(10, "passes over the images that tune offsets, gains and ranges")
@@ -76,7 +77,7 @@ class PostTraining(Config):
         number("--calibration_images", self.calibration_images, least=1, integer=True)
         number("--tuning_epochs", self.tuning_epochs, least=1, integer=True)
         number("--tuning_rate", self.tuning_rate, above=0)
-        if self.steps != ("auto",):
+        if self.steps not in (("auto",), ("gates", "auto")):
             self._check_steps()
 
     def _check_steps(self) -> None:

@@ -52,6 +52,21 @@ def toy(channels: int = 8, bias: bool = False) -> tf_keras.Model:
     return tf_keras.Model(source, L.Flatten(name="flat", dtype="float32")(x), name="toy")
 
 
+def swish_net() -> Any:
+    """Convolutions with a hard-swish between, a residual sum and a dense layer at the end."""
+    tf_keras.utils.set_random_seed(6)
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.BatchNormalization(name="norm")(L.Conv2D(8, 3, 2, use_bias=False, name="first")(source))
+    y = L.Rescaling(1.0, 3.0, name="shift")(x)
+    y = L.Rescaling(1 / 6, name="scale")(L.ReLU(6.0, name="six")(y))
+    x = L.Multiply(name="swish")([x, y])
+    y = L.DepthwiseConv2D(3, padding="same", name="middle")(x)
+    x = L.Add(name="sum")([x, L.ReLU(name="relu")(y)])
+    x = L.Conv2D(6, 1, name="last")(x)
+    x = L.Dense(4, name="dense")(L.GlobalAveragePooling2D(name="pool")(x))
+    return liven(tf_keras.Model(source, x))
+
+
 def liven(model: Any, seed: int = 0) -> Any:
     """Gives the batch norms of a net statistics as training leaves them. In place.
 

@@ -6,7 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compression_nets import SIZE, WAY, L, grid, inputs, liven, pixels, tf_keras, toy
+from compression_nets import (
+    SIZE,
+    WAY,
+    L,
+    grid,
+    inputs,
+    liven,
+    pixels,
+    swish_net,
+    tf_keras,
+    toy,
+)
 
 from mobilenet.compression.quantization import kept, scheme, stored
 from mobilenet.compression.quantization.calibrate import calibrate
@@ -19,21 +30,6 @@ from mobilenet.reporting import profile
 from mobilenet.runtime import flatbuffer
 
 IMAGES = pixels(6, seed=9)
-
-
-def swish_net() -> Any:
-    """Convolutions with a hard-swish between, a residual sum and a dense layer at the end."""
-    tf_keras.utils.set_random_seed(6)
-    source = L.Input((SIZE, SIZE, 3))
-    x = L.BatchNormalization(name="norm")(L.Conv2D(8, 3, 2, use_bias=False, name="first")(source))
-    y = L.Rescaling(1.0, 3.0, name="shift")(x)
-    y = L.Rescaling(1 / 6, name="scale")(L.ReLU(6.0, name="six")(y))
-    x = L.Multiply(name="swish")([x, y])
-    y = L.DepthwiseConv2D(3, padding="same", name="middle")(x)
-    x = L.Add(name="sum")([x, L.ReLU(name="relu")(y)])
-    x = L.Conv2D(6, 1, name="last")(x)
-    x = L.Dense(4, name="dense")(L.GlobalAveragePooling2D(name="pool")(x))
-    return liven(tf_keras.Model(source, x))
 
 
 class Made:

@@ -255,12 +255,12 @@ def test_the_least_error_is_found() -> None:
     assert high < values.max() / 2
 
 
-def test_extremes_hold_zero_and_hard_swish_begins_at_minus_three(small: Any) -> None:
+def test_extremes_hold_zero_and_some_ranges_begin_higher() -> None:
     assert ranges.span_of(seen_of(np.array([2.0, 3.0])), "maximum") == (0.0, 3.0)
-    found = Streams(Graph(small)).hard_swishes
-    name = found[0].source.name
-    assert ranges.clip_hard_swish({name: (-9.0, 5.0), "x": (-9.0, 5.0)}, found) == {
-        name: (-3.0, 5.0),
+    spans = {"swish": (-9.0, 5.0), "short": (-1.0, 0.0), "x": (-9.0, 5.0)}
+    assert ranges.clip(spans, {"swish": -3.0, "short": -3.0, "other": -1.0}) == {
+        "swish": (-3.0, 5.0),
+        "short": (-1.0, 1e-6),
         "x": (-9.0, 5.0),
     }
 

@@ -189,6 +189,45 @@ def hard_swishes(graph: Graph) -> list[HardSwish]:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """A tensor times the ReLU6 of its own 1x1 depthwise convolution: a hard-swish with a kernel.
+
+    Attributes:
+        source: the layer whose output goes in.
+        convolution: the depthwise one, with a bias.
+        product: the layer that multiplies.
+    """
+
+    source: Any
+    convolution: Any
+    product: Any
+
+
+def gates(graph: Graph) -> list[Gate]:
+    """Every gate of a net, in execution order."""
+    found = []
+    for product in graph.layers:
+        sources = graph.producers(product)
+        if kind(product) != "Multiply" or len(sources) != 2:
+            continue
+        for bounded, other in (sources, sources[::-1]):
+            before = graph.producers(bounded) if kind(bounded) == "ReLU" else []
+            if before and _is_gate(before[0]) and graph.producers(before[0])[0] is other:
+                found.append(Gate(other, before[0], product))
+    return found
+
+
+def _is_gate(layer: Any) -> bool:
+    inner = unwrap(layer)
+    return (
+        kind(layer) == "DepthwiseConv2D"
+        and inner.use_bias
+        and tuple(inner.kernel_size) == tuple(inner.strides) == (1, 1)
+        and inner.depth_multiplier == 1
+    )
+
+
 def hard_swish_inside(graph: Graph) -> set[str]:
     """Names of the layers between a tensor and its product with its own hard sigmoid."""
     return {layer.name for found in hard_swishes(graph) for layer in found.inside}

@@ -34,10 +34,11 @@ from mobilenet.compression.quantization.quantizers import (
     Phase,
     WeightQuantizer,
 )
+from mobilenet.compression.rebuilding import as_one, rebuild
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models.checks import check_finite
-from mobilenet.models.roles import Graph, kind
+from mobilenet.models.roles import kind
 
 Ranges = dict[str, npt.NDArray[np.float32]]
 _PREFIX = "quant_"
@@ -142,22 +143,15 @@ def wrap(
     _check_layers(model)
     places = place(model, target, keep_float)
 
-    graph = Graph(model)
-    made: dict[int, Any] = {}
-    for layer in graph.layers:
-        before = [made[id(tensor._keras_history.layer)] for tensor in graph.inputs(layer)]
-        copy = type(layer).from_config(layer.get_config())
-        if not before:
-            source = copy.output
-            quantizer = input_quantizer(preprocessing)
-            made[id(layer)] = _called(QuantizeLayer(quantizer, name=_PREFIX + INPUT), source)
-            continue
-        if layer.name in places:
+    def called(layer: Any, copy: Any, inputs: list[Any]) -> Any:
+        if kind(layer) == "InputLayer":
+            copy = QuantizeLayer(input_quantizer(preprocessing), name=_PREFIX + INPUT)
+        elif layer.name in places:
             config = PlaceConfig(**vars(places[layer.name]), rectified=_rectified(layer))
             copy = QuantizeWrapperV2(copy, config, _PREFIX)
-        made[id(layer)] = _called(copy, before[0] if len(before) == 1 else before)
-    last = model.outputs[0]._keras_history.layer
-    wrapped = tf_keras.Model(source, made[id(last)], name=model.name)
+        return _called(copy, as_one(inputs))
+
+    wrapped = rebuild(model, called)
     copy_weights(model, wrapped)
     wrapped.phase = Phase()
     for quantizer in quantizers(wrapped).values():

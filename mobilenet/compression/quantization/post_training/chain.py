@@ -24,10 +24,16 @@ from mobilenet.compression.folding import Array
 from mobilenet.compression.quantization import norms, scheme
 from mobilenet.compression.quantization.calibrate import HARMLESS, LEAST
 from mobilenet.compression.quantization.kept import names as float_names
-from mobilenet.compression.quantization.placement import Place, place
+from mobilenet.compression.quantization.placement import (
+    Place,
+    float_layers,
+    kept_float,
+    place,
+)
 from mobilenet.compression.quantization.post_training import (
     bias,
     equalize,
+    gates,
     ranges,
     soften,
     tuning,
@@ -100,6 +106,12 @@ def quantize(
     order = [
         name for name in ("equalize", "hard_swish", rule, "clip", "bias", "tune") if name in names
     ]
+    told = [misfit] if misfit else []
+    if "gates" in names:
+        model, count = gates.write(model, _floats(model, config))
+        many = "hard-swish" if count == 1 else "hard-swishes"
+        told.append(f"gates: {count} {many} written with a kernel, outputs unchanged")
+        log.info("ptq %s", told[-1])
     chain = _Chain(model, preprocessing, images, config, seed)
     chain.begin()
     for name in order:
@@ -111,17 +123,25 @@ def quantize(
         chain.net,
         tuple(chain.steps),
         "repair" in names,
-        (misfit, *chain.notes()) if misfit else chain.notes(),
+        (*told, *chain.notes()),
     )
 
 
+def _floats(model: Any, config: PostTraining) -> set[str]:
+    graph = Graph(model)
+    kept = kept_float(graph, config.keep_float)
+    return float_layers(graph, kept) if kept else set()
+
+
 def chosen_steps(model: Any, config: PostTraining) -> tuple[str, ...]:
-    """The steps of a net: those that were named, or by its activations."""
-    if config.steps != ("auto",):
+    """The steps of a net: those that were named, and in place of `auto` those that its activations
+    want."""
+    if "auto" not in config.steps:
         return config.steps
     graph = Graph(model)
     bounded = all(layer.max_value is not None for layer in graph.layers if kind(layer) == "ReLU")
-    return _BOUNDED if bounded and not Streams(graph).hard_swishes else _UNBOUNDED
+    chosen = _BOUNDED if bounded and not Streams(graph).hard_swishes else _UNBOUNDED
+    return (*config.steps[:-1], *chosen)
 
 
 @dataclasses.dataclass
@@ -243,7 +263,7 @@ class _Chain:
             What the rule alone says.
         """
         ruled = ranges.spans_of({n: self.observed[n] for n in self._ranged()}, self.state.rule)
-        spans = ranges.clip_hard_swish(ruled, self.hard_swishes if self.state.clip else [])
+        spans = ranges.clip(ruled, self._lows() if self.state.clip else {})
         spans.update(self.state.chosen)
         scheme.copy_weights(self.net, self.wrapped)
         held = scheme.get_ranges(self.wrapped)
@@ -295,13 +315,17 @@ class _Chain:
         return self._ruled("mse")
 
     def _clip(self) -> str:
-        found = self.hard_swishes
-        left = [x for x in found if variables.inner(x.source).name not in self.state.chosen]
+        left = self._lows().keys() - self.state.chosen.keys()
         if not left:
             return ""
         self.state.clip = True
         self._set_ranges()
-        return f"ranges in front of {len(left)} hard-swishes begin at -3"
+        return f"ranges in front of {len(left)} hard-swishes begin where those become zero"
+
+    def _lows(self) -> dict[str, float]:
+        """Below these, what is in front of a hard-swish comes out as zero."""
+        plain = {variables.inner(x.source).name: soften.LOW for x in self.hard_swishes}
+        return plain | gates.lows(self.streams.gates.values(), self.observed)
 
     def _bias(self) -> str:
         targets = {

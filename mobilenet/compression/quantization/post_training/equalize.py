@@ -8,16 +8,19 @@ arXiv 1902.01917).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mobilenet.compression import variables
 from mobilenet.compression.folding import Array, Folded
+from mobilenet.compression.quantization.placement import Gate
+from mobilenet.compression.quantization.post_training import gates
 from mobilenet.compression.quantization.post_training.observe import Observation
 from mobilenet.compression.quantization.post_training.streams import Stream, Streams
 
 _MOST = 64.0  # times up or down; beyond that a channel carries nothing
+_GATE = 6.0  # the most that a gate multiplies by
 _LEAST = 1e-6  # share of the largest channel: below that a channel is dead and left alone
 
 
@@ -35,7 +38,7 @@ def equalize(streams: Streams, observed: Mapping[str, Observation]) -> dict[str,
     for stream in streams:
         if not stream.is_open:
             continue
-        reach = reach_of(stream, observed)
+        reach = reach_of(stream, observed, streams.gates_of(stream))
         if reach is None:
             continue
         factors = factors_of(reach, [reading(t) for t in stream.takers if not t.depthwise])
@@ -44,14 +47,25 @@ def equalize(streams: Streams, observed: Mapping[str, Observation]) -> dict[str,
     return done
 
 
-def reach_of(stream: Stream, observed: Mapping[str, Observation]) -> Array | None:
-    """The largest magnitude of each channel over the tensors that the file rounds."""
-    names = [variables.inner(layer).name for layer in stream.tensors]
-    seen = [observed[name] for name in names if name in observed]
-    if not seen:
-        return None
-    found: Array = np.max([np.maximum(x.high, -x.low) for x in seen], axis=0)
-    return found
+def reach_of(
+    stream: Stream, observed: Mapping[str, Observation], own: Sequence[Gate] = ()
+) -> Array | None:
+    """The largest magnitude of each channel over the tensors that the file rounds.
+
+    Where a stream has gates of its `own` it is that in front of them, and a sixth of it elsewhere:
+    a gate multiplies by up to six.
+    """
+    fronts = {id(gate.source): gate for gate in own}
+    found = []
+    for layer in stream.tensors:
+        seen = observed.get(variables.inner(layer).name)
+        if seen is None:
+            continue
+        if id(layer) in fronts:
+            found.append(gates.reach(fronts[id(layer)], seen))
+        else:
+            found.append(np.maximum(seen.high, -seen.low) / (_GATE if own else 1.0))
+    return np.asarray(np.max(found, axis=0)) if found else None
 
 
 def reading(taker: Folded) -> Array:

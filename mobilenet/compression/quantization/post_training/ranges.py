@@ -7,11 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from mobilenet.compression import variables
 from mobilenet.compression.folding import Array
-from mobilenet.compression.quantization.placement import HardSwish
 from mobilenet.compression.quantization.post_training.observe import Observation
-from mobilenet.compression.quantization.post_training.soften import LOW, Span
+from mobilenet.compression.quantization.post_training.soften import Span
 
 PERCENT = 99.99
 _SHARES = np.geomspace(0.02, 1.0, 80)  # of the extremes, tried for the least error
@@ -56,11 +54,10 @@ def least_error(values: Array, counts: Counts) -> Span:
     return share * low, share * high
 
 
-def clip_hard_swish(spans: dict[str, Span], found: list[HardSwish]) -> dict[str, Span]:
-    """Ranges in front of a hard-swish begin at -3 at the lowest: what is below becomes zero."""
-    names = {variables.inner(x.source).name for x in found}
+def clip(spans: dict[str, Span], lows: Mapping[str, float]) -> dict[str, Span]:
+    """Ranges in front of hard-swishes begin at `lows`, by layer name, at the lowest."""
     return {
-        name: (max(low, LOW), max(high, 1e-6)) if name in names else (low, high)
+        name: (max(low, lows[name]), max(high, 1e-6)) if name in lows else (low, high)
         for name, (low, high) in spans.items()
     }
 

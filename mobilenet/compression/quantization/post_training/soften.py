@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from mobilenet.compression import variables
 from mobilenet.compression.folding import Array
-from mobilenet.compression.quantization.placement import HardSwish
 from mobilenet.compression.quantization.post_training.observe import Observation
 from mobilenet.compression.quantization.post_training.streams import Streams
 
@@ -36,7 +35,7 @@ class Softened:
     Attributes:
         high: upper end of the range in front; that behind is the same.
         before: factor of each channel in front, `[channels]`.
-        behind: factor of the kernels that read each channel.
+        behind: factor of the kernels that read each channel; what is added to it is divided by it.
         error_before, error: squared error of the int8 arithmetic, weighted with what the kernels
             behind make of it, for the plain range and as chosen.
     """
@@ -67,26 +66,18 @@ def soften(
     for found in streams.hard_swishes:
         source, product = (variables.inner(x).name for x in (found.source, found.product))
         seen = observed.get(source)
-        if seen is None or seen.samples is None or not _between_convolutions(streams, found):
+        if seen is None or seen.samples is None or not streams.between_convolutions(found):
             continue
         before, behind = streams.of(found.source), streams.of(found.product)
         weights = np.sum([np.square(taker.input_norms()) for taker in behind.takers], axis=0)
         choice = choose(seen.samples.astype(np.float64), weights, seen.span()[1])
         before.scale(choice.before)
-        for taker in behind.takers:
-            taker.scale_inputs(choice.behind)
+        behind.scale(1.0 / choice.behind)
         factors.update({maker.name: choice.before for maker in before.makers})
+        factors.update({maker.name: 1.0 / choice.behind for maker in behind.makers})
         spans.update({source: (LOW, choice.high), product: (PRODUCT_LOW, choice.high)})
         chosen[product] = choice
     return factors, spans, chosen
-
-
-def _between_convolutions(streams: Streams, found: HardSwish) -> bool:
-    before, behind = streams.of(found.source), streams.of(found.product)
-    ends = (found.product,)
-    return bool(
-        before.makers and behind.takers and before.ends_only_at(ends) and behind.ends_only_at(ends)
-    )
 
 
 def choose(samples: Array, weights: Array, reach: float) -> Softened:

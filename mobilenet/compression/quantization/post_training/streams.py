@@ -1,7 +1,7 @@
 """Tensors that one factor per channel can pass through, found from the graph.
 
-A ReLU, a pool, a product with a squeeze-excite gate and a residual sum all keep a factor: what is
-multiplied in front of them comes out multiplied. Convolutions give such a factor on one side and
+A ReLU, a pool, a product with a gate and a residual sum all keep a factor: what is multiplied in
+front of them comes out multiplied. Convolutions give such a factor on one side and
 take it back on the other, so that the net computes the same. What lies between them is a stream.
 """
 
@@ -12,7 +12,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from mobilenet.compression.folding import Array, Folded
-from mobilenet.compression.quantization.placement import WEIGHTS, HardSwish, hard_swishes
+from mobilenet.compression.quantization.placement import (
+    WEIGHTS,
+    Gate,
+    HardSwish,
+    gates,
+    hard_swishes,
+)
 from mobilenet.models.roles import Graph, kind, unwrap
 
 _POOLS = ("GlobalAveragePooling2D", "AveragePooling2D", "MaxPooling2D")
@@ -78,6 +84,7 @@ class Streams:
             id(layer): Folded(graph, layer) for layer in graph.layers if kind(layer) in WEIGHTS
         }
         self.hard_swishes: list[HardSwish] = hard_swishes(graph)
+        self.gates: dict[int, Gate] = {id(found.product): found for found in gates(graph)}
         self._inside = {id(x) for found in self.hard_swishes for x in found.inside}
         self._products = {id(found.product): found for found in self.hard_swishes}
         self._parent: dict[int, int] = {id(layer): id(layer) for layer in graph.layers}
@@ -93,6 +100,21 @@ class Streams:
     def of(self, layer: Any) -> Stream:
         """The stream that the output of a layer belongs to."""
         return self._streams[self._root(id(layer))]
+
+    def between_convolutions(self, found: HardSwish) -> bool:
+        """Whether a factor in front of a hard-swish, and one behind it, have both their ends."""
+        before, behind = self.of(found.source), self.of(found.product)
+        ends = (found.product,)
+        return bool(
+            before.makers
+            and behind.takers
+            and before.ends_only_at(ends)
+            and behind.ends_only_at(ends)
+        )
+
+    def gates_of(self, stream: Stream) -> list[Gate]:
+        """The gates whose products are in a stream."""
+        return [self.gates[id(x)] for x in stream.tensors if id(x) in self.gates]
 
     def _root(self, node: int) -> int:
         while self._parent[node] != node:
@@ -145,7 +167,9 @@ class Streams:
         return False
 
     def _gated(self, layer: Any) -> Any:
-        """Of a product of a map and a gate `[batch, 1, 1, channels]`, the map."""
+        """Of a product of a map and a gate, its own or `[batch, 1, 1, channels]`, the map."""
+        if id(layer) in self.gates:
+            return self.gates[id(layer)].source
         maps = [x for x in self.graph.producers(layer) if _shape(x)[1:3] != (1, 1)]
         return maps[0] if len(maps) == 1 else None
 

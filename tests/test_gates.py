@@ -1,0 +1,205 @@
+"""Hard-swish written with a kernel: the same function, open to a factor per channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tf_keras
+from compression_nets import (
+    WAY,
+    Quantized,
+    inputs,
+    liven,
+    operator_steps,
+    pixels,
+    swish_net,
+)
+
+from mobilenet.compression.quantization import scheme, stored
+from mobilenet.compression.quantization.placement import (
+    float_layers,
+    hard_swishes,
+    kept_float,
+)
+from mobilenet.compression.quantization.placement import gates as gates_of
+from mobilenet.compression.quantization.post_training import chain, gates, soften
+from mobilenet.compression.quantization.post_training.observe import Observation, Observer
+from mobilenet.compression.quantization.post_training.streams import Streams
+from mobilenet.configs import archs
+from mobilenet.configs.quantization import PostTraining
+from mobilenet.errors import UsageError
+from mobilenet.export import convert
+from mobilenet.models.builder import build
+from mobilenet.models.roles import Graph
+from mobilenet.runtime import flatbuffer, interpreter
+
+PX = 64  # squeeze-excite maps are larger than one place
+PLAIN = ("equalize", "maximum", "repair")
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    """V3-small, narrow; do not change it."""
+    tf_keras.utils.set_random_seed(1)
+    fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
+    return liven(build(archs.get("mobilenet_v3_small", **fields), (PX, PX, 3)))
+
+
+@pytest.fixture(scope="module")
+def gated(small: Any) -> Any:
+    """The same with gates; do not change it."""
+    return gates.write(small, ())[0]
+
+
+def answers(model: Any, images: np.ndarray) -> np.ndarray:
+    return model(images, training=False).numpy().reshape(len(images), -1)
+
+
+def same(found: np.ndarray, wanted: np.ndarray) -> None:
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_gates_change_no_output(small: Any, gated: Any) -> None:
+    before = hard_swishes(Graph(small))
+    graph = Graph(gated)
+    found = gates_of(graph)
+    assert [x.product.name for x in found] == [x.product.name for x in before]
+    assert [x.source.name for x in found] == [x.source.name for x in before]
+    assert hard_swishes(graph) == []
+    assert len(gated.layers) == len(small.layers) - len(found)
+    same(answers(gated, inputs(6, PX)), answers(small, inputs(6, PX)))
+
+
+def test_any_factor_passes_a_gate(small: Any) -> None:
+    copy, count = gates.write(small, ())
+    streams, rng = Streams(Graph(copy)), np.random.default_rng(0)
+    passed = [s for s in streams if streams.gates_of(s)]
+    assert len(passed) == count == len(gates_of(Graph(copy)))
+    for stream in passed:
+        assert stream.is_open
+        stream.scale(2.0 ** rng.uniform(-3, 3, stream.channels))
+    same(answers(copy, inputs(6, PX)), answers(small, inputs(6, PX)))
+
+
+def test_what_a_gate_makes_zero_does_not_count(gated: Any) -> None:
+    copy = tf_keras.models.clone_model(gated)
+    copy.set_weights(gated.get_weights())
+    gate = gates_of(Graph(copy))[0]
+    scales = np.linspace(0.5, 2, gate.convolution.output_shape[-1]).astype(np.float32)
+    gate.convolution.set_weights([scales.reshape(1, 1, -1, 1), np.full(len(scales), 3.0)])
+    bends = -3.0 / scales.astype(np.float64)
+    np.testing.assert_allclose(gates.bends(gate), bends)
+    low, high = np.full(len(scales), -4.0), np.full(len(scales), 1.0)
+    low[0], high[1] = -0.5, 9.0
+    seen = {gate.source.name: Observation(low, high, 0 * low)}
+    wanted = np.maximum(high, np.minimum(-low, -bends))
+    np.testing.assert_allclose(gates.reach(gate, seen[gate.source.name]), wanted)
+    assert gates.lows([gate], seen) == {gate.source.name: max(-4.0, bends[1])}
+    assert gates.lows([gate], {}) == {}
+
+
+def unequal() -> Any:
+    """A net whose hard-swish reads some channels that are much smaller than others."""
+    model = swish_net()
+    streams = Streams(Graph(model))
+    (found,) = streams.hard_swishes
+    before, behind = streams.of(found.source), streams.of(found.product)
+    factors = np.where(np.arange(before.channels) % 2 == 0, 1 / 60, 1.0)
+    before.scale(factors)
+    behind.scale(factors)
+    return model
+
+
+@pytest.fixture(scope="module")
+def bent() -> Any:
+    """Do not change it."""
+    return unequal()
+
+
+def noise(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.square(found - wanted).sum() / np.square(wanted).sum())
+
+
+def test_what_is_added_to_a_hard_swish_is_scaled_with_it(
+    bent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """V3-large has a residual sum there; both ways of scaling reach its other side."""
+    model, count = gates.write(bent)
+    assert count == 1
+    same(answers(model, inputs(6)), answers(bent, inputs(6)))
+    # Far above 3 hard-swish is the identity, so that soft equalization changes nothing either.
+    plain = swish_net()
+    norm = plain.get_layer("norm")
+    norm.beta.assign(norm.beta + 40)
+    before = answers(plain, inputs(6))
+    factors = np.linspace(0.5, 2, norm.output_shape[-1])
+    chosen = soften.Softened(100.0, factors, 1 / factors, 1.0, 0.0)
+    monkeypatch.setattr(soften, "choose", lambda *_: chosen)
+    seen = Observer(plain)(["norm"], inputs(6), sampled={"norm": 10})
+    assert seen["norm"].low.min() > 6
+    found, _, _ = soften.soften(Streams(Graph(plain)), seen)
+    np.testing.assert_allclose(found["middle"], factors)
+    same(answers(plain, inputs(6)), before)
+
+
+def test_gates_let_unequal_channels_be_mended(bent: Any) -> None:
+    images, unseen = inputs(24), inputs(12, seed=7)
+    plain = chain.quantize(bent, WAY, images, PostTraining(steps=PLAIN))
+    made = chain.quantize(bent, WAY, images, PostTraining(steps=("gates", *PLAIN)))
+    assert made.notes[0] == "gates: 1 hard-swish written with a kernel, outputs unchanged"
+    assert any(step.name == "equalize" and step.kept for step in made.steps)
+    wanted = answers(bent, unseen)
+    assert noise(answers(made.wrapped, unseen), wanted) < 0.3 * noise(
+        answers(plain.wrapped, unseen), wanted
+    )
+    same(answers(made.plain, unseen), wanted)
+
+
+def test_a_net_with_gates_becomes_a_file_of_one_partition(bent: Any) -> None:
+    steps = ("gates", "equalize", "percentile", "clip", "bias", "repair")
+    made = chain.quantize(bent, WAY, inputs(24), PostTraining(steps=steps))
+    stored.for_export(made.wrapped, made.repair)
+    data = convert.int8_flatbuffer(made.wrapped)
+    assert flatbuffer.read(data).float_tensors() == []
+    assert interpreter.partitions(interpreter.make(data)) == 1
+    file = Quantized(made.plain, made.wrapped, {}, data, np.zeros(0))
+    for layer, off in operator_steps(file, pixels(2, seed=9)).items():
+        assert off.max() <= 1, layer
+
+
+def test_the_fitted_net_is_wrapped_again_as_it_was(bent: Any) -> None:
+    config = PostTraining(steps=("gates", "equalize", "maximum", "clip", "repair"))
+    made = chain.quantize(bent, WAY, inputs(16), config)
+    again = scheme.wrap(made.plain, WAY)
+    scheme.set_ranges(again, scheme.get_ranges(made.wrapped))
+    unseen = inputs(4, seed=7)
+    np.testing.assert_array_equal(answers(again, unseen), answers(made.wrapped, unseen))
+
+
+def test_hard_swishes_in_float_get_no_gate(small: Any, bent: Any) -> None:
+    made = chain.quantize(
+        bent, WAY, inputs(16), PostTraining(steps=("gates", *PLAIN), keep_float=("first",))
+    )
+    assert made.notes[0].startswith("gates: 0 hard-swishes")
+    assert len(hard_swishes(Graph(made.plain))) == 1
+    graph = Graph(small)
+    names = [x.product.name for x in hard_swishes(graph)]
+    floats = float_layers(graph, kept_float(graph, ["Conv", "expanded_conv_depthwise"]))
+    kept, count = gates.write(small, floats)
+    assert [x.product.name for x in hard_swishes(Graph(kept))] == names[:1]
+    assert count == len(names) - 1
+
+
+def test_gates_go_in_front_of_what_the_net_wants(small: Any) -> None:
+    assert chain.chosen_steps(small, PostTraining(steps=("gates", "auto"))) == (
+        *("gates", "equalize", "hard_swish", "percentile"),
+        *("clip", "bias", "tune", "repair"),
+    )
+
+
+@pytest.mark.parametrize("steps", [("auto", "gates"), ("gates",), ("maximum", "gates")])
+def test_gates_out_of_place(steps: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="^--ptq_steps: got .*steps in the order gates,"):
+        PostTraining(steps=steps)
