@@ -239,7 +239,8 @@ class DnsPruning(Pruning):
     arXiv 1608.04493), with the rules of wendazhou/nnet-compression-generalization `nnet/pruning`.
 
     A threshold is the percentile of a kernel's dense magnitudes at the share that the schedule asks
-    for. It is taken every `frequency` steps. The target stands at `end`; that repository has 2/3.
+    for. It is taken every `frequency` steps. The target stands at `end`; that repository has 2/3,
+    but a short stage ends with the better net where masks stand still sooner.
 
     Attributes:
         sparsity: share of zeros by role, or by a regular expression that matches whole layer names,
@@ -273,7 +274,8 @@ class DnsPruning(Pruning):
         "chance of a mask to be replaced in a step",
         "dns_probabilities",
     )
-    last: float = flag(0.7, "share of the stage behind which masks stand still", "dns_last")
+    end: float = flag(0.4, "share of the pruning stage at which the target stands", "pruning_end")
+    last: float = flag(0.45, "share of the stage behind which masks stand still", "dns_last")
     train: str = flag("kernels", "kernels or all: which weights train", "dns_train")
     statistics: bool = flag(True, "let batch-norm statistics move", "dns_statistics")
 
