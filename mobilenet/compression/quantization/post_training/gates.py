@@ -35,8 +35,11 @@ def write(model: Any, floats: Collection[str] = ()) -> tuple[Any, int]:
         A new net, and how many gates it has.
     """
     streams = Streams(Graph(model))
-    found = [x for x in streams.hard_swishes if streams.between_convolutions(x)]
-    chosen = [x for x in found if not floats or x.inside[0].name not in floats]
+    chosen = [
+        x
+        for x in streams.hard_swishes
+        if streams.between_convolutions(x) and x.inside[0].name not in floats
+    ]
     if not chosen:
         return model, 0
     gated = rebuild(model, _Writer(chosen).called)
@@ -46,11 +49,11 @@ def write(model: Any, floats: Collection[str] = ()) -> tuple[Any, int]:
     graph = Graph(gated)
     for one in chosen:
         behind = streams.of(one.product)
-        sixth = np.full(behind.channels, 1 / 6)
+        sixths = np.full(behind.channels, float(one.inside[2].scale))
         for taker in behind.takers:
-            Folded(graph, gated.get_layer(taker.name)).scale_inputs(sixth)
+            Folded(graph, gated.get_layer(taker.name)).scale_inputs(sixths)
         for maker in behind.makers:  # what is added to the product
-            Folded(graph, gated.get_layer(maker.name)).scale(1 / sixth)
+            Folded(graph, gated.get_layer(maker.name)).scale(1 / sixths)
     return gated, len(chosen)
 
 
