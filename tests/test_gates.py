@@ -122,26 +122,16 @@ def noise(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.square(found - wanted).sum() / np.square(wanted).sum())
 
 
-def test_what_is_added_to_a_hard_swish_is_scaled_with_it(
-    bent: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """V3-large has a residual sum there; both ways of scaling reach its other side."""
+def test_what_is_added_to_a_hard_swish_is_scaled_with_it_or_nothing_is(bent: Any) -> None:
+    """V3-large has a residual sum there: gates scale its other side, soft factors stay away."""
     model, count = gates.write(bent)
     assert count == 1
     same(answers(model, inputs(6)), answers(bent, inputs(6)))
-    # Far above 3 hard-swish is the identity, so that soft equalization changes nothing either.
     plain = swish_net()
-    norm = plain.get_layer("norm")
-    norm.beta.assign(norm.beta + 40)
     before = answers(plain, inputs(6))
-    factors = np.linspace(0.5, 2, norm.output_shape[-1])
-    chosen = soften.Softened(100.0, factors, 1 / factors, 1.0, 0.0)
-    monkeypatch.setattr(soften, "choose", lambda *_: chosen)
     seen = Observer(plain)(["norm"], inputs(6), sampled={"norm": 10})
-    assert seen["norm"].low.min() > 6
-    found, _, _ = soften.soften(Streams(Graph(plain)), seen)
-    np.testing.assert_allclose(found["middle"], factors)
-    same(answers(plain, inputs(6)), before)
+    assert soften.soften(Streams(Graph(plain)), seen) == ({}, {}, {})
+    np.testing.assert_array_equal(answers(plain, inputs(6)), before)
 
 
 def test_gates_let_unequal_channels_be_mended(bent: Any) -> None:
