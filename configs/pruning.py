@@ -287,7 +287,11 @@ class DnsPruning(Pruning):
         number("--dns_slope", self.slope, least=0, below=1 - self.base)
         number("--dns_lower", self.lower, least=0, most=1)
         number("--dns_upper", self.upper, least=1)
-        number("--dns_last", self.last, least=self.end, most=1)
+        number("--dns_last", self.last, most=1)
+        if self.last < self.end:
+            raise UsageError(
+                "--dns_last", self.last, f"a share of at least --pruning_end ({self.end})"
+            )
         one_of("--dns_train", self.train, ("kernels", "all"))
         for chance in self.probabilities:
             number("--dns_probabilities", chance, least=0, most=1)

@@ -362,7 +362,8 @@ def test_the_log_tells_the_counts(caplog: pytest.LogCaptureFixture) -> None:
     [
         (["--dns_upper=0.5"], "--dns_upper: got 0.5, expected a number at least 1"),
         (["--dns_base=0.9", "--dns_slope=0.2"], "--dns_slope: got 0.2"),
-        (["--dns_last=0.3"], "--dns_last: got 0.3, expected a number at least 0.4"),
+        (["--dns_last=1.5"], "--dns_last: got 1.5, expected a number at most 1"),
+        (["--pruning_end=0.6"], "--dns_last: got 0.45, expected a share of at least --pruning_end"),
         (["--dns_boundaries=0.5"], "4 shares in rising order"),
         (["--dns_probabilities=2"], "--dns_probabilities: got 2.0"),
         (["--dns_train=some"], "--dns_train: got 'some', expected one of kernels, all"),
