@@ -10,8 +10,10 @@ import tf_keras
 from compression_nets import (
     WAY,
     Quantized,
+    answers,
     inputs,
-    liven,
+    narrow_v3,
+    noise,
     operator_steps,
     pixels,
     swish_net,
@@ -27,11 +29,9 @@ from mobilenet.compression.quantization.placement import gates as gates_of
 from mobilenet.compression.quantization.post_training import chain, gates, soften
 from mobilenet.compression.quantization.post_training.observe import Observation, Observer
 from mobilenet.compression.quantization.post_training.streams import Streams
-from mobilenet.configs import archs
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
 from mobilenet.export import convert
-from mobilenet.models.builder import build
 from mobilenet.models.roles import Graph
 from mobilenet.runtime import flatbuffer, interpreter
 
@@ -41,20 +41,14 @@ PLAIN = ("equalize", "maximum", "repair")
 
 @pytest.fixture(scope="module")
 def small() -> Any:
-    """V3-small, narrow; do not change it."""
-    tf_keras.utils.set_random_seed(1)
-    fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
-    return liven(build(archs.get("mobilenet_v3_small", **fields), (PX, PX, 3)))
+    """Do not change it."""
+    return narrow_v3(PX)
 
 
 @pytest.fixture(scope="module")
 def gated(small: Any) -> Any:
     """The same with gates; do not change it."""
     return gates.write(small, ())[0]
-
-
-def answers(model: Any, images: np.ndarray) -> np.ndarray:
-    return model(images, training=False).numpy().reshape(len(images), -1)
 
 
 def same(found: np.ndarray, wanted: np.ndarray) -> None:
@@ -91,6 +85,11 @@ def test_what_a_gate_makes_zero_does_not_count(gated: Any) -> None:
     gate.convolution.set_weights([scales.reshape(1, 1, -1, 1), np.full(len(scales), 3.0)])
     bends = -3.0 / scales.astype(np.float64)
     np.testing.assert_allclose(gates.bends(gate), bends)
+    odd = [np.array([0, -1, *scales[2:]]).reshape(1, 1, -1, 1), np.full(len(scales), 3.0)]
+    falling = tf_keras.models.clone_model(copy)
+    other = gates_of(Graph(falling))[0]
+    other.convolution.set_weights(odd)
+    assert list(gates.bends(other)[:2]) == [-np.inf, -np.inf]
     low, high = np.full(len(scales), -4.0), np.full(len(scales), 1.0)
     low[0], high[1] = -0.5, 9.0
     seen = {gate.source.name: Observation(low, high, 0 * low)}
@@ -100,8 +99,10 @@ def test_what_a_gate_makes_zero_does_not_count(gated: Any) -> None:
     assert gates.lows([gate], {}) == {}
 
 
-def unequal() -> Any:
-    """A net whose hard-swish reads some channels that are much smaller than others."""
+@pytest.fixture(scope="module")
+def bent() -> Any:
+    """A net whose hard-swish reads some channels that are much smaller than others; do not change
+    it."""
     model = swish_net()
     streams = Streams(Graph(model))
     (found,) = streams.hard_swishes
@@ -110,16 +111,6 @@ def unequal() -> Any:
     before.scale(factors)
     behind.scale(factors)
     return model
-
-
-@pytest.fixture(scope="module")
-def bent() -> Any:
-    """Do not change it."""
-    return unequal()
-
-
-def noise(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.square(found - wanted).sum() / np.square(wanted).sum())
 
 
 def test_what_is_added_to_a_hard_swish_is_scaled_with_it_or_nothing_is(bent: Any) -> None:

@@ -13,8 +13,11 @@ from compression_nets import (
     WAY,
     L,
     Quantized,
+    answers,
     inputs,
     liven,
+    narrow_v3,
+    noise,
     operator_steps,
     pixels,
     toy,
@@ -49,25 +52,14 @@ PX = 64  # squeeze-excite maps are larger than one place
 
 @pytest.fixture(scope="module")
 def small() -> Any:
-    """V3-small, narrow; do not change it."""
-    tf_keras.utils.set_random_seed(1)
-    fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
-    return liven(build(archs.get("mobilenet_v3_small", **fields), (PX, PX, 3)))
+    """Do not change it."""
+    return narrow_v3(PX)
 
 
 def clone(model: Any) -> Any:
     copy = tf_keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     return copy
-
-
-def answers(model: Any, images: np.ndarray) -> np.ndarray:
-    return model(images, training=False).numpy().reshape(len(images), -1)
-
-
-def noise(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Squared error of outputs as a share of their own square."""
-    return float(np.square(found - wanted).sum() / np.square(wanted).sum())
 
 
 def relu_net() -> Any:

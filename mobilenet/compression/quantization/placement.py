@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mobilenet.configs.quantization import TARGETS
@@ -170,23 +170,28 @@ def hard_swishes(graph: Graph) -> list[HardSwish]:
     The hard sigmoid of a squeeze-excite gate multiplies another tensor and is not among them.
     """
     found = []
-    for product in graph.layers:
-        sources = graph.producers(product)
-        if kind(product) != "Multiply" or len(sources) != 2:
-            continue
-        for layer, other in (sources, sources[::-1]):
-            chain = [layer]
-            while kind(chain[-1]) in ("Rescaling", "ReLU") and len(chain) < 4:
-                chain += graph.producers(chain[-1])
-            kinds = [kind(x) for x in chain[:3]]
-            if (
-                len(chain) == 4
-                and chain[3] is other
-                and kinds == ["Rescaling", "ReLU", "Rescaling"]
-                and _is_shift(chain[2])
-            ):
-                found.append(HardSwish(other, (chain[2], chain[1], chain[0]), product))
+    for product, layer, other in _products(graph):
+        chain = [layer]
+        while kind(chain[-1]) in ("Rescaling", "ReLU") and len(chain) < 4:
+            chain += graph.producers(chain[-1])
+        kinds = [kind(x) for x in chain[:3]]
+        if (
+            len(chain) == 4
+            and chain[3] is other
+            and kinds == ["Rescaling", "ReLU", "Rescaling"]
+            and _is_shift(chain[2])
+        ):
+            found.append(HardSwish(other, (chain[2], chain[1], chain[0]), product))
     return found
+
+
+def _products(graph: Graph) -> Iterator[tuple[Any, Any, Any]]:
+    """Every product of two tensors with its factors, in both orders."""
+    for product in graph.layers:
+        factors = graph.producers(product)
+        if kind(product) == "Multiply" and len(factors) == 2:
+            yield product, factors[0], factors[1]
+            yield product, factors[1], factors[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,14 +212,10 @@ class Gate:
 def gates(graph: Graph) -> list[Gate]:
     """Every gate of a net, in execution order."""
     found = []
-    for product in graph.layers:
-        sources = graph.producers(product)
-        if kind(product) != "Multiply" or len(sources) != 2:
-            continue
-        for bounded, other in (sources, sources[::-1]):
-            before = graph.producers(bounded) if kind(bounded) == "ReLU" else []
-            if before and _is_gate(before[0]) and graph.producers(before[0])[0] is other:
-                found.append(Gate(other, before[0], product))
+    for product, bounded, other in _products(graph):
+        before = graph.producers(bounded) if kind(bounded) == "ReLU" else []
+        if before and _is_gate(before[0]) and graph.producers(before[0])[0] is other:
+            found.append(Gate(other, before[0], product))
     return found
 
 

@@ -108,10 +108,9 @@ def quantize(
     ]
     told = [misfit] if misfit else []
     if "gates" in names:
-        model, count = gates.write(model, _floats(model, config))
-        many = "hard-swish" if count == 1 else "hard-swishes"
-        told.append(f"gates: {count} {many} written with a kernel, outputs unchanged")
-        log.info("ptq %s", told[-1])
+        model, note = _with_gates(model, config)
+        told.append(note)
+        log.info("ptq %s", note)
     chain = _Chain(model, preprocessing, images, config, seed)
     chain.begin()
     for name in order:
@@ -127,10 +126,12 @@ def quantize(
     )
 
 
-def _floats(model: Any, config: PostTraining) -> set[str]:
+def _with_gates(model: Any, config: PostTraining) -> tuple[Any, str]:
+    """The same function with gates where it is not float, and a line for a person."""
     graph = Graph(model)
-    kept = kept_float(graph, config.keep_float)
-    return float_layers(graph, kept) if kept else set()
+    gated, count = gates.write(model, float_layers(graph, kept_float(graph, config.keep_float)))
+    many = "hard-swish" if count == 1 else "hard-swishes"
+    return gated, f"gates: {count} {many} written with a kernel, outputs unchanged"
 
 
 def chosen_steps(model: Any, config: PostTraining) -> tuple[str, ...]:

@@ -82,10 +82,15 @@ class _Writer:
 
 
 def bends(gate: Gate) -> Array:
-    """What is below in front of each gate, `[channels]`, comes out as zero."""
+    """What is below in front of each gate, `[channels]`, comes out as zero.
+
+    The gates of a foreign net may hold weights of 0 or less, below which nothing does.
+    """
     inner = variables.inner(gate.convolution)
-    found: Array = -np.asarray(inner.bias, np.float64) / np.ravel(inner.depthwise_kernel)
-    return found
+    kernel = np.ravel(inner.depthwise_kernel).astype(np.float64)
+    rising = kernel > 0
+    found = -np.asarray(inner.bias, np.float64) / np.where(rising, kernel, 1.0)
+    return np.where(rising, found, -np.inf)
 
 
 def reach(gate: Gate, seen: Observation) -> Array:
