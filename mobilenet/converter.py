@@ -4,7 +4,6 @@ frozen graph.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError, one_of
 
-log = logging.getLogger("mobilenet")
 _DATA = [s for s in cli.flag_specs(DatasetConfig) if s.path in ("name", "data_dir")]
 _FITTING = [s for s in cli.flag_specs(PostTraining) if s.path != "calibration_images"]
 _FITTED = cli.option("fitted", str, None, "a folder for the net that ptq ends with and its ranges")
@@ -71,13 +69,6 @@ def run(argv: list[str]) -> int | None:
     form.ends(opened.quantized)
     shape = form.shape(opened.net.model.input_shape[1:])
     data = cli.dataset_of(parsed, opened.net.card.dataset)
-    if not opened.net.card.dataset and "name" not in parsed.settings:
-        log.warning(
-            "%s: the net names no data set, so it is proved on the %s; "
-            "--dataset_name and --data_dir give its own",
-            source,
-            data.name,
-        )
     way = exporting.preprocessing_of(opened.net.card, data)
     images = reading.images(data, "test", shape, way, options["verify_images"])
     seen = None

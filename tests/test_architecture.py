@@ -18,7 +18,8 @@ COMMANDS = (
     *COMMANDS_OF_ROOMS,
 )
 GROUND = ("errors", "files", "metrics", "digits", "class_folders", "image_list", "configs")
-EDGE = ("cli", "process", "specs", "values", "__main__", *COMMANDS)
+DESK = ("cli", "process", "settling", "specs", "values", "__main__")  # what commands are made of
+EDGE = (*DESK, *COMMANDS)
 FLOORS = {
     **dict.fromkeys(GROUND, 0),
     **dict.fromkeys(("models", "data", "runtime"), 1),
@@ -26,7 +27,7 @@ FLOORS = {
     **dict.fromkeys(("surgery", "training", "reporting"), 3),
     **dict.fromkeys(EDGE, 4),
 }
-LIGHT = (*GROUND, "runtime", "cli", "process", "specs", "values", "__main__", "__init__")
+LIGHT = (*GROUND, "runtime", *DESK, "__init__")
 HEAVY = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "tensorflow_datasets")
 # The fallback for machines that have TensorFlow and no ai_edge_litert.
 MAY_FALL_BACK = {"mobilenet.runtime.interpreter"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,20 @@ def test_settle_leaves_the_old_config_alone_and_names_a_wrong_path() -> None:
     assert old == RunConfig()
     with pytest.raises(UsageError, match="did you mean train"):
         cli.settle(old, {"trian.lr": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("typed", "trained_on", "expected"),
+    [((), "", "digits"), ((), "cifar10", "cifar10"), (("--dataset_name=mnist",), "", "mnist")],
+)
+def test_the_data_set_is_typed_or_the_nets_own_else_the_digits_with_a_warning(
+    caplog: pytest.LogCaptureFixture, typed: tuple[str, ...], trained_on: str, expected: str
+) -> None:
+    command = cli.Command("test", "Tests.", cli.flag_specs(DatasetConfig))
+    with caplog.at_level(logging.WARNING, "mobilenet"):
+        found = cli.dataset_of(command.parse(list(typed)), trained_on)
+    assert found.name == expected
+    assert ("names no data set" in caplog.text) == (not typed and not trained_on)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(), st.booleans())
