@@ -45,6 +45,9 @@ COMMAND = cli.Command(
         cli.option(
             "threads", int, None, "images at once through a flatbuffer; all cores when left out"
         ),
+        cli.option(
+            "runtime", str, "litert", "of a flatbuffer: " + " or ".join(classifier.RUNTIMES)
+        ),
     ),
 )
 
@@ -55,9 +58,12 @@ def run(argv: list[str]) -> int | None:
     if options["model"] is None:
         raise UsageError("--model", None, "a saved net", "python -m mobilenet.trainer makes one")
     one_of("--split", options["split"], evaluation.SPLITS)
+    one_of("--runtime", options["runtime"], classifier.RUNTIMES)
     number("--batch_size", options["batch_size"], least=1, integer=True)
     path = Path(options["model"])
     is_file = path.suffix == ".tflite" or (path / classifier.MODEL).is_file()
+    if "runtime" in parsed.given and not is_file:
+        raise UsageError("--runtime", options["runtime"], "a flatbuffer", f"{path} is another net")
     started = time.monotonic()
     score, data, card = (_flatbuffer if is_file else _keras)(path, parsed)
     seconds = time.monotonic() - started
@@ -79,7 +85,7 @@ def run(argv: list[str]) -> int | None:
 
 def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card]:
     options = parsed.options
-    net = classifier.Classifier(path, options["threads"])
+    net = classifier.Classifier(path, options["threads"], options["runtime"])
     data = cli.dataset_of(parsed, net.card.dataset)
     if data.name in evaluation.DATASETS:
         left_out: list[UsageError] = []

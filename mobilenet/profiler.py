@@ -11,13 +11,14 @@ from mobilenet import cli
 from mobilenet.configs.base import number
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
-from mobilenet.runtime import classifier, flatbuffer, interpreter
+from mobilenet.runtime import classifier, flatbuffer, interpreter, micro
 
 _COMPARED = "a flatbuffer and --against"
 _USES = {  # what some flags go with
     **dict.fromkeys(("images", "worst", "dataset_name", "data_dir"), _COMPARED),
     **dict.fromkeys(("image_size", "packed", "groups", "histograms"), "a net"),
     "latency": "a net, or a flatbuffer alone",
+    "micro": "a flatbuffer alone",
 }
 COMMAND = cli.Command(
     "mobilenet.profiler",
@@ -33,6 +34,7 @@ COMMAND = cli.Command(
             None,
             "a folder for a picture of each kernel's weights; lists zeros and zero channels too",
         ),
+        cli.option("micro", bool, False, "what a micro-controller needs to run a FILE.tflite"),
         cli.option("image_size", int, None, "height and width of a net that leaves its size open"),
         cli.option(
             "against",
@@ -104,6 +106,8 @@ def _file(path: Path, parsed: cli.Parsed) -> None:
     if parsed.options["latency"]:
         seconds = interpreter.latency({"file": content})["file"]
         print(f"{1000 * seconds:.4f} ms on one thread")
+    if parsed.options["micro"]:
+        print("", *micro.needs(content), sep="\n")
 
 
 def _compare(path: Path, parsed: cli.Parsed) -> None:

@@ -21,7 +21,7 @@ from mobilenet.configs.dataset import PREPROCESSING
 from mobilenet.export import convert, verify
 from mobilenet.models.builder import build
 from mobilenet.models.roles import Graph
-from mobilenet.runtime import flatbuffer
+from mobilenet.runtime import flatbuffer, micro
 from mobilenet.runtime import interpreter as runtime
 
 L = tf_keras.layers
@@ -198,23 +198,36 @@ def grid(images: np.ndarray) -> np.ndarray:
     return (images.astype(np.float32) - 128) / np.float32(127.5)
 
 
-def file_tensors(data: bytes, images: np.ndarray) -> dict[str, tuple[np.ndarray, float, int]]:
-    """Codes, scale and zero point of every operator's output, by the first part of its name.
-
-    Kernels without a delegate: the only ones that let inner tensors be read.
-    """
+def plain_kernels(content: flatbuffer.Flatbuffer) -> Any:
+    """Kernels without a delegate, whose inner tensors can be read."""
     runner = interpreter.Interpreter(
-        model_content=data,
+        model_content=content.content,
         experimental_preserve_all_tensors=True,
         experimental_op_resolver_type=interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     )
     runner.allocate_tensors()
+    return runner
+
+
+def micro_kernels(content: flatbuffer.Flatbuffer) -> Any:
+    """Those of TensorFlow Lite Micro."""
+    return micro.Interpreter(content, keep_tensors=True)
+
+
+Runner = Callable[[flatbuffer.Flatbuffer], Any]
+
+
+def file_tensors(
+    data: bytes, images: np.ndarray, make: Runner = plain_kernels
+) -> dict[str, tuple[np.ndarray, float, int]]:
+    """Codes, scale and zero point of every operator's output, by the first part of its name."""
     content = flatbuffer.read(data)
+    runner = make(content)
     wanted = [content.tensors[index] for op in content.operators for index in op.outputs]
     rows: dict[int, list[np.ndarray]] = {tensor.index: [] for tensor in wanted}
     for image in images:
         codes = (image.astype(np.int16) - 128).astype(np.int8)
-        runner.set_tensor(runner.get_input_details()[0]["index"], codes[None])
+        runner.set_tensor(content.inputs[0], codes[None])
         runner.invoke()
         for index in rows:
             rows[index].append(runner.get_tensor(index)[0].copy())
@@ -224,7 +237,9 @@ def file_tensors(data: bytes, images: np.ndarray) -> dict[str, tuple[np.ndarray,
     }
 
 
-def operator_steps(made: Quantized, images: np.ndarray) -> dict[str, np.ndarray]:
+def operator_steps(
+    made: Quantized, images: np.ndarray, make: Runner = plain_kernels
+) -> dict[str, np.ndarray]:
     """How far the file is from the simulation, operator by operator, in steps.
 
     Every simulated operator is fed the *file's* codes, so that errors do not add up.
@@ -232,11 +247,12 @@ def operator_steps(made: Quantized, images: np.ndarray) -> dict[str, np.ndarray]
     Args:
         made: from `quantize`.
         images: uint8.
+        make: whose kernels run the file.
 
     Returns:
         By the layer whose output is rounded: absolute difference of each code.
     """
-    tensors = file_tensors(made.data, images)
+    tensors = file_tensors(made.data, images, make)
     graph = Graph(made.wrapped)
     values: dict[int, Any] = {}
     chain: dict[int, list[str]] = {}  # layers that one operator has swallowed so far

@@ -47,12 +47,25 @@ def test_a_float_net_becomes_an_int8_file(exported: tuple[Path, str], trained: P
 
 
 def test_the_file_is_about_as_good_as_the_net(exported: tuple[Path, str], trained: Path) -> None:
-    def top1(model: Path) -> float:
-        done = command("evaluator", f"--model={model}", "--dataset_name=digits")
-        assert done.returncode == 0, done.stderr
-        return float(done.stdout.splitlines()[-1].split()[0])
-
     assert top1(exported[0]) >= top1(trained) - 2.0
+
+
+def top1(model: Path, *words: str) -> float:
+    done = command("evaluator", f"--model={model}", "--dataset_name=digits", *words)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout.splitlines()[-1].split()[0])
+
+
+def test_a_micro_controller_scores_the_same_and_its_needs_are_told(
+    exported: tuple[Path, str],
+) -> None:
+    pytest.importorskip("tflite_micro.python.tflite_micro.runtime")
+    here, there = top1(exported[0]), top1(exported[0], "--runtime=micro")
+    assert there == pytest.approx(here, abs=1.0)
+    done = command("profiler", exported[0], "--micro", "--nolatency")
+    assert done.returncode == 0, done.stderr
+    assert "bytes of arena" in done.stdout
+    assert "AddConv2D, AddDepthwiseConv2D" in done.stdout
 
 
 def test_the_profiler_shows_every_rounded_tensor(exported: tuple[Path, str], trained: Path) -> None:
@@ -137,6 +150,7 @@ def test_bad_words_cost_one_line(
         ((), "MODEL: expected one net"),
         (("FILE", "--against=nowhere"), "nowhere: expected a model folder"),
         (("FILE", "--against=NET", "--images=0"), "--images: got 0"),
+        (("NET", "--micro"), "--micro: got True, expected a flatbuffer alone"),
     ],
 )
 def test_bad_words_for_the_profiler(

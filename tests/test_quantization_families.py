@@ -10,6 +10,7 @@ from compression_nets import (
     family,
     grid,
     inputs,
+    micro_kernels,
     operator_steps,
     pixels,
     quantize,
@@ -97,6 +98,18 @@ def test_every_operator_of_the_file_is_the_simulated_one(name: str) -> None:
             # .067 behind a product were measured over nets and machines. A wrong scale, zero point
             # or range moves most codes.
             assert np.mean(off > 0) < (0.15 if "hard_swish" in layer else 0.03), layer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_so_is_every_operator_on_a_micro_controller(name: str) -> None:
+    """Their kernels round differently from those of a phone, and stay within a step too."""
+    pytest.importorskip("tflite_micro.python.tflite_micro.runtime")
+    made = family(name)
+    steps = operator_steps(made, pixels(4, 64, seed=9), micro_kernels)
+    assert set(steps) == set(made.ranges)
+    for layer, off in steps.items():
+        assert off.max() <= 1, layer
+    assert np.mean(np.concatenate([off.ravel() > 0 for off in steps.values()])) < 0.01
 
 
 @pytest.mark.parametrize("name", NAMES)

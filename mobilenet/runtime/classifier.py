@@ -15,11 +15,15 @@ import numpy.typing as npt
 
 from mobilenet.configs.card import Card, Edge
 from mobilenet.configs.dataset import Preprocessing
-from mobilenet.errors import UsageError
+from mobilenet.errors import UsageError, one_of
 from mobilenet.files import read_json
-from mobilenet.runtime import flatbuffer, images, interpreter, parts
+from mobilenet.runtime import flatbuffer, images, interpreter, micro, parts
 
 MODEL, CARD, LABELS = "model.tflite", "card.json", "labels.txt"
+RUNTIMES: dict[str, Callable[[flatbuffer.Flatbuffer], Any]] = {
+    "litert": interpreter.make,
+    "micro": micro.Interpreter,
+}
 _CODES = ("int8", "uint8")
 
 T = TypeVar("T")
@@ -53,12 +57,18 @@ class Classifier:
         [('7', 0.98), ('1', 0.01), ('9', 0.004)]
     """
 
-    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        threads: int | None = None,
+        runtime: str = "litert",
+    ) -> None:
         """Reads and checks the file, its card, and makes the first interpreter.
 
         Args:
             path: a `.tflite` file, or a folder that holds `model.tflite`.
             threads: images at once; by default one a core.
+            runtime: `litert`, or `micro`, TensorFlow Lite Micro as on a micro-controller.
 
         Raises:
             UsageError: the file is malformed or no image classifier, or does not fit its card.
@@ -76,9 +86,10 @@ class Classifier:
         self.is_bare = not self.path.with_name(CARD).is_file()
         self.card = _card(self.path, self.flatbuffer, self.input_shape, self._classes)
         self.labels = self.card.labels
+        self._make = RUNTIMES[one_of("runtime", runtime, RUNTIMES)]
         self._pool: queue.SimpleQueue[Any] = queue.SimpleQueue()
         try:
-            self._pool.put(interpreter.make(self.flatbuffer))
+            self._pool.put(self._make(self.flatbuffer))
         except UsageError as error:
             raise error.within(str(self.path)) from None
 
@@ -130,7 +141,7 @@ class Classifier:
         try:
             runner = self._pool.get_nowait()
         except queue.Empty:
-            runner = interpreter.make(self.flatbuffer)
+            runner = self._make(self.flatbuffer)
         try:
             codes = quantize(images.normalise(group, self.card.preprocessing), self._input)
             missing = self.batch - len(codes)

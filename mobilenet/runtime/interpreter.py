@@ -7,10 +7,11 @@ import importlib
 import os
 import random
 import statistics
+import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from mobilenet.runtime import flatbuffer
 
 Source = str | os.PathLike[str] | bytes | flatbuffer.Flatbuffer
 _RUNTIMES = (("ai_edge_litert.interpreter", "Interpreter"), ("tensorflow", "lite.Interpreter"))
+_SAID = 1 << 16  # bytes of its own lines that are kept
 _lock = threading.Lock()  # file descriptor 2 belongs to the process
 
 
@@ -43,7 +45,7 @@ def make(source: Source, threads: int = 1, keep_tensors: bool = False) -> Any:
     checked = source if isinstance(source, flatbuffer.Flatbuffer) else flatbuffer.read(source)
     kind = _runtime()
     try:
-        with _quiet(), warnings.catch_warnings():
+        with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the memory that kept tensors take
             interpreter = kind(
                 model_content=checked.content,
@@ -74,18 +76,17 @@ def _runtime() -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the runtime's own lines off the terminal; its errors are raised as well."""
-    with _lock:
+def quiet() -> Iterator[Callable[[], str]]:
+    """Keeps the runtime's own lines off the terminal, and gives what it has said so far."""
+    with _lock, tempfile.TemporaryFile() as aside:
         try:
             kept = os.dup(2)
         except OSError:  # no standard error at all
-            yield
+            yield str
             return
         try:
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
-            yield
+            os.dup2(aside.fileno(), 2)
+            yield lambda: os.pread(aside.fileno(), _SAID, 0).decode("utf-8", "replace")
         finally:
             os.dup2(kept, 2)
             os.close(kept)

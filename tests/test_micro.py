@@ -1,0 +1,75 @@
+"""Files under TensorFlow Lite Micro: the same answers, the memory it takes, and what it refuses."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import runtime_files
+
+from mobilenet.errors import UsageError
+from mobilenet.runtime import flatbuffer, interpreter, micro
+
+MODULE = "tflite_micro.python.tflite_micro.runtime"
+
+
+def content(kind: str, softmax: bool = False) -> flatbuffer.Flatbuffer:
+    return flatbuffer.read(runtime_files.flatbuffer(kind, softmax))
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "float"])
+@pytest.mark.parametrize("softmax", [False, True])
+def test_it_answers_as_the_other_runtime(kind: str, softmax: bool) -> None:
+    pytest.importorskip(MODULE)
+    file = content(kind, softmax)
+    runners = interpreter.make(file), micro.Interpreter(file)
+    source = file.tensors[file.inputs[0]]
+    noise = np.random.default_rng(0)
+    for _ in range(5):
+        if kind == "float":
+            image = noise.uniform(-1, 1, source.shape).astype(np.float32)
+        else:
+            limits = np.iinfo(source.dtype)
+            image = noise.integers(limits.min, limits.max, source.shape, source.dtype)
+        for runner in runners:
+            runner.set_tensor(file.inputs[0], image)
+            runner.invoke()
+        usual, small = (runner.get_tensor(file.outputs[0]) for runner in runners)
+        assert small.dtype == usual.dtype and small.shape == usual.shape
+        difference = np.abs(small.astype(np.float64) - usual)
+        assert difference.max() <= (1e-4 if kind == "float" else 2)
+        assert np.ptp(usual.astype(np.float64)) > (1e-2 if kind == "float" else 10)
+
+
+def test_the_arena_is_what_the_runtime_takes() -> None:
+    runtime = pytest.importorskip(MODULE)
+    file = content("int8")
+    arena = micro.Interpreter(file).arena()
+    assert arena.total == arena.activations + arena.kept
+    # The largest that live side by side: what the last convolution reads and what it makes.
+    assert arena.activations == 16 * 16 * (16 + 24)
+    runtime.Interpreter.from_bytes(file.content, arena_size=arena.total + 256)
+    with pytest.raises(RuntimeError, match="failed to allocate"), interpreter.quiet():
+        runtime.Interpreter.from_bytes(file.content, arena_size=arena.total - 1024)
+
+
+def test_operators_are_named_as_a_program_registers_them() -> None:
+    assert micro.registered(content("int8", True)) == (
+        *("AddConv2D", "AddDepthwiseConv2D", "AddFullyConnected", "AddMean", "AddSoftmax"),
+    )
+    assert "AddQuantize" in micro.registered(content("uint8"))
+
+
+@pytest.mark.parametrize("kind", ["float16", "sparse"])
+def test_what_it_cannot_run_costs_a_line(kind: str) -> None:
+    pytest.importorskip(MODULE)
+    with pytest.raises(UsageError, match="a file that TensorFlow Lite Micro takes") as told:
+        micro.Interpreter(content(kind))
+    assert "\n" not in str(told.value)
+
+
+def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, MODULE, None)
+    with pytest.raises(UsageError, match=r'pip install "mobilenet\[micro\]"'):
+        micro.Interpreter(content("int8"))
