@@ -23,7 +23,7 @@ class Format:
         kernel: type in which the kernels of convolutions and dense layers are stored.
         depthwise: the same of depthwise convolutions.
         unpacked: a DEQUANTIZE stands between each stored kernel and its operator.
-        partly: other kernels may be float32, without one.
+        partly: other kernels may be float32, without a DEQUANTIZE.
         computed: type of what the operators make.
         calibrated: ranges are taken from images.
         package: the optional package that makes it; empty for none.
@@ -47,7 +47,9 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             "int8", ("int8", "uint8", "float32"), computed="int8", calibrated=True
         ),
         "weights": Format(
-            "int8 kernels of convolutions and dense layers, the rest float32", depthwise="float32"
+            "int8 kernels of wide convolutions and dense layers, the rest float32",
+            depthwise="float32",
+            partly=True,
         ),
         "float16": Format("float16 weights", kernel="float16", depthwise="float16", unpacked=True),
         "int16x8": Format("int8 kernels, int16 between layers", computed="int16", calibrated=True),

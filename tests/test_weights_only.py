@@ -62,7 +62,7 @@ def original() -> bytes:
 
 @pytest.fixture(scope="module")
 def made(original: bytes) -> bytes:
-    return weights_only.quantize(original, inputs(8))
+    return weights_only.quantize(original, inputs(8), narrow=0)
 
 
 def test_kernels_are_the_rounded_ones_operator_by_operator(original: bytes, made: bytes) -> None:
@@ -112,15 +112,16 @@ def errors(data: bytes, net: Any) -> list[tuple[np.ndarray, np.ndarray]]:
 def test_biases_take_the_mean_shift_back(original: bytes) -> None:
     """By numpy; the dense layer's bias is 0, and the converter has left it out."""
     net, images = mixed_net(), inputs(8)
-    mended = errors(weights_only.quantize(original, images), net)
-    plain = errors(weights_only.quantize(original), net)
+    mended = errors(weights_only.quantize(original, images, narrow=0), net)
+    plain = errors(weights_only.quantize(original, narrow=0), net)
     for values, (error, bias), (_, old) in zip(
         layer_inputs(net, images), mended, plain, strict=True
     ):
         np.testing.assert_allclose(bias, old - values.mean(axis=0) @ error, atol=1e-5)
     assert (
         weights_only.faults(
-            flatbuffer.read(original), flatbuffer.read(weights_only.quantize(original, images))
+            flatbuffer.read(original),
+            flatbuffer.read(weights_only.quantize(original, images, narrow=0)),
         )
         == []
     )
@@ -131,7 +132,8 @@ def test_noise_mends_the_shift_that_other_images_see(original: bytes) -> None:
     noise = offsets.noise_pictures(8, (SIZE, SIZE, 3)) / 127.5 - 1
     values = layer_inputs(net, inputs(40))[0].mean(axis=0)
     (error, old), (_, bias) = (
-        errors(weights_only.quantize(original, pictures), net)[0] for pictures in (None, noise)
+        errors(weights_only.quantize(original, pictures, narrow=0), net)[0]
+        for pictures in (None, noise)
     )
     before, after = values @ error, values @ error + bias - old
     assert np.abs(after).mean() < 0.3 * np.abs(before).mean()
@@ -193,7 +195,7 @@ def test_shared_constants_are_left_to_those_that_share_them() -> None:
     content = flatbuffer.read(original)
     used = [op.inputs[1:3] for op in content.operators if op.name in QUANTIZED]
     assert len(set(used)) < len(used), "the converter merges no equal constants any more"
-    made = weights_only.quantize(original, inputs(8))
+    made = weights_only.quantize(original, inputs(8), narrow=0)
     assert weights_only.faults(content, flatbuffer.read(made)) == []
     expected, said = invoke(original, inputs(20)), invoke(made, inputs(20))
     np.testing.assert_allclose(said, expected, atol=0.03 * np.abs(expected).max())
@@ -206,7 +208,7 @@ def test_a_bias_that_a_depthwise_layer_reads_is_left_to_it(original: bytes) -> N
     stem, depthwise = model.subgraphs[0].operators[:2]
     stem.inputs = np.array([*stem.inputs[:2], depthwise.inputs[2]], np.int32)
     shared = repack.packed(model)
-    made = weights_only.quantize(shared, inputs(8))
+    made = weights_only.quantize(shared, inputs(8), narrow=0)
     assert weights_only.faults(flatbuffer.read(shared), flatbuffer.read(made)) == []
     assert np.abs(biases(made)[0] - biases(shared)[0]).max() > 0
     content = flatbuffer.read(made)
@@ -232,9 +234,70 @@ def test_every_net_is_one_partition_and_answers_alike(
     np.testing.assert_allclose(said, expected, atol=0.1 * np.abs(expected).max())
 
 
+def formats(data: bytes) -> dict[str, str]:
+    """Type of each kernel by the name of its layer."""
+    return {
+        structure.name_of(tensor).split("/")[1]: tensor.dtype
+        for name, tensor in kernels(data)
+        if name in QUANTIZED
+    }
+
+
+def wide_net() -> Any:
+    """Kernels of 27 values to 32 channels, 32 to 31, 31 to 32, 32 to 32; then of single places."""
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.Conv2D(32, 3, name="stem")(source)
+    for channels, name in ((31, "few_out"), (32, "few_in"), (32, "wide")):
+        x = L.ReLU(6.0)(L.Conv2D(channels, 1, name=name, use_bias=False)(x))
+    x = L.GlobalAveragePooling2D(keepdims=True)(x)
+    x = L.ReLU(6.0)(L.Conv2D(8, 1, name="squeeze")(x))
+    return tf_keras.Model(source, L.Dense(CLASSES, name="out")(L.Flatten()(x)))
+
+
+def test_narrow_kernels_stay_float_where_there_are_many_places() -> None:
+    original = convert.float_flatbuffer(wide_net())
+    found = formats(weights_only.quantize(original, inputs(8)))
+    narrow = ("stem", "few_out", "few_in")
+    assert {name for name, kind in found.items() if kind == "float32"} == set(narrow)
+    assert set(found.values()) == {"float32", "int8"} and len(found) == 6
+    content = flatbuffer.read(weights_only.quantize(original, inputs(8)))
+    assert structure.format_faults(content, FORMATS["weights"]) == []
+    assert weights_only.faults(flatbuffer.read(original), content) == []
+    assert set(formats(weights_only.quantize(original, narrow=0)).values()) == {"int8"}
+
+
+def test_a_net_of_narrow_kernels_alone_is_rounded_whole() -> None:
+    source = L.Input((SIZE, SIZE, 3))
+    net = tf_keras.Model(
+        source, L.Conv2D(4, 3, name="second")(L.Conv2D(4, 3, name="first")(source))
+    )
+    found = formats(weights_only.quantize(convert.float_flatbuffer(net)))
+    assert found == {"first": "int8", "second": "int8"}
+
+
+def test_a_float_file_is_not_of_the_format(original: bytes) -> None:
+    faults = structure.format_faults(flatbuffer.read(original), FORMATS["weights"])
+    assert faults == ["no kernel is int8"]
+
+
+def test_a_kernel_that_a_narrow_operator_shares_stays_float_there() -> None:
+    """The same layer on a map and on a single place; on the place alone int8 pays."""
+    tf_keras.utils.set_random_seed(8)
+    source = L.Input((SIZE, SIZE, 8))
+    twice = L.Conv2D(8, 1, bias_initializer="normal")
+    x = L.GlobalAveragePooling2D(keepdims=True)(L.ReLU(6.0)(twice(source)))
+    original = convert.float_flatbuffer(tf_keras.Model(source, L.Flatten()(twice(x))))
+    made = weights_only.quantize(original)
+    assert [tensor.dtype for _, tensor in kernels(made)] == ["float32", "int8"]
+    assert weights_only.faults(flatbuffer.read(original), flatbuffer.read(made)) == []
+    images = np.random.default_rng(0).normal(size=(4, SIZE, SIZE, 8)).astype(np.float32)
+    expected = invoke(original, images)
+    np.testing.assert_allclose(invoke(made, images), expected, atol=0.03 * np.abs(expected).max())
+
+
 def test_hard_swish_and_residuals_keep_their_answers() -> None:
     original = convert.float_flatbuffer(float_net())
-    made = weights_only.quantize(original, inputs(8))
+    made = weights_only.quantize(original, inputs(8), narrow=0)
     expected = invoke(original, inputs())
     np.testing.assert_allclose(invoke(made, inputs()), expected, atol=0.02 * np.abs(expected).max())
 

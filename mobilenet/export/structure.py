@@ -63,7 +63,7 @@ def format_faults(content: flatbuffer.Flatbuffer, wanted: Format) -> list[str]:
         for op in content.operators
         if op.name == "DEQUANTIZE" and content.tensors[op.inputs[0]].is_constant
     }
-    faults = []
+    faults, stored = [], set()
     for op in content.operators:
         if op.name not in _KERNEL_AXIS:
             continue
@@ -73,9 +73,10 @@ def format_faults(content: flatbuffer.Flatbuffer, wanted: Format) -> list[str]:
         if (kernel.index in unpacked) != wanted.unpacked:
             how = "without" if wanted.unpacked else "behind"
             faults.append(f"the kernel {name_of(kernel)} is {how} a DEQUANTIZE")
-        faults += _kernel_faults(op.name, unpacked.get(kernel.index, kernel), wanted)
+        held = unpacked.get(kernel.index, kernel)
+        stored.add(held.dtype)
+        faults += _kernel_faults(op.name, held, wanted)
         faults += _bias_faults(op, content)
-    stored = {tensor.dtype for tensor in unpacked.values()}
     if wanted.partly and wanted.kernel not in stored:
         faults.append(f"no kernel is {wanted.kernel}")
     ends = {*content.inputs, *content.outputs}

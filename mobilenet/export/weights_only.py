@@ -4,12 +4,17 @@ XNNPACK then multiplies integers, with activations that it quantizes on the way.
 stay float: it has no integer kernel for them under float activations, and each would leave the
 delegate. The converter's own "dynamic range" does that, which makes depthwise nets slower than
 float.
+
+Narrow kernels stay float too. To round what a kernel reads and to scale what it makes costs as much
+for few channels as for many; below `NARROW` of either it costs more than the integers win (with all
+kernels in int8 V3-small takes .82 of the float time, so .72), and their bytes are few.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -18,9 +23,10 @@ import numpy.typing as npt
 from mobilenet.errors import UsageError
 from mobilenet.export import kernels, offsets, repack
 from mobilenet.export.structure import name_of
-from mobilenet.runtime import flatbuffer
+from mobilenet.runtime import flatbuffer, parts
 
 OPERATORS = ("CONV_2D", "FULLY_CONNECTED")
+NARROW = 32  # values that one output is summed of, or channels; 24 and 48 are slower
 _MOST = 127  # codes are symmetric
 _TIE = 0.25  # how far from it a weight may be that is rounded the other way, in steps
 _SMALLEST = _MOST * np.finfo(np.float32).tiny  # below, a scale is no normal float32
@@ -29,14 +35,16 @@ Floats = npt.NDArray[np.floating]
 Codes = npt.NDArray[np.int8]
 
 
-def quantize(data: bytes, pictures: Floats | None = None) -> bytes:
-    """Rounds the kernels of a float file to int8 and mends its biases.
+def quantize(data: bytes, pictures: Floats | None = None, narrow: int = NARROW) -> bytes:
+    """Rounds the wide kernels of a float file to int8 and mends their biases.
 
     Args:
         data: a float file with one graph.
         pictures: `[images, height, width, channels]`, preprocessed as the file takes them. Biases
             take back what the rounding adds on average to each channel when the file sees these;
             `offsets.noise_pictures` serves. `None` leaves the biases as they are.
+        narrow: kernels of fewer channels, or of fewer values a channel, stay float where the map
+            has more than one place; 0 for none. Where all would stay, all are rounded.
 
     Returns:
         The new file.
@@ -46,19 +54,39 @@ def quantize(data: bytes, pictures: Floats | None = None) -> bytes:
     """
     content = flatbuffer.read(data)
     means = {} if pictures is None else offsets.input_means(content, pictures, OPERATORS)
-    file = _Editor(data, content)
+    found = _kernels(content)
+    wide = {n: k for n, k in found.items() if not _is_narrow(content.operators[n], content, narrow)}
+    chosen = wide or found
+    file = _Editor(data, content, chosen)
+    for number, kernel in chosen.items():
+        codes, scales = rounded(kernel)
+        file.set_kernel(number, codes, scales)
+        source = content.operators[number].inputs[0]
+        if source in means:
+            file.add_to_bias(number, -_shift(kernel, codes, scales, means[source]))
+    return repack.packed(file.model)
+
+
+def _kernels(content: flatbuffer.Flatbuffer) -> dict[int, Floats]:
+    """The float kernels of convolutions and dense layers, by number of the operator."""
+    found: dict[int, Floats] = {}
     for number, op in enumerate(content.operators):
         kernel = content.tensors[op.inputs[1]] if op.name in OPERATORS else None
         if kernel is None or kernel.dtype != "float32" or kernel.data is None:
             continue
         if not np.isfinite(kernel.data).all():
             raise UsageError(f"kernel {name_of(kernel)}", "NaN or infinity", "finite weights")
-        codes, scales = rounded(kernel.data)
-        file.set_kernel(number, codes, scales)
-        if op.inputs[0] in means:
-            shift = _shift(kernel.data, codes, scales, means[op.inputs[0]])
-            file.add_to_bias(number, -shift)
-    return repack.packed(file.model)
+        found[number] = kernel.data
+    return found
+
+
+def _is_narrow(op: parts.Operator, content: flatbuffer.Flatbuffer, narrow: int) -> bool:
+    """Whether an operator is faster in float; one that reads a single place is not."""
+    source, kernel = (content.tensors[index] for index in op.inputs[:2])
+    channels = kernel.shape[0]
+    return source.elements > source.shape[0] * source.shape[-1] and (
+        min(channels, kernel.elements // channels) < narrow
+    )
 
 
 def rounded(weights: Floats) -> tuple[Codes, npt.NDArray[np.float32]]:
@@ -106,16 +134,18 @@ def _shift(weights: Floats, codes: Codes, scales: npt.NDArray[np.float32], mean:
 
 
 class _Editor:
-    """Puts kernels and biases into a file; what other operators share is left to them."""
+    """Puts kernels and biases of some operators into a file; what others share is left to them."""
 
-    def __init__(self, data: bytes, content: flatbuffer.Flatbuffer) -> None:
+    def __init__(
+        self, data: bytes, content: flatbuffer.Flatbuffer, chosen: Collection[int]
+    ) -> None:
         self.model = repack.opened(data)
         self._graph = self.model.subgraphs[0]
         self._content = content
         self._kernels: dict[int, int] = {}  # new tensor by the old one
         self._users = Counter(
-            (index, slot == 1 and op.name in OPERATORS)
-            for op in content.operators
+            (index, slot == 1 and number in chosen)
+            for number, op in enumerate(content.operators)
             for slot, index in enumerate(op.inputs)
         )
 
@@ -176,9 +206,9 @@ def _point(operator: Any, slot: int, index: int) -> None:
 def faults(original: flatbuffer.Flatbuffer, made: flatbuffer.Flatbuffer) -> list[str]:
     """What a file lost of the float file it was made from, operator by operator.
 
-    Kernels are dequantized and must be within a step of their weights, zeros must be zeros, and no
-    channel may hold more distinct weights; other constants must be the same, but for the biases of
-    the operators that were quantized.
+    Int8 kernels are dequantized and must be within a step of their weights, zeros must be zeros,
+    and no channel may hold more distinct weights; other constants must be the same, but for the
+    biases of convolutions and dense layers.
     """
     if [op.name for op in original.operators] != [op.name for op in made.operators]:
         return ["the operators are not those of the float file"]
@@ -190,7 +220,7 @@ def faults(original: flatbuffer.Flatbuffer, made: flatbuffer.Flatbuffer) -> list
             first, second = original.tensors[old], made.tensors[new]
             if first.data is None:
                 continue
-            if before.name in OPERATORS and slot == 1:
+            if before.name in OPERATORS and slot == 1 and second.dtype != "float32":
                 found += _kernel_faults(name_of(first), first.data, second)
             elif bytes(first.buffer) != bytes(second.buffer) or first.dtype != second.dtype:
                 found.append(f"{name_of(first)}: another constant than in the float file")
