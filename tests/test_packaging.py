@@ -108,7 +108,10 @@ def test_the_wheel_works_in_a_clean_folder(
 
 
 def test_the_pins_fit_the_declared_ranges() -> None:
-    """Every dependency that is declared has a tested version, inside its range."""
+    """Every dependency that is declared has a tested version, inside its range.
+
+    Of TensorFlow Lite Micro there are nightly builds alone, and old ones go.
+    """
     requirements = pytest.importorskip("packaging.requirements")
     utils = pytest.importorskip("packaging.utils")
     pins = {}
@@ -117,12 +120,12 @@ def test_the_pins_fit_the_declared_ranges() -> None:
             pin = requirements.Requirement(line)
             pins[utils.canonicalize_name(pin.name)] = next(iter(pin.specifier)).version
     text = (ROOT / "pyproject.toml").read_text()
-    blocks = re.findall(r"^(?:dependencies|tfds|edge|dev) = \[(.*?)\]$", text, flags=re.M | re.S)
+    blocks = re.findall(r"^(?:dependencies|tfds|edge|micro|dev) = \[(.*?)\]$", text, flags=re.M | re.S)
     declared = [
         requirements.Requirement(w) for block in blocks for w in re.findall(r'"(.*?)"', block)
     ]
     assert len(declared) > 15
-    for requirement in declared:
+    for requirement in (x for x in declared if x.name != "tflite-micro"):
         version = pins.get(utils.canonicalize_name(requirement.name))
         assert version, f"{requirement.name} is not in constraints.txt"
         assert requirement.specifier.contains(version), f"{requirement} against {version}"
