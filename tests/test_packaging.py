@@ -120,7 +120,8 @@ def test_the_pins_fit_the_declared_ranges() -> None:
             pin = requirements.Requirement(line)
             pins[utils.canonicalize_name(pin.name)] = next(iter(pin.specifier)).version
     text = (ROOT / "pyproject.toml").read_text()
-    blocks = re.findall(r"^(?:dependencies|tfds|edge|micro|dev) = \[(.*?)\]$", text, flags=re.M | re.S)
+    lists = r"^(?:dependencies|tfds|edge|micro|dev) = \[(.*?)\]$"
+    blocks = re.findall(lists, text, flags=re.M | re.S)
     declared = [
         requirements.Requirement(w) for block in blocks for w in re.findall(r'"(.*?)"', block)
     ]
