@@ -25,9 +25,9 @@ def main(
 ) -> NoReturn:
     """Runs a command and ends the process with its status.
 
-    A `UsageError`, and a disk that is full or cannot be written, are one line on stderr and status
-    2; Ctrl-C is 130 and SIGTERM 143, both through every `finally`. Any other exception is our
-    defect and keeps its traceback.
+    A `UsageError`, a package that is not installed, and a disk that is full or cannot be written
+    are one line on stderr and status 2; Ctrl-C is 130 and SIGTERM 143, both through every
+    `finally`. Any other exception is our defect and keeps its traceback.
 
     Args:
         function: takes the words behind the command's name; its result is the status (`None` is 0).
@@ -47,7 +47,7 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = _BROKEN_PIPE
     except Exception as error:
-        line = _place_error(error)
+        line = _place_error(error) or _absent(error)
         if line is None:
             raise
         status = _fail(line)
@@ -77,6 +77,17 @@ def _place_error(error: Exception) -> str | None:
     place = str(getattr(error, "filename", None) or "files")
     expected = f"a place that can be read and written ({reason or os.strerror(number or 0)})"
     return str(UsageError(place, None, expected, "free space or choose another folder"))
+
+
+def _absent(error: Exception) -> str | None:
+    """One line for a package of somebody else's that is not installed."""
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return None
+    package = error.name.partition(".")[0]
+    if package == __name__.partition(".")[0]:
+        return None
+    remedy = "pip install mobilenet, without --no-deps, brings all that the commands need"
+    return str(UsageError(package, None, "an installed package", remedy))
 
 
 @contextlib.contextmanager

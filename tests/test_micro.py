@@ -71,5 +71,5 @@ def test_what_it_cannot_run_costs_a_line(kind: str) -> None:
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, MODULE, None)
-    with pytest.raises(UsageError, match=r'pip install "mobilenet\[micro\]"'):
+    with pytest.raises(UsageError, match="pip install tflite-micro"):
         micro.Interpreter(content("int8"))

@@ -64,6 +64,7 @@ def process(body: str, *, wait: bool = True, **kwargs: Any) -> Any:
         (FOREIGN, 2, "files: expected a place that can be "),
         ("os.write(os.open('/dev/full', os.O_WRONLY), b'x')", 2, "files: expected a place"),
         ("raise KeyboardInterrupt", 130, "\n"),
+        ("import none_of_ours.part", 2, "none_of_ours: expected an installed package; pip"),
     ],
 )
 def test_the_process_ends_with_its_status_and_one_line(body: str, status: int, stderr: str) -> None:
@@ -73,8 +74,11 @@ def test_the_process_ends_with_its_status_and_one_line(body: str, status: int, s
     assert done.stderr.count("\n") == bool(stderr)
 
 
-def test_a_defect_keeps_its_traceback() -> None:
-    done = process("raise OSError(5, 'Input/output error')")
+@pytest.mark.parametrize(
+    "body", ["raise OSError(5, 'Input/output error')", "import mobilenet.no_such_file"]
+)
+def test_a_defect_keeps_its_traceback(body: str) -> None:
+    done = process(body)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 

@@ -252,6 +252,38 @@ def test_bad_requests(arguments: dict[str, Any], words: str, tmp_path: Path) -> 
         runtime.evaluate(Classifier(export(tmp_path)), **arguments)
 
 
+# What the other packages that we declare are imported as.
+ABSENT = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "tensorboard")
+ABSENT += ("constriction", "filelock", "matplotlib", "sklearn", "h5py", "tflite_micro")
+
+
+def on_a_device(command: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command where only what `docs/flatbuffer.md` names for a device is installed."""
+    code = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({ABSENT})); "
+        f"sys.argv = {['mobilenet', *words]}; "
+        f"runpy.run_module('mobilenet.{command}', run_name='__main__')"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_on_a_device_a_file_needs_five_packages(tmp_path: Path) -> None:
+    folder, photo = export(tmp_path, "int8"), tmp_path / "photo.png"
+    Image.fromarray(pixels(1)[0]).save(photo)
+    for command, words in (
+        ("predict", (f"--model={folder}", str(photo))),
+        ("evaluator", (f"--model={folder}", "--dataset_name=digits", "--limit=10")),
+        ("profiler", (str(folder),)),
+    ):
+        done = on_a_device(command, *words)
+        assert (done.returncode, done.stderr) == (0, ""), command
+        assert done.stdout
+    refused = on_a_device("trainer")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("tensorflow: expected an installed package")
+    assert len(refused.stderr.splitlines()) == 1
+
+
 def test_partitions() -> None:
     one = interpreter.make(runtime_files.flatbuffer("int8"))
     assert (interpreter.partitions(one), interpreter.outside(one)) == (1, [])

@@ -124,7 +124,5 @@ def _runtime() -> Any:
     try:
         return importlib.import_module(_MODULE)
     except ImportError:
-        remedy = 'pip install "mobilenet[micro]"'
-        raise UsageError(
-            "tflite-micro", None, "an installed TensorFlow Lite Micro", remedy
-        ) from None
+        expected = "an installed TensorFlow Lite Micro"
+        raise UsageError("tflite-micro", None, expected, "pip install tflite-micro") from None
