@@ -264,6 +264,10 @@ def test_narrow_kernels_stay_float_where_there_are_many_places() -> None:
     assert structure.format_faults(content, FORMATS["weights"]) == []
     assert weights_only.faults(flatbuffer.read(original), content) == []
     assert set(formats(weights_only.quantize(original, narrow=0)).values()) == {"int8"}
+    for slot in (1, 2):  # of the stem, which was to stay as it was
+        file = broken(content.content, changed(slot, 0, 3))
+        faults = weights_only.faults(flatbuffer.read(original), file)
+        assert faults and all("another constant than in the float" in x for x in faults)
 
 
 def test_a_net_of_narrow_kernels_alone_is_rounded_whole() -> None:

@@ -208,19 +208,20 @@ def faults(original: flatbuffer.Flatbuffer, made: flatbuffer.Flatbuffer) -> list
 
     Int8 kernels are dequantized and must be within a step of their weights, zeros must be zeros,
     and no channel may hold more distinct weights; other constants must be the same, but for the
-    biases of convolutions and dense layers.
+    biases of the operators that were quantized.
     """
     if [op.name for op in original.operators] != [op.name for op in made.operators]:
         return ["the operators are not those of the float file"]
     found = []
     for before, after in zip(original.operators, made.operators, strict=True):
+        rounded_here = before.name in OPERATORS and made.tensors[after.inputs[1]].dtype != "float32"
         for slot, (old, new) in enumerate(zip(before.inputs, after.inputs, strict=False)):
-            if old < 0 or (before.name in OPERATORS and slot == 2):
+            if old < 0 or (rounded_here and slot == 2):
                 continue
             first, second = original.tensors[old], made.tensors[new]
             if first.data is None:
                 continue
-            if before.name in OPERATORS and slot == 1 and second.dtype != "float32":
+            if rounded_here and slot == 1:
                 found += _kernel_faults(name_of(first), first.data, second)
             elif bytes(first.buffer) != bytes(second.buffer) or first.dtype != second.dtype:
                 found.append(f"{name_of(first)}: another constant than in the float file")
