@@ -214,14 +214,14 @@ def faults(original: flatbuffer.Flatbuffer, made: flatbuffer.Flatbuffer) -> list
         return ["the operators are not those of the float file"]
     found = []
     for before, after in zip(original.operators, made.operators, strict=True):
-        rounded_here = before.name in OPERATORS and made.tensors[after.inputs[1]].dtype != "float32"
+        is_rounded = before.name in OPERATORS and made.tensors[after.inputs[1]].dtype != "float32"
         for slot, (old, new) in enumerate(zip(before.inputs, after.inputs, strict=False)):
-            if old < 0 or (rounded_here and slot == 2):
+            if old < 0 or (is_rounded and slot == 2):
                 continue
             first, second = original.tensors[old], made.tensors[new]
             if first.data is None:
                 continue
-            if rounded_here and slot == 1:
+            if is_rounded and slot == 1:
                 found += _kernel_faults(name_of(first), first.data, second)
             elif bytes(first.buffer) != bytes(second.buffer) or first.dtype != second.dtype:
                 found.append(f"{name_of(first)}: another constant than in the float file")
