@@ -11,8 +11,9 @@ no faster than float.
 
     python benchmarks/latency.py --formats weights dynamic --models mobilenet_v1 mobilenet_v2
 
-compares number formats of float nets instead: `weights` and `float16` of ours, `dynamic` what
-`TFLiteConverter` makes with `Optimize.DEFAULT` alone. `weights` has a target over `dynamic`.
+compares number formats of float nets instead: `weights` and `float16` of ours, `all` as `weights`
+with narrow kernels in int8 too, `dynamic` what `TFLiteConverter` makes with `Optimize.DEFAULT`
+alone. `weights` has a target over `dynamic`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ TARGETS = {
     "mobilenet_edgetpu": 0.36,
 }
 STOCK = ("mobilenet_v3_small", "mobilenet_v3_large")
-FORMATS = ("weights", "dynamic", "float16")
+FORMATS = ("weights", "all", "dynamic", "float16")
 OVER_DYNAMIC = {
     "mobilenet_v1": 0.35,
     "mobilenet_v2": 0.35,
@@ -131,8 +132,8 @@ def _format(net: Any, kind: str, data: bytes) -> bytes:
 
     from mobilenet.export import convert, weights_only
 
-    if kind == "weights":
-        return weights_only.quantize(data)
+    if kind in ("weights", "all"):
+        return weights_only.quantize(data, narrow=weights_only.NARROW if kind == "weights" else 0)
     return convert.float16_flatbuffer(net) if kind == "float16" else nets.dynamic(net)
 
 

@@ -63,7 +63,7 @@ def run(argv: list[str]) -> int | None:
     path = Path(options["model"])
     is_file = path.suffix == ".tflite" or (path / classifier.MODEL).is_file()
     if "runtime" in parsed.given and not is_file:
-        raise UsageError("--runtime", options["runtime"], "a flatbuffer", f"{path} is another net")
+        raise UsageError("--runtime", options["runtime"], "a flatbuffer", f"{path} is none")
     started = time.monotonic()
     score, data, card = (_flatbuffer if is_file else _keras)(path, parsed)
     seconds = time.monotonic() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import os
 import signal
 import sys
@@ -80,11 +81,11 @@ def _place_error(error: Exception) -> str | None:
 
 
 def _absent(error: Exception) -> str | None:
-    """One line for a package of somebody else's that is not installed."""
+    """One line for a package that is not installed; a part that one lacks is a defect."""
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
     package = error.name.partition(".")[0]
-    if package == __name__.partition(".")[0]:
+    if importlib.util.find_spec(package) is not None:
         return None
     remedy = "pip install mobilenet, without --no-deps, brings all that the commands need"
     return str(UsageError(package, None, "an installed package", remedy))

@@ -101,13 +101,14 @@ def _file(path: Path, parsed: cli.Parsed) -> None:
     from mobilenet.reporting import contents, rows
 
     content = flatbuffer.read(classifier.find(path))
+    needs = micro.needs(content) if parsed.options["micro"] else ()
     print(cli.table(*rows.of_file(contents.lines(content))))
     print(f"\n{len(content.content):,} bytes; {contents.operators(content)}")
     if parsed.options["latency"]:
         seconds = interpreter.latency({"file": content})["file"]
         print(f"{1000 * seconds:.4f} ms on one thread")
-    if parsed.options["micro"]:
-        print("", *micro.needs(content), sep="\n")
+    if needs:
+        print("", *needs, sep="\n")
 
 
 def _compare(path: Path, parsed: cli.Parsed) -> None:

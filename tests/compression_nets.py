@@ -21,7 +21,7 @@ from mobilenet.configs.dataset import PREPROCESSING
 from mobilenet.export import convert, verify
 from mobilenet.models.builder import build
 from mobilenet.models.roles import Graph
-from mobilenet.runtime import flatbuffer, micro
+from mobilenet.runtime import flatbuffer
 from mobilenet.runtime import interpreter as runtime
 
 L = tf_keras.layers
@@ -209,9 +209,27 @@ def plain_kernels(content: flatbuffer.Flatbuffer) -> Any:
     return runner
 
 
-def micro_kernels(content: flatbuffer.Flatbuffer) -> Any:
-    """Those of TensorFlow Lite Micro."""
-    return micro.Interpreter(content, keep_tensors=True)
+class MicroKernels:
+    """Those of TensorFlow Lite Micro; inner tensors can be read."""
+
+    def __init__(self, content: flatbuffer.Flatbuffer) -> None:
+        from tflite_micro.python.tflite_micro import runtime
+
+        way = runtime.InterpreterConfig.kPreserveAllTensors
+        self._content = content
+        self._own = runtime.Interpreter.from_bytes(
+            content.content, arena_size=1 << 24, intrepreter_config=way
+        )
+
+    def set_tensor(self, index: int, codes: np.ndarray) -> None:
+        assert (index,) == self._content.inputs
+        self._own.set_input(codes, 0)
+
+    def invoke(self) -> None:
+        self._own.invoke()
+
+    def get_tensor(self, index: int) -> np.ndarray:
+        return np.asarray(self._own.GetTensor(index, 0)["tensor_data"])
 
 
 Runner = Callable[[flatbuffer.Flatbuffer], Any]

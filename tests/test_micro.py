@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import runtime_files
 
 from mobilenet.errors import UsageError
+from mobilenet.export import repack
 from mobilenet.runtime import flatbuffer, interpreter, micro
 
 MODULE = "tflite_micro.python.tflite_micro.runtime"
@@ -61,12 +64,57 @@ def test_operators_are_named_as_a_program_registers_them() -> None:
     assert "AddQuantize" in micro.registered(content("uint8"))
 
 
-@pytest.mark.parametrize("kind", ["float16", "sparse"])
-def test_what_it_cannot_run_costs_a_line(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("float16", "it has float16"), ("sparse", "it has DENSIFY")]
+)
+def test_what_it_cannot_run_costs_a_line(kind: str, reason: str) -> None:
     pytest.importorskip(MODULE)
-    with pytest.raises(UsageError, match="a file that TensorFlow Lite Micro takes") as told:
+    with pytest.raises(UsageError, match=f"TensorFlow Lite Micro: expected a file.*{reason}"):
         micro.Interpreter(content(kind))
-    assert "\n" not in str(told.value)
+
+
+def twice(model: Any) -> None:
+    model.subgraphs.append(model.subgraphs[0])
+
+
+def without_a_bias(model: Any) -> None:
+    depthwise = model.subgraphs[0].operators[1]
+    depthwise.inputs = np.array([*depthwise.inputs[:2], -1], np.int32)
+
+
+def of_another_kind(model: Any) -> None:
+    mean = model.subgraphs[0].operators[5]
+    mean.builtinOptionsType, mean.builtinOptions = 0, None
+    code = model.operatorCodes[mean.opcodeIndex]
+    code.builtinCode = code.deprecatedBuiltinCode = _LESS
+
+
+def of_hybrid_kernels(model: Any) -> None:
+    """Codes in front of a float input."""
+    graph = model.subgraphs[0]
+    graph.tensors[graph.operators[1].inputs[0]].type = flatbuffer.schema().TensorType.FLOAT32
+
+
+_LESS = 58  # schema.fbs: BuiltinOperator
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (twice, "2 graphs"),
+        (without_a_bias, "leaves its bias out"),
+        (of_another_kind, "it has LESS"),
+        (of_hybrid_kernels, "takes"),
+    ],
+)
+def test_what_would_end_the_process_costs_a_line(
+    change: Callable[[Any], None], reason: str
+) -> None:
+    pytest.importorskip(MODULE)
+    model = repack.opened(runtime_files.flatbuffer("int8"))
+    change(model)
+    with pytest.raises(UsageError, match=reason):
+        micro.needs(flatbuffer.read(repack.packed(model)))
 
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,13 @@ def test_the_process_ends_with_its_status_and_one_line(body: str, status: int, s
 
 
 @pytest.mark.parametrize(
-    "body", ["raise OSError(5, 'Input/output error')", "import mobilenet.no_such_file"]
+    "body",
+    [
+        "raise OSError(5, 'Input/output error')",
+        "import mobilenet.no_such_file",
+        "import numpy.no_such_part",
+        "import json.no_such_part",
+    ],
 )
 def test_a_defect_keeps_its_traceback(body: str) -> None:
     done = process(body)

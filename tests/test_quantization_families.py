@@ -7,10 +7,10 @@ import pytest
 from compression_nets import (
     CLASSES,
     WAY,
+    MicroKernels,
     family,
     grid,
     inputs,
-    micro_kernels,
     operator_steps,
     pixels,
     quantize,
@@ -105,7 +105,7 @@ def test_so_is_every_operator_on_a_micro_controller(name: str) -> None:
     """Their kernels round differently from those of a phone, and stay within a step too."""
     pytest.importorskip("tflite_micro.python.tflite_micro.runtime")
     made = family(name)
-    steps = operator_steps(made, pixels(4, 64, seed=9), micro_kernels)
+    steps = operator_steps(made, pixels(4, 64, seed=9), MicroKernels)
     assert set(steps) == set(made.ranges)
     for layer, off in steps.items():
         assert off.max() <= 1, layer

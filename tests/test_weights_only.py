@@ -86,7 +86,7 @@ def test_kernels_are_the_rounded_ones_operator_by_operator(original: bytes, made
         assert np.mean(np.abs(steps) > 0.5) < 0.1
         nearest = np.round(rows / scales[:, None]) - rows / scales[:, None]
         assert np.abs(steps.sum(axis=1)).mean() < 0.6 * np.abs(nearest.sum(axis=1)).mean()
-    assert weights_only.faults(flatbuffer.read(original), flatbuffer.read(made)) == []
+    assert weights_only.faults(flatbuffer.read(original), flatbuffer.read(made), narrow=0) == []
     assert structure.format_faults(flatbuffer.read(made), FORMATS["weights"]) == []
 
 
@@ -122,6 +122,7 @@ def test_biases_take_the_mean_shift_back(original: bytes) -> None:
         weights_only.faults(
             flatbuffer.read(original),
             flatbuffer.read(weights_only.quantize(original, images, narrow=0)),
+            narrow=0,
         )
         == []
     )
@@ -196,7 +197,7 @@ def test_shared_constants_are_left_to_those_that_share_them() -> None:
     used = [op.inputs[1:3] for op in content.operators if op.name in QUANTIZED]
     assert len(set(used)) < len(used), "the converter merges no equal constants any more"
     made = weights_only.quantize(original, inputs(8), narrow=0)
-    assert weights_only.faults(content, flatbuffer.read(made)) == []
+    assert weights_only.faults(content, flatbuffer.read(made), narrow=0) == []
     expected, said = invoke(original, inputs(20)), invoke(made, inputs(20))
     np.testing.assert_allclose(said, expected, atol=0.03 * np.abs(expected).max())
     shared = [index for index, t in enumerate(flatbuffer.read(made).tensors) if t.dtype == "int8"]
@@ -209,7 +210,7 @@ def test_a_bias_that_a_depthwise_layer_reads_is_left_to_it(original: bytes) -> N
     stem.inputs = np.array([*stem.inputs[:2], depthwise.inputs[2]], np.int32)
     shared = repack.packed(model)
     made = weights_only.quantize(shared, inputs(8), narrow=0)
-    assert weights_only.faults(flatbuffer.read(shared), flatbuffer.read(made)) == []
+    assert weights_only.faults(flatbuffer.read(shared), flatbuffer.read(made), narrow=0) == []
     assert np.abs(biases(made)[0] - biases(shared)[0]).max() > 0
     content = flatbuffer.read(made)
     first, second = content.operators[:2]
@@ -264,6 +265,11 @@ def test_narrow_kernels_stay_float_where_there_are_many_places() -> None:
     assert structure.format_faults(content, FORMATS["weights"]) == []
     assert weights_only.faults(flatbuffer.read(original), content) == []
     assert set(formats(weights_only.quantize(original, narrow=0)).values()) == {"int8"}
+    for other in (31, 33):  # another rule than the one that is proved
+        file = flatbuffer.read(weights_only.quantize(original, narrow=other))
+        assert len(weights_only.faults(flatbuffer.read(original), file)) == (
+            1 if other == 33 else 2
+        )
     for slot in (1, 2):  # of the stem, which was to stay as it was
         file = broken(content.content, changed(slot, 0, 3))
         faults = weights_only.faults(flatbuffer.read(original), file)
@@ -324,9 +330,9 @@ def changed(slot: int, operator: int, place: int) -> Callable[[Any], None]:
 
 def test_what_a_file_lost_is_told(original: bytes, made: bytes) -> None:
     before = flatbuffer.read(original)
-    (fault,) = weights_only.faults(before, broken(made, changed(1, 0, 5)))
+    (fault,) = weights_only.faults(before, broken(made, changed(1, 0, 5)), narrow=0)
     assert "1 weights are more than a step" in fault
-    (fault,) = weights_only.faults(before, broken(made, changed(1, 1, 3)))
+    (fault,) = weights_only.faults(before, broken(made, changed(1, 1, 3)), narrow=0)
     assert "another constant than in the float file" in fault
     assert weights_only.faults(before, flatbuffer.read(convert.float_flatbuffer(float_net()))) == [
         "the operators are not those of the float file"
@@ -343,6 +349,7 @@ def test_what_a_file_lost_is_told(original: bytes, made: bytes) -> None:
 def _kernel(codes: np.ndarray, scales: list[float]) -> Any:
     class Stored:
         data = codes.astype(np.int8)
+        dtype = "int8"
 
     Stored.scales = np.array(scales, np.float32)  # type: ignore[attr-defined]
     return Stored

@@ -77,6 +77,7 @@ class Classifier:
         self.threads = cores() if threads is None else threads
         if self.threads < 1:
             raise UsageError("threads", threads, "a whole number of at least 1")
+        self._make = RUNTIMES[one_of("runtime", runtime, RUNTIMES)]
         self.flatbuffer = flatbuffer.read(self.path)
         source, target = _ends(self.flatbuffer, str(self.path))
         self.batch, *shape = source.shape
@@ -86,7 +87,6 @@ class Classifier:
         self.is_bare = not self.path.with_name(CARD).is_file()
         self.card = _card(self.path, self.flatbuffer, self.input_shape, self._classes)
         self.labels = self.card.labels
-        self._make = RUNTIMES[one_of("runtime", runtime, RUNTIMES)]
         self._pool: queue.SimpleQueue[Any] = queue.SimpleQueue()
         try:
             self._pool.put(self._make(self.flatbuffer))

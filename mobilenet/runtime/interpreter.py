@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def _runtime() -> Any:
 @contextlib.contextmanager
 def quiet() -> Iterator[Callable[[], str]]:
     """Keeps the runtime's own lines off the terminal, and gives what it has said so far."""
-    with _lock, tempfile.TemporaryFile() as aside:
+    with _lock, _aside() as aside:
         try:
             kept = os.dup(2)
         except OSError:  # no standard error at all
@@ -90,6 +90,14 @@ def quiet() -> Iterator[Callable[[], str]]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def _aside() -> BinaryIO:
+    """Where lines are kept; a machine without a place to write to keeps none."""
+    try:
+        return cast(BinaryIO, tempfile.TemporaryFile())
+    except OSError:
+        return open(os.devnull, "r+b")
 
 
 def _nodes(interpreter: Any) -> list[dict[str, Any]]:
