@@ -1,6 +1,4 @@
-"""`python -m mobilenet.profiler`: a net layer by layer, a flatbuffer operator by operator, or an
-int8 file beside the float net that it should be.
-"""
+"""`python -m mobilenet.profiler`: a net by layer, a file by operator, or a file beside its net."""
 
 from __future__ import annotations
 
