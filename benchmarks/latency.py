@@ -132,8 +132,10 @@ def _format(net: Any, kind: str, data: bytes) -> bytes:
 
     from mobilenet.export import convert, weights_only
 
-    if kind in ("weights", "all"):
-        return weights_only.quantize(data, narrow=weights_only.NARROW if kind == "weights" else 0)
+    if kind == "weights":
+        return weights_only.quantize(data)
+    if kind == "all":
+        return weights_only.quantize(data, narrow=0)
     return convert.float16_flatbuffer(net) if kind == "float16" else nets.dynamic(net)
 
 

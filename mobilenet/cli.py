@@ -303,7 +303,7 @@ def run_config(parsed: Parsed) -> RunConfig:
 def dataset_of(parsed: Parsed, trained_on: str) -> DatasetConfig:
     """The data set that was asked for, else the one that a net was trained on, else, with a
     warning, the digits."""
-    own = {field.name for field in dataclasses.fields(DatasetConfig)}
+    own = values.paths(DatasetConfig)
     settings = {path: value for path, value in parsed.settings.items() if path in own}
     name = settings.get("name", trained_on)
     if not name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from mobilenet.configs.dataset import PREPROCESSING
 from mobilenet.export import convert, verify
 from mobilenet.models.builder import build
 from mobilenet.models.roles import Graph
-from mobilenet.runtime import flatbuffer
+from mobilenet.runtime import flatbuffer, micro
 from mobilenet.runtime import interpreter as runtime
 
 L = tf_keras.layers
@@ -213,11 +214,10 @@ class MicroKernels:
     """Those of TensorFlow Lite Micro; inner tensors can be read."""
 
     def __init__(self, content: flatbuffer.Flatbuffer) -> None:
-        from tflite_micro.python.tflite_micro import runtime
-
-        way = runtime.InterpreterConfig.kPreserveAllTensors
+        small = importlib.import_module(micro.MODULE)
+        way = small.InterpreterConfig.kPreserveAllTensors
         self._content = content
-        self._own = runtime.Interpreter.from_bytes(
+        self._own = small.Interpreter.from_bytes(
             content.content, arena_size=1 << 24, intrepreter_config=way
         )
 

@@ -14,8 +14,6 @@ from mobilenet.errors import UsageError
 from mobilenet.export import repack
 from mobilenet.runtime import flatbuffer, interpreter, micro
 
-MODULE = "tflite_micro.python.tflite_micro.runtime"
-
 
 def content(kind: str, softmax: bool = False) -> flatbuffer.Flatbuffer:
     return flatbuffer.read(runtime_files.flatbuffer(kind, softmax))
@@ -24,7 +22,7 @@ def content(kind: str, softmax: bool = False) -> flatbuffer.Flatbuffer:
 @pytest.mark.parametrize("kind", ["int8", "uint8", "float"])
 @pytest.mark.parametrize("softmax", [False, True])
 def test_it_answers_as_the_other_runtime(kind: str, softmax: bool) -> None:
-    pytest.importorskip(MODULE)
+    pytest.importorskip(micro.MODULE)
     file = content(kind, softmax)
     runners = interpreter.make(file), micro.Interpreter(file)
     source = file.tensors[file.inputs[0]]
@@ -46,7 +44,7 @@ def test_it_answers_as_the_other_runtime(kind: str, softmax: bool) -> None:
 
 
 def test_the_arena_is_what_the_runtime_takes() -> None:
-    runtime = pytest.importorskip(MODULE)
+    runtime = pytest.importorskip(micro.MODULE)
     file = content("int8")
     arena = micro.Interpreter(file).arena()
     assert arena.total == arena.activations + arena.kept
@@ -68,7 +66,7 @@ def test_operators_are_named_as_a_program_registers_them() -> None:
     ("kind", "reason"), [("float16", "it has float16"), ("sparse", "it has DENSIFY")]
 )
 def test_what_it_cannot_run_costs_a_line(kind: str, reason: str) -> None:
-    pytest.importorskip(MODULE)
+    pytest.importorskip(micro.MODULE)
     with pytest.raises(UsageError, match=f"TensorFlow Lite Micro: expected a file.*{reason}"):
         micro.Interpreter(content(kind))
 
@@ -110,7 +108,7 @@ _LESS = 58  # schema.fbs: BuiltinOperator
 def test_what_would_end_the_process_costs_a_line(
     change: Callable[[Any], None], reason: str
 ) -> None:
-    pytest.importorskip(MODULE)
+    pytest.importorskip(micro.MODULE)
     model = repack.opened(runtime_files.flatbuffer("int8"))
     change(model)
     with pytest.raises(UsageError, match=reason):
@@ -118,6 +116,6 @@ def test_what_would_end_the_process_costs_a_line(
 
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, MODULE, None)
+    monkeypatch.setitem(sys.modules, micro.MODULE, None)
     with pytest.raises(UsageError, match="pip install tflite-micro"):
         micro.Interpreter(content("int8"))

@@ -9,7 +9,7 @@ import pytest
 import trainer_runs
 from trainer_runs import command, report
 
-from mobilenet.runtime import flatbuffer
+from mobilenet.runtime import flatbuffer, micro
 
 pytest.importorskip("tensorflow")
 
@@ -59,7 +59,7 @@ def top1(model: Path, *words: str) -> float:
 def test_a_micro_controller_scores_the_same_and_its_needs_are_told(
     exported: tuple[Path, str],
 ) -> None:
-    pytest.importorskip("tflite_micro.python.tflite_micro.runtime")
+    pytest.importorskip(micro.MODULE)
     here, there = top1(exported[0]), top1(exported[0], "--runtime=micro")
     assert there == pytest.approx(here, abs=1.0)
     done = command("profiler", exported[0], "--micro", "--nolatency")

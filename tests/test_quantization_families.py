@@ -21,7 +21,7 @@ from mobilenet.compression import variables
 from mobilenet.compression.quantization import scheme
 from mobilenet.configs import archs
 from mobilenet.export import verify
-from mobilenet.runtime import flatbuffer, interpreter
+from mobilenet.runtime import flatbuffer, interpreter, micro
 
 QUICK = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small")
 NAMES = [
@@ -103,7 +103,7 @@ def test_every_operator_of_the_file_is_the_simulated_one(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_so_is_every_operator_on_a_micro_controller(name: str) -> None:
     """Their kernels round differently from those of a phone, and stay within a step too."""
-    pytest.importorskip("tflite_micro.python.tflite_micro.runtime")
+    pytest.importorskip(micro.MODULE)
     made = family(name)
     steps = operator_steps(made, pixels(4, 64, seed=9), MicroKernels)
     assert set(steps) == set(made.ranges)

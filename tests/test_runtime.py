@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -257,6 +258,7 @@ def test_bad_requests(arguments: dict[str, Any], words: str, tmp_path: Path) -> 
 ON_A_DEVICE = ("ai-edge-litert", "numpy", "pillow", "absl-py", "rich")
 
 
+@functools.cache
 def absent() -> list[str]:
     """What is imported of packages that neither these five nor what they require bring."""
     there: set[str] = set()

@@ -257,11 +257,11 @@ def wide_net() -> Any:
 
 def test_narrow_kernels_stay_float_where_there_are_many_places() -> None:
     original = convert.float_flatbuffer(wide_net())
-    found = formats(weights_only.quantize(original, inputs(8)))
+    content = flatbuffer.read(weights_only.quantize(original, inputs(8)))
+    found = formats(content.content)
     narrow = ("stem", "few_out", "few_in")
     assert {name for name, kind in found.items() if kind == "float32"} == set(narrow)
     assert set(found.values()) == {"float32", "int8"} and len(found) == 6
-    content = flatbuffer.read(weights_only.quantize(original, inputs(8)))
     assert structure.format_faults(content, FORMATS["weights"]) == []
     assert weights_only.faults(flatbuffer.read(original), content) == []
     assert set(formats(weights_only.quantize(original, narrow=0)).values()) == {"int8"}

@@ -21,7 +21,7 @@ from mobilenet.runtime import parts
 from mobilenet.runtime.flatbuffer import Flatbuffer
 from mobilenet.runtime.interpreter import quiet
 
-_MODULE = "tflite_micro.python.tflite_micro.runtime"
+MODULE = "tflite_micro.python.tflite_micro.runtime"
 _NAME = "TensorFlow Lite Micro"
 # Of ours and of nets like them. Others end the process where something is wrong with them.
 _OPERATORS = (
@@ -161,7 +161,7 @@ def _enough(content: Flatbuffer) -> int:
 
 def _runtime() -> Any:
     try:
-        return importlib.import_module(_MODULE)
+        return importlib.import_module(MODULE)
     except ImportError as error:
         expected = f"an installed {_NAME} ({error})"
         raise UsageError("tflite-micro", None, expected, "pip install tflite-micro") from None
