@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import tf_keras
 
+from mobilenet.archives import load_npz
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.card import Card
 from mobilenet.errors import FailedProof, UsageError
@@ -47,12 +47,7 @@ def read_ranges(model_folder: str | os.PathLike[str]) -> dict[str, Array] | None
     path = Path(model_folder) / RANGES
     if not path.is_file():
         return None
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # whatever numpy and zipfile make of a broken file
-        expected = f"the ranges of a quantized net ({' '.join(str(error).split())[:120]})"
-        raise UsageError(str(path), None, expected, "quantize it again") from None
+    return load_npz(path, "the ranges of a quantized net", "quantize it again")
 
 
 def pack(net: folder.Net, ranges: Mapping[str, Array] | None = None) -> bytes:
