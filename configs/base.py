@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
+from mobilenet import strict_json
 from mobilenet.errors import UsageError, one_of, shorten
 
 C = TypeVar("C", bound="Config")
@@ -93,7 +95,26 @@ class Config:
                     getattr(hints[key], "__name__", "") if _plain_class(hints[key]) else hints[key]
                 )
                 raise UsageError(f"{kind.__name__} {key}", item, f"a value of type {wanted}")
-        return kind(**values)
+        try:
+            return kind(**values)
+        except UsageError:
+            raise
+        except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise UsageError(kind.__name__, None, f"fields that fit each other ({error})") from None
+
+    @classmethod
+    def from_file(cls: type[C], path: str | os.PathLike[str]) -> C:
+        """Reads a config from a JSON file.
+
+        Raises:
+            UsageError: the file is absent, no JSON (see `strict_json.loads`) or no such config;
+                the path is named.
+        """
+        value = strict_json.read_object(path, f"a {cls.__name__}")
+        try:
+            return cls.from_json(value)
+        except UsageError as error:
+            raise error.within(str(path)) from None
 
 
 def _known(kind: type[Config], names: typing.Iterable[str]) -> None:

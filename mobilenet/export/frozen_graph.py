@@ -120,7 +120,7 @@ def load(path: str | os.PathLike[str]) -> folder.Net:
     runner = Runner(place)
     shape = runner.input_shape[1:]
     beside = place.with_name(folder.CARD)
-    card = folder.read_card(beside) if beside.is_file() else Card(input_shape=shape)
+    card = Card.from_file(beside) if beside.is_file() else Card(input_shape=shape)
     if card.input_shape != shape:
         expected = f"{list(shape)}, the input of {place.name}"
         raise UsageError(f"{beside} input_shape", list(card.input_shape), expected)

@@ -122,6 +122,44 @@ def layer_channels(config: MobileNetConfig) -> dict[str, int]:
     return found
 
 
+def count_parameters(config: MobileNetConfig, channels: int = 3) -> int:
+    """Weights of the model, moving statistics included, before anything is built.
+
+    Args:
+        config: the model's config.
+        channels: of the input image.
+    """
+    # Scale and offset, and of batch norms mean and variance.
+    norm = 4 if config.normalization_name == "batch_norm" else 2
+    total = 0
+    for row in plan(config):
+        kernel = row.block.kernel[0] * row.block.kernel[1]
+        if row.block.block_type == "GlobalPooling":
+            continue
+        if row.block.block_type == "Conv":
+            each = kernel * channels + row.block.use_bias + norm * row.block.normalization
+            total += each * row.filters
+        elif row.block.block_type == "DepSepConv":
+            total += (kernel + norm) * channels + (channels + norm) * row.filters
+        else:
+            total += _inverted_residual_parameters(row, channels, norm)
+        channels = row.filters
+    return total + (channels + 1) * (config.num_classes or 0)
+
+
+def _inverted_residual_parameters(row: Row, channels: int, norm: int) -> int:
+    kernel, total = row.block.kernel[0] * row.block.kernel[1], 0
+    if row.expanded:
+        taps = 1 if row.block.depthwise else kernel
+        total += (taps * channels + norm) * row.expanded
+    inner = row.expanded or channels
+    if row.block.depthwise:
+        total += (kernel + norm) * inner
+    if row.squeezed:
+        total += (2 * inner + 1) * row.squeezed + inner
+    return total + (inner + norm) * row.filters
+
+
 def least_side(rows: tuple[Row, ...]) -> int:
     """The least height and width that the strides can halve: their product."""
     product = 1

@@ -16,7 +16,7 @@ from typing import Any
 
 import filelock
 
-from mobilenet import files
+from mobilenet import files, strict_json
 from mobilenet.configs.run import STAGES, RunConfig, place_of
 from mobilenet.errors import UsageError
 
@@ -229,7 +229,7 @@ def _put_back(place: Path) -> None:
 
 def _same_run(place: Path, config: RunConfig) -> RunConfig:
     """The config of the run that is there; refuses one that computes something else."""
-    before = RunConfig.from_json(files.read_json(place / CONFIG))
+    before = RunConfig.from_file(place / CONFIG)
     free = {"stages"}
     begun = {
         stage
@@ -261,7 +261,9 @@ def _same_run(place: Path, config: RunConfig) -> RunConfig:
 
 def _entries(place: Path) -> list[Entry]:
     report = place / REPORT
-    return list(files.read_json(report)["stages"]) if report.exists() else []
+    if not report.exists():
+        return []
+    return list(strict_json.read_object(report, "the report of a run")["stages"])
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
