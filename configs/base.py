@@ -14,6 +14,7 @@ from mobilenet import strict_json
 from mobilenet.errors import UsageError, one_of, shorten
 
 C = TypeVar("C", bound="Config")
+MAX_CLASSES = 1_000_000  # what is beyond is no class index but a code or damage
 
 
 def flag(default: Any, help: str, name: str | None = None) -> Any:
