@@ -10,9 +10,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from mobilenet.archives import MAX_RATIO, UNCHECKED_BYTES
+
 MAX_OBJECTS = 1 << 16
 MAX_ATTRIBUTE = 1 << 24  # bytes; the largest holds the description of a model
-_MAX_RATIO = 100  # declared bytes over stored ones; Keras does not compress
 _NUMBERS = "fiub"  # kinds of numpy
 
 
@@ -30,15 +31,20 @@ def check(file: Any) -> int:
         How many numbers its arrays hold.
 
     Raises:
-        UnsafeFile: a link that is not a hard one, an array that is stored elsewhere, is no numbers
-            or is larger than what is stored, or too many objects.
+        UnsafeFile: a link that is not a hard one, an array that is stored elsewhere, holds no
+            numbers, arrays that are far larger than what is stored, or too many objects.
     """
-    numbers = 0
+    numbers = declared = stored = 0
     for name, item in _objects(file):
         for key in item.attrs:
             _check_attribute(f"attribute {key} of {name}", item.attrs.get_id(key))
         if hasattr(item, "shape"):
-            numbers += _check_array(name, item)
+            _check_array(name, item)
+            numbers += math.prod(item.shape)
+            declared += item.nbytes
+            stored += item.id.get_storage_size()
+    if declared > UNCHECKED_BYTES + MAX_RATIO * stored:
+        raise UnsafeFile(f"its arrays declare {declared} bytes where {stored} are stored")
     return numbers
 
 
@@ -88,12 +94,8 @@ def _check_attribute(name: str, attribute: Any) -> None:
         raise UnsafeFile(f"{name} has {size} bytes, at most {MAX_ATTRIBUTE} are read")
 
 
-def _check_array(name: str, array: Any) -> int:
+def _check_array(name: str, array: Any) -> None:
     if array.external or array.is_virtual:
         raise UnsafeFile(f"the data of {name} are in another file")
     if array.shape is None or array.dtype.kind not in _NUMBERS:
         raise UnsafeFile(f"{name} does not hold numbers")
-    stored = array.id.get_storage_size()
-    if array.nbytes > _MAX_RATIO * stored:
-        raise UnsafeFile(f"{name} declares {array.nbytes} bytes where {stored} are stored")
-    return math.prod(array.shape)
