@@ -189,7 +189,7 @@ class _Child:
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", _START, json.dumps(settings), *paths],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # of numpy, which computes nothing
