@@ -21,6 +21,7 @@ from mobilenet.errors import UsageError
 from mobilenet.export import repack
 from mobilenet.runtime import Classifier, flatbuffer, interpreter, isolation, micro, worker
 
+pytest.importorskip("tensorflow", reason="TensorFlow's converter makes the files")
 HOSTILE = "the file is damaged or hostile"
 
 

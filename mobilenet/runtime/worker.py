@@ -180,9 +180,9 @@ def _limit(kind: int, value: int, hard: bool = True) -> None:
     """Lowers a limit; one that the system has set lower stays."""
     import resource
 
-    highest = resource.getrlimit(kind)[1]
-    if highest != resource.RLIM_INFINITY:
-        value = min(value, highest)
+    soft, highest = resource.getrlimit(kind)
+    present = (soft, highest) if hard else (highest,)
+    value = min([value, *(limit for limit in present if limit != resource.RLIM_INFINITY)])
     resource.setrlimit(kind, (value, value if hard else highest))
 
 
