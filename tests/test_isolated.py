@@ -110,6 +110,7 @@ def test_outputs_are_those_of_the_runtime_in_this_process(kind: str, runtime: st
         descriptors = [os.readlink(x) for x in Path(f"/proc/{child.pid}/fd").iterdir()]
         assert {name.partition(":")[0] for name in descriptors} == {"socket", "/dev/null"}
     pid = child.pid
+    assert os.getsid(pid) == pid  # Ctrl-C of a terminal does not reach it
     del child
     assert is_gone(pid)
 
