@@ -28,7 +28,7 @@ COMMAND = cli.Command(
         cli.option("groups", bool, False, "list the groups of channels that must go together"),
         cli.option(
             "histograms",
-            str,
+            Path,
             None,
             "a folder for a picture of each kernel's weights; lists zeros and zero channels too",
         ),
@@ -36,7 +36,7 @@ COMMAND = cli.Command(
         cli.option("image_size", int, None, "height and width of a net that leaves its size open"),
         cli.option(
             "against",
-            str,
+            Path,
             None,
             "the float net of a FILE.tflite: where the file loses its signal, and what mends it",
             group="model",
