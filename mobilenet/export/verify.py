@@ -20,6 +20,7 @@ from mobilenet.export.edges import run
 from mobilenet.export.operators import Proof
 from mobilenet.export.structure import (
     FLOAT_STEP,
+    check_rescaling,
     edge_of,
     format_faults,
     inner_float_tensors,
@@ -177,9 +178,11 @@ def verify(
         kept: what must compute in float inside an int8 file.
 
     Raises:
-        UsageError: the bytes are no sound flatbuffer, or images and logits do not fit it.
+        UsageError: the bytes are no sound flatbuffer, the runtime cannot compute a layer, or images
+            and logits do not fit it.
     """
     content = flatbuffer.read(data)
+    check_rescaling(content)
     faults = structure_faults(content, expect_int8, io, pixel_std, kept)
     faults += [] if wanted is None else format_faults(content, wanted)
     runner = interpreter.make(content, threads)
