@@ -168,8 +168,7 @@ def verify(
             int8 file) says to `inputs`.
         inputs: `[images, height, width, channels]`, preprocessed for this file.
         expect_int8, io: what must be inside, and the type of both ends.
-        pixel_std: of the preprocessing, the inverse of an int8 input's step; `None` where it has
-            one a channel.
+        pixel_std: of the preprocessing, the inverse of an int8 input's step; `None` for several.
         limits: figures that the file must reach.
         threads: of the interpreter.
         simulated, plain: for a proof of each operator, the net that was converted, with fake
@@ -178,8 +177,7 @@ def verify(
         kept: what must compute in float inside an int8 file.
 
     Raises:
-        UsageError: the bytes are no sound flatbuffer, the runtime cannot compute a layer, or images
-            and logits do not fit it.
+        UsageError: no sound flatbuffer that can run, or images and logits do not fit it.
     """
     content = flatbuffer.read(data)
     check_rescaling(content)

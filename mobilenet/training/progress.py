@@ -17,7 +17,7 @@ log = logging.getLogger("mobilenet")
 _PLOTTED = ("loss", "top1", "val_loss", "val_top1", "lr")
 
 
-class _Lines(logging.StreamHandler):  # type: ignore[type-arg] - no generic in Python 3.10
+class _Lines(logging.StreamHandler):  # type: ignore[type-arg]  # not generic in Python 3.10
     """A reader that has gone, or a full disk, ends the command as it does for `print`."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
