@@ -17,15 +17,16 @@ C = TypeVar("C", bound="Config")
 MAX_CLASSES = 1_000_000  # what is beyond is no class index but a code or damage
 
 
-def flag(default: Any, help: str, name: str | None = None) -> Any:
+def flag(default: Any, help: str, name: str | None = None, path: bool = False) -> Any:
     """A dataclass field that is also a command-line flag.
 
     Args:
         default: the field's default.
         help: one sentence for `--help`.
         name: the flag's name where it differs from the field's (the seeds' names).
+        path: its text may be the path of a file or folder.
     """
-    metadata = {"help": help, "flag": name}
+    metadata = {"help": help, "flag": name, "path": path}
     if isinstance(default, Mapping):  # every config gets its own; a hash cannot cover it
         return dataclasses.field(
             default_factory=lambda: dict(default), hash=False, metadata=metadata

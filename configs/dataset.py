@@ -95,6 +95,7 @@ class DatasetConfig(Config):
         None,
         "where the data set lies (TFDS folder, class folders, records, or the CSV file of an "
         "image_list, with the columns file and label)",
+        path=True,
     )
     preprocessing: str = flag("inception", "how pixels become inputs: " + ", ".join(PREPROCESSING))
     label_offset: int = flag(

@@ -28,7 +28,7 @@ COMMAND = cli.Command(
     (
         cli.option(
             "model",
-            str,
+            Path,
             None,
             "a model folder, .keras, SavedModel, .tflite, frozen graph (.pb) or export folder",
             group="model",

@@ -19,7 +19,9 @@ COMMAND = cli.Command(
     "mobilenet.predict",
     "Names the likeliest classes of images.",
     extra=(
-        cli.option("model", str, None, "a .tflite, .keras or .pb file, model folder or SavedModel"),
+        cli.option(
+            "model", Path, None, "a .tflite, .keras or .pb file, model folder or SavedModel"
+        ),
         cli.option("top_k", int, 5, "classes an image"),
         cli.ISOLATED,
     ),
