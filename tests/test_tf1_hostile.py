@@ -249,7 +249,7 @@ INDICES: dict[str, tuple[Callable[[], bytes], str]] = {
     "slices": (lambda: table([SOUND[0], (b"a", entry(sliced=True))]), "a is partitioned"),
     "reference": (lambda: table([SOUND[0], (b"a", entry(dtype=101))]), "a is a reference"),
     "unknown type": (lambda: table([SOUND[0], (b"a", entry(dtype=9999))]), "an unknown type"),
-    "strings": (lambda: table([SOUND[0], (b"a", entry((1,), dtype=7))]), "string in place"),
+    "strings": (lambda: table([SOUND[0], (b"a", entry((1,), dtype=7))]), "a declares strings"),
     "many strings": (lambda: table([SOUND[0], (b"a", entry((10**9,), dtype=7))]), "a declares"),
     "other shard": (lambda: table([SOUND[0], (b"a", entry(shard_id=1))]), "data file 1 of 1"),
     "no shard": (lambda: table([(b"", header(1 << 30)), SOUND[1]]), "no m.data-00000-of-"),

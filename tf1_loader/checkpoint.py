@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from mobilenet import archives
 from mobilenet.errors import UsageError
-from mobilenet.tf1_loader import index_file, places
+from mobilenet.models import checkpoint_index
+from mobilenet.tf1_loader import places
 
 Array = npt.NDArray[Any]
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -94,7 +95,7 @@ def bundle(prefix: str, shown: str = "") -> Checkpoint:
     shown = shown or prefix
     try:
         if Path(f"{prefix}.index").is_file():
-            entries = index_file.read_index(prefix)
+            entries = checkpoint_index.read_index(prefix)
             reader = tf.train.load_checkpoint(prefix)
         else:
             reader = tf.train.load_checkpoint(prefix)
@@ -115,11 +116,11 @@ def bundle(prefix: str, shown: str = "") -> Checkpoint:
     return Checkpoint(shown, {name: entry.shape for name, entry in entries.items()}, get)
 
 
-def _old_entries(reader: Any, prefix: str) -> dict[str, index_file.Entry]:
+def _old_entries(reader: Any, prefix: str) -> dict[str, checkpoint_index.Entry]:
     """The variables of a checkpoint in one file, as TensorFlow wrote it before 2016."""
     types = reader.get_variable_to_dtype_map()
     entries = {
-        name: index_file.Entry(tuple(shape), types[name])
+        name: checkpoint_index.Entry(tuple(shape), types[name])
         for name, shape in reader.get_variable_to_shape_map().items()
     }
     total = sum(math.prod(entry.shape) * entry.dtype.size for entry in entries.values())

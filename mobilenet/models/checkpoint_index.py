@@ -21,7 +21,8 @@ from mobilenet.archives import MAX_TOTAL_BYTES
 _FOOTER_BYTES, _TRAILER_BYTES = 48, 5  # two handles and the magic; compression and checksum
 _MAX_INDEX_BYTES = 8 << 20  # 20 kB for a training of MobileNetV1 with its slots
 _MAX_ENTRIES, _MAX_KEY_BYTES, _MAX_RANK = 20_000, 1024, 8
-_MAX_VARINT_BYTES = 10
+_MAX_VARINT_BYTES, _CHECKSUM_BYTES = 10, 4
+_MAX_STRINGS = 16  # a checkpoint of TF2 has one, which describes its objects
 
 
 class MalformedIndexError(ValueError):
@@ -70,6 +71,7 @@ class _Shards:
 
     def checked_entry(self, name: str, value: bytes) -> Entry:
         """One variable, if its data file has the bytes that its shape takes."""
+        import tensorflow as tf
         from tensorflow.core.protobuf import tensor_bundle_pb2
 
         entry = tensor_bundle_pb2.BundleEntryProto()
@@ -85,6 +87,8 @@ class _Shards:
             raise MalformedIndexError(f"{name} declares {shape} in {entry.size:,} bytes")
         if entry.offset < 0 or entry.offset + entry.size > self._size(entry.shard_id):
             raise MalformedIndexError(f"{name} declares bytes after the end of its data file")
+        if dtype == tf.string:
+            self._check_strings(name, entry, math.prod(shape))
         self._declared += entry.size
         if self._declared > min(sum(self._sizes.values()), MAX_TOTAL_BYTES):
             raise MalformedIndexError(
@@ -92,11 +96,29 @@ class _Shards:
             )
         return Entry(shape, dtype)
 
+    def _check_strings(self, name: str, entry: Any, count: int) -> None:
+        """Strings are stored as their lengths, a checksum of these, and their bytes."""
+        if count > _MAX_STRINGS:
+            raise MalformedIndexError(f"{name} has {count:,} strings")
+        self._size(entry.shard_id)
+        with self._path(entry.shard_id).open("rb") as file:
+            file.seek(entry.offset)
+            data = file.read(min(entry.size, count * _MAX_VARINT_BYTES))
+        position = total = 0
+        for _ in range(count):
+            length, position = _varint(data, position)
+            total += length
+        if position + _CHECKSUM_BYTES + total != entry.size:
+            raise MalformedIndexError(f"{name} declares strings of {total:,} bytes")
+
+    def _path(self, shard: int) -> Path:
+        return Path(f"{self._prefix}.data-{shard:05}-of-{self._count:05}")
+
     def _size(self, shard: int) -> int:
         if not 0 <= shard < self._count:
             raise MalformedIndexError(f"data file {shard} of {self._count}")
         if shard not in self._sizes:
-            path = Path(f"{self._prefix}.data-{shard:05}-of-{self._count:05}")
+            path = self._path(shard)
             if not path.is_file():
                 raise MalformedIndexError(f"no {path.name}")
             self._sizes[shard] = os.path.getsize(path)
