@@ -295,7 +295,7 @@ def test_an_environment_is_made_once_and_again_after_a_change(tmp_path: Path) ->
 
 def test_every_script_is_valid_and_can_be_executed() -> None:
     found = sorted(SCRIPTS.glob("*.sh"))
-    assert len(found) == 12
+    assert len(found) == 13
     for path in [*found, ROOT / ".ci" / "run"]:
         subprocess.run(["bash", "-n", str(path)], check=True)
         if path.name != "environment.sh":
