@@ -18,7 +18,7 @@ import filelock
 
 from mobilenet import files
 from mobilenet.configs.run import STAGES, RunConfig, place_of
-from mobilenet.errors import UsageError
+from mobilenet.errors import UsageError, shown
 
 CONFIG, REPORT, ENVIRONMENT, LOG, METRICS = (
     "config.json",
@@ -40,6 +40,8 @@ _PACKAGES = (
 # folder may change them.
 _FIELDS_OF = {"prune": ("prune", "pruning"), "quantize": ("quantize", "quantization")}
 _TAUGHT = ("prune", "quantize")  # by what they start with; a teacher of its own serves train too
+_FLIPS = 3  # figures an epoch of surgery: the epoch, weights removed, weights that came back
+_LARGEST = 2**53  # of a figure; what is larger is damage, and no float may hold it
 _LOCK, _ASIDE, _TRASH = ".lock", ".replaced", ".removed"
 
 Entry = dict[str, Any]
@@ -229,7 +231,11 @@ def _put_back(place: Path) -> None:
 
 def _same_run(place: Path, config: RunConfig) -> RunConfig:
     """The config of the run that is there; refuses one that computes something else."""
-    before = RunConfig.from_json(files.read_json(place / CONFIG))
+    value = files.read_json(place / CONFIG)
+    try:
+        before = RunConfig.from_json(value)
+    except UsageError as error:
+        raise error.within(str(place / CONFIG)) from None
     free = {"stages"}
     begun = {
         stage
@@ -253,7 +259,7 @@ def _same_run(place: Path, config: RunConfig) -> RunConfig:
         raise UsageError(
             "--model_dir",
             str(place),
-            f"a run of this config; there {name} is {there!r}, here {here!r}{more}",
+            f"a run of this config; there {name} is {shown(there)}, here {shown(here)}{more}",
             "choose another --model_dir, or --overwrite to start again",
         )
     return before
@@ -261,7 +267,40 @@ def _same_run(place: Path, config: RunConfig) -> RunConfig:
 
 def _entries(place: Path) -> list[Entry]:
     report = place / REPORT
-    return list(files.read_json(report)["stages"]) if report.exists() else []
+    if not report.exists():
+        return []
+    value = files.read_json(report)
+    stages = value.get("stages") if isinstance(value, dict) else None
+    if not isinstance(stages, list) or not all(map(_is_entry, stages)):
+        expected = "the report of a run: its stages with their figures"
+        raise UsageError(str(report), None, expected, "restore it, or --overwrite to start again")
+    return stages
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether a value has what a finished stage is summarized by."""
+    if not isinstance(value, dict):
+        return False
+    stage, _, part = str(value.get("stage")).partition("_")
+    if stage not in STAGES or not (part == "" or (part.isascii() and part.isdigit())):
+        return False
+    rows, flips = value.get("history", []), value.get("flips", [[0] * _FLIPS])
+    return (
+        all(_is_number(value.get(name)) for name in ("top1", "top5"))
+        and isinstance(rows, list)
+        and all(isinstance(row, dict) for row in rows)
+        and isinstance(flips, list)
+        and len(flips) > 0
+        and all(_is_flips(row) for row in flips)
+    )
+
+
+def _is_flips(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == _FLIPS and all(map(_is_number, row))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < _LARGEST
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -66,9 +66,9 @@ def main(argv: Sequence[str]) -> int:
     for name in options.targets:
         tallies.append(_run(name, options, folder))
         print(_row(tallies[-1]) if tallies[1:] else _table(tallies), flush=True)
-    (folder / "table.txt").write_text(_table(tallies) + "\n")
-    failures = [failure for tally in tallies for failure in _reports(tally)]
-    (folder / "failures.txt").write_text("\n".join(failures))
+        (folder / "table.txt").write_text(_table(tallies) + "\n")
+        failures = [failure for tally in tallies for failure in _reports(tally)]
+        (folder / "failures.txt").write_text("\n".join(failures))
     print(f"\ntable.txt, failures.txt and the input of {len(failures)} failures: {folder}")
     return 1 if failures else 0
 
@@ -186,6 +186,8 @@ def _seeds(name: str, folder: Path) -> Path:
 
 def _work(options: argparse.Namespace) -> int:
     """The cases of a batch, in this process."""
+    import tf_keras  # noqa: F401 - loading TensorFlow is no case's time
+
     from fuzz import outcome
     from fuzz.targets import TARGETS
 

@@ -295,8 +295,11 @@ def _damaged_example(rng: random.Random, payload: bytes) -> bytes:
 
 
 def damaged_table(rng: random.Random, data: bytes) -> bytes:
-    """The index of a checkpoint with true checksums and one odd entry; one time in four, noise."""
-    if rng.random() < 0.25:
+    """The index of a checkpoint with true checksums and one odd entry; one time in four, noise.
+
+    Its other files get noise.
+    """
+    if not data.endswith(_TABLE_MAGIC) or rng.random() < 0.25:
         return mutations.noise(rng, data)
     (_, handle), *_ = _entries(_block(data, _footer(data)[1]))
     start, size = _handle(handle)

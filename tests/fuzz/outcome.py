@@ -30,6 +30,7 @@ ACCEPTED, REFUSED, UNCLEAN, TRACEBACK, HANG, CRASH, LEFT = (
 )
 FAILURES = (UNCLEAN, TRACEBACK, CRASH, HANG, LEFT)
 SECONDS = 10.0  # longer ones hang
+_AUTOGRAPH = "__autograph_generated_file"  # TensorFlow's own, removed when the process ends
 _LONGEST = 500  # characters of a line
 
 
@@ -110,7 +111,8 @@ def _fault(line: str, temporary: str) -> str:
 
 
 def _names(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    paths = (path for path in folder.rglob("*") if not path.name.startswith(_AUTOGRAPH))
+    return {str(path.relative_to(folder)) for path in paths}
 
 
 @contextlib.contextmanager

@@ -342,7 +342,7 @@ def damage_saved_model(rng: random.Random, folder: Path) -> None:
     if action < 0.3:
         damaging("model/*", mutations.noise)(rng, folder)
     elif action < 0.45:
-        damaging("model/variables/*", mutations.noise, containers.damaged_table)(rng, folder)
+        damaging("model/variables/*", containers.damaged_table)(rng, folder)
     elif action < 0.7:
         path = model / "saved_model.pb"
         saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
@@ -474,7 +474,7 @@ TARGETS = {
         Target(
             "tf1_checkpoint",
             seeds.write_checkpoint,
-            damaging("model.*", mutations.noise, containers.damaged_table),
+            damaging("model.*", containers.damaged_table),
             lambda folder: use_checkpoint(folder / "model.ckpt-7"),
         ),
         Target(
