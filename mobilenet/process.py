@@ -18,6 +18,7 @@ INTERRUPTED = 130
 TERMINATED = 143
 _BROKEN_PIPE = 141
 _PLACE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_PLACE_ERRORS |= {errno.ENAMETOOLONG}
 _PLACE_TEXTS = ("No space left on device", "Permission denied", "Read-only file system")
 
 
@@ -48,7 +49,7 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = _BROKEN_PIPE
     except Exception as error:
-        line = _place_error(error) or _absent(error)
+        line = line_of(error)
         if line is None:
             raise
         status = _fail(line)
@@ -63,6 +64,11 @@ def _fail(line: str, status: int = UsageError.status) -> int:
     sys.stdout.flush()
     print(line, file=sys.stderr)
     return status
+
+
+def line_of(error: Exception) -> str | None:
+    """The line that `main` prints in place of a traceback; `None` for a defect of ours."""
+    return _place_error(error) or _absent(error)
 
 
 def _place_error(error: Exception) -> str | None:

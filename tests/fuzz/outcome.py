@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fuzz.targets import Accepted, Target
+from mobilenet import process
 from mobilenet.errors import UsageError
 
 ACCEPTED, REFUSED, UNCLEAN, TRACEBACK, HANG, CRASH, LEFT = (
@@ -93,13 +94,18 @@ def _ended(use: Callable[[], object], temporary: str) -> tuple[str, str]:
     except Accepted:
         return ACCEPTED, ""
     except UsageError as error:
-        fault = _fault(str(error), temporary)
-        return (UNCLEAN, f"{fault}: {error}") if fault else (REFUSED, str(error))
+        return _line(str(error), temporary)
     except SystemExit as end:  # of --help
         return (TRACEBACK if end.code else ACCEPTED), f"SystemExit: {end.code}"
-    except Exception:
-        return TRACEBACK, traceback.format_exc()
+    except Exception as error:
+        line = process.line_of(error)
+        return (TRACEBACK, traceback.format_exc()) if line is None else _line(line, temporary)
     return ACCEPTED, ""
+
+
+def _line(line: str, temporary: str) -> tuple[str, str]:
+    fault = _fault(line, temporary)
+    return (UNCLEAN, f"{fault}: {line}") if fault else (REFUSED, line)
 
 
 def _fault(line: str, temporary: str) -> str:

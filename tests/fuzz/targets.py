@@ -130,7 +130,7 @@ def commands() -> dict[str, tuple[Any, list[str]]]:
         "predict": (predict, ["--model={}/export", "{}/photo.png"]),
         "profiler": (profiler, ["{}/export"]),
         "packer": (packer, ["info", "{}/model.packed", "--noflatbuffer"]),
-        "converter": (converter, ["--model={}/small.keras", "--output={}/occupied"]),
+        "converter": (converter, ["--model={}/small.keras", "--output=export"]),
         "tf1_loader": (tf1_loader, ["--checkpoint={}/photo.png", "--output={}/occupied"]),
     }
 
@@ -149,7 +149,7 @@ def damage_flags(rng: random.Random, folder: Path) -> None:
     module, words = commands()[name]
     specs = module.COMMAND.flags()
     more = [_flag(rng, rng.choice(specs)) for _ in range(rng.choice((1, 1, 2, 3)))]
-    if rng.random() < 0.2 and name not in ("trainer", "converter", "tf1_loader"):
+    if rng.random() < 0.2 and name not in ("trainer", "tf1_loader"):
         words[rng.randrange(len(words))] = rng.choice(_WORDS)
     if rng.random() < 0.1:
         more.append(rng.choice(("--no_such_flag", "-", "-x", "--=", "---", "--lr", "--override")))
