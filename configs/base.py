@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 from mobilenet.errors import UsageError, one_of, shorten
 
 C = TypeVar("C", bound="Config")
+MOST_SIDE = 8192  # pixels of an image's side; larger ones take gigabytes in the first layers
 _LARGEST = 2**63 - 1  # of whole numbers: what TensorFlow can hold
 
 
@@ -209,4 +210,4 @@ def number(
         raise UsageError(what, value, rule, remedy)
 
 
-__all__ = ["Config", "flag", "nested", "number", "one_of", "shorten"]
+__all__ = ["MOST_SIDE", "Config", "flag", "nested", "number", "one_of", "shorten"]

@@ -34,10 +34,10 @@ class UsageError(ValueError):
 
     def __init__(self, what: str, got: object, expected: str, remedy: str = "") -> None:
         self.what, self.got, self.expected, self.remedy = what, got, expected, remedy
-        value = "" if got is None else f"got {shown(got)}, "
-        tail = f"; {remedy}" if remedy else ""
-        line = f"{_cut(what, _LONGEST_NAME)}: {value}expected {expected}{tail}"
-        super().__init__(_printable(" ".join(line.split())))
+        name, value = _cut(_printable(what), _LONGEST_NAME), f"got {shown(got)}, "
+        rule = _printable(f"{expected}; {remedy}" if remedy else expected)
+        line = f"{name}: {'' if got is None else value}expected {rule}"
+        super().__init__(" ".join(line.split()))
 
     def within(self, place: str) -> UsageError:
         """The same fact, told from further out (`place` is put in front of `what`)."""
@@ -68,7 +68,8 @@ def _cut(text: str, most: int) -> str:
 
 def _printable(text: str) -> str:
     """Control characters, which a file's names may have, are escaped: a terminal would obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
 
 
 def shorten(names: Iterable[object]) -> str:
@@ -76,7 +77,7 @@ def shorten(names: Iterable[object]) -> str:
     listed = [str(name) for name in names]
     most = _LONGEST_LIST // max(1, min(len(listed), _SHOWN))
     more = f", ... ({len(listed)})" if len(listed) > _SHOWN else ""
-    return ", ".join(_cut(name, most) for name in listed[:_SHOWN]) + more
+    return ", ".join(_cut(_printable(name), most) for name in listed[:_SHOWN]) + more
 
 
 def one_of(what: str, got: str, choices: Iterable[str]) -> str:

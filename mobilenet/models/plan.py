@@ -9,9 +9,14 @@ keeps its shape.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 from mobilenet.configs.archs import BlockConfig, MobileNetConfig
 from mobilenet.errors import UsageError, one_of
+
+MOST_ROWS = 128  # the deepest published MobileNet has 29
+MOST_WEIGHTS = 2**29  # 2 GiB as float32; the largest published MobileNet has 7 million
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +59,13 @@ def plan(config: MobileNetConfig) -> tuple[Row, ...]:
     """The rows of a net.
 
     Raises:
-        UsageError: the config has no rows, or `channels` names no layer of the net or breaks a
-        residual sum.
+        UsageError: the config has no rows or too many, more weights than memory can be expected to
+            have, or `channels` names no layer of the net or breaks a residual sum.
     """
     if not config.blocks:
         raise UsageError("blocks", (), "a config with rows", "take one of mobilenet.list_models()")
+    if len(config.blocks) > MOST_ROWS:
+        raise UsageError("blocks", len(config.blocks), f"at most {MOST_ROWS} rows")
     rows: list[Row] = []
     legal: list[str] = []  # layers whose channel count `channels` may set
     nominal = actual = 0
@@ -103,7 +110,26 @@ def plan(config: MobileNetConfig) -> tuple[Row, ...]:
         rows.append(Row(block, name, stride, row_rate, expanded, squeezed, actual, residual))
     for name in config.channels:
         one_of("channels", name, legal)
+    count = weights(rows, config.num_classes or 0)
+    if count > MOST_WEIGHTS:
+        expected = f"a network of at most {MOST_WEIGHTS:,} weights"
+        raise UsageError(config.name, count, expected, "lower the width, channels or classes")
     return tuple(rows)
+
+
+def weights(rows: Sequence[Row], classes: int) -> int:
+    """How many values all kernels of these rows, and of the classifier, have."""
+    total, before = 0, 3
+    for row in rows:
+        area, inner = math.prod(row.block.kernel), row.expanded or before
+        if row.block.block_type == "Conv":
+            total += area * before * row.filters
+        elif row.block.block_type != "GlobalPooling":
+            fused = area if row.expanded and not row.block.depthwise else 1
+            total += fused * before * row.expanded + inner * (2 * row.squeezed + row.filters)
+            total += area * inner if row.block.depthwise else 0
+        before = row.filters
+    return total + before * classes
 
 
 def layer_channels(config: MobileNetConfig) -> dict[str, int]:

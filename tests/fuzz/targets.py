@@ -195,7 +195,8 @@ def damage_config(rng: random.Random, folder: Path) -> None:
         value = json.loads(path.read_text())
         key = rng.choice([key for key in value if isinstance(value[key], dict)])
         part = {k: v for k, v in value[key].items() if k != "blocks"}
-        value[key] |= mutations.odd_json(rng, part) if rng.random() < 0.5 else {}
+        odd = mutations.odd_json(rng, part) if rng.random() < 0.5 else {}
+        value[key] |= odd if isinstance(odd, dict) else {"": odd}
         if rng.random() < 0.5:
             value[rng.choice(sorted(value))] = mutations.odd(rng)
         else:
