@@ -64,8 +64,6 @@ def plan(config: MobileNetConfig) -> tuple[Row, ...]:
     """
     if not config.blocks:
         raise UsageError("blocks", (), "a config with rows", "take one of mobilenet.list_models()")
-    if len(config.blocks) > MOST_ROWS:
-        raise UsageError("blocks", len(config.blocks), f"at most {MOST_ROWS} rows")
     rows: list[Row] = []
     legal: list[str] = []  # layers whose channel count `channels` may set
     nominal = actual = 0
@@ -110,11 +108,17 @@ def plan(config: MobileNetConfig) -> tuple[Row, ...]:
         rows.append(Row(block, name, stride, row_rate, expanded, squeezed, actual, residual))
     for name in config.channels:
         one_of("channels", name, legal)
+    _check_size(config, rows)
+    return tuple(rows)
+
+
+def _check_size(config: MobileNetConfig, rows: Sequence[Row]) -> None:
+    if len(rows) > MOST_ROWS:
+        raise UsageError("blocks", len(rows), f"at most {MOST_ROWS} rows")
     count = weights(rows, config.num_classes or 0)
     if count > MOST_WEIGHTS:
         expected = f"a network of at most {MOST_WEIGHTS:,} weights"
         raise UsageError(config.name, count, expected, "lower the width, channels or classes")
-    return tuple(rows)
 
 
 def weights(rows: Sequence[Row], classes: int) -> int:
