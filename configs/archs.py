@@ -14,7 +14,7 @@ from typing import Any
 
 from mobilenet.errors import UsageError
 
-from .base import Config, flag, number, one_of
+from .base import MAX_CLASSES, Config, flag, number, one_of
 from .tables import (
     ACTIVATIONS,
     EDGETPU_BLOCKS,
@@ -115,7 +115,12 @@ class MobileNetConfig(Config):
         number("--width_multiplier", self.width_multiplier, most=_WIDEST, remedy=_WIDTHS)
         if self.num_classes is not None:
             number(
-                "--num_classes", self.num_classes, least=0, integer=True, remedy="0 gives features"
+                "--num_classes",
+                self.num_classes,
+                least=0,
+                most=MAX_CLASSES,
+                integer=True,
+                remedy="0 gives features",
             )
         number("min_depth", self.min_depth, least=1, integer=True)
         number("divisor", self.divisor, least=1, integer=True)

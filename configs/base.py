@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
+from mobilenet import strict_json
 from mobilenet.errors import UsageError, one_of, shorten
 
 C = TypeVar("C", bound="Config")
-MOST_SIDE = 8192  # pixels of an image's side; larger ones take gigabytes in the first layers
-_LARGEST = 2**63 - 1  # of whole numbers: what TensorFlow can hold
+MAX_CLASSES = 1_000_000  # what is beyond is no class index but a code or damage
+MAX_SIDE = 1 << 14  # of an image
+_MAX_INTEGER = 2**63 - 1  # what TensorFlow can hold
 
 
 def flag(default: Any, help: str, name: str | None = None) -> Any:
@@ -91,7 +94,26 @@ class Config:
                     getattr(hints[key], "__name__", "") if _plain_class(hints[key]) else hints[key]
                 )
                 raise UsageError(f"{kind.__name__} {key}", item, f"a value of type {wanted}")
-        return kind(**values)
+        try:
+            return kind(**values)
+        except UsageError:
+            raise
+        except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise UsageError(kind.__name__, None, f"fields that fit each other ({error})") from None
+
+    @classmethod
+    def from_file(cls: type[C], path: str | os.PathLike[str]) -> C:
+        """Reads a config from a JSON file.
+
+        Raises:
+            UsageError: the file is absent, no JSON (see `strict_json.loads`) or no such config;
+                the path is named.
+        """
+        value = strict_json.read_object(path, f"a {cls.__name__}")
+        try:
+            return cls.from_json(value)
+        except UsageError as error:
+            raise error.within(str(path)) from None
 
 
 def _class_of(able: tuple[type[C], ...], value: object) -> tuple[type[C], dict[str, Any]]:
@@ -145,7 +167,7 @@ def _typed(hint: Any, value: Any) -> Any:
             return tuple(_typed(inner, item) for item in value)
     whole = isinstance(value, int) and not isinstance(value, bool)
     if whole and float in options and int not in options:
-        return float(value) if abs(value) <= _LARGEST else value
+        return float(value) if abs(value) <= _MAX_INTEGER else value
     return value
 
 
@@ -169,7 +191,7 @@ def _fits(hint: Any, value: Any) -> bool:
         return isinstance(value, dict) and all(_fits(inner[1], item) for item in value.values())
     if isinstance(value, bool) and hint is not bool:
         return False
-    if isinstance(value, int) and abs(value) > _LARGEST:
+    if isinstance(value, int) and abs(value) > _MAX_INTEGER:
         return False
     return isinstance(value, (int, float) if hint is float else hint)
 
@@ -195,7 +217,7 @@ def number(
     limits = [f"{word} {bound}" for word, bound in bounds if bound is not None]
     rule = f"{kind} {' and '.join(limits)}".strip()
     wanted = (int,) if integer else (int, float)
-    if isinstance(value, int) and abs(value) > _LARGEST:
+    if isinstance(value, int) and abs(value) > _MAX_INTEGER:
         raise UsageError(what, value, f"{rule} of at most 63 bits", remedy)
     ok = isinstance(value, wanted) and not isinstance(value, bool) and math.isfinite(value)
     if ok:
@@ -210,4 +232,4 @@ def number(
         raise UsageError(what, value, rule, remedy)
 
 
-__all__ = ["MOST_SIDE", "Config", "flag", "nested", "number", "one_of", "shorten"]
+__all__ = ["MAX_CLASSES", "MAX_SIDE", "Config", "flag", "nested", "number", "one_of", "shorten"]

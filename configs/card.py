@@ -7,10 +7,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .base import Config
+from mobilenet.errors import UsageError
+
+from .base import Config, number, one_of
 from .dataset import Preprocessing
 
 FORMAT = 1
+OUTPUTS = ("logits", "probabilities", "features")
+_IO_TYPES = ("float32", "float16", "int8", "uint8", "int16")
+_MAX_SIDE = 1 << 16  # pixels; no file format of photos has more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +25,11 @@ class Edge(Config):
     dtype: str = "float32"
     scale: float = 0.0
     zero_point: int = 0
+
+    def __post_init__(self) -> None:
+        one_of("dtype", self.dtype, _IO_TYPES)
+        number("scale", self.scale, least=0)
+        number("zero_point", self.zero_point, least=-128, most=255, integer=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,3 +71,21 @@ class Card(Config):
     keep_float: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if len(self.input_shape) != 3:
+            raise UsageError("input_shape", list(self.input_shape), "[height, width, channels]")
+        for side in self.input_shape:
+            if side is not None:  # an open size, which only a Keras model has
+                number("input_shape", side, least=1, most=_MAX_SIDE, integer=True)
+        channels = self.input_shape[2]
+        for name, values in (("mean", self.preprocessing.mean), ("std", self.preprocessing.std)):
+            if len(values) not in (1, channels):
+                raise UsageError(
+                    f"preprocessing {name}",
+                    list(values),
+                    f"one value, or one for each of {channels}",
+                )
+        one_of("outputs", self.outputs, OUTPUTS)
+        number("label_offset", self.label_offset, least=0, integer=True)
+        number("format", self.format, least=1, most=FORMAT, integer=True)

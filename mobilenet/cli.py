@@ -29,7 +29,7 @@ from typing import Any
 
 from absl import flags
 
-from mobilenet import files, values
+from mobilenet import values
 from mobilenet.configs import archs, recipes
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.base import Config, number
@@ -203,15 +203,10 @@ class Command:
 
     def _from_file(self, path: str) -> Config:
         assert self.config is not None
-        value = files.read_json(path)
-        if not isinstance(value, dict):
-            raise UsageError(
-                "--config_file", path, f"a JSON object that describes a {self.config.__name__}"
-            )
         try:
-            return self.config.from_json(value)
+            return self.config.from_file(path)
         except UsageError as error:
-            raise error.within(f"--config_file {path}") from None
+            raise error.within("--config_file") from None
 
 
 class _Text(flags.ArgumentParser):

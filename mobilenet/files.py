@@ -70,17 +70,3 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes indented JSON with a final newline, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Reads JSON.
-
-    Raises:
-        UsageError: the file is absent or is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(str(path), None, "a JSON file; there is none") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(str(path), None, f"a JSON file ({error})") from None

@@ -169,3 +169,29 @@ def test_a_strange_file_costs_one_line(data: bytes, told: str, tmp_path: Path) -
     assert told in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="cannot|can be read"):
         frozen_graph.load(tmp_path / "y.pb")
+
+
+def test_a_constant_of_one_repeated_value_has_a_bound(tmp_path: Path) -> None:
+    """A few bytes may declare gigabytes; only headers are looked at, so this takes no memory."""
+    graph = tf.compat.v1.GraphDef()
+    node = graph.node.add(name="input", op="Const")
+    value = node.attr["value"].tensor
+    value.dtype = tf.float32.as_datatype_enum
+    value.float_val.append(1.0)
+    for side in (1 << 16, 1 << 16):
+        value.tensor_shape.dim.add(size=side)
+    node.attr["dtype"].type = tf.float32.as_datatype_enum
+    graph.node.add(name="output", op="Identity").input.append("input")
+    (tmp_path / "x.pb").write_bytes(graph.SerializeToString())
+    with pytest.raises(UsageError, match=f"constants of {1 << 32} values"):
+        frozen_graph.load(tmp_path / "x.pb")
+
+
+def test_an_output_has_a_bound(tmp_path: Path) -> None:
+    with tf.Graph().as_default() as graph:
+        image = tf.compat.v1.placeholder(tf.float32, [None, 8, 8, 3], "input")
+        padded = tf.pad(image, [[0, 0], [0, 1 << 16], [0, 1 << 16], [0, 0]])
+        tf.identity(tf.reduce_max(padded, [1, 2]), "output")
+    (tmp_path / "x.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    with pytest.raises(UsageError, match=r"an output of \[65544, 65544, 3\]"):
+        frozen_graph.load(tmp_path / "x.pb")

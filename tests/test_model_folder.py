@@ -193,7 +193,7 @@ def test_a_net_that_tfmot_has_wrapped_is_named(tmp_path: Path, ending: str) -> N
     quantized = tfmot.quantization.keras.quantize_model(net)
     for name, model, said in (
         ("pruned", pruned, "PruneLowMagnitude.*strip_pruning"),
-        ("quantized", quantized, "Quantize.*the float net from before"),
+        ("quantized", quantized, "Quantize.*the float model from before"),
     ):
         model.save(tmp_path / f"{name}{ending}")
         refused(tmp_path / f"{name}{ending}", said)

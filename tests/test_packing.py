@@ -11,7 +11,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -539,3 +539,22 @@ def test_a_norm_beyond_halves_is_refused() -> None:
     layer.moving_variance.assign(np.ones(4))
     with pytest.raises(UsageError, match="whole scale"):
         half_norms.folded(net)
+
+
+@pytest.mark.parametrize("reader", ["packing", "stored"])
+def test_ranges_that_inflate_or_hold_objects_are_one_line(reader: str, tmp_path: Path) -> None:
+    from mobilenet.compression.quantization import stored
+    from mobilenet.export import packing
+
+    def read() -> object:
+        if reader == "packing":
+            return packing.read_ranges(tmp_path)
+        return stored.load(tmp_path, net=cast(Any, "not looked at"))
+
+    path = tmp_path / "ranges.npz"
+    np.savez(path, Conv2d_0=np.array([{}]))
+    with pytest.raises(UsageError, match="the ranges of a quantized net .*holds Python objects"):
+        read()
+    np.savez_compressed(path, Conv2d_0=np.zeros(40 << 20, np.uint8))
+    with pytest.raises(UsageError, match="at most 20 times as many.*quantize it again"):
+        read()

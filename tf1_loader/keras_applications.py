@@ -20,6 +20,7 @@ import numpy.typing as npt
 from mobilenet.configs import archs
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.errors import UsageError, shorten
+from mobilenet.models import hdf5
 from mobilenet.models.plan import layer_channels
 
 Arrays = list[npt.NDArray[Any]]
@@ -107,6 +108,7 @@ def _read(path: Path) -> dict[str, Arrays]:
         raise UsageError(str(path), None, "a .h5 weight file; there is none")
     try:
         with h5py.File(path, "r") as file:
+            hdf5.check(file)
             root = file.get("model_weights", file)
             if "layer_names" not in root.attrs:
                 raise UsageError(
@@ -121,9 +123,12 @@ def _read(path: Path) -> dict[str, Arrays]:
                 if arrays:
                     found[name] = arrays
             return found
-    except (OSError, KeyError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # whatever h5py makes of a damaged file
+        reason = " ".join(str(error).split())[:160]
         raise UsageError(
-            str(path), None, f"a whole .h5 file ({error})", "download or save it again"
+            str(path), None, f"a whole .h5 file ({reason})", "download or save it again"
         ) from None
 
 

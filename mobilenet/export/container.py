@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mobilenet import strict_json
 from mobilenet.errors import UsageError
 
 from . import packed_array
@@ -192,8 +193,8 @@ def _header(packed: bytes, size: int) -> dict[str, Any]:
         raise Malformed("a header of another length")
     _check_values(text)
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        header = strict_json.loads(text)
+    except strict_json.InvalidJSON as error:
         raise Malformed(f"a header that cannot be read: {error}") from None
     if not isinstance(header, dict):
         raise Malformed("a header that is no JSON object")

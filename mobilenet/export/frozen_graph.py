@@ -5,6 +5,7 @@ Its ends are the nodes `input` (float32 images, preprocessed) and `output`.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from mobilenet.models import folder
 
 GRAPH, INPUT, OUTPUT = "frozen_graph.pb", "input", "output"
 TOLERANCE = 1e-5  # of the largest output
+# What a graph may claim: constants of one repeated value cost nearly nothing, so some are free.
+_FREE_CONSTANTS = 1 << 22
+_CONSTANTS_PER_BYTE = 1 << 4
+_MAX_ACTIVATION = 1 << 28  # values of one operator's output for one image: 1 GiB of float32
 _BATCH = 32
 # All that a classifier computes. A graph of strangers could also read and write files.
 _OPERATORS = frozenset(
@@ -88,8 +93,13 @@ class Runner:
                 self._call = tf.compat.v1.wrap_function(
                     lambda: tf.compat.v1.import_graph_def(graph, name=""), []
                 ).prune(f"{INPUT}:0", f"{OUTPUT}:0")
-        except (ValueError, KeyError, TypeError, tf.errors.OpError) as error:
+        except Exception as error:  # whatever TensorFlow makes of a damaged graph
             raise _misfit(path, " ".join(str(error).split())[:200]) from None
+        for operation in self._call.graph.get_operations():
+            for tensor in operation.outputs:
+                sides = [] if tensor.shape.rank is None else tensor.shape.as_list()[1:]
+                if None not in sides and math.prod(sides) > _MAX_ACTIVATION:
+                    raise _misfit(path, f"an output of {sides}")
         shapes = self._call.inputs[0].shape, self._call.outputs[0].shape
         if [shape.rank for shape in shapes] != [4, 2] or None in shapes[0][1:]:
             raise _misfit(path, f"ends of {shapes[0]} and {shapes[1]}")
@@ -120,7 +130,7 @@ def load(path: str | os.PathLike[str]) -> folder.Net:
     runner = Runner(place)
     shape = runner.input_shape[1:]
     beside = place.with_name(folder.CARD)
-    card = folder.read_card(beside) if beside.is_file() else Card(input_shape=shape)
+    card = Card.from_file(beside) if beside.is_file() else Card(input_shape=shape)
     if card.input_shape != shape:
         expected = f"{list(shape)}, the input of {place.name}"
         raise UsageError(f"{beside} input_shape", list(card.input_shape), expected)
@@ -221,10 +231,18 @@ def _read(path: Path) -> tf.compat.v1.GraphDef:
     odd = sorted({node.op for node in nodes} - _OPERATORS)
     if odd:
         raise _misfit(path, f"operators {shorten(odd)}")
+    constants = sum(_constant_values(node) for node in nodes if node.op == "Const")
+    if constants > _FREE_CONSTANTS + _CONSTANTS_PER_BYTE * path.stat().st_size:
+        raise _misfit(path, f"constants of {constants} values")
     missing = {INPUT, OUTPUT} - {node.name for node in graph.node}
     if missing:
         raise _misfit(path, f"no node {' and none '.join(sorted(missing))}")
     return graph
+
+
+def _constant_values(node: Any) -> int:
+    """How many values a constant declares; it may store one that is repeated."""
+    return math.prod(max(dim.size, 0) for dim in node.attr["value"].tensor.tensor_shape.dim)
 
 
 def _misfit(path: str | os.PathLike[str], found: str) -> UsageError:

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import tf_keras
 
+from mobilenet.archives import load_npz
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.card import Card
 from mobilenet.errors import FailedProof, UsageError
-from mobilenet.models import builder, checks, folder
+from mobilenet.models import builder, checks, folder, plan, safe_loading
 
 from . import container, packed_array
 from .coding import Malformed
@@ -47,12 +47,7 @@ def read_ranges(model_folder: str | os.PathLike[str]) -> dict[str, Array] | None
     path = Path(model_folder) / RANGES
     if not path.is_file():
         return None
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # whatever numpy and zipfile make of a broken file
-        expected = f"the ranges of a quantized net ({' '.join(str(error).split())[:120]})"
-        raise UsageError(str(path), None, expected, "quantize it again") from None
+    return load_npz(path, "the ranges of a quantized net", "quantize it again")
 
 
 def pack(net: folder.Net, ranges: Mapping[str, Array] | None = None) -> bytes:
@@ -98,8 +93,8 @@ def unpack(path: str | os.PathLike[str]) -> Unpacked:
     header, records = container.read(path)
     try:
         card = Card.from_json(_object(header, "card"))
-        model = _build(header)
         weights = [record for record in records if record.kind == container.WEIGHT]
+        model = _build(header, sum(record.size for record in weights))
         spans = [record for record in records if record.kind == container.RANGE]
         _check_weights(model, weights)
         model.set_weights([record.array() for record in weights])
@@ -141,7 +136,7 @@ def _architecture(model: Any) -> dict[str, Any]:
             return {"config": config.to_json(), "input_shape": model.input_shape[1:]}
     plain = tf_keras.Model(model.inputs, model.outputs, name=model.name)
     described = _plain(tf_keras.saving.serialize_keras_object(plain))
-    made = _from_keras(described)
+    made = _from_keras(described, plain.count_params())
     shapes = [(weight.name, weight.shape) for weight in plain.weights]
     if [(weight.name, weight.shape) for weight in made.weights] != shapes:
         raise UsageError("model", model.name, "a net that Keras builds again from its description")
@@ -156,25 +151,20 @@ def _plain(value: Any) -> Any:
         raise UsageError("model", None, f"stock Keras layers alone ({error})") from None
 
 
-def _build(header: Mapping[str, Any]) -> Any:
+def _build(header: Mapping[str, Any], values: int) -> Any:
+    """The model of a header, once it is known to have no more weights than `values`."""
     if header.get("config") is None:
-        return _from_keras(_object(header, "keras"))
+        return _from_keras(_object(header, "keras"), values)
     config, shape = MobileNetConfig.from_json(_object(header, "config")), header.get("input_shape")
     if not isinstance(shape, list) or not all(s is None or type(s) is int for s in shape):
         raise Malformed("a header without an input shape")
+    if len(shape) == 3 and shape[2] and plan.count_parameters(config, shape[2]) != values:
+        raise Malformed("weights that are not those of its net")
     return builder.build(config, shape)
 
 
-def _from_keras(described: Any) -> Any:
-    folder.check_config(Path("model"), described)
-    try:
-        model = tf_keras.saving.deserialize_keras_object(described, safe_mode=True)
-    except Exception as error:  # whatever Keras makes of what is no description
-        reason = " ".join(str(error).split())[:120]
-        raise UsageError("model", None, f"a net of stock Keras layers ({reason})") from None
-    if not isinstance(model, tf_keras.Model):
-        raise UsageError("model", type(model).__name__, "the description of a Keras model")
-    return model
+def _from_keras(described: Any, values: int) -> Any:
+    return safe_loading.build(safe_loading.sanitize(described), values)
 
 
 def _object(header: Mapping[str, Any], name: str) -> dict[str, Any]:

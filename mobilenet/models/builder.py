@@ -8,12 +8,14 @@ from typing import Any
 
 from mobilenet.configs import archs
 from mobilenet.configs.archs import MobileNetConfig
+from mobilenet.configs.base import MAX_SIDE
 from mobilenet.errors import UsageError
 
 from .blocks import Parts, Tensor
-from .plan import Row, least_side, plan
+from .plan import Row, count_parameters, least_side, plan
 
 IMAGENET_SHAPE = (224, 224, 3)
+MAX_PARAMETERS = 1 << 29  # 2 GiB of float32; the largest published model has 11 million
 
 
 def build(
@@ -103,6 +105,15 @@ def _checked_shape(
             shape,
             f"height and width of at least {least}, the product of the strides",
             f"use {least} or more",
+        )
+    if any(side is not None and side > MAX_SIDE for side in shape):
+        raise UsageError("input_shape", shape, f"sides of at most {MAX_SIDE}")
+    parameters = count_parameters(config, shape[2])
+    if parameters > MAX_PARAMETERS:
+        raise UsageError(
+            "width_multiplier, num_classes and channels",
+            f"{parameters} parameters",
+            f"a model of at most {MAX_PARAMETERS}",
         )
     if None in shape[:2] and not config.global_pool:
         raise UsageError("input_shape", shape, "a fixed height and width, since global_pool is off")

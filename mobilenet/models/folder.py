@@ -1,37 +1,34 @@
-"""A net on disk: `model.keras` and `card.json` in one folder, written whole, read with suspicion.
+"""A model on disk: `model.keras` and `card.json` in one folder, written whole.
 
-What is read is checked before Keras sees it: a file that carries Python code (`Lambda`) or names
-modules that are not Keras' is refused.
+What is read comes from anyone: description, sizes and links are checked before Keras sees them (see
+`safe_loading` and `hdf5`), and only weights and architecture are taken, never settings to compile
+with, assets, or a graph to run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
+import errno
+import math
 import os
+import re
+import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mobilenet import files
+from mobilenet import archives, files, strict_json
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
 
+from . import hdf5, safe_loading
 from .roles import Graph, kind
 
 MODEL = "model.keras"
 CARD = "card.json"
-_MODULES = ("keras", "tf_keras", "builtins", "tensorflow_model_optimization", "mobilenet")
-_CODE = ("Lambda", "__lambda__")
-_WRAPPERS = {  # tfmot's classes, and how a net gets rid of them
-    "PruneLowMagnitude": "save what tfmot.sparsity.keras.strip_pruning gives",
-    **dict.fromkeys(
-        ("QuantizeLayer", "QuantizeWrapper", "QuantizeWrapperV2", "QuantizeAnnotate"),
-        "save the float net from before quantize_model",
-    ),
-}
+_MEMBERS = ("metadata.json", "config.json", "model.weights.h5")  # of a .keras file
 _KINDS = "a model folder, a .keras or .h5 file or a SavedModel folder"
 
 
@@ -88,7 +85,8 @@ def load(path: str | os.PathLike[str]) -> Net:
     Without a card beside it, one is made from the model's shapes.
 
     Raises:
-        UsageError: nothing there, no model in it, a broken file, a Keras 3 file, or code inside.
+        UsageError: nothing there, no model in it, a broken file, a Keras 3 file, or layers and
+            functions that are not read.
     """
     path = Path(path)
     if not path.exists():
@@ -109,15 +107,17 @@ def load(path: str | os.PathLike[str]) -> Net:
             source, model = path, _load_h5(path)
         else:
             raise UsageError(str(path), None, _KINDS)
-    except UsageError:
-        raise
+    except UsageError as error:
+        raise error if str(path) in error.what else error.within(str(path)) from None
     except Exception as error:  # whatever Keras, zipfile or h5py makes of a broken file
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
         raise UsageError(
             str(path), None, f"a whole Keras model ({_first_line(error)})", "save it again"
         ) from None
     beside = source.parent / CARD
     has_own = source.name in (MODEL, "saved_model.pb") and beside.is_file()
-    card = read_card(beside) if has_own else card_of(model)
+    card = Card.from_file(beside) if has_own else card_of(model)
     model.mobilenet_config = architecture(card)
     return Net(model, card)
 
@@ -130,19 +130,11 @@ def architecture(card: Card) -> MobileNetConfig | None:
         return None
 
 
-def read_card(path: Path) -> Card:
-    """Reads a `card.json`."""
-    value = files.read_json(path)
-    if not isinstance(value, dict):
-        raise UsageError(str(path), None, "a card: a JSON object")
-    try:
-        return Card.from_json(value)
-    except UsageError as error:
-        raise error.within(str(path)) from None
-
-
 def card_of(model: Any) -> Card:
     """What can be seen in the model itself."""
+    if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4:
+        shapes = [list(image.shape[1:]) for image in model.inputs]
+        raise UsageError("model", shapes, "one input of [height, width, channels]")
     graph = Graph(model)
     last = graph.layers[-1]
     activation = getattr(getattr(last, "activation", None), "__name__", "")
@@ -155,8 +147,6 @@ def card_of(model: Any) -> Card:
 
 
 def _load_keras(path: Path) -> Any:
-    import tf_keras
-
     if not zipfile.is_zipfile(path):
         raise UsageError(
             str(path),
@@ -164,20 +154,27 @@ def _load_keras(path: Path) -> Any:
             "a whole .keras file (a zip archive)",
             "it may be cut short: copy or save it again",
         )
+    expected = f"a .keras file of {', '.join(_MEMBERS)} alone"
+    archives.check_zip(path, "|".join(map(re.escape, _MEMBERS)), expected, "save it again")
     with zipfile.ZipFile(path) as archive:
-        metadata = json.loads(archive.read("metadata.json"))
-        config = json.loads(archive.read("config.json"))
-    _check_version(path, metadata.get("keras_version", ""))
-    check_config(path, config)
-    return tf_keras.models.load_model(path, compile=False, safe_mode=True)
+        metadata, config = (_json(archive.read(name)) for name in _MEMBERS[:2])
+        version = metadata.get("keras_version") if isinstance(metadata, dict) else None
+        _check_version(path, version)
+        description = safe_loading.sanitize(config)
+        with tempfile.TemporaryDirectory(prefix="mobilenet-") as folder:  # compressed: not seekable
+            weights = archive.extract(_MEMBERS[2], folder)
+            model = safe_loading.build(description, _checked_numbers(weights))
+            model.load_weights(weights)
+    return model
 
 
 def _load_h5(path: Path) -> Any:
     import h5py
-    import tf_keras
 
+    numbers = _checked_numbers(path)
     with h5py.File(path, "r") as file:
-        config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
+        config = hdf5.text_attribute(file, "model_config")
+        version = hdf5.text_attribute(file, "keras_version")
     if config is None:
         raise UsageError(
             str(path),
@@ -185,31 +182,57 @@ def _load_h5(path: Path) -> Any:
             "a whole model; this file holds weights alone",
             "give it to --init_checkpoint",
         )
-    _check_version(path, _text(version))
-    check_config(path, json.loads(_text(config)))
-    return tf_keras.models.load_model(path, compile=False, safe_mode=True)
+    _check_version(path, version)
+    model = safe_loading.build(safe_loading.sanitize(_json(config)), numbers)
+    model.load_weights(path)
+    return model
 
 
 def _load_saved_model(path: Path) -> Any:
-    import tf_keras
+    """Architecture and weights of a SavedModel; its own graph is not run."""
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
     from tf_keras.protobuf import saved_metadata_pb2
 
-    metadata = path / "keras_metadata.pb"
-    if not metadata.is_file():
+    metadata, nodes = path / "keras_metadata.pb", saved_metadata_pb2.SavedMetadata()
+    if metadata.is_file() and metadata.stat().st_size <= strict_json.MAX_BYTES:
+        with contextlib.suppress(DecodeError):
+            nodes.ParseFromString(metadata.read_bytes())
+    root = next((node for node in nodes.nodes if node.node_path == "root"), None)
+    if root is None:
         raise UsageError(
             str(path),
             None,
             "a SavedModel that Keras 2 wrote; this one has no layers",
             "load the .keras file instead",
         )
-    nodes = saved_metadata_pb2.SavedMetadata()
-    nodes.ParseFromString(metadata.read_bytes())
-    for node in nodes.nodes:
-        check_config(path, json.loads(node.metadata))
-    return tf_keras.models.load_model(path, compile=False)
+    prefix = path / "variables" / "variables"
+    shapes = tf.train.load_checkpoint(str(prefix)).get_variable_to_shape_map()
+    description = safe_loading.sanitize(_json(root.metadata))
+    model = safe_loading.build(description, sum(map(math.prod, shapes.values())))
+    model.load_weights(str(prefix)).assert_existing_objects_matched().expect_partial()
+    return model
 
 
-def _check_version(path: Path, version: str) -> None:
+def _json(text: str | bytes) -> Any:
+    try:
+        return strict_json.loads(text)
+    except strict_json.InvalidJSON as error:
+        raise UsageError("description", None, f"JSON ({error})") from None
+
+
+def _checked_numbers(path: str | os.PathLike[str]) -> int:
+    """How many numbers an HDF5 file holds, once all its headers are checked."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return hdf5.check(file)
+    except hdf5.UnsafeFile as error:
+        raise UsageError("weights", None, f"an HDF5 file of its own ({error})") from None
+
+
+def _check_version(path: Path, version: object) -> None:
     if str(version).startswith("3"):
         raise UsageError(
             str(path),
@@ -217,52 +240,6 @@ def _check_version(path: Path, version: str) -> None:
             "a file of tf_keras (Keras 2)",
             "build(config) anew and copy: set_weights(keras3_model.get_weights())",
         )
-
-
-def check_config(path: Path, config: Any) -> None:
-    """Refuses what would run code on loading, before anything is made from it.
-
-    Args:
-        path: named in the error.
-        config: JSON of a Keras model.
-
-    Raises:
-        UsageError: a `Lambda`, a class that is not Keras', or a wrapper of tfmot.
-    """
-    for part in _objects(config):
-        if part.get("class_name") in _CODE:
-            raise UsageError(
-                str(path),
-                part["class_name"],
-                "stock Keras layers alone; a Lambda carries code that is not run",
-            )
-        if part.get("class_name") in _WRAPPERS:
-            name = part["class_name"]
-            raise UsageError(str(path), name, "a net that is not wrapped by tfmot", _WRAPPERS[name])
-        module = part.get("module")
-        if (
-            isinstance(module, str)
-            and "class_name" in part
-            and module.split(".")[0] not in _MODULES
-        ):
-            raise UsageError(
-                str(path), f"{module}.{part['class_name']}", "stock Keras layers alone"
-            )
-
-
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, dict):
-            yield item
-            waiting.extend(item.values())
-        elif isinstance(item, list):
-            waiting.extend(item)
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,14 +9,11 @@ keeps its shape.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
 
 from mobilenet.configs.archs import BlockConfig, MobileNetConfig
 from mobilenet.errors import UsageError, one_of
 
-MOST_ROWS = 128  # the deepest published MobileNet has 29
-MOST_WEIGHTS = 2**29  # 2 GiB as float32; the largest published MobileNet has 7 million
+MAX_ROWS = 128  # the deepest published MobileNet has 29
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +56,8 @@ def plan(config: MobileNetConfig) -> tuple[Row, ...]:
     """The rows of a net.
 
     Raises:
-        UsageError: the config has no rows or too many, more weights than memory can be expected to
-            have, or `channels` names no layer of the net or breaks a residual sum.
+        UsageError: the config has no rows or too many, or `channels` names no layer of the net or
+            breaks a residual sum.
     """
     if not config.blocks:
         raise UsageError("blocks", (), "a config with rows", "take one of mobilenet.list_models()")
@@ -108,32 +105,9 @@ def plan(config: MobileNetConfig) -> tuple[Row, ...]:
         rows.append(Row(block, name, stride, row_rate, expanded, squeezed, actual, residual))
     for name in config.channels:
         one_of("channels", name, legal)
-    _check_size(config, rows)
+    if len(rows) > MAX_ROWS:
+        raise UsageError("blocks", len(rows), f"at most {MAX_ROWS} rows")
     return tuple(rows)
-
-
-def _check_size(config: MobileNetConfig, rows: Sequence[Row]) -> None:
-    if len(rows) > MOST_ROWS:
-        raise UsageError("blocks", len(rows), f"at most {MOST_ROWS} rows")
-    count = weights(rows, config.num_classes or 0)
-    if count > MOST_WEIGHTS:
-        expected = f"a network of at most {MOST_WEIGHTS:,} weights"
-        raise UsageError(config.name, count, expected, "lower the width, channels or classes")
-
-
-def weights(rows: Sequence[Row], classes: int) -> int:
-    """How many values all kernels of these rows, and of the classifier, have."""
-    total, before = 0, 3
-    for row in rows:
-        area, inner = math.prod(row.block.kernel), row.expanded or before
-        if row.block.block_type == "Conv":
-            total += area * before * row.filters
-        elif row.block.block_type != "GlobalPooling":
-            fused = area if row.expanded and not row.block.depthwise else 1
-            total += fused * before * row.expanded + inner * (2 * row.squeezed + row.filters)
-            total += area * inner if row.block.depthwise else 0
-        before = row.filters
-    return total + before * classes
 
 
 def layer_channels(config: MobileNetConfig) -> dict[str, int]:
@@ -150,6 +124,44 @@ def layer_channels(config: MobileNetConfig) -> dict[str, int]:
         if row.squeezed:
             found[f"{row.name}_squeeze_excite_squeeze"] = row.squeezed
     return found
+
+
+def count_parameters(config: MobileNetConfig, channels: int = 3) -> int:
+    """Weights of the model, moving statistics included, before anything is built.
+
+    Args:
+        config: the model's config.
+        channels: of the input image.
+    """
+    # Scale and offset, and of batch norms mean and variance.
+    norm = 4 if config.normalization_name == "batch_norm" else 2
+    total = 0
+    for row in plan(config):
+        kernel = row.block.kernel[0] * row.block.kernel[1]
+        if row.block.block_type == "GlobalPooling":
+            continue
+        if row.block.block_type == "Conv":
+            each = kernel * channels + row.block.use_bias + norm * row.block.normalization
+            total += each * row.filters
+        elif row.block.block_type == "DepSepConv":
+            total += (kernel + norm) * channels + (channels + norm) * row.filters
+        else:
+            total += _inverted_residual_parameters(row, channels, norm)
+        channels = row.filters
+    return total + (channels + 1) * (config.num_classes or 0)
+
+
+def _inverted_residual_parameters(row: Row, channels: int, norm: int) -> int:
+    kernel, total = row.block.kernel[0] * row.block.kernel[1], 0
+    if row.expanded:
+        taps = 1 if row.block.depthwise else kernel
+        total += (taps * channels + norm) * row.expanded
+    inner = row.expanded or channels
+    if row.block.depthwise:
+        total += (kernel + norm) * inner
+    if row.squeezed:
+        total += (2 * inner + 1) * row.squeezed + inner
+    return total + (inner + norm) * row.filters
 
 
 def least_side(rows: tuple[Row, ...]) -> int:

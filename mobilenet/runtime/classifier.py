@@ -14,9 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet.configs.card import Card, Edge
-from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError, one_of
-from mobilenet.files import read_json
 from mobilenet.runtime import flatbuffer, images, interpreter, micro, parts
 
 MODEL, CARD, LABELS = "model.tflite", "card.json", "labels.txt"
@@ -236,20 +234,7 @@ def _card(
     place = path.with_name(CARD)
     if not place.is_file():
         return _assumed(path, graph, shape, classes)
-    try:
-        value = read_json(place)
-        if not isinstance(value, dict):
-            raise UsageError("card", type(value).__name__, "a JSON object")
-        card = Card.from_json(value)
-    except UsageError as error:
-        raise error if error.what.startswith(str(place)) else error.within(str(place)) from None
-    except (TypeError, ValueError, AttributeError) as error:  # a field's own check met another type
-        raise UsageError(str(place), None, f"the card of a net ({error})", "export again") from None
-    wanted = ("input_shape", tuple), ("labels", tuple), ("preprocessing", Preprocessing)
-    for field, kind in wanted:
-        if not isinstance(getattr(card, field), kind):
-            expected = "a list" if kind is tuple else "a dictionary"
-            raise UsageError(f"{place} {field}", getattr(card, field), expected)
+    card = Card.from_file(place)
     if card.input_shape != shape:
         raise UsageError(
             f"{place} input_shape",

@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from mobilenet import strict_json
 from mobilenet.errors import UsageError
 
 Row = dict[str, float]
@@ -43,14 +44,15 @@ class Checkpoints:
         try:
             status = self.manager.checkpoint.restore(latest)
             status.assert_existing_objects_matched()
-        except (AssertionError, IndexError, ValueError, tf.errors.OpError) as error:
+            rows = list(strict_json.loads(self.rows.numpy()))
+        except (AssertionError, IndexError, TypeError, ValueError, tf.errors.OpError) as error:
             if status is not None:
                 status.expect_partial()  # or TensorFlow lists every weight on the terminal
             reason = str(error).splitlines()[0]
             raise UsageError(
                 latest, None, f"the state of this stage ({reason})", "start again with --overwrite"
             ) from None
-        return int(self.epoch.numpy()), list(json.loads(self.rows.numpy()))
+        return int(self.epoch.numpy()), rows
 
     def save(self, epoch: int, rows: list[Row]) -> None:
         """Keeps the state after `epoch` epochs."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from mobilenet import data
 from mobilenet.configs import recipes
 from mobilenet.configs.archs import MobileNetConfig
+from mobilenet.configs.card import Card
 from mobilenet.configs.distillation import AUTO, NONE, START, Distillation
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.configs.run import RunConfig
@@ -56,7 +57,7 @@ def _thinned(config: RunConfig) -> MobileNetConfig:
     place = Path(config.init_checkpoint or "")
     if config.init_checkpoint is None or not (place / folder.CARD).is_file():
         return config.model
-    start = folder.architecture(folder.read_card(place / folder.CARD))
+    start = folder.architecture(Card.from_file(place / folder.CARD))
     if config.model.channels or type(start) is not type(config.model):
         return config.model
     return config.model.replace(channels=start.channels)

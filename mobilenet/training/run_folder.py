@@ -16,7 +16,7 @@ from typing import Any
 
 import filelock
 
-from mobilenet import files
+from mobilenet import files, strict_json
 from mobilenet.configs.run import STAGES, RunConfig, place_of
 from mobilenet.errors import UsageError, shown
 
@@ -231,11 +231,7 @@ def _put_back(place: Path) -> None:
 
 def _same_run(place: Path, config: RunConfig) -> RunConfig:
     """The config of the run that is there; refuses one that computes something else."""
-    value = files.read_json(place / CONFIG)
-    try:
-        before = RunConfig.from_json(value)
-    except UsageError as error:
-        raise error.within(str(place / CONFIG)) from None
+    before = RunConfig.from_file(place / CONFIG)
     free = {"stages"}
     begun = {
         stage
@@ -269,8 +265,7 @@ def _entries(place: Path) -> list[Entry]:
     report = place / REPORT
     if not report.exists():
         return []
-    value = files.read_json(report)
-    stages = value.get("stages") if isinstance(value, dict) else None
+    stages = strict_json.read_object(report, "the report of a run").get("stages")
     if not isinstance(stages, list) or not all(map(_is_entry, stages)):
         expected = "the report of a run: its stages with their figures"
         raise UsageError(str(report), None, expected, "restore it, or --overwrite to start again")

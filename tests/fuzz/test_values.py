@@ -87,42 +87,18 @@ def test_any_words_are_flags_or_one_line(data: st.DataObject) -> None:
     ("fields", "expected"),
     [
         ({"width_multiplier": 1e308}, "at most 100"),
-        ({"width_multiplier": 50.0}, "at most 536,870,912 weights"),
-        ({"num_classes": 2**40}, "at most 536,870,912 weights"),
-        ({"min_depth": 10**9}, "at most 536,870,912 weights"),
-        ({"channels": {"Conv2d_0": 10**9}}, "at most 536,870,912 weights"),
         ({"num_classes": 10**400}, "of at most 63 bits"),
     ],
 )
-def test_a_network_that_no_memory_holds_is_refused_before_it_is_built(
-    fields: dict[str, Any], expected: str
-) -> None:
+def test_numbers_that_no_network_has_are_refused(fields: dict[str, Any], expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
-        plan.plan(archs.get("mobilenet_v1", **fields))
-
-
-@pytest.mark.parametrize("name", archs.ALL)
-def test_every_published_network_has_room_to_grow(name: str) -> None:
-    assert plan.plan(archs.get(name, width_multiplier=4.0, num_classes=21_843))
+        archs.get("mobilenet_v1", **fields)
 
 
 def test_a_network_of_thousands_of_rows_is_refused() -> None:
     config = archs.get("mobilenet_v2")
     with pytest.raises(UsageError, match="at most 128 rows"):
         plan.plan(config.replace(blocks=config.blocks * 10))
-
-
-def test_the_weights_are_counted_before_the_network_is_built() -> None:
-    """Against Keras, which counts the kernels that it made."""
-    pytest.importorskip("tensorflow")
-    from mobilenet.models import builder
-
-    for name in ("mobilenet_v1", "mobilenet_v3_small", "mobilenet_edgetpu"):
-        config = archs.get(name, width_multiplier=0.35, num_classes=10)
-        model = builder.build(config, (32, 32, 3))
-        kernels = [w for w in model.trainable_weights if "kernel" in w.name]
-        counted = plan.weights(plan.plan(config), 10)
-        assert counted == sum(int(w.shape.num_elements()) for w in kernels)
 
 
 def test_a_line_has_neither_a_megabyte_nor_a_control_character() -> None:

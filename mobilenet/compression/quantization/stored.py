@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mobilenet import files
+from mobilenet.archives import load_npz
 from mobilenet.compression.quantization import scheme
 from mobilenet.compression.quantization.placement import hard_swish_inside
 from mobilenet.compression.quantization.repair import Repair, repair
@@ -48,13 +48,7 @@ def load(
     """
     net = net or model_folder.load(folder)
     path = Path(folder) / RANGES
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            ranges = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
-        raise UsageError(
-            str(path), None, f"the ranges of a quantized net ({error})", "quantize it again"
-        ) from None
+    ranges = load_npz(path, "the ranges of a quantized net", "quantize it again")
     try:
         return assembled(net, ranges, target)
     except UsageError as error:

@@ -1,0 +1,101 @@
+"""HDF5 files of weights, checked by their headers: nothing outside the file, no more than it holds.
+
+HDF5 can refer to other files (external links, external storage, virtual datasets), follow links in
+a circle, and declare arrays of any size that were never written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from mobilenet.archives import MAX_RATIO, UNCHECKED_BYTES
+
+MAX_OBJECTS = 1 << 16
+MAX_ATTRIBUTE = 1 << 24  # bytes; the largest holds the description of a model
+_NUMBERS = "fiub"  # kinds of numpy
+
+
+class UnsafeFile(ValueError):
+    """The reason why a file is refused."""
+
+
+def check(file: Any) -> int:
+    """Looks at every link, header and attribute; no array is read.
+
+    Args:
+        file: an open `h5py.File`.
+
+    Returns:
+        How many numbers its arrays hold.
+
+    Raises:
+        UnsafeFile: a link that is not a hard one, an array that is stored elsewhere, holds no
+            numbers, arrays that are far larger than what is stored, or too many objects.
+    """
+    numbers = declared = stored = 0
+    for name, item in _objects(file):
+        for key in item.attrs:
+            _check_attribute(f"attribute {key} of {name}", item.attrs.get_id(key))
+        if hasattr(item, "shape"):
+            _check_array(name, item)
+            numbers += math.prod(item.shape)
+            declared += item.nbytes
+            stored += item.id.get_storage_size()
+    if declared > UNCHECKED_BYTES + MAX_RATIO * stored:
+        raise UnsafeFile(f"its arrays declare {declared} bytes where {stored} are stored")
+    return numbers
+
+
+def text_attribute(file: Any, key: str) -> str | None:
+    """An attribute that holds a text, such as `model_config`; `None` where there is none.
+
+    Raises:
+        UnsafeFile: it is larger than 16 MiB, or no text.
+    """
+    if key not in file.attrs:
+        return None
+    _check_attribute(key, file.attrs.get_id(key))
+    value = file.attrs[key]
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if not isinstance(value, str):
+        raise UnsafeFile(f"{key} is not a text")
+    return value
+
+
+def _objects(file: Any) -> Iterator[tuple[str, Any]]:
+    """Groups and arrays with their paths, each once."""
+    import h5py
+
+    seen: set[Any] = set()
+    waiting: list[tuple[str, Any]] = [("/", file["/"])]
+    while waiting:
+        name, item = waiting.pop()
+        if item.id in seen:
+            continue
+        seen.add(item.id)
+        if len(seen) > MAX_OBJECTS:
+            raise UnsafeFile(f"more than {MAX_OBJECTS} objects")
+        yield name, item
+        if not isinstance(item, h5py.Group):
+            continue
+        for key in item:
+            path = f"{name.rstrip('/')}/{key}"
+            if not isinstance(item.get(key, getlink=True), h5py.HardLink):
+                raise UnsafeFile(f"{path} is a link to another place")
+            waiting.append((path, item[key]))
+
+
+def _check_attribute(name: str, attribute: Any) -> None:
+    size = attribute.get_type().get_size() * math.prod(attribute.shape)
+    if size > MAX_ATTRIBUTE:
+        raise UnsafeFile(f"{name} has {size} bytes, at most {MAX_ATTRIBUTE} are read")
+
+
+def _check_array(name: str, array: Any) -> None:
+    if array.external or array.is_virtual:
+        raise UnsafeFile(f"the data of {name} are in another file")
+    if array.shape is None or array.dtype.kind not in _NUMBERS:
+        raise UnsafeFile(f"{name} does not hold numbers")

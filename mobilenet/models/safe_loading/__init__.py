@@ -1,0 +1,13 @@
+"""What a saved Keras model may contain: known layers, known functions, numbers and names.
+
+The parsed JSON of a model is copied part by part; what is not recognized is refused. Keras gets the
+copy and never the file, so that no class, function or module that a file names is looked up unless
+it stands in `allowed`. Compilation settings, assets and build shapes are not copied.
+"""
+
+from .allowed import MAX_LAYERS
+from .building import build
+from .connections import RefusedModel
+from .description import sanitize
+
+__all__ = ["MAX_LAYERS", "RefusedModel", "build", "sanitize"]

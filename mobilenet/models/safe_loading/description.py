@@ -1,0 +1,252 @@
+"""Copies what is recognized of a saved model's description; the rest is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import allowed
+from .connections import CONSTANT, Connections, RefusedModel, is_reference, references_in
+
+Json = Any
+
+_MAX_MODEL_DEPTH = 8  # models inside models
+_MAX_CALLS = 4 * allowed.MAX_LAYERS
+_MAX_TEXT = 512
+_KERAS = ("keras", "tf_keras", "tensorflow")  # where Keras, and what it takes, is defined
+_OBJECT_FIELDS = {
+    "initializer": allowed.INITIALIZERS,
+    "regularizer": allowed.REGULARIZERS,
+    "constraint": allowed.CONSTRAINTS,
+}
+
+
+def sanitize(config: Json) -> dict[str, Any]:
+    """Copies what is recognized of a model's description.
+
+    Args:
+        config: parsed JSON, as `.keras`, `.h5`, a SavedModel's metadata and packed files hold it:
+            `{"class_name": ..., "config": {...}}`, with or without modules.
+
+    Returns:
+        The description in Keras' short form, without module names, for `build`.
+
+    Raises:
+        RefusedModel: names the layer and what it holds.
+    """
+    return _model(config, "model", depth=0)
+
+
+def _model(entry: Json, where: str, depth: int) -> dict[str, Any]:
+    name, config = _class_and_config(entry, where)
+    if name not in allowed.MODELS:
+        raise RefusedModel(where, name, "a functional or sequential model")
+    if depth > _MAX_MODEL_DEPTH:
+        raise RefusedModel(where, None, f"models nested at most {_MAX_MODEL_DEPTH} deep")
+    if isinstance(config, list) and name == "Sequential":  # as Keras before 2.3 wrote it
+        config = {"layers": config}
+    if not isinstance(config, dict) or not isinstance(config.get("layers"), list):
+        raise RefusedModel(where, None, "a list of layers")
+    if len(config["layers"]) > allowed.MAX_LAYERS:
+        raise RefusedModel(where, len(config["layers"]), f"at most {allowed.MAX_LAYERS} layers")
+    kept: dict[str, Any] = {"name": _text(config.get("name", name.lower()), where)}
+    kept["layers"] = [_layer(layer, where, depth) for layer in config["layers"]]
+    if name == "Sequential":
+        if config.get("build_input_shape") is not None:
+            if depth:  # whether it was called as it was built cannot be told from here
+                raise RefusedModel(where, None, "an Input layer in each model inside a model")
+            kept["build_input_shape"] = _plain(config["build_input_shape"], where)
+        return {"class_name": name, "config": kept}
+    if isinstance(config.get("trainable"), bool):
+        kept["trainable"] = config["trainable"]
+    for position, layer in enumerate(config["layers"]):
+        _connect(kept["layers"][position], layer, where)
+    for key in ("input_layers", "output_layers"):
+        kept[key] = _references(config.get(key), f"{where} {key}")
+    Connections(kept, where).check()
+    return {"class_name": "Functional", "config": kept}
+
+
+def _layer(entry: Json, model: str, depth: int) -> dict[str, Any]:
+    name, config = _class_and_config(entry, model)
+    if name in allowed.MODELS:
+        return _model(entry, f"{model} layer {_shown_name(config)}", depth + 1)
+    if not isinstance(config, dict):
+        raise RefusedModel(f"{model} {name}", None, "a layer with its settings")
+    where = f"layer {_shown_name(config)} ({name})"
+    if name not in allowed.LAYERS | allowed.OPERATOR_LAYERS | set(allowed.APPLICATION_LAYERS):
+        raise _unknown_class(entry, name)
+    if name in allowed.OPERATOR_LAYERS and config.get("function") not in allowed.FUNCTIONS:
+        raise RefusedModel(where, config.get("function"), "one of the functions that are called")
+    return {
+        "class_name": name,
+        "config": {_text(key, where): _field(key, value, where) for key, value in config.items()},
+    }
+
+
+def _unknown_class(entry: Mapping[str, Any], name: str) -> RefusedModel:
+    if name in ("Lambda", "__lambda__"):
+        expected = "stock Keras layers alone; a Lambda carries code that is not run"
+        return RefusedModel(name, None, expected)
+    if name in allowed.TFMOT:
+        return RefusedModel(name, None, "a model that is not wrapped by tfmot", allowed.TFMOT[name])
+    module = entry.get("module")
+    full = f"{module}.{name}" if isinstance(module, str) else name
+    return RefusedModel(full[:_MAX_TEXT], None, "a stock Keras layer of image models")
+
+
+def _class_and_config(entry: Json, where: str) -> tuple[str, Json]:
+    if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
+        raise RefusedModel(where, None, "objects with a class name")
+    name, registered, module = (entry.get(k) for k in ("class_name", "registered_name", "module"))
+    assert isinstance(name, str)
+    foreign = isinstance(module, str) and module.split(".")[0] not in _KERAS
+    custom = f"Custom>{name}" if name in allowed.APPLICATION_LAYERS else name
+    if foreign or registered not in (None, name, custom):
+        raise _unknown_class(entry, name)
+    return name, entry.get("config")
+
+
+def _shown_name(config: Json) -> str:
+    name = config.get("name") if isinstance(config, dict) else None
+    return repr(name[:80]) if isinstance(name, str) else "without a name"
+
+
+def _field(key: str, value: Json, where: str) -> Json:
+    """One setting of a layer."""
+    where = f"{where} {key}"
+    known = _OBJECT_FIELDS.get(key.rpartition("_")[2])
+    if known is not None:
+        return _object(value, known, where)
+    if key in ("activation", "dtype"):
+        return _activation(value, where) if key == "activation" else _dtype(value, where)
+    if key in ("weights", "layer", "layers", "cell"):
+        raise RefusedModel(where, None, "no layer or weights inside a layer's settings")
+    return _plain(value, where)
+
+
+def _object(value: Json, known: frozenset[str], where: str) -> Json:
+    """An initializer, regularizer or constraint: its name, or class and settings."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if value not in known:
+            raise RefusedModel(where, value[:_MAX_TEXT], "one of Keras' own")
+        return value
+    name, config = _class_and_config(value, where)
+    if name not in known:
+        raise RefusedModel(where, name[:_MAX_TEXT], "one of Keras' own")
+    if config is not None and not isinstance(config, dict):
+        raise RefusedModel(where, None, "settings by name")
+    settings = {_text(k, where): _plain(v, f"{where} {k}") for k, v in (config or {}).items()}
+    return {"class_name": name, "config": settings}
+
+
+def _activation(value: Json, where: str) -> Json:
+    if isinstance(value, dict):
+        name, config = value.get("class_name"), value.get("config")
+        if name in allowed.ACTIVATION_LAYERS:
+            return _object(value, allowed.ACTIVATION_LAYERS, where)
+        value = config if name == "function" else name
+    if value is not None and (not isinstance(value, str) or value not in allowed.ACTIVATIONS):
+        raise RefusedModel(where, str(value)[:80], "one of Keras' own activations")
+    return value
+
+
+def _dtype(value: Json, where: str) -> Json:
+    if isinstance(value, dict):  # a policy
+        config = value.get("config")
+        value = config.get("name") if isinstance(config, dict) else None
+    if value is not None and (not isinstance(value, str) or value not in allowed.DTYPES):
+        raise RefusedModel(where, str(value)[:80], "a data type or a mixed precision policy")
+    return value
+
+
+def _plain(value: Json, where: str) -> Json:
+    """Numbers, truth values, short texts and lists of these."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return _text(value, where)
+    if isinstance(value, list):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, dict):
+        kind, config = value.get("class_name"), value.get("config")
+        if kind in ("__tuple__", "TensorShape") and isinstance(value.get("items"), list):
+            return _plain(value["items"], where)
+        if kind in ("__numpy__", "__tensor__") and isinstance(config, dict):
+            return _plain(config.get("value"), where)
+    raise RefusedModel(where, None, "numbers, texts or lists of these")
+
+
+def _text(value: Json, where: str) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_TEXT:
+        raise RefusedModel(where, None, f"a text of at most {_MAX_TEXT} characters")
+    return value
+
+
+def _connect(kept: dict[str, Any], entry: Mapping[str, Any], model: str) -> None:
+    """Copies a layer's name and calls in a functional model."""
+    config = kept["config"]
+    name = _text(entry.get("name", config.get("name")), model)
+    if config.setdefault("name", name) != name:
+        raise RefusedModel(f"{model} layer {name!r}", config["name"], "one name")
+    nodes = entry.get("inbound_nodes")
+    if not isinstance(nodes, list):
+        raise RefusedModel(f"{model} layer {name!r}", None, "a list of calls")
+    where = f"layer {name!r}"
+    kept["name"] = name
+    kept["inbound_nodes"] = [_call(node, where) for node in nodes]
+    if len(nodes) > _MAX_CALLS:
+        raise RefusedModel(where, len(nodes), f"at most {_MAX_CALLS} calls of a layer")
+    for node in kept["inbound_nodes"]:
+        if not any(True for _ in references_in(node)):
+            raise RefusedModel(where, None, "calls of a layer's output, not of constants alone")
+
+
+def _call(node: Json, where: str) -> Json:
+    """The inputs of one call: `[layer, call, output, {arguments}]`, or lists of such."""
+    if not isinstance(node, list):
+        raise RefusedModel(where, None, "the inputs of each call as a list")
+    if not (len(node) in (3, 4) and isinstance(node[0], str)):
+        return [_call(item, where) for item in node]
+    source, call, output, *rest = node
+    arguments = rest[0] if rest else {}
+    if not isinstance(arguments, dict) or type(call) is not int:
+        raise RefusedModel(where, None, "inputs as [layer, call, output, {arguments}]")
+    if source == CONSTANT:
+        output = _numbers(output, where)
+    elif type(output) is not int or call < 0 or output < 0:
+        raise RefusedModel(where, None, "inputs as [layer, call, output, {arguments}]")
+    kept = {_text(key, where): _argument(value, where) for key, value in arguments.items()}
+    return [_text(source, where), call, output, kept]
+
+
+def _numbers(value: Json, where: str) -> Json:
+    if isinstance(value, list):
+        return [_numbers(item, where) for item in value]
+    if isinstance(value, (bool, int, float)):
+        return value
+    raise RefusedModel(where, None, "constants that are numbers")
+
+
+def _argument(value: Json, where: str) -> Json:
+    """An argument of a call: a layer's output, a plain value, or the parts of a slice."""
+    if isinstance(value, dict):
+        if value == {"class_name": "__ellipsis__"}:
+            return value
+        if not set(value) <= {"start", "stop", "step"}:
+            raise RefusedModel(where, None, "arguments that are numbers, texts or slices")
+        return {key: _argument(item, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_argument(item, where) for item in value]
+    return _plain(value, where)
+
+
+def _references(value: Json, where: str) -> Json:
+    """The inputs or outputs of a model: `[layer, call, output]`, or a list of these."""
+    if is_reference(value):
+        return value[:3]
+    if not isinstance(value, list) or not value or not all(map(is_reference, value)):
+        raise RefusedModel(where, None, "[layer, call, output] of each")
+    return [item[:3] for item in value]
