@@ -301,3 +301,8 @@ def test_every_script_is_valid_and_can_be_executed() -> None:
         if path.name != "environment.sh":
             assert os.access(path, os.X_OK), path
             assert "set -euo pipefail" in path.read_text()
+
+
+def test_fuzzing_calls_the_suite_with_its_words(python: Path) -> None:
+    words, _ = call("fuzz.sh", "flags", "--cases", "5", python=python)
+    assert words == ["-m", "fuzz", "flags", "--cases", "5"]

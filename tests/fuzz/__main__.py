@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 BATCH = 250  # cases of one process: TensorFlow keeps memory of every model
-_PATIENCE = 15.0  # seconds of one case after which its process is killed
+PATIENCE = 15.0  # seconds of one case after which its process is killed
+START = 120.0  # more of them for TensorFlow and the seed files
 _STEP = 0.1  # seconds between two looks at a process
 
 
@@ -65,8 +66,8 @@ def main(argv: Sequence[str]) -> int:
     tallies = []
     for name in options.targets:
         tallies.append(_run(name, options, folder))
-        print(_row(tallies[-1]) if tallies[1:] else _table(tallies), flush=True)
-        (folder / "table.txt").write_text(_table(tallies) + "\n")
+        print(row_of(tallies[-1]) if tallies[1:] else table(tallies), flush=True)
+        (folder / "table.txt").write_text(table(tallies) + "\n")
         failures = [failure for tally in tallies for failure in _reports(tally)]
         (folder / "failures.txt").write_text("\n".join(failures))
     print(f"\ntable.txt, failures.txt and the input of {len(failures)} failures: {folder}")
@@ -119,29 +120,29 @@ def _batch(
             stderr=said,
             start_new_session=True,
         )
-        hangs = _waited(process, results)
-    return _counted(tally, numbers, results, folder, "hangs" if hangs else process.returncode)
+        killed = hangs(process, results)
+    return counted(tally, numbers, results, folder, "hangs" if killed else process.returncode)
 
 
-def _waited(process: subprocess.Popen[bytes], results: Path) -> bool:
+def hangs(process: subprocess.Popen[bytes], results: Path) -> bool:
     """Waits for a process; kills it, and its children, when one case takes too long."""
-    size, since = 0, time.monotonic() + 120  # for TensorFlow and the seed files
+    size, since = 0, time.monotonic() + START
     while process.poll() is None:
         time.sleep(_STEP)
         if results.stat().st_size != size:
             size, since = results.stat().st_size, time.monotonic()
-        if time.monotonic() - since > _PATIENCE:
+        if time.monotonic() - since > PATIENCE:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return True
     return False
 
 
-def _counted(
+def counted(
     tally: Tally, numbers: tuple[int, int], results: Path, folder: Path, end: int | str
 ) -> int:
     """Adds what a process wrote to the tally; returns the number of the next case."""
-    begun = None
+    begun: int | None = None
     for line in results.read_text().splitlines():
         entry = json.loads(line)
         if "begins" in entry:
@@ -243,13 +244,17 @@ _COLUMNS = (  # heading, kind of outcome
 )
 
 
-def _table(tallies: Sequence[Tally]) -> str:
-    heads = "".join(f"{head:>9}" for head, _ in _COLUMNS)
-    return "\n".join([f"{'target':15}{'cases':>6}{heads}{'MiB':>6}{'s':>6}", *map(_row, tallies)])
+def table(tallies: Sequence[Tally]) -> str:
+    heads = "".join(f"{head:>{_width(head)}}" for head, _ in _COLUMNS)
+    return "\n".join([f"{'target':15}{'cases':>6}{heads}{'MiB':>6}{'s':>6}", *map(row_of, tallies)])
 
 
-def _row(tally: Tally) -> str:
-    cells = "".join(f"{tally.counts[kind]:>9}" for _, kind in _COLUMNS)
+def _width(head: str) -> int:
+    return max(len(head) + 1, 6)
+
+
+def row_of(tally: Tally) -> str:
+    cells = "".join(f"{tally.counts[kind]:>{_width(head)}}" for head, kind in _COLUMNS)
     total = sum(tally.counts.values())
     return f"{tally.name:15}{total:>6}{cells}{tally.peak:>6}{tally.seconds:>6.0f}"
 

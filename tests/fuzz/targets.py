@@ -228,10 +228,16 @@ def make_card(folder: Path) -> None:
     seeds.write_photo(folder / "photo.png")
 
 
+def damage_card(rng: random.Random, folder: Path) -> None:
+    """The card of a flatbuffer, which the runtime reads, or that of a Keras model."""
+    chosen, other = rng.sample(("export", "model"), 2)
+    containers.rewritten(folder / chosen / "card.json", mutations.damaged_json, rng)
+    shutil.rmtree(folder / other)
+
+
 def use_card(folder: Path) -> None:
-    """Once by the runtime, once by Keras; a card is only ever damaged in one of the two."""
-    for name in ("export", "model"):
-        predict.run([f"--model={folder / name}", str(folder / "photo.png")])
+    model = next(path for path in folder.iterdir() if path.is_dir())
+    predict.run([f"--model={model}", str(folder / "photo.png")])
 
 
 @functools.cache
@@ -429,13 +435,15 @@ def make_images(folder: Path) -> None:
 
 
 def damage_image(rng: random.Random, folder: Path) -> None:
-    """Damages one image, and puts it in class folders."""
+    """Damages one image; one time in three it is one of the images of class folders."""
     kind = rng.choice(_KINDS)
     path = folder / f"photo.{kind}"
     structured = kind == "png" and rng.random() < 0.7
     containers.rewritten(path, containers.damaged_png if structured else mutations.noise, rng)
     suffix = rng.choice(_KINDS) if rng.random() < 0.1 else "jpg" if kind == "gif" else kind
     damaged = path.rename(folder / f"damaged.{suffix}")
+    if rng.random() < 0.67:
+        return
     for number in range(seeds.CLASSES):
         place = folder / "images/test" / str(number)
         place.mkdir(parents=True)
@@ -443,21 +451,13 @@ def damage_image(rng: random.Random, folder: Path) -> None:
 
 
 def use_image(folder: Path) -> None:
-    """Decoded by Pillow for a flatbuffer, then by TensorFlow for a Keras model."""
-    damaged = next(folder.glob("damaged.*"))
-    data = ["--dataset_name=image_folder", f"--data_dir={folder / 'images'}"]
-    first = _refusal(lambda: predict.run([f"--model={folder / 'export'}", str(damaged)]))
-    second = _refusal(lambda: evaluator.run([f"--model={folder / 'small.keras'}", *data]))
-    if first or second:
-        raise first or second  # type: ignore[misc]
-
-
-def _refusal(run: Callable[[], object]) -> UsageError | None:
-    try:
-        run()
-    except UsageError as error:
-        return error
-    return None
+    """Decoded by TensorFlow for a Keras model where it is in class folders, else by Pillow."""
+    if (folder / "images").is_dir():
+        data = ["--dataset_name=image_folder", f"--data_dir={folder / 'images'}"]
+        evaluator.run([f"--model={folder / 'small.keras'}", *data])
+    else:
+        damaged = next(folder.glob("damaged.*"))
+        predict.run([f"--model={folder / 'export'}", str(damaged)])
 
 
 TARGETS = {
@@ -465,7 +465,7 @@ TARGETS = {
     for target in (
         Target("flags", make_flags, damage_flags, use_flags),
         Target("config", make_config, damage_config, use_config),
-        Target("card", make_card, damaging("*/card.json", mutations.damaged_json), use_card),
+        Target("card", make_card, damage_card, use_card),
         Target(
             "report",
             make_report,

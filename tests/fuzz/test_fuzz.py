@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,14 @@ def memory_limit() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.fixture(autouse=True)
+def one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint's network is built once: it takes longer than all that is tested."""
+    from mobilenet.tf1_loader import loading
+
+    monkeypatch.setattr(loading, "build", functools.cache(loading.build))
 
 
 @pytest.mark.parametrize("name", TARGETS)
