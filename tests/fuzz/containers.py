@@ -408,6 +408,58 @@ def _table(entries: Sequence[tuple[bytes, bytes]]) -> bytes:
     return data + (handles[1] + handles[2]).ljust(40, b"\0") + _TABLE_MAGIC
 
 
+# Flatbuffers
+
+
+def damaged_flatbuffer(rng: random.Random, data: bytes) -> bytes:
+    """A flatbuffer that is packed anew with one odd field; one time in three, noise."""
+    from mobilenet.export import repack
+
+    if rng.random() < 0.33:
+        return mutations.noise(rng, data)
+    model = repack.opened(data)
+    if rng.random() < 0.15:  # the task metadata, a flatbuffer of its own
+        buffer = model.buffers[model.metadata[-1].buffer]
+        buffer.data = list(mutations.noise(rng, bytes(buffer.data)))
+    else:
+        holder, name = rng.choice(list(_members(model)))
+        setattr(holder, name, _odd_member(rng, getattr(holder, name)))
+    try:
+        return repack.packed(model)
+    except (struct.error, TypeError, AttributeError, ValueError, IndexError, OverflowError):
+        return mutations.noise(rng, data)  # no flatbuffer can hold it
+
+
+def _members(table: Any) -> Any:
+    """Every field of a table and of those in it; of buffers, which are many, hardly any."""
+    for name, value in vars(table).items():
+        if value is None or name in ("buffers", "data"):
+            continue
+        yield table, name
+        for part in value if isinstance(value, list) else [value]:
+            if type(part).__name__.endswith("T"):
+                yield from _members(part)
+
+
+def _odd_member(rng: random.Random, value: Any) -> Any:
+    if isinstance(value, (bool, int, float, bytes)):
+        return _odd_like(rng, value)
+    if not hasattr(value, "__len__") or rng.random() < 0.15:
+        return None
+    items = list(value)
+    index = rng.randrange(len(items)) if items else 0
+    action = rng.random()
+    if action < 0.2 and items:
+        del items[index]
+    elif action < 0.4 and items:
+        items.insert(index, items[index])
+    elif items and not type(items[index]).__name__.endswith("T"):
+        items[index] = _odd_like(rng, items[index].item())
+    else:
+        rng.shuffle(items)
+    return items
+
+
 # Packed nets, PNG, HDF5
 
 

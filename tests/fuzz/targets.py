@@ -400,7 +400,7 @@ def make_flatbuffer(folder: Path) -> None:
 
 def damage_flatbuffer(rng: random.Random, folder: Path) -> None:
     path = folder / rng.choice(("float.tflite", "int8.tflite"))
-    containers.rewritten(path, mutations.noise, rng)
+    containers.rewritten(path, containers.damaged_flatbuffer, rng)
     path.rename(folder / "model.tflite")
 
 
