@@ -163,6 +163,10 @@ EDITS: dict[str, tuple[Callable[[Any], None], str]] = {
     ),
     "mean": (lambda m: put(graph(m).tensors[last(m)], "shape", 0, 9999999), "MEAN"),
     "dense": (lambda m: put(graph(m).tensors[graph(m).outputs[0]], "shape", 0, 4), "FULLY"),
+    "variable": (
+        lambda m: [setattr(tensor, "isVariable", True) for tensor in graph(m).tensors],
+        "a variable and a constant",
+    ),
     "no graph": (lambda m: setattr(m, "subgraphs", []), "graph"),
     "version": (lambda m: setattr(m, "version", 2), "version 2"),
 }
