@@ -156,6 +156,10 @@ EDITS: dict[str, tuple[Callable[[Any], None], str]] = {
         lambda m: setattr(graph(m).operators[0].builtinOptions, "dilationHFactor", 0),
         "dilated",
     ),
+    "no bias": (
+        lambda m: setattr(graph(m).operators[1], "inputs", graph(m).operators[1].inputs[:2]),
+        "DEPTHWISE_CONV_2D with 2 inputs",
+    ),
     "operands": (lambda m: setattr(graph(m).operators[0], "inputs", [0]), "1 inputs"),
     "options": (
         lambda m: setattr(graph(m).operators[0], "builtinOptionsType", 2),
