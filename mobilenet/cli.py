@@ -38,12 +38,13 @@ from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError, one_of
 from mobilenet.process import main, starting_tensorflow, table
 from mobilenet.settling import settle
-from mobilenet.specs import CALIBRATION, GROUPS, FlagSpec, flag_specs, option
+from mobilenet.specs import CALIBRATION, GROUPS, ISOLATED, FlagSpec, flag_specs, option
 
 __all__ = [
     "CALIBRATION",
     "Command",
     "FlagSpec",
+    "ISOLATED",
     "Parsed",
     "UsageError",
     "flag_specs",

@@ -15,7 +15,7 @@ from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError, one_of
 from mobilenet.metrics import Matching, Metrics, match
-from mobilenet.runtime import classifier, evaluation
+from mobilenet.runtime import classifier, evaluation, worker
 
 COMMAND = cli.Command(
     "mobilenet.evaluator",
@@ -45,9 +45,8 @@ COMMAND = cli.Command(
         cli.option(
             "threads", int, None, "images at once through a flatbuffer; all cores when left out"
         ),
-        cli.option(
-            "runtime", str, "litert", "of a flatbuffer: " + " or ".join(classifier.RUNTIMES)
-        ),
+        cli.option("runtime", str, "litert", f"of a flatbuffer: {' or '.join(worker.RUNTIMES)}"),
+        cli.ISOLATED,
     ),
 )
 
@@ -58,12 +57,12 @@ def run(argv: list[str]) -> int | None:
     if options["model"] is None:
         raise UsageError("--model", None, "a saved net", "python -m mobilenet.trainer makes one")
     one_of("--split", options["split"], evaluation.SPLITS)
-    one_of("--runtime", options["runtime"], classifier.RUNTIMES)
+    one_of("--runtime", options["runtime"], worker.RUNTIMES)
     number("--batch_size", options["batch_size"], least=1, integer=True)
     path = Path(options["model"])
     is_file = path.suffix == ".tflite" or (path / classifier.MODEL).is_file()
-    if "runtime" in parsed.given and not is_file:
-        raise UsageError("--runtime", options["runtime"], "a flatbuffer", f"{path} is none")
+    for name in () if is_file else sorted({"runtime", "isolated"} & parsed.given):
+        raise UsageError(f"--{name}", options[name], "a flatbuffer", f"{path} is none")
     started = time.monotonic()
     score, data, card = (_flatbuffer if is_file else _keras)(path, parsed)
     seconds = time.monotonic() - started
@@ -85,7 +84,7 @@ def run(argv: list[str]) -> int | None:
 
 def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card]:
     options = parsed.options
-    net = classifier.Classifier(path, options["threads"], options["runtime"])
+    net = classifier.Classifier(path, options["threads"], options["runtime"], options["isolated"])
     data = cli.dataset_of(parsed, net.card.dataset)
     if data.name in evaluation.DATASETS:
         left_out: list[UsageError] = []

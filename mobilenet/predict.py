@@ -21,6 +21,7 @@ COMMAND = cli.Command(
     extra=(
         cli.option("model", str, None, "a .tflite, .keras or .pb file, model folder or SavedModel"),
         cli.option("top_k", int, 5, "classes an image"),
+        cli.ISOLATED,
     ),
     arguments="IMAGE...",
 )
@@ -64,10 +65,10 @@ class KerasClassifier:
         return classifier.rank(outputs, labels, k, self.card.outputs)
 
 
-def open_net(path: str) -> Net:
+def open_net(path: str, isolated: bool = True) -> Net:
     """A `.tflite` file, or a folder that holds `model.tflite`, by the runtime; else by Keras.
 
-    A frozen graph is a Keras model to its caller.
+    A frozen graph is a Keras model to its caller. `isolated` is of `Classifier`.
     """
     place = Path(path)
     if not place.exists():
@@ -77,7 +78,7 @@ def open_net(path: str) -> Net:
             "a .tflite file, model folder, .keras file or SavedModel; there is none",
         )
     if place.suffix == ".tflite" or (place / classifier.MODEL).is_file():
-        return classifier.Classifier(place)
+        return classifier.Classifier(place, isolated=isolated)
     return KerasClassifier(path)
 
 
@@ -106,7 +107,9 @@ def run(argv: list[str]) -> None:
     for picture in pictures:  # before a model is loaded, which may take seconds
         if not Path(picture).is_file():
             raise UsageError(picture, None, "an image file; there is none")
-    net = open_net(parsed.options["model"])
+    net = open_net(parsed.options["model"], parsed.options["isolated"])
+    if "isolated" in parsed.given and not isinstance(net, classifier.Classifier):
+        raise UsageError("--isolated", None, "a flatbuffer", f"{parsed.options['model']} is none")
     results = rank_images(net, pictures, top_k)
     if isinstance(net, classifier.Classifier) and net.is_bare:
         print(f"Note: {net.card.notes[0]}", file=sys.stderr)

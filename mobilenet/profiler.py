@@ -9,7 +9,7 @@ from mobilenet import cli
 from mobilenet.configs.base import number
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
-from mobilenet.runtime import classifier, flatbuffer, interpreter, micro
+from mobilenet.runtime import classifier, flatbuffer, isolation, micro
 
 _COMPARED = "a flatbuffer and --against"
 _USES = {  # what some flags go with
@@ -17,6 +17,7 @@ _USES = {  # what some flags go with
     **dict.fromkeys(("image_size", "packed", "groups", "histograms"), "a net"),
     "latency": "a net, or a flatbuffer alone",
     "micro": "a flatbuffer alone",
+    "isolated": f"a flatbuffer alone, or {_COMPARED}",
 }
 COMMAND = cli.Command(
     "mobilenet.profiler",
@@ -27,12 +28,10 @@ COMMAND = cli.Command(
         cli.option("packed", bool, True, "pack and convert the net to show what it takes"),
         cli.option("groups", bool, False, "list the groups of channels that must go together"),
         cli.option(
-            "histograms",
-            str,
-            None,
-            "a folder for a picture of each kernel's weights; lists zeros and zero channels too",
+            "histograms", str, None, "a folder for pictures of weights; lists zeros as well"
         ),
         cli.option("micro", bool, False, "what a micro-controller needs to run a FILE.tflite"),
+        cli.ISOLATED,
         cli.option("image_size", int, None, "height and width of a net that leaves its size open"),
         cli.option(
             "against",
@@ -56,10 +55,10 @@ def run(argv: list[str]) -> int | None:
         raise UsageError("MODEL", parsed.arguments or None, expected)
     path = Path(parsed.arguments[0])
     is_file = path.suffix == ".tflite" or (path / classifier.MODEL).is_file()
-    if options["against"] is not None and not is_file:
+    compared = options["against"] is not None
+    if compared and not is_file:
         expected = "a flatbuffer to compare with it"
         raise UsageError(f"{path} --against {options['against']}", None, expected)
-    compared = options["against"] is not None
     kind = _COMPARED if compared else "a flatbuffer alone" if is_file else "a net"
     for name, users in _USES.items():
         if name in parsed.given and kind not in users:
@@ -99,19 +98,19 @@ def _file(path: Path, parsed: cli.Parsed) -> None:
     from mobilenet.reporting import contents, rows
 
     content = flatbuffer.read(classifier.find(path))
-    needs = micro.needs(content) if parsed.options["micro"] else ()
+    where = content, parsed.options["isolated"], str(path)
+    needs = micro.needs(content, isolation.make(*where, "micro")) if parsed.options["micro"] else ()
     print(cli.table(*rows.of_file(contents.lines(content))))
     print(f"\n{len(content.content):,} bytes; {contents.operators(content)}")
     if parsed.options["latency"]:
-        seconds = interpreter.latency({"file": content})["file"]
-        print(f"{1000 * seconds:.4f} ms on one thread")
+        print(f"{1000 * isolation.latency(*where):.4f} ms on one thread")
     if needs:
         print("", *needs, sep="\n")
 
 
 def _compare(path: Path, parsed: cli.Parsed) -> None:
     options = parsed.options
-    file = classifier.Classifier(path)
+    file = classifier.Classifier(path, isolated=options["isolated"])
     with cli.starting_tensorflow():
         from mobilenet.export import freeze
         from mobilenet.models import folder
@@ -119,7 +118,8 @@ def _compare(path: Path, parsed: cli.Parsed) -> None:
     net = folder.load(options["against"])
     profile.warn_of_another(file.card, net.card, options["against"])
     images = _images(parsed, net.card, file.card)
-    lines = profile.compare(file.flatbuffer, freeze.float32_copy(net.model), *images)
+    runner = isolation.make(file.flatbuffer, options["isolated"], str(path), keep_tensors=True)
+    lines = profile.compare(file.flatbuffer, freeze.float32_copy(net.model), *images, runner)
     if options["worst"] is not None:
         lines = sorted(lines, key=lambda line: line.accumulated or 0.0)[: options["worst"]]
     print(cli.table(*rows.of_comparison(lines)))
@@ -134,8 +134,7 @@ def _images(parsed: cli.Parsed, card: Any, file_card: Any) -> tuple[Any, Any]:
 
     data = cli.dataset_of(parsed, card.dataset)
     way = exporting.preprocessing_of(card, data)
-    count = parsed.options["images"]
-    images = reading.images(data, "test", card.input_shape, way, count)
+    images = reading.images(data, "test", card.input_shape, way, parsed.options["images"])
     mean, std = np.asarray(way.mean, np.float32), np.asarray(way.std, np.float32)
     return images, pixels.normalise(images * std + mean, file_card.preprocessing)
 

@@ -68,6 +68,10 @@ def option(
     return FlagSpec(name, "", kind, help, default, short, group, main)
 
 
+# Of the commands that run a flatbuffer which another process wrote.
+ISOLATED = option(
+    "isolated", bool, True, "a flatbuffer runs in a process of its own, which it may crash or hang"
+)
 CALIBRATION = (
     option(
         "calibration_dataset",

@@ -306,9 +306,17 @@ def _simulated_codes(layer: Any) -> npt.NDArray[np.int16]:
     return codes
 
 
-def kept_codes(content: flatbuffer.Flatbuffer, inputs: Floats) -> dict[int, npt.NDArray[Any]]:
-    """What every operator gave, by tensor: `[images, ...]`; the input too."""
-    runner = interpreter.make(content, keep_tensors=True)
+def kept_codes(
+    content: flatbuffer.Flatbuffer, inputs: Floats, runner: Any = None
+) -> dict[int, npt.NDArray[Any]]:
+    """What every operator gave, by tensor: `[images, ...]`; the input too.
+
+    Args:
+        content: the file.
+        inputs: `[images, height, width, channels]`, float, preprocessed for the file.
+        runner: an interpreter of the file with `keep_tensors`; one in this process when `None`.
+    """
+    runner = runner or interpreter.make(content, keep_tensors=True)
     wanted = [*content.inputs, *(index for op in content.operators for index in op.outputs)]
     kept: dict[int, list[npt.NDArray[Any]]] = {index: [] for index in wanted}
     for count in edges.blocks(runner, inputs):

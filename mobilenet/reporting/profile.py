@@ -53,7 +53,11 @@ class Line:
 
 
 def compare(
-    content: flatbuffer.Flatbuffer, plain: Any, images: Floats, inputs: Floats
+    content: flatbuffer.Flatbuffer,
+    plain: Any,
+    images: Floats,
+    inputs: Floats,
+    runner: Any = None,
 ) -> list[Line]:
     """The rounded tensors of a file, in execution order.
 
@@ -64,11 +68,12 @@ def compare(
         plain: the float net.
         images: `[n, height, width, channels]`, as `plain` takes them.
         inputs: the same, as the file takes them.
+        runner: what runs the file, see `operators.kept_codes`.
 
     Raises:
         UsageError: no tensor of the file is named after a layer of the net, or shapes differ.
     """
-    codes = operators.kept_codes(content, inputs)
+    codes = operators.kept_codes(content, inputs, runner)
     graph = Graph(plain)
     order = {layer.name: place for place, layer in enumerate(graph.layers)}
     named = {}

@@ -15,13 +15,9 @@ import numpy.typing as npt
 
 from mobilenet.configs.card import Card, Edge
 from mobilenet.errors import UsageError, one_of
-from mobilenet.runtime import flatbuffer, images, interpreter, micro, parts
+from mobilenet.runtime import flatbuffer, images, isolation, parts, worker
 
 MODEL, CARD, LABELS = "model.tflite", "card.json", "labels.txt"
-RUNTIMES: dict[str, Callable[[flatbuffer.Flatbuffer], Any]] = {
-    "litert": interpreter.make,
-    "micro": micro.Interpreter,
-}
 _CODES = ("int8", "uint8")
 
 T = TypeVar("T")
@@ -60,6 +56,7 @@ class Classifier:
         path: str | os.PathLike[str],
         threads: int | None = None,
         runtime: str = "litert",
+        isolated: bool = False,
     ) -> None:
         """Reads and checks the file, its card, and makes the first interpreter.
 
@@ -67,15 +64,21 @@ class Classifier:
             path: a `.tflite` file, or a folder that holds `model.tflite`.
             threads: images at once; by default one a core.
             runtime: `litert`, or `micro`, TensorFlow Lite Micro as on a micro-controller.
+            isolated: each interpreter runs in a process of its own, so that a file which crashes
+                it, hangs it or takes all memory costs a `UsageError` and not this process. True is
+                for files of strangers; False for files that you made, and for small devices, as a
+                process takes some 50 MB.
 
         Raises:
-            UsageError: the file is malformed or no image classifier, or does not fit its card.
+            UsageError: the file is malformed or no image classifier, does not fit its card, or,
+                isolated, does not leave its process alive.
         """
         self.path = find(path)
         self.threads = cores() if threads is None else threads
         if self.threads < 1:
             raise UsageError("threads", threads, "a whole number of at least 1")
-        self._make = RUNTIMES[one_of("runtime", runtime, RUNTIMES)]
+        self._runtime = one_of("runtime", runtime, worker.RUNTIMES)
+        self._isolated = isolated
         self.flatbuffer = flatbuffer.read(self.path)
         source, target = _ends(self.flatbuffer, str(self.path))
         self.batch, *shape = source.shape
@@ -86,10 +89,7 @@ class Classifier:
         self.card = _card(self.path, self.flatbuffer, self.input_shape, self._classes)
         self.labels = self.card.labels
         self._pool: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        try:
-            self._pool.put(self._make(self.flatbuffer))
-        except UsageError as error:
-            raise error.within(str(self.path)) from None
+        self._pool.put(self._open())
 
     def pixels(self, picture: Picture) -> Floats:
         """An image file or uint8 array `[H, W, C]` at the net's size: float32, 0..255."""
@@ -134,12 +134,15 @@ class Classifier:
         """The `k` likeliest classes of an image file or array: label, probability; best first."""
         return rank(self.run(self.pixels(picture)), self.labels, k, self.card.outputs)
 
+    def _open(self) -> Any:
+        return isolation.make(self.flatbuffer, self._isolated, str(self.path), self._runtime)
+
     def _invoke(self, group: npt.NDArray[np.generic]) -> Floats:
         """Outputs of at most `batch` images, by an interpreter that is free or a new one."""
         try:
             runner = self._pool.get_nowait()
         except queue.Empty:
-            runner = self._make(self.flatbuffer)
+            runner = self._open()
         try:
             codes = quantize(images.normalise(group, self.card.preprocessing), self._input)
             missing = self.batch - len(codes)

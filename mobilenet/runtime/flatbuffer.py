@@ -68,6 +68,10 @@ class Flatbuffer:
         """Tensors of a float type; an int8 net that is int8 throughout has none."""
         return [tensor for tensor in self.tensors if tensor.dtype in _FLOATS]
 
+    def computed_bytes(self) -> int:
+        """Bytes of all tensors that are no constants, none sharing memory with another."""
+        return sum(t.elements * item_bits(t.dtype) // 8 for t in self.tensors if not t.is_constant)
+
     def weights(self) -> list[Tensor]:
         """Constants that were learnt, float or with a scale: no shapes, no axes."""
         used = {index for operator in self.operators for index in operator.inputs}

@@ -21,7 +21,7 @@ from mobilenet.runtime import flatbuffer
 
 Source = str | os.PathLike[str] | bytes | flatbuffer.Flatbuffer
 _RUNTIMES = (("ai_edge_litert.interpreter", "Interpreter"), ("tensorflow", "lite.Interpreter"))
-_SAID = 1 << 16  # bytes of its own lines that are kept
+MESSAGE_BYTES = 1 << 16  # most of the runtime's own lines that are read back
 _lock = threading.Lock()  # file descriptor 2 belongs to the process
 
 
@@ -43,7 +43,7 @@ def make(source: Source, threads: int = 1, keep_tensors: bool = False) -> Any:
     """
     name = "flatbuffer" if isinstance(source, (bytes, flatbuffer.Flatbuffer)) else os.fspath(source)
     checked = source if isinstance(source, flatbuffer.Flatbuffer) else flatbuffer.read(source)
-    kind = _runtime()
+    kind = runtime()
     try:
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the memory that kept tensors take
@@ -61,7 +61,8 @@ def make(source: Source, threads: int = 1, keep_tensors: bool = False) -> Any:
     return interpreter
 
 
-def _runtime() -> Any:
+def runtime() -> Any:
+    """The interpreter's class, imported; that of `ai_edge_litert`, else of TensorFlow."""
     for module, attribute in _RUNTIMES:
         try:
             found = importlib.import_module(module)
@@ -86,7 +87,7 @@ def quiet() -> Iterator[Callable[[], str]]:
             return
         try:
             os.dup2(aside.fileno(), 2)
-            yield lambda: os.pread(aside.fileno(), _SAID, 0).decode("utf-8", "replace")
+            yield lambda: os.pread(aside.fileno(), MESSAGE_BYTES, 0).decode("utf-8", "replace")
         finally:
             os.dup2(kept, 2)
             os.close(kept)

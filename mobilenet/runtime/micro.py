@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet.errors import UsageError, shorten
-from mobilenet.runtime import parts
 from mobilenet.runtime.flatbuffer import Flatbuffer
 from mobilenet.runtime.interpreter import quiet
 
@@ -61,7 +60,7 @@ class Interpreter:
             UsageError: an operator or type that this runtime has not, or the package is absent.
         """
         self._content = content
-        kind = _runtime().Interpreter
+        kind = runtime().Interpreter
         _check(content)
         with _explained():
             self._own = kind.from_bytes(content.content, arena_size=_enough(content))
@@ -91,13 +90,18 @@ class Interpreter:
         return Arena(found["total"], found["head"], found["tail"])
 
 
-def needs(content: Flatbuffer) -> tuple[str, str]:
+def needs(content: Flatbuffer, runner: Any = None) -> tuple[str, str]:
     """What a program for a controller has to provide, in two lines for a person.
+
+    Args:
+        content: the file.
+        runner: what runs it; an `Interpreter` in this process when `None`.
 
     Raises:
         UsageError: the runtime cannot run the file.
     """
-    runner, calls = Interpreter(content), registered(content)
+    runner = Interpreter(content) if runner is None else runner
+    calls = registered(content)
     for index in content.inputs:
         source = content.tensors[index]
         runner.set_tensor(index, np.zeros(source.shape, source.dtype))
@@ -154,14 +158,18 @@ def _explained() -> Iterator[None]:
 def _enough(content: Flatbuffer) -> int:
     """Bytes that a plan of these operators stays below: every tensor has a place of its own, and
     every channel of a convolution two numbers beside its bias."""
-    computed = [t for t in content.tensors if not t.is_constant]
     biases = [t for t in content.tensors if t.is_constant and t.dtype in ("int32", "int64")]
-    places = sum(t.elements * parts.item_bits(t.dtype) // 8 for t in computed)
     channels = sum(t.elements for t in biases)
-    return places + 16 * channels + _EACH * (len(content.tensors) + len(content.operators)) + _SPARE
+    return (
+        content.computed_bytes()
+        + 16 * channels
+        + _EACH * (len(content.tensors) + len(content.operators))
+        + _SPARE
+    )
 
 
-def _runtime() -> Any:
+def runtime() -> Any:
+    """The runtime's module, imported."""
     try:
         return importlib.import_module(MODULE)
     except ImportError as error:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 _PACKED = {"int4": 4, "uint4": 4, "int2": 2}  # bits an element
+_FOREIGN = (*_PACKED, "bfloat16")  # numpy has these only where another package brings them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,14 +54,15 @@ class Tensor:
         return len(self.buffer) > 0
 
     @property
+    def has_numpy_type(self) -> bool:
+        """Whether numpy itself has its type."""
+        bits = item_bits(self.dtype)
+        return bits >= 8 and self.dtype not in _FOREIGN and not self.dtype.startswith("float8")
+
+    @property
     def data(self) -> npt.NDArray[Any] | None:
         """The constant, a view of the file; `None` if computed, sparse or of no numpy type."""
-        if (
-            not self.is_constant
-            or self.is_sparse
-            or item_bits(self.dtype) % 8
-            or self.dtype == "bfloat16"
-        ):
+        if not self.is_constant or self.is_sparse or not self.has_numpy_type:
             return None
         return np.frombuffer(self.buffer, self.dtype).reshape(self.shape)
 
