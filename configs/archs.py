@@ -29,6 +29,7 @@ from .tables import (
 NORMALIZATIONS = ("batch_norm", "layer_norm", "group_norm")
 CLASSIFIER_ACTIVATIONS = ("softmax", "sigmoid")
 OUTPUT_STRIDES = (1, 2, 4, 8, 16, 32)
+_WIDEST = 100
 _WIDTHS = "common values are 0.25, 0.5, 0.75, 1.0"
 
 
@@ -111,6 +112,7 @@ class MobileNetConfig(Config):
 
     def __post_init__(self) -> None:
         number("--width_multiplier", self.width_multiplier, above=0, remedy=_WIDTHS)
+        number("--width_multiplier", self.width_multiplier, most=_WIDEST, remedy=_WIDTHS)
         if self.num_classes is not None:
             number(
                 "--num_classes",

@@ -15,6 +15,8 @@ from mobilenet.errors import UsageError, one_of, shorten
 
 C = TypeVar("C", bound="Config")
 MAX_CLASSES = 1_000_000  # what is beyond is no class index but a code or damage
+MAX_SIDE = 1 << 14  # of an image
+_MAX_INTEGER = 2**63 - 1  # what TensorFlow can hold
 
 
 def flag(default: Any, help: str, name: str | None = None, path: bool = False) -> Any:
@@ -80,14 +82,10 @@ class Config:
         """Builds the config that `to_json` described.
 
         Raises:
-            UsageError: the class is not `cls` or one derived from it, a key is unknown, or a value
-                is not legal.
+            UsageError: the value is no dictionary, the class is not `cls` or one derived from it,
+                a key is unknown, or a value is not legal.
         """
-        data = dict(value)
-        name = data.pop("type", cls.__name__)
-        kind = Config._classes.get(one_of("type", name, sorted(Config._classes)))
-        if kind is None or not issubclass(kind, cls):
-            raise UsageError("type", name, f"{cls.__name__} or a config derived from it")
+        kind, data = _class_of((cls,), value)
         _known(kind, data)
         hints = typing.get_type_hints(kind)
         values = {key: _typed(hints[key], item) for key, item in data.items()}
@@ -119,6 +117,27 @@ class Config:
             raise error.within(str(path)) from None
 
 
+def _class_of(able: tuple[type[C], ...], value: object) -> tuple[type[C], dict[str, Any]]:
+    """The class that a dictionary names, one of `able` or derived from one, and the rest of it."""
+    if not isinstance(value, dict):
+        raise UsageError(able[0].__name__, value, "a JSON object")
+    data = dict(value)
+    name = data.pop("type", able[0].__name__)
+    names = sorted(name for name, kind in Config._classes.items() if issubclass(kind, able))
+    if isinstance(name, str) and name in Config._classes and name not in names:
+        expected = " or ".join(kind.__name__ for kind in able)
+        raise UsageError("type", name, f"{expected} or a config derived from it")
+    return typing.cast(type[C], Config._classes[one_of("type", name, names)]), data
+
+
+def _of_class(able: tuple[type[Config], ...], value: dict[str, Any]) -> Any:
+    """The config in a field of these classes; one of another class stays what it is in JSON."""
+    name = value.get("type")
+    if isinstance(name, str) and not issubclass(Config._classes.get(name, able[0]), able):
+        return value
+    return _class_of(able, value)[0].from_json(value)
+
+
 def _known(kind: type[Config], names: typing.Iterable[str]) -> None:
     fields = [f.name for f in dataclasses.fields(kind)]
     for name in names:
@@ -139,17 +158,18 @@ def _typed(hint: Any, value: Any) -> Any:
     """Turns JSON into what the field's type wants: lists into tuples, dictionaries into configs."""
     if typing.get_origin(hint) is dict:
         return value
-    if isinstance(value, dict) and "type" in value:
-        return Config.from_json(value)
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    able = tuple(o for o in options if isinstance(o, type) and issubclass(o, Config))
+    if able and isinstance(value, dict):
+        return _of_class(able, value)
     for option in options:
         if typing.get_origin(option) is tuple and isinstance(value, list):
             inner = typing.get_args(option)[0]
             return tuple(_typed(inner, item) for item in value)
-        if isinstance(option, type) and issubclass(option, Config) and isinstance(value, dict):
-            return option.from_json(value)
     whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if whole and float in options and int not in options else value
+    if whole and float in options and int not in options:
+        return float(value) if abs(value) <= _MAX_INTEGER else value
+    return value
 
 
 def _plain_class(hint: Any) -> bool:
@@ -171,6 +191,8 @@ def _fits(hint: Any, value: Any) -> bool:
     if origin is dict:
         return isinstance(value, dict) and all(_fits(inner[1], item) for item in value.values())
     if isinstance(value, bool) and hint is not bool:
+        return False
+    if isinstance(value, int) and abs(value) > _MAX_INTEGER:
         return False
     return isinstance(value, (int, float) if hint is float else hint)
 
@@ -196,6 +218,8 @@ def number(
     limits = [f"{word} {bound}" for word, bound in bounds if bound is not None]
     rule = f"{kind} {' and '.join(limits)}".strip()
     wanted = (int,) if integer else (int, float)
+    if isinstance(value, int) and abs(value) > _MAX_INTEGER:
+        raise UsageError(what, value, f"{rule} of at most 63 bits", remedy)
     ok = isinstance(value, wanted) and not isinstance(value, bool) and math.isfinite(value)
     if ok:
         assert isinstance(value, (int, float))
@@ -209,4 +233,4 @@ def number(
         raise UsageError(what, value, rule, remedy)
 
 
-__all__ = ["Config", "flag", "nested", "number", "one_of", "shorten"]
+__all__ = ["MAX_CLASSES", "MAX_SIDE", "Config", "flag", "nested", "number", "one_of", "shorten"]

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from mobilenet.errors import UsageError
 
 from .archs import MobileNetConfig, MobileNetV1Config
-from .base import Config, flag, nested, number, one_of
+from .base import MAX_SIDE, Config, flag, nested, number, one_of
 from .dataset import DatasetConfig
 from .distillation import Distillation
 from .few_values import FewValues
@@ -140,7 +140,7 @@ class RunConfig(Config):
             raise UsageError(
                 "--stages", ",".join(self.stages), f"stages in the order {','.join(STAGES)}"
             )
-        number("--image_size", self.image_size, least=1, integer=True)
+        number("--image_size", self.image_size, least=1, most=MAX_SIDE, integer=True)
         number("--seed", self.seed, least=0, integer=True)
         one_of("--distribution_strategy", self.distribution_strategy, STRATEGIES)
         one_of(

@@ -12,6 +12,7 @@ from .base import Config, number, one_of
 
 ACTIVATIONS = ("relu", "relu6", "elu", "swish", "hard_swish", "sigmoid", "hard_sigmoid", "softmax")
 BLOCK_TYPES = ("Conv", "DepSepConv", "InvertedResConv", "GlobalPooling")
+_LARGEST_SIDE, _LARGEST_EXPANSION = 1000, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +50,10 @@ class BlockConfig(Config):
         one_of("block_type", self.block_type, BLOCK_TYPES)
         one_of("activation_name", self.activation_name, ACTIVATIONS)
         for side in self.kernel:
-            number("kernel", side, least=1, integer=True)
+            number("kernel", side, least=1, most=_LARGEST_SIDE, integer=True)
         number("stride", self.stride, least=1, integer=True)
         number("filters", self.filters, least=1, integer=True)
-        number("expansion_size", self.expansion_size, least=1)
+        number("expansion_size", self.expansion_size, least=1, most=_LARGEST_EXPANSION)
         if self.squeeze_factor is not None:
             number("squeeze_factor", self.squeeze_factor, least=1, integer=True)
 

@@ -10,6 +10,9 @@ import difflib
 from collections.abc import Iterable
 
 _SHOWN = 5  # names in a list before it is cut, with a count
+_LONGEST_VALUE = 120  # characters of a value
+_LONGEST_NAME = 200  # of a flag, field or file
+_LONGEST_LIST = 200  # of all names in a list
 
 
 class UsageError(ValueError):
@@ -31,9 +34,10 @@ class UsageError(ValueError):
 
     def __init__(self, what: str, got: object, expected: str, remedy: str = "") -> None:
         self.what, self.got, self.expected, self.remedy = what, got, expected, remedy
-        given = "" if got is None else f"got {got!r}, "
-        tail = f"; {remedy}" if remedy else ""
-        super().__init__(" ".join(f"{what}: {given}expected {expected}{tail}".split()))
+        name, value = _cut(_printable(what), _LONGEST_NAME), f"got {shown(got)}, "
+        rule = _printable(f"{expected}; {remedy}" if remedy else expected)
+        line = f"{name}: {'' if got is None else value}expected {rule}"
+        super().__init__(" ".join(line.split()))
 
     def within(self, place: str) -> UsageError:
         """The same fact, told from further out (`place` is put in front of `what`)."""
@@ -53,11 +57,34 @@ class FailedProof(UsageError):
     status = 3
 
 
+def shown(value: object) -> str:
+    """The representation of a value, its middle left out where it is long.
+
+    A value comes from a file or flag, and may be a megabyte of text.
+    """
+    try:
+        return _cut(repr(value), _LONGEST_VALUE)
+    except (RecursionError, ValueError):  # nested too deep; an integer of thousands of digits
+        return f"a {type(value).__name__}"
+
+
+def _cut(text: str, most: int) -> str:
+    half = (most - len(" ... ")) // 2
+    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
+
+
+def _printable(text: str) -> str:
+    """Control characters, which a file's names may have, are escaped: a terminal would obey."""
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
 def shorten(names: Iterable[object]) -> str:
     """Joins names with commas; from the sixth on they are only counted."""
     listed = [str(name) for name in names]
+    most = _LONGEST_LIST // max(1, min(len(listed), _SHOWN))
     more = f", ... ({len(listed)})" if len(listed) > _SHOWN else ""
-    return ", ".join(listed[:_SHOWN]) + more
+    return ", ".join(_cut(_printable(name), most) for name in listed[:_SHOWN]) + more
 
 
 def one_of(what: str, got: str, choices: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ INTERRUPTED = 130
 TERMINATED = 143
 _BROKEN_PIPE = 141
 _PLACE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_PLACE_ERRORS |= {errno.ENAMETOOLONG}
 _PLACE_TEXTS = ("No space left on device", "Permission denied", "Read-only file system")
 
 
@@ -51,7 +52,7 @@ def main(
         console.discard(sys.stdout)
         status = _BROKEN_PIPE
     except Exception as error:
-        line = _place_error(error) or _absent(error) or _name_error(error)
+        line = line_of(error)
         if line is None:
             raise
         status = _fail(line)
@@ -69,6 +70,11 @@ def _fail(line: str, status: int = UsageError.status) -> int:
         console.discard(sys.stdout)
     console.print_error(line)
     return status
+
+
+def line_of(error: Exception) -> str | None:
+    """The line that `main` prints in place of a traceback; `None` for a defect of ours."""
+    return _place_error(error) or _absent(error) or _name_error(error)
 
 
 def _check_text(words: Sequence[str]) -> None:

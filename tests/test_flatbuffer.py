@@ -156,6 +156,10 @@ EDITS: dict[str, tuple[Callable[[Any], None], str]] = {
         lambda m: setattr(graph(m).operators[0].builtinOptions, "dilationHFactor", 0),
         "dilated",
     ),
+    "no bias": (
+        lambda m: setattr(graph(m).operators[1], "inputs", graph(m).operators[1].inputs[:2]),
+        "DEPTHWISE_CONV_2D with 2 inputs",
+    ),
     "operands": (lambda m: setattr(graph(m).operators[0], "inputs", [0]), "1 inputs"),
     "options": (
         lambda m: setattr(graph(m).operators[0], "builtinOptionsType", 2),
@@ -163,6 +167,10 @@ EDITS: dict[str, tuple[Callable[[Any], None], str]] = {
     ),
     "mean": (lambda m: put(graph(m).tensors[last(m)], "shape", 0, 9999999), "MEAN"),
     "dense": (lambda m: put(graph(m).tensors[graph(m).outputs[0]], "shape", 0, 4), "FULLY"),
+    "variable": (
+        lambda m: [setattr(tensor, "isVariable", True) for tensor in graph(m).tensors],
+        "a variable and a constant",
+    ),
     "no graph": (lambda m: setattr(m, "subgraphs", []), "graph"),
     "version": (lambda m: setattr(m, "version", 2), "version 2"),
 }

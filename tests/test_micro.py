@@ -75,6 +75,10 @@ def twice(model: Any) -> None:
     model.subgraphs.append(model.subgraphs[0])
 
 
+def without_outputs(model: Any) -> None:
+    model.subgraphs[0].outputs = []
+
+
 def without_a_bias(model: Any) -> None:
     depthwise = model.subgraphs[0].operators[1]
     depthwise.inputs = np.array([*depthwise.inputs[:2], -1], np.int32)
@@ -100,6 +104,7 @@ _LESS = 58  # schema.fbs: BuiltinOperator
     ("change", "reason"),
     [
         (twice, "2 graphs"),
+        (without_outputs, "no outputs"),
         (without_a_bias, "leaves its bias out"),
         (of_another_kind, "it has LESS"),
         (of_hybrid_kernels, "takes"),

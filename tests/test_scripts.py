@@ -295,9 +295,14 @@ def test_an_environment_is_made_once_and_again_after_a_change(tmp_path: Path) ->
 
 def test_every_script_is_valid_and_can_be_executed() -> None:
     found = sorted(SCRIPTS.glob("*.sh"))
-    assert len(found) == 12
+    assert len(found) == 13
     for path in [*found, ROOT / ".ci" / "run"]:
         subprocess.run(["bash", "-n", str(path)], check=True)
         if path.name != "environment.sh":
             assert os.access(path, os.X_OK), path
             assert "set -euo pipefail" in path.read_text()
+
+
+def test_fuzzing_calls_the_suite_with_its_words(python: Path) -> None:
+    words, _ = call("fuzz.sh", "flags", "--cases", "5", python=python)
+    assert words == ["-m", "fuzz", "flags", "--cases", "5"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from mobilenet import cli
 from mobilenet.configs import published
-from mobilenet.configs.base import number
+from mobilenet.configs.base import MAX_SIDE, number
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
@@ -61,7 +61,7 @@ def run(argv: list[str]) -> int | None:
         if options[name] is None:
             raise UsageError(f"--{name}", None, "a path", f"as in --{name} {example}")
     if options["image_size"] is not None:
-        number("--image_size", options["image_size"], least=1, integer=True)
+        number("--image_size", options["image_size"], least=1, most=MAX_SIDE, integer=True)
     number("--hard_sigmoid_slope", options["hard_sigmoid_slope"], above=0)
     # What cannot be a checkpoint is told before TensorFlow is loaded.
     places.check(options["checkpoint"], options["use_ema"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mobilenet.configs import formats
-from mobilenet.configs.base import number
+from mobilenet.configs.base import MAX_SIDE, number
 from mobilenet.configs.quantization import TARGETS
 from mobilenet.errors import UsageError, one_of
 
@@ -46,7 +46,7 @@ class Form:
             raise UsageError("--io", self.io, ends, "leave it out")
         number("--batch", self.batch, least=1, integer=True)
         if self.image_size is not None:
-            number("--image_size", self.image_size, least=1, integer=True)
+            number("--image_size", self.image_size, least=1, most=MAX_SIDE, integer=True)
         one_of("--output_activation", self.output_activation, ACTIVATIONS)
         one_of("--target", self.target, TARGETS)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mobilenet.configs import archs
 from mobilenet.configs.archs import MobileNetConfig
+from mobilenet.configs.base import MAX_SIDE
 from mobilenet.errors import UsageError
 
 from .blocks import Parts, Tensor
@@ -15,7 +16,6 @@ from .plan import Row, count_parameters, least_side, plan
 
 IMAGENET_SHAPE = (224, 224, 3)
 MAX_PARAMETERS = 1 << 29  # 2 GiB of float32; the largest published model has 11 million
-MAX_SIDE = 1 << 14  # of an image
 
 
 def build(

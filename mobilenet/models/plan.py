@@ -13,6 +13,8 @@ import dataclasses
 from mobilenet.configs.archs import BlockConfig, MobileNetConfig
 from mobilenet.errors import UsageError, one_of
 
+MAX_ROWS = 128  # the deepest published MobileNet has 29
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -54,8 +56,8 @@ def plan(config: MobileNetConfig) -> tuple[Row, ...]:
     """The rows of a net.
 
     Raises:
-        UsageError: the config has no rows, or `channels` names no layer of the net or breaks a
-        residual sum.
+        UsageError: the config has no rows or too many, or `channels` names no layer of the net or
+            breaks a residual sum.
     """
     if not config.blocks:
         raise UsageError("blocks", (), "a config with rows", "take one of mobilenet.list_models()")
@@ -103,6 +105,8 @@ def plan(config: MobileNetConfig) -> tuple[Row, ...]:
         rows.append(Row(block, name, stride, row_rate, expanded, squeezed, actual, residual))
     for name in config.channels:
         one_of("channels", name, legal)
+    if len(rows) > MAX_ROWS:
+        raise UsageError("blocks", len(rows), f"at most {MAX_ROWS} rows")
     return tuple(rows)
 
 

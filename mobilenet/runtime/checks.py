@@ -30,7 +30,9 @@ _OPERANDS = {  # least and most; a kernel reads the least without looking how ma
     **dict.fromkeys((*_SAME_SHAPE, "AVERAGE_POOL_2D", "MAX_POOL_2D", "SQUEEZE"), (1, 1)),
     **dict.fromkeys((*_ELEMENTWISE, *_REDUCING, "PAD", "MIRROR_PAD", "EXPAND_DIMS"), (2, 2)),
     **dict.fromkeys(("BATCH_MATMUL", "TRANSPOSE"), (2, 2)),
-    **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), (2, 3)),
+    # Without a bias the kernel refuses a CONV_2D and crashes on a DEPTHWISE_CONV_2D.
+    **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D"), (3, 3)),
+    "FULLY_CONNECTED": (2, 3),
     "PADV2": (3, 3),
     "RESHAPE": (1, 2),
 }

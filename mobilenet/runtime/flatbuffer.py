@@ -270,6 +270,8 @@ def _tensor(table: Table, index: int, buffers: list[memoryview]) -> Tensor:
         buffers[number], bool(table.number(5, "B")), sparsity is not None, signature,
     )  # fmt: skip
     _check_size(tensor, table.what)
+    if tensor.is_variable and tensor.is_constant:  # the interpreter would clear it in the file
+        raise Malformed(f"{table.what} is a variable and a constant")
     if sparsity is not None:
         checks.sparsity(sparsity, tensor, item_bits(tensor.dtype))
     return tensor

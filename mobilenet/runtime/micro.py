@@ -129,6 +129,8 @@ def _check(content: Flatbuffer) -> None:
     others = sorted({op.name for op in content.operators}.difference(_OPERATORS))
     types = sorted({tensor.dtype for tensor in content.tensors}.difference(_TYPES))
     depthwise = [op for op in content.operators if op.name == "DEPTHWISE_CONV_2D"]
+    if not content.inputs or not content.outputs:  # the runtime would never return
+        raise _refusal("it has no inputs or no outputs")
     if content.subgraphs != 1:
         raise _refusal(f"it has {content.subgraphs} graphs")
     if others or types:

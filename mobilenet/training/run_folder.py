@@ -18,7 +18,7 @@ import filelock
 
 from mobilenet import files, strict_json
 from mobilenet.configs.run import STAGES, RunConfig, place_of, stage_of
-from mobilenet.errors import UsageError
+from mobilenet.errors import UsageError, shown
 
 CONFIG, REPORT, ENVIRONMENT, LOG, METRICS = (
     "config.json",
@@ -40,6 +40,8 @@ _PACKAGES = (
 # folder may change them.
 _FIELDS_OF = {"prune": ("prune", "pruning"), "quantize": ("quantize", "quantization")}
 _TAUGHT = ("prune", "quantize")  # by what they start with; a teacher of its own serves train too
+_FLIPS = 3  # figures an epoch of surgery: the epoch, weights removed, weights that came back
+_LARGEST = 2**53  # of a figure; what is larger is damage, and no float may hold it
 _LOCK, _ASIDE, _TRASH = ".lock", ".replaced", ".removed"
 
 Entry = dict[str, Any]
@@ -260,7 +262,7 @@ def _same_run(place: Path, config: RunConfig) -> RunConfig:
         raise UsageError(
             "--model_dir",
             str(place),
-            f"a run of this config; there {name} is {there!r}, here {here!r}{more}",
+            f"a run of this config; there {name} is {shown(there)}, here {shown(here)}{more}",
             "choose another --model_dir, or --overwrite to start again",
         )
     return before
@@ -270,7 +272,37 @@ def _entries(place: Path) -> list[Entry]:
     report = place / REPORT
     if not report.exists():
         return []
-    return list(strict_json.read_object(report, "the report of a run")["stages"])
+    stages = strict_json.read_object(report, "the report of a run").get("stages")
+    if not isinstance(stages, list) or not all(map(_is_entry, stages)):
+        expected = "the report of a run: its stages with their figures"
+        raise UsageError(str(report), None, expected, "restore it, or --overwrite to start again")
+    return stages
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether a value has what a finished stage is summarized by."""
+    if not isinstance(value, dict):
+        return False
+    stage, _, part = str(value.get("stage")).partition("_")
+    if stage not in STAGES or not (part == "" or (part.isascii() and part.isdigit())):
+        return False
+    rows, flips = value.get("history", []), value.get("flips", [[0] * _FLIPS])
+    return (
+        all(_is_number(value.get(name)) for name in ("top1", "top5"))
+        and isinstance(rows, list)
+        and all(isinstance(row, dict) for row in rows)
+        and isinstance(flips, list)
+        and len(flips) > 0
+        and all(_is_flips(row) for row in flips)
+    )
+
+
+def _is_flips(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == _FLIPS and all(map(_is_number, row))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < _LARGEST
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

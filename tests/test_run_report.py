@@ -1,0 +1,86 @@
+"""A damaged report.json or config.json of a run folder is one line that names the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobilenet.configs import recipes
+from mobilenet.errors import UsageError
+from mobilenet.training import run_folder
+
+CONFIG = recipes.get("mobilenet_v1", "digits")
+ENTRY: dict[str, Any] = {"stage": "train", "top1": 90.5, "top5": 99, "loss": 0.25}
+ROW = [0, 12, 3]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run folder with one finished stage."""
+    with run_folder.opened(tmp_path / "run", CONFIG) as run:
+        run.begin()
+        run.stage("train").mkdir()
+        run.record(ENTRY)
+    return tmp_path / "run"
+
+
+def entries(folder: Path) -> list[dict[str, Any]]:
+    with run_folder.opened(folder, CONFIG) as run:
+        return run.entries
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UsageError) as error:
+        entries(folder)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ENTRY,
+        {**ENTRY, "stage": "prune_2", "flips": [ROW, ROW], "history": [{"loss": 1.0}]},
+    ],
+)
+def test_what_a_stage_records_is_read_again(entry: dict[str, Any], folder: Path) -> None:
+    (folder / "report.json").write_text(json.dumps({"stages": [entry]}))
+    assert entries(folder) == [entry]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"stages": None},
+        {"stages": {"train": ENTRY}},
+        {"stages": ["train"]},
+        {"stages": [{"top1": 1, "top5": 1}]},
+        {"stages": [{**ENTRY, "stage": "trian"}]},
+        {"stages": [{**ENTRY, "stage": "prune_x"}]},
+        {"stages": [{**ENTRY, "stage": "prune_\u00b2"}]},
+        {"stages": [{**ENTRY, "top1": "90"}]},
+        {"stages": [{**ENTRY, "top5": None}]},
+        {"stages": [{**ENTRY, "top5": 2**62}]},
+        {"stages": [{**ENTRY, "history": {"loss": 1}}]},
+        {"stages": [{**ENTRY, "history": [1]}]},
+        {"stages": [{**ENTRY, "flips": []}]},
+        {"stages": [{**ENTRY, "flips": [[1, 2]]}]},
+        {"stages": [{**ENTRY, "flips": [[1, 2, "3"]]}]},
+    ],
+)
+def test_a_damaged_report_is_one_line(value: dict[str, Any], folder: Path) -> None:
+    (folder / "report.json").write_text(json.dumps(value))
+    line = refusal(folder)
+    assert str(folder / "report.json") in line and "--overwrite" in line
+
+
+def test_a_long_difference_of_configs_is_cut(folder: Path) -> None:
+    value = json.loads((folder / "config.json").read_text())
+    value["model"]["name"] = "x" * 100_000
+    (folder / "config.json").write_text(json.dumps(value))
+    line = refusal(folder)
+    assert "there model.name is 'xxx" in line
+    assert len(line) < 500
