@@ -13,6 +13,8 @@ from mobilenet.errors import UsageError, one_of, shorten
 
 C = TypeVar("C", bound="Config")
 
+MAX_CLASSES = 1_000_000  # class indices end here: a larger label is a code of another kind
+
 
 def flag(default: Any, help: str, name: str | None = None) -> Any:
     """A dataclass field that is also a command-line flag.
@@ -186,4 +188,4 @@ def number(
         raise UsageError(what, value, rule, remedy)
 
 
-__all__ = ["Config", "flag", "nested", "number", "one_of", "shorten"]
+__all__ = ["MAX_CLASSES", "Config", "flag", "nested", "number", "one_of", "shorten"]
