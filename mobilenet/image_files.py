@@ -77,7 +77,8 @@ def refused(names: Sequence[str], reason: str, remedy: str) -> UsageError:
     """
     image = "images that can be decoded" if len(names) > 1 else "an image that can be decoded"
     first = f"{names[0]}: " if len(names) > 1 else ""
-    return UsageError(shorten(names), None, f"{image} ({first}{reason})", remedy)
+    clause = f" ({first}{reason})" if reason else ""
+    return UsageError(shorten(names), None, image + clause, remedy)
 
 
 def image_format(head: bytes) -> str:
