@@ -17,7 +17,10 @@ COMMANDS = (
     *("trainer", "evaluator", "converter", "predict", "profiler", "packer", "report"),
     *COMMANDS_OF_ROOMS,
 )
-GROUND = ("errors", "files", "metrics", "digits", "class_folders", "image_list", "configs")
+GROUND = (
+    *("errors", "files", "metrics", "digits"),
+    *("class_folders", "image_files", "image_list", "configs"),
+)
 DESK = ("cli", "process", "settling", "specs", "values", "__main__")  # what commands are made of
 EDGE = (*DESK, *COMMANDS)
 FLOORS = {

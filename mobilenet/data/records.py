@@ -10,17 +10,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.data import checking
+from mobilenet.data import checking, record_scan
 from mobilenet.data.order import SPLITS, DatasetInfo, epochs, order_seed
 from mobilenet.errors import UsageError
 
@@ -29,62 +27,8 @@ OPEN_FILES = 16
 _SCANNED = 20_000  # sets up to this many records are read once for their classes
 _IMAGENET = 1000
 _PATTERNS = {"train": "train*", "validation": "val*", "test": "test*"}
-_IMAGE, _LABEL, _TEXT = "image/encoded", "image/class/label", "image/class/text"
 _NAME = 200  # bytes of a class name, on average over a million of them
-_BATCH = 256  # records of which the labels are parsed at once
 _RANGE = "label out of range for --label_offset"
-
-
-@dataclasses.dataclass(frozen=True)
-class Damaged:
-    """A record that cannot be used.
-
-    Attributes:
-        number: its index over all files in order.
-        name: its file and its index there.
-        reason: what is wrong, in a few words.
-    """
-
-    number: int
-    name: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Keys:
-    """Under which names a record holds its image and its label."""
-
-    image: str = _IMAGE
-    label: str = _LABEL
-
-    def parse(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Encoded image and stored label of a record.
-
-        Not by `tf.io.parse_single_example`: one wrong length within a record makes it read beyond
-        its memory (TensorFlow 2.21), where `tf.io.parse_example` raises an error.
-        """
-        features = tf.io.parse_example(tf.expand_dims(record, 0), self.features())
-        return features[self.image][0], features[self.label][0]
-
-    def features(self) -> dict[str, tf.io.FixedLenFeature]:
-        """What `tf.io.parse_example` takes."""
-        return {
-            self.image: tf.io.FixedLenFeature([], tf.string),
-            self.label: tf.io.FixedLenFeature([], tf.int64),
-        }
-
-    def lacks(self, record: bytes) -> str:
-        """What is wrong with a record that cannot be parsed."""
-        try:
-            stored = tf.train.Example.FromString(record).features.feature
-        except Exception:  # protobuf's own error, whose class depends on its implementation
-            return "it is not a tf.train.Example"
-        for name, kind in ((self.image, "bytes_list"), (self.label, "int64_list")):
-            count = len(getattr(stored[name], kind).value)
-            if count != 1:
-                values = "values" if kind == "int64_list" else "byte strings"
-                return f"it has {count} {values} in {name}, expected 1"
-        return "it cannot be parsed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +46,7 @@ class RecordSplit:
 
     files: tuple[str, ...]
     counts: tuple[int, ...]
-    keys: Keys
+    keys: record_scan.Keys
     label_offset: int
     num_classes: int
     left_out: tuple[int, ...] = ()
@@ -159,7 +103,10 @@ def describe(config: DatasetConfig) -> DatasetInfo:
     labels = _labels(config, found, sum(sizes.values()))
     skipped = {}
     if config.skip_corrupt:
-        skipped = {split: len(damaged(found[split], Keys(), config.max_pixels)) for split in sizes}
+        skipped = {
+            split: len(record_scan.damaged(found[split], record_scan.Keys(), config.max_pixels))
+            for split in sizes
+        }
         sizes = {split: sizes[split] - skipped[split] for split in sizes}
     return DatasetInfo(len(labels), labels, sizes, tuple(sizes), skipped)
 
@@ -172,7 +119,9 @@ def open_split(config: DatasetConfig, split: str) -> RecordSplit:
         raise UsageError("split", split, f"one of {', '.join(info.splits)} in {config.data_dir}")
     other = "validation" if split == "test" else "test"
     files = found.get(split) or found[other]
-    opened = RecordSplit(files, count(files), Keys(), config.label_offset, info.num_classes)
+    opened = RecordSplit(
+        files, count(files), record_scan.Keys(), config.label_offset, info.num_classes
+    )
     return without_corrupt(opened, config)
 
 
@@ -180,7 +129,7 @@ def without_corrupt(opened: RecordSplit, config: DatasetConfig) -> RecordSplit:
     """The split without its corrupt records, where the config asks for that (decodes them all)."""
     if not config.skip_corrupt:
         return opened
-    bad = damaged(opened.files, opened.keys, config.max_pixels)
+    bad = record_scan.damaged(opened.files, opened.keys, config.max_pixels)
     if bad:
         checking.log_skipped(record.name for record in bad)
     if len(bad) == sum(opened.counts):
@@ -249,7 +198,7 @@ def _labels(
     if total > _SCANNED:
         return tuple(str(index) for index in range(_IMAGENET + 1 - min(config.label_offset, 1)))
     files = sorted({file for names in found.values() for file in names})
-    texts = _scanned(files, config.skip_corrupt)
+    texts = record_scan.labels(files, config.skip_corrupt)
     lowest, highest = min(texts), max(texts)
     if lowest < config.label_offset:
         raise UsageError(
@@ -278,122 +227,6 @@ def _listed_names(path: str) -> tuple[str, ...]:
     return names
 
 
-def _scanned(files: Sequence[str], skip_corrupt: bool) -> dict[int, str]:
-    """Name, maybe empty, of each label in the records."""
-    texts: dict[int, str] = {}
-    for path in files:
-        for start, batch in _batches(path):
-            labels, names, faults = _parsed_labels(batch)
-            for index, reason in faults.items():
-                if not skip_corrupt:
-                    raise _damaged_error(f"{path} record {start + index}", reason)
-            texts.update(
-                (int(label), name.decode(errors="replace"))
-                for label, name in zip(labels, names, strict=True)
-            )
-    if not texts:
-        raise UsageError(files[0], None, f"a record with {_LABEL}")
-    return texts
-
-
-def _batches(path: str) -> Iterator[tuple[int, npt.NDArray[np.object_]]]:
-    """Records of a file by 256, each time with the index of the first.
-
-    Raises:
-        UsageError: a checksum is wrong.
-    """
-    start = 0
-    try:
-        for batch in tf.data.TFRecordDataset(path).batch(_BATCH).as_numpy_iterator():
-            yield start, batch
-            start += len(batch)
-    except checking.ERRORS:
-        raise UsageError(
-            path,
-            None,
-            f"a TFRecord file without damage (after record {start - 1})",
-            "copy it again",
-        ) from None
-
-
-def _parsed_labels(
-    batch: npt.NDArray[np.object_],
-) -> tuple[list[int], list[bytes], dict[int, str]]:
-    """Labels and names of the records that can be used; by index, what is wrong with the others."""
-    features = {
-        _LABEL: Keys().features()[_LABEL],
-        _TEXT: tf.io.FixedLenFeature([], tf.string, ""),
-    }
-    try:
-        parsed = tf.io.parse_example(batch, features)
-    except checking.ERRORS:
-        if len(batch) == 1:
-            return [], [], {0: Keys().lacks(batch[0])}
-        return _one_by_one(batch)
-    labels, names = parsed[_LABEL].numpy(), parsed[_TEXT].numpy()
-    legal = (labels >= 0) & (labels <= MAX_CLASSES)
-    faults = {
-        int(index): f"label {labels[index]}, expected 0 to {MAX_CLASSES:,}"
-        for index in np.flatnonzero(~legal)
-    }
-    return labels[legal].tolist(), names[legal].tolist(), faults
-
-
-def _one_by_one(
-    batch: npt.NDArray[np.object_],
-) -> tuple[list[int], list[bytes], dict[int, str]]:
-    labels: list[int] = []
-    names: list[bytes] = []
-    faults: dict[int, str] = {}
-    for index in range(len(batch)):
-        some_labels, some_names, some_faults = _parsed_labels(batch[index : index + 1])
-        labels += some_labels
-        names += some_names
-        faults.update((index, reason) for reason in some_faults.values())
-    return labels, names, faults
-
-
-def damaged(files: Sequence[str], keys: Keys, max_pixels: int) -> list[Damaged]:
-    """The records that cannot be parsed, or whose image cannot be decoded.
-
-    Raises:
-        UsageError: a file is damaged outside of its records.
-    """
-    return list(_damaged(files, keys, max_pixels))
-
-
-def _damaged(files: Sequence[str], keys: Keys, max_pixels: int) -> Iterator[Damaged]:
-    number = 0
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for path in files:
-            for start, batch in _batches(path):
-                faults = pool.map(lambda record: _fault(record, keys, max_pixels), batch)
-                for index, reason in enumerate(faults, start):
-                    if reason:
-                        yield Damaged(number, f"{path} record {index}", reason)
-                    number += 1
-
-
-def _fault(record: bytes, keys: Keys, max_pixels: int) -> str:
-    """What is wrong with a record; empty where it can be used."""
-    try:
-        encoded, label = keys.parse(tf.constant(record))
-    except checking.ERRORS:
-        return keys.lacks(record)
-    if not 0 <= int(label) <= MAX_CLASSES:
-        return f"label {int(label)}, expected 0 to {MAX_CLASSES:,}"
-    return checking.fault(encoded.numpy(), max_pixels)
-
-
-def _damaged_error(name: str, reason: str) -> UsageError:
-    return UsageError(
-        name,
-        None,
-        f"a record with {_IMAGE} and {_LABEL} ({reason})",
-        "write ImageNet's keys, or leave such records out with --skip_corrupt",
-    )
-
-
 def explained(error: Exception, opened: RecordSplit, config: DatasetConfig) -> UsageError | None:
     """The usage error that an error of TensorFlow's on reading a split stands for, or `None`."""
     message = str(error)
@@ -403,22 +236,8 @@ def explained(error: Exception, opened: RecordSplit, config: DatasetConfig) -> U
             "--label_offset",
             config.label_offset,
             f"labels from the offset to below offset plus {opened.num_classes}; "
-            f"{_first_with(label, opened)} holds {label}",
+            f"{record_scan.first_with(label, opened.files, opened.keys)} holds {label}",
             "slim's ImageNet records (1 to 1000) take 1, or 0 with 1001 classes",
         )
-    bad = damaged(opened.files, opened.keys, config.max_pixels)
+    bad = record_scan.damaged(opened.files, opened.keys, config.max_pixels)
     return checking.corrupt_error([one.name for one in bad], bad[0].reason) if bad else None
-
-
-def _first_with(label: int, opened: RecordSplit) -> str:
-    """The first record with a label, by its name."""
-    feature = {opened.keys.label: opened.keys.features()[opened.keys.label]}
-    for path in opened.files:
-        for start, batch in _batches(path):
-            try:
-                labels = tf.io.parse_example(batch, feature)[opened.keys.label].numpy()
-            except checking.ERRORS:  # of a damaged record in the batch: it hides the others
-                continue
-            if label in labels:
-                return f"{path} record {start + int(np.argmax(labels == label))}"
-    return "a record"

@@ -17,7 +17,8 @@ from typing import Any
 from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data.order import SPLITS, DatasetInfo
-from mobilenet.data.records import Keys, RecordSplit, damaged, without_corrupt
+from mobilenet.data.record_scan import Keys, damaged
+from mobilenet.data.records import RecordSplit, without_corrupt
 from mobilenet.errors import UsageError
 
 OWN = ("digits", "image_folder", "image_list", "tfrecord")
