@@ -94,35 +94,36 @@ class RecordSplit:
 
 def describe(config: DatasetConfig) -> DatasetInfo:
     """As `mobilenet.data.describe`, for `tfrecord`."""
-    found = _find(config)
-    held_out = [split for split in ("test", "validation") if split in found]
-    if held_out:
-        found = {"validation": found[held_out[0]], "test": found[held_out[0]], **found}
-    counts = {split: count(files) for split, files in found.items()}
-    sizes = {split: sum(counts[split]) for split in SPLITS if split in found}
+    found = _splits(config)
+    sizes = {split: sum(count(files)) for split, files in found.items()}
     labels = _labels(config, found, sum(sizes.values()))
     skipped = {}
     if config.skip_corrupt:
-        skipped = {
-            split: len(record_scan.damaged(found[split], record_scan.Keys(), config.max_pixels))
-            for split in sizes
-        }
+        keys, most = record_scan.Keys(), config.max_pixels
+        skipped = {split: len(record_scan.damaged(found[split], keys, most)) for split in sizes}
         sizes = {split: sizes[split] - skipped[split] for split in sizes}
     return DatasetInfo(len(labels), labels, sizes, tuple(sizes), skipped)
 
 
 def open_split(config: DatasetConfig, split: str) -> RecordSplit:
     """As `sources.open_split`, for `tfrecord`."""
-    found = _find(config)
-    info = describe(config.replace(skip_corrupt=False))
-    if split not in info.splits:
-        raise UsageError("split", split, f"one of {', '.join(info.splits)} in {config.data_dir}")
-    other = "validation" if split == "test" else "test"
-    files = found.get(split) or found[other]
-    opened = RecordSplit(
-        files, count(files), record_scan.Keys(), config.label_offset, info.num_classes
-    )
+    found = _splits(config)
+    if split not in found:
+        raise UsageError("split", split, f"one of {', '.join(found)} in {config.data_dir}")
+    counts = {name: count(files) for name, files in found.items()}
+    classes = len(_labels(config, found, sum(map(sum, counts.values()))))
+    keys = record_scan.Keys()
+    opened = RecordSplit(found[split], counts[split], keys, config.label_offset, classes)
     return without_corrupt(opened, config)
+
+
+def _splits(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
+    """Record files by split; where one set is held out, validation and test are both that set."""
+    found = _find(config)
+    held_out = found.get("test") or found.get("validation")
+    if held_out:
+        found = {"validation": held_out, "test": held_out, **found}
+    return {split: found[split] for split in SPLITS if split in found}
 
 
 def without_corrupt(opened: RecordSplit, config: DatasetConfig) -> RecordSplit:
