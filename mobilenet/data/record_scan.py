@@ -121,7 +121,8 @@ def labels(files: Sequence[str], skip_corrupt: bool) -> dict[int, str]:
                     continue
                 raise _damaged_error(f"{path} record {index}", str(error)) from None
             names = feature[_TEXT].bytes_list.value if _TEXT in feature else ()
-            texts[label] = names[0].decode(errors="replace") if names else ""
+            name = names[0].decode(errors="replace") if names else ""
+            texts[label] = name or texts.get(label, "")
     if not texts:
         raise UsageError(files[0], None, f"a record with {_LABEL}")
     return texts
