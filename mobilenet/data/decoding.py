@@ -7,6 +7,9 @@ allows. What that function cuts off before it decodes is cut off here as well.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
@@ -99,17 +102,27 @@ def _decode_jpeg(encoded: tf.Tensor, shape: tf.Tensor, channels: int) -> tf.Tens
 
 def decode_other(encoded: tf.Tensor, channels: int, max_pixels: int) -> tf.Tensor:
     """Decodes an image that is not a JPEG to uint8 `[height, width, channels]`."""
+    return _other_decoder(channels, max_pixels)(encoded)
+
+
+@functools.cache
+def _other_decoder(channels: int, max_pixels: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A function of the graph, traced once in a process.
+
+    It is called, not copied into the caller's graph: the executor passes through every operator of
+    a branch that is not taken, which would cost a JPEG a fifth of its time.
+    """
 
     def decoded(encoded: tf.Tensor) -> tf.Tensor:
         image = _decode_kinds(encoded, max_pixels)
         return tf.image.rgb_to_grayscale(image) if channels == 1 else image
 
-    # Called, not copied into the caller's graph: the executor passes through every operator of a
-    # branch that is not taken, which costs a JPEG a fifth of its time.
     signature = [tf.TensorSpec([], tf.string)]
     attributes = {"_noinline": True}
-    call = tf.function(decoded, signature, autograph=False, experimental_attributes=attributes)
-    return call(encoded)
+    called: Callable[[tf.Tensor], tf.Tensor] = tf.function(
+        decoded, signature, autograph=False, experimental_attributes=attributes
+    )
+    return called
 
 
 def _decode_kinds(encoded: tf.Tensor, max_pixels: int) -> tf.Tensor:
