@@ -14,7 +14,7 @@ from mobilenet import strict_json
 from mobilenet.errors import UsageError, one_of, shorten
 
 C = TypeVar("C", bound="Config")
-MAX_CLASSES = 1_000_000  # what is beyond is no class index but a code or damage
+MAX_CLASSES = 1_000_000  # class indices end here: a larger label is a code of another kind
 MAX_SIDE = 1 << 14  # of an image
 _MAX_INTEGER = 2**63 - 1  # what TensorFlow can hold
 
