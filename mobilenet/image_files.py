@@ -318,7 +318,8 @@ def _bmp_grey(content: bytes, header: int, start: int) -> bool:
 
 def _gif(content: bytes, max_pixels: int) -> bytes:
     """The screen and the first frame of a GIF, without what stands between them."""
-    check_size(*struct.unpack_from("<HH", content, 6), max_pixels)
+    width, height = struct.unpack_from("<HH", content, 6)
+    check_size(width, height, max_pixels)
     frame = start = 13 + 3 * _gif_table(content[10])
     while content[frame] == GIF_EXTENSION:
         frame = _gif_end(content, frame + 2)

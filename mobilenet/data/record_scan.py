@@ -91,7 +91,7 @@ def _features(record: bytes) -> Any:
 
 def _only(feature: Any, name: str, kind: str, noun: str) -> Any:
     """The one value of a feature."""
-    values = getattr(feature[name], kind).value if name in feature else ()
+    values: Sequence[Any] = getattr(feature[name], kind).value if name in feature else ()
     if len(values) != 1:
         raise ValueError(f"it has {len(values)} {noun} in {name}, expected 1")
     return values[0]

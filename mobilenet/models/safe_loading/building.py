@@ -48,7 +48,8 @@ def build(config: Mapping[str, Any], values: int) -> Any:
         raise RefusedModel("model", model.name, "a model with a fixed input", "add an Input layer")
     for layer in model._flatten_layers(include_self=False):  # of nested models too
         for shape in _output_shapes(layer):
-            if None not in shape[1:] and math.prod(shape[1:]) > allowed.MAX_ACTIVATION:
+            sides = [side for side in shape[1:] if side is not None]
+            if len(sides) == len(shape) - 1 and math.prod(sides) > allowed.MAX_ACTIVATION:
                 raise RefusedModel(
                     f"layer {layer.name!r}",
                     list(shape),
