@@ -194,3 +194,16 @@ def test_no_code_is_commented_out(name: str) -> None:
         ):
             with pytest.raises(SyntaxError):
                 ast.parse(text)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_is_read_by_what_runs_code(name: str) -> None:
+    """docs/security.md: no pickles, and no loader of Keras that builds what a file describes."""
+    assert not {"pickle", "cloudpickle", "dill", "joblib"} & {
+        imported.split(".")[0] for imported in imports(name, ast.walk(tree(name)))
+    }
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in ("load_model", "model_from_json"), f"line {node.lineno}"
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert ast.unparse(node.value) == "False", f"line {node.value.lineno}"
