@@ -14,20 +14,21 @@ from mobilenet import strict_json
 from mobilenet.errors import UsageError, one_of, shorten
 
 C = TypeVar("C", bound="Config")
-MAX_CLASSES = 1_000_000  # what is beyond is no class index but a code or damage
+MAX_CLASSES = 1_000_000  # class indices end here: a larger label is a code of another kind
 MAX_SIDE = 1 << 14  # of an image
 _MAX_INTEGER = 2**63 - 1  # what TensorFlow can hold
 
 
-def flag(default: Any, help: str, name: str | None = None) -> Any:
+def flag(default: Any, help: str, name: str | None = None, path: bool = False) -> Any:
     """A dataclass field that is also a command-line flag.
 
     Args:
         default: the field's default.
         help: one sentence for `--help`.
         name: the flag's name where it differs from the field's (the seeds' names).
+        path: its text may be the path of a file or folder.
     """
-    metadata = {"help": help, "flag": name}
+    metadata = {"help": help, "flag": name, "path": path}
     if isinstance(default, Mapping):  # every config gets its own; a hash cannot cover it
         return dataclasses.field(
             default_factory=lambda: dict(default), hash=False, metadata=metadata

@@ -9,13 +9,12 @@ from typing import Any
 
 from mobilenet.errors import UsageError
 
-from .base import Config, number, one_of
+from .base import MAX_SIDE, Config, number, one_of
 from .dataset import Preprocessing
 
 FORMAT = 1
 OUTPUTS = ("logits", "probabilities", "features")
 _IO_TYPES = ("float32", "float16", "int8", "uint8", "int16")
-_MAX_SIDE = 1 << 16  # pixels; no file format of photos has more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Card(Config):
             raise UsageError("input_shape", list(self.input_shape), "[height, width, channels]")
         for side in self.input_shape:
             if side is not None:  # an open size, which only a Keras model has
-                number("input_shape", side, least=1, most=_MAX_SIDE, integer=True)
+                number("input_shape", side, least=1, most=MAX_SIDE, integer=True)
         channels = self.input_shape[2]
         for name, values in (("mean", self.preprocessing.mean), ("std", self.preprocessing.std)):
             if len(values) not in (1, channels):

@@ -11,9 +11,17 @@ from __future__ import annotations
 import dataclasses
 from types import MappingProxyType
 
-from .base import Config, flag, number, one_of
+from .base import MAX_CLASSES, Config, flag, number, one_of
 
 CROPS = ("central", "square", "none")
+MAX_PIXELS = 200_000_000  # the largest phone sensors take 16,320 x 12,240 pixels
+_DECODED_PIXELS = 2**28 - 1  # the most that TensorFlow decodes of a BMP, the least of all formats
+
+
+MAX_PIXELS_HELP = (
+    "refuse images of more pixels before they are decoded; the largest phone photos have 16,320 x "
+    "12,240"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +91,8 @@ class DatasetConfig(Config):
             is slim's.
         skip_corrupt: leave out images that cannot be decoded, counted, instead of stopping at the
             first.
+        max_pixels: an image whose header states more pixels is refused like a corrupt one, before
+            anything is decoded; bounds the memory that a small file can take.
     """
 
     name: str = flag(
@@ -95,6 +105,7 @@ class DatasetConfig(Config):
         None,
         "where the data set lies (TFDS folder, class folders, records, or the CSV file of an "
         "image_list, with the columns file and label)",
+        path=True,
     )
     preprocessing: str = flag("inception", "how pixels become inputs: " + ", ".join(PREPROCESSING))
     label_offset: int = flag(
@@ -109,10 +120,12 @@ class DatasetConfig(Config):
     shear: float = flag(0.0, "training images are slanted by up to this share")
     colour: float = flag(1.0, "strength of the colour variation in training, 0 to 1")
     skip_corrupt: bool = flag(False, "leave out images that cannot be decoded, and count them")
+    max_pixels: int = flag(MAX_PIXELS, MAX_PIXELS_HELP)
 
     def __post_init__(self) -> None:
         one_of("--preprocessing", self.preprocessing, PREPROCESSING)
-        number("label_offset", self.label_offset, least=0, integer=True)
+        number("label_offset", self.label_offset, least=0, most=MAX_CLASSES, integer=True)
+        number("max_pixels", self.max_pixels, least=1, most=_DECODED_PIXELS, integer=True)
         number("area_min", self.area_min, above=0, most=1)
         number("aspect_max", self.aspect_max, least=1)
         number("rotation", self.rotation, least=0, most=180)

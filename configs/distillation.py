@@ -29,6 +29,7 @@ class Distillation(Config):
         "what stages learn from besides the labels: auto, none, start (the net that pruning or "
         "quantization began with), or a net: model folder, .keras, TF1 checkpoint",
         "distill",
+        path=True,
     )
     weight: float = flag(0.9, "share of the teacher in the loss, 0 to 1", "distill_weight")
     temperature: float = flag(

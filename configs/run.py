@@ -125,6 +125,7 @@ class RunConfig(Config):
         None,
         "weights to start from: model folder, .keras, TF1 or TF2 checkpoint, "
         "keras.applications .h5",
+        path=True,
     )
     seed: int = flag(0, "seed of everything random")
     distribution_strategy: str = flag("none", "tf.distribute: " + ", ".join(STRATEGIES))

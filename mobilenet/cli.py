@@ -4,7 +4,7 @@ A command is a module with two functions, for `python -m mobilenet.NAME` and for
 
     COMMAND = cli.Command("mobilenet.trainer", "Trains a net.", cli.flag_specs(RunConfig), (
         cli.option("model_name", str, "mobilenet_v1", "which net", group="model"),
-        cli.option("model_dir", str, None, "the run folder"),
+        cli.option("model_dir", Path, None, "the run folder"),
     ), config=RunConfig)
 
     def run(argv: list[str]) -> int | None:
@@ -25,6 +25,7 @@ import dataclasses
 import difflib
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -202,8 +203,9 @@ class Command:
             )
         return path, _sparsity(path, values.convert(f"--override {path}", known[path], value))
 
-    def _from_file(self, path: str) -> Config:
+    def _from_file(self, text: str) -> Config:
         assert self.config is not None
+        path = values.convert("--config_file", Path, text)
         try:
             return self.config.from_file(path)
         except UsageError as error:
@@ -229,7 +231,7 @@ _HELP = (
 )
 _REPLAY = (
     option(
-        "config_file", str, None, "JSON of a config (config.json of a run) in place of the recipe"
+        "config_file", Path, None, "JSON of a config (config.json of a run) in place of the recipe"
     ),
     option("override", str, None, "path.to.field=value, any field of the config; may be repeated"),
 )

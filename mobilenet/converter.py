@@ -16,7 +16,7 @@ from mobilenet.errors import UsageError, one_of
 
 _DATA = [s for s in cli.flag_specs(DatasetConfig) if s.path in ("name", "data_dir")]
 _FITTING = [s for s in cli.flag_specs(PostTraining) if s.path != "calibration_images"]
-_FITTED = cli.option("fitted", str, None, "a folder for the net that ptq ends with and its ranges")
+_FITTED = cli.option("fitted", Path, None, "a folder for the net that ptq ends with and its ranges")
 _WORST = 5  # layers in the table
 _FORMATS = ("tflite", "frozen_graph")
 _ALONE = ("quantization", "io", "target", *(s.name for s in specs.LIMITS[1:]))  # of flatbuffers
@@ -26,10 +26,10 @@ COMMAND = cli.Command(
     "Converts a net: int8 where it was trained for that, else float32; writes what is proved.",
     [*_DATA, *_FITTING],
     (
-        cli.option("model", str, None, "a model folder, .keras or SavedModel", group="model"),
+        cli.option("model", Path, None, "a model folder, .keras or SavedModel", group="model"),
         cli.option(
             "output",
-            str,
+            Path,
             None,
             "the folder; `export` (or `frozen_graph`) beside the model folder when left out",
         ),

@@ -44,6 +44,13 @@ class UsageError(ValueError):
         """The same fact, told from further out (`place` is put in front of `what`)."""
         return type(self)(f"{place}: {self.what}", self.got, self.expected, self.remedy)
 
+    def renamed(self, old: str, new: str) -> UsageError:
+        """The same fact with another text for a path, which was a temporary one."""
+        got = self.got.replace(old, new) if isinstance(self.got, str) else self.got
+        texts = (text.replace(old, new) for text in (self.what, self.expected, self.remedy))
+        what, expected, remedy = texts
+        return type(self)(what, got, expected, remedy)
+
 
 class FailedProof(UsageError):
     """What was made is not what was promised, and was therefore not kept."""

@@ -23,12 +23,12 @@ COMMAND = cli.Command(
     [
         spec
         for spec in cli.flag_specs(DatasetConfig)
-        if spec.path in ("name", "data_dir", "label_offset", "skip_corrupt")
+        if spec.path in ("name", "data_dir", "label_offset", "skip_corrupt", "max_pixels")
     ],
     (
         cli.option(
             "model",
-            str,
+            Path,
             None,
             "a model folder, .keras, SavedModel, .tflite, frozen graph (.pb) or export folder",
             group="model",
@@ -90,7 +90,8 @@ def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig,
         left_out: list[UsageError] = []
         on_corrupt = left_out.append if data.skip_corrupt else None
         place = data.name, data.data_dir, options["split"], options["limit"]
-        found = evaluation.evaluate(net, *place, on_corrupt, data.label_offset, print)
+        rest = data.label_offset, print, data.max_pixels
+        found = evaluation.evaluate(net, *place, on_corrupt, *rest)
         if left_out:
             print(f"{len(left_out)} images left out, first {left_out[0]}")
         return found, data, net.card

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,33 +24,88 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Works for a file or a folder, whichever the block creates. The temporary name keeps the suffix,
     so that writers which look at it (`.keras`, `.npz`, `.png`) are content. After an error nothing
-    is left.
+    is left; what a killed process left in the folder is removed.
 
     Raises:
-        UsageError: the folder cannot be made or written, or the disk is full.
+        UsageError: the folder cannot be made or written, or the disk is full; or one of the block,
+            which then names `path` and not the temporary path.
     """
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+        _remove_abandoned(target.parent)
+        prefix = f".writing-{_machine()}-{os.getpid()}-"
+        holder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     except OSError as error:
-        raise _unwritable(target, error) from None
+        raise _unwritable(target, error.strerror or str(error)) from None
     try:
         temporary = holder / target.name
         yield temporary
         if temporary.is_dir() and target.is_dir():
-            os.rename(target, holder / "replaced")
+            os.rename(target, holder / _REPLACED)
         os.replace(temporary, target)
     except OSError as error:
         if error.filename is None or str(error.filename).startswith(str(holder)):
-            raise _unwritable(target, error) from None
+            reason = (error.strerror or str(error)).replace(str(holder), str(target.parent))
+            raise _unwritable(target, reason) from None
         raise
+    except UsageError as error:
+        raise error.renamed(str(holder), str(target.parent)) from error.__cause__
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
 
-def _unwritable(target: Path, error: OSError) -> UsageError:
-    reason = error.strerror or str(error)
+_HOLDER = re.compile(r"\.writing-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\w+")
+_REPLACED = "replaced"
+_ABANDONED_SECONDS = 24 * 3600  # on another machine; a file is written within minutes
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes the temporary folders of processes that were killed, never those of living ones."""
+    for path in folder.glob(".writing-*"):
+        if (name := _HOLDER.fullmatch(path.name)) and _is_abandoned(path, name):
+            _complete(path)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _complete(holder: Path) -> None:
+    """Gives a whole new folder its path, if its process was killed after moving the old one."""
+    if (holder / _REPLACED).is_dir():
+        for new in holder.iterdir():
+            target = holder.parent / new.name
+            if new.name != _REPLACED and not target.exists():
+                new.rename(target)
+
+
+def _is_abandoned(path: Path, name: re.Match[str]) -> bool:
+    if name["machine"] == _machine():
+        return not _is_alive(int(name["process"]))
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+    except OSError:  # its process has just removed it
+        return False
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def _machine() -> str:
+    """Eight digits that stand for this machine; containers on it count their own processes."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # not Linux
+        namespace = 0
+    return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]
+
+
+def _unwritable(target: Path, reason: str) -> UsageError:
     return UsageError(
         str(target),
         None,

@@ -11,12 +11,12 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.errors import UsageError, one_of, shorten
 
 COLUMNS = ("file", "label")
 LAYOUT = "file,label or file,label,split"
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-_MOST = 1_000_000  # class indices end here: what is beyond is no index, but a code
 
 Item = tuple[Path, int]
 
@@ -114,7 +114,7 @@ def _label(place: str, text: str, offset: int) -> int:
         label = int(text)
     except ValueError:
         label = -1
-    if not 0 <= label < _MOST:
+    if not 0 <= label < MAX_CLASSES:
         raise UsageError(
             f"{place}: label",
             text,

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from mobilenet import cli
+from mobilenet.configs.base import number
+from mobilenet.configs.dataset import MAX_PIXELS, MAX_PIXELS_HELP
 from mobilenet.errors import UsageError
 from mobilenet.runtime import classifier, images
 
@@ -19,9 +21,12 @@ COMMAND = cli.Command(
     "mobilenet.predict",
     "Names the likeliest classes of images.",
     extra=(
-        cli.option("model", str, None, "a .tflite, .keras or .pb file, model folder or SavedModel"),
+        cli.option(
+            "model", Path, None, "a .tflite, .keras or .pb file, model folder or SavedModel"
+        ),
         cli.option("top_k", int, 5, "classes an image"),
         cli.ISOLATED,
+        cli.option("max_pixels", int, MAX_PIXELS, MAX_PIXELS_HELP),
     ),
     arguments="IMAGE...",
 )
@@ -32,7 +37,7 @@ Ranking = list[tuple[str, float]]
 class Net(Protocol):
     """Whatever can rank the classes of an image file."""
 
-    def top_k(self, picture: str, k: int) -> Ranking: ...
+    def top_k(self, picture: str, k: int, max_pixels: int) -> Ranking: ...
 
 
 class KerasClassifier:
@@ -47,10 +52,10 @@ class KerasClassifier:
         net = (frozen_graph if frozen_graph.is_one(path) else folder).load(path)
         self.model, self.card = net.model, net.card
 
-    def top_k(self, picture: str, k: int) -> Ranking:
+    def top_k(self, picture: str, k: int, max_pixels: int = MAX_PIXELS) -> Ranking:
         height, width, channels = self.card.input_shape
         pixels = images.preprocess(
-            images.decode(picture, channels), self.card.preprocessing, (height, width)
+            images.decode(picture, channels, max_pixels), self.card.preprocessing, (height, width)
         )
         outputs = self.model(
             images.normalise(pixels, self.card.preprocessing)[None], training=False
@@ -82,11 +87,14 @@ def open_net(path: str, isolated: bool = True) -> Net:
     return KerasClassifier(path)
 
 
-def rank_images(net: Net, pictures: Sequence[str], top_k: int = 5) -> list[tuple[str, Ranking]]:
+def rank_images(
+    net: Net, pictures: Sequence[str], top_k: int = 5, max_pixels: int = MAX_PIXELS
+) -> list[tuple[str, Ranking]]:
     """Each image with its `(label, probability)` rows, best first; on a fault, none."""
     if isinstance(net, classifier.Classifier):
-        return list(zip(pictures, classifier.predict(pictures, net, top_k), strict=True))
-    return [(picture, net.top_k(picture, top_k)) for picture in pictures]
+        rows = classifier.predict(pictures, net, top_k, max_pixels)
+        return list(zip(pictures, rows, strict=True))
+    return [(picture, net.top_k(picture, top_k, max_pixels)) for picture in pictures]
 
 
 def run(argv: list[str]) -> None:
@@ -104,13 +112,14 @@ def run(argv: list[str]) -> None:
         raise UsageError("IMAGE", None, "at least one image file behind the flags")
     if top_k < 1:
         raise UsageError("--top_k", top_k, "a whole number of at least 1")
+    number("--max_pixels", parsed.options["max_pixels"], least=1, integer=True)
     for picture in pictures:  # before a model is loaded, which may take seconds
         if not Path(picture).is_file():
             raise UsageError(picture, None, "an image file; there is none")
     net = open_net(parsed.options["model"], parsed.options["isolated"])
     if "isolated" in parsed.given and not isinstance(net, classifier.Classifier):
         raise UsageError("--isolated", None, "a flatbuffer", f"{parsed.options['model']} is none")
-    results = rank_images(net, pictures, top_k)
+    results = rank_images(net, pictures, top_k, parsed.options["max_pixels"])
     if isinstance(net, classifier.Classifier) and net.is_bare:
         print(f"Note: {net.card.notes[0]}", file=sys.stderr)
     print("\n\n".join(_block(picture, rows) for picture, rows in results))

@@ -8,10 +8,10 @@ import importlib.util
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from mobilenet import console
 from mobilenet.errors import UsageError
 
 INTERRUPTED = 130
@@ -37,16 +37,19 @@ def main(
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read once, when TensorFlow is imported
     signal.signal(signal.SIGTERM, _terminate)
+    console.open_streams()
     try:
-        status = function(list(sys.argv[1:] if argv is None else argv)) or 0
+        words = list(sys.argv[1:] if argv is None else argv)
+        _check_text(words)
+        status = function(words) or 0
         sys.stdout.flush()
     except UsageError as error:
         status = _fail(str(error), error.status)
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        console.print_error("")
         status = INTERRUPTED
     except BrokenPipeError:  # `command | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        console.discard(sys.stdout)
         status = _BROKEN_PIPE
     except Exception as error:
         line = line_of(error)
@@ -61,14 +64,46 @@ def _terminate(number: int, frame: object) -> NoReturn:
 
 
 def _fail(line: str, status: int = UsageError.status) -> int:
-    sys.stdout.flush()
-    print(line, file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the disk is full, or the reader has gone
+        console.discard(sys.stdout)
+    console.print_error(line)
     return status
 
 
 def line_of(error: Exception) -> str | None:
     """The line that `main` prints in place of a traceback; `None` for a defect of ours."""
-    return _place_error(error) or _absent(error)
+    return _place_error(error) or _absent(error) or _name_error(error)
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """Refuses words that hold other bytes than UTF-8, which TensorFlow takes as no path.
+
+    Raises:
+        UsageError: see there.
+    """
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise _not_utf8(error) from None
+
+
+def _name_error(error: Exception) -> str | None:
+    """One line for the name of a file that holds other bytes than UTF-8."""
+    foreign = isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason
+    if not foreign and sys.getfilesystemencoding() == "utf-8":
+        return None
+    return str(_not_utf8(error)) if isinstance(error, UnicodeEncodeError) else None
+
+
+def _not_utf8(error: UnicodeEncodeError) -> UsageError:
+    encoding = sys.getfilesystemencoding()
+    remedy = "rename the file" if encoding == "utf-8" else "set PYTHONUTF8=1"
+    return UsageError(
+        "name of a file", error.object, f"text in UTF-8; this process reads {encoding}", remedy
+    )
 
 
 def _place_error(error: Exception) -> str | None:
@@ -104,22 +139,19 @@ def starting_tensorflow() -> Iterator[None]:
     They write to file descriptor 2 before any logging level holds. It is given back when the block
     ends, and everything is shown if the block fails. Put the imports there and nothing else.
     """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as aside:
-        os.dup2(aside.fileno(), 2)
-        try:
-            yield
-            if tensorflow := sys.modules.get("tensorflow"):
-                tensorflow.config.list_physical_devices()  # looks for drivers, and says so
-        except Exception:
-            aside.seek(0)
-            os.write(kept, aside.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
+    text = ""
+    try:
+        with console.quiet() as written:
+            try:
+                yield
+                if tensorflow := sys.modules.get("tensorflow"):
+                    tensorflow.config.list_physical_devices()  # looks for drivers, and says so
+            except Exception:
+                text = written()
+                raise
+    finally:
+        if text:
+            console.print_error(text.rstrip())
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -28,14 +28,14 @@ COMMAND = cli.Command(
         cli.option("packed", bool, True, "pack and convert the net to show what it takes"),
         cli.option("groups", bool, False, "list the groups of channels that must go together"),
         cli.option(
-            "histograms", str, None, "a folder for pictures of weights; lists zeros as well"
+            "histograms", Path, None, "a folder for pictures of weights; lists zeros as well"
         ),
         cli.option("micro", bool, False, "what a micro-controller needs to run a FILE.tflite"),
         cli.ISOLATED,
         cli.option("image_size", int, None, "height and width of a net that leaves its size open"),
         cli.option(
             "against",
-            str,
+            Path,
             None,
             "the float net of a FILE.tflite: where the file loses its signal, and what mends it",
             group="model",

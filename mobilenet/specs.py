@@ -5,10 +5,11 @@ that several commands share, or that are many.
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from mobilenet import values
 from mobilenet.configs import formats
 from mobilenet.configs.base import Config
 
@@ -36,7 +37,7 @@ class FlagSpec:
     Attributes:
         name: as typed after the two dashes.
         path: dotted path of the config field that it sets; empty for an option of the command.
-        kind: type of the value, as in the field's annotation.
+        kind: type of the value, see `values.convert`; `Path` marks text that may be a path.
         help: one sentence.
         default: of an option; a config's field has its default in the recipe.
         short: single letter, or `None`.
@@ -75,7 +76,7 @@ ISOLATED = option(
 CALIBRATION = (
     option(
         "calibration_dataset",
-        str,
+        Path,
         None,
         "ranges are taken from its training split (or from the images at a path); "
         "--dataset_name's when left out",
@@ -83,7 +84,7 @@ CALIBRATION = (
     ),
     option(
         "calibration_dir",
-        str,
+        Path,
         None,
         "its place, or a list or folder of images without classes",
         group="data",
@@ -140,7 +141,7 @@ _DROPOUT_HELP = "share dropped before the logits: 1 - model.dropout_keep_prob"
 def _walk(
     kind: type[Config], place: str, prefix: str, only: tuple[str, ...] | None
 ) -> Iterator[FlagSpec]:
-    hints = typing.get_type_hints(kind)
+    hints = values.field_kinds(kind)
     for field in dataclasses.fields(kind):
         path = f"{place}{field.name}"
         if "prefix" in field.metadata:

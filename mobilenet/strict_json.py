@@ -91,7 +91,7 @@ def read_object(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     """
     value = read(path)
     if not isinstance(value, dict):
-        raise UsageError(str(path), None, f"{kind}: a JSON object")
+        raise UsageError(str(path), None, f"a JSON object that describes {kind}")
     return value
 
 

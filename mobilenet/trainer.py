@@ -33,7 +33,7 @@ COMMAND = cli.Command(
         cli.option(
             "model_name", str, "mobilenet_v1", "one of " + ", ".join(archs.names()), group="model"
         ),
-        cli.option("model_dir", str, None, "the run folder; runs/MODEL_DATASET when left out"),
+        cli.option("model_dir", Path, None, "the run folder; runs/MODEL_DATASET when left out"),
         cli.option(
             "resume",
             bool,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
+from pathlib import Path
 from typing import Any
 
 from mobilenet.configs.base import Config
@@ -15,7 +17,7 @@ def paths(kind: type[Config], place: str = "") -> dict[str, Any]:
     """Type by dotted path of every field that one value can set."""
     found: dict[str, Any] = {}
     kinds = {f.name: f.metadata.get("kinds", {}) for f in dataclasses.fields(kind)}
-    for name, hint in typing.get_type_hints(kind).items():
+    for name, hint in field_kinds(kind).items():
         if kinds.get(name):
             found[f"{place}{name}"] = str
             for inner in kinds[name].values():
@@ -25,6 +27,16 @@ def paths(kind: type[Config], place: str = "") -> dict[str, Any]:
         elif not name.startswith("_") and not _holds_configs(hint):
             found[f"{place}{name}"] = hint
     return found
+
+
+def field_kinds(kind: type[Config]) -> dict[str, Any]:
+    """What `convert` reads a field's text as: its annotation, or `Path` where it may be a path."""
+    hints = typing.get_type_hints(kind)
+    paths = {f.name for f in dataclasses.fields(kind) if f.metadata.get("path")}
+    return {
+        name: (Path if hint is str else Path | None) if name in paths else hint
+        for name, hint in hints.items()
+    }
 
 
 def _holds_configs(hint: Any) -> bool:
@@ -49,7 +61,7 @@ def convert(what: str, kind: Any, text: str) -> Any:
 
     Lists are split at commas, entries of a dictionary at their last `=`; a lone number for a
     dictionary is kept under the empty name, for the caller to place. The text `none` is `None`
-    where the type allows it.
+    where the type allows it. `Path` gives text too, in which a leading `~` is the home folder.
 
     Raises:
         UsageError: names `what`, the text and the type.
@@ -68,6 +80,8 @@ def convert(what: str, kind: Any, text: str) -> Any:
     if origin is dict:
         pairs = [word.rpartition("=") for word in words]
         return {name.strip(): convert(what, inner[1], value) for name, _, value in pairs}
+    if kind is Path:
+        return os.path.expanduser(text)
     try:
         return _TRUTH[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):

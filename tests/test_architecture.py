@@ -19,7 +19,7 @@ COMMANDS = (
 )
 GROUND = (
     *("errors", "files", "archives", "console", "metrics", "digits", "class_folders"),
-    *("image_list", "configs", "strict_json"),
+    *("image_files", "image_list", "configs", "strict_json"),
 )
 DESK = ("cli", "process", "settling", "specs", "values", "__main__")  # what commands are made of
 EDGE = (*DESK, *COMMANDS)

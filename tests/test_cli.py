@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilenet import cli, values
+from mobilenet import cli, trainer, values
 from mobilenet.configs import recipes
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.pruning import PRUNING
@@ -336,3 +337,50 @@ def test_help_is_short_and_helpfull_is_whole() -> None:
     places = [full.index(f"\n{group}:") for group in cli.GROUPS]
     assert places == sorted(places)
     assert "recipe" in short
+
+
+# The flags of the commands that take a path, by what their help says.
+PATHS = {
+    "trainer": {"config_file", "data_dir", "distill", "init_checkpoint", "model_dir"},
+    "evaluator": {"data_dir", "model"},
+    "converter": {
+        *("calibration_dataset", "calibration_dir", "data_dir", "fitted", "model", "output"),
+    },
+    "predict": {"model"},
+    "profiler": {"against", "data_dir", "histograms"},
+    "packer": {"data_dir"},
+    "tf1_loader.__main__": {"checkpoint", "output"},
+}
+
+
+@pytest.mark.parametrize("command", PATHS)
+def test_the_home_folder_is_expanded_in_every_path_and_nowhere_else(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    flags = importlib.import_module(f"mobilenet.{command}").COMMAND
+    expanded = set()
+    for spec in flags.flags():
+        if spec.kind in (str, str | None, Path, Path | None):
+            text = values.convert(f"--{spec.name}", spec.kind, "~/x")
+            expanded |= {spec.name} if text == "/home/me/x" else set()
+            assert text in ("/home/me/x", "~/x")
+            assert values.convert(f"--{spec.name}", spec.kind, "a/~/x~") == "a/~/x~"
+    assert expanded == PATHS[command]
+
+
+def test_the_home_folder_is_expanded_where_it_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parsed = trainer.COMMAND.parse(
+        ["--model_dir=~/run", "--data_dir", "~/d", "--override", "distillation.teacher=~/net"]
+    )
+    assert parsed.options["model_dir"] == f"{tmp_path}/run"
+    config = cli.run_config(parsed)
+    assert config.dataset.data_dir == f"{tmp_path}/d"
+    assert config.distillation.teacher == f"{tmp_path}/net"
+    stored = config.replace(init_checkpoint="~/kept")
+    (tmp_path / "config.json").write_text(json.dumps(stored.to_json()))
+    again = cli.run_config(trainer.COMMAND.parse(["--config_file=~/config.json"]))
+    assert again == stored  # what a file holds stays as it is

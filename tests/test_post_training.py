@@ -24,7 +24,7 @@ from compression_nets import (
 )
 
 from mobilenet.compression.folding import Folded
-from mobilenet.compression.quantization import scheme, stored
+from mobilenet.compression.quantization import kept, scheme, stored
 from mobilenet.compression.quantization.calibrate import calibrate
 from mobilenet.compression.quantization.post_training import (
     bias,
@@ -41,7 +41,7 @@ from mobilenet.configs import archs
 from mobilenet.configs.card import Card
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
-from mobilenet.export import convert
+from mobilenet.export import convert, islands, verify
 from mobilenet.models.builder import build
 from mobilenet.models.roles import Graph, kind
 from mobilenet.reporting import profile
@@ -423,6 +423,41 @@ def toy_relu6() -> Any:
     source = L.Input((SIZE, SIZE, 3))
     x = L.ReLU(6.0)(L.Conv2D(4, 3)(source))
     return tf_keras.Model(source, L.Flatten()(L.GlobalAveragePooling2D(keepdims=True)(x)))
+
+
+@pytest.mark.parametrize("layer", ["point", "depth"])
+def test_a_channel_far_above_the_others_is_told_by_its_layer(layer: str) -> None:
+    """The file could not be run: XNNPACK refuses it by the number of a node alone."""
+    tf_keras.utils.set_random_seed(0)
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.ReLU(6.0)(L.Conv2D(4, 3, name="first")(source))
+    x = L.ReLU(6.0)(L.DepthwiseConv2D(3, name="depth")(x))
+    x = L.ReLU(6.0)(L.Conv2D(4, 1, name="point")(x))
+    model = tf_keras.Model(source, L.Flatten()(L.GlobalAveragePooling2D(keepdims=True)(x)))
+    kernel, offset = model.get_layer(layer).get_weights()
+    kernel[:, :, :, 3:] *= 1e6 if layer == "point" else 1
+    kernel[:, :, 3:] *= 1e6 if layer == "depth" else 1
+    model.get_layer(layer).set_weights([kernel, offset])
+    images = inputs(16)
+    steps = PostTraining(steps=("maximum", "repair"))
+
+    def checked(config: PostTraining) -> None:
+        made = chain.quantize(model, WAY, images, config)
+        stored.for_export(made.wrapped, made.repair)
+        floats = islands.Kept(kept.kernels(made.wrapped), kept.all_names(made.wrapped))
+        data = convert.int8_flatbuffer(made.wrapped, kept=floats)
+        said, limits = answers(made.wrapped, images), verify.Limits(0, 0)
+        verify.verify(data, said, images, expect_int8=True, limits=limits, kept=floats)
+
+    with pytest.raises(UsageError) as caught:
+        checked(steps)
+    reach = np.abs(kernel).max(axis=(0, 1, 3) if layer == "depth" else (0, 1, 2))
+    assert str(caught.value) == (
+        f"{layer}: got 'channel 3 at {reach[3] / np.median(reach):,.0f} times the median "
+        "channel', expected channels that one int8 layer can hold; "
+        f"--keep_float {layer} computes it in float; or train on with weight decay"
+    )
+    checked(steps.replace(keep_float=(layer,)))
 
 
 @pytest.mark.parametrize(

@@ -129,3 +129,81 @@ def test_tensorflow_starts_without_a_word_and_below_warnings() -> None:
     body = "with cli.starting_tensorflow(): import tensorflow as tf\n"
     done = process(f"{body}    print(tf.reduce_sum(tf.ones(3)).numpy())")
     assert (done.returncode, done.stdout, done.stderr) == (0, "3.0\n", "")
+
+
+def shell(redirection: str, body: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command with this body, started by a shell that redirects its streams."""
+    words = ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-c"]
+    return subprocess.run(
+        [*words, BODY.format(body=body), "\u00e9"],
+        text=True,
+        capture_output=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+QUIET = (
+    "from mobilenet import console\n    with console.quiet() as said: os.write(2, b'a line\\n')\n"
+)
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("print('x' * 9999)", 0),
+        ("raise UsageError('--x', 0, 'a number')", 2),
+        ("raise KeyboardInterrupt", 130),
+        (f"{QUIET}    print('x', file=sys.stderr)", 0),
+        ("with cli.starting_tensorflow(): os.write(2, b'a line')\n    return 3", 3),
+    ],
+)
+def test_a_closed_stream_changes_no_status(redirection: str, body: str, status: int) -> None:
+    done = shell(redirection, body)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+
+
+def test_no_file_takes_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    done = shell("2>&-", f"file = open({str(path)!r}, 'w'); os.write(2, b'noise'); file.close()")
+    assert done.returncode == 0
+    assert path.read_text() == ""
+
+
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    done = shell(">/dev/full", "print('x' * 9999)")
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr and done.stderr.count("\n") == 1
+    assert shell("2>/dev/full", "raise UsageError('--x', 0, 'a number')").returncode == 2
+    assert shell("2>/dev/full", "print(1)").returncode == 0
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_characters_that_cannot_be_printed_are_escaped(stream: str) -> None:
+    body = f"print(cli.table(['\\u00e9'], [['\\u6587']]), file=sys.{stream})"
+    done = shell("", body, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr if stream == "stdout" else done.stdout) == (0, "")
+    assert "\\xe9" in getattr(done, stream) and "\\u6587" in getattr(done, stream)
+
+
+def test_arguments_that_are_no_text_are_one_line() -> None:
+    done = shell("", "print(argv)", **ASCII)
+    assert done.returncode == 2
+    assert done.stderr.startswith("name of a file: got '\\udcc3\\udca9', expected text in UTF-8;")
+    assert "set PYTHONUTF8=1" in done.stderr and done.stderr.count("\n") == 1
+    words = [sys.executable, "-c", BODY.format(body="print(argv)"), b"\xff"]
+    ended = subprocess.run(words, capture_output=True, check=False)
+    assert ended.returncode == 2 and ended.stderr.endswith(b"rename the file\n")
+
+
+def test_a_name_that_is_no_text_is_one_line_wherever_it_is_met() -> None:
+    done = process("'\\udce9'.encode()")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "name of a file: got '\\udce9'" in done.stderr
+    done = process("'\\u00e9'.encode('ascii')")  # a defect
+    assert done.returncode == 1 and "Traceback" in done.stderr

@@ -131,6 +131,8 @@ def bad(case: str, export: Path, photos: list[Path], folder: Path) -> list[objec
         "image a folder": ["--model", export, folder],
         "not a net": ["--model", text, photos[0]],
         "unknown flag": ["--modle", export, photos[0]],
+        "too many pixels": ["--model", export, photos[0], "--max_pixels", 1919],
+        "no pixels": ["--model", export, photos[0], "--max_pixels", 0],
     }[case]
 
 
@@ -147,6 +149,8 @@ def bad(case: str, export: Path, photos: list[Path], folder: Path) -> list[objec
         ("image a folder", "image file"),
         ("not a net", "text.tflite"),
         ("unknown flag", "--modle"),
+        ("too many pixels", "48 x 40 pixels, more than 1,919 (max_pixels)"),
+        ("no pixels", "--max_pixels"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -74,7 +74,7 @@ def test_a_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="x.json.*NaN"):
         strict_json.read(path)
     path.write_text("[]")
-    with pytest.raises(UsageError, match="x.json.*a card: a JSON object"):
+    with pytest.raises(UsageError, match="x.json.*a JSON object that describes a card"):
         strict_json.read_object(path, "a card")
     with pytest.raises(UsageError, match="can be read"):
         strict_json.read(tmp_path)

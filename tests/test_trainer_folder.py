@@ -127,6 +127,22 @@ def test_a_process_killed_before_it_began_is_undone_by_the_next(tmp_path: Path) 
     assert not (place / ".replaced").exists()
 
 
+def test_the_resume_state_of_a_finished_stage_is_removed_when_the_run_is_opened(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is there where a process was killed after recording the stage; others are still needed."""
+    assert not list((run / "checkpoints").glob("*"))
+    for stage in ("train", "prune_1", "prune"):
+        (run / "checkpoints" / stage).mkdir(parents=True)
+        (run / "checkpoints" / stage / "ckpt-1.index").touch()
+    config = RunConfig.from_json(json.loads((run / "config.json").read_text()))
+    shutil.rmtree(run / "quantize")
+    (run / "checkpoints/quantize").mkdir()
+    with run_folder.opened(run, config) as opened:
+        assert opened.finished("train") and not opened.finished("quantize")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["quantize"]
+
+
 @pytest.mark.parametrize("error", [UsageError("x", 1, "y"), KeyboardInterrupt(), SystemExit(143)])
 def test_before_it_begins_nothing_is_left(tmp_path: Path, error: BaseException) -> None:
     with pytest.raises(type(error)), run_folder.opened(tmp_path / "a/b/run", CONFIG):

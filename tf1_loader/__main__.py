@@ -19,8 +19,8 @@ COMMAND = cli.Command(
     "mobilenet.tf1_loader",
     "A TF1 checkpoint of slim's MobileNets as .keras, SavedModel and TF2 checkpoint.",
     extra=(
-        cli.option("checkpoint", str, None, places.EXPECTED, short="i", group="model"),
-        cli.option("output", str, None, "the folder to write", short="o"),
+        cli.option("checkpoint", Path, None, places.EXPECTED, short="i", group="model"),
+        cli.option("output", Path, None, "the folder to write", short="o"),
         cli.option(
             "num_classes",
             int,

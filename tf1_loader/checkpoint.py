@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mobilenet import archives
 from mobilenet.errors import UsageError
+from mobilenet.models import checkpoint_index
 from mobilenet.tf1_loader import places
 
 Array = npt.NDArray[Any]
@@ -24,7 +26,7 @@ class Checkpoint:
     """Names, shapes and arrays.
 
     Attributes:
-        prefix: what is read: a checkpoint's prefix or an `.npz` file.
+        prefix: what is read: a checkpoint's prefix, also in an archive, or an `.npz` file.
         shapes: of every variable, by name.
     """
 
@@ -44,11 +46,11 @@ class Checkpoint:
             return self._kept[name]
         try:
             value = np.asarray(self._get(name))
+            if value.dtype.kind not in "fV":  # V: bfloat16 to numpy
+                raise ValueError(f"{value.dtype} in place of floats")
+            floats = value.astype(np.float32)
         except Exception as error:  # whatever TensorFlow, numpy or zipfile makes of damage
             raise self._damaged(name, _reason(error)) from None
-        if value.dtype.kind not in "fV":  # V: bfloat16 to numpy
-            raise self._damaged(name, f"{value.dtype} in place of floats")
-        floats = value.astype(np.float32)
         if not np.isfinite(floats).all():
             raise UsageError(f"{self.prefix}: {name}", "NaN or infinity", "finite weights")
         self._kept[name] = floats
@@ -66,7 +68,8 @@ def opened(path: str | os.PathLike[str], use_average: bool = True) -> Iterator[C
         UsageError: there is none, it is damaged, or it is not of TF1.
     """
     with places.found(path, use_average) as prefix:
-        source = _npz(prefix) if prefix.endswith(".npz") else bundle(prefix)
+        shown = places.shown(path, prefix)
+        source = _npz(prefix) if prefix.endswith(".npz") else bundle(prefix, shown)
         if OBJECT_GRAPH in source.shapes:
             raise UsageError(
                 str(path),
@@ -77,36 +80,62 @@ def opened(path: str | os.PathLike[str], use_average: bool = True) -> Iterator[C
         yield source
 
 
-def bundle(prefix: str) -> Checkpoint:
-    """Opens a checkpoint of TF1 or TF2 by its prefix."""
+def bundle(prefix: str, shown: str = "") -> Checkpoint:
+    """Opens a checkpoint of TF1 or TF2 by its prefix.
+
+    Args:
+        prefix: of its files.
+        shown: what messages call it, where its files are temporary.
+
+    Raises:
+        UsageError: it is damaged, or declares more than its files hold.
+    """
     import tensorflow as tf
 
+    shown = shown or prefix
     try:
-        reader = tf.train.load_checkpoint(prefix)
-        shapes = {name: tuple(s) for name, s in reader.get_variable_to_shape_map().items()}
-    except (tf.errors.OpError, ValueError, RuntimeError, UnicodeDecodeError) as error:
-        raise UsageError(prefix, None, f"a whole checkpoint ({_reason(error)})", _COPY) from None
-    return Checkpoint(prefix, shapes, reader.get_tensor)
+        if Path(f"{prefix}.index").is_file():
+            entries = checkpoint_index.read_index(prefix)
+            reader = tf.train.load_checkpoint(prefix)
+        else:
+            reader = tf.train.load_checkpoint(prefix)
+            entries = _old_entries(reader, prefix)
+    except Exception as error:  # whatever protobuf and TensorFlow raise for a damaged index
+        reason = _reason(error, prefix, shown)
+        raise UsageError(shown, None, f"a whole checkpoint ({reason})", _COPY) from None
+
+    def get(name: str) -> Array:
+        dtype = entries[name].dtype
+        if not dtype.is_floating:  # strings are not even read: their lengths are unchecked
+            raise ValueError(f"{dtype.name} in place of floats")
+        try:
+            return np.asarray(reader.get_tensor(name))
+        except Exception as error:  # whatever TensorFlow makes of damage
+            raise ValueError(_reason(error, prefix, shown)) from None
+
+    return Checkpoint(shown, {name: entry.shape for name, entry in entries.items()}, get)
+
+
+def _old_entries(reader: Any, prefix: str) -> dict[str, checkpoint_index.Entry]:
+    """The variables of a checkpoint in one file, as TensorFlow wrote it before 2016."""
+    types = reader.get_variable_to_dtype_map()
+    entries = {
+        name: checkpoint_index.Entry(tuple(shape), types[name])
+        for name, shape in reader.get_variable_to_shape_map().items()
+    }
+    total = sum(math.prod(entry.shape) * entry.dtype.size for entry in entries.values())
+    if total > min(archives.MAX_RATIO * Path(prefix).stat().st_size, archives.MAX_TOTAL_BYTES):
+        raise ValueError(f"variables of {total:,} bytes, more than the file holds")
+    return entries
 
 
 def _npz(path: str) -> Checkpoint:
-    try:
-        archive = np.load(path, allow_pickle=False)
-        shapes = {name: _npy_shape(archive.zip, name) for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(path, None, f"a whole .npz file ({_reason(error)})", _COPY) from None
-    return Checkpoint(path, shapes, archive.__getitem__)
+    shapes = archives.npz_shapes(path, remedy=_COPY)
+    return Checkpoint(path, shapes, np.load(path, allow_pickle=False).__getitem__)
 
 
-def _npy_shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
-    """The shape in the header of one array of an `.npz`; its data stay unread."""
-    with archive.open(f"{name}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            return np.lib.format.read_array_header_1_0(file)[0]
-        return np.lib.format.read_array_header_2_0(file)[0]
-
-
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, prefix: str = "", shown: str = "") -> str:
+    """The text of an error, with `shown` for the path `prefix`."""
     text = " ".join((getattr(error, "message", None) or str(error)).split())
+    text = text.replace(prefix, shown) if prefix else text
     return text[:120] if text else type(error).__name__

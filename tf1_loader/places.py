@@ -11,23 +11,24 @@ import contextlib
 import os
 import posixpath
 import re
+import shutil
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mobilenet.archives import MAX_MEMBERS, MAX_TOTAL_BYTES, UNCHECKED_BYTES
 from mobilenet.errors import UsageError, shorten
+from mobilenet.tf1_loader import tar_stream
 
 EXPECTED = (
     "a TF1 checkpoint: prefix, .index file, folder, .npz of slim names, or .tgz of a released net"
 )
 _TABLE_END = bytes.fromhex("57fb808b247547db")  # the last bytes of TensorFlow's sorted tables
 _PARTS = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
-_MOST_BYTES = 4 << 30  # of an archive, unpacked; the largest released one has .4 GiB
-_MOST_MEMBERS = 10_000
-_BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error)
+_MOST_BYTES, _MOST_MEMBERS = MAX_TOTAL_BYTES, MAX_MEMBERS  # of an archive, unpacked
+_MOST_STATE_BYTES = 1 << 20  # of `checkpoint`, which lists the paths of a training's checkpoints
 
 
 @contextlib.contextmanager
@@ -43,8 +44,8 @@ def found(path: str | os.PathLike[str], use_average: bool = True) -> Iterator[st
     """
     place = Path(path)
     if is_archive(place):
-        with tempfile.TemporaryDirectory(prefix="mobilenet-") as aside:
-            yield _from_archive(place, Path(aside), use_average)
+        with _temporary_folder() as folder:
+            yield _from_archive(place, folder, use_average)
     elif place.is_dir():
         yield _in_folder(place, use_average)
     else:
@@ -66,8 +67,24 @@ def check(path: str | os.PathLike[str], use_average: bool = True) -> None:
 
 
 def is_archive(place: Path) -> bool:
-    """Whether it is a tar archive, packed or not."""
-    return place.is_file() and tarfile.is_tarfile(place)
+    """Whether it is a tar archive, packed by gzip or not."""
+    return tar_stream.is_archive(place)
+
+
+def shown(path: str | os.PathLike[str], prefix: str) -> str:
+    """The name under which a message speaks of `prefix`, which `found` gave for `path`."""
+    return f"{os.fspath(path)}: {Path(prefix).name}" if is_archive(Path(path)) else prefix
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="mobilenet-")
+    except OSError as error:
+        expected = f"one that can be written ({error.strerror or error})"
+        raise UsageError("temporary folder", None, expected, "set TMPDIR") from None
+    with folder as name:
+        yield Path(name)
 
 
 def _file(place: Path) -> str:
@@ -118,7 +135,8 @@ def _check_shards(prefix: str, names: Sequence[str]) -> None:
 def _in_folder(folder: Path, use_average: bool) -> str:
     state = folder / "checkpoint"
     if state.is_file():
-        text = state.read_text(encoding="utf-8", errors="replace")
+        with state.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(_MOST_STATE_BYTES)
         named = re.search(r'^\s*model_checkpoint_path:\s*"([^"]+)"', text, re.MULTILINE)
         if named is None:
             raise UsageError(str(state), None, "a line model_checkpoint_path", "give the prefix")
@@ -147,59 +165,77 @@ def _only(prefixes: Sequence[str], place: str, use_average: bool) -> str:
 
 def _inside(archive: Path, use_average: bool) -> str:
     """The prefix of the one checkpoint in an archive."""
+    with _reading(archive) as tar:
+        prefixes = _prefixes(archive, tar)
+    return _only(prefixes, str(archive), use_average)
+
+
+@contextlib.contextmanager
+def _reading(archive: Path) -> Iterator[tarfile.TarFile]:
+    """Opens an archive; what is wrong with it is told in one line.
+
+    Raises:
+        UsageError: it is damaged, or inflates beyond all measure.
+    """
     try:
-        return _only(_prefixes(archive), str(archive), use_average)
-    except _BROKEN as error:
-        raise _broken(archive, error) from None
+        with tar_stream.opened(archive) as tar:
+            yield tar
+    except (UsageError, OSError):
+        raise
+    except Exception as error:  # whatever tarfile and zlib raise for damage
+        expected = f"a whole tar archive ({error})"
+        raise UsageError(str(archive), None, expected, "download it again") from None
 
 
-def _broken(archive: Path, error: BaseException) -> UsageError:
-    expected = f"a whole tar archive ({error})"
-    return UsageError(str(archive), None, expected, "download it again")
-
-
-def _from_archive(archive: Path, aside: Path, use_average: bool) -> str:
+def _from_archive(archive: Path, folder: Path, use_average: bool) -> str:
     prefix = _inside(archive, use_average)
-    name = Path(prefix).name
+    with _reading(archive) as tar:
+        for member in tar:
+            path = posixpath.normpath(member.name)
+            part = _PARTS.search(path)
+            needed = part is not None and part[1] != "meta" and _PARTS.sub("", path) == prefix
+            if member.isfile() and needed:
+                content = tar.extractfile(member)
+                assert content is not None
+                with (folder / Path(path).name).open("wb") as target:
+                    shutil.copyfileobj(content, target)
     try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                path = posixpath.normpath(member.name)
-                if member.isfile() and _PARTS.sub("", path) == prefix and _PARTS.search(path):
-                    content = tar.extractfile(member)
-                    assert content is not None
-                    with (aside / Path(path).name).open("wb") as target:
-                        while block := content.read(1 << 20):
-                            target.write(block)
-    except _BROKEN as error:
-        raise _broken(archive, error) from None
-    try:
-        return _file(aside / name)
+        return _file(folder / Path(prefix).name)
     except UsageError as error:
         raise UsageError(f"{archive}: {prefix}", None, error.expected, error.remedy) from None
 
 
-def _prefixes(archive: Path) -> list[str]:
+def _prefixes(archive: Path, tar: tarfile.TarFile) -> list[str]:
     """Prefixes of the checkpoints in an archive, after every member was looked at.
 
-    The sizes are those in the headers, summed before the content behind them is unpacked.
+    The sizes are those in the headers, summed before the content after them is inflated.
     """
-    found, total = [], 0
-    with tarfile.open(archive, "r|*") as tar:
-        for count, member in enumerate(tar):
-            path = posixpath.normpath(member.name)
-            total += member.size
-            if path.startswith("/") or path.split("/")[0] == "..":
-                fault = f"members inside it; {member.name!r} leads out of it"
-            elif member.issym() or member.islnk():
-                fault = f"plain files; {member.name!r} is a link"
-            elif not (member.isfile() or member.isdir()):
-                fault = f"plain files; {member.name!r} is none"
-            elif total > _MOST_BYTES or count >= _MOST_MEMBERS:
-                fault = f"at most {_MOST_BYTES >> 30} GiB in {_MOST_MEMBERS} files"
-            else:
-                if member.isfile() and path.endswith(".index"):
-                    found.append(path[: -len(".index")])
-                continue
+    prefixes: list[str] = []
+    names: set[str] = set()
+    packed, total = archive.stat().st_size, 0
+    for count, member in enumerate(tar):
+        path = posixpath.normpath(member.name)
+        total += member.size
+        if (fault := _fault(member, path)) or path in names:
+            fault = fault or f"files of different names; {member.name!r} occurs twice"
+        elif total > _MOST_BYTES or count >= _MOST_MEMBERS:
+            fault = f"at most {_MOST_BYTES:,} bytes in {_MOST_MEMBERS:,} files"
+        elif total > max(UNCHECKED_BYTES, tar_stream.MAX_RATIO * packed):
+            fault = f"at most {tar_stream.MAX_RATIO:g} times its size; it holds {total:,} bytes"
+        if fault:
             raise UsageError(str(archive), None, f"an archive of {fault}", "it was not unpacked")
-    return found
+        if member.isfile():
+            names.add(path)
+            prefixes += [path.removesuffix(".index")] if path.endswith(".index") else []
+    return prefixes
+
+
+def _fault(member: tarfile.TarInfo, path: str) -> str:
+    """What is wrong with one member, by its header; `path` is its name without detours."""
+    if path.startswith("/") or path.split("/")[0] == "..":
+        return f"members inside it; {member.name!r} leads out of it"
+    if member.issym() or member.islnk():
+        return f"plain files; {member.name!r} is a link"
+    if member.size < 0 or member.issparse() or not (member.isfile() or member.isdir()):
+        return f"plain files; {member.name!r} is none"
+    return ""

@@ -2,50 +2,69 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import tensorflow as tf
 
-from mobilenet.data.preprocessing import decode
+from mobilenet import image_files
+from mobilenet.data.decoding import decode
 from mobilenet.errors import UsageError, shorten
 
+# What TensorFlow raises on bad data; the second where its message repeats bytes that are no UTF-8.
+ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 _LOG = logging.getLogger(__name__)
 
 
-def decodes(encoded: tf.Tensor) -> bool:
-    """Whether the bytes are a whole image."""
+def fault(encoded: bytes, max_pixels: int) -> str:
+    """Why an image cannot be decoded, in a few words; empty where it can.
+
+    Both decoders are asked, so that what is read in training is read in prediction: TensorFlow,
+    and for GIF, whose damage TensorFlow overlooks, Pillow.
+    """
     try:
-        decode(encoded)
-    except (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError):
-        return False
-    return True
+        kind, _ = image_files.check(encoded, max_pixels)
+        if kind == "GIF":
+            image_files.load(encoded, max_pixels)
+        _decoder(max_pixels)(encoded)
+    except image_files.ImageError as error:
+        return str(error)
+    except ERRORS:
+        return f"damaged {kind} data"
+    return ""
 
 
-def _file_decodes(path: str) -> bool:
-    try:
-        return decodes(tf.io.read_file(path))
-    except tf.errors.OpError:
-        return False
-
-
-def corrupt_files(paths: Sequence[str]) -> list[str]:
-    """Those of `paths` that cannot be read or decoded, in their order; uses all cores."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        whole = list(pool.map(_file_decodes, paths))
-    return [path for path, ok in zip(paths, whole, strict=True) if not ok]
-
-
-def corrupt_error(names: Sequence[str]) -> UsageError:
-    """The error that names corrupt images."""
-    return UsageError(
-        shorten(names),
-        None,
-        "images that can be decoded" if len(names) > 1 else "an image that can be decoded",
-        "repair or remove, or leave such images out with --skip_corrupt",
+@functools.cache
+def _decoder(max_pixels: int) -> Callable[[bytes], tf.Tensor]:
+    """`decode` as a graph: operator by operator it takes several times as long."""
+    traced: Callable[[bytes], tf.Tensor] = tf.function(
+        lambda encoded: decode(encoded, max_pixels=max_pixels),
+        input_signature=[tf.TensorSpec([], tf.string)],
     )
+    return traced
+
+
+def _file_fault(path: str, max_pixels: int) -> str:
+    try:
+        return fault(image_files.read(path), max_pixels)
+    except image_files.ImageError as error:
+        return str(error)
+
+
+def corrupt_files(paths: Sequence[str], max_pixels: int) -> dict[str, str]:
+    """Those of `paths` that cannot be read or decoded, in their order, and why; uses all cores."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        faults = list(pool.map(lambda path: _file_fault(path, max_pixels), paths))
+    return {path: reason for path, reason in zip(paths, faults, strict=True) if reason}
+
+
+def corrupt_error(names: Sequence[str], reason: str = "") -> UsageError:
+    """The error that names corrupt images; `reason` is that of the first."""
+    remedy = "repair or remove, or leave such images out with --skip_corrupt"
+    return image_files.refused(names, reason, remedy)
 
 
 def log_skipped(names: Iterable[str]) -> None:

@@ -14,8 +14,8 @@ from mobilenet import digits
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.base import number, one_of
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
+from mobilenet.data import decoding, sources
 from mobilenet.data import preprocessing as images
-from mobilenet.data import sources
 from mobilenet.data.order import Split
 from mobilenet.errors import UsageError
 
@@ -80,7 +80,7 @@ def load(
         batches = tf.data.Dataset.zip((tf.data.Dataset.counter(start_step), batches))
         batches = batches.map(mapper, calls, deterministic=True)
     else:
-        batches = _evaluation(opened, scaling, size, channels, batch_size, calls, limit)
+        batches = _evaluation(opened, config, scaling, size, channels, batch_size, calls, limit)
         batches = batches.skip(start_step)
     return batches.with_options(_options()).prefetch(tf.data.AUTOTUNE)
 
@@ -180,6 +180,7 @@ def _finish_training(
 
 def _evaluation(
     opened: Split,
+    config: DatasetConfig,
     scaling: Preprocessing,
     size: Size,
     channels: int,
@@ -193,7 +194,7 @@ def _evaluation(
 
     def photo(item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         encoded, label = opened.read(item)
-        image = images.decode(encoded, channels)
+        image = decoding.decode(encoded, channels, config.max_pixels)
         return images.normalise(images.evaluation_pixels(image, scaling, size), scaling), label
 
     if isinstance(opened, sources.DigitSplit):

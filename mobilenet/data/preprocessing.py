@@ -1,4 +1,4 @@
-"""From an encoded image to the pixels of a net: how it is read, varied, evaluated, scaled.
+"""From an encoded image to the pixels of a net: how it is varied, evaluated, scaled.
 
 Evaluation follows tensorflow/models research/slim/preprocessing/inception_preprocessing.py
 (`central`) and official/vision/image_classification/preprocessing.py (`square`), with TF2's
@@ -13,33 +13,13 @@ import math
 import tensorflow as tf
 
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
+from mobilenet.data.decoding import checked_jpeg, crop_jpeg, decode, decode_other
 
 _BRIGHTNESS = 32.0  # of 255, slim's strength at colour 1
 _SATURATION = 0.5
 _PADDING = 32  # official: a crop of size / (size + 32), .875 at 224
 
 Size = tuple[int, int]
-
-
-def decode(encoded: tf.Tensor, channels: int = 3) -> tf.Tensor:
-    """Decodes JPEG, PNG, BMP, WebP or GIF (its first frame) to uint8 `[height, width, channels]`.
-
-    JPEG takes the exact integer transform; one channel is the JPEG's luma, or the grey of the
-    colours.
-    """
-    image = tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: tf.io.decode_jpeg(encoded, channels, dct_method="INTEGER_ACCURATE"),
-        lambda: _decode_other(encoded, channels),
-    )
-    return tf.ensure_shape(image, [None, None, channels])
-
-
-def _decode_other(encoded: tf.Tensor, channels: int) -> tf.Tensor:
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    image = tf.reshape(image, tf.shape(image)[-3:])
-    image.set_shape([None, None, 3])
-    return tf.image.rgb_to_grayscale(image) if channels == 1 else image
 
 
 def evaluation_pixels(image: tf.Tensor, preprocessing: Preprocessing, size: Size) -> tf.Tensor:
@@ -65,7 +45,7 @@ def training_pixels(
 ) -> tf.Tensor:
     """Reads and varies one training image: random crop, resize, mirror, colour.
 
-    Of a JPEG only the cropped blocks are decoded.
+    Of a JPEG only the columns of the crop are decoded.
 
     Args:
         encoded: the file's bytes.
@@ -85,7 +65,7 @@ def training_pixels(
             lambda: _crop_other(encoded, config, channels, seeds[0]),
         )
     else:
-        image = decode(encoded, channels)
+        image = decode(encoded, channels, config.max_pixels)
     image = tf.ensure_shape(image, [None, None, channels])
     pixels = tf.image.resize(image, size, "bilinear", antialias=False)
     if config.flip:
@@ -119,15 +99,15 @@ def _window(
 def _crop_jpeg(
     encoded: tf.Tensor, config: DatasetConfig, channels: int, seed: tf.Tensor
 ) -> tf.Tensor:
-    corner, extent = _window(tf.io.extract_jpeg_shape(encoded), config, seed)
-    window = tf.concat([corner, extent], 0)
-    return tf.io.decode_and_crop_jpeg(encoded, window, channels, dct_method="INTEGER_ACCURATE")
+    encoded, shape = checked_jpeg(encoded, config.max_pixels)
+    corner, extent = _window(tf.cast(shape, tf.int32), config, seed)
+    return crop_jpeg(encoded, shape, corner, extent, channels)
 
 
 def _crop_other(
     encoded: tf.Tensor, config: DatasetConfig, channels: int, seed: tf.Tensor
 ) -> tf.Tensor:
-    image = _decode_other(encoded, channels)
+    image = decode_other(encoded, channels, config.max_pixels)
     corner, extent = _window(tf.shape(image), config, seed)
     return tf.slice(image, tf.concat([corner, [0]], 0), tf.concat([extent, [channels]], 0))
 

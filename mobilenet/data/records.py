@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import tensorflow as tf
 
+from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.data import checking
+from mobilenet.data import checking, record_scan
 from mobilenet.data.order import SPLITS, DatasetInfo, epochs, order_seed
 from mobilenet.errors import UsageError
 
@@ -26,14 +27,8 @@ OPEN_FILES = 16
 _SCANNED = 20_000  # sets up to this many records are read once for their classes
 _IMAGENET = 1000
 _PATTERNS = {"train": "train*", "validation": "val*", "test": "test*"}
-_KEYS = {
-    "image/encoded": tf.io.FixedLenFeature([], tf.string),
-    "image/class/label": tf.io.FixedLenFeature([], tf.int64),
-}
-_TEXT = {"image/class/text": tf.io.FixedLenFeature([], tf.string, "")}
+_NAME = 200  # bytes of a class name, on average over a million of them
 _RANGE = "label out of range for --label_offset"
-
-Parse = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +38,7 @@ class RecordSplit:
     Attributes:
         files: in their sorted order.
         counts: records in each file.
-        parse: record to encoded image and label as stored.
+        keys: where a record holds its image and its label.
         label_offset: stored label minus class index.
         num_classes: class indices end before this.
         left_out: numbers of records (over all files in order) that cannot be decoded.
@@ -51,7 +46,7 @@ class RecordSplit:
 
     files: tuple[str, ...]
     counts: tuple[int, ...]
-    parse: Parse
+    keys: record_scan.Keys
     label_offset: int
     num_classes: int
     left_out: tuple[int, ...] = ()
@@ -90,55 +85,57 @@ class RecordSplit:
         return epochs(self.size, start, order)
 
     def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        encoded, label = self.parse(item)
-        index = tf.cast(label, tf.int32) - self.label_offset
+        encoded, label = self.keys.parse(item)
+        index = label - self.label_offset
         legal = tf.logical_and(index >= 0, index < self.num_classes)
         with tf.control_dependencies([tf.debugging.Assert(legal, [_RANGE, label])]):
-            return encoded, tf.identity(index)
+            return encoded, tf.cast(index, tf.int32)
 
 
 def describe(config: DatasetConfig) -> DatasetInfo:
     """As `mobilenet.data.describe`, for `tfrecord`."""
-    found = _find(config)
-    held_out = [split for split in ("test", "validation") if split in found]
-    if held_out:
-        found = {"validation": found[held_out[0]], "test": found[held_out[0]], **found}
-    counts = {split: count(files) for split, files in found.items()}
-    sizes = {split: sum(counts[split]) for split in SPLITS if split in found}
+    found = _splits(config)
+    sizes = {split: sum(count(files)) for split, files in found.items()}
     labels = _labels(config, found, sum(sizes.values()))
     skipped = {}
     if config.skip_corrupt:
-        skipped = {split: len(corrupt(found[split], parse_imagenet)) for split in sizes}
+        keys, most = record_scan.Keys(), config.max_pixels
+        skipped = {split: len(record_scan.damaged(found[split], keys, most)) for split in sizes}
         sizes = {split: sizes[split] - skipped[split] for split in sizes}
     return DatasetInfo(len(labels), labels, sizes, tuple(sizes), skipped)
 
 
 def open_split(config: DatasetConfig, split: str) -> RecordSplit:
     """As `sources.open_split`, for `tfrecord`."""
-    found = _find(config)
-    info = describe(config.replace(skip_corrupt=False))
-    if split not in info.splits:
-        raise UsageError("split", split, f"one of {', '.join(info.splits)} in {config.data_dir}")
-    other = "validation" if split == "test" else "test"
-    files = found.get(split) or found[other]
-    opened = RecordSplit(files, count(files), parse_imagenet, config.label_offset, info.num_classes)
+    found = _splits(config)
+    if split not in found:
+        raise UsageError("split", split, f"one of {', '.join(found)} in {config.data_dir}")
+    counts = {name: count(files) for name, files in found.items()}
+    classes = len(_labels(config, found, sum(map(sum, counts.values()))))
+    keys = record_scan.Keys()
+    opened = RecordSplit(found[split], counts[split], keys, config.label_offset, classes)
     return without_corrupt(opened, config)
+
+
+def _splits(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
+    """Record files by split; where one set is held out, validation and test are both that set."""
+    found = _find(config)
+    held_out = found.get("test") or found.get("validation")
+    if held_out:
+        found = {"validation": held_out, "test": held_out, **found}
+    return {split: found[split] for split in SPLITS if split in found}
 
 
 def without_corrupt(opened: RecordSplit, config: DatasetConfig) -> RecordSplit:
     """The split without its corrupt records, where the config asks for that (decodes them all)."""
     if not config.skip_corrupt:
         return opened
-    bad = corrupt(opened.files, opened.parse)
+    bad = record_scan.damaged(opened.files, opened.keys, config.max_pixels)
     if bad:
-        checking.log_skipped(name for _, name in bad)
-    return dataclasses.replace(opened, left_out=tuple(number for number, _ in bad))
-
-
-def parse_imagenet(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Encoded image and stored label of a record with ImageNet's keys."""
-    features = tf.io.parse_single_example(record, _KEYS)
-    return features["image/encoded"], features["image/class/label"]
+        checking.log_skipped(record.name for record in bad)
+    if len(bad) == sum(opened.counts):
+        raise UsageError(opened.files[0], None, f"a record that can be used ({bad[0].reason})")
+    return dataclasses.replace(opened, left_out=tuple(record.number for record in bad))
 
 
 def _find(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
@@ -176,12 +173,15 @@ def count(files: Sequence[str]) -> tuple[int, ...]:
 def _count(path: str) -> int:
     reader = tf.io.gfile.GFile if "://" in path else open
     size, position, records = tf.io.gfile.stat(path).length, 0, 0
-    with reader(path, "rb") as file:
-        while position < size:
-            file.seek(position)
-            head = file.read(8)
-            position += 16 + (struct.unpack("<Q", head)[0] if len(head) == 8 else size)
-            records += 1
+    try:
+        with reader(path, "rb") as file:
+            while position < size:
+                file.seek(position)
+                head = file.read(8)
+                position += 16 + (struct.unpack("<Q", head)[0] if len(head) == 8 else size)
+                records += 1
+    except OSError as error:
+        raise UsageError(path, None, f"a file that can be read ({error.strerror})") from None
     if position != size or not records:
         raise UsageError(
             path, None, "a whole, uncompressed TFRecord file", "copy it again, or remove it"
@@ -195,22 +195,12 @@ def _labels(
     """Class names: `labels.txt`, else of small sets what the records say, else 1000 numbers."""
     path = os.path.join(str(config.data_dir), "labels.txt")
     if tf.io.gfile.exists(path):
-        with tf.io.gfile.GFile(path) as file:
-            return tuple(line.strip() for line in file.read().splitlines() if line.strip())
+        return _listed_names(path)
     if total > _SCANNED:
         return tuple(str(index) for index in range(_IMAGENET + 1 - min(config.label_offset, 1)))
     files = sorted({file for names in found.values() for file in names})
-    keys = {"image/class/label": _KEYS["image/class/label"], **_TEXT}
-    texts: dict[int, str] = {}
-    try:
-        for features in (
-            tf.data.TFRecordDataset(files).batch(256).map(lambda r: tf.io.parse_example(r, keys))
-        ):
-            values = features["image/class/label"].numpy(), features["image/class/text"].numpy()
-            texts.update((int(n), t.decode(errors="replace")) for n, t in zip(*values, strict=True))
-    except tf.errors.OpError as error:
-        raise explained(error, files) or error from None
-    lowest = min(texts)
+    texts = record_scan.labels(files, config.skip_corrupt)
+    lowest, highest = min(texts), max(texts)
     if lowest < config.label_offset:
         raise UsageError(
             "--label_offset",
@@ -218,46 +208,37 @@ def _labels(
             f"at most the lowest label in the records, {lowest}",
             f"give --label_offset {lowest}",
         )
-    indices = range(config.label_offset, max(texts) + 1)
+    indices = range(config.label_offset, highest + 1)
     return tuple(texts.get(index) or str(index - config.label_offset) for index in indices)
 
 
-def corrupt(files: Sequence[str], parse: Parse) -> list[tuple[int, str]]:
-    """Number (over all files) and name of each record whose image cannot be decoded."""
-    return list(_corrupt(files, parse))
+def _listed_names(path: str) -> tuple[str, ...]:
+    """The lines of `labels.txt`."""
+    if tf.io.gfile.stat(path).length > _NAME * MAX_CLASSES:
+        raise UsageError(path, None, f"at most {MAX_CLASSES:,} class names")
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            names = tuple(line.strip() for line in file.read().splitlines() if line.strip())
+    except UnicodeDecodeError:
+        raise UsageError(path, None, "a class name a line, in UTF-8") from None
+    except tf.errors.OpError as error:
+        raise UsageError(path, None, f"a file that can be read ({error.message})") from None
+    if not 0 < len(names) <= MAX_CLASSES:
+        raise UsageError(path, f"{len(names)} names", f"1 to {MAX_CLASSES:,} class names")
+    return names
 
 
-def _corrupt(files: Sequence[str], parse: Parse) -> Iterator[tuple[int, str]]:
-    number = 0
-    for path in files:
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            images = (parse(record)[0] for record in tf.data.TFRecordDataset(path))
-            for position, whole in enumerate(pool.map(checking.decodes, images)):
-                if not whole:
-                    yield number, f"{path} record {position}"
-                number += 1
-
-
-def explained(error: Exception, files: Sequence[str]) -> UsageError | None:
-    """The usage error behind an error of TensorFlow's on reading these files, or `None`."""
+def explained(error: Exception, opened: RecordSplit, config: DatasetConfig) -> UsageError | None:
+    """The usage error that an error of TensorFlow's on reading a split stands for, or `None`."""
     message = str(error)
     if _RANGE in message:
-        label = message.split(_RANGE, 1)[1].split("[", 1)[-1].split("]", 1)[0]
+        label = int(message.split(_RANGE, 1)[1].split("[", 1)[-1].split("]", 1)[0])
         return UsageError(
             "--label_offset",
-            None,
-            f"labels from the offset to offset plus classes; a record of {files[0]} holds {label}",
+            config.label_offset,
+            f"labels from the offset to below offset plus {opened.num_classes}; "
+            f"{record_scan.first_with(label, opened.files, opened.keys)} holds {label}",
             "slim's ImageNet records (1 to 1000) take 1, or 0 with 1001 classes",
         )
-    if "is required but could not be found" in message or "Could not parse example" in message:
-        return UsageError(
-            files[0], None, f"records with {' and '.join(_KEYS)}", "write ImageNet's keys"
-        )
-    if isinstance(error, tf.errors.DataLossError):
-        for path in files:
-            try:
-                for _ in tf.data.TFRecordDataset(path):
-                    pass
-            except tf.errors.DataLossError:
-                return UsageError(path, None, "a TFRecord file without damage", "copy it again")
-    return None
+    bad = record_scan.damaged(opened.files, opened.keys, config.max_pixels)
+    return checking.corrupt_error([one.name for one in bad], bad[0].reason) if bad else None

@@ -7,7 +7,7 @@ order of an epoch, and reads one item when asked.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -141,21 +141,27 @@ def explain(
     """
     if isinstance(error, UsageError):
         return error
-    if not isinstance(error, tf.errors.OpError):
+    if not isinstance(error, checking.ERRORS):
         return None
     config = _config(dataset)
     if config.name == "digits":
         return None
     if config.name in _FILES:
         items = _listed(config).splits.get(split, ())
-        corrupt = checking.corrupt_files([str(path) for path, _ in items])
-        return checking.corrupt_error(corrupt) if corrupt else None
+        return _corrupt_error(_corrupt(config, items))
     opened = _open_records(config.replace(skip_corrupt=False), split)
-    found = records.explained(error, opened.files)
-    if found is None and isinstance(error, tf.errors.InvalidArgumentError):
-        names = [name for _, name in records.corrupt(opened.files, opened.parse)]
-        found = checking.corrupt_error(names) if names else None
-    return found
+    return records.explained(error, opened, config)
+
+
+def _corrupt(config: DatasetConfig, items: Sequence[class_folders.Item]) -> dict[str, str]:
+    """Why images cannot be decoded, by path; those that can be are left out."""
+    return checking.corrupt_files([str(path) for path, _ in items], config.max_pixels)
+
+
+def _corrupt_error(corrupt: Mapping[str, str]) -> UsageError | None:
+    if not corrupt:
+        return None
+    return checking.corrupt_error(list(corrupt), next(iter(corrupt.values())))
 
 
 def _listed(config: DatasetConfig) -> class_folders.ClassFolders | image_list.ImageList:
@@ -169,9 +175,10 @@ def _listed(config: DatasetConfig) -> class_folders.ClassFolders | image_list.Im
 
 def _files(config: DatasetConfig, items: Sequence[class_folders.Item], split: str) -> FileSplit:
     if config.skip_corrupt or len(items) <= _CHECKED:
-        corrupt = checking.corrupt_files([str(path) for path, _ in items])
-        if corrupt and not config.skip_corrupt:
-            raise checking.corrupt_error(corrupt)
+        corrupt = _corrupt(config, items)
+        error = _corrupt_error(corrupt)
+        if error is not None and not config.skip_corrupt:
+            raise error
         if corrupt:
             checking.log_skipped(corrupt)
         left_out = set(corrupt)

@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
-import tensorflow as tf
-
+from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data.order import SPLITS, DatasetInfo
-from mobilenet.data.records import RecordSplit, corrupt, without_corrupt
+from mobilenet.data.record_scan import Keys, damaged
+from mobilenet.data.records import RecordSplit, without_corrupt
 from mobilenet.errors import UsageError
 
 OWN = ("digits", "image_folder", "image_list", "tfrecord")
@@ -159,17 +159,16 @@ def _open(builder: Any, config: DatasetConfig, split: str) -> RecordSplit:
             "--dataset_name", builder.name, "a set prepared as TFRecord files", "prepare it again"
         )
 
-    def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        example = features.deserialize_example(record, decoders={image: tfds.decode.SkipDecoding()})
-        return example[image], example[label]
-
-    classes = int(features[label].num_classes) - config.label_offset
+    classes = (features[label].num_classes or 0) - config.label_offset
+    if not 0 < classes <= MAX_CLASSES:
+        bounds = f"1 to {MAX_CLASSES:,} classes after --label_offset"
+        raise UsageError("--dataset_name", builder.name, f"a set of {bounds}; it has {classes}")
     files = [str(path) for path in stored.filepaths]
     kept = [(file, n) for file, n in zip(files, stored.shard_lengths, strict=True) if n]
     return RecordSplit(
         tuple(file for file, _ in kept),
         tuple(n for _, n in kept),
-        parse,
+        Keys(image, label),
         config.label_offset,
         classes,
     )
@@ -183,7 +182,10 @@ def describe(config: DatasetConfig) -> DatasetInfo:
     opened = {split: _open(builder, config, split) for split in _splits(builder)}
     skipped = {}
     if config.skip_corrupt:
-        skipped = {split: len(corrupt(one.files, one.parse)) for split, one in opened.items()}
+        skipped = {
+            split: len(damaged(one.files, one.keys, config.max_pixels))
+            for split, one in opened.items()
+        }
     sizes = {split: one.size - skipped.get(split, 0) for split, one in opened.items()}
     return DatasetInfo(len(names), names, sizes, tuple(sizes), skipped)
 

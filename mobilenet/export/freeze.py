@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +18,7 @@ from tensorflow.python.framework.convert_to_constants import (  # no public alia
     convert_variables_to_constants_v2,
 )
 
+from mobilenet import console
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models.checks import check_finite
 
@@ -124,8 +122,7 @@ def quiet() -> Iterator[list[str]]:
     """Keeps what TensorFlow's C++ side and Python's warnings would write to standard error.
 
     Yields:
-        A list that holds the lines once the block has ended. The descriptor is the process's: lines
-        that other threads write meanwhile are kept too.
+        A list that holds the lines once the block has ended; see `console.quiet`.
     """
     lines: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -135,22 +132,11 @@ def quiet() -> Iterator[list[str]]:
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
-        try:
-            kept = os.dup(2)
-        except OSError:  # no standard error at all (a service): nothing can be noisy
-            yield lines
-            return
-        stack.callback(os.close, kept)
-        sink = stack.enter_context(tempfile.TemporaryFile())
-        sys.stderr.flush()
-        os.dup2(sink.fileno(), 2)
+        written = stack.enter_context(console.quiet())
         try:
             yield lines
         finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            sink.seek(0)
-            lines.extend(sink.read().decode("utf-8", "replace").splitlines())
+            lines.extend(written().splitlines())
 
 
 def _check_functional(model: object) -> None:

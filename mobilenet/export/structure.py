@@ -8,7 +8,7 @@ import numpy as np
 
 from mobilenet.configs.card import Edge
 from mobilenet.configs.formats import Format
-from mobilenet.errors import one_of, shorten
+from mobilenet.errors import UsageError, one_of, shorten
 from mobilenet.export import islands
 from mobilenet.runtime import flatbuffer, parts
 
@@ -16,6 +16,8 @@ FLOAT_STEP = 1e-3  # "step" of a file whose logits are float
 _CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3}
 _KERNEL_AXIS = {**_CHANNEL_AXIS, "FULLY_CONNECTED": 0}
 _SCALE_SLACK = 1e-3  # scales are float32 products
+# XNNPACK, src/operators/convolution-nhwc.c: "requantization scale greater or equal to 256.0".
+_MAX_RESCALING = 256.0
 _CHANCE = 4  # fewer channels may share a bias code by chance
 
 
@@ -53,6 +55,36 @@ def structure_faults(
         if op.name in _CHANNEL_AXIS:
             faults += _convolution_faults(op, content)
     return faults
+
+
+def check_rescaling(content: flatbuffer.Flatbuffer) -> None:
+    """Refuses a file with a kernel that XNNPACK cannot compute in int8, and names the layer.
+
+    What a channel sums up, in steps of input times kernel, becomes steps of the output by one
+    factor. A channel whose weights are far larger than what the output's range holds needs a
+    factor that the runtime does not take; the whole file could then not be run.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for op in content.operators:
+        if op.name not in _KERNEL_AXIS:
+            continue
+        source, kernel = (content.tensors[index] for index in op.inputs[:2])
+        result = content.tensors[op.outputs[0]]
+        if not (source.scales.size and kernel.scales.size and result.scales.size):
+            continue
+        factors = source.scales[0].astype(np.float64) * kernel.scales / result.scales[0]
+        if factors.max() < _MAX_RESCALING:
+            continue
+        layer = shorten(sorted(islands.layers_of(kernel))) or name_of(kernel)
+        channel, ratio = int(factors.argmax()), float(factors.max() / np.median(factors))
+        raise UsageError(
+            layer,
+            f"channel {channel} at {ratio:,.0f} times the median channel",
+            "channels that one int8 layer can hold",
+            f"--keep_float {layer} computes it in float; or train on with weight decay",
+        )
 
 
 def format_faults(content: flatbuffer.Flatbuffer, wanted: Format) -> list[str]:

@@ -20,6 +20,7 @@ from mobilenet.export.edges import run
 from mobilenet.export.operators import Proof
 from mobilenet.export.structure import (
     FLOAT_STEP,
+    check_rescaling,
     edge_of,
     format_faults,
     inner_float_tensors,
@@ -167,8 +168,7 @@ def verify(
             int8 file) says to `inputs`.
         inputs: `[images, height, width, channels]`, preprocessed for this file.
         expect_int8, io: what must be inside, and the type of both ends.
-        pixel_std: of the preprocessing, the inverse of an int8 input's step; `None` where it has
-            one a channel.
+        pixel_std: of the preprocessing, the inverse of an int8 input's step; `None` for several.
         limits: figures that the file must reach.
         threads: of the interpreter.
         simulated, plain: for a proof of each operator, the net that was converted, with fake
@@ -177,9 +177,10 @@ def verify(
         kept: what must compute in float inside an int8 file.
 
     Raises:
-        UsageError: the bytes are no sound flatbuffer, or images and logits do not fit it.
+        UsageError: no sound flatbuffer that can run, or images and logits do not fit it.
     """
     content = flatbuffer.read(data)
+    check_rescaling(content)
     faults = structure_faults(content, expect_int8, io, pixel_std, kept)
     faults += [] if wanted is None else format_faults(content, wanted)
     runner = interpreter.make(content, threads)

@@ -23,7 +23,7 @@ from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
 
-from . import hdf5, safe_loading
+from . import checkpoint_index, hdf5, safe_loading
 from .roles import Graph, kind
 
 MODEL = "model.keras"
@@ -190,7 +190,6 @@ def _load_h5(path: Path) -> Any:
 
 def _load_saved_model(path: Path) -> Any:
     """Architecture and weights of a SavedModel; its own graph is not run."""
-    import tensorflow as tf
     from google.protobuf.message import DecodeError
     from tf_keras.protobuf import saved_metadata_pb2
 
@@ -207,9 +206,10 @@ def _load_saved_model(path: Path) -> Any:
             "load the .keras file instead",
         )
     prefix = path / "variables" / "variables"
-    shapes = tf.train.load_checkpoint(str(prefix)).get_variable_to_shape_map()
+    entries = checkpoint_index.read_index(str(prefix))
     description = safe_loading.sanitize(_json(root.metadata))
-    model = safe_loading.build(description, sum(map(math.prod, shapes.values())))
+    values = sum(math.prod(entry.shape) for entry in entries.values())
+    model = safe_loading.build(description, values)
     model.load_weights(str(prefix)).assert_existing_objects_matched().expect_partial()
     return model
 

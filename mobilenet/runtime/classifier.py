@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet.configs.card import Card, Edge
+from mobilenet.configs.dataset import MAX_PIXELS
 from mobilenet.errors import UsageError, one_of
 from mobilenet.runtime import flatbuffer, images, isolation, parts, worker
 
@@ -91,10 +92,17 @@ class Classifier:
         self._pool: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pool.put(self._open())
 
-    def pixels(self, picture: Picture) -> Floats:
-        """An image file or uint8 array `[H, W, C]` at the net's size: float32, 0..255."""
+    def pixels(self, picture: Picture, max_pixels: int = MAX_PIXELS) -> Floats:
+        """An image file or uint8 array `[H, W, C]` at the net's size: float32, 0..255.
+
+        A file of more than `max_pixels` is refused before it is decoded.
+        """
         channels = self.input_shape[2]
-        image = picture if isinstance(picture, np.ndarray) else images.decode(picture, channels)
+        image = (
+            picture
+            if isinstance(picture, np.ndarray)
+            else images.decode(picture, channels, max_pixels)
+        )
         if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
             raise UsageError("image", image.shape, f"an array of [height, width, {channels}]")
         return images.preprocess(image, self.card.preprocessing, self.input_shape[:2])
@@ -130,9 +138,11 @@ class Classifier:
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 
-    def top_k(self, picture: Picture, k: int = 5) -> list[tuple[str, float]]:
+    def top_k(
+        self, picture: Picture, k: int = 5, max_pixels: int = MAX_PIXELS
+    ) -> list[tuple[str, float]]:
         """The `k` likeliest classes of an image file or array: label, probability; best first."""
-        return rank(self.run(self.pixels(picture)), self.labels, k, self.card.outputs)
+        return rank(self.run(self.pixels(picture, max_pixels)), self.labels, k, self.card.outputs)
 
     def _open(self) -> Any:
         return isolation.make(self.flatbuffer, self._isolated, str(self.path), self._runtime)
@@ -200,10 +210,10 @@ def rank(
 
 
 def predict(
-    paths: Iterable[Picture], classifier: Classifier, k: int = 5
+    paths: Iterable[Picture], classifier: Classifier, k: int = 5, max_pixels: int = MAX_PIXELS
 ) -> list[list[tuple[str, float]]]:
     """`top_k` of several images, in all threads; one row an image, in their order."""
-    return list(classifier.map(lambda path: classifier.top_k(path, k), paths))
+    return list(classifier.map(lambda path: classifier.top_k(path, k, max_pixels), paths))
 
 
 def _ends(graph: flatbuffer.Flatbuffer, name: str) -> tuple[parts.Tensor, parts.Tensor]:

@@ -4,6 +4,7 @@ core.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mobilenet import class_folders, digits, image_list
+from mobilenet.configs.dataset import MAX_PIXELS
 from mobilenet.errors import UsageError, one_of
 from mobilenet.metrics import Matching, Metrics, match
 from mobilenet.runtime.classifier import Classifier, Floats
@@ -30,6 +32,7 @@ def evaluate(
     on_corrupt: Skip | None = None,
     label_offset: int = 0,
     on_note: Callable[[str], object] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Metrics:
     """Scores a classifier; images are decoded and run in the classifier's threads.
 
@@ -43,6 +46,7 @@ def evaluate(
             out; without it the first such image ends the evaluation.
         label_offset: label in the list minus class index.
         on_note: called with one line where the classes of net and data are not the same.
+        max_pixels: an image file of more is refused like a corrupt one.
 
     Raises:
         UsageError: the data cannot be used, an image is corrupt, or the classes do not match the
@@ -55,7 +59,7 @@ def evaluate(
     load, items, matching = (
         _digits(classifier, data_dir, split)
         if dataset_name == "digits"
-        else _files(classifier, dataset_name, data_dir, split, label_offset)
+        else _files(classifier, dataset_name, data_dir, split, label_offset, max_pixels)
     )
     if matching.note and on_note is not None:
         on_note(matching.note)
@@ -120,6 +124,7 @@ def _files(
     data_dir: str | os.PathLike[str] | None,
     split: str,
     label_offset: int,
+    max_pixels: int,
 ) -> Work:
     found = (
         class_folders.find(data_dir)
@@ -129,7 +134,8 @@ def _files(
     if split not in found.splits:
         raise UsageError("split", split, f"one of {', '.join(found.splits)}, which {data_dir} has")
     matching = _match(classifier, found.labels, dataset_name)
-    return classifier.pixels, list(found.splits[split]), matching
+    load = functools.partial(classifier.pixels, max_pixels=max_pixels)
+    return load, list(found.splits[split]), matching
 
 
 def _match(classifier: Classifier, labels: tuple[str, ...], dataset: str) -> Matching:

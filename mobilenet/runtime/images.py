@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mobilenet.configs.dataset import Preprocessing
+from mobilenet import image_files
+from mobilenet.configs.dataset import MAX_PIXELS, Preprocessing
 from mobilenet.errors import UsageError
 
 _CROP_PADDING = 32  # of the square crop: side = min(H, W) * size / (size + 32)
@@ -25,36 +26,30 @@ Floats = npt.NDArray[np.float32]
 Size = int | tuple[int, int]
 
 
-def decode(path: str | os.PathLike[str], channels: int = 3) -> Pixels:
-    """Reads an image file of any kind that Pillow knows as `[height, width, channels]`.
+def decode(path: str | os.PathLike[str], channels: int = 3, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Reads a JPEG, PNG, BMP, GIF (its first frame) or WebP as `[height, width, channels]`.
 
     Grey is repeated, CMYK and palettes become RGB, transparency is dropped, of 16 bits the upper 8
-    are kept; of a moving picture the first frame counts.
+    are kept. What is read here is what `mobilenet.data` reads (`mobilenet.image_files`).
 
     Args:
         path: the file.
         channels: 3 (RGB) or 1 (luma; of a JPEG, the stored one).
+        max_pixels: an image of more, as its header states, is refused before it is decoded.
 
     Raises:
-        UsageError: the file is missing, is no image, or is corrupt or cut off.
+        UsageError: the file is missing, is no image of these formats, has too many pixels, or is
+            corrupt or cut off.
     """
     if not Path(path).is_file():
         raise UsageError(str(path), None, "an image file; there is none")
     try:
-        with Image.open(path) as image:
-            if channels == 1:
-                image.draft("L", image.size)
+        content = image_files.read(path)
+        with image_files.load(content, max_pixels, "L" if channels == 1 else None) as image:
             return _pixels(image, channels)
-    except (
-        Exception
-    ) as error:  # decoders of damaged files raise anything: OSError, SyntaxError, struct.error, ...
-        reason = str(error).replace(os.fspath(path), "file") or type(error).__name__
-        raise UsageError(
-            str(path),
-            None,
-            f"an image that can be decoded ({reason})",
-            "replace or remove the file",
-        ) from None
+    except image_files.ImageError as error:
+        remedy = "replace or remove the file"
+        raise image_files.refused([str(path)], str(error), remedy) from None
 
 
 def _pixels(image: Image.Image, channels: int) -> Pixels:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import random
 import statistics
-import tempfile
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, cast
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from mobilenet.console import quiet
 from mobilenet.errors import UsageError
 from mobilenet.runtime import flatbuffer
 
 Source = str | os.PathLike[str] | bytes | flatbuffer.Flatbuffer
 _RUNTIMES = (("ai_edge_litert.interpreter", "Interpreter"), ("tensorflow", "lite.Interpreter"))
-MESSAGE_BYTES = 1 << 16  # most of the runtime's own lines that are read back
-_lock = threading.Lock()  # file descriptor 2 belongs to the process
 
 
 def make(source: Source, threads: int = 1, keep_tensors: bool = False) -> Any:
@@ -74,31 +70,6 @@ def runtime() -> Any:
     raise UsageError(
         "ai_edge_litert", None, "an installed TensorFlow Lite runtime", "pip install ai-edge-litert"
     )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[Callable[[], str]]:
-    """Keeps the runtime's own lines off the terminal, and gives what it has said so far."""
-    with _lock, _aside() as aside:
-        try:
-            kept = os.dup(2)
-        except OSError:  # no standard error at all
-            yield str
-            return
-        try:
-            os.dup2(aside.fileno(), 2)
-            yield lambda: os.pread(aside.fileno(), MESSAGE_BYTES, 0).decode("utf-8", "replace")
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def _aside() -> BinaryIO:
-    """Where lines are kept; a machine without a place to write to keeps none."""
-    try:
-        return cast(BinaryIO, tempfile.TemporaryFile())
-    except OSError:
-        return open(os.devnull, "r+b")
 
 
 def _nodes(interpreter: Any) -> list[dict[str, Any]]:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mobilenet.console import quiet
 from mobilenet.errors import UsageError, shorten
 from mobilenet.runtime.flatbuffer import Flatbuffer
-from mobilenet.runtime.interpreter import quiet
 
 MODULE = "tflite_micro.python.tflite_micro.runtime"
 _NAME = "TensorFlow Lite Micro"

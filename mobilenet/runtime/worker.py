@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from mobilenet import console
 from mobilenet.errors import UsageError
 from mobilenet.runtime import flatbuffer, interpreter, micro, parts
 
@@ -165,7 +166,7 @@ def limit_resources(memory: int) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + memory)
     _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_FSIZE, interpreter.MESSAGE_BYTES)  # messages pass through a file
+    _limit(resource.RLIMIT_FSIZE, console.MAX_MESSAGE_BYTES)  # messages pass through a file
 
 
 def limit_processor_time(seconds: float) -> None:

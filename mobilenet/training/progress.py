@@ -17,10 +17,17 @@ log = logging.getLogger("mobilenet")
 _PLOTTED = ("loss", "top1", "val_loss", "val_top1", "lr")
 
 
+class _Lines(logging.StreamHandler):  # type: ignore[type-arg]  # not generic in Python 3.10
+    """A reader that has gone, or a full disk, ends the command as it does for `print`."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        raise
+
+
 @contextlib.contextmanager
 def shown() -> Iterator[None]:
     """Inside, what the package logs goes to stdout; a warning that is repeated, once."""
-    before, handler = (log.level, log.propagate), logging.StreamHandler(sys.stdout)
+    before, handler = (log.level, log.propagate), _Lines(sys.stdout)
     warned: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:

@@ -24,7 +24,7 @@ def explained(dataset: DatasetConfig, *splits: str) -> Iterator[None]:
     """
     try:
         yield
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, UnicodeDecodeError) as error:  # the second: a message with raw bytes
         for split in splits:
             found = data.explain(error, dataset, split)
             if found is not None:

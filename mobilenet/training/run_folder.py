@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 
 from mobilenet import files, strict_json
-from mobilenet.configs.run import STAGES, RunConfig, place_of
+from mobilenet.configs.run import STAGES, RunConfig, place_of, stage_of
 from mobilenet.errors import UsageError, shown
 
 CONFIG, REPORT, ENVIRONMENT, LOG, METRICS = (
@@ -94,6 +94,12 @@ class RunFolder:
             self.path / REPORT, {"config": self.config.to_json(), "stages": self.entries}
         )
 
+    def remove_resume_states(self) -> None:
+        """Removes those of finished stages, also where a process was killed before it did so."""
+        for folder in (self.path / CHECKPOINTS).glob("*"):
+            if self.finished(folder.name) or self.finished(stage_of(folder.name)):
+                shutil.rmtree(folder, ignore_errors=True)
+
     def write_metrics(self, stage: str, rows: list[dict[str, float]]) -> None:
         """Rewrites `metrics.csv`: a line an epoch, all stages."""
         histories = {e["stage"]: e.get("history", []) for e in self.entries} | {stage: rows}
@@ -140,6 +146,7 @@ def opened(
         else:
             both = tuple(stage for stage in STAGES if stage in (*before.stages, *config.stages))
             run = RunFolder(place, config.replace(stages=both), _entries(place), begun=True)
+            run.remove_resume_states()
         files.write_json(place / CONFIG, run.config.to_json())
         files.write_json(place / ENVIRONMENT, environment())
         with _logging_to(place / LOG):

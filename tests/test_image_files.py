@@ -1,0 +1,278 @@
+"""Which images are read: the same ones by TensorFlow, in the graph, and by Pillow."""
+
+from __future__ import annotations
+
+import functools
+import io
+import random
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from data_sets import jpeg, picture
+from PIL import Image
+
+from mobilenet import image_files
+from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.data import checking, decoding, preprocessing
+from mobilenet.errors import UsageError
+from mobilenet.runtime import images
+
+MOST = 100_000  # pixels; the pictures have 2000
+
+
+def encoded(kind: str, image: Image.Image | None = None, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    (image or picture(3)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def transparent() -> Image.Image:
+    image = picture(3).convert("RGBA")
+    image.putalpha(picture(4).convert("L"))
+    return image
+
+
+@functools.cache
+def readable() -> dict[str, bytes]:
+    colors = picture(3).quantize(64)
+    return {
+        "jpeg": jpeg(3),
+        "progressive jpeg": encoded("jpeg", progressive=True),
+        "jpeg with restarts": encoded("jpeg", restart_marker_blocks=2),
+        "gray jpeg": encoded("jpeg", picture(3).convert("L")),
+        "cmyk jpeg": encoded("jpeg", picture(3).convert("CMYK")),
+        "png": encoded("png"),
+        "transparent png": encoded("png", transparent()),
+        "palette png": encoded("png", colors),
+        "one-bit png": encoded("png", picture(3).convert("1")),
+        "bmp": encoded("bmp"),
+        "transparent bmp": encoded("bmp", transparent()),
+        "gray bmp": encoded("bmp", picture(3).convert("L")),
+        "gif": encoded("gif", colors),
+        "transparent gif": encoded("gif", colors, transparency=5),
+        "moving gif": encoded("gif", colors, save_all=True, append_images=[colors.rotate(90)]),
+        "webp": encoded("webp"),
+        "lossless webp": encoded("webp", lossless=True),
+        "transparent webp": encoded("webp", transparent()),
+        "transparent lossless webp": encoded("webp", transparent(), lossless=True),
+    }
+
+
+@functools.cache
+def graph(channels: int = 3) -> Callable[[bytes], tf.Tensor]:
+    return tf.function(
+        lambda content: decoding.decode(content, channels, MOST),
+        input_signature=[tf.TensorSpec([], tf.string)],
+    )
+
+
+def by_tensorflow(content: bytes, channels: int = 3) -> np.ndarray | None:
+    try:
+        return graph(channels)(content).numpy()
+    except tf.errors.InvalidArgumentError:
+        return None
+
+
+def by_pillow(content: bytes, folder: Path, channels: int = 3) -> np.ndarray | None:
+    path = folder / "image"
+    path.write_bytes(content)
+    try:
+        return images.decode(path, channels, MOST)
+    except UsageError as error:
+        assert "\n" not in str(error)
+        return None
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_sound_files_have_the_same_pixels(tmp_path: Path, channels: int) -> None:
+    for name, content in readable().items():
+        expected, ours = by_tensorflow(content, channels), by_pillow(content, tmp_path, channels)
+        assert expected is not None and ours is not None, name
+        assert ours.shape == expected.shape == (40, 50, channels), name
+        apart = 4 if "jpeg" in name else 1  # two versions of libjpeg; rounding of gray
+        assert np.abs(ours.astype(int) - expected).max() <= apart, name
+
+
+def damaged(content: bytes, seed: int) -> list[bytes]:
+    noise, size = random.Random(seed), len(content)
+    found = [content[:-cut] for cut in (1, 2, 4, 12, size // 3, size // 2)]
+    for _ in range(6):
+        place, changed = noise.randrange(min(size, 64)), bytearray(content)
+        changed[place] ^= 1 << noise.randrange(8)
+        found.append(bytes(changed))
+        place, changed = noise.randrange(size), bytearray(content)
+        changed[place] ^= 1 << noise.randrange(8)
+        found.append(bytes(changed))
+        place, count = noise.randrange(size), 1 + noise.randrange(size // 8)
+        found.append(content[:place] + content[place + count :])
+        found.append(content[:place] + noise.randbytes(count) + content[place + count :])
+    return [*found, content + b"\0", content + b"text behind the end"]
+
+
+@pytest.mark.parametrize("name", [name for name in readable() if "gif" not in name])
+def test_damaged_files_are_read_by_both_or_by_none(name: str, tmp_path: Path) -> None:
+    for number, content in enumerate(damaged(readable()[name], len(name))):
+        found = by_tensorflow(content), by_pillow(content, tmp_path)
+        assert (found[0] is None) == (found[1] is None), (number, found)
+        assert (checking.fault(content, MOST) == "") == (found[1] is not None), number
+
+
+def test_gif_damage_that_tensorflow_overlooks_is_found_where_files_are_checked(
+    tmp_path: Path,
+) -> None:
+    for content in damaged(readable()["gif"], 2):
+        ours = by_pillow(content, tmp_path)
+        assert (checking.fault(content, MOST) == "") == (ours is not None)
+        assert ours is None or by_tensorflow(content) is not None
+
+
+def png(width: int, height: int, *extra: tuple[bytes, bytes], rows: int | None = None) -> bytes:
+    def chunk(name: bytes, payload: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + payload))
+        return struct.pack(">I", len(payload)) + name + payload + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes((1 + min(width, 9999)) * (height if rows is None else rows)))
+    parts = ((b"IHDR", header), *extra, (b"IDAT", pixels), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def oversized() -> dict[str, bytes]:
+    """Files of which the header states more pixels than are there."""
+    sound = readable()
+    start = sound["jpeg"].index(b"\xff\xc0") + 5
+    extended = bytearray(sound["transparent webp"])
+    extended[24:30] = b"\xff\x0f\0\xff\x0f\0"
+    wide = struct.pack("<HH", 5000, 5000)
+    return {
+        "JPEG": sound["jpeg"][:start] + b"\x20\x00\x20\x00" + sound["jpeg"][start + 4 :],
+        "PNG": png(30_000, 30_000, rows=1),
+        "BMP": sound["bmp"][:18] + struct.pack("<ii", 9000, -9000) + sound["bmp"][26:],
+        "GIF": sound["gif"][:6] + wide + sound["gif"][10:],
+        "WebP": sound["webp"][:26] + wide + sound["webp"][30:],
+        "extended WebP": bytes(extended),
+        "lossless WebP": sound["lossless webp"][:21]
+        + b"\xff\xff\xff\x0f"
+        + sound["lossless webp"][25:],
+    }
+
+
+@pytest.mark.parametrize("name", list(oversized()))
+def test_too_many_pixels_are_refused_before_decoding(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(Image.Image, "load", never)
+    content = oversized()[name]
+    path = tmp_path / "large"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"pixels, more than 100,000 \(max_pixels\)"):
+        images.decode(path, max_pixels=MOST)
+    assert "more than 100,000 (max_pixels)" in checking.fault(content, MOST)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="refused"):
+        graph()(content)
+
+
+def test_the_bound_is_inclusive(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(jpeg(1))
+    assert images.decode(tmp_path / "a", max_pixels=2000).shape == (40, 50, 3)
+    with pytest.raises(UsageError, match="50 x 40 pixels, more than 1,999"):
+        images.decode(tmp_path / "a", max_pixels=1999)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [("tiff", "TIFF"), ("jpeg2000", "JPEG 2000"), ("ico", "ICO"), ("ppm", "no image format")],
+)
+def test_other_formats_are_refused_by_name(kind: str, named: str, tmp_path: Path) -> None:
+    content = encoded(kind)
+    assert by_tensorflow(content) is None and by_pillow(content, tmp_path) is None
+    with pytest.raises(image_files.ImageError, match=f"{named}.*JPEG, PNG, BMP, GIF and WebP"):
+        image_files.check(content)
+
+
+def test_kinds_that_only_one_decoder_reads_are_refused(tmp_path: Path) -> None:
+    """Among them the animated WebP, of which TensorFlow 2.21 writes beyond its memory."""
+    colors = picture(3).quantize(64)
+    partial = bytearray(encoded("gif", colors))
+    frame = 13 + 3 * 64
+    while partial[frame] != 0x2C:
+        frame += 8  # the block of the delay
+    partial[frame + 5] -= 1  # one column less than the screen
+    kinds = {
+        "animated": encoded("webp", save_all=True, append_images=[picture(4)]),
+        "colors": encoded("bmp", colors),
+        "bits": encoded("bmp", picture(3).convert("1")),
+        "cover": bytes(partial),
+    }
+    for words, content in kinds.items():
+        assert by_tensorflow(content) is None and by_pillow(content, tmp_path) is None, words
+        assert words in checking.fault(content, MOST)
+
+
+def test_png_chunks_without_pixels_do_not_matter(tmp_path: Path) -> None:
+    content = bytearray(png(30, 20, (b"tEXt", b"Comment\0text")))
+    content[content.index(b"Comment")] ^= 1  # its checksum is now wrong
+    for kept in (bytes(content), png(30, 20, rows=22)):
+        found, ours = by_tensorflow(kept), by_pillow(kept, tmp_path)
+        assert found is not None and ours is not None and (found == ours).all()
+    for lost in (png(30, 20)[:-12], png(30, 20, rows=19), png(30, 20, (b"NEED", b""))):
+        assert by_tensorflow(lost) is None and by_pillow(lost, tmp_path) is None
+
+
+def test_a_png_is_not_inflated_beyond_its_header() -> None:
+    bomb = png(30, 20, rows=2_000_000)  # 62 MB in 60 kB
+    pieces = iter([bomb[bomb.index(b"IDAT") + 4 : -16]])
+    image_files._inflate(pieces, 620)
+    with pytest.raises(image_files.ImageError, match="fewer pixels"):
+        image_files._inflate(iter([zlib.compress(bytes(619))]), 620)
+
+
+def test_large_jpegs_are_decoded_at_half_their_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_files, "JPEG_SAMPLES", 6000)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg(5))
+    expected = tf.io.decode_jpeg(jpeg(5), 3, ratio=2, dct_method="INTEGER_ACCURATE")
+    np.testing.assert_array_equal(decoding.decode(tf.constant(jpeg(5))), expected)
+    assert np.abs(images.decode(path).astype(int) - expected).max() <= 3
+    config = DatasetConfig("image_folder", area_min=0.3, flip=False, colour=0.0)
+    seed = tf.constant([1, 2], tf.int64)
+    crop = preprocessing.training_pixels(tf.constant(jpeg(5)), config, (16, 16), 3, seed)
+    assert crop.shape == (16, 16, 3) and np.ptp(crop.numpy()) > 0
+
+
+def test_damage_below_a_training_crop_is_found() -> None:
+    whole = encoded("jpeg", picture(1, 200, 200))
+    for content, sound in ((whole, True), (whole[: len(whole) * 3 // 4], False)):
+        corner, extent = tf.constant([0, 10]), tf.constant([20, 30])
+        checked, shape = decoding.checked_jpeg(tf.constant(content), MOST)
+        if sound:
+            window = [0, 10, 20, 30]
+            expected = tf.io.decode_and_crop_jpeg(whole, window, 3, dct_method="INTEGER_ACCURATE")
+            crop = decoding.crop_jpeg(checked, shape, corner, extent, 3)
+            np.testing.assert_array_equal(crop, expected)
+        else:
+            with pytest.raises(tf.errors.InvalidArgumentError):
+                decoding.crop_jpeg(checked, shape, corner, extent, 3)
+
+
+def test_only_the_start_of_a_foreign_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.jpg"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UsageError, match="no image format"):
+        images.decode(path)
+    with open(path, "r+b") as file:
+        file.write(b"\xff\xd8\xff\xe0")
+    with pytest.raises(UsageError, match="bytes, more than"):
+        images.decode(path)
+    assert checking.corrupt_files([str(path)], MOST)
