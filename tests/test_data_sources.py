@@ -14,7 +14,7 @@ import tensorflow as tf
 from data_sets import example, folders, jpeg, records
 
 from mobilenet import data
-from mobilenet.configs import dataset as datasets
+from mobilenet.configs import dataset as dataset_configs
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import checking, sources, tfds_sets
 from mobilenet.data.records import count
@@ -24,11 +24,11 @@ SMALL: dict[str, Any] = {"image_size": 16, "batch_size": 4}
 
 
 def folder_set(root: Path, **fields: Any) -> DatasetConfig:
-    return datasets.get("image_folder").replace(data_dir=str(root), **fields)
+    return dataset_configs.get("image_folder").replace(data_dir=str(root), **fields)
 
 
 def record_set(root: Path, **fields: Any) -> DatasetConfig:
-    return datasets.get("tfrecord").replace(data_dir=str(root), **fields)
+    return dataset_configs.get("tfrecord").replace(data_dir=str(root), **fields)
 
 
 def labels_of(config: DatasetConfig, split: str = "train") -> list[int]:
@@ -231,7 +231,7 @@ def test_a_prepared_tfds_set_is_read(tfds: Any, tmp_path: Path) -> None:
                 yield n, {"image": np.full((8, 8, 1), 20 * (n % 3), np.uint8), "label": n % 3}
 
     TinyGreys(data_dir=str(tmp_path), file_format="tfrecord").download_and_prepare()
-    raw = datasets.get("mnist").replace(name="tiny_greys", data_dir=str(tmp_path), colour=0.0)
+    raw = dataset_configs.get("mnist").replace(name="tiny_greys", data_dir=str(tmp_path), colour=0.0)
     info = data.describe(raw)
     assert info.sizes == {"train": 7, "validation": 3, "test": 3} and info.labels == ("x", "y", "z")
     images, labels = next(

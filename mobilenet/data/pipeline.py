@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from mobilenet import digits
-from mobilenet.configs import dataset as datasets
+from mobilenet.configs import dataset as dataset_configs
 from mobilenet.configs.base import number, one_of
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.data import decoding, sources
@@ -63,7 +63,7 @@ def load(
             named (looked for here up to 10,000 files; beyond that, and in records, on reading: see
             `explain`).
     """
-    config = datasets.get(dataset) if isinstance(dataset, str) else dataset
+    config = dataset_configs.get(dataset) if isinstance(dataset, str) else dataset
     number("--batch_size", batch_size, least=1, integer=True)
     number("start_step", start_step, least=0, integer=True)
     if limit is not None:
@@ -105,7 +105,7 @@ def _preprocessing(
     if given is None:
         given = config.preprocessing
     if isinstance(given, str):
-        given = datasets.PREPROCESSING[one_of("--preprocessing", given, datasets.PREPROCESSING)]
+        given = dataset_configs.PREPROCESSING[one_of("--preprocessing", given, dataset_configs.PREPROCESSING)]
     for values in (given.mean, given.std):
         if len(values) not in (1, channels):
             raise UsageError(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet import class_folders, digits, image_list
-from mobilenet.configs import dataset as datasets
+from mobilenet.configs import dataset as dataset_configs
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import checking, records, tfds_sets
 from mobilenet.data.order import SPLITS, DatasetInfo, Split, epochs, order_seed
@@ -70,7 +70,7 @@ class FileSplit(_Indexed):
 
 
 def _config(dataset: DatasetConfig | str) -> DatasetConfig:
-    return datasets.get(dataset) if isinstance(dataset, str) else dataset
+    return dataset_configs.get(dataset) if isinstance(dataset, str) else dataset
 
 
 def describe(dataset: DatasetConfig | str) -> DatasetInfo:
