@@ -31,10 +31,10 @@ def main() -> None:
     words = parser.parse_args()
     import nets
 
-    from mobilenet.process import starting_tensorflow
+    from mobilenet.cli.process import starting_tensorflow
 
     with starting_tensorflow():
-        from mobilenet.compression.quantization import scheme
+        from mobilenet.compression.quantization.int8 import scheme
     net = nets.build(words.model_name, words.width, words.size)
     wrapped = nets.quantized(net, words.size)
     ranges = scheme.get_ranges(wrapped)
@@ -78,13 +78,13 @@ def _preprocessing() -> Any:
 
 
 def _ours(wrapped: Any) -> bytes:
-    from mobilenet.compression.quantization import stored
+    from mobilenet.compression.quantization.int8 import saving as int8_saving
     from mobilenet.configs.card import Card
-    from mobilenet.export import convert, metadata, task_metadata
+    from mobilenet.export import bundle, tflite_converter, tflite_metadata
 
-    stored.for_export(wrapped)
-    data = convert.int8_flatbuffer(wrapped)
-    return task_metadata.attach(data, metadata.file_card(Card(), 1000, quantized=True))
+    int8_saving.for_export(wrapped)
+    data = tflite_converter.int8_flatbuffer(wrapped)
+    return tflite_metadata.attach(data, bundle.file_card(Card(), 1000, quantized=True))
 
 
 def _stock(wrapped: Any) -> bytes:
@@ -102,8 +102,8 @@ def _stock(wrapped: Any) -> bytes:
 def _proof(data: bytes, wrapped: Any, net: Any, size: int) -> None:
     import nets
 
-    from mobilenet.compression.quantization import scheme
-    from mobilenet.export import verify
+    from mobilenet.compression.quantization.int8 import scheme
+    from mobilenet.export.verification import verify
 
     inputs = scheme.to_grid(nets.images(8, size, seed=2), _preprocessing())
     reference = wrapped(inputs, training=False).numpy()

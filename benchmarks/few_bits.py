@@ -33,17 +33,17 @@ def main() -> None:
     words = parser.parse_args()
     import nets
 
-    from mobilenet.process import starting_tensorflow
+    from mobilenet.cli.process import starting_tensorflow
 
     with starting_tensorflow():
         from mobilenet import data
         from mobilenet.configs import dataset as datasets
-        from mobilenet.models import folder
-        from mobilenet.training import reading
-    net = folder.load(words.model)
+        from mobilenet.data import arrays
+        from mobilenet.models import saving
+    net = saving.load(words.model)
     listed = datasets.get("image_list").replace(data_dir=words.data)
     card = net.card
-    images = reading.images(listed, "test", card.input_shape, card.preprocessing, words.limit)
+    images = arrays.images(listed, "test", card.input_shape, card.preprocessing, words.limit)
     batches = data.load(listed, "test", image_size=8, batch_size=100, limit=words.limit)
     labels = np.concatenate([labels.numpy() for _, labels in batches])
     labels = labels + (net.model.output_shape[-1] == 1001)
@@ -78,7 +78,7 @@ def linear(model: Any, bits: int, by_channel: bool) -> Any:
     A channel's ends are widened to zero: the operator would move them there, and the few weights of
     a channel often have none near zero.
     """
-    from mobilenet.compression.quantization.linear import Ends, SignedEnds
+    from mobilenet.compression.quantization.weight_sharing.uniform import Ends, SignedEnds
 
     def coded(kernel: Any, matrix: bool) -> Any:
         code = (SignedEnds if matrix else Ends)(kernel, bits)
@@ -97,7 +97,7 @@ def linear(model: Any, bits: int, by_channel: bool) -> Any:
 
 def codebook(model: Any, bits: int, restarts: int, depthwise: bool) -> Any:
     """k-means; from `--quantization codebook` before it trains."""
-    from mobilenet.compression.quantization.codebook import Codebook
+    from mobilenet.compression.quantization.weight_sharing.codebook import Codebook
 
     def coded(kernel: Any, matrix: bool, axis: int) -> Any:
         if axis == 2 and not depthwise:
@@ -112,7 +112,7 @@ def clusters(model: Any, bits: int) -> Any:
     """tfmot's, as `--quantization cluster` wraps them, before they train."""
     from mobilenet.compression import method as methods
     from mobilenet.configs.dataset import PREPROCESSING
-    from mobilenet.configs.few_values import TfmotClustering
+    from mobilenet.configs.weight_sharing import TfmotClustering
 
     stage = methods.Stage(1, PREPROCESSING["inception"], lambda count: np.zeros((count, 1, 1, 3)))
     method = methods.create(TfmotClustering(bits), stage)
@@ -123,8 +123,8 @@ def changed(model: Any, change: Callable[[Any, bool, int], Any]) -> Any:
     """A copy whose kernels are `change(kernel, is 1x1 or dense, axis of the channels)`."""
     import tf_keras
 
-    from mobilenet.compression.quantization.few_values import kind_of
-    from mobilenet.models.roles import Graph, kind
+    from mobilenet.compression.quantization.weight_sharing.base import kind_of
+    from mobilenet.models.graph.roles import Graph, kind
 
     copy = tf_keras.models.clone_model(model)
     copy.set_weights(model.get_weights())

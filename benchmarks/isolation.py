@@ -46,13 +46,13 @@ def main() -> None:
 def _files(name: str, width: float, size: int) -> dict[str, bytes]:
     import nets
 
-    from mobilenet.compression.quantization import stored
-    from mobilenet.export import convert
+    from mobilenet.compression.quantization.int8 import saving as int8_saving
+    from mobilenet.export import tflite_converter
 
-    files = {"float": convert.float_flatbuffer(nets.build(name, width, size))}
+    files = {"float": tflite_converter.float_flatbuffer(nets.build(name, width, size))}
     wrapped = nets.quantized(nets.build(name, width, size), size)
-    stored.for_export(wrapped)
-    return files | {"int8": convert.int8_flatbuffer(wrapped)}
+    int8_saving.for_export(wrapped)
+    return files | {"int8": tflite_converter.int8_flatbuffer(wrapped)}
 
 
 def _row(path: Path, words: argparse.Namespace) -> list[str]:

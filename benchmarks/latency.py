@@ -59,7 +59,7 @@ def main() -> None:
     words = parser.parse_args()
     import nets
 
-    from mobilenet.process import starting_tensorflow
+    from mobilenet.cli.process import starting_tensorflow
     from mobilenet.runtime import interpreter
 
     with starting_tensorflow():
@@ -109,18 +109,18 @@ def _files(name: str, words: Any) -> dict[str, bytes]:
     """The files of one net, by kind."""
     import nets
 
-    from mobilenet.compression.quantization import stored
-    from mobilenet.export import convert
+    from mobilenet.compression.quantization.int8 import saving as int8_saving
+    from mobilenet.export import tflite_converter
 
     net = nets.build(name, words.width, words.size)
-    found = {"float": convert.float_flatbuffer(net)}
+    found = {"float": tflite_converter.float_flatbuffer(net)}
     if words.formats:
         return found | {kind: _format(net, kind, found["float"]) for kind in words.formats}
     wrapped = nets.quantized(net, words.size)
-    stored.for_export(wrapped)
-    found["int8"] = convert.int8_flatbuffer(wrapped)
+    int8_saving.for_export(wrapped)
+    found["int8"] = tflite_converter.int8_flatbuffer(wrapped)
     if words.stems:
-        found["int8 plain stem"] = convert.int8_flatbuffer(wrapped, target="generic")
+        found["int8 plain stem"] = tflite_converter.int8_flatbuffer(wrapped, target="generic")
     if name in STOCK:
         found["stock int8"] = _stock(net, words.size)
     return found
@@ -130,13 +130,14 @@ def _format(net: Any, kind: str, data: bytes) -> bytes:
     """A number format of a float net, whose float file is `data`."""
     import nets
 
-    from mobilenet.export import convert, weights_only
+    from mobilenet.export import tflite_converter
+    from mobilenet.export.rewrites import dynamic_range
 
     if kind == "weights":
-        return weights_only.quantize(data)
+        return dynamic_range.quantize(data)
     if kind == "all":
-        return weights_only.quantize(data, narrow=0)
-    return convert.float16_flatbuffer(net) if kind == "float16" else nets.dynamic(net)
+        return dynamic_range.quantize(data, narrow=0)
+    return tflite_converter.float16_flatbuffer(net) if kind == "float16" else nets.dynamic(net)
 
 
 def _stock(net: Any, size: int) -> bytes:

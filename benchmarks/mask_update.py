@@ -47,12 +47,12 @@ def ours(kernels: list[Any], share: float, pattern: str) -> tuple[Callable[[], A
     """(a compiled update, the masks)."""
     import tensorflow as tf
 
-    from mobilenet.compression.pruning import patterns
-    from mobilenet.compression.pruning.masks import Masks
+    from mobilenet.compression.pruning.unstructured import sparsity_patterns
+    from mobilenet.compression.pruning.unstructured.masks import Masks
     from mobilenet.configs.pruning import MagnitudePruning
 
     masks = Masks({str(number): kernel for number, kernel in enumerate(kernels)})
-    rule = patterns.rule(MagnitudePruning(pattern=pattern))
+    rule = sparsity_patterns.rule(MagnitudePruning(pattern=pattern))
     due, wanted = tf.Variable(True), tf.constant(share)
 
     def update() -> None:

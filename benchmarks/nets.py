@@ -48,8 +48,8 @@ def build(name: str, width: float, size: int) -> Any:
 
 def quantized(net: Any, size: int) -> Any:
     """The net wrapped in our scheme with ranges from a few images, as training leaves it."""
-    from mobilenet.compression.quantization import scheme
-    from mobilenet.compression.quantization.calibrate import calibrate
+    from mobilenet.compression.quantization.int8 import scheme
+    from mobilenet.compression.quantization.int8.calibration import calibrate
     from mobilenet.configs.dataset import PREPROCESSING
 
     wrapped = scheme.wrap(net, PREPROCESSING["inception"])
@@ -86,7 +86,7 @@ def machine(threads: int) -> str:
 
 def show(heads: Sequence[str], rows: Sequence[Sequence[object]], threads: int, path: Any) -> None:
     """Prints a table under a line on the machine, and writes the same as CSV where asked."""
-    from mobilenet.process import table
+    from mobilenet.cli.process import table
 
     print(machine(threads))
     print(table(heads, rows))

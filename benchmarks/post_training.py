@@ -58,7 +58,7 @@ def main() -> None:
     words = parser.parse_args()
     import nets
 
-    from mobilenet.process import starting_tensorflow
+    from mobilenet.cli.process import starting_tensorflow
 
     with starting_tensorflow():
         import tensorflow  # noqa: F401
@@ -79,24 +79,24 @@ class Bench:
 
     def __init__(self, words: argparse.Namespace) -> None:
         from mobilenet.configs import dataset as datasets
-        from mobilenet.export import freeze
-        from mobilenet.models import folder
-        from mobilenet.training import calibration, reading
+        from mobilenet.data import arrays
+        from mobilenet.export import calibration_data, freeze
+        from mobilenet.models import saving
 
-        self.net = net = folder.load(words.model)
+        self.net = net = saving.load(words.model)
         self.model = freeze.float32_copy(net.model)
         shape, self.way = net.card.input_shape, net.card.preprocessing
         listed = datasets.get("image_list").replace(data_dir=words.data)
-        self.images = reading.images(listed, "test", shape, self.way, words.limit)
+        self.images = arrays.images(listed, "test", shape, self.way, words.limit)
         self.labels = labels_of(listed, words.limit)
-        self.seen = calibration.load(
+        self.seen = calibration_data.load(
             None, words.calibration, listed, shape, self.way, max(words.images, 8)
         )
         self.wanted = self.answers(self.model)
         self.floats = tuple(words.keep_float.split(",")) if words.keep_float else ()
 
     def answers(self, net: Any) -> Any:
-        from mobilenet.training import scoring
+        from mobilenet.evaluation import scoring
 
         infer = scoring.inference(net)
         return np.concatenate(
@@ -105,10 +105,10 @@ class Bench:
 
     def figures(self, data: bytes, on_grid: bool = False) -> tuple[str, str, str]:
         """Top-1, agreement and dB of a file, whose input may be on the grid of our int8 files."""
-        from mobilenet.compression.quantization import scheme
-        from mobilenet.export.diagnosis import signal_to_noise
-        from mobilenet.export.edges import run
+        from mobilenet.compression.quantization.int8 import scheme
+        from mobilenet.export.verification.error_diagnosis import signal_to_noise
         from mobilenet.runtime import interpreter
+        from mobilenet.runtime.quantized_io import run
 
         inputs = scheme.to_grid(self.images, self.way) if on_grid else self.images
         said = run(interpreter.make(data, os.cpu_count() or 1), inputs)
@@ -119,29 +119,37 @@ class Bench:
 
     def fitted(self, steps: tuple[str, ...], images: Any) -> bytes:
         """The file of post-training int8 with these steps."""
-        from mobilenet.compression.quantization import kept, stored
-        from mobilenet.compression.quantization.post_training import chain
+        from mobilenet.compression.quantization.int8 import float_layers
+        from mobilenet.compression.quantization.int8 import saving as int8_saving
+        from mobilenet.compression.quantization.post_training import (
+            pipeline as post_training_pipeline,
+        )
         from mobilenet.configs.quantization import PostTraining
-        from mobilenet.export import convert, islands
+        from mobilenet.export import tflite_converter
+        from mobilenet.export.rewrites import float_fallback
 
         config = PostTraining(steps=steps, keep_float=self.floats)
-        made = chain.quantize(self.model, self.way, images, config)
-        stored.for_export(made.wrapped, made.repair)
-        floats = islands.Kept(kept.kernels(made.wrapped), kept.all_names(made.wrapped))
-        return convert.int8_flatbuffer(made.wrapped, kept=floats)
+        made = post_training_pipeline.quantize(self.model, self.way, images, config)
+        int8_saving.for_export(made.wrapped, made.repair)
+        floats = float_fallback.Kept(
+            float_layers.kernels(made.wrapped), float_layers.all_names(made.wrapped)
+        )
+        return tflite_converter.int8_flatbuffer(made.wrapped, kept=floats)
 
     def table(self, chosen: list[str] | None) -> Iterator[list[object]]:
         import nets
 
         from mobilenet.errors import UsageError
+        from mobilenet.export import number_formats
         from mobilenet.runtime import interpreter
-        from mobilenet.training import making
 
         makers: dict[str, Callable[[], bytes]] = {"float": self._float, "stock int8": self._stock}
         for name, steps in ALONE.items():
             makers[name] = lambda steps=steps: self.fitted(steps, self.seen.images)
         makers["stock dynamic"] = lambda: nets.dynamic(self.model)
-        names = [name for name in making.MAKERS if name != "edge_int4"]  # needs kernels on a grid
+        names = [
+            name for name in number_formats.MAKERS if name != "edge_int4"
+        ]  # needs kernels on a grid
         makers |= {name: lambda name=name: self._format(name) for name in names}
         for name, make in makers.items():
             if name not in chosen if chosen is not None else name == "int16x8":
@@ -180,9 +188,9 @@ class Bench:
                 yield row
 
     def _float(self) -> bytes:
-        from mobilenet.export import convert
+        from mobilenet.export import tflite_converter
 
-        return convert.float_flatbuffer(self.model)
+        return tflite_converter.float_flatbuffer(self.model)
 
     def _stock(self) -> bytes:
         """As TensorFlow's guide has it, from a frozen function."""
@@ -201,13 +209,13 @@ class Bench:
 
     def _format(self, name: str) -> bytes:
         """A number format as the converter writes it, before its proof."""
-        from mobilenet.export.form import Form
-        from mobilenet.training import making
+        from mobilenet.configs.conversion import Form
+        from mobilenet.export import number_formats
 
-        source = making.Source(Path("."), self.net, False)
+        source = number_formats.Source(Path("."), self.net, False)
         form, few = Form(quantization=name), self.images[:1]
-        job = making.Job(source, few, form, self.net.card.input_shape, self.seen)
-        return making.make(job).data
+        job = number_formats.Job(source, few, form, self.net.card.input_shape, self.seen)
+        return number_formats.make(job).data
 
 
 def labels_of(listed: Any, limit: int) -> Any:

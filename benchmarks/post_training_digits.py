@@ -37,20 +37,19 @@ def trained(name: str, place: Path, flags: Sequence[str]) -> dict[str, dict[str,
 
 def same_top1(place: Path) -> float:
     """Share of the held-out digits where the file and the float net answer alike, in percent."""
-    from mobilenet.compression.quantization import scheme
+    from mobilenet.compression.quantization.int8 import scheme
     from mobilenet.configs import dataset
-    from mobilenet.export import edges
-    from mobilenet.models import folder
-    from mobilenet.runtime import interpreter
-    from mobilenet.training import reading
+    from mobilenet.data import arrays
+    from mobilenet.models import saving
+    from mobilenet.runtime import interpreter, quantized_io
 
-    net = folder.load(place / "train")
+    net = saving.load(place / "train")
     way = net.card.preprocessing
-    images = reading.images(dataset.get("digits"), "test", net.card.input_shape, way, 100_000)
+    images = arrays.images(dataset.get("digits"), "test", net.card.input_shape, way, 100_000)
     wanted = net.model.predict(images, verbose=0).argmax(axis=1)
     (file,) = (place / "export").glob("*.tflite")
     runner = interpreter.make(file.read_bytes())
-    said = edges.run(runner, scheme.to_grid(images, way)).argmax(axis=1)
+    said = quantized_io.run(runner, scheme.to_grid(images, way)).argmax(axis=1)
     return float(100 * (said == wanted).mean())
 
 
@@ -62,7 +61,7 @@ def main() -> None:
     words, flags = parser.parse_known_args()
     import nets
 
-    from mobilenet.process import starting_tensorflow
+    from mobilenet.cli.process import starting_tensorflow
 
     with starting_tensorflow():
         import tensorflow  # noqa: F401

@@ -57,11 +57,11 @@ class Bench:
 
     def pruned(self, start: Path) -> dict[str, Path]:
         """Nets of the surgery and of magnitude pruning, with as many zeros."""
-        from mobilenet.reporting import packed
+        from mobilenet.reporting import packed_size
 
         dns = self.train("dns", "prune", start, "--pruning=dns", *self.words.dns)
         self.pack(dns, False)
-        lines = packed.contents(dns.parent / "net.packed").lines
+        lines = packed_size.contents(dns.parent / "net.packed").lines
         hit = [line for line in lines if line.distinct is not None and line.zeros]
         share = sum(line.zeros for line in hit) / sum(line.weights for line in hit)
         flat = f"--final_sparsity=pointwise={share:.6f},classifier={share:.6f}"
@@ -80,9 +80,9 @@ class Bench:
 
     def row(self, name: str, net: Path) -> Row:
         """Figures of a net."""
-        from mobilenet.reporting import packed
+        from mobilenet.reporting import packed_size
 
-        whole, small = (packed.contents(self.pack(net, fold)) for fold in (False, True))
+        whole, small = (packed_size.contents(self.pack(net, fold)) for fold in (False, True))
         back = net.parent / "back"
         run("packer", ["unpack", str(net.parent / "folded.packed"), str(back)])
         said = run("evaluator", [f"--model={back}", *self.data])

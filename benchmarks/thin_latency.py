@@ -33,7 +33,7 @@ def main() -> None:
     words = parser.parse_args()
     import nets
 
-    from mobilenet.process import starting_tensorflow
+    from mobilenet.cli.process import starting_tensorflow
 
     with starting_tensorflow():
         import tensorflow  # noqa: F401
@@ -78,10 +78,10 @@ def thin(whole: Any, **fields: Any) -> Any:
     import nets
 
     from mobilenet.compression import method as methods
-    from mobilenet.compression.pruning import surgery
+    from mobilenet.compression.pruning.channel import surgery
     from mobilenet.configs.dataset import PREPROCESSING
     from mobilenet.configs.pruning import ChannelPruning
-    from mobilenet.training.stages import latency
+    from mobilenet.training.pipeline import latency
 
     size = whole.input_shape[1]
     stage = methods.Stage(
@@ -97,12 +97,15 @@ def both(net: Any, size: int) -> dict[str, bytes]:
     """The float and the int8 file."""
     import nets
 
-    from mobilenet.compression.quantization import stored
-    from mobilenet.export import convert
+    from mobilenet.compression.quantization.int8 import saving as int8_saving
+    from mobilenet.export import tflite_converter
 
     wrapped = nets.quantized(net, size)
-    stored.for_export(wrapped)
-    return {"float": convert.float_flatbuffer(net), "int8": convert.int8_flatbuffer(wrapped)}
+    int8_saving.for_export(wrapped)
+    return {
+        "float": tflite_converter.float_flatbuffer(net),
+        "int8": tflite_converter.int8_flatbuffer(wrapped),
+    }
 
 
 if __name__ == "__main__":

@@ -27,23 +27,23 @@ WAYS = {"extremes alone": ("maximum", "repair"), "default": ("auto",)}
 def octaves(checkpoint: str, photos: str) -> Octaves:
     """How far each channel's range is from the median of its tensor, stream by stream; those of
     residual sums under `True`."""
-    from mobilenet.compression.quantization.post_training import equalize
-    from mobilenet.compression.quantization.post_training.observe import Observer
-    from mobilenet.compression.quantization.post_training.streams import Streams
+    from mobilenet.compression.quantization.post_training import cross_layer_equalization
+    from mobilenet.compression.quantization.post_training.observer import Observer
+    from mobilenet.compression.quantization.post_training.scaling_groups import Streams
     from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig
-    from mobilenet.models.roles import Graph
+    from mobilenet.export import calibration_data
+    from mobilenet.models.graph.roles import Graph
     from mobilenet.tf1_loader import load_tf1_checkpoint
-    from mobilenet.training import calibration
 
     shape = (224, 224, 3)
     model = load_tf1_checkpoint(checkpoint, input_shape=shape).model
     way = PREPROCESSING["inception"]
-    seen = calibration.load(None, photos, DatasetConfig(), shape, way, 8).images
+    seen = calibration_data.load(None, photos, DatasetConfig(), shape, way, 8).images
     found: Octaves = {True: [], False: []}
     for stream in Streams(Graph(model)):
         if stream.is_open:
             names = [layer.name for layer in stream.tensors]
-            reach = equalize.reach_of(stream, Observer(model)(names, seen))
+            reach = cross_layer_equalization.reach_of(stream, Observer(model)(names, seen))
             if reach is not None:
                 live = reach[reach > 1e-6 * reach.max()]
                 found[len(stream.makers) > 1].append(np.log2(live / np.median(live)))
@@ -54,8 +54,8 @@ def unequal(model: Any, spread: Octaves, seed: int = 0) -> tuple[Any, int]:
     """The same function with such channels, and how many streams were scaled."""
     import tf_keras
 
-    from mobilenet.compression.quantization.post_training.streams import Streams
-    from mobilenet.models.roles import Graph
+    from mobilenet.compression.quantization.post_training.scaling_groups import Streams
+    from mobilenet.models.graph.roles import Graph
 
     copy, rng, count = tf_keras.models.clone_model(model), np.random.default_rng(seed), 0
     copy.set_weights(model.get_weights())
@@ -76,25 +76,27 @@ def main() -> None:
     words = parser.parse_args()
     import nets
 
-    from mobilenet.process import starting_tensorflow
+    from mobilenet.cli.process import starting_tensorflow
 
     with starting_tensorflow():
         import tensorflow  # noqa: F401
-    from mobilenet.compression.quantization import scheme, stored
-    from mobilenet.compression.quantization.post_training import chain
+    from mobilenet.compression.quantization.int8 import saving as int8_saving
+    from mobilenet.compression.quantization.int8 import scheme
+    from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
     from mobilenet.configs import dataset
     from mobilenet.configs.quantization import PostTraining
-    from mobilenet.export import convert, edges, freeze
-    from mobilenet.export.diagnosis import signal_to_noise
-    from mobilenet.models import folder
-    from mobilenet.runtime import interpreter
-    from mobilenet.training import reading, scoring
+    from mobilenet.data import arrays
+    from mobilenet.evaluation import scoring
+    from mobilenet.export import freeze, tflite_converter
+    from mobilenet.export.verification.error_diagnosis import signal_to_noise
+    from mobilenet.models import saving
+    from mobilenet.runtime import interpreter, quantized_io
 
-    net = folder.load(words.model)
+    net = saving.load(words.model)
     way, shape, digits = net.card.preprocessing, net.card.input_shape, dataset.get("digits")
     even = freeze.float32_copy(net.model)
-    seen = reading.images(digits, "train", shape, way, words.images)
-    images = reading.images(digits, "test", shape, way, 100_000)
+    seen = arrays.images(digits, "train", shape, way, words.images)
+    images = arrays.images(digits, "test", shape, way, 100_000)
     from mobilenet import data
 
     batches = data.load(digits, "test", image_size=shape[0], batch_size=100)
@@ -107,10 +109,10 @@ def main() -> None:
     rows = []
     for name, model in (("as trained", even), ("unequal", uneven)):
         for ranges, steps in WAYS.items():
-            made = chain.quantize(model, way, seen, PostTraining(steps=steps))
-            stored.for_export(made.wrapped, made.repair)
-            file = interpreter.make(convert.int8_flatbuffer(made.wrapped))
-            said = edges.run(file, scheme.to_grid(images, way))
+            made = post_training_pipeline.quantize(model, way, seen, PostTraining(steps=steps))
+            int8_saving.for_export(made.wrapped, made.repair)
+            file = interpreter.make(tflite_converter.int8_flatbuffer(made.wrapped))
+            said = quantized_io.run(file, scheme.to_grid(images, way))
             same = 100 * (said.argmax(1) == wanted.argmax(1)).mean()
             right = 100 * (said.argmax(1) == labels).mean()
             ratio = signal_to_noise(wanted, said)

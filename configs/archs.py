@@ -12,10 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from mobilenet.errors import UsageError
-
-from .base import MAX_CLASSES, Config, flag, number, one_of
-from .tables import (
+from mobilenet.configs.block_tables import (
     ACTIVATIONS,
     EDGETPU_BLOCKS,
     V1_BLOCKS,
@@ -25,6 +22,9 @@ from .tables import (
     BlockConfig,
     minimalistic,
 )
+from mobilenet.errors import UsageError
+
+from .base import MAX_CLASSES, Config, flag, number, one_of
 
 NORMALIZATIONS = ("batch_norm", "layer_norm", "group_norm")
 CLASSIFIER_ACTIVATIONS = ("softmax", "sigmoid")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 from types import MappingProxyType
 
+from mobilenet.configs.weight_sharing import (
+    CodebookQuantization,
+    LinearQuantization,
+    TfmotClustering,
+)
 from mobilenet.errors import UsageError
 
 from .base import Config, flag, number, one_of
-from .few_values import CodebookQuantization, LinearQuantization, TfmotClustering
 
 TARGETS = ("xnnpack", "generic")  # runtimes that an int8 file is made for
 RANGE_RULES = ("maximum", "percentile", "mse")

@@ -6,13 +6,13 @@ import dataclasses
 import math
 from collections.abc import Iterable
 
+from mobilenet.configs.weight_sharing import FewValues
 from mobilenet.errors import UsageError
 
 from .archs import MobileNetConfig, MobileNetV1Config
 from .base import MAX_SIDE, Config, flag, nested, number, one_of
 from .dataset import DatasetConfig
 from .distillation import Distillation
-from .few_values import FewValues
 from .pruning import PRUNING, ChannelPruning, DnsPruning, MagnitudePruning, TfmotPruning
 from .quantization import QUANTIZATION, PostTraining, QuantizationAwareTraining
 

@@ -6,8 +6,9 @@ wait for TensorFlow. `mobilenet.build(config)` is the way in.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from mobilenet.lazy import attributes
 
 if TYPE_CHECKING:
     from mobilenet import (
@@ -33,32 +34,33 @@ if TYPE_CHECKING:
     )
     from mobilenet.models.counting import count, nonzero_weights
     from mobilenet.models.end_points import end_points
-    from mobilenet.models.folder import load as load_model
-    from mobilenet.models.folder import save as save_model
+    from mobilenet.models.saving import load as load_model
+    from mobilenet.models.saving import save as save_model
 
     __version__: str
 
 _BUILDER = "mobilenet.models.builder"
-_HOMES = {
-    "UsageError": ("mobilenet.errors", "UsageError"),
-    "build": (_BUILDER, "build"),
-    "count": ("mobilenet.models.counting", "count"),
-    "end_points": ("mobilenet.models.end_points", "end_points"),
-    "list_models": ("mobilenet.configs.archs", "names"),
-    "load_model": ("mobilenet.models.folder", "load"),
-    "mobilenet_edgetpu": (_BUILDER, "mobilenet_edgetpu"),
-    "mobilenet_v1": (_BUILDER, "mobilenet_v1"),
-    "mobilenet_v2": (_BUILDER, "mobilenet_v2"),
-    "mobilenet_v3": (_BUILDER, "mobilenet_v3"),
-    "mobilenet_v3_large": (_BUILDER, "mobilenet_v3_large"),
-    "mobilenet_v3_small": (_BUILDER, "mobilenet_v3_small"),
-    "nonzero_weights": ("mobilenet.models.counting", "nonzero_weights"),
-    "save_model": ("mobilenet.models.folder", "save"),
-}
-_ROOMS = (
+_PACKAGES = (
     *("compression", "configs", "data", "export", "runtime"),
     *("surgery", "tf1_loader", "training"),
 )
+_SOURCES = {
+    "UsageError": "mobilenet.errors",
+    "build": _BUILDER,
+    "count": "mobilenet.models.counting",
+    "end_points": "mobilenet.models.end_points",
+    "list_models": "mobilenet.configs.archs:names",
+    "load_model": "mobilenet.models.saving:load",
+    "mobilenet_edgetpu": _BUILDER,
+    "mobilenet_v1": _BUILDER,
+    "mobilenet_v2": _BUILDER,
+    "mobilenet_v3": _BUILDER,
+    "mobilenet_v3_large": _BUILDER,
+    "mobilenet_v3_small": _BUILDER,
+    "nonzero_weights": "mobilenet.models.counting",
+    "save_model": "mobilenet.models.saving:save",
+    **{name: f"mobilenet.{name}:" for name in _PACKAGES},
+}
 
 __all__ = [
     "UsageError",
@@ -87,20 +89,15 @@ __all__ = [
 ]
 
 
+_load = attributes(__name__, _SOURCES)
+
+
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        home, attribute = _HOMES[name]
-        value = getattr(importlib.import_module(home), attribute)
-    elif name in _ROOMS:
-        value = importlib.import_module(f"mobilenet.{name}")
-    elif name == "__version__":
+    if name == "__version__":
         from importlib import metadata
 
-        value = metadata.version("mobilenet")
-    else:
-        raise AttributeError(f"module 'mobilenet' has no attribute {name!r}")
-    globals()[name] = value  # the next access does not come here
-    return value
+        return metadata.version("mobilenet")
+    return _load(name)
 
 
 def __dir__() -> list[str]:

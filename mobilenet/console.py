@@ -1,11 +1,12 @@
-"""The standard streams of a process: closed ones, characters they cannot print, and the lines that
-C++ libraries write to file descriptor 2 by themselves.
+"""The standard streams of a process: closed ones, characters they cannot print, the lines that C++
+libraries write to file descriptor 2 by themselves, and what the package logs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from typing import BinaryIO, TextIO, cast
 
 _STDERR = 2
 MAX_MESSAGE_BYTES = 1 << 16  # of the captured lines that are read back
+_package_log = logging.getLogger("mobilenet")
 _lock = threading.RLock()  # file descriptor 2 belongs to the process
 
 
@@ -78,6 +80,37 @@ def quiet() -> Iterator[Callable[[], str]]:
                     os.close(saved)
                 elif sink.fileno() != _STDERR:
                     os.close(_STDERR)
+
+
+class _StdoutHandler(logging.StreamHandler):  # type: ignore[type-arg]  # not generic in Python 3.10
+    """A reader that has gone, or a full disk, ends the command as it does for `print`."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        raise
+
+
+@contextlib.contextmanager
+def log_to_stdout() -> Iterator[None]:
+    """Inside, what the package logs goes to stdout; a warning that is repeated, once."""
+    before, handler = (_package_log.level, _package_log.propagate), _StdoutHandler(sys.stdout)
+    warned: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        fresh = record.levelno < logging.WARNING or text not in warned
+        warned.add(text)
+        return fresh
+
+    handler.addFilter(is_new)
+    _package_log.setLevel(logging.INFO)
+    _package_log.propagate = False
+    _package_log.addHandler(handler)
+    try:
+        yield
+    finally:
+        _package_log.removeHandler(handler)
+        _package_log.setLevel(before[0])
+        _package_log.propagate = before[1]
 
 
 def _is_open(number: int) -> bool:

@@ -7,8 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mobilenet import cli, specs
-from mobilenet.configs import formats
+from mobilenet import cli
+from mobilenet.cli import flags
+from mobilenet.configs import number_formats
 from mobilenet.configs.base import number
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.quantization import PostTraining
@@ -19,7 +20,7 @@ _FITTING = [s for s in cli.flag_specs(PostTraining) if s.path != "calibration_im
 _FITTED = cli.option("fitted", Path, None, "a folder for the net that ptq ends with and its ranges")
 _WORST = 5  # layers in the table
 _FORMATS = ("tflite", "frozen_graph")
-_ALONE = ("quantization", "io", "target", *(s.name for s in specs.LIMITS[1:]))  # of flatbuffers
+_ALONE = ("quantization", "io", "target", *(s.name for s in flags.LIMITS[1:]))  # of flatbuffers
 
 COMMAND = cli.Command(
     "mobilenet.converter",
@@ -34,10 +35,10 @@ COMMAND = cli.Command(
             "the folder; `export` (or `frozen_graph`) beside the model folder when left out",
         ),
         cli.option("format", str, "tflite", f"what is written: {' or '.join(_FORMATS)}"),
-        *specs.FORM,
+        *flags.FORM,
         *cli.CALIBRATION,
         _FITTED,
-        *specs.LIMITS,
+        *flags.LIMITS,
     ),
 )
 
@@ -56,28 +57,30 @@ def run(argv: list[str]) -> int | None:
     typed = {path: value for path, value in parsed.settings.items() if path in own}
     fitting = cli.settle(PostTraining(), typed)
     with cli.starting_tensorflow():
-        from mobilenet.export import form as forms
-        from mobilenet.export import verify
-        from mobilenet.training import calibration, exporting, making, reading
-    form = forms.Form(**{spec.name: options[spec.name] for spec in specs.FORM})
+        from mobilenet.configs import conversion as forms
+        from mobilenet.data import arrays
+        from mobilenet.export import calibration_data, number_formats
+        from mobilenet.export import pipeline as export_pipeline
+        from mobilenet.export.verification import verify
+    form = forms.Form(**{spec.name: options[spec.name] for spec in flags.FORM})
     source = Path(options["model"])
     target = Path(options["output"] or source.resolve().parent / "export")
-    exporting.check_place(target)
+    export_pipeline.check_place(target)
     if options["fitted"] is not None:
-        exporting.check_place(options["fitted"], "--fitted")
-    opened = making.open_source(source)
+        export_pipeline.check_place(options["fitted"], "--fitted")
+    opened = number_formats.open_source(source)
     form.ends(opened.quantized)
     shape = form.shape(opened.net.model.input_shape[1:])
     data = cli.dataset_of(parsed, opened.net.card.dataset)
-    way = exporting.preprocessing_of(opened.net.card, data)
-    images = reading.images(data, "test", shape, way, options["verify_images"])
+    way = export_pipeline.preprocessing_of(opened.net.card, data)
+    images = arrays.images(data, "test", shape, way, options["verify_images"])
     seen = None
     if calibrated:
         place = options["calibration_dataset"], options["calibration_dir"]
-        seen = calibration.load(*place, data, shape, way, options["calibration_images"])
+        seen = calibration_data.load(*place, data, shape, way, options["calibration_images"])
     limits = verify.Limits.of(options)
     fits = fitting, options["fitted"]
-    print(_told(exporting.export(opened, target, images, form, limits, seen, *fits)))
+    print(_told(export_pipeline.export(opened, target, images, form, limits, seen, *fits)))
     return None
 
 
@@ -90,8 +93,8 @@ def _freeze(parsed: cli.Parsed) -> list[tuple[str, object]]:
     _calibrated(parsed)
     number("--batch", options["batch"], least=0, integer=True)
     with cli.starting_tensorflow():
-        from mobilenet.export.form import Form
-        from mobilenet.training import freezing
+        from mobilenet.configs.conversion import Form
+        from mobilenet.export import freezing
     form = Form(
         batch=options["batch"] or 1,
         image_size=options["image_size"],
@@ -119,10 +122,12 @@ def _check(options: dict[str, Any]) -> None:
 def _calibrated(parsed: cli.Parsed) -> bool:
     """Whether ranges are taken from images; flags that say which are refused where none are."""
     wanted = parsed.options["quantization"]
-    calibrated = wanted is not None and formats.get(wanted).calibrated
-    users = {spec.name: formats.CALIBRATED for spec in cli.CALIBRATION} if not calibrated else {}
-    if wanted != formats.POST_TRAINING:
-        users |= {spec.name: (formats.POST_TRAINING,) for spec in (*_FITTING, _FITTED)}
+    calibrated = wanted is not None and number_formats.get(wanted).calibrated
+    users = (
+        {spec.name: number_formats.CALIBRATED for spec in cli.CALIBRATION} if not calibrated else {}
+    )
+    if wanted != number_formats.POST_TRAINING:
+        users |= {spec.name: (number_formats.POST_TRAINING,) for spec in (*_FITTING, _FITTED)}
     for name, of in users.items():
         if name in parsed.given:
             got = parsed.options.get(name)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mobilenet import cli
+from mobilenet import cli, console
 from mobilenet.configs.base import number
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import DatasetConfig
@@ -96,8 +96,9 @@ def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig,
             print(f"{len(left_out)} images left out, first {left_out[0]}")
         return found, data, net.card
     with cli.starting_tensorflow():
-        from mobilenet.training import progress, reading, scoring
-    with progress.shown(), reading.explained(data, options["split"]):
+        from mobilenet.data import arrays
+        from mobilenet.evaluation import scoring
+    with console.log_to_stdout(), arrays.explained(data, options["split"]):
         names = evaluation.names(net)
         batches, matching = _batches(data, net.card, len(net.labels), names, options)
         found = scoring.score_flatbuffer(net, batches, net.card.preprocessing, matching)
@@ -106,11 +107,13 @@ def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig,
 
 def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card]:
     with cli.starting_tensorflow():
-        from mobilenet.training import exporting, progress, reading, scoring
-    net = exporting.load_trained(path)
+        from mobilenet.data import arrays
+        from mobilenet.evaluation import scoring
+        from mobilenet.export import pipeline as export_pipeline
+    net = export_pipeline.load_trained(path)
     data = cli.dataset_of(parsed, net.card.dataset)
     probabilities = net.card.outputs == "probabilities"
-    with progress.shown(), reading.explained(data, parsed.options["split"]):
+    with console.log_to_stdout(), arrays.explained(data, parsed.options["split"]):
         classes = net.model.output_shape[-1]
         batches, matching = _batches(data, net.card, classes, net.card.labels, parsed.options)
         infer = scoring.inference(net.model)
@@ -122,7 +125,7 @@ def _batches(
 ) -> tuple[Any, Matching]:
     """The split as the net takes it, and which of its `classes` are those of the data."""
     from mobilenet import data as room
-    from mobilenet.training import exporting
+    from mobilenet.export import pipeline as export_pipeline
 
     info = room.describe(data)
     matching = match(classes, names, info.num_classes, info.labels, data.name)
@@ -135,7 +138,7 @@ def _batches(
         image_size=(height, width),
         batch_size=options["batch_size"],
         channels=channels,
-        preprocessing=exporting.preprocessing_of(card, data),
+        preprocessing=export_pipeline.preprocessing_of(card, data),
     )
     return batches, matching
 

@@ -67,8 +67,8 @@ def run(argv: list[str]) -> int | None:
 def _pack(parsed: cli.Parsed, source: Path, target: Path) -> None:
     options = parsed.options
     with cli.starting_tensorflow():
-        from mobilenet.training import packed
-    told = packed.pack(
+        from mobilenet.packing import pipeline as packing_pipeline
+    told = packing_pipeline.pack(
         source,
         target,
         options["fold_batch_norm"],
@@ -82,30 +82,30 @@ def _pack(parsed: cli.Parsed, source: Path, target: Path) -> None:
 def _unpack(parsed: cli.Parsed, source: Path, target: Path) -> None:
     _check(source)
     with cli.starting_tensorflow():
-        from mobilenet.training import packed
-    told = packed.unpack(source, target, parsed.options["image_size"])
+        from mobilenet.packing import pipeline as packing_pipeline
+    told = packing_pipeline.unpack(source, target, parsed.options["image_size"])
     print(cli.table(["what", "value"], told))
 
 
 def _info(parsed: cli.Parsed, source: Path) -> None:
-    from mobilenet.reporting import packed, rows
+    from mobilenet.reporting import packed_size, tables
 
-    found = packed.contents(source)
-    print(cli.table(*rows.of_packed(found)))
+    found = packed_size.contents(source)
+    print(cli.table(*tables.of_packed(found)))
     print(f"\n{found.total.plain:,} bytes of weights in {found.total.packed:,}: {found.ratio:.2f}")
     if not parsed.options["flatbuffer"]:
         return
     with cli.starting_tensorflow():
-        from mobilenet.export import packing
-        from mobilenet.training import packed as nets
-    data = nets.flatbuffer(packing.unpack(source), parsed.options["image_size"])
+        from mobilenet.packing import model as packed_model
+        from mobilenet.packing import pipeline as nets
+    data = nets.flatbuffer(packed_model.unpack(source), parsed.options["image_size"])
     told = ", ".join(f"{value} bytes {what}" for what, value in nets.sizes(data))
     print(told)
 
 
 def _check(source: Path) -> None:
     """Refuses what is no packed net before TensorFlow is waited for."""
-    from mobilenet.export import container
+    from mobilenet.packing import container
 
     container.read(source)
 

@@ -48,8 +48,8 @@ class KerasClassifier:
             import tf_keras  # noqa: F401
 
             from mobilenet.export import frozen_graph
-            from mobilenet.models import folder
-        net = (frozen_graph if frozen_graph.is_one(path) else folder).load(path)
+            from mobilenet.models import saving
+        net = (frozen_graph if frozen_graph.is_one(path) else saving).load(path)
         self.model, self.card = net.model, net.card
 
     def top_k(self, picture: str, k: int, max_pixels: int = MAX_PIXELS) -> Ranking:

@@ -9,7 +9,8 @@ from mobilenet import cli
 from mobilenet.configs.base import number
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
-from mobilenet.runtime import classifier, flatbuffer, isolation, micro
+from mobilenet.runtime import classifier, isolation, micro
+from mobilenet.tflite import model as tflite_model
 
 _COMPARED = "a flatbuffer and --against"
 _USES = {  # what some flags go with
@@ -73,35 +74,35 @@ def run(argv: list[str]) -> int | None:
 def _net(path: Path, parsed: cli.Parsed) -> None:
     options = parsed.options
     with cli.starting_tensorflow():
-        from mobilenet.export.form import Form
-        from mobilenet.models import folder
-        from mobilenet.reporting import layers, plots, rows, zeros
+        from mobilenet.configs.conversion import Form
+        from mobilenet.models import saving
+        from mobilenet.reporting import model_profile, plots, sparsity, tables
     if options["histograms"] is not None:
         plots.check_folder("--histograms", options["histograms"])
-    net = folder.load(path)
+    net = saving.load(path)
     model = net.model
     shape = Form(image_size=options["image_size"]).shape(model.input_shape[1:])
     card = net.card if options["packed"] else None
-    found = layers.profile(model, shape, options["latency"], card)
-    print(cli.table(*rows.of_layers(found)))
+    found = model_profile.profile(model, shape, options["latency"], card)
+    print(cli.table(*tables.of_layers(found)))
     if found.told():
         print("", *found.told(), sep="\n")
     if options["groups"]:
         print("", *found.groups, sep="\n")
     if options["histograms"] is not None:
         made = plots.histograms(model, options["histograms"])
-        print(f"\n{cli.table(*rows.of_zeros(zeros.zeros(model)))}")
+        print(f"\n{cli.table(*tables.of_zeros(sparsity.zeros(model)))}")
         print(f"\n{len(made)} pictures in {options['histograms']}")
 
 
 def _file(path: Path, parsed: cli.Parsed) -> None:
-    from mobilenet.reporting import contents, rows
+    from mobilenet.reporting import tables, tflite_profile
 
-    content = flatbuffer.read(classifier.find(path))
+    content = tflite_model.read(classifier.find(path))
     where = content, parsed.options["isolated"], str(path)
     needs = micro.needs(content, isolation.make(*where, "micro")) if parsed.options["micro"] else ()
-    print(cli.table(*rows.of_file(contents.lines(content))))
-    print(f"\n{len(content.content):,} bytes; {contents.operators(content)}")
+    print(cli.table(*tables.of_file(tflite_profile.lines(content))))
+    print(f"\n{len(content.content):,} bytes; {tflite_profile.operators(content)}")
     if parsed.options["latency"]:
         print(f"{1000 * isolation.latency(*where):.4f} ms on one thread")
     if needs:
@@ -113,28 +114,31 @@ def _compare(path: Path, parsed: cli.Parsed) -> None:
     file = classifier.Classifier(path, isolated=options["isolated"])
     with cli.starting_tensorflow():
         from mobilenet.export import freeze
-        from mobilenet.models import folder
-        from mobilenet.reporting import profile, rows
-    net = folder.load(options["against"])
-    profile.warn_of_another(file.card, net.card, options["against"])
+        from mobilenet.models import saving
+        from mobilenet.reporting import int8_comparison, tables
+    net = saving.load(options["against"])
+    int8_comparison.warn_of_another(file.card, net.card, options["against"])
     images = _images(parsed, net.card, file.card)
     runner = isolation.make(file.flatbuffer, options["isolated"], str(path), keep_tensors=True)
-    lines = profile.compare(file.flatbuffer, freeze.float32_copy(net.model), *images, runner)
+    lines = int8_comparison.compare(
+        file.flatbuffer, freeze.float32_copy(net.model), *images, runner
+    )
     if options["worst"] is not None:
         lines = sorted(lines, key=lambda line: line.accumulated or 0.0)[: options["worst"]]
-    print(cli.table(*rows.of_comparison(lines)))
+    print(cli.table(*tables.of_comparison(lines)))
 
 
 def _images(parsed: cli.Parsed, card: Any, file_card: Any) -> tuple[Any, Any]:
     """Held-out images as the float net takes them, and as the file does."""
     import numpy as np
 
+    from mobilenet.data import arrays
+    from mobilenet.export import pipeline as export_pipeline
     from mobilenet.runtime import images as pixels
-    from mobilenet.training import exporting, reading
 
     data = cli.dataset_of(parsed, card.dataset)
-    way = exporting.preprocessing_of(card, data)
-    images = reading.images(data, "test", card.input_shape, way, parsed.options["images"])
+    way = export_pipeline.preprocessing_of(card, data)
+    images = arrays.images(data, "test", card.input_shape, way, parsed.options["images"])
     mean, std = np.asarray(way.mean, np.float32), np.asarray(way.std, np.float32)
     return images, pixels.normalise(images * std + mean, file_card.preprocessing)
 

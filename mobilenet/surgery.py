@@ -10,11 +10,11 @@ net.set_weights(thinned.model.get_weights())
 
 from __future__ import annotations
 
-from mobilenet.compression.pruning.constants import Leftover
-from mobilenet.compression.pruning.groups import Group, Member
-from mobilenet.compression.pruning.groups import find as groups
-from mobilenet.compression.pruning.importance import gradients
-from mobilenet.compression.pruning.surgery import (
+from mobilenet.compression.pruning.channel.constant_channels import Leftover
+from mobilenet.compression.pruning.channel.dependency_groups import Group, Member
+from mobilenet.compression.pruning.channel.dependency_groups import find as groups
+from mobilenet.compression.pruning.channel.importance import gradients
+from mobilenet.compression.pruning.channel.surgery import (
     Thinned,
     prove,
     reconstruct,

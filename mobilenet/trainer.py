@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mobilenet import cli
+from mobilenet import cli, console
 from mobilenet.configs import archs
 from mobilenet.configs.run import RunConfig
 
@@ -58,17 +58,18 @@ def run(argv: list[str]) -> int | None:
         )
     with cli.starting_tensorflow():
         from mobilenet import data
-        from mobilenet.training import completion, progress, run_folder, stages
+        from mobilenet.training import pipeline as training_pipeline
+        from mobilenet.training import resolve_config, run_folder
     replayed = parsed.config is not None
-    with progress.shown():
-        config, info = completion.completed(
+    with console.log_to_stdout():
+        config, info = resolve_config.completed(
             config,
             classes_given=replayed or "model.num_classes" in parsed.settings,
             decay_given=replayed or "model.batch_norm_decay" in parsed.settings,
             teacher_given="distillation.teacher" in parsed.settings,
         )
         with run_folder.opened(folder, config, parsed.options["overwrite"]) as opened:
-            entries = stages.Chain(opened, info, config.stages).execute()
+            entries = training_pipeline.Chain(opened, info, config.stages).execute()
     print("\n" + cli.table(*_table(entries)))
     _draw(folder / "plots", entries)
     picture = data.example(config.dataset, config.image_size, folder)

@@ -14,16 +14,19 @@ import tf_keras
 from ai_edge_litert import interpreter
 
 from mobilenet.compression import method as methods
-from mobilenet.compression import variables
-from mobilenet.compression.quantization import scheme, stored
-from mobilenet.compression.quantization.calibrate import calibrate
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.compression.quantization.int8.calibration import calibrate
 from mobilenet.configs import archs
 from mobilenet.configs.dataset import PREPROCESSING
-from mobilenet.export import convert, verify
+from mobilenet.export import tflite_converter
+from mobilenet.export.verification import verify
 from mobilenet.models.builder import build
-from mobilenet.models.roles import Graph
-from mobilenet.runtime import flatbuffer, micro
+from mobilenet.models.graph import variables
+from mobilenet.models.graph.roles import Graph
 from mobilenet.runtime import interpreter as runtime
+from mobilenet.runtime import micro
+from mobilenet.tflite import model as tflite_model
 
 L = tf_keras.layers
 WAY = PREPROCESSING["inception"]
@@ -183,7 +186,7 @@ def quantize(plain: Any, size: int = SIZE, mend: bool = True, epochs: int = 0) -
     ranges = scheme.get_ranges(wrapped)
     said = wrapped(inputs(16, size), training=False).numpy()
     if mend:
-        stored.for_export(wrapped)
+        int8_saving.for_export(wrapped)
     else:
         found = scheme.quantizers(wrapped)
         for layer in plain.layers:
@@ -191,7 +194,7 @@ def quantize(plain: Any, size: int = SIZE, mend: bool = True, epochs: int = 0) -
                 quantizer = found[f"{layer.name}/kernel"]
                 quantizer.variables["absmax"].assign(quantizer.reach(variables.kernel(layer)))
         wrapped.phase.exporting = True
-    return Quantized(plain, wrapped, ranges, convert.int8_flatbuffer(wrapped), said)
+    return Quantized(plain, wrapped, ranges, tflite_converter.int8_flatbuffer(wrapped), said)
 
 
 def grid(images: np.ndarray) -> np.ndarray:
@@ -199,7 +202,7 @@ def grid(images: np.ndarray) -> np.ndarray:
     return (images.astype(np.float32) - 128) / np.float32(127.5)
 
 
-def plain_kernels(content: flatbuffer.Flatbuffer) -> Any:
+def plain_kernels(content: tflite_model.Flatbuffer) -> Any:
     """Kernels without a delegate, whose inner tensors can be read."""
     runner = interpreter.Interpreter(
         model_content=content.content,
@@ -213,7 +216,7 @@ def plain_kernels(content: flatbuffer.Flatbuffer) -> Any:
 class MicroKernels:
     """Those of TensorFlow Lite Micro; inner tensors can be read."""
 
-    def __init__(self, content: flatbuffer.Flatbuffer) -> None:
+    def __init__(self, content: tflite_model.Flatbuffer) -> None:
         small = importlib.import_module(micro.MODULE)
         way = small.InterpreterConfig.kPreserveAllTensors
         self._content = content
@@ -232,14 +235,14 @@ class MicroKernels:
         return np.asarray(self._own.GetTensor(index, 0)["tensor_data"])
 
 
-Runner = Callable[[flatbuffer.Flatbuffer], Any]
+Runner = Callable[[tflite_model.Flatbuffer], Any]
 
 
 def file_tensors(
     data: bytes, images: np.ndarray, make: Runner = plain_kernels
 ) -> dict[str, tuple[np.ndarray, float, int]]:
     """Codes, scale and zero point of every operator's output, by the first part of its name."""
-    content = flatbuffer.read(data)
+    content = tflite_model.read(data)
     runner = make(content)
     wanted = [content.tensors[index] for op in content.operators for index in op.outputs]
     rows: dict[int, list[np.ndarray]] = {tensor.index: [] for tensor in wanted}
@@ -300,7 +303,7 @@ def operator_steps(
 def logit_steps(made: Quantized, images: np.ndarray) -> np.ndarray:
     """End to end: difference of the logits, in output steps; default kernels, delegate and all."""
     said = made.wrapped(grid(images), training=False).numpy()
-    content = flatbuffer.read(made.data)
+    content = tflite_model.read(made.data)
     step = float(content.tensors[content.outputs[0]].scales[0])
     runner = runtime.make(made.data)
     return np.abs(verify.run(runner, grid(images)) - said) / step

@@ -50,9 +50,9 @@ def float_file(small_net: Callable[..., Any]) -> Callable[[str], bytes]:
 
     @functools.cache
     def make(name: str) -> bytes:
-        from mobilenet.export import convert
+        from mobilenet.export import tflite_converter
 
-        return convert.float_flatbuffer(small_net(name))
+        return tflite_converter.float_flatbuffer(small_net(name))
 
     return make
 

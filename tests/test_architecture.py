@@ -1,4 +1,6 @@
-"""The floors: a file imports only from below its own; TensorFlow stays out of the light rooms."""
+"""The layers: a package imports only from layers below its own, and nothing in a circle;
+TensorFlow stays out of the light packages.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +14,32 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"configs": "mobilenet.configs", "tf1_loader": "mobilenet.tf1_loader"}
-COMMANDS_OF_ROOMS = ("mobilenet.tf1_loader.__main__",)
+COMMAND_MODULES = ("mobilenet.tf1_loader.__main__",)  # commands inside a package
 COMMANDS = (
     *("trainer", "evaluator", "converter", "predict", "profiler", "packer", "report"),
-    *COMMANDS_OF_ROOMS,
+    *COMMAND_MODULES,
 )
-GROUND = (
-    *("errors", "files", "archives", "console", "metrics", "digits", "class_folders"),
-    *("image_files", "image_list", "configs", "strict_json"),
+FOUNDATION = (
+    *("configs", "errors", "files", "metrics", "console", "lazy", "strict_json", "archives"),
+    "image_files",
 )
-DESK = ("cli", "process", "settling", "specs", "values", "__main__")  # what commands are made of
-EDGE = (*DESK, *COMMANDS)
-FLOORS = {
-    **dict.fromkeys(GROUND, 0),
-    **dict.fromkeys(("models", "data", "runtime"), 1),
-    **dict.fromkeys(("tf1_loader", "compression", "export"), 2),
-    **dict.fromkeys(("surgery", "training", "reporting"), 3),
-    **dict.fromkeys(EDGE, 4),
-}
-LIGHT = (*GROUND, "runtime", *DESK, "__init__")
+# From the bottom; CONTRIBUTING.md says what each package holds.
+LAYERS = (
+    FOUNDATION,
+    ("tflite", "models", "data"),
+    ("runtime", "tf1_loader"),
+    ("weights",),
+    ("compression", "evaluation"),
+    ("export",),
+    ("packing",),
+    ("training", "reporting"),
+    ("surgery",),
+    ("cli",),
+    (*COMMANDS, "__main__"),
+)
+LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
+LIGHT = (*FOUNDATION, "tflite", "runtime", "cli", "__main__", "__init__")
+LIGHT_SUBPACKAGES = ("mobilenet.data.sources",)
 HEAVY = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "tensorflow_datasets")
 # The fallback for machines that have TensorFlow and no ai_edge_litert.
 MAY_FALL_BACK = {"mobilenet.runtime.interpreter"}
@@ -56,12 +65,12 @@ def tree(name: str) -> ast.Module:
     return ast.parse(MODULES[name].read_text(encoding="utf-8"))
 
 
-def room(name: str) -> str:
+def package_of(name: str) -> str:
     """`models` for `mobilenet.models.builder`; `__init__` for the package's own file.
 
     A command inside a room is one of the commands.
     """
-    if name in COMMANDS_OF_ROOMS:
+    if name in COMMAND_MODULES:
         return name
     return name.split(".")[1] if "." in name else "__init__"
 
@@ -116,56 +125,67 @@ def test_imports_of_every_form_are_seen() -> None:
     }
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if room(n) != "__init__"])
-def test_a_file_imports_only_from_floors_below(name: str) -> None:
-    own = room(name)
-    assert own in FLOORS, f"{name}: give its room a floor here and in CONTRIBUTING.md"
+@pytest.mark.parametrize("name", [n for n in MODULES if package_of(n) != "__init__"])
+def test_a_module_imports_only_from_layers_below(name: str) -> None:
+    own = package_of(name)
+    assert own in LEVEL, f"{name}: give its package a layer here and in CONTRIBUTING.md"
     for imported in imports(name, ast.walk(tree(name))):
         parts = imported.split(".")
         if parts[0] != "mobilenet":
             continue
         assert len(parts) > 1, f"{name} imports the whole package"
         other = parts[1]
-        if other == own or other not in FLOORS:  # a public name of the package, as `__version__`
+        if other == own or other not in LEVEL:  # a public name of the package, as `__version__`
             assert other == own or other.startswith("__"), (
                 f"{name} imports {imported} by the package"
             )
             continue
-        # The ground floor and the commands' parts may lean on each other: they are single files.
-        level = FLOORS[own] in (0, 4) and FLOORS[other] == FLOORS[own]
-        assert level or FLOORS[other] < FLOORS[own], (
-            f"{name} imports {imported} from floor {FLOORS[other]}"
+        # The modules of the foundation may use each other: test_nothing_is_imported_in_a_circle.
+        foundation = LEVEL[own] == LEVEL[other] == 0
+        assert foundation or LEVEL[other] < LEVEL[own], (
+            f"{name} imports {imported} of layer {LEVEL[other]}"
         )
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in MODULES if room(n) in LIGHT and n not in MAY_FALL_BACK]
-)
-def test_light_rooms_never_import_tensorflow(name: str) -> None:
-    nodes = ast.walk(tree(name)) if room(name) != "__init__" else top_level(tree(name).body)
+def test_nothing_is_imported_in_a_circle() -> None:
+    """By what runs when modules load, so that any module can be the first to be imported."""
+    needs = {
+        name: {
+            target
+            for imported in imports(name, top_level(tree(name).body))
+            for target in (imported, imported.rpartition(".")[0])
+            if target in MODULES and target != name
+        }
+        for name in MODULES
+    }
+    done: set[str] = set()
+    while ready := {name for name in needs if name not in done and needs[name] <= done}:
+        done |= ready
+    assert not sorted(set(needs) - done)
+
+
+def is_light(name: str) -> bool:
+    return package_of(name) in LIGHT or name.startswith(LIGHT_SUBPACKAGES)
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if is_light(n) and n not in MAY_FALL_BACK])
+def test_light_packages_never_import_tensorflow(name: str) -> None:
+    is_init = package_of(name) == "__init__"
+    nodes = top_level(tree(name).body) if is_init else ast.walk(tree(name))
     assert not [i for i in imports(name, nodes) if is_heavy(i)]
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if room(n) in COMMANDS or n in MAY_FALL_BACK])
+@pytest.mark.parametrize(
+    "name", [n for n in MODULES if package_of(n) in COMMANDS or n in MAY_FALL_BACK]
+)
 def test_commands_import_tensorflow_inside_functions_alone(name: str) -> None:
-    heavy_rooms = [r for r, floor in FLOORS.items() if floor in (1, 2, 3) and r != "runtime"]
+    heavy = {p for p, level in LEVEL.items() if 1 <= level < LEVEL["cli"] and p not in LIGHT}
     for imported in imports(name, top_level(tree(name).body)):
         parts = imported.split(".")
         own = parts[:2] == name.split(".")[:2]  # what that file loads is in test_startup.py
-        heavy_room = parts[0] == "mobilenet" and parts[1] in heavy_rooms and not own
-        assert not is_heavy(imported) and not heavy_room, f"{name} imports {imported} when it loads"
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_files_and_functions_stay_short(name: str) -> None:
-    source = MODULES[name].read_text(encoding="utf-8")
-    most = 149 if room(name) in COMMANDS else 399
-    assert len(source.splitlines()) <= most
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            length = (node.end_lineno or first) - first + 1
-            assert length < 60, f"{name}.{node.name} has {length} lines"
+        allowed = own or imported.startswith(LIGHT_SUBPACKAGES)
+        loads = parts[0] == "mobilenet" and parts[1] in heavy and not allowed
+        assert not is_heavy(imported) and not loads, f"{name} imports {imported} when it loads"
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mobilenet.configs import archs
 from mobilenet.configs.archs import MobileNetConfig
-from mobilenet.configs.tables import EDGETPU_BLOCKS
+from mobilenet.configs.block_tables import EDGETPU_BLOCKS
 from mobilenet.errors import UsageError
 
 

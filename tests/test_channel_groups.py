@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tf_keras
 
-from mobilenet.compression.pruning import groups
+from mobilenet.compression.pruning.channel import dependency_groups
 from mobilenet.configs import archs
 from mobilenet.errors import UsageError
 from mobilenet.models.builder import build
@@ -71,14 +71,14 @@ QUICK = ("mobilenet_v1", "mobilenet_v3_small")
 NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in archs.ALL]
 
 
-def sizes(found: tuple[groups.Group, ...]) -> dict[str, Counter[int]]:
+def sizes(found: tuple[dependency_groups.Group, ...]) -> dict[str, Counter[int]]:
     roles = {group.role for group in found}
     return {role: Counter(g.channels for g in found if g.role == role) for role in roles}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_groups_of_each_net(name: str) -> None:
-    found = groups.find(build(archs.get(name, num_classes=10), (32, 32, 3)))
+    found = dependency_groups.find(build(archs.get(name, num_classes=10), (32, 32, 3)))
     assert sizes(found) == {role: Counter(n) for role, n in EXPECTED[name].items()}
     if name in ("mobilenet_v1", "mobilenet_v2"):
         counts = {"mobilenet_v1": (14, 5984), "mobilenet_v2": (25, 9128)}
@@ -86,7 +86,7 @@ def test_the_groups_of_each_net(name: str) -> None:
 
 
 def test_a_group_shows_its_members_and_why(small_net: Callable[..., Any]) -> None:
-    found = groups.by_layer(groups.find(small_net("mobilenet_v3_small")))
+    found = dependency_groups.by_layer(dependency_groups.find(small_net("mobilenet_v3_small")))
     block = "expanded_conv_4"
     lines = str(found[f"{block}_expand"]).splitlines()
     assert lines[0].endswith(f" channels of {block}_expand (pointwise)")
@@ -109,7 +109,7 @@ def test_a_group_shows_its_members_and_why(small_net: Callable[..., Any]) -> Non
 
 
 def test_sums_tie_projections(small_net: Callable[..., Any]) -> None:
-    found = groups.by_layer(groups.find(small_net("mobilenet_v2")))
+    found = dependency_groups.by_layer(dependency_groups.find(small_net("mobilenet_v2")))
     tied = [f"expanded_conv_{n}_project" for n in (13, 14, 15)]
     assert len({found[name].number for name in tied}) == 1
     assert found["expanded_conv_16_project"] is not found[tied[0]]
@@ -120,11 +120,13 @@ def test_sums_tie_projections(small_net: Callable[..., Any]) -> None:
 
 def test_the_classes_are_fixed(small_net: Callable[..., Any]) -> None:
     model = small_net("mobilenet_v1")
-    every = groups.find(model, fixed=True)
+    every = dependency_groups.find(model, fixed=True)
     assert [g.name for g in every if g.fixed] == ["Logits"]
     assert "fixed: the net gives them back" in str(every[-1])
     features = small_net("mobilenet_v1", num_classes=0)
-    assert [g.name for g in groups.find(features, fixed=True) if g.fixed] == ["Conv2d_13_pointwise"]
+    assert [g.name for g in dependency_groups.find(features, fixed=True) if g.fixed] == [
+        "Conv2d_13_pointwise"
+    ]
 
 
 def test_names_play_no_part(small_net: Callable[..., Any]) -> None:
@@ -136,7 +138,7 @@ def test_names_play_no_part(small_net: Callable[..., Any]) -> None:
             layer.get_config() | {"name": f"depthwise_{next(numbers)}"}
         ),
     )
-    assert sizes(groups.find(renamed)) == sizes(groups.find(model))
+    assert sizes(dependency_groups.find(renamed)) == sizes(dependency_groups.find(model))
 
 
 def test_keras_3_nets_have_the_same_groups(small_net: Callable[..., Any]) -> None:
@@ -144,7 +146,9 @@ def test_keras_3_nets_have_the_same_groups(small_net: Callable[..., Any]) -> Non
     model = small_net("mobilenet_v3_small")
     fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
     other = build(archs.get("mobilenet_v3_small", **fields), (32, 32, 3), keras=keras)
-    assert [str(g) for g in groups.find(other)] == [str(g) for g in groups.find(model)]
+    assert [str(g) for g in dependency_groups.find(other)] == [
+        str(g) for g in dependency_groups.find(model)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +157,7 @@ def test_keras_3_nets_have_the_same_groups(small_net: Callable[..., Any]) -> Non
 )
 def test_nets_of_keras_applications(name: str, ours: str) -> None:
     make = getattr(tf_keras.applications, name)
-    found = groups.find(make(weights=None, input_shape=(32, 32, 3), classes=5))
+    found = dependency_groups.find(make(weights=None, input_shape=(32, 32, 3), classes=5))
     assert sizes(found) == {role: Counter(n) for role, n in EXPECTED[ours].items()}
 
 
@@ -167,7 +171,7 @@ def head(*layers: Any, size: int = 8) -> Any:
 
 def test_flattened_maps_are_read_at_every_place() -> None:
     model = head(L.Flatten(), L.BatchNormalization(name="norm"), L.Dense(4, name="dense"))
-    (group,) = groups.find(model)
+    (group,) = dependency_groups.find(model)
     assert [(m.layer.name, m.side, m.repeats) for m in group.members] == [
         ("stem", "out", 1),
         ("norm", "all", 36),
@@ -190,18 +194,18 @@ def test_flattened_maps_are_read_at_every_place() -> None:
 )
 def test_a_layer_that_cannot_be_followed_is_named(layers: list[Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        groups.find(head(*layers))
+        dependency_groups.find(head(*layers))
 
 
 def test_a_layer_that_is_used_twice_is_named() -> None:
     source = L.Input((8, 8, 3))
     shared = L.Conv2D(3, 1, name="shared")
     with pytest.raises(UsageError, match="layer shared.*used once"):
-        groups.find(tf_keras.Model(source, shared(shared(source))))
+        dependency_groups.find(tf_keras.Model(source, shared(shared(source))))
 
 
 def test_numbers_by_channel_that_are_no_weights_hold_the_group() -> None:
     model = head(L.Rescaling([1.0, 2, 3, 4, 5, 6], name="table"), L.Conv2D(2, 1, name="end"))
-    every = groups.by_layer(groups.find(model, fixed=True))
+    every = dependency_groups.by_layer(dependency_groups.find(model, fixed=True))
     assert every["stem"].fixed == "table has a number for each"
-    assert not groups.find(model)
+    assert not dependency_groups.find(model)

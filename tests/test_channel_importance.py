@@ -12,7 +12,7 @@ from compression_nets import inputs, liven, toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilenet.compression.pruning import groups, importance, selection
+from mobilenet.compression.pruning.channel import dependency_groups, importance, selection
 from mobilenet.errors import UsageError
 
 
@@ -22,9 +22,9 @@ def net() -> Any:
 
 
 @pytest.fixture(scope="module")
-def tied(net: Any) -> groups.Group:
+def tied(net: Any) -> dependency_groups.Group:
     """Stem `a`, its depthwise `b` and the pointwise `c` that is added to the stem's output."""
-    return groups.by_layer(groups.find(net))["a"]
+    return dependency_groups.by_layer(dependency_groups.find(net))["a"]
 
 
 def kernel(net: Any, name: str) -> np.ndarray:
@@ -34,7 +34,7 @@ def kernel(net: Any, name: str) -> np.ndarray:
     return np.moveaxis(value, axis, 0).reshape(8, -1).astype(np.float64)
 
 
-def test_sums_over_all_convolutions_of_the_group(net: Any, tied: groups.Group) -> None:
+def test_sums_over_all_convolutions_of_the_group(net: Any, tied: dependency_groups.Group) -> None:
     every = np.concatenate([kernel(net, name) for name in "abc"], axis=1)
     assert every.shape == (8, 27 + 9 + 8)
     np.testing.assert_allclose(importance.scores(tied, "magnitude"), np.abs(every).sum(1))
@@ -45,11 +45,11 @@ def test_sums_over_all_convolutions_of_the_group(net: Any, tied: groups.Group) -
     )
 
 
-def test_scales_of_the_batch_norms(net: Any, tied: groups.Group) -> None:
+def test_scales_of_the_batch_norms(net: Any, tied: dependency_groups.Group) -> None:
     gammas = [net.get_layer(f"{name}_norm").gamma.numpy() for name in "abc"]
     expected = np.abs(gammas).sum(0)
     np.testing.assert_allclose(importance.scores(tied, "batch_norm_scale"), expected, rtol=1e-6)
-    bare = groups.by_layer(groups.find(net))["d"]  # no batch norm: its kernel
+    bare = dependency_groups.by_layer(dependency_groups.find(net))["d"]  # no batch norm: its kernel
     expected = np.abs(net.get_layer("d").kernel.numpy()).sum((0, 1, 2))
     np.testing.assert_allclose(importance.scores(bare, "batch_norm_scale"), expected, rtol=1e-6)
 
@@ -62,7 +62,7 @@ def test_taylor_is_the_change_of_the_loss(net: Any) -> None:
         return tf.reduce_sum(tf.square(model(images, training=False)))
 
     found = importance.gradients(net, loss)
-    group = groups.by_layer(groups.find(net))["d"]
+    group = dependency_groups.by_layer(dependency_groups.find(net))["d"]
     got = importance.scores(group, "taylor", importance.Evidence(found))
     layer, before, step = net.get_layer("d"), float(loss(net)), 1e-2
     weights = layer.get_weights()
@@ -79,7 +79,9 @@ def test_taylor_is_the_change_of_the_loss(net: Any) -> None:
         importance.scores(group, "taylor")
 
 
-def test_taylor_sees_the_batch_norms_of_a_tied_group(net: Any, tied: groups.Group) -> None:
+def test_taylor_sees_the_batch_norms_of_a_tied_group(
+    net: Any, tied: dependency_groups.Group
+) -> None:
     found = importance.gradients(net, lambda model: tf.reduce_sum(model(inputs(4)) ** 2))
     expected = 0.0
     for name in "abc":
@@ -90,14 +92,14 @@ def test_taylor_sees_the_batch_norms_of_a_tied_group(net: Any, tied: groups.Grou
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_lots_are_drawn_by_the_seed(tied: groups.Group) -> None:
+def test_lots_are_drawn_by_the_seed(tied: dependency_groups.Group) -> None:
     one, again, other = (
         importance.scores(tied, "random", importance.Evidence(seed=seed)) for seed in (1, 1, 2)
     )
     assert (one == again).all() and (one != other).all()
 
 
-def test_a_function_of_your_own(tied: groups.Group) -> None:
+def test_a_function_of_your_own(tied: dependency_groups.Group) -> None:
     assert importance.scores(tied, lambda group: range(group.channels)).tolist() == [*range(8)]
     with pytest.raises(UsageError, match=r"shape \(8,\)"):
         importance.scores(tied, lambda group: np.zeros(3))
@@ -138,7 +140,7 @@ def test_counts(channels: int, ratio: float, round_to: int, kept: int) -> None:
 
 
 def chosen(net: Any, ratio: Any, score: Any, **options: Any) -> dict[str, list[int]]:
-    found = groups.find(net)
+    found = dependency_groups.find(net)
     shares = selection.ratios(found, ratio)
     kept = selection.choose(found, shares, score, **options)
     return {group.name: kept[group.number].tolist() for group in found}
@@ -173,7 +175,7 @@ def test_one_ranking_for_all_groups(net: Any) -> None:
 
 
 def test_the_last_pattern_that_matches_decides(net: Any) -> None:
-    found = groups.find(net)
+    found = dependency_groups.find(net)
     shares = selection.ratios(found, {"stem": 0.1, "[a-d]": 0.2, "c": 0.3, "pointwise": 0.4})
     assert shares == {found[0].number: 0.3, found[1].number: 0.4}
 
@@ -192,5 +194,5 @@ def test_the_last_pattern_that_matches_decides(net: Any) -> None:
 )
 def test_ratios_that_do_not_fit(net: Any, ratio: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
-        selection.ratios(groups.find(net), ratio)
+        selection.ratios(dependency_groups.find(net), ratio)
     assert "\n" not in str(raised.value)

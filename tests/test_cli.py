@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilenet import cli, trainer, values
+from mobilenet import cli, trainer
+from mobilenet.cli import values
 from mobilenet.configs import recipes
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.pruning import PRUNING

@@ -25,26 +25,27 @@ from compression_nets import (
 )
 
 from mobilenet.compression import method as methods
-from mobilenet.compression import variables
-from mobilenet.compression.quantization import scheme, stored
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.configs import archs
 from mobilenet.configs.base import Config
 from mobilenet.configs.card import Card
-from mobilenet.configs.few_values import (
+from mobilenet.configs.pruning import PRUNING, DnsPruning, MagnitudePruning, TfmotPruning
+from mobilenet.configs.quantization import QUANTIZATION, QuantizationAwareTraining
+from mobilenet.configs.weight_sharing import (
     CodebookQuantization,
     LinearQuantization,
     TfmotClustering,
 )
-from mobilenet.configs.pruning import PRUNING, DnsPruning, MagnitudePruning, TfmotPruning
-from mobilenet.configs.quantization import QUANTIZATION, QuantizationAwareTraining
 from mobilenet.errors import UsageError
-from mobilenet.export import convert
+from mobilenet.export import pipeline as export_pipeline
+from mobilenet.export import tflite_converter
 from mobilenet.export.freeze import float32_copy
-from mobilenet.export.verify import verify
-from mobilenet.models import folder
+from mobilenet.export.verification.verify import verify
+from mobilenet.models import saving
 from mobilenet.models.builder import build
-from mobilenet.runtime import flatbuffer
-from mobilenet.training import exporting
+from mobilenet.models.graph import variables
+from mobilenet.tflite import model as tflite_model
 
 
 def half_is_zero(model: Any, plain: Any, ranges: Any) -> None:
@@ -110,7 +111,7 @@ def test_method_gives_back_a_plain_net_that_keeps_its_promise(config: type[Confi
     train(trained, method, 2)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    ranges = exporting.ranges_of(trained)
+    ranges = export_pipeline.ranges_of(trained)
     plain = method.finalize(trained)
     assert all(type(layer).__module__.startswith("tf_keras.") for layer in plain.layers)
     assert [layer.name for layer in plain.layers] == [layer.name for layer in model.layers]
@@ -149,7 +150,7 @@ def kernel_zeros(model: Any) -> dict[str, float]:
 
 def file_zeros(data: bytes) -> list[float]:
     """Share of zero codes of every kernel, in execution order."""
-    content = flatbuffer.read(data)
+    content = tflite_model.read(data)
     kernels = [op for op in content.operators if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D")]
     return [zeros(content.tensors[op.inputs[1]].data) for op in kernels]
 
@@ -164,15 +165,15 @@ def quantized_twice(model: Any, path: Path, size: int, steps: int) -> tuple[Any,
         ranges, plain = scheme.get_ranges(net), method.finalize(net)
         target = path / str(turn)
         card = Card({}, (size, size, 3), WAY, ("a",) * plain.output_shape[-1])
-        folder.save(plain, target, card)
-        stored.save_ranges(target, ranges)
-        model = folder.load(target).model
-    wrapped = stored.load(target)
+        saving.save(plain, target, card)
+        int8_saving.save_ranges(target, ranges)
+        model = saving.load(target).model
+    wrapped = int8_saving.load(target)
     np.testing.assert_array_equal(
         wrapped(inputs(2, size), training=False), net(inputs(2, size), training=False)
     )
-    stored.for_export(wrapped)
-    return model, convert.int8_flatbuffer(wrapped)
+    int8_saving.for_export(wrapped)
+    return model, tflite_converter.int8_flatbuffer(wrapped)
 
 
 def test_zeros_stay_through_training_saving_and_more_training(tmp_path: Path) -> None:
@@ -216,9 +217,9 @@ def trained_file() -> Quantized:
     ranges = scheme.get_ranges(net)
     wrapped = scheme.wrap(method.finalize(net), WAY)
     scheme.set_ranges(wrapped, ranges)
-    stored.for_export(wrapped)
+    int8_saving.for_export(wrapped)
     said = net(inputs(300, seed=21), training=False).numpy()
-    return Quantized(None, wrapped, ranges, convert.int8_flatbuffer(wrapped), said)
+    return Quantized(None, wrapped, ranges, tflite_converter.int8_flatbuffer(wrapped), said)
 
 
 def test_the_file_of_a_trained_net_answers_as_the_net_in_training() -> None:
@@ -258,6 +259,6 @@ def test_foreign_nets_go_through() -> None:
     model = tf_keras.applications.MobileNet((32, 32, 3), 0.25, weights=None, classes=4)
     start = pruned(liven(float32_copy(model)), {"pointwise": 0.5}, 32)
     made = quantize(start, 32)
-    assert flatbuffer.read(made.data).float_tensors() == []
+    assert tflite_model.read(made.data).float_tensors() == []
     shares = file_zeros(made.data)
     assert sum(share >= 0.5 for share in shares) >= 13

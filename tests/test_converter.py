@@ -17,13 +17,13 @@ import trainer_runs
 
 import mobilenet
 from mobilenet import converter
-from mobilenet.compression.quantization import stored
+from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
 from mobilenet.errors import FailedProof, UsageError
-from mobilenet.models import folder
-from mobilenet.runtime import flatbuffer
+from mobilenet.models import saving
 from mobilenet.runtime.classifier import Classifier
+from mobilenet.tflite import model as tflite_model
 
 tf = pytest.importorskip("tensorflow")
 tf_keras = pytest.importorskip("tf_keras")
@@ -44,8 +44,8 @@ def converted(capfd: pytest.CaptureFixture[str], *words: object) -> dict[str, st
     return {row[0].strip(): row[1].strip() for row in rows}
 
 
-def ends(path: Path) -> tuple[Any, Any, flatbuffer.Flatbuffer]:
-    content = flatbuffer.read(path)
+def ends(path: Path) -> tuple[Any, Any, tflite_model.Flatbuffer]:
+    content = tflite_model.read(path)
     return content.tensors[content.inputs[0]], content.tensors[content.outputs[0]], content
 
 
@@ -204,13 +204,13 @@ def test_generic_is_told_and_counted(
     """V3-small with its ranges as the trainer leaves them, on the digits."""
     made = compression_nets.family("mobilenet_v3_small")
     card = Card(input_shape=(64, 64, 3), dataset="digits", preprocessing=compression_nets.WAY)
-    folder.save(made.plain, tmp_path / "net", card)
-    stored.save_ranges(tmp_path / "net", made.ranges)
+    saving.save(made.plain, tmp_path / "net", card)
+    int8_saving.save_ranges(tmp_path / "net", made.ranges)
     words = ["--model", tmp_path / "net", "--output", tmp_path / "out", "--verify_images=8"]
     said = converted(capfd, *words, "--target=generic")
     assert said["delegate partitions"] == "20"
     assert "20 delegate partitions instead of 1 (outside: 19 HARD_SWISH)" in caplog.text
-    content = flatbuffer.read(tmp_path / "out/model.tflite")
+    content = tflite_model.read(tmp_path / "out/model.tflite")
     assert sum(op.name == "HARD_SWISH" for op in content.operators) == 19
     with pytest.raises(FailedProof, match="20 delegate partitions instead of 1"):
         converter.run([*map(str, words), "--target=generic", "--max_partitions=1"])
@@ -305,10 +305,10 @@ def test_a_file_that_does_not_prove_equal_is_not_kept(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A converter that returns another net's file."""
-    from mobilenet.export import convert
+    from mobilenet.export import tflite_converter
 
     other = (run / "export/model.tflite").read_bytes()
-    monkeypatch.setattr(convert, "float_flatbuffer", lambda *args: other)
+    monkeypatch.setattr(tflite_converter, "float_flatbuffer", lambda *args: other)
     with pytest.raises(FailedProof, match="it was not written") as caught:
         converter.run([f"--model={run / 'train'}", f"--output={tmp_path / 'out'}"])
     assert caught.value.status == 3

@@ -10,11 +10,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from mobilenet.configs import dataset as datasets
-from mobilenet.data.example import example
+from mobilenet.data.example_image import example
 
 
 def test_a_digit_of_the_test_split(tmp_path: Path) -> None:
-    from mobilenet import digits
+    from mobilenet.data.sources import digits
 
     path = example(datasets.get("digits"), 8, tmp_path)
     assert path is not None

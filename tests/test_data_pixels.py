@@ -12,10 +12,11 @@ import tensorflow as tf
 from data_sets import folders, jpeg, picture
 from PIL import Image
 
-from mobilenet import data, digits
+from mobilenet import data
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import preprocessing
+from mobilenet.data.sources import digits
 
 INCEPTION = datasets.PREPROCESSING["inception"]
 

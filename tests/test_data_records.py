@@ -14,7 +14,7 @@ from mobilenet import data
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.data import records
+from mobilenet.data import tfrecord
 from mobilenet.data.record_scan import Keys
 from mobilenet.errors import UsageError
 
@@ -85,7 +85,7 @@ def test_a_damaged_record_of_a_large_set_is_named_on_reading(
 ) -> None:
     payload, words = DAMAGED[case]
     config = folder(tmp_path, payload)
-    monkeypatch.setattr(records, "_SCANNED", 0)  # as of a set that is too large to be scanned
+    monkeypatch.setattr(tfrecord, "_SCANNED", 0)  # as of a set that is too large to be scanned
     with pytest.raises((tf.errors.OpError, UnicodeDecodeError)) as caught:
         labels_of(config)
     told = str(data.explain(caught.value, config, "train"))

@@ -16,8 +16,8 @@ from data_sets import example, folders, jpeg, records
 from mobilenet import data
 from mobilenet.configs import dataset as dataset_configs
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.data import checking, sources, tfds_sets
-from mobilenet.data.records import count
+from mobilenet.data import corrupt_images, datasets
+from mobilenet.data.tfrecord import count
 from mobilenet.errors import UsageError
 
 SMALL: dict[str, Any] = {"image_size": 16, "batch_size": 4}
@@ -80,7 +80,7 @@ def test_a_corrupt_image_is_named_or_left_out(
 
 def test_an_error_on_reading_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        sources, "_CHECKED", 0
+        datasets, "_CHECKED", 0
     )  # as with a set that is too large to check at the start
     folders(tmp_path / "f")
     bad = tmp_path / "f/train/a/01.jpg"
@@ -199,7 +199,7 @@ def test_a_tfds_set_that_cannot_be_fetched_names_the_offline_choices(
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
-    monkeypatch.setattr(tfds_sets, "_network", lambda: network)
+    monkeypatch.setattr(tfds, "_network", lambda: network)
     with pytest.raises(UsageError, match="digits, image_folder or tfrecord needs no") as caught:
         data.load(DatasetConfig("cifar10", data_dir=str(tmp_path)), "train", **SMALL)
     assert ("no route to host" in str(caught.value)) is network
@@ -231,7 +231,9 @@ def test_a_prepared_tfds_set_is_read(tfds: Any, tmp_path: Path) -> None:
                 yield n, {"image": np.full((8, 8, 1), 20 * (n % 3), np.uint8), "label": n % 3}
 
     TinyGreys(data_dir=str(tmp_path), file_format="tfrecord").download_and_prepare()
-    raw = dataset_configs.get("mnist").replace(name="tiny_greys", data_dir=str(tmp_path), colour=0.0)
+    raw = dataset_configs.get("mnist").replace(
+        name="tiny_greys", data_dir=str(tmp_path), colour=0.0
+    )
     info = data.describe(raw)
     assert info.sizes == {"train": 7, "validation": 3, "test": 3} and info.labels == ("x", "y", "z")
     images, labels = next(
@@ -246,5 +248,5 @@ def test_a_prepared_tfds_set_is_read(tfds: Any, tmp_path: Path) -> None:
 
 
 def test_corrupt_names_are_cut_after_five() -> None:
-    message = str(checking.corrupt_error([f"{n}.jpg" for n in range(9)]))
+    message = str(corrupt_images.corrupt_error([f"{n}.jpg" for n in range(9)]))
     assert "4.jpg" in message and "5.jpg" not in message and "(9)" in message

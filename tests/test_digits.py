@@ -11,8 +11,9 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from mobilenet import data, digits
+from mobilenet import data
 from mobilenet.configs import dataset
+from mobilenet.data.sources import digits
 from mobilenet.errors import UsageError
 
 DIGITS = dataset.get("digits").replace(data_dir="photos")

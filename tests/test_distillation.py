@@ -24,8 +24,8 @@ from mobilenet.configs.distillation import Distillation  # noqa: E402
 from mobilenet.configs.quantization import PostTraining  # noqa: E402
 from mobilenet.configs.run import RunConfig  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
-from mobilenet.models import builder, folder  # noqa: E402
-from mobilenet.training import completion, distillation, engine, losses  # noqa: E402
+from mobilenet.models import builder, saving  # noqa: E402
+from mobilenet.training import distillation, engine, losses, resolve_config  # noqa: E402
 
 WAY = PREPROCESSING["inception"]
 LABELS = ("a", "b", "c", "d", "e")
@@ -145,7 +145,7 @@ def net() -> Any:
 
 def folder_of(net: Any, place: Path, **changes: Any) -> str:
     card = Card(input_shape=(32, 32, 3), labels=LABELS).replace(**changes)
-    return str(folder.save(net, place / "teacher", card))
+    return str(saving.save(net, place / "teacher", card))
 
 
 def test_a_folder_and_a_file_teach_their_logits(net: Any, tmp_path: Path) -> None:
@@ -217,10 +217,10 @@ def test_few_images_of_a_class_are_distilled(
 ) -> None:
     info = data.DatasetInfo(10, (), {"train": images}, ("train",))
     monkeypatch.setattr(data, "describe", lambda dataset: info)
-    config, _ = completion.completed(run_of(), False, False)
+    config, _ = resolve_config.completed(run_of(), False, False)
     assert config.distillation == Distillation(teacher)
     asked = run_of(distillation=Distillation("none", 0.3))
-    assert completion.completed(asked, False, False)[0].distillation == asked.distillation
+    assert resolve_config.completed(asked, False, False)[0].distillation == asked.distillation
 
 
 @pytest.mark.parametrize(
@@ -236,8 +236,8 @@ def test_a_teacher_without_a_stage_is_refused(
 ) -> None:
     config = run_of(distillation=Distillation(teacher), **changes)
     with pytest.raises(UsageError, match=f"--distill: got '{teacher}', .*{expected}"):
-        completion.completed(config, False, False, teacher_given=True)
-    assert completion.completed(config, False, False)[0] is not None  # one of a file replays
+        resolve_config.completed(config, False, False, teacher_given=True)
+    assert resolve_config.completed(config, False, False)[0] is not None  # one of a file replays
 
 
 def test_a_stage_tells_what_it_learnt_from_and_which_epoch_it_kept(tmp_path: Path) -> None:

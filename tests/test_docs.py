@@ -69,24 +69,26 @@ def test_the_steps_of_a_thin_net_follow_each_other(
     """In the page's order, on a net that stands for the trained one."""
     from mobilenet.configs import recipes
     from mobilenet.configs.card import Card
-    from mobilenet.models import builder, folder
-    from mobilenet.training import completion
+    from mobilenet.models import builder, saving
+    from mobilenet.training import resolve_config
 
     monkeypatch.chdir(tmp_path)
     net = small_net("mobilenet_v1")
     config = builder.config_of(net)
     card = Card(input_shape=(32, 32, 3), architecture=config.to_json())
-    folder.save(net, "runs/thin/train", card)
+    saving.save(net, "runs/thin/train", card)
     steps = [text for _, text in blocks("python") if NEEDS_THIN in text]
     assert len(steps) == 2
     for text in steps:
         exec(compile(text, "block", "exec"), {})  # noqa: S102
-    thin = folder.load("runs/thin/cut").model
+    thin = saving.load("runs/thin/cut").model
     run = recipes.get("mobilenet_v1", "digits").replace(init_checkpoint="runs/thin/cut")
-    run, _ = completion.completed(run.replace(model=config), classes_given=True, decay_given=True)
+    run, _ = resolve_config.completed(
+        run.replace(model=config), classes_given=True, decay_given=True
+    )
     assert run.model.channels["Conv2d_3_pointwise"] == 19  # .58 of 32
     assert builder.build(run.model, (32, 32, 3)).count_params() == thin.count_params()
-    assert thin.count_params() < 0.4 * folder.load("runs/thin/masked").model.count_params()
+    assert thin.count_params() < 0.4 * saving.load("runs/thin/masked").model.count_params()
 
 
 def test_every_page_starts_with_its_command() -> None:

@@ -202,7 +202,7 @@ def test_a_bare_file_has_no_names(saved: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("softmax", [False, True])
 def test_batches_through_a_file(saved: Callable[..., Path], softmax: bool) -> None:
     """As for records, which need TensorFlow to be read."""
-    from mobilenet.training import scoring
+    from mobilenet.evaluation import scoring
 
     names = NAMES[:7]
     shown = colours(names)
@@ -266,7 +266,7 @@ def test_a_net_of_eleven_classes_on_the_digits(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], form: str
 ) -> None:
     """The digits are bright strokes: a net that answers 3 for all finds the threes."""
-    from mobilenet import digits
+    from mobilenet.data.sources import digits
 
     source = keras.Input((SIDE, SIDE, 3), batch_size=1 if form == "tflite" else None)
     x = keras.layers.GlobalAveragePooling2D()(source)

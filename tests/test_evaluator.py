@@ -14,7 +14,8 @@ import trainer_runs
 from PIL import Image
 from trainer_runs import command, report
 
-from mobilenet import digits, evaluator
+from mobilenet import evaluator
+from mobilenet.data.sources import digits
 from mobilenet.errors import UsageError
 
 tf = pytest.importorskip("tensorflow")

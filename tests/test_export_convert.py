@@ -25,8 +25,8 @@ from export_nets import (
 )
 
 from mobilenet.errors import UsageError
-from mobilenet.export import convert, freeze
-from mobilenet.runtime import flatbuffer
+from mobilenet.export import freeze, tflite_converter
+from mobilenet.tflite import model as tflite_model
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def quantized() -> tf_keras.Model:
 
 @pytest.fixture(scope="module")
 def int8_file(quantized: tf_keras.Model) -> bytes:
-    return convert.int8_flatbuffer(quantized)
+    return tflite_converter.int8_flatbuffer(quantized)
 
 
 def test_frozen_function_says_what_the_net_says() -> None:
@@ -51,8 +51,15 @@ def test_batch_is_fixed_unless_left_open() -> None:
     model = float_net()
     assert freeze.freeze(model).inputs[0].shape.as_list() == [1, SIZE, SIZE, 3]
     assert freeze.freeze(model, batch=None).inputs[0].shape.as_list() == [None, SIZE, SIZE, 3]
-    assert list(ends(convert.float_flatbuffer(model))[0]["shape_signature"]) == [1, SIZE, SIZE, 3]
-    assert list(ends(convert.float_flatbuffer(model, batch=None))[0]["shape_signature"]) == [
+    assert list(ends(tflite_converter.float_flatbuffer(model))[0]["shape_signature"]) == [
+        1,
+        SIZE,
+        SIZE,
+        3,
+    ]
+    assert list(
+        ends(tflite_converter.float_flatbuffer(model, batch=None))[0]["shape_signature"]
+    ) == [
         -1,
         SIZE,
         SIZE,
@@ -78,7 +85,7 @@ def test_mixed_precision_net_becomes_float32() -> None:
         tf_keras.mixed_precision.set_global_policy("float32")
     assert mixed.outputs[0].dtype == tf.bfloat16
     mixed.set_weights(plain.get_weights())
-    files = [convert.float_flatbuffer(net) for net in (mixed, plain)]
+    files = [tflite_converter.float_flatbuffer(net) for net in (mixed, plain)]
     np.testing.assert_array_equal(*(invoke(data, inputs(3)) for data in files))
 
 
@@ -105,7 +112,7 @@ def test_softmax_is_left_out(head: str) -> None:
         x = L.Softmax()(x) if head == "softmax layer" else L.Activation("softmax")(x)
     model = tf_keras.Model(source, x)
     kernel, bias = model.get_weights()
-    said = invoke(convert.float_flatbuffer(model), inputs(3))
+    said = invoke(tflite_converter.float_flatbuffer(model), inputs(3))
     np.testing.assert_allclose(said, inputs(3).mean(axis=(1, 2)) @ kernel + bias, atol=1e-5)
 
 
@@ -116,7 +123,7 @@ def test_weight_that_is_not_finite_is_named(value: float) -> None:
     weights[1][2] = value
     model.get_layer("Logits").set_weights(weights)
     with pytest.raises(UsageError, match=r"weight Logits/bias.*finite"):
-        convert.float_flatbuffer(model)
+        tflite_converter.float_flatbuffer(model)
 
 
 def test_models_that_cannot_be_frozen_are_refused() -> None:
@@ -140,15 +147,15 @@ def test_models_that_cannot_be_frozen_are_refused() -> None:
 
 def test_float_file_says_what_keras_says_with_hard_swish_fused() -> None:
     model = float_net(softmax=False)
-    data = convert.float_flatbuffer(model)
+    data = tflite_converter.float_flatbuffer(model)
     np.testing.assert_allclose(invoke(data, inputs()), model(inputs(), training=False), atol=1e-5)
     runner = Interpreter(model_content=data)
     assert "HARD_SWISH" in {op["op_name"] for op in runner._get_ops_details()}
 
 
-@pytest.mark.parametrize("io", convert.IO)
+@pytest.mark.parametrize("io", tflite_converter.IO)
 def test_int8_edges(quantized: tf_keras.Model, int8_file: bytes, io: str) -> None:
-    data = convert.int8_flatbuffer(quantized, io)
+    data = tflite_converter.int8_flatbuffer(quantized, io)
     source, sink = ends(data)
     assert {source["dtype"], sink["dtype"]} == {np.dtype(io).type}
     codes = invoke(int8_file, (pixels().astype(np.int16) - 128).astype(np.int8)).astype(np.float64)
@@ -168,9 +175,9 @@ def test_int8_code_of_a_pixel_is_the_pixel_minus_128(int8_file: bytes) -> None:
 
 def test_float_net_is_not_converted_to_int8() -> None:
     with pytest.raises(UsageError, match="fake-quant"):
-        convert.int8_flatbuffer(float_net())
+        tflite_converter.int8_flatbuffer(float_net())
     with pytest.raises(UsageError, match="did you mean int8"):
-        convert.int8_flatbuffer(quantized_net(), "int9")
+        tflite_converter.int8_flatbuffer(quantized_net(), "int9")
 
 
 def test_net_wrapped_by_tfmot_becomes_int8() -> None:
@@ -180,7 +187,7 @@ def test_net_wrapped_by_tfmot_becomes_int8() -> None:
     model = tf_keras.Model(source, L.Dense(CLASSES)(L.Flatten()(L.AveragePooling2D(7)(x))))
     wrapped = tfmot.quantization.keras.quantize_model(model)
     wrapped(inputs(), training=True)
-    found = flatbuffer.read(convert.int8_flatbuffer(wrapped))
+    found = tflite_model.read(tflite_converter.int8_flatbuffer(wrapped))
     assert found.float_tensors() == []
     assert "CONV_2D" in {op.name for op in found.operators}
 
@@ -192,7 +199,9 @@ def test_refusal_of_the_converter_is_told() -> None:
 
     source = L.Input((SIZE, SIZE, 3))
     with pytest.raises(RuntimeError, match=r"refused the net: .*Digamma") as caught:
-        convert.int8_flatbuffer(tf_keras.Model(source, Unsupported()(FakeQuant(-1.0, 1.0)(source))))
+        tflite_converter.int8_flatbuffer(
+            tf_keras.Model(source, Unsupported()(FakeQuant(-1.0, 1.0)(source)))
+        )
     assert caught.value.__cause__ is not None
 
 
@@ -207,7 +216,7 @@ def test_quiet_keeps_what_c_code_writes(capfd: pytest.CaptureFixture[str]) -> No
 
 
 def test_conversion_is_silent(int8_file: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    convert.int8_flatbuffer(quantized_net())
-    convert.float_flatbuffer(float_net())
+    tflite_converter.int8_flatbuffer(quantized_net())
+    tflite_converter.float_flatbuffer(float_net())
     print("still here", file=sys.stderr)
     assert capfd.readouterr().err == "still here\n"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from mobilenet.configs.conversion import Form
 from mobilenet.errors import UsageError
-from mobilenet.export.form import Form
 
 
 def test_ends_are_the_insides_unless_asked() -> None:

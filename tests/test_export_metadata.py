@@ -18,7 +18,8 @@ from PIL import Image
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
 from mobilenet.errors import UsageError
-from mobilenet.export import convert, metadata, verify
+from mobilenet.export import bundle, tflite_converter
+from mobilenet.export.verification import verify
 from mobilenet.runtime.classifier import Classifier
 
 LABELS = ("ant", "bee", "cat", "dog", "elk")
@@ -45,9 +46,9 @@ def files() -> dict[str, Exported]:
     for name in ("int8", "uint8", "float32", "float"):
         model = float_net() if name == "float" else quantized_net()
         data = (
-            convert.float_flatbuffer(model)
+            tflite_converter.float_flatbuffer(model)
             if name == "float"
-            else convert.int8_flatbuffer(model, name)
+            else tflite_converter.int8_flatbuffer(model, name)
         )
         io = "float32" if name == "float" else name
         logits = np.zeros((8, CLASSES)) if name == "float" else model(inputs(8)).numpy()
@@ -87,7 +88,7 @@ def photo(path: Path, height: int, width: int) -> np.ndarray:
 
 def test_folder_holds_what_was_made(files: dict[str, Exported], tmp_path: Path) -> None:
     made = files["int8"]
-    path = metadata.write_export(tmp_path / "run" / "export", made.data, CARD, made.verification)
+    path = bundle.write_export(tmp_path / "run" / "export", made.data, CARD, made.verification)
     assert path == tmp_path / "run" / "export" / "model.tflite"
     assert path.read_bytes() == made.data
     names = {item.name for item in path.parent.iterdir()}
@@ -102,7 +103,7 @@ def test_folder_holds_what_was_made(files: dict[str, Exported], tmp_path: Path) 
 @pytest.mark.parametrize("name", ["int8", "uint8", "float32", "float"])
 def test_card_is_that_of_the_file(files: dict[str, Exported], tmp_path: Path, name: str) -> None:
     made = files[name]
-    path = metadata.write_export(tmp_path / "export", made.data, CARD, made.verification)
+    path = bundle.write_export(tmp_path / "export", made.data, CARD, made.verification)
     card = Card.from_json(json.loads((path.parent / "card.json").read_text()))
     for edge, detail in zip((card.input, card.output), ends(made.data), strict=True):
         assert edge is not None
@@ -116,37 +117,37 @@ def test_card_is_that_of_the_file(files: dict[str, Exported], tmp_path: Path, na
 
 def test_other_normalisations_are_left_alone(files: dict[str, Exported]) -> None:
     card = CARD.replace(preprocessing=PREPROCESSING["imagenet"])
-    found = metadata.export_card(card, files["int8"].verification)
+    found = bundle.export_card(card, files["int8"].verification)
     assert found.preprocessing == PREPROCESSING["imagenet"]
 
 
 def test_labels_fit_the_classes(files: dict[str, Exported]) -> None:
-    found = metadata.export_card(CARD.replace(labels=()), files["int8"].verification)
+    found = bundle.export_card(CARD.replace(labels=()), files["int8"].verification)
     assert found.labels == ("0", "1", "2", "3", "4")
     odd = CARD.replace(labels=("a\nb", *LABELS[1:]))
-    assert metadata.export_card(odd, files["int8"].verification).labels[0] == "a b"
+    assert bundle.export_card(odd, files["int8"].verification).labels[0] == "a b"
     with pytest.raises(UsageError, match="labels: got 4, expected 5"):
-        metadata.export_card(CARD.replace(labels=LABELS[:4]), files["int8"].verification)
+        bundle.export_card(CARD.replace(labels=LABELS[:4]), files["int8"].verification)
 
 
 def test_folder_is_replaced_whole_or_kept(files: dict[str, Exported], tmp_path: Path) -> None:
     made = files["int8"]
     folder = tmp_path / "export"
-    metadata.write_export(folder, made.data, CARD, made.verification)
+    bundle.write_export(folder, made.data, CARD, made.verification)
     (folder / "old").write_text("left by someone")
     broken = CARD.replace(metrics={"top1": float("nan")})
     with pytest.raises(ValueError, match="JSON"):
-        metadata.write_export(folder, b"", broken, made.verification)
+        bundle.write_export(folder, b"", broken, made.verification)
     assert (folder / "model.tflite").read_bytes() == made.data
     assert [item.name for item in tmp_path.iterdir()] == ["export"]
-    metadata.write_export(folder, made.data, CARD, made.verification)
+    bundle.write_export(folder, made.data, CARD, made.verification)
     assert not (folder / "old").exists()
 
 
 def test_place_that_cannot_be_written_is_told(files: dict[str, Exported], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UsageError, match="can be written"):
-        metadata.write_export(tmp_path / "file" / "export", b"", CARD, files["int8"].verification)
+        bundle.write_export(tmp_path / "file" / "export", b"", CARD, files["int8"].verification)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_program_in_the_readme_runs(
 ) -> None:
     made = files[name]
     card = CARD.replace(preprocessing=way)
-    folder = metadata.write_export(tmp_path / "export", made.data, card, made.verification).parent
+    folder = bundle.write_export(tmp_path / "export", made.data, card, made.verification).parent
     pixels = bilinear(photo(folder / "photo.jpg", *size), box, SIZE)
     (program,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     keep = "import sys; assert 'tensorflow' not in sys.modules; np.save('logits.npy', logits)"

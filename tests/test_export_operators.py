@@ -20,9 +20,13 @@ from compression_nets import (
     toy,
 )
 
-from mobilenet.compression.quantization import scheme, stored
-from mobilenet.export import convert, diagnosis, freeze, kernels, operators, verify
-from mobilenet.runtime import flatbuffer, interpreter
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.export import freeze, tflite_converter
+from mobilenet.export.verification import error_diagnosis, operator_parity, verify
+from mobilenet.runtime import interpreter
+from mobilenet.tflite import kernels
+from mobilenet.tflite import model as tflite_model
 
 L = tf_keras.layers
 IMAGES = pixels(4, seed=9)
@@ -41,15 +45,17 @@ def made() -> Quantized:
 
 def compare(
     made: Quantized, data: bytes | None = None, simulated: Any = None
-) -> tuple[dict[str, operators.Proof], list[str]]:
-    content = flatbuffer.read(made.data if data is None else data)
-    proofs, faults = operators.compare(content, simulated or made.wrapped, made.plain, grid(IMAGES))
+) -> tuple[dict[str, operator_parity.Proof], list[str]]:
+    content = tflite_model.read(made.data if data is None else data)
+    proofs, faults = operator_parity.compare(
+        content, simulated or made.wrapped, made.plain, grid(IMAGES)
+    )
     return {proof.layer: proof for proof in proofs}, faults
 
 
 def edited(data: bytes, layer: str, operand: int, change: Callable[[np.ndarray], None]) -> bytes:
     """The file with one constant of a layer's operator changed."""
-    content = flatbuffer.read(data)
+    content = tflite_model.read(data)
     names = [content.tensors[op.outputs[0]].name for op in content.operators]
     (place,) = [i for i, name in enumerate(names) if name.split(";")[0].split("/")[1] == layer]
     tensor = content.tensors[content.operators[place].inputs[operand]]
@@ -89,25 +95,25 @@ def test_a_wrong_range_is_told_at_its_layer_alone(made: Quantized, factor: float
     wrapped = scheme.wrap(made.plain, WAY)
     span = made.ranges["b_act"] * np.float32(factor)
     scheme.set_ranges(wrapped, {**made.ranges, "b_act": span})
-    stored.for_export(wrapped)
+    int8_saving.for_export(wrapped)
     proofs, (fault,) = compare(made, simulated=wrapped)
-    content = flatbuffer.read(made.data)
+    content = tflite_model.read(made.data)
     (depthwise,) = [op for op in content.operators if op.name == "DEPTHWISE_CONV_2D"]
     scale = content.tensors[depthwise.outputs[0]].scales[0]
     assert fault.startswith(f"b_act: scale {scale:.6g} and zero point -128 instead of ")
     assert all(p.max_steps <= 1 for name, p in proofs.items() if name != "b_act")
     if factor < 1:
-        (fault,) = operators.step_faults(proofs.values(), 1)
+        (fault,) = operator_parity.step_faults(proofs.values(), 1)
         assert fault.startswith("b_act (DEPTHWISE_CONV_2D): ")
-    assert operators.step_faults(proofs.values(), None) == []
+    assert operator_parity.step_faults(proofs.values(), None) == []
 
 
 def test_a_zero_point_halfway_between_two_codes_is_none_of_them_wrong(made: Quantized) -> None:
     """-3..15, a range of soft equalization, has its zero at -85.5; TensorFlow rounds it up."""
     wrapped = scheme.wrap(made.plain, WAY)
     scheme.set_ranges(wrapped, {**made.ranges, "c_norm": np.float32((-3, 15))})
-    stored.for_export(wrapped)
-    data = convert.int8_flatbuffer(wrapped)
+    int8_saving.for_export(wrapped)
+    data = tflite_converter.int8_flatbuffer(wrapped)
     grids = [found[1:] for found in file_tensors(data, IMAGES[:1]).values()]
     assert [zero for scale, zero in grids if scale == pytest.approx(18 / 255)] == [-85]
     _, faults = compare(made, data, wrapped)
@@ -172,8 +178,8 @@ def test_worst_layers_are_those_that_add_most_noise(made: Quantized) -> None:
     assert first.signal_to_noise is not None
     share = 10 ** (-first.signal_to_noise / 10)
     assert first.added_noise == pytest.approx(share, rel=0.01)  # the input is exact
-    assert first.input_signal_to_noise == diagnosis.BEST
-    worst = operators.worst(list(proofs.values()), 3)
+    assert first.input_signal_to_noise == error_diagnosis.BEST
+    worst = operator_parity.worst(list(proofs.values()), 3)
     assert [p.added_noise for p in worst] == sorted(
         (p.added_noise for p in proofs.values()), reverse=True
     )[:3]
@@ -196,7 +202,7 @@ def test_windows_of_an_average_and_a_softmax_are_proved() -> None:
     x = L.Flatten(name="flat")(L.Conv2D(4, 1, name="e")(x))
     made = quantize(tf_keras.Model(source, x, name="windows"))
     both = freeze.with_softmax(made.wrapped)
-    data = convert.int8_flatbuffer(both)
+    data = tflite_converter.int8_flatbuffer(both)
     proofs, faults = compare(made, data, both)
     assert faults == []
     assert {name: p.operator for name, p in proofs.items()} == {
@@ -217,13 +223,13 @@ def test_generic_keeps_one_hard_swish_each_and_is_proved(name: str) -> None:
     swish = {x.name for x in made.plain.layers if x.name.endswith("_hard_swish")}
     assert inside == {f"{n}_{part}" for n in swish for part in ("relu6", "scale")}
     scheme.set_ranges(wrapped, {n: made.ranges[n] for n in left})
-    stored.for_export(wrapped)
-    content = flatbuffer.read(convert.int8_flatbuffer(wrapped))
+    int8_saving.for_export(wrapped)
+    content = tflite_model.read(tflite_converter.int8_flatbuffer(wrapped))
     assert verify.structure_faults(content, True, "int8") == []
     assert sum(op.name == "HARD_SWISH" for op in content.operators) == len(swish)
     assert interpreter.partitions(interpreter.make(content)) > 10
     images = grid(pixels(2, 64, seed=9))
-    proofs, faults = operators.compare(content, wrapped, made.plain, images)
+    proofs, faults = operator_parity.compare(content, wrapped, made.plain, images)
     assert faults == []
     assert {proof.layer for proof in proofs} == left
     assert max(proof.max_steps for proof in proofs) <= 1
@@ -276,13 +282,13 @@ def test_distinct_values_are_counted_by_column() -> None:
     assert kernels.distinct(matrix[:0]).tolist() == [0] * 6
 
 
-def signal(real: np.ndarray, low: float, high: float, layer: str = "x") -> diagnosis.Signal:
+def signal(real: np.ndarray, low: float, high: float, layer: str = "x") -> error_diagnosis.Signal:
     """A tensor as int8 holds it in the range low..high."""
     scale = (high - low) / 255
     zero = round(-128 - low / scale)
     codes = np.clip(np.round(real / scale) + zero, -128, 127)
-    return diagnosis.Signal(
-        layer, real, scale, zero, diagnosis.signal_to_noise(real, (codes - zero) * scale)
+    return error_diagnosis.Signal(
+        layer, real, scale, zero, error_diagnosis.signal_to_noise(real, (codes - zero) * scale)
     )
 
 
@@ -291,42 +297,50 @@ def test_each_cause_of_noise_is_told_in_plain_words() -> None:
     even = rng.uniform(-1, 1, (4, 5, 5, 16))
     loud = even.copy()
     loud[..., 3] *= 40
-    assert diagnosis.explain(signal(0 * even, 0, 1), [], "kernel") == "always zero"
-    assert diagnosis.explain(signal(np.round(even), -128, 127), [], "kernel") == "exact"
-    moved = diagnosis.explain(signal(np.abs(even), 0, 1e-3), [], "kernel")
+    assert error_diagnosis.explain(signal(0 * even, 0, 1), [], "kernel") == "always zero"
+    assert error_diagnosis.explain(signal(np.round(even), -128, 127), [], "kernel") == "exact"
+    moved = error_diagnosis.explain(signal(np.abs(even), 0, 1e-3), [], "kernel")
     assert moved.startswith("range never moved")
-    found = diagnosis.explain(signal(loud, -40, 40), [], "depthwise")
+    found = error_diagnosis.explain(signal(loud, -40, 40), [], "depthwise")
     times = np.abs(loud).max((0, 1, 2)).max() / np.median(np.abs(loud).max((0, 1, 2)))
     assert found == f"depthwise range {times:.0f} times the median channel (channel 3)"
-    found = diagnosis.explain(signal(loud, -40, 40), [], "kernel")
+    found = error_diagnosis.explain(signal(loud, -40, 40), [], "kernel")
     assert found.startswith("one channel sets the range: channel 3, 4")
-    found = diagnosis.explain(signal(even, -12, 12), [], "kernel")
+    found = error_diagnosis.explain(signal(even, -12, 12), [], "kernel")
     assert found == "range 12 times what the values reach"
-    found = diagnosis.explain(signal(even, -0.5, 0.5), [], "kernel")
+    found = error_diagnosis.explain(signal(even, -0.5, 0.5), [], "kernel")
     assert "of the values are cut off: range ends at" in found
     assert float(found.split("%")[0]) == pytest.approx(50, abs=3)
-    assert diagnosis.explain(signal(even, -1, 1), [], "other") == "its own rounding, evenly spread"
+    assert (
+        error_diagnosis.explain(signal(even, -1, 1), [], "other")
+        == "its own rounding, evenly spread"
+    )
 
 
 def test_noise_that_came_in_is_told_by_where_it_came_from() -> None:
     rng = np.random.default_rng(0)
     real = rng.uniform(-1, 1, (4, 5, 5, 16))
-    noisy = diagnosis.Signal("before", real, 2 / 255, 0, 10.0)
-    own = diagnosis.Signal("x", real, 2 / 255, 0, 9.5)
-    assert diagnosis.explain(own, [noisy], "kernel") == "noise of its input, before"
-    clean = diagnosis.Signal("before", real, 2 / 255, 0, 40.0)
-    assert diagnosis.explain(own, [clean], "kernel") == "rounding of its kernel and of its inputs"
-    assert diagnosis.explain(own, [clean], "other") == "it widens the noise of its inputs"
+    noisy = error_diagnosis.Signal("before", real, 2 / 255, 0, 10.0)
+    own = error_diagnosis.Signal("x", real, 2 / 255, 0, 9.5)
+    assert error_diagnosis.explain(own, [noisy], "kernel") == "noise of its input, before"
+    clean = error_diagnosis.Signal("before", real, 2 / 255, 0, 40.0)
+    assert (
+        error_diagnosis.explain(own, [clean], "kernel")
+        == "rounding of its kernel and of its inputs"
+    )
+    assert error_diagnosis.explain(own, [clean], "other") == "it widens the noise of its inputs"
     loud = real.copy()
     loud[..., 7] *= 30
-    unequal = diagnosis.Signal("before", loud, 60 / 255, 0, 25.0)
-    found = diagnosis.explain(own, [unequal], "depthwise")
+    unequal = error_diagnosis.Signal("before", loud, 60 / 255, 0, 25.0)
+    found = error_diagnosis.explain(own, [unequal], "depthwise")
     assert found.startswith("one channel sets the range of its input before: channel 7, ")
 
 
 def test_signal_to_noise_has_ends() -> None:
     real = np.array([3.0, -4.0])
-    assert diagnosis.signal_to_noise(real, real + 0.5) == pytest.approx(10 * np.log10(25 / 0.5))
-    assert diagnosis.signal_to_noise(real, real) == diagnosis.BEST
-    assert diagnosis.signal_to_noise(0 * real, real) is None
-    assert diagnosis.signal_to_noise(real, np.array([np.nan, 0])) is None
+    assert error_diagnosis.signal_to_noise(real, real + 0.5) == pytest.approx(
+        10 * np.log10(25 / 0.5)
+    )
+    assert error_diagnosis.signal_to_noise(real, real) == error_diagnosis.BEST
+    assert error_diagnosis.signal_to_noise(0 * real, real) is None
+    assert error_diagnosis.signal_to_noise(real, np.array([np.nan, 0])) is None

@@ -10,8 +10,12 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from compression_nets import Quantized, grid, pixels, quantize, toy
 
-from mobilenet.export import convert, operators, repack, stem, verify
-from mobilenet.runtime import flatbuffer, interpreter
+from mobilenet.export import tflite_converter
+from mobilenet.export.rewrites import space_to_depth_stem
+from mobilenet.export.verification import operator_parity, verify
+from mobilenet.runtime import interpreter
+from mobilenet.tflite import editor
+from mobilenet.tflite import model as tflite_model
 
 IMAGES = pixels(6, seed=4)
 
@@ -26,12 +30,12 @@ def made() -> Quantized:
 
 @pytest.fixture(scope="module")
 def plain_file(made: Quantized) -> bytes:
-    return convert.int8_flatbuffer(made.wrapped, target="generic")
+    return tflite_converter.int8_flatbuffer(made.wrapped, target="generic")
 
 
 def convolution(data: bytes) -> tuple[Any, Any]:
     """The first convolution of a file, and its kernel."""
-    content = flatbuffer.read(data)
+    content = tflite_model.read(data)
     first = next(op for op in content.operators if op.name == "CONV_2D")
     return first, content.tensors[first.inputs[1]]
 
@@ -74,8 +78,8 @@ def test_a_kernel_on_pairs_holds_the_single_ones_and_a_column_of_zeros(
 
 @pytest.mark.parametrize("io", ["int8", "uint8", "float32"])
 def test_codes_stay_what_they_were(made: Quantized, io: str) -> None:
-    plain = convert.int8_flatbuffer(made.wrapped, io, target="generic")
-    pair = stem.pair(plain)
+    plain = tflite_converter.int8_flatbuffer(made.wrapped, io, target="generic")
+    pair = space_to_depth_stem.pair(plain)
     fed = {"int8": codes(IMAGES), "uint8": IMAGES, "float32": grid(IMAGES)}[io]
     assert convolution(pair)[1].shape == (8, 3, 2, 6)
     assert len(np.unique(answers(plain, fed), axis=0)) > 1
@@ -84,7 +88,7 @@ def test_codes_stay_what_they_were(made: Quantized, io: str) -> None:
 
 @pytest.mark.parametrize("batch", [2, None])
 def test_batches_are_paired_too(made: Quantized, plain_file: bytes, batch: int | None) -> None:
-    data = convert.int8_flatbuffer(made.wrapped, batch=batch)
+    data = tflite_converter.int8_flatbuffer(made.wrapped, batch=batch)
     assert convolution(data)[1].shape == (8, 3, 2, 6)
     np.testing.assert_array_equal(answers(data, codes(IMAGES)), answers(plain_file, codes(IMAGES)))
 
@@ -92,7 +96,7 @@ def test_batches_are_paired_too(made: Quantized, plain_file: bytes, batch: int |
 def edited(data: bytes, tensors: dict[int, list[int]], options: dict[str, int]) -> bytes:
     """The first convolution of a file alone, with other options and shapes of its tensors:
     0 its input, 1 its kernel, 3 its output."""
-    model = repack.opened(data)
+    model = editor.opened(data)
     graph = model.subgraphs[0]
     graph.operators, model.signatureDefs = graph.operators[:1], None
     (operator,) = graph.operators
@@ -101,7 +105,7 @@ def edited(data: bytes, tensors: dict[int, list[int]], options: dict[str, int]) 
         graph.tensors[[*operator.inputs, *operator.outputs][place]].shape = shape
     for name, value in options.items():
         setattr(operator.builtinOptions, name, value)
-    return repack.packed(model)
+    return editor.packed(model)
 
 
 OTHERS: dict[str, tuple[dict[int, list[int]], dict[str, int]]] = {
@@ -117,29 +121,29 @@ OTHERS: dict[str, tuple[dict[int, list[int]], dict[str, int]]] = {
 @pytest.mark.parametrize("case", OTHERS)
 def test_others_are_left_as_they_are(plain_file: bytes, case: str) -> None:
     same, data = edited(plain_file, {}, {}), edited(plain_file, *OTHERS[case])
-    assert stem.pair(same) != same
-    assert stem.pair(data) is data
+    assert space_to_depth_stem.pair(same) != same
+    assert space_to_depth_stem.pair(data) is data
 
 
 def test_float_files_are_left_as_they_are(made: Quantized) -> None:
-    data = convert.float_flatbuffer(made.plain)
-    assert stem.pair(data) is data
+    data = tflite_converter.float_flatbuffer(made.plain)
+    assert space_to_depth_stem.pair(data) is data
 
 
 def test_a_constant_that_others_share_is_not_changed(plain_file: bytes) -> None:
-    model = repack.opened(plain_file)
+    model = editor.opened(plain_file)
     graph = model.subgraphs[0]
     op, kernel = convolution(plain_file)
     twin = copy.deepcopy(graph.tensors[op.inputs[1]])
     graph.tensors = [*graph.tensors, twin]
-    changed = repack.opened(stem.pair(repack.packed(model)))
+    changed = editor.opened(space_to_depth_stem.pair(editor.packed(model)))
     again = changed.subgraphs[0].tensors[len(graph.tensors) - 1]
     assert bytes(changed.buffers[again.buffer].data) == bytes(kernel.buffer)
 
 
 def test_the_proof_looks_through_pairs(made: Quantized) -> None:
-    proofs, faults = operators.compare(
-        flatbuffer.read(made.data), made.wrapped, made.plain, grid(IMAGES)
+    proofs, faults = operator_parity.compare(
+        tflite_model.read(made.data), made.wrapped, made.plain, grid(IMAGES)
     )
     assert faults == []
     (own,) = [proof for proof in proofs if proof.layer == "a_act"]

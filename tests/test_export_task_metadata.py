@@ -18,9 +18,10 @@ from flatbuffers.table import Table
 
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import PREPROCESSING
-from mobilenet.export import convert, task_metadata
-from mobilenet.runtime import flatbuffer, interpreter
+from mobilenet.export import tflite_converter, tflite_metadata
+from mobilenet.runtime import interpreter
 from mobilenet.runtime.classifier import Classifier
+from mobilenet.tflite import model as tflite_model
 
 LABELS = ("ant", "bee", "cat", "Käfer", "elk")
 CARD = Card(
@@ -34,12 +35,12 @@ CARD = Card(
 
 @pytest.fixture(scope="module")
 def bare() -> bytes:
-    return convert.int8_flatbuffer(quantized_net())
+    return tflite_converter.int8_flatbuffer(quantized_net())
 
 
 @pytest.fixture(scope="module")
 def attached(bare: bytes) -> bytes:
-    return task_metadata.attach(bare, CARD)
+    return tflite_metadata.attach(bare, CARD)
 
 
 class Read:
@@ -77,7 +78,7 @@ class Read:
 
 
 def metadata(data: bytes) -> Read:
-    blob = bytes(flatbuffer.read(data).metadata["TFLITE_METADATA"])
+    blob = bytes(tflite_model.read(data).metadata["TFLITE_METADATA"])
     assert blob[4:8] == b"M001"
     return Read.root(blob)
 
@@ -115,14 +116,14 @@ def test_the_output_names_its_labels(attached: bytes) -> None:
 
 def test_probabilities_and_grey_images_are_named() -> None:
     card = CARD.replace(outputs="probabilities")
-    root = Read.root(task_metadata.model_metadata(card, (1, 8, 6, 1)))
+    root = Read.root(tflite_metadata.model_metadata(card, (1, 8, 6, 1)))
     graph = root.first(3)
     assert graph.first(3).text(0) == "probability"
     image = graph.first(2).inner(3).inner(1)
     assert image.number(0, numbers.Int8Flags) == 2  # GRAYSCALE
     assert [image.inner(1).number(i, numbers.Uint32Flags) for i in (0, 1)] == [6, 8]
     card = CARD.replace(preprocessing=PREPROCESSING["imagenet"])
-    options = Read.root(task_metadata.model_metadata(card, (1, 8, 8, 3)))
+    options = Read.root(tflite_metadata.model_metadata(card, (1, 8, 8, 3)))
     unit = options.first(3).first(2).first(4).inner(1)
     np.testing.assert_allclose(unit.floats(0), PREPROCESSING["imagenet"].mean, rtol=1e-6)
     np.testing.assert_allclose(unit.floats(1), PREPROCESSING["imagenet"].std, rtol=1e-6)
@@ -131,7 +132,7 @@ def test_probabilities_and_grey_images_are_named() -> None:
 def test_the_net_is_the_same_and_its_constants_are_aligned(bare: bytes, attached: bytes) -> None:
     codes = (pixels(8).astype(np.int16) - 128).astype(np.int8)
     np.testing.assert_array_equal(invoke(attached, codes), invoke(bare, codes))
-    content, before = flatbuffer.read(attached), flatbuffer.read(bare)
+    content, before = tflite_model.read(attached), tflite_model.read(bare)
     assert [op.name for op in content.operators] == [op.name for op in before.operators]
     assert set(before.metadata) < set(content.metadata)
     start = np.frombuffer(content.content, np.uint8).ctypes.data
@@ -143,7 +144,7 @@ def test_the_net_is_the_same_and_its_constants_are_aligned(bare: bytes, attached
 
 
 def test_the_file_depends_on_the_net_alone(bare: bytes, attached: bytes) -> None:
-    assert task_metadata.attach(bare, CARD) == attached
+    assert tflite_metadata.attach(bare, CARD) == attached
 
 
 FUZZ = """

@@ -26,7 +26,8 @@ from export_nets import (
 
 from mobilenet.configs import archs
 from mobilenet.errors import UsageError
-from mobilenet.export import convert, verify
+from mobilenet.export import tflite_converter
+from mobilenet.export.verification import verify
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def quantized() -> tf_keras.Model:
 
 @pytest.fixture(scope="module")
 def int8_file(quantized: tf_keras.Model) -> bytes:
-    return convert.int8_flatbuffer(quantized)
+    return tflite_converter.int8_flatbuffer(quantized)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_comparison_is_in_output_steps(int8_file: bytes) -> None:
 
 @pytest.mark.parametrize("io", ["uint8", "float32"])
 def test_other_edges_pass(quantized: tf_keras.Model, reference: np.ndarray, io: str) -> None:
-    found = check(convert.int8_flatbuffer(quantized, io), reference, io=io)
+    found = check(tflite_converter.int8_flatbuffer(quantized, io), reference, io=io)
     assert found.ok, found.faults
     assert found.input.dtype == found.output.dtype == io
     assert found.mean_steps < 0.5
@@ -92,7 +93,7 @@ def test_other_edges_pass(quantized: tf_keras.Model, reference: np.ndarray, io: 
 
 def test_float_file_passes() -> None:
     model = float_net(softmax=False)
-    data = convert.float_flatbuffer(model)
+    data = tflite_converter.float_flatbuffer(model)
     found = check(data, model(inputs()).numpy(), expect_int8=False, io="float32")
     assert found.ok, found.faults
     assert found.operators["HARD_SWISH"] == 1
@@ -107,14 +108,14 @@ def test_open_and_larger_batches_are_run_to_the_last_image(
     quantized: tf_keras.Model, reference: np.ndarray
 ) -> None:
     for batch in (None, 16):
-        found = check(convert.int8_flatbuffer(quantized, batch=batch), reference)
+        found = check(tflite_converter.int8_flatbuffer(quantized, batch=batch), reference)
         assert found.images == 40
         assert found.mean_steps < 0.5
 
 
 def test_float_island_is_a_fault(reference: np.ndarray) -> None:
     model = quantized_net(island=True)
-    found = check(convert.int8_flatbuffer(model), model(inputs()).numpy())
+    found = check(tflite_converter.int8_flatbuffer(model), model(inputs()).numpy())
     assert not found.ok
     assert any("float tensors inside" in fault for fault in found.faults)
     assert "float operators: DEQUANTIZE, DEPTHWISE_CONV_2D, CONV_2D, QUANTIZE" in found.faults
@@ -123,13 +124,13 @@ def test_float_island_is_a_fault(reference: np.ndarray) -> None:
 
 def test_kernel_scale_per_tensor_is_a_fault() -> None:
     model = quantized_net(per_tensor=True)
-    (fault,) = check(convert.int8_flatbuffer(model), model(inputs()).numpy()).faults
+    (fault,) = check(tflite_converter.int8_flatbuffer(model), model(inputs()).numpy()).faults
     assert "1 scales for 16 channels" in fault
 
 
 def test_input_grid_off_the_pixels_is_a_fault() -> None:
     model = quantized_net(low=-0.9)
-    found = check(convert.int8_flatbuffer(model), model(inputs()).numpy())
+    found = check(tflite_converter.int8_flatbuffer(model), model(inputs()).numpy())
     assert any("instead of 1/127.5 and 0" in fault for fault in found.faults)
 
 
@@ -140,7 +141,7 @@ def test_wrong_edges_are_a_fault(
         "input is int8 instead of uint8" in f
         for f in check(int8_file, reference, io="uint8").faults
     )
-    float_edges = convert.int8_flatbuffer(quantized, "float32")
+    float_edges = tflite_converter.int8_flatbuffer(quantized, "float32")
     assert any(
         "output is float32 instead of int8" in f for f in check(float_edges, reference).faults
     )
@@ -154,7 +155,7 @@ def test_saturated_bias_is_a_fault() -> None:
     kernel, bias = layer.get_weights()
     kernel[..., 3], bias[3] = 1e-9, 1.5
     layer.set_weights([kernel, bias])
-    found = check(convert.int8_flatbuffer(model), model(inputs()).numpy())
+    found = check(tflite_converter.int8_flatbuffer(model), model(inputs()).numpy())
     assert any("1 biases out of int32's range" in fault for fault in found.faults)
 
 
@@ -165,7 +166,7 @@ def test_uniform_bias_is_a_fault() -> None:
     )
     kernel, bias = layer.get_weights()
     layer.set_weights([kernel, np.full_like(bias, 0.5)])
-    found = check(convert.int8_flatbuffer(model), model(inputs()).numpy())
+    found = check(tflite_converter.int8_flatbuffer(model), model(inputs()).numpy())
     assert any("one bias code for all channels" in fault for fault in found.faults)
 
 
@@ -192,7 +193,7 @@ def test_partitions_warn_or_fail_as_told() -> None:
     source = L.Input((SIZE, SIZE, 3))
     x = L.Conv2D(CLASSES, 3)(Outside()(L.Conv2D(4, 3)(source)))
     model = tf_keras.Model(source, L.GlobalAveragePooling2D()(x))
-    data, logits = convert.float_flatbuffer(model), model(inputs()).numpy()
+    data, logits = tflite_converter.float_flatbuffer(model), model(inputs()).numpy()
     told = ("2 delegate partitions instead of 1 (outside: 1 CUMSUM)",)
     found = check(data, logits, expect_int8=False, io="float32")
     assert (found.partitions, found.faults, found.warnings) == (2, (), told)

@@ -12,16 +12,21 @@ import tf_keras
 from compression_nets import CLASSES, inputs, liven, stage, toy, train, zeros
 
 from mobilenet.compression import method as methods
-from mobilenet.compression import variables
-from mobilenet.compression.quantization import scheme, stored
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.configs.base import Config
-from mobilenet.configs.few_values import CodebookQuantization, LinearQuantization, TfmotClustering
 from mobilenet.configs.pruning import DnsPruning
 from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.configs.run import TrainConfig
-from mobilenet.export import convert
-from mobilenet.models.roles import Graph
-from mobilenet.runtime import flatbuffer
+from mobilenet.configs.weight_sharing import (
+    CodebookQuantization,
+    LinearQuantization,
+    TfmotClustering,
+)
+from mobilenet.export import tflite_converter
+from mobilenet.models.graph import variables
+from mobilenet.models.graph.roles import Graph
+from mobilenet.tflite import model as tflite_model
 from mobilenet.training import engine
 
 WAY = stage().preprocessing
@@ -94,8 +99,8 @@ def test_pruned_then_of_few_values_then_int8_is_so_in_the_file() -> None:
         plain = method.finalize(net)
     wrapped = scheme.wrap(plain, WAY)
     scheme.set_ranges(wrapped, scheme.get_ranges(net))
-    stored.for_export(wrapped)
-    content = flatbuffer.read(convert.int8_flatbuffer(wrapped))
+    int8_saving.for_export(wrapped)
+    content = tflite_model.read(tflite_converter.int8_flatbuffer(wrapped))
     graph = Graph(before)
     layers = [layer for layer in graph.layers if graph.kernel(layer) is not None]
     found = [op for op in content.operators if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D")]

@@ -13,7 +13,8 @@ import pytest
 import runtime_files
 
 from mobilenet.errors import UsageError
-from mobilenet.runtime import flatbuffer, interpreter
+from mobilenet.runtime import interpreter
+from mobilenet.tflite import model as tflite_model
 
 pytest.importorskip("tensorflow", reason="TensorFlow's converter makes the files")
 pytest.importorskip("ai_edge_litert", reason="its listing is what is compared with")
@@ -24,7 +25,7 @@ KINDS = ("float", "float16", "dynamic", "sparse", "int8", "uint8")
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_and_operators_are_those_of_the_interpreter(kind: str) -> None:
     data = runtime_files.flatbuffer(kind)
-    ours = flatbuffer.read(data)
+    ours = tflite_model.read(data)
     runner = interpreter.make(data)
     details = {d["index"]: d for d in runner.get_tensor_details()}
     assert ours.inputs == tuple(d["index"] for d in runner.get_input_details())
@@ -45,7 +46,7 @@ def test_tensors_and_operators_are_those_of_the_interpreter(kind: str) -> None:
 
 
 def test_weights_are_the_nets_own() -> None:
-    weights = flatbuffer.read(runtime_files.flatbuffer("float")).weights()
+    weights = tflite_model.read(runtime_files.flatbuffer("float")).weights()
     expected = [w for w in runtime_files.keras_net().get_weights() if np.any(w)]
     assert sum(tensor.elements for tensor in weights) >= sum(w.size for w in expected)
     kernel = next(w for w in weights if w.shape == (8, 3, 3, 3))
@@ -54,15 +55,15 @@ def test_weights_are_the_nets_own() -> None:
 
 
 def test_float_tensors() -> None:
-    assert flatbuffer.read(runtime_files.flatbuffer("int8")).float_tensors() == []
-    everything = flatbuffer.read(runtime_files.flatbuffer("float"))
+    assert tflite_model.read(runtime_files.flatbuffer("int8")).float_tensors() == []
+    everything = tflite_model.read(runtime_files.flatbuffer("float"))
     assert (
         len(everything.float_tensors()) == sum(t.dtype == "float32" for t in everything.tensors) > 8
     )
 
 
 def test_depthwise_kernel_has_a_scale_a_channel_on_its_last_axis() -> None:
-    read = flatbuffer.read(runtime_files.flatbuffer("int8"))
+    read = tflite_model.read(runtime_files.flatbuffer("int8"))
     operator = next(op for op in read.operators if op.name == "DEPTHWISE_CONV_2D")
     kernel = read.tensors[operator.inputs[1]]
     assert (kernel.shape, kernel.quantized_dimension, kernel.scales.size) == ((1, 3, 3, 8), 3, 8)
@@ -70,14 +71,14 @@ def test_depthwise_kernel_has_a_scale_a_channel_on_its_last_axis() -> None:
 
 
 def test_sparse_file_is_found_sparse() -> None:
-    read = flatbuffer.read(runtime_files.flatbuffer("sparse"))
+    read = tflite_model.read(runtime_files.flatbuffer("sparse"))
     sparse = [tensor for tensor in read.tensors if tensor.is_sparse]
     assert sparse and all(len(t.buffer) < 4 * t.elements and t.data is None for t in sparse)
 
 
 def refused(data: bytes) -> str:
     with pytest.raises(UsageError) as caught:
-        flatbuffer.read(data)
+        tflite_model.read(data)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -101,7 +102,7 @@ def edited(change: Callable[[Any], None], kind: str = "int8") -> bytes:
     """A file of sound structure and changed content, packed by the generated schema."""
     import flatbuffers
 
-    schema = flatbuffer.schema()
+    schema = tflite_model.schema()
     model = schema.ModelT.InitFromPackedBuf(runtime_files.flatbuffer(kind), 0)
     change(model)
     builder = flatbuffers.Builder(4096)
@@ -177,7 +178,7 @@ EDITS: dict[str, tuple[Callable[[Any], None], str]] = {
 
 
 def test_an_unchanged_file_survives_the_editing() -> None:
-    assert len(flatbuffer.read(edited(lambda model: None)).operators) == 7
+    assert len(tflite_model.read(edited(lambda model: None)).operators) == 7
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -196,7 +197,7 @@ def test_bad_sparse_indices_are_refused() -> None:
                         return
 
     assert (
-        len(flatbuffer.read(edited(lambda model: None, "sparse")).operators) > 7
+        len(tflite_model.read(edited(lambda model: None, "sparse")).operators) > 7
     )  # DENSIFY as well
     assert "sparse" in refused(edited(spoil, "sparse"))
 
@@ -207,12 +208,12 @@ def test_files_that_are_not_nets_are_named(content: bytes | None, tmp_path: Path
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=r"a\.tflite"):
-        flatbuffer.read(path)
+        tflite_model.read(path)
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="folder"):
-        flatbuffer.read(tmp_path)
+        tflite_model.read(tmp_path)
 
 
 FUZZ = """

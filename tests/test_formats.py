@@ -20,21 +20,17 @@ from PIL import Image
 from mobilenet import converter, evaluator, predict
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.card import Card
+from mobilenet.configs.conversion import Form
 from mobilenet.configs.dataset import PREPROCESSING
-from mobilenet.configs.formats import FORMATS
+from mobilenet.configs.number_formats import FORMATS
 from mobilenet.errors import FailedProof, UsageError
-from mobilenet.export import (
-    convert,
-    edge_quantizer,
-    sixteen_bits,
-    structure,
-    weights_only,
-)
-from mobilenet.export.form import Form
-from mobilenet.models import folder
-from mobilenet.runtime import flatbuffer
+from mobilenet.export import calibration_data, number_formats, tflite_converter
+from mobilenet.export import pipeline as export_pipeline
+from mobilenet.export.rewrites import ai_edge, dynamic_range, int16x8
+from mobilenet.export.verification import structure
+from mobilenet.models import saving
 from mobilenet.runtime.classifier import Classifier
-from mobilenet.training import calibration, exporting, making
+from mobilenet.tflite import model as tflite_model
 
 WAY = compression_nets.WAY
 needs_edge = pytest.mark.skipif(
@@ -58,7 +54,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build(archs.get("mobilenet_v3_small", **fields), (32, 32, 3))
     place = tmp_path_factory.mktemp("v3") / "net"
     card = Card(input_shape=(32, 32, 3), dataset="digits", preprocessing=WAY)
-    folder.save(compression_nets.liven(model), place, card)
+    saving.save(compression_nets.liven(model), place, card)
     return place
 
 
@@ -66,7 +62,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("toy") / "net"
     model = compression_nets.liven(compression_nets.toy(), 4)
-    folder.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=WAY))
+    saving.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=WAY))
     return place
 
 
@@ -82,7 +78,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stored_types(data: bytes) -> dict[str, set[str]]:
     """Types of the kernels as they lie in the file, by operator; behind a DEQUANTIZE too."""
-    content = flatbuffer.read(data)
+    content = tflite_model.read(data)
     behind = {op.outputs[0]: op.inputs[0] for op in content.operators if op.name == "DEQUANTIZE"}
     found: dict[str, set[str]] = {}
     for op in content.operators:
@@ -124,14 +120,14 @@ def test_a_net_becomes_a_proved_file_of_each_format(
     kernel, depthwise, computed, _ = EXPECTED[name]
     found = stored_types(data)
     assert found["CONV_2D"] == {kernel} and found["DEPTHWISE_CONV_2D"] == {depthwise}
-    content = flatbuffer.read(data)
+    content = tflite_model.read(data)
     ends = {*content.inputs, *content.outputs}
     made = {i for op in content.operators if op.name != "DEQUANTIZE" for i in op.outputs} - ends
     assert {content.tensors[index].dtype for index in made} == {computed}
     with zipfile.ZipFile(tmp_path / "out/model.tflite") as archive:
         assert archive.namelist() == ["labels.txt"]
     assert FORMATS[name].inside in (tmp_path / "out/README.md").read_text()
-    plain = folder.load(toy).model
+    plain = saving.load(toy).model
     images = compression_nets.pixels(20, 16, seed=3)
     expected = plain(images / np.float32(127.5) - 1, training=False).numpy()
     said = Classifier(tmp_path / "out").logits(images)
@@ -145,11 +141,11 @@ def test_a_net_becomes_a_proved_file_of_each_format(
 def test_hard_swish_and_squeeze_excite_have_each_format(
     name: str, net: Path, tmp_path: Path
 ) -> None:
-    opened = making.open_source(net)
+    opened = number_formats.open_source(net)
     images = compression_nets.inputs(24, 32, seed=2)
-    seen = calibration.Calibration(images, "here") if FORMATS[name].calibrated else None
+    seen = calibration_data.Calibration(images, "here") if FORMATS[name].calibrated else None
     form = Form(quantization=name)
-    made = exporting.export(opened, tmp_path / "out", images, form, calibration=seen)
+    made = export_pipeline.export(opened, tmp_path / "out", images, form, calibration=seen)
     assert made.verification.ok
     # The recipe leaves HARD_SWISH as it is, and no delegate takes it in int8.
     assert made.verification.partitions == {"edge_static": 20}.get(name, EXPECTED[name][3])
@@ -187,7 +183,7 @@ def test_softmax_and_batches_have_a_format_too(toy: Path, photos: Path, tmp_path
     net = Classifier(tmp_path / "out")
     assert net.card.outputs == "probabilities" and net.batch == 3
     images = compression_nets.pixels(4, 16)
-    logits = folder.load(toy).model(images / np.float32(127.5) - 1).numpy().astype(np.float64)
+    logits = saving.load(toy).model(images / np.float32(127.5) - 1).numpy().astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(net.logits(images), expected, atol=0.02)
 
@@ -196,13 +192,13 @@ def test_a_file_that_lost_weights_is_not_kept(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounding that takes half of a kernel away."""
-    honest = weights_only.rounded
+    honest = dynamic_range.rounded
 
     def lossy(weights: Any) -> Any:
         codes, scales = honest(weights)
         return codes // 2, scales
 
-    monkeypatch.setattr(weights_only, "rounded", lossy)
+    monkeypatch.setattr(dynamic_range, "rounded", lossy)
     with pytest.raises(FailedProof, match=r"weights are more than a step.*it was not written"):
         converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=weights"])
     assert list(tmp_path.iterdir()) == []
@@ -211,7 +207,7 @@ def test_a_file_that_lost_weights_is_not_kept(
 def test_a_file_of_another_format_is_not_kept(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convert, "float16_flatbuffer", convert.float_flatbuffer)
+    monkeypatch.setattr(tflite_converter, "float16_flatbuffer", tflite_converter.float_flatbuffer)
     with pytest.raises(FailedProof, match=r"without a DEQUANTIZE.*it was not written"):
         converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=float16"])
 
@@ -219,9 +215,7 @@ def test_a_file_of_another_format_is_not_kept(
 def test_a_file_that_does_not_run_is_not_kept(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        edge_quantizer, "quantize", lambda data, name, images: data[: len(data) // 2]
-    )
+    monkeypatch.setattr(ai_edge, "quantize", lambda data, name, images: data[: len(data) // 2])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(FailedProof, match=r"edge_dynamic that can be run.*it was not written"):
         converter.run(
@@ -345,13 +339,15 @@ def test_a_net_without_sixteen_bit_kernels_is_told(tmp_path: Path) -> None:
     x = layers.Activation("softsign")(layers.Conv2D(4, 3)(source))
     model = tf_keras.Model(source, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
     images = compression_nets.inputs(8)
-    source_net = making.Source(tmp_path, folder.Net(model, Card(input_shape=(16, 16, 3))), False)
+    source_net = number_formats.Source(
+        tmp_path, saving.Net(model, Card(input_shape=(16, 16, 3))), False
+    )
     form = Form(quantization="int16x8")
     with pytest.raises(UsageError, match="calibration images: expected images"):
-        exporting.export(source_net, tmp_path / "out", images, form)
-    seen = calibration.Calibration(images, "here")
+        export_pipeline.export(source_net, tmp_path / "out", images, form)
+    seen = calibration_data.Calibration(images, "here")
     with pytest.raises(UsageError, match=r"--quantization: got 'int16x8'.*16-bit kernels"):
-        exporting.export(source_net, tmp_path / "out", images, form, calibration=seen)
+        export_pipeline.export(source_net, tmp_path / "out", images, form, calibration=seen)
     assert tf.executing_eagerly() and list(tmp_path.iterdir()) == []
 
 
@@ -375,10 +371,12 @@ def test_a_squeeze_that_is_always_zero_has_a_range_in_sixteen_bits(tmp_path: Pat
         x = layers.Conv2D(8, 1)(layers.Multiply()([x, hard_sigmoid(layers.Conv2D(8, 1)(y))]))
     model = tf_keras.Model(source, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
     images = compression_nets.inputs(16)
-    opened = making.Source(tmp_path, folder.Net(model, Card(input_shape=(16, 16, 3))), False)
-    seen = calibration.Calibration(images, "here")
+    opened = number_formats.Source(
+        tmp_path, saving.Net(model, Card(input_shape=(16, 16, 3))), False
+    )
+    seen = calibration_data.Calibration(images, "here")
     form = Form(quantization="int16x8")
-    made = exporting.export(opened, tmp_path / "out", images, form, calibration=seen)
+    made = export_pipeline.export(opened, tmp_path / "out", images, form, calibration=seen)
     assert made.verification.signal_to_noise is not None
     assert made.verification.signal_to_noise > 30
 
@@ -396,31 +394,31 @@ def test_shared_biases_are_told_by_their_scales(monkeypatch: pytest.MonkeyPatch)
     images = compression_nets.inputs(16, 8)
 
     def faults() -> list[str]:
-        made = flatbuffer.read(convert.int16x8_flatbuffer(model, images))
+        made = tflite_model.read(tflite_converter.int16x8_flatbuffer(model, images))
         return structure.format_faults(made, FORMATS["int16x8"])
 
     assert faults() == []
-    monkeypatch.setattr(sixteen_bits, "prepared", lambda net, seen: net)
+    monkeypatch.setattr(int16x8, "prepared", lambda net, seen: net)
     assert [fault for fault in faults() if "its bias has other scales" in fault]
 
 
 def test_calibration_reads_what_lies_at_a_place(tmp_path: Path, photos: Path) -> None:
     """A plain folder, class folders, a list; pixels are those of the data's own pipeline."""
     shape = (16, 16, 3)
-    inside = calibration.load(None, str(photos), datasets.DIGITS, shape, WAY, 8)
+    inside = calibration_data.load(None, str(photos), datasets.DIGITS, shape, WAY, 8)
     assert inside.images.shape == (8, *shape)
-    whole = calibration.load(None, str(photos), datasets.DIGITS, shape, WAY)
+    whole = calibration_data.load(None, str(photos), datasets.DIGITS, shape, WAY)
     assert whole.told == f"12 images of {photos}"
     kept = [int(np.argmin(np.abs(whole.images - one).sum((1, 2, 3)))) for one in inside.images]
     assert kept == [0, 2, 3, 5, 6, 8, 9, 11]
     root = folders(tmp_path / "classes", train=6, val=2)
-    sorted_ = calibration.load(None, str(root), datasets.DIGITS, shape, WAY)
+    sorted_ = calibration_data.load(None, str(root), datasets.DIGITS, shape, WAY)
     assert len(sorted_.images) == 12
     rows = "".join(f"{photos / f'{n:02d}.png'},{n},{'train' if n else 'test'}\n" for n in range(12))
     (tmp_path / "list.csv").write_text("file,label,split\n" + rows)
-    listed = calibration.load(None, str(tmp_path / "list.csv"), datasets.DIGITS, shape, WAY)
+    listed = calibration_data.load(None, str(tmp_path / "list.csv"), datasets.DIGITS, shape, WAY)
     np.testing.assert_array_equal(listed.images, whole.images[1:])
-    own = calibration.load(None, None, datasets.DIGITS, shape, WAY, 16)
+    own = calibration_data.load(None, None, datasets.DIGITS, shape, WAY, 16)
     assert own.told == "16 images of digits"
 
 
@@ -434,13 +432,13 @@ def test_calibration_reads_what_lies_at_a_place(tmp_path: Path, photos: Path) ->
 )
 def test_images_that_are_no_inputs_of_the_net_are_refused(change: Any, words: str) -> None:
     images = compression_nets.inputs(8)
-    calibration.check(images, WAY)
+    calibration_data.check(images, WAY)
     with pytest.raises(UsageError, match=words):
-        calibration.check(change(images).astype(np.float32), WAY)
-    calibration.check((images + 1) * 127.5, PREPROCESSING["raw"])
+        calibration_data.check(change(images).astype(np.float32), WAY)
+    calibration_data.check((images + 1) * 127.5, PREPROCESSING["raw"])
 
 
 def test_formats_are_plain_facts() -> None:
-    assert {*making.MAKERS, "ptq"} == set(FORMATS)  # which fits a net, and makes int8 of it
+    assert {*number_formats.MAKERS, "ptq"} == set(FORMATS)  # which fits a net, and makes int8 of it
     for kind in FORMATS.values():
         assert dataclasses.asdict(kind)["ends"][0] in ("float32", "int8")

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobilenet import converter
-from mobilenet.compression.quantization.linear import SignedEnds
+from mobilenet.compression.quantization.weight_sharing.uniform import SignedEnds
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
-from mobilenet.export import four_bits
-from mobilenet.models import folder
-from mobilenet.models.roles import kind
-from mobilenet.runtime import flatbuffer
+from mobilenet.export.rewrites import four_bits
+from mobilenet.models import saving
+from mobilenet.models.graph.roles import kind
+from mobilenet.tflite import model as tflite_model
 
 needs_edge = pytest.mark.skipif(
     importlib.util.find_spec("ai_edge_quantizer") is None,
@@ -43,7 +43,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
             kernel = layer.kernel.numpy()
             code = SignedEnds(kernel, 4)
             layer.kernel.assign(code.weights(kernel, code.numbers))
-    folder.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=compression_nets.WAY))
+    saving.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=compression_nets.WAY))
     return place
 
 
@@ -91,9 +91,9 @@ def test_a_net_of_four_bits_becomes_an_int4_file(
     converter.run([f"--model={net}", f"--output={out}", "--quantization=edge_int4"])
     said, err = capfd.readouterr()
     assert err == "" and "int4 kernels" in said and "100.00%" in said
-    content = flatbuffer.read((out / "model.tflite").read_bytes())
+    content = tflite_model.read((out / "model.tflite").read_bytes())
     stored = [tensor for tensor in content.tensors if tensor.dtype == "int4"]
-    model = folder.load(net).model
+    model = saving.load(net).model
     layers = [x for x in model.layers if kind(x) == "Conv2D" and x.kernel.shape[0] == 1]
     assert len(stored) == len(layers) > 0
     by_shape = {tuple(t.shape): t for t in stored}
@@ -110,11 +110,12 @@ def test_a_net_of_four_bits_becomes_an_int4_file(
 @needs_edge
 def test_the_packages_own_scales_leave_the_grid(net: Path) -> None:
     """What `on_grid` mends: most channels' largest weight is no multiple of 7."""
-    from mobilenet.export import convert, edge_quantizer, freeze
+    from mobilenet.export import freeze, tflite_converter
+    from mobilenet.export.rewrites import ai_edge
 
-    data = convert.float_flatbuffer(freeze.float32_copy(folder.load(net).model))
-    mended = edge_quantizer.quantize(data, "edge_int4")
-    plain, made = flatbuffer.read(data), flatbuffer.read(mended)
+    data = tflite_converter.float_flatbuffer(freeze.float32_copy(saving.load(net).model))
+    mended = ai_edge.quantize(data, "edge_int4")
+    plain, made = tflite_model.read(data), tflite_model.read(mended)
     grid = four_bits.grids(plain)
     off = []
     for index, scale in grid.items():
@@ -130,7 +131,7 @@ def test_the_packages_own_scales_leave_the_grid(net: Path) -> None:
 def test_a_net_on_no_grid_is_refused(tmp_path: Path) -> None:
     model = compression_nets.liven(compression_nets.toy(), 4)
     place = tmp_path / "net"
-    folder.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=compression_nets.WAY))
+    saving.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=compression_nets.WAY))
     words = [f"--model={place}", f"--output={tmp_path / 'out'}", "--quantization=edge_int4"]
     with pytest.raises(UsageError, match="kernels on a 4-bit grid") as caught:
         converter.run(words)

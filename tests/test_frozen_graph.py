@@ -13,7 +13,7 @@ import pytest
 from mobilenet import converter, evaluator
 from mobilenet.configs.card import Card
 from mobilenet.errors import FailedProof, UsageError
-from mobilenet.models import folder
+from mobilenet.models import saving
 
 tf = pytest.importorskip("tensorflow")
 tf_keras = pytest.importorskip("tf_keras")
@@ -43,7 +43,7 @@ def lively(small_net: Callable[..., Any]) -> Callable[[str], Any]:
 def saved(lively: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("frozen") / "net"
     card = Card(input_shape=(32, 32, 3), labels=LABELS, dataset="digits")
-    folder.save(lively("mobilenet_v3_small"), place, card)
+    saving.save(lively("mobilenet_v3_small"), place, card)
     return place
 
 
@@ -72,7 +72,7 @@ def test_the_graph_answers_like_the_net(
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "card.json", "frozen_graph.pb", "labels.txt",
     ]  # fmt: skip
-    wanted = folder.load(saved).model(pictures()).numpy()
+    wanted = saving.load(saved).model(pictures()).numpy()
     blocks = [pictures()] if batch == 0 else np.split(pictures(), 5)
     found = [answers(tmp_path / "out/frozen_graph.pb", block) for block in blocks]
     assert 5 < np.abs(wanted).max() < 20

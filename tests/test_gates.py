@@ -19,21 +19,27 @@ from compression_nets import (
     swish_net,
 )
 
-from mobilenet.compression.quantization import scheme, stored
-from mobilenet.compression.quantization.placement import (
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.compression.quantization.int8.quantizer_placement import (
     float_layers,
     hard_swishes,
     kept_float,
 )
-from mobilenet.compression.quantization.placement import gates as gates_of
-from mobilenet.compression.quantization.post_training import chain, gates, soften
-from mobilenet.compression.quantization.post_training.observe import Observation, Observer
-from mobilenet.compression.quantization.post_training.streams import Streams
+from mobilenet.compression.quantization.int8.quantizer_placement import gates as gates_of
+from mobilenet.compression.quantization.post_training import (
+    hard_swish_equalization,
+    hard_swish_rewrite,
+)
+from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
+from mobilenet.compression.quantization.post_training.observer import Observation, Observer
+from mobilenet.compression.quantization.post_training.scaling_groups import Streams
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
-from mobilenet.export import convert
-from mobilenet.models.roles import Graph
-from mobilenet.runtime import flatbuffer, interpreter
+from mobilenet.export import tflite_converter
+from mobilenet.models.graph.roles import Graph
+from mobilenet.runtime import interpreter
+from mobilenet.tflite import model as tflite_model
 
 PX = 64  # squeeze-excite maps are larger than one place
 PLAIN = ("equalize", "maximum", "repair")
@@ -48,7 +54,7 @@ def small() -> Any:
 @pytest.fixture(scope="module")
 def gated(small: Any) -> Any:
     """The same with gates; do not change it."""
-    return gates.write(small, ())[0]
+    return hard_swish_rewrite.write(small, ())[0]
 
 
 def same(found: np.ndarray, wanted: np.ndarray) -> None:
@@ -67,7 +73,7 @@ def test_gates_change_no_output(small: Any, gated: Any) -> None:
 
 
 def test_any_factor_passes_a_gate(small: Any) -> None:
-    copy, count = gates.write(small, ())
+    copy, count = hard_swish_rewrite.write(small, ())
     streams, rng = Streams(Graph(copy)), np.random.default_rng(0)
     passed = [s for s in streams if streams.gates_of(s)]
     assert len(passed) == count == len(gates_of(Graph(copy)))
@@ -84,19 +90,19 @@ def test_what_a_gate_makes_zero_does_not_count(gated: Any) -> None:
     scales = np.linspace(0.5, 2, gate.convolution.output_shape[-1]).astype(np.float32)
     gate.convolution.set_weights([scales.reshape(1, 1, -1, 1), np.full(len(scales), 3.0)])
     bends = -3.0 / scales.astype(np.float64)
-    np.testing.assert_allclose(gates.bends(gate), bends)
+    np.testing.assert_allclose(hard_swish_rewrite.bends(gate), bends)
     odd = [np.array([0, -1, *scales[2:]]).reshape(1, 1, -1, 1), np.full(len(scales), 3.0)]
     falling = tf_keras.models.clone_model(copy)
     other = gates_of(Graph(falling))[0]
     other.convolution.set_weights(odd)
-    assert list(gates.bends(other)[:2]) == [-np.inf, -np.inf]
+    assert list(hard_swish_rewrite.bends(other)[:2]) == [-np.inf, -np.inf]
     low, high = np.full(len(scales), -4.0), np.full(len(scales), 1.0)
     low[0], high[1] = -0.5, 9.0
     seen = {gate.source.name: Observation(low, high, 0 * low)}
     wanted = np.maximum(high, np.minimum(-low, -bends))
-    np.testing.assert_allclose(gates.reach(gate, seen[gate.source.name]), wanted)
-    assert gates.lows([gate], seen) == {gate.source.name: max(-4.0, bends[1])}
-    assert gates.lows([gate], {}) == {}
+    np.testing.assert_allclose(hard_swish_rewrite.reach(gate, seen[gate.source.name]), wanted)
+    assert hard_swish_rewrite.lows([gate], seen) == {gate.source.name: max(-4.0, bends[1])}
+    assert hard_swish_rewrite.lows([gate], {}) == {}
 
 
 @pytest.fixture(scope="module")
@@ -115,20 +121,20 @@ def bent() -> Any:
 
 def test_what_is_added_to_a_hard_swish_is_scaled_with_it_or_nothing_is(bent: Any) -> None:
     """V3-large has a residual sum there: gates scale its other side, soft factors stay away."""
-    model, count = gates.write(bent)
+    model, count = hard_swish_rewrite.write(bent)
     assert count == 1
     same(answers(model, inputs(6)), answers(bent, inputs(6)))
     plain = swish_net()
     before = answers(plain, inputs(6))
     seen = Observer(plain)(["norm"], inputs(6), sampled={"norm": 10})
-    assert soften.soften(Streams(Graph(plain)), seen) == ({}, {}, {})
+    assert hard_swish_equalization.soften(Streams(Graph(plain)), seen) == ({}, {}, {})
     np.testing.assert_array_equal(answers(plain, inputs(6)), before)
 
 
 def test_gates_let_unequal_channels_be_mended(bent: Any) -> None:
     images, unseen = inputs(24), inputs(12, seed=7)
-    plain = chain.quantize(bent, WAY, images, PostTraining(steps=PLAIN))
-    made = chain.quantize(bent, WAY, images, PostTraining(steps=("gates", *PLAIN)))
+    plain = post_training_pipeline.quantize(bent, WAY, images, PostTraining(steps=PLAIN))
+    made = post_training_pipeline.quantize(bent, WAY, images, PostTraining(steps=("gates", *PLAIN)))
     assert made.notes[0] == "gates: 1 hard-swish written with a kernel, outputs unchanged"
     assert any(step.name == "equalize" and step.kept for step in made.steps)
     wanted = answers(bent, unseen)
@@ -140,10 +146,10 @@ def test_gates_let_unequal_channels_be_mended(bent: Any) -> None:
 
 def test_a_net_with_gates_becomes_a_file_of_one_partition(bent: Any) -> None:
     steps = ("gates", "equalize", "percentile", "clip", "bias", "repair")
-    made = chain.quantize(bent, WAY, inputs(24), PostTraining(steps=steps))
-    stored.for_export(made.wrapped, made.repair)
-    data = convert.int8_flatbuffer(made.wrapped)
-    assert flatbuffer.read(data).float_tensors() == []
+    made = post_training_pipeline.quantize(bent, WAY, inputs(24), PostTraining(steps=steps))
+    int8_saving.for_export(made.wrapped, made.repair)
+    data = tflite_converter.int8_flatbuffer(made.wrapped)
+    assert tflite_model.read(data).float_tensors() == []
     assert interpreter.partitions(interpreter.make(data)) == 1
     file = Quantized(made.plain, made.wrapped, {}, data, np.zeros(0))
     for layer, off in operator_steps(file, pixels(2, seed=9)).items():
@@ -152,7 +158,7 @@ def test_a_net_with_gates_becomes_a_file_of_one_partition(bent: Any) -> None:
 
 def test_the_fitted_net_is_wrapped_again_as_it_was(bent: Any) -> None:
     config = PostTraining(steps=("gates", "equalize", "maximum", "clip", "repair"))
-    made = chain.quantize(bent, WAY, inputs(16), config)
+    made = post_training_pipeline.quantize(bent, WAY, inputs(16), config)
     again = scheme.wrap(made.plain, WAY)
     scheme.set_ranges(again, scheme.get_ranges(made.wrapped))
     unseen = inputs(4, seed=7)
@@ -160,7 +166,7 @@ def test_the_fitted_net_is_wrapped_again_as_it_was(bent: Any) -> None:
 
 
 def test_hard_swishes_in_float_get_no_gate(small: Any, bent: Any) -> None:
-    made = chain.quantize(
+    made = post_training_pipeline.quantize(
         bent, WAY, inputs(16), PostTraining(steps=("gates", *PLAIN), keep_float=("first",))
     )
     assert made.notes[0].startswith("gates: 0 hard-swishes")
@@ -168,13 +174,13 @@ def test_hard_swishes_in_float_get_no_gate(small: Any, bent: Any) -> None:
     graph = Graph(small)
     names = [x.product.name for x in hard_swishes(graph)]
     floats = float_layers(graph, kept_float(graph, ["Conv", "expanded_conv_depthwise"]))
-    kept, count = gates.write(small, floats)
+    kept, count = hard_swish_rewrite.write(small, floats)
     assert [x.product.name for x in hard_swishes(Graph(kept))] == names[:1]
     assert count == len(names) - 1
 
 
 def test_gates_go_in_front_of_what_the_net_wants(small: Any) -> None:
-    assert chain.chosen_steps(small, PostTraining(steps=("gates", "auto"))) == (
+    assert post_training_pipeline.chosen_steps(small, PostTraining(steps=("gates", "auto"))) == (
         *("gates", "equalize", "hard_swish", "percentile"),
         *("clip", "bias", "tune", "repair"),
     )

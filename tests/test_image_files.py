@@ -18,7 +18,7 @@ from PIL import Image
 
 from mobilenet import image_files
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.data import checking, decoding, preprocessing
+from mobilenet.data import corrupt_images, decoding, preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.runtime import images
 
@@ -119,7 +119,7 @@ def test_damaged_files_are_read_by_both_or_by_none(name: str, tmp_path: Path) ->
     for number, content in enumerate(damaged(readable()[name], len(name))):
         found = by_tensorflow(content), by_pillow(content, tmp_path)
         assert (found[0] is None) == (found[1] is None), (number, found)
-        assert (checking.fault(content, MOST) == "") == (found[1] is not None), number
+        assert (corrupt_images.fault(content, MOST) == "") == (found[1] is not None), number
 
 
 def test_gif_damage_that_tensorflow_overlooks_is_found_where_files_are_checked(
@@ -127,7 +127,7 @@ def test_gif_damage_that_tensorflow_overlooks_is_found_where_files_are_checked(
 ) -> None:
     for content in damaged(readable()["gif"], 2):
         ours = by_pillow(content, tmp_path)
-        assert (checking.fault(content, MOST) == "") == (ours is not None)
+        assert (corrupt_images.fault(content, MOST) == "") == (ours is not None)
         assert ours is None or by_tensorflow(content) is not None
 
 
@@ -175,7 +175,7 @@ def test_too_many_pixels_are_refused_before_decoding(
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"pixels, more than 100,000 \(max_pixels\)"):
         images.decode(path, max_pixels=MOST)
-    assert "more than 100,000 (max_pixels)" in checking.fault(content, MOST)
+    assert "more than 100,000 (max_pixels)" in corrupt_images.fault(content, MOST)
     with pytest.raises(tf.errors.InvalidArgumentError, match="refused"):
         graph()(content)
 
@@ -214,7 +214,7 @@ def test_kinds_that_only_one_decoder_reads_are_refused(tmp_path: Path) -> None:
     }
     for words, content in kinds.items():
         assert by_tensorflow(content) is None and by_pillow(content, tmp_path) is None, words
-        assert words in checking.fault(content, MOST)
+        assert words in corrupt_images.fault(content, MOST)
 
 
 def test_png_chunks_without_pixels_do_not_matter(tmp_path: Path) -> None:
@@ -275,4 +275,4 @@ def test_only_the_start_of_a_foreign_file_is_read(tmp_path: Path) -> None:
         file.write(b"\xff\xd8\xff\xe0")
     with pytest.raises(UsageError, match="bytes, more than"):
         images.decode(path)
-    assert checking.corrupt_files([str(path)], MOST)
+    assert corrupt_images.corrupt_files([str(path)], MOST)

@@ -18,8 +18,8 @@ import tf_keras  # noqa: E402
 from mobilenet.configs import archs  # noqa: E402
 from mobilenet.configs.card import Card  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
-from mobilenet.models import builder, folder  # noqa: E402
-from mobilenet.training import initial  # noqa: E402
+from mobilenet.models import builder, saving  # noqa: E402
+from mobilenet.training import initial_weights  # noqa: E402
 
 CONFIG = archs.get("mobilenet_v1", width_multiplier=0.125, num_classes=5)
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (16, 32, 32, 3)).astype(np.float32)
@@ -40,7 +40,7 @@ def keras_file(net: Any, place: Path) -> Path:
 
 
 def model_folder(net: Any, place: Path) -> Path:
-    return folder.save(net, place / "net", Card(input_shape=(32, 32, 3)))
+    return saving.save(net, place / "net", Card(input_shape=(32, 32, 3)))
 
 
 def checkpoint_of_model(net: Any, place: Path) -> Path:
@@ -70,7 +70,7 @@ def test_every_form_gives_the_same_weights(
     form: Callable[[Any, Path], Path], trained: Any, tmp_path: Path
 ) -> None:
     net = builder.build(CONFIG, (32, 32, 3))
-    start = initial.load_into(net, str(form(trained, tmp_path)), CONFIG)
+    start = initial_weights.load_into(net, str(form(trained, tmp_path)), CONFIG)
     assert not start.new
     assert len(start.loaded) == sum(bool(layer.weights) for layer in trained.layers)
     for ours, theirs in zip(net.get_weights(), trained.get_weights(), strict=True):
@@ -84,7 +84,7 @@ def test_a_head_of_other_classes_is_new(
     config = CONFIG.replace(num_classes=3)
     net = builder.build(config, (32, 32, 3))
     head = net.get_layer("Logits").get_weights()
-    start = initial.load_into(net, str(form(trained, tmp_path)), config)
+    start = initial_weights.load_into(net, str(form(trained, tmp_path)), config)
     assert list(start.new) == ["Logits"]
     for ours, before in zip(net.get_layer("Logits").get_weights(), head, strict=True):
         np.testing.assert_array_equal(ours, before)
@@ -99,7 +99,7 @@ def test_another_net_is_refused_and_nothing_is_set(
     net = builder.build(config, (32, 32, 3))
     before = net.get_weights()
     with pytest.raises(UsageError, match="width_multiplier"):
-        initial.load_into(net, str(form(trained, tmp_path)), config)
+        initial_weights.load_into(net, str(form(trained, tmp_path)), config)
     for ours, kept in zip(net.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, kept)
 
@@ -109,7 +109,7 @@ def test_tf1_of_another_family_names_the_flag(tmp_path: Path) -> None:
     path = slim.write_checkpoint(tmp_path / "model.ckpt", values)
     net = builder.build(CONFIG, (32, 32, 3))
     with pytest.raises(UsageError, match="--model_name mobilenet_v2"):
-        initial.load_into(net, str(path), CONFIG)
+        initial_weights.load_into(net, str(path), CONFIG)
 
 
 def folded(net: Any) -> None:
@@ -135,7 +135,7 @@ def test_folded_batch_norms_train_as_they_answer() -> None:
     answer, kept = net(IMAGES, training=False).numpy(), net.get_weights()
     assert np.abs(answer - net(IMAGES, training=True).numpy()).max() > 0.01  # the fault
     net.set_weights(kept)  # that moved the statistics
-    filled = initial.fill_statistics(net, lambda: IMAGES)
+    filled = initial_weights.fill_statistics(net, lambda: IMAGES)
     assert len(filled) == 27
     np.testing.assert_allclose(net(IMAGES, training=False).numpy(), answer, atol=1e-5)
     np.testing.assert_allclose(net(IMAGES, training=True).numpy(), answer, atol=1e-3)
@@ -143,6 +143,8 @@ def test_folded_batch_norms_train_as_they_answer() -> None:
 
 def test_batch_norms_with_statistics_are_left_alone(trained: Any) -> None:
     before = trained.get_weights()
-    assert initial.fill_statistics(trained, lambda: pytest.fail("images are not needed")) == []
+    assert (
+        initial_weights.fill_statistics(trained, lambda: pytest.fail("images are not needed")) == []
+    )
     for ours, kept in zip(trained.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, kept)

@@ -18,25 +18,26 @@ from PIL import Image
 
 from mobilenet import evaluator, predict, profiler
 from mobilenet.errors import UsageError
-from mobilenet.export import repack
-from mobilenet.runtime import Classifier, flatbuffer, interpreter, isolation, micro, worker
+from mobilenet.runtime import Classifier, interpreter, isolation, micro, worker
+from mobilenet.tflite import editor
+from mobilenet.tflite import model as tflite_model
 
 pytest.importorskip("tensorflow", reason="TensorFlow's converter makes the files")
 HOSTILE = "the file is damaged or hostile"
 
 
-def content(kind: str = "int8") -> flatbuffer.Flatbuffer:
-    return flatbuffer.read(runtime_files.flatbuffer(kind))
+def content(kind: str = "int8") -> tflite_model.Flatbuffer:
+    return tflite_model.read(runtime_files.flatbuffer(kind))
 
 
-def image(file: flatbuffer.Flatbuffer, seed: int = 0) -> Any:
+def image(file: tflite_model.Flatbuffer, seed: int = 0) -> Any:
     source, noise = file.tensors[file.inputs[0]], np.random.default_rng(seed)
     if source.dtype == "float32":
         return noise.uniform(-1, 1, source.shape).astype(np.float32)
     return noise.integers(-128, 127, source.shape, np.int8, endpoint=True)
 
 
-def outputs(runner: Any, file: flatbuffer.Flatbuffer, seed: int = 0) -> Any:
+def outputs(runner: Any, file: tflite_model.Flatbuffer, seed: int = 0) -> Any:
     runner.set_tensor(file.inputs[0], image(file, seed))
     runner.invoke()
     return runner.get_tensor(file.outputs[0])
@@ -62,8 +63,8 @@ def exported(tmp_path: Path) -> Path:
 
 def appended(name: str, shapes: dict[str, Any], options: Any = None) -> bytes:
     """The int8 file with one more operator, of constants, whose output nobody reads."""
-    schema = flatbuffer.schema()
-    model = repack.opened(runtime_files.flatbuffer("int8"))
+    schema = tflite_model.schema()
+    model = editor.opened(runtime_files.flatbuffer("int8"))
     graph, code, operator = model.subgraphs[0], schema.OperatorCodeT(), schema.OperatorT()
     code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, name)
     code.version = 1
@@ -74,8 +75,8 @@ def appended(name: str, shapes: dict[str, Any], options: Any = None) -> bytes:
         kind = schema.TensorType.INT32 if values is not None else schema.TensorType.INT8
         if values is not None and values.dtype == np.int8:
             kind = schema.TensorType.INT8
-        graph.tensors.append(repack.tensor(label.encode(), shape, kind))
-        graph.tensors[-1].buffer = 0 if values is None else repack.buffer(model, values)
+        graph.tensors.append(editor.tensor(label.encode(), shape, kind))
+        graph.tensors[-1].buffer = 0 if values is None else editor.buffer(model, values)
         indices.append(len(graph.tensors) - 1)
     operator.opcodeIndex, operator.builtinOptionsType = len(model.operatorCodes) - 1, 0
     *operator.inputs, last = indices
@@ -83,7 +84,7 @@ def appended(name: str, shapes: dict[str, Any], options: Any = None) -> bytes:
     if options is not None:
         operator.builtinOptionsType, operator.builtinOptions = options
     graph.operators.append(operator)
-    return repack.packed(model)
+    return editor.packed(model)
 
 
 def crashing() -> bytes:
@@ -169,7 +170,7 @@ def test_a_forked_process_starts_its_own_child(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_file_that_ends_the_runtime_costs_one_line(exported: Path, tmp_path: Path) -> None:
     exported.write_bytes(crashing())
-    flatbuffer.read(exported)  # the checks do not see it
+    tflite_model.read(exported)  # the checks do not see it
     photo = tmp_path / "photo.png"
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(photo)
     expected = f"{exported}: expected .* ended by SIGSEGV while it opened the file"
@@ -182,14 +183,14 @@ def test_a_file_that_ends_the_runtime_costs_one_line(exported: Path, tmp_path: P
 
 def test_a_file_that_takes_all_memory_is_refused(exported: Path) -> None:
     """FILL makes 2 GiB of a few bytes; all that the file declares is some kilobytes."""
-    schema = flatbuffer.schema()
+    schema = tflite_model.schema()
     options = schema.BuiltinOptions.FillOptions, schema.FillOptionsT()
     size, value = np.array([2**31 - 1], np.int32), np.int8(1).reshape(())
-    file = flatbuffer.read(appended("FILL", {"size": size, "value": value}, options))
+    file = tflite_model.read(appended("FILL", {"size": size, "value": value}, options))
     assert worker.memory_limit(file) < 1 << 30
     with pytest.raises(UsageError, match="expected a file that the runtime"):
         isolation.Interpreter(file).invoke()
-    small = flatbuffer.read(appended("FILL", {"size": size // 2**20, "value": value}, options))
+    small = tflite_model.read(appended("FILL", {"size": size // 2**20, "value": value}, options))
     isolation.Interpreter(small).invoke()
 
 

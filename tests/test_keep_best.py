@@ -14,13 +14,13 @@ import compression_nets as nets  # noqa: E402
 from engine_fits import CONFIG, STEPS, Watch, job_of, make_net  # noqa: E402
 
 from mobilenet.compression import method as methods  # noqa: E402
-from mobilenet.compression import variables  # noqa: E402
 from mobilenet.compression.method import Method  # noqa: E402
 from mobilenet.configs.pruning import ChannelPruning, MagnitudePruning, TfmotPruning  # noqa: E402
 from mobilenet.configs.quantization import QuantizationAwareTraining  # noqa: E402
 from mobilenet.metrics import Metrics  # noqa: E402
+from mobilenet.models.graph import variables  # noqa: E402
 from mobilenet.training import engine  # noqa: E402
-from mobilenet.training.best import Best  # noqa: E402
+from mobilenet.training.best_weights import Best  # noqa: E402
 
 PLAIN = CONFIG.replace(keep_best=True, ma_decay_rate=0.0)
 

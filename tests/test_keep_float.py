@@ -19,15 +19,18 @@ from compression_nets import (
     toy,
 )
 
-from mobilenet.compression.quantization import kept, scheme, stored
-from mobilenet.compression.quantization.calibrate import calibrate
-from mobilenet.compression.quantization.placement import place
-from mobilenet.compression.quantization.post_training import chain
+from mobilenet.compression.quantization.int8 import float_layers, scheme
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8.calibration import calibrate
+from mobilenet.compression.quantization.int8.quantizer_placement import place
+from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
-from mobilenet.export import convert, islands, operators, verify
-from mobilenet.reporting import profile
-from mobilenet.runtime import flatbuffer
+from mobilenet.export import tflite_converter
+from mobilenet.export.rewrites import float_fallback
+from mobilenet.export.verification import operator_parity, verify
+from mobilenet.reporting import int8_comparison
+from mobilenet.tflite import model as tflite_model
 
 IMAGES = pixels(6, seed=9)
 
@@ -40,12 +43,14 @@ class Made:
         self.wrapped = scheme.wrap(plain, WAY, keep_float=patterns)
         calibrate(self.wrapped, inputs(24))
         self.said = self.wrapped(inputs(6, seed=9), training=False).numpy()
-        stored.for_export(self.wrapped)
-        self.kept = islands.Kept(kept.kernels(self.wrapped), kept.all_names(self.wrapped))
-        wanted = self.kept if restored else islands.NOTHING
-        self.data = convert.int8_flatbuffer(self.wrapped, io, kept=wanted)
+        int8_saving.for_export(self.wrapped)
+        self.kept = float_fallback.Kept(
+            float_layers.kernels(self.wrapped), float_layers.all_names(self.wrapped)
+        )
+        wanted = self.kept if restored else float_fallback.NOTHING
+        self.data = tflite_converter.int8_flatbuffer(self.wrapped, io, kept=wanted)
 
-    def proof(self, data: bytes | None = None, floats: islands.Kept | None = None) -> Any:
+    def proof(self, data: bytes | None = None, floats: float_fallback.Kept | None = None) -> Any:
         return verify.verify(
             data or self.data,
             self.said,
@@ -59,10 +64,10 @@ class Made:
 
     def kernels(self) -> dict[str, str]:
         """Type of each kernel by the layer that its operator is named after."""
-        content = flatbuffer.read(self.data)
+        content = tflite_model.read(self.data)
         found = {}
         for op in content.operators:
-            names = islands.layers_of(content.tensors[op.outputs[0]])
+            names = float_fallback.layers_of(content.tensors[op.outputs[0]])
             if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
                 (name,) = names & {"first", "middle", "last", "dense", *"abcde"}
                 found[name] = content.tensors[op.inputs[1]].dtype
@@ -99,9 +104,9 @@ def test_nothing_is_rounded_between_layers_in_float(net: Any) -> None:
 
 
 def test_a_layer_between_codes_computes_as_numpy_does(alone: Made) -> None:
-    content = flatbuffer.read(alone.data)
-    codes = operators.kept_codes(content, grid(IMAGES))
-    (end, island), *others = islands.find(content).items()
+    content = tflite_model.read(alone.data)
+    codes = operator_parity.kept_codes(content, grid(IMAGES))
+    (end, island), *others = float_fallback.find(content).items()
     assert not others and [op.name for op in island.operators] == [
         "DEQUANTIZE",
         "CONV_2D",
@@ -153,11 +158,11 @@ def test_any_layer_can_stay_float(
 
 def test_float_elsewhere_is_a_fault(net: Any, alone: Made) -> None:
     two = Made(net, "middle", "last")
-    few = islands.Kept({"middle": two.kept.kernels["middle"]}, {"middle", "relu"})
+    few = float_fallback.Kept({"middle": two.kept.kernels["middle"]}, {"middle", "relu"})
     faults = two.proof(floats=few).faults
     assert any(fault.startswith("float operators: DEQUANTIZE, CONV_2D") for fault in faults)
     assert any("float tensors inside" in fault and "last" in fault for fault in faults)
-    none = alone.proof(floats=islands.NOTHING).faults
+    none = alone.proof(floats=float_fallback.NOTHING).faults
     assert "float operators: DEQUANTIZE, CONV_2D, QUANTIZE" in none
 
 
@@ -167,8 +172,8 @@ def test_codes_where_float_was_asked_for_are_a_fault() -> None:
 
 
 def test_a_wrong_float_kernel_is_told_at_its_layer(alone: Made) -> None:
-    content = flatbuffer.read(alone.data)
-    (island,) = islands.find(content).values()
+    content = tflite_model.read(alone.data)
+    (island,) = float_fallback.find(content).values()
     kernel = content.tensors[island.operators[1].inputs[1]]
     old = bytes(kernel.buffer)
     assert alone.data.count(old) == 1
@@ -178,8 +183,8 @@ def test_a_wrong_float_kernel_is_told_at_its_layer(alone: Made) -> None:
 
 
 def test_the_profiler_shows_what_is_float(alone: Made) -> None:
-    content = flatbuffer.read(alone.data)
-    found = profile.compare(content, alone.plain, inputs(6, seed=9), grid(IMAGES))
+    content = tflite_model.read(alone.data)
+    found = int8_comparison.compare(content, alone.plain, inputs(6, seed=9), grid(IMAGES))
     lines = {line.layer: line for line in found}
     assert lines["c_norm"].operator == "CONV_2D in float"
     assert lines["b_act"].operator == "DEPTHWISE_CONV_2D"
@@ -207,8 +212,8 @@ def test_constants_that_others_read_stay_codes() -> None:
 def test_post_training_int8_keeps_layers_float(net: Any) -> None:
     steps = ("equalize", "hard_swish", "percentile", "clip", "bias", "repair")
     config = PostTraining(steps=steps, keep_float=("first", "mid.*"))
-    made = chain.quantize(net, WAY, inputs(24), config)
-    assert kept.names(made.wrapped) == ("first", "middle")
+    made = post_training_pipeline.quantize(net, WAY, inputs(24), config)
+    assert float_layers.names(made.wrapped) == ("first", "middle")
     assert "swish" not in scheme.get_ranges(made.wrapped)
     assert made.notes[-1] == "in float, with what is between them alone: first, middle"
     assert not any(step.name == "hard_swish" for step in made.steps)  # none is of int8
@@ -224,5 +229,5 @@ def test_post_training_int8_keeps_layers_float(net: Any) -> None:
 )
 def test_layers_that_cannot_be_kept_float(net: Any, pattern: str, words: str) -> None:
     with pytest.raises(UsageError, match="^--keep_float: got ") as raised:
-        chain.quantize(net, WAY, inputs(24), PostTraining(keep_float=(pattern,)))
+        post_training_pipeline.quantize(net, WAY, inputs(24), PostTraining(keep_float=(pattern,)))
     assert words in str(raised.value)

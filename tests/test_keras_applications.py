@@ -14,7 +14,7 @@ from mobilenet.errors import UsageError
 tf_keras = pytest.importorskip("tf_keras")
 
 from mobilenet.models.builder import build  # noqa: E402
-from mobilenet.tf1_loader.keras_applications import load_weights  # noqa: E402
+from mobilenet.weights.keras_applications import load_weights  # noqa: E402
 
 SIDE = 64
 FAST = [

@@ -11,12 +11,13 @@ import pytest
 import runtime_files
 
 from mobilenet.errors import UsageError
-from mobilenet.export import repack
-from mobilenet.runtime import flatbuffer, interpreter, micro
+from mobilenet.runtime import interpreter, micro
+from mobilenet.tflite import editor
+from mobilenet.tflite import model as tflite_model
 
 
-def content(kind: str, softmax: bool = False) -> flatbuffer.Flatbuffer:
-    return flatbuffer.read(runtime_files.flatbuffer(kind, softmax))
+def content(kind: str, softmax: bool = False) -> tflite_model.Flatbuffer:
+    return tflite_model.read(runtime_files.flatbuffer(kind, softmax))
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8", "float"])
@@ -94,7 +95,7 @@ def of_another_kind(model: Any) -> None:
 def of_hybrid_kernels(model: Any) -> None:
     """Codes in front of a float input."""
     graph = model.subgraphs[0]
-    graph.tensors[graph.operators[1].inputs[0]].type = flatbuffer.schema().TensorType.FLOAT32
+    graph.tensors[graph.operators[1].inputs[0]].type = tflite_model.schema().TensorType.FLOAT32
 
 
 _LESS = 58  # schema.fbs: BuiltinOperator
@@ -114,10 +115,10 @@ def test_what_would_end_the_process_costs_a_line(
     change: Callable[[Any], None], reason: str
 ) -> None:
     pytest.importorskip(micro.MODULE)
-    model = repack.opened(runtime_files.flatbuffer("int8"))
+    model = editor.opened(runtime_files.flatbuffer("int8"))
     change(model)
     with pytest.raises(UsageError, match=reason):
-        micro.needs(flatbuffer.read(repack.packed(model)))
+        micro.needs(tflite_model.read(editor.packed(model)))
 
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from mobilenet.errors import UsageError
 
 tf_keras = pytest.importorskip("tf_keras")
 
-from mobilenet.models import folder  # noqa: E402
+from mobilenet.models import saving  # noqa: E402
 from mobilenet.models.builder import build  # noqa: E402
 
 PIXELS = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
@@ -40,13 +40,13 @@ def test_a_folder_comes_back_bit_equal(
         metrics={"top1": 91.5},
         history=({"loss": 1.0},),
     )
-    assert folder.save(model, tmp_path / "net", card) == tmp_path / "net"
+    assert saving.save(model, tmp_path / "net", card) == tmp_path / "net"
     assert sorted(path.name for path in (tmp_path / "net").iterdir()) == [
         "card.json",
         "model.keras",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
-    net = folder.load(tmp_path / "net")
+    net = saving.load(tmp_path / "net")
     assert net.card == card
     assert archs.MobileNetConfig.from_json(net.card.architecture) == config
     np.testing.assert_array_equal(outputs(net.model), outputs(model))
@@ -62,7 +62,7 @@ def test_saved_model_and_h5_come_back_bit_equal(
     model = small_net("mobilenet_v1")
     check_saved_model(model, tmp_path)
     model.save(tmp_path / "x.h5")
-    np.testing.assert_array_equal(outputs(folder.load(tmp_path / "x.h5").model), outputs(model))
+    np.testing.assert_array_equal(outputs(saving.load(tmp_path / "x.h5").model), outputs(model))
 
 
 @pytest.mark.slow
@@ -75,7 +75,7 @@ def test_saved_model_of_the_others(
 
 def check_saved_model(model: Any, tmp_path: Path) -> None:
     model.save(tmp_path / "saved", save_format="tf")
-    net = folder.load(tmp_path / "saved")
+    net = saving.load(tmp_path / "saved")
     np.testing.assert_array_equal(outputs(net.model), outputs(model))
     assert net.card.input_shape == (32, 32, 3) and net.card.outputs == "logits"
 
@@ -84,10 +84,10 @@ def test_a_lone_file_gets_a_card_from_its_shapes(
     small_net: Callable[..., Any], tmp_path: Path
 ) -> None:
     small_net("mobilenet_v1").save(tmp_path / "x.keras")
-    assert folder.load(tmp_path / "x.keras").card == Card(input_shape=(32, 32, 3), outputs="logits")
-    assert folder.card_of(small_net("mobilenet_v1", num_classes=0)).outputs == "features"
+    assert saving.load(tmp_path / "x.keras").card == Card(input_shape=(32, 32, 3), outputs="logits")
+    assert saving.card_of(small_net("mobilenet_v1", num_classes=0)).outputs == "features"
     assert (
-        folder.card_of(small_net("mobilenet_v1", classifier_activation="softmax")).outputs
+        saving.card_of(small_net("mobilenet_v1", classifier_activation="softmax")).outputs
         == "probabilities"
     )
 
@@ -96,33 +96,33 @@ def test_the_optimizer_is_left_out(tmp_path: Path) -> None:
     model = build(archs.get("mobilenet_v1", width_multiplier=0.25, num_classes=10), (32, 32, 3))
     model.compile("adam", "sparse_categorical_crossentropy")
     model.train_on_batch(PIXELS, np.array([1, 2]))
-    folder.save(model, tmp_path / "net", Card())
+    saving.save(model, tmp_path / "net", Card())
     assert (
         tmp_path / "net" / "model.keras"
     ).stat().st_size < 2 * 4 * model.count_params()  # with Adam's two slots three times
     assert model.optimizer is not None
-    np.testing.assert_array_equal(outputs(folder.load(tmp_path / "net").model), outputs(model))
+    np.testing.assert_array_equal(outputs(saving.load(tmp_path / "net").model), outputs(model))
 
 
 def test_saving_again_replaces_the_net(small_net: Callable[..., Any], tmp_path: Path) -> None:
-    folder.save(small_net("mobilenet_v1"), tmp_path / "net", Card(stage="train"))
-    folder.save(small_net("mobilenet_v2"), tmp_path / "net", Card(stage="prune"))
-    net = folder.load(tmp_path / "net")
+    saving.save(small_net("mobilenet_v1"), tmp_path / "net", Card(stage="train"))
+    saving.save(small_net("mobilenet_v2"), tmp_path / "net", Card(stage="prune"))
+    net = saving.load(tmp_path / "net")
     assert net.card.stage == "prune" and net.model.name == "MobileNetV2"
 
 
 def test_a_failed_save_leaves_the_old_net(
     small_net: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder.save(small_net("mobilenet_v1"), tmp_path / "net", Card(stage="train"))
+    saving.save(small_net("mobilenet_v1"), tmp_path / "net", Card(stage="train"))
 
     def fail(*_: Any) -> None:
         raise RuntimeError("power cut")
 
-    monkeypatch.setattr(folder.files, "write_json", fail)
+    monkeypatch.setattr(saving.files, "write_json", fail)
     with pytest.raises(RuntimeError):
-        folder.save(small_net("mobilenet_v2"), tmp_path / "net", Card(stage="prune"))
-    assert folder.load(tmp_path / "net").card.stage == "train"
+        saving.save(small_net("mobilenet_v2"), tmp_path / "net", Card(stage="prune"))
+    assert saving.load(tmp_path / "net").card.stage == "train"
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
 
 
@@ -131,13 +131,13 @@ def test_a_folder_of_other_things_is_not_replaced(
 ) -> None:
     (tmp_path / "thesis.txt").write_text("irreplaceable")
     with pytest.raises(UsageError, match="new folder"):
-        folder.save(small_net("mobilenet_v1"), tmp_path, Card())
+        saving.save(small_net("mobilenet_v1"), tmp_path, Card())
     assert (tmp_path / "thesis.txt").read_text() == "irreplaceable"
 
 
 def refused(path: Path, match: str) -> None:
     with pytest.raises(UsageError, match=match) as error:
-        folder.load(path)
+        saving.load(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
@@ -158,7 +158,7 @@ def test_what_is_not_a_net_is_refused(small_net: Callable[..., Any], tmp_path: P
 
 
 def test_damaged_files_are_refused(small_net: Callable[..., Any], tmp_path: Path) -> None:
-    folder.save(small_net("mobilenet_v1"), tmp_path / "net", Card())
+    saving.save(small_net("mobilenet_v1"), tmp_path / "net", Card())
     data = (tmp_path / "net" / "model.keras").read_bytes()
     (tmp_path / "cut.keras").write_bytes(data[: len(data) // 2])
     refused(tmp_path / "cut.keras", "cut short")
@@ -180,7 +180,7 @@ def test_a_keras_3_file_is_named(tmp_path: Path) -> None:
     model.save(tmp_path / "x.keras")
     refused(tmp_path / "x.keras", r"keras_version 3\..*set_weights")
     with pytest.raises(UsageError, match="tf_keras model"):
-        folder.save(model, tmp_path / "net", Card())
+        saving.save(model, tmp_path / "net", Card())
 
 
 @pytest.mark.parametrize("ending", [".keras", ".h5"])
@@ -219,7 +219,7 @@ def test_a_lambda_is_never_read(tmp_path: Path) -> None:
 def test_a_class_of_another_module_is_never_imported(
     small_net: Callable[..., Any], tmp_path: Path
 ) -> None:
-    folder.save(small_net("mobilenet_v1"), tmp_path / "net", Card())
+    saving.save(small_net("mobilenet_v1"), tmp_path / "net", Card())
     with zipfile.ZipFile(tmp_path / "net" / "model.keras") as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     config = json.loads(parts["config.json"])

@@ -16,7 +16,7 @@ tf_keras = pytest.importorskip("tf_keras")
 from mobilenet.models import builder  # noqa: E402
 from mobilenet.models.builder import build  # noqa: E402
 from mobilenet.models.end_points import end_points  # noqa: E402
-from mobilenet.models.plan import make_divisible, plan  # noqa: E402
+from mobilenet.models.layer_plan import make_divisible, plan  # noqa: E402
 
 
 def net(

@@ -17,7 +17,7 @@ from mobilenet.runtime import interpreter
 pytest.importorskip("tensorflow")
 tf_keras = pytest.importorskip("tf_keras")
 
-from mobilenet.models import folder  # noqa: E402
+from mobilenet.models import saving  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, small_net: Callable[..., Any
     path = tmp_path_factory.mktemp("saved") / "quantize"
     config = source.mobilenet_config.to_json()
     card = Card(architecture=config, input_shape=(32, 32, 3), dataset="digits", stage="quantize")
-    folder.save(net, path, card)
+    saving.save(net, path, card)
     np.savez(path / "ranges.npz", Conv2d_0=np.float32([0, 1 / 3]), Logits=np.float32([-7, 9.1]))
     return path
 
@@ -51,7 +51,7 @@ def test_a_folder_comes_back_with_card_and_ranges(
 ) -> None:
     packer.run(["unpack", str(file), str(tmp_path / "back")])
     assert "ranges" in capsys.readouterr().out
-    first, second = folder.load(saved), folder.load(tmp_path / "back")
+    first, second = saving.load(saved), saving.load(tmp_path / "back")
     assert first.card == second.card
     for a, b in zip(first.model.get_weights(), second.model.get_weights(), strict=True):
         assert a.tobytes() == b.tobytes()
@@ -65,7 +65,7 @@ def test_a_file_becomes_a_flatbuffer_that_answers_like_the_net(
 ) -> None:
     packer.run(["unpack", str(file), str(tmp_path / "net.tflite")])
     assert "its ranges are left out" in capsys.readouterr().out
-    model = folder.load(saved).model
+    model = saving.load(saved).model
     images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
     runner = interpreter.make((tmp_path / "net.tflite").read_bytes())
     runner.allocate_tensors()
@@ -94,10 +94,10 @@ def test_folding_is_smaller_and_says_what_it_moves(
     assert "outputs moved" in capsys.readouterr().out
     assert folded.stat().st_size < file.stat().st_size
     packer.run(["unpack", str(folded), str(tmp_path / "back")])
-    net, card = folder.load(tmp_path / "back").model, folder.load(tmp_path / "back").card
+    net, card = saving.load(tmp_path / "back").model, saving.load(tmp_path / "back").card
     assert "float16" in card.notes[-1]
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
-    before = folder.load(saved).model(images).numpy()
+    before = saving.load(saved).model(images).numpy()
     assert 0 < np.abs(net(images) - before).max() < 0.02 * np.abs(before).max()
 
 
@@ -137,8 +137,8 @@ def test_bad_commands_cost_one_line(
 
 
 def test_broken_ranges_are_refused(saved: Path, tmp_path: Path) -> None:
-    net = folder.load(saved)
-    folder.save(net.model, tmp_path / "net", net.card)
+    net = saving.load(saved)
+    saving.save(net.model, tmp_path / "net", net.card)
     (tmp_path / "net/ranges.npz").write_bytes(b"PK")
     with pytest.raises(UsageError, match=r"ranges\.npz"):
         packer.run(["pack", str(tmp_path / "net"), str(tmp_path / "new")])

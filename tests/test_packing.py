@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
-from mobilenet.export import coding, container, packed_array
-from mobilenet.reporting import packed as reports
+from mobilenet.packing import array_codec, container, entropy_coding
+from mobilenet.reporting import packed_size as reports
 
 FRONT = struct.Struct("<8sIIIQ32s")
 MAGIC, VERSION = b"\x89MNPACK\n", 2
@@ -30,8 +30,8 @@ MAGIC, VERSION = b"\x89MNPACK\n", 2
 
 def there_and_back(array: np.ndarray[Any, Any]) -> int:
     """Bytes of an array that came back bit by bit."""
-    data = packed_array.pack(array)
-    back = packed_array.unpack(data, str(array.dtype), array.shape)
+    data = array_codec.pack(array)
+    back = array_codec.unpack(data, str(array.dtype), array.shape)
     assert (back.dtype, back.shape) == (array.dtype, array.shape)
     assert back.tobytes() == array.tobytes()
     return len(data)
@@ -56,7 +56,7 @@ def test_layers_come_back_bit_by_bit(book: list[int], size: int, share: float, s
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 3000), st.sampled_from(packed_array.DTYPES), st.integers(0, 2**32 - 1))
+@given(st.integers(0, 3000), st.sampled_from(array_codec.DTYPES), st.integers(0, 2**32 - 1))
 def test_arrays_of_every_type_come_back(size: int, dtype: str, seed: int) -> None:
     raw = np.random.default_rng(seed).bytes(size * np.dtype(dtype).itemsize)
     array = np.frombuffer(raw, np.uint8) % 2 == 1 if dtype == "bool" else np.frombuffer(raw, dtype)
@@ -123,8 +123,8 @@ def test_plain_floats_are_never_larger() -> None:
 @given(st.binary(max_size=60), st.sampled_from([(), (0,), (7,), (30, 10)]))
 def test_any_bytes_are_an_array_or_refused(data: bytes, shape: tuple[int, ...]) -> None:
     try:
-        assert packed_array.unpack(data, "float32", shape).shape == shape
-    except coding.Malformed as error:
+        assert array_codec.unpack(data, "float32", shape).shape == shape
+    except entropy_coding.Malformed as error:
         assert str(error)
 
 
@@ -134,17 +134,17 @@ def test_changed_bytes_are_an_array_or_refused(place: int, value: int, seed: int
     """Without the digest in front: the codec by itself never fails otherwise."""
     rng = np.random.default_rng(seed % 5)
     array = rng.choice(np.float32([0, 0, 1, 2, -3]), 800)
-    data = bytearray(packed_array.pack(array))
+    data = bytearray(array_codec.pack(array))
     data[place % len(data)] = value
     try:
-        assert packed_array.unpack(bytes(data), "float32", (800,)).shape == (800,)
-    except coding.Malformed as error:
+        assert array_codec.unpack(bytes(data), "float32", (800,)).shape == (800,)
+    except entropy_coding.Malformed as error:
         assert str(error)
 
 
 def small_file(folder: Path) -> Path:
     array = np.float32([[0, 1], [2, 0]])
-    data = packed_array.pack(array)
+    data = array_codec.pack(array)
     record = container.Record("a/kernel:0", "a", "weight", "float32", (2, 2), data)
     path = folder / "small.packed"
     path.write_bytes(container.assemble({"card": {}}, [record]))
@@ -340,17 +340,18 @@ def test_lengths_inside_arrays_are_not_believed(body: bytes, tmp_path: Path) -> 
 
 tf_keras = pytest.importorskip("tf_keras")
 
-from mobilenet.export import half_norms, packing  # noqa: E402
-from mobilenet.models import builder, folder  # noqa: E402
+from mobilenet.models import builder, saving  # noqa: E402
+from mobilenet.packing import fp16_batch_norm  # noqa: E402
+from mobilenet.packing import model as packed_model  # noqa: E402
 
 L = tf_keras.layers
 
 
 def packed(model: Any, path: Path, card: Card | None = None, ranges: Any = None) -> Any:
     """The net behind a file."""
-    net = folder.Net(model, card or Card(input_shape=(32, 32, 3)))
-    path.write_bytes(packing.pack(net, ranges))
-    return packing.unpack(path)
+    net = saving.Net(model, card or Card(input_shape=(32, 32, 3)))
+    path.write_bytes(packed_model.pack(net, ranges))
+    return packed_model.unpack(path)
 
 
 def same_bits(first: Any, second: Any) -> bool:
@@ -430,9 +431,9 @@ def test_any_weights_of_a_net_come_back(ways: list[str], seed: int) -> None:
 
 @pytest.mark.slow
 def test_a_whole_v1_is_packed_in_twenty_seconds_of_one_core(tmp_path: Path) -> None:
-    net = folder.Net(builder.build(archs.get("mobilenet_v1"), (224, 224, 3)), Card())
+    net = saving.Net(builder.build(archs.get("mobilenet_v1"), (224, 224, 3)), Card())
     start = time.process_time()
-    packing.pack(net)
+    packed_model.pack(net)
     assert time.process_time() - start < 20
 
 
@@ -462,18 +463,18 @@ def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
     weights[2][0] = value
     net.set_weights(weights)
     with pytest.raises(UsageError, match="NaN or infinity"):
-        packing.pack(folder.Net(net, Card()))
+        packed_model.pack(saving.Net(net, Card()))
 
 
 def test_a_net_with_code_is_refused_on_both_sides(tmp_path: Path) -> None:
     source = L.Input((4,))
     net = tf_keras.Model(source, L.Lambda(lambda x: x + 1)(source))
     with pytest.raises(UsageError, match="Lambda"):
-        packing.pack(folder.Net(net, Card()))
+        packed_model.pack(saving.Net(net, Card()))
     described = tf_keras.saving.serialize_keras_object(net)
     text = json.dumps({"card": Card().to_json(), "keras": described, "arrays": []}).encode()
     with pytest.raises(UsageError, match="Lambda"):
-        packing.unpack(forged(tmp_path / "x", text))
+        packed_model.unpack(forged(tmp_path / "x", text))
 
 
 @pytest.mark.parametrize(
@@ -491,7 +492,7 @@ def test_a_net_with_code_is_refused_on_both_sides(tmp_path: Path) -> None:
 def test_architectures_that_cannot_be_are_refused(header: dict[str, Any], tmp_path: Path) -> None:
     path = forged(tmp_path / "x", json.dumps({**header, "arrays": []}).encode())
     with pytest.raises(UsageError) as caught:
-        packing.unpack(path)
+        packed_model.unpack(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
@@ -500,7 +501,7 @@ def test_weights_of_another_net_are_refused(small_net: Callable[..., Any], tmp_p
     header = {"card": Card().to_json(), "config": net.mobilenet_config.to_json()}
     text = json.dumps({**header, "input_shape": [32, 32, 3], "arrays": []}).encode()
     with pytest.raises(UsageError, match="not those of its net"):
-        packing.unpack(forged(tmp_path / "x", text))
+        packed_model.unpack(forged(tmp_path / "x", text))
 
 
 def test_folded_norms_are_halves_that_do_the_same() -> None:
@@ -508,7 +509,7 @@ def test_folded_norms_are_halves_that_do_the_same() -> None:
     net.get_layer("separable").set_weights(
         [np.full(w.shape, 0.1, np.float32) for w in net.get_layer("separable").get_weights()]
     )
-    halved = half_norms.folded(net)
+    halved = fp16_batch_norm.folded(net)
     gamma, beta, mean, variance = (
         w.astype(np.float64) for w in net.get_layer("whole").get_weights()
     )
@@ -538,18 +539,18 @@ def test_a_norm_beyond_halves_is_refused() -> None:
     layer.set_weights([np.full(w.shape, 1e6) for w in layer.get_weights()])
     layer.moving_variance.assign(np.ones(4))
     with pytest.raises(UsageError, match="whole scale"):
-        half_norms.folded(net)
+        fp16_batch_norm.folded(net)
 
 
 @pytest.mark.parametrize("reader", ["packing", "stored"])
 def test_ranges_that_inflate_or_hold_objects_are_one_line(reader: str, tmp_path: Path) -> None:
-    from mobilenet.compression.quantization import stored
-    from mobilenet.export import packing
+    from mobilenet.compression.quantization.int8 import saving as int8_saving
+    from mobilenet.packing import model as packed_model  # noqa: E402
 
     def read() -> object:
         if reader == "packing":
-            return packing.read_ranges(tmp_path)
-        return stored.load(tmp_path, net=cast(Any, "not looked at"))
+            return packed_model.read_ranges(tmp_path)
+        return int8_saving.load(tmp_path, net=cast(Any, "not looked at"))
 
     path = tmp_path / "ranges.npz"
     np.savez(path, Conv2d_0=np.array([{}]))

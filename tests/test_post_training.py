@@ -23,29 +23,32 @@ from compression_nets import (
     toy,
 )
 
-from mobilenet.compression.folding import Folded
-from mobilenet.compression.quantization import kept, scheme, stored
-from mobilenet.compression.quantization.calibrate import calibrate
+from mobilenet.compression.quantization.int8 import float_layers, scheme
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8.calibration import calibrate
 from mobilenet.compression.quantization.post_training import (
-    bias,
-    chain,
-    equalize,
-    judge,
-    ranges,
-    soften,
-    tuning,
+    acceptance,
+    bias_correction,
+    cross_layer_equalization,
+    hard_swish_equalization,
+    output_tuning,
+    range_setting,
 )
-from mobilenet.compression.quantization.post_training.observe import Observation, Observer
-from mobilenet.compression.quantization.post_training.streams import Streams
+from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
+from mobilenet.compression.quantization.post_training.observer import Observation, Observer
+from mobilenet.compression.quantization.post_training.scaling_groups import Streams
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
-from mobilenet.export import convert, islands, verify
+from mobilenet.export import tflite_converter
+from mobilenet.export.rewrites import float_fallback
+from mobilenet.export.verification import verify
 from mobilenet.models.builder import build
-from mobilenet.models.roles import Graph, kind
-from mobilenet.reporting import profile
-from mobilenet.runtime import flatbuffer
+from mobilenet.models.graph.batch_norm_folding import Folded
+from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.reporting import int8_comparison
+from mobilenet.tflite import model as tflite_model
 
 PX = 64  # squeeze-excite maps are larger than one place
 
@@ -151,7 +154,7 @@ def test_equalization_makes_ranges_alike_and_keeps_the_answers() -> None:
     before = answers(model, inputs(8))
     names = ["relu", "again"]
     seen = Observer(model)(names, inputs(16))
-    factors = equalize.equalize(Streams(Graph(model)), seen)
+    factors = cross_layer_equalization.equalize(Streams(Graph(model)), seen)
     after = Observer(model)(names, inputs(16))
     assert set(factors) == {"first", "middle"}
     # In front of a depthwise layer all ranges are alike.
@@ -167,11 +170,11 @@ def test_equalization_makes_ranges_alike_and_keeps_the_answers() -> None:
 
 def test_factors_meet_in_the_middle() -> None:
     reach, reading = np.array([1.0, 4.0, 16.0, 0.0]), np.array([1.0, 0.25, 1.0, 1.0])
-    factors = equalize.factors_of(reach, [reading])
+    factors = cross_layer_equalization.factors_of(reach, [reading])
     balanced = np.sqrt(reading[:3] / reach[:3])
     np.testing.assert_allclose(factors[:3], balanced / np.median(balanced))
     assert factors[3] == 1.0  # a dead channel
-    np.testing.assert_allclose(equalize.factors_of(reach, [])[:3] * reach[:3], 4.0)
+    np.testing.assert_allclose(cross_layer_equalization.factors_of(reach, [])[:3] * reach[:3], 4.0)
 
 
 def rounded(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -187,7 +190,7 @@ def test_soft_equalization_lessens_the_error_of_small_and_large_channels() -> No
         [rng.normal(0, 2, 500), rng.normal(-0.07, 0.05, 500), rng.normal(15, 5, 500)], axis=1
     )
     weights = np.array([1.0, 1e4, 1e-2])
-    made = soften.choose(samples, weights, float(samples.max()))
+    made = hard_swish_equalization.choose(samples, weights, float(samples.max()))
 
     def error(before: np.ndarray, behind: np.ndarray, high: float) -> float:
         def swish(x: np.ndarray) -> np.ndarray:
@@ -209,7 +212,7 @@ def test_soft_equalization_reaches_every_hard_swish(small: Any) -> None:
     streams = Streams(Graph(model))
     names = [found.source.name for found in streams.hard_swishes]
     seen = Observer(model)(names, images, sampled=dict.fromkeys(names, 200))
-    factors, spans, chosen = soften.soften(streams, seen)
+    factors, spans, chosen = hard_swish_equalization.soften(streams, seen)
     assert len(chosen) == len(names) == 19
     assert all(c.error <= c.error_before * 1.0001 for c in chosen.values())
     assert {low for low, _ in spans.values()} == {-3.0, -0.375}
@@ -225,19 +228,21 @@ def seen_of(values: np.ndarray) -> Observation:
 
 def test_a_percentile_cuts_off_as_much_as_it_says() -> None:
     values = np.random.default_rng(0).standard_t(3, 200_000)
-    low, high = ranges.span_of(seen_of(values), "percentile")
+    low, high = range_setting.span_of(seen_of(values), "percentile")
     wanted = np.percentile(values, [0.005, 99.995])
     np.testing.assert_allclose([low, high], wanted, rtol=0.02)
     positive = np.abs(values)
-    low, high = ranges.span_of(seen_of(positive), "percentile")
+    low, high = range_setting.span_of(seen_of(positive), "percentile")
     assert low == 0 and high == pytest.approx(np.percentile(positive, 99.99), rel=0.02)
-    assert ranges.clipped_share(seen_of(positive), (low, high)) == pytest.approx(1e-4, rel=0.5)
+    assert range_setting.clipped_share(seen_of(positive), (low, high)) == pytest.approx(
+        1e-4, rel=0.5
+    )
 
 
 def test_the_least_error_is_found() -> None:
     rng = np.random.default_rng(1)
     values = np.append(np.abs(rng.normal(0, 1, 1_000_000)), 40.0)  # one far away
-    low, high = ranges.span_of(seen_of(values), "mse")
+    low, high = range_setting.span_of(seen_of(values), "mse")
     tried = {
         end: np.square(rounded(values, 0, end) - values).mean() for end in np.geomspace(3, 60, 30)
     }
@@ -248,9 +253,9 @@ def test_the_least_error_is_found() -> None:
 
 
 def test_extremes_hold_zero_and_some_ranges_begin_higher() -> None:
-    assert ranges.span_of(seen_of(np.array([2.0, 3.0])), "maximum") == (0.0, 3.0)
+    assert range_setting.span_of(seen_of(np.array([2.0, 3.0])), "maximum") == (0.0, 3.0)
     spans = {"swish": (-9.0, 5.0), "short": (-1.0, 0.0), "x": (-9.0, 5.0)}
-    assert ranges.clip(spans, {"swish": -3.0, "short": -3.0, "other": -1.0}) == {
+    assert range_setting.clip(spans, {"swish": -3.0, "short": -3.0, "other": -1.0}) == {
         "swish": (-3.0, 5.0),
         "short": (-1.0, 1e-6),
         "x": (-9.0, 5.0),
@@ -261,13 +266,13 @@ def test_corrected_offsets_give_every_channel_its_mean() -> None:
     model, images = relu_net(), inputs(30)
     pairs = {"first": "norm", "middle": "middle", "last": "last"}
     seen = Observer(model)(list(pairs.values()), images)
-    means = bias.original_means(seen, Graph(model))
+    means = bias_correction.original_means(seen, Graph(model))
     wrapped = scheme.wrap(model, WAY)
     calibrate(wrapped, images)
     # A coarse first tensor: what is behind it is far off.
     scheme.quantizers(wrapped)["relu"].variables["high"].assign(40.0)
     off = answers(wrapped, images) - answers(model, images)
-    said, done = bias.correct(wrapped, images, means)
+    said, done = bias_correction.correct(wrapped, images, means)
     assert set(done) == set(pairs) and max(done.values()) > 1e-3
     np.testing.assert_allclose(said, answers(wrapped, images), atol=1e-5)
     now = answers(wrapped, images) - answers(model, images)
@@ -282,11 +287,13 @@ def test_corrected_offsets_give_every_channel_its_mean() -> None:
 
 def test_images_are_varied_within_what_they_show() -> None:
     images = inputs(40)
-    found = tuning.varied(images, np.random.default_rng(0))
+    found = output_tuning.varied(images, np.random.default_rng(0))
     assert found.shape == images.shape
     assert images.min() <= found.min() and found.max() <= images.max()
     slope = np.arange(SIZE, dtype=np.float32)[None, None, :, None] * np.ones((40, SIZE, 1, 3), "f")
-    steps = np.diff(tuning.varied(slope, np.random.default_rng(0))[:, 0, :, 0], axis=1).mean(1)
+    steps = np.diff(output_tuning.varied(slope, np.random.default_rng(0))[:, 0, :, 0], axis=1).mean(
+        1
+    )
     assert 10 < (steps < 0).sum() < 30  # mirrored
     assert np.abs(steps).min() > 0.65 and np.abs(steps).max() <= 1.01
 
@@ -304,7 +311,9 @@ def test_tuning_moves_no_kernel_and_no_fixed_range() -> None:
     held = scheme.get_ranges(wrapped)
     held |= {name: span / 2 for name, span in held.items() if name not in fixed}
     scheme.set_ranges(wrapped, held)  # too narrow: there is something to win
-    losses = tuning.Tuner(wrapped).tune(images, lambda x: answers(small, x), epochs=6, rate=3e-3)
+    losses = output_tuning.Tuner(wrapped).tune(
+        images, lambda x: answers(small, x), epochs=6, rate=3e-3
+    )
     assert losses[-1] < 0.9 * losses[0]
     for weight in wrapped.weights:
         if weight.name in kernels:
@@ -320,7 +329,7 @@ def test_the_chain_wins_back_what_unequal_channels_cost() -> None:
     naive = scheme.wrap(model, WAY)
     calibrate(naive, images)
     wanted = answers(model, unseen)
-    made = chain.quantize(model, WAY, images, PostTraining(tuning_epochs=2))
+    made = post_training_pipeline.quantize(model, WAY, images, PostTraining(tuning_epochs=2))
 
     off = noise(answers(naive, unseen), wanted)
     assert noise(answers(made.wrapped, unseen), wanted) < off / 10
@@ -337,9 +346,11 @@ def test_a_step_that_does_not_help_is_taken_back(monkeypatch: pytest.MonkeyPatch
                 beta.assign(beta + 3.0)
         return None, {"everything": 3.0}
 
-    monkeypatch.setattr(bias, "correct", spoil)
+    monkeypatch.setattr(bias_correction, "correct", spoil)
     model = relu_net()
-    made = chain.quantize(model, WAY, inputs(40), PostTraining(steps=("maximum", "bias")))
+    made = post_training_pipeline.quantize(
+        model, WAY, inputs(40), PostTraining(steps=("maximum", "bias"))
+    )
     judged = [(step.name, step.kept) for step in made.steps]
     assert judged == [("maximum", True), ("bias", False)]
     assert "left out: it does not help" in made.notes[2]
@@ -355,7 +366,7 @@ def test_the_image_furthest_off_judges_no_step() -> None:
     near = wanted + rng.normal(size=wanted.shape).astype(np.float32) * 0.01
     spoilt = wanted + rng.normal(size=wanted.shape).astype(np.float32) * 0.05
     near[3] = 3 * np.roll(wanted[3], 1)  # leaves the ranges; the step brings it back
-    agreement, ratio = judge.judged(near, wanted)
+    agreement, ratio = acceptance.judged(near, wanted)
     decibels = [
         10 * np.log10(np.sum(w**2) / np.sum((f - w) ** 2))
         for f, w in zip(near, wanted, strict=True)
@@ -365,35 +376,39 @@ def test_the_image_furthest_off_judges_no_step() -> None:
         [f.argmax() == w.argmax() for f, w in zip(near, wanted, strict=True)]
     )
     assert noise(near, wanted) > 10 * noise(spoilt, wanted)
-    before = judge.Step("maximum", True, 1.0, ratio, 0.0, "ranges")
-    assert not judge.helps(1.0, judge.judged(spoilt, wanted)[1], before, 20)
+    before = acceptance.Step("maximum", True, 1.0, ratio, 0.0, "ranges")
+    assert not acceptance.helps(1.0, acceptance.judged(spoilt, wanted)[1], before, 20)
 
 
 @pytest.mark.parametrize(("agree", "kept"), [(10, False), (11, True), (12, True), (14, True)])
 def test_one_image_does_not_outvote_the_noise(agree: int, kept: bool) -> None:
     """Shares such as 12 / 20 and 11 / 20 differ by a little more than one image in binary."""
     for images, last in ((20, 12), (100, 12), (50, 12)):
-        before = judge.Step("maximum", True, last / images, 20.0, 0.0, "ranges")
-        assert judge.helps(agree / images, 21.0, before, images) is kept
-        assert judge.helps(agree / images, 19.0, before, images) is (agree == 14)
+        before = acceptance.Step("maximum", True, last / images, 20.0, 0.0, "ranges")
+        assert acceptance.helps(agree / images, 21.0, before, images) is kept
+        assert acceptance.helps(agree / images, 19.0, before, images) is (agree == 14)
 
 
 def test_statistics_of_another_net_are_told(caplog: pytest.LogCaptureFixture) -> None:
     model, images = relu_net(), inputs(20)
     config = PostTraining(steps=("maximum", "repair"))
     assert not any(
-        "moving statistics" in x for x in chain.quantize(model, WAY, images, config).notes
+        "moving statistics" in x
+        for x in post_training_pipeline.quantize(model, WAY, images, config).notes
     )
     norm = model.get_layer("norm")
     norm.moving_variance.assign(norm.moving_variance / 1000)
-    made = chain.quantize(model, WAY, images, config)
+    made = post_training_pipeline.quantize(model, WAY, images, config)
     assert "moving statistics of 1 of 1 batch norms are not those of the images" in made.notes[0]
     assert made.notes[0] in caplog.text
     # A batch norm that came folded holds none that could be wrong.
     first = model.get_layer("first")
     first.kernel.assign(100 * first.kernel)
     norm.set_weights([norm.gamma / 100, norm.beta, np.zeros(6), np.ones(6)])
-    assert "moving statistics" not in chain.quantize(model, WAY, images, config).notes[0]
+    assert (
+        "moving statistics"
+        not in post_training_pipeline.quantize(model, WAY, images, config).notes[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -404,19 +419,19 @@ def test_a_comparison_with_the_net_before_scaling_is_told(
     steps: tuple[str, ...], told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = spread(relu_net(), octaves=5)
-    made = chain.quantize(model, WAY, inputs(20), PostTraining(steps=steps))
+    made = post_training_pipeline.quantize(model, WAY, inputs(20), PostTraining(steps=steps))
     file, before = Card(notes=made.notes), Card(notes=("trained",))
-    profile.warn_of_another(file, Card(notes=("trained", *made.notes)), "fitted")
+    int8_comparison.warn_of_another(file, Card(notes=("trained", *made.notes)), "fitted")
     assert "whose channels" not in caplog.text
-    profile.warn_of_another(file, before, "nets/v3")
+    int8_comparison.warn_of_another(file, before, "nets/v3")
     assert ("nets/v3: the file is of a net whose channels" in caplog.text) == told
 
 
 def test_nets_with_relu6_alone_need_no_more_than_offsets(small: Any) -> None:
     config = PostTraining()
     tf_keras.utils.set_random_seed(0)
-    assert chain.chosen_steps(toy_relu6(), config) == ("maximum", "bias", "repair")
-    assert "tune" in chain.chosen_steps(small, config)
+    assert post_training_pipeline.chosen_steps(toy_relu6(), config) == ("maximum", "bias", "repair")
+    assert "tune" in post_training_pipeline.chosen_steps(small, config)
 
 
 def toy_relu6() -> Any:
@@ -442,10 +457,12 @@ def test_a_channel_far_above_the_others_is_told_by_its_layer(layer: str) -> None
     steps = PostTraining(steps=("maximum", "repair"))
 
     def checked(config: PostTraining) -> None:
-        made = chain.quantize(model, WAY, images, config)
-        stored.for_export(made.wrapped, made.repair)
-        floats = islands.Kept(kept.kernels(made.wrapped), kept.all_names(made.wrapped))
-        data = convert.int8_flatbuffer(made.wrapped, kept=floats)
+        made = post_training_pipeline.quantize(model, WAY, images, config)
+        int8_saving.for_export(made.wrapped, made.repair)
+        floats = float_fallback.Kept(
+            float_layers.kernels(made.wrapped), float_layers.all_names(made.wrapped)
+        )
+        data = tflite_converter.int8_flatbuffer(made.wrapped, kept=floats)
         said, limits = answers(made.wrapped, images), verify.Limits(0, 0)
         verify.verify(data, said, images, expect_int8=True, limits=limits, kept=floats)
 
@@ -472,7 +489,7 @@ def test_a_channel_far_above_the_others_is_told_by_its_layer(layer: str) -> None
 )
 def test_images_that_no_range_can_be_taken_from(images: np.ndarray, words: str) -> None:
     with pytest.raises(UsageError, match="^calibration images") as raised:
-        chain.quantize(toy_relu6(), WAY, images, PostTraining())
+        post_training_pipeline.quantize(toy_relu6(), WAY, images, PostTraining())
     assert words in str(raised.value)
 
 
@@ -505,10 +522,12 @@ def test_every_family_is_fitted_and_becomes_a_file(name: str) -> None:
     width = 0.25 if name == "mobilenet_v1" else 0.35
     fields = {"width_multiplier": width, "num_classes": 10, "classifier_activation": None}
     model = liven(build(archs.get(name, **fields), (PX, PX, 3)))
-    made = chain.quantize(model, WAY, inputs(40, PX), PostTraining(tuning_epochs=2))
-    stored.for_export(made.wrapped, made.repair)
-    data = convert.int8_flatbuffer(made.wrapped)
-    assert flatbuffer.read(data).float_tensors() == []
+    made = post_training_pipeline.quantize(
+        model, WAY, inputs(40, PX), PostTraining(tuning_epochs=2)
+    )
+    int8_saving.for_export(made.wrapped, made.repair)
+    data = tflite_converter.int8_flatbuffer(made.wrapped)
+    assert tflite_model.read(data).float_tensors() == []
     file = Quantized(model, made.wrapped, {}, data, np.zeros(0))
     for layer, off in operator_steps(file, pixels(2, PX, seed=9)).items():
         assert off.max() <= 1, layer
@@ -530,7 +549,7 @@ def test_unequal_channels_are_won_back_on_v3_large() -> None:
         naive = scheme.wrap(model, WAY)
         calibrate(naive, images)
         found[f"{tag} naive"] = noise(answers(naive, unseen), wanted)
-        made = chain.quantize(model, WAY, images, config)
+        made = post_training_pipeline.quantize(model, WAY, images, config)
         found[tag] = noise(answers(made.wrapped, unseen), wanted)
     assert found["uneven naive"] > 2 * found["even naive"]
     assert found["uneven"] < 1.25 * found["even"]

@@ -9,7 +9,8 @@ import pytest
 import trainer_runs
 from trainer_runs import command, report
 
-from mobilenet.runtime import flatbuffer, micro
+from mobilenet.runtime import micro
+from mobilenet.tflite import model as tflite_model
 
 pytest.importorskip("tensorflow")
 
@@ -34,7 +35,7 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 def test_a_float_net_becomes_an_int8_file(exported: tuple[Path, str], trained: Path) -> None:
     folder, printed = exported
-    content = flatbuffer.read(folder / "model.tflite")
+    content = tflite_model.read(folder / "model.tflite")
     assert not content.float_tensors()
     kernels = [content.tensors[op.inputs[1]] for op in content.operators if "CONV_2D" in op.name]
     assert kernels and all(len(k.scales) == k.shape[k.quantized_dimension] for k in kernels)
@@ -88,7 +89,7 @@ KEPT = ("Conv2d_0", "Conv2d_1_depthwise", "Conv2d_3_pointwise")
 
 def float_kernels(file: Path) -> set[str]:
     """Layers whose kernel is float in a file."""
-    content = flatbuffer.read(file)
+    content = tflite_model.read(file)
     return {
         name
         for op in content.operators

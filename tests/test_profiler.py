@@ -16,14 +16,22 @@ from PIL import Image
 from mobilenet import profiler, surgery
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
-from mobilenet.runtime import flatbuffer
+from mobilenet.tflite import model as tflite_model
 
 tf = pytest.importorskip("tensorflow")
 tf_keras = pytest.importorskip("tf_keras")
 
-from mobilenet.export import convert, layer_times, packing  # noqa: E402
-from mobilenet.models import counting, folder  # noqa: E402
-from mobilenet.reporting import contents, layers, packed, plots, zeros  # noqa: E402
+from mobilenet.export import tflite_converter  # noqa: E402
+from mobilenet.models import counting, saving  # noqa: E402
+from mobilenet.packing import model as packed_model  # noqa: E402
+from mobilenet.reporting import (  # noqa: E402
+    layer_latency,
+    model_profile,
+    packed_size,
+    plots,
+    sparsity,
+    tflite_profile,
+)
 
 
 def planted(small_net: Callable[..., Any]) -> Any:
@@ -44,7 +52,7 @@ def test_every_parameter_and_product_is_in_one_line(
     name: str, small_net: Callable[..., Any]
 ) -> None:
     net = small_net(name)
-    found = layers.profile(net, latency=False)
+    found = model_profile.profile(net, latency=False)
     total, counted = found.total(), counting.count(net)
     assert total.params == net.count_params()
     assert (total.macs, total.thop) == (counted.macs, counted.thop_flops)
@@ -54,7 +62,7 @@ def test_every_parameter_and_product_is_in_one_line(
 
 def test_a_line_is_what_a_hand_computes(small_net: Callable[..., Any]) -> None:
     """Conv2d_3_pointwise of a quarter: 32 to 32 channels on 8 x 8, two zero columns, a zero row."""
-    found = layers.profile(planted(small_net), latency=False)
+    found = model_profile.profile(planted(small_net), latency=False)
     line = next(line for line in found.lines if line.layer == "Conv2d_3_pointwise")
     assert (line.role, line.shape) == ("pointwise", (8, 8, 32))
     assert line.params == 32 * 32 + 4 * 32
@@ -73,22 +81,22 @@ def test_packed_bytes_are_those_of_the_file(small_net: Callable[..., Any], tmp_p
     values = np.repeat(np.float32([0, 0.5, -2]), [512, 384, 128])
     layer.set_weights([np.random.default_rng(0).permutation(values).reshape(1, 1, 32, 32)])
     card = Card(input_shape=(32, 32, 3))
-    found = layers.profile(net, latency=False, card=card)
+    found = model_profile.profile(net, latency=False, card=card)
     line = next(line for line in found.lines if line.layer == "Conv2d_3_pointwise")
     codes = 512 * -(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25))
     assert line.entropy == pytest.approx((1024 + codes) / 8)
     assert line.entropy < line.packed < line.entropy + 60  # tables, the codebook, even norms
     path = tmp_path / "net"
-    path.write_bytes(packing.pack(folder.Net(net, card)))
-    told = packed.contents(path)
+    path.write_bytes(packed_model.pack(saving.Net(net, card)))
+    told = packed_size.contents(path)
     header = next(line.packed for line in told.lines if line.name == "header")
     assert found.sizes["packed"] == path.stat().st_size
     assert found.total().packed == path.stat().st_size - header
     assert found.total().entropy is None  # of the other kernels
-    file = convert.float_flatbuffer(net)
+    file = tflite_converter.float_flatbuffer(net)
     assert found.sizes["bytes of float flatbuffer"] == len(file)
     assert found.sizes["under gzip"] == len(gzip.compress(file, mtime=0))
-    assert layers.profile(net, latency=False).total().packed is None
+    assert model_profile.profile(net, latency=False).total().packed is None
 
 
 def test_channels_count_as_zero_only_whole(small_net: Callable[..., Any]) -> None:
@@ -99,7 +107,7 @@ def test_channels_count_as_zero_only_whole(small_net: Callable[..., Any]) -> Non
     kernel[0, 0, 3, 0], kernel[0, 1, 3, 0] = 1, -1  # a sum that cancels is no zero
     kernel[1:, :, 3] = kernel[0, 2, 3] = 0
     depthwise.set_weights([kernel])
-    found = {line.layer: line for line in zeros.zeros(net)}
+    found = {line.layer: line for line in sparsity.zeros(net)}
     line = found["Conv2d_3_pointwise"]
     assert (line.zero_outputs, line.outputs, line.zero_inputs, line.inputs) == (2, 32, 1, 32)
     line = found["Conv2d_5_depthwise"]
@@ -110,7 +118,7 @@ def test_channels_count_as_zero_only_whole(small_net: Callable[..., Any]) -> Non
 
 def test_pieces_hold_all_layers_and_follow_the_activation(small_net: Callable[..., Any]) -> None:
     net = small_net("mobilenet_v3_small")
-    found = layer_times.spans(net)
+    found = layer_latency.spans(net)
     names = [layer.name for span in found for layer in span.layers]
     assert sorted(names) == sorted(x.name for x in net.layers if not x.name.startswith("input"))
     stem = [layer.name.removeprefix("Conv_") for layer in found[0].layers]
@@ -122,7 +130,7 @@ def test_pieces_hold_all_layers_and_follow_the_activation(small_net: Callable[..
 @pytest.mark.parametrize("place", [0, 2, 5])
 def test_a_piece_computes_what_its_layers_do(place: int, small_net: Callable[..., Any]) -> None:
     net = small_net("mobilenet_v3_small")
-    span = layer_times.spans(net)[place]
+    span = layer_latency.spans(net)[place]
     piece = span.piece.build()
     weights = [w for layer in span.layers for w in layer.get_weights()]
     images = np.random.default_rng(0).normal(size=(2, *span.piece.inputs[0])).astype(np.float32)
@@ -138,8 +146,8 @@ def test_a_piece_computes_what_its_layers_do(place: int, small_net: Callable[...
 
 def test_a_narrowed_piece_is_that_of_the_thin_net(small_net: Callable[..., Any]) -> None:
     net = small_net("mobilenet_v1")
-    before = layer_times.spans(net)
-    after = layer_times.spans(surgery.thin(net, 0.5, round_to=1).model)
+    before = layer_latency.spans(net)
+    after = layer_latency.spans(surgery.thin(net, 0.5, round_to=1).model)
     for old, new in list(zip(before, after, strict=True))[1:-1]:
         wanted = new.piece.inputs[0][-1], new.layers[0].output_shape[-1]
         assert old.piece.narrowed(*wanted) == new.piece
@@ -150,16 +158,16 @@ def test_equal_layers_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None
     source = x = tf_keras.Input((8, 8, 4))
     for number, width in enumerate((4, 4, 6)):
         x = tf_keras.layers.ReLU()(tf_keras.layers.Conv2D(width, 1, name=f"c{number}")(x))
-    found = layer_times.spans(tf_keras.Model(source, x))
+    found = layer_latency.spans(tf_keras.Model(source, x))
     asked: list[list[str]] = []
 
     def latency(models: Any, rounds: int, invokes: int) -> dict[str, float]:
         asked.append(list(models))
         return {name: 5.0 if name.startswith("piece") else 2.0 for name in models}
 
-    monkeypatch.setattr(layer_times.interpreter, "latency", latency)
-    times = layer_times.LayerTimes()
-    data = layer_times.convert.float_flatbuffer(found[0].piece.build())
+    monkeypatch.setattr(layer_latency.interpreter, "latency", latency)
+    times = layer_latency.LayerTimes()
+    data = layer_latency.convert.float_flatbuffer(found[0].piece.build())
     assert times.measure([s.piece for s in found], {"net": data}) == {"net": 2.0}
     assert len(asked[0]) == 2 + 2  # two pieces, a call, the whole
     assert [times.seconds[s.piece] for s in found] == [3.0] * 3  # without that of a call
@@ -169,7 +177,7 @@ def test_equal_layers_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 def test_measured_layers_add_up_to_about_the_whole(small_net: Callable[..., Any]) -> None:
-    found = layers.profile(small_net("mobilenet_v1"))
+    found = model_profile.profile(small_net("mobilenet_v1"))
     assert found.whole and all(line.seconds is not None for line in found.lines)
     assert 0.3 < found.seconds / found.whole < 3.0  # another job on the core moves it
     assert not found.notes
@@ -178,7 +186,7 @@ def test_measured_layers_add_up_to_about_the_whole(small_net: Callable[..., Any]
 def test_a_net_whose_channels_cannot_be_followed_has_no_groups() -> None:
     source = tf_keras.Input((8, 8, 4))
     x = tf_keras.layers.Conv2D(4, 3, groups=2)(source)
-    found = layers.profile(tf_keras.Model(source, x), latency=False)
+    found = model_profile.profile(tf_keras.Model(source, x), latency=False)
     assert found.groups == () and found.lines[0].group is None
     assert "no groups of channels" in found.notes[0]
 
@@ -207,22 +215,22 @@ def test_flips_are_drawn_in_a_file(tmp_path: Path) -> None:
 
 
 def test_a_file_alone_is_read(float_file: Callable[[str], bytes]) -> None:
-    content = flatbuffer.read(float_file("mobilenet_v1"))
-    found = contents.lines(content)
+    content = tflite_model.read(float_file("mobilenet_v1"))
+    found = tflite_profile.lines(content)
     held = sum(len(t.buffer) for t in content.tensors)
     assert sum(line.held_bytes for line in found) == held
     assert [line.operator for line in found] == [op.name for op in content.operators]
     stem = found[0]
     assert (stem.shape, stem.kernel) == ((1, 16, 16, 8), "float32 8x3x3x3")
     assert stem.made_bytes == 4 * 16 * 16 * 8 and stem.distinct == 216 and stem.zeros == 0
-    assert "15 CONV_2D, 13 DEPTHWISE_CONV_2D" in contents.operators(content)
+    assert "15 CONV_2D, 13 DEPTHWISE_CONV_2D" in tflite_profile.operators(content)
 
 
 @pytest.fixture(scope="module")
 def saved(small_net: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with ranges beside the net, as a quantized stage leaves it."""
     place = tmp_path_factory.mktemp("profiled") / "net"
-    folder.save(planted(small_net), place, Card(input_shape=(32, 32, 3)))
+    saving.save(planted(small_net), place, Card(input_shape=(32, 32, 3)))
     (place / "ranges.npz").write_bytes(b"not read")
     return place
 
@@ -233,7 +241,7 @@ def test_the_command_shows_net_groups_and_zeros(
     profiler.run([str(saved), "--nolatency", "--groups", f"--histograms={tmp_path / 'h'}"])
     out = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line}
-    assert rows["total"][1] == f"{folder.load(saved).model.count_params():,}"
+    assert rows["total"][1] == f"{saving.load(saved).model.count_params():,}"
     assert "group 13: 256 channels of Conv2d_13_pointwise (pointwise)" in out
     assert "group 14: 10 channels of Logits (classifier), fixed" in out
     zero_row = [line.split() for line in out.splitlines() if line.startswith("Conv2d_3_pointwise ")]

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from trainer_runs import CHAIN, TINY, command, report
 
-from mobilenet.runtime import flatbuffer
+from mobilenet.tflite import model as tflite_model
 
 WORDS = (*TINY, "--epochs=2", "--prune_epochs=1", "--quantize_epochs=1")
 
 
 def kernels(folder: Path) -> list[np.ndarray]:
     """Codes of the pointwise kernels of V1's file, `[outputs, 1, 1, inputs]`."""
-    content = flatbuffer.read(folder / "export" / "model.tflite")
+    content = tflite_model.read(folder / "export" / "model.tflite")
     convs = [op for op in content.operators if op.name == "CONV_2D"]
     return [np.asarray(content.tensors[op.inputs[1]].data) for op in convs[1:-1]]
 

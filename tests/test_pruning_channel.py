@@ -16,12 +16,12 @@ from compression_nets import inputs, liven, stage, toy, train
 from trainer_runs import CHAIN, SHORT, command, report
 
 from mobilenet.compression import method as methods
-from mobilenet.compression.pruning import groups, importance, surgery
+from mobilenet.compression.pruning.channel import dependency_groups, importance, surgery
 from mobilenet.configs import archs
 from mobilenet.configs.pruning import IMPORTANCES, PRUNING, ChannelPruning
 from mobilenet.errors import UsageError
-from mobilenet.models import builder, counting, folder
-from mobilenet.models.plan import layer_channels
+from mobilenet.models import builder, counting, saving
+from mobilenet.models.layer_plan import layer_channels
 
 STEPS = 12
 
@@ -45,7 +45,7 @@ def run(method: Any, net: Any, steps: int = STEPS, watch: Any = lambda step: Non
 
 def silent(net: Any, name: str) -> list[int]:
     """Channels of a group of which nothing is left, read layer by layer without masks."""
-    group = groups.by_layer(groups.find(net))[name]
+    group = dependency_groups.by_layer(dependency_groups.find(net))[name]
     heard = np.zeros(group.channels, bool)
     for member in group.members:
         for weight in member.layer.trainable_weights:
@@ -295,7 +295,7 @@ def test_the_chain_goes_on_with_the_thin_net(tmp_path: Path) -> None:
     ]
     assert channels[0] == {} and channels[1]["Conv2d_13_pointwise"] == 128
     assert channels[1] == channels[2] == channels[3]
-    net = folder.load(place / "prune")
+    net = saving.load(place / "prune")
     again = builder.build(builder.config_of(net.model), (64, 64, 3))
     assert again.count_params() == net.model.count_params() == entries["prune"]["params"]
     assert "Conv2d_13_pointwise (pointwise): 128 of 256 channels stay" in "\n".join(net.card.notes)
@@ -316,7 +316,7 @@ def test_every_stage_of_several_leaves_a_thin_net_and_is_taken_up_again(tmp_path
     lines = (place / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == list(entries)
     for name, share in zip(entries, (0.0, 0.2, 0.4, 0.6), strict=True):
-        net = folder.load(place / name)
+        net = saving.load(place / name)
         assert net.model.get_layer("Conv2d_1_pointwise").filters == int(16 * (1 - share) + 0.5)
         assert entries[name]["params"] == net.model.count_params()
         if share:

@@ -17,12 +17,12 @@ from hypothesis.extra import numpy as arrays
 
 from mobilenet import cli
 from mobilenet.compression import method as methods
-from mobilenet.compression import variables
-from mobilenet.compression.pruning.masks import magnitude_at
+from mobilenet.compression.pruning.unstructured.masks import magnitude_at
 from mobilenet.configs import archs
 from mobilenet.configs.pruning import DnsPruning
 from mobilenet.errors import UsageError
 from mobilenet.models.builder import build
+from mobilenet.models.graph import variables
 from mobilenet.trainer import COMMAND
 from mobilenet.training.ema import Average
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from mobilenet.compression import method as methods
-from mobilenet.compression import variables
-from mobilenet.compression.pruning.masks import Masks, keep_largest
+from mobilenet.compression.pruning.unstructured.masks import Masks, keep_largest
 from mobilenet.configs.pruning import MagnitudePruning
 from mobilenet.errors import UsageError
+from mobilenet.models.graph import variables
 from mobilenet.training.ema import Average
 
 FLOATS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)

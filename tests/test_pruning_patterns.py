@@ -10,14 +10,15 @@ import tensorflow as tf
 from compression_nets import WAY, inputs, liven, stage, toy, train, zeros
 
 from mobilenet.compression import method as methods
-from mobilenet.compression import variables
-from mobilenet.compression.pruning import patterns
-from mobilenet.compression.quantization import scheme, stored
+from mobilenet.compression.pruning.unstructured import sparsity_patterns
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.configs.pruning import MagnitudePruning
 from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.errors import UsageError
-from mobilenet.export import convert
-from mobilenet.runtime import flatbuffer
+from mobilenet.export import tflite_converter
+from mobilenet.models.graph import variables
+from mobilenet.tflite import model as tflite_model
 
 SHAPES = [(1, 1, 12, 5), (3, 3, 8, 2), (16, 3)]
 
@@ -27,7 +28,7 @@ def kernel_of(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 
 def mask_of(kernel: np.ndarray, share: float, **fields: Any) -> np.ndarray:
-    rule = patterns.rule(MagnitudePruning(**fields))
+    rule = sparsity_patterns.rule(MagnitudePruning(**fields))
     mask = rule(tf.constant(kernel), tf.constant(share, tf.float32))
     assert mask.dtype == tf.float32
     assert mask.shape == kernel.shape
@@ -171,10 +172,13 @@ def test_the_pattern_holds_through_qat_and_in_the_file() -> None:
         np.testing.assert_array_equal(plain.get_layer(name).kernel.numpy() == 0, old == 0)
     wrapped = scheme.wrap(plain, WAY)
     scheme.set_ranges(wrapped, ranges)
-    stored.for_export(wrapped)
+    int8_saving.for_export(wrapped)
     assert np.isfinite(wrapped(inputs(2), training=False)).all()
-    for data in (convert.int8_flatbuffer(wrapped), convert.float_flatbuffer(pruned)):
-        content = flatbuffer.read(data)
+    for data in (
+        tflite_converter.int8_flatbuffer(wrapped),
+        tflite_converter.float_flatbuffer(pruned),
+    ):
+        content = tflite_model.read(data)
         convs = [op for op in content.operators if op.name == "CONV_2D"]
         kernels = [content.tensors[op.inputs[1]] for op in convs]
         for tensor, channels in zip(kernels[1:3], (8, 16), strict=True):

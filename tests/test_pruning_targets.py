@@ -11,7 +11,7 @@ import tf_keras
 from compression_nets import stage, toy, train
 
 from mobilenet.compression import method as methods
-from mobilenet.compression.pruning.targets import assign
+from mobilenet.compression.pruning.unstructured.sparsity_targets import assign
 from mobilenet.configs import archs
 from mobilenet.configs.pruning import MagnitudePruning, TfmotPruning
 from mobilenet.errors import UsageError

@@ -13,10 +13,10 @@ import tf_keras
 from compression_nets import inputs, stage, toy, train, zeros
 
 from mobilenet.compression import method as methods
-from mobilenet.compression import variables
 from mobilenet.configs.pruning import MagnitudePruning, TfmotPruning
 from mobilenet.configs.run import TrainConfig
 from mobilenet.errors import UsageError
+from mobilenet.models.graph import variables
 from mobilenet.training import engine
 
 SHARES = {"pointwise": 0.5}

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from mobilenet.configs import archs, published
-from mobilenet.configs.published import Release
+from mobilenet.configs import archs, released_models
+from mobilenet.configs.released_models import Release
 from mobilenet.errors import UsageError
 
-BY_ARCHIVE = {release.archive: release for release in published.ALL}
+BY_ARCHIVE = {release.archive: release for release in released_models.ALL}
 PIXELS = ("Pixel 1", "Pixel 2", "Pixel 3")
 V1_ROOT = "http://download.tensorflow.org/models/mobilenet_v1"
 ROOT, CLOUD = "https://storage.googleapis.com", "https://storage.cloud.google.com"
@@ -57,7 +57,7 @@ def test_rows_are_as_printed(archive: str) -> None:
 
 
 def test_every_row_of_the_pages_is_there_once() -> None:
-    counted = Counter((r.model_name, r.kind) for r in published.ALL)
+    counted = Counter((r.model_name, r.kind) for r in released_models.ALL)
     assert counted == {
         ("mobilenet_v1", "float"): 2 * 16,
         ("mobilenet_v1", "quantized"): 2 * 16,
@@ -72,7 +72,7 @@ def test_every_row_of_the_pages_is_there_once() -> None:
         ("mobilenet_v3_small_minimalistic", "float"): 1,
         ("mobilenet_edgetpu", "quantized"): 2,
     }
-    assert len(BY_ARCHIVE) == len(published.ALL)
+    assert len(BY_ARCHIVE) == len(released_models.ALL)
     # Sums of the columns, added up from the pages' text.
     for release, kind, sums in (
         ("2018_08_02", "float", (962.0, 1310.9)),
@@ -80,9 +80,9 @@ def test_every_row_of_the_pages_is_there_once() -> None:
         ("2018_08_02", "quantized", (930.7, 1284.5)),
         ("2018_02_22", "quantized", (940.4, 1303.6)),
     ):
-        found = [r for r in published.ALL if release in r.archive and r.kind == kind]
+        found = [r for r in released_models.ALL if release in r.archive and r.kind == kind]
         assert totals(found) == pytest.approx((2776, 34.56, *sums))
-    v2 = [r for r in published.ALL if r.model_name == "mobilenet_v2" and r.kind == "float"]
+    v2 = [r for r in released_models.ALL if r.model_name == "mobilenet_v2" and r.kind == "float"]
     assert totals(v2) == pytest.approx((2929, 59.85, 1382.9, 1857.7))
     assert sum(r.latency_ms["Pixel 1"] for r in v2) == pytest.approx(776.4)
 
@@ -116,14 +116,14 @@ def counted(release: Release) -> tuple[float, float, float, float]:
     return tuple(value / 1e6 for value in found)  # type: ignore[return-value]
 
 
-NETS = sorted({(r.model_name, r.width) for r in published.ALL})
+NETS = sorted({(r.model_name, r.width) for r in released_models.ALL})
 
 
 @pytest.mark.parametrize(("name", "width"), NETS)
 def test_figures_are_those_of_our_nets_on_the_basis_that_the_notes_state(
     name: str, width: float
 ) -> None:
-    for r in published.ALL:
+    for r in released_models.ALL:
         if (r.model_name, r.width) != (name, width):
             continue
         macs, stem, plain, with_norms = counted(r)
@@ -160,7 +160,7 @@ def test_figures_are_those_of_our_nets_on_the_basis_that_the_notes_state(
 
 def test_other_errors_of_the_pages_are_marked() -> None:
     def notes(*key: Any) -> str:
-        found = published.find(*key)
+        found = released_models.find(*key)
         assert found is not None
         return " ".join(found.notes)
 
@@ -216,34 +216,34 @@ V1, V2, V3 = "mobilenet_v1", "mobilenet_v2", "mobilenet_v3"
     ],
 )
 def test_a_path_names_its_release(path: str, expected: tuple[Any, ...] | None) -> None:
-    found = published.of_path(path)
+    found = released_models.of_path(path)
     if expected is None:
         assert found is None
     else:
         assert found is not None
         shown = (found.model_name, found.width, found.image_size, found.kind, found.top1)
         assert shown == expected
-        assert found is published.of_path(path.replace("/", "\\"))
+        assert found is released_models.of_path(path.replace("/", "\\"))
 
 
-@pytest.mark.parametrize("release", published.ALL, ids=lambda r: r.archive.split("/", 3)[-1])
+@pytest.mark.parametrize("release", released_models.ALL, ids=lambda r: r.archive.split("/", 3)[-1])
 def test_every_archive_names_its_own_row(release: Release) -> None:
-    assert published.of_path(release.archive) is release
+    assert released_models.of_path(release.archive) is release
 
 
 def test_the_newest_release_is_found() -> None:
-    found = published.find("mobilenet_v1", 0.25, 128, "quantized")
+    found = released_models.find("mobilenet_v1", 0.25, 128, "quantized")
     assert found is not None and found.top1 == 39.5 and "2018_08_02" in found.archive
-    assert published.find("mobilenet_edgetpu", 1.0, 224) is None
-    assert published.find("mobilenet_v2", 1.0, 300) is None
+    assert released_models.find("mobilenet_edgetpu", 1.0, 224) is None
+    assert released_models.find("mobilenet_v2", 1.0, 300) is None
     with pytest.raises(UsageError, match="did you mean quantized"):
-        published.find("mobilenet_v2", 1.0, 224, "quantised")
+        released_models.find("mobilenet_v2", 1.0, 224, "quantised")
 
 
 def test_the_table_shows_every_row_and_every_note() -> None:
-    headers, rows = published.rows()
-    notes = published.footnotes()
-    assert len(rows) == len(published.ALL) and {len(row) for row in rows} == {len(headers)}
+    headers, rows = released_models.rows()
+    notes = released_models.footnotes()
+    assert len(rows) == len(released_models.ALL) and {len(row) for row in rows} == {len(headers)}
     row = dict(zip(headers, rows[-1], strict=True))
     assert row["archive"].endswith("/mobilenet_edgetpu_224_1.0.tgz")
     assert (row["MACs M"], row["params M"], row["top-1 %"], row["top-5 %"]) == (
@@ -252,4 +252,4 @@ def test_the_table_shows_every_row_and_every_note() -> None:
     assert row["ms an image"] == "Pixel 4 Edge TPU 3.6, Pixel 4 CPU 20.6"
     assert [note.split("  ")[0] for note in notes] == [str(n + 1) for n in range(len(notes))]
     cited = [notes[int(n) - 1].split("  ", 1)[1] for n in row["notes"].split()]
-    assert cited == list(published.ALL[-1].notes)
+    assert cited == list(released_models.ALL[-1].notes)

@@ -12,18 +12,20 @@ import tf_keras
 from compression_nets import WAY, inputs, liven, quantize, stage, train, zeros
 
 from mobilenet.compression import method as methods
-from mobilenet.compression import variables
-from mobilenet.compression.pruning.masks import keep_largest
-from mobilenet.compression.quantization import scheme, stored
+from mobilenet.compression.pruning.unstructured.masks import keep_largest
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
 from mobilenet.configs.pruning import MagnitudePruning
 from mobilenet.configs.quantization import QuantizationAwareTraining
-from mobilenet.export import convert, verify
-from mobilenet.models import folder
+from mobilenet.export import tflite_converter
+from mobilenet.export.verification import verify
+from mobilenet.models import saving
 from mobilenet.models.builder import build
-from mobilenet.models.roles import Graph
-from mobilenet.runtime import flatbuffer
+from mobilenet.models.graph import variables
+from mobilenet.models.graph.roles import Graph
+from mobilenet.tflite import model as tflite_model
 
 SHARES = {"pointwise": 0.75, "depthwise": 0.3}
 
@@ -55,7 +57,7 @@ def kernels(model: Any) -> dict[str, np.ndarray]:
 
 def same_zeros(model: Any, data: bytes) -> dict[str, float]:
     """Of each kernel, the share of the net's zeros that are zero codes in the file."""
-    content = flatbuffer.read(data)
+    content = tflite_model.read(data)
     operators = [op for op in content.operators if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D")]
     graph = Graph(model)
     layers = [layer for layer in graph.layers if graph.kernel(layer) is not None]
@@ -99,8 +101,8 @@ def test_every_family_trains_exports_and_verifies(name: str, pruned: bool, size:
     images = inputs(16, size)
     said = wrapped(images, training=False).numpy()
     np.testing.assert_array_equal(said, net(images, training=False))
-    stored.for_export(wrapped)
-    data = convert.int8_flatbuffer(wrapped)
+    int8_saving.for_export(wrapped)
+    data = tflite_converter.int8_flatbuffer(wrapped)
     # Nets of two steps answer almost alike: structure is demanded, top-1 is not.
     found = verify.verify(
         data,
@@ -137,12 +139,12 @@ def test_pruned_quantized_saved_loaded_and_trained_on_the_zeros_are_in_the_file(
         method = methods.create(QuantizationAwareTraining(calibration_images=32), stage(20, size))
         net = train_eagerly(method, model, steps, size)
         model, target = method.finalize(net), tmp_path / str(turn)
-        folder.save(model, target, Card({}, (size, size, 3), WAY, ("x",) * 10))
-        stored.save_ranges(target, scheme.get_ranges(net))
-        model = folder.load(target).model
-    wrapped = stored.load(target)
-    stored.for_export(wrapped)
-    data = convert.int8_flatbuffer(wrapped)
+        saving.save(model, target, Card({}, (size, size, 3), WAY, ("x",) * 10))
+        int8_saving.save_ranges(target, scheme.get_ranges(net))
+        model = saving.load(target).model
+    wrapped = int8_saving.load(target)
+    int8_saving.for_export(wrapped)
+    data = tflite_converter.int8_flatbuffer(wrapped)
     for layer, kernel in kernels(model).items():
         assert np.any(kernel != start[layer]), layer  # it has trained
         np.testing.assert_array_equal(kernel == 0, start[layer] == 0)

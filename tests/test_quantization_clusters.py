@@ -10,14 +10,15 @@ import tf_keras
 from compression_nets import WAY, liven, stage, toy, train
 
 from mobilenet.compression import method as methods
-from mobilenet.compression import variables
-from mobilenet.compression.quantization import scheme, stored
-from mobilenet.compression.quantization.clusters import Clusters, is_clustered
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.compression.quantization.int8.cluster_preserving import Clusters, is_clustered
 from mobilenet.configs.card import Card
 from mobilenet.configs.quantization import QuantizationAwareTraining
-from mobilenet.export import convert
-from mobilenet.models import folder
-from mobilenet.runtime import flatbuffer
+from mobilenet.export import tflite_converter
+from mobilenet.models import saving
+from mobilenet.models.graph import variables
+from mobilenet.tflite import model as tflite_model
 
 VALUES = np.array([-0.3, -0.1, 0.0, 0.15, 0.4], np.float32)
 
@@ -62,12 +63,12 @@ def test_clusters_stay_through_training_saving_and_more_training(tmp_path: Path)
         ranges = scheme.get_ranges(net)
         plain = method.finalize(net)
         same_clusters(first, kernels(plain))
-        saved = folder.save(plain, tmp_path / place, Card(preprocessing=WAY))
-        stored.save_ranges(saved, ranges)
-        plain = folder.load(saved).model
-    wrapped = stored.load(tmp_path / "again")
-    stored.for_export(wrapped)
-    content = flatbuffer.read(convert.int8_flatbuffer(wrapped))
+        saved = saving.save(plain, tmp_path / place, Card(preprocessing=WAY))
+        int8_saving.save_ranges(saved, ranges)
+        plain = saving.load(saved).model
+    wrapped = int8_saving.load(tmp_path / "again")
+    int8_saving.for_export(wrapped)
+    content = tflite_model.read(tflite_converter.int8_flatbuffer(wrapped))
     for op in content.operators:
         if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
             codes = content.tensors[op.inputs[1]].data

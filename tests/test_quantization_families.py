@@ -17,11 +17,12 @@ from compression_nets import (
     toy,
 )
 
-from mobilenet.compression import variables
-from mobilenet.compression.quantization import scheme
+from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.configs import archs
-from mobilenet.export import verify
-from mobilenet.runtime import flatbuffer, interpreter, micro
+from mobilenet.export.verification import verify
+from mobilenet.models.graph import variables
+from mobilenet.runtime import interpreter, micro
+from mobilenet.tflite import model as tflite_model
 
 QUICK = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small")
 NAMES = [
@@ -75,7 +76,7 @@ def test_every_convolution_has_a_scale_for_each_channel(name: str) -> None:
         assert absmax.shape == (channels,)
         np.testing.assert_allclose(absmax, np.abs(values).max(axes), rtol=1e-6)
         checked += 1
-    content = flatbuffer.read(made.data)
+    content = tflite_model.read(made.data)
     kernels = [op for op in content.operators if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D")]
     assert len(kernels) == checked
     for op in kernels:
@@ -115,7 +116,7 @@ def test_so_is_every_operator_on_a_micro_controller(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_file_is_int8_inside_and_one_partition(name: str) -> None:
     made = family(name)
-    content = flatbuffer.read(made.data)
+    content = tflite_model.read(made.data)
     assert content.float_tensors() == []
     ends = [content.tensors[i] for i in (*content.inputs, *content.outputs)]
     assert [tensor.dtype for tensor in ends] == ["int8", "int8"]

@@ -13,17 +13,17 @@ from compression_nets import inputs, liven, stage, toy, train, zeros
 
 from mobilenet import cli
 from mobilenet.compression import method as methods
-from mobilenet.compression import variables
-from mobilenet.compression.quantization import codebook, linear
-from mobilenet.compression.quantization.clusters import Clusters
-from mobilenet.configs.few_values import (
+from mobilenet.compression.quantization.int8.cluster_preserving import Clusters
+from mobilenet.compression.quantization.weight_sharing import codebook, uniform
+from mobilenet.configs.weight_sharing import (
     CodebookQuantization,
     LinearQuantization,
     TfmotClustering,
 )
 from mobilenet.errors import UsageError
+from mobilenet.export import pipeline as export_pipeline
+from mobilenet.models.graph import variables
 from mobilenet.trainer import COMMAND
-from mobilenet.training import exporting
 
 BITS = {"a": 5, "b": 5, "c": 4, "d": 4, "e": 3}
 FIELDS = {"depthwise": 5, "pointwise": 4, "dense": 3}
@@ -55,7 +55,7 @@ def fake_quantized(x: np.ndarray, low: float, high: float, first: int, last: int
 def test_linear_levels_are_those_of_the_operator() -> None:
     draw = np.random.default_rng(0)
     kernel = draw.normal(0, 0.3, (3, 3, 8, 4)).astype(np.float32)
-    code = linear.Ends(kernel, 4)
+    code = uniform.Ends(kernel, 4)
     assert (code.numbers["min"], code.numbers["max"]) == (kernel.min(), kernel.max())
     found = code.weights(kernel, code.numbers).numpy()
     np.testing.assert_allclose(
@@ -68,7 +68,7 @@ def test_linear_sign_mode_keeps_zeros_and_signs() -> None:
     draw = np.random.default_rng(1)
     kernel = draw.normal(0, 0.3, (1, 1, 30, 20)).astype(np.float32)
     kernel[np.abs(kernel) < 0.2] = 0
-    code = linear.SignedEnds(kernel, 4)
+    code = uniform.SignedEnds(kernel, 4)
     used = np.abs(kernel[kernel != 0])
     assert (code.numbers["min"], code.numbers["max"]) == (used.min(), used.max())
     found = code.weights(kernel, code.numbers).numpy()
@@ -79,7 +79,7 @@ def test_linear_sign_mode_keeps_zeros_and_signs() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, -0.25])
-@pytest.mark.parametrize("kind", [linear.Ends, linear.SignedEnds])
+@pytest.mark.parametrize("kind", [uniform.Ends, uniform.SignedEnds])
 def test_linear_takes_a_kernel_of_one_value(kind: Any, value: float) -> None:
     kernel = np.full((1, 1, 4, 4), value, np.float32)
     code = kind(kernel, 4)
@@ -88,7 +88,7 @@ def test_linear_takes_a_kernel_of_one_value(kind: Any, value: float) -> None:
 
 def test_linear_ends_stay_in_order_and_magnitudes_above_zero() -> None:
     kernel = np.random.default_rng(1).normal(size=(1, 1, 4, 4)).astype(np.float32)
-    for kind, low in ((linear.Ends, -3.0), (linear.SignedEnds, 0.0)):
+    for kind, low in ((uniform.Ends, -3.0), (uniform.SignedEnds, 0.0)):
         numbers = {"min": tf.Variable(-3.0), "max": tf.Variable(-4.0)}
         kind(kernel, 4).constrain(numbers)
         assert float(numbers["min"]) == low
@@ -198,7 +198,7 @@ def test_only_the_numbers_of_the_kernels_train(kind: Any) -> None:
                 assert np.any(value.numpy() != now)
     assert net.get_layer("c_norm").momentum == 0.5
     assert plain.get_layer("c_norm").momentum == 0.8
-    assert exporting.ranges_of(net) is None
+    assert export_pipeline.ranges_of(net) is None
 
 
 @pytest.mark.parametrize("kind", OURS)

@@ -14,14 +14,17 @@ from compression_nets import WAY, grid, inputs, liven, pixels, stage, train, zer
 
 from mobilenet import trainer
 from mobilenet.compression import method as methods
-from mobilenet.compression.quantization import scheme, stored
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.configs.pruning import MagnitudePruning
 from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.errors import UsageError
-from mobilenet.export import convert, verify
+from mobilenet.export import tflite_converter
 from mobilenet.export.freeze import float32_copy
-from mobilenet.models import folder
-from mobilenet.runtime import flatbuffer, interpreter
+from mobilenet.export.verification import verify
+from mobilenet.models import saving
+from mobilenet.runtime import interpreter
+from mobilenet.tflite import model as tflite_model
 
 SHAPE = (32, 32, 3)
 
@@ -49,9 +52,9 @@ def test_v1_and_v2_are_pruned_quantized_and_converted(version: int) -> None:
     net = method.apply(sparse)
     train(net, method, 2, 32, rate=0.001)
     said = net(inputs(32, 32), training=False).numpy()
-    repaired = stored.for_export(net)
-    data = convert.int8_flatbuffer(net)
-    content = flatbuffer.read(data)
+    repaired = int8_saving.for_export(net)
+    data = tflite_converter.int8_flatbuffer(net)
+    content = tflite_model.read(data)
     assert content.float_tensors() == []
     kernels = [op for op in content.operators if op.name == "CONV_2D"]
     sparse_kernels = [zeros(content.tensors[op.inputs[1]].data) >= 0.49 for op in kernels]
@@ -91,6 +94,6 @@ def test_the_remedy_works_as_it_is_typed(tmp_path: Path, monkeypatch: pytest.Mon
     assert words[:3] == ["python", "-m", "mobilenet.trainer"]
     more = ["--model_name=mobilenet_v3_small", "--width_multiplier=0.75", "--image_size=32"]
     trainer.run([*words[3:], *more, "--stages=train", "--epochs=0", "--model_dir=run"])
-    built = folder.load(tmp_path / "run/train").model
+    built = saving.load(tmp_path / "run/train").model
     theirs = model.get_layer("Conv").get_weights()[0]
     np.testing.assert_array_equal(built.get_layer("Conv").get_weights()[0], theirs)

@@ -34,12 +34,12 @@ from compression_nets import (
 )
 
 from mobilenet.compression import method as methods
-from mobilenet.compression import variables
-from mobilenet.compression.quantization import scheme
-from mobilenet.compression.quantization.calibrate import calibrate
-from mobilenet.compression.quantization.quantizers import ActivationQuantizer, WeightQuantizer
+from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.compression.quantization.int8.calibration import calibrate
+from mobilenet.compression.quantization.int8.quantizers import ActivationQuantizer, WeightQuantizer
 from mobilenet.configs.quantization import QuantizationAwareTraining
-from mobilenet.runtime import flatbuffer
+from mobilenet.models.graph import variables
+from mobilenet.tflite import model as tflite_model
 
 
 @pytest.mark.parametrize("traced", [False, True])
@@ -85,7 +85,7 @@ def test_a_dense_classifier_has_one_scale_and_converts() -> None:
     x = L.ReLU(6.0, name="a_act")(L.Conv2D(8, 3, 2, name="a")(source))
     x = L.GlobalAveragePooling2D(name="pool")(x)
     made = quantize(tf_keras.Model(source, L.Dense(CLASSES, name="e")(x)))
-    content = flatbuffer.read(made.data)
+    content = tflite_model.read(made.data)
     dense = next(op for op in content.operators if op.name == "FULLY_CONNECTED")
     kernel = content.tensors[dense.inputs[1]]
     assert kernel.dtype == "int8"

@@ -16,13 +16,14 @@ from compression_nets import CLASSES, WAY, grid, inputs, liven, pixels, stage, t
 from mobilenet import trainer
 from mobilenet.compression import method as methods
 from mobilenet.compression.method import Stage
-from mobilenet.compression.quantization import scheme, stored
-from mobilenet.compression.quantization.calibrate import calibrate, take_over
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.compression.quantization.int8.calibration import calibrate, take_over
 from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.configs.run import TrainConfig
 from mobilenet.errors import UsageError
-from mobilenet.export import convert
-from mobilenet.runtime import flatbuffer
+from mobilenet.export import tflite_converter
+from mobilenet.tflite import model as tflite_model
 from mobilenet.training import engine
 from mobilenet.training.ema import Average
 
@@ -215,7 +216,7 @@ def test_from_scratch_with_a_delay_the_digits_are_learnt(
         trainer.run([*words, "--model_dir=refused"])
     recipe = ["--quantize_epochs=20", "--quantize_lr=0.004", "--quant_delay=300"]
     trainer.run([*words, *recipe, "--model_dir=run"])
-    found = flatbuffer.read(tmp_path / "run/export/model.tflite")
+    found = tflite_model.read(tmp_path / "run/export/model.tflite")
     assert found.float_tensors() == []
     stages = json.loads((tmp_path / "run/report.json").read_text())["stages"]
     assert [entry["stage"] for entry in stages] == ["quantize", "convert"]
@@ -302,8 +303,8 @@ def test_training_starts_from_the_ranges_of_its_stage_and_the_file_has_them() ->
     net = method.apply(liven(toy()))
     assert scheme.get_ranges(net)["a_act"][1] == np.float32(5.5)
     assert any("2 of 7" in line for line in method.notes(net))
-    stored.for_export(net)
-    content = flatbuffer.read(convert.int8_flatbuffer(net))
+    int8_saving.for_export(net)
+    content = tflite_model.read(tflite_converter.int8_flatbuffer(net))
     add = next(op for op in content.operators if op.name == "ADD")
     scale = float(content.tensors[add.outputs[0]].scales[0])
     assert scale == pytest.approx(27 / 255, rel=1e-6)

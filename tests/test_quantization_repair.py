@@ -23,11 +23,12 @@ from compression_nets import (
     toy,
 )
 
-from mobilenet.compression.quantization import scheme, stored
-from mobilenet.compression.quantization.calibrate import calibrate
-from mobilenet.compression.quantization.repair import Repair, repair
-from mobilenet.export import convert
-from mobilenet.runtime import flatbuffer
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.compression.quantization.int8.calibration import calibrate
+from mobilenet.compression.quantization.int8.converter_workarounds import Repair, repair
+from mobilenet.export import tflite_converter
+from mobilenet.tflite import model as tflite_model
 
 HALVES = 0.5 ** np.arange(8)
 
@@ -157,7 +158,7 @@ def test_repaired_every_operator_is_within_a_step(case: str) -> None:
     steps = operator_steps(made(case, True), pixels(4))
     assert CASES[case][1] <= set(steps)
     assert max(off.max() for off in steps.values()) <= 1
-    assert flatbuffer.read(made(case, True).data).float_tensors() == []
+    assert tflite_model.read(made(case, True).data).float_tensors() == []
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -172,9 +173,9 @@ def test_repair_leaves_the_answers_alone(case: str) -> None:
 def test_gamma_of_exactly_zero_stays_float_unless_repaired() -> None:
     """The converter says `scale out of expressed type range` and raises nothing."""
     wrong = quantize(multiplier(0.0), mend=False)
-    assert flatbuffer.read(wrong.data).float_tensors()
+    assert tflite_model.read(wrong.data).float_tensors()
     right = quantize(multiplier(0.0))
-    assert flatbuffer.read(right.data).float_tensors() == []
+    assert tflite_model.read(right.data).float_tensors() == []
     steps = operator_steps(right, pixels(4))
     assert max(off.max() for off in steps.values()) <= 1
 
@@ -212,5 +213,5 @@ def test_a_dead_net_converts() -> None:
         kernel.assign(tf.zeros_like(kernel))
     wrapped = scheme.wrap(model, WAY)
     calibrate(wrapped, inputs(8))
-    stored.for_export(wrapped)
-    assert flatbuffer.read(convert.int8_flatbuffer(wrapped)).float_tensors() == []
+    int8_saving.for_export(wrapped)
+    assert tflite_model.read(tflite_converter.int8_flatbuffer(wrapped)).float_tensors() == []

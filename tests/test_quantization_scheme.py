@@ -27,10 +27,11 @@ from compression_nets import (
 )
 
 from mobilenet.compression import method as methods
-from mobilenet.compression.quantization import scheme, stored
-from mobilenet.compression.quantization.calibrate import calibrate
-from mobilenet.compression.quantization.placement import place
-from mobilenet.compression.quantization.quantizers import (
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.compression.quantization.int8.calibration import calibrate
+from mobilenet.compression.quantization.int8.quantizer_placement import place
+from mobilenet.compression.quantization.int8.quantizers import (
     ActivationQuantizer,
     InputQuantizer,
     WeightQuantizer,
@@ -39,7 +40,7 @@ from mobilenet.configs import archs
 from mobilenet.configs.dataset import PREPROCESSING
 from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.errors import UsageError
-from mobilenet.export import convert, freeze
+from mobilenet.export import freeze, tflite_converter
 from mobilenet.models.builder import build
 
 
@@ -62,8 +63,8 @@ def test_without_the_shift_pixels_fall_between_codes(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(scheme, "input_quantizer", lambda _: ActivationQuantizer((-1.0, 1.0)))
     wrapped = scheme.wrap(liven(toy(16)), WAY)
     calibrate(wrapped, inputs(32))
-    stored.for_export(wrapped)
-    data = convert.int8_flatbuffer(wrapped)
+    int8_saving.for_export(wrapped)
+    data = tflite_converter.int8_flatbuffer(wrapped)
     seen = tf_keras.Model(wrapped.input, wrapped.get_layer("quant_a_act").output)
     out = seen(inputs(48), training=False).numpy()
     codes, scale, zero = next(
@@ -181,7 +182,7 @@ def test_the_file_says_what_training_evaluated() -> None:
     """The export phase reads its own input grid; the answers are the same."""
     wrapped = calibrated(liven(toy()))
     before = wrapped(inputs(16), training=False).numpy()
-    stored.for_export(wrapped)
+    int8_saving.for_export(wrapped)
     after = wrapped(grid(pixels(16)), training=False).numpy()
     np.testing.assert_allclose(after, before, atol=1e-5)
     np.testing.assert_allclose(scheme.to_grid(inputs(16), WAY), grid(pixels(16)), atol=1e-6)
@@ -213,8 +214,8 @@ def test_it_trains_under_mixed_precision_and_leaves_in_float32(mixed: None) -> N
     assert {layer.compute_dtype for layer in plain.layers} == {"float32"}
     again = scheme.wrap(plain, WAY)
     scheme.set_ranges(again, final)
-    stored.for_export(again)
-    assert convert.int8_flatbuffer(again)
+    int8_saving.for_export(again)
+    assert tflite_converter.int8_flatbuffer(again)
 
 
 def keras_3() -> Any:
@@ -268,7 +269,7 @@ def test_calibration_refuses_what_is_no_image(images: np.ndarray) -> None:
 def test_ranges_that_never_moved_are_refused() -> None:
     wrapped = scheme.wrap(toy(), WAY)
     with pytest.raises(UsageError, match="calibrate the net"):
-        stored.for_export(wrapped)
+        int8_saving.for_export(wrapped)
     with pytest.raises(UsageError, match="calibrate the net"):
         scheme.set_ranges(wrapped, scheme.get_ranges(wrapped))
     ranges = scheme.get_ranges(calibrated(toy()))

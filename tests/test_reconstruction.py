@@ -10,7 +10,7 @@ import tf_keras
 from compression_nets import inputs, liven, toy
 from net_params import EACH_NET
 
-from mobilenet.compression.pruning import reconstruction, surgery
+from mobilenet.compression.pruning.channel import reconstruction, surgery
 from mobilenet.configs import archs
 from mobilenet.errors import UsageError
 from mobilenet.models import builder

@@ -13,7 +13,7 @@ from mobilenet.configs import archs
 tf_keras = pytest.importorskip("tf_keras")
 
 from mobilenet.models.builder import build  # noqa: E402
-from mobilenet.models.roles import ROLES, Graph  # noqa: E402
+from mobilenet.models.graph.roles import ROLES, Graph  # noqa: E402
 
 # kernels by role, from the tables of the papers
 EXPECTED = {

@@ -17,9 +17,10 @@ import runtime_files
 from packaging import requirements, utils
 from PIL import Image
 
-from mobilenet import class_folders, digits, runtime
+from mobilenet import runtime
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import Preprocessing
+from mobilenet.data.sources import digits, image_folder
 from mobilenet.errors import UsageError
 from mobilenet.runtime import interpreter
 from mobilenet.runtime.classifier import Classifier
@@ -192,7 +193,7 @@ def test_photos_score_as_through_tensorflows_decoder(shared_data: Path, tmp_path
 
     root = shared_data / "photos10"
     classifier = Classifier(export(tmp_path))
-    items = class_folders.find(root).splits["validation"]
+    items = image_folder.find(root).splits["validation"]
     right, best = 0, []
     for path, label in items:
         image = tf.io.decode_jpeg(path.read_bytes(), channels=3)

@@ -23,8 +23,9 @@ tf_keras = pytest.importorskip("tf_keras")
 import h5py  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from mobilenet.export import container, packing  # noqa: E402
-from mobilenet.models import folder, safe_loading  # noqa: E402
+from mobilenet.models import safe_loading, saving  # noqa: E402
+from mobilenet.packing import container  # noqa: E402
+from mobilenet.packing import model as packed_model  # noqa: E402
 
 SECONDS, MEGABYTES = 2.0, 200
 Edit = Callable[[dict[str, Any]], None]
@@ -42,7 +43,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("x.keras", "x.h5"):
         model.save(place / name)
     model.save(place / "saved", save_format="tf")
-    (place / "x.packed").write_bytes(packing.pack(folder.Net(model, folder.card_of(model))))
+    (place / "x.packed").write_bytes(packed_model.pack(saving.Net(model, saving.card_of(model))))
     return {path.name: path for path in place.iterdir()}
 
 
@@ -87,7 +88,9 @@ def edited(sound: dict[str, Path], form: str, tmp_path: Path, edit: Edit) -> Pat
 
 
 def load(path: Path) -> Any:
-    return packing.unpack(path).net.model if path.suffix == ".packed" else folder.load(path).model
+    return (
+        packed_model.unpack(path).net.model if path.suffix == ".packed" else saving.load(path).model
+    )
 
 
 def refused(path: Path, match: str) -> None:

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 import mobilenet
 from mobilenet import surgery
-from mobilenet.compression.pruning import groups
+from mobilenet.compression.pruning.channel import dependency_groups
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
 from mobilenet.errors import FailedProof, UsageError
-from mobilenet.models import builder, folder
-from mobilenet.runtime import flatbuffer
+from mobilenet.models import builder, saving
+from mobilenet.tflite import model as tflite_model
 
 L = tf_keras.layers
 FIELDS: dict[str, Any] = {
@@ -57,7 +57,7 @@ def silent(model: Any, removed: Mapping[str, Sequence[int]]) -> np.ndarray:
     """What the net answers when the channels make nothing: only what makes them is zeroed here."""
     copy = tf_keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
-    owners = groups.by_layer(groups.find(copy))
+    owners = dependency_groups.by_layer(dependency_groups.find(copy))
     for layer, channels in removed.items():
         for member in owners[layer].on("out", "all"):
             own = member.layer
@@ -86,7 +86,7 @@ def close(thin: np.ndarray, masked: np.ndarray) -> None:
 @given(data=st.data(), width=st.sampled_from([0.2, 0.35]))
 def test_any_channels_may_go(name: str, data: st.DataObject, width: float) -> None:
     model = net(name, width)
-    found = groups.find(model)
+    found = dependency_groups.find(model)
     chosen = data.draw(st.lists(st.sampled_from(found), min_size=1, unique_by=id))
     removed = {}
     for group in chosen:
@@ -107,8 +107,8 @@ def test_a_thin_net_is_one_like_any_other(tmp_path: Path) -> None:
     once = surgery.thin(model, 0.3, 1, importance="l2")
     assert np.abs(answers(once.model) - answers(model)).max() > 1e-3
     card = Card(architecture=once.config.to_json(), input_shape=(32, 32, 3))
-    folder.save(once.model, tmp_path / "thin", card)
-    loaded = folder.load(tmp_path / "thin")
+    saving.save(once.model, tmp_path / "thin", card)
+    loaded = saving.load(tmp_path / "thin")
     assert builder.config_of(loaded.model) == once.config
     assert archs.MobileNetConfig.from_json(loaded.card.architecture) == once.config
     assert (answers(loaded.model) == answers(once.model)).all()
@@ -237,7 +237,7 @@ def test_thin_nets_are_trained_rounded_and_become_int8_files(name: str) -> None:
     """Wrapped, calibrated, trained, converted; every operator within a step of the simulation."""
     thinned = surgery.thin(net(name, size=64), 0.4, round_to=8)
     made = quantize(thinned.model, 64, epochs=2)
-    assert flatbuffer.read(made.data).float_tensors() == []
+    assert tflite_model.read(made.data).float_tensors() == []
     for layer, off in operator_steps(made, pixels(2, 64, seed=9)).items():
         assert off.max() <= 1, layer
     assert mobilenet.count(thinned.model).params < mobilenet.count(net(name)).params
@@ -303,7 +303,7 @@ def zeroed(model: Any, share: float, seed: int = 0) -> Any:
     copy = tf_keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     rng = np.random.default_rng(seed)
-    for group in groups.find(copy):
+    for group in dependency_groups.find(copy):
         gone = rng.permutation(group.channels)[: int(share * group.channels)]
         if group.role in ("pointwise", "fused"):
             for member in group.on("out"):

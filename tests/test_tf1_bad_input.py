@@ -21,7 +21,7 @@ from slim_checkpoints import Slim
 from trainer_runs import command
 
 from mobilenet.errors import UsageError
-from mobilenet.tf1_loader import places
+from mobilenet.tf1_loader import locate
 
 pytest.importorskip("tensorflow")
 
@@ -368,8 +368,8 @@ def test_an_archive_may_not_grow_without_bounds(
     limit: str, most: int, place: Path, prefix: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = slim.write_archive(place / "net.tgz", slim.parts(prefix))
-    with places.found(path) as found:
+    with locate.found(path) as found:
         assert Path(found).with_name(Path(found).name + INDEX).exists()
-    monkeypatch.setattr(places, limit, most)
-    with pytest.raises(UsageError, match="at most"), places.found(path):
+    monkeypatch.setattr(locate, limit, most)
+    with pytest.raises(UsageError, match="at most"), locate.found(path):
         pass

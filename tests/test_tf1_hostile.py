@@ -21,7 +21,8 @@ import slim_checkpoints as slim
 
 from mobilenet import archives
 from mobilenet.errors import UsageError
-from mobilenet.tf1_loader import checkpoint, object_checkpoint, places
+from mobilenet.tf1_loader import checkpoint, locate
+from mobilenet.weights import tf2_object
 
 tf = pytest.importorskip("tensorflow")
 
@@ -159,7 +160,7 @@ def test_a_message_names_the_archive_and_not_where_it_was_unpacked(tmp_path: Pat
 def test_no_temporary_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = slim.write_archive(tmp_path / "a.tgz", {"a.index": b"x"})
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
-    with pytest.raises(UsageError, match="temporary folder.*set TMPDIR"), places.found(path):
+    with pytest.raises(UsageError, match="temporary folder.*set TMPDIR"), locate.found(path):
         pass
 
 
@@ -272,7 +273,7 @@ def test_a_sound_index_is_read(tmp_path: Path) -> None:
     with checkpoint.opened(path) as source:
         assert source.shapes == {"a": (3, 3, 8)}
         np.testing.assert_array_equal(source.read("a").ravel(), np.arange(72))
-    assert not object_checkpoint.is_one(path)
+    assert not tf2_object.is_one(path)
 
 
 @pytest.mark.parametrize("case", INDICES)

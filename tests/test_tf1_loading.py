@@ -15,7 +15,7 @@ from slim_checkpoints import AVERAGE, FAMILIES, LOSSES, STEP, Slim
 
 from mobilenet import tf1_loader
 from mobilenet.configs import archs
-from mobilenet.tf1_loader import detect
+from mobilenet.tf1_loader import architecture_detection
 
 pytest.importorskip("tensorflow")
 
@@ -254,7 +254,7 @@ def test_every_width_is_found_from_names_and_shapes(family: str, finegrain: bool
     for width in (*COMMON, *ODD):
         for root in (None, "", "backbone/", "FeatureExtractor/" + Slim(family).scope):
             net = Slim(family, width, 17, 1, finegrain, root)
-            found = detect.find(slim.shapes(net))
+            found = architecture_detection.find(slim.shapes(net))
             detected(found.config, net)
             assert found.channels == 1
 

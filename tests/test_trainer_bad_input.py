@@ -123,10 +123,10 @@ def test_as_a_process_it_is_one_line_and_status_2(word: str, tmp_path: Path) -> 
 def test_a_set_that_is_not_there_names_what_needs_no_network(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mobilenet.data import tfds_sets
+    from mobilenet.data import tfds
 
     pytest.importorskip("tensorflow_datasets")
-    monkeypatch.setattr(tfds_sets, "_network", lambda: False)
+    monkeypatch.setattr(tfds, "_network", lambda: False)
     with pytest.raises(UsageError) as caught:
         trainer.run(["--dataset_name=cifar10", "--data_dir=sets"])
     told(
@@ -184,9 +184,9 @@ def test_a_corrupt_photo_is_left_out_when_asked_and_counted(
 def test_a_photo_that_breaks_in_the_middle_of_an_epoch_is_named(
     photos: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mobilenet.data import sources
+    from mobilenet.data import datasets
 
-    monkeypatch.setattr(sources, "_CHECKED", 0)  # as with more files than are looked at first
+    monkeypatch.setattr(datasets, "_CHECKED", 0)  # as with more files than are looked at first
     bad = photos / "train" / "cat" / "3.jpg"
     bad.write_bytes(bad.read_bytes()[:150])
     with pytest.raises(UsageError) as caught:

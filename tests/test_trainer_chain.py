@@ -17,7 +17,7 @@ import trainer_runs
 from trainer_runs import CHAIN, EPOCHS, LEARNT, report
 
 from mobilenet import trainer
-from mobilenet.runtime import flatbuffer
+from mobilenet.tflite import model as tflite_model
 
 pytest.importorskip("tensorflow")
 
@@ -122,7 +122,7 @@ def test_environment_names_what_the_run_ran_on(run: Path) -> None:
 
 def test_half_of_the_pointwise_weights_are_zero_in_the_file_itself(run: Path) -> None:
     """Counted in the flatbuffer's own tensors: kernels 1x1 of CONV_2D, but for the head's."""
-    content = flatbuffer.read(run / "export/model.tflite")
+    content = tflite_model.read(run / "export/model.tflite")
     kernels = [content.tensors[op.inputs[1]] for op in content.operators if op.name == "CONV_2D"]
     pointwise = [k for k in kernels if tuple(k.shape[1:3]) == (1, 1) and k.shape[0] != 10]
     assert len(pointwise) == 13
@@ -133,7 +133,7 @@ def test_half_of_the_pointwise_weights_are_zero_in_the_file_itself(run: Path) ->
 
 
 def test_the_file_is_int8_from_edge_to_edge(run: Path) -> None:
-    content = flatbuffer.read(run / "export/model.tflite")
+    content = tflite_model.read(run / "export/model.tflite")
     kinds = {tensor.dtype for tensor in content.tensors}
     assert "float32" not in kinds
     assert "int8" in kinds

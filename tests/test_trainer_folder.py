@@ -26,7 +26,7 @@ from mobilenet.configs.distillation import Distillation
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError
 from mobilenet.models import builder
-from mobilenet.training import initial, run_folder
+from mobilenet.training import initial_weights, run_folder
 
 tf = pytest.importorskip("tensorflow")
 tf_keras = pytest.importorskip("tf_keras")
@@ -237,7 +237,7 @@ def loaded(checkpoint: Path) -> dict[str, list[np.ndarray]]:
     """The weights that a net of ten classes has after `--init_checkpoint`."""
     config = MobileNetV1Config(width_multiplier=0.25, num_classes=10, classifier_activation=None)
     model = builder.build(config, (32, 32, 3))
-    initial.load_into(model, str(checkpoint), config)
+    initial_weights.load_into(model, str(checkpoint), config)
     return weights(model)
 
 

@@ -17,9 +17,10 @@ from mobilenet.compression.method import Method, Stage  # noqa: E402
 from mobilenet.configs.dataset import PREPROCESSING  # noqa: E402
 from mobilenet.configs.pruning import MagnitudePruning  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
-from mobilenet.training import engine, scoring  # noqa: E402
-from mobilenet.training.checkpoints import Checkpoints  # noqa: E402
+from mobilenet.evaluation import scoring  # noqa: E402
+from mobilenet.training import engine  # noqa: E402
 from mobilenet.training.ema import Average  # noqa: E402
+from mobilenet.training.resume import Checkpoints  # noqa: E402
 
 
 def test_the_average_is_the_formula_and_the_net_ends_with_it(tmp_path: Path) -> None:

@@ -11,10 +11,14 @@ import tf_keras
 from export_nets import CLASSES, SIZE, L, float_net, inputs, invoke
 
 from mobilenet.configs import archs
-from mobilenet.configs.formats import FORMATS
+from mobilenet.configs.number_formats import FORMATS
 from mobilenet.errors import UsageError
-from mobilenet.export import convert, offsets, repack, structure, weights_only
-from mobilenet.runtime import flatbuffer, interpreter
+from mobilenet.export import tflite_converter
+from mobilenet.export.rewrites import dynamic_range, offsets
+from mobilenet.export.verification import structure
+from mobilenet.runtime import interpreter
+from mobilenet.tflite import editor
+from mobilenet.tflite import model as tflite_model
 
 QUICK = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small")
 NAMES = [
@@ -25,7 +29,7 @@ QUANTIZED = ("CONV_2D", "FULLY_CONNECTED")
 
 def kernels(data: bytes) -> list[tuple[str, Any]]:
     """Operator and kernel tensor, in execution order."""
-    content = flatbuffer.read(data)
+    content = tflite_model.read(data)
     named = (*QUANTIZED, "DEPTHWISE_CONV_2D")
     return [
         (op.name, content.tensors[op.inputs[1]]) for op in content.operators if op.name in named
@@ -34,7 +38,7 @@ def kernels(data: bytes) -> list[tuple[str, Any]]:
 
 def biases(data: bytes) -> list[np.ndarray]:
     """Of the operators whose kernels become int8; one that has none adds 0."""
-    content = flatbuffer.read(data)
+    content = tflite_model.read(data)
     found = []
     for op in content.operators:
         if op.name in QUANTIZED:
@@ -57,12 +61,12 @@ def mixed_net() -> Any:
 
 @pytest.fixture(scope="module")
 def original() -> bytes:
-    return convert.float_flatbuffer(mixed_net())
+    return tflite_converter.float_flatbuffer(mixed_net())
 
 
 @pytest.fixture(scope="module")
 def made(original: bytes) -> bytes:
-    return weights_only.quantize(original, inputs(8), narrow=0)
+    return dynamic_range.quantize(original, inputs(8), narrow=0)
 
 
 def test_kernels_are_the_rounded_ones_operator_by_operator(original: bytes, made: bytes) -> None:
@@ -86,8 +90,10 @@ def test_kernels_are_the_rounded_ones_operator_by_operator(original: bytes, made
         assert np.mean(np.abs(steps) > 0.5) < 0.1
         nearest = np.round(rows / scales[:, None]) - rows / scales[:, None]
         assert np.abs(steps.sum(axis=1)).mean() < 0.6 * np.abs(nearest.sum(axis=1)).mean()
-    assert weights_only.faults(flatbuffer.read(original), flatbuffer.read(made), narrow=0) == []
-    assert structure.format_faults(flatbuffer.read(made), FORMATS["weights"]) == []
+    assert (
+        dynamic_range.faults(tflite_model.read(original), tflite_model.read(made), narrow=0) == []
+    )
+    assert structure.format_faults(tflite_model.read(made), FORMATS["weights"]) == []
 
 
 def layer_inputs(net: Any, images: np.ndarray) -> list[np.ndarray]:
@@ -112,16 +118,16 @@ def errors(data: bytes, net: Any) -> list[tuple[np.ndarray, np.ndarray]]:
 def test_biases_take_the_mean_shift_back(original: bytes) -> None:
     """By numpy; the dense layer's bias is 0, and the converter has left it out."""
     net, images = mixed_net(), inputs(8)
-    mended = errors(weights_only.quantize(original, images, narrow=0), net)
-    plain = errors(weights_only.quantize(original, narrow=0), net)
+    mended = errors(dynamic_range.quantize(original, images, narrow=0), net)
+    plain = errors(dynamic_range.quantize(original, narrow=0), net)
     for values, (error, bias), (_, old) in zip(
         layer_inputs(net, images), mended, plain, strict=True
     ):
         np.testing.assert_allclose(bias, old - values.mean(axis=0) @ error, atol=1e-5)
     assert (
-        weights_only.faults(
-            flatbuffer.read(original),
-            flatbuffer.read(weights_only.quantize(original, images, narrow=0)),
+        dynamic_range.faults(
+            tflite_model.read(original),
+            tflite_model.read(dynamic_range.quantize(original, images, narrow=0)),
             narrow=0,
         )
         == []
@@ -133,7 +139,7 @@ def test_noise_mends_the_shift_that_other_images_see(original: bytes) -> None:
     noise = offsets.noise_pictures(8, (SIZE, SIZE, 3)) / 127.5 - 1
     values = layer_inputs(net, inputs(40))[0].mean(axis=0)
     (error, old), (_, bias) = (
-        errors(weights_only.quantize(original, pictures, narrow=0), net)[0]
+        errors(dynamic_range.quantize(original, pictures, narrow=0), net)[0]
         for pictures in (None, noise)
     )
     before, after = values @ error, values @ error + bias - old
@@ -157,7 +163,7 @@ def test_zeros_clusters_and_dead_channels_stay() -> None:
     weights = rng.choice([0.0, *values], size=(12, 3, 3, 10)).astype(np.float32)
     weights[3] = 0
     weights[4] = 1e-42  # no scale of normal size reaches it
-    codes, scales = weights_only.rounded(weights)
+    codes, scales = dynamic_range.rounded(weights)
     assert codes.dtype == np.int8 and codes.shape == weights.shape
     assert np.all(codes[weights == 0] == 0)
     assert scales[3] == scales[4] == 1 and not codes[3].any() and not codes[4].any()
@@ -168,13 +174,13 @@ def test_zeros_clusters_and_dead_channels_stay() -> None:
 
 
 def test_a_weight_that_is_not_finite_is_named(original: bytes) -> None:
-    model = repack.opened(original)
+    model = editor.opened(original)
     tensor = next(t for t in model.subgraphs[0].tensors if b"point" in t.name and len(t.shape) == 4)
     values = np.frombuffer(model.buffers[tensor.buffer].data.tobytes(), np.float32).copy()
     values[7] = np.nan
     model.buffers[tensor.buffer].data = np.frombuffer(values.tobytes(), np.uint8)
     with pytest.raises(UsageError, match=r"kernel .*point.*: got 'NaN or infinity'"):
-        weights_only.quantize(repack.packed(model))
+        dynamic_range.quantize(editor.packed(model))
 
 
 def twin_net() -> Any:
@@ -192,27 +198,27 @@ def twin_net() -> Any:
 
 def test_shared_constants_are_left_to_those_that_share_them() -> None:
     net = twin_net()
-    original = convert.float_flatbuffer(net)
-    content = flatbuffer.read(original)
+    original = tflite_converter.float_flatbuffer(net)
+    content = tflite_model.read(original)
     used = [op.inputs[1:3] for op in content.operators if op.name in QUANTIZED]
     assert len(set(used)) < len(used), "the converter merges no equal constants any more"
-    made = weights_only.quantize(original, inputs(8), narrow=0)
-    assert weights_only.faults(content, flatbuffer.read(made), narrow=0) == []
+    made = dynamic_range.quantize(original, inputs(8), narrow=0)
+    assert dynamic_range.faults(content, tflite_model.read(made), narrow=0) == []
     expected, said = invoke(original, inputs(20)), invoke(made, inputs(20))
     np.testing.assert_allclose(said, expected, atol=0.03 * np.abs(expected).max())
-    shared = [index for index, t in enumerate(flatbuffer.read(made).tensors) if t.dtype == "int8"]
+    shared = [index for index, t in enumerate(tflite_model.read(made).tensors) if t.dtype == "int8"]
     assert len(shared) == len({kernel for kernel, _ in used})
 
 
 def test_a_bias_that_a_depthwise_layer_reads_is_left_to_it(original: bytes) -> None:
-    model = repack.opened(original)
+    model = editor.opened(original)
     stem, depthwise = model.subgraphs[0].operators[:2]
     stem.inputs = np.array([*stem.inputs[:2], depthwise.inputs[2]], np.int32)
-    shared = repack.packed(model)
-    made = weights_only.quantize(shared, inputs(8), narrow=0)
-    assert weights_only.faults(flatbuffer.read(shared), flatbuffer.read(made), narrow=0) == []
+    shared = editor.packed(model)
+    made = dynamic_range.quantize(shared, inputs(8), narrow=0)
+    assert dynamic_range.faults(tflite_model.read(shared), tflite_model.read(made), narrow=0) == []
     assert np.abs(biases(made)[0] - biases(shared)[0]).max() > 0
-    content = flatbuffer.read(made)
+    content = tflite_model.read(made)
     first, second = content.operators[:2]
     assert content.tensors[second.inputs[2]].data is not None
     assert first.inputs[2] != second.inputs[2]
@@ -224,9 +230,9 @@ def test_every_net_is_one_partition_and_answers_alike(
 ) -> None:
     original = float_file(name)
     noise = offsets.noise_pictures(2, (32, 32, 3)) / 127.5 - 1
-    made = weights_only.quantize(original, noise)
-    content = flatbuffer.read(made)
-    assert weights_only.faults(flatbuffer.read(original), content) == []
+    made = dynamic_range.quantize(original, noise)
+    content = tflite_model.read(made)
+    assert dynamic_range.faults(tflite_model.read(original), content) == []
     assert structure.format_faults(content, FORMATS["weights"]) == []
     assert interpreter.partitions(interpreter.make(content)) == 1
     images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
@@ -256,23 +262,23 @@ def wide_net() -> Any:
 
 
 def test_narrow_kernels_stay_float_where_there_are_many_places() -> None:
-    original = convert.float_flatbuffer(wide_net())
-    content = flatbuffer.read(weights_only.quantize(original, inputs(8)))
+    original = tflite_converter.float_flatbuffer(wide_net())
+    content = tflite_model.read(dynamic_range.quantize(original, inputs(8)))
     found = formats(content.content)
     narrow = ("stem", "few_out", "few_in")
     assert {name for name, kind in found.items() if kind == "float32"} == set(narrow)
     assert set(found.values()) == {"float32", "int8"} and len(found) == 6
     assert structure.format_faults(content, FORMATS["weights"]) == []
-    assert weights_only.faults(flatbuffer.read(original), content) == []
-    assert set(formats(weights_only.quantize(original, narrow=0)).values()) == {"int8"}
+    assert dynamic_range.faults(tflite_model.read(original), content) == []
+    assert set(formats(dynamic_range.quantize(original, narrow=0)).values()) == {"int8"}
     for other in (31, 33):  # another rule than the one that is proved
-        file = flatbuffer.read(weights_only.quantize(original, narrow=other))
-        assert len(weights_only.faults(flatbuffer.read(original), file)) == (
+        file = tflite_model.read(dynamic_range.quantize(original, narrow=other))
+        assert len(dynamic_range.faults(tflite_model.read(original), file)) == (
             1 if other == 33 else 2
         )
     for slot in (1, 2):  # of the stem, which was to stay as it was
         file = broken(content.content, changed(slot, 0, 3))
-        faults = weights_only.faults(flatbuffer.read(original), file)
+        faults = dynamic_range.faults(tflite_model.read(original), file)
         assert faults and all("another constant than in the float" in x for x in faults)
 
 
@@ -281,12 +287,12 @@ def test_a_net_of_narrow_kernels_alone_is_rounded_whole() -> None:
     net = tf_keras.Model(
         source, L.Conv2D(4, 3, name="second")(L.Conv2D(4, 3, name="first")(source))
     )
-    found = formats(weights_only.quantize(convert.float_flatbuffer(net)))
+    found = formats(dynamic_range.quantize(tflite_converter.float_flatbuffer(net)))
     assert found == {"first": "int8", "second": "int8"}
 
 
 def test_a_float_file_is_not_of_the_format(original: bytes) -> None:
-    faults = structure.format_faults(flatbuffer.read(original), FORMATS["weights"])
+    faults = structure.format_faults(tflite_model.read(original), FORMATS["weights"])
     assert faults == ["no kernel is int8"]
 
 
@@ -296,26 +302,26 @@ def test_a_kernel_that_a_narrow_operator_shares_stays_float_there() -> None:
     source = L.Input((SIZE, SIZE, 8))
     twice = L.Conv2D(8, 1, bias_initializer="normal")
     x = L.GlobalAveragePooling2D(keepdims=True)(L.ReLU(6.0)(twice(source)))
-    original = convert.float_flatbuffer(tf_keras.Model(source, L.Flatten()(twice(x))))
-    made = weights_only.quantize(original)
+    original = tflite_converter.float_flatbuffer(tf_keras.Model(source, L.Flatten()(twice(x))))
+    made = dynamic_range.quantize(original)
     assert [tensor.dtype for _, tensor in kernels(made)] == ["float32", "int8"]
-    assert weights_only.faults(flatbuffer.read(original), flatbuffer.read(made)) == []
+    assert dynamic_range.faults(tflite_model.read(original), tflite_model.read(made)) == []
     images = np.random.default_rng(0).normal(size=(4, SIZE, SIZE, 8)).astype(np.float32)
     expected = invoke(original, images)
     np.testing.assert_allclose(invoke(made, images), expected, atol=0.03 * np.abs(expected).max())
 
 
 def test_hard_swish_and_residuals_keep_their_answers() -> None:
-    original = convert.float_flatbuffer(float_net())
-    made = weights_only.quantize(original, inputs(8), narrow=0)
+    original = tflite_converter.float_flatbuffer(float_net())
+    made = dynamic_range.quantize(original, inputs(8), narrow=0)
     expected = invoke(original, inputs())
     np.testing.assert_allclose(invoke(made, inputs()), expected, atol=0.02 * np.abs(expected).max())
 
 
-def broken(made: bytes, change: Callable[[Any], None]) -> flatbuffer.Flatbuffer:
-    model = repack.opened(made)
+def broken(made: bytes, change: Callable[[Any], None]) -> tflite_model.Flatbuffer:
+    model = editor.opened(made)
     change(model)
-    return flatbuffer.read(repack.packed(model))
+    return tflite_model.read(editor.packed(model))
 
 
 def changed(slot: int, operator: int, place: int) -> Callable[[Any], None]:
@@ -329,20 +335,20 @@ def changed(slot: int, operator: int, place: int) -> Callable[[Any], None]:
 
 
 def test_what_a_file_lost_is_told(original: bytes, made: bytes) -> None:
-    before = flatbuffer.read(original)
-    (fault,) = weights_only.faults(before, broken(made, changed(1, 0, 5)), narrow=0)
+    before = tflite_model.read(original)
+    (fault,) = dynamic_range.faults(before, broken(made, changed(1, 0, 5)), narrow=0)
     assert "1 weights are more than a step" in fault
-    (fault,) = weights_only.faults(before, broken(made, changed(1, 1, 3)), narrow=0)
+    (fault,) = dynamic_range.faults(before, broken(made, changed(1, 1, 3)), narrow=0)
     assert "another constant than in the float file" in fault
-    assert weights_only.faults(before, flatbuffer.read(convert.float_flatbuffer(float_net()))) == [
-        "the operators are not those of the float file"
-    ]
+    assert dynamic_range.faults(
+        before, tflite_model.read(tflite_converter.float_flatbuffer(float_net()))
+    ) == ["the operators are not those of the float file"]
     half = np.where(np.arange(27) % 2, 0.5, 0).astype(np.float32)
-    found = weights_only._kernel_faults("k", half[None], _kernel(np.ones((1, 27)), [0.5]))
+    found = dynamic_range._kernel_faults("k", half[None], _kernel(np.ones((1, 27)), [0.5]))
     assert found == ["k: 14 zeros of the kernel are not zero in the file"]
-    found = weights_only._kernel_faults("k", half[None], _kernel(np.arange(27)[None], [0.5]))
+    found = dynamic_range._kernel_faults("k", half[None], _kernel(np.arange(27)[None], [0.5]))
     assert "1 channels have more distinct weights" in found[-1]
-    (fault,) = weights_only._kernel_faults("k", half[None], _kernel(np.ones((2, 27)), [1, 1]))
+    (fault,) = dynamic_range._kernel_faults("k", half[None], _kernel(np.ones((2, 27)), [1, 1]))
     assert "another shape" in fault
 
 
@@ -364,7 +370,7 @@ def _kernel(codes: np.ndarray, scales: list[float]) -> Any:
     ],
 )
 def test_a_file_of_another_format_is_told(made: bytes, name: str, parts: list[str]) -> None:
-    faults = "; ".join(structure.format_faults(flatbuffer.read(made), FORMATS[name]))
+    faults = "; ".join(structure.format_faults(tflite_model.read(made), FORMATS[name]))
     for part in parts:
         assert part in faults
 

@@ -4,14 +4,15 @@ files. Loaded when first used; the names are those of tensorflow/models research
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mobilenet.lazy import attributes
 
 if TYPE_CHECKING:
     from mobilenet.tf1_loader.edgetpu_loader import load_mobilenet_edgetpu
+    from mobilenet.tf1_loader.graph_end_points import end_points
     from mobilenet.tf1_loader.loading import Loaded, Report, load_tf1_checkpoint
-    from mobilenet.tf1_loader.saving import save_keras_checkpoint
-    from mobilenet.tf1_loader.tensors import end_points
+    from mobilenet.tf1_loader.tf2_formats import save_keras_checkpoint
     from mobilenet.tf1_loader.v1_loader import load_mobilenet_v1
     from mobilenet.tf1_loader.v2_loader import load_mobilenet_v2
     from mobilenet.tf1_loader.v3_loader import (
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
         load_mobilenet_v3_small,
     )
 
-_HOMES = {
-    "Loaded": "loading",
-    "Report": "loading",
-    "end_points": "tensors",
-    "load_mobilenet_edgetpu": "edgetpu_loader",
-    "load_mobilenet_v1": "v1_loader",
-    "load_mobilenet_v2": "v2_loader",
-    "load_mobilenet_v3": "v3_loader",
-    "load_mobilenet_v3_large": "v3_loader",
-    "load_mobilenet_v3_small": "v3_loader",
-    "load_tf1_checkpoint": "loading",
-    "save_keras_checkpoint": "saving",
+_SOURCES = {
+    "Loaded": "mobilenet.tf1_loader.loading",
+    "Report": "mobilenet.tf1_loader.loading",
+    "end_points": "mobilenet.tf1_loader.graph_end_points",
+    "load_mobilenet_edgetpu": "mobilenet.tf1_loader.edgetpu_loader",
+    "load_mobilenet_v1": "mobilenet.tf1_loader.v1_loader",
+    "load_mobilenet_v2": "mobilenet.tf1_loader.v2_loader",
+    "load_mobilenet_v3": "mobilenet.tf1_loader.v3_loader",
+    "load_mobilenet_v3_large": "mobilenet.tf1_loader.v3_loader",
+    "load_mobilenet_v3_small": "mobilenet.tf1_loader.v3_loader",
+    "load_tf1_checkpoint": "mobilenet.tf1_loader.loading",
+    "save_keras_checkpoint": "mobilenet.tf1_loader.tf2_formats",
 }
 
 __all__ = [
@@ -49,7 +50,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mobilenet.tf1_loader' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"mobilenet.tf1_loader.{_HOMES[name]}"), name)
+__getattr__ = attributes(__name__, _SOURCES)

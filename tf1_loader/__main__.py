@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import cli
-from mobilenet.configs import published
+from mobilenet.configs import released_models
 from mobilenet.configs.base import MAX_SIDE, number
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
-from mobilenet.tf1_loader import places, saving
+from mobilenet.tf1_loader import locate, tf2_formats
 
 COMMAND = cli.Command(
     "mobilenet.tf1_loader",
     "A TF1 checkpoint of slim's MobileNets as .keras, SavedModel and TF2 checkpoint.",
     extra=(
-        cli.option("checkpoint", Path, None, places.EXPECTED, short="i", group="model"),
+        cli.option("checkpoint", Path, None, locate.EXPECTED, short="i", group="model"),
         cli.option("output", Path, None, "the folder to write", short="o"),
         cli.option(
             "num_classes",
@@ -54,8 +54,8 @@ COMMAND = cli.Command(
 def run(argv: list[str]) -> int | None:
     options = COMMAND.parse(argv).options
     if options["list"]:
-        print(cli.table(*published.rows()))
-        print("\n".join(["", *published.footnotes()]))
+        print(cli.table(*released_models.rows()))
+        print("\n".join(["", *released_models.footnotes()]))
         return None
     for name, example in (("checkpoint", "mobilenet_v1_0.25_128.tgz"), ("output", "nets/v1")):
         if options[name] is None:
@@ -64,14 +64,14 @@ def run(argv: list[str]) -> int | None:
         number("--image_size", options["image_size"], least=1, most=MAX_SIDE, integer=True)
     number("--hard_sigmoid_slope", options["hard_sigmoid_slope"], above=0)
     # What cannot be a checkpoint is told before TensorFlow is loaded.
-    places.check(options["checkpoint"], options["use_ema"])
+    locate.check(options["checkpoint"], options["use_ema"])
     target = Path(options["output"])
-    saving.check_place(target, options["overwrite"])
+    tf2_formats.check_place(target, options["overwrite"])
     with cli.starting_tensorflow():
         import tensorflow as tf
 
         from mobilenet.models import counting
-        from mobilenet.tf1_loader import loading, ranges
+        from mobilenet.tf1_loader import fake_quant_ranges, loading
     tf.get_logger().setLevel("ERROR")  # a SavedModel of a net that is not compiled is meant
     side = options["image_size"]
     loaded = loading.load_tf1_checkpoint(
@@ -82,8 +82,8 @@ def run(argv: list[str]) -> int | None:
         input_shape=None if side is None else (side, side),
     )
     report = loaded.report
-    extra = {saving.RANGES: ranges.to_json(report.ranges)} if report.ranges else {}
-    difference = saving.save(loaded.model, _card(loaded), target, extra, options["overwrite"])
+    extra = {tf2_formats.RANGES: fake_quant_ranges.to_json(report.ranges)} if report.ranges else {}
+    difference = tf2_formats.save(loaded.model, _card(loaded), target, extra, options["overwrite"])
     count = counting.count(loaded.model)
     proof = f"the three answer alike (largest difference of outputs {difference:.2g})"
     rows = [
@@ -92,10 +92,14 @@ def run(argv: list[str]) -> int | None:
         ["parameters, MACs", f"{count.params:,}, {count.macs:,}"],
         ["variables loaded", f"{len(report.loaded)}, of them {report.averaged} moving averages"],
         *[[f"left aside, {why}", str(len(names))] for why, names in report.left_aside.items()],
-        *[["ranges", f"{len(report.ranges)} in {saving.RANGES}"]] * bool(report.ranges),
+        *[["ranges", f"{len(report.ranges)} in {tf2_formats.RANGES}"]] * bool(report.ranges),
         *[["published", str(report.release)]] * (report.release is not None),
         *[["note", note] for note in report.notes],
-        ["written", f"{target}: model.keras, card.json, {saving.SAVED_MODEL}, {saving.CHECKPOINT}"],
+        [
+            "written",
+            f"{target}: model.keras, card.json, {tf2_formats.SAVED_MODEL}, "
+            f"{tf2_formats.CHECKPOINT}",
+        ],
         ["proof", proof],
     ]
     print(cli.table(["what", "value"], rows))

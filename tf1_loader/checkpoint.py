@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mobilenet import archives
 from mobilenet.errors import UsageError
 from mobilenet.models import checkpoint_index
-from mobilenet.tf1_loader import places
+from mobilenet.tf1_loader import locate
 
 Array = npt.NDArray[Any]
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -67,8 +67,8 @@ def opened(path: str | os.PathLike[str], use_average: bool = True) -> Iterator[C
     Raises:
         UsageError: there is none, it is damaged, or it is not of TF1.
     """
-    with places.found(path, use_average) as prefix:
-        shown = places.shown(path, prefix)
+    with locate.found(path, use_average) as prefix:
+        shown = locate.shown(path, prefix)
         source = _npz(prefix) if prefix.endswith(".npz") else bundle(prefix, shown)
         if OBJECT_GRAPH in source.shapes:
             raise UsageError(

@@ -14,11 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenet.configs import published
+from mobilenet.configs import released_models
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.errors import UsageError
 from mobilenet.models.builder import IMAGENET_SHAPE, build
-from mobilenet.tf1_loader import checkpoint, detect, matching, names, ranges
+from mobilenet.tf1_loader import (
+    architecture_detection,
+    checkpoint,
+    fake_quant_ranges,
+    variable_matching,
+    variable_names,
+)
 
 TF1_SLOPE = 0.16667  # research/slim/nets/mobilenet/mobilenet_v3.py, the gate's literal
 _IMAGENET = 1000
@@ -54,7 +60,7 @@ class Report:
     new: tuple[str, ...] = ()
     ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     unnamed_ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    release: published.Release | None = None
+    release: released_models.Release | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -155,7 +161,9 @@ def load_into(
         UsageError: a damaged checkpoint, or one that does not fit; `model` is then as it was.
     """
     with _opened(path, use_ema, exactly=False) as filling:
-        if detect.scopes_of(filling.found.config) is not detect.scopes_of(config):
+        if architecture_detection.scopes_of(
+            filling.found.config
+        ) is not architecture_detection.scopes_of(config):
             raise UsageError(
                 str(path),
                 str(filling.found),
@@ -170,8 +178,8 @@ class _Filling:
     """One checkpoint on its way into one net."""
 
     source: checkpoint.Checkpoint
-    held: names.Sorted
-    found: detect.Detected
+    held: variable_names.Sorted
+    found: architecture_detection.Detected
     path: Path
     use_ema: bool
     new_head: bool = False
@@ -180,15 +188,19 @@ class _Filling:
         """Checks that all fits, then reads everything, then sets the weights of `model`."""
         chosen = self.held.chosen(self.use_ema)
         drop, keep_head = self._head(config)
-        start = f"{self.found.prefix}{matching.HEAD}/"
+        start = f"{self.found.prefix}{variable_matching.HEAD}/"
         logits = [] if keep_head else [name for name in chosen if name.startswith(start)]
         shapes = {n: self.source.shapes[chosen[n]] for n in chosen if n not in logits}
-        places = matching.match(
+        places = variable_matching.match(
             model, config, shapes, self.found, str(self.path), head=keep_head, drop_first=drop
         )
         values = [self._read(place, chosen[place.variable]) for place in places]
-        read = ranges.read(
-            self.source, self.held.ranges, detect.scopes_of(config), self.found.prefix, model
+        read = fake_quant_ranges.read(
+            self.source,
+            self.held.ranges,
+            architecture_detection.scopes_of(config),
+            self.found.prefix,
+            model,
         )
         for place, value in zip(places, values, strict=True):
             place.target.assign(value)
@@ -199,9 +211,9 @@ class _Filling:
             prefix=self.source.prefix,
             found=self._sentence(),
             loaded=loaded,
-            averaged=sum(name.endswith(names.AVERAGE) for name in loaded.values()),
+            averaged=sum(name.endswith(variable_names.AVERAGE) for name in loaded.values()),
             left_aside=self._left_aside(chosen, logits),
-            new=(matching.HEAD,) if head_is_new else (),
+            new=(variable_matching.HEAD,) if head_is_new else (),
             ranges=read[0],
             unnamed_ranges=read[1],
             release=self.release,
@@ -209,9 +221,9 @@ class _Filling:
         )
 
     @property
-    def release(self) -> published.Release | None:
+    def release(self) -> released_models.Release | None:
         """By the name of the file, where the net in it is that one."""
-        release, found = published.of_path(self.path), self.found
+        release, found = released_models.of_path(self.path), self.found
         if release is None or release.model_name != found.name:
             return None
         return release if release.width == found.config.width_multiplier else None
@@ -235,7 +247,7 @@ class _Filling:
         drop = (wanted, held) == (_IMAGENET, _IMAGENET + 1)
         return drop, drop or wanted == held or bool(wanted and not self.new_head)
 
-    def _read(self, place: matching.Place, name: str) -> npt.NDArray[np.float32]:
+    def _read(self, place: variable_matching.Place, name: str) -> npt.NDArray[np.float32]:
         value = self.source.read(name)
         value = value[..., 1:] if place.drop_first else value
         return value.reshape(tuple(place.target.shape))
@@ -265,9 +277,9 @@ def _opened(
     path: str | os.PathLike[str], use_ema: bool, exactly: bool = True
 ) -> Iterator[_Filling]:
     with checkpoint.opened(path, use_ema) as source:
-        held = names.sort(source.shapes)
+        held = variable_names.sort(source.shapes)
         shapes = {base: source.shapes[name] for base, name in held.chosen(True).items()}
-        found = detect.find(shapes, str(path), exactly)
+        found = architecture_detection.find(shapes, str(path), exactly)
         for name in held.chosen(use_ema).values():
             source.read(name)  # damage is told before the seconds that a net takes to build
         yield _Filling(source, held, found, Path(path), use_ema)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mobilenet.configs.archs import MobileNetV1Config
 from mobilenet.tf1_loader.family import loader
-from mobilenet.tf1_loader.names import Scopes
+from mobilenet.tf1_loader.variable_names import Scopes
 
 SCOPES = Scopes(
     "MobilenetV1",

@@ -10,7 +10,7 @@ from mobilenet.configs.archs import (
     MobileNetV3SmallMinimalisticConfig,
 )
 from mobilenet.tf1_loader.family import loader
-from mobilenet.tf1_loader.names import Scopes
+from mobilenet.tf1_loader.variable_names import Scopes
 
 SCOPES = Scopes(
     "MobilenetV3",

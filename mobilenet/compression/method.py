@@ -23,7 +23,7 @@ from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
-from mobilenet.models.roles import kind_is_wrapper
+from mobilenet.models.graph.roles import kind_is_wrapper
 
 Images = Callable[[int], npt.NDArray[np.float32]]
 Examples = Callable[[int], tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
@@ -125,15 +125,15 @@ class Method(tf.Module):
 M = TypeVar("M", bound=type[Method])
 _METHODS: dict[type[Config], type[Method]] = {}
 _HOMES = (
-    "mobilenet.compression.pruning.channel",
-    "mobilenet.compression.pruning.dns",
-    "mobilenet.compression.pruning.magnitude",
-    "mobilenet.compression.pruning.tfmot",
-    "mobilenet.compression.quantization.cluster",
-    "mobilenet.compression.quantization.codebook",
-    "mobilenet.compression.quantization.linear",
-    "mobilenet.compression.quantization.qat",
-    "mobilenet.compression.quantization.ptq",
+    "mobilenet.compression.pruning.channel.channel_pruning",
+    "mobilenet.compression.pruning.unstructured.dynamic_surgery",
+    "mobilenet.compression.pruning.unstructured.magnitude",
+    "mobilenet.compression.pruning.unstructured.tfmot_wrapper",
+    "mobilenet.compression.quantization.weight_sharing.tfmot_clustering",
+    "mobilenet.compression.quantization.weight_sharing.codebook",
+    "mobilenet.compression.quantization.weight_sharing.uniform",
+    "mobilenet.compression.quantization.int8.qat",
+    "mobilenet.compression.quantization.post_training.method",
 )
 
 

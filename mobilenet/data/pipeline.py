@@ -10,13 +10,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from mobilenet import digits
 from mobilenet.configs import dataset as dataset_configs
 from mobilenet.configs.base import number, one_of
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
-from mobilenet.data import decoding, sources
+from mobilenet.data import datasets, decoding
 from mobilenet.data import preprocessing as images
-from mobilenet.data.order import Split
+from mobilenet.data.sources import digits
+from mobilenet.data.split import Split
 from mobilenet.errors import UsageError
 
 _VARIATION = 0x56415259  # keeps the seeds of the variation apart from those of the order
@@ -72,7 +72,7 @@ def load(
     one_of("channels", str(channels), ("1", "3"))
     size = _size(image_size)
     scaling = _preprocessing(config, preprocessing, channels)
-    opened = sources.open_split(config, split)
+    opened = datasets.open_split(config, split)
     calls = parallel_calls or tf.data.AUTOTUNE
     if training:
         batches = _training(opened, config, size, channels, batch_size, seed, start_step, calls)
@@ -105,7 +105,9 @@ def _preprocessing(
     if given is None:
         given = config.preprocessing
     if isinstance(given, str):
-        given = dataset_configs.PREPROCESSING[one_of("--preprocessing", given, dataset_configs.PREPROCESSING)]
+        given = dataset_configs.PREPROCESSING[
+            one_of("--preprocessing", given, dataset_configs.PREPROCESSING)
+        ]
     for values in (given.mean, given.std):
         if len(values) not in (1, channels):
             raise UsageError(
@@ -133,7 +135,7 @@ def _training(
 ) -> tf.data.Dataset:
     start = start_step * batch_size
     items = opened.shuffled(seed, start)
-    if isinstance(opened, sources.DigitSplit):
+    if isinstance(opened, datasets.DigitSplit):
         return items.batch(batch_size, drop_remainder=True)
 
     def image(position: tf.Tensor, item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -175,7 +177,7 @@ def _finish_training(
             pixels = images.brighten(pixels, config.colour, seeds[2])
         return images.normalise(tf.repeat(pixels, channels, axis=-1), scaling), labels
 
-    return drawn if isinstance(opened, sources.DigitSplit) else photos
+    return drawn if isinstance(opened, datasets.DigitSplit) else photos
 
 
 def _evaluation(
@@ -197,7 +199,7 @@ def _evaluation(
         image = decoding.decode(encoded, channels, config.max_pixels)
         return images.normalise(images.evaluation_pixels(image, scaling, size), scaling), label
 
-    if isinstance(opened, sources.DigitSplit):
+    if isinstance(opened, datasets.DigitSplit):
         grey = digits.enlarge(opened.cells, size, channels=1)
         items = tf.data.Dataset.from_tensor_slices((grey, opened.labels))
         found = _spread(items, opened.size, limit).map(digit, calls, deterministic=True)

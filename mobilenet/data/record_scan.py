@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from mobilenet.configs.base import MAX_CLASSES
-from mobilenet.data import checking
+from mobilenet.data import corrupt_images
 from mobilenet.errors import UsageError
 
 _IMAGE, _LABEL, _TEXT = "image/encoded", "image/class/label", "image/class/text"
@@ -139,7 +139,7 @@ def _records(path: str) -> Iterator[bytes]:
         for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
             yield record
             count += 1
-    except checking.ERRORS:
+    except corrupt_images.ERRORS:
         fault = f"a TFRecord file without damage (record {count} is damaged)"
         raise UsageError(path, None, fault, "copy it again") from None
 
@@ -173,9 +173,9 @@ def _fault(record: bytes, keys: Keys, max_pixels: int) -> str:
         keys.parse(tf.constant(record))
     except ValueError as error:
         return str(error)
-    except checking.ERRORS:  # a record that only the parser in Python understands
+    except corrupt_images.ERRORS:  # a record that only the parser in Python understands
         return "it cannot be parsed"
-    return checking.fault(encoded, max_pixels)
+    return corrupt_images.fault(encoded, max_pixels)
 
 
 def _damaged_error(name: str, reason: str) -> UsageError:

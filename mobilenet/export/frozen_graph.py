@@ -18,8 +18,8 @@ from google.protobuf.message import DecodeError
 from mobilenet import files
 from mobilenet.configs.card import Card, Edge
 from mobilenet.errors import FailedProof, UsageError, shorten
-from mobilenet.export import freeze, metadata
-from mobilenet.models import folder
+from mobilenet.export import bundle, freeze
+from mobilenet.models import saving
 
 GRAPH, INPUT, OUTPUT = "frozen_graph.pb", "input", "output"
 TOLERANCE = 1e-5  # of the largest output
@@ -120,7 +120,7 @@ class Runner:
         return tf.reshape(found, (-1, self.output_shape[-1]))[:count]
 
 
-def load(path: str | os.PathLike[str]) -> folder.Net:
+def load(path: str | os.PathLike[str]) -> saving.Net:
     """Reads a `.pb` file, or the folder that holds `frozen_graph.pb`, with its card.
 
     Raises:
@@ -129,12 +129,12 @@ def load(path: str | os.PathLike[str]) -> folder.Net:
     place = find(path)
     runner = Runner(place)
     shape = runner.input_shape[1:]
-    beside = place.with_name(folder.CARD)
+    beside = place.with_name(saving.CARD)
     card = Card.from_file(beside) if beside.is_file() else Card(input_shape=shape)
     if card.input_shape != shape:
         expected = f"{list(shape)}, the input of {place.name}"
         raise UsageError(f"{beside} input_shape", list(card.input_shape), expected)
-    return folder.Net(runner, card)
+    return saving.Net(runner, card)
 
 
 def find(path: str | os.PathLike[str]) -> Path:
@@ -193,7 +193,7 @@ def write(
         if not apart <= TOLERANCE:
             expected = f"outputs within {TOLERANCE:g} of the net's"
             raise FailedProof(str(Path(target) / GRAPH), apart, expected, "it was not written")
-        card = metadata.file_card(card, runner.output_shape[-1], quantized=False)
+        card = bundle.file_card(card, runner.output_shape[-1], quantized=False)
         ends = f"frozen graph: input {INPUT}:0, output {OUTPUT}:0"
         card = card.replace(
             input_shape=runner.input_shape[1:],
@@ -202,9 +202,9 @@ def write(
             output=Edge(),
             notes=(*card.notes, ends),
         )
-        files.write_json(temporary / metadata.CARD, card.to_json())
+        files.write_json(temporary / bundle.CARD, card.to_json())
         labels = "".join(f"{label}\n" for label in card.labels)
-        files.write_text(temporary / metadata.LABELS, labels)
+        files.write_text(temporary / bundle.LABELS, labels)
     return Path(target) / GRAPH, apart
 
 

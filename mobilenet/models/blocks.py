@@ -9,8 +9,7 @@ import dataclasses
 from typing import Any
 
 from mobilenet.configs.archs import MobileNetConfig
-
-from .plan import Row
+from mobilenet.models.layer_plan import Row
 
 Tensor = Any  # a symbolic tensor of either Keras, [batch, height, width, channels]
 _MOST_GROUPS = 32

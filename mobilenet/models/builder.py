@@ -10,9 +10,9 @@ from mobilenet.configs import archs
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import MAX_SIDE
 from mobilenet.errors import UsageError
+from mobilenet.models.layer_plan import Row, count_parameters, least_side, plan
 
 from .blocks import Parts, Tensor
-from .plan import Row, count_parameters, least_side, plan
 
 IMAGENET_SHAPE = (224, 224, 3)
 MAX_PARAMETERS = 1 << 29  # 2 GiB of float32; the largest published model has 11 million

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from mobilenet.errors import UsageError
-
-from .roles import Graph, kind, unwrap
+from mobilenet.models.graph.roles import Graph, kind, unwrap
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .roles import Graph, kind, stride
+from mobilenet.models.graph.roles import Graph, kind, stride
 
 _PADDINGS = ("ZeroPadding2D", "InputLayer")
 _ENDS_MAP = (

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from mobilenet import files
 from mobilenet.errors import UsageError
-from mobilenet.models.checks import check_finite
-from mobilenet.reporting import zeros
+from mobilenet.models.graph.checks import check_finite
+from mobilenet.reporting import sparsity
 
 _BINS = 80
 _INCHES, _DOTS = (6.4, 3.6), 100
@@ -50,7 +50,7 @@ def histograms(model: Any, folder: str | os.PathLike[str]) -> list[Path]:
     check_folder("folder", folder)
     check_finite(model)
     made = []
-    for number, (layer, role, kernel) in enumerate(zeros.kernels(model), start=1):
+    for number, (layer, role, kernel) in enumerate(sparsity.kernels(model), start=1):
         path = Path(folder) / f"{number:02d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', layer.name)}.png"
         with files.replacing(path) as temporary:
             _draw(temporary, f"{layer.name} ({role})", kernel)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mobilenet.lazy import attributes
 
 if TYPE_CHECKING:
     from mobilenet.runtime.classifier import Classifier, predict
     from mobilenet.runtime.evaluation import evaluate
-    from mobilenet.runtime.flatbuffer import Flatbuffer, read
     from mobilenet.runtime.interpreter import latency, make, outside, partitions
+    from mobilenet.tflite.model import Flatbuffer, read
 
-_HOMES = {
-    "Classifier": "classifier",
-    "Flatbuffer": "flatbuffer",
-    "evaluate": "evaluation",
-    "latency": "interpreter",
-    "make": "interpreter",
-    "outside": "interpreter",
-    "partitions": "interpreter",
-    "predict": "classifier",
-    "read": "flatbuffer",
+_SOURCES = {
+    "Classifier": "mobilenet.runtime.classifier",
+    "Flatbuffer": "mobilenet.tflite.model",
+    "evaluate": "mobilenet.runtime.evaluation",
+    "latency": "mobilenet.runtime.interpreter",
+    "make": "mobilenet.runtime.interpreter",
+    "outside": "mobilenet.runtime.interpreter",
+    "partitions": "mobilenet.runtime.interpreter",
+    "predict": "mobilenet.runtime.classifier",
+    "read": "mobilenet.tflite.model",
 }
 __all__ = [
     "Classifier",
@@ -35,10 +36,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Loads a name when it is first used: a child process of `isolation` needs half of them."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value  # the next access does not come here
-    return value
+__getattr__ = attributes(__name__, _SOURCES)  # a child process of `isolation` needs half of these

@@ -16,7 +16,9 @@ import numpy.typing as npt
 from mobilenet.configs.card import Card, Edge
 from mobilenet.configs.dataset import MAX_PIXELS
 from mobilenet.errors import UsageError, one_of
-from mobilenet.runtime import flatbuffer, images, isolation, parts, worker
+from mobilenet.runtime import images, isolation, worker
+from mobilenet.tflite import model as tflite_model
+from mobilenet.tflite import tensors
 
 MODEL, CARD, LABELS = "model.tflite", "card.json", "labels.txt"
 _CODES = ("int8", "uint8")
@@ -80,7 +82,7 @@ class Classifier:
             raise UsageError("threads", threads, "a whole number of at least 1")
         self._runtime = one_of("runtime", runtime, worker.RUNTIMES)
         self._isolated = isolated
-        self.flatbuffer = flatbuffer.read(self.path)
+        self.flatbuffer = tflite_model.read(self.path)
         source, target = _ends(self.flatbuffer, str(self.path))
         self.batch, *shape = source.shape
         self.input_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
@@ -216,7 +218,7 @@ def predict(
     return list(classifier.map(lambda path: classifier.top_k(path, k, max_pixels), paths))
 
 
-def _ends(graph: flatbuffer.Flatbuffer, name: str) -> tuple[parts.Tensor, parts.Tensor]:
+def _ends(graph: tflite_model.Flatbuffer, name: str) -> tuple[tensors.Tensor, tensors.Tensor]:
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         found = f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs"
         raise UsageError(name, found, "a classifier of one input and one output")
@@ -235,14 +237,14 @@ def _ends(graph: flatbuffer.Flatbuffer, name: str) -> tuple[parts.Tensor, parts.
     return source, target
 
 
-def _edge(tensor: parts.Tensor) -> Edge:
+def _edge(tensor: tensors.Tensor) -> Edge:
     if tensor.dtype not in _CODES:
         return Edge(tensor.dtype)
     return Edge(tensor.dtype, float(tensor.scales[0]), int(tensor.zero_points[0]))
 
 
 def _card(
-    path: Path, graph: flatbuffer.Flatbuffer, shape: tuple[int, int, int], classes: int
+    path: Path, graph: tflite_model.Flatbuffer, shape: tuple[int, int, int], classes: int
 ) -> Card:
     place = path.with_name(CARD)
     if not place.is_file():
@@ -271,7 +273,7 @@ def _card(
 
 
 def _assumed(
-    path: Path, graph: flatbuffer.Flatbuffer, shape: tuple[int, int, int], classes: int
+    path: Path, graph: tflite_model.Flatbuffer, shape: tuple[int, int, int], classes: int
 ) -> Card:
     """A card for a bare file: what can be seen in it, and the field's usual preprocessing."""
     names = path.with_name(LABELS)

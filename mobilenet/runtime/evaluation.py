@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mobilenet import class_folders, digits, image_list
 from mobilenet.configs.dataset import MAX_PIXELS
+from mobilenet.data.sources import digits, image_csv, image_folder
 from mobilenet.errors import UsageError, one_of
 from mobilenet.metrics import Matching, Metrics, match
 from mobilenet.runtime.classifier import Classifier, Floats
@@ -127,9 +127,9 @@ def _files(
     max_pixels: int,
 ) -> Work:
     found = (
-        class_folders.find(data_dir)
+        image_folder.find(data_dir)
         if dataset_name == "image_folder"
-        else image_list.find(data_dir, label_offset)
+        else image_csv.find(data_dir, label_offset)
     )
     if split not in found.splits:
         raise UsageError("split", split, f"one of {', '.join(found.splits)}, which {data_dir} has")

@@ -15,9 +15,9 @@ import numpy as np
 
 from mobilenet.console import quiet
 from mobilenet.errors import UsageError
-from mobilenet.runtime import flatbuffer
+from mobilenet.tflite import model as tflite_model
 
-Source = str | os.PathLike[str] | bytes | flatbuffer.Flatbuffer
+Source = str | os.PathLike[str] | bytes | tflite_model.Flatbuffer
 _RUNTIMES = (("ai_edge_litert.interpreter", "Interpreter"), ("tensorflow", "lite.Interpreter"))
 
 
@@ -37,8 +37,10 @@ def make(source: Source, threads: int = 1, keep_tensors: bool = False) -> Any:
     Raises:
         UsageError: the file is malformed, the runtime refuses it, or there is no runtime.
     """
-    name = "flatbuffer" if isinstance(source, (bytes, flatbuffer.Flatbuffer)) else os.fspath(source)
-    checked = source if isinstance(source, flatbuffer.Flatbuffer) else flatbuffer.read(source)
+    name = (
+        "flatbuffer" if isinstance(source, (bytes, tflite_model.Flatbuffer)) else os.fspath(source)
+    )
+    checked = source if isinstance(source, tflite_model.Flatbuffer) else tflite_model.read(source)
     kind = runtime()
     try:
         with quiet(), warnings.catch_warnings():

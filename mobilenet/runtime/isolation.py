@@ -25,7 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet.errors import UsageError
-from mobilenet.runtime import flatbuffer, interpreter, micro, parts, worker
+from mobilenet.runtime import interpreter, micro, worker
+from mobilenet.tflite import model as tflite_model
+from mobilenet.tflite import tensors
 
 TIMEOUT = 120.0  # seconds of one request; the slowest of ours takes a tenth on a small board
 _GRACE = 5.0  # seconds in which a process that has closed its socket ends
@@ -48,7 +50,7 @@ class Interpreter:
 
     def __init__(
         self,
-        content: flatbuffer.Flatbuffer,
+        content: tflite_model.Flatbuffer,
         runtime: str = "litert",
         keep_tensors: bool = False,
         name: str = "flatbuffer",
@@ -129,7 +131,7 @@ class Interpreter:
 
 
 def make(
-    content: flatbuffer.Flatbuffer,
+    content: tflite_model.Flatbuffer,
     isolated: bool,
     name: str,
     runtime: str = "litert",
@@ -155,7 +157,7 @@ def make(
         raise error.within(name) from None
 
 
-def latency(content: flatbuffer.Flatbuffer, isolated: bool, name: str) -> float:
+def latency(content: tflite_model.Flatbuffer, isolated: bool, name: str) -> float:
     """Median seconds of an invocation, by `interpreter.latency` in the process that runs the file.
 
     Args:
@@ -290,11 +292,11 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
     return socket.socket(fileno=number), theirs
 
 
-def _size(tensor: parts.Tensor) -> int:
-    return tensor.elements * parts.item_bits(tensor.dtype) // 8
+def _size(tensor: tensors.Tensor) -> int:
+    return tensor.elements * tensors.item_bits(tensor.dtype) // 8
 
 
-def _detail(tensor: parts.Tensor) -> dict[str, Any]:
+def _detail(tensor: tensors.Tensor) -> dict[str, Any]:
     one = len(tensor.scales) == 1
     scale = (float(tensor.scales[0]), int(tensor.zero_points[0])) if one else (0.0, 0)
     return {

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from mobilenet.console import quiet
 from mobilenet.errors import UsageError, shorten
-from mobilenet.runtime.flatbuffer import Flatbuffer
+from mobilenet.tflite.model import Flatbuffer
 
 MODULE = "tflite_micro.python.tflite_micro.runtime"
 _NAME = "TensorFlow Lite Micro"

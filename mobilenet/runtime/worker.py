@@ -22,7 +22,9 @@ import numpy as np
 
 from mobilenet import console
 from mobilenet.errors import UsageError
-from mobilenet.runtime import flatbuffer, interpreter, micro, parts
+from mobilenet.runtime import interpreter, micro
+from mobilenet.tflite import model as tflite_model
+from mobilenet.tflite import tensors
 
 RUNTIMES = ("litert", "micro")
 HEADER = struct.Struct("<BQ")  # kind, bytes that follow
@@ -57,7 +59,7 @@ def receive(connection: socket.socket, size: int, deadline: float | None = None)
     return data
 
 
-def readable(content: flatbuffer.Flatbuffer, keep_tensors: bool) -> list[parts.Tensor]:
+def readable(content: tflite_model.Flatbuffer, keep_tensors: bool) -> list[tensors.Tensor]:
     """The tensors whose values follow an invocation, in the order of the reply.
 
     Args:
@@ -70,12 +72,12 @@ def readable(content: flatbuffer.Flatbuffer, keep_tensors: bool) -> list[parts.T
     return [tensor for tensor in tensors if tensor.has_numpy_type]
 
 
-def memory_limit(content: flatbuffer.Flatbuffer) -> int:
+def memory_limit(content: tflite_model.Flatbuffer) -> int:
     """Bytes that the runtime may take for this file."""
     return _ALLOWANCE + _COPIES * (len(content.content) + content.computed_bytes())
 
 
-def make(content: flatbuffer.Flatbuffer, runtime: str, keep_tensors: bool = False) -> Any:
+def make(content: tflite_model.Flatbuffer, runtime: str, keep_tensors: bool = False) -> Any:
     """An interpreter of the file in this process; the micro runtime keeps no inner tensors."""
     if runtime == "micro":
         return micro.Interpreter(content)
@@ -117,7 +119,7 @@ class Worker:
         return HEADER.pack(status, len(body)) + body
 
     def _read(self, payload: bytearray) -> Iterable[bytes]:
-        self._content = flatbuffer.read(bytes(payload))
+        self._content = tflite_model.read(bytes(payload))
         del payload[:]
         (micro if self.runtime == "micro" else interpreter).runtime()  # no import under the limits
         limit_resources(memory_limit(self._content))

@@ -19,9 +19,10 @@ from mobilenet.configs.distillation import START, Distillation
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError
 from mobilenet.export import freeze
-from mobilenet.models import folder
-from mobilenet.tf1_loader import loading, object_checkpoint
+from mobilenet.models import saving
+from mobilenet.tf1_loader import loading
 from mobilenet.training.losses import Teacher
+from mobilenet.weights import tf2_object
 
 log = logging.getLogger("mobilenet")
 _FLAG = "--distill"
@@ -158,12 +159,12 @@ def _read(
 ) -> tuple[Any, Preprocessing, tuple[str, ...]]:
     """A net, its preprocessing and its labels."""
     place = Path(path)
-    saved = any((place / name).is_file() for name in (folder.MODEL, "saved_model.pb"))
+    saved = any((place / name).is_file() for name in (saving.MODEL, "saved_model.pb"))
     if place.suffix in _PLACES or saved:
-        net = folder.load(path)
-        known = saved and (place / folder.CARD).is_file()
+        net = saving.load(path)
+        known = saved and (place / saving.CARD).is_file()
         return net.model, net.card.preprocessing if known else preprocessing, net.card.labels
-    if object_checkpoint.is_one(path):
+    if tf2_object.is_one(path):
         raise UsageError(path, None, "a net with its architecture; a TF2 checkpoint has none")
     loaded = loading.load_tf1_checkpoint(
         path,

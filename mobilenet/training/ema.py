@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from mobilenet.compression import variables
+from mobilenet.models.graph import variables
 
 _NOT_WEIGHTS = (
     "low",

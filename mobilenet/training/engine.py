@@ -15,10 +15,11 @@ import tf_keras
 from mobilenet.compression.method import Method
 from mobilenet.configs.run import TrainConfig
 from mobilenet.errors import UsageError
-from mobilenet.training import losses, optimizers, scoring
-from mobilenet.training.best import Best
-from mobilenet.training.checkpoints import Checkpoints, Row
+from mobilenet.evaluation import scoring
+from mobilenet.training import losses, optimizers
+from mobilenet.training.best_weights import Best
 from mobilenet.training.ema import Average
+from mobilenet.training.resume import Checkpoints, Row
 from mobilenet.training.schedules import LearningRate
 
 log = logging.getLogger("mobilenet")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +13,6 @@ import tqdm
 
 log = logging.getLogger("mobilenet")
 _PLOTTED = ("loss", "top1", "val_loss", "val_top1", "lr")
-
-
-class _Lines(logging.StreamHandler):  # type: ignore[type-arg]  # not generic in Python 3.10
-    """A reader that has gone, or a full disk, ends the command as it does for `print`."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
-        raise
-
-
-@contextlib.contextmanager
-def shown() -> Iterator[None]:
-    """Inside, what the package logs goes to stdout; a warning that is repeated, once."""
-    before, handler = (log.level, log.propagate), _Lines(sys.stdout)
-    warned: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        fresh = record.levelno < logging.WARNING or text not in warned
-        warned.add(text)
-        return fresh
-
-    handler.addFilter(is_new)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(before[0])
-        log.propagate = before[1]
 
 
 class Progress(tf_keras.callbacks.Callback):

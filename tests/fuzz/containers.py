@@ -413,11 +413,11 @@ def _table(entries: Sequence[tuple[bytes, bytes]]) -> bytes:
 
 def damaged_flatbuffer(rng: random.Random, data: bytes) -> bytes:
     """A flatbuffer that is packed anew with one odd field; one time in three, noise."""
-    from mobilenet.export import repack
+    from mobilenet.tflite import editor
 
     if rng.random() < 0.33:
         return mutations.noise(rng, data)
-    model = repack.opened(data)
+    model = editor.opened(data)
     if rng.random() < 0.15:  # the task metadata, a flatbuffer of its own
         buffer = model.buffers[model.metadata[-1].buffer]
         buffer.data = list(mutations.noise(rng, bytes(buffer.data)))
@@ -425,7 +425,7 @@ def damaged_flatbuffer(rng: random.Random, data: bytes) -> bytes:
         holder, name = rng.choice(list(_members(model)))
         setattr(holder, name, _odd_member(rng, getattr(holder, name)))
     try:
-        return repack.packed(model)
+        return editor.packed(model)
     except (struct.error, TypeError, AttributeError, ValueError, IndexError, OverflowError):
         return mutations.noise(rng, data)  # no flatbuffer can hold it
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fuzz.targets import Accepted, Target
-from mobilenet import process
+from mobilenet.cli import process
 from mobilenet.errors import UsageError
 
 ACCEPTED, REFUSED, UNCLEAN, TRACEBACK, HANG, CRASH, LEFT = (

@@ -64,7 +64,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_model_folder(folder: Path) -> None:
-    from mobilenet.models import folder as folders
+    from mobilenet.models import saving as folders
 
     folders.save(model(), folder, card())
 
@@ -74,10 +74,14 @@ def flatbuffer(quantized: bool) -> bytes:
     """A file with metadata and labels in it."""
     import runtime_files
 
-    from mobilenet.export import convert, task_metadata
+    from mobilenet.export import tflite_converter, tflite_metadata
 
-    data = runtime_files.flatbuffer("int8") if quantized else convert.float_flatbuffer(model())
-    return task_metadata.attach(data, card())
+    data = (
+        runtime_files.flatbuffer("int8")
+        if quantized
+        else tflite_converter.float_flatbuffer(model())
+    )
+    return tflite_metadata.attach(data, card())
 
 
 def write_export(folder: Path) -> None:
@@ -90,10 +94,10 @@ def write_export(folder: Path) -> None:
 
 @functools.cache
 def packed() -> bytes:
-    from mobilenet.export import packing
-    from mobilenet.models import folder
+    from mobilenet.models import saving
+    from mobilenet.packing import model as packed_model
 
-    return packing.pack(folder.Net(model(), card()))
+    return packed_model.pack(saving.Net(model(), card()))
 
 
 def run_config() -> Any:

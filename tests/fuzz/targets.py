@@ -242,9 +242,9 @@ def use_card(folder: Path) -> None:
 
 @functools.cache
 def _completed_config() -> Any:
-    from mobilenet.training import completion
+    from mobilenet.training import resolve_config
 
-    return completion.completed(seeds.run_config(), True, True)[0]
+    return resolve_config.completed(seeds.run_config(), True, True)[0]
 
 
 def make_report(folder: Path) -> None:

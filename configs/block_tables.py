@@ -1,0 +1,208 @@
+"""The rows of the seven nets: one frozen dataclass a row, one table a net.
+
+Source: tensorflow/models research/slim/nets/mobilenet_v1.py and research/slim/nets/mobilenet/
+mobilenet_v2.py, mobilenet_v3.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mobilenet.configs.base import Config, number, one_of
+
+ACTIVATIONS = ("relu", "relu6", "elu", "swish", "hard_swish", "sigmoid", "hard_sigmoid", "softmax")
+BLOCK_TYPES = ("Conv", "DepSepConv", "InvertedResConv", "GlobalPooling")
+_LARGEST_SIDE, _LARGEST_EXPANSION = 1000, 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig(Config):
+    """One row of a net.
+
+    Attributes:
+        block_type: `Conv`; `DepSepConv` (depthwise, then pointwise); `InvertedResConv` (expand,
+            depthwise, project); `GlobalPooling`.
+        kernel: height and width of the spatial kernel.
+        stride: nominal stride of the spatial kernel.
+        filters: output channels at width 1.
+        activation_name: after every convolution but a projection.
+        expansion_size: expanded channels over input channels; 1 leaves the expansion out.
+        squeeze_factor: expanded over squeezed channels of the squeeze-excite; `None` leaves it out.
+        depthwise: False fuses expansion and depthwise into one k x k convolution.
+        residual: adds the input where the stride is 1 and the channel counts are equal.
+        use_bias: a bias in a `Conv`.
+        normalization: a normalization after a `Conv`.
+    """
+
+    block_type: str = "Conv"
+    kernel: tuple[int, int] = (3, 3)
+    stride: int = 1
+    filters: int = 32
+    activation_name: str = "relu6"
+    expansion_size: float = 6.0
+    squeeze_factor: int | None = None
+    depthwise: bool = True
+    residual: bool = True
+    use_bias: bool = False
+    normalization: bool = True
+
+    def __post_init__(self) -> None:
+        one_of("block_type", self.block_type, BLOCK_TYPES)
+        one_of("activation_name", self.activation_name, ACTIVATIONS)
+        for side in self.kernel:
+            number("kernel", side, least=1, most=_LARGEST_SIDE, integer=True)
+        number("stride", self.stride, least=1, integer=True)
+        number("filters", self.filters, least=1, integer=True)
+        number("expansion_size", self.expansion_size, least=1, most=_LARGEST_EXPANSION)
+        if self.squeeze_factor is not None:
+            number("squeeze_factor", self.squeeze_factor, least=1, integer=True)
+
+
+def _conv(k: int, filters: int, stride: int, act: str, *, bare: bool = False) -> BlockConfig:
+    """A convolution; `bare` has a bias in place of a normalization."""
+    return BlockConfig("Conv", (k, k), stride, filters, act, use_bias=bare, normalization=not bare)
+
+
+def _sep(filters: int, stride: int) -> BlockConfig:
+    return BlockConfig("DepSepConv", (3, 3), stride, filters, "relu6")
+
+
+def _inv(
+    k: int,
+    expansion: float,
+    filters: int,
+    stride: int,
+    act: str = "relu6",
+    se: int = 0,
+    residual: bool = True,
+) -> BlockConfig:
+    return BlockConfig(
+        "InvertedResConv", (k, k), stride, filters, act, expansion, se or None, True, residual
+    )
+
+
+def _fus(k: int, expansion: float, filters: int, stride: int) -> BlockConfig:
+    return BlockConfig("InvertedResConv", (k, k), stride, filters, "relu", expansion, None, False)
+
+
+_POOL = BlockConfig("GlobalPooling")
+
+V1_BLOCKS = (
+    _conv(3, 32, 2, "relu6"),
+    #  out  s
+    _sep(64, 1),
+    _sep(128, 2),
+    _sep(128, 1),
+    _sep(256, 2),
+    _sep(256, 1),
+    _sep(512, 2),
+    _sep(512, 1),
+    _sep(512, 1),
+    _sep(512, 1),
+    _sep(512, 1),
+    _sep(512, 1),
+    _sep(1024, 2),
+    _sep(1024, 1),
+)
+
+V2_BLOCKS = (
+    _conv(3, 32, 2, "relu6"),
+    #  k exp out s
+    _inv(3, 1, 16, 1),
+    _inv(3, 6, 24, 2),
+    _inv(3, 6, 24, 1),
+    _inv(3, 6, 32, 2),
+    _inv(3, 6, 32, 1),
+    _inv(3, 6, 32, 1),
+    _inv(3, 6, 64, 2),
+    _inv(3, 6, 64, 1),
+    _inv(3, 6, 64, 1),
+    _inv(3, 6, 64, 1),
+    _inv(3, 6, 96, 1),
+    _inv(3, 6, 96, 1),
+    _inv(3, 6, 96, 1),
+    _inv(3, 6, 160, 2),
+    _inv(3, 6, 160, 1),
+    _inv(3, 6, 160, 1),
+    _inv(3, 6, 320, 1),
+    _conv(1, 1280, 1, "relu6"),
+)
+
+V3_LARGE_BLOCKS = (
+    _conv(3, 16, 2, "hard_swish"),
+    #  k  exp  out s  activation  se
+    _inv(3, 1.0, 16, 1, "relu"),
+    _inv(3, 4.0, 24, 2, "relu"),
+    _inv(3, 3.0, 24, 1, "relu"),
+    _inv(5, 3.0, 40, 2, "relu", 4),
+    _inv(5, 3.0, 40, 1, "relu", 4),
+    _inv(5, 3.0, 40, 1, "relu", 4),
+    _inv(3, 6.0, 80, 2, "hard_swish"),
+    _inv(3, 2.5, 80, 1, "hard_swish"),
+    _inv(3, 184 / 80, 80, 1, "hard_swish"),
+    _inv(3, 184 / 80, 80, 1, "hard_swish"),
+    _inv(3, 6.0, 112, 1, "hard_swish", 4),
+    _inv(3, 6.0, 112, 1, "hard_swish", 4),
+    _inv(5, 6.0, 160, 2, "hard_swish", 4),
+    _inv(5, 6.0, 160, 1, "hard_swish", 4),
+    _inv(5, 6.0, 160, 1, "hard_swish", 4),
+    _conv(1, 960, 1, "hard_swish"),
+    _POOL,
+    _conv(1, 1280, 1, "hard_swish", bare=True),
+)
+
+V3_SMALL_BLOCKS = (
+    _conv(3, 16, 2, "hard_swish"),
+    #  k  exp   out s  activation  se
+    _inv(3, 1.0, 16, 2, "relu", 4),
+    _inv(3, 72 / 16, 24, 2, "relu"),
+    _inv(3, 88 / 24, 24, 1, "relu"),
+    _inv(5, 4.0, 40, 2, "hard_swish", 4),
+    _inv(5, 6.0, 40, 1, "hard_swish", 4),
+    _inv(5, 6.0, 40, 1, "hard_swish", 4),
+    _inv(5, 3.0, 48, 1, "hard_swish", 4),
+    _inv(5, 3.0, 48, 1, "hard_swish", 4),
+    _inv(5, 6.0, 96, 2, "hard_swish", 4),
+    _inv(5, 6.0, 96, 1, "hard_swish", 4),
+    _inv(5, 6.0, 96, 1, "hard_swish", 4),
+    _conv(1, 576, 1, "hard_swish"),
+    _POOL,
+    _conv(1, 1024, 1, "hard_swish", bare=True),
+)
+
+
+def minimalistic(blocks: tuple[BlockConfig, ...]) -> tuple[BlockConfig, ...]:
+    """The same dimensions with kernels of at most 3x3, ReLU everywhere and no squeeze-excite."""
+    return tuple(
+        b.replace(kernel=(min(b.kernel[0], 3),) * 2, activation_name="relu", squeeze_factor=None)
+        for b in blocks
+    )
+
+
+EDGETPU_BLOCKS = (
+    _conv(3, 32, 2, "relu"),
+    #  k exp out s
+    _fus(1, 1, 16, 1),
+    _fus(3, 8, 32, 2),
+    _fus(3, 4, 32, 1),
+    _fus(3, 4, 32, 1),
+    _fus(3, 4, 32, 1),
+    _fus(3, 8, 48, 2),
+    _fus(3, 4, 48, 1),
+    _fus(3, 4, 48, 1),
+    _fus(3, 4, 48, 1),
+    _inv(3, 8, 96, 2, "relu"),
+    _inv(3, 4, 96, 1, "relu"),
+    _inv(3, 4, 96, 1, "relu"),
+    _inv(3, 4, 96, 1, "relu"),
+    _inv(3, 8, 96, 1, "relu", residual=False),
+    _inv(3, 4, 96, 1, "relu"),
+    _inv(3, 4, 96, 1, "relu"),
+    _inv(3, 4, 96, 1, "relu"),
+    _inv(5, 8, 160, 2, "relu"),
+    _inv(5, 4, 160, 1, "relu"),
+    _inv(5, 4, 160, 1, "relu"),
+    _inv(5, 4, 160, 1, "relu"),
+    _inv(3, 8, 192, 1, "relu"),
+    _conv(1, 1280, 1, "relu"),
+)

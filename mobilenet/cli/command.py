@@ -1,0 +1,299 @@
+"""Flags to configs, and the edge where errors become one line: what every command is made of.
+
+A command is a module with two functions, for `python -m mobilenet.NAME` and for the console script:
+
+    COMMAND = cli.Command("mobilenet.trainer", "Trains a net.", cli.flag_specs(RunConfig), (
+        cli.option("model_name", str, "mobilenet_v1", "which net", group="model"),
+        cli.option("model_dir", Path, None, "the run folder"),
+    ), config=RunConfig)
+
+    def run(argv: list[str]) -> int | None:
+        parsed = COMMAND.parse(argv)     # --help and bad flags end here, without TensorFlow
+        config = cli.run_config(parsed)  # recipe or --config_file; then flags; then --override
+        with cli.starting_tensorflow():
+            from mobilenet.training import stages
+        ...
+        print(cli.table(["stage", "top-1"], rows))
+
+    def main() -> None:
+        cli.main(run)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from mobilenet.cli import values
+from mobilenet.cli.flags import GROUPS, FlagSpec, option
+from mobilenet.cli.overrides import settle
+from mobilenet.configs import archs, recipes
+from mobilenet.configs import dataset as datasets
+from mobilenet.configs.base import Config, number
+from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.configs.run import RunConfig
+from mobilenet.errors import UsageError, one_of
+
+log = logging.getLogger("mobilenet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parsed:
+    """What was typed.
+
+    Attributes:
+        settings: value by dotted path, for the config's flags that were given and for `--override`.
+        options: value by name of the command's own options, given or default.
+        arguments: what was not a flag.
+        given: names of the flags that were typed.
+        config: read from `--config_file`, or `None`.
+    """
+
+    settings: dict[str, Any]
+    options: dict[str, Any]
+    arguments: list[str]
+    given: frozenset[str] = frozenset()
+    config: Config | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command's name, its one-line summary and its flags.
+
+    Attributes:
+        name: module that `python -m` runs.
+        summary: one sentence.
+        specs: flags of configs, by `flag_specs`.
+        extra: flags of its own, by `option`.
+        config: what `--override` and `--config_file` address; without it there is neither.
+        arguments: what stands behind the flags, as in `IMAGE...`; empty refuses any.
+    """
+
+    name: str
+    summary: str
+    specs: Sequence[FlagSpec] = ()
+    extra: Sequence[FlagSpec] = ()
+    config: type[Config] | None = None
+    arguments: str = ""
+
+    def flags(self) -> list[FlagSpec]:
+        """All flags; one of the command's own takes the place of a config's of the same name."""
+        own = [*self.extra, *(_REPLAY if self.config else ()), *_HELP]
+        names = {spec.name for spec in own}
+        return [*(spec for spec in self.specs if spec.name not in names), *own]
+
+    def parse(self, argv: Sequence[str]) -> Parsed:
+        """Reads the words behind the command's name.
+
+        Raises:
+            UsageError: an unknown flag (the nearest is offered), or text not of the flag's type.
+            SystemExit: `--help` and `--helpfull`, after printing.
+        """
+        specs = self.flags()
+        typed, arguments = self._read(specs, argv)
+        if "help" in typed or "helpfull" in typed:
+            print(self.help(full="helpfull" in typed))
+            raise SystemExit(0)
+        if arguments and not self.arguments:
+            raise UsageError(
+                self.name,
+                arguments[0],
+                "flags alone",
+                "--flag=value or --flag value; --help lists them",
+            )
+        texts = {s: typed[s.name] for s in specs if s.name in typed and s not in _REPLAY}
+        found = {s: values.convert(f"--{s.name}", s.kind, text[-1]) for s, text in texts.items()}
+        settings = {s.path: _stored(s, value) for s, value in found.items() if s.path}
+        for text in typed.get("override", ()):
+            settings.update([self._override(text)])
+        given_options = {s.name: value for s, value in found.items() if not s.path}
+        options = {s.name: s.default for s in self.extra} | given_options
+        config = self._from_file(typed["config_file"][-1]) if "config_file" in typed else None
+        return Parsed(settings, options, arguments, frozenset(typed), config)
+
+    def help(self, full: bool = False) -> str:
+        """The text of `--help`, or of `--helpfull`."""
+        lines = [
+            self.summary,
+            "",
+            f"Usage: python -m {self.name} [flags] {self.arguments}".rstrip(),
+        ]
+        if self.specs:
+            lines.append(
+                "A flag that is left out takes its value from the recipe of the net and data set."
+            )
+        specs = [spec for spec in self.flags() if full or spec.main]
+        width = max(len(_usage(spec)) for spec in specs)
+        for group in GROUPS:
+            members = [spec for spec in specs if spec.group == group]
+            lines += ["", f"{group}:"] * bool(members)
+            lines += [f"  {_usage(spec):{width}}  {_meaning(spec, full)}" for spec in members]
+        return "\n".join(lines)
+
+    def _read(
+        self, specs: Sequence[FlagSpec], argv: Sequence[str]
+    ) -> tuple[dict[str, list[str]], list[str]]:
+        """Splits words into flags (their texts, by name) and arguments."""
+        own = flags.FlagValues()
+        for spec in specs:
+            kept = flags.MultiFlag(
+                _Text(), None, spec.name, None, spec.help, spec.short, spec.kind is bool
+            )
+            flags.DEFINE_flag(kept, own)
+        own.set_gnu_getopt(True)
+        try:
+            arguments = own([self.name, *argv])[1:]
+        except flags.UnrecognizedFlagError as error:
+            names = [spec.name for spec in specs]
+            near = [
+                n if n in names else _OFTEN_MEANT.get(n, n)
+                for n in difflib.get_close_matches(error.flagname, [*names, *_OFTEN_MEANT], 2, 0.55)
+            ]
+            near = [n for n in dict.fromkeys(near) if n in names]
+            remedy = (
+                f"did you mean {' or '.join(f'--{n}' for n in near)}?"
+                if near
+                else "--help lists them"
+            )
+            raise UsageError(
+                f"--{error.flagname}", None, f"a flag of {self.name}", remedy
+            ) from None
+        except (flags.Error, ValueError) as error:
+            raise UsageError(
+                self.name, None, f"--flag=value ({error})", "--help lists the flags"
+            ) from None
+        return {s.name: own[s.name].value for s in specs if own[s.name].present}, arguments
+
+    def _override(self, text: str) -> tuple[str, Any]:
+        assert self.config is not None
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(
+                "--override", text, "path.to.field=value", "as in --override train.lr=0.01"
+            )
+        known = values.paths(self.config)
+        if path not in known:
+            near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
+            raise UsageError(
+                "--override",
+                path,
+                f"the path of a field of {self.config.__name__}",
+                f"did you mean {near[0]}?",
+            )
+        return path, _sparsity(path, values.convert(f"--override {path}", known[path], value))
+
+    def _from_file(self, text: str) -> Config:
+        assert self.config is not None
+        path = values.convert("--config_file", Path, text)
+        try:
+            return self.config.from_file(path)
+        except UsageError as error:
+            raise error.within("--config_file") from None
+
+
+class _Text(flags.ArgumentParser):
+    """Keeps what was typed, so that one place (`values.convert`) reads it and words the error."""
+
+    def parse(self, argument: Any) -> str:
+        return str(argument)
+
+
+_OFTEN_MEANT = {
+    "learning_rate": "lr",
+    "model": "model_name",
+    "dataset": "dataset_name",
+    "alpha": "width_multiplier",
+}
+_HELP = (
+    option("help", bool, False, "the main flags", short="h"),
+    option("helpfull", bool, False, "every flag"),
+)
+_REPLAY = (
+    option(
+        "config_file", Path, None, "JSON of a config (config.json of a run) in place of the recipe"
+    ),
+    option("override", str, None, "path.to.field=value, any field of the config; may be repeated"),
+)
+
+
+def _usage(spec: FlagSpec) -> str:
+    short = f"-{spec.short}, " if spec.short else ""
+    if spec.kind is bool:
+        return f"{short}--[no]{spec.name}" if spec.path or spec.default else f"{short}--{spec.name}"
+    return f"{short}--{spec.name}=..."
+
+
+def _meaning(spec: FlagSpec, full: bool) -> str:
+    if spec.path:
+        return f"{spec.help} [{spec.path}]" if full else spec.help
+    return (
+        spec.help
+        if spec.default in (None, False, ())
+        else f"{spec.help} (default {_shown(spec.default)})"
+    )
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _stored(spec: FlagSpec, value: Any) -> Any:
+    """The field's value where the flag means something else."""
+    if spec.name == "dropout_rate":
+        number("--dropout_rate", value, least=0, below=1, remedy="0.2 is the published recipes'")
+        return round(1.0 - value, 12)
+    return _sparsity(spec.path, value)
+
+
+_LONE = {  # what a number without a name is of
+    "final_sparsity": "pointwise",
+    "sparsity": "pointwise",
+    "ratio": "all",
+}
+
+
+def _sparsity(path: str, value: Any) -> Any:
+    lone = _LONE.get(path.rpartition(".")[2])
+    if lone is not None and isinstance(value, dict):
+        return {name or lone: share for name, share in value.items()}
+    return value
+
+
+def run_config(parsed: Parsed) -> RunConfig:
+    """The config of a run: from `--config_file` or the recipe of net and data set, then as typed.
+
+    Raises:
+        UsageError: a name or value that cannot be, or a `--model_name` other than the file's.
+    """
+    name, config = parsed.options.get("model_name"), parsed.config
+    if config is None:
+        config = recipes.get(name or "mobilenet_v1", parsed.settings.get("dataset.name", "digits"))
+    elif name is not None and "model_name" in parsed.given:
+        one_of("--model_name", name, archs.ALL)
+        if type(config.model) is not archs.ALL[name]:  # type: ignore[attr-defined]
+            expected = "the net that --config_file describes"
+            raise UsageError("--model_name", name, expected, "leave out one of the two")
+    assert isinstance(config, RunConfig)
+    return settle(config, parsed.settings)
+
+
+def dataset_of(parsed: Parsed, trained_on: str) -> DatasetConfig:
+    """The data set that was asked for, else the one that a net was trained on, else, with a
+    warning, the digits."""
+    own = values.paths(DatasetConfig)
+    settings = {path: value for path, value in parsed.settings.items() if path in own}
+    name = settings.get("name", trained_on)
+    if not name:
+        name = datasets.DIGITS.name
+        log.warning(
+            "the net names no data set, so its images are the %s; "
+            "--dataset_name and --data_dir give its own",
+            name,
+        )
+    return settle(datasets.get(name), settings)

@@ -1,0 +1,1 @@
+"""Pruning of whole channels, with the network surgery that takes them out."""

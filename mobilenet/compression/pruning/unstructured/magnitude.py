@@ -1,0 +1,87 @@
+"""Magnitude pruning: the smallest weights of each kernel go (Zhu and Gupta, arXiv 1710.01878)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from mobilenet.compression.method import Method, Stage, check_plain, register
+from mobilenet.compression.pruning.schedule import Timing
+from mobilenet.compression.pruning.unstructured import sparsity_patterns, sparsity_targets
+from mobilenet.compression.pruning.unstructured.masks import Masks
+from mobilenet.configs.pruning import MagnitudePruning
+from mobilenet.models.graph import variables
+from mobilenet.models.graph.roles import Graph, kind
+
+
+@register
+class Magnitude(Method):
+    """Masks of the smallest magnitudes, refreshed on tfmot's schedules and at their end step."""
+
+    config_type = MagnitudePruning
+    config: MagnitudePruning
+
+    def __init__(self, config: MagnitudePruning, stage: Stage) -> None:
+        super().__init__(config, stage)
+        self.timing = Timing(config, stage.steps)
+        self.rule = sparsity_patterns.rule(config)
+        self.masks: Masks | None = None
+        self.targets: list[sparsity_targets.Target] = []
+        self.schedules: dict[str, Any] = {}
+
+    def check(self, model: Any) -> None:
+        check_plain(model)
+        self._assign(model)
+
+    def _assign(self, model: Any) -> list[sparsity_targets.Target]:
+        def obstacle(layer: Any) -> str:
+            depthwise = kind(layer) == "DepthwiseConv2D"
+            return sparsity_patterns.obstacle(self.config, Graph.kernel(layer).shape, depthwise)
+
+        return sparsity_targets.assign(model, self.config.final_sparsity, obstacle)
+
+    def apply(self, model: Any) -> Any:
+        check_plain(model)
+        trained = tf_keras.models.clone_model(model)
+        trained.set_weights(model.get_weights())
+        self.targets = self._assign(trained)
+        chosen = {t.layer: t.sparsity for t in self.targets if t.sparsity}
+        self.masks = Masks({name: variables.kernel(trained.get_layer(name)) for name in chosen})
+        start = self.masks.sparsity()
+        least = sparsity_patterns.least_share(self.config)
+        self.schedules = {
+            name: self.timing.schedule(
+                start[name], max(share, least), self.timing.end, self.config.frequency
+            )
+            for name, share in chosen.items()
+            if start[name] < 1  # nothing is left to remove; tfmot's schedules refuse 1
+        }
+        return trained
+
+    def after_step(self, model: Any, step: tf.Tensor) -> None:
+        del model
+        assert self.masks is not None
+        if self.schedules:  # the same steps are due in all of them
+            due, _ = next(iter(self.schedules.values()))(step)
+            self.masks.refresh(
+                due | tf.equal(step, self.timing.end),
+                {name: self._rule_at(step, schedule) for name, schedule in self.schedules.items()},
+            )
+        self.masks.apply()
+
+    def _rule_at(self, step: tf.Tensor, schedule: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+        return lambda kernel: self.rule(kernel, schedule(step)[1])
+
+    def settled(self, step: int) -> bool:
+        return step >= self.timing.end
+
+    def finalize(self, model: Any) -> Any:
+        return model
+
+    def notes(self, model: Any) -> list[str]:
+        assert self.masks is not None
+        reached = self.masks.sparsity()
+        return [target.told(reached) for target in self.targets]

@@ -1,0 +1,89 @@
+"""Which layer is pruned to which sparsity: by role or by name, the last match deciding."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mobilenet.configs.pruning import ROLES
+from mobilenet.errors import UsageError, shorten
+from mobilenet.models.graph.roles import Graph
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A layer with a kernel: its role, its sparsity (`None` leaves it dense) and the reason."""
+
+    layer: str
+    role: str
+    sparsity: float | None
+    reason: str
+
+    def told(self, reached: Mapping[str, float]) -> str:
+        """A line for a person; `reached` has the zeros of what was pruned."""
+        share = reached.get(self.layer)
+        now = "dense" if share is None else f"{share:.1%} zeros"
+        return f"{self.layer} ({self.role}): {now}, {self.reason}"
+
+
+def assign(
+    model: Any,
+    shares: Mapping[str, float],
+    obstacle: Callable[[Any], str] = lambda layer: "",
+    flag: str = "--final_sparsity",
+) -> list[Target]:
+    """Gives every layer with a kernel its target.
+
+    Args:
+        model: a plain functional net.
+        shares: share of zeros by role, or by a regular expression of whole layer names.
+        obstacle: why a layer that is asked for stays dense all the same; empty where it need not.
+        flag: that gave the shares.
+
+    Raises:
+        UsageError: a pattern matches no layer, or is no regular expression, or nothing that is
+            asked for can be pruned.
+    """
+    graph = Graph(model)
+    layers = [layer for layer in graph.layers if graph.kernel(layer) is not None]
+    unused = dict.fromkeys(shares)
+    targets, refused = [], []
+    for layer in layers:
+        name, role = layer.name, graph.role(layer)
+        hits = [pattern for pattern in shares if _matches(pattern, name, role, flag)]
+        for pattern in hits:
+            unused.pop(pattern, None)
+        reason = f"matches {hits[-1]}" if hits else "no pattern matches"
+        share = shares[hits[-1]] if hits else None
+        if share and obstacle(layer):
+            refused.append(Target(name, role, None, f"{reason}, but {obstacle(layer)}"))
+            targets.append(refused[-1])
+        else:
+            targets.append(Target(name, role, share, reason))
+    if unused:
+        raise UsageError(
+            flag,
+            shorten(unused),
+            f"a role ({', '.join(sorted({t.role for t in targets}))}) or a regular expression that"
+            " matches a layer name",
+            f"names are {shorten(t.layer for t in targets)}",
+        )
+    if refused and not any(target.sparsity for target in targets):
+        raise UsageError(
+            flag,
+            shorten(shares),
+            "a layer that can be pruned",
+            f"{refused[0].layer} {refused[0].reason}",
+        )
+    return targets
+
+
+def _matches(pattern: str, name: str, role: str, flag: str) -> bool:
+    if pattern in ROLES:
+        return pattern == role
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise UsageError(flag, pattern, f"a role or a regular expression ({error})") from None

@@ -1,0 +1,1 @@
+"""int8 quantization: where quantizers stand, calibration, training with them, saving."""

@@ -1,0 +1,62 @@
+"""What a net with quantizers computes in float, as its file is to hold it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.compression.quantization.int8.quantizer_placement import (
+    WEIGHTS,
+    float_layers,
+    folded_shift,
+)
+from mobilenet.models.graph import variables
+from mobilenet.models.graph.batch_norm_folding import Folded
+from mobilenet.models.graph.roles import Graph, kind
+
+Floats = npt.NDArray[np.float32]
+
+
+def names(wrapped: Any) -> tuple[str, ...]:
+    """The layers with a kernel that compute in float, in execution order."""
+    return tuple(variables.inner(layer).name for layer in _layers(wrapped, Graph(wrapped)))
+
+
+def all_names(wrapped: Any) -> set[str]:
+    """Those, and the layers without a kernel that compute in float with them."""
+    return float_layers(Graph(wrapped), set(names(wrapped)))
+
+
+def kernels(wrapped: Any) -> dict[str, tuple[Floats, Floats]]:
+    """Kernel and bias of each of `names`, with its batch norm folded in.
+
+    Returns:
+        By name: `[channels, height, width, inputs]`, `[1, height, width, channels]` of a depthwise
+        layer, `[channels, inputs]` of a dense one; and `[channels]`.
+    """
+    graph = Graph(wrapped)
+    return {variables.inner(layer).name: _folded(graph, layer) for layer in _layers(wrapped, graph)}
+
+
+def _layers(wrapped: Any, graph: Graph) -> list[Any]:
+    rounded = scheme.quantizers(wrapped)
+    return [
+        layer
+        for layer in graph.layers
+        if kind(layer) in WEIGHTS and f"{variables.inner(layer).name}/kernel" not in rounded
+    ]
+
+
+def _folded(graph: Graph, layer: Any) -> tuple[Floats, Floats]:
+    pair = Folded(graph, layer)
+    multiplier, bias = pair.affine()
+    raw = np.asarray(pair.kernel, np.float64)
+    if pair.depthwise:
+        kernel = raw.reshape(1, *raw.shape[:2], -1) * multiplier
+    else:
+        kernel = np.moveaxis(raw * multiplier, -1, 0)
+    total = bias + folded_shift(graph, layer)
+    return np.ascontiguousarray(kernel, np.float32), total.astype(np.float32)

@@ -1,0 +1,268 @@
+"""The scheme: our quantizers at their places, in tfmot's wrappers.
+
+tfmot's `quantize_apply` clones a net four times and builds every quantizer twice in each, 11 s of
+work for V3-small; the same wrappers are put around a copy here in one walk.
+
+A quantized net is kept as two plain things: the float net with its weights as trained, and the
+ranges of its activations by layer name. The wrapped net is made from the two whenever it is needed,
+and never saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import (
+    QuantizeLayer,
+)
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import (
+    QuantizeWrapperV2,
+)
+from tf_keras.src import backend  # the public name of the scope warns
+
+from mobilenet.compression.quantization.int8.quantizer_placement import Place, place
+from mobilenet.compression.quantization.int8.quantizers import (
+    ActivationQuantizer,
+    InputQuantizer,
+    Phase,
+    WeightQuantizer,
+)
+from mobilenet.configs.dataset import Preprocessing
+from mobilenet.errors import UsageError, shorten
+from mobilenet.models.graph import variables
+from mobilenet.models.graph.checks import check_finite
+from mobilenet.models.graph.rebuild import as_one, rebuild
+from mobilenet.models.graph.roles import kind
+
+Ranges = dict[str, npt.NDArray[np.float32]]
+_PREFIX = "quant_"
+INPUT = "input"
+_ON_TENSORS = ("TFOpLambda", "SlicingOpLambda", "Lambda")
+
+
+class PlaceConfig(tfmot.quantization.keras.QuantizeConfig):
+    """tfmot's view of a `Place`: quantizers for the kernel and the output of one layer.
+
+    Args:
+        weights, output, fixed: of the `Place`.
+        rectified: the layer's output is never below zero.
+    """
+
+    def __init__(
+        self, weights: str | None, output: bool, fixed: Any, rectified: bool = False
+    ) -> None:
+        self.place = Place(weights, output, None if fixed is None else (fixed[0], fixed[1]))
+        self.rectified = rectified
+        self.weight_quantizer = WeightQuantizer(weights) if weights else None
+        self.output_quantizer = ActivationQuantizer(self.place.fixed, rectified) if output else None
+
+    def get_weights_and_quantizers(self, layer: Any) -> list[Any]:
+        return (
+            []
+            if self.weight_quantizer is None
+            else [(variables.kernel(layer), self.weight_quantizer)]
+        )
+
+    def get_activations_and_quantizers(self, layer: Any) -> list[Any]:
+        return []
+
+    def set_quantize_weights(self, layer: Any, quantize_weights: list[Any]) -> None:
+        if quantize_weights:
+            attribute = "depthwise_kernel" if self.place.weights == "depthwise" else "kernel"
+            setattr(layer, attribute, quantize_weights[0])
+
+    def set_quantize_activations(self, layer: Any, quantize_activations: list[Any]) -> None:
+        del layer, quantize_activations
+
+    def get_output_quantizers(self, layer: Any) -> list[Any]:
+        return [] if self.output_quantizer is None else [self.output_quantizer]
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "weights": self.place.weights,
+            "output": self.place.output,
+            "fixed": self.place.fixed,
+            "rectified": self.rectified,
+        }
+
+
+def input_quantizer(preprocessing: Preprocessing) -> InputQuantizer | ActivationQuantizer:
+    """The exact pixel grid where channels share mean and deviation; else a range from data."""
+    if len(set(preprocessing.mean)) == 1 and len(set(preprocessing.std)) == 1:
+        return InputQuantizer(preprocessing.mean[0], preprocessing.std[0])
+    return ActivationQuantizer()
+
+
+def to_grid(
+    images: npt.NDArray[np.float32], preprocessing: Preprocessing
+) -> npt.NDArray[np.float32]:
+    """Inputs of the float net as the file takes them: `(pixel - 128) / std` on an exact grid."""
+    quantizer = input_quantizer(preprocessing)
+    return (
+        images + np.float32(quantizer.offset) if isinstance(quantizer, InputQuantizer) else images
+    )
+
+
+def wrap(
+    model: Any,
+    preprocessing: Preprocessing,
+    target: str = "xnnpack",
+    keep_float: Sequence[str] = (),
+) -> Any:
+    """A copy of a plain net with quantizers in it, whose ranges are still to be set.
+
+    Args:
+        model: functional tf_keras net of stock layers; it is left as it is.
+        preprocessing: how pixels become its inputs, which decides the input grid.
+        target, keep_float: see `placement.place`.
+
+    Returns:
+        A net of tfmot's wrappers, for `calibrate` or `set_ranges`, whose attribute `phase` steers
+        its quantizers.
+
+    Raises:
+        UsageError: the net is wrapped already, is of Keras 3, holds a layer whose int8 form is
+            not known, or a weight that is not finite.
+    """
+    if not isinstance(model, tf_keras.Model):
+        raise UsageError(
+            "model",
+            type(model).__module__,
+            "a tf_keras model",
+            "build it with mobilenet.build(config) and set_weights",
+        )
+    if any(type(layer).__name__.startswith("Quantize") for layer in model.layers):
+        raise UsageError("model", model.name, "a plain net; this one is quantized already")
+    check_finite(model)
+    _check_layers(model)
+    places = place(model, target, keep_float)
+
+    def called(layer: Any, copy: Any, inputs: list[Any]) -> Any:
+        if kind(layer) == "InputLayer":
+            copy = QuantizeLayer(input_quantizer(preprocessing), name=_PREFIX + INPUT)
+        elif layer.name in places:
+            config = PlaceConfig(**vars(places[layer.name]), rectified=_rectified(layer))
+            copy = QuantizeWrapperV2(copy, config, _PREFIX)
+        return _called(copy, as_one(inputs))
+
+    wrapped = rebuild(model, called)
+    copy_weights(model, wrapped)
+    wrapped.phase = Phase()
+    for quantizer in quantizers(wrapped).values():
+        quantizer.phase = wrapped.phase
+    return wrapped
+
+
+def _called(layer: Any, inputs: Any) -> Any:
+    """The symbolic output of a new layer.
+
+    A wrapper that is called before it is known whether the net trains builds both branches of every
+    quantizer, and has its Python read by autograph, though nothing in it depends on a tensor.
+    """
+    layer.call = tf.autograph.experimental.do_not_convert(layer.call)
+    with backend.deprecated_internal_learning_phase_scope(0):
+        return layer(inputs)
+
+
+def _check_layers(model: Any) -> None:
+    """Tells what to do about keras.applications' V3, whose hard-swish is operators on tensors."""
+    for layer in model.layers:
+        if kind(layer) in _ON_TENSORS:
+            raise UsageError(
+                f"layer {layer.name}",
+                kind(layer),
+                "stock layers; an operator on tensors has no place for a quantizer",
+                "rebuild it from its weights: model.save_weights('net.h5'), then "
+                "python -m mobilenet.trainer --init_checkpoint net.h5 with its --model_name",
+            )
+
+
+def _rectified(layer: Any) -> bool:
+    """Whether the output of a layer is never below zero."""
+    if kind(layer) == "ReLU":
+        return float(layer.negative_slope) == 0.0 and float(layer.threshold) >= 0.0
+    name = getattr(getattr(layer, "activation", None), "__name__", "")
+    return name in ("relu", "relu6")
+
+
+def unwrap(wrapped: Any, like: Any) -> Any:
+    """The plain net `like` with the weights of `wrapped`."""
+    plain = tf_keras.models.clone_model(like)
+    copy_weights(wrapped, plain)
+    return plain
+
+
+def copy_weights(source: Any, target: Any) -> None:
+    """Copies the variables of all layers by layer name and variable name, wrapped or not."""
+    found = {variables.inner(layer).name: variables.named(layer) for layer in source.layers}
+    for layer in target.layers:
+        values = found.get(variables.inner(layer).name, {})
+        for name, variable in variables.named(layer).items():
+            if name in values:
+                variable.assign(tf.convert_to_tensor(values[name]))
+
+
+def quantizers(wrapped: Any) -> dict[str, Any]:
+    """All quantizers: `<layer>` for its output's, `<layer>/kernel` for its weights'."""
+    found: dict[str, Any] = {}
+    for layer in wrapped.layers:
+        if isinstance(layer, QuantizeLayer):
+            found[INPUT] = layer.quantizer
+        elif type(layer).__name__ == "QuantizeWrapperV2":
+            config = layer.quantize_config
+            if config.weight_quantizer is not None:
+                found[f"{layer.layer.name}/kernel"] = config.weight_quantizer
+            if config.output_quantizer is not None:
+                found[layer.layer.name] = config.output_quantizer
+    return found
+
+
+def get_ranges(wrapped: Any) -> Ranges:
+    """Low and high of every activation quantizer, by layer name."""
+    return {
+        name: np.asarray(
+            [tf.convert_to_tensor(q.variables[end]).numpy() for end in ("low", "high")], np.float32
+        )
+        for name, q in quantizers(wrapped).items()
+        if isinstance(q, ActivationQuantizer)
+    }
+
+
+def set_ranges(wrapped: Any, ranges: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Gives the activation quantizers of a fresh net the ranges that `get_ranges` returned.
+
+    Raises:
+        UsageError: a quantizer has no range, a range has no quantizer, or one never moved.
+    """
+    own = {name: q for name, q in quantizers(wrapped).items() if isinstance(q, ActivationQuantizer)}
+    strange = sorted(set(own) ^ set(ranges))
+    if strange:
+        raise UsageError("ranges", shorten(strange), "one range for each quantizer of this net")
+    check_ranges(ranges)
+    for name, quantizer in own.items():
+        low, high = (float(value) for value in ranges[name])
+        quantizer.variables["low"].assign(low)
+        quantizer.variables["high"].assign(high)
+
+
+def check_ranges(ranges: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Every range holds zero and something besides it.
+
+    Raises:
+        UsageError: one does not; it never moved, or was never set.
+    """
+    for name, span in ranges.items():
+        low, high = (float(value) for value in span)
+        if not (np.isfinite([low, high]).all() and low <= 0 <= high and low < high):
+            raise UsageError(
+                f"range of {name}",
+                [low, high],
+                "low < high with zero between",
+                "calibrate the net",
+            )

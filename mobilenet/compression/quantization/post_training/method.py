@@ -1,0 +1,44 @@
+"""Post-training int8 as a method: the chain in place of a training, and no step after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mobilenet.compression.method import Method, Stage, register
+from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.compression.quantization.int8.quantizer_placement import place
+from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
+from mobilenet.configs.quantization import PostTraining
+
+
+@register
+class QuantizePostTraining(Method):
+    """Fits a float net to the scheme on images without labels; see `post_training.chain`."""
+
+    config_type = PostTraining
+    config: PostTraining
+    trains = False
+
+    def __init__(self, config: PostTraining, stage: Stage) -> None:
+        super().__init__(config, stage)
+        self.result: post_training_pipeline.Quantized | None = None
+
+    def check(self, model: Any) -> None:
+        place(model, keep_float=self.config.keep_float)
+
+    def apply(self, model: Any) -> Any:
+        source = self.stage.calibration or self.stage.images
+        images = source(self.config.calibration_images)
+        self.result = post_training_pipeline.quantize(
+            model, self.stage.preprocessing, images, self.config
+        )
+        return self.result.wrapped
+
+    def finalize(self, model: Any) -> Any:
+        assert self.result is not None
+        return scheme.unwrap(model, self.result.plain)
+
+    def notes(self, model: Any) -> list[str]:
+        del model
+        assert self.result is not None
+        return list(self.result.notes)

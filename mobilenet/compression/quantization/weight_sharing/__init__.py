@@ -1,0 +1,1 @@
+"""Few values a kernel: codebooks, uniform grids, clustering."""

@@ -1,0 +1,84 @@
+"""Linear quantization of weights: evenly spaced values between two ends that train.
+
+The rules are those of wendazhou/nnet-compression-generalization `nnet/quantization/_minmax.py`;
+weights stand still, the ends take the gradients of tf.quantization.fake_quant_with_min_max_vars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from mobilenet.compression.method import register
+from mobilenet.compression.quantization.weight_sharing.base import Code, FewValuesMethod
+from mobilenet.configs.weight_sharing import LinearQuantization
+from mobilenet.models.graph import variables
+
+_SPAN = 1e-6  # that is always left between the ends
+
+
+class Ends(Code):
+    """The two ends of a k x k kernel, at first its extremes; 2^bits values."""
+
+    def __init__(self, kernel: npt.NDArray[np.float32], bits: int) -> None:
+        self.bits = bits
+        low, high = float(kernel.min()), float(kernel.max())
+        if low == high:  # one value; a range without extent has no steps
+            low, high = min(low, 0.0), max(high, 0.0)
+        self.numbers = {"min": np.float32(low).reshape(()), "max": np.float32(high).reshape(())}
+
+    def weights(self, kernel: Any, numbers: Mapping[str, Any]) -> tf.Tensor:
+        return tf.quantization.fake_quant_with_min_max_vars(
+            kernel, numbers["min"], numbers["max"], self.bits
+        )
+
+    def constrain(self, numbers: Mapping[str, Any]) -> None:
+        variables.update(numbers["max"], _stay_above, [numbers["min"]])
+
+
+class SignedEnds(Code):
+    """The two ends of the magnitudes of a 1x1 kernel; the sign has a bit, and zero stays zero.
+
+    2^(bits - 1) - 1 magnitudes, zero among them: the operator moves a range that starts above zero
+    down to it.
+    """
+
+    def __init__(self, kernel: npt.NDArray[np.float32], bits: int) -> None:
+        self.bits = bits - 1
+        magnitudes = np.abs(kernel[kernel != 0])
+        low, high = (magnitudes.min(), magnitudes.max()) if magnitudes.size else (0.0, 0.0)
+        if low == high:
+            low = 0.0
+        self.numbers = {"min": np.float32(low).reshape(()), "max": np.float32(high).reshape(())}
+
+    def weights(self, kernel: Any, numbers: Mapping[str, Any]) -> tf.Tensor:
+        magnitude = tf.quantization.fake_quant_with_min_max_vars(
+            tf.abs(kernel), numbers["min"], numbers["max"], self.bits, narrow_range=True
+        )
+        return magnitude * tf.sign(kernel)
+
+    def constrain(self, numbers: Mapping[str, Any]) -> None:
+        variables.update(numbers["min"], _stay_positive, [])
+        variables.update(numbers["max"], _stay_above, [numbers["min"]])
+
+
+@register
+class Linear(FewValuesMethod):
+    """Trains the ends of every kernel's range."""
+
+    config_type = LinearQuantization
+
+    def code(self, kernel: npt.NDArray[np.float32], bits: int, matrix: bool) -> Code:
+        return SignedEnds(kernel, bits) if matrix else Ends(kernel, bits)
+
+
+def _stay_positive(variable: Any) -> None:
+    variable.assign(tf.maximum(variable, 0.0))
+
+
+def _stay_above(variable: Any, low: Any) -> None:
+    variable.assign(tf.maximum(variable, low + _SPAN))

@@ -1,0 +1,189 @@
+"""Where images come from: the embedded digits, class folders, lists, record files, TFDS.
+
+A split hands out *items* (an index, a record) that cost nothing to skip, in file order or in the
+order of an epoch, and reads one item when asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from mobilenet.configs import dataset as dataset_configs
+from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.data import corrupt_images, tfds, tfrecord
+from mobilenet.data.sources import digits, image_csv, image_folder
+from mobilenet.data.split import SPLITS, DatasetInfo, Split, epochs, order_seed
+from mobilenet.errors import UsageError, one_of
+
+_CHECKED = 10_000  # folders and lists up to this many images are decoded once before a run starts
+_FILES = ("image_folder", "image_list", "image_files")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Indexed:
+    """Items are positions in an array."""
+
+    labels: npt.NDArray[np.int32]
+
+    @property
+    def size(self) -> int:
+        return len(self.labels)
+
+    def in_order(self) -> tf.data.Dataset:
+        return tf.data.Dataset.range(self.size)
+
+    def shuffled(self, seed: int, start: int) -> tf.data.Dataset:
+        def order(epoch: tf.Tensor) -> tf.data.Dataset:
+            positions = tf.range(self.size, dtype=tf.int64)
+            mixed = tf.random.experimental.stateless_shuffle(positions, order_seed(seed, epoch))
+            return tf.data.Dataset.from_tensor_slices(mixed)
+
+        return epochs(self.size, start, order)
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitSplit(_Indexed):
+    """Embedded digits: `read` takes many items at once and gives cells `[n, 8, 8]`, not files."""
+
+    cells: npt.NDArray[np.uint8]
+
+    def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.gather(self.cells, item), tf.gather(self.labels, item)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSplit(_Indexed):
+    """Image files with a class index each."""
+
+    paths: tuple[str, ...]
+
+    def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.io.read_file(tf.gather(tf.constant(self.paths), item)), tf.gather(
+            self.labels, item
+        )
+
+
+def _config(dataset: DatasetConfig | str) -> DatasetConfig:
+    return dataset_configs.get(dataset) if isinstance(dataset, str) else dataset
+
+
+def describe(dataset: DatasetConfig | str) -> DatasetInfo:
+    """Counts the classes and images of a data set, without decoding one (but see `skip_corrupt`).
+
+    Raises:
+        UsageError: the data set is unknown, missing or malformed.
+    """
+    config = _config(dataset)
+    if config.name == "digits":
+        held = digits.load(config.data_dir)
+        sizes = {split: len(held.indices(split)) for split in SPLITS}
+        return DatasetInfo(len(digits.LABELS), digits.LABELS, sizes, SPLITS)
+    if config.name in _FILES:
+        found = _listed(config)
+        sizes = {split: len(items) for split, items in found.splits.items()}
+        skipped = {}
+        if config.skip_corrupt:
+            for split in sizes:
+                skipped[split] = sizes[split] - _files(config, found.splits[split], split).size
+                sizes[split] -= skipped[split]
+        return DatasetInfo(len(found.labels), found.labels, sizes, tuple(sizes), skipped)
+    return tfrecord.describe(config) if config.name == "tfrecord" else tfds.describe(config)
+
+
+def open_split(dataset: DatasetConfig | str, split: str) -> Split:
+    """Opens `train`, `validation` or `test` of a data set.
+
+    Raises:
+        UsageError: the data set or the split is not there, or holds a corrupt image.
+    """
+    config = _config(dataset)
+    one_of("split", split, SPLITS)
+    if config.name == "digits":
+        held = digits.load(config.data_dir)
+        chosen = held.indices(split)
+        return DigitSplit(held.labels[chosen].astype(np.int32), held.images[chosen])
+    if config.name in _FILES:
+        found = _listed(config)
+        if split not in found.splits:
+            raise UsageError(
+                "split", split, f"one of {', '.join(found.splits)} in {config.data_dir}"
+            )
+        return _files(config, found.splits[split], split)
+    return _open_records(config, split)
+
+
+def _open_records(config: DatasetConfig, split: str) -> tfrecord.RecordSplit:
+    if config.name == "tfrecord":
+        return tfrecord.open_split(config, split)
+    return tfds.open_split(config, split)
+
+
+def explain(
+    error: Exception, dataset: DatasetConfig | str, split: str = "train"
+) -> UsageError | None:
+    """Finds the input behind an error that came up while batches of `load` were read.
+
+    TensorFlow's message does not name the file; here the files are decoded until the corrupt ones
+    are found.
+
+    Args:
+        error: what the loop over the batches raised.
+        dataset, split: what was being read.
+
+    Returns:
+        The error to show, or `None` where the input is not to blame.
+    """
+    if isinstance(error, UsageError):
+        return error
+    if not isinstance(error, corrupt_images.ERRORS):
+        return None
+    config = _config(dataset)
+    if config.name == "digits":
+        return None
+    if config.name in _FILES:
+        items = _listed(config).splits.get(split, ())
+        return _corrupt_error(_corrupt(config, items))
+    opened = _open_records(config.replace(skip_corrupt=False), split)
+    return tfrecord.explained(error, opened, config)
+
+
+def _corrupt(config: DatasetConfig, items: Sequence[image_folder.Item]) -> dict[str, str]:
+    """Why images cannot be decoded, by path; those that can be are left out."""
+    return corrupt_images.corrupt_files([str(path) for path, _ in items], config.max_pixels)
+
+
+def _corrupt_error(corrupt: Mapping[str, str]) -> UsageError | None:
+    if not corrupt:
+        return None
+    return corrupt_images.corrupt_error(list(corrupt), next(iter(corrupt.values())))
+
+
+def _listed(config: DatasetConfig) -> image_folder.ClassFolders | image_csv.ImageList:
+    """The files of a set that is made of files."""
+    if config.name == "image_list":
+        return image_csv.find(config.data_dir, config.label_offset)
+    if config.name == "image_files":
+        return image_folder.find_plain(config.data_dir or "")
+    return image_folder.find(config.data_dir)
+
+
+def _files(config: DatasetConfig, items: Sequence[image_folder.Item], split: str) -> FileSplit:
+    if config.skip_corrupt or len(items) <= _CHECKED:
+        corrupt = _corrupt(config, items)
+        error = _corrupt_error(corrupt)
+        if error is not None and not config.skip_corrupt:
+            raise error
+        if corrupt:
+            corrupt_images.log_skipped(corrupt)
+        left_out = set(corrupt)
+        items = tuple((path, label) for path, label in items if str(path) not in left_out)
+    if not items:
+        raise UsageError("--data_dir", config.data_dir, f"an image of {split} that can be decoded")
+    labels = np.array([label for _, label in items], np.int32)
+    return FileSplit(labels, tuple(str(path) for path, _ in items))

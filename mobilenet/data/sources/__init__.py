@@ -1,0 +1,1 @@
+"""Lists of images without TensorFlow: digits, class folders, CSV files."""

@@ -1,0 +1,199 @@
+"""TFDS image classification sets, read from their prepared record files.
+
+TFDS downloads, prepares and describes a set; the records are read by the same code as `tfrecord`,
+so that order and start are exact. The package is imported only when such a set is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any
+
+from mobilenet.configs.base import MAX_CLASSES
+from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.data.record_scan import Keys, damaged
+from mobilenet.data.split import SPLITS, DatasetInfo
+from mobilenet.data.tfrecord import RecordSplit, without_corrupt
+from mobilenet.errors import UsageError
+
+OWN = ("digits", "image_folder", "image_list", "tfrecord")
+_OFFLINE = "--dataset_name digits, image_folder or tfrecord needs no network"
+_PATIENCE = 5.0  # seconds for a name to resolve
+_UNLABELLED_TEST = ("imagenet2012", "imagenet_v2_missing_labels")
+
+
+def _unknown(name: str, known: list[str]) -> UsageError:
+    names = [*OWN, *known]
+    near = difflib.get_close_matches(name.split("/")[0], names, n=1, cutoff=0.6)
+    remedy = (
+        f"did you mean {near[0]}?"
+        if near
+        else "https://www.tensorflow.org/datasets lists the names"
+    )
+    return UsageError(
+        "--dataset_name", name, "digits, image_folder, tfrecord or a TFDS name", remedy
+    )
+
+
+def _package(name: str) -> Any:
+    try:
+        import tensorflow_datasets
+    except ImportError:
+        near = difflib.get_close_matches(name, OWN, n=1, cutoff=0.7)
+        if near:
+            raise _unknown(name, []) from None
+        raise UsageError(
+            "--dataset_name",
+            name,
+            "digits, image_folder or tfrecord, or the package of TFDS names",
+            "pip install mobilenet[tfds]",
+        ) from None
+    return tensorflow_datasets
+
+
+def _builder(config: DatasetConfig) -> Any:
+    """The builder of a set that is prepared, downloading it where it is not."""
+    tfds = _package(config.name)
+    folder = config.data_dir
+    if folder and os.path.isfile(os.path.join(folder, "dataset_info.json")):
+        return tfds.builder_from_directory(folder)
+    try:
+        builder = tfds.builder(config.name, data_dir=folder)
+    except tfds.core.DatasetNotFoundError:
+        raise _unknown(config.name, tfds.list_builders(with_community_datasets=False)) from None
+    except (ValueError, ImportError, AssertionError) as error:
+        raise UsageError(
+            "--dataset_name", config.name, f"a set that TFDS can open ({_first(error)})"
+        ) from None
+    if not _prepared(builder):
+        _prepare(builder, config)
+    return builder
+
+
+def _prepared(builder: Any) -> bool:
+    return bool(builder.info.splits) and os.path.isdir(builder.data_dir)
+
+
+def _network() -> bool:
+    """Whether names resolve, or a proxy does that; TFDS itself would retry for minutes."""
+    if urllib.request.getproxies():
+        return True
+    pool = ThreadPoolExecutor(1)
+    try:
+        pool.submit(socket.getaddrinfo, "www.tensorflow.org", 443).result(timeout=_PATIENCE)
+    except (OSError, FutureTimeout):
+        return False
+    finally:
+        pool.shutdown(wait=False)
+    return True
+
+
+def _prepare(builder: Any, config: DatasetConfig) -> None:
+    where = config.data_dir or "~/tensorflow_datasets"
+    if not _network():
+        raise UsageError(
+            "--data_dir",
+            where,
+            f"{config.name}, prepared by TFDS, or a network to fetch it",
+            _OFFLINE,
+        )
+    try:
+        builder.download_and_prepare()
+    except ImportError as error:
+        raise UsageError(
+            config.name,
+            None,
+            f"the package {error.name}, which TFDS needs to prepare it",
+            f"pip install {error.name}",
+        ) from None
+    except Exception as error:  # TFDS lets through whatever its many parts raise
+        raise UsageError(
+            "--data_dir",
+            where,
+            f"{config.name}, prepared by TFDS, or a network ({_first(error)})",
+            _OFFLINE,
+        ) from None
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def _keys(builder: Any) -> tuple[str, str]:
+    """The features that hold image and label."""
+    tfds = _package(builder.name)
+    features = builder.info.features
+    kinds = (tfds.features.Image, tfds.features.ClassLabel)
+    found = [[key for key in features if isinstance(features[key], kind)] for kind in kinds]
+    if not all(found):
+        raise UsageError("--dataset_name", builder.name, "a set with an image and a class label")
+    wanted = builder.info.supervised_keys or ()
+    image, label = ([key for key in keys if key in wanted] or keys for keys in found)
+    return str(image[0]), str(label[0])
+
+
+def _splits(builder: Any) -> dict[str, str]:
+    """Our split names to TFDS' own."""
+    there = [split for split in SPLITS if split in builder.info.splits]
+    if builder.name.startswith(_UNLABELLED_TEST) and "test" in there:
+        there.remove("test")
+    held_out = [split for split in ("test", "validation") if split in there]
+    spare = {"validation": held_out[0], "test": held_out[0]} if held_out else {}
+    found = {**spare, **{split: split for split in there}}
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _open(builder: Any, config: DatasetConfig, split: str) -> RecordSplit:
+    tfds = _package(builder.name)
+    image, label = _keys(builder)
+    features = builder.info.features
+    stored = builder.info.splits[_splits(builder)[split]]
+    if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
+        raise UsageError(
+            "--dataset_name", builder.name, "a set prepared as TFRecord files", "prepare it again"
+        )
+
+    classes = (features[label].num_classes or 0) - config.label_offset
+    if not 0 < classes <= MAX_CLASSES:
+        bounds = f"1 to {MAX_CLASSES:,} classes after --label_offset"
+        raise UsageError("--dataset_name", builder.name, f"a set of {bounds}; it has {classes}")
+    files = [str(path) for path in stored.filepaths]
+    kept = [(file, n) for file, n in zip(files, stored.shard_lengths, strict=True) if n]
+    return RecordSplit(
+        tuple(file for file, _ in kept),
+        tuple(n for _, n in kept),
+        Keys(image, label),
+        config.label_offset,
+        classes,
+    )
+
+
+def describe(config: DatasetConfig) -> DatasetInfo:
+    """As `mobilenet.data.describe`, for a TFDS name."""
+    builder = _builder(config)
+    _, label = _keys(builder)
+    names = tuple(builder.info.features[label].names[config.label_offset :])
+    opened = {split: _open(builder, config, split) for split in _splits(builder)}
+    skipped = {}
+    if config.skip_corrupt:
+        skipped = {
+            split: len(damaged(one.files, one.keys, config.max_pixels))
+            for split, one in opened.items()
+        }
+    sizes = {split: one.size - skipped.get(split, 0) for split, one in opened.items()}
+    return DatasetInfo(len(names), names, sizes, tuple(sizes), skipped)
+
+
+def open_split(config: DatasetConfig, split: str) -> RecordSplit:
+    """As `sources.open_split`, for a TFDS name."""
+    builder = _builder(config)
+    splits = _splits(builder)
+    if split not in splits:
+        raise UsageError("split", split, f"one of {', '.join(splits)} in {config.name}")
+    return without_corrupt(_open(builder, config, split), config)

@@ -1,0 +1,271 @@
+"""The kinds of file that a saved net can become, each before its proof."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from mobilenet.compression.quantization.int8 import float_layers
+from mobilenet.compression.quantization.int8.converter_workarounds import Repair
+from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
+from mobilenet.configs.conversion import Form
+from mobilenet.configs.number_formats import POST_TRAINING
+from mobilenet.configs.quantization import PostTraining
+from mobilenet.errors import UsageError
+from mobilenet.evaluation import scoring
+from mobilenet.export import freeze, tflite_converter
+from mobilenet.export.calibration_data import Calibration
+from mobilenet.export.rewrites import ai_edge, dynamic_range, float_fallback, offsets
+from mobilenet.models import saving
+from mobilenet.runtime import images as pixels
+from mobilenet.tflite import model as tflite_model
+
+_BATCH = 32
+Images = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A float net after post-training int8.
+
+    Attributes:
+        result: the net with its quantizers, and the steps.
+        original: the float net before, in float32 and without softmax.
+        told: what it was calibrated on.
+    """
+
+    result: post_training_pipeline.Quantized
+    original: Any
+    told: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A saved net that is to be converted.
+
+    Attributes:
+        path: where it was read.
+        net: the float net and its card.
+        quantized: ranges lie beside it, or it was fitted.
+        fitted: what post-training int8 made of it.
+    """
+
+    path: Path
+    net: saving.Net
+    quantized: bool
+    fitted: Fitted | None = None
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Reads a net once, for what is asked about it and for its conversion.
+
+    Raises:
+        UsageError: see `folder.load`.
+    """
+    return Source(Path(path), saving.load(path), (Path(path) / "ranges.npz").is_file())
+
+
+def fit(source: Source, calibration: Calibration, config: PostTraining) -> Source:
+    """Post-training int8 of a float net; the result converts as a net that was trained for it.
+
+    Raises:
+        UsageError: see `chain.quantize`; or the net has ranges already.
+    """
+    if source.quantized:
+        raise UsageError(
+            "--quantization",
+            POST_TRAINING,
+            "a float net; this one has ranges and becomes int8 as it was trained",
+            "leave it out, or give the folder of an earlier stage",
+        )
+    original = freeze.float32_copy(source.net.model)
+    card = source.net.card
+    result = post_training_pipeline.quantize(
+        original, card.preprocessing, calibration.images, config
+    )
+    floats = float_layers.names(result.wrapped)
+    card = card.replace(notes=(*card.notes, *result.notes), keep_float=floats)
+    fitted = Fitted(result, original, f"calibrated on {calibration.told}")
+    return Source(source.path, saving.Net(result.plain, card), True, fitted)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A conversion.
+
+    Attributes:
+        source: the net.
+        images: `[n, height, width, channels]`, held out, preprocessed as the net takes them.
+        form: what the file is to look like.
+        shape: `[height, width, channels]` of the file.
+        calibration: what ranges are taken from, where the number format has some.
+    """
+
+    source: Source
+    images: Images
+    form: Form
+    shape: tuple[int, int, int]
+    calibration: Calibration | None = None
+
+    def calibrated(self) -> Calibration:
+        """The calibration images.
+
+        Raises:
+            UsageError: there are none.
+        """
+        if self.calibration is None:
+            raise UsageError(
+                "calibration images", None, f"images, as {self.form.quantization} takes ranges"
+            )
+        return self.calibration
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A file that is still to be proved.
+
+    Attributes:
+        data: its bytes.
+        reference: `[n, classes]`, what it must say to `inputs`.
+        inputs: the job's images as the file takes them.
+        simulated: the net whose layers the operators must equal, where there is one.
+        kept: what computes in float inside an int8 file.
+        repairs: layers that were mended for the converter.
+        faults: what was found wrong while it was made.
+        notes: what a person should know of it, a line each.
+    """
+
+    data: bytes
+    reference: Images
+    inputs: Images
+    simulated: Any = None
+    kept: float_fallback.Kept = float_fallback.NOTHING
+    repairs: tuple[Repair, ...] = ()
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def make(job: Job) -> Made:
+    """Converts a net: in the number format that is asked for, else as it was trained.
+
+    Raises:
+        UsageError: it cannot be converted so.
+    """
+    if job.form.quantization is not None:
+        return MAKERS[job.form.quantization](job)
+    return _int8(job) if job.source.quantized else _after_training(job, _float_file(job))
+
+
+def _int8(job: Job) -> Made:
+    from mobilenet.compression.quantization.int8 import saving as int8_saving
+    from mobilenet.compression.quantization.int8 import scheme
+
+    source, form = job.source, job.form
+    fitted = source.fitted
+    notes: tuple[str, ...] = ()
+    if fitted is None:
+        wrapped = int8_saving.load(source.path, source.net, form.target)
+    elif form.target == "xnnpack":
+        wrapped = fitted.result.wrapped
+    else:
+        ranges = scheme.get_ranges(fitted.result.wrapped)
+        wrapped = int8_saving.assembled(source.net, ranges, form.target)
+    simulated = freeze.with_softmax(wrapped) if form.softmax else wrapped
+    reference = _answers(simulated, job.images)
+    if fitted is not None:
+        notes = (fitted.told, _against(fitted.original, job.images, reference))
+    repairs = int8_saving.for_export(wrapped, fitted is None or fitted.result.repair)
+    ends, batch = form.ends(True), form.batch
+    floats = float_fallback.Kept(float_layers.kernels(wrapped), float_layers.all_names(wrapped))
+    data = tflite_converter.int8_flatbuffer(simulated, ends, batch, job.shape, form.target, floats)
+    inputs = scheme.to_grid(job.images, source.net.card.preprocessing)
+    return Made(data, reference, inputs, simulated, floats, tuple(repairs), notes=notes)
+
+
+def _against(original: Any, images: Images, said: Images) -> str:
+    """How the fitted net answers beside the float net that it was made from."""
+    wanted = _answers(original, images)
+    same = float(np.mean(wanted.argmax(axis=1) == said.argmax(axis=1)))
+    return f"the float net's top-1 on {same:.1%} of {len(images)} held-out images"
+
+
+def _float_file(job: Job) -> bytes:
+    return tflite_converter.float_flatbuffer(
+        job.source.net.model, job.form.batch, job.shape, job.form.softmax
+    )
+
+
+def _after_training(
+    job: Job, data: bytes, faults: tuple[str, ...] = (), notes: tuple[str, ...] = ()
+) -> Made:
+    """A file that is to answer like the float net."""
+    copy = freeze.float32_copy(job.source.net.model)
+    net = freeze.with_softmax(copy) if job.form.softmax else copy
+    return Made(data, _answers(net, job.images), job.images, faults=faults, notes=notes)
+
+
+def _weights(job: Job) -> Made:
+    data = _float_file(job)
+    noise = offsets.noise_pictures(offsets.PICTURES, job.shape)
+    seen = pixels.normalise(noise, job.source.net.card.preprocessing)
+    made = dynamic_range.quantize(data, seen)
+    faults = dynamic_range.faults(tflite_model.read(data), tflite_model.read(made))
+    note = f"without data; biases take back what rounding adds on {len(noise)} pictures of noise"
+    return _after_training(job, made, tuple(faults), (note,))
+
+
+def _float16(job: Job) -> Made:
+    form, model = job.form, job.source.net.model
+    data = tflite_converter.float16_flatbuffer(model, form.batch, job.shape, form.softmax)
+    return _after_training(job, data)
+
+
+def _int16x8(job: Job) -> Made:
+    form, model, seen = job.form, job.source.net.model, job.calibrated()
+    try:
+        data = tflite_converter.int16x8_flatbuffer(
+            model, seen.images, form.batch, job.shape, form.softmax
+        )
+    except RuntimeError as error:
+        raise UsageError(
+            "--quantization", form.quantization, f"a net of operators with 16-bit kernels ({error})"
+        ) from error
+    return _after_training(job, data, notes=(f"calibrated on {seen.told}",))
+
+
+def _edge(job: Job) -> Made:
+    assert job.form.format is not None and job.form.quantization is not None
+    seen = job.calibrated() if job.form.format.calibrated else None
+    images = None if seen is None else seen.images
+    data = ai_edge.quantize(_float_file(job), job.form.quantization, images)
+    notes = () if seen is None else (f"calibrated on {seen.told}",)
+    return _after_training(job, data, notes=notes)
+
+
+def _answers(net: Any, images: Images) -> Images:
+    infer = scoring.inference(net)
+    starts = range(0, len(images), _BATCH)
+    return np.concatenate(
+        [infer(tf.constant(images[start : start + _BATCH])).numpy() for start in starts]
+    )
+
+
+MAKERS: MappingProxyType[str, Callable[[Job], Made]] = MappingProxyType(
+    {
+        "weights": _weights,
+        "float16": _float16,
+        "int16x8": _int16x8,
+        "edge_dynamic": _edge,
+        "edge_weights": _edge,
+        "edge_static": _edge,
+        "edge_int4": _edge,
+    }
+)

@@ -1,0 +1,174 @@
+"""A net to the bytes of a flatbuffer, quietly: the converter's chatter stays off the terminal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+import tf_keras
+from tensorflow.lite.python.convert_phase import (
+    ConverterError,  # tf.lite does not export it
+)
+
+from mobilenet.configs.conversion import IO
+from mobilenet.configs.quantization import TARGETS
+from mobilenet.errors import UsageError, one_of
+from mobilenet.export import freeze
+from mobilenet.export.rewrites import float_fallback, int16x8, space_to_depth_stem
+from mobilenet.runtime import quantized_io
+
+_SHOWN = 500  # characters of a message of the converter
+_log = logging.getLogger(__name__)
+
+
+def float_flatbuffer(
+    model: tf_keras.Model,
+    batch: int | None = 1,
+    input_shape: tuple[int, ...] | None = None,
+    softmax: bool = False,
+) -> bytes:
+    """Converts a float net: float32 at both ends, hard-swish fused to HARD_SWISH.
+
+    Args:
+        model: a functional net of plain layers, as trained; mixed precision and strategies are
+            undone.
+        batch: images a call; `None` leaves it open.
+        input_shape: `[height, width, channels]` where the model leaves its size open.
+        softmax: probabilities out instead of logits.
+
+    Returns:
+        The bytes of the `.tflite` file.
+
+    Raises:
+        UsageError: see `freeze.float32_copy` and `freeze.freeze`.
+        RuntimeError: the converter refused; its messages are in the text.
+    """
+    return _convert(freeze.freeze(_plain(model, softmax), batch, input_shape))
+
+
+def float16_flatbuffer(
+    model: tf_keras.Model,
+    batch: int | None = 1,
+    input_shape: tuple[int, ...] | None = None,
+    softmax: bool = False,
+) -> bytes:
+    """As `float_flatbuffer`, with every weight stored as float16: half the size, the same speed.
+
+    A DEQUANTIZE in front of each operator makes it float32 again; the delegate does that once.
+    """
+
+    def halves(converter: Any) -> None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_types = [tf.float16]
+
+    return _convert(freeze.freeze(_plain(model, softmax), batch, input_shape), halves)
+
+
+def int16x8_flatbuffer(
+    model: tf_keras.Model,
+    images: npt.NDArray[np.float32],
+    batch: int = 1,
+    input_shape: tuple[int, ...] | None = None,
+    softmax: bool = False,
+) -> bytes:
+    """Converts a float net to int8 kernels and int16 activations with float32 ends.
+
+    What the converter would get wrong is rewritten first, see `sixteen_bits`.
+
+    Args:
+        model, batch, input_shape, softmax: as in `float_flatbuffer`.
+        images: `[n, height, width, channels]`, preprocessed as the net takes them; the ranges are
+            those of their activations.
+    """
+
+    def settle(converter: Any) -> None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_ops = [
+            tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        ]
+        converter.representative_dataset = representative
+
+    def representative() -> Iterator[list[npt.NDArray[np.float32]]]:
+        for block in quantized_io.batches(images, batch):
+            yield [block]
+
+    net = int16x8.prepared(_plain(model, softmax), images)
+    return _convert(freeze.freeze(net, batch, input_shape), settle)
+
+
+def _plain(model: tf_keras.Model, softmax: bool) -> tf_keras.Model:
+    copy = freeze.float32_copy(model)
+    return freeze.with_softmax(copy) if softmax else copy
+
+
+def int8_flatbuffer(
+    model: tf_keras.Model,
+    io: str = "int8",
+    batch: int | None = 1,
+    input_shape: tuple[int, ...] | None = None,
+    target: str = "xnnpack",
+    kept: float_fallback.Kept = float_fallback.NOTHING,
+) -> bytes:
+    """Converts a net that carries fake-quant operators, on its input too, to int8.
+
+    The ranges are those of the operators, so no representative data is wanted. An operator without
+    ranges stays float in the file without a word from the converter: `verify` must look at what
+    came out.
+
+    Args:
+        model: the quantized net, in float32, outside any strategy; its input is
+            `(pixel - 128) / 127.5`.
+        io: type of both ends; `float32` puts QUANTIZE and DEQUANTIZE there.
+        batch: images a call; `None` leaves it open.
+        input_shape: `[height, width, channels]` where the model leaves its size open.
+        target: `xnnpack` lets the first convolution read pairs of pixels, see `stem.pair`;
+            `generic` leaves it.
+        kept: layers without a fake-quant operator on their kernel, which compute in float.
+
+    Returns:
+        The bytes of the `.tflite` file.
+
+    Raises:
+        UsageError: `io` or `target` is not known, the net has no fake-quant operator, or see
+            `freeze.freeze`.
+        RuntimeError: the converter refused; its messages are in the text.
+    """
+    one_of("--io", io, IO)
+    one_of("--target", target, TARGETS)
+    frozen = freeze.freeze(model, batch, input_shape)
+    if not freeze.fake_quant_count(frozen):
+        raise UsageError(
+            "model",
+            model.name,
+            "a net with fake-quant operators",
+            "quantize it first, or convert it to float",
+        )
+
+    def codes(converter: Any) -> None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io)
+
+    data = float_fallback.restore(_convert(frozen, codes), kept.kernels)
+    return space_to_depth_stem.pair(data) if target == "xnnpack" else data
+
+
+def _convert(frozen: Any, settle: Callable[[Any], None] = lambda converter: None) -> bytes:
+    refused: Exception | None = None
+    with freeze.quiet() as messages:
+        try:
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+            settle(converter)
+            data = bytes(converter.convert())
+        except (ConverterError, RuntimeError, ValueError) as error:
+            refused = error
+    if refused is not None:
+        reason = " ".join(str(refused).split())[:_SHOWN] or type(refused).__name__
+        raise RuntimeError(f"the TFLite converter refused the net: {reason}") from refused
+    for line in messages:
+        if "error:" in line:  # told by the converter without failing: an operator has stayed float
+            _log.warning("converter: %s", line.strip()[:_SHOWN])
+    return data

@@ -1,0 +1,178 @@
+"""TFLite Metadata inside the file: what its ends mean, and its labels packed behind it.
+
+Apps that use the Task Library or MediaPipe read how an image becomes the input, and the class
+names, from the file alone. Schema: tensorflow/tflite-support, metadata_schema.fbs; the Python
+package of that name is no longer kept, and its few tables that matter here are written directly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import flatbuffers
+import numpy as np
+
+from mobilenet.configs.card import Card
+from mobilenet.tflite import editor
+from mobilenet.tflite import model as tflite_model
+
+NAME = "TFLITE_METADATA"
+LABELS = "labels.txt"
+_IDENTIFIER = b"M001"
+_PARSER = "1.0.0"  # the oldest reader that knows these tables
+_AXIS_LABELS = 2  # AssociatedFileType.TENSOR_AXIS_LABELS
+_RGB, _GRAYSCALE = 1, 2  # ColorSpaceType
+_FEATURES, _IMAGE = 1, 2  # ContentProperties
+_NORMALIZATION = 1  # ProcessUnitOptions
+_EARLIEST = (1980, 1, 1, 0, 0, 0)  # the file depends on the net alone
+
+
+def attach(data: bytes, card: Card) -> bytes:
+    """A flatbuffer with its metadata in it and its labels behind it.
+
+    Args:
+        data: the file as the converter made it.
+        card: preprocessing, labels and meaning of the outputs; of the file, not of the float net.
+    """
+    schema = tflite_model.schema()
+    model = editor.opened(data)
+    content = tflite_model.read(data)
+    buffer = schema.BufferT()
+    blob = model_metadata(card, content.tensors[content.inputs[0]].shape)
+    buffer.data = np.frombuffer(blob, np.uint8)
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = NAME, len(model.buffers)
+    model.buffers = [*model.buffers, buffer]
+    model.metadata = [*(model.metadata or []), entry]
+    packed = io.BytesIO()
+    packed.write(editor.packed(model))
+    with zipfile.ZipFile(packed, "a", zipfile.ZIP_STORED) as archive:
+        archive.writestr(
+            zipfile.ZipInfo(LABELS, _EARLIEST), "".join(f"{label}\n" for label in card.labels)
+        )
+    return packed.getvalue()
+
+
+def model_metadata(card: Card, shape: Sequence[int]) -> bytes:
+    """The metadata as a flatbuffer of its own.
+
+    Args:
+        card: of the file.
+        shape: of its input, `[batch, height, width, channels]`.
+    """
+    make = _Tables()
+    size = make.table([_uint(shape[2]), _uint(shape[1])])
+    color = _RGB if shape[3] == 3 else _GRAYSCALE
+    image = make.table([_byte(color), _part(size)])
+    mean, std = (
+        np.asarray(v, np.float32) for v in (card.preprocessing.mean, card.preprocessing.std)
+    )
+    options = make.table([_part(make.floats(mean)), _part(make.floats(std))])
+    unit = make.table([_union(_NORMALIZATION), _part(options)])
+    stats = make.table(
+        [_part(make.floats((255 - mean) / std)), _part(make.floats((0 - mean) / std))]
+    )
+    source = make.table(
+        [
+            _part(make.text("image")),
+            _part(make.text("Pixels, normalized by (pixel - mean) / std.")),
+            None,
+            _part(make.table([_union(_IMAGE), _part(image)])),
+            _part(make.parts([unit])),
+            _part(stats),
+        ]
+    )
+    sink = _output(make, card)
+    graph = make.table([None, None, _part(make.parts([source])), _part(make.parts([sink]))])
+    title = str(card.architecture.get("type", "net")).removesuffix("Config")
+    trained = f", trained on {card.dataset}" if card.dataset else ""
+    root = make.table(
+        [
+            _part(make.text(title)),
+            _part(make.text(f"Image classifier{trained}.")),
+            _part(make.text("1")),
+            _part(make.parts([graph])),
+            None,
+            None,
+            None,
+            _part(make.text(_PARSER)),
+        ]
+    )
+    return make.finish(root)
+
+
+def _output(make: _Tables, card: Card) -> int:
+    labels = make.table(
+        [_part(make.text(LABELS)), _part(make.text("Class names by index.")), _byte(_AXIS_LABELS)]
+    )
+    name = "probability" if card.outputs == "probabilities" else card.outputs
+    return make.table(
+        [
+            _part(make.text(name)),
+            _part(make.text(f"The {card.outputs} of {len(card.labels)} classes.")),
+            None,
+            _part(make.table([_union(_FEATURES), _part(make.table([]))])),
+            None,
+            None,
+            _part(make.parts([labels])),
+        ]
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """A value of a table and the builder's method that stores it."""
+
+    method: str
+    value: int
+
+
+def _byte(value: int) -> _Field:
+    return _Field("PrependInt8Slot", value)
+
+
+def _union(value: int) -> _Field:
+    return _Field("PrependUint8Slot", value)
+
+
+def _uint(value: int) -> _Field:
+    return _Field("PrependUint32Slot", int(value))
+
+
+def _part(offset: int) -> _Field:
+    return _Field("PrependUOffsetTRelativeSlot", offset)
+
+
+class _Tables:
+    """A flatbuffer made from its leaves to its root."""
+
+    def __init__(self) -> None:
+        self._builder = flatbuffers.Builder(1024)
+
+    def text(self, value: str) -> int:
+        return int(self._builder.CreateString(value))
+
+    def floats(self, values: Any) -> int:
+        return int(self._builder.CreateNumpyVector(np.asarray(values, np.float32)))
+
+    def parts(self, offsets: Sequence[int]) -> int:
+        self._builder.StartVector(4, len(offsets), 4)
+        for offset in reversed(offsets):
+            self._builder.PrependUOffsetTRelative(offset)
+        return int(self._builder.EndVector())
+
+    def table(self, fields: Sequence[_Field | None]) -> int:
+        """A table whose slots are `fields` in order; `None` leaves one out."""
+        self._builder.StartObject(len(fields))
+        for slot, field in enumerate(fields):
+            if field is not None:
+                getattr(self._builder, field.method)(slot, field.value, 0)
+        return int(self._builder.EndObject())
+
+    def finish(self, root: int) -> bytes:
+        self._builder.Finish(root, _IDENTIFIER)
+        return bytes(self._builder.Output())

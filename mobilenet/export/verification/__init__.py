@@ -1,0 +1,1 @@
+"""Comparison of a file with its model: structure, operators, outputs."""

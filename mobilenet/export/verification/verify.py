@@ -1,0 +1,304 @@
+"""The proof of a flatbuffer: what is inside it, and whether it says what the Keras net says."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import gzip
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenet.configs.card import Edge
+from mobilenet.configs.number_formats import Format
+from mobilenet.errors import UsageError
+from mobilenet.export.rewrites import float_fallback
+from mobilenet.export.verification import operator_parity
+from mobilenet.export.verification.error_diagnosis import signal_to_noise
+from mobilenet.export.verification.operator_parity import Proof
+from mobilenet.export.verification.structure import (
+    FLOAT_STEP,
+    check_rescaling,
+    edge_of,
+    format_faults,
+    inner_float_tensors,
+    output_step,
+    structure_faults,
+)
+from mobilenet.runtime import interpreter
+from mobilenet.runtime.quantized_io import run
+from mobilenet.tflite import model as tflite_model
+
+__all__ = ["Limits", "Verification", "gzip_size", "run", "structure_faults", "verify"]
+
+Floats = npt.NDArray[np.floating]
+
+CLEAR_STEPS = 2.0  # a Keras margin of more output steps than this is no tie
+OPERATOR_IMAGES = 8  # an operator rounds hundreds of codes of each
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a file must reach; a figure that misses its limit is a fault.
+
+    Attributes:
+        agreement: least share of images with the same top-1 as the Keras net.
+        agreement_clear: the same among images whose Keras margin exceeds two output steps.
+            Single-step flips grow with depth: on pure noise V2 keeps .976.
+        mean_steps: largest mean difference of a logit, in output steps.
+        operator_steps: largest difference of a code between an operator and its simulated layer,
+            both fed the file's own input; `None` only tells it.
+        partitions: most delegate partitions; `None` only warns from the second on.
+    """
+
+    agreement: float = 0.0
+    agreement_clear: float = 0.97
+    mean_steps: float = float("inf")
+    operator_steps: int | None = 1
+    partitions: int | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Limits:
+        """From the converter's flags, by name; `None` asks for nothing."""
+        most = options["max_mean_steps"]
+        return cls(
+            agreement=options["min_agreement"],
+            agreement_clear=options["min_clear_agreement"],
+            mean_steps=float("inf") if most is None else most,
+            operator_steps=options["max_operator_steps"],
+            partitions=options["max_partitions"],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What was found in a flatbuffer and how it compares with the Keras net.
+
+    Attributes:
+        operators: operator name to count.
+        float_tensors: float tensors inside the file (its two ends are not inside).
+        quantized: the file was expected to be int8 inside.
+        inside: what it holds, in words.
+        input_shape: `[batch, height, width, channels]`.
+        output_shape: `[batch, classes]`.
+        input, output: the ends of the file.
+        partitions: parts that XNNPACK runs as one; 1 is best.
+        images: images compared.
+        agreement: share of them with the same top-1.
+        clear_images: images whose Keras margin exceeds two output steps.
+        agreement_clear: share of those with the same top-1; 1 when there are none.
+        mean_steps, max_steps: difference of the outputs in steps of theirs (0.001 for a float
+            file).
+        signal_to_noise: of the outputs, in dB; `None` where the net answers nothing but 0.
+        bytes: size of the file.
+        gzip_bytes: its size under gzip, level 9.
+        faults: what is wrong, one line each; empty for a good file.
+        warnings: what costs time but is not wrong.
+        layers: each operator against its simulated layer; empty for a float file.
+    """
+
+    operators: Mapping[str, int]
+    float_tensors: int
+    quantized: bool
+    inside: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    input: Edge
+    output: Edge
+    partitions: int
+    images: int
+    agreement: float
+    clear_images: int
+    agreement_clear: float
+    mean_steps: float
+    max_steps: float
+    signal_to_noise: float | None
+    bytes: int
+    gzip_bytes: int
+    faults: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    layers: tuple[Proof, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """No fault was found."""
+        return not self.faults
+
+    @property
+    def apart(self) -> str:
+        """The difference of the outputs in words: in steps, or in their own unit beside dB."""
+        if self.output.scale or self.inside == "float32":
+            return f"{self.mean_steps:.3g} steps, {self.max_steps:.3g} at most"
+        mean, most = FLOAT_STEP * self.mean_steps, FLOAT_STEP * self.max_steps
+        ratio = "" if self.signal_to_noise is None else f" ({self.signal_to_noise:.1f} dB)"
+        return f"{mean:.3g}, {most:.3g} at most{ratio}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `report.json`."""
+        return {
+            **dataclasses.asdict(self),
+            "layers": [dataclasses.asdict(proof) for proof in self.layers],
+            "operators": dict(self.operators),
+            "input": self.input.to_json(),
+            "output": self.output.to_json(),
+            "ok": self.ok,
+        }
+
+
+def verify(
+    data: bytes,
+    reference_logits: Floats,
+    inputs: Floats,
+    *,
+    expect_int8: bool,
+    io: str = "float32",
+    pixel_std: float | None = 127.5,
+    limits: Limits = Limits(),
+    threads: int = 1,
+    simulated: Any = None,
+    plain: Any = None,
+    wanted: Format | None = None,
+    kept: float_fallback.Kept = float_fallback.NOTHING,
+) -> Verification:
+    """Reads a flatbuffer, runs it on `inputs` and compares it with the net that it was made from.
+
+    Args:
+        data: the file.
+        reference_logits: `[images, classes]`, what the net (the one with fake quantization for an
+            int8 file) says to `inputs`.
+        inputs: `[images, height, width, channels]`, preprocessed for this file.
+        expect_int8, io: what must be inside, and the type of both ends.
+        pixel_std: of the preprocessing, the inverse of an int8 input's step; `None` for several.
+        limits: figures that the file must reach.
+        threads: of the interpreter.
+        simulated, plain: for a proof of each operator, the net that was converted, with fake
+            quantization, and its float net.
+        wanted: the number format that a file made from a float net must have.
+        kept: what must compute in float inside an int8 file.
+
+    Raises:
+        UsageError: no sound flatbuffer that can run, or images and logits do not fit it.
+    """
+    content = tflite_model.read(data)
+    check_rescaling(content)
+    faults = structure_faults(content, expect_int8, io, pixel_std, kept)
+    faults += [] if wanted is None else format_faults(content, wanted)
+    runner = interpreter.make(content, threads)
+    logits = run(runner, inputs)
+    reference = _like(logits, reference_logits)
+    layers, wrong = _proofs(content, simulated, plain, inputs, limits)
+    faults += wrong
+    compared = _compare(reference, logits, output_step(content))
+    faults += _limit_faults(compared, limits)
+    partitions, told = _partitions(runner)
+    if limits.partitions is not None and partitions > limits.partitions:
+        faults, told = faults + told, []
+    return Verification(
+        quantized=expect_int8,
+        **_inside(content, expect_int8, wanted, kept),
+        partitions=partitions,
+        bytes=len(data),
+        gzip_bytes=gzip_size(data),
+        faults=tuple(faults),
+        warnings=tuple(told),
+        layers=layers,
+        **compared,
+    )
+
+
+def _proofs(
+    content: tflite_model.Flatbuffer, simulated: Any, plain: Any, inputs: Floats, limits: Limits
+) -> tuple[tuple[Proof, ...], list[str]]:
+    """Each operator against its simulated layer, where there is one, and what is wrong."""
+    if simulated is None:
+        return (), []
+    layers, wrong = operator_parity.compare(content, simulated, plain, _some(inputs))
+    return layers, wrong + operator_parity.step_faults(layers, limits.operator_steps)
+
+
+def _like(logits: Floats, reference_logits: Floats) -> Floats:
+    """What the net says, in the form of what the file says."""
+    reference = np.asarray(reference_logits, np.float64).reshape(len(reference_logits), -1)
+    if reference.shape != logits.shape:
+        raise UsageError("reference logits", reference.shape, f"{logits.shape}, as the file gives")
+    return reference
+
+
+def _some(inputs: Floats) -> Floats:
+    """A few of the images, evenly from all."""
+    chosen = np.linspace(0, len(inputs) - 1, min(len(inputs), OPERATOR_IMAGES)).round()
+    few: Floats = inputs[chosen.astype(int)]
+    return few
+
+
+def _partitions(runner: Any) -> tuple[int, list[str]]:
+    """Parts that the delegate takes; a line when there are several, and what it leaves between."""
+    partitions = interpreter.partitions(runner)
+    if partitions == 0:
+        return 0, ["no delegate partition: reference kernels run all of it, many times slower"]
+    if partitions == 1:
+        return partitions, []
+    left = collections.Counter(interpreter.outside(runner))
+    names = ", ".join(f"{count} {name}" for name, count in sorted(left.items()))
+    line = f"{partitions} delegate partitions instead of 1 (outside: {names or 'none'})"
+    return partitions, [line]
+
+
+def _inside(
+    content: tflite_model.Flatbuffer, int8: bool, wanted: Format | None, kept: float_fallback.Kept
+) -> dict[str, Any]:
+    count = len(kept.kernels)
+    layers = f"int8, {count} layer{'s' * (count > 1)} in float" if count else "int8"
+    source, sink = content.tensors[content.inputs[0]], content.tensors[content.outputs[0]]
+    return {
+        "inside": wanted.inside if wanted is not None else layers if int8 else "float32",
+        "operators": dict(collections.Counter(op.name for op in content.operators)),
+        "float_tensors": len(inner_float_tensors(content)),
+        "input_shape": tuple(source.shape),
+        "output_shape": tuple(sink.shape),
+        "input": edge_of(source),
+        "output": edge_of(sink),
+    }
+
+
+def gzip_size(data: bytes) -> int:
+    """Size under gzip at level 9: what a sparse or clustered file costs on its way to a device."""
+    return len(gzip.compress(data, compresslevel=9, mtime=0))
+
+
+def _compare(reference: Floats, logits: Floats, step: float) -> dict[str, Any]:
+    best = np.sort(reference, axis=1)
+    margin = best[:, -1] - best[:, -2] if reference.shape[1] > 1 else np.zeros(len(best))
+    clear = margin > CLEAR_STEPS * step
+    same = reference.argmax(axis=1) == logits.argmax(axis=1)
+    steps = np.abs(reference - logits) / step
+    return {
+        "images": len(same),
+        "agreement": float(same.mean()),
+        "clear_images": int(clear.sum()),
+        "agreement_clear": float(same[clear].mean()) if clear.any() else 1.0,
+        "mean_steps": float(steps.mean()),
+        "max_steps": float(steps.max()),
+        "signal_to_noise": signal_to_noise(reference, logits),
+    }
+
+
+def _limit_faults(compared: dict[str, Any], limits: Limits) -> list[str]:
+    faults = []
+    for name, text in (("agreement", "all"), ("agreement_clear", "clear")):
+        least = getattr(limits, name)
+        if compared[name] < least:
+            images = compared["images" if text == "all" else "clear_images"]
+            faults.append(
+                f"top-1 agreement on {images} {text} images {compared[name]:.4f}, below {least:g}"
+            )
+    if not np.isfinite(compared["mean_steps"]):
+        faults.append("logits that are not finite, of the file or of the net it was made from")
+    elif compared["mean_steps"] > limits.mean_steps:
+        mean = compared["mean_steps"]
+        faults.append(
+            f"logits differ by {mean:.3g} output steps on average, above {limits.mean_steps:g}"
+        )
+    return faults

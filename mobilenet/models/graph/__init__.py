@@ -1,0 +1,1 @@
+"""What is read from, or done to, the graph of a Keras model."""

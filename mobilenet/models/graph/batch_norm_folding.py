@@ -1,0 +1,127 @@
+"""A convolution and the batch norm behind it, which the converter makes one operator of.
+
+Equalization, bias correction, tuning and repair all change such a pair, channel by channel. Where
+there is a batch norm its gain and offset are changed and its statistics stay what they are, so that
+the net trains on as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenet.models.graph import variables
+from mobilenet.models.graph.roles import Graph, kind
+
+Array = npt.NDArray[np.float64]
+
+
+class Folded:
+    """One layer with a kernel, wrapped or not, as an affine map of each output channel.
+
+    Attributes:
+        layer: the layer with the kernel.
+        name: its name.
+        output: the layer whose output the pair gives: the batch norm, or the layer itself.
+        kernel: its kernel, a variable.
+        own, norm: variables by short name of the layer and of its batch norm (`None` without).
+        epsilon: of the batch norm.
+        depthwise: the kernel is `[height, width, channels, multiplier]`.
+        channels: of the output.
+    """
+
+    def __init__(self, graph: Graph, layer: Any) -> None:
+        self.layer = layer
+        self.name: str = variables.inner(layer).name
+        self.depthwise = kind(layer) == "DepthwiseConv2D"
+        kernel = variables.kernel(layer)
+        assert kernel is not None
+        self.kernel: Any = kernel
+        self.own = variables.named(layer)
+        shape = kernel.shape
+        self.channels = int(shape[-2] * shape[-1] if self.depthwise else shape[-1])
+        norms = _norms(graph, layer)
+        self.output = norms[0] if norms else layer
+        self.norm = variables.named(norms[0]) if norms else None
+        self.epsilon = float(variables.inner(norms[0]).epsilon) if norms else 0.0
+
+    def read(self, named: Mapping[str, Any], name: str, neutral: float) -> Array:
+        """A variable of one value a channel; `neutral` where the layer has none of that name."""
+        if name not in named:
+            return np.full(self.channels, neutral)
+        return np.asarray(named[name], np.float64)
+
+    def affine(self) -> tuple[Array, Array]:
+        """Multiplier of the kernel and bias of each channel once the batch norm is folded in."""
+        plain = self.read(self.own, "bias", 0.0)
+        if self.norm is None:
+            return np.ones(self.channels), plain
+        sigma = np.sqrt(self.read(self.norm, "moving_variance", 1.0) + self.epsilon)
+        multiplier = self.read(self.norm, "gamma", 1.0) / sigma
+        mean = self.read(self.norm, "moving_mean", 0.0)
+        return multiplier, self.read(self.norm, "beta", 0.0) + (plain - mean) * multiplier
+
+    @property
+    def can_scale(self) -> bool:
+        """Whether the output can be multiplied without touching statistics."""
+        return self.norm is None or "gamma" in self.norm
+
+    @property
+    def offset(self) -> Any:
+        """The variable that is added to the output last, or `None`: beta, or a bias."""
+        return (self.own if self.norm is None else self.norm).get(
+            "bias" if self.norm is None else "beta"
+        )
+
+    def scale(self, factors: Array) -> None:
+        """Multiplies each output channel, `[channels]`."""
+        if self.norm is None:
+            shape = self.kernel.shape[-2:] if self.depthwise else (-1,)
+            self.kernel.assign(np.asarray(self.kernel, np.float64) * factors.reshape(shape))
+            changed = [self.own.get("bias")]
+        else:
+            changed = [self.norm["gamma"], self.norm.get("beta")]
+        for variable in changed:
+            if variable is not None:
+                variable.assign(np.asarray(variable, np.float64) * factors)
+
+    def shift(self, amounts: Array) -> None:
+        """Adds to each output channel, `[channels]`; the layer must have an `offset`."""
+        self.offset.assign(np.asarray(self.offset, np.float64) + amounts)
+
+    def restate(self, mean: Array, variance: Array) -> None:
+        """Gives the batch norm other statistics, `[channels]`; its outputs stay what they are.
+
+        The batch norm must have a gain and an offset.
+        """
+        assert self.norm is not None
+        gain, bias = self.affine()
+        plain = self.read(self.own, "bias", 0.0)
+        self.norm["moving_mean"].assign(mean)
+        self.norm["moving_variance"].assign(variance)
+        self.norm["gamma"].assign(gain * np.sqrt(variance + self.epsilon))
+        self.norm["beta"].assign(bias + (mean - plain) * gain)
+
+    def scale_inputs(self, factors: Array) -> None:
+        """Multiplies the kernel along its input channels, `[input channels]`."""
+        self.kernel.assign(np.asarray(self.kernel, np.float64) * factors.reshape((-1, 1)))
+
+    def input_norms(self) -> Array:
+        """The Euclidean norm of what reads each input channel, in units of the output."""
+        multiplier, _ = self.affine()
+        kernel = np.asarray(self.kernel, np.float64)
+        shape = kernel.shape[-2:] if self.depthwise else (-1,)
+        squares = np.square(kernel * multiplier.reshape(shape))
+        norms: Array = np.sqrt(squares.sum(axis=(*range(kernel.ndim - 2), kernel.ndim - 1)))
+        return norms
+
+
+def _norms(graph: Graph, layer: Any) -> list[Any]:
+    """The batch norm that nothing separates from the kernel, in a list; empty without one."""
+    activation = getattr(variables.inner(layer).activation, "__name__", "linear")
+    consumers = graph.consumers(layer)
+    alone = len(consumers) == 1 and activation in ("linear", "NoOpActivation")
+    return [c for c in consumers if alone and kind(c) == "BatchNormalization"]

@@ -1,0 +1,246 @@
+"""A model on disk: `model.keras` and `card.json` in one folder, written whole.
+
+What is read comes from anyone: description, sizes and links are checked before Keras sees them (see
+`safe_loading` and `hdf5`), and only weights and architecture are taken, never settings to compile
+with, assets, or a graph to run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import math
+import os
+import re
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from mobilenet import archives, files, strict_json
+from mobilenet.configs.archs import MobileNetConfig
+from mobilenet.configs.card import Card
+from mobilenet.errors import UsageError
+from mobilenet.models import checkpoint_index, hdf5, safe_loading
+from mobilenet.models.graph.roles import Graph, kind
+
+MODEL = "model.keras"
+CARD = "card.json"
+_MEMBERS = ("metadata.json", "config.json", "model.weights.h5")  # of a .keras file
+_KINDS = "a model folder, a .keras or .h5 file or a SavedModel folder"
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+    """A net and its card."""
+
+    model: Any
+    card: Card
+
+
+def save(model: Any, folder: str | os.PathLike[str], card: Card) -> Path:
+    """Writes `model.keras` and `card.json` as one folder, whole or not at all.
+
+    An older one is replaced. The optimizer is left out: the folder holds the net, not the run.
+
+    Raises:
+        UsageError: the model is not tf_keras', the folder holds other things, or cannot be written.
+    """
+    import tf_keras
+
+    target = Path(folder)
+    if not isinstance(model, tf_keras.Model):
+        raise UsageError(
+            "model", type(model).__module__, "a tf_keras model", "Keras 3 models save themselves"
+        )
+    check_place(target)
+    plain = tf_keras.Model(model.inputs, model.outputs, name=model.name)
+    with files.replacing(target) as temporary:
+        temporary.mkdir()
+        plain.save(temporary / MODEL)
+        files.write_json(temporary / CARD, card.to_json())
+    return target
+
+
+def check_place(folder: str | os.PathLike[str]) -> None:
+    """Refuses a place where other things would be lost.
+
+    Raises:
+        UsageError: it is a file, or a folder that holds no net.
+    """
+    target = Path(folder)
+    if target.is_file() or (
+        target.is_dir() and any(target.iterdir()) and not (target / MODEL).exists()
+    ):
+        raise UsageError(
+            str(target), None, "a new folder or one that holds a net", "choose another folder"
+        )
+
+
+def load(path: str | os.PathLike[str]) -> Net:
+    """Reads a folder that `save` wrote, a `.keras` or `.h5` file, or a Keras SavedModel folder.
+
+    Without a card beside it, one is made from the model's shapes.
+
+    Raises:
+        UsageError: nothing there, no model in it, a broken file, a Keras 3 file, or layers and
+            functions that are not read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UsageError(str(path), None, f"{_KINDS}; there is nothing there")
+    try:
+        if path.is_dir():
+            source = path / MODEL
+            if source.is_file():
+                model = _load_keras(source)
+            elif (path / "saved_model.pb").is_file():
+                source = path / "saved_model.pb"
+                model = _load_saved_model(path)
+            else:
+                raise UsageError(str(path), None, f"{_KINDS}; it holds no {MODEL}")
+        elif path.suffix == ".keras":
+            source, model = path, _load_keras(path)
+        elif path.suffix in (".h5", ".hdf5"):
+            source, model = path, _load_h5(path)
+        else:
+            raise UsageError(str(path), None, _KINDS)
+    except UsageError as error:
+        raise error if str(path) in error.what else error.within(str(path)) from None
+    except Exception as error:  # whatever Keras, zipfile or h5py makes of a broken file
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        raise UsageError(
+            str(path), None, f"a whole Keras model ({_first_line(error)})", "save it again"
+        ) from None
+    beside = source.parent / CARD
+    has_own = source.name in (MODEL, "saved_model.pb") and beside.is_file()
+    card = Card.from_file(beside) if has_own else card_of(model)
+    model.mobilenet_config = architecture(card)
+    return Net(model, card)
+
+
+def architecture(card: Card) -> MobileNetConfig | None:
+    """The net's config, for `builder.config_of`; none where the card has none, or a later one."""
+    try:
+        return MobileNetConfig.from_json(card.architecture) if card.architecture else None
+    except UsageError:
+        return None
+
+
+def card_of(model: Any) -> Card:
+    """What can be seen in the model itself."""
+    if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4:
+        shapes = [list(image.shape[1:]) for image in model.inputs]
+        raise UsageError("model", shapes, "one input of [height, width, channels]")
+    graph = Graph(model)
+    last = graph.layers[-1]
+    activation = getattr(getattr(last, "activation", None), "__name__", "")
+    if kind(last) == "Softmax" or activation in ("softmax", "sigmoid"):
+        outputs = "probabilities"
+    else:
+        has_classes = any(graph.role(layer) == "classifier" for layer in graph.layers)
+        outputs = "logits" if has_classes else "features"
+    return Card(input_shape=tuple(model.input_shape[1:]), outputs=outputs)
+
+
+def _load_keras(path: Path) -> Any:
+    if not zipfile.is_zipfile(path):
+        raise UsageError(
+            str(path),
+            None,
+            "a whole .keras file (a zip archive)",
+            "it may be cut short: copy or save it again",
+        )
+    expected = f"a .keras file of {', '.join(_MEMBERS)} alone"
+    archives.check_zip(path, "|".join(map(re.escape, _MEMBERS)), expected, "save it again")
+    with zipfile.ZipFile(path) as archive:
+        metadata, config = (_json(archive.read(name)) for name in _MEMBERS[:2])
+        version = metadata.get("keras_version") if isinstance(metadata, dict) else None
+        _check_version(path, version)
+        description = safe_loading.sanitize(config)
+        with tempfile.TemporaryDirectory(prefix="mobilenet-") as folder:  # compressed: not seekable
+            weights = archive.extract(_MEMBERS[2], folder)
+            model = safe_loading.build(description, _checked_numbers(weights))
+            model.load_weights(weights)
+    return model
+
+
+def _load_h5(path: Path) -> Any:
+    import h5py
+
+    numbers = _checked_numbers(path)
+    with h5py.File(path, "r") as file:
+        config = hdf5.text_attribute(file, "model_config")
+        version = hdf5.text_attribute(file, "keras_version")
+    if config is None:
+        raise UsageError(
+            str(path),
+            None,
+            "a whole model; this file holds weights alone",
+            "give it to --init_checkpoint",
+        )
+    _check_version(path, version)
+    model = safe_loading.build(safe_loading.sanitize(_json(config)), numbers)
+    model.load_weights(path)
+    return model
+
+
+def _load_saved_model(path: Path) -> Any:
+    """Architecture and weights of a SavedModel; its own graph is not run."""
+    from google.protobuf.message import DecodeError
+    from tf_keras.protobuf import saved_metadata_pb2
+
+    metadata, nodes = path / "keras_metadata.pb", saved_metadata_pb2.SavedMetadata()
+    if metadata.is_file() and metadata.stat().st_size <= strict_json.MAX_BYTES:
+        with contextlib.suppress(DecodeError):
+            nodes.ParseFromString(metadata.read_bytes())
+    root = next((node for node in nodes.nodes if node.node_path == "root"), None)
+    if root is None:
+        raise UsageError(
+            str(path),
+            None,
+            "a SavedModel that Keras 2 wrote; this one has no layers",
+            "load the .keras file instead",
+        )
+    prefix = path / "variables" / "variables"
+    entries = checkpoint_index.read_index(str(prefix))
+    description = safe_loading.sanitize(_json(root.metadata))
+    values = sum(math.prod(entry.shape) for entry in entries.values())
+    model = safe_loading.build(description, values)
+    model.load_weights(str(prefix)).assert_existing_objects_matched().expect_partial()
+    return model
+
+
+def _json(text: str | bytes) -> Any:
+    try:
+        return strict_json.loads(text)
+    except strict_json.InvalidJSON as error:
+        raise UsageError("description", None, f"JSON ({error})") from None
+
+
+def _checked_numbers(path: str | os.PathLike[str]) -> int:
+    """How many numbers an HDF5 file holds, once all its headers are checked."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return hdf5.check(file)
+    except hdf5.UnsafeFile as error:
+        raise UsageError("weights", None, f"an HDF5 file of its own ({error})") from None
+
+
+def _check_version(path: Path, version: object) -> None:
+    if str(version).startswith("3"):
+        raise UsageError(
+            str(path),
+            f"keras_version {version}",
+            "a file of tf_keras (Keras 2)",
+            "build(config) anew and copy: set_weights(keras3_model.get_weights())",
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:120] if lines else type(error).__name__

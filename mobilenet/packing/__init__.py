@@ -1,0 +1,1 @@
+"""A model in one small file and back, bit by bit."""

@@ -1,0 +1,180 @@
+"""A net to one small file and back, bit by bit: weights, architecture, card, and ranges if any."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import tf_keras
+
+from mobilenet.archives import load_npz
+from mobilenet.configs.archs import MobileNetConfig
+from mobilenet.configs.card import Card
+from mobilenet.errors import FailedProof, UsageError
+from mobilenet.models import builder, layer_plan, safe_loading, saving
+from mobilenet.models.graph import checks
+from mobilenet.packing import array_codec, container
+from mobilenet.packing.entropy_coding import Malformed
+
+Array = npt.NDArray[Any]
+RANGES = "ranges.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Unpacked:
+    """What was in a file.
+
+    Attributes:
+        net: the net and its card.
+        ranges: of a quantized net, by layer name; `None` for a float one.
+    """
+
+    net: saving.Net
+    ranges: dict[str, Array] | None
+
+
+def read_ranges(model_folder: str | os.PathLike[str]) -> dict[str, Array] | None:
+    """The ranges beside a net, as they are stored; `None` where there are none.
+
+    Raises:
+        UsageError: they are damaged.
+    """
+    path = Path(model_folder) / RANGES
+    if not path.is_file():
+        return None
+    return load_npz(path, "the ranges of a quantized net", "quantize it again")
+
+
+def pack(net: saving.Net, ranges: Mapping[str, Array] | None = None) -> bytes:
+    """The bytes of a packed net, read back and compared before they are given; see `records`."""
+    return records(net, ranges)[0]
+
+
+def records(
+    net: saving.Net, ranges: Mapping[str, Array] | None = None
+) -> tuple[bytes, list[container.Record]]:
+    """The bytes of a packed net, and the arrays that are in them.
+
+    Args:
+        net: a tf_keras net and its card.
+        ranges: of a quantized net, by layer name.
+
+    Raises:
+        UsageError: a weight is not finite or of a type that is not kept, or the net is not made of
+            stock layers.
+        FailedProof: what was packed is not what it was packed from.
+    """
+    checks.check_finite(net.model)
+    made = _weights(net.model)
+    for name, values in (ranges or {}).items():
+        made.append(_record(name, "", container.RANGE, values))
+    header = {
+        "card": net.card.to_json(),
+        "config": None,
+        "keras": None,
+        "ranges": ranges is not None,
+        **_architecture(net.model),
+    }
+    return container.assemble(header, made), made
+
+
+def unpack(path: str | os.PathLike[str]) -> Unpacked:
+    """Builds the net of a file, with its weights bit by bit.
+
+    Raises:
+        UsageError: see `container.read`; or the file has an architecture that cannot be built, or
+            weights of another one.
+    """
+    header, records = container.read(path)
+    try:
+        card = Card.from_json(_object(header, "card"))
+        weights = [record for record in records if record.kind == container.WEIGHT]
+        model = _build(header, sum(record.size for record in weights))
+        spans = [record for record in records if record.kind == container.RANGE]
+        _check_weights(model, weights)
+        model.set_weights([record.array() for record in weights])
+        ranges = {record.name: record.array() for record in spans}
+    except Malformed as error:
+        raise container.damaged(path, error) from None
+    except UsageError as error:
+        raise error.within(str(path)) from None
+    if builder.config_of(model) is None:
+        model.mobilenet_config = saving.architecture(card)
+    return Unpacked(saving.Net(model, card), ranges if header.get("ranges") else None)
+
+
+def _weights(model: Any) -> list[container.Record]:
+    owners = {id(weight): layer.name for layer in model.layers for weight in layer.weights}
+    return [
+        _record(weight.name, owners.get(id(weight), ""), container.WEIGHT, values)
+        for weight, values in zip(model.weights, model.get_weights(), strict=True)
+    ]
+
+
+def _record(name: str, layer: str, kind: str, values: Array) -> container.Record:
+    dtype = str(values.dtype)
+    if dtype not in array_codec.DTYPES:
+        raise UsageError(name, dtype, f"values of {', '.join(array_codec.DTYPES)}")
+    data = array_codec.pack(values)
+    record = container.Record(name, layer, kind, dtype, values.shape, data)
+    if record.array().tobytes() != values.tobytes():
+        raise FailedProof(name, None, "bits that come back as they were", "nothing was written")
+    return record
+
+
+def _architecture(model: Any) -> dict[str, Any]:
+    """Our config where it builds the very net, else Keras' own description."""
+    config = builder.config_of(model)
+    if config is not None:
+        same = builder.build(config, model.input_shape[1:])
+        if _plain(same.get_config()) == _plain(model.get_config()):
+            return {"config": config.to_json(), "input_shape": model.input_shape[1:]}
+    plain = tf_keras.Model(model.inputs, model.outputs, name=model.name)
+    described = _plain(tf_keras.saving.serialize_keras_object(plain))
+    made = _from_keras(described, plain.count_params())
+    shapes = [(weight.name, weight.shape) for weight in plain.weights]
+    if [(weight.name, weight.shape) for weight in made.weights] != shapes:
+        raise UsageError("model", model.name, "a net that Keras builds again from its description")
+    return {"keras": described}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UsageError("model", None, f"stock Keras layers alone ({error})") from None
+
+
+def _build(header: Mapping[str, Any], values: int) -> Any:
+    """The model of a header, once it is known to have no more weights than `values`."""
+    if header.get("config") is None:
+        return _from_keras(_object(header, "keras"), values)
+    config, shape = MobileNetConfig.from_json(_object(header, "config")), header.get("input_shape")
+    if not isinstance(shape, list) or not all(s is None or type(s) is int for s in shape):
+        raise Malformed("a header without an input shape")
+    if len(shape) == 3 and shape[2] and layer_plan.count_parameters(config, shape[2]) != values:
+        raise Malformed("weights that are not those of its net")
+    return builder.build(config, shape)
+
+
+def _from_keras(described: Any, values: int) -> Any:
+    return safe_loading.build(safe_loading.sanitize(described), values)
+
+
+def _object(header: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = header.get(name)
+    if not isinstance(value, dict):
+        raise Malformed(f"a header without its {name}")
+    return value
+
+
+def _check_weights(model: Any, records: Sequence[container.Record]) -> None:
+    wanted = [(tuple(w.shape), w.dtype.name) for w in model.weights]
+    if wanted != [(record.shape, record.dtype) for record in records]:
+        raise Malformed("weights that are not those of its net")

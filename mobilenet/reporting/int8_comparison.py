@@ -1,0 +1,180 @@
+"""An int8 file beside the float net that it should be: where the signal is lost, and to what."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+import tf_keras
+
+from mobilenet.compression.quantization.post_training.acceptance import LEFT_OUT
+from mobilenet.compression.quantization.post_training.pipeline import FITTED, SCALING
+from mobilenet.configs.card import Card
+from mobilenet.errors import UsageError
+from mobilenet.export.rewrites import float_fallback
+from mobilenet.export.verification import error_diagnosis, operator_parity
+from mobilenet.models.graph.roles import Graph
+from mobilenet.runtime import quantized_io
+from mobilenet.tflite import model as tflite_model
+
+log = logging.getLogger("mobilenet")
+Floats = npt.NDArray[np.floating]
+_PREFIX = "quant_"  # of the layers of a net with quantizers
+_KINDS = {"DEPTHWISE_CONV_2D": "depthwise", "CONV_2D": "kernel", "FULLY_CONNECTED": "kernel"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One rounded tensor of a file.
+
+    Attributes:
+        layer: of the float net whose output it is.
+        operator: what computes it; the last with a kernel of several in float.
+        low, high: the values that its first and last code stand for.
+        reached: the least and the largest value of the float net.
+        outliers: the channel of the largest magnitude over the median channel.
+        alone: signal-to-noise in dB where only this tensor is rounded; `None` without a signal.
+        accumulated: the same as the file computes it, with all that was rounded before.
+        cause, remedy: in plain words; no remedy where nothing is wrong.
+    """
+
+    layer: str
+    operator: str
+    low: float
+    high: float
+    reached: tuple[float, float]
+    outliers: float
+    alone: float | None
+    accumulated: float | None
+    cause: str
+    remedy: str
+
+
+def compare(
+    content: tflite_model.Flatbuffer,
+    plain: Any,
+    images: Floats,
+    inputs: Floats,
+    runner: Any = None,
+) -> list[Line]:
+    """The rounded tensors of a file, in execution order.
+
+    Tensors and layers are matched by the names that the converter keeps.
+
+    Args:
+        content: the file.
+        plain: the float net.
+        images: `[n, height, width, channels]`, as `plain` takes them.
+        inputs: the same, as the file takes them.
+        runner: what runs the file, see `operators.kept_codes`.
+
+    Raises:
+        UsageError: no tensor of the file is named after a layer of the net, or shapes differ.
+    """
+    codes = operator_parity.kept_codes(content, inputs, runner)
+    graph = Graph(plain)
+    order = {layer.name: place for place, layer in enumerate(graph.layers)}
+    named = {}
+    for op in content.operators:
+        tensor = content.tensors[op.outputs[0]]
+        layer = _layer_of(tensor.name, order)
+        if layer and len(tensor.scales) == 1 and op.name not in operator_parity.MOVING:
+            named[op.outputs[0]] = (layer, op)
+    if not named:
+        raise UsageError(
+            "--against",
+            plain.name,
+            "the net that the file was made of: no rounded tensor has the name of a layer",
+            "give the model folder that was converted",
+        )
+    real = _float_outputs(plain, [layer for layer, _ in named.values()], images)
+    signals: dict[int, error_diagnosis.Signal] = {}
+    floats = float_fallback.find(content)
+    return [
+        _line(content, codes, signals, real, index, *named[index], floats.get(index))
+        for index in named
+    ]
+
+
+def warn_of_another(file: Card, net: Card, where: str) -> None:
+    """Warns where post-training int8 has scaled the channels of a file's net, and this is not it.
+
+    Offsets alone are moved to take back what rounding does: the net before that is a fair measure.
+
+    Args:
+        file, net: the cards of both.
+        where: the net was read.
+    """
+    lines = [note for note in file.notes if note.startswith(FITTED)]
+    scaled = [x for x in file.notes if x.startswith(SCALING) and LEFT_OUT not in x]
+    if lines and scaled and lines[-1] not in net.notes:
+        log.warning(
+            "%s: the file is of a net whose channels post-training int8 has scaled, so that inner "
+            "tensors differ by more than rounding; compare with the folder that --fitted of the "
+            "converter, or the stage quantize, wrote",
+            where,
+        )
+
+
+def _line(
+    content: tflite_model.Flatbuffer,
+    codes: dict[int, npt.NDArray[Any]],
+    signals: dict[int, error_diagnosis.Signal],
+    real: dict[str, Floats],
+    index: int,
+    layer: str,
+    op: Any,
+    island: float_fallback.Island | None,
+) -> Line:
+    scale, zero = quantized_io.scale_of(content.tensors[index])
+    wanted = real[layer]
+    held = quantized_io.dequantized(codes[index], scale, zero)
+    if held.size != wanted.size:
+        raise UsageError(
+            "--against",
+            f"{layer} of {list(wanted.shape)}",
+            f"a layer of {list(held.shape)}, as in the file",
+            "give the model folder that was converted",
+        )
+    ratio = error_diagnosis.signal_to_noise(wanted, held.reshape(wanted.shape))
+    signal = error_diagnosis.Signal(layer, wanted, scale, zero, ratio)
+    signals[index] = signal
+    rounded = np.clip(np.round(wanted / scale) + zero, -128, 127)
+    sources = op.inputs if island is None else island.sources
+    cause = error_diagnosis.diagnose(
+        signal, [signals[i] for i in sources if i in signals], _KINDS.get(op.name, "other")
+    )
+    return Line(
+        layer=layer,
+        operator=op.name if island is None else island.name,
+        low=signal.low,
+        high=signal.high,
+        reached=(float(wanted.min()), float(wanted.max())),
+        outliers=signal.loudest()[1],
+        alone=error_diagnosis.signal_to_noise(
+            wanted, quantized_io.dequantized(rounded, scale, zero)
+        ),
+        accumulated=ratio,
+        cause=cause.text,
+        remedy=cause.remedy,
+    )
+
+
+def _layer_of(name: str, order: dict[str, int]) -> str:
+    """The last of the layers that a tensor's name is joined from; empty where there is none."""
+    words = [word for part in name.split(";") for word in part.split("/")]
+    found = [word.removeprefix(_PREFIX) for word in words]
+    known = [word for word in found if word in order]
+    return max(known, key=lambda word: order[word], default="")
+
+
+def _float_outputs(plain: Any, names: list[str], images: Floats) -> dict[str, Floats]:
+    unique = list(dict.fromkeys(names))
+    net = tf_keras.Model(plain.inputs, [plain.get_layer(name).output for name in unique])
+    found = net(tf.constant(images.astype(np.float32)), training=False)
+    listed = found if len(unique) > 1 else [found]
+    return {name: value.numpy() for name, value in zip(unique, listed, strict=True)}

@@ -1,0 +1,231 @@
+"""A net layer by layer: what each one holds, computes and takes, and its group of channels."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mobilenet.compression.pruning.channel import dependency_groups
+from mobilenet.configs.card import Card
+from mobilenet.errors import UsageError
+from mobilenet.export import tflite_converter
+from mobilenet.export.verification import verify
+from mobilenet.models import counting, saving
+from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.packing import model as packed_model
+from mobilenet.reporting import layer_latency, packed_size
+
+FLOAT_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A layer with its batch norm and activation; or a pool, a sum, a product.
+
+    Attributes:
+        layer: name of the one that leads.
+        role: of its kernel, else what it is (`GlobalAveragePooling2D`, `Add`).
+        shape: of what it makes, without the batch: `[height, width, channels]`.
+        params: all values, batch norm and its statistics included.
+        macs: by the rule of `counting.layer_macs`.
+        thop: by that of `counting.layer_thop_flops`.
+        zeros: values of the kernel that are exactly zero.
+        weights: values of the kernel; 0 without one.
+        distinct: how many different values the kernel holds.
+        seconds: measured, of one image on one thread; `None` where it was not.
+        group: number of the group that its output channels belong to.
+        entropy: bytes that the positions and codes of the kernel take at their zeroth-order
+            entropy, see `packed.Line`.
+        packed: bytes of all its arrays in the packed file; `None` where the net was not packed.
+    """
+
+    layer: str
+    role: str
+    shape: tuple[int, ...]
+    params: int
+    macs: int
+    thop: int
+    zeros: int
+    weights: int
+    distinct: int
+    seconds: float | None
+    group: int | None
+    entropy: float | None = None
+    packed: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of its values in float32."""
+        return FLOAT_BYTES * self.params
+
+    @property
+    def sparsity(self) -> float | None:
+        """Share of exact zeros in its kernel."""
+        return self.zeros / self.weights if self.weights else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """A net, layer by layer.
+
+    Attributes:
+        lines: in the order of execution; every parameter is in one of them.
+        groups: the groups of channels, those that cannot lose any too.
+        distinct: how many different values all kernels together hold.
+        whole: measured seconds of the whole float file, beside those of the lines.
+        notes: what could not be found, a line each.
+        sizes: bytes of the whole net by the kind of file, where it was packed.
+    """
+
+    lines: tuple[Line, ...]
+    groups: tuple[dependency_groups.Group, ...]
+    distinct: int = 0
+    whole: float | None = None
+    notes: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """The sum of the lines."""
+        return sum(line.seconds or 0.0 for line in self.lines)
+
+    def total(self) -> Line:
+        """All lines as one."""
+        sums = {
+            name: sum(getattr(line, name) for line in self.lines)
+            for name in ("params", "macs", "thop", "zeros", "weights")
+        }
+        measured = self.seconds if self.whole is not None else None
+        known = [line.entropy for line in self.lines if line.weights]
+        return Line(
+            "total",
+            "",
+            (),
+            distinct=self.distinct,
+            seconds=measured,
+            group=None,
+            entropy=None if None in known else sum(bound or 0.0 for bound in known),
+            packed=sum(line.packed or 0 for line in self.lines) if self.sizes else None,
+            **sums,
+        )
+
+    def told(self) -> list[str]:
+        """What the table has no place for, a line each."""
+        lines = list(self.notes)
+        if self.sizes:
+            lines.insert(0, ", ".join(f"{size:,} {what}" for what, size in self.sizes.items()))
+        if self.whole is not None:
+            lines.insert(
+                0,
+                f"whole float file: {1000 * self.whole:.4f} ms on one thread; the layers add up to "
+                f"{self.seconds / self.whole:.1%} of it",
+            )
+        return lines
+
+
+@dataclasses.dataclass(frozen=True)
+class _Packed:
+    """Bytes of a net by the kind of file; entropy bounds and packed bytes by layer."""
+
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    bounds: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    held: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def of(self, layers: Sequence[str]) -> int | None:
+        """Packed bytes of some layers together; `None` where nothing was packed."""
+        return sum(self.held.get(name, 0) for name in layers) if self.sizes else None
+
+
+def profile(
+    model: Any,
+    input_shape: Sequence[int] | None = None,
+    latency: bool = True,
+    card: Card | None = None,
+) -> Profile:
+    """Counts, and measures on this machine.
+
+    Args:
+        model: a plain functional net of tf_keras.
+        input_shape: `[height, width, channels]` where the model leaves its size open.
+        latency: measure every distinct layer as a one-layer float file, and the whole file beside
+            them; seconds of work.
+        card: of the net; with it, the net is packed and converted to learn what it takes.
+
+    Raises:
+        UsageError: a size is open, or the net cannot be converted.
+    """
+    graph = Graph(model)
+    shapes = counting.output_shapes(graph, input_shape)
+    macs = counting.layer_macs(model, input_shape)
+    thop = counting.layer_thop_flops(model, input_shape)
+    spans = layer_latency.spans(model, input_shape)
+    found, notes = _groups(model)
+    owners = dependency_groups.by_layer(found)
+    times, whole = layer_latency.LayerTimes(), None
+    shape = None if input_shape is None else tuple(input_shape)
+    file = tflite_converter.float_flatbuffer(model, input_shape=shape) if latency or card else b""
+    if latency:
+        whole = times.measure((span.piece for span in spans), {"net": file})["net"]
+    small = _Packed() if card is None else _packed(saving.Net(model, card), file, notes)
+    lines, values = [], []
+    for span in spans:
+        head, owner = span.layers[0], owners.get(span.layers[0].name)
+        kernel = graph.kernel(head)
+        values.append(np.empty(0) if kernel is None else np.unique(np.asarray(kernel)))
+        size = 0 if kernel is None else math.prod(kernel.shape)
+        weights = [weight for layer in span.layers for weight in layer.weights]
+        lines.append(
+            Line(
+                layer=head.name,
+                role=graph.role(head) if kernel is not None else kind(head),
+                shape=_shown(shapes[id(span.layers[-1])]),
+                params=sum(math.prod(weight.shape) for weight in weights),
+                macs=sum(macs.get(layer.name, 0) for layer in span.layers),
+                thop=sum(thop.get(layer.name, 0) for layer in span.layers),
+                zeros=size and size - int(np.count_nonzero(np.asarray(kernel))),
+                weights=size,
+                distinct=len(values[-1]),
+                seconds=times.seconds.get(span.piece),
+                group=None if owner is None else owner.number,
+                entropy=small.bounds.get(head.name),
+                packed=small.of([layer.name for layer in span.layers]),
+            )
+        )
+    if untimed := [line.layer for line in lines if latency and line.seconds is None]:
+        notes.append(f"not timed, as they cannot stand alone: {', '.join(untimed)}")
+    distinct = len(np.unique(np.concatenate(values)))
+    return Profile(tuple(lines), found, distinct, whole, tuple(notes), small.sizes)
+
+
+def _packed(net: saving.Net, file: bytes, notes: list[str]) -> _Packed:
+    try:
+        data, records = packed_model.records(net)
+    except UsageError as error:
+        notes.append(f"not packed: {error}")
+        return _Packed()
+    held: dict[str, int] = {}
+    for record in records:
+        held[record.layer] = held.get(record.layer, 0) + len(record.data)
+    lines = packed_size.of_records(records, len(data)).lines
+    sizes = {
+        "bytes of float flatbuffer": len(file),
+        "under gzip": verify.gzip_size(file),
+        "packed": len(data),
+    }
+    return _Packed(sizes, {line.name: line.entropy for line in lines}, held)
+
+
+def _shown(shape: Sequence[int | None]) -> tuple[int, ...]:
+    return tuple(side for side in shape[1:] if side is not None)
+
+
+def _groups(model: Any) -> tuple[tuple[dependency_groups.Group, ...], list[str]]:
+    """The groups of channels; none, and why, for a net whose channels cannot be followed."""
+    try:
+        return dependency_groups.find(model, fixed=True), []
+    except UsageError as error:
+        return (), [f"no groups of channels: {error}"]

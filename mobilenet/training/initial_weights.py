@@ -1,0 +1,162 @@
+"""Weights to start from: what is loaded by name and shape is listed, and so is what is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+import tf_keras
+
+from mobilenet.configs.archs import MobileNetConfig
+from mobilenet.errors import UsageError, shorten
+from mobilenet.models import saving
+from mobilenet.models.graph import batch_norm_statistics
+from mobilenet.models.graph.roles import kind
+from mobilenet.tf1_loader import loading
+from mobilenet.weights import keras_applications, tf2_object
+
+log = logging.getLogger("mobilenet")
+_HEAD = "Logits"
+_BATCH = 32
+STATISTICS_IMAGES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What was loaded.
+
+    Attributes:
+        loaded: layers that took their weights.
+        new: layers that keep their initial ones.
+        notes: what else was in the file, and what was done with it.
+        ranges: of a TF1 checkpoint trained with fake quantization, by quantizer.
+    """
+
+    loaded: Sequence[str]
+    new: Sequence[str]
+    notes: Sequence[str] = ()
+    ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+
+def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
+    """Fills `model` from a model folder, `.keras` or SavedModel, a checkpoint of TF1 or TF2, or a
+    keras.applications `.h5`.
+
+    The head stays new where the class counts differ; everything else must fit.
+
+    Raises:
+        UsageError: the file is none of these, is damaged, or belongs to another net.
+    """
+    place = Path(path)
+    if place.suffix in (".h5", ".hdf5"):
+        report = keras_applications.load_weights(model, path, config)
+        start = Start(report.loaded, report.new, [f"unused: {n}" for n in report.unused])
+    elif place.suffix == ".keras" or _is_model(place):
+        theirs = {x.name: x.get_weights() for x in saving.load(path).model.layers if x.weights}
+        start = _by_name(model, theirs, path)
+    elif tf2_object.is_one(path):
+        names = [layer.name for layer in model.layers if layer.weights]
+        start = _by_name(model, tf2_object.layers(path, names), path)
+    else:
+        start = _tf1(loading.load_into(model, config, path))
+    log.info(
+        "%s: weights of %d layers loaded%s",
+        path,
+        len(start.loaded),
+        f"; new: {shorten(start.new)}" if start.new else "",
+    )
+    for note in start.notes:
+        log.info("%s: %s", path, note)
+    return start
+
+
+def fill_statistics(model: Any, images: Callable[[], npt.NDArray[np.float32]]) -> list[str]:
+    """Gives batch norms without statistics those of images; what the net answers stays the same.
+
+    Where a checkpoint holds folded kernels, its batch norms say mean 0 and one variance for all
+    channels. In inference that is right; in training the batch's own mean and variance come in
+    their place and the net answers something else. Here gain and offset are moved along with the
+    statistics, so that both modes answer alike.
+
+    Args:
+        model: a functional net, changed in place.
+        images: gives `[n, height, width, channels]`, preprocessed as the net takes them; not
+            called where no layer needs it.
+
+    Returns:
+        The names of the layers that were filled.
+    """
+    batch_norms = [x for x in model.layers if kind(x) == "BatchNormalization"]
+    empty = [x for x in batch_norms if batch_norm_statistics.has_no_statistics(x)]
+    if not empty:
+        return []
+    reader = tf_keras.Model(model.inputs, [layer.input for layer in empty])
+    taken = images()
+    count, sums, squares = 0, [0.0] * len(empty), [0.0] * len(empty)
+    for start in range(0, len(taken), _BATCH):
+        found = reader(tf.constant(taken[start : start + _BATCH]), training=False)
+        for place, value in enumerate(found if len(empty) > 1 else [found]):
+            flat = value.numpy().reshape(-1, value.shape[-1]).astype(np.float64)
+            # each layer has its own number of pixels, so means of the batch are summed
+            sums[place] += flat.mean(0) * len(value)
+            squares[place] += np.square(flat).mean(0) * len(value)
+        count += len(taken[start : start + _BATCH])
+    for layer, total, square in zip(empty, sums, squares, strict=True):
+        mean = total / count
+        variance = np.maximum(square / count - np.square(mean), 0.0)
+        _move_statistics(layer, mean, variance)
+    return [layer.name for layer in empty]
+
+
+def _move_statistics(layer: Any, mean: Any, variance: Any) -> None:
+    """New statistics; gain and offset such that the layer computes in inference what it did."""
+    gamma, beta = layer.gamma.numpy().astype(np.float64), layer.beta.numpy().astype(np.float64)
+    before = layer.moving_variance.numpy().astype(np.float64) + layer.epsilon
+    slope = gamma / np.sqrt(before)
+    shift = beta - slope * layer.moving_mean.numpy()
+    layer.set_weights(
+        [slope * np.sqrt(variance + layer.epsilon), shift + slope * mean, mean, variance]
+    )
+
+
+def _is_model(place: Path) -> bool:
+    return any((place / name).is_file() for name in (saving.MODEL, "saved_model.pb"))
+
+
+def _tf1(report: loading.Report) -> Start:
+    layers = list(dict.fromkeys(weight.split("/")[0] for weight in report.loaded))
+    aside = [f"{len(names)} {reason}" for reason, names in report.left_aside.items()]
+    left = [f"left aside: {', '.join(aside)}"] if aside else []
+    return Start(layers, report.new, [report.found, *report.notes, *left], report.ranges)
+
+
+def _by_name(model: Any, theirs: Mapping[str, Sequence[Any]], path: str) -> Start:
+    ours = {layer.name: layer for layer in model.layers if layer.weights}
+    values: dict[str, list[np.ndarray]] = {}
+    problems = [f"{name}: left over" for name in theirs if name not in ours and name != _HEAD]
+    new = []
+    for name, layer in ours.items():
+        wanted = [tuple(w.shape) for w in layer.weights]
+        got = [w.shape for w in theirs.get(name, [])]
+        if got == wanted:
+            values[name] = list(theirs[name])
+        elif name == _HEAD and (not got or got[0][:-1] == wanted[0][:-1]):
+            new.append(name)
+        else:
+            problems.append(f"{name}: there {got or 'absent'}, here {wanted}")
+    if problems:
+        raise UsageError(
+            "--init_checkpoint",
+            path,
+            f"weights of this net; {len(problems)} layers do not fit: {shorten(problems)}",
+            "give the --model_name and --width_multiplier that it was made with",
+        )
+    for name, arrays in values.items():
+        ours[name].set_weights(arrays)
+    return Start(list(values), new)

@@ -1,0 +1,69 @@
+"""The images of a run: batches to train on and to score, and the few that methods ask for."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from mobilenet import data
+from mobilenet.configs.dataset import Preprocessing
+from mobilenet.configs.run import RunConfig
+from mobilenet.data import arrays
+
+
+class Supply:
+    """Opens the splits of a run's data.
+
+    Args:
+        config: of the run.
+        preprocessing: how pixels become inputs.
+    """
+
+    def __init__(self, config: RunConfig, preprocessing: Preprocessing) -> None:
+        self.config, self.preprocessing = config, preprocessing
+        self._opened: dict[str, tf.data.Dataset] = {}
+
+    def dataset(self, split: str, batch: int = 0, start: int | None = None) -> tf.data.Dataset:
+        """Batches of a split; held-out ones are opened once, as opening decodes class folders."""
+        if start is None and split in self._opened:
+            return self._opened[split]
+        found = data.load(
+            self.config.dataset,
+            split,
+            image_size=self.config.image_size,
+            batch_size=batch or self.config.train.batch_size,
+            training=start is not None,
+            seed=self.config.seed,
+            start_step=start or 0,
+        )
+        if start is None:
+            self._opened[split] = found
+        return found
+
+    def first_images(self, count: int) -> npt.NDArray[np.float32]:
+        """The images that training starts with: classes are mixed, ranges those of training."""
+        return self.first_examples(count)[0]
+
+    def first_examples(self, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """The same with their labels."""
+        batch = min(count, 32)
+        batches = self.dataset("train", batch, 0).take(-(-count // batch))
+        with arrays.explained(self.config.dataset, "train"):
+            images, labels = zip(*((x.numpy(), y.numpy()) for x, y in batches), strict=True)
+        return np.concatenate(images)[:count], np.concatenate(labels).astype(np.int64)[:count]
+
+    def held_out(self, limit: int) -> npt.NDArray[np.float32]:
+        """The first test images, evenly from the whole split."""
+        with arrays.explained(self.config.dataset, "test"):
+            found = np.concatenate([images.numpy() for images, _ in self.dataset("test")])
+        chosen = np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int)
+        images: npt.NDArray[np.float32] = found[chosen]
+        return images
+
+    def calibration_images(self, count: int) -> npt.NDArray[np.float32]:
+        """Training images as an evaluation sees them, evenly from all."""
+        size = self.config.image_size
+        return arrays.images(
+            self.config.dataset, "train", (size, size, 3), self.preprocessing, count
+        )

@@ -1,0 +1,250 @@
+"""The weight files of keras.applications (`.h5`, MobileNet V1, V2 and V3) into our nets, strictly.
+
+Every layer of the net must find its weights and every layer of the file its place. Only the head
+may be new: when the file was saved without its top, or holds another number of classes. The V3
+nets of keras.applications rescale pixels 0..255 inside; ours take [-1, 1], so the weights are the
+same and the input is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenet.configs import archs
+from mobilenet.configs.archs import MobileNetConfig
+from mobilenet.errors import UsageError, shorten
+from mobilenet.models import hdf5
+from mobilenet.models.layer_plan import layer_channels
+
+Arrays = list[npt.NDArray[Any]]
+_WIDTHS = (1.0, 0.75, 0.5, 0.35, 0.25, 1.3, 1.4)
+_HEAD = ("Conv_2", "Logits")  # what a file without its top lacks
+_LOGITS = ("conv_preds", "predictions", "Logits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a weight file gave.
+
+    Attributes:
+        loaded: layers of the net that took their weights from the file.
+        new: layers that keep their initial weights; only the head can be among them.
+        unused: layers of the file that the net has no place for; only the head can be among them.
+        matched: `names`, or `order` where the file's names are not those of keras.applications.
+    """
+
+    loaded: tuple[str, ...]
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+    matched: str
+
+
+def load_weights(model: Any, path_h5: str | os.PathLike[str], config: MobileNetConfig) -> Report:
+    """Puts a keras.applications file's weights into `model`; all of them or, at a misfit, none.
+
+    Args:
+        model: what `build(config)` made.
+        path_h5: a `.h5` file with or without top, of weights alone or a whole model.
+        config: the config that the model was built from.
+
+    Raises:
+        UsageError: not such a file, or it does not fit; all misfits are counted and the likely
+        cause is named.
+    """
+    path = Path(path_h5)
+    _family(config)
+    found = _read(path)
+    ours = {layer.name: layer for layer in model.layers if layer.weights}
+    theirs, matched = _match(found, list(ours), config)
+    new: list[str] = []
+    problems: list[str] = []
+    values: dict[str, Arrays] = {}
+    has_top = "Logits" in theirs
+    for name, layer in ours.items():
+        shapes = [tuple(weight.shape) for weight in layer.weights]
+        arrays = theirs.pop(name, None)
+        if arrays is None:
+            if name in _HEAD and not has_top:
+                new.append(name)
+            else:
+                problems.append(f"{name}: missing in the file")
+            continue
+        fitted = _fitted(arrays, shapes)
+        if fitted is not None:
+            values[name] = fitted
+        elif name == "Logits" and _other_classes(arrays, shapes):
+            new.append(name)
+        else:
+            got = " ".join(str(list(array.shape)) for array in arrays)
+            wanted = " ".join(str(list(shape)) for shape in shapes)
+            problems.append(f"{name}: file {got}, net {wanted}")
+    unused = [name for name in theirs if name == "Logits" and not config.num_classes]
+    problems += [f"{name}: left over in the file" for name in theirs if name not in unused]
+    if problems:
+        raise UsageError(
+            str(path),
+            None,
+            f"weights of {type(config).__name__}(width_multiplier={config.width_multiplier}); "
+            f"{len(problems)} of {len(ours)} layers do not: {shorten(problems)}",
+            _likely(found, config),
+        )
+    for name, arrays in values.items():
+        ours[name].set_weights(arrays)
+    return Report(tuple(values), tuple(new), tuple(unused), matched)
+
+
+def _read(path: Path) -> dict[str, Arrays]:
+    """Arrays by layer name, in the file's order; layers without weights are left out."""
+    import h5py
+
+    if not path.is_file():
+        raise UsageError(str(path), None, "a .h5 weight file; there is none")
+    try:
+        with h5py.File(path, "r") as file:
+            hdf5.check(file)
+            root = file.get("model_weights", file)
+            if "layer_names" not in root.attrs:
+                raise UsageError(
+                    str(path), None, "a .h5 file as Keras 2 writes it (it lists no layer_names)"
+                )
+            found: dict[str, Arrays] = {}
+            for name in _strings(root.attrs, "layer_names"):
+                arrays = [
+                    np.asarray(root[name][weight])
+                    for weight in _strings(root[name].attrs, "weight_names")
+                ]
+                if arrays:
+                    found[name] = arrays
+            return found
+    except UsageError:
+        raise
+    except Exception as error:  # whatever h5py makes of a damaged file
+        reason = " ".join(str(error).split())[:160]
+        raise UsageError(
+            str(path), None, f"a whole .h5 file ({reason})", "download or save it again"
+        ) from None
+
+
+def _strings(attributes: Any, name: str) -> list[str]:
+    """A list of names, which Keras splits over `name0`, `name1`, ... where it is long."""
+    chunks = [attributes[name]] if name in attributes else []
+    while f"{name}{len(chunks)}" in attributes:
+        chunks.append(attributes[f"{name}{len(chunks)}"])
+    return [
+        item.decode() if isinstance(item, bytes) else str(item)
+        for chunk in chunks
+        for item in chunk
+    ]
+
+
+def _match(
+    found: Mapping[str, Arrays], ours: list[str], config: MobileNetConfig
+) -> tuple[dict[str, Arrays], str]:
+    """The file's arrays under our names: by name, or by order where no name is known."""
+    names = {_their_name(name, config): name for name in ours}
+    names.update(dict.fromkeys(_LOGITS, "Logits"))
+    known = [name for name in found if name in names]
+    if known or len(found) > len(ours):
+        return {names.get(name, name): arrays for name, arrays in found.items()}, "names"
+    body = ours[: len(found)]
+    return dict(zip(body, found.values(), strict=True)), "order"
+
+
+def _their_name(name: str, config: MobileNetConfig) -> str:
+    """The layer of keras.applications that corresponds to ours."""
+    conv = name.removesuffix("_batch_norm")
+    norm = conv != name
+    family = _family(config)
+    if family == "v1":
+        conv = "conv1" if conv == "Conv2d_0" else conv
+        if conv.startswith("Conv2d_"):
+            _, number, kind = conv.split("_")
+            conv = f"conv_{'dw' if kind == 'depthwise' else 'pw'}_{number}"
+        return f"{conv}_bn" if norm else conv
+    if family == "v2":
+        if conv == "Conv":
+            return "bn_Conv1" if norm else "Conv1"
+        if conv == "Conv_1":
+            return "Conv_1_bn" if norm else "Conv_1"
+        parts = conv.split("_")
+        if len(parts) == 4:  # expanded_conv_<n>_<part>
+            conv = f"block_{parts[2]}_{parts[3]}"
+        return f"{conv}_BN" if norm else conv
+    for ending, theirs in (
+        ("_squeeze_excite_squeeze", "/squeeze_excite/Conv"),
+        ("_squeeze_excite_excite", "/squeeze_excite/Conv_1"),
+        ("_expand", "/expand"),
+        ("_depthwise", "/depthwise"),
+        ("_project", "/project"),
+    ):
+        if conv.endswith(ending):
+            conv = conv.removesuffix(ending) + theirs
+            break
+    return f"{conv}/BatchNorm" if norm else conv
+
+
+def _fitted(arrays: Arrays, shapes: list[tuple[int, ...]]) -> Arrays | None:
+    """The arrays in the net's shapes (a dense kernel becomes a 1x1 convolution's), or `None`."""
+    if len(arrays) != len(shapes):
+        return None
+    fitted = []
+    for array, shape in zip(arrays, shapes, strict=True):
+        if array.shape != shape and array.shape != shape[2:]:
+            return None
+        fitted.append(array.reshape(shape))
+    return fitted
+
+
+def _other_classes(arrays: Arrays, shapes: list[tuple[int, ...]]) -> bool:
+    """Whether kernel and bias differ from the net's in the number of classes alone."""
+    return (
+        [array.ndim for array in arrays] in ([4, 1], [2, 1])
+        and arrays[0].shape[-2] == shapes[0][-2]
+        and arrays[0].shape[-1] == arrays[1].shape[0] != shapes[1][0]
+    )
+
+
+def _likely(found: Mapping[str, Arrays], config: MobileNetConfig) -> str:
+    """The published net that the file fits, as advice."""
+    for name, kind in archs.ALL.items():
+        for width in (config.width_multiplier, *_WIDTHS):
+            candidate = kind(width_multiplier=width)
+            if name != "mobilenet_edgetpu" and _fits(found, candidate):
+                return f"the file fits {kind.__name__}(width_multiplier={width})"
+    return "no published net of keras.applications fits it"
+
+
+def _fits(found: Mapping[str, Arrays], config: MobileNetConfig) -> bool:
+    """Whether the convolutions of the body have the candidate's output channels."""
+    wanted = layer_channels(config)
+    wanted.pop("Conv_2", None)
+    widths = {name: arrays[0].shape[-1] for name, arrays in found.items() if arrays[0].ndim == 4}
+    if any(widths.get(_their_name(name, config)) != count for name, count in wanted.items()):
+        return False
+    squeezes = sum("squeeze_excite" in name for name in found)
+    return squeezes == 2 * sum(name.endswith("_squeeze") for name in wanted)
+
+
+def _family(config: MobileNetConfig) -> str:
+    if isinstance(config, archs.MobileNetEdgeTPUConfig):
+        raise UsageError(
+            "config",
+            type(config).__name__,
+            "MobileNet V1, V2 or V3",
+            "keras.applications has no EdgeTPU net",
+        )
+    for kind, family in (
+        (archs.MobileNetV1Config, "v1"),
+        (archs.MobileNetV2Config, "v2"),
+        (archs.MobileNetV3Config, "v3"),
+    ):
+        if isinstance(config, kind):
+            return family
+    raise UsageError("config", type(config).__name__, "MobileNet V1, V2 or V3")

@@ -1,0 +1,136 @@
+"""A loaded net in the three forms of TF2, written whole or not at all, and proved equal."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilenet import files
+from mobilenet.configs.card import Card
+from mobilenet.errors import FailedProof, UsageError, one_of
+from mobilenet.models import saving
+from mobilenet.models.builder import IMAGENET_SHAPE
+
+FORMS = ("ckpt", "tf", "keras")
+SAVED_MODEL, CHECKPOINT, RANGES = "saved_model", "checkpoint", "ranges.json"
+_TOLERANCE = 1e-5  # one program in three graphs: sums may be taken in another order
+_IMAGES = 2
+
+
+def save_keras_checkpoint(
+    keras_model: Any, save_path: str | os.PathLike[str], save_format: str = "ckpt"
+) -> str:
+    """Saves a net in one form of TF2; an older one of that form in its place is replaced.
+
+    Args:
+        keras_model: a tf_keras model.
+        save_path: a folder (`ckpt`, `tf`) or a `.keras` file.
+        save_format: `ckpt`, for `tf.train.Checkpoint(model=...)`; `tf`, a SavedModel; `keras`.
+
+    Returns:
+        What to load: the prefix of the checkpoint, the folder or the file.
+
+    Raises:
+        UsageError: another format, or a place that holds other things or cannot be written.
+    """
+    import tensorflow as tf
+
+    one_of("save_format", save_format, FORMS)
+    target = Path(save_path)
+    _check_own(target, save_format)
+    with files.replacing(target) as temporary:
+        if save_format == "ckpt":
+            saved = tf.train.Checkpoint(model=keras_model)
+            prefix = tf.train.CheckpointManager(saved, str(temporary), max_to_keep=1).save()
+            target = target / Path(prefix).name
+        else:
+            keras_model.save(temporary, save_format=save_format)
+    return str(target)
+
+
+def save(
+    model: Any,
+    card: Card,
+    output: str | os.PathLike[str],
+    extra: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> float:
+    """Writes `model.keras` and `card.json`, `saved_model/` and `checkpoint/` into one new folder.
+
+    Args:
+        model: a net.
+        card: its card.
+        output: the folder.
+        extra: JSON by file name, written beside them.
+        overwrite: replace a folder that holds a net.
+
+    Returns:
+        The largest difference between the outputs of the net and of the three forms.
+
+    Raises:
+        FailedProof: a form answers otherwise than the net; nothing is written.
+        UsageError: the place is taken or cannot be written.
+    """
+    target = Path(output)
+    check_place(target, overwrite)
+    with files.replacing(target) as temporary:
+        saving.save(model, temporary, card)
+        save_keras_checkpoint(model, temporary / SAVED_MODEL, "tf")
+        files.write_json(temporary / SAVED_MODEL / saving.CARD, card.to_json())
+        prefix = save_keras_checkpoint(model, temporary / CHECKPOINT, "ckpt")
+        for name, value in (extra or {}).items():
+            files.write_json(temporary / name, value)
+        difference = _difference(model, temporary, prefix)
+        if not difference <= _TOLERANCE:
+            raise FailedProof(
+                str(target),
+                None,
+                f"three forms that answer alike (largest difference {difference:g})",
+                "nothing was written",
+            )
+    return difference
+
+
+def _check_own(target: Path, form: str) -> None:
+    """Refuses a place that holds anything but an older net of this form."""
+    if form == "keras":
+        if target.suffix != ".keras" or target.is_dir():
+            raise UsageError("save_path", str(target), "a .keras file", f"try {target}.keras")
+        return
+    mark = {"ckpt": "checkpoint", "tf": "saved_model.pb"}[form]
+    taken = target.is_dir() and any(target.iterdir()) and not (target / mark).is_file()
+    if taken or target.is_file():
+        raise UsageError("save_path", str(target), "a new folder", "choose another")
+
+
+def check_place(target: Path, overwrite: bool) -> None:
+    """Refuses a place that is taken, before any work is done."""
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists() and not (overwrite and (target / saving.MODEL).is_file()):
+        remedy = "give --overwrite" if (target / saving.MODEL).is_file() else "choose another"
+        raise UsageError("--output", str(target), "a new folder", remedy)
+
+
+def _difference(model: Any, place: Path, prefix: str) -> float:
+    import tensorflow as tf
+    import tf_keras
+
+    restored = tf_keras.models.clone_model(model)
+    status = tf.train.Checkpoint(model=restored).restore(prefix)
+    status.assert_existing_objects_matched().expect_partial()
+    nets = [restored, saving.load(place).model, saving.load(place / SAVED_MODEL).model]
+    shape = [side or IMAGENET_SHAPE[0] for side in model.input_shape[1:]]
+    generator = np.random.default_rng(0)
+    images = generator.uniform(-1, 1, (_IMAGES, *shape)).astype(np.float32)
+    wanted = _answer(model, images)
+    return max(float(np.abs(_answer(net, images) - wanted).max()) for net in nets)
+
+
+def _answer(net: Any, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    answer: npt.NDArray[np.float32] = net(images, training=False).numpy()
+    return answer
