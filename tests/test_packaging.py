@@ -88,9 +88,9 @@ def test_the_wheel_works_in_a_clean_folder(
     zipfile.ZipFile(built[1]).extractall(site)
     code = (
         "import mobilenet, mobilenet.configs.archs as archs\n"
-        "import mobilenet.tf1_loader, mobilenet.digits\n"
+        "import mobilenet.tf1_loader, mobilenet.data.sources.digits as digits\n"
         "print(mobilenet.__file__)\nprint(archs.__file__)\nprint(mobilenet.tf1_loader.__file__)\n"
-        "print(len(mobilenet.digits.load().labels), len(mobilenet.list_models()))\n"
+        "print(len(digits.load().labels), len(mobilenet.list_models()))\n"
         "import mobilenet.__main__ as m; m.run([])"
     )
     done = subprocess.run(

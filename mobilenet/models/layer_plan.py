@@ -84,16 +84,7 @@ def plan(config: MobileNetConfig) -> tuple[Row, ...]:
         expanded = squeezed = 0
         residual = False
         if block.block_type == "InvertedResConv":
-            inner = before[0]
-            if block.expansion_size != 1:
-                inner = make_divisible(before[0] * block.expansion_size)
-                legal.append(f"{name}_expand")
-                expanded = config.channels.get(legal[-1], inner)
-            if block.squeeze_factor is not None:
-                legal.append(f"{name}_squeeze_excite_squeeze")
-                squeezed = config.channels.get(
-                    legal[-1], make_divisible(inner / block.squeeze_factor)
-                )
+            expanded, squeezed = _inner_channels(config, block, name, before[0], legal)
             residual = block.residual and stride == 1 and before[0] == nominal
         if residual and before[1] != actual:
             raise UsageError(
@@ -108,6 +99,27 @@ def plan(config: MobileNetConfig) -> tuple[Row, ...]:
     if len(rows) > MAX_ROWS:
         raise UsageError("blocks", len(rows), f"at most {MAX_ROWS} rows")
     return tuple(rows)
+
+
+def _inner_channels(
+    config: MobileNetConfig, block: BlockConfig, name: str, channels: int, legal: list[str]
+) -> tuple[int, int]:
+    """Expanded and squeezed channels of an inverted residual; 0 where there are none.
+
+    Args:
+        config, block, name: the model, the row and its scope.
+        channels: of the row's input, by the width rule.
+        legal: gets the names of the layers that set them.
+    """
+    inner, expanded, squeezed = channels, 0, 0
+    if block.expansion_size != 1:
+        inner = make_divisible(channels * block.expansion_size)
+        legal.append(f"{name}_expand")
+        expanded = config.channels.get(legal[-1], inner)
+    if block.squeeze_factor is not None:
+        legal.append(f"{name}_squeeze_excite_squeeze")
+        squeezed = config.channels.get(legal[-1], make_divisible(inner / block.squeeze_factor))
+    return expanded, squeezed
 
 
 def layer_channels(config: MobileNetConfig) -> dict[str, int]:

@@ -112,6 +112,25 @@ def shapes(operators: Sequence[Operator], tensors: Sequence[Tensor]) -> None:
             raise Malformed(f"operator {number} ({operator.name}) makes {made}")
 
 
+def _padded(operator: Operator, source: Tensor, amounts: npt.NDArray[Any]) -> tuple[int, ...]:
+    if amounts.shape != (len(source.shape), 2) or amounts.min(initial=0) < 0:
+        raise Malformed(f"{operator.name} by {amounts.tolist()}")
+    return tuple(
+        size + int(sum(pair)) for size, pair in zip(source.shape, amounts.tolist(), strict=True)
+    )
+
+
+def _reduced(
+    operator: Operator, source: Tensor, target: Tensor, over: npt.NDArray[Any]
+) -> tuple[int, ...]:
+    rank = len(source.shape)
+    gone = within(over.reshape(-1), rank, f"{operator.name} over axis", least=-rank)
+    axes = {axis % rank for axis in gone}
+    kept = len(target.shape) == rank
+    sizes = [1 if axis in axes else size for axis, size in enumerate(source.shape)]
+    return tuple(size for axis, size in enumerate(sizes) if kept or axis not in axes)
+
+
 def _wanted(
     operator: Operator, source: Tensor, target: Tensor, tensors: Sequence[Tensor]
 ) -> tuple[int, ...] | None:
@@ -124,23 +143,11 @@ def _wanted(
         else None
     )
     if operator.name in ("PAD", "PADV2", "MIRROR_PAD") and second is not None:
-        amounts = second.data
-        if amounts is None:
-            return None
-        if amounts.shape != (len(source.shape), 2) or amounts.min(initial=0) < 0:
-            raise Malformed(f"{operator.name} by {amounts.tolist()}")
-        return tuple(
-            size + int(sum(pair)) for size, pair in zip(source.shape, amounts.tolist(), strict=True)
-        )
+        return None if second.data is None else _padded(operator, source, second.data)
     if operator.name in _WINDOWED:
         return _window(operator, source, second)
     if operator.name in _REDUCING and second is not None and second.data is not None:
-        rank = len(source.shape)
-        gone = within(second.data.reshape(-1), rank, f"{operator.name} over axis", least=-rank)
-        axes = {axis % rank for axis in gone}
-        kept = len(target.shape) == rank
-        sizes = [1 if axis in axes else size for axis, size in enumerate(source.shape)]
-        return tuple(size for axis, size in enumerate(sizes) if kept or axis not in axes)
+        return _reduced(operator, source, target, second.data)
     if operator.name in _ELEMENTWISE and second is not None:
         try:
             return np.broadcast_shapes(source.shape, second.shape)

@@ -52,19 +52,36 @@ def _model(entry: Json, where: str, depth: int) -> dict[str, Any]:
     kept: dict[str, Any] = {"name": _text(config.get("name", name.lower()), where)}
     kept["layers"] = [_layer(layer, where, depth) for layer in config["layers"]]
     if name == "Sequential":
-        if config.get("build_input_shape") is not None:
-            if depth:  # whether it was called as it was built cannot be told from here
-                raise RefusedModel(where, None, "an Input layer in each model inside a model")
-            kept["build_input_shape"] = _plain(config["build_input_shape"], where)
+        kept |= _build_shape(config, where, depth)
         return {"class_name": name, "config": kept}
-    if isinstance(config.get("trainable"), bool):
-        kept["trainable"] = config["trainable"]
-    for position, layer in enumerate(config["layers"]):
-        _connect(kept["layers"][position], layer, where)
-    for key in ("input_layers", "output_layers"):
-        kept[key] = _references(config.get(key), f"{where} {key}")
+    kept |= _connections(config, kept["layers"], where)
     Connections(kept, where).check()
     return {"class_name": "Functional", "config": kept}
+
+
+def _build_shape(config: Mapping[str, Any], where: str, depth: int) -> dict[str, Any]:
+    """The shape that a sequential model without an input was built for."""
+    shape = config.get("build_input_shape")
+    if shape is None:
+        return {}
+    if depth:  # whether it was called as it was built cannot be told from here
+        raise RefusedModel(where, None, "an Input layer in each model inside a model")
+    return {"build_input_shape": _plain(shape, where)}
+
+
+def _connections(
+    config: Mapping[str, Any], layers: list[dict[str, Any]], where: str
+) -> dict[str, Any]:
+    """Inputs and outputs of a functional model; its layers get their calls."""
+    for layer, entry in zip(layers, config["layers"], strict=True):
+        _connect(layer, entry, where)
+    kept = {
+        key: _references(config.get(key), f"{where} {key}")
+        for key in ("input_layers", "output_layers")
+    }
+    if isinstance(config.get("trainable"), bool):
+        kept["trainable"] = config["trainable"]
+    return kept
 
 
 def _layer(entry: Json, model: str, depth: int) -> dict[str, Any]:
