@@ -12,7 +12,7 @@ from collections.abc import Iterable
 _SHOWN = 5  # names in a list before it is cut, with a count
 _LONGEST_VALUE = 120  # characters of a value
 _LONGEST_NAME = 200  # of a flag, field or file
-_LONGEST_LIST = 200  # of all names in a list
+_LONGEST_LIST = 150  # of all names in a list
 _LONGEST_CHOICES = 300  # of all legal names
 
 
