@@ -12,7 +12,8 @@ from collections.abc import Iterable
 _SHOWN = 5  # names in a list before it is cut, with a count
 _LONGEST_VALUE = 120  # characters of a value
 _LONGEST_NAME = 200  # of a flag, field or file
-_LONGEST_LIST = 200  # of all names in a list
+_LONGEST_LIST = 150  # of all names in a list
+_LONGEST_CHOICES = 300  # of all legal names
 
 
 class UsageError(ValueError):
@@ -98,4 +99,4 @@ def one_of(what: str, got: str, choices: Iterable[str]) -> str:
         return got
     near = difflib.get_close_matches(str(got), choices, n=1, cutoff=0.5)
     remedy = f"did you mean {near[0]}?" if near else ""
-    raise UsageError(what, got, f"one of {', '.join(choices)}", remedy)
+    raise UsageError(what, got, f"one of {_cut(', '.join(choices), _LONGEST_CHOICES)}", remedy)

@@ -13,7 +13,7 @@ from mobilenet.configs import archs
 from mobilenet.configs.base import Config
 from mobilenet.configs.card import Card
 from mobilenet.configs.run import RunConfig
-from mobilenet.errors import UsageError, shorten
+from mobilenet.errors import UsageError, one_of, shorten
 from mobilenet.models import plan
 
 _LONGEST = 500
@@ -104,5 +104,8 @@ def test_a_network_of_thousands_of_rows_is_refused() -> None:
 def test_a_line_has_neither_a_megabyte_nor_a_control_character() -> None:
     line = line_of(UsageError("a\x1b[2J\nb" * 1000, "x" * 2**20, "a\0name"))
     assert "\\x1b[2J" in line and "a\\x00name" in line
+    with pytest.raises(UsageError) as many:
+        one_of("field", "nmae0", [f"name{number}" for number in range(999)])
+    assert line_of(many.value).endswith("did you mean name0?")
     line = line_of(UsageError("names", None, shorten(["y" * 999] * 9)))
     assert line.count("yyy ... yyy") == 5 and line.endswith("... (9)")
