@@ -26,7 +26,7 @@ MAX_MEMBERS = 10_000
 _MAX_DIRECTORY_BYTES = 256 * MAX_MEMBERS  # zipfile reads the list of members at once
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those that zipfile reads in bounded steps
 _ENCRYPTED = 1
-_END, _ZIP64 = b"PK\5\6", b"PK\6\7"
+_FIRST, _END, _ZIP64 = b"PK\3\4", b"PK\5\6", b"PK\6\7"
 _END_BYTES, _ZIP64_BYTES, _MAX_COMMENT_BYTES = 22, 20, 1 << 16
 
 Array = npt.NDArray[Any]
@@ -138,6 +138,9 @@ def _opened(file: BinaryIO) -> zipfile.ZipFile:
         raise zipfile.BadZipFile("Zip64, for more than 65,535 members or 4 GiB")
     if int.from_bytes(tail[start + 12 : start + 16], "little") > _MAX_DIRECTORY_BYTES:
         raise zipfile.BadZipFile(f"more than {MAX_MEMBERS:,} members")
+    file.seek(0)
+    if file.read(4) not in (_FIRST, _END):  # numpy takes anything else for a pickle
+        raise zipfile.BadZipFile("other bytes before the first member")
     return zipfile.ZipFile(file)
 
 

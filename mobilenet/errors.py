@@ -12,7 +12,7 @@ from collections.abc import Iterable
 _SHOWN = 5  # names in a list before it is cut, with a count
 _LONGEST_VALUE = 120  # characters of a value
 _LONGEST_NAME = 200  # of a flag, field or file
-_LONGEST_LIST = 200  # of all names in a list
+_LONGEST_LISTED = 100  # of one name in a list; the longest of a TF1 checkpoint has 90
 _LONGEST_CHOICES = 300  # of all legal names
 
 
@@ -83,9 +83,8 @@ def _printable(text: str) -> str:
 def shorten(names: Iterable[object]) -> str:
     """Joins names with commas; from the sixth on they are only counted."""
     listed = [str(name) for name in names]
-    most = _LONGEST_LIST // max(1, min(len(listed), _SHOWN))
     more = f", ... ({len(listed)})" if len(listed) > _SHOWN else ""
-    return ", ".join(_cut(_printable(name), most) for name in listed[:_SHOWN]) + more
+    return ", ".join(_cut(_printable(name), _LONGEST_LISTED) for name in listed[:_SHOWN]) + more
 
 
 def one_of(what: str, got: str, choices: Iterable[str]) -> str:

@@ -226,3 +226,12 @@ def test_every_changed_byte_is_loaded_or_refused(tmp_path: Path) -> None:
             archives.load_npz(path)
         except UsageError as error:
             assert "\n" not in str(error)
+
+
+def test_bytes_before_the_archive_are_refused(tmp_path: Path) -> None:
+    """zipfile skips them; numpy takes the file for a pickle."""
+    np.savez(tmp_path / "x.npz", a=np.zeros(3, np.float32))
+    content = (tmp_path / "x.npz").read_bytes()
+    (tmp_path / "x.npz").write_bytes(b"junk" + content)
+    with pytest.raises(UsageError, match="other bytes before the first member"):
+        archives.npz_shapes(tmp_path / "x.npz")

@@ -23,7 +23,7 @@ from mobilenet.configs.dataset import Preprocessing
 from mobilenet.data.sources import digits, image_folder
 from mobilenet.errors import UsageError
 from mobilenet.runtime import interpreter
-from mobilenet.runtime.classifier import Classifier
+from mobilenet.runtime.classifier import Classifier, rank
 
 pytest.importorskip("tensorflow", reason="TensorFlow's converter makes the files")
 
@@ -356,3 +356,11 @@ def test_evaluating_loads_no_tensorflow(tmp_path: Path) -> None:
     assert heavy == []
     assert float(seconds) < 1  # CPU time, so that a busy machine does not matter; .25 measured
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_outputs_that_are_no_numbers_rank_nothing(value: float, kind: str) -> None:
+    outputs = np.array([0.5, value, 1.0], np.float32)
+    with pytest.raises(UsageError, match="outputs: got 'NaN or infinity', expected finite"):
+        rank(outputs, ["a", "b", "c"], 2, kind)

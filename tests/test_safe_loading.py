@@ -533,3 +533,12 @@ def test_an_unknown_layer_is_named() -> None:
     config = {"class_name": "Sequential", "config": {"name": "x", "layers": [layer]}}
     with pytest.raises(safe_loading.RefusedModel, match="LSTM.*image models"):
         safe_loading.sanitize(config)
+
+
+def test_a_heap_that_hdf5_never_leaves_is_refused(sound: dict[str, Path], tmp_path: Path) -> None:
+    """An entry of length 0: HDF5 would read it again and again."""
+    data = bytearray(sound["x.h5"].read_bytes())
+    start = data.find(b"GCOL") + 16
+    data[start : start + 64] = bytes(64)
+    (tmp_path / "x.h5").write_bytes(data)
+    refused(tmp_path / "x.h5", "a heap with an entry")

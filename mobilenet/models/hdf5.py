@@ -7,6 +7,9 @@ a circle, and declare arrays of any size that were never written.
 from __future__ import annotations
 
 import math
+import mmap
+import os
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +18,8 @@ from mobilenet.archives import MAX_RATIO, UNCHECKED_BYTES
 MAX_OBJECTS = 1 << 16
 MAX_ATTRIBUTE = 1 << 24  # bytes; the largest holds the description of a model
 _NUMBERS = "fiub"  # kinds of numpy
+_HEAP, _HEAP_BYTES = b"GCOL\x01\0\0\0", 16  # signature and version; with the size
+_ENTRY = struct.Struct("<HxxxxxxQ")  # number, uses and padding, length
 
 
 class UnsafeFile(ValueError):
@@ -46,6 +51,42 @@ def check(file: Any) -> int:
     if declared > UNCHECKED_BYTES + MAX_RATIO * stored:
         raise UnsafeFile(f"its arrays declare {declared} bytes where {stored} are stored")
     return numbers
+
+
+def check_heaps(path: str | os.PathLike[str]) -> None:
+    """Looks at the heaps that hold texts; HDF5 reads an entry of no length without end.
+
+    Source: HDF5 File Format Specification 3.0, III.E "Disk Format: Level 1E - Global Heap".
+
+    Args:
+        path: of the file, before it is opened.
+
+    Raises:
+        UnsafeFile: an entry that is empty or leaves its heap.
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            start = data.find(_HEAP)
+            while start >= 0:
+                _check_heap(data, start)
+                start = data.find(_HEAP, start + 1)
+
+
+def _check_heap(data: mmap.mmap, start: int) -> None:
+    (size,) = struct.unpack_from("<Q", data[start + len(_HEAP) : start + _HEAP_BYTES].ljust(8))
+    position, end = start + _HEAP_BYTES, start + size
+    if end > len(data):
+        raise UnsafeFile(f"a heap of {size} bytes, more than the file has after it")
+    while position + _ENTRY.size <= end:
+        index, length = _ENTRY.unpack_from(data, position)
+        # Entry 0 is what is free, its own header included; data are padded to 8 bytes.
+        step = length if index == 0 else _ENTRY.size + -(-length // 8) * 8
+        if step < _ENTRY.size or position + step > end:
+            raise UnsafeFile("a heap with an entry that does not end in it")
+        position += step
 
 
 def text_attribute(file: Any, key: str) -> str | None:

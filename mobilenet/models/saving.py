@@ -225,6 +225,7 @@ def _checked_numbers(path: str | os.PathLike[str]) -> int:
     import h5py
 
     try:
+        hdf5.check_heaps(path)
         with h5py.File(path, "r") as file:
             return hdf5.check(file)
     except hdf5.UnsafeFile as error:

@@ -204,6 +204,9 @@ def rank(
     if k < 1:
         raise UsageError("--top_k", k, "a whole number of at least 1")
     scores = outputs.astype(np.float64)
+    if not np.isfinite(scores).all():
+        expected, remedy = "finite numbers from the model", "its weights are damaged"
+        raise UsageError("outputs", "NaN or infinity", expected, remedy)
     if kind != "probabilities":
         scores = np.exp(scores - scores.max())
         scores /= scores.sum()

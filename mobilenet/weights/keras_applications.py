@@ -107,6 +107,7 @@ def _read(path: Path) -> dict[str, Arrays]:
     if not path.is_file():
         raise UsageError(str(path), None, "a .h5 weight file; there is none")
     try:
+        hdf5.check_heaps(path)
         with h5py.File(path, "r") as file:
             hdf5.check(file)
             root = file.get("model_weights", file)

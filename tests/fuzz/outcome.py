@@ -32,7 +32,7 @@ ACCEPTED, REFUSED, UNCLEAN, TRACEBACK, HANG, CRASH, LEFT = (
 FAILURES = (UNCLEAN, TRACEBACK, CRASH, HANG, LEFT)
 SECONDS = 10.0  # longer ones hang
 _AUTOGRAPH = "__autograph_generated_file"  # TensorFlow's own, removed when the process ends
-_LONGEST = 500  # characters of a line
+_LONGEST = 1000  # characters of a line
 
 
 @dataclasses.dataclass(frozen=True)

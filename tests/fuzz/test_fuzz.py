@@ -14,7 +14,7 @@ pytest.importorskip("tensorflow")
 from fuzz import outcome  # noqa: E402
 from fuzz.targets import TARGETS  # noqa: E402
 
-CASES = 40
+CASES = 30
 MEMORY = 6 << 30  # bytes on top of what the process has
 
 

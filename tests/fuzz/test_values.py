@@ -16,7 +16,7 @@ from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError, one_of, shorten
 from mobilenet.models import layer_plan
 
-_LONGEST = 500
+_LONGEST = 1000
 _FAST = settings(deadline=None, max_examples=150, derandomize=True, database=None)
 _SCALARS = st.one_of(
     st.none(),
