@@ -11,6 +11,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+import mobilenet
 from mobilenet import data
 from mobilenet.configs import dataset
 from mobilenet.data.sources import digits
@@ -61,7 +62,7 @@ def test_full_ink_is_white_and_no_ink_black() -> None:
 
 
 def test_file_is_small() -> None:
-    assert (Path(digits.__file__).parent / "digits.npz").stat().st_size < 100_000
+    assert (Path(mobilenet.__file__).parent / "digits.npz").stat().st_size < 100_000
 
 
 def test_a_place_for_them_is_told() -> None:
@@ -79,6 +80,8 @@ def test_bad_split_and_size_are_told() -> None:
 
 
 def test_digits_and_class_folders_need_no_tensorflow() -> None:
-    code = "import sys, mobilenet.digits as d, mobilenet.class_folders; d.load().image(0, 64)"
-    code += "; sys.exit('tensorflow' in sys.modules or 'sklearn' in sys.modules)"
+    code = "import sys, mobilenet.data.sources.digits as d, mobilenet.data.sources.image_folder; "
+    code += (
+        "d.load().image(0, 64); sys.exit('tensorflow' in sys.modules or 'sklearn' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
