@@ -16,6 +16,7 @@ from mobilenet.errors import UsageError, one_of, shorten
 C = TypeVar("C", bound="Config")
 MAX_CLASSES = 1_000_000  # class indices end here: a larger label is a code of another kind
 MAX_SIDE = 1 << 14  # of an image
+MAX_BATCH = 1 << 13  # images at once; beyond 2^31 values kernels end the process
 _MAX_INTEGER = 2**63 - 1  # what TensorFlow can hold
 
 
@@ -233,4 +234,14 @@ def number(
         raise UsageError(what, value, rule, remedy)
 
 
-__all__ = ["MAX_CLASSES", "MAX_SIDE", "Config", "flag", "nested", "number", "one_of", "shorten"]
+__all__ = [
+    "MAX_BATCH",
+    "MAX_CLASSES",
+    "MAX_SIDE",
+    "Config",
+    "flag",
+    "nested",
+    "number",
+    "one_of",
+    "shorten",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mobilenet.configs import number_formats
-from mobilenet.configs.base import MAX_SIDE, number
+from mobilenet.configs.base import MAX_BATCH, MAX_SIDE, number
 from mobilenet.configs.quantization import TARGETS
 from mobilenet.errors import UsageError, one_of
 
@@ -44,7 +44,7 @@ class Form:
         if wanted is not None and self.io not in (None, *wanted.ends):
             ends = f"{' or '.join(wanted.ends)}, the ends of a file of {self.quantization}"
             raise UsageError("--io", self.io, ends, "leave it out")
-        number("--batch", self.batch, least=1, integer=True)
+        number("--batch", self.batch, least=1, most=MAX_BATCH, integer=True)
         if self.image_size is not None:
             number("--image_size", self.image_size, least=1, most=MAX_SIDE, integer=True)
         one_of("--output_activation", self.output_activation, ACTIVATIONS)

@@ -10,7 +10,7 @@ from mobilenet.configs.weight_sharing import FewValues
 from mobilenet.errors import UsageError
 
 from .archs import MobileNetConfig, MobileNetV1Config
-from .base import MAX_SIDE, Config, flag, nested, number, one_of
+from .base import MAX_BATCH, MAX_SIDE, Config, flag, nested, number, one_of
 from .dataset import DatasetConfig
 from .distillation import Distillation
 from .pruning import PRUNING, ChannelPruning, DnsPruning, MagnitudePruning, TfmotPruning
@@ -76,6 +76,7 @@ class TrainConfig(Config):
             "--batch_size",
             self.batch_size,
             least=1,
+            most=MAX_BATCH,
             integer=True,
             remedy="common values are 32, 64, 96",
         )

@@ -10,7 +10,7 @@ from typing import Any
 from mobilenet import cli
 from mobilenet.cli import flags
 from mobilenet.configs import number_formats
-from mobilenet.configs.base import number
+from mobilenet.configs.base import MAX_BATCH, number
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError, one_of
@@ -91,7 +91,7 @@ def _freeze(parsed: cli.Parsed) -> list[tuple[str, object]]:
         if name in _ALONE and (name, options[name]) != ("io", "float32"):
             raise UsageError(f"--{name}", options[name], "--format tflite", "leave it out")
     _calibrated(parsed)
-    number("--batch", options["batch"], least=0, integer=True)
+    number("--batch", options["batch"], least=0, most=MAX_BATCH, integer=True)
     with cli.starting_tensorflow():
         from mobilenet.configs.conversion import Form
         from mobilenet.export import freezing

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import cli, console
-from mobilenet.configs.base import number
+from mobilenet.configs.base import MAX_BATCH, number
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError, one_of
@@ -58,7 +58,7 @@ def run(argv: list[str]) -> int | None:
         raise UsageError("--model", None, "a saved net", "python -m mobilenet.trainer makes one")
     one_of("--split", options["split"], evaluation.SPLITS)
     one_of("--runtime", options["runtime"], worker.RUNTIMES)
-    number("--batch_size", options["batch_size"], least=1, integer=True)
+    number("--batch_size", options["batch_size"], least=1, most=MAX_BATCH, integer=True)
     path = Path(options["model"])
     is_file = path.suffix == ".tflite" or (path / classifier.MODEL).is_file()
     for name in () if is_file else sorted({"runtime", "isolated"} & parsed.given):

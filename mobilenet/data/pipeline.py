@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from mobilenet.configs import dataset as dataset_configs
-from mobilenet.configs.base import number, one_of
+from mobilenet.configs.base import MAX_BATCH, number, one_of
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.data import datasets, decoding
 from mobilenet.data import preprocessing as images
@@ -64,7 +64,7 @@ def load(
             `explain`).
     """
     config = dataset_configs.get(dataset) if isinstance(dataset, str) else dataset
-    number("--batch_size", batch_size, least=1, integer=True)
+    number("--batch_size", batch_size, least=1, most=MAX_BATCH, integer=True)
     number("start_step", start_step, least=0, integer=True)
     if limit is not None:
         number("limit", limit, least=1, integer=True)
