@@ -2,9 +2,9 @@
 
 from setuptools import find_packages, setup
 
-ROOMS = {"mobilenet.configs": "configs", "mobilenet.tf1_loader": "tf1_loader"}
+FOLDERS = {"mobilenet.configs": "configs", "mobilenet.tf1_loader": "tf1_loader"}
 
 setup(
-    packages=[*find_packages(include=["mobilenet", "mobilenet.*"]), *ROOMS],
-    package_dir=ROOMS,
+    packages=[*find_packages(include=["mobilenet", "mobilenet.*"]), *FOLDERS],
+    package_dir=FOLDERS,
 )

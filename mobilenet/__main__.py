@@ -17,7 +17,7 @@ def summaries() -> list[tuple[str, str]]:
     found = []
     for module in MODULES:
         source = resources.files("mobilenet").joinpath(f"{module}.py")
-        if not source.is_file():  # a room with a command of its own
+        if not source.is_file():  # a package with a command of its own
             source = resources.files(f"mobilenet.{module}").joinpath("__main__.py")
         text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
         command = f"python -m mobilenet.{module}"

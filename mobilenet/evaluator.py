@@ -124,15 +124,15 @@ def _batches(
     data: DatasetConfig, card: Card, classes: int, names: tuple[str, ...], options: dict[str, Any]
 ) -> tuple[Any, Matching]:
     """The split as the net takes it, and which of its `classes` are those of the data."""
-    from mobilenet import data as room
+    from mobilenet import data as datasets
     from mobilenet.export import pipeline as export_pipeline
 
-    info = room.describe(data)
+    info = datasets.describe(data)
     matching = match(classes, names, info.num_classes, info.labels, data.name)
     if matching.note:
         print(matching.note)
     height, width, channels = card.input_shape
-    batches = room.load(
+    batches = datasets.load(
         data,
         options["split"],
         image_size=(height, width),

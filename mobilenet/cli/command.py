@@ -11,7 +11,7 @@ A command is a module with two functions, for `python -m mobilenet.NAME` and for
         parsed = COMMAND.parse(argv)     # --help and bad flags end here, without TensorFlow
         config = cli.run_config(parsed)  # recipe or --config_file; then flags; then --override
         with cli.starting_tensorflow():
-            from mobilenet.training import stages
+            from mobilenet.training import pipeline
         ...
         print(cli.table(["stage", "top-1"], rows))
 
