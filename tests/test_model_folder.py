@@ -36,6 +36,7 @@ def test_a_folder_comes_back_bit_equal(
     config = archs.get(name, width_multiplier=0.25, num_classes=10)
     card = Card(
         architecture=config.to_json(),
+        input_shape=(32, 32, 3),
         labels=("a", "b"),
         metrics={"top1": 91.5},
         history=({"loss": 1.0},),
@@ -230,3 +231,10 @@ def test_a_class_of_another_module_is_never_imported(
         for name, data in parts.items():
             archive.writestr(name, data)
     refused(tmp_path / "bad.keras", "os.system")
+
+
+def test_a_card_of_another_size_gets_that_of_the_model(
+    small_net: Callable[..., Any], tmp_path: Path
+) -> None:
+    saving.save(small_net("mobilenet_v1"), tmp_path / "net", Card(input_shape=(224, 224, 3)))
+    assert saving.load(tmp_path / "net").card.input_shape == (32, 32, 3)

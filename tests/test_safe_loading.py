@@ -469,11 +469,38 @@ def test_weights_come_from_the_file_alone(sound: dict[str, Path], tmp_path: Path
         refused(path, "an HDF5 file of its own")
 
 
-def test_a_circle_of_links_ends(sound: dict[str, Path], tmp_path: Path) -> None:
+def test_an_object_has_one_name(sound: dict[str, Path], tmp_path: Path) -> None:
+    """Links in a circle would be followed without end, one array read many times."""
+    for target in ("model_weights", "model_weights/dense/dense/kernel:0"):
+        shutil.copy(sound["x.h5"], tmp_path / "x.h5")
+        with h5py.File(tmp_path / "x.h5", "r+") as file:
+            file["model_weights/conv/again"] = file[target]
+        refused(tmp_path / "x.h5", "another name of the same object")
+
+
+def test_a_weight_is_named_once(sound: dict[str, Path], tmp_path: Path) -> None:
+    """Keras reads each array that is named before it counts them."""
     shutil.copy(sound["x.h5"], tmp_path / "x.h5")
     with h5py.File(tmp_path / "x.h5", "r+") as file:
-        file["model_weights/conv/again"] = file["model_weights"]
-    assert load(tmp_path / "x.h5").count_params() == load(sound["x.h5"]).count_params()
+        layer = file["model_weights/dense"]
+        layer.attrs["weight_names"] = [b"dense/kernel:0", b"./dense/kernel:0"]
+    refused(tmp_path / "x.h5", "named twice")
+
+
+def test_a_text_is_not_listed_without_end(sound: dict[str, Path], tmp_path: Path) -> None:
+    """Each of a list may be the same megabyte."""
+    shutil.copy(sound["x.h5"], tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        file.attrs["model_config"] = "x" * (1 << 20)
+        file.attrs["names"] = ["a"] * 1025
+    refused(tmp_path / "x.h5", "attribute names of / may have")
+
+
+def test_a_description_is_one_text(sound: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copy(sound["x.h5"], tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        file.attrs["model_config"] = ["a", "b"]
+    refused(tmp_path / "x.h5", "model_config is not a text")
 
 
 def circle(config: dict[str, Any]) -> None:
@@ -540,5 +567,6 @@ def test_a_heap_that_hdf5_never_leaves_is_refused(sound: dict[str, Path], tmp_pa
     data = bytearray(sound["x.h5"].read_bytes())
     start = data.find(b"GCOL") + 16
     data[start : start + 64] = bytes(64)
+    data[start - 11] = 7  # a reserved byte, which HDF5 does not look at
     (tmp_path / "x.h5").write_bytes(data)
     refused(tmp_path / "x.h5", "a heap with an entry")

@@ -13,12 +13,13 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from mobilenet.archives import MAX_RATIO, UNCHECKED_BYTES
-
 MAX_OBJECTS = 1 << 16
 MAX_ATTRIBUTE = 1 << 24  # bytes; the largest holds the description of a model
 _NUMBERS = "fiub"  # kinds of numpy
-_HEAP, _HEAP_BYTES = b"GCOL\x01\0\0\0", 16  # signature and version; with the size
+_HEAP = b"GCOL\x01"  # signature and version
+_HEAP_HEADER = struct.Struct("<8xQ")  # with three reserved bytes; the size
+_MAX_ENTRIES = 1 << 18
+_MAX_TEXTS = 1 << 30  # bytes of a list, if each text were the longest: a description of a megabyte
 _ENTRY = struct.Struct("<HxxxxxxQ")  # number, uses and padding, length
 
 
@@ -26,34 +27,34 @@ class UnsafeFile(ValueError):
     """The reason why a file is refused."""
 
 
-def check(file: Any) -> int:
+def check(file: Any, longest_text: int) -> int:
     """Looks at every link, header and attribute; no array is read.
 
     Args:
         file: an open `h5py.File`.
+        longest_text: from `check_heaps`; a list may name the same text many times.
 
     Returns:
         How many numbers its arrays hold.
 
     Raises:
         UnsafeFile: a link that is not a hard one, an array that is stored elsewhere, holds no
-            numbers, arrays that are far larger than what is stored, or too many objects.
+            numbers, is compressed or larger than what is stored, a weight that is named twice, or
+            too many objects.
     """
-    numbers = declared = stored = 0
+    numbers, named = 0, set()
     for name, item in _objects(file):
         for key in item.attrs:
-            _check_attribute(f"attribute {key} of {name}", item.attrs.get_id(key))
+            _check_attribute(f"attribute {key} of {name}", item.attrs.get_id(key), longest_text)
+            if key.startswith("weight_names"):
+                _check_names(name, item, item.attrs[key], named)
         if hasattr(item, "shape"):
             _check_array(name, item)
             numbers += math.prod(item.shape)
-            declared += item.nbytes
-            stored += item.id.get_storage_size()
-    if declared > UNCHECKED_BYTES + MAX_RATIO * stored:
-        raise UnsafeFile(f"its arrays declare {declared} bytes where {stored} are stored")
     return numbers
 
 
-def check_heaps(path: str | os.PathLike[str]) -> None:
+def check_heaps(path: str | os.PathLike[str]) -> int:
     """Looks at the heaps that hold texts; HDF5 reads an entry of no length without end.
 
     Source: HDF5 File Format Specification 3.0, III.E "Disk Format: Level 1E - Global Heap".
@@ -61,23 +62,32 @@ def check_heaps(path: str | os.PathLike[str]) -> None:
     Args:
         path: of the file, before it is opened.
 
+    Returns:
+        The bytes of the longest text, for `check`.
+
     Raises:
-        UnsafeFile: an entry that is empty or leaves its heap.
+        UnsafeFile: an entry that is empty or leaves its heap, or too many entries.
         OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
-            return
+            return 0
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            start = data.find(_HEAP)
+            start, entries, longest = data.find(_HEAP), 0, 0
             while start >= 0:
-                _check_heap(data, start)
-                start = data.find(_HEAP, start + 1)
+                count, length = _check_heap(data, start, _MAX_ENTRIES - entries)
+                entries, longest = entries + count, max(longest, length)
+                start = data.find(_HEAP, start + 1)  # heaps may be made to overlap
+            return longest
 
 
-def _check_heap(data: mmap.mmap, start: int) -> None:
-    (size,) = struct.unpack_from("<Q", data[start + len(_HEAP) : start + _HEAP_BYTES].ljust(8))
-    position, end = start + _HEAP_BYTES, start + size
+def _check_heap(data: mmap.mmap, start: int, most: int) -> tuple[int, int]:
+    """The number of entries of a heap, and the length of the longest."""
+    position, count, longest = start + _HEAP_HEADER.size, 0, 0
+    if position > len(data):
+        raise UnsafeFile("a heap that is cut short")
+    (size,) = _HEAP_HEADER.unpack_from(data, start)
+    end = start + size
     if end > len(data):
         raise UnsafeFile(f"a heap of {size} bytes, more than the file has after it")
     while position + _ENTRY.size <= end:
@@ -86,7 +96,10 @@ def _check_heap(data: mmap.mmap, start: int) -> None:
         step = length if index == 0 else _ENTRY.size + -(-length // 8) * 8
         if step < _ENTRY.size or position + step > end:
             raise UnsafeFile("a heap with an entry that does not end in it")
-        position += step
+        position, count, longest = position + step, count + 1, max(longest, length)
+        if count > most:
+            raise UnsafeFile(f"heaps of more than {_MAX_ENTRIES} entries")
+    return count, longest
 
 
 def text_attribute(file: Any, key: str) -> str | None:
@@ -97,7 +110,9 @@ def text_attribute(file: Any, key: str) -> str | None:
     """
     if key not in file.attrs:
         return None
-    _check_attribute(key, file.attrs.get_id(key))
+    _check_attribute(key, file.attrs.get_id(key), 0)
+    if file.attrs.get_id(key).shape:
+        raise UnsafeFile(f"{key} is not a text")
     value = file.attrs[key]
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
@@ -115,7 +130,7 @@ def _objects(file: Any) -> Iterator[tuple[str, Any]]:
     while waiting:
         name, item = waiting.pop()
         if item.id in seen:
-            continue
+            raise UnsafeFile(f"{name} is another name of the same object")
         seen.add(item.id)
         if len(seen) > MAX_OBJECTS:
             raise UnsafeFile(f"more than {MAX_OBJECTS} objects")
@@ -129,10 +144,30 @@ def _objects(file: Any) -> Iterator[tuple[str, Any]]:
             waiting.append((path, item[key]))
 
 
-def _check_attribute(name: str, attribute: Any) -> None:
-    size = attribute.get_type().get_size() * math.prod(attribute.shape)
+def _check_attribute(name: str, attribute: Any, longest_text: int) -> None:
+    import h5py
+
+    kind, count = attribute.get_type(), math.prod(attribute.shape)
+    is_variable = isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
+    if is_variable and attribute.shape and count * longest_text > _MAX_TEXTS:
+        raise UnsafeFile(f"{name} may have {count * longest_text} bytes")
+    size = kind.get_size() * count
     if size > MAX_ATTRIBUTE:
         raise UnsafeFile(f"{name} has {size} bytes, at most {MAX_ATTRIBUTE} are read")
+
+
+def _check_names(name: str, group: Any, names: Any, seen: set[int]) -> None:
+    """Keras reads each array that is named here before it counts them."""
+    import h5py
+
+    for key in names:
+        array = group.get(key)
+        if not isinstance(array, h5py.Dataset):
+            raise UnsafeFile(f"{name} names weights that it does not hold")
+        address = h5py.h5o.get_info(array.id).addr
+        if address in seen:
+            raise UnsafeFile(f"{array.name} is named twice")
+        seen.add(address)
 
 
 def _check_array(name: str, array: Any) -> None:
@@ -140,3 +175,8 @@ def _check_array(name: str, array: Any) -> None:
         raise UnsafeFile(f"the data of {name} are in another file")
     if array.shape is None or array.dtype.kind not in _NUMBERS:
         raise UnsafeFile(f"{name} does not hold numbers")
+    if array.id.get_create_plist().get_nfilters():
+        raise UnsafeFile(f"{name} is compressed or filtered; Keras does neither")
+    stored = array.id.get_storage_size()
+    if array.nbytes > stored:
+        raise UnsafeFile(f"{name} declares {array.nbytes} bytes where {stored} are stored")

@@ -90,22 +90,13 @@ def load(path: str | os.PathLike[str]) -> Net:
     path = Path(path)
     if not path.exists():
         raise UsageError(str(path), None, f"{_KINDS}; there is nothing there")
+    if not (path.is_file() or path.is_dir()):
+        raise UsageError(str(path), None, f"{_KINDS}, not a pipe or device")
     try:
-        if path.is_dir():
-            source = path / MODEL
-            if source.is_file():
-                model = _load_keras(source)
-            elif (path / "saved_model.pb").is_file():
-                source = path / "saved_model.pb"
-                model = _load_saved_model(path)
-            else:
-                raise UsageError(str(path), None, f"{_KINDS}; it holds no {MODEL}")
-        elif path.suffix == ".keras":
-            source, model = path, _load_keras(path)
-        elif path.suffix in (".h5", ".hdf5"):
-            source, model = path, _load_h5(path)
-        else:
-            raise UsageError(str(path), None, _KINDS)
+        source, model = _model_of(path)
+        own_card = source.parent / CARD
+        has_own = source.name in (MODEL, "saved_model.pb") and own_card.is_file()
+        card = _fitted_card(Card.from_file(own_card), model) if has_own else card_of(model)
     except UsageError as error:
         raise error if str(path) in error.what else error.within(str(path)) from None
     except Exception as error:  # whatever Keras, zipfile or h5py makes of a broken file
@@ -114,11 +105,23 @@ def load(path: str | os.PathLike[str]) -> Net:
         raise UsageError(
             str(path), None, f"a whole Keras model ({_first_line(error)})", "save it again"
         ) from None
-    beside = source.parent / CARD
-    has_own = source.name in (MODEL, "saved_model.pb") and beside.is_file()
-    card = Card.from_file(beside) if has_own else card_of(model)
     model.mobilenet_config = architecture(card)
     return Net(model, card)
+
+
+def _model_of(path: Path) -> tuple[Path, Any]:
+    """The model at `path`, and the file that holds it."""
+    if path.is_dir():
+        if (path / MODEL).is_file():
+            return path / MODEL, _load_keras(path / MODEL)
+        if (path / "saved_model.pb").is_file():
+            return path / "saved_model.pb", _load_saved_model(path)
+        raise UsageError(str(path), None, f"{_KINDS}; it holds no {MODEL}")
+    if path.suffix == ".keras":
+        return path, _load_keras(path)
+    if path.suffix in (".h5", ".hdf5"):
+        return path, _load_h5(path)
+    raise UsageError(str(path), None, _KINDS)
 
 
 def architecture(card: Card) -> MobileNetConfig | None:
@@ -131,9 +134,7 @@ def architecture(card: Card) -> MobileNetConfig | None:
 
 def card_of(model: Any) -> Card:
     """What can be seen in the model itself."""
-    if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4:
-        shapes = [list(image.shape[1:]) for image in model.inputs]
-        raise UsageError("model", shapes, "one input of [height, width, channels]")
+    shape = _image_shape(model)
     graph = Graph(model)
     last = graph.layers[-1]
     activation = getattr(getattr(last, "activation", None), "__name__", "")
@@ -142,7 +143,27 @@ def card_of(model: Any) -> Card:
     else:
         has_classes = any(graph.role(layer) == "classifier" for layer in graph.layers)
         outputs = "logits" if has_classes else "features"
-    return Card(input_shape=tuple(model.input_shape[1:]), outputs=outputs)
+    return Card(input_shape=shape, outputs=outputs)
+
+
+def _fitted_card(card: Card, model: Any) -> Card:
+    """The card with the model's own input size, wherever that is fixed.
+
+    Raises:
+        UsageError: the model takes no single image, or the card describes one of other channels.
+    """
+    shape = tuple(
+        given if side is None else side
+        for side, given in zip(_image_shape(model), card.input_shape, strict=True)
+    )
+    return card if shape == card.input_shape else card.replace(input_shape=shape)
+
+
+def _image_shape(model: Any) -> tuple[Any, ...]:
+    if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4:
+        shapes = [list(image.shape[1:]) for image in model.inputs]
+        raise UsageError("model", shapes, "one input of [height, width, channels]")
+    return tuple(model.input_shape[1:])
 
 
 def _load_keras(path: Path) -> Any:
@@ -156,7 +177,7 @@ def _load_keras(path: Path) -> Any:
     expected = f"a .keras file of {', '.join(_MEMBERS)} alone"
     archives.check_zip(path, "|".join(map(re.escape, _MEMBERS)), expected, "save it again")
     with zipfile.ZipFile(path) as archive:
-        metadata, config = (_json(archive.read(name)) for name in _MEMBERS[:2])
+        metadata, config = (_json(_member(archive, name)) for name in _MEMBERS[:2])
         version = metadata.get("keras_version") if isinstance(metadata, dict) else None
         _check_version(path, version)
         description = safe_loading.sanitize(config)
@@ -213,6 +234,11 @@ def _load_saved_model(path: Path) -> Any:
     return model
 
 
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    with archive.open(name) as file:
+        return file.read(strict_json.MAX_BYTES + 1)
+
+
 def _json(text: str | bytes) -> Any:
     try:
         return strict_json.loads(text)
@@ -225,9 +251,9 @@ def _checked_numbers(path: str | os.PathLike[str]) -> int:
     import h5py
 
     try:
-        hdf5.check_heaps(path)
+        longest = hdf5.check_heaps(path)
         with h5py.File(path, "r") as file:
-            return hdf5.check(file)
+            return hdf5.check(file, longest)
     except hdf5.UnsafeFile as error:
         raise UsageError("weights", None, f"an HDF5 file of its own ({error})") from None
 

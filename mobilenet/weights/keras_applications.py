@@ -107,9 +107,9 @@ def _read(path: Path) -> dict[str, Arrays]:
     if not path.is_file():
         raise UsageError(str(path), None, "a .h5 weight file; there is none")
     try:
-        hdf5.check_heaps(path)
+        longest = hdf5.check_heaps(path)
         with h5py.File(path, "r") as file:
-            hdf5.check(file)
+            hdf5.check(file, longest)
             root = file.get("model_weights", file)
             if "layer_names" not in root.attrs:
                 raise UsageError(
