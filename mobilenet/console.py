@@ -98,7 +98,8 @@ def log_to_stdout() -> Iterator[None]:
     def is_new(record: logging.LogRecord) -> bool:
         text = record.getMessage()
         fresh = record.levelno < logging.WARNING or text not in warned
-        warned.add(text)
+        if record.levelno >= logging.WARNING:
+            warned.add(text)
         return fresh
 
     handler.addFilter(is_new)

@@ -68,6 +68,8 @@ def read(path: str | os.PathLike[str]) -> Any:
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(None, "not a regular file")  # opening a pipe would wait for its writer
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         return loads(data)

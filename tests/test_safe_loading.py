@@ -538,6 +538,59 @@ def deep(config: dict[str, Any]) -> None:
         config["config"]["output_layers"] = [["inner", 1, 0]]
 
 
+def inner_model(config: dict[str, Any], calls: int) -> dict[str, Any]:
+    """A copy of the model as a layer of itself."""
+    inner = json.loads(json.dumps(config))
+    inner["config"]["name"] = "inner"
+    nodes = [[["image", 0, 0, {}]]] * calls
+    return {**inner, "name": "inner", "inbound_nodes": nodes}
+
+
+def laughs(config: dict[str, Any]) -> None:
+    """Ten calls of a model that calls a model ten times, and so on: 10^6 of the innermost."""
+    for _ in range(6):
+        inner = inner_model(config, 10)
+        config["config"]["layers"] = [config["config"]["layers"][0], inner]
+        config["config"]["output_layers"] = [["inner", 10, 0]]
+
+
+def absent_output(config: dict[str, Any]) -> None:
+    first(config, "dense")["inbound_nodes"] = [[["pool", 0, 7, {}]]]
+
+
+def absent_keyword(config: dict[str, Any]) -> None:
+    first(config, "dense")["inbound_nodes"] = [[["pool", 0, 0, {"mask": ["image", 0, 7]}]]]
+
+
+def odd_keyword(config: dict[str, Any]) -> None:
+    first(config, "dense")["inbound_nodes"] = [[["pool", 0, 0, {"mask": ["image", None, 0]}]]]
+
+
+def no_inner_input(config: dict[str, Any]) -> None:
+    dense = {"class_name": "Dense", "config": {"name": "inner_dense", "units": 2}}
+    dense["config"]["input_shape"] = [4]  # type: ignore[index]
+    config["config"]["layers"].append(
+        {
+            "class_name": "Sequential",
+            "config": {"name": "inner", "layers": [dense]},
+            "name": "inner",
+            "inbound_nodes": [[["pool", 0, 0, {}]]],
+        }
+    )
+
+
+def large_input(config: dict[str, Any]) -> None:
+    first(config, "image")["config"]["batch_input_shape"] = [None, 1 << 20, 1 << 20, 3]
+
+
+def odd_function(config: dict[str, Any]) -> None:
+    first(config, "pool").update(class_name="TFOpLambda", config={"name": "pool", "function": [1]})
+
+
+def odd_activation(config: dict[str, Any]) -> None:
+    first(config, "conv")["config"]["activation"] = {"class_name": [1], "config": {}}
+
+
 def no_outputs(config: dict[str, Any]) -> None:
     config["config"]["output_layers"] = []
 
@@ -546,7 +599,11 @@ def no_outputs(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "edit",
-    [circle, absent_call, unknown_layer, two_names, same_name, many, deep, no_outputs],
+    [
+        *(circle, absent_call, unknown_layer, two_names, same_name, many, deep, no_outputs),
+        *(laughs, absent_output, absent_keyword, odd_keyword, no_inner_input, large_input),
+        *(odd_function, odd_activation),
+    ],
 )
 def test_models_that_cannot_be_computed_are_refused(
     edit: Edit, form: str, sound: dict[str, Path], tmp_path: Path

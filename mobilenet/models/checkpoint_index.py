@@ -155,8 +155,11 @@ def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     position = 0
     for _ in range(2):  # the first handle is that of the unused meta index
         _, position = _varint(footer, position)
-    last, count = b"", 0
+    last, count, read = b"", 0, 0
     for _, handle in _block(data, *_handle(footer, position)):
+        read += _handle(handle, 0)[1]
+        if read > len(data):
+            raise MalformedIndexError("blocks that are listed more than once")
         for key, value in _block(data, *_handle(handle, 0)):
             if (key <= last and count) or count >= _MAX_ENTRIES:
                 raise MalformedIndexError("entries out of order, or too many")

@@ -42,7 +42,8 @@ def check(file: Any, longest_text: int) -> int:
             numbers, is compressed or larger than what is stored, a weight that is named twice, or
             too many objects.
     """
-    numbers, named = 0, set()
+    numbers = 0
+    named: set[int] = set()
     for name, item in _objects(file):
         for key in item.attrs:
             _check_attribute(f"attribute {key} of {name}", item.attrs.get_id(key), longest_text)

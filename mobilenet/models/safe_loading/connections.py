@@ -18,21 +18,24 @@ class RefusedModel(UsageError):
     """A saved model that holds something that is not read."""
 
 
+def looks_like_reference(value: Json) -> bool:
+    """Whether Keras takes a value for an output of a layer."""
+    return isinstance(value, list) and len(value) in (3, 4) and isinstance(value[0], str)
+
+
 def is_reference(value: Json) -> bool:
     """Whether it is an output of a layer: `[layer, call, output]`, arguments may follow."""
     return (
-        isinstance(value, list)
-        and len(value) in (3, 4)
-        and isinstance(value[0], str)
+        looks_like_reference(value)
         and value[0] != CONSTANT
-        and all(type(index) is int for index in value[1:3])
+        and all(type(index) is int and index >= 0 for index in value[1:3])
     )
 
 
-def references_in(value: Json) -> Iterator[tuple[str, int]]:
-    """Layer and call of each output that a call takes."""
+def references_in(value: Json) -> Iterator[tuple[str, int, int]]:
+    """Layer, call and output of each that a call takes."""
     if is_reference(value):
-        yield value[0], value[1]
+        yield value[0], value[1], value[2]
     items = value.values() if isinstance(value, dict) else value
     if isinstance(value, (list, dict)):
         for item in items:
@@ -51,10 +54,14 @@ class Connections:
         self._config, self._where = config, where
         self._first: dict[str, int] = {}  # the number of a layer's first call
         self._done: dict[str, int] = {}
+        self._outputs: dict[str, int] = {}
         for layer in config["layers"]:
-            if layer["name"] in self._first:
-                raise RefusedModel(where, layer["name"], "layers of different names")
-            self._first[layer["name"]] = self._done[layer["name"]] = _first_call(layer)
+            name = layer["name"]
+            if name in self._first:
+                raise RefusedModel(where, name, "layers of different names")
+            is_model = layer["class_name"] in allowed.MODELS
+            self._first[name] = self._done[name] = int(is_model)  # it was called as it was built
+            self._outputs[name] = _output_count(layer) if is_model else 1
 
     def check(self) -> None:
         """Goes through the layers as Keras does, until all calls are done or none can be.
@@ -62,10 +69,12 @@ class Connections:
         Raises:
             RefusedModel: two layers of one name, or an input that no layer computes.
         """
-        waiting = {layer["name"]: deque(layer["inbound_nodes"]) for layer in self._config["layers"]}
-        inputs = {
-            layer["name"] for layer in self._config["layers"] if layer["class_name"] == "InputLayer"
+        layers = self._config["layers"]
+        waiting = {
+            layer["name"]: deque(list(references_in(call)) for call in layer["inbound_nodes"])
+            for layer in layers
         }
+        inputs = {layer["name"] for layer in layers if layer["class_name"] == "InputLayer"}
         progress = True
         while progress:
             progress = False
@@ -80,22 +89,20 @@ class Connections:
                 f"{self._where} layer {stuck[0]!r}", None, "inputs that other layers compute"
             )
         for key in ("input_layers", "output_layers"):
-            if not self._ready(self._config[key], inputs):
+            if not self._ready(list(references_in(self._config[key])), inputs):
                 raise RefusedModel(f"{self._where} {key}", None, "outputs that layers compute")
 
-    def _ready(self, call: Json, inputs: set[str]) -> bool:
-        for name, index in references_in(call):
+    def _ready(self, references: list[tuple[str, int, int]], inputs: set[str]) -> bool:
+        for name, index, output in references:
             if name not in self._first:
                 raise RefusedModel(self._where, name[:80], "the name of one of its layers")
+            if output >= self._outputs[name]:
+                raise RefusedModel(f"{self._where} layer {name!r}", output, "one of its outputs")
             if name not in inputs and not self._first[name] <= index < self._done[name]:
                 return False
         return True
 
 
-def _first_call(layer: Mapping[str, Any]) -> int:
-    """1 for a model inside a model, which was called once as it was built, else 0."""
-    if layer["class_name"] not in allowed.MODELS:
-        return 0
-    layers = layer["config"]["layers"]
-    has_input = any(inner["class_name"] == "InputLayer" for inner in layers)
-    return int(has_input or (bool(layers) and "batch_input_shape" in layers[0]["config"]))
+def _output_count(model: Mapping[str, Any]) -> int:
+    outputs = model["config"].get("output_layers")  # a sequential model has none: one output
+    return 1 if outputs is None or is_reference(outputs) else len(outputs)

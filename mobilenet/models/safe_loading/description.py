@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from . import allowed
-from .connections import CONSTANT, Connections, RefusedModel, is_reference, references_in
+from .connections import (
+    CONSTANT,
+    Connections,
+    RefusedModel,
+    is_reference,
+    looks_like_reference,
+    references_in,
+)
 
 Json = Any
 
 _MAX_MODEL_DEPTH = 8  # models inside models
 _MAX_CALLS = 4 * allowed.MAX_LAYERS
+_MAX_ALL_CALLS = 8 * allowed.MAX_LAYERS  # a model that is called twice counts twice
 _MAX_TEXT = 512
 _KERAS = ("keras", "tf_keras", "tensorflow")  # where Keras, and what it takes, is defined
 _OBJECT_FIELDS = {
@@ -34,7 +43,22 @@ def sanitize(config: Json) -> dict[str, Any]:
     Raises:
         RefusedModel: names the layer and what it holds.
     """
-    return _model(config, "model", depth=0)
+    model = _model(config, "model", depth=0)
+    calls = _calls(model)
+    if calls > _MAX_ALL_CALLS:
+        raise RefusedModel("model", calls, f"at most {_MAX_ALL_CALLS} calls of layers in all")
+    return model
+
+
+def _calls(layer: Mapping[str, Any]) -> int:
+    """How often layers are called as a model is built."""
+    if layer["class_name"] not in allowed.MODELS:
+        return 1
+    total = 0
+    for inner in layer["config"]["layers"]:
+        as_built = inner["class_name"] in allowed.MODELS  # a model is called once by itself
+        total += _calls(inner) * max(1, len(inner.get("inbound_nodes", ())) + as_built)
+    return total
 
 
 def _model(entry: Json, where: str, depth: int) -> dict[str, Any]:
@@ -61,12 +85,11 @@ def _model(entry: Json, where: str, depth: int) -> dict[str, Any]:
 
 def _build_shape(config: Mapping[str, Any], where: str, depth: int) -> dict[str, Any]:
     """The shape that a sequential model without an input was built for."""
-    shape = config.get("build_input_shape")
-    if shape is None:
-        return {}
-    if depth:  # whether it was called as it was built cannot be told from here
+    shape, first = config.get("build_input_shape"), next(iter(config["layers"]), None)
+    # Whether an inner model was called as it was built cannot be told without its input.
+    if depth and (shape is not None or _class_and_config(first, where)[0] != "InputLayer"):
         raise RefusedModel(where, None, "an Input layer in each model inside a model")
-    return {"build_input_shape": _plain(shape, where)}
+    return {} if shape is None else {"build_input_shape": _shape(shape, where)}
 
 
 def _connections(
@@ -93,8 +116,10 @@ def _layer(entry: Json, model: str, depth: int) -> dict[str, Any]:
     where = f"layer {_shown_name(config)} ({name})"
     if name not in allowed.LAYERS | allowed.OPERATOR_LAYERS | set(allowed.APPLICATION_LAYERS):
         raise _unknown_class(entry, name)
-    if name in allowed.OPERATOR_LAYERS and config.get("function") not in allowed.FUNCTIONS:
-        raise RefusedModel(where, config.get("function"), "one of the functions that are called")
+    function = config.get("function", "")
+    is_known = isinstance(function, str) and function in allowed.FUNCTIONS
+    if name in allowed.OPERATOR_LAYERS and not is_known:
+        raise RefusedModel(where, function, "one of the functions that are called")
     return {
         "class_name": name,
         "config": {_text(key, where): _field(key, value, where) for key, value in config.items()},
@@ -137,6 +162,8 @@ def _field(key: str, value: Json, where: str) -> Json:
         return _object(value, known, where)
     if key in ("activation", "dtype"):
         return _activation(value, where) if key == "activation" else _dtype(value, where)
+    if key in ("batch_input_shape", "input_shape"):
+        return _shape(value, where)
     if key in ("weights", "layer", "layers", "cell"):
         raise RefusedModel(where, None, "no layer or weights inside a layer's settings")
     return _plain(value, where)
@@ -162,7 +189,7 @@ def _object(value: Json, known: frozenset[str], where: str) -> Json:
 def _activation(value: Json, where: str) -> Json:
     if isinstance(value, dict):
         name, config = value.get("class_name"), value.get("config")
-        if name in allowed.ACTIVATION_LAYERS:
+        if isinstance(name, str) and name in allowed.ACTIVATION_LAYERS:
             return _object(value, allowed.ACTIVATION_LAYERS, where)
         value = config if name == "function" else name
     if value is not None and (not isinstance(value, str) or value not in allowed.ACTIVATIONS):
@@ -194,6 +221,17 @@ def _plain(value: Json, where: str) -> Json:
         if kind in ("__numpy__", "__tensor__") and isinstance(config, dict):
             return _plain(config.get("value"), where)
     raise RefusedModel(where, None, "numbers, texts or lists of these")
+
+
+def _shape(value: Json, where: str) -> Json:
+    """The shape of an input, which layers may allocate as they are built."""
+    shape = _plain(value, where)
+    sides = shape if isinstance(shape, list) else [shape]
+    if any(type(side) is not int and side is not None for side in sides):
+        raise RefusedModel(where, None, "a shape of whole numbers")
+    if math.prod(side for side in sides if side is not None) > allowed.MAX_ACTIVATION:
+        raise RefusedModel(where, shape, f"at most {allowed.MAX_ACTIVATION} inputs")
+    return shape
 
 
 def _text(value: Json, where: str) -> str:
@@ -255,6 +293,8 @@ def _argument(value: Json, where: str) -> Json:
         if not set(value) <= {"start", "stop", "step"}:
             raise RefusedModel(where, None, "arguments that are numbers, texts or slices")
         return {key: _argument(item, where) for key, item in value.items()}
+    if looks_like_reference(value) and not is_reference(value):
+        raise RefusedModel(where, None, "a layer's output as [layer, call, output]")
     if isinstance(value, list):
         return [_argument(item, where) for item in value]
     return _plain(value, where)
