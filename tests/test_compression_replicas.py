@@ -17,12 +17,13 @@ import numpy as np, tensorflow as tf, tf_keras
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from compression_nets import inputs, stage, toy
-from mobilenet.compression import method as methods, variables
-from mobilenet.compression.quantization import scheme, stored
-from mobilenet.configs.few_values import CodebookQuantization
+from mobilenet.compression import method as methods
+from mobilenet.models.graph import variables
+from mobilenet.compression.quantization.int8 import scheme, saving as stored
+from mobilenet.configs.weight_sharing import CodebookQuantization
 from mobilenet.configs.pruning import ChannelPruning, DnsPruning, MagnitudePruning, TfmotPruning
 from mobilenet.configs.quantization import QuantizationAwareTraining
-from mobilenet.export import convert, freeze
+from mobilenet.export import tflite_converter as convert, freeze
 from mobilenet.training.ema import Average
 from mobilenet.training.engine import Learner
 

@@ -60,6 +60,6 @@ def test_wishes_that_cannot_be_are_told(fields: dict[str, Any], words: str) -> N
 
 
 def test_a_form_is_judged_without_tensorflow() -> None:
-    code = "import sys, mobilenet.export.form; print('tensorflow' in sys.modules)"
+    code = "import sys, mobilenet.configs.conversion; print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

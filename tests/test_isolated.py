@@ -257,7 +257,8 @@ def test_a_script_without_a_guard_can_be_interrupted_and_leaves_no_process(
     script.write_text(
         textwrap.dedent(f"""
             import numpy as np
-            from mobilenet.runtime import flatbuffer, isolation
+            from mobilenet.tflite import model as flatbuffer
+            from mobilenet.runtime import isolation
             file = flatbuffer.read({str(exported)!r})
             runner = isolation.Interpreter(file)
             print(runner.pid, flush=True)

@@ -167,7 +167,7 @@ def test_equal_layers_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(layer_latency.interpreter, "latency", latency)
     times = layer_latency.LayerTimes()
-    data = layer_latency.convert.float_flatbuffer(found[0].piece.build())
+    data = layer_latency.tflite_converter.float_flatbuffer(found[0].piece.build())
     assert times.measure([s.piece for s in found], {"net": data}) == {"net": 2.0}
     assert len(asked[0]) == 2 + 2  # two pieces, a call, the whole
     assert [times.seconds[s.piece] for s in found] == [3.0] * 3  # without that of a call

@@ -147,10 +147,10 @@ import numpy as np, tensorflow as tf, tf_keras
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 from compression_nets import inputs, stage, toy
 from mobilenet.compression import method as methods
-from mobilenet.compression.quantization import scheme, stored
+from mobilenet.compression.quantization.int8 import scheme, saving as stored
 from mobilenet.configs.quantization import QuantizationAwareTraining
-from mobilenet.export import convert, freeze
-from mobilenet.runtime import flatbuffer
+from mobilenet.export import tflite_converter as convert, freeze
+from mobilenet.tflite import model as flatbuffer
 from mobilenet.training.engine import Learner
 
 images = inputs(64, seed=5)
