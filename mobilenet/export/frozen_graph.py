@@ -19,14 +19,13 @@ from mobilenet import files
 from mobilenet.configs.card import Card, Edge
 from mobilenet.errors import FailedProof, UsageError, shorten
 from mobilenet.export import bundle, freeze
-from mobilenet.models import saving
+from mobilenet.models import safe_loading, saving
 
 GRAPH, INPUT, OUTPUT = "frozen_graph.pb", "input", "output"
 TOLERANCE = 1e-5  # of the largest output
 # What a graph may claim: constants of one repeated value cost nearly nothing, so some are free.
 _FREE_CONSTANTS = 1 << 22
 _CONSTANTS_PER_BYTE = 1 << 4
-_MAX_ACTIVATION = 1 << 28  # values of one operator's output for one image: 1 GiB of float32
 _BATCH = 32
 # All that a classifier computes. A graph of strangers could also read and write files.
 _OPERATORS = frozenset(
@@ -98,7 +97,7 @@ class Runner:
         for operation in self._call.graph.get_operations():
             for tensor in operation.outputs:
                 sides = [] if tensor.shape.rank is None else tensor.shape.as_list()[1:]
-                if None not in sides and math.prod(sides) > _MAX_ACTIVATION:
+                if None not in sides and math.prod(sides) > safe_loading.MAX_ACTIVATION:
                     raise _misfit(path, f"an output of {sides}")
         shapes = self._call.inputs[0].shape, self._call.outputs[0].shape
         if [shape.rank for shape in shapes] != [4, 2] or None in shapes[0][1:]:

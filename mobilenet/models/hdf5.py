@@ -6,6 +6,7 @@ a circle, and declare arrays of any size that were never written.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -27,12 +28,30 @@ class UnsafeFile(ValueError):
     """The reason why a file is refused."""
 
 
-def check(file: Any, longest_text: int) -> int:
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, int]]:
+    """Opens a file for reading, once all of it is checked.
+
+    Yields:
+        The `h5py.File`, and how many numbers its arrays hold.
+
+    Raises:
+        UnsafeFile: see `_check_heaps` and `_check`.
+        OSError: the file cannot be read.
+    """
+    import h5py
+
+    longest_text = _check_heaps(path)
+    with h5py.File(path, "r") as file:
+        yield file, _check(file, longest_text)
+
+
+def _check(file: Any, longest_text: int) -> int:
     """Looks at every link, header and attribute; no array is read.
 
     Args:
         file: an open `h5py.File`.
-        longest_text: from `check_heaps`; a list may name the same text many times.
+        longest_text: from `_check_heaps`; a list may name the same text many times.
 
     Returns:
         How many numbers its arrays hold.
@@ -55,7 +74,7 @@ def check(file: Any, longest_text: int) -> int:
     return numbers
 
 
-def check_heaps(path: str | os.PathLike[str]) -> int:
+def _check_heaps(path: str | os.PathLike[str]) -> int:
     """Looks at the heaps that hold texts; HDF5 reads an entry of no length without end.
 
     Source: HDF5 File Format Specification 3.0, III.E "Disk Format: Level 1E - Global Heap".
@@ -64,7 +83,7 @@ def check_heaps(path: str | os.PathLike[str]) -> int:
         path: of the file, before it is opened.
 
     Returns:
-        The bytes of the longest text, for `check`.
+        The bytes of the longest text, for `_check`.
 
     Raises:
         UnsafeFile: an entry that is empty or leaves its heap, or too many entries.

@@ -248,12 +248,9 @@ def _json(text: str | bytes) -> Any:
 
 def _checked_numbers(path: str | os.PathLike[str]) -> int:
     """How many numbers an HDF5 file holds, once all its headers are checked."""
-    import h5py
-
     try:
-        longest = hdf5.check_heaps(path)
-        with h5py.File(path, "r") as file:
-            return hdf5.check(file, longest)
+        with hdf5.opened(path) as (_, numbers):
+            return numbers
     except hdf5.UnsafeFile as error:
         raise UsageError("weights", None, f"an HDF5 file of its own ({error})") from None
 

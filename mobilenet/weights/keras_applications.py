@@ -102,14 +102,11 @@ def load_weights(model: Any, path_h5: str | os.PathLike[str], config: MobileNetC
 
 def _read(path: Path) -> dict[str, Arrays]:
     """Arrays by layer name, in the file's order; layers without weights are left out."""
-    import h5py
 
     if not path.is_file():
         raise UsageError(str(path), None, "a .h5 weight file; there is none")
     try:
-        longest = hdf5.check_heaps(path)
-        with h5py.File(path, "r") as file:
-            hdf5.check(file, longest)
+        with hdf5.opened(path) as (file, _):
             root = file.get("model_weights", file)
             if "layer_names" not in root.attrs:
                 raise UsageError(

@@ -5,9 +5,9 @@ copy and never the file, so that no class, function or module that a file names 
 it stands in `allowed`. Compilation settings, assets and build shapes are not copied.
 """
 
-from .allowed import MAX_LAYERS
+from .allowed import MAX_ACTIVATION, MAX_LAYERS
 from .building import build
 from .connections import RefusedModel
 from .description import sanitize
 
-__all__ = ["MAX_LAYERS", "RefusedModel", "build", "sanitize"]
+__all__ = ["MAX_ACTIVATION", "MAX_LAYERS", "RefusedModel", "build", "sanitize"]
