@@ -77,7 +77,7 @@ def test_a_teacher_and_the_best_epoch_on_two_replicas(tmp_path: Path) -> None:
     """The net starts as its teacher, so that their distance stays small beside a cross-entropy."""
     done = subprocess.run(
         [sys.executable, "-c", TAUGHT, tmp_path], capture_output=True, text=True,
-        cwd=Path(__file__).parent, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, check=False,
+        cwd=Path(__file__).parents[1], env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert 0 < float(done.stdout.split()[-1]) < 0.5

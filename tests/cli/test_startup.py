@@ -110,7 +110,7 @@ def test_help_loads_nothing_heavy(module: str) -> None:
 
 def test_every_command_is_there() -> None:
     """And each is a file beside its entry in `[project.scripts]`."""
-    settings = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    settings = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     for module in COMMANDS:
         assert importlib.util.find_spec(module), module
         assert f'"{entry(module)}:main"' in settings

@@ -204,7 +204,7 @@ def test_two_workers_train_one_net_and_each_can_convert_it() -> None:
             **os.environ,
             "TF_CONFIG": json.dumps(task),
             "PYTHONPATH": os.pathsep.join(
-                [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+                [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
             ),
             "CUDA_VISIBLE_DEVICES": "",
         }

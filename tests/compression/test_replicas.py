@@ -117,7 +117,7 @@ print(json.dumps(found))
 def found() -> dict:
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
         "CUDA_VISIBLE_DEVICES": "",
     }
     ran = subprocess.run(
