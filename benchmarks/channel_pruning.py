@@ -1,14 +1,14 @@
 """What half of the MACs costs in accuracy, way by way, with the same number of steps each.
 
-    python benchmarks/channel_pruning.py --data digits --nets v1,v2,v3
-    python benchmarks/channel_pruning.py --data PHOTOS --checkpoints FOLDER --nets v1
+    python benchmarks/channel_pruning.py --data digits --models v1,v2,v3
+    python benchmarks/channel_pruning.py --data PHOTOS --checkpoints FOLDER --models v1
 
-Without `--checkpoints` nets are trained from scratch; FOLDER holds Google's TF1 weights. A seed is
-one run of `mobilenet.trainer` for the start, and one from its weights for every way: all channels
-at once, on a cubic schedule, in stages, fitted again by least squares or not, with and without the
-start as a teacher, by each importance; beside them a net of half the MACs by its width alone,
-trained from scratch for as long as the start and the pruning together. Top-1 is that of the
-held-out images.
+Without `--checkpoints` models are trained from scratch; FOLDER holds Google's TF1 weights. A seed
+is one run of `mobilenet.trainer` for the start, and one from its weights for every way: all
+channels at once, on a cubic schedule, in stages, fitted again by least squares or not, with and
+without the start as a teacher, by each importance; beside them a model of half the MACs by its
+width alone, trained from scratch for as long as the start and the pruning together. Top-1 is that
+of the held-out images.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ WAYS: dict[str, list[str]] = {
 
 
 class Bench:
-    """Runs of one net on one data set."""
+    """Runs of one model on one data set."""
 
     def __init__(self, words: argparse.Namespace, name: str, folder: Path) -> None:
         self.words, self.folder = words, folder
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--round_to", type=int, default=1, help="channels in multiples of it (1)")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
-    import nets
+    import models
 
     heads = ["net", "way", "top-1 %", "spread", "MACs %", "params %", "seeds"]
     rows = []
@@ -130,7 +130,7 @@ def main() -> None:
         for name in words.nets.split(","):
             bench = Bench(words, name, Path(folder) / name)
             rows += table(bench, name, words.ways.split(","), range(words.seeds))
-    nets.show(heads, rows, 2, words.csv)
+    models.show(heads, rows, 2, words.csv)
 
 
 def table(bench: Bench, name: str, ways: list[str], seeds: range) -> list[list[str]]:

@@ -2,9 +2,9 @@
 
     python benchmarks/conversion.py --model_name mobilenet_v1 --size 224
 
-Both convert the same net with fake quantization, in turns (A B A B), in one process. Ours counts
-everything from the trained net to the bytes of the file: repair, freezing, conversion, metadata.
-The proof of the file, which `from_keras_model` has no counterpart for, is a row of its own.
+Both convert the same model with fake quantization, in turns (A B A B), in one process. Ours counts
+everything from the trained model to the bytes of the file: repair, freezing, conversion, metadata.
+The verification of the file, which `from_keras_model` has no counterpart for, is a row of its own.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
-    import nets
+    import models
 
     from mobilenet.cli.process import starting_tensorflow
 
     with starting_tensorflow():
         from mobilenet.compression.quantization.int8 import scheme
-    net = nets.build(words.model_name, words.width, words.size)
-    wrapped = nets.quantized(net, words.size)
+    model = models.build(words.model_name, words.width, words.size)
+    wrapped = models.quantized(model, words.size)
     ranges = scheme.get_ranges(wrapped)
     seconds: dict[str, list[tuple[float, float]]] = {}
     for _ in range(words.rounds):
-        fresh = scheme.wrap(net, _preprocessing())
+        fresh = scheme.wrap(model, _preprocessing())
         scheme.set_ranges(fresh, ranges)
         data = _timed(seconds, "ours", lambda wrapped=fresh: _ours(wrapped))
         _timed(seconds, "from_keras_model", lambda wrapped=fresh: _stock(wrapped))
         _timed(
             seconds,
             "proof of ours (8 images)",
-            lambda wrapped=fresh, data=data: _proof(data, wrapped, net, words.size),
+            lambda wrapped=fresh, data=data: _proof(data, wrapped, model, words.size),
         )
     peer = [statistics.median(column) for column in zip(*seconds["from_keras_model"], strict=True)]
     rows = []
@@ -58,7 +58,7 @@ def main() -> None:
         )
     heads = ["conversion", "wall s", "CPU s", "wall / peer", "CPU / peer"]
     print(f"{words.model_name} {words.width} at {words.size} px, quantized; target {TARGET}")
-    nets.show(heads, rows, os.cpu_count() or 1, words.csv)
+    models.show(heads, rows, os.cpu_count() or 1, words.csv)
 
 
 def _timed(
@@ -99,13 +99,13 @@ def _stock(wrapped: Any) -> bytes:
         return bytes(converter.convert())
 
 
-def _proof(data: bytes, wrapped: Any, net: Any, size: int) -> None:
-    import nets
+def _proof(data: bytes, wrapped: Any, model: Any, size: int) -> None:
+    import models
 
     from mobilenet.compression.quantization.int8 import scheme
     from mobilenet.export.verification import verify
 
-    inputs = scheme.to_grid(nets.images(8, size, seed=2), _preprocessing())
+    inputs = scheme.to_grid(models.images(8, size, seed=2), _preprocessing())
     reference = wrapped(inputs, training=False).numpy()
     limits = verify.Limits(agreement_clear=0.0)
     found = verify.verify(
@@ -116,7 +116,7 @@ def _proof(data: bytes, wrapped: Any, net: Any, size: int) -> None:
         io="int8",
         limits=limits,
         simulated=wrapped,
-        plain=net,
+        plain=model,
     )
     assert found.ok, found.faults
 

@@ -1,11 +1,11 @@
-"""What pruning and quantization keep where they learn from the net that they began with.
+"""What pruning and quantization keep where they learn from the model that they began with.
 
     python benchmarks/distillation.py
     python benchmarks/distillation.py --data_dir PHOTOS --checkpoint V1_025_128
 
-A seed trains one float net; every variant starts from it. The first command is about the digits, at
-32 px. PHOTOS is a folder of class folders, which V1 of width .25 is fine-tuned on from Google's TF1
-weights. The figure is top-1 on the held-out images, in percent.
+A seed trains one float model; every variant starts from it. The first command is about the digits,
+at 32 px. PHOTOS is a folder of class folders, which V1 of width 0.25 is fine-tuned on from Google's
+TF1 weights. The figure is top-1 on the held-out images, in percent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PHOTOS = (
 
 
 def top1(folder: Path, stage: str, *flags: str) -> float:
-    """Runs one stage; what its net scores."""
+    """Runs one stage; what its model scores."""
     command = [
         *(sys.executable, "-m", "mobilenet.trainer", *NET, *flags),
         *(f"--stages={stage}", f"--model_dir={folder}"),
@@ -55,8 +55,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", help="folder with train/ and val/ of photos")
     parser.add_argument("--checkpoint", help="TF1 weights of V1 0.25 at 128 px, for the photos")
-    parser.add_argument("--seeds", type=int, default=3, help="float nets (3)")
-    parser.add_argument("--weight", type=float, default=0.9, help="share of the teacher (.9)")
+    parser.add_argument("--seeds", type=int, default=3, help="float models (3)")
+    parser.add_argument("--weight", type=float, default=0.9, help="share of the teacher (0.9)")
     parser.add_argument(
         "--variants", default=";".join(VARIANTS), help=f"which of {'; '.join(VARIANTS)} (all)"
     )

@@ -1,12 +1,12 @@
-"""What few values a weight cost a net with real weights where nothing is trained.
+"""What few values a weight cost a model with real weights where nothing is trained.
 
-    python benchmarks/few_bits.py --model nets/v1 --data photos.csv
+    python benchmarks/few_bits.py --model models/v1 --data photos.csv
 
-`--model` is a float net (`python -m mobilenet.tf1_loader` makes one), `--data` a list of images
+`--model` is a float model (`python -m mobilenet.tf1_loader` makes one), `--data` a list of images
 with labels. Each row gives every kernel as many bits: even steps between the extremes of each
 output channel, and of each whole kernel; k-means of the whole kernel; and tfmot's
 `cluster_weights`, which leaves depthwise kernels alone, so that the codebook stands beside it
-without them, too. Agreement is the share of images whose best class is the float net's.
+without them, too. Agreement is the share of images whose best class is the float model's.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ BITS |= dict.fromkeys(("codebook", "codebook but depthwise", "tfmot clusters"), 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="a float net")
+    parser.add_argument("--model", required=True, help="a float model")
     parser.add_argument("--data", required=True, help="CSV list of images with labels")
     parser.add_argument("--limit", type=int, default=100_000, help="images that are scored (all)")
     parser.add_argument("--restarts", type=int, default=10, help="starts of k-means (10)")
     parser.add_argument("--rows", default=",".join(BITS), help=f"which of {', '.join(BITS)} (all)")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
-    import nets
+    import models
 
     from mobilenet.cli.process import starting_tensorflow
 
@@ -69,7 +69,7 @@ def main() -> None:
             scores = (100 * np.mean(found == other) for other in (labels, wanted))
             rows.append([name, bits, *(f"{score:.1f}" for score in scores)])
             print(*rows[-1], flush=True)
-    nets.show(["kernels", "bits", "top-1 %", "agreement %"], rows, 2, words.csv)
+    models.show(["kernels", "bits", "top-1 %", "agreement %"], rows, 2, words.csv)
 
 
 def linear(model: Any, bits: int, by_channel: bool) -> Any:

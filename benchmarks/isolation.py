@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=15, help="default %(default)s")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
-    import nets
+    import models
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -40,17 +40,17 @@ def main() -> None:
                 path.write_bytes(content)
                 rows.append([f"{name} {width}", size, kind, *_row(path, words)])
     heads = ["net", "px", "file", "ms", "ms isolated", "more", "start ms", "isolated", "child CPU"]
-    nets.show([*heads, "child MB"], rows, 1, words.csv)
+    models.show([*heads, "child MB"], rows, 1, words.csv)
 
 
 def _files(name: str, width: float, size: int) -> dict[str, bytes]:
-    import nets
+    import models
 
     from mobilenet.compression.quantization.int8 import saving as int8_saving
     from mobilenet.export import tflite_converter
 
-    files = {"float": tflite_converter.float_flatbuffer(nets.build(name, width, size))}
-    wrapped = nets.quantized(nets.build(name, width, size), size)
+    files = {"float": tflite_converter.float_flatbuffer(models.build(name, width, size))}
+    wrapped = models.quantized(models.build(name, width, size), size)
     int8_saving.for_export(wrapped)
     return files | {"int8": tflite_converter.int8_flatbuffer(wrapped)}
 

@@ -11,7 +11,7 @@ no faster than float.
 
     python benchmarks/latency.py --formats weights dynamic --models mobilenet_v1 mobilenet_v2
 
-compares number formats of float nets instead: `weights` and `float16` of ours, `all` as `weights`
+compares number formats of float models instead: `weights` and `float16` of ours, `all` as `weights`
 with narrow kernels in int8 too, `dynamic` what `TFLiteConverter` makes with `Optimize.DEFAULT`
 alone. `weights` has a target over `dynamic`.
 """
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="*", choices=FORMATS, help="these, in place of int8")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
-    import nets
+    import models
 
     from mobilenet.cli.process import starting_tensorflow
     from mobilenet.runtime import interpreter
@@ -91,11 +91,11 @@ def main() -> None:
             ]
         )
     heads = ["net", "file", "ms", "/ float", "spread", "target", "partitions", "bytes"]
-    nets.show(heads, rows, words.threads, words.csv)
+    models.show(heads, rows, words.threads, words.csv)
     if words.formats and {"weights", "dynamic"} <= set(words.formats):
         over = [_over_dynamic(name, runs) for name in words.models]
         heads = ["net", "weights / dynamic", "spread", "target"]
-        nets.show(heads, over, words.threads, None)
+        models.show(heads, over, words.threads, None)
 
 
 def _over_dynamic(name: str, runs: list[dict[str, float]]) -> list[object]:
@@ -106,29 +106,29 @@ def _over_dynamic(name: str, runs: list[dict[str, float]]) -> list[object]:
 
 
 def _files(name: str, words: Any) -> dict[str, bytes]:
-    """The files of one net, by kind."""
-    import nets
+    """The files of one model, by kind."""
+    import models
 
     from mobilenet.compression.quantization.int8 import saving as int8_saving
     from mobilenet.export import tflite_converter
 
-    net = nets.build(name, words.width, words.size)
-    found = {"float": tflite_converter.float_flatbuffer(net)}
+    model = models.build(name, words.width, words.size)
+    found = {"float": tflite_converter.float_flatbuffer(model)}
     if words.formats:
-        return found | {kind: _format(net, kind, found["float"]) for kind in words.formats}
-    wrapped = nets.quantized(net, words.size)
+        return found | {kind: _format(model, kind, found["float"]) for kind in words.formats}
+    wrapped = models.quantized(model, words.size)
     int8_saving.for_export(wrapped)
     found["int8"] = tflite_converter.int8_flatbuffer(wrapped)
     if words.stems:
         found["int8 plain stem"] = tflite_converter.int8_flatbuffer(wrapped, target="generic")
     if name in STOCK:
-        found["stock int8"] = _stock(net, words.size)
+        found["stock int8"] = _stock(model, words.size)
     return found
 
 
-def _format(net: Any, kind: str, data: bytes) -> bytes:
-    """A number format of a float net, whose float file is `data`."""
-    import nets
+def _format(model: Any, kind: str, data: bytes) -> bytes:
+    """A number format of a float model, whose float file is `data`."""
+    import models
 
     from mobilenet.export import tflite_converter
     from mobilenet.export.rewrites import dynamic_range
@@ -137,21 +137,23 @@ def _format(net: Any, kind: str, data: bytes) -> bytes:
         return dynamic_range.quantize(data)
     if kind == "all":
         return dynamic_range.quantize(data, narrow=0)
-    return tflite_converter.float16_flatbuffer(net) if kind == "float16" else nets.dynamic(net)
+    return (
+        tflite_converter.float16_flatbuffer(model) if kind == "float16" else models.dynamic(model)
+    )
 
 
-def _stock(net: Any, size: int) -> bytes:
+def _stock(model: Any, size: int) -> bytes:
     """Post-training int8 as TensorFlow's guide has it."""
-    import nets
+    import models
     import tensorflow as tf
 
     from mobilenet.export import freeze
 
     with freeze.quiet():
-        converter = tf.lite.TFLiteConverter.from_keras_model(net)
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: (
-            [image[None]] for image in nets.images(8, size, seed=1)
+            [image[None]] for image in models.images(8, size, seed=1)
         )
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = converter.inference_output_type = tf.int8

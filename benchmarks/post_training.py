@@ -1,10 +1,11 @@
-"""What post-training int8 costs a net with real weights, remedy by remedy, beside other converters.
+"""What post-training int8 costs a model with real weights, remedy by remedy, beside other
+converters.
 
-    python benchmarks/post_training.py --model nets/v3 --data photos.csv --calibration photos/cal
+    python benchmarks/post_training.py --model models/v3 --data photos.csv --calibration photos/cal
 
-`--model` is a float net (`python -m mobilenet.tf1_loader` makes one), `--data` a list of images
+`--model` is a float model (`python -m mobilenet.tf1_loader` makes one), `--data` a list of images
 with labels that are scored, `--calibration` a folder of other images. Every row is a file, run by
-the interpreter: its top-1, its agreement with the float net, the signal-to-noise ratio of its
+the interpreter: its top-1, its agreement with the float model, the signal-to-noise ratio of its
 outputs, its delegate partitions, its time as a share of the float file's on one thread, and the
 seconds that making it takes. `--keep_float LAYERS` leaves layers of our int8 files in float.
 `--rows float,weights,float16` picks some; reference kernels run `int16x8`, so slowly that
@@ -45,7 +46,7 @@ ALONE = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="a float net")
+    parser.add_argument("--model", required=True, help="a float model")
     parser.add_argument("--data", required=True, help="CSV list of images with labels")
     parser.add_argument("--calibration", required=True, help="folder of images")
     parser.add_argument("--images", type=int, default=100, help="to calibrate on (100)")
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5, help="draws for each count (5)")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
-    import nets
+    import models
 
     from mobilenet.cli.process import starting_tensorflow
 
@@ -71,11 +72,11 @@ def main() -> None:
         heads += ["seconds", "bytes"]
         chosen = words.rows.split(",") if words.rows else None
         rows = list(bench.table(chosen))
-    nets.show(heads, rows, os.cpu_count() or 1, words.csv)
+    models.show(heads, rows, os.cpu_count() or 1, words.csv)
 
 
 class Bench:
-    """A net, the images that are scored and those to calibrate on."""
+    """A model, the images that are scored and those to calibrate on."""
 
     def __init__(self, words: argparse.Namespace) -> None:
         from mobilenet.configs import dataset as datasets
@@ -83,9 +84,9 @@ class Bench:
         from mobilenet.export import calibration_data, freeze
         from mobilenet.models import saving
 
-        self.net = net = saving.load(words.model)
-        self.model = freeze.float32_copy(net.model)
-        shape, self.way = net.card.input_shape, net.card.preprocessing
+        self.net = model = saving.load(words.model)
+        self.model = freeze.float32_copy(model.model)
+        shape, self.way = model.card.input_shape, model.card.preprocessing
         listed = datasets.get("image_list").replace(data_dir=words.data)
         self.images = arrays.images(listed, "test", shape, self.way, words.limit)
         self.labels = labels_of(listed, words.limit)
@@ -95,10 +96,10 @@ class Bench:
         self.wanted = self.answers(self.model)
         self.floats = tuple(words.keep_float.split(",")) if words.keep_float else ()
 
-    def answers(self, net: Any) -> Any:
+    def answers(self, model: Any) -> Any:
         from mobilenet.evaluation import scoring
 
-        infer = scoring.inference(net)
+        infer = scoring.inference(model)
         return np.concatenate(
             [infer(self.images[i : i + 25]).numpy() for i in range(0, len(self.images), 25)]
         )
@@ -137,7 +138,7 @@ class Bench:
         return tflite_converter.int8_flatbuffer(made.wrapped, kept=floats)
 
     def table(self, chosen: list[str] | None) -> Iterator[list[object]]:
-        import nets
+        import models
 
         from mobilenet.errors import UsageError
         from mobilenet.export import number_formats
@@ -146,7 +147,7 @@ class Bench:
         makers: dict[str, Callable[[], bytes]] = {"float": self._float, "stock int8": self._stock}
         for name, steps in ALONE.items():
             makers[name] = lambda steps=steps: self.fitted(steps, self.seen.images)
-        makers["stock dynamic"] = lambda: nets.dynamic(self.model)
+        makers["stock dynamic"] = lambda: models.dynamic(self.model)
         names = [
             name for name in number_formats.MAKERS if name != "edge_int4"
         ]  # needs kernels on a grid
@@ -208,7 +209,7 @@ class Bench:
             return bytes(converter.convert())
 
     def _format(self, name: str) -> bytes:
-        """A number format as the converter writes it, before its proof."""
+        """A number format as the converter writes it, before its verification."""
         from mobilenet.configs.conversion import Form
         from mobilenet.export import number_formats
 

@@ -1,11 +1,12 @@
-"""Every family without training: the digits' float net beside the int8 file that calibration makes.
+"""Every family without training: the digits' float model beside the int8 file that calibration
+makes.
 
     python benchmarks/post_training_digits.py --width_multiplier 0.35
 
-Each net is trained by `python -m mobilenet.trainer --model_name NAME` in float and goes on by
+Each model is trained by `python -m mobilenet.trainer --model_name NAME` in float and goes on by
 `--quantization ptq`; other words are handed to the trainer. Top-1 is in percent of the held-out
-digits, of the float net and of the file; `same` is how often both have the same top-1 there.
-Every operator of the file was proved when it was made.
+digits, of the float model and of the file; `same` is how often both have the same top-1 there.
+Every operator of the file was verified when it was made.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ def trained(name: str, place: Path, flags: Sequence[str]) -> dict[str, dict[str,
 
 
 def same_top1(place: Path) -> float:
-    """Share of the held-out digits where the file and the float net answer alike, in percent."""
+    """Share of the held-out digits where the file and the float model answer alike, in percent."""
     from mobilenet.compression.quantization.int8 import scheme
     from mobilenet.configs import dataset
     from mobilenet.data import arrays
     from mobilenet.models import saving
     from mobilenet.runtime import interpreter, quantized_io
 
-    net = saving.load(place / "train")
-    way = net.card.preprocessing
-    images = arrays.images(dataset.get("digits"), "test", net.card.input_shape, way, 100_000)
-    wanted = net.model.predict(images, verbose=0).argmax(axis=1)
+    model = saving.load(place / "train")
+    way = model.card.preprocessing
+    images = arrays.images(dataset.get("digits"), "test", model.card.input_shape, way, 100_000)
+    wanted = model.model.predict(images, verbose=0).argmax(axis=1)
     (file,) = (place / "export").glob("*.tflite")
     runner = interpreter.make(file.read_bytes())
     said = quantized_io.run(runner, scheme.to_grid(images, way)).argmax(axis=1)
@@ -59,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(archs.names()), help="all seven")
     words, flags = parser.parse_known_args()
-    import nets
+    import models
 
     from mobilenet.cli.process import starting_tensorflow
 
@@ -79,7 +80,7 @@ def main() -> None:
             )
             print(*rows[-1], flush=True)
     heads = ["net", "float %", "file %", "same %", "partitions", "float tensors", "proved"]
-    nets.show(heads, rows, 2, None)
+    models.show(heads, rows, 2, None)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What int8 costs a net with real weights: a float fine-tune, then a short QAT, on real photos.
+"""What int8 costs a model with real weights: a float fine-tune, then a short QAT, on real photos.
 
-    python benchmarks/real_weights.py --data_dir PHOTOS --checkpoints FOLDER --nets v1
+    python benchmarks/real_weights.py --data_dir PHOTOS --checkpoints FOLDER --models v1
 
 PHOTOS is a folder of class folders; FOLDER holds Google's TF1 weights. Every seed is one run of
 `mobilenet.trainer` from the checkpoint with a new head: `train` is the float fine-tune, `quantize`
@@ -39,9 +39,9 @@ NETS = {
 
 def run(name: str, seed: int, words: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One run; the top-1 of its stages."""
-    file, net, size = NETS[name]
+    file, model, size = NETS[name]
     command = [
-        *(sys.executable, "-m", "mobilenet.trainer", *net),
+        *(sys.executable, "-m", "mobilenet.trainer", *model),
         *("--dataset_name=image_folder", f"--data_dir={words.data_dir}"),
         f"--init_checkpoint={Path(words.checkpoints) / file}",
         *(f"--image_size={words.image_size or size}", f"--seed={seed}"),
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, help="folder with train/ and val/ of photos")
     parser.add_argument("--checkpoints", required=True, help="folder of the TF1 weights")
     parser.add_argument("--nets", default=",".join(NETS), help=f"which of {', '.join(NETS)} (all)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs a net (3)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs a model (3)")
     parser.add_argument("--image_size", type=int, help="pixels (that of the checkpoint)")
     parser.add_argument("--epochs", type=int, default=8, help="of the float fine-tune (8)")
     parser.add_argument("--lr", type=float, default=1e-3, help="of the float fine-tune (1e-3)")

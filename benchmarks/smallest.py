@@ -1,16 +1,17 @@
-"""What is left of a net, in points and bytes, behind surgery, codebooks and the packer.
+"""What is left of a model, in points and bytes, behind surgery, codebooks and the packer.
 
     python benchmarks/smallest.py
     python benchmarks/smallest.py --data_dir PHOTOS --checkpoint V1_025_128
 
-A seed trains one float net, prunes it by surgery and, to the same share of zeros in as many steps,
-by magnitude; the codebooks (bits of k x k kernels, 1x1 kernels, the classifier) begin with the net
-of the surgery. Every net is packed as it is and with its batch norms in 16 bits; the latter is
-unpacked and scored, too. The first command is about the digits, V1 of width .5 at 32 px. PHOTOS is
-a folder of class folders, which V1 of width .25 is fine-tuned on from Google's TF1 weights.
+A seed trains one float model, prunes it by surgery and, to the same share of zeros in as many
+steps, by magnitude; the codebooks (bits of k x k kernels, 1x1 kernels, the classifier) begin with
+the model of the surgery. Every model is packed as it is and with its batch norms in 16 bits; the
+latter is unpacked and scored, too. The first command is about the digits, V1 of width 0.5 at 32 px.
+PHOTOS is a folder of class folders, which V1 of width 0.25 is fine-tuned on from Google's TF1
+weights.
 
 Top-1 is that of the held-out images. `kernels`, `file` and `folded` tell how many times smaller
-than their float32 values the kernels are in the packed file, and the whole net is in the file
+than their float32 values the kernels are in the packed file, and the whole model is in the file
 without and with 16-bit batch norms. `to bound` is what kernels of few values take in the file
 beside the zeroth-order entropy of their positions and codes and their codebooks. All commands run
 in this process, as each start costs as much as an epoch.
@@ -48,7 +49,7 @@ class Bench:
         self.common = ("--model_name=mobilenet_v1", *data, f"--seed={seed}")
 
     def train(self, name: str, stage: str, start: Path | str | None, *flags: str) -> Path:
-        """Runs a stage unless it is there; the folder of its net."""
+        """Runs a stage unless it is there; the folder of its model."""
         place = self.folder / name
         first = [f"--init_checkpoint={start}"] if start else []
         wanted = [*self.common, *flags, *first, f"--stages={stage}", f"--model_dir={place}"]
@@ -56,7 +57,7 @@ class Bench:
         return place / stage
 
     def pruned(self, start: Path) -> dict[str, Path]:
-        """Nets of the surgery and of magnitude pruning, with as many zeros."""
+        """Models of the surgery and of magnitude pruning, with as many zeros."""
         from mobilenet.reporting import packed_size
 
         dns = self.train("dns", "prune", start, "--pruning=dns", *self.words.dns)
@@ -72,25 +73,25 @@ class Bench:
         flags = ("--quantization=codebook", *bits, *self.words.codebook)
         return self.train(f"codebook_{book.replace('/', '')}", "quantize", start, *flags)
 
-    def pack(self, net: Path, fold: bool) -> Path:
-        """The net's packed file."""
-        file = net.parent / ("folded.packed" if fold else "net.packed")
-        run("packer", ["pack", str(net), str(file), *(["--fold_batch_norm", *self.data] * fold)])
+    def pack(self, model: Path, fold: bool) -> Path:
+        """The model's packed file."""
+        file = model.parent / ("folded.packed" if fold else "net.packed")
+        run("packer", ["pack", str(model), str(file), *(["--fold_batch_norm", *self.data] * fold)])
         return file
 
-    def row(self, name: str, net: Path) -> Row:
-        """Figures of a net."""
+    def row(self, name: str, model: Path) -> Row:
+        """Figures of a model."""
         from mobilenet.reporting import packed_size
 
-        whole, small = (packed_size.contents(self.pack(net, fold)) for fold in (False, True))
-        back = net.parent / "back"
-        run("packer", ["unpack", str(net.parent / "folded.packed"), str(back)])
+        whole, small = (packed_size.contents(self.pack(model, fold)) for fold in (False, True))
+        back = model.parent / "back"
+        run("packer", ["unpack", str(model.parent / "folded.packed"), str(back)])
         said = run("evaluator", [f"--model={back}", *self.data])
         kernels = [line for line in whole.lines if line.distinct is not None]
         coded = [line for line in kernels if line.entropy is not None]
         bound = sum((line.entropy or 0) + (line.codebook or 0) for line in coded)
         found = {
-            "top1": float(json.loads((net / "card.json").read_text())["metrics"]["top1"]),
+            "top1": float(json.loads((model / "card.json").read_text())["metrics"]["top1"]),
             "folded top1": float(re.findall(r"^ *(\d+\.\d+) ", said, re.MULTILINE)[0]),
             "zeros": 100 * sum(x.zeros for x in kernels) / sum(x.weights for x in kernels),
             "kernels": sum(x.plain for x in kernels) / sum(x.packed for x in kernels),
@@ -103,13 +104,13 @@ class Bench:
         return found
 
     def rows(self) -> dict[str, Row]:
-        """All nets of a seed."""
+        """All models of a seed."""
         start = self.train("float", "train", self.words.checkpoint)
-        nets = {"float": start, **self.pruned(start)}
-        rows = {name: self.row(name, net) for name, net in nets.items()}
+        models = {"float": start, **self.pruned(start)}
+        rows = {name: self.row(name, model) for name, model in models.items()}
         for book in self.words.books.split(","):
             name = f"dns, codebook {book}"
-            rows[name] = self.row(name, self.codebook(nets["dns"], book))
+            rows[name] = self.row(name, self.codebook(models["dns"], book))
         return rows
 
 
@@ -124,7 +125,7 @@ def run(name: str, words: list[str]) -> str:
 
 
 def shown(name: str, rows: list[Row]) -> list[list[str]]:
-    """Two lines: the net as it is, and with batch norms in 16 bits."""
+    """Two lines: the model as it is, and with batch norms in 16 bits."""
     means = {key: mean(row[key] for row in rows) for key in rows[0]}
     spread, folded = (
         " ".join(f"{row[key]:.2f}" for row in rows) for key in ("top1", "folded top1")
@@ -145,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", help="folder with train/ and val/ of photos")
     parser.add_argument("--checkpoint", help="TF1 weights of V1 0.25 at 128 px, for the photos")
-    parser.add_argument("--seeds", type=int, default=3, help="float nets (3)")
+    parser.add_argument("--seeds", type=int, default=3, help="float models (3)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (0)")
     parser.add_argument("--books", default="6/6/5,4/4/4", help="bits of the codebooks")
     parser.add_argument("--dns", type=str.split, default=[], help="more flags of the surgery")
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the runs stay; what is there is used")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
-    import nets
+    import models
 
     found: dict[str, list[Row]] = {}
     with tempfile.TemporaryDirectory() as place:
@@ -164,7 +165,7 @@ def main() -> None:
             for name, row in bench.rows().items():
                 found.setdefault(name, []).append(row)
     rows = [line for name, values in found.items() for line in shown(name, values)]
-    nets.show(HEADS, rows, 2, words.csv)
+    models.show(HEADS, rows, 2, words.csv)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""One image through thin nets, float and int8, beside the whole net: what channels of a tile win.
+"""One image through thin models, float and int8, beside the whole model: what channels of a tile
+win.
 
     python benchmarks/thin_latency.py --models mobilenet_v1 mobilenet_v2
 
-Every net has half of the MACs (`--target_macs`), with channel counts in multiples of 1, 8, 16 and
+Every model has half of the MACs (`--target_macs`), with channel counts in multiples of 1, 8, 16 and
 32; the last row has what `--target_latency` chose, by its own measurement. All files run
 interleaved in one process, batch 1, one thread; the figure is the median of the thread's CPU time.
 Weights are random, which the time does not depend on.
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="tables to take the median of")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
-    import nets
+    import models
 
     from mobilenet.cli.process import starting_tensorflow
 
@@ -39,29 +40,29 @@ def main() -> None:
         import tensorflow  # noqa: F401
     rows = [row for name in words.models for row in table(name, words)]
     heads = ["net", "channels", "MACs", "float ms", "/ whole", "int8 ms", "/ whole"]
-    nets.show(heads, rows, 1, words.csv)
+    models.show(heads, rows, 1, words.csv)
 
 
 def table(name: str, words: argparse.Namespace) -> list[list[str]]:
-    """A row for the whole net and for every thin one."""
-    import nets
+    """A row for the whole model and for every thin one."""
+    import models
 
     from mobilenet.models import counting
     from mobilenet.runtime import interpreter
 
-    whole = nets.build(name, 1.0, words.size)
+    whole = models.build(name, 1.0, words.size)
     made = {"whole": whole}
     for tile in TILES:
         made[f"by {tile}"] = thin(whole, target_macs=words.target_macs, round_to=tile)
     aim = f"{words.target_latency:g} of the float time, by 32"
     made[aim] = thin(whole, target_latency=words.target_latency, round_to=32)
     files = {}
-    for key, net in made.items():
+    for key, model in made.items():
         print(f"converting {name} {key}", flush=True)
-        files.update({f"{key} {kind}": data for kind, data in both(net, words.size).items()})
+        files.update({f"{key} {kind}": data for kind, data in both(model, words.size).items()})
         gc.collect()
     runs = [interpreter.latency(files, words.rounds, seed=seed) for seed in range(words.repeats)]
-    macs = {key: sum(counting.layer_macs(net).values()) for key, net in made.items()}
+    macs = {key: sum(counting.layer_macs(model).values()) for key, model in made.items()}
     rows = []
     for key in made:
         cells = []
@@ -74,8 +75,8 @@ def table(name: str, words: argparse.Namespace) -> list[list[str]]:
 
 
 def thin(whole: Any, **fields: Any) -> Any:
-    """The net with as many channels as channel pruning would leave."""
-    import nets
+    """The model with as many channels as channel pruning would leave."""
+    import models
 
     from mobilenet.compression import method as methods
     from mobilenet.compression.pruning.channel import surgery
@@ -85,7 +86,7 @@ def thin(whole: Any, **fields: Any) -> Any:
 
     size = whole.input_shape[1]
     stage = methods.Stage(
-        4, PREPROCESSING["inception"], lambda n: nets.images(n, size), latency=latency
+        4, PREPROCESSING["inception"], lambda n: models.images(n, size), latency=latency
     )
     method = methods.create(ChannelPruning(**fields), stage)
     method.apply(whole)
@@ -93,17 +94,17 @@ def thin(whole: Any, **fields: Any) -> Any:
     return surgery.thin(whole, share, fields["round_to"]).model
 
 
-def both(net: Any, size: int) -> dict[str, bytes]:
+def both(model: Any, size: int) -> dict[str, bytes]:
     """The float and the int8 file."""
-    import nets
+    import models
 
     from mobilenet.compression.quantization.int8 import saving as int8_saving
     from mobilenet.export import tflite_converter
 
-    wrapped = nets.quantized(net, size)
+    wrapped = models.quantized(model, size)
     int8_saving.for_export(wrapped)
     return {
-        "float": tflite_converter.float_flatbuffer(net),
+        "float": tflite_converter.float_flatbuffer(model),
         "int8": tflite_converter.int8_flatbuffer(wrapped),
     }
 

@@ -1,4 +1,5 @@
-"""What a training step costs once the net is quantized, pruned or distilled, against one in float.
+"""What a training step costs once the model is quantized, pruned or distilled, against one in
+float.
 
     python benchmarks/train_step.py --width 0.5 --size 96
 
@@ -7,7 +8,7 @@ Every variant trains the same MobileNet on the same batches, one after the other
 clock is the process's CPU time, which for one thread is what the step takes on an idle machine.
 tfmot's own schemes are set up as its guides do: `quantize_model`, and `prune_low_magnitude` with
 `UpdatePruningStep`; its `quantize_model` takes no V3 (leave it out with --variants). `distilled`
-learns from the same net in float.
+learns from the same model in float.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ VARIANTS = ("float", "qat", "tfmot qat", "pruning", "tfmot pruning", "distilled"
 
 @dataclasses.dataclass
 class Variant:
-    """A net that trains.
+    """A model that trains.
 
     Attributes:
         step: one optimizer step on a batch.
@@ -101,8 +102,8 @@ def make(name: str, plain: Any, images: Any, frequency: int) -> Variant:
         shares = {"pointwise": 0.8, "stem": 0.8, "classifier": 0.8}
         config = MagnitudePruning(shares, schedule="constant", begin=0.0, frequency=frequency)
     method = methods.create(config, stage)
-    net = method.apply(copy)
-    return Variant(learner(net, lambda step: method.after_step(net, step), teacher))
+    model = method.apply(copy)
+    return Variant(learner(model, lambda step: method.after_step(model, step), teacher))
 
 
 def measure(variants: dict[str, Variant], images: Any, labels: Any, rounds: int, warm: int) -> None:

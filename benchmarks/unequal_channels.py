@@ -1,13 +1,13 @@
-"""What a real net's unequal channels cost post-training int8, and what its chain wins back.
+"""What a real model's unequal channels cost post-training int8, and what its chain wins back.
 
     python benchmarks/unequal_channels.py --model runs/v3_large/train --checkpoint V3_SMALL \
         --photos FOLDER
 
-`--model` is a float net that was trained on the digits. Its channels are scaled, where a factor
+`--model` is a float model that was trained on the digits. Its channels are scaled, where a factor
 passes through, as far apart as those of Google's weights in `--checkpoint` are on `--photos`; what
-the net answers stays as it is. Rows are int8 files of the net before and after, with ranges at the
-extremes alone and by the default chain: top-1, agreement with the float net and signal to noise on
-the held-out digits.
+the model answers stays as it is. Rows are int8 files of the model before and after, with ranges at
+the extremes alone and by the default chain: top-1, agreement with the float model and signal to
+noise on the held-out digits.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ def unequal(model: Any, spread: Octaves, seed: int = 0) -> tuple[Any, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="a float net of the digits")
+    parser.add_argument("--model", required=True, help="a float model of the digits")
     parser.add_argument("--checkpoint", required=True, help="real weights with unequal channels")
     parser.add_argument("--photos", required=True, help="a folder of photos that they know")
     parser.add_argument("--images", type=int, default=100, help="digits to calibrate on (100)")
     words = parser.parse_args()
-    import nets
+    import models
 
     from mobilenet.cli.process import starting_tensorflow
 
@@ -118,7 +118,7 @@ def main() -> None:
             ratio = signal_to_noise(wanted, said)
             rows.append([name, ranges, f"{right:.2f}", f"{same:.2f}", f"{ratio:.1f}"])
             print(*rows[-1], flush=True)
-    nets.show(["channels", "steps", "top-1 %", "agreement %", "dB"], rows, 2, None)
+    models.show(["channels", "steps", "top-1 %", "agreement %", "dB"], rows, 2, None)
 
 
 if __name__ == "__main__":

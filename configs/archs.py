@@ -1,7 +1,7 @@
-"""The seven nets: one config class each, found by name; their rows are in `tables`.
+"""The seven models: one config class each, found by name; their rows are in `tables`.
 
 Source of fields and defaults: tensorflow/models research/mobilenet/configs/archs.py; width rules as
-in research/slim/nets.
+in research/slim/models.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WIDTHS = "common values are 0.25, 0.5, 0.75, 1.0"
 
 
 def _finegrain(default: bool) -> Any:
-    return flag(default, "keep the last convolution at its full width when the net is narrowed")
+    return flag(default, "keep the last convolution at its full width when the model is narrowed")
 
 
 def _weight_decay(default: float) -> Any:
@@ -43,12 +43,12 @@ def _weight_decay(default: float) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class MobileNetConfig(Config):
-    """A net: its rows and everything that changes how they are built. Nothing changes a config;
+    """A model: its rows and everything that changes how they are built. Nothing changes a config;
     `replace` makes the next.
 
     Attributes:
         name: name of the Keras model.
-        num_classes: width of the logits; 0 or `None` ends the net with the pooled features.
+        num_classes: width of the logits; 0 or `None` ends the model with the pooled features.
         width_multiplier: factor on the channels of every row (alpha of the papers).
         min_depth: least number of channels of a scaled convolution.
         divisor: scaled channels are rounded to its multiples; 1 truncates (V1).
@@ -66,7 +66,7 @@ class MobileNetConfig(Config):
         dropout_keep_prob: share kept by the dropout before the logits.
         weight_decay: L2 on convolution kernels, depthwise ones only with `regularize_depthwise`.
         stddev: of the truncated normal that initializes kernels; negative selects Glorot's uniform.
-        activation_name: unused by the seven nets, whose rows carry their own; kept for nets of
+        activation_name: unused by the seven models, whose rows carry their own; kept for models of
             your own.
         normalization_name: `batch_norm`, `layer_norm` or `group_norm` (at most 32 groups).
         batch_norm_decay: momentum of the moving statistics.
@@ -74,13 +74,13 @@ class MobileNetConfig(Config):
         hard_sigmoid_slope: of the squeeze-excite gate; TF1 checkpoints were trained with the
             literal 0.16667.
         channels: layer name to output channels, where they differ from the width rule (thinned
-            nets).
+            models).
         blocks: the rows.
     """
 
     name: str = "MobileNet"
     num_classes: int | None = flag(
-        1001, "number of classes; 0 ends the net with the pooled features"
+        1001, "number of classes; 0 ends the model with the pooled features"
     )
     width_multiplier: float = flag(1.0, "factor on the channels of every layer; " + _WIDTHS)
     min_depth: int = flag(8, "least number of channels of a scaled convolution")
@@ -234,10 +234,10 @@ ALL: Mapping[str, type[MobileNetConfig]] = MappingProxyType(
 
 
 def get(name: str, **overrides: Any) -> MobileNetConfig:
-    """The config of a net by its name, with fields replaced.
+    """The config of a model by its name, with fields replaced.
 
     Raises:
-        UsageError: no such net or field (the nearest name is offered), or a value that breaks the
+        UsageError: no such model or field (the nearest name is offered), or a value that breaks the
         field's rule.
 
     Example:
@@ -248,7 +248,7 @@ def get(name: str, **overrides: Any) -> MobileNetConfig:
 
 
 def names(pattern: str = "*") -> list[str]:
-    """Names of the nets that match a shell pattern, as in `names("*v3*")`."""
+    """Names of the models that match a shell pattern, as in `names("*v3*")`."""
     return [name for name in ALL if fnmatch.fnmatchcase(name, pattern)]
 
 

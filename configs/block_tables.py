@@ -1,6 +1,6 @@
-"""The rows of the seven nets: one frozen dataclass a row, one table a net.
+"""The rows of the seven models: one frozen dataclass a row, one table a model.
 
-Source: tensorflow/models research/slim/nets/mobilenet_v1.py and research/slim/nets/mobilenet/
+Source: tensorflow/models research/slim/models/mobilenet_v1.py and research/slim/models/mobilenet/
 mobilenet_v2.py, mobilenet_v3.py.
 """
 
@@ -17,7 +17,7 @@ _LARGEST_SIDE, _LARGEST_EXPANSION = 1000, 1000
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig(Config):
-    """One row of a net.
+    """One row of a model.
 
     Attributes:
         block_type: `Conv`; `DepSepConv` (depthwise, then pointwise); `InvertedResConv` (expand,

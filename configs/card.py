@@ -1,4 +1,4 @@
-"""A saved net's card: what it is, what it wants and what it reached. Written beside every model
+"""A saved model's card: what it is, what it wants and what it reached. Written beside every model
 and flatbuffer.
 """
 
@@ -33,10 +33,10 @@ class Edge(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Card(Config):
-    """What a reader of a saved net needs and cannot see in its weights.
+    """What a reader of a saved model needs and cannot see in its weights.
 
     Attributes:
-        architecture: the net's config as JSON (`MobileNetConfig.to_json`); empty for a net of
+        architecture: the model's config as JSON (`MobileNetConfig.to_json`); empty for a model of
             foreign make.
         input_shape: `[height, width, channels]`.
         preprocessing: how an image becomes the input. For an int8 file the mean is 128, so that
@@ -46,7 +46,7 @@ class Card(Config):
         outputs: `logits`, `probabilities` or `features`.
         dataset: the data set it was trained on.
         stage: the stage that made it (`train`, `prune`, `quantize`, `convert`; `tf1`).
-        published: what was published of the released net whose weights it holds, in a line.
+        published: what was published of the released model whose weights it holds, in a line.
         metrics: held-out figures, `top1` and `top5` in percent, `loss`.
         history: one dictionary an epoch.
         input, output: ends of a flatbuffer; `None` for a Keras model.

@@ -19,11 +19,11 @@ class Form:
     """The choices of a conversion; the names are those of the converter's flags.
 
     Attributes:
-        quantization: number format that a float net is given, one of `formats.FORMATS`; `None`
+        quantization: number format that a float model is given, one of `formats.FORMATS`; `None`
             leaves it as it was trained: int8 with ranges, else float32.
-        io: type of both ends; `None` is int8 for a quantized net and float32 for a float one.
+        io: type of both ends; `None` is int8 for a quantized model and float32 for a float one.
         batch: images a call.
-        image_size: height and width, wanted where the net leaves them open.
+        image_size: height and width, wanted where the model leaves them open.
         output_activation: `none` gives logits; int8 softmax resolves only 1/256.
         target: `xnnpack` writes int8 hard-swish out, which its delegate then takes whole, and lets
             the first convolution read pairs of pixels; `generic` keeps one HARD_SWISH each, for
@@ -52,7 +52,7 @@ class Form:
 
     @property
     def format(self) -> number_formats.Format | None:
-        """The number format that a float net is given."""
+        """The number format that a float model is given."""
         return None if self.quantization is None else number_formats.get(self.quantization)
 
     @property
@@ -64,14 +64,14 @@ class Form:
         """The type of both ends.
 
         Raises:
-            UsageError: codes are asked of a float net, or a number format of a quantized one.
+            UsageError: codes are asked of a float model, or a number format of a quantized one.
         """
         if self.format is not None:
             if quantized:
                 raise UsageError(
                     "--quantization",
                     self.quantization,
-                    "a float net; this one has ranges and becomes int8 as it was trained",
+                    "a float model; this one has ranges and becomes int8 as it was trained",
                     "leave it out, or give the folder of an earlier stage",
                 )
             return self.io or self.format.ends[0]
@@ -79,16 +79,16 @@ class Form:
             raise UsageError(
                 "--io",
                 self.io,
-                "float32, the ends of a float net",
-                "quantize the net first: --stages quantize of the trainer",
+                "float32, the ends of a float model",
+                "quantize the model first: --stages quantize of the trainer",
             )
         return self.io or ("int8" if quantized else "float32")
 
     def shape(self, own: tuple[int | None, ...]) -> Shape:
-        """`[height, width, channels]` of the file for a net that takes `own`.
+        """`[height, width, channels]` of the file for a model that takes `own`.
 
         Raises:
-            UsageError: the size is open and none was asked for, or another than the net's was.
+            UsageError: the size is open and none was asked for, or another than the model's was.
         """
         height, width, channels = own
         size = self.image_size
@@ -98,15 +98,15 @@ class Form:
             raise UsageError(
                 "--image_size",
                 None,
-                f"a size, as the net's input is open: {own}",
+                f"a size, as the model's input is open: {own}",
                 "as in --image_size 224",
             )
         if size is not None and any(side not in (None, size) for side in (height, width)):
             raise UsageError(
                 "--image_size",
                 size,
-                f"{height} x {width}, the size of the net",
-                "leave it out, or build the net with that size",
+                f"{height} x {width}, the size of the model",
+                "leave it out, or build the model with that size",
             )
         return height or size or 0, width or size or 0, channels
 

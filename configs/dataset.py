@@ -1,7 +1,7 @@
 """What the program knows about data: how pixels become inputs, and which sets there are.
 
-The preprocessing is a property of a net, not of a command: it is stored in the net's card and read
-back by the evaluator, the converter and predict. Sources: tensorflow/models
+The preprocessing is a property of a model, not of a command: it is stored in the model's card and
+read back by the evaluator, the converter and predict. Sources: tensorflow/models
 research/slim/preprocessing (inception), official/vision/image_classification/preprocessing.py
 (imagenet).
 """
@@ -34,7 +34,7 @@ class Preprocessing(Config):
         std: divides after that; one value, or one a channel.
         crop: `central` cuts the share of each side (slim), `square` the centred square of side
             `min(H, W) * size / (size + 32)` (official), `none` keeps the whole image.
-        crop_fraction: the share that `central` keeps; .875 is slim's.
+        crop_fraction: the share that `central` keeps; 0.875 is slim's.
     """
 
     name: str = "inception"
@@ -77,17 +77,18 @@ class DatasetConfig(Config):
     Attributes:
         name: `digits` (embedded), `image_folder`, `image_list`, `tfrecord`, or the name of a TFDS
             image classification set.
-        label_offset: label in the file minus class index in the net; slim's ImageNet records hold
-            1..1000 with 0 for background, so a net of 1000 classes reads them with an offset of 1.
+        label_offset: label in the file minus class index in the model; slim's ImageNet records hold
+            1..1000 with 0 for background, so a model of 1000 classes reads them with an offset of
+            1.
         flip: random left-right mirroring in training (never for digits).
         area_min: least share of the image that a training crop covers; 1 keeps the whole image.
         aspect_max: widest aspect ratio of a training crop; its inverse is the narrowest.
         rotation: training images are turned by up to this many degrees either way (digits: 10;
             photos: 0).
-        shift: and moved by up to this share of a side (digits: .1).
-        zoom: and enlarged or reduced by up to this share (digits: .1).
-        shear: and slanted by up to this many pixels a pixel (digits: .1).
-        colour: strength of the brightness (32/255) and saturation (.5 to 1.5) change; 0 is none, 1
+        shift: and moved by up to this share of a side (digits: 0.1).
+        zoom: and enlarged or reduced by up to this share (digits: 0.1).
+        shear: and slanted by up to this many pixels a pixel (digits: 0.1).
+        color: strength of the brightness (32/255) and saturation (0.5 to 1.5) change; 0 is none, 1
             is slim's.
         skip_corrupt: leave out images that cannot be decoded, counted, instead of stopping at the
             first.
@@ -109,7 +110,7 @@ class DatasetConfig(Config):
     )
     preprocessing: str = flag("inception", "how pixels become inputs: " + ", ".join(PREPROCESSING))
     label_offset: int = flag(
-        0, "label in the records or list minus class index in the net (slim's ImageNet: 1)"
+        0, "label in the records or list minus class index in the model (slim's ImageNet: 1)"
     )
     flip: bool = flag(True, "mirror training images at random")
     area_min: float = flag(0.05, "least share of the image in a training crop")
@@ -118,7 +119,7 @@ class DatasetConfig(Config):
     shift: float = flag(0.0, "training images are moved by up to this share of a side")
     zoom: float = flag(0.0, "training images are enlarged or reduced by up to this share")
     shear: float = flag(0.0, "training images are slanted by up to this share")
-    colour: float = flag(1.0, "strength of the colour variation in training, 0 to 1")
+    colour: float = flag(1.0, "strength of the color variation in training, 0 to 1")
     skip_corrupt: bool = flag(False, "leave out images that cannot be decoded, and count them")
     max_pixels: int = flag(MAX_PIXELS, MAX_PIXELS_HELP)
 

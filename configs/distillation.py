@@ -1,4 +1,4 @@
-"""What a stage may learn from besides the labels: the answers of another net."""
+"""What a stage may learn from besides the labels: the answers of another model."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ class Distillation(Config):
     """Training towards the answers of a teacher (Hinton et al., arXiv 1503.02531).
 
     The loss of an image is (1 - weight) * cross-entropy with its label + weight * temperature^2 *
-    KL(softmax(teacher / temperature) || softmax(net / temperature)).
+    KL(softmax(teacher / temperature) || softmax(model / temperature)).
 
     Attributes:
-        teacher: `start` is the net that a stage began with, for stages that prune or quantize. A
-            path is a net of the same classes and input, for every stage that trains. `auto` becomes
-            `start` or `none` as the data are known.
+        teacher: `start` is the model that a stage began with, for stages that prune or quantize. A
+            path is a model of the same classes and input, for every stage that trains. `auto`
+            becomes `start` or `none` as the data are known.
         weight: share of the teacher in the loss.
         temperature: divides the logits of both; higher ones say more of the wrong classes.
     """
 
     teacher: str = flag(
         AUTO,
-        "what stages learn from besides the labels: auto, none, start (the net that pruning or "
-        "quantization began with), or a net: model folder, .keras, TF1 checkpoint",
+        "what stages learn from besides the labels: auto, none, start (the model that pruning or "
+        "quantization began with), or a model: model folder, .keras, TF1 checkpoint",
         "distill",
         path=True,
     )
     weight: float = flag(0.9, "share of the teacher in the loss, 0 to 1", "distill_weight")
     temperature: float = flag(
-        2.0, "divides the logits of net and teacher, as in the paper", "distill_temperature"
+        2.0, "divides the logits of model and teacher, as in the paper", "distill_temperature"
     )
 
     def __post_init__(self) -> None:
@@ -42,5 +42,5 @@ class Distillation(Config):
 
     @property
     def model(self) -> str | None:
-        """The path of the teacher, where it is a net of its own."""
+        """The path of the teacher, where it is a model of its own."""
         return None if self.teacher in (AUTO, NONE, START) else self.teacher

@@ -1,4 +1,4 @@
-"""The number formats that a trained float net can be given, and what a file of each must hold."""
+"""The number formats that a trained float model can be given, and what a file of each must hold."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ class ChannelPruning(Pruning):
     """Silences whole channels, more and more of them, and cuts them out at the end.
 
     Channels that hang together go together: what a convolution makes, its depthwise and batch
-    norms, and all projections that are added up. The stage ends with a smaller net, whose config
+    norms, and all projections that are added up. The stage ends with a smaller model, whose config
     has its `channels`.
 
     Attributes:
@@ -168,10 +168,10 @@ class ChannelPruning(Pruning):
         round_to: channel counts are multiples of it. Kernels work in tiles of 16 in int8 files and
             of 32 in float ones; what does not fill a tile costs as much as what does.
         stages: the stage is run so many times, each time with all of its epochs, a fresh optimizer
-            and schedule, and an equal part of the ratio; each ends with a thin net of its own,
+            and schedule, and an equal part of the ratio; each ends with a thin model of its own,
             from whose weights the next one starts (ivclab/Multistage_Pruning).
         stage_epochs: of the stages in front of the last, so that most of the time is left for the
-            net that stays; as many as the last by default, as in that repository.
+            model that stays; as many as the last by default, as in that repository.
         reconstruct: the layers that read channels that go are fitted again to what they gave
             before (He et al., arXiv 1707.06168), on so many images of the training split.
         target_macs, target_latency: in place of a ratio, the share of the MACs, or of the time of
@@ -190,7 +190,7 @@ class ChannelPruning(Pruning):
         16, "channel counts are multiples of it: 16 for int8 files, 32 for float ones, 1 exact"
     )
     stages: int = flag(
-        1, "prune in so many stages, each with the epochs of one and a thin net", "channel_stages"
+        1, "prune in so many stages, each with the epochs of one and a thin model", "channel_stages"
     )
     stage_epochs: int | None = flag(None, "epochs of each stage in front of the last one")
     reconstruct: int = flag(
@@ -240,13 +240,13 @@ class DnsPruning(Pruning):
 
     A threshold is the percentile of a kernel's dense magnitudes at the share that the schedule asks
     for. It is taken every `frequency` steps. The target stands at `end`; that repository has 2/3,
-    but a short stage ends with the better net where masks stand still sooner.
+    but a short stage ends with the better model where masks stand still sooner.
 
     Attributes:
         sparsity: share of zeros by role, or by a regular expression that matches whole layer names,
             in place of what `base` and `slope` give.
         base, slope: a 1x1 or dense kernel loses `base + slope * size / largest`, where `largest` is
-            the size of the net's largest such kernel. All other kernels stay dense.
+            the size of the model's largest such kernel. All other kernels stay dense.
         lower, upper: of the threshold: up to the one a weight goes, from the other on it comes
             back, in between nothing changes.
         boundaries: shares of the stage up to which each of `probabilities` holds, but the last.

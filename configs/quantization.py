@@ -1,4 +1,4 @@
-"""Ways to quantize a net: trained for it or fitted to it, to int8 or to few values."""
+"""Ways to quantize a model: trained for it or fitted to it, to int8 or to few values."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class QuantizationAwareTraining(Config):
 
     Attributes:
         calibration_images: training images that set the activation ranges before the first step; a
-            net whose ranges start anywhere else answers nonsense for thousands of steps.
+            model whose ranges start anywhere else answers nonsense for thousands of steps.
         range_decay: decay of the moving activation ranges, by step.
         freeze: share of the stage after which batch-norm statistics and activation ranges stand
             still.
         quant_delay: steps that train in float first, while ranges are observed. The recipe for
-            training from scratch (tensorflow/models research/slim/nets/mobilenet_v1_train.py has
-            250,000 at batch 64); 0 for a net that is trained already.
+            training from scratch (tensorflow/models research/slim/models/mobilenet_v1_train.py has
+            250,000 at batch 64); 0 for a model that is trained already.
     """
 
     calibration_images: int = flag(256, "training images that set the activation ranges")
@@ -53,13 +53,13 @@ class QuantizationAwareTraining(Config):
 
 @dataclasses.dataclass(frozen=True)
 class PostTraining(Config):
-    """int8 without training: a float net is fitted to the scheme by images without labels.
+    """int8 without training: a float model is fitted to the scheme by images without labels.
 
     Half of the images fit, the other half judges: a step that does not help there is left out.
 
     Attributes:
         calibration_images: of the training split, as an evaluation sees them.
-        steps: which remedies, in the order of `PTQ_STEPS`. `auto` chooses by the net: with
+        steps: which remedies, in the order of `PTQ_STEPS`. `auto` chooses by the model: with
             hard-swish or unbounded ReLU `equalize,hard_swish,percentile,clip,bias,tune,repair`,
             with ReLU6 alone, whose ranges are harmless, `maximum,bias,repair`. `gates,auto` puts
             `gates` in front, which makes the file slower and so is never chosen.

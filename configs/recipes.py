@@ -1,8 +1,8 @@
 """Training defaults by model and data set.
 
 ImageNet's are the published recipes: tensorflow/models research/mobilenet/scripts (V1, V2, V3) with
-research/slim/nets/mobilenet/README.md behind them. The others are ours, each with the command that
-shows it.
+research/slim/models/mobilenet/README.md behind them. The others are ours, each with the command
+that shows it.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ BATCH_NORM_MEMORY = 20  # a run sees at least so many time constants of its batc
 def batch_norm_decay(steps: int, longest: float) -> float:
     """The batch-norm momentum that a run of `steps` can afford.
 
-    The moving statistics forget over 1 / (1 - decay) steps. The published .9997 needs tens of
-    thousands of steps; a shorter run evaluates with statistics of a net that it no longer is.
+    The moving statistics forget over 1 / (1 - decay) steps. The published 0.9997 needs tens of
+    thousands of steps; a shorter run evaluates with statistics of a model that it no longer is.
     """
     return round(min(longest, max(0.9, 1.0 - BATCH_NORM_MEMORY / max(steps, 1))), 6)
 
@@ -93,7 +93,7 @@ def _chain(
     prune_epochs: int,
     quantize_epochs: int,
 ) -> RunConfig:
-    """Later stages start from a trained net: a fraction of its rate, no warm-up."""
+    """Later stages start from a trained model: a fraction of its rate, no warm-up."""
     return RunConfig(
         model=model,
         dataset=data,
@@ -112,7 +112,7 @@ def _imagenet(model: archs.MobileNetConfig, data: dataset.DatasetConfig) -> RunC
     else:
         train = _IMAGENET_V3
         model = model.replace(weight_decay=5e-6, stddev=0.008, batch_norm_decay=0.997)
-    # Fine-tuning by slim: rate 1e-4, no warm-up (research/slim/nets/mobilenet_v1_train.py).
+    # Fine-tuning by slim: rate 1e-4, no warm-up (research/slim/models/mobilenet_v1_train.py).
     later = train.replace(
         epochs=8,
         lr=1e-3,

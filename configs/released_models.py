@@ -1,8 +1,9 @@
-"""The released nets of Google: what was published for each, where it lies, and what is wrong there.
+"""The released models of Google: what was published for each, where it lies, and what is wrong
+there.
 
 Figures as printed on two pages of tensorflow/models: research/mobilenet/README.md (V1 of
-2018_08_02, V2, V3, EdgeTPU) and research/slim/nets/mobilenet_v1.md (V1 of 2018_02_22). All are of
-one crop of ILSVRC-2012 validation images. Where a figure does not fit the net, a note says so.
+2018_08_02, V2, V3, EdgeTPU) and research/slim/models/mobilenet_v1.md (V1 of 2018_02_22). All are of
+one crop of ILSVRC-2012 validation images. Where a figure does not fit the model, a note says so.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mobilenet.errors import one_of
 FLOAT, QUANTIZED = KINDS = ("float", "quantized")
 
 _PAGE = "tensorflow/models research/mobilenet/README.md"
-_SLIM_PAGE = "tensorflow/models research/slim/nets/mobilenet_v1.md"
+_SLIM_PAGE = "tensorflow/models research/slim/models/mobilenet_v1.md"
 _V1_ROOT = "http://download.tensorflow.org/models/mobilenet_v1"
 _V2_ROOT = "https://storage.googleapis.com/mobilenet_v2/checkpoints"
 _V3_ROOT = "https://storage.googleapis.com/mobilenet_v3/checkpoints"
@@ -32,22 +33,22 @@ _V1_PARAMS = (
 )
 _V1_STEM = "MACs leave out the first convolution: with it 325, 239, 166 and 107 at 224 to 128"
 _V1_MISPRINTS = {
-    (0.25, 192): "MACs: printed 34, the net has 30.2; a misprint",
-    (0.5, 224): "MACs: printed 150, the net has 149.498",
+    (0.25, 192): "MACs: printed 34, the model has 30.2; a misprint",
+    (0.5, 224): "MACs: printed 150, the model has 149.498",
 }
 _V1_LABEL = "the page's row is labelled 0.50, the file 0.5"
 _V1_QUANT_NEW = "top-1 and top-5 of the TFLite file; 2018_02_22 states other figures for its own"
 _V1_QUANT_OLD = "top-1 and top-5 before the quantizers were mended; 2018_08_02 states other figures"
 _V2_BASIS = "MACs are cut to whole millions; params leave out batch normalization"
-_V2_QUANT = "no accuracy or latency was published: the page's are those of the float net"
+_V2_QUANT = "no accuracy or latency was published: the page's are those of the float model"
 _V3_BASIS = "params leave out batch normalization"
 _V3_SMALL = {
-    1.0: "66 M MACs and 2.9 M params do not match the net: it has 56.5 and 2.54 (2.9 is that of an "
-    "earlier head of 1280 channels)",
-    0.75: "2.4 M params do not match the net, which has 2.04 and 43.4 M MACs (44 and 2.4 are those "
-    "of an earlier head of 1280 channels)",
+    1.0: "66 M MACs and 2.9 M params do not match the model: it has 56.5 and 2.54 (2.9 is that of "
+    "an earlier head of 1280 channels)",
+    0.75: "2.4 M params do not match the model, which has 2.04 and 43.4 M MACs (44 and 2.4 are "
+    "those of an earlier head of 1280 channels)",
 }
-_V3_SMALL_MINIMALISTIC = "65 M MACs do not match the net: it has 52.3"
+_V3_SMALL_MINIMALISTIC = "65 M MACs do not match the model: it has 52.3"
 _EDGETPU = (
     "accuracy and latency of 8-bit files made after training; the archive's checkpoint is float"
 )
@@ -59,7 +60,7 @@ _PROSE_V3 = "the page's prose says 75.1 % and about 215 M MACs"
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """One released net, as its page has it.
+    """One released model, as its page has it.
 
     Attributes:
         name: of the archive, without `.tgz`; both V1 releases use the same names.
@@ -97,8 +98,8 @@ class Release:
         return f"{self.name}: top-1 {self.top1} %{top5} (ImageNet validation; {self.source})"
 
 
-# width, params in millions, then by image size: MACs in millions, top-1 and top-5 of the float net,
-# of the quantized net of 2018_08_02, of the quantized net of 2018_02_22.
+# width, params in millions, then by image size: MACs in millions, top-1 and top-5 of the float
+# model, of the quantized model of 2018_08_02, of the quantized model of 2018_02_22.
 _V1 = (
     (
         1.0,
@@ -176,7 +177,7 @@ _V2 = (
     ),
 )
 
-# net, width, kind, MACs and params in millions, top-1, ms on a Pixel 1, 2 and 3; all at 224.
+# model, width, kind, MACs and params in millions, top-1, ms on a Pixel 1, 2 and 3; all at 224.
 _V3 = (
     ("large", 1.0, FLOAT, 217, 5.4, 75.2, 51.2, 61.0, 44.0),
     ("large", 1.0, QUANTIZED, 217, 5.4, 73.9, 44.0, 42.5, 32.0),
@@ -225,12 +226,12 @@ def _v1(date: str, source: str, place: int) -> Iterator[Release]:
 def _v2() -> Iterator[Release]:
     for width, params, *rows in _V2:
         for size, macs, top1, top5, ms in rows:
-            net = ("mobilenet_v2", width, int(size))
-            prose = (_PROSE_V2,) if net[1:] == (1.0, 224) else ()
+            model = ("mobilenet_v2", width, int(size))
+            prose = (_PROSE_V2,) if model[1:] == (1.0, 224) else ()
             name = f"mobilenet_v2_{width}_{size}"
             yield Release(
                 name,
-                *net,
+                *model,
                 FLOAT,
                 f"{_V2_ROOT}/{name}.tgz",
                 int(macs),
@@ -244,7 +245,7 @@ def _v2() -> Iterator[Release]:
             name = f"quantized_v2_{size}_{round(100 * width)}"
             yield Release(
                 name,
-                *net,
+                *model,
                 QUANTIZED,
                 f"{_V2_ROOT}/{name}.tgz",
                 int(macs),
@@ -259,15 +260,15 @@ def _v2() -> Iterator[Release]:
 
 def _v3() -> Iterator[Release]:
     devices = ("Pixel 1", "Pixel 2", "Pixel 3")
-    for net, width, kind, macs, params, top1, *ms in _V3:
+    for model, width, kind, macs, params, top1, *ms in _V3:
         notes = [_V3_BASIS]
-        notes += [_V3_SMALL[width]] * (net == "small")
-        notes += [_V3_SMALL_MINIMALISTIC] * (net == "small-minimalistic")
-        notes += [_PROSE_V3] * ((net, width, kind) == ("large", 1.0, FLOAT))
-        name = f"v3-{net}_224_{width}_{'float' if kind == FLOAT else 'uint8'}"
+        notes += [_V3_SMALL[width]] * (model == "small")
+        notes += [_V3_SMALL_MINIMALISTIC] * (model == "small-minimalistic")
+        notes += [_PROSE_V3] * ((model, width, kind) == ("large", 1.0, FLOAT))
+        name = f"v3-{model}_224_{width}_{'float' if kind == FLOAT else 'uint8'}"
         yield Release(
             name,
-            f"mobilenet_v3_{net.replace('-', '_')}",
+            f"mobilenet_v3_{model.replace('-', '_')}",
             width,
             224,
             kind,
@@ -311,7 +312,7 @@ ALL: tuple[Release, ...] = (
     *_edgetpu(),
 )
 
-# Of a file or folder name: the net, and its width and image size in either order.
+# Of a file or folder name: the model, and its width and image size in either order.
 _NAME = re.compile(
     r"(?:^|[^a-z0-9])(?P<net>mobilenet_v1|mobilenet_v2|float_v2|quantized_v2"
     r"|v3[-_](?:large|small)(?:[-_]minimalistic)?|mobilenet_edgetpu)"
@@ -322,9 +323,9 @@ _LEAST_SIZE = 32  # of the two numbers in a name, what is below this is the widt
 
 
 def find(model_name: str, width: float, image_size: int, kind: str = FLOAT) -> Release | None:
-    """The release of a net, the newest where there are several; `None` where there is none.
+    """The release of a model, the newest where there are several; `None` where there is none.
 
-    EdgeTPU has `quantized` rows alone: no accuracy of the float nets was published.
+    EdgeTPU has `quantized` rows alone: no accuracy of the float models was published.
     """
     one_of("kind", kind, KINDS)
     for release in ALL:
@@ -338,21 +339,21 @@ def of_path(path: str | os.PathLike[str]) -> Release | None:
     """The release that an archive's, checkpoint's or folder's name stands for, if any.
 
     The name itself is read first, then the two folders above (`v3-small_224_1.0_float/ema/model`).
-    Names prove nothing: compare with the net that was found in the file.
+    Names verify nothing: compare with the model that was found in the file.
     """
     text = os.fspath(path).replace("\\", "/")
     for part in PurePath(text).parts[:-4:-1]:
         match = _NAME.search(part)
         if match is None:
             continue
-        net, rest = match["net"].lower(), match["rest"].lower()
+        model, rest = match["net"].lower(), match["rest"].lower()
         width, size = sorted((float(match["first"]), float(match["second"])))
-        if net == "quantized_v2":
+        if model == "quantized_v2":
             lower, upper = float(match["first"]), float(match["second"])
             width, size = upper / 100, lower  # image size, then percent
-        quantized = net == "quantized_v2" or rest.startswith(("_quant", "_uint8"))
-        kind = QUANTIZED if quantized or net == "mobilenet_edgetpu" else FLOAT
-        name = net.replace("-", "_").replace("float_", "").replace("quantized_", "")
+        quantized = model == "quantized_v2" or rest.startswith(("_quant", "_uint8"))
+        kind = QUANTIZED if quantized or model == "mobilenet_edgetpu" else FLOAT
+        name = model.replace("-", "_").replace("float_", "").replace("quantized_", "")
         name = name if name.startswith("mobilenet") else f"mobilenet_{name}"
         if size < _LEAST_SIZE or size != int(size):
             return None

@@ -1,4 +1,4 @@
-"""A run: which net, which data, which stages, and how each of them trains."""
+"""A run: which model, which data, which stages, and how each of them trains."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TrainConfig(Config):
             the seeds' staircase), or at each of `lr_boundaries` (stepwise).
         warmup_epochs: the rate climbs from 0 to the schedule's value over these.
         op_decay_rate: rho of rmsprop.
-        op_epsilon: epsilon of rmsprop and adam; .002 is the MobileNetV3 recipe's.
+        op_epsilon: epsilon of rmsprop and adam; 0.002 is the MobileNetV3 recipe's.
         ma_decay_rate: decay of the moving average of the weights, which then is what is evaluated
             and saved; 0 is off. Early on it is lowered to (1 + step) / (10 + step).
         batch_size: images a step and replica.

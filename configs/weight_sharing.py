@@ -14,7 +14,7 @@ _SIGNED = 3  # bits of a kernel that spends one on the sign and has a level besi
 
 @dataclasses.dataclass(frozen=True)
 class FewValues(Config):
-    """What the ways to give a kernel few values share. Each ends with a float net.
+    """What the ways to give a kernel few values share. Each ends with a float model.
 
     Attributes:
         depthwise, pointwise, dense: bits of k x k kernels (the stem too), of 1x1 kernels, and of

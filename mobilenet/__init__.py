@@ -1,4 +1,4 @@
-"""MobileNets from a table of blocks to a small, fast, proved int8 flatbuffer.
+"""MobileNets from a table of blocks to a small, fast, verified int8 flatbuffer.
 
 Everything here is loaded when it is first used: `import mobilenet`, the configs and `--help` never
 wait for TensorFlow. `mobilenet.build(config)` is the way in.

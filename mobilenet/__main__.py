@@ -1,4 +1,4 @@
-"""`python -m mobilenet`: which commands and which nets there are."""
+"""`python -m mobilenet`: which commands and which models there are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import resources
 from mobilenet import cli
 from mobilenet.configs import archs
 
-COMMAND = cli.Command("mobilenet", "Lists the commands and the nets.")
+COMMAND = cli.Command("mobilenet", "Lists the commands and the models.")
 MODULES = ("trainer", "evaluator", "converter", "predict", "profiler", "packer", "tf1_loader")
 
 
@@ -31,8 +31,8 @@ def run(argv: list[str]) -> None:
     COMMAND.parse(argv)
     print(cli.table(("command", "does"), summaries()))
     print()
-    nets = [(name, (kind.__doc__ or "").partition("\n")[0]) for name, kind in archs.ALL.items()]
-    print(cli.table(("net (--model_name)", "is"), nets))
+    models = [(name, (kind.__doc__ or "").partition("\n")[0]) for name, kind in archs.ALL.items()]
+    print(cli.table(("net (--model_name)", "is"), models))
     print("\npython -m mobilenet.trainer --help explains the flags.")
 
 

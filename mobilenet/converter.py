@@ -1,5 +1,5 @@
-"""`python -m mobilenet.converter`: a saved net to a flatbuffer that is proved against it; or to a
-frozen graph.
+"""`python -m mobilenet.converter`: a saved model to a flatbuffer that is verified against it; or to
+a frozen graph.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from mobilenet.errors import UsageError, one_of
 
 _DATA = [s for s in cli.flag_specs(DatasetConfig) if s.path in ("name", "data_dir")]
 _FITTING = [s for s in cli.flag_specs(PostTraining) if s.path != "calibration_images"]
-_FITTED = cli.option("fitted", Path, None, "a folder for the net that ptq ends with and its ranges")
+_FITTED = cli.option(
+    "fitted", Path, None, "a folder for the model that ptq ends with and its ranges"
+)
 _WORST = 5  # layers in the table
 _FORMATS = ("tflite", "frozen_graph")
 _ALONE = ("quantization", "io", "target", *(s.name for s in flags.LIMITS[1:]))  # of flatbuffers
 
 COMMAND = cli.Command(
     "mobilenet.converter",
-    "Converts a net: int8 where it was trained for that, else float32; writes what is proved.",
+    "Converts a model: int8 where it was trained for that, else float32; writes what is verified.",
     [*_DATA, *_FITTING],
     (
         cli.option("model", Path, None, "a model folder, .keras or SavedModel", group="model"),
@@ -47,7 +49,7 @@ def run(argv: list[str]) -> int | None:
     parsed = COMMAND.parse(argv)
     options = parsed.options
     if options["model"] is None:
-        raise UsageError("--model", None, "a saved net", "python -m mobilenet.trainer makes one")
+        raise UsageError("--model", None, "a saved model", "python -m mobilenet.trainer makes one")
     _check(options)
     if one_of("--format", options["format"], _FORMATS) == "frozen_graph":
         print(cli.table(["what", "value"], _freeze(parsed)))

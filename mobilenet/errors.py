@@ -52,7 +52,7 @@ class UsageError(ValueError):
         return type(self)(what, got, expected, remedy)
 
 
-class FailedProof(UsageError):
+class VerificationError(UsageError):
     """What was made is not what was promised, and was therefore not kept."""
 
     status = 3

@@ -1,4 +1,4 @@
-"""`python -m mobilenet.evaluator`: top-1, top-5 and loss of any saved net on any data set.
+"""`python -m mobilenet.evaluator`: top-1, top-5 and loss of any saved model on any data set.
 
 A flatbuffer on the digits, class folders or a list of images is scored without TensorFlow.
 """
@@ -19,7 +19,7 @@ from mobilenet.runtime import classifier, evaluation, worker
 
 COMMAND = cli.Command(
     "mobilenet.evaluator",
-    "Top-1, top-5 and loss of a net on held-out images.",
+    "Top-1, top-5 and loss of a model on held-out images.",
     [
         spec
         for spec in cli.flag_specs(DatasetConfig)
@@ -34,7 +34,7 @@ COMMAND = cli.Command(
             group="model",
         ),
         cli.option("split", str, "test", "train, validation or test", group="data"),
-        cli.option("batch_size", int, 32, "images a call of a Keras net", group="data"),
+        cli.option("batch_size", int, 32, "images a call of a Keras model", group="data"),
         cli.option(
             "limit",
             int,
@@ -55,7 +55,7 @@ def run(argv: list[str]) -> int | None:
     parsed = COMMAND.parse(argv)
     options = parsed.options
     if options["model"] is None:
-        raise UsageError("--model", None, "a saved net", "python -m mobilenet.trainer makes one")
+        raise UsageError("--model", None, "a saved model", "python -m mobilenet.trainer makes one")
     one_of("--split", options["split"], evaluation.SPLITS)
     one_of("--runtime", options["runtime"], worker.RUNTIMES)
     number("--batch_size", options["batch_size"], least=1, most=MAX_BATCH, integer=True)
@@ -84,25 +84,25 @@ def run(argv: list[str]) -> int | None:
 
 def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card]:
     options = parsed.options
-    net = classifier.Classifier(path, options["threads"], options["runtime"], options["isolated"])
-    data = cli.dataset_of(parsed, net.card.dataset)
+    model = classifier.Classifier(path, options["threads"], options["runtime"], options["isolated"])
+    data = cli.dataset_of(parsed, model.card.dataset)
     if data.name in evaluation.DATASETS:
         left_out: list[UsageError] = []
         on_corrupt = left_out.append if data.skip_corrupt else None
         place = data.name, data.data_dir, options["split"], options["limit"]
         rest = data.label_offset, print, data.max_pixels
-        found = evaluation.evaluate(net, *place, on_corrupt, *rest)
+        found = evaluation.evaluate(model, *place, on_corrupt, *rest)
         if left_out:
             print(f"{len(left_out)} images left out, first {left_out[0]}")
-        return found, data, net.card
+        return found, data, model.card
     with cli.starting_tensorflow():
         from mobilenet.data import arrays
         from mobilenet.evaluation import scoring
     with console.log_to_stdout(), arrays.explained(data, options["split"]):
-        names = evaluation.names(net)
-        batches, matching = _batches(data, net.card, len(net.labels), names, options)
-        found = scoring.score_flatbuffer(net, batches, net.card.preprocessing, matching)
-        return found, data, net.card
+        names = evaluation.names(model)
+        batches, matching = _batches(data, model.card, len(model.labels), names, options)
+        found = scoring.score_flatbuffer(model, batches, model.card.preprocessing, matching)
+        return found, data, model.card
 
 
 def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card]:
@@ -110,20 +110,20 @@ def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card
         from mobilenet.data import arrays
         from mobilenet.evaluation import scoring
         from mobilenet.export import pipeline as export_pipeline
-    net = export_pipeline.load_trained(path)
-    data = cli.dataset_of(parsed, net.card.dataset)
-    probabilities = net.card.outputs == "probabilities"
+    model = export_pipeline.load_trained(path)
+    data = cli.dataset_of(parsed, model.card.dataset)
+    probabilities = model.card.outputs == "probabilities"
     with console.log_to_stdout(), arrays.explained(data, parsed.options["split"]):
-        classes = net.model.output_shape[-1]
-        batches, matching = _batches(data, net.card, classes, net.card.labels, parsed.options)
-        infer = scoring.inference(net.model)
-        return scoring.score(infer, batches, probabilities, matching), data, net.card
+        classes = model.model.output_shape[-1]
+        batches, matching = _batches(data, model.card, classes, model.card.labels, parsed.options)
+        infer = scoring.inference(model.model)
+        return scoring.score(infer, batches, probabilities, matching), data, model.card
 
 
 def _batches(
     data: DatasetConfig, card: Card, classes: int, names: tuple[str, ...], options: dict[str, Any]
 ) -> tuple[Any, Matching]:
-    """The split as the net takes it, and which of its `classes` are those of the data."""
+    """The split as the model takes it, and which of its `classes` are those of the data."""
     from mobilenet import data as datasets
     from mobilenet.export import pipeline as export_pipeline
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mobilenet.errors import UsageError
 
-_IMAGENET = 1001  # classes of slim's ImageNet nets; the first is background
+_IMAGENET = 1001  # classes of slim's ImageNet models; the first is background
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +60,13 @@ def classification(
 
 @dataclasses.dataclass(frozen=True)
 class Matching:
-    """Which output of a net stands for which class of the data; made by `match`.
+    """Which output of a model stands for which class of the data; made by `match`.
 
     Attributes:
         indices: the output of each class index of the data.
-        outputs: how many outputs the net has.
+        outputs: how many outputs the model has.
         background: the first output is left out of the scoring.
-        note: one line for a person where net and data differ, else empty.
+        note: one line for a person where model and data differ, else empty.
     """
 
     indices: tuple[int, ...]
@@ -97,7 +97,7 @@ class Matching:
 
 
 def alike(classes: int) -> Matching:
-    """The matching of a net whose outputs are the classes of the data, in their order."""
+    """The matching of a model whose outputs are the classes of the data, in their order."""
     return Matching(tuple(range(classes)), classes)
 
 
@@ -111,14 +111,14 @@ def check_labels(labels: npt.NDArray[np.integer], classes: int) -> None:
         raise UsageError(
             "labels",
             [int(labels.min()), int(labels.max())],
-            f"class indices 0 to {classes - 1}, as the net has {classes} classes",
+            f"class indices 0 to {classes - 1}, as the model has {classes} classes",
             "set --num_classes or --override dataset.label_offset",
         )
 
 
 def match(
     outputs: int,
-    net: Sequence[str],
+    model: Sequence[str],
     classes: int,
     data: Sequence[str],
     dataset: str,
@@ -127,12 +127,12 @@ def match(
 
     As many classes are taken by index (by name where only the order differs). One output more than
     the data has classes is slim's background, at index 0. Class folders that all bear names of the
-    net's classes are taken by name; a list of images may have fewer classes than the net, by index.
-    Top-1 is then still among all of the net's classes.
+    model's classes are taken by name; a list of images may have fewer classes than the model, by
+    index. Top-1 is then still among all of the model's classes.
 
     Args:
-        outputs: how many outputs the net has.
-        net: their names; empty where nobody named them.
+        outputs: how many outputs the model has.
+        model: their names; empty where nobody named them.
         classes: how many classes the data has.
         data: their names.
         dataset: the name of the data set.
@@ -141,31 +141,33 @@ def match(
         UsageError: the classes do not match.
     """
     by_name, is_list = dataset == "image_folder", dataset == "image_list"
-    if len(net) != outputs:  # numbers name classes only where neither count says which is which
-        net = tuple(map(str, range(outputs))) if outputs > classes + 1 else ()
+    if len(model) != outputs:  # numbers name classes only where neither count says which is which
+        model = tuple(map(str, range(outputs))) if outputs > classes + 1 else ()
     data = () if is_list else data
-    if outputs == classes and (not data or tuple(net) == tuple(data)):
+    if outputs == classes and (not data or tuple(model) == tuple(data)):
         return alike(outputs)
-    if outputs == classes + 1 and data and tuple(net[1:]) == tuple(data):
+    if outputs == classes + 1 and data and tuple(model[1:]) == tuple(data):
         return _without_background(outputs, classes)
     if is_list and outputs > classes:
-        if _has_background(outputs, net):
+        if _has_background(outputs, model):
             hint = f" (where the list has 1 to {outputs - 1}, give --label_offset 1)"
             return _without_background(outputs, outputs - 1, hint)
         return alike(outputs)
     names = data if by_name or outputs == classes else ()  # else only the numbers say something
-    shared = [label for label in names if label in net]
-    if names and len(shared) == classes and _unique(net, shared):
-        note = f"the {classes} classes of the data are found by name among the {outputs} of the net"
-        return Matching(tuple(net.index(label) for label in names), outputs, note=note)
+    shared = [label for label in names if label in model]
+    if names and len(shared) == classes and _unique(model, shared):
+        note = (
+            f"the {classes} classes of the data are found by name among the {outputs} of the model"
+        )
+        return Matching(tuple(model.index(label) for label in names), outputs, note=note)
     if outputs == classes:
-        differ = by_name or (net and not _numbered(net) and not _numbered(names))
-        note = "class names of the net and of the data differ: classes are taken by index"
+        differ = by_name or (model and not _numbered(model) and not _numbered(names))
+        note = "class names of the model and of the data differ: classes are taken by index"
         return Matching(tuple(range(outputs)), outputs, note=note if differ else "")
-    nameless = not names or _numbered(net)
-    if outputs == classes + 1 and not shared and (nameless or _has_background(outputs, net)):
+    nameless = not names or _numbered(model)
+    if outputs == classes + 1 and not shared and (nameless or _has_background(outputs, model)):
         return _without_background(outputs, classes)
-    stranger = next((label for label in names if label not in net), None)
+    stranger = next((label for label in names if label not in model), None)
     hint = f", or some of them by name ({stranger} is none)" if stranger is not None else ""
     raise UsageError(
         "--model",
@@ -177,19 +179,19 @@ def match(
 
 def _without_background(outputs: int, classes: int, hint: str = "") -> Matching:
     note = (
-        f"the net has {outputs} classes and the data {classes}: the first output, background, is "
+        f"the model has {outputs} classes and the data {classes}: the first output, background, is "
         f"left out of the scoring{hint}"
     )
     return Matching(tuple(range(1, classes + 1)), outputs, True, note)
 
 
-def _has_background(outputs: int, net: Sequence[str]) -> bool:
-    return outputs == _IMAGENET or (len(net) == outputs and net[0].lower() == "background")
+def _has_background(outputs: int, model: Sequence[str]) -> bool:
+    return outputs == _IMAGENET or (len(model) == outputs and model[0].lower() == "background")
 
 
-def _unique(net: Sequence[str], shared: Sequence[str]) -> bool:
+def _unique(model: Sequence[str], shared: Sequence[str]) -> bool:
     """Whether each of `shared` is the name of one class alone (ImageNet has two cranes)."""
-    return all(net.count(label) == 1 for label in shared) and len(set(shared)) == len(shared)
+    return all(model.count(label) == 1 for label in shared) and len(set(shared)) == len(shared)
 
 
 def _numbered(labels: Sequence[str]) -> bool:

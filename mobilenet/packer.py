@@ -1,4 +1,4 @@
-"""`python -m mobilenet.packer`: a net to one small file and back, bit by bit."""
+"""`python -m mobilenet.packer`: a model to one small file and back, bit by bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _USERS = {
 }
 COMMAND = cli.Command(
     "mobilenet.packer",
-    "Packs a net into one small file, unpacks it bit by bit, or shows what such a file holds.",
+    "Packs a model into one small file, unpacks it bit by bit, or shows what such a file holds.",
     [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir")],
     (
         cli.option(
@@ -33,7 +33,9 @@ COMMAND = cli.Command(
         cli.option(
             "flatbuffer", bool, True, "info: make the float flatbuffer too, to compare with"
         ),
-        cli.option("image_size", int, None, "height and width of a net that leaves its size open"),
+        cli.option(
+            "image_size", int, None, "height and width of a model that leaves its size open"
+        ),
     ),
     arguments="pack MODEL FILE | unpack FILE MODEL | info FILE",
 )
@@ -97,14 +99,14 @@ def _info(parsed: cli.Parsed, source: Path) -> None:
         return
     with cli.starting_tensorflow():
         from mobilenet.packing import model as packed_model
-        from mobilenet.packing import pipeline as nets
-    data = nets.flatbuffer(packed_model.unpack(source), parsed.options["image_size"])
-    told = ", ".join(f"{value} bytes {what}" for what, value in nets.sizes(data))
+        from mobilenet.packing import pipeline as models
+    data = models.flatbuffer(packed_model.unpack(source), parsed.options["image_size"])
+    told = ", ".join(f"{value} bytes {what}" for what, value in models.sizes(data))
     print(told)
 
 
 def _check(source: Path) -> None:
-    """Refuses what is no packed net before TensorFlow is waited for."""
+    """Refuses what is no packed model before TensorFlow is waited for."""
     from mobilenet.packing import container
 
     container.read(source)

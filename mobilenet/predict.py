@@ -1,4 +1,4 @@
-"""The likeliest classes of images, by any saved net.
+"""The likeliest classes of images, by any saved model.
 
 A `.tflite` file needs no TensorFlow and answers in under a second; Keras models load it when they
 are met.
@@ -49,8 +49,8 @@ class KerasClassifier:
 
             from mobilenet.export import frozen_graph
             from mobilenet.models import saving
-        net = (frozen_graph if frozen_graph.is_one(path) else saving).load(path)
-        self.model, self.card = net.model, net.card
+        model = (frozen_graph if frozen_graph.is_one(path) else saving).load(path)
+        self.model, self.card = model.model, model.card
 
     def top_k(self, picture: str, k: int, max_pixels: int = MAX_PIXELS) -> Ranking:
         height, width, channels = self.card.input_shape
@@ -61,7 +61,9 @@ class KerasClassifier:
             images.normalise(pixels, self.card.preprocessing)[None], training=False
         ).numpy()[0]
         if outputs.ndim != 1 or self.card.outputs == "features":
-            raise UsageError("--model", list(outputs.shape), "a net that has classes, not features")
+            raise UsageError(
+                "--model", list(outputs.shape), "a model that has classes, not features"
+            )
         labels = self.card.labels or tuple(str(index) for index in range(len(outputs)))
         if len(labels) != len(outputs):
             raise UsageError(
@@ -70,7 +72,7 @@ class KerasClassifier:
         return classifier.rank(outputs, labels, k, self.card.outputs)
 
 
-def open_net(path: str, isolated: bool = True) -> Net:
+def open_model(path: str, isolated: bool = True) -> Net:
     """A `.tflite` file, or a folder that holds `model.tflite`, by the runtime; else by Keras.
 
     A frozen graph is a Keras model to its caller. `isolated` is of `Classifier`.
@@ -88,13 +90,13 @@ def open_net(path: str, isolated: bool = True) -> Net:
 
 
 def rank_images(
-    net: Net, pictures: Sequence[str], top_k: int = 5, max_pixels: int = MAX_PIXELS
+    model: Net, pictures: Sequence[str], top_k: int = 5, max_pixels: int = MAX_PIXELS
 ) -> list[tuple[str, Ranking]]:
     """Each image with its `(label, probability)` rows, best first; on a fault, none."""
-    if isinstance(net, classifier.Classifier):
-        rows = classifier.predict(pictures, net, top_k, max_pixels)
+    if isinstance(model, classifier.Classifier):
+        rows = classifier.predict(pictures, model, top_k, max_pixels)
         return list(zip(pictures, rows, strict=True))
-    return [(picture, net.top_k(picture, top_k, max_pixels)) for picture in pictures]
+    return [(picture, model.top_k(picture, top_k, max_pixels)) for picture in pictures]
 
 
 def run(argv: list[str]) -> None:
@@ -107,7 +109,7 @@ def run(argv: list[str]) -> None:
     pictures, top_k = parsed.arguments, parsed.options["top_k"]
     if not parsed.options["model"]:
         example = "--model runs/mobilenet_v1_digits/export"
-        raise UsageError("--model", None, "a saved net", f"for instance {example}")
+        raise UsageError("--model", None, "a saved model", f"for instance {example}")
     if not pictures:
         raise UsageError("IMAGE", None, "at least one image file behind the flags")
     if top_k < 1:
@@ -116,12 +118,12 @@ def run(argv: list[str]) -> None:
     for picture in pictures:  # before a model is loaded, which may take seconds
         if not Path(picture).is_file():
             raise UsageError(picture, None, "an image file; there is none")
-    net = open_net(parsed.options["model"], parsed.options["isolated"])
-    if "isolated" in parsed.given and not isinstance(net, classifier.Classifier):
+    model = open_model(parsed.options["model"], parsed.options["isolated"])
+    if "isolated" in parsed.given and not isinstance(model, classifier.Classifier):
         raise UsageError("--isolated", None, "a flatbuffer", f"{parsed.options['model']} is none")
-    results = rank_images(net, pictures, top_k, parsed.options["max_pixels"])
-    if isinstance(net, classifier.Classifier) and net.is_bare:
-        print(f"Note: {net.card.notes[0]}", file=sys.stderr)
+    results = rank_images(model, pictures, top_k, parsed.options["max_pixels"])
+    if isinstance(model, classifier.Classifier) and model.is_bare:
+        print(f"Note: {model.card.notes[0]}", file=sys.stderr)
     print("\n\n".join(_block(picture, rows) for picture, rows in results))
 
 

@@ -1,4 +1,6 @@
-"""`python -m mobilenet.profiler`: a net by layer, a file by operator, or a file beside its net."""
+"""`python -m mobilenet.profiler`: a model by layer, a file by operator, or a file beside its
+model.
+"""
 
 from __future__ import annotations
 
@@ -15,30 +17,32 @@ from mobilenet.tflite import model as tflite_model
 _COMPARED = "a flatbuffer and --against"
 _USES = {  # what some flags go with
     **dict.fromkeys(("images", "worst", "dataset_name", "data_dir"), _COMPARED),
-    **dict.fromkeys(("image_size", "packed", "groups", "histograms"), "a net"),
-    "latency": "a net, or a flatbuffer alone",
+    **dict.fromkeys(("image_size", "packed", "groups", "histograms"), "a model"),
+    "latency": "a model, or a flatbuffer alone",
     "micro": "a flatbuffer alone",
     "isolated": f"a flatbuffer alone, or {_COMPARED}",
 }
 COMMAND = cli.Command(
     "mobilenet.profiler",
-    "What each layer of a net holds, costs and takes; or where an int8 file loses the signal.",
+    "What each layer of a model holds, costs and takes; or where an int8 file loses the signal.",
     [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir")],
     (
         cli.option("latency", bool, True, "measure every layer and the whole on this machine"),
-        cli.option("packed", bool, True, "pack and convert the net to show what it takes"),
+        cli.option("packed", bool, True, "pack and convert the model to show what it takes"),
         cli.option("groups", bool, False, "list the groups of channels that must go together"),
         cli.option(
             "histograms", Path, None, "a folder for pictures of weights; lists zeros as well"
         ),
         cli.option("micro", bool, False, "what a micro-controller needs to run a FILE.tflite"),
         cli.ISOLATED,
-        cli.option("image_size", int, None, "height and width of a net that leaves its size open"),
+        cli.option(
+            "image_size", int, None, "height and width of a model that leaves its size open"
+        ),
         cli.option(
             "against",
             Path,
             None,
-            "the float net of a FILE.tflite: where the file loses its signal, and what mends it",
+            "the float model of a FILE.tflite: where the file loses its signal, and what mends it",
             group="model",
         ),
         cli.option("images", int, 16, "held-out images that both are run on"),
@@ -52,7 +56,7 @@ def run(argv: list[str]) -> int | None:
     parsed = COMMAND.parse(argv)
     options = parsed.options
     if len(parsed.arguments) != 1:
-        expected = "one net (model folder, .keras, .h5, SavedModel), flatbuffer or export folder"
+        expected = "one model (model folder, .keras, .h5, SavedModel), flatbuffer or export folder"
         raise UsageError("MODEL", parsed.arguments or None, expected)
     path = Path(parsed.arguments[0])
     is_file = path.suffix == ".tflite" or (path / classifier.MODEL).is_file()
@@ -60,7 +64,7 @@ def run(argv: list[str]) -> int | None:
     if compared and not is_file:
         expected = "a flatbuffer to compare with it"
         raise UsageError(f"{path} --against {options['against']}", None, expected)
-    kind = _COMPARED if compared else "a flatbuffer alone" if is_file else "a net"
+    kind = _COMPARED if compared else "a flatbuffer alone" if is_file else "a model"
     for name, users in _USES.items():
         if name in parsed.given and kind not in users:
             raise UsageError(f"--{name}", parsed.options.get(name), users, f"here is {kind}")
@@ -116,12 +120,12 @@ def _compare(path: Path, parsed: cli.Parsed) -> None:
         from mobilenet.export import freeze
         from mobilenet.models import saving
         from mobilenet.reporting import int8_comparison, tables
-    net = saving.load(options["against"])
-    int8_comparison.warn_of_another(file.card, net.card, options["against"])
-    images = _images(parsed, net.card, file.card)
+    model = saving.load(options["against"])
+    int8_comparison.warn_of_another(file.card, model.card, options["against"])
+    images = _images(parsed, model.card, file.card)
     runner = isolation.make(file.flatbuffer, options["isolated"], str(path), keep_tensors=True)
     lines = int8_comparison.compare(
-        file.flatbuffer, freeze.float32_copy(net.model), *images, runner
+        file.flatbuffer, freeze.float32_copy(model.model), *images, runner
     )
     if options["worst"] is not None:
         lines = sorted(lines, key=lambda line: line.accumulated or 0.0)[: options["worst"]]
@@ -129,7 +133,7 @@ def _compare(path: Path, parsed: cli.Parsed) -> None:
 
 
 def _images(parsed: cli.Parsed, card: Any, file_card: Any) -> tuple[Any, Any]:
-    """Held-out images as the float net takes them, and as the file does."""
+    """Held-out images as the float model takes them, and as the file does."""
     import numpy as np
 
     from mobilenet.data import arrays

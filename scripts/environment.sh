@@ -51,8 +51,8 @@ use_environment() {
   command -v "$PYTHON" >/dev/null || PYTHON="$(find_python)"
 }
 
-# train_net NAME TEST_BATCH train|test [trainer flags]
-train_net() {
+# train_model NAME TEST_BATCH train|test [trainer flags]
+train_model() {
   local name="$1" batch="$2" mode="${3:-}"
   shift $(($# < 3 ? $# : 3))
   use_environment
@@ -73,8 +73,8 @@ train_net() {
   esac
 }
 
-# eval_net NAME [evaluator flags]
-eval_net() {
+# eval_model NAME [evaluator flags]
+eval_model() {
   local name="$1"
   shift
   use_environment

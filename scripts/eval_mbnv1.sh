@@ -4,4 +4,4 @@
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 
-eval_net mobilenet_v1 "$@"
+eval_model mobilenet_v1 "$@"

@@ -4,4 +4,4 @@
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 
-eval_net mobilenet_v2 "$@"
+eval_model mobilenet_v2 "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Loads a TF1 checkpoint (prefix, folder, .npz or released .tgz) and evaluates it, with Google's figure beside it
-# where it is a released net: CHECKPOINT [evaluator flags]; DATASET_NAME and DATA_DIR say on what.
+# where it is a released model: CHECKPOINT [evaluator flags]; DATASET_NAME and DATA_DIR say on what.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
@@ -11,6 +11,6 @@ checkpoint="$1"
 shift
 aside="$(mktemp -d)"
 trap 'rm -rf "$aside"' EXIT
-"$PYTHON" -m mobilenet.tf1_loader --checkpoint "$checkpoint" --output "$aside/net"
-"$PYTHON" -m mobilenet.evaluator --model "$aside/net" --dataset_name "${DATASET_NAME:-imagenet2012}" \
+"$PYTHON" -m mobilenet.tf1_loader --checkpoint "$checkpoint" --output "$aside/model"
+"$PYTHON" -m mobilenet.evaluator --model "$aside/model" --dataset_name "${DATASET_NAME:-imagenet2012}" \
   ${DATA_DIR:+--data_dir "$DATA_DIR"} "$@"

@@ -26,6 +26,6 @@ trap 'rm -rf "$wheel"' EXIT
 (cd "$wheel" && MYPYPATH="$wheel/site" "$bin/mypy" --config-file "$ROOT/pyproject.toml" \
   --cache-dir "$ROOT/.mypy_cache" -p mobilenet)
 
-# A file's tests stay together: they share nets. More workers than two cores do not pay, as each
+# A file's tests stay together: they share models. More workers than two cores do not pay, as each
 # imports TensorFlow; the last -n counts.
 "$PYTHON" -m pytest -n 2 --dist loadfile "${chosen[@]+"${chosen[@]}"}" "${rest[@]+"${rest[@]}"}"

@@ -4,4 +4,4 @@
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 
-train_net mobilenet_v2 4 "$@"
+train_model mobilenet_v2 4 "$@"

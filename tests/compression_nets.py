@@ -1,4 +1,4 @@
-"""What the tests of pruning and quantization share: a toy net, batches, and its training."""
+"""What the tests of pruning and quantization share: a toy model, batches, and its training."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def toy(channels: int = 8, bias: bool = False) -> tf_keras.Model:
     return tf_keras.Model(source, L.Flatten(name="flat", dtype="float32")(x), name="toy")
 
 
-def swish_net() -> Any:
+def hard_swish_model() -> Any:
     """Convolutions with a hard-swish between, a residual sum and a dense layer at the end."""
     tf_keras.utils.set_random_seed(6)
     source = L.Input((SIZE, SIZE, 3))
@@ -88,9 +88,9 @@ def noise(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def liven(model: Any, seed: int = 0) -> Any:
-    """Gives the batch norms of a net statistics as training leaves them. In place.
+    """Gives the batch norms of a model statistics as training leaves them. In place.
 
-    Mean and variance are those of a batch, so that images still differ at the end of a deep net.
+    Mean and variance are those of a batch, so that images still differ at the end of a deep model.
     """
     rng = np.random.default_rng(seed)
     norms = [x for x in model.layers if type(x).__name__ == "BatchNormalization"]
@@ -107,14 +107,14 @@ def liven(model: Any, seed: int = 0) -> Any:
 
 
 def pixels(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
-    """Blocks of colour with noise on them, uint8 `[count, size, size, 3]`."""
+    """Blocks of color with noise on them, uint8 `[count, size, size, 3]`."""
     rng = np.random.default_rng(seed)
     coarse = rng.uniform(0, 255, (count, 4, 4, 3)).repeat(size // 4, 1).repeat(size // 4, 2)
     return np.clip(coarse + rng.normal(0, 20, coarse.shape), 0, 255).astype(np.uint8)
 
 
 def inputs(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
-    """The same, as a float net takes them: `pixel / 127.5 - 1`."""
+    """The same, as a float model takes them: `pixel / 127.5 - 1`."""
     return (pixels(count, size, seed).astype(np.float32) - 127.5) / 127.5
 
 
@@ -123,7 +123,7 @@ def stage(steps: int = 20, size: int = SIZE) -> methods.Stage:
 
 
 def train(
-    net: Any,
+    model: Any,
     method: methods.Method | None,
     steps: int,
     size: int = SIZE,
@@ -136,10 +136,10 @@ def train(
 
     def both(step: tf.Tensor) -> None:
         if method is not None:
-            method.after_step(net, step)
+            method.after_step(model, step)
         behind(step)
 
-    learner = Learner(net, both)
+    learner = Learner(model, both)
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     learner.compile(tf_keras.optimizers.SGD(rate, momentum=0.9), loss)
     images = inputs(8 * steps, size, seed=5)
@@ -159,10 +159,10 @@ def zeros(array: Any) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """A net on its way to int8: plain, simulated for export, and as a file.
+    """A model on its way to int8: plain, simulated for export, and as a file.
 
     Attributes:
-        plain: the float net.
+        plain: the float model.
         wrapped: its simulation, repaired and on the file's input grid.
         ranges: of its activations.
         data: the file.
@@ -311,7 +311,7 @@ def logit_steps(made: Quantized, images: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def family(name: str) -> Quantized:
-    """One of the seven nets at a quarter of its width, 64 px, taken to int8; do not change it."""
+    """One of the seven models at a quarter of its width, 64 px, taken to int8; do not change it."""
     tf_keras.utils.set_random_seed(1)
     fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
     return quantize(liven(build(archs.get(name, **fields), (64, 64, 3))), 64)

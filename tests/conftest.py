@@ -1,4 +1,4 @@
-"""What several tests share: the real data, and small nets that are built once."""
+"""What several tests share: the real data, and small models that are built once."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_net() -> Callable[..., Any]:
-    """`small_net(name)`: a narrow net of that name, 32 x 32 x 3 to 10 logits, built once; do not
-    change it."""
+def small_model() -> Callable[..., Any]:
+    """`small_model(name)`: a narrow model of that name, 32 x 32 x 3 to 10 logits, built once; do
+    not change it."""
 
     @functools.cache
     def make(name: str, **overrides: Any) -> Any:
@@ -45,25 +45,25 @@ def small_net() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def float_file(small_net: Callable[..., Any]) -> Callable[[str], bytes]:
-    """`float_file(name)`: the float flatbuffer of `small_net(name)`, converted once."""
+def float_file(small_model: Callable[..., Any]) -> Callable[[str], bytes]:
+    """`float_file(name)`: the float flatbuffer of `small_model(name)`, converted once."""
 
     @functools.cache
     def make(name: str) -> bytes:
         from mobilenet.export import tflite_converter
 
-        return tflite_converter.float_flatbuffer(small_net(name))
+        return tflite_converter.float_flatbuffer(small_model(name))
 
     return make
 
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """`written(family, ...)`: a narrow net in a TF1 checkpoint: net, values, prefix."""
+    """`written(family, ...)`: a narrow model in a TF1 checkpoint: model, values, prefix."""
     import slim_checkpoints as slim
 
     def write(family: str, **fields: Any) -> tuple[Any, Any, Path]:
-        net = slim.Slim(family, **fields)
-        return net, *slim.written(tmp_path_factory.getbasetemp(), net)
+        model = slim.Slim(family, **fields)
+        return model, *slim.written(tmp_path_factory.getbasetemp(), model)
 
     return write

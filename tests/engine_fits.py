@@ -1,4 +1,4 @@
-"""Fits of a net of two layers, on batches that are a function of their number alone."""
+"""Fits of a model of two layers, on batches that are a function of their number alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONFIG = TrainConfig(
 )
 
 
-def make_net() -> Any:
+def make_model() -> Any:
     tf_keras.utils.set_random_seed(1)
     layers = tf_keras.layers
     source = layers.Input((6, 6, 2))

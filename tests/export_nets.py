@@ -1,4 +1,4 @@
-"""Small nets for the export tests: float ones, and quantized ones with fake quants."""
+"""Small models for the export tests: float ones, and quantized ones with fake quants."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class QuantConv(L.Layer):
         return tf.nn.conv2d(inputs, kernel, 1, "SAME") + self.bias
 
 
-def quantized_net(
+def quantized_model(
     island: bool = False, per_tensor: bool = False, low: float = -128 / 127.5
 ) -> tf_keras.Model:
     """Stem, depthwise, pointwise, pool, classifier; an `island` lacks one range."""
@@ -89,8 +89,8 @@ def quantized_net(
     return model
 
 
-def float_net(softmax: bool = True) -> tf_keras.Model:
-    """A small net of stock layers with batch norm, hard-swish in pieces and a residual."""
+def float_model(softmax: bool = True) -> tf_keras.Model:
+    """A small model of stock layers with batch norm, hard-swish in pieces and a residual."""
     tf_keras.utils.set_random_seed(1)
     source = L.Input((SIZE, SIZE, 3))
     x = L.BatchNormalization()(L.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(source))

@@ -7,6 +7,6 @@ import pytest
 from mobilenet.configs import archs
 
 QUICK = ("mobilenet_v1", "mobilenet_v3_small")
-EACH_NET = [
+EACH_MODEL = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in archs.ALL
 ]

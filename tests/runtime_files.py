@@ -11,7 +11,7 @@ SIZE, CLASSES = 32, 10
 
 
 @functools.cache
-def keras_net(softmax: bool = False, channels: int = 3) -> Any:
+def keras_model(softmax: bool = False, channels: int = 3) -> Any:
     """A V1 in miniature, its random weights so wide that outputs differ between images."""
     import tf_keras as keras
 
@@ -35,19 +35,22 @@ def keras_net(softmax: bool = False, channels: int = 3) -> Any:
 
 @functools.cache
 def flatbuffer(kind: str, softmax: bool = False, channels: int = 3) -> bytes:
-    """The net as float, float16, dynamic, sparse, int8 or uint8 (these two at both ends)."""
+    """The model as float, float16, dynamic, sparse, int8 or uint8 (these two at both ends)."""
     import tensorflow as tf
 
-    net = keras_net(softmax, channels)
+    model = keras_model(softmax, channels)
     if kind == "sparse":
         import tf_keras as keras
 
-        net = keras.models.clone_model(net)
+        model = keras.models.clone_model(model)
         noise = np.random.default_rng(0)
-        net.set_weights(
-            [w * (noise.random(w.shape) > 0.8) for w in keras_net(softmax, channels).get_weights()]
+        model.set_weights(
+            [
+                w * (noise.random(w.shape) > 0.8)
+                for w in keras_model(softmax, channels).get_weights()
+            ]
         )
-    converter = tf.lite.TFLiteConverter.from_keras_model(net)
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
     if kind == "sparse":
         converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
     elif kind != "float":

@@ -1,6 +1,6 @@
 """TF1 checkpoints as slim writes them, with names and shapes from rules written out here.
 
-Sources: tensorflow/models research/slim/nets (mobilenet_v1.py, mobilenet/mobilenet_v2.py,
+Sources: tensorflow/models research/slim/models (mobilenet_v1.py, mobilenet/mobilenet_v2.py,
 mobilenet/mobilenet_v3.py) for names, widths and blocks; contrib/quantize for the ranges.
 """
 
@@ -51,7 +51,7 @@ PIXELS = (32, 32, 3)
 
 @dataclasses.dataclass(frozen=True)
 class Slim:
-    """A net as slim would build it; `classes` 0 is headless, `root` is slim's own when `None`."""
+    """A model as slim would build it; `classes` 0 is headless, `root` is slim's own when `None`."""
 
     family: str
     width: float = 0.1
@@ -93,12 +93,12 @@ def divisible(value: float) -> int:
     return rounded + 8 if rounded < 0.9 * value else rounded
 
 
-def _v1(net: Slim) -> Iterator[Unit]:
+def _v1(model: Slim) -> Iterator[Unit]:
     def narrow(channels: int) -> int:
-        return max(int(channels * net.width), 8)
+        return max(int(channels * model.width), 8)
 
     before = narrow(32)
-    yield Unit("Conv2d_0", (3, 3, net.channels, before), activation="relu6")
+    yield Unit("Conv2d_0", (3, 3, model.channels, before), activation="relu6")
     for index, channels in enumerate(V1, start=1):
         depthwise = (3, 3, before, 1)
         yield Unit(f"Conv2d_{index}_depthwise", depthwise, depthwise=True, activation="relu6")
@@ -107,41 +107,41 @@ def _v1(net: Slim) -> Iterator[Unit]:
         before = narrow(channels)
 
 
-def rows(net: Slim) -> list[tuple[int, float, int, str]]:
+def rows(model: Slim) -> list[tuple[int, float, int, str]]:
     """Kernel, factor, channels at width 1 and flags of every block but V1's."""
-    if net.base == "mobilenet_v2":
+    if model.base == "mobilenet_v2":
         return [
             (3, factor, channels, "") for factor, channels, count, _ in V2 for _ in range(count)
         ]
     table = {"mobilenet_v3_small": SMALL, "mobilenet_v3_large": LARGE, "mobilenet_edgetpu": EDGETPU}
     found = []
-    for row in table[net.base]:
+    for row in table[model.base]:
         kernel, factor, channels, flags = (row + " -").split()[:4]
-        if net.family.endswith("minimalistic"):
+        if model.family.endswith("minimalistic"):
             kernel, flags = "3", "-"
         found.append((int(kernel), EXACT.get(factor, float(factor)), int(channels), flags))
     return found
 
 
-def block_activation(net: Slim, flags: str) -> str:
-    if net.base == "mobilenet_v2":
+def block_activation(model: Slim, flags: str) -> str:
+    if model.base == "mobilenet_v2":
         return "relu6"
     return "hard_swish" if "h" in flags else "relu"
 
 
-def head_activation(net: Slim) -> str:
+def head_activation(model: Slim) -> str:
     """Of the stem and the last convolutions."""
-    swish = net.family in V3_HEADS
-    return "hard_swish" if swish else block_activation(net, "")
+    swish = model.family in V3_HEADS
+    return "hard_swish" if swish else block_activation(model, "")
 
 
-def _blocks(net: Slim) -> Iterator[Unit]:
-    first = 16 if net.family.startswith("mobilenet_v3") else 32
-    before = divisible(first * net.width)
-    yield Unit("Conv", (3, 3, net.channels, before), activation=head_activation(net))
-    for index, (kernel, factor, channels, flags) in enumerate(rows(net)):
+def _blocks(model: Slim) -> Iterator[Unit]:
+    first = 16 if model.family.startswith("mobilenet_v3") else 32
+    before = divisible(first * model.width)
+    yield Unit("Conv", (3, 3, model.channels, before), activation=head_activation(model))
+    for index, (kernel, factor, channels, flags) in enumerate(rows(model)):
         scope = f"expanded_conv_{index}" if index else "expanded_conv"
-        activation = block_activation(net, flags)
+        activation = block_activation(model, flags)
         expanded = divisible(before * factor) if factor != 1 else before
         if factor != 1:
             side = kernel if "f" in flags else 1
@@ -155,41 +155,41 @@ def _blocks(net: Slim) -> Iterator[Unit]:
             squeeze = f"{scope}/squeeze_excite/Conv"
             yield Unit(squeeze, (1, 1, expanded, inner), biases=True, activation="relu")
             yield Unit(squeeze + "_1", (1, 1, inner, expanded), biases=True)
-        before_last, before = expanded, divisible(channels * net.width)
+        before_last, before = expanded, divisible(channels * model.width)
         yield Unit(f"{scope}/project", (1, 1, before_last, before))
 
 
-def _last(net: Slim, before: int) -> Iterator[Unit]:
-    activation = head_activation(net)
-    if net.base in V3_HEADS:
-        inner, outer = V3_HEADS[net.base]
-        inner = divisible(inner * net.width)
-        outer = outer if net.finegrain else divisible(outer * net.width)
+def _last(model: Slim, before: int) -> Iterator[Unit]:
+    activation = head_activation(model)
+    if model.base in V3_HEADS:
+        inner, outer = V3_HEADS[model.base]
+        inner = divisible(inner * model.width)
+        outer = outer if model.finegrain else divisible(outer * model.width)
         yield Unit("Conv_1", (1, 1, before, inner), activation=activation)
         yield Unit("Conv_2", (1, 1, inner, outer), biases=True, activation=activation)
         return
-    width = net.width
-    if net.finegrain:  # V2 wider than 1 still widens it, EdgeTPU never does
-        width = max(width, 1.0) if net.base == "mobilenet_v2" else 1.0
+    width = model.width
+    if model.finegrain:  # V2 wider than 1 still widens it, EdgeTPU never does
+        width = max(width, 1.0) if model.base == "mobilenet_v2" else 1.0
     yield Unit("Conv_1", (1, 1, before, divisible(1280 * width)), activation=activation)
 
 
-def units(net: Slim) -> list[Unit]:
-    """The convolutions of a net in order, the logits last."""
-    found = list(_v1(net) if net.family == "mobilenet_v1" else _blocks(net))
-    if net.family != "mobilenet_v1":
-        found += _last(net, found[-1].shape[3])
-    if net.classes:
-        shape = (1, 1, found[-1].shape[3], net.classes)
+def units(model: Slim) -> list[Unit]:
+    """The convolutions of a model in order, the logits last."""
+    found = list(_v1(model) if model.family == "mobilenet_v1" else _blocks(model))
+    if model.family != "mobilenet_v1":
+        found += _last(model, found[-1].shape[3])
+    if model.classes:
+        shape = (1, 1, found[-1].shape[3], model.classes)
         found.append(Unit("Logits/Conv2d_1c_1x1", shape, biases=True))
     return found
 
 
-def shapes(net: Slim) -> dict[str, tuple[int, ...]]:
-    """Shape by name of a net's variables in a checkpoint."""
+def shapes(model: Slim) -> dict[str, tuple[int, ...]]:
+    """Shape by name of a model's variables in a checkpoint."""
     found: dict[str, tuple[int, ...]] = {}
-    for unit in units(net):
-        scope = net.scope + unit.scope
+    for unit in units(model):
+        scope = model.scope + unit.scope
         channels = unit.shape[2] if unit.depthwise else unit.shape[3]
         found[scope + ("/depthwise_weights" if unit.depthwise else "/weights")] = unit.shape
         if unit.biases:
@@ -200,11 +200,11 @@ def shapes(net: Slim) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def values(net: Slim, seed: int = 0) -> Values:
+def values(model: Slim, seed: int = 0) -> Values:
     """Random values under which signals neither die nor explode; no two variables are alike."""
     random = np.random.default_rng(seed)
     found: Values = {}
-    for name, shape in shapes(net).items():
+    for name, shape in shapes(model).items():
         leaf = name.rpartition("/")[2]
         if leaf.endswith("weights"):
             inputs = np.prod(shape[:2]) * (1 if leaf == "depthwise_weights" else shape[2])
@@ -251,18 +251,18 @@ def layer_of(scope: str) -> str:
     return scope.replace("squeeze_excite/Conv", "squeeze_excite/squeeze").replace("/", "_")
 
 
-def place(net: Slim, name: str) -> str:
-    """`<layer>/<weight>` of our net for a variable's name."""
-    scope, _, leaf = name.removeprefix(net.scope).rpartition("/")
+def place(model: Slim, name: str) -> str:
+    """`<layer>/<weight>` of our model for a variable's name."""
+    scope, _, leaf = name.removeprefix(model.scope).rpartition("/")
     if scope.endswith("/BatchNorm"):
         return f"{layer_of(scope.removesuffix('/BatchNorm'))}_batch_norm/{leaf}"
     own = {"weights": "kernel", "depthwise_weights": "depthwise_kernel", "biases": "bias"}
     return f"{layer_of(scope)}/{own[leaf]}"
 
 
-def places(net: Slim, found: Values) -> Values:
-    """The arrays by their places in our net; other variables than the net's are left out."""
-    return {place(net, name): found[name] for name in shapes(net)}
+def places(model: Slim, found: Values) -> Values:
+    """The arrays by their places in our model; other variables than the model's are left out."""
+    return {place(model, name): found[name] for name in shapes(model)}
 
 
 def weights(model: Any) -> Values:
@@ -285,34 +285,34 @@ def _range(scope: str, kind: str, number: int, average: bool) -> tuple[Values, t
     return {name: np.asarray(value, np.float32) for name, value in found.items()}, (low, high)
 
 
-def v2_residuals(net: Slim) -> list[bool]:
+def v2_residuals(model: Slim) -> list[bool]:
     """Whether each block of V2 adds its input."""
     strides = [stride if at == 0 else 1 for *_, count, stride in V2 for at in range(count)]
-    outputs = [divisible(channels * net.width) for _, _, channels, _ in rows(net)]
-    inputs = [divisible(32 * net.width), *outputs]
+    outputs = [divisible(channels * model.width) for _, _, channels, _ in rows(model)]
+    inputs = [divisible(32 * model.width), *outputs]
     return [stride == 1 and a == b for stride, a, b in zip(strides, inputs, outputs, strict=False)]
 
 
-def ranges(net: Slim) -> tuple[Values, Ranges]:
+def ranges(model: Slim) -> tuple[Values, Ranges]:
     """What contrib/quantize adds to V1 (doubled scope) and V2 (single), and the ranges by layer."""
     found: Values = {}
     expected: Ranges = {}
 
     def add(scope: str, kind: str, key: str) -> None:
-        doubled = net.family == "mobilenet_v1" and not scope.startswith("Logits")
-        scope = net.scope * (2 if doubled else 1) + scope
+        doubled = model.family == "mobilenet_v1" and not scope.startswith("Logits")
+        scope = model.scope * (2 if doubled else 1) + scope
         more, pair = _range(scope, kind, len(expected), kind != "weights_quant")
         found.update(more)
         expected[key] = pair
 
-    for unit in units(net):
+    for unit in units(model):
         layer = layer_of(unit.scope)
         add(unit.scope, "weights_quant", f"{layer}/kernel")
         block = unit.scope.removesuffix("/project")
         if block == unit.scope:
             ending = "_relu6" if unit.activation else ""
             add(unit.scope, "act_quant", layer + ending)
-        elif v2_residuals(net)[int(block.removeprefix("expanded_conv").strip("_") or 0)]:
+        elif v2_residuals(model)[int(block.removeprefix("expanded_conv").strip("_") or 0)]:
             add(unit.scope, "conv_quant", f"{layer}_batch_norm")
             add(block, "add_quant", layer_of(block) + "_add")
         else:
@@ -363,10 +363,12 @@ def parts(prefix: Path, under: str = "") -> dict[str, Path | bytes | tarfile.Tar
 
 
 @functools.cache
-def written(base: Path, net: Slim) -> tuple[Values, Path]:
-    """Values and prefix of a checkpoint of the net and `global_step`, written once under `base`."""
-    found = values(net)
-    fields = "_".join(map(str, dataclasses.astuple(net))).replace("/", "-")
+def written(base: Path, model: Slim) -> tuple[Values, Path]:
+    """Values and prefix of a checkpoint of the model and `global_step`, written once under
+    `base`.
+    """
+    found = values(model)
+    fields = "_".join(map(str, dataclasses.astuple(model))).replace("/", "-")
     return found, write_checkpoint(base / "slim" / fields / "model.ckpt-7", found | STEP)
 
 

@@ -64,19 +64,19 @@ def test_python_runs_on_real_checkpoints(
 
 
 def test_the_steps_of_a_thin_net_follow_each_other(
-    small_net: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_model: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the page's order, on a net that stands for the trained one."""
+    """In the page's order, on a model that stands for the trained one."""
     from mobilenet.configs import recipes
     from mobilenet.configs.card import Card
     from mobilenet.models import builder, saving
     from mobilenet.training import resolve_config
 
     monkeypatch.chdir(tmp_path)
-    net = small_net("mobilenet_v1")
-    config = builder.config_of(net)
+    model = small_model("mobilenet_v1")
+    config = builder.config_of(model)
     card = Card(input_shape=(32, 32, 3), architecture=config.to_json())
-    saving.save(net, "runs/thin/train", card)
+    saving.save(model, "runs/thin/train", card)
     steps = [text for _, text in blocks("python") if NEEDS_THIN in text]
     assert len(steps) == 2
     for text in steps:
@@ -86,7 +86,7 @@ def test_the_steps_of_a_thin_net_follow_each_other(
     run, _ = resolve_config.completed(
         run.replace(model=config), classes_given=True, decay_given=True
     )
-    assert run.model.channels["Conv2d_3_pointwise"] == 19  # .58 of 32
+    assert run.model.channels["Conv2d_3_pointwise"] == 19  # 0.58 of 32
     assert builder.build(run.model, (32, 32, 3)).count_params() == thin.count_params()
     assert thin.count_params() < 0.4 * saving.load("runs/thin/masked").model.count_params()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mobilenet import files
-from mobilenet.errors import FailedProof, UsageError
+from mobilenet.errors import UsageError, VerificationError
 
 KILLED = """
 import os, sys
@@ -96,7 +96,7 @@ def test_on_another_machine_age_decides(tmp_path: Path) -> None:
     assert left(tmp_path) == [".writing-00000000-8-abc", ".writing-notes"]
 
 
-@pytest.mark.parametrize("kind", [UsageError, FailedProof])
+@pytest.mark.parametrize("kind", [UsageError, VerificationError])
 def test_errors_name_the_path_that_was_asked_for(kind: type[UsageError], tmp_path: Path) -> None:
     target = tmp_path / "model.tflite"
     with pytest.raises(kind) as caught, files.replacing(target) as temporary:

@@ -102,9 +102,9 @@ def test_names_of_other_sets_say_nothing_where_counts_differ() -> None:
     assert metrics.match(11, tuple(map(str, range(11))), 10, digits, "digits").background
     named = metrics.match(10, tuple("abcdefghij"), 10, digits, "digits")
     assert named.indices == tuple(range(10)) and not named.note
-    for outputs, net in ((9, ()), (12, ()), (20, digits * 2)):
+    for outputs, model in ((9, ()), (12, ()), (20, digits * 2)):
         with pytest.raises(UsageError, match=f"{outputs} classes.*10 classes that digits"):
-            metrics.match(outputs, net, 10, digits, "digits")
+            metrics.match(outputs, model, 10, digits, "digits")
 
 
 def test_probabilities_without_background_are_brought_to_one() -> None:

@@ -161,7 +161,7 @@ def test_evaluation_reads_what_training_wrote(number: str, shell: str, python: P
 def test_a_tf1_checkpoint_is_loaded_and_evaluated(shell: str, python: Path) -> None:
     words, _ = call(
         "load_evaluate_tf1_ckpt.sh",
-        *("a net.tgz", "--batch_size", "8"),
+        *("a model.tgz", "--batch_size", "8"),
         python=python,
         shell=shell,
         DATA_DIR="/a b",
@@ -169,7 +169,7 @@ def test_a_tf1_checkpoint_is_loaded_and_evaluated(shell: str, python: Path) -> N
     second = words.index("-m", 1)
     loaded = flags_of(words[:second], "mobilenet.tf1_loader")
     evaluated = flags_of(words[second:], "mobilenet.evaluator")
-    assert loaded["checkpoint"] == "a net.tgz"
+    assert loaded["checkpoint"] == "a model.tgz"
     assert evaluated.pop("model") == loaded["output"]
     assert not Path(loaded["output"]).parent.exists()  # nothing stays behind
     assert evaluated == {"dataset_name": "imagenet2012", "data_dir": "/a b", "batch_size": "8"}

@@ -14,7 +14,7 @@ import filelock
 
 TINY = ("--width_multiplier=0.25", "--image_size=32")
 SHORT = (*TINY, "--epochs=1", "--prune_epochs=1", "--quantize_epochs=1")
-# Enough for nine digits of ten: a net that has hardly learnt decides by margins under a step.
+# Enough for nine digits of ten: a model that has hardly learnt decides by margins under a step.
 EPOCHS = {"train": 16, "prune": 4, "quantize": 2}
 LEARNT = (*TINY, "--epochs=16", "--prune_epochs=4", "--quantize_epochs=2")
 CHAIN = ("train", "prune", "quantize", "convert")

@@ -1,4 +1,4 @@
-"""Weights from elsewhere into our nets, strictly: TF1 checkpoints of slim, keras.applications'
+"""Weights from elsewhere into our models, strictly: TF1 checkpoints of slim, keras.applications'
 files. Loaded when first used; the names are those of tensorflow/models research/mobilenet.
 """
 

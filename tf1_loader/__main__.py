@@ -1,5 +1,5 @@
 """`python -m mobilenet.tf1_loader`: a TF1 checkpoint to `.keras`, SavedModel and TF2 checkpoint,
-proved equal; the start of every later stage.
+verified equal; the start of every later stage.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ COMMAND = cli.Command(
             "of V3's gates: TF1's literal; keras.applications has 1/6",
             group="model",
         ),
-        cli.option("overwrite", bool, False, "replace a folder that holds a net"),
-        cli.option("list", bool, False, "show the released nets, with archives and figures"),
+        cli.option("overwrite", bool, False, "replace a folder that holds a model"),
+        cli.option("list", bool, False, "show the released models, with archives and figures"),
     ),
 )
 
@@ -72,7 +72,7 @@ def run(argv: list[str]) -> int | None:
 
         from mobilenet.models import counting
         from mobilenet.tf1_loader import fake_quant_ranges, loading
-    tf.get_logger().setLevel("ERROR")  # a SavedModel of a net that is not compiled is meant
+    tf.get_logger().setLevel("ERROR")  # a SavedModel of a model that is not compiled is meant
     side = options["image_size"]
     loaded = loading.load_tf1_checkpoint(
         options["checkpoint"],

@@ -1,4 +1,4 @@
-"""Which net a TF1 checkpoint holds, from names and shapes alone.
+"""Which model a TF1 checkpoint holds, from names and shapes alone.
 
 Only the resolution is not in it: weights fit every input size.
 """
@@ -30,7 +30,7 @@ class Detected:
     """What a checkpoint holds.
 
     Attributes:
-        name: of the net, as in `archs.ALL`.
+        name: of the model, as in `archs.ALL`.
         config: that builds it; `num_classes` is 0 where it has no logits.
         channels: of the input image.
         prefix: what stands before slim's scopes: the root, and what stood before that.
@@ -44,7 +44,7 @@ class Detected:
     exact: bool = True
 
     def __str__(self) -> str:
-        """The net in a few words."""
+        """The model in a few words."""
         config = self.config
         width = f"{self.name} of width {config.width_multiplier:g}"
         last = f"last convolution {list(layer_channels(config).values())[-1]}"
@@ -54,7 +54,7 @@ class Detected:
 
 
 def scopes_of(config: MobileNetConfig) -> Scopes:
-    """The table of names of a net's family."""
+    """The table of names of a model's family."""
     if isinstance(config, archs.MobileNetV1Config):
         return v1_loader.SCOPES
     if isinstance(config, archs.MobileNetV2Config):
@@ -63,14 +63,14 @@ def scopes_of(config: MobileNetConfig) -> Scopes:
         return edgetpu_loader.SCOPES
     if isinstance(config, archs.MobileNetV3Config):
         return v3_loader.SCOPES
-    raise UsageError("config", type(config).__name__, "the config of one of the seven nets")
+    raise UsageError("config", type(config).__name__, "the config of one of the seven models")
 
 
 def find(shapes: Shapes, path: str = "checkpoint", exactly: bool = True) -> Detected:
-    """Finds net, width, last convolution, classes and input channels.
+    """Finds model, width, last convolution, classes and input channels.
 
     Args:
-        shapes: of the variables of the net, by name; no slots, no ranges, no averages' suffix.
+        shapes: of the variables of the model, by name; no slots, no ranges, no averages' suffix.
         path: for the error.
         exactly: refuse channels that no width gives, in place of telling the nearest.
 
@@ -95,7 +95,7 @@ def find(shapes: Shapes, path: str = "checkpoint", exactly: bool = True) -> Dete
             None,
             f"the channels of a {name} of some width; nearest is {config.width_multiplier:g}, "
             f"where {len(wrong)} layer{'s differ' if len(wrong) > 1 else ' differs'}: {told}",
-            "a net with channels of its own needs its config",
+            "a model with channels of its own needs its config",
         )
     logits = scopes.variable("Logits", "kernel")
     stem = scopes.variable("Conv2d_0" if name == "mobilenet_v1" else "Conv", "kernel")
@@ -118,7 +118,7 @@ def _prefix(shapes: Shapes) -> str:
 
 
 def _name(inner: Shapes, prefix: str) -> str | None:
-    """The net by its scopes; `None` when they are of none."""
+    """The model by its scopes; `None` when they are of none."""
     root = next((root for root in _ROOTS if prefix.endswith(f"{root}/")), "")
     blocks = {int(hit[1] or 0) for n in inner if (hit := re.match(r"expanded_conv(?:_(\d+))?/", n))}
     if root == "MobilenetV1" or any(re.match(r"Conv2d_\d+_pointwise/", name) for name in inner):

@@ -37,7 +37,7 @@ class Checkpoint:
         self._kept: dict[str, Array] = {}
 
     def read(self, name: str) -> Array:
-        """One variable as float32; kept, so that damage can be looked for before a net is built.
+        """One variable as float32; kept, so that damage can be looked for before a model is built.
 
         Raises:
             UsageError: its bytes are cut short or changed, or are no finite numbers.

@@ -26,8 +26,8 @@ class Loader(Protocol):
     ) -> Any: ...
 
 
-def loader(name: str, net: str, *kinds: type[MobileNetConfig]) -> Loader:
-    """The function `name`, which loads `net` for configs of `kinds`."""
+def loader(name: str, model: str, *kinds: type[MobileNetConfig]) -> Loader:
+    """The function `name`, which loads `model` for configs of `kinds`."""
 
     def load(
         checkpoint_path: str | os.PathLike[str],
@@ -41,9 +41,9 @@ def loader(name: str, net: str, *kinds: type[MobileNetConfig]) -> Loader:
         return load_family(checkpoint_path, config, kinds, input_shape, use_ema)
 
     load.__name__ = load.__qualname__ = name
-    load.__doc__ = f"""{net} with a TF1 checkpoint's weights, as a tf_keras model.
+    load.__doc__ = f"""{model} with a TF1 checkpoint's weights, as a tf_keras model.
 
-    Arguments and errors are those of `load_tf1_checkpoint`; without a config the net is found from
-    names and shapes, and one of another family is refused.
+    Arguments and errors are those of `load_tf1_checkpoint`; without a config the model is found
+    from names and shapes, and one of another family is refused.
     """
     return load

@@ -1,4 +1,4 @@
-"""The tensors of our nets under the end points' names of slim."""
+"""The tensors of our models under the end points' names of slim."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def end_points(model: Any) -> dict[str, Any]:
         takes), `Logits` `[batch, classes]`, `Predictions`. For `Model(model.input, list(...))`.
 
     Raises:
-        UsageError: not one of our nets.
+        UsageError: not one of our models.
     """
     layers = {layer.name: layer for layer in model.layers}
     stem = "Conv2d_0" if "Conv2d_0" in layers else "Conv"
     if stem not in layers:
-        raise UsageError("model", model.name, "a net of mobilenet.build, with slim's names")
+        raise UsageError("model", model.name, "a model of mobilenet.build, with slim's names")
     names = _v1(layers) if stem == "Conv2d_0" else _layers(layers)
     names["global_pool"] = _before_head(layers)
     if stem == "Conv2d_0":

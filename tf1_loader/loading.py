@@ -1,4 +1,4 @@
-"""TF1 checkpoints into our nets, strictly: every weight is filled and every variable used, or
+"""TF1 checkpoints into our models, strictly: every weight is filled and every variable used, or
 nothing is.
 """
 
@@ -26,7 +26,7 @@ from mobilenet.tf1_loader import (
     variable_names,
 )
 
-TF1_SLOPE = 0.16667  # research/slim/nets/mobilenet/mobilenet_v3.py, the gate's literal
+TF1_SLOPE = 0.16667  # research/slim/models/mobilenet/mobilenet_v3.py, the gate's literal
 _IMAGENET = 1000
 _BACKGROUND = "the background class (output 0) was dropped: output k is now class k of 1000"
 
@@ -38,16 +38,16 @@ class Report:
     Attributes:
         path: what was given.
         prefix: what was read.
-        found: the net that it holds, in a sentence.
+        found: the model that it holds, in a sentence.
         loaded: variable by weight, `<layer>/<kernel, bias, gamma, ...>`.
         averaged: how many of these are moving averages.
-        left_aside: names that the net does not need, by reason: `raw` and `average` (the other
+        left_aside: names that the model does not need, by reason: `raw` and `average` (the other
             one was taken), `slot`, `step`, `loss`, `quantization`, `training state`, `logits`.
         new: layers that keep their initial weights; only the head can be among them.
         ranges: low and high by quantizer, of a checkpoint trained with fake quantization: a
             layer's name for its output, `<layer>/kernel` for its (folded) kernel.
-        unnamed_ranges: low and high by scope, where the place in our net is not known.
-        release: the released net that the file's name stands for, if it is the one found.
+        unnamed_ranges: low and high by scope, where the place in our model is not known.
+        release: the released model that the file's name stands for, if it is the one found.
         notes: what a person should know.
     """
 
@@ -66,7 +66,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A net from a checkpoint."""
+    """A model from a checkpoint."""
 
     model: Any
     config: MobileNetConfig
@@ -82,24 +82,24 @@ def load_tf1_checkpoint(
     num_classes: int | None = None,
     hard_sigmoid_slope: float = TF1_SLOPE,
 ) -> Loaded:
-    """A TF1 checkpoint of any of the seven nets as a tf_keras model, found from names and shapes.
+    """A TF1 checkpoint of any of the seven models as a tf_keras model, found from names and shapes.
 
     Args:
         path: a prefix, `.index` file, folder, `.npz` of slim names, or an archive as Google
             publishes it.
         use_ema: take the moving average of each variable that has one (1.5 to 2 % more accurate by
-            research/slim/nets/mobilenet/mobilenet_example.ipynb); of a V3 archive, its `ema/`.
+            research/slim/models/mobilenet/mobilenet_example.ipynb); of a V3 archive, its `ema/`.
         input_shape: `[height, width, channels]`, or height and width with the stem's channels;
-            when `None`, the size is that of the released net that the file's name stands for
+            when `None`, the size is that of the released model that the file's name stands for
             (`mobilenet_v1_0.25_128`), else 224.
         classifier_activation: `softmax`, `sigmoid`, or `None` for logits.
         num_classes: 1000 drops the background class of 1001; 0 leaves the logits out; `None` keeps
             what there is.
         hard_sigmoid_slope: of V3's squeeze-excite gates. The checkpoints were trained with the
-            literal 0.16667; 1/6, as keras.applications has it, moves logits by up to .004.
+            literal 0.16667; 1/6, as keras.applications has it, moves logits by up to 0.004.
 
     Raises:
-        UsageError: no such checkpoint, a damaged one, or of another net.
+        UsageError: no such checkpoint, a damaged one, or of another model.
 
     Example:
         load_tf1_checkpoint("mobilenet_v1_0.25_128.ckpt").model.predict(images)
@@ -150,7 +150,7 @@ def load_family(
 def load_into(
     model: Any, config: MobileNetConfig, path: str | os.PathLike[str], use_ema: bool = True
 ) -> Report:
-    """Fills a net to start training from; its head stays new where the class counts differ.
+    """Fills a model to start training from; its head stays new where the class counts differ.
 
     Args:
         model: what `build(config)` made.
@@ -175,7 +175,7 @@ def load_into(
 
 @dataclasses.dataclass(frozen=True)
 class _Filling:
-    """One checkpoint on its way into one net."""
+    """One checkpoint on its way into one model."""
 
     source: checkpoint.Checkpoint
     held: variable_names.Sorted
@@ -222,14 +222,14 @@ class _Filling:
 
     @property
     def release(self) -> released_models.Release | None:
-        """By the name of the file, where the net in it is that one."""
+        """By the name of the file, where the model in it is that one."""
         release, found = released_models.of_path(self.path), self.found
         if release is None or release.model_name != found.name:
             return None
         return release if release.width == found.config.width_multiplier else None
 
     def shape(self, given: Sequence[int | None] | None) -> tuple[int | None, ...]:
-        """The input shape of the net to build: as given, or from the name and the stem."""
+        """The input shape of the model to build: as given, or from the name and the stem."""
         channels = self.found.channels
         if given is None:
             side = self.release.image_size if self.release is not None else IMAGENET_SHAPE[0]
@@ -281,5 +281,5 @@ def _opened(
         shapes = {base: source.shapes[name] for base, name in held.chosen(True).items()}
         found = architecture_detection.find(shapes, str(path), exactly)
         for name in held.chosen(use_ema).values():
-            source.read(name)  # damage is told before the seconds that a net takes to build
+            source.read(name)  # damage is told before the seconds that a model takes to build
         yield _Filling(source, held, found, Path(path), use_ema)

@@ -23,7 +23,7 @@ from mobilenet.errors import UsageError, shorten
 from mobilenet.tf1_loader import tar_stream
 
 EXPECTED = (
-    "a TF1 checkpoint: prefix, .index file, folder, .npz of slim names, or .tgz of a released net"
+    "a TF1 checkpoint: prefix, .index file, folder, .npz of slim names, or .tgz of a released model"
 )
 _TABLE_END = bytes.fromhex("57fb808b247547db")  # the last bytes of TensorFlow's sorted tables
 _PARTS = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")

@@ -1,4 +1,4 @@
-"""A loaded net in the three forms of TF2, written whole or not at all, and proved equal."""
+"""A loaded model in the three forms of TF2, written whole or not at all, and verified equal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mobilenet import files
 from mobilenet.configs.card import Card
-from mobilenet.errors import FailedProof, UsageError, one_of
+from mobilenet.errors import UsageError, VerificationError, one_of
 from mobilenet.models import saving
 from mobilenet.models.builder import IMAGENET_SHAPE
 
@@ -24,7 +24,7 @@ _IMAGES = 2
 def save_keras_checkpoint(
     keras_model: Any, save_path: str | os.PathLike[str], save_format: str = "ckpt"
 ) -> str:
-    """Saves a net in one form of TF2; an older one of that form in its place is replaced.
+    """Saves a model in one form of TF2; an older one of that form in its place is replaced.
 
     Args:
         keras_model: a tf_keras model.
@@ -62,17 +62,17 @@ def save(
     """Writes `model.keras` and `card.json`, `saved_model/` and `checkpoint/` into one new folder.
 
     Args:
-        model: a net.
+        model: a model.
         card: its card.
         output: the folder.
         extra: JSON by file name, written beside them.
-        overwrite: replace a folder that holds a net.
+        overwrite: replace a folder that holds a model.
 
     Returns:
-        The largest difference between the outputs of the net and of the three forms.
+        The largest difference between the outputs of the model and of the three forms.
 
     Raises:
-        FailedProof: a form answers otherwise than the net; nothing is written.
+        VerificationError: a form answers otherwise than the model; nothing is written.
         UsageError: the place is taken or cannot be written.
     """
     target = Path(output)
@@ -86,7 +86,7 @@ def save(
             files.write_json(temporary / name, value)
         difference = _difference(model, temporary, prefix)
         if not difference <= _TOLERANCE:
-            raise FailedProof(
+            raise VerificationError(
                 str(target),
                 None,
                 f"three forms that answer alike (largest difference {difference:g})",
@@ -96,7 +96,7 @@ def save(
 
 
 def _check_own(target: Path, form: str) -> None:
-    """Refuses a place that holds anything but an older net of this form."""
+    """Refuses a place that holds anything but an older model of this form."""
     if form == "keras":
         if target.suffix != ".keras" or target.is_dir():
             raise UsageError("save_path", str(target), "a .keras file", f"try {target}.keras")
@@ -123,14 +123,14 @@ def _difference(model: Any, place: Path, prefix: str) -> float:
     restored = tf_keras.models.clone_model(model)
     status = tf.train.Checkpoint(model=restored).restore(prefix)
     status.assert_existing_objects_matched().expect_partial()
-    nets = [restored, saving.load(place).model, saving.load(place / SAVED_MODEL).model]
+    models = [restored, saving.load(place).model, saving.load(place / SAVED_MODEL).model]
     shape = [side or IMAGENET_SHAPE[0] for side in model.input_shape[1:]]
     generator = np.random.default_rng(0)
     images = generator.uniform(-1, 1, (_IMAGES, *shape)).astype(np.float32)
     wanted = _answer(model, images)
-    return max(float(np.abs(_answer(net, images) - wanted).max()) for net in nets)
+    return max(float(np.abs(_answer(net, images) - wanted).max()) for net in models)
 
 
-def _answer(net: Any, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    answer: npt.NDArray[np.float32] = net(images, training=False).numpy()
+def _answer(model: Any, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    answer: npt.NDArray[np.float32] = model(images, training=False).numpy()
     return answer

@@ -14,11 +14,11 @@ HEAD = "Logits"
 
 
 class Misfit(UsageError):
-    """A checkpoint that does not fit a net; its line is shortened, these lists are whole.
+    """A checkpoint that does not fit a model; its line is shortened, these lists are whole.
 
     Attributes:
-        missing: variables that the net needs.
-        left_over: variables that the net has no place for.
+        missing: variables that the model needs.
+        left_over: variables that the model has no place for.
         reshaped: variables of another shape, with both shapes.
     """
 
@@ -29,7 +29,7 @@ class Misfit(UsageError):
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A weight of the net and the variable that fills it.
+    """A weight of the model and the variable that fills it.
 
     Attributes:
         weight: `<layer>/<kernel, bias, gamma, ...>`.
@@ -64,8 +64,8 @@ def match(
     """A place for every weight and every variable.
 
     Args:
-        model, config: the net.
-        shapes: of the net's variables in the checkpoint, by their own names.
+        model, config: the model.
+        shapes: of the model's variables in the checkpoint, by their own names.
         found: what the checkpoint holds, for its prefix and the likely cause of a misfit.
         path: for the error.
         head: fill the classifier too.
@@ -92,7 +92,7 @@ def match(
         elif _fits(shapes[name], wanted, cut):
             places.append(Place(f"{layer}/{weight}", target, name, cut))
         else:
-            reshaped.append(f"{name} {list(shapes[name])}, net {list(wanted)}")
+            reshaped.append(f"{name} {list(shapes[name])}, model {list(wanted)}")
     if missing or unused or reshaped:
         raise _misfit(tuple(missing), tuple(unused), tuple(reshaped), path, config, found)
     return places
@@ -115,8 +115,8 @@ def _misfit(
     """One line: what does not fit, in numbers and first names, and what causes it."""
     kinds = {"missing": missing, "left over": left_over, "of another shape": reshaped}
     told = [f"{len(names)} {what}: {shorten(names)}" for what, names in kinds.items() if names]
-    net = type(config).__name__
-    expected = f"all weights of {net}(width_multiplier={config.width_multiplier:g}) and no others"
+    model = type(config).__name__
+    expected = f"all weights of {model}(width_multiplier={config.width_multiplier:g}) and no others"
     is_part = bool(missing) and not left_over
     fault = Misfit(path, None, f"{expected}; {'; '.join(told)}", _cause(is_part, config, found))
     fault.missing, fault.left_over, fault.reshaped = missing, left_over, reshaped
@@ -132,6 +132,6 @@ def _cause(is_part: bool, config: MobileNetConfig, found: Detected) -> str:
     kind = type(found.config)
     if kind is type(config) and not fields:
         other = "some of its variables belong to something else"
-        return "it is not the whole net" if is_part else other
+        return "it is not the whole model" if is_part else other
     values = ", ".join(f"{name}={getattr(found.config, name)!r}" for name in fields)
     return f"it holds {found}: {kind.__name__}({values}) fits"

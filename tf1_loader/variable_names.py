@@ -1,7 +1,7 @@
 """What the names in a TF1 checkpoint say: slim's scopes and our layers, read both ways, and which
-variables are the net, its moving averages, or the state of its training.
+variables are the model, its moving averages, or the state of its training.
 
-Source: tensorflow/models research/slim/nets; `contrib/quantize` of TensorFlow 1 for the names of
+Source: tensorflow/models research/slim/models; `contrib/quantize` of TensorFlow 1 for the names of
 fake quantization.
 """
 
@@ -81,10 +81,10 @@ class Sorted:
     """The variables of a checkpoint by what they are.
 
     Attributes:
-        raw: variables of the net, by their own names.
+        raw: variables of the model, by their own names.
         averages: moving averages, by the name of the variable that they average.
         ranges: `min` and `max` of fake quantization, by name.
-        left_aside: names that are no part of a net, by reason.
+        left_aside: names that are no part of a model, by reason.
     """
 
     raw: dict[str, str]
@@ -93,7 +93,7 @@ class Sorted:
     left_aside: dict[str, tuple[str, ...]]
 
     def chosen(self, use_average: bool) -> dict[str, str]:
-        """The variable to load for each variable of the net: its average where there is one."""
+        """The variable to load for each variable of the model: its average where there is one."""
         return {**self.raw, **self.averages} if use_average else dict(self.raw)
 
 
@@ -117,7 +117,7 @@ def sort(shapes: Mapping[str, tuple[int, ...]]) -> Sorted:
 
 
 def _reason(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Why a variable is no part of a net; empty where it may be one."""
+    """Why a variable is no part of a model; empty where it may be one."""
     parts = name.split("/")
     if any(re.search(r"_quant(_\d+)?$", part) for part in parts):
         return "quantization"
@@ -133,5 +133,5 @@ def _reason(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
     ):
         return "slot"
     if not split(name.removesuffix(AVERAGE))[1] and not shapes[name]:
-        return "training state"  # a scalar outside the net: a rate, a counter
+        return "training state"  # a scalar outside the model: a rate, a counter
     return ""

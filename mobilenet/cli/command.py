@@ -126,7 +126,7 @@ class Command:
         ]
         if self.specs:
             lines.append(
-                "A flag that is left out takes its value from the recipe of the net and data set."
+                "A flag that is left out takes its value from the recipe of the model and data set."
             )
         specs = [spec for spec in self.flags() if full or spec.main]
         width = max(len(_usage(spec)) for spec in specs)
@@ -266,7 +266,7 @@ def _sparsity(path: str, value: Any) -> Any:
 
 
 def run_config(parsed: Parsed) -> RunConfig:
-    """The config of a run: from `--config_file` or the recipe of net and data set, then as typed.
+    """The config of a run: from `--config_file` or the recipe of model and data set, then as typed.
 
     Raises:
         UsageError: a name or value that cannot be, or a `--model_name` other than the file's.
@@ -277,14 +277,14 @@ def run_config(parsed: Parsed) -> RunConfig:
     elif name is not None and "model_name" in parsed.given:
         one_of("--model_name", name, archs.ALL)
         if type(config.model) is not archs.ALL[name]:  # type: ignore[attr-defined]
-            expected = "the net that --config_file describes"
+            expected = "the model that --config_file describes"
             raise UsageError("--model_name", name, expected, "leave out one of the two")
     assert isinstance(config, RunConfig)
     return settle(config, parsed.settings)
 
 
 def dataset_of(parsed: Parsed, trained_on: str) -> DatasetConfig:
-    """The data set that was asked for, else the one that a net was trained on, else, with a
+    """The data set that was asked for, else the one that a model was trained on, else, with a
     warning, the digits."""
     own = values.paths(DatasetConfig)
     settings = {path: value for path, value in parsed.settings.items() if path in own}
@@ -292,7 +292,7 @@ def dataset_of(parsed: Parsed, trained_on: str) -> DatasetConfig:
     if not name:
         name = datasets.DIGITS.name
         log.warning(
-            "the net names no data set, so its images are the %s; "
+            "the model names no data set, so its images are the %s; "
             "--dataset_name and --data_dir give its own",
             name,
         )

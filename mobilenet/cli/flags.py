@@ -98,13 +98,13 @@ FORM = (
         "quantization",
         str,
         None,
-        f"format of a float net: {', '.join(number_formats.FORMATS)}; float32 when left out",
+        f"format of a float model: {', '.join(number_formats.FORMATS)}; float32 when left out",
     ),
     option(
         "io", str, None, "type of both ends: int8, uint8 or float32; the inside's when left out"
     ),
     option("batch", int, 1, "images a call; 0 leaves it open in a frozen graph"),
-    option("image_size", int, None, "height and width of a net that leaves its size open"),
+    option("image_size", int, None, "height and width of a model that leaves its size open"),
     option("output_activation", str, "none", "none (logits) or softmax (1/256 a step in int8)"),
     option(
         "target",
@@ -114,9 +114,11 @@ FORM = (
     ),
 )
 LIMITS = (
-    option("verify_images", int, 200, "held-out images that net and file must answer alike"),
-    option("min_agreement", float, 0.0, "least share of images with the net's top-1"),
-    option("min_clear_agreement", float, 0.0, "the same where the net's margin exceeds two steps"),
+    option("verify_images", int, 200, "held-out images that model and file must answer alike"),
+    option("min_agreement", float, 0.0, "least share of images with the model's top-1"),
+    option(
+        "min_clear_agreement", float, 0.0, "the same where the model's margin exceeds two steps"
+    ),
     option("max_mean_steps", float, None, "largest mean difference of an output, in codes"),
     option("max_operator_steps", int, 1, "largest difference of one operator, in codes"),
     option("max_partitions", int, None, "most delegate partitions; only told when left out"),

@@ -155,7 +155,7 @@ def starting_tensorflow() -> Iterator[None]:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in plain text: no colours, no cell cut, numbers to the right; `None` is `-`."""
+    """A table in plain text: no colors, no cell cut, numbers to the right; `None` is `-`."""
     from rich import box, console, text
     from rich import table as rich_table
 

@@ -1,6 +1,6 @@
 """A compression method has three verbs; its config's class picks it.
 
-    trained = method.apply(model)          a net that trains
+    trained = method.apply(model)          a model that trains
     method.after_step(trained, step)       what must hold, compiled behind the optimizer
     plain = method.finalize(trained)       stock layers again
 
@@ -40,12 +40,12 @@ class Stage:
         images: gives the first n training inputs, `[n, height, width, channels]`, preprocessed.
         calibration: gives n images of the training split as an evaluation sees them, evenly from
             all, in the same form; `images` where nothing is varied in training.
-        ranges: low and high of tensors by layer name, where the net comes from training with fake
+        ranges: low and high of tensors by layer name, where the model comes from training with fake
             quantization elsewhere (`Report.ranges` of `mobilenet.tf1_loader`).
         examples: gives the first n training inputs with their labels, `[n]`.
-        latency: from a net to a function that times other nets beside it: seconds of one
+        latency: from a model to a function that times other models beside it: seconds of one
             invocation of the other's float file, and of its own.
-        whole: config of the net before its channels were thinned; shares of channels are of it.
+        whole: config of the model before its channels were thinned; shares of channels are of it.
         part: number of this part of the stage, from 1, and of how many, where the stage is run in
             parts.
         seed: of everything random.
@@ -76,14 +76,14 @@ class Method(tf.Module):
         self.stage = stage
 
     def apply(self, model: Any) -> Any:
-        """Returns a net that trains; `model` is left as it is."""
+        """Returns a model that trains; `model` is left as it is."""
         raise NotImplementedError
 
     def after_step(self, model: Any, step: tf.Tensor) -> None:
         """Restores what must hold after the update number `step` (int64, counted from 1)."""
 
     def finalize(self, model: Any) -> Any:
-        """Returns a net of stock layers that keeps what the method promised."""
+        """Returns a model of stock layers that keeps what the method promised."""
         raise NotImplementedError
 
     def evaluate_as_inference(self, step: int) -> bool:
@@ -100,7 +100,7 @@ class Method(tf.Module):
         return False
 
     def settled(self, step: int) -> bool:
-        """Whether the net after `step` updates keeps what the method promises."""
+        """Whether the model after `step` updates keeps what the method promises."""
         del step
         return True
 
@@ -108,7 +108,7 @@ class Method(tf.Module):
         """Tells, before an earlier stage has trained, why `apply` would refuse `model`.
 
         Raises:
-            UsageError: the config does not fit the net.
+            UsageError: the config does not fit the model.
         """
         del model
 
@@ -181,7 +181,7 @@ def check_plain(model: Any) -> None:
                 layer.name,
                 type(layer).__name__,
                 "a plain layer",
-                "finalize the net that is pruned or quantized already, or load it from its folder",
+                "finalize the pruned or quantized model first, or load it from its folder",
             )
     for weight in model.weights:
         if weight.dtype.is_floating and not np.all(np.isfinite(weight.numpy())):

@@ -39,12 +39,12 @@ def images(
     preprocessing: Preprocessing,
     limit: int,
 ) -> npt.NDArray[np.float32]:
-    """At most `limit` images of a split, evenly from all, as a net takes them.
+    """At most `limit` images of a split, evenly from all, as a model takes them.
 
     Args:
         dataset, split: which images.
-        shape: `(height, width, channels)` of the net.
-        preprocessing: that of the net.
+        shape: `(height, width, channels)` of the model.
+        preprocessing: that of the model.
         limit: how many.
 
     Returns:

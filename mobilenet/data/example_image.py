@@ -1,4 +1,4 @@
-"""One held-out image as a file, for a person who wants to see a net answer."""
+"""One held-out image as a file, for a person who wants to see a model answer."""
 
 from __future__ import annotations
 

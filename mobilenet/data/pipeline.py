@@ -51,7 +51,7 @@ def load(
         seed: decides the order and the variation, with the step.
         start_step: batches to leave out at the start; they are not decoded.
         channels: 3, or 1 for grey; grey sets become RGB with 3.
-        preprocessing: what the net wants; `None` takes the data set's.
+        preprocessing: what the model wants; `None` takes the data set's.
         parallel_calls: images decoded at a time; `None` lets tf.data choose.
         limit: outside training, at most so many images, spread evenly over the split.
 

@@ -1,8 +1,8 @@
-"""From an encoded image to the pixels of a net: how it is varied, evaluated, scaled.
+"""From an encoded image to the pixels of a model: how it is varied, evaluated, scaled.
 
 Evaluation follows tensorflow/models research/slim/preprocessing/inception_preprocessing.py
 (`central`) and official/vision/image_classification/preprocessing.py (`square`), with TF2's
-half-pixel bilinear resize. Pixels stay on 0..255 until `normalise`. Every random operation is
+half-pixel bilinear resize. Pixels stay on 0..255 until `normalize`. Every random operation is
 stateless: its seed is an argument.
 """
 
@@ -15,15 +15,15 @@ import tensorflow as tf
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.data.decoding import checked_jpeg, crop_jpeg, decode, decode_other
 
-_BRIGHTNESS = 32.0  # of 255, slim's strength at colour 1
+_BRIGHTNESS = 32.0  # of 255, slim's strength at color 1
 _SATURATION = 0.5
-_PADDING = 32  # official: a crop of size / (size + 32), .875 at 224
+_PADDING = 32  # official: a crop of size / (size + 32), 0.875 at 224
 
 Size = tuple[int, int]
 
 
 def evaluation_pixels(image: tf.Tensor, preprocessing: Preprocessing, size: Size) -> tf.Tensor:
-    """Crops and resizes as a net is evaluated: float32 `[height, width, channels]`, unrounded."""
+    """Crops and resizes as a model is evaluated: float32 `[height, width, channels]`, unrounded."""
     if preprocessing.crop == "central":
         image = tf.image.central_crop(image, preprocessing.crop_fraction)
     elif preprocessing.crop == "square":
@@ -43,7 +43,7 @@ def _square(image: tf.Tensor, size: int) -> tf.Tensor:
 def training_pixels(
     encoded: tf.Tensor, config: DatasetConfig, size: Size, channels: int, seed: tf.Tensor
 ) -> tf.Tensor:
-    """Reads and varies one training image: random crop, resize, mirror, colour.
+    """Reads and varies one training image: random crop, resize, mirror, color.
 
     Of a JPEG only the columns of the crop are decoded.
 

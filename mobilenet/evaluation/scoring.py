@@ -1,4 +1,4 @@
-"""Figures of a Keras net on a data set, by the same definitions as for a flatbuffer."""
+"""Figures of a Keras model on a data set, by the same definitions as for a flatbuffer."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mobilenet.runtime.classifier import Classifier
 Infer = Callable[[tf.Tensor], tf.Tensor]
 
 
-def inference(net: Any) -> Infer:
-    """`net` in inference mode, compiled: images to float32 outputs `[images, classes]`."""
+def inference(model: Any) -> Infer:
+    """`model` in inference mode, compiled: images to float32 outputs `[images, classes]`."""
 
     # One trace for every batch size: the last batch of a data set is smaller.
-    @tf.function(input_signature=[tf.TensorSpec((None, *net.input_shape[1:]), tf.float32)])
+    @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)])
     def infer(images: tf.Tensor) -> tf.Tensor:
-        found = tf.cast(net(images, training=False), tf.float32)
+        found = tf.cast(model(images, training=False), tf.float32)
         return tf.reshape(found, (tf.shape(images)[0], -1))
 
     compiled: Infer = infer
@@ -48,10 +48,10 @@ def score(
     probabilities: bool = False,
     matching: metrics.Matching | None = None,
 ) -> metrics.Metrics:
-    """Top-1, top-5 and loss of a compiled net.
+    """Top-1, top-5 and loss of a compiled model.
 
     Args:
-        infer: the net.
+        infer: the model.
         dataset: batches of images and class indices.
         probabilities: its outputs are no logits.
         matching: its output for each class; class and output number alike when `None`.
@@ -73,7 +73,7 @@ def score_flatbuffer(
 
     Args:
         classifier: the file.
-        dataset: batches of images, preprocessed for its float net, and class indices.
+        dataset: batches of images, preprocessed for its float model, and class indices.
         way: that preprocessing.
         matching: its output for each class; class and output number alike when `None`.
     """

@@ -1,1 +1,3 @@
-"""From a Keras net to a proved flatbuffer: freeze, convert, verify, and the folder that travels."""
+"""From a Keras model to a verified flatbuffer: freeze, convert, verify, and the folder that
+travels.
+"""

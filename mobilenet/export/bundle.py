@@ -23,7 +23,7 @@ def write_export(
     Args:
         folder: the export folder; one that is there is replaced.
         data: the flatbuffer.
-        card: of the net that was converted; shape, ends and preprocessing are brought up to date.
+        card: of the model that was converted; shape, ends and preprocessing are brought up to date.
         verification: what `verify` found in `data`.
 
     Returns:
@@ -46,7 +46,7 @@ def export_card(card: Card, verification: Verification) -> Card:
     """The card of the flatbuffer: its ends, shape, a label a class, the mean of its codes.
 
     Args:
-        card: of the net; `outputs` says already what the file gives.
+        card: of the model; `outputs` says already what the file gives.
         verification: what was found in the file.
     """
     content_card = file_card(card, verification.output_shape[-1], verification.quantized)
@@ -92,7 +92,7 @@ def readme(card: Card, verification: Verification) -> str:
         ("bytes", f"{verification.bytes:,} ({verification.gzip_bytes:,} under gzip)"),
         ("delegate partitions", str(verification.partitions)),
         (
-            "same top-1 as the Keras net",
+            "same top-1 as the Keras model",
             f"{verification.agreement:.2%} of {verification.images} images",
         ),
         *_operator_rows(verification),
@@ -123,7 +123,7 @@ def _operator_rows(verification: Verification) -> list[tuple[str, str]]:
         return []
     steps = max(proof.max_steps for proof in verification.layers)
     text = f"{len(verification.layers)}, at most {steps} codes from their simulated layers"
-    return [("operators proved one by one", text)]
+    return [("operators verified one by one", text)]
 
 
 def snippet(card: Card, batch: int = 1) -> str:
@@ -147,7 +147,7 @@ def snippet(card: Card, batch: int = 1) -> str:
         f"batch = {_coding(card.preprocessing, card.input)}[None]{repeated}",
         f'net = Interpreter("{MODEL}")',
         "net.allocate_tensors()",
-        'net.set_tensor(net.get_input_details()[0]["index"], batch)',
+        'net.set_tensor(model.get_input_details()[0]["index"], batch)',
         "net.invoke()",
         f"{name} = {codes}",
     ]

@@ -23,7 +23,7 @@ class Calibration:
     """Images to calibrate on.
 
     Attributes:
-        images: `[n, height, width, channels]`, preprocessed as the net takes them.
+        images: `[n, height, width, channels]`, preprocessed as the model takes them.
         source: where they are from, in words.
     """
 
@@ -51,12 +51,12 @@ def load(
         place: `--calibration_dir`: what `--data_dir` is to a data set, or a folder of images
             without classes. Of data without a training split all images are taken.
         default: the data set of the command, whose training split is taken where neither is given.
-        shape: `(height, width, channels)` of the net.
-        preprocessing: that of the net.
+        shape: `(height, width, channels)` of the model.
+        preprocessing: that of the model.
         limit: at most so many images, spread evenly.
 
     Raises:
-        UsageError: there are no or too few images, one is corrupt, or they cannot be a net's
+        UsageError: there are no or too few images, one is corrupt, or they cannot be a model's
             inputs (see `check`).
     """
     if place is None and name is not None and name not in datasets.KNOWN and Path(name).exists():

@@ -1,4 +1,4 @@
-"""A net as one constant graph, which the TFLite converter reads fastest.
+"""A model as one constant graph, which the TFLite converter reads fastest.
 
 A frozen concrete function converts V1 at 224 px in about 2 s where `from_keras_model` takes 16 s.
 Its batch is fixed, which keeps SHAPE, STRIDED_SLICE and PACK out of the file.
@@ -27,18 +27,18 @@ _SOFTMAX = "softmax"
 
 
 def float32_copy(model: tf_keras.Model, logits: bool = True) -> tf_keras.Model:
-    """Builds the same functional net again, in float32 and outside any distribution strategy.
+    """Builds the same functional model again, in float32 and outside any distribution strategy.
 
-    The graph of a net trained under a strategy holds collective operators, that of a net trained
-    in mixed precision holds 16-bit ones; the converter takes neither. Every worker must call this,
-    since reading distributed weights is itself a collective operation.
+    The graph of a model trained under a strategy holds collective operators, that of a model
+    trained in mixed precision holds 16-bit ones; the converter takes neither. Every worker must
+    call this, since reading distributed weights is itself a collective operation.
 
     Args:
-        model: a functional net of stock layers.
+        model: a functional model of stock layers.
         logits: leave out a softmax at the end; int8 softmax resolves only 1/256.
 
     Returns:
-        A net with layers and variables of its own and the same weights.
+        A model with layers and variables of its own and the same weights.
 
     Raises:
         UsageError: the model is not functional, or is already wrapped for pruning or quantization.
@@ -55,7 +55,7 @@ def float32_copy(model: tf_keras.Model, logits: bool = True) -> tf_keras.Model:
             "model",
             shorten(wrapped),
             "plain layers",
-            "finalize the pruning or quantization of the net first",
+            "finalize the pruning or quantization of the model first",
         )
     copy = tf_keras.models.clone_model(model, clone_function=_float32_layer)
     for layer in model.layers:
@@ -64,7 +64,7 @@ def float32_copy(model: tf_keras.Model, logits: bool = True) -> tf_keras.Model:
 
 
 def with_softmax(model: tf_keras.Model) -> tf_keras.Model:
-    """The net, sharing its layers, with a softmax behind its logits.
+    """The model, sharing its layers, with a softmax behind its logits.
 
     Raises:
         UsageError: its output is not `[batch, classes]`.
@@ -74,7 +74,7 @@ def with_softmax(model: tf_keras.Model) -> tf_keras.Model:
         raise UsageError(
             "--output_activation",
             _SOFTMAX,
-            f"none, as the net gives no logits but {model.output_shape[1:]}",
+            f"none, as the model gives no logits but {model.output_shape[1:]}",
         )
     probabilities = tf_keras.layers.Softmax(name=PROBABILITIES)(model.output)
     return tf_keras.Model(model.inputs, probabilities, name=model.name)
@@ -85,10 +85,10 @@ def freeze(
     batch: int | None = 1,
     input_shape: tuple[int, ...] | None = None,
 ) -> Any:
-    """Turns a net in inference mode into a concrete function whose variables are constants.
+    """Turns a model in inference mode into a concrete function whose variables are constants.
 
     Args:
-        model: a net in float32 outside any strategy: `float32_copy` of a float net, or a net
+        model: a model in float32 outside any strategy: `float32_copy` of a float model, or a model
             with fake-quant operators as its quantization method hands it over.
         batch: images a call; `None` leaves it open (the file then has to be resized by its user).
         input_shape: `[height, width, channels]` where the model leaves its size open.
@@ -163,10 +163,10 @@ def _fixed_shape(model: tf_keras.Model, asked: tuple[int, ...] | None) -> tuple[
             "input shape",
             own,
             "a fixed height, width and channel count",
-            "give --image_size, or build the net with the size it will run at",
+            "give --image_size, or build the model with the size it will run at",
         )
     if len(own) != len(shape) or any(a not in (None, b) for a, b in zip(own, shape, strict=True)):
-        raise UsageError("input shape", shape, f"one that the net takes, {own}")
+        raise UsageError("input shape", shape, f"one that the model takes, {own}")
     return shape
 
 

@@ -1,4 +1,4 @@
-"""From a saved net to the folder of its frozen graph, proved on held-out images."""
+"""From a saved model to the folder of its frozen graph, verified on held-out images."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def export(
     images: int,
     data_of: Callable[[str], DatasetConfig],
 ) -> list[tuple[str, object]]:
-    """Freezes a net and proves the file before it gets its name.
+    """Freezes a model and verifies the file before it gets its name.
 
-    Of a quantized folder the float net is frozen, without its ranges.
+    Of a quantized folder the float model is frozen, without its ranges.
 
     Args:
-        source: a model folder or another saved net.
+        source: a model folder or another saved model.
         target: the folder that is written.
         form: size and head.
         batch: images a call; `None` leaves it open.
-        images: how many held-out images it is proved on.
-        data_of: gives the data set, from the name of the one that the net was trained on.
+        images: how many held-out images it is verified on.
+        data_of: gives the data set, from the name of the one that the model was trained on.
 
     Returns:
         What a person wants to know of the file, a row each.
 
     Raises:
-        FailedProof: the file answers otherwise than the net; nothing is written.
-        UsageError: the net cannot be read or frozen, or the target not written.
+        VerificationError: the file answers otherwise than the model; nothing is written.
+        UsageError: the model cannot be read or frozen, or the target not written.
     """
     export_pipeline.check_place(target)
     frozen_graph.check_place(target)
@@ -52,7 +52,7 @@ def export(
     card = card.replace(outputs=export_pipeline.outputs_of(card, form))
     net = frozen_graph.reference(model, form.softmax)
     path, apart = frozen_graph.write(target, content, card, net, pictures)
-    notes = [("made", "the float net; its ranges are left out")] if opened.quantized else []
+    notes = [("made", "the float model; its ranges are left out")] if opened.quantized else []
     classes = net.output_shape[-1]
     return [
         ("file", path),

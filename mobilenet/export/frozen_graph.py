@@ -1,4 +1,4 @@
-"""A net as `frozen_graph.pb`: one GraphDef whose variables are constants, proved as it is read.
+"""A model as `frozen_graph.pb`: one GraphDef whose variables are constants, verified as it is read.
 
 Its ends are the nodes `input` (float32 images, preprocessed) and `output`.
 """
@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from mobilenet import files
 from mobilenet.configs.card import Card, Edge
-from mobilenet.errors import FailedProof, UsageError, shorten
+from mobilenet.errors import UsageError, VerificationError, shorten
 from mobilenet.export import bundle, freeze
 from mobilenet.models import safe_loading, saving
 
@@ -49,7 +49,7 @@ def serialise(
     """The bytes of a frozen graph.
 
     Args:
-        model: a functional net of plain layers; mixed precision and strategies are undone.
+        model: a functional model of plain layers; mixed precision and strategies are undone.
         batch: images a call; `None` leaves it open.
         input_shape: `[height, width, channels]` where the model leaves its size open.
         softmax: probabilities out instead of logits.
@@ -67,13 +67,13 @@ def serialise(
 
 
 def reference(model: Any, softmax: bool = False) -> Any:
-    """The net that a frozen graph must answer like: float32, with logits or a softmax."""
+    """The model that a frozen graph must answer like: float32, with logits or a softmax."""
     plain = freeze.float32_copy(model)
     return freeze.with_softmax(plain) if softmax else plain
 
 
 class Runner:
-    """A frozen graph behind the calls that scoring and prediction make of a Keras net.
+    """A frozen graph behind the calls that scoring and prediction make of a Keras model.
 
     Attributes:
         input_shape: `(batch, height, width, channels)`; an open batch is `None`.
@@ -119,11 +119,11 @@ class Runner:
         return tf.reshape(found, (-1, self.output_shape[-1]))[:count]
 
 
-def load(path: str | os.PathLike[str]) -> saving.Net:
+def load(path: str | os.PathLike[str]) -> saving.LoadedModel:
     """Reads a `.pb` file, or the folder that holds `frozen_graph.pb`, with its card.
 
     Raises:
-        UsageError: see `Runner`; or the card is of another net.
+        UsageError: see `Runner`; or the card is of another model.
     """
     place = find(path)
     runner = Runner(place)
@@ -133,7 +133,7 @@ def load(path: str | os.PathLike[str]) -> saving.Net:
     if card.input_shape != shape:
         expected = f"{list(shape)}, the input of {place.name}"
         raise UsageError(f"{beside} input_shape", list(card.input_shape), expected)
-    return saving.Net(runner, card)
+    return saving.LoadedModel(runner, card)
 
 
 def find(path: str | os.PathLike[str]) -> Path:
@@ -166,12 +166,12 @@ def write(
     model: Any,
     images: npt.NDArray[np.float32],
 ) -> tuple[Path, float]:
-    """Writes `frozen_graph.pb`, `card.json` and `labels.txt`, once the file has proved itself.
+    """Writes `frozen_graph.pb`, `card.json` and `labels.txt`, once the file has verified itself.
 
     Args:
         target: the folder; an older export of this kind is replaced.
-        data: from `serialise`.
-        card: of the net, `outputs` as the file has them.
+        data: from `serialize`.
+        card: of the model, `outputs` as the file has them.
         model: from `reference`.
         images: `[n, height, width, channels]`, preprocessed.
 
@@ -179,7 +179,7 @@ def write(
         The file, and the largest difference of an output over the largest output.
 
     Raises:
-        FailedProof: the file as written answers otherwise; nothing is left.
+        VerificationError: the file as written answers otherwise; nothing is left.
         UsageError: the folder cannot be written or holds other things, or labels and classes
             differ in number.
     """
@@ -190,8 +190,10 @@ def write(
         runner = Runner(temporary / GRAPH)
         apart = _apart(runner, model, images)
         if not apart <= TOLERANCE:
-            expected = f"outputs within {TOLERANCE:g} of the net's"
-            raise FailedProof(str(Path(target) / GRAPH), apart, expected, "it was not written")
+            expected = f"outputs within {TOLERANCE:g} of the model's"
+            raise VerificationError(
+                str(Path(target) / GRAPH), apart, expected, "it was not written"
+            )
         card = bundle.file_card(card, runner.output_shape[-1], quantized=False)
         ends = f"frozen graph: input {INPUT}:0, output {OUTPUT}:0"
         card = card.replace(

@@ -1,4 +1,4 @@
-"""The kinds of file that a saved net can become, each before its proof."""
+"""The kinds of file that a saved model can become, each before its verification."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ Images = npt.NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A float net after post-training int8.
+    """A float model after post-training int8.
 
     Attributes:
-        result: the net with its quantizers, and the steps.
-        original: the float net before, in float32 and without softmax.
+        result: the model with its quantizers, and the steps.
+        original: the float model before, in float32 and without softmax.
         told: what it was calibrated on.
     """
 
@@ -49,23 +49,23 @@ class Fitted:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A saved net that is to be converted.
+    """A saved model that is to be converted.
 
     Attributes:
         path: where it was read.
-        net: the float net and its card.
+        model: the float model and its card.
         quantized: ranges lie beside it, or it was fitted.
         fitted: what post-training int8 made of it.
     """
 
     path: Path
-    net: saving.Net
+    net: saving.LoadedModel
     quantized: bool
     fitted: Fitted | None = None
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
-    """Reads a net once, for what is asked about it and for its conversion.
+    """Reads a model once, for what is asked about it and for its conversion.
 
     Raises:
         UsageError: see `folder.load`.
@@ -74,16 +74,16 @@ def open_source(path: str | os.PathLike[str]) -> Source:
 
 
 def fit(source: Source, calibration: Calibration, config: PostTraining) -> Source:
-    """Post-training int8 of a float net; the result converts as a net that was trained for it.
+    """Post-training int8 of a float model; the result converts as a model that was trained for it.
 
     Raises:
-        UsageError: see `chain.quantize`; or the net has ranges already.
+        UsageError: see `chain.quantize`; or the model has ranges already.
     """
     if source.quantized:
         raise UsageError(
             "--quantization",
             POST_TRAINING,
-            "a float net; this one has ranges and becomes int8 as it was trained",
+            "a float model; this one has ranges and becomes int8 as it was trained",
             "leave it out, or give the folder of an earlier stage",
         )
     original = freeze.float32_copy(source.net.model)
@@ -94,7 +94,7 @@ def fit(source: Source, calibration: Calibration, config: PostTraining) -> Sourc
     floats = float_layers.names(result.wrapped)
     card = card.replace(notes=(*card.notes, *result.notes), keep_float=floats)
     fitted = Fitted(result, original, f"calibrated on {calibration.told}")
-    return Source(source.path, saving.Net(result.plain, card), True, fitted)
+    return Source(source.path, saving.LoadedModel(result.plain, card), True, fitted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Job:
     """A conversion.
 
     Attributes:
-        source: the net.
-        images: `[n, height, width, channels]`, held out, preprocessed as the net takes them.
+        source: the model.
+        images: `[n, height, width, channels]`, held out, preprocessed as the model takes them.
         form: what the file is to look like.
         shape: `[height, width, channels]` of the file.
         calibration: what ranges are taken from, where the number format has some.
@@ -130,13 +130,13 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A file that is still to be proved.
+    """A file that is still to be verified.
 
     Attributes:
         data: its bytes.
         reference: `[n, classes]`, what it must say to `inputs`.
         inputs: the job's images as the file takes them.
-        simulated: the net whose layers the operators must equal, where there is one.
+        simulated: the model whose layers the operators must equal, where there is one.
         kept: what computes in float inside an int8 file.
         repairs: layers that were mended for the converter.
         faults: what was found wrong while it was made.
@@ -154,7 +154,7 @@ class Made:
 
 
 def make(job: Job) -> Made:
-    """Converts a net: in the number format that is asked for, else as it was trained.
+    """Converts a model: in the number format that is asked for, else as it was trained.
 
     Raises:
         UsageError: it cannot be converted so.
@@ -191,10 +191,10 @@ def _int8(job: Job) -> Made:
 
 
 def _against(original: Any, images: Images, said: Images) -> str:
-    """How the fitted net answers beside the float net that it was made from."""
+    """How the fitted model answers beside the float model that it was made from."""
     wanted = _answers(original, images)
     same = float(np.mean(wanted.argmax(axis=1) == said.argmax(axis=1)))
-    return f"the float net's top-1 on {same:.1%} of {len(images)} held-out images"
+    return f"the float model's top-1 on {same:.1%} of {len(images)} held-out images"
 
 
 def _float_file(job: Job) -> bytes:
@@ -206,10 +206,10 @@ def _float_file(job: Job) -> bytes:
 def _after_training(
     job: Job, data: bytes, faults: tuple[str, ...] = (), notes: tuple[str, ...] = ()
 ) -> Made:
-    """A file that is to answer like the float net."""
+    """A file that is to answer like the float model."""
     copy = freeze.float32_copy(job.source.net.model)
-    net = freeze.with_softmax(copy) if job.form.softmax else copy
-    return Made(data, _answers(net, job.images), job.images, faults=faults, notes=notes)
+    model = freeze.with_softmax(copy) if job.form.softmax else copy
+    return Made(data, _answers(model, job.images), job.images, faults=faults, notes=notes)
 
 
 def _weights(job: Job) -> Made:
@@ -236,7 +236,9 @@ def _int16x8(job: Job) -> Made:
         )
     except RuntimeError as error:
         raise UsageError(
-            "--quantization", form.quantization, f"a net of operators with 16-bit kernels ({error})"
+            "--quantization",
+            form.quantization,
+            f"a model of operators with 16-bit kernels ({error})",
         ) from error
     return _after_training(job, data, notes=(f"calibrated on {seen.told}",))
 
@@ -250,8 +252,8 @@ def _edge(job: Job) -> Made:
     return _after_training(job, data, notes=notes)
 
 
-def _answers(net: Any, images: Images) -> Images:
-    infer = scoring.inference(net)
+def _answers(model: Any, images: Images) -> Images:
+    infer = scoring.inference(model)
     starts = range(0, len(images), _BATCH)
     return np.concatenate(
         [infer(tf.constant(images[start : start + _BATCH])).numpy() for start in starts]

@@ -1,4 +1,4 @@
-"""From a stage's net to its folder and its flatbuffer; shared by the chain and the converter."""
+"""From a stage's model to its folder and its flatbuffer; shared by the chain and the converter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mobilenet.configs.conversion import DEFAULT, Form
 from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
 from mobilenet.configs.number_formats import POST_TRAINING
 from mobilenet.configs.quantization import PostTraining
-from mobilenet.errors import FailedProof, UsageError, shorten
+from mobilenet.errors import UsageError, VerificationError, shorten
 from mobilenet.export import bundle, frozen_graph, tflite_metadata
 from mobilenet.export.calibration_data import Calibration
 from mobilenet.export.number_formats import Job, Made, Source, fit, make, open_source
@@ -31,11 +31,11 @@ from mobilenet.tflite import model as tflite_model
 
 log = logging.getLogger("mobilenet")
 VERIFY_IMAGES = 500
-# One rounding apart grows with depth in a net that is hardly trained, so end-to-end agreement is
+# One rounding apart grows with depth in a model that is hardly trained, so end-to-end agreement is
 # told, not demanded; structure and operators are.
 STRUCTURE = verify.Limits(agreement_clear=0.0)
 _EXPECTED_AGREEMENT = 0.97
-_COARSE = 0.9  # agreement below which a number format costs more answers than most nets can spare
+_COARSE = 0.9  # agreement below which a number format costs more answers than most models can spare
 _SHOWN_FAULTS = 3
 _Ranges = dict[str, npt.NDArray[np.float32]]
 
@@ -46,10 +46,10 @@ class Export:
 
     Attributes:
         path: the flatbuffer.
-        verification: its proof.
+        verification: its verification.
         repairs: layers that were mended for the converter.
-        figures: of the net that went in, as in `net_figures`.
-        card: of the net that went in.
+        figures: of the model that went in, as in `model_figures`.
+        card: of the model that went in.
         notes: how the file was made, where there is something to tell.
     """
 
@@ -73,13 +73,13 @@ class Export:
             *((("layers in float", shorten(kept)),) if (kept := self.card.keep_float) else ()),
             ("float tensors inside", found.float_tensors),
             ("delegate partitions", found.partitions),
-            ("same top-1 as the net", f"{found.agreement:.2%} of {found.images} images"),
+            ("same top-1 as the model", f"{found.agreement:.2%} of {found.images} images"),
             ("outputs apart", found.apart),
             ("channels repaired", sum(repair.channels for repair in self.repairs)),
         ]
         if found.layers:
             steps = max(proof.max_steps for proof in found.layers)
-            rows.append(("operators proved", f"{len(found.layers)}, {steps} steps at most"))
+            rows.append(("operators verified", f"{len(found.layers)}, {steps} steps at most"))
         return rows
 
     def lossy(self, count: int) -> list[tuple[str, str, str, str, str]]:
@@ -100,13 +100,13 @@ class Export:
         ]
 
     def keep_metrics(self, scores: dict[str, float]) -> None:
-        """Puts the file's own held-out figures in its card, where those of the net stood."""
+        """Puts the file's own held-out figures in its card, where those of the model stood."""
         card = self.card.replace(metrics=scores)
         bundle.write_export(self.path.parent, self.path.read_bytes(), card, self.verification)
 
 
-def net_figures(model: Any, input_shape: tuple[int, int, int] | None = None) -> dict[str, int]:
-    """Parameters, MACs of one image (of `input_shape` where the net leaves it open) and weights
+def model_figures(model: Any, input_shape: tuple[int, int, int] | None = None) -> dict[str, int]:
+    """Parameters, MACs of one image (of `input_shape` where the model leaves it open) and weights
     that are not zero."""
     count = counting.count(model, input_shape)
     return {
@@ -116,26 +116,28 @@ def net_figures(model: Any, input_shape: tuple[int, int, int] | None = None) -> 
     }
 
 
-def ranges_of(net: Any) -> _Ranges | None:
-    """The activation ranges of a quantized net, `None` for a plain one."""
-    if not hasattr(net, "phase"):
+def ranges_of(model: Any) -> _Ranges | None:
+    """The activation ranges of a quantized model, `None` for a plain one."""
+    if not hasattr(model, "phase"):
         return None
     from mobilenet.compression.quantization.int8 import scheme
 
-    return scheme.get_ranges(net)
+    return scheme.get_ranges(model)
 
 
-def kept_float(net: Any) -> tuple[str, ...]:
-    """The layers of a quantized net that compute in float."""
-    if not hasattr(net, "phase"):
+def kept_float(model: Any) -> tuple[str, ...]:
+    """The layers of a quantized model that compute in float."""
+    if not hasattr(model, "phase"):
         return ()
     from mobilenet.compression.quantization.int8 import float_layers
 
-    return float_layers.names(net)
+    return float_layers.names(model)
 
 
 def save_stage(plain: Any, target: Path, card: Card, ranges: _Ranges | None) -> None:
-    """Writes the folder of a stage: net, card, ranges of a quantized net; whole or not at all."""
+    """Writes the folder of a stage: model, card, ranges of a quantized model; whole or not at
+    all.
+    """
     with files.replacing(target) as temporary:
         saving.save(plain, temporary, card)
         if ranges is not None:
@@ -144,23 +146,23 @@ def save_stage(plain: Any, target: Path, card: Card, ranges: _Ranges | None) -> 
             int8_saving.save_ranges(temporary, ranges)
 
 
-def load_trained(path: str | os.PathLike[str]) -> saving.Net:
-    """A net as it was evaluated in training: with its quantizers in it where it has ranges.
+def load_trained(path: str | os.PathLike[str]) -> saving.LoadedModel:
+    """A model as it was evaluated in training: with its quantizers in it where it has ranges.
 
-    A frozen graph is a net too.
+    A frozen graph is a model too.
     """
     if frozen_graph.is_one(path):
         return frozen_graph.load(path)
-    net = saving.load(path)
+    model = saving.load(path)
     if not (Path(path) / "ranges.npz").is_file():
-        return net
+        return model
     from mobilenet.compression.quantization.int8 import saving as int8_saving
 
-    return saving.Net(int8_saving.load(path), net.card)
+    return saving.LoadedModel(int8_saving.load(path), model.card)
 
 
 def preprocessing_of(card: Card, data: DatasetConfig) -> Preprocessing:
-    """What a net wants: as its card says, or as the data set has it where nobody wrote a card."""
+    """What a model wants: as its card says, or as the data set has it where nobody wrote a card."""
     has_card = card.architecture or card.labels or card.dataset
     return card.preprocessing if has_card else PREPROCESSING[data.preprocessing]
 
@@ -191,21 +193,22 @@ def export(
     fitting: PostTraining | None = None,
     fitted: str | os.PathLike[str] | None = None,
 ) -> Export:
-    """Converts a model folder and proves the file on `images` before it gets its name.
+    """Converts a model folder and verifies the file on `images` before it gets its name.
 
     Args:
-        source: a model folder (int8 where ranges lie beside the net, float otherwise) or another
-            saved net.
+        source: a model folder (int8 where ranges lie beside the model, float otherwise) or another
+            saved model.
         target: the export folder.
-        images: `[n, height, width, channels]`, preprocessed as the net takes them.
+        images: `[n, height, width, channels]`, preprocessed as the model takes them.
         form: number format, ends, batch, size, head and runtime of the file.
         limits: figures that the file must reach.
         calibration: what the ranges of a number format that wants some are taken from.
         fitting: how post-training int8 goes about it; by its defaults when `None`.
-        fitted: a folder for the float net that it ends with and its ranges, as a stage leaves them.
+        fitted: a folder for the float model that it ends with and its ranges, as a stage leaves
+            them.
 
     Raises:
-        FailedProof: the file is not what the net is; nothing is written.
+        VerificationError: the file is not what the model is; nothing is written.
         UsageError: the source cannot be read or converted so, or the target not written.
     """
     opened = source if isinstance(source, Source) else open_source(source)
@@ -217,7 +220,7 @@ def export(
         with console.log_to_stdout():
             opened = fit(opened, calibration, fitting or PostTraining())
         form = dataclasses.replace(form, quantization=None)
-    figures = net_figures(opened.net.model, shape)
+    figures = model_figures(opened.net.model, shape)
     job = Job(opened, images, form, shape, calibration)
     made = make(job)
     card = opened.net.card
@@ -228,7 +231,7 @@ def export(
         if form.format is None:
             raise
         expected = f"a file of {form.quantization} that can be run and compared ({error})"
-        raise FailedProof(str(target), None, expected, "it was not written") from None
+        raise VerificationError(str(target), None, expected, "it was not written") from None
     _judge(found, target, form)
     path = bundle.write_export(target, data, card, found)
     if fitted is not None and opened.fitted is not None:
@@ -265,34 +268,36 @@ def _proved(
 
 
 def _judge(found: verify.Verification, target: str | os.PathLike[str], form: Form) -> None:
-    """Ends a conversion that is not proved, and tells what a person should know of one that is."""
+    """Ends a conversion that is not verified, and tells what a person should know of one that
+    is.
+    """
     if not found.ok:
         shown = "; ".join(found.faults[:_SHOWN_FAULTS])
         more = f"; {len(found.faults)} faults in all" if len(found.faults) > _SHOWN_FAULTS else ""
-        raise FailedProof(
-            str(target), None, f"a file that proves equal ({shown}{more})", "it was not written"
+        raise VerificationError(
+            str(target), None, f"a file that verifies equal ({shown}{more})", "it was not written"
         )
     for line in found.warnings:
         log.warning("%s: %s", target, line)
     if form.format is not None:
         if found.agreement < _COARSE:
             log.warning(
-                "%s: %s answers like the net on %.1f %% of the images only",
+                "%s: %s answers like the model on %0.1f %% of the images only",
                 target,
                 form.quantization,
                 100 * found.agreement,
             )
     elif found.agreement_clear < _EXPECTED_AGREEMENT:
         log.warning(
-            "%s: the file answers like the net on %.1f %% of the clear images only; "
-            "is the net trained?",
+            "%s: the file answers like the model on %0.1f %% of the clear images only; "
+            "is the model trained?",
             target,
             100 * found.agreement_clear,
         )
 
 
 def outputs_of(card: Card, form: Form) -> str:
-    """What the file gives: a softmax of the net is left out unless it is asked for."""
+    """What the file gives: a softmax of the model is left out unless it is asked for."""
     if form.softmax:
         return "probabilities"
     return card.outputs if card.outputs == "features" else "logits"

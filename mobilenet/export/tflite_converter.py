@@ -1,4 +1,4 @@
-"""A net to the bytes of a flatbuffer, quietly: the converter's chatter stays off the terminal."""
+"""A model to the bytes of a flatbuffer, quietly: the converter's chatter stays off the terminal."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def float_flatbuffer(
     input_shape: tuple[int, ...] | None = None,
     softmax: bool = False,
 ) -> bytes:
-    """Converts a float net: float32 at both ends, hard-swish fused to HARD_SWISH.
+    """Converts a float model: float32 at both ends, hard-swish fused to HARD_SWISH.
 
     Args:
-        model: a functional net of plain layers, as trained; mixed precision and strategies are
+        model: a functional model of plain layers, as trained; mixed precision and strategies are
             undone.
         batch: images a call; `None` leaves it open.
         input_shape: `[height, width, channels]` where the model leaves its size open.
@@ -75,13 +75,13 @@ def int16x8_flatbuffer(
     input_shape: tuple[int, ...] | None = None,
     softmax: bool = False,
 ) -> bytes:
-    """Converts a float net to int8 kernels and int16 activations with float32 ends.
+    """Converts a float model to int8 kernels and int16 activations with float32 ends.
 
     What the converter would get wrong is rewritten first, see `sixteen_bits`.
 
     Args:
         model, batch, input_shape, softmax: as in `float_flatbuffer`.
-        images: `[n, height, width, channels]`, preprocessed as the net takes them; the ranges are
+        images: `[n, height, width, channels]`, preprocessed as the model takes them; the ranges are
             those of their activations.
     """
 
@@ -113,14 +113,14 @@ def int8_flatbuffer(
     target: str = "xnnpack",
     kept: float_fallback.Kept = float_fallback.NOTHING,
 ) -> bytes:
-    """Converts a net that carries fake-quant operators, on its input too, to int8.
+    """Converts a model that carries fake-quant operators, on its input too, to int8.
 
     The ranges are those of the operators, so no representative data is wanted. An operator without
     ranges stays float in the file without a word from the converter: `verify` must look at what
     came out.
 
     Args:
-        model: the quantized net, in float32, outside any strategy; its input is
+        model: the quantized model, in float32, outside any strategy; its input is
             `(pixel - 128) / 127.5`.
         io: type of both ends; `float32` puts QUANTIZE and DEQUANTIZE there.
         batch: images a call; `None` leaves it open.
@@ -133,7 +133,7 @@ def int8_flatbuffer(
         The bytes of the `.tflite` file.
 
     Raises:
-        UsageError: `io` or `target` is not known, the net has no fake-quant operator, or see
+        UsageError: `io` or `target` is not known, the model has no fake-quant operator, or see
             `freeze.freeze`.
         RuntimeError: the converter refused; its messages are in the text.
     """
@@ -144,7 +144,7 @@ def int8_flatbuffer(
         raise UsageError(
             "model",
             model.name,
-            "a net with fake-quant operators",
+            "a model with fake-quant operators",
             "quantize it first, or convert it to float",
         )
 
@@ -167,7 +167,7 @@ def _convert(frozen: Any, settle: Callable[[Any], None] = lambda converter: None
             refused = error
     if refused is not None:
         reason = " ".join(str(refused).split())[:_SHOWN] or type(refused).__name__
-        raise RuntimeError(f"the TFLite converter refused the net: {reason}") from refused
+        raise RuntimeError(f"the TFLite converter refused the model: {reason}") from refused
     for line in messages:
         if "error:" in line:  # told by the converter without failing: an operator has stayed float
             _log.warning("converter: %s", line.strip()[:_SHOWN])

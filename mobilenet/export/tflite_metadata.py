@@ -28,7 +28,7 @@ _AXIS_LABELS = 2  # AssociatedFileType.TENSOR_AXIS_LABELS
 _RGB, _GRAYSCALE = 1, 2  # ColorSpaceType
 _FEATURES, _IMAGE = 1, 2  # ContentProperties
 _NORMALIZATION = 1  # ProcessUnitOptions
-_EARLIEST = (1980, 1, 1, 0, 0, 0)  # the file depends on the net alone
+_EARLIEST = (1980, 1, 1, 0, 0, 0)  # the file depends on the model alone
 
 
 def attach(data: bytes, card: Card) -> bytes:
@@ -36,7 +36,7 @@ def attach(data: bytes, card: Card) -> bytes:
 
     Args:
         data: the file as the converter made it.
-        card: preprocessing, labels and meaning of the outputs; of the file, not of the float net.
+        card: preprocessing, labels and meaning of the outputs; of the file, not of the float model.
     """
     schema = tflite_model.schema()
     model = editor.opened(data)

@@ -1,1 +1,1 @@
-"""The seven nets: built from configs, saved with their cards, counted, and read as graphs."""
+"""The seven models: built from configs, saved with their cards, counted, and read as graphs."""

@@ -1,4 +1,4 @@
-"""The parts of all nets, from stock Keras layers: no Lambda, no operator, no class of ours.
+"""The parts of all models, from stock Keras layers: no Lambda, no operator, no class of ours.
 
 Every part works with `tf_keras` and with Keras 3; which one is an attribute.
 """
@@ -17,10 +17,10 @@ _MOST_GROUPS = 32
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Adds layers to a net; each call makes fresh layers with fresh initializers.
+    """Adds layers to a model; each call makes fresh layers with fresh initializers.
 
     Attributes:
-        config: fields that hold for the whole net.
+        config: fields that hold for the whole model.
         keras: the module that makes the layers.
     """
 

@@ -1,4 +1,4 @@
-"""One builder for all nets: walks the rows of a config and adds the head."""
+"""One builder for all models: walks the rows of a config and adds the head."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_PARAMETERS = 1 << 29  # 2 GiB of float32; the largest published model has 11
 def build(
     config: MobileNetConfig, input_shape: Sequence[int | None] = IMAGENET_SHAPE, keras: Any = None
 ) -> Any:
-    """Builds a net from its config.
+    """Builds a model from its config.
 
     Args:
         config: what to build; it is only read.
@@ -36,7 +36,7 @@ def build(
         classes. Features of V3 include its last convolution, which comes after the pooling.
 
     Raises:
-        UsageError: the input is too small for the strides, or the config does not describe a net.
+        UsageError: the input is too small for the strides, or the config does not describe a model.
 
     Example:
         >>> build(archs.MobileNetV2Config(width_multiplier=0.35, num_classes=10), (96, 96,
@@ -63,7 +63,7 @@ def build(
 
 
 def config_of(model: Any) -> MobileNetConfig | None:
-    """The config that rebuilds a net, where `build` made it or its folder's card had it."""
+    """The config that rebuilds a model, where `build` made it or its folder's card had it."""
     config = getattr(model, "mobilenet_config", None)
     return config if isinstance(config, MobileNetConfig) else None
 
@@ -121,7 +121,7 @@ def _checked_shape(
 
 
 def _of_kind(config: MobileNetConfig | None, *names: str) -> MobileNetConfig:
-    """The config, or the default of the first name; refuses a config of another net."""
+    """The config, or the default of the first name; refuses a config of another model."""
     if config is None:
         return archs.get(names[0])
     kinds = tuple(archs.ALL[name] for name in names)

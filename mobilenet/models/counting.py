@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a net, from its layers and shapes."""
+"""Parameters and multiply-accumulates of a model, from its layers and shapes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mobilenet.models.graph.roles import Graph, kind, unwrap
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Size of a net.
+    """Size of a model.
 
     Attributes:
         params: all values, moving statistics included (`Model.count_params()`).
@@ -97,7 +97,7 @@ def _places(shape: Sequence[int | None]) -> int:
         raise UsageError(
             "input_shape",
             None,
-            "[height, width, channels] for a net without a fixed image size",
+            "[height, width, channels] for a model without a fixed image size",
         )
     return math.prod(sides)
 

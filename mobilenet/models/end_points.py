@@ -20,7 +20,7 @@ def end_points(model: Any) -> dict[int, Any]:
     """The last feature map at each stride.
 
     At a stride that a later block halves this is that block's expansion, where the family has
-    one: what slim's SSDLite and Keras' U-Net tutorials attach to. At the last stride it is the
+    one: what slim's SSDLite and Keras' U-Model tutorials attach to. At the last stride it is the
     map before the pooling.
 
     Args:

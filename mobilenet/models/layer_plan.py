@@ -2,7 +2,7 @@
 without a framework.
 
 The width rule gives nominal channels; `config.channels` then replaces some of them. Which block
-adds its input, and how wide an expansion is, follows the nominal channels, so that a thinned net
+adds its input, and how wide an expansion is, follows the nominal channels, so that a thinned model
 keeps its shape.
 """
 
@@ -44,7 +44,7 @@ class Row:
 def make_divisible(value: float, divisor: int = 8, least: int | None = None) -> int:
     """Rounds to a multiple of `divisor` (ties up), never below `least` nor by more than 10 % down.
 
-    Source: tensorflow/models research/slim/nets/mobilenet/mobilenet.py.
+    Source: tensorflow/models research/slim/models/mobilenet/mobilenet.py.
     """
     rounded = max(
         divisor if least is None else least, int(value + divisor / 2) // divisor * divisor
@@ -53,10 +53,10 @@ def make_divisible(value: float, divisor: int = 8, least: int | None = None) -> 
 
 
 def plan(config: MobileNetConfig) -> tuple[Row, ...]:
-    """The rows of a net.
+    """The rows of a model.
 
     Raises:
-        UsageError: the config has no rows or too many, or `channels` names no layer of the net or
+        UsageError: the config has no rows or too many, or `channels` names no layer of the model or
             breaks a residual sum.
     """
     if not config.blocks:
@@ -208,7 +208,7 @@ def _output_layer(block: BlockConfig, name: str) -> str:
 def _width(config: MobileNetConfig, index: int) -> int:
     """Output channels of a row by the width rule.
 
-    In slim a narrowed net in finegrain mode keeps its last row; above width 1, V2 scales it and
+    In slim a narrowed model in finegrain mode keeps its last row; above width 1, V2 scales it and
     V3 does not.
     """
     filters, alpha = config.blocks[index].filters, config.width_multiplier

@@ -32,8 +32,8 @@ _KINDS = "a model folder, a .keras or .h5 file or a SavedModel folder"
 
 
 @dataclasses.dataclass(frozen=True)
-class Net:
-    """A net and its card."""
+class LoadedModel:
+    """A model and its card."""
 
     model: Any
     card: Card
@@ -42,7 +42,7 @@ class Net:
 def save(model: Any, folder: str | os.PathLike[str], card: Card) -> Path:
     """Writes `model.keras` and `card.json` as one folder, whole or not at all.
 
-    An older one is replaced. The optimizer is left out: the folder holds the net, not the run.
+    An older one is replaced. The optimizer is left out: the folder holds the model, not the run.
 
     Raises:
         UsageError: the model is not tf_keras', the folder holds other things, or cannot be written.
@@ -67,18 +67,18 @@ def check_place(folder: str | os.PathLike[str]) -> None:
     """Refuses a place where other things would be lost.
 
     Raises:
-        UsageError: it is a file, or a folder that holds no net.
+        UsageError: it is a file, or a folder that holds no model.
     """
     target = Path(folder)
     if target.is_file() or (
         target.is_dir() and any(target.iterdir()) and not (target / MODEL).exists()
     ):
         raise UsageError(
-            str(target), None, "a new folder or one that holds a net", "choose another folder"
+            str(target), None, "a new folder or one that holds a model", "choose another folder"
         )
 
 
-def load(path: str | os.PathLike[str]) -> Net:
+def load(path: str | os.PathLike[str]) -> LoadedModel:
     """Reads a folder that `save` wrote, a `.keras` or `.h5` file, or a Keras SavedModel folder.
 
     Without a card beside it, one is made from the model's shapes.
@@ -106,7 +106,7 @@ def load(path: str | os.PathLike[str]) -> Net:
             str(path), None, f"a whole Keras model ({_first_line(error)})", "save it again"
         ) from None
     model.mobilenet_config = architecture(card)
-    return Net(model, card)
+    return LoadedModel(model, card)
 
 
 def _model_of(path: Path) -> tuple[Path, Any]:
@@ -125,7 +125,7 @@ def _model_of(path: Path) -> tuple[Path, Any]:
 
 
 def architecture(card: Card) -> MobileNetConfig | None:
-    """The net's config, for `builder.config_of`; none where the card has none, or a later one."""
+    """The model's config, for `builder.config_of`; none where the card has none, or a later one."""
     try:
         return MobileNetConfig.from_json(card.architecture) if card.architecture else None
     except UsageError:

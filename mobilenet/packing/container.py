@@ -1,4 +1,5 @@
-"""The file of a packed net: a fixed front, a JSON header, the arrays; docs/packed.md has it whole.
+"""The file of a packed model: a fixed front, a JSON header, the arrays; docs/packed.md has it
+whole.
 
 Nothing in a file is believed: lengths are held against its size and the limits here before anything
 is allocated, and a digest covers every byte.
@@ -27,7 +28,7 @@ VERSION = 2
 WEIGHT, RANGE = "weight", "range"
 _FRONT = struct.Struct("<8sIIIQ")  # magic, version, header packed, header unpacked, arrays
 _START = _FRONT.size + hashlib.sha256().digest_size  # of the header
-_MOST_HEADER = 1 << 21  # bytes once unpacked: labels, history and a foreign net's layers
+_MOST_HEADER = 1 << 21  # bytes once unpacked: labels, history and a foreign model's layers
 _MOST_VALUES = 1 << 17  # of the header, by the marks in front of them; each takes memory and time
 _MOST_ARRAYS = 1 << 12
 _MOST_FILE = 1 << 31
@@ -104,7 +105,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(str(path), None, "a packed net; there is no such file")
+        raise UsageError(str(path), None, "a packed model; there is no such file")
     try:
         with path.open("rb") as file:
             front = file.read(_START)
@@ -124,7 +125,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record]]:
 
 
 def is_one(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins like a packed net."""
+    """Whether a file begins like a packed model."""
     try:
         with open(path, "rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -135,7 +136,7 @@ def is_one(path: str | os.PathLike[str]) -> bool:
 def damaged(path: str | os.PathLike[str], error: Exception) -> UsageError:
     """What is said of a file that is no longer what was written."""
     reason = str(error)[:200]
-    return UsageError(str(path), None, f"a whole packed net ({reason})", "copy or pack it again")
+    return UsageError(str(path), None, f"a whole packed model ({reason})", "copy or pack it again")
 
 
 def _digest(*parts: bytes) -> bytes:
@@ -148,7 +149,7 @@ def _digest(*parts: bytes) -> bytes:
 def _check_kind(path: Path, front: bytes) -> None:
     if front[: len(MAGIC)] != MAGIC:
         remedy = "python -m mobilenet.packer pack MODEL FILE makes one"
-        raise UsageError(str(path), None, "a packed net; this is another kind of file", remedy)
+        raise UsageError(str(path), None, "a packed model; this is another kind of file", remedy)
     if len(front) < _START:
         raise Malformed(f"it ends after {len(front)} bytes")
     version = _FRONT.unpack(front[: _FRONT.size])[1]

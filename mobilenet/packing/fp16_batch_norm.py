@@ -17,12 +17,12 @@ Array = npt.NDArray[Any]
 
 
 def folded(model: tf_keras.Model) -> tf_keras.Model:
-    """A copy of a net whose batch norms are a scale and an offset of float16 a channel.
+    """A copy of a model whose batch norms are a scale and an offset of float16 a channel.
 
     gamma becomes the scale, beta the offset, the mean 0 and the variance 1 - epsilon, so the layers
     stay what they are and do in inference what they did, but for the rounding. Where a layer has no
     gamma, its variance carries the scale; where it has no beta, its mean carries the offset.
-    Training on from such a net starts from statistics that are not those of its images.
+    Training on from such a model starts from statistics that are not those of its images.
 
     Raises:
         UsageError: a scale or an offset is too large for float16.

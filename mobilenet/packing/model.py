@@ -1,4 +1,6 @@
-"""A net to one small file and back, bit by bit: weights, architecture, card, and ranges if any."""
+"""A model to one small file and back, bit by bit: weights, architecture, card, and ranges if
+any.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ import tf_keras
 from mobilenet.archives import load_npz
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.card import Card
-from mobilenet.errors import FailedProof, UsageError
+from mobilenet.errors import UsageError, VerificationError
 from mobilenet.models import builder, layer_plan, safe_loading, saving
 from mobilenet.models.graph import checks
 from mobilenet.packing import array_codec, container
@@ -30,16 +32,16 @@ class Unpacked:
     """What was in a file.
 
     Attributes:
-        net: the net and its card.
-        ranges: of a quantized net, by layer name; `None` for a float one.
+        model: the model and its card.
+        ranges: of a quantized model, by layer name; `None` for a float one.
     """
 
-    net: saving.Net
+    net: saving.LoadedModel
     ranges: dict[str, Array] | None
 
 
 def read_ranges(model_folder: str | os.PathLike[str]) -> dict[str, Array] | None:
-    """The ranges beside a net, as they are stored; `None` where there are none.
+    """The ranges beside a model, as they are stored; `None` where there are none.
 
     Raises:
         UsageError: they are damaged.
@@ -47,44 +49,44 @@ def read_ranges(model_folder: str | os.PathLike[str]) -> dict[str, Array] | None
     path = Path(model_folder) / RANGES
     if not path.is_file():
         return None
-    return load_npz(path, "the ranges of a quantized net", "quantize it again")
+    return load_npz(path, "the ranges of a quantized model", "quantize it again")
 
 
-def pack(net: saving.Net, ranges: Mapping[str, Array] | None = None) -> bytes:
-    """The bytes of a packed net, read back and compared before they are given; see `records`."""
-    return records(net, ranges)[0]
+def pack(model: saving.LoadedModel, ranges: Mapping[str, Array] | None = None) -> bytes:
+    """The bytes of a packed model, read back and compared before they are given; see `records`."""
+    return records(model, ranges)[0]
 
 
 def records(
-    net: saving.Net, ranges: Mapping[str, Array] | None = None
+    model: saving.LoadedModel, ranges: Mapping[str, Array] | None = None
 ) -> tuple[bytes, list[container.Record]]:
-    """The bytes of a packed net, and the arrays that are in them.
+    """The bytes of a packed model, and the arrays that are in them.
 
     Args:
-        net: a tf_keras net and its card.
-        ranges: of a quantized net, by layer name.
+        model: a tf_keras model and its card.
+        ranges: of a quantized model, by layer name.
 
     Raises:
-        UsageError: a weight is not finite or of a type that is not kept, or the net is not made of
-            stock layers.
-        FailedProof: what was packed is not what it was packed from.
+        UsageError: a weight is not finite or of a type that is not kept, or the model is not made
+            of stock layers.
+        VerificationError: what was packed is not what it was packed from.
     """
-    checks.check_finite(net.model)
-    made = _weights(net.model)
+    checks.check_finite(model.model)
+    made = _weights(model.model)
     for name, values in (ranges or {}).items():
         made.append(_record(name, "", container.RANGE, values))
     header = {
-        "card": net.card.to_json(),
+        "card": model.card.to_json(),
         "config": None,
         "keras": None,
         "ranges": ranges is not None,
-        **_architecture(net.model),
+        **_architecture(model.model),
     }
     return container.assemble(header, made), made
 
 
 def unpack(path: str | os.PathLike[str]) -> Unpacked:
-    """Builds the net of a file, with its weights bit by bit.
+    """Builds the model of a file, with its weights bit by bit.
 
     Raises:
         UsageError: see `container.read`; or the file has an architecture that cannot be built, or
@@ -105,7 +107,7 @@ def unpack(path: str | os.PathLike[str]) -> Unpacked:
         raise error.within(str(path)) from None
     if builder.config_of(model) is None:
         model.mobilenet_config = saving.architecture(card)
-    return Unpacked(saving.Net(model, card), ranges if header.get("ranges") else None)
+    return Unpacked(saving.LoadedModel(model, card), ranges if header.get("ranges") else None)
 
 
 def _weights(model: Any) -> list[container.Record]:
@@ -123,12 +125,14 @@ def _record(name: str, layer: str, kind: str, values: Array) -> container.Record
     data = array_codec.pack(values)
     record = container.Record(name, layer, kind, dtype, values.shape, data)
     if record.array().tobytes() != values.tobytes():
-        raise FailedProof(name, None, "bits that come back as they were", "nothing was written")
+        raise VerificationError(
+            name, None, "bits that come back as they were", "nothing was written"
+        )
     return record
 
 
 def _architecture(model: Any) -> dict[str, Any]:
-    """Our config where it builds the very net, else Keras' own description."""
+    """Our config where it builds the very model, else Keras' own description."""
     config = builder.config_of(model)
     if config is not None:
         same = builder.build(config, model.input_shape[1:])
@@ -139,7 +143,9 @@ def _architecture(model: Any) -> dict[str, Any]:
     made = _from_keras(described, plain.count_params())
     shapes = [(weight.name, weight.shape) for weight in plain.weights]
     if [(weight.name, weight.shape) for weight in made.weights] != shapes:
-        raise UsageError("model", model.name, "a net that Keras builds again from its description")
+        raise UsageError(
+            "model", model.name, "a model that Keras builds again from its description"
+        )
     return {"keras": described}
 
 
@@ -159,7 +165,7 @@ def _build(header: Mapping[str, Any], values: int) -> Any:
     if not isinstance(shape, list) or not all(s is None or type(s) is int for s in shape):
         raise Malformed("a header without an input shape")
     if len(shape) == 3 and shape[2] and layer_plan.count_parameters(config, shape[2]) != values:
-        raise Malformed("weights that are not those of its net")
+        raise Malformed("weights that are not those of its model")
     return builder.build(config, shape)
 
 
@@ -177,4 +183,4 @@ def _object(header: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _check_weights(model: Any, records: Sequence[container.Record]) -> None:
     wanted = [(tuple(w.shape), w.dtype.name) for w in model.weights]
     if wanted != [(record.shape, record.dtype) for record in records]:
-        raise Malformed("weights that are not those of its net")
+        raise Malformed("weights that are not those of its model")

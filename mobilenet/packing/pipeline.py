@@ -1,4 +1,4 @@
-"""From a saved net to its packed file, and back to a model folder or a float flatbuffer."""
+"""From a saved model to its packed file, and back to a model folder or a float flatbuffer."""
 
 from __future__ import annotations
 
@@ -34,41 +34,42 @@ def pack(
     data_of: Callable[[str], DatasetConfig] | None = None,
     image_size: int | None = None,
 ) -> Told:
-    """Packs a saved net; every array is read back and compared before the file gets its name.
+    """Packs a saved model; every array is read back and compared before the file gets its name.
 
     Args:
-        source: a model folder (with its ranges, where it has some) or another saved net.
-        target: the file that is written; an earlier packed net is replaced.
+        source: a model folder (with its ranges, where it has some) or another saved model.
+        target: the file that is written; an earlier packed model is replaced.
         fold: round the batch norms to 16 bits, see `half_norms.folded`.
         images: on how many test images its effect is looked at.
-        data_of: gives the data set of these, from the name of the one that the net was trained on.
-        image_size: their height and width where the net leaves its size open.
+        data_of: gives the data set of these, from the name of the one that the model was trained
+            on.
+        image_size: their height and width where the model leaves its size open.
 
     Returns:
         What a person wants to know of the file, a row each.
 
     Raises:
-        UsageError: the net cannot be read or packed, or the file not written.
+        UsageError: the model cannot be read or packed, or the file not written.
     """
     target = Path(target)
     if target.is_dir() or (target.is_file() and not container.is_one(target)):
-        expected = "a new file or an earlier packed net"
+        expected = "a new file or an earlier packed model"
         raise UsageError(str(target), None, expected, "choose another name")
-    net, ranges = saving.load(source), packed_model.read_ranges(source)
+    model, ranges = saving.load(source), packed_model.read_ranges(source)
     effect: Told = []
     if fold:
-        halved = fp16_batch_norm.folded(net.model)
+        halved = fp16_batch_norm.folded(model.model)
         assert data_of is not None
-        effect = _effect(net, halved, data_of(net.card.dataset), images, image_size)
-        card = net.card.replace(notes=(*net.card.notes, _HALVED))
-        net = saving.Net(halved, card)
-    data = packed_model.pack(net, ranges)
+        effect = _effect(model, halved, data_of(model.card.dataset), images, image_size)
+        card = model.card.replace(notes=(*model.card.notes, _HALVED))
+        model = saving.LoadedModel(halved, card)
+    data = packed_model.pack(model, ranges)
     files.write_bytes(target, data)
-    plain = sum(values.nbytes for values in net.model.get_weights())
+    plain = sum(values.nbytes for values in model.model.get_weights())
     return [
         ("file", target),
         ("bytes", f"{len(data):,}"),
-        ("weights", f"{net.model.count_params():,}, {plain:,} bytes"),
+        ("weights", f"{model.model.count_params():,}, {plain:,} bytes"),
         ("ratio", f"{plain / len(data):.2f}"),
         *effect,
     ]
@@ -79,18 +80,18 @@ def unpack(
     target: str | os.PathLike[str],
     image_size: int | None = None,
 ) -> Told:
-    """Unpacks a net to a model folder, or straight to a float flatbuffer where the name says so.
+    """Unpacks a model to a model folder, or straight to a float flatbuffer where the name says so.
 
     Args:
-        source: a packed net.
+        source: a packed model.
         target: the folder, or a `.tflite` file, which gives logits and takes one image a call.
-        image_size: height and width of the flatbuffer of a net that leaves its size open.
+        image_size: height and width of the flatbuffer of a model that leaves its size open.
 
     Returns:
         What a person wants to know of what was made, a row each.
 
     Raises:
-        UsageError: the file is not a whole packed net, or the target cannot be written.
+        UsageError: the file is not a whole packed model, or the target cannot be written.
     """
     target = Path(target)
     is_file = target.suffix == FLATBUFFER
@@ -105,15 +106,15 @@ def unpack(
         return told if found.ranges is None else [*told, ("ranges", len(found.ranges))]
     data = flatbuffer(found, image_size)
     files.write_bytes(target, data)
-    notes = [("made", "the float net; its ranges are left out")] * (found.ranges is not None)
+    notes = [("made", "the float model; its ranges are left out")] * (found.ranges is not None)
     return [("file", target), *notes, *sizes(data)]
 
 
 def flatbuffer(found: packed_model.Unpacked, image_size: int | None = None) -> bytes:
-    """The float flatbuffer of an unpacked net: one image a call, logits.
+    """The float flatbuffer of an unpacked model: one image a call, logits.
 
     Raises:
-        UsageError: the net leaves its size open and there is no `image_size`.
+        UsageError: the model leaves its size open and there is no `image_size`.
     """
     shape = Form(image_size=image_size).shape(found.net.model.input_shape[1:])
     return tflite_converter.float_flatbuffer(found.net.model, input_shape=shape)
@@ -126,7 +127,7 @@ def sizes(data: bytes) -> Told:
 
 
 def _effect(
-    net: saving.Net, halved: Any, data: DatasetConfig, count: int, image_size: int | None
+    net: saving.LoadedModel, halved: Any, data: DatasetConfig, count: int, image_size: int | None
 ) -> Told:
     """How far the outputs move."""
     shape = Form(image_size=image_size).shape(net.model.input_shape[1:])

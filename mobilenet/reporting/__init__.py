@@ -1,1 +1,1 @@
-"""What a person reads of a net, a file or a run."""
+"""What a person reads of a model, a file or a run."""

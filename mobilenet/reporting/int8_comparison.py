@@ -1,4 +1,4 @@
-"""An int8 file beside the float net that it should be: where the signal is lost, and to what."""
+"""An int8 file beside the float model that it should be: where the signal is lost, and to what."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mobilenet.tflite import model as tflite_model
 
 log = logging.getLogger("mobilenet")
 Floats = npt.NDArray[np.floating]
-_PREFIX = "quant_"  # of the layers of a net with quantizers
+_PREFIX = "quant_"  # of the layers of a model with quantizers
 _KINDS = {"DEPTHWISE_CONV_2D": "depthwise", "CONV_2D": "kernel", "FULLY_CONNECTED": "kernel"}
 
 
@@ -32,10 +32,10 @@ class Line:
     """One rounded tensor of a file.
 
     Attributes:
-        layer: of the float net whose output it is.
+        layer: of the float model whose output it is.
         operator: what computes it; the last with a kernel of several in float.
         low, high: the values that its first and last code stand for.
-        reached: the least and the largest value of the float net.
+        reached: the least and the largest value of the float model.
         outliers: the channel of the largest magnitude over the median channel.
         alone: signal-to-noise in dB where only this tensor is rounded; `None` without a signal.
         accumulated: the same as the file computes it, with all that was rounded before.
@@ -67,13 +67,13 @@ def compare(
 
     Args:
         content: the file.
-        plain: the float net.
+        plain: the float model.
         images: `[n, height, width, channels]`, as `plain` takes them.
         inputs: the same, as the file takes them.
         runner: what runs the file, see `operators.kept_codes`.
 
     Raises:
-        UsageError: no tensor of the file is named after a layer of the net, or shapes differ.
+        UsageError: no tensor of the file is named after a layer of the model, or shapes differ.
     """
     codes = operator_parity.kept_codes(content, inputs, runner)
     graph = Graph(plain)
@@ -88,7 +88,7 @@ def compare(
         raise UsageError(
             "--against",
             plain.name,
-            "the net that the file was made of: no rounded tensor has the name of a layer",
+            "the model that the file was made of: no rounded tensor has the name of a layer",
             "give the model folder that was converted",
         )
     real = _float_outputs(plain, [layer for layer, _ in named.values()], images)
@@ -100,22 +100,23 @@ def compare(
     ]
 
 
-def warn_of_another(file: Card, net: Card, where: str) -> None:
-    """Warns where post-training int8 has scaled the channels of a file's net, and this is not it.
+def warn_of_another(file: Card, model: Card, where: str) -> None:
+    """Warns where post-training int8 has scaled the channels of a file's model, and this is not it.
 
-    Offsets alone are moved to take back what rounding does: the net before that is a fair measure.
+    Offsets alone are moved to take back what rounding does: the model before that is a fair
+    measure.
 
     Args:
-        file, net: the cards of both.
-        where: the net was read.
+        file, model: the cards of both.
+        where: the model was read.
     """
     lines = [note for note in file.notes if note.startswith(FITTED)]
     scaled = [x for x in file.notes if x.startswith(SCALING) and LEFT_OUT not in x]
-    if lines and scaled and lines[-1] not in net.notes:
+    if lines and scaled and lines[-1] not in model.notes:
         log.warning(
-            "%s: the file is of a net whose channels post-training int8 has scaled, so that inner "
-            "tensors differ by more than rounding; compare with the folder that --fitted of the "
-            "converter, or the stage quantize, wrote",
+            "%s: the file is of a model whose channels post-training int8 has scaled, so that "
+            "inner tensors differ by more than rounding; compare with the folder that --fitted of "
+            "the converter, or the stage quantize, wrote",
             where,
         )
 
@@ -174,7 +175,7 @@ def _layer_of(name: str, order: dict[str, int]) -> str:
 
 def _float_outputs(plain: Any, names: list[str], images: Floats) -> dict[str, Floats]:
     unique = list(dict.fromkeys(names))
-    net = tf_keras.Model(plain.inputs, [plain.get_layer(name).output for name in unique])
-    found = net(tf.constant(images.astype(np.float32)), training=False)
+    model = tf_keras.Model(plain.inputs, [plain.get_layer(name).output for name in unique])
+    found = model(tf.constant(images.astype(np.float32)), training=False)
     listed = found if len(unique) > 1 else [found]
     return {name: value.numpy() for name, value in zip(unique, listed, strict=True)}

@@ -1,8 +1,8 @@
 """What each layer costs on this machine: measured times of one-layer flatbuffers.
 
-A net falls into pieces: a layer with its batch norm and activation, a pool, a sum. Each distinct
+A model falls into pieces: a layer with its batch norm and activation, a pool, a sum. Each distinct
 piece is converted and timed once, whatever its weights are. The sum of the pieces is not the time
-of the net: measure the whole file beside them to see how far it is off.
+of the model: measure the whole file beside them to see how far it is off.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Piece:
     parts: tuple[str, ...]
 
     def narrowed(self, inputs: int, outputs: int) -> Piece:
-        """The same layers on other numbers of channels, for what a thinner net would cost.
+        """The same layers on other numbers of channels, for what a thinner model would cost.
 
         Args:
             inputs: channels of every tensor that it takes.
@@ -62,7 +62,7 @@ class Piece:
         return Piece(tuple((*shape[:-1], inputs) for shape in self.inputs), tuple(parts))
 
     def build(self) -> Any:
-        """A net of these layers alone, with weights of their initializers."""
+        """A model of these layers alone, with weights of their initializers."""
         source = tf_keras.Input(self.inputs[0])
         given = [source, *(_Constant(shape)(source) for shape in self.inputs[1:])]
         made: list[Any] = []
@@ -76,7 +76,7 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """The layers of a net that are one piece; the first one leads."""
+    """The layers of a model that are one piece; the first one leads."""
 
     layers: tuple[Any, ...]
     piece: Piece
@@ -92,8 +92,8 @@ class LayerTimes:
     Example:
         >>> times = LayerTimes()
         >>> found = spans(model)
-        >>> whole = times.measure((s.piece for s in found), {"net": float_flatbuffer(model)})
-        >>> sum(times.seconds[s.piece] for s in found), whole["net"]  # doctest: +SKIP
+        >>> whole = times.measure((s.piece for s in found), {"model": float_flatbuffer(model)})
+        >>> sum(times.seconds[s.piece] for s in found), whole["model"]  # doctest: +SKIP
         (0.0049, 0.0051)
     """
 
@@ -111,7 +111,7 @@ class LayerTimes:
         """Measures the pieces that are new, side by side in one process.
 
         Args:
-            pieces: of one net or of several; equal ones are measured once.
+            pieces: of one model or of several; equal ones are measured once.
             beside: whole files by name, measured in the same rounds.
             rounds, invokes: see `interpreter.latency`.
 
@@ -137,14 +137,15 @@ class LayerTimes:
 
 
 def spans(model: Any, input_shape: Sequence[int] | None = None) -> list[Span]:
-    """The pieces of a net, in the order of execution; every layer but the input is in one of them.
+    """The pieces of a model, in the order of execution; every layer but the input is in one of
+    them.
 
     A layer with a kernel, a pool and a layer that joins several pieces lead one; what follows and
     takes nothing but that piece belongs to it (batch norm, activation, both branches of a
     hard-swish).
 
     Args:
-        model: a functional net of tf_keras.
+        model: a functional model of tf_keras.
         input_shape: `[height, width, channels]` where the model leaves its size open.
 
     Raises:
@@ -207,7 +208,7 @@ def _fixed(shape: Sequence[int | None]) -> Shape:
     sides = tuple(int(side) for side in shape if side is not None)
     if len(sides) < len(shape):
         raise UsageError(
-            "input_shape", None, "[height, width, channels] for a net without a fixed image size"
+            "input_shape", None, "[height, width, channels] for a model without a fixed image size"
         )
     return sides
 

@@ -1,4 +1,4 @@
-"""A net layer by layer: what each one holds, computes and takes, and its group of channels."""
+"""A model layer by layer: what each one holds, computes and takes, and its group of channels."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Line:
         group: number of the group that its output channels belong to.
         entropy: bytes that the positions and codes of the kernel take at their zeroth-order
             entropy, see `packed.Line`.
-        packed: bytes of all its arrays in the packed file; `None` where the net was not packed.
+        packed: bytes of all its arrays in the packed file; `None` where the model was not packed.
     """
 
     layer: str
@@ -70,7 +70,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """A net, layer by layer.
+    """A model, layer by layer.
 
     Attributes:
         lines: in the order of execution; every parameter is in one of them.
@@ -78,7 +78,7 @@ class Profile:
         distinct: how many different values all kernels together hold.
         whole: measured seconds of the whole float file, beside those of the lines.
         notes: what could not be found, a line each.
-        sizes: bytes of the whole net by the kind of file, where it was packed.
+        sizes: bytes of the whole model by the kind of file, where it was packed.
     """
 
     lines: tuple[Line, ...]
@@ -129,7 +129,7 @@ class Profile:
 
 @dataclasses.dataclass(frozen=True)
 class _Packed:
-    """Bytes of a net by the kind of file; entropy bounds and packed bytes by layer."""
+    """Bytes of a model by the kind of file; entropy bounds and packed bytes by layer."""
 
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     bounds: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
@@ -149,14 +149,14 @@ def profile(
     """Counts, and measures on this machine.
 
     Args:
-        model: a plain functional net of tf_keras.
+        model: a plain functional model of tf_keras.
         input_shape: `[height, width, channels]` where the model leaves its size open.
         latency: measure every distinct layer as a one-layer float file, and the whole file beside
             them; seconds of work.
-        card: of the net; with it, the net is packed and converted to learn what it takes.
+        card: of the model; with it, the model is packed and converted to learn what it takes.
 
     Raises:
-        UsageError: a size is open, or the net cannot be converted.
+        UsageError: a size is open, or the model cannot be converted.
     """
     graph = Graph(model)
     shapes = counting.output_shapes(graph, input_shape)
@@ -170,7 +170,7 @@ def profile(
     file = tflite_converter.float_flatbuffer(model, input_shape=shape) if latency or card else b""
     if latency:
         whole = times.measure((span.piece for span in spans), {"net": file})["net"]
-    small = _Packed() if card is None else _packed(saving.Net(model, card), file, notes)
+    small = _Packed() if card is None else _packed(saving.LoadedModel(model, card), file, notes)
     lines, values = [], []
     for span in spans:
         head, owner = span.layers[0], owners.get(span.layers[0].name)
@@ -201,9 +201,9 @@ def profile(
     return Profile(tuple(lines), found, distinct, whole, tuple(notes), small.sizes)
 
 
-def _packed(net: saving.Net, file: bytes, notes: list[str]) -> _Packed:
+def _packed(model: saving.LoadedModel, file: bytes, notes: list[str]) -> _Packed:
     try:
-        data, records = packed_model.records(net)
+        data, records = packed_model.records(model)
     except UsageError as error:
         notes.append(f"not packed: {error}")
         return _Packed()
@@ -224,7 +224,7 @@ def _shown(shape: Sequence[int | None]) -> tuple[int, ...]:
 
 
 def _groups(model: Any) -> tuple[tuple[dependency_groups.Group, ...], list[str]]:
-    """The groups of channels; none, and why, for a net whose channels cannot be followed."""
+    """The groups of channels; none, and why, for a model whose channels cannot be followed."""
     try:
         return dependency_groups.find(model, fixed=True), []
     except UsageError as error:

@@ -1,4 +1,6 @@
-"""What a packed net holds, layer by layer, and how near it comes to the entropy of its weights."""
+"""What a packed model holds, layer by layer, and how near it comes to the entropy of its
+weights.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +43,11 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """A packed net.
+    """A packed model.
 
     Attributes:
         lines: the kernels, then the rest.
-        total: of the whole file; its weights are those of the net.
+        total: of the whole file; its weights are those of the model.
     """
 
     lines: list[Line]
@@ -58,7 +60,7 @@ class Contents:
 
 
 def contents(path: str | os.PathLike[str]) -> Contents:
-    """What is in a file; the net is not built, so TensorFlow has nothing to do.
+    """What is in a file; the model is not built, so TensorFlow has nothing to do.
 
     Raises:
         UsageError: see `container.read`.

@@ -1,4 +1,4 @@
-"""Pictures of a net's weights and of what pruning did to them, a file each."""
+"""Pictures of a model's weights and of what pruning did to them, a file each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def histograms(model: Any, folder: str | os.PathLike[str]) -> list[Path]:
     Exact zeros are a bar of their own, as masks leave them; counts are on a logarithmic scale.
 
     Args:
-        model: a functional net.
+        model: a functional model.
         folder: where the files go; those of the same names are replaced.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Zeros of a net: single weights, and whole channels that surgery could cut out."""
+"""Zeros of a model: single weights, and whole channels that surgery could cut out."""
 
 from __future__ import annotations
 

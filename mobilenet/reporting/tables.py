@@ -94,7 +94,7 @@ def of_comparison(found: Sequence[int8_comparison.Line]) -> Rows:
 
 
 def of_packed(found: packed_size.Contents) -> Rows:
-    """A line a kernel, the rest, and the total of a packed net."""
+    """A line a kernel, the rest, and the total of a packed model."""
     heads = ["layer", "weights", "zeros %", "distinct", "entropy", "codebook", "packed", "float"]
     rows: list[list[object]] = [
         [

@@ -1,4 +1,4 @@
-"""What a flatbuffer holds, operator by operator, without the net that it was made of."""
+"""What a flatbuffer holds, operator by operator, without the model that it was made of."""
 
 from __future__ import annotations
 

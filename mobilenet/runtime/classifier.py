@@ -95,7 +95,7 @@ class Classifier:
         self._pool.put(self._open())
 
     def pixels(self, picture: Picture, max_pixels: int = MAX_PIXELS) -> Floats:
-        """An image file or uint8 array `[H, W, C]` at the net's size: float32, 0..255.
+        """An image file or uint8 array `[H, W, C]` at the model's size: float32, 0..255.
 
         A file of more than `max_pixels` is refused before it is decoded.
         """
@@ -110,7 +110,7 @@ class Classifier:
         return images.preprocess(image, self.card.preprocessing, self.input_shape[:2])
 
     def logits(self, batch: npt.NDArray[np.generic]) -> Floats:
-        """Outputs of images that have the net's size already.
+        """Outputs of images that have the model's size already.
 
         Args:
             batch: pixels `[n, height, width, channels]`, 0 to 255, float or integer.
@@ -128,7 +128,7 @@ class Classifier:
         return np.concatenate(rows)
 
     def run(self, pixels: Floats) -> Floats:
-        """Outputs `[classes]` of one image of the net's size; threads may call side by side."""
+        """Outputs `[classes]` of one image of the model's size; threads may call side by side."""
         row: Floats = self._invoke(pixels[None])[0]
         return row
 
@@ -265,7 +265,7 @@ def _card(
             str(path),
             "features",
             "a classifier (card.json: outputs)",
-            "export a net that has classes",
+            "export a model that has classes",
         )
     labels = card.labels or _numbers(classes)
     if len(labels) != classes:
@@ -294,7 +294,7 @@ def _assumed(
     outputs = "probabilities" if last == "SOFTMAX" else "logits"
     unnamed = "" if names.is_file() else ", classes by number"
     note = (
-        f"no {CARD} beside {path.name}: assuming pixels to [-1, 1], the central .875 of the image, "
+        f"no {CARD} with {path.name}: assuming pixels to [-1, 1], the central 0.875 of the image, "
         f"{outputs} out{unnamed}"
     )
     return dataclasses.replace(

@@ -37,7 +37,7 @@ def evaluate(
     """Scores a classifier; images are decoded and run in the classifier's threads.
 
     Args:
-        classifier: the net.
+        classifier: the model.
         dataset_name: `digits`, `image_folder` or `image_list`.
         data_dir: the root of the class folders, or the list.
         split: `train`, `validation` or `test`.
@@ -45,12 +45,12 @@ def evaluate(
         on_corrupt: called with the fault of each image that cannot be decoded, which is then left
             out; without it the first such image ends the evaluation.
         label_offset: label in the list minus class index.
-        on_note: called with one line where the classes of net and data are not the same.
+        on_note: called with one line where the classes of model and data are not the same.
         max_pixels: an image file of more is refused like a corrupt one.
 
     Raises:
         UsageError: the data cannot be used, an image is corrupt, or the classes do not match the
-            net's.
+            model's.
     """
     one_of("--dataset_name", dataset_name, DATASETS)
     one_of("split", split, SPLITS)

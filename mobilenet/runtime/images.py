@@ -1,9 +1,9 @@
-"""Images into the inputs of a net, with Pillow and numpy, as TensorFlow's own operators would.
+"""Images into the inputs of a model, with Pillow and numpy, as TensorFlow's own operators would.
 
 Crops and resizing follow `tf.image.central_crop`, `tf.image.resize(..., "bilinear",
 antialias=False)` and `official/vision/image_classification/preprocessing.py` of tensorflow/models
 to the pixel. The orientation in a photo's EXIF is not applied: `tf.io.decode_image` does not
-either, so nets are trained without it.
+either, so models are trained without it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _pixels(image: Image.Image, channels: int) -> Pixels:
         "RGBa",
         "LA",
         "La",
-    ):  # the colours as stored: no blending with a background
+    ):  # the colors as stored: no blending with a background
         colours = np.asarray(image)[:, :, :-1]
         return np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3)))
     return np.array(image.convert("RGB"))

@@ -22,7 +22,7 @@ from mobilenet.tflite.model import Flatbuffer
 
 MODULE = "tflite_micro.python.tflite_micro.runtime"
 _NAME = "TensorFlow Lite Micro"
-# Of ours and of nets like them. Others end the process where something is wrong with them.
+# Of ours and of models like them. Others end the process where something is wrong with them.
 _OPERATORS = (
     *("ADD", "AVERAGE_POOL_2D", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DEQUANTIZE"),
     *("FULLY_CONNECTED", "HARD_SWISH", "LOGISTIC", "MAX_POOL_2D", "MEAN", "MUL", "PAD", "QUANTIZE"),

@@ -1,4 +1,4 @@
-"""The kernels of a file against those of the net: zeros stay zeros, clusters stay clusters."""
+"""The kernels of a file against those of the model: zeros stay zeros, clusters stay clusters."""
 
 from __future__ import annotations
 
@@ -59,24 +59,24 @@ def by_channel(kernel: Array, depthwise: bool) -> Array:
     return kernel.reshape(-1, channels)
 
 
-def faults(layer: str, net: Array, simulated: Array, file: Array) -> list[str]:
+def faults(layer: str, model: Array, simulated: Array, file: Array) -> list[str]:
     """What a kernel lost on its way into the file.
 
     Args:
         layer: its name.
-        net: the weights as trained, `[weights of a channel, channels]`.
+        model: the weights as trained, `[weights of a channel, channels]`.
         simulated: the same as the simulation rounds them, in codes.
         file: codes of the file.
     """
-    if not net.shape == simulated.shape == file.shape:
-        return [f"{layer}: a kernel of {list(file.shape)} instead of {list(net.shape)}"]
+    if not model.shape == simulated.shape == file.shape:
+        return [f"{layer}: a kernel of {list(file.shape)} instead of {list(model.shape)}"]
     found = []
-    lost = int(np.count_nonzero(file[net == 0]))
+    lost = int(np.count_nonzero(file[model == 0]))
     if lost:
         found.append(f"{layer}: {lost} zeros of the kernel are not zero in the file")
-    grown = int(np.count_nonzero(distinct(file) > distinct(net)))
+    grown = int(np.count_nonzero(distinct(file) > distinct(model)))
     if grown:
-        found.append(f"{layer}: {grown} channels have more distinct weights than in the net")
+        found.append(f"{layer}: {grown} channels have more distinct weights than in the model")
     # A batch norm of negative gamma turns the sign of its channel's codes.
     other = int(np.count_nonzero(np.abs(file.astype(np.int16)) != np.abs(simulated)))
     if other:

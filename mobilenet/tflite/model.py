@@ -65,7 +65,7 @@ class Flatbuffer:
     content: bytes
 
     def float_tensors(self) -> list[Tensor]:
-        """Tensors of a float type; an int8 net that is int8 throughout has none."""
+        """Tensors of a float type; an int8 model that is int8 throughout has none."""
         return [tensor for tensor in self.tensors if tensor.dtype in _FLOATS]
 
     def computed_bytes(self) -> int:

@@ -92,8 +92,8 @@ def order(
 def shapes(operators: Sequence[Operator], tensors: Sequence[Tensor]) -> None:
     """The written shapes are those that the operators will compute, and are not absurd.
 
-    Covers the operators that nets of convolutions are made of; others are held by the bound on the
-    sum. Tensors with an open axis other than the batch are not looked at.
+    Covers the operators that models of convolutions are made of; others are held by the bound on
+    the sum. Tensors with an open axis other than the batch are not looked at.
     """
     computed = sum(tensor.elements for tensor in tensors if not tensor.is_constant)
     if computed > _MOST_COMPUTED:

@@ -1,4 +1,4 @@
-"""The weights of the best epoch, kept beside the net until its stage ends."""
+"""The weights of the best epoch, kept beside the model until its stage ends."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from mobilenet.models.graph import variables
 
 
 class Best(tf.Module):
-    """A copy of a net's weights as they were when held-out images went best.
+    """A copy of a model's weights as they were when held-out images went best.
 
     It is part of the resume state.
 
     Args:
-        net: any net, wrapped or plain.
+        model: any model, wrapped or plain.
 
     Attributes:
         epoch: the one that is kept, from 1; 0 while there is none.
     """
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__(name="best")
-        self.weights = list(net.weights)
+        self.weights = list(model.weights)
         self.copies = [
             variables.beside(tf.convert_to_tensor(weight), "best") for weight in self.weights
         ]
@@ -33,7 +33,7 @@ class Best(tf.Module):
         self.loss = tf.Variable(0.0, dtype=tf.float64, trainable=False)
 
     def offer(self, epoch: int, held_out: Metrics) -> None:
-        """Keeps the weights that the net has now where they score higher, or alike at less loss.
+        """Keeps the weights that the model has now where they score higher, or alike at less loss.
 
         Args:
             epoch: from 1.
@@ -49,7 +49,7 @@ class Best(tf.Module):
         self.loss.assign(held_out.loss)
 
     def assign(self) -> int:
-        """Puts the kept weights in the net; returns their epoch, 0 where there are none."""
+        """Puts the kept weights in the model; returns their epoch, 0 where there are none."""
         kept = int(self.epoch.numpy())
         if kept:
             for copy, weight in zip(self.copies, self.weights, strict=True):

@@ -1,4 +1,6 @@
-"""A teacher for a stage: the net that it begins with, or another one that is loaded and checked."""
+"""A teacher for a stage: the model that it begins with, or another one that is loaded and
+checked.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,10 @@ _PLACES = (".keras", ".h5", ".hdf5")
 
 @dataclasses.dataclass(frozen=True)
 class Guide:
-    """A net that stages learn from.
+    """A model that stages learn from.
 
     Attributes:
-        net: from images to logits, in float32, made outside any strategy.
+        model: from images to logits, in float32, made outside any strategy.
         preprocessing: how pixels become its inputs.
         place: what a person calls it.
     """
@@ -70,7 +72,7 @@ class Guide:
 
 
 class Guides:
-    """Which net each stage of a run learns from.
+    """Which model each stage of a run learns from.
 
     Args:
         config: of the run.
@@ -82,11 +84,11 @@ class Guides:
         self.preprocessing = PREPROCESSING[config.dataset.preprocessing]
 
     def of(self, stage: str, start: Any, origin: str | None) -> Guide | None:
-        """The net that a stage learns from, if any; called outside any strategy.
+        """The model that a stage learns from, if any; called outside any strategy.
 
         Args:
             stage: one that trains.
-            start: the net that it begins with.
+            start: the model that it begins with.
             origin: where its weights come from; `None` where some are new and know nothing.
 
         Raises:
@@ -117,7 +119,7 @@ def load(path: str, info: data.DatasetInfo, image_size: int, preprocessing: Prep
             outputs serves 1000 classes without its background.
         info: the data of the run.
         image_size: of the run, in pixels.
-        preprocessing: of the run; that of a net without a card.
+        preprocessing: of the run; that of a model without a card.
 
     Raises:
         UsageError: it cannot be read, or has other classes or another input.
@@ -134,14 +136,14 @@ def load(path: str, info: data.DatasetInfo, image_size: int, preprocessing: Prep
             _FLAG,
             path,
             f"a teacher of {info.num_classes} classes; this one gives {_told(classes)}",
-            "give a net that was trained on these classes",
+            "give a model that was trained on these classes",
         )
     if labels and info.labels and labels != info.labels:
         raise UsageError(
             _FLAG,
             path,
             f"a teacher of the classes {_begin(info.labels)}; this one has {_begin(labels)}",
-            "give a net that was trained on these classes",
+            "give a model that was trained on these classes",
         )
     takes = model.input_shape[1:]
     if len(takes) != 3 or any(a not in (None, b) for a, b in zip(takes, shape, strict=True)):
@@ -157,15 +159,15 @@ def load(path: str, info: data.DatasetInfo, image_size: int, preprocessing: Prep
 def _read(
     path: str, classes: int, shape: tuple[int, int, int], preprocessing: Preprocessing
 ) -> tuple[Any, Preprocessing, tuple[str, ...]]:
-    """A net, its preprocessing and its labels."""
+    """A model, its preprocessing and its labels."""
     place = Path(path)
     saved = any((place / name).is_file() for name in (saving.MODEL, "saved_model.pb"))
     if place.suffix in _PLACES or saved:
-        net = saving.load(path)
+        model = saving.load(path)
         known = saved and (place / saving.CARD).is_file()
-        return net.model, net.card.preprocessing if known else preprocessing, net.card.labels
+        return model.model, model.card.preprocessing if known else preprocessing, model.card.labels
     if tf2_object.is_one(path):
-        raise UsageError(path, None, "a net with its architecture; a TF2 checkpoint has none")
+        raise UsageError(path, None, "a model with its architecture; a TF2 checkpoint has none")
     loaded = loading.load_tf1_checkpoint(
         path,
         input_shape=shape,

@@ -19,21 +19,21 @@ _NOT_WEIGHTS = (
 
 
 class Average(tf.Module):
-    """Shadows of a net's weights and batch-norm statistics.
+    """Shadows of a model's weights and batch-norm statistics.
 
     A weight that is exactly zero has been pruned, and its average is zero with it.
 
     Args:
-        net: any net, wrapped or plain.
+        model: any model, wrapped or plain.
         decay: share of the shadow that stays at each step, lowered to (1 + step) / (10 + step)
             early on (tf.train.ExponentialMovingAverage's `num_updates`); 0 keeps no shadows.
     """
 
-    def __init__(self, net: Any, decay: float) -> None:
+    def __init__(self, model: Any, decay: float) -> None:
         super().__init__(name="average")
         self.decay = decay
         self.weights = (
-            [w for w in net.weights if w.dtype.is_floating and not _internal(w)] if decay else []
+            [w for w in model.weights if w.dtype.is_floating and not _internal(w)] if decay else []
         )
         self.shadows = [
             variables.beside(tf.convert_to_tensor(weight), "shadow") for weight in self.weights
@@ -54,13 +54,13 @@ class Average(tf.Module):
             variables.update(shadow, move, [weight, share])
 
     def assign(self) -> None:
-        """Puts the averages in the net for good."""
+        """Puts the averages in the model for good."""
         for shadow, weight in zip(self.shadows, self.weights, strict=True):
             weight.assign(shadow)
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
-        """The net has the averaged weights inside the block and its own again behind it."""
+        """The model has the averaged weights inside the block and its own again behind it."""
         kept = [weight.numpy() for weight in self.weights]
         self.assign()
         try:

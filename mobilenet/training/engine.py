@@ -28,7 +28,7 @@ TrainingData = Callable[[int], tf.data.Dataset]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a fit needs besides the net and the method.
+    """What a fit needs besides the model and the method.
 
     Attributes:
         name: of the stage.
@@ -39,7 +39,7 @@ class Job:
         classes: number of classes.
         checkpoints: where the resume state is kept.
         callbacks: Keras callbacks that watch (progress, logs).
-        teacher: whose answers the net trains towards, beside the labels.
+        teacher: whose answers the model trains towards, beside the labels.
     """
 
     name: str
@@ -58,23 +58,23 @@ class Job:
 
 
 class Learner(tf_keras.Model):
-    """A net while it trains.
+    """A model while it trains.
 
     Attributes:
-        net: what trains; its variables are the only ones that Keras sees.
+        model: what trains; its variables are the only ones that Keras sees.
         behind: called with the number of the update, behind each one, in the graph.
-        teacher: answers every batch that the net trains on, where there is one.
+        teacher: answers every batch that the model trains on, where there is one.
         still: training steps run in inference mode; changing it needs a new trace.
     """
 
     def __init__(
         self,
-        net: Any,
+        model: Any,
         behind: Callable[[tf.Tensor], None],
         teacher: losses.Teacher | None = None,
     ) -> None:
         super().__init__(name="learner")
-        self.net = net
+        self.net = model
         self.behind = behind
         self.teacher = teacher
         self.still = False
@@ -95,47 +95,47 @@ class Learner(tf_keras.Model):
         return super().compute_loss(x, y, y_pred, sample_weight)
 
 
-def fit(net: Any, method: Method | None, job: Job) -> list[Row]:
-    """Trains `net` in place, from the newest resume state where there is one.
+def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
+    """Trains `model` in place, from the newest resume state where there is one.
 
-    Ends with the averaged weights in the net: the last ones, or with `keep_best` those of the best
-    epoch behind which the method had settled, where there is one. Must be called in the scope of
-    the strategy that `net` was made in.
+    Ends with the averaged weights in the model: the last ones, or with `keep_best` those of the
+    best epoch behind which the method had settled, where there is one. Must be called in the scope
+    of the strategy that `model` was made in.
 
     Args:
-        net: functional, from images to logits.
-        method: whose `after_step` is compiled into the step; its `apply` has made `net`.
+        model: functional, from images to logits.
+        method: whose `after_step` is compiled into the step; its `apply` has made `model`.
         job: data, length and places.
 
     Returns:
         One row an epoch: `epoch`, `loss`, `top1` (training), `val_loss`, `val_top1`, `lr`,
         `seconds`; top-1 in percent. With `keep_best`, `kept` is 1 in the row of the epoch that
-        the net ends with and 0 in the others.
+        the model ends with and 0 in the others.
 
     Raises:
-        UsageError: the loss is no longer a number, or the resume state is not of this net.
+        UsageError: the loss is no longer a number, or the resume state is not of this model.
     """
     rate = LearningRate(job.config, job.steps_per_epoch)
     optimizer = optimizers.make(job.config, rate)
-    average = Average(net, job.config.ma_decay_rate)
-    best = Best(net) if job.config.keep_best else None
+    average = Average(model, job.config.ma_decay_rate)
+    best = Best(model) if job.config.keep_best else None
     loss = losses.cross_entropy(job.classes, job.config.label_smoothing)
     if job.teacher is not None:
         loss = losses.distilled(loss, job.teacher)
 
     def behind(step: tf.Tensor) -> None:
         if method is not None:
-            method.after_step(net, step)
+            method.after_step(model, step)
         average.update(averaged(step, method), pruned=method is not None)
 
-    learner = Learner(net, behind, job.teacher)
+    learner = Learner(model, behind, job.teacher)
     learner.compile(
         optimizer=optimizer,
         loss=loss,
         metrics=[tf_keras.metrics.SparseCategoricalAccuracy(name="top1")],
     )
-    learner.optimizer.build(net.trainable_variables)
-    objects = {"net": net, "optimizer": learner.optimizer, "average": average}
+    learner.optimizer.build(model.trainable_variables)
+    objects = {"net": model, "optimizer": learner.optimizer, "average": average}
     if method is not None:
         objects["method"] = method
     if best is not None:
@@ -157,16 +157,16 @@ def fit(net: Any, method: Method | None, job: Job) -> list[Row]:
 
 
 def _with_best(best: Best, job: Job, rows: list[Row]) -> list[Row]:
-    """Puts the best weights in the net and marks their row; the last ones stay without any."""
+    """Puts the best weights in the model and marks their row; the last ones stay without any."""
     kept = best.assign() or len(rows)
     if rows:
         top1 = rows[kept - 1]["val_top1"]
-        log.info("%s: epoch %d of %d is kept, val top-1 %.2f %%", job.name, kept, len(rows), top1)
+        log.info("%s: epoch %d of %d is kept, val top-1 %0.2f %%", job.name, kept, len(rows), top1)
     return [{**row, "kept": int(row["epoch"] == kept)} for row in rows]
 
 
 def averaged(step: tf.Tensor, method: Method | None) -> tf.Tensor:
-    """The number of the update, counted anew where the method made another net of it."""
+    """The number of the update, counted anew where the method made another model of it."""
     start = 0 if method is None else method.averaged_from
     return tf.where(step > start, step - start, step)
 

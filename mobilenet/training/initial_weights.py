@@ -51,7 +51,7 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
     The head stays new where the class counts differ; everything else must fit.
 
     Raises:
-        UsageError: the file is none of these, is damaged, or belongs to another net.
+        UsageError: the file is none of these, is damaged, or belongs to another model.
     """
     place = Path(path)
     if place.suffix in (".h5", ".hdf5"):
@@ -77,16 +77,16 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
 
 
 def fill_statistics(model: Any, images: Callable[[], npt.NDArray[np.float32]]) -> list[str]:
-    """Gives batch norms without statistics those of images; what the net answers stays the same.
+    """Gives batch norms without statistics those of images; what the model answers stays the same.
 
     Where a checkpoint holds folded kernels, its batch norms say mean 0 and one variance for all
     channels. In inference that is right; in training the batch's own mean and variance come in
-    their place and the net answers something else. Here gain and offset are moved along with the
+    their place and the model answers something else. Here gain and offset are moved along with the
     statistics, so that both modes answer alike.
 
     Args:
-        model: a functional net, changed in place.
-        images: gives `[n, height, width, channels]`, preprocessed as the net takes them; not
+        model: a functional model, changed in place.
+        images: gives `[n, height, width, channels]`, preprocessed as the model takes them; not
             called where no layer needs it.
 
     Returns:
@@ -154,7 +154,7 @@ def _by_name(model: Any, theirs: Mapping[str, Sequence[Any]], path: str) -> Star
         raise UsageError(
             "--init_checkpoint",
             path,
-            f"weights of this net; {len(problems)} layers do not fit: {shorten(problems)}",
+            f"weights of this model; {len(problems)} layers do not fit: {shorten(problems)}",
             "give the --model_name and --width_multiplier that it was made with",
         )
     for name, arrays in values.items():

@@ -14,10 +14,10 @@ Loss = Callable[[Any, Any], tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """Whose answers a net trains towards.
+    """Whose answers a model trains towards.
 
     Attributes:
-        answer: images as the net sees them, to float32 logits `[batch, classes]`.
+        answer: images as the model sees them, to float32 logits `[batch, classes]`.
         weight: share of it in the loss.
         temperature: divides the logits of both.
     """

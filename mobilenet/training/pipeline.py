@@ -39,7 +39,7 @@ from mobilenet.training.run_data import Supply
 from mobilenet.training.run_folder import Entry, RunFolder
 
 log = logging.getLogger("mobilenet")
-_LEAST_ROUND = 0.01  # seconds of one net; shorter ones show the machine more than the net
+_LEAST_ROUND = 0.01  # seconds of one model; shorter ones show the machine more than the model
 _METHOD_OF: dict[str, Callable[[RunConfig], Config | None]] = {
     "train": lambda config: None,
     "prune": lambda config: config.pruning,
@@ -49,7 +49,9 @@ _METHOD_OF: dict[str, Callable[[RunConfig], Config | None]] = {
 
 @dataclasses.dataclass(frozen=True)
 class _Finished:
-    """What a stage made: the plain net, its figures; ranges and layers in float of an int8 one."""
+    """What a stage made: the plain model, its figures; ranges and layers in float of an int8
+    one.
+    """
 
     plain: Any
     held_out: metrics.Metrics
@@ -88,7 +90,7 @@ class Chain:
             if entry is None and name != stage_of(name) and self.run.finished(stage_of(name)):
                 continue  # its folder was removed when the stage had ended
             if entry is not None:
-                log.info("%s: finished before, top-1 %.2f %%", name, entry["top1"])
+                log.info("%s: finished before, top-1 %0.2f %%", name, entry["top1"])
                 continue
             started = time.monotonic()
             tf_keras.utils.set_random_seed(self.config.seed)
@@ -98,7 +100,7 @@ class Chain:
             self.run.write_metrics(name, entry.get("history", []))
             self._clear(name)
             log.info(
-                "%s: top-1 %.2f %% on the held-out images, %.1f minutes",
+                "%s: top-1 %0.2f %% on the held-out images, %0.1f minutes",
                 name,
                 entry["top1"],
                 entry["minutes"],
@@ -116,7 +118,7 @@ class Chain:
         return next((self.run.stage(s) for s in reversed(earlier) if self.run.finished(s)), None)
 
     def _start(self, name: str) -> Any:
-        """The net that a stage begins with."""
+        """The model that a stage begins with."""
         before = self.source(name)
         self._origin = None
         if before is not None and name != "train":
@@ -124,7 +126,7 @@ class Chain:
             model = saving.load(before).model
             if self.config.mixed_precision == "float32":
                 return model
-            mixed = self._built(builder.config_of(model))  # a saved net keeps its own precision
+            mixed = self._built(builder.config_of(model))  # a saved model keeps its own precision
             mixed.set_weights(model.get_weights())
             return mixed
         from_scratch = name == "train" or (
@@ -134,7 +136,7 @@ class Chain:
             raise UsageError(
                 "--stages",
                 stage_of(name),
-                "a trained net in the run folder",
+                "a trained model in the run folder",
                 f"run --stages train,{stage_of(name)}, or give --init_checkpoint",
             )
         model = self._built()
@@ -146,13 +148,15 @@ class Chain:
         return model
 
     def _fill_statistics(self, model: Any) -> None:
-        """Batch norms that came folded get statistics, or training would start from another net."""
+        """Batch norms that came folded get statistics, or training would start from another
+        model.
+        """
         images = functools.partial(self.supply.first_images, initial_weights.STATISTICS_IMAGES)
         filled = initial_weights.fill_statistics(model, images)
         if filled:
             log.info(
                 "%d batch norms held no statistics (folded): taken from %d training images; "
-                "what the net answers stays the same",
+                "what the model answers stays the same",
                 len(filled),
                 initial_weights.STATISTICS_IMAGES,
             )
@@ -203,7 +207,7 @@ class Chain:
         return steps_per_epoch(self.info, config.batch_size * self.strategy.num_replicas_in_sync)
 
     def _trained(self, name: str) -> Entry:
-        """A stage that makes a net: verbs of its method around one fit, where it trains."""
+        """A stage that makes a model: verbs of its method around one fit, where it trains."""
         wanted = _METHOD_OF[stage_of(name)](self.config)
         strategy.set_precision(self.config.mixed_precision)
         with self.strategy.scope():
@@ -221,13 +225,13 @@ class Chain:
             if trains:
                 trained = self._finished(*self._fit(name, start, method, guide), method, guide)
         strategy.set_precision("float32")
-        if trained is None:  # such a method makes a float32 net of its own, outside any strategy
+        if trained is None:  # such a method makes a float32 model of its own, outside any strategy
             assert method is not None
             trained = self._finished(method.apply(freeze.float32_copy(start)), [], method)
         architecture = builder.config_of(trained.plain) or builder.config_of(start)
         plain = freeze.float32_copy(trained.plain)
         card = self._card(name, trained)
-        if architecture is not None:  # a net that was thinned has channels of its own
+        if architecture is not None:  # a model that was thinned has channels of its own
             card = card.replace(architecture=architecture.to_json())
         export_pipeline.save_stage(plain, self.run.stage(name), card, trained.ranges)
         return self._entry(name, plain, trained)
@@ -252,36 +256,38 @@ class Chain:
             job.steps_per_epoch,
             config.epochs,
         )
-        net = start if method is None else method.apply(start)
+        model = start if method is None else method.apply(start)
         with arrays.explained(self.config.dataset, "train", "validation"):
-            return net, engine.fit(net, method, job)
+            return model, engine.fit(model, method, job)
 
     def _finished(
         self,
-        net: Any,
+        model: Any,
         rows: list[Row],
         method: methods.Method | None,
         guide: distillation.Guide | None = None,
     ) -> _Finished:
-        """Scores a stage's net and makes it plain, in the scope that it was made in."""
-        held_out = self._score(net)
-        notes = list(method.notes(net)) if method is not None else []
+        """Scores a stage's model and makes it plain, in the scope that it was made in."""
+        held_out = self._score(model)
+        notes = list(method.notes(model)) if method is not None else []
         if guide is not None:
             notes.append(guide.told(self.config.distillation))
         notes += [f"epoch {row['epoch']} of {len(rows)} is kept" for row in rows if row.get("kept")]
-        ranges, floats = export_pipeline.ranges_of(net), export_pipeline.kept_float(net)
-        plain = net if method is None else method.finalize(net)
+        ranges, floats = export_pipeline.ranges_of(model), export_pipeline.kept_float(model)
+        plain = model if method is None else method.finalize(model)
         figures = {} if method is None else method.figures()
         return _Finished(plain, held_out, rows, notes, ranges, floats, figures)
 
     def _convert(self) -> Entry:
-        """The flatbuffer of the newest net, proved against it on held-out images and measured."""
+        """The flatbuffer of the newest model, verified against it on held-out images and
+        measured.
+        """
         before = self.source("convert")
         if before is None:
             raise UsageError(
                 "--stages",
                 "convert",
-                "a trained net in the run folder",
+                "a trained model in the run folder",
                 "run --stages train,convert",
             )
         images = self.supply.held_out(limit=export_pipeline.VERIFY_IMAGES)
@@ -321,9 +327,9 @@ class Chain:
             watchers,
         )
 
-    def _score(self, net: Any) -> metrics.Metrics:
+    def _score(self, model: Any) -> metrics.Metrics:
         with arrays.explained(self.config.dataset, "test"):
-            return scoring.score(scoring.inference(net), self.supply.dataset("test"))
+            return scoring.score(scoring.inference(model), self.supply.dataset("test"))
 
     def _card(self, name: str, made: _Finished) -> Card:
         size = self.config.image_size
@@ -343,7 +349,7 @@ class Chain:
         )
 
     def _entry(self, name: str, plain: Any, made: _Finished) -> Entry:
-        figures = export_pipeline.net_figures(plain)
+        figures = export_pipeline.model_figures(plain)
         is_float = made.ranges is None
         file = self._file_figures(tflite_converter.float_flatbuffer(plain)) if is_float else {}
         scores = _scores(made.held_out)
@@ -369,13 +375,13 @@ def _scores(held_out: metrics.Metrics) -> dict[str, float]:
 
 
 def latency(whole: Any) -> Callable[[Any], tuple[float, float]]:
-    """Times the float files of nets beside that of `whole`, see `Stage.latency`."""
+    """Times the float files of models beside that of `whole`, see `Stage.latency`."""
     data = tflite_converter.float_flatbuffer(whole)
     once = interpreter.latency({"whole": data}, rounds=3)["whole"]
     invokes = math.ceil(min(max(_LEAST_ROUND / once, 4), 200))
 
-    def beside(net: Any) -> tuple[float, float]:
-        files = {"whole": data, "net": tflite_converter.float_flatbuffer(net)}
+    def beside(model: Any) -> tuple[float, float]:
+        files = {"whole": data, "net": tflite_converter.float_flatbuffer(model)}
         found = interpreter.latency(files, invokes=invokes)
         return found["net"], found["whole"]
 

@@ -35,25 +35,25 @@ def completed(
     if teacher_given:
         _check_teacher(config)
     info = data.describe(config.dataset)
-    net = _thinned(config).replace(classifier_activation=None)
-    if classes_given and net.num_classes != info.num_classes:
+    model = _thinned(config).replace(classifier_activation=None)
+    if classes_given and model.num_classes != info.num_classes:
         raise UsageError(
             "--num_classes",
-            net.num_classes,
+            model.num_classes,
             f"{info.num_classes}, the classes of {config.dataset.name}",
             "leave it out",
         )
-    net = net.replace(num_classes=info.num_classes)
+    model = model.replace(num_classes=info.num_classes)
     steps = steps_per_epoch(info, config.train.batch_size)
     if not decay_given:
-        decay = recipes.batch_norm_decay(steps * config.train.epochs, net.batch_norm_decay)
-        net = net.replace(batch_norm_decay=decay)
+        decay = recipes.batch_norm_decay(steps * config.train.epochs, model.batch_norm_decay)
+        model = model.replace(batch_norm_decay=decay)
     distillation = _decided(config.distillation, info)
-    return config.replace(model=net, distillation=distillation), info
+    return config.replace(model=model, distillation=distillation), info
 
 
 def _thinned(config: RunConfig) -> MobileNetConfig:
-    """The net, with the channels of the one that the weights come from where that is thin."""
+    """The model, with the channels of the one that the weights come from where that is thin."""
     place = Path(config.init_checkpoint or "")
     if config.init_checkpoint is None or not (place / saving.CARD).is_file():
         return config.model

@@ -35,7 +35,7 @@ class Checkpoints:
         """Loads the newest state; returns the epochs done and their history (0, none without one).
 
         Raises:
-            UsageError: the state belongs to another net or is damaged.
+            UsageError: the state belongs to another model or is damaged.
         """
         latest = self.manager.latest_checkpoint
         if latest is None:

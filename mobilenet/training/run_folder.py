@@ -74,7 +74,7 @@ class RunFolder:
         shutil.rmtree(self.path / _TRASH, ignore_errors=True)
 
     def stage(self, name: str) -> Path:
-        """The folder of a stage's net (`export` for convert)."""
+        """The folder of a stage's model (`export` for convert)."""
         return self.path / (EXPORT if name == "convert" else name)
 
     def checkpoints(self, name: str) -> Path:

@@ -48,7 +48,9 @@ def _exponential(config: TrainConfig, epoch: tf.Tensor) -> tf.Tensor:
 
 
 def _stepwise(config: TrainConfig, epoch: tf.Tensor) -> tf.Tensor:
-    """The factor applies at each of `lr_boundaries`; .1 at 1/2 and 3/4 of the stage without any."""
+    """The factor applies at each of `lr_boundaries`; 0.1 at 1/2 and 3/4 of the stage without
+    any.
+    """
     boundaries = config.lr_boundaries or (config.epochs / 2, config.epochs * 3 / 4)
     passed = tf.add_n([tf.cast(epoch >= boundary, tf.float32) for boundary in boundaries])
     return tf.pow(config.lr_decay_rate if config.lr_boundaries else 0.1, passed)

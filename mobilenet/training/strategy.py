@@ -36,6 +36,6 @@ def make(name: str) -> tf.distribute.Strategy:
 
 
 def set_precision(name: str) -> None:
-    """Sets the dtype policy under which the nets of this process are built."""
+    """Sets the dtype policy under which the models of this process are built."""
     policy: Any = tf_keras.mixed_precision.Policy(name)
     tf_keras.mixed_precision.set_global_policy(policy)

@@ -1,8 +1,9 @@
-"""The weight files of keras.applications (`.h5`, MobileNet V1, V2 and V3) into our nets, strictly.
+"""The weight files of keras.applications (`.h5`, MobileNet V1, V2 and V3) into our models,
+strictly.
 
-Every layer of the net must find its weights and every layer of the file its place. Only the head
+Every layer of the model must find its weights and every layer of the file its place. Only the head
 may be new: when the file was saved without its top, or holds another number of classes. The V3
-nets of keras.applications rescale pixels 0..255 inside; ours take [-1, 1], so the weights are the
+models of keras.applications rescale pixels 0..255 inside; ours take [-1, 1], so the weights are the
 same and the input is not.
 """
 
@@ -34,9 +35,9 @@ class Report:
     """What a weight file gave.
 
     Attributes:
-        loaded: layers of the net that took their weights from the file.
+        loaded: layers of the model that took their weights from the file.
         new: layers that keep their initial weights; only the head can be among them.
-        unused: layers of the file that the net has no place for; only the head can be among them.
+        unused: layers of the file that the model has no place for; only the head can be among them.
         matched: `names`, or `order` where the file's names are not those of keras.applications.
     """
 
@@ -84,7 +85,7 @@ def load_weights(model: Any, path_h5: str | os.PathLike[str], config: MobileNetC
         else:
             got = " ".join(str(list(array.shape)) for array in arrays)
             wanted = " ".join(str(list(shape)) for shape in shapes)
-            problems.append(f"{name}: file {got}, net {wanted}")
+            problems.append(f"{name}: file {got}, model {wanted}")
     unused = [name for name in theirs if name == "Logits" and not config.num_classes]
     problems += [f"{name}: left over in the file" for name in theirs if name not in unused]
     if problems:
@@ -189,7 +190,7 @@ def _their_name(name: str, config: MobileNetConfig) -> str:
 
 
 def _fitted(arrays: Arrays, shapes: list[tuple[int, ...]]) -> Arrays | None:
-    """The arrays in the net's shapes (a dense kernel becomes a 1x1 convolution's), or `None`."""
+    """The arrays in the model's shapes (a dense kernel becomes a 1x1 convolution's), or `None`."""
     if len(arrays) != len(shapes):
         return None
     fitted = []
@@ -201,7 +202,7 @@ def _fitted(arrays: Arrays, shapes: list[tuple[int, ...]]) -> Arrays | None:
 
 
 def _other_classes(arrays: Arrays, shapes: list[tuple[int, ...]]) -> bool:
-    """Whether kernel and bias differ from the net's in the number of classes alone."""
+    """Whether kernel and bias differ from the model's in the number of classes alone."""
     return (
         [array.ndim for array in arrays] in ([4, 1], [2, 1])
         and arrays[0].shape[-2] == shapes[0][-2]
@@ -210,13 +211,13 @@ def _other_classes(arrays: Arrays, shapes: list[tuple[int, ...]]) -> bool:
 
 
 def _likely(found: Mapping[str, Arrays], config: MobileNetConfig) -> str:
-    """The published net that the file fits, as advice."""
+    """The published model that the file fits, as advice."""
     for name, kind in archs.ALL.items():
         for width in (config.width_multiplier, *_WIDTHS):
             candidate = kind(width_multiplier=width)
             if name != "mobilenet_edgetpu" and _fits(found, candidate):
                 return f"the file fits {kind.__name__}(width_multiplier={width})"
-    return "no published net of keras.applications fits it"
+    return "no published model of keras.applications fits it"
 
 
 def _fits(found: Mapping[str, Arrays], config: MobileNetConfig) -> bool:
@@ -236,7 +237,7 @@ def _family(config: MobileNetConfig) -> str:
             "config",
             type(config).__name__,
             "MobileNet V1, V2 or V3",
-            "keras.applications has no EdgeTPU net",
+            "keras.applications has no EdgeTPU model",
         )
     for kind, family in (
         (archs.MobileNetV1Config, "v1"),

@@ -1,7 +1,7 @@
-"""Object checkpoints of TF2 (`tf.train.Checkpoint(model=...)`, `save_weights`) into our nets.
+"""Object checkpoints of TF2 (`tf.train.Checkpoint(model=...)`, `save_weights`) into our models.
 
-Keras numbers the layers that have weights in the order of the net, so that the weights of ours are
-found by that number and checked by their shapes.
+Keras numbers the layers that have weights in the order of the model, so that the weights of ours
+are found by that number and checked by their shapes.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def is_one(path: str | os.PathLike[str]) -> bool:
 def layers(
     path: str | os.PathLike[str], names: Sequence[str]
 ) -> dict[str, list[npt.NDArray[np.float32]]]:
-    """The weights of a Keras net by layer.
+    """The weights of a Keras model by layer.
 
     Args:
         path: prefix, `.index` file or folder.
-        names: of the layers that have weights, in the order of the net.
+        names: of the layers that have weights, in the order of the model.
 
     Returns:
         By name, in the order of `layer.weights`; a layer beyond `names` is called by its number.
 
     Raises:
-        UsageError: it holds no functional Keras net, or is damaged.
+        UsageError: it holds no functional Keras model, or is damaged.
     """
     with locate.found(path) as prefix:
         source = checkpoint.bundle(prefix)
@@ -59,7 +59,7 @@ def layers(
                 found.setdefault(int(hit[2]), {})[hit[3]] = key
         if not found:
             raise UsageError(
-                str(path), None, "a TF2 checkpoint of a tf_keras net", "save it as .keras"
+                str(path), None, "a TF2 checkpoint of a tf_keras model", "save it as .keras"
             )
         return {
             names[number] if number < len(names) else f"layer {number}": [

@@ -59,7 +59,7 @@ COMMAND = cli.Command(
     "Shows the parts.",
     cli.flag_specs(RunConfig),
     (
-        cli.option("model_name", str, "mobilenet_v1", "which net", group="model"),
+        cli.option("model_name", str, "mobilenet_v1", "which model", group="model"),
         cli.option("top_k", int, 5, "how many", short="k"),
         cli.option("overwrite", bool, False, "start anew"),
     ),
@@ -205,7 +205,7 @@ def test_a_config_file_replays_and_flags_change_it(tmp_path: Path) -> None:
     assert config_of("--config_file", str(path)) == first
     assert config_of(f"--config_file={path}", "--seed=1") == first.replace(seed=1)
     assert config_of(f"--config_file={path}", "--model_name=mobilenet_v3_small") == first
-    assert "expected the net that --config_file describes" in error_of(
+    assert "expected the model that --config_file describes" in error_of(
         f"--config_file={path}", "--model_name=mobilenet_v1"
     )
 

@@ -1,4 +1,6 @@
-"""`python -m mobilenet.converter`: a proved file from each kind of net, or one line and no file."""
+"""`python -m mobilenet.converter`: a verified file from each kind of model, or one line and no
+file.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from mobilenet import converter
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
-from mobilenet.errors import FailedProof, UsageError
+from mobilenet.errors import UsageError, VerificationError
 from mobilenet.models import saving
 from mobilenet.runtime.classifier import Classifier
 from mobilenet.tflite import model as tflite_model
@@ -57,7 +59,7 @@ def test_a_quantized_folder_gives_the_file_of_the_chain(
     assert data == (run / "export/model.tflite").read_bytes()
     assert said["float tensors inside"] == "0"
     assert said["input"] == "int8 [1, 32, 32, 3]"
-    assert said["operators proved"] == "28, 1 steps at most"
+    assert said["operators verified"] == "28, 1 steps at most"
     assert said["bytes"].startswith(f"{len(data):,} ")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "README.md", "card.json", "labels.txt", "model.tflite",
@@ -76,7 +78,7 @@ def test_the_ends_of_an_int8_file_are_chosen(
         t.dtype != "float32" or t.index in (*content.inputs, *content.outputs)
         for t in content.tensors
     )
-    assert "of 40 images" in said["same top-1 as the net"]
+    assert "of 40 images" in said["same top-1 as the model"]
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
     both = [Classifier(place).logits(images) for place in (tmp_path / "out", run / "export")]
     step = float(ends(run / "export/model.tflite")[1].scales[0])
@@ -90,22 +92,22 @@ def test_a_float_folder_gives_a_float_file_that_answers_like_keras(
     shutil.copytree(run / "train", tmp_path / "net")
     said = converted(capfd, "--model", tmp_path / "net")
     assert said["file"] == str(tmp_path / "export/model.tflite")
-    assert said["same top-1 as the net"].startswith("100.00%")
+    assert said["same top-1 as the model"].startswith("100.00%")
     source, target, _ = ends(tmp_path / "export/model.tflite")
     assert source.dtype == target.dtype == "float32"
-    net = tf_keras.models.load_model(run / "train/model.keras", compile=False)
+    model = tf_keras.models.load_model(run / "train/model.keras", compile=False)
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
-    expected = net.predict(images / np.float32(127.5) - 1, verbose=0)
+    expected = model.predict(images / np.float32(127.5) - 1, verbose=0)
     np.testing.assert_allclose(Classifier(tmp_path / "export").logits(images), expected, atol=1e-4)
 
 
 def test_a_lone_net_is_proved_on_the_digits(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    net = tf_keras.models.load_model(run / "train/model.keras", compile=False)
-    net.save(tmp_path / "net.keras")
+    model = tf_keras.models.load_model(run / "train/model.keras", compile=False)
+    model.save(tmp_path / "net.keras")
     said = converted(capfd, "--model", tmp_path / "net.keras", "--output", tmp_path / "out")
-    assert said["same top-1 as the net"] == "100.00% of 200 images"
+    assert said["same top-1 as the model"] == "100.00% of 200 images"
     assert ends(tmp_path / "out/model.tflite")[0].dtype == "float32"
 
 
@@ -118,7 +120,7 @@ def test_a_lone_net_is_proved_on_the_digits(
         (["--batch=0"], ["--batch: got 0", "at least 1"]),
         (["--min_agreement=98"], ["--min_agreement: got 98.0", "at most 1"]),
         (["--max_partitions=0"], ["--max_partitions: got 0", "at least 1"]),
-        (["--image_size=64"], ["--image_size: got 64", "32 x 32, the size of the net"]),
+        (["--image_size=64"], ["--image_size: got 64", "32 x 32, the size of the model"]),
         (["--verify_images=0"], ["--verify_images: got 0", "at least 1"]),
         (["--dataset_name=digit"], ["'digit'", "did you mean digits?"]),
         (["--dataset_name=image_folder"], ["--data_dir", "a folder of class folders"]),
@@ -154,15 +156,15 @@ def test_batch_softmax_and_labels_go_into_the_file(
     said = converted(capfd, "--model", run / "quantize", "--output", tmp_path / "out", *words)
     assert said["input"] == "int8 [3, 32, 32, 3]"
     assert said["output"] == "int8 [3, 10], probabilities"
-    assert said["operators proved"].startswith("29, ")  # the softmax is one
+    assert said["operators verified"].startswith("29, ")  # the softmax is one
     with zipfile.ZipFile(tmp_path / "out/model.tflite") as archive:
         assert archive.namelist() == ["labels.txt"]
-    net, other = Classifier(tmp_path / "out"), Classifier(run / "export")
-    assert net.card.outputs == "probabilities"
+    model, other = Classifier(tmp_path / "out"), Classifier(run / "export")
+    assert model.card.outputs == "probabilities"
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
     logits = other.logits(images).astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    np.testing.assert_allclose(net.logits(images), expected, atol=2 / 256)
+    np.testing.assert_allclose(model.logits(images), expected, atol=2 / 256)
 
 
 def test_figures_below_a_limit_leave_no_file(run: Path, tmp_path: Path) -> None:
@@ -176,17 +178,17 @@ def test_figures_below_a_limit_leave_no_file(run: Path, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "model.tflite"]
     assert (tmp_path / "out/model.tflite").read_bytes() == b"older"
-    with pytest.raises(FailedProof, match="output steps on average, above 0"):
+    with pytest.raises(VerificationError, match="output steps on average, above 0"):
         converter.run([*map(str, words), "--max_mean_steps=0"])
 
 
 def test_an_open_size_is_asked_for(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    net = mobilenet.build(
+    model = mobilenet.build(
         archs.MobileNetV1Config(width_multiplier=0.25, num_classes=10), (None, None, 3)
     )
-    net.save(tmp_path / "net.keras")
+    model.save(tmp_path / "net.keras")
     words = ["--model", tmp_path / "net.keras", "--output", tmp_path / "out"]
     with pytest.raises(UsageError, match=r"--image_size: expected a size, .*input is open"):
         converter.run([*map(str, words)])
@@ -194,7 +196,7 @@ def test_an_open_size_is_asked_for(
     said = converted(capfd, *words, "--image_size=48", "--verify_images=20")
     assert said["input"] == "float32 [1, 48, 48, 3]"
     assert said["output"] == "float32 [1, 10], logits"
-    assert said["same top-1 as the net"].startswith("100.00%")
+    assert said["same top-1 as the model"].startswith("100.00%")
 
 
 @pytest.mark.slow
@@ -212,7 +214,7 @@ def test_generic_is_told_and_counted(
     assert "20 delegate partitions instead of 1 (outside: 19 HARD_SWISH)" in caplog.text
     content = tflite_model.read(tmp_path / "out/model.tflite")
     assert sum(op.name == "HARD_SWISH" for op in content.operators) == 19
-    with pytest.raises(FailedProof, match="20 delegate partitions instead of 1"):
+    with pytest.raises(VerificationError, match="20 delegate partitions instead of 1"):
         converter.run([*map(str, words), "--target=generic", "--max_partitions=1"])
 
 
@@ -232,9 +234,9 @@ def wrapped(place: Path) -> str:
 
 
 def not_finite(place: Path) -> str:
-    net = compression_nets.toy()
-    net.get_layer("d").bias.assign(np.full(16, np.nan))
-    net.save(place / "net.keras")
+    model = compression_nets.toy()
+    model.get_layer("d").bias.assign(np.full(16, np.nan))
+    model.save(place / "net.keras")
     return r"weight d/bias:0: got 'NaN or infinity'"
 
 
@@ -255,7 +257,7 @@ def test_a_missing_model_costs_a_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "there is nothing there" in done.stderr
     done = trainer_runs.command("converter")
-    assert done.returncode == 2 and done.stderr.startswith("--model: expected a saved net")
+    assert done.returncode == 2 and done.stderr.startswith("--model: expected a saved model")
 
 
 def test_a_flatbuffer_is_no_net_to_convert(run: Path) -> None:
@@ -267,7 +269,7 @@ def damaged(run: Path, tmp_path: Path, name: str) -> Path:
     folder = Path(shutil.copytree(run / "quantize", tmp_path / "net"))
     if name == "ranges cut":
         (folder / "ranges.npz").write_bytes((folder / "ranges.npz").read_bytes()[:300])
-    elif name == "ranges of another net":
+    elif name == "ranges of another model":
         np.savez(folder / "ranges.npz", Conv2d_99=np.array([-1, 1], np.float32))
     elif name == "ranges empty":
         with np.load(folder / "ranges.npz") as archive:
@@ -284,7 +286,7 @@ def damaged(run: Path, tmp_path: Path, name: str) -> Path:
     "name",
     [
         "ranges cut",
-        pytest.param("ranges of another net", marks=pytest.mark.slow),
+        pytest.param("ranges of another model", marks=pytest.mark.slow),
         pytest.param("ranges empty", marks=pytest.mark.slow),
         "card",
         "net",
@@ -304,12 +306,12 @@ def test_a_damaged_folder_is_told_by_its_file(run: Path, tmp_path: Path, name: s
 def test_a_file_that_does_not_prove_equal_is_not_kept(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A converter that returns another net's file."""
+    """A converter that returns another model's file."""
     from mobilenet.export import tflite_converter
 
     other = (run / "export/model.tflite").read_bytes()
     monkeypatch.setattr(tflite_converter, "float_flatbuffer", lambda *args: other)
-    with pytest.raises(FailedProof, match="it was not written") as caught:
+    with pytest.raises(VerificationError, match="it was not written") as caught:
         converter.run([f"--model={run / 'train'}", f"--output={tmp_path / 'out'}"])
     assert caught.value.status == 3
     assert list(tmp_path.iterdir()) == []

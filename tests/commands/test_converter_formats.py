@@ -1,4 +1,4 @@
-"""`--quantization`: every format through the converter, proved; and each way to ask wrongly."""
+"""`--quantization`: every format through the converter, verified; and each way to ask wrongly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mobilenet.configs.card import Card
 from mobilenet.configs.conversion import Form
 from mobilenet.configs.dataset import PREPROCESSING
 from mobilenet.configs.number_formats import FORMATS
-from mobilenet.errors import FailedProof, UsageError
+from mobilenet.errors import UsageError, VerificationError
 from mobilenet.export import calibration_data, number_formats, tflite_converter
 from mobilenet.export import pipeline as export_pipeline
 from mobilenet.export.rewrites import ai_edge, dynamic_range, int16x8
@@ -199,7 +199,9 @@ def test_a_file_that_lost_weights_is_not_kept(
         return codes // 2, scales
 
     monkeypatch.setattr(dynamic_range, "rounded", lossy)
-    with pytest.raises(FailedProof, match=r"weights are more than a step.*it was not written"):
+    with pytest.raises(
+        VerificationError, match=r"weights are more than a step.*it was not written"
+    ):
         converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=weights"])
     assert list(tmp_path.iterdir()) == []
 
@@ -208,7 +210,7 @@ def test_a_file_of_another_format_is_not_kept(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tflite_converter, "float16_flatbuffer", tflite_converter.float_flatbuffer)
-    with pytest.raises(FailedProof, match=r"without a DEQUANTIZE.*it was not written"):
+    with pytest.raises(VerificationError, match=r"without a DEQUANTIZE.*it was not written"):
         converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=float16"])
 
 
@@ -217,7 +219,9 @@ def test_a_file_that_does_not_run_is_not_kept(
 ) -> None:
     monkeypatch.setattr(ai_edge, "quantize", lambda data, name, images: data[: len(data) // 2])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(FailedProof, match=r"edge_dynamic that can be run.*it was not written"):
+    with pytest.raises(
+        VerificationError, match=r"edge_dynamic that can be run.*it was not written"
+    ):
         converter.run(
             [f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=edge_dynamic"]
         )
@@ -260,7 +264,7 @@ def held_out(place: Path) -> list[str]:
         (few, ["--calibration_images: got '5 images'", "at least 8"]),
         (corrupt, ["3.png: expected an image that can be decoded"]),
         (empty, ["--calibration_dir: got", "a folder with images", "there is none"]),
-        (constant, ["calibration images: got 'one colour in each image', expected photos"]),
+        (constant, ["calibration images: got 'one color in each image', expected photos"]),
         (held_out, ["--calibration_dir", "image_list has no training split", "folder of photos"]),
         (lambda place: [f"--calibration_dir={place / 'none'}"], ["a folder that exists"]),
         (lambda place: ["--calibration_dataset=digit"], ["'digit'", "did you mean digits?"]),
@@ -339,15 +343,15 @@ def test_a_net_without_sixteen_bit_kernels_is_told(tmp_path: Path) -> None:
     x = layers.Activation("softsign")(layers.Conv2D(4, 3)(source))
     model = tf_keras.Model(source, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
     images = compression_nets.inputs(8)
-    source_net = number_formats.Source(
-        tmp_path, saving.Net(model, Card(input_shape=(16, 16, 3))), False
+    source_model = number_formats.Source(
+        tmp_path, saving.LoadedModel(model, Card(input_shape=(16, 16, 3))), False
     )
     form = Form(quantization="int16x8")
     with pytest.raises(UsageError, match="calibration images: expected images"):
-        export_pipeline.export(source_net, tmp_path / "out", images, form)
+        export_pipeline.export(source_model, tmp_path / "out", images, form)
     seen = calibration_data.Calibration(images, "here")
     with pytest.raises(UsageError, match=r"--quantization: got 'int16x8'.*16-bit kernels"):
-        export_pipeline.export(source_net, tmp_path / "out", images, form, calibration=seen)
+        export_pipeline.export(source_model, tmp_path / "out", images, form, calibration=seen)
     assert tf.executing_eagerly() and list(tmp_path.iterdir()) == []
 
 
@@ -372,7 +376,7 @@ def test_a_squeeze_that_is_always_zero_has_a_range_in_sixteen_bits(tmp_path: Pat
     model = tf_keras.Model(source, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
     images = compression_nets.inputs(16)
     opened = number_formats.Source(
-        tmp_path, saving.Net(model, Card(input_shape=(16, 16, 3))), False
+        tmp_path, saving.LoadedModel(model, Card(input_shape=(16, 16, 3))), False
     )
     seen = calibration_data.Calibration(images, "here")
     form = Form(quantization="int16x8")
@@ -427,7 +431,7 @@ def test_calibration_reads_what_lies_at_a_place(tmp_path: Path, photos: Path) ->
     [
         (lambda x: x * np.where(np.arange(len(x)) == 3, np.nan, 1)[:, None, None, None], "NaN"),
         (lambda x: (x + 1) * 127.5, r"values from .* to .*, expected values from -1 to 1"),
-        (lambda x: x * 0 + np.linspace(-1, 1, len(x))[:, None, None, None], "one colour"),
+        (lambda x: x * 0 + np.linspace(-1, 1, len(x))[:, None, None, None], "one color"),
     ],
 )
 def test_images_that_are_no_inputs_of_the_net_are_refused(change: Any, words: str) -> None:
@@ -439,6 +443,8 @@ def test_images_that_are_no_inputs_of_the_net_are_refused(change: Any, words: st
 
 
 def test_formats_are_plain_facts() -> None:
-    assert {*number_formats.MAKERS, "ptq"} == set(FORMATS)  # which fits a net, and makes int8 of it
+    assert {*number_formats.MAKERS, "ptq"} == set(
+        FORMATS
+    )  # which fits a model, and makes int8 of it
     for kind in FORMATS.values():
         assert dataclasses.asdict(kind)["ends"][0] in ("float32", "int8")

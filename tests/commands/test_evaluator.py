@@ -1,4 +1,4 @@
-"""`python -m mobilenet.evaluator`: one figure for a net, its flatbuffers and its simulation."""
+"""`python -m mobilenet.evaluator`: one figure for a model, its flatbuffers and its simulation."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def test_it_gives_what_the_run_reports(
 
 @pytest.fixture(scope="module")
 def float_file(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pruned net, converted by TensorFlow's own converter."""
-    net = tf_keras.models.load_model(run / "prune/model.keras", compile=False)
+    """The pruned model, converted by TensorFlow's own converter."""
+    model = tf_keras.models.load_model(run / "prune/model.keras", compile=False)
     export = tmp_path_factory.mktemp("float")
-    traced = tf.function(net).get_concrete_function(tf.TensorSpec((1, 32, 32, 3)))
-    data = tf.lite.TFLiteConverter.from_concrete_functions([traced], net).convert()
+    traced = tf.function(model).get_concrete_function(tf.TensorSpec((1, 32, 32, 3)))
+    data = tf.lite.TFLiteConverter.from_concrete_functions([traced], model).convert()
     (export / "model.tflite").write_bytes(data)
     shutil.copy(run / "prune/card.json", export)
     return export
@@ -72,11 +72,11 @@ def test_a_net_and_its_float_file_have_one_figure(
 
 
 def test_the_figure_is_that_of_plain_keras(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    net = tf_keras.models.load_model(run / "train/model.keras", compile=False)
+    model = tf_keras.models.load_model(run / "train/model.keras", compile=False)
     held = digits.load()
     chosen = held.indices("validation")
     pixels = digits.enlarge(held.images[chosen], (32, 32)).astype(np.float32)
-    logits = net.predict(pixels / 127.5 - 1, verbose=0)
+    logits = model.predict(pixels / 127.5 - 1, verbose=0)
     expected = 100 * (logits.argmax(axis=1) == held.labels[chosen]).mean()
     found = figures(capfd, "--model", run / "train", "--split=validation", "--batch_size=50")
     assert found[0] == pytest.approx(expected, abs=0.006)
@@ -92,7 +92,7 @@ def test_a_quantized_folder_is_evaluated_as_the_int8_net_that_it_will_be(
     plain = figures(capfd, "--model", run / "quantize/model.keras", "--dataset_name=digits")
     assert folder[0] == pytest.approx(file[0], abs=1.0)
     assert folder[2] == pytest.approx(file[2], abs=0.01)
-    assert abs(plain[2] - folder[2]) > 1e-4  # the lone float net is another net
+    assert abs(plain[2] - folder[2]) > 1e-4  # the lone float model is another model
 
 
 @pytest.fixture
@@ -131,8 +131,8 @@ def test_a_file_is_scored_without_tensorflow_and_soon(run: Path, tmp_path: Path)
 def test_a_lone_file_of_a_net_with_probabilities(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    net = tf_keras.models.load_model(run / "train/model.keras", compile=False)
-    shares = tf_keras.Model(net.input, tf_keras.layers.Softmax()(net.output))
+    model = tf_keras.models.load_model(run / "train/model.keras", compile=False)
+    shares = tf_keras.Model(model.input, tf_keras.layers.Softmax()(model.output))
     shares.save(tmp_path / "shares.keras")
     found = figures(capfd, "--model", tmp_path / "shares.keras", "--dataset_name=digits")
     expected = figures(capfd, "--model", run / "train")

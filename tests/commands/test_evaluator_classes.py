@@ -1,7 +1,7 @@
-"""`python -m mobilenet.evaluator` where the net's classes and the data's differ, and on lists.
+"""`python -m mobilenet.evaluator` where the model's classes and the data's differ, and on lists.
 
-The nets are one matrix on the mean colour, the images one colour each, so that every figure is
-worked out here from the colours.
+The models are one matrix on the mean color, the images one color each, so that every figure is
+worked out here from the colors.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ FORMS = ("keras", "tflite")
 
 @functools.cache
 def built(softmax: bool) -> tuple[Any, bytes]:
-    """The net and its float file."""
+    """The model and its float file."""
 
-    def net(batch: int | None) -> Any:
+    def model(batch: int | None) -> Any:
         source = keras.Input((SIDE, SIDE, 3), batch_size=batch)
         x = keras.layers.GlobalAveragePooling2D()(source)
         x = keras.layers.Dense(CLASSES, use_bias=False)(x)
@@ -46,19 +46,19 @@ def built(softmax: bool) -> tuple[Any, bytes]:
         made.set_weights([WEIGHTS])
         return made
 
-    return net(None), tf.lite.TFLiteConverter.from_keras_model(net(1)).convert()
+    return model(None), tf.lite.TFLiteConverter.from_keras_model(model(1)).convert()
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., Path]:
-    """Saves the net in one form, with names of its classes or without."""
+    """Saves the model in one form, with names of its classes or without."""
 
     def save(form: str, labels: tuple[str, ...] = (), softmax: bool = False) -> Path:
         place = tmp_path / "net"
         place.mkdir()
-        net, data = built(softmax)
+        model, data = built(softmax)
         if form == "keras":
-            net.save(place / "model.keras")
+            model.save(place / "model.keras")
         else:
             (place / "model.tflite").write_bytes(data)
         outputs = "probabilities" if softmax else "logits"
@@ -88,7 +88,7 @@ def folders(root: Path, names: tuple[str, ...]) -> Path:
 def expected(
     names: tuple[str, ...], columns: list[int], outputs: slice = slice(None)
 ) -> tuple[float, float, float, int]:
-    """Figures where class n of `names` is column n of `columns`, among the net's `outputs`."""
+    """Figures where class n of `names` is column n of `columns`, among the model's `outputs`."""
     shown = [(columns[names.index(name)], colour) for name, colour in colours(names)]
     ranks, losses = [], []
     for column, colour in shown:
@@ -132,8 +132,8 @@ def test_the_background_class_is_left_out(
 ) -> None:
     names = NAMES[:7]
     data = folders(tmp_path / "data", names)
-    net = saved(form, labels, softmax)
-    words = f"--model={net}", "--dataset_name=image_folder", f"--data_dir={data}"
+    model = saved(form, labels, softmax)
+    words = f"--model={model}", "--dataset_name=image_folder", f"--data_dir={data}"
     found, note = figures(capfd, *words)
     wanted = expected(names, list(range(1, 8)), slice(1, None))
     same(found, wanted)
@@ -157,7 +157,7 @@ def test_folders_are_found_by_name(
     found, note = figures(capfd, f"--model={saved(form, labels)}", *words)
     same(found, expected(names, [labels.index(name) for name in names]))
     assert note == (
-        f"the {len(names)} classes of the data are found by name among the 8 of the net\n"
+        f"the {len(names)} classes of the data are found by name among the 8 of the model\n"
     )
 
 
@@ -171,10 +171,10 @@ def test_a_net_without_names_finds_some_folders_by_number(
     card: bool,
 ) -> None:
     data = folders(tmp_path / "data", ("3", "5"))
-    net = saved(form)
+    model = saved(form)
     if not card:
-        (net / "card.json").unlink()
-    lone = net / ("model.keras" if form == "keras" else "model.tflite")
+        (model / "card.json").unlink()
+    lone = model / ("model.keras" if form == "keras" else "model.tflite")
     words = "--dataset_name=image_folder", f"--data_dir={data}"
     found, note = figures(capfd, f"--model={lone}", *words)
     same(found, expected(("3", "5"), [3, 5]))
@@ -182,7 +182,7 @@ def test_a_net_without_names_finds_some_folders_by_number(
 
 
 def test_folders_of_numbers_are_taken_by_index_where_nobody_named_the_classes() -> None:
-    """Folders come in the order 0, 1, 10, 2: so did those that a nameless net was trained on."""
+    """Folders come in the order 0, 1, 10, 2: so did those that a nameless model was trained on."""
     numbers = tuple(map(str, range(11)))
     matching = metrics.match(11, (), 11, tuple(sorted(numbers)), "image_folder")
     assert matching.indices == tuple(range(11)) and "taken by index" in matching.note
@@ -209,9 +209,9 @@ def test_batches_through_a_file(saved: Callable[..., Path], softmax: bool) -> No
     images = np.stack([np.tile(colour, (SIDE, SIDE, 1)) for _, colour in shown]) / 127.5 - 1
     labels = np.array([names.index(name) for name, _ in shown], np.int32)
     data = tf.data.Dataset.from_tensor_slices((images.astype(np.float32), labels)).batch(8)
-    net = Classifier(saved("tflite", (), softmax))
+    model = Classifier(saved("tflite", (), softmax))
     matching = metrics.match(8, (), 7, names, "tfrecord")
-    found = scoring.score_flatbuffer(net, data, net.card.preprocessing, matching)
+    found = scoring.score_flatbuffer(model, data, model.card.preprocessing, matching)
     wanted = expected(names, list(range(1, 8)), slice(1, None))
     same((found.top1, found.top5, found.loss, found.images), wanted)
 
@@ -256,29 +256,29 @@ def test_other_classes_are_refused(
     names: tuple[str, ...],
 ) -> None:
     data = folders(tmp_path / "data", names)
-    net = saved(form, labels)
+    model = saved(form, labels)
     with pytest.raises(UsageError, match=f"8 classes.*the {len(names)} classes that image_folder"):
-        evaluator.run([f"--model={net}", "--dataset_name=image_folder", f"--data_dir={data}"])
+        evaluator.run([f"--model={model}", "--dataset_name=image_folder", f"--data_dir={data}"])
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_net_of_eleven_classes_on_the_digits(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], form: str
 ) -> None:
-    """The digits are bright strokes: a net that answers 3 for all finds the threes."""
+    """The digits are bright strokes: a model that answers 3 for all finds the threes."""
     from mobilenet.data.sources import digits
 
     source = keras.Input((SIDE, SIDE, 3), batch_size=1 if form == "tflite" else None)
     x = keras.layers.GlobalAveragePooling2D()(source)
-    net = keras.Model(source, keras.layers.Dense(11)(x))
+    model = keras.Model(source, keras.layers.Dense(11)(x))
     bias = np.full(11, -2, np.float32)
     bias[[0, 4]] = 9, 5  # background, then the digit 3
-    net.set_weights([np.zeros((3, 11), np.float32), bias])
+    model.set_weights([np.zeros((3, 11), np.float32), bias])
     place = tmp_path / f"net.{form}"
     if form == "keras":
-        net.save(place)
+        model.save(place)
     else:
-        place.write_bytes(tf.lite.TFLiteConverter.from_keras_model(net).convert())
+        place.write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
     found, note = figures(capfd, f"--model={place}", "--dataset_name=digits")
     held = digits.load()
     share = np.mean(held.labels[held.indices("test")] == 3)
@@ -326,8 +326,8 @@ def test_a_list_of_images(
 def test_a_list_has_the_splits_that_it_names(
     saved: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], form: str
 ) -> None:
-    net = saved(form)
-    words = f"--model={net}", "--dataset_name=image_list", "--split=train"
+    model = saved(form)
+    words = f"--model={model}", "--dataset_name=image_list", "--split=train"
     with pytest.raises(UsageError, match="split: got 'train', expected one of validation, test"):
         evaluator.run([*words, f"--data_dir={listed(tmp_path / 'a', NAMES)}"])
     found, _ = figures(capfd, *words, f"--data_dir={listed(tmp_path / 'b', NAMES, split='train')}")
@@ -348,8 +348,8 @@ def test_a_corrupt_image_of_a_list(
 ) -> None:
     data = listed(tmp_path / "photos", NAMES)
     (tmp_path / "photos/images/7.png").write_bytes(b"no image")
-    net = saved("keras")
-    words = [f"--model={net}", "--dataset_name=image_list", f"--data_dir={data}"]
+    model = saved("keras")
+    words = [f"--model={model}", "--dataset_name=image_list", f"--data_dir={data}"]
     with pytest.raises(UsageError, match="7.png.*can be decoded"):
         evaluator.run(words)
     assert figures(capfd, *words, "--skip_corrupt")[0][3] == 39

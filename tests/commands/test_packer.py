@@ -21,19 +21,19 @@ from mobilenet.models import saving  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory, small_net: Callable[..., Any]) -> Path:
-    """The folder of a quantized stage: net, card and ranges."""
-    source = small_net("mobilenet_v1")
-    net = tf_keras.models.clone_model(source)
-    net.set_weights(source.get_weights())
+def saved(tmp_path_factory: pytest.TempPathFactory, small_model: Callable[..., Any]) -> Path:
+    """The folder of a quantized stage: model, card and ranges."""
+    source = small_model("mobilenet_v1")
+    model = tf_keras.models.clone_model(source)
+    model.set_weights(source.get_weights())
     rng = np.random.default_rng(0)
-    for layer in net.layers:
+    for layer in model.layers:
         if isinstance(layer, tf_keras.layers.BatchNormalization):
             layer.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
     path = tmp_path_factory.mktemp("saved") / "quantize"
     config = source.mobilenet_config.to_json()
     card = Card(architecture=config, input_shape=(32, 32, 3), dataset="digits", stage="quantize")
-    saving.save(net, path, card)
+    saving.save(model, path, card)
     np.savez(path / "ranges.npz", Conv2d_0=np.float32([0, 1 / 3]), Logits=np.float32([-7, 9.1]))
     return path
 
@@ -94,11 +94,11 @@ def test_folding_is_smaller_and_says_what_it_moves(
     assert "outputs moved" in capsys.readouterr().out
     assert folded.stat().st_size < file.stat().st_size
     packer.run(["unpack", str(folded), str(tmp_path / "back")])
-    net, card = saving.load(tmp_path / "back").model, saving.load(tmp_path / "back").card
+    model, card = saving.load(tmp_path / "back").model, saving.load(tmp_path / "back").card
     assert "float16" in card.notes[-1]
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
     before = saving.load(saved).model(images).numpy()
-    assert 0 < np.abs(net(images) - before).max() < 0.02 * np.abs(before).max()
+    assert 0 < np.abs(model(images) - before).max() < 0.02 * np.abs(before).max()
 
 
 @pytest.mark.parametrize(
@@ -109,13 +109,13 @@ def test_folding_is_smaller_and_says_what_it_moves(
         (["pack", "{net}"], "MODEL and FILE"),
         (["info", "{file}", "{file}"], "expected FILE"),
         (["pack", "{tmp}/absent", "{tmp}/new"], "there is nothing there"),
-        (["pack", "{net}", "{tmp}/mine"], "a new file or an earlier packed net"),
-        (["pack", "{net}", "{tmp}"], "a new file or an earlier packed net"),
+        (["pack", "{net}", "{tmp}/mine"], "a new file or an earlier packed model"),
+        (["pack", "{net}", "{tmp}"], "a new file or an earlier packed model"),
         (["pack", "{net}", "{tmp}/new", "--images", "3"], "--fold_batch_norm beside it"),
         (["pack", "{net}", "{tmp}/new", "--image_size", "32"], "--fold_batch_norm beside it"),
         (["pack", "{net}", "{tmp}/new", "--fold_batch_norm", "--images", "0"], "--images"),
-        (["unpack", "{file}", "{tmp}"], "a new folder or one that holds a net"),
-        (["unpack", "{file}", "{tmp}/mine"], "a new folder or one that holds a net"),
+        (["unpack", "{file}", "{tmp}"], "a new folder or one that holds a model"),
+        (["unpack", "{file}", "{tmp}/mine"], "a new folder or one that holds a model"),
         (["unpack", "{file}", "{tmp}/new", "--fold_batch_norm"], "pack beside it"),
         (["unpack", "{tmp}/mine", "{tmp}/new"], "another kind of file"),
         (["unpack", "{tmp}/absent", "{tmp}/new"], "there is no such file"),
@@ -137,8 +137,8 @@ def test_bad_commands_cost_one_line(
 
 
 def test_broken_ranges_are_refused(saved: Path, tmp_path: Path) -> None:
-    net = saving.load(saved)
-    saving.save(net.model, tmp_path / "net", net.card)
+    model = saving.load(saved)
+    saving.save(model.model, tmp_path / "net", model.card)
     (tmp_path / "net/ranges.npz").write_bytes(b"PK")
     with pytest.raises(UsageError, match=r"ranges\.npz"):
         packer.run(["pack", str(tmp_path / "net"), str(tmp_path / "new")])

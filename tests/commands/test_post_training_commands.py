@@ -17,14 +17,14 @@ pytest.importorskip("tensorflow")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A float net of the digits, V1 at a quarter of its width, 32 px."""
+    """A float model of the digits, V1 at a quarter of its width, 32 px."""
     return trainer_runs.finished(tmp_path_factory.getbasetemp())[0] / "run" / "train"
 
 
 @pytest.fixture(scope="module")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder that `converter --quantization ptq` made, and what it printed; beside it `fitted`,
-    the net that it ended with."""
+    the model that it ended with."""
     target = tmp_path_factory.mktemp("ptq") / "export"
     words = ("--quantization=ptq", "--calibration_images=64", f"--output={target}")
     words = (*words, f"--fitted={target.parent / 'fitted'}")
@@ -39,7 +39,7 @@ def test_a_float_net_becomes_an_int8_file(exported: tuple[Path, str], trained: P
     assert not content.float_tensors()
     kernels = [content.tensors[op.inputs[1]] for op in content.operators if "CONV_2D" in op.name]
     assert kernels and all(len(k.scales) == k.shape[k.quantized_dimension] for k in kernels)
-    assert "operators proved" in printed and "1 steps at most" in printed
+    assert "operators verified" in printed and "1 steps at most" in printed
     assert "ptq bias: offsets of" in printed
     card = json.loads((folder / "card.json").read_text())
     assert any("fitted on 32 images and judged on 32 others" in note for note in card["notes"])
@@ -148,7 +148,7 @@ def test_bad_words_cost_one_line(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ((), "MODEL: expected one net"),
+        ((), "MODEL: expected one model"),
         (("FILE", "--against=nowhere"), "nowhere: expected a model folder"),
         (("FILE", "--against=NET", "--images=0"), "--images: got 0"),
         (("NET", "--micro"), "--micro: got True, expected a flatbuffer alone"),

@@ -56,7 +56,7 @@ def keras_shares(path: Path) -> np.ndarray:
 
     image = tf.image.central_crop(tf.io.decode_png(path.read_bytes(), channels=3), 0.875)
     pixels = tf.image.resize(image, CARD.input_shape[:2])[None]
-    return tf.nn.softmax(runtime_files.keras_net()(pixels / 127.5 - 1)).numpy()[0]
+    return tf.nn.softmax(runtime_files.keras_model()(pixels / 127.5 - 1)).numpy()[0]
 
 
 def parse(text: str) -> dict[str, dict[str, float]]:
@@ -84,7 +84,7 @@ def test_tables_of_a_flatbuffer(export: Path, photos: list[Path]) -> None:
 def test_keras_models_answer_alike(export: Path, photos: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "train"
     folder.mkdir()
-    runtime_files.keras_net().save(folder / "model.keras")
+    runtime_files.keras_model().save(folder / "model.keras")
     write_json(folder / "card.json", CARD.to_json())
     done = command("--model", folder, photos[0])
     assert (done.returncode, done.stderr) == (0, "")
@@ -119,7 +119,7 @@ def bad(case: str, export: Path, photos: list[Path], folder: Path) -> list[objec
     broken = folder / "broken.png"
     broken.write_bytes(photos[0].read_bytes()[:50])
     text = folder / "text.tflite"
-    text.write_text("not a net")
+    text.write_text("not a model")
     return {
         "no model": [photos[0]],
         "no image": ["--model", export],
@@ -129,7 +129,7 @@ def bad(case: str, export: Path, photos: list[Path], folder: Path) -> list[objec
         "image missing": ["--model", export, photos[0], folder / "none.png"],
         "image corrupt": ["--model", export, photos[0], broken],
         "image a folder": ["--model", export, folder],
-        "not a net": ["--model", text, photos[0]],
+        "not a model": ["--model", text, photos[0]],
         "unknown flag": ["--modle", export, photos[0]],
         "too many pixels": ["--model", export, photos[0], "--max_pixels", 1919],
         "no pixels": ["--model", export, photos[0], "--max_pixels", 0],
@@ -147,7 +147,7 @@ def bad(case: str, export: Path, photos: list[Path], folder: Path) -> list[objec
         ("image missing", "none.png"),
         ("image corrupt", "broken.png"),
         ("image a folder", "image file"),
-        ("not a net", "text.tflite"),
+        ("not a model", "text.tflite"),
         ("unknown flag", "--modle"),
         ("too many pixels", "48 x 40 pixels, more than 1,919 (max_pixels)"),
         ("no pixels", "--max_pixels"),
@@ -171,7 +171,7 @@ def test_folder_without_a_model_is_refused(photos: list[Path], tmp_path: Path) -
 def test_label_count_of_a_keras_model(photos: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "train"
     folder.mkdir()
-    runtime_files.keras_net().save(folder / "model.keras")
+    runtime_files.keras_model().save(folder / "model.keras")
     write_json(folder / "card.json", CARD.replace(labels=("a", "b")).to_json())
     with pytest.raises(UsageError, match="10 labels"):
         predict.run(["--model", str(folder), str(photos[0])])

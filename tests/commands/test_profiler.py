@@ -1,4 +1,4 @@
-"""`python -m mobilenet.profiler` of a net or a file alone: counts, zeros, groups, times."""
+"""`python -m mobilenet.profiler` of a model or a file alone: counts, zeros, groups, times."""
 
 from __future__ import annotations
 
@@ -34,35 +34,35 @@ from mobilenet.reporting import (  # noqa: E402
 )
 
 
-def planted(small_net: Callable[..., Any]) -> Any:
+def planted(small_model: Callable[..., Any]) -> Any:
     """V1 with two silent output channels and one unread input channel in one kernel."""
-    source = small_net("mobilenet_v1")
-    net = tf_keras.models.clone_model(source)
-    net.set_weights(source.get_weights())
-    layer = net.get_layer("Conv2d_3_pointwise")
+    source = small_model("mobilenet_v1")
+    model = tf_keras.models.clone_model(source)
+    model.set_weights(source.get_weights())
+    layer = model.get_layer("Conv2d_3_pointwise")
     kernel = layer.get_weights()[0]
     kernel[..., [1, 7]] = 0
     kernel[:, :, 4] = 0
     layer.set_weights([kernel])
-    return net
+    return model
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"])
 def test_every_parameter_and_product_is_in_one_line(
-    name: str, small_net: Callable[..., Any]
+    name: str, small_model: Callable[..., Any]
 ) -> None:
-    net = small_net(name)
-    found = model_profile.profile(net, latency=False)
-    total, counted = found.total(), counting.count(net)
-    assert total.params == net.count_params()
+    model = small_model(name)
+    found = model_profile.profile(model, latency=False)
+    total, counted = found.total(), counting.count(model)
+    assert total.params == model.count_params()
     assert (total.macs, total.thop) == (counted.macs, counted.thop_flops)
-    assert total.bytes == 4 * net.count_params()
+    assert total.bytes == 4 * model.count_params()
     assert total.seconds is None and found.whole is None
 
 
-def test_a_line_is_what_a_hand_computes(small_net: Callable[..., Any]) -> None:
+def test_a_line_is_what_a_hand_computes(small_model: Callable[..., Any]) -> None:
     """Conv2d_3_pointwise of a quarter: 32 to 32 channels on 8 x 8, two zero columns, a zero row."""
-    found = model_profile.profile(planted(small_net), latency=False)
+    found = model_profile.profile(planted(small_model), latency=False)
     line = next(line for line in found.lines if line.layer == "Conv2d_3_pointwise")
     assert (line.role, line.shape) == ("pointwise", (8, 8, 32))
     assert line.params == 32 * 32 + 4 * 32
@@ -74,40 +74,42 @@ def test_a_line_is_what_a_hand_computes(small_net: Callable[..., Any]) -> None:
     assert line.group == 3
 
 
-def test_packed_bytes_are_those_of_the_file(small_net: Callable[..., Any], tmp_path: Path) -> None:
+def test_packed_bytes_are_those_of_the_file(
+    small_model: Callable[..., Any], tmp_path: Path
+) -> None:
     """Conv2d_3_pointwise with three values of 1024: entropy by hand, bytes by the packer's file."""
-    net = planted(small_net)
-    layer = net.get_layer("Conv2d_3_pointwise")
+    model = planted(small_model)
+    layer = model.get_layer("Conv2d_3_pointwise")
     values = np.repeat(np.float32([0, 0.5, -2]), [512, 384, 128])
     layer.set_weights([np.random.default_rng(0).permutation(values).reshape(1, 1, 32, 32)])
     card = Card(input_shape=(32, 32, 3))
-    found = model_profile.profile(net, latency=False, card=card)
+    found = model_profile.profile(model, latency=False, card=card)
     line = next(line for line in found.lines if line.layer == "Conv2d_3_pointwise")
     codes = 512 * -(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25))
     assert line.entropy == pytest.approx((1024 + codes) / 8)
     assert line.entropy < line.packed < line.entropy + 60  # tables, the codebook, even norms
     path = tmp_path / "net"
-    path.write_bytes(packed_model.pack(saving.Net(net, card)))
+    path.write_bytes(packed_model.pack(saving.LoadedModel(model, card)))
     told = packed_size.contents(path)
     header = next(line.packed for line in told.lines if line.name == "header")
     assert found.sizes["packed"] == path.stat().st_size
     assert found.total().packed == path.stat().st_size - header
     assert found.total().entropy is None  # of the other kernels
-    file = tflite_converter.float_flatbuffer(net)
+    file = tflite_converter.float_flatbuffer(model)
     assert found.sizes["bytes of float flatbuffer"] == len(file)
     assert found.sizes["under gzip"] == len(gzip.compress(file, mtime=0))
-    assert model_profile.profile(net, latency=False).total().packed is None
+    assert model_profile.profile(model, latency=False).total().packed is None
 
 
-def test_channels_count_as_zero_only_whole(small_net: Callable[..., Any]) -> None:
-    net = planted(small_net)
-    depthwise = net.get_layer("Conv2d_5_depthwise")
+def test_channels_count_as_zero_only_whole(small_model: Callable[..., Any]) -> None:
+    model = planted(small_model)
+    depthwise = model.get_layer("Conv2d_5_depthwise")
     kernel = depthwise.get_weights()[0]
     kernel[:, :, 2] = 0
     kernel[0, 0, 3, 0], kernel[0, 1, 3, 0] = 1, -1  # a sum that cancels is no zero
     kernel[1:, :, 3] = kernel[0, 2, 3] = 0
     depthwise.set_weights([kernel])
-    found = {line.layer: line for line in sparsity.zeros(net)}
+    found = {line.layer: line for line in sparsity.zeros(model)}
     line = found["Conv2d_3_pointwise"]
     assert (line.zero_outputs, line.outputs, line.zero_inputs, line.inputs) == (2, 32, 1, 32)
     line = found["Conv2d_5_depthwise"]
@@ -116,11 +118,11 @@ def test_channels_count_as_zero_only_whole(small_net: Callable[..., Any]) -> Non
     assert sum(x.zeros for x in found.values()) == 94 + 16
 
 
-def test_pieces_hold_all_layers_and_follow_the_activation(small_net: Callable[..., Any]) -> None:
-    net = small_net("mobilenet_v3_small")
-    found = layer_latency.spans(net)
+def test_pieces_hold_all_layers_and_follow_the_activation(small_model: Callable[..., Any]) -> None:
+    model = small_model("mobilenet_v3_small")
+    found = layer_latency.spans(model)
     names = [layer.name for span in found for layer in span.layers]
-    assert sorted(names) == sorted(x.name for x in net.layers if not x.name.startswith("input"))
+    assert sorted(names) == sorted(x.name for x in model.layers if not x.name.startswith("input"))
     stem = [layer.name.removeprefix("Conv_") for layer in found[0].layers]
     assert stem[:2] == ["Conv", "batch_norm"] and len(stem) == 6  # and the four of a hard-swish
     gate = next(s for s in found if s.layers[0].name == "expanded_conv_squeeze_excite_multiply")
@@ -128,9 +130,9 @@ def test_pieces_hold_all_layers_and_follow_the_activation(small_net: Callable[..
 
 
 @pytest.mark.parametrize("place", [0, 2, 5])
-def test_a_piece_computes_what_its_layers_do(place: int, small_net: Callable[..., Any]) -> None:
-    net = small_net("mobilenet_v3_small")
-    span = layer_latency.spans(net)[place]
+def test_a_piece_computes_what_its_layers_do(place: int, small_model: Callable[..., Any]) -> None:
+    model = small_model("mobilenet_v3_small")
+    span = layer_latency.spans(model)[place]
     piece = span.piece.build()
     weights = [w for layer in span.layers for w in layer.get_weights()]
     images = np.random.default_rng(0).normal(size=(2, *span.piece.inputs[0])).astype(np.float32)
@@ -144,10 +146,10 @@ def test_a_piece_computes_what_its_layers_do(place: int, small_net: Callable[...
         np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:1, :1, :1], ratio.shape), 1e-3)
 
 
-def test_a_narrowed_piece_is_that_of_the_thin_net(small_net: Callable[..., Any]) -> None:
-    net = small_net("mobilenet_v1")
-    before = layer_latency.spans(net)
-    after = layer_latency.spans(surgery.thin(net, 0.5, round_to=1).model)
+def test_a_narrowed_piece_is_that_of_the_thin_net(small_model: Callable[..., Any]) -> None:
+    model = small_model("mobilenet_v1")
+    before = layer_latency.spans(model)
+    after = layer_latency.spans(surgery.thin(model, 0.5, round_to=1).model)
     for old, new in list(zip(before, after, strict=True))[1:-1]:
         wanted = new.piece.inputs[0][-1], new.layers[0].output_shape[-1]
         assert old.piece.narrowed(*wanted) == new.piece
@@ -176,8 +178,8 @@ def test_equal_layers_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
-def test_measured_layers_add_up_to_about_the_whole(small_net: Callable[..., Any]) -> None:
-    found = model_profile.profile(small_net("mobilenet_v1"))
+def test_measured_layers_add_up_to_about_the_whole(small_model: Callable[..., Any]) -> None:
+    found = model_profile.profile(small_model("mobilenet_v1"))
     assert found.whole and all(line.seconds is not None for line in found.lines)
     assert 0.3 < found.seconds / found.whole < 3.0  # another job on the core moves it
     assert not found.notes
@@ -191,13 +193,13 @@ def test_a_net_whose_channels_cannot_be_followed_has_no_groups() -> None:
     assert "no groups of channels" in found.notes[0]
 
 
-def test_histograms_count_every_weight(small_net: Callable[..., Any], tmp_path: Path) -> None:
-    net = planted(small_net)
-    kernel = net.get_layer("Conv2d_3_pointwise").get_weights()[0]
+def test_histograms_count_every_weight(small_model: Callable[..., Any], tmp_path: Path) -> None:
+    model = planted(small_model)
+    kernel = model.get_layer("Conv2d_3_pointwise").get_weights()[0]
     counts, edges, empty = plots.counted(kernel)
     assert empty == 94 and counts.sum() == 1024 - 94
     assert (edges[0], edges[-1]) == (kernel.min(), kernel.max())
-    made = plots.histograms(net, tmp_path / "h")
+    made = plots.histograms(model, tmp_path / "h")
     assert len(made) == 28 and sorted(made) == sorted((tmp_path / "h").iterdir())
     assert made[0].name == "01_Conv2d_0.png"
     with Image.open(made[6]) as picture:
@@ -227,10 +229,10 @@ def test_a_file_alone_is_read(float_file: Callable[[str], bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def saved(small_net: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with ranges beside the net, as a quantized stage leaves it."""
+def saved(small_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with ranges beside the model, as a quantized stage leaves it."""
     place = tmp_path_factory.mktemp("profiled") / "net"
-    saving.save(planted(small_net), place, Card(input_shape=(32, 32, 3)))
+    saving.save(planted(small_model), place, Card(input_shape=(32, 32, 3)))
     (place / "ranges.npz").write_bytes(b"not read")
     return place
 
@@ -270,8 +272,11 @@ def test_the_command_shows_a_file_alone(
         (["{net}", "--against={net}"], "expected a flatbuffer to compare with it"),
         (["{net}", "--image_size=64"], "--image_size: got 64, expected 32 x 32"),
         (["nowhere.tflite"], "nowhere.tflite: expected a .tflite file"),
-        (["x.tflite", "--groups"], "--groups: got True, expected a net; here is a flatbuffer"),
-        (["x.tflite", "--against=y", "--nolatency"], "--latency: got False, expected a net, or a"),
+        (["x.tflite", "--groups"], "--groups: got True, expected a model; here is a flatbuffer"),
+        (
+            ["x.tflite", "--against=y", "--nolatency"],
+            "--latency: got False, expected a model, or a",
+        ),
         (["{net}", "{net}"], "MODEL: got ["),
     ],
 )

@@ -44,15 +44,18 @@ BEFORE_TENSORFLOW = [
     ("--override=train.lrr=1", ["train.lrr", "did you mean train.lr?"]),
 ]  # fmt: skip
 
-# The same for what only the data, the net or the folder can tell; {} is an empty folder.
+# The same for what only the data, the model or the folder can tell; {} is an empty folder.
 BEHIND_TENSORFLOW = [
     ("--dataset_name=digit", ["--dataset_name", "'digit'", "did you mean digits?"]),
     ("--image_size=16", ["--image_size: got 16", "at least 32", "use 32"]),
     ("--num_classes=7", ["--num_classes: got 7", "10, the classes of digits", "leave it out"]),
     ("--batch_size=2000", ["--batch_size: got 2000", "at most 1257"]),
-    ("--stages=prune", ["--stages: got 'prune'", "a trained net in the run folder", "train,prune"]),
-    ("--stages=quantize,convert", ["got 'quantize'", "a trained net", "--init_checkpoint"]),
-    ("--stages=convert", ["--stages: got 'convert'", "a trained net", "train,convert"]),
+    (
+        "--stages=prune",
+        ["--stages: got 'prune'", "a trained model in the run folder", "train,prune"],
+    ),
+    ("--stages=quantize,convert", ["got 'quantize'", "a trained model", "--init_checkpoint"]),
+    ("--stages=convert", ["--stages: got 'convert'", "a trained model", "train,convert"]),
     ("--final_sparsity=no_such_layer=0.5", ["--final_sparsity: got 'no_such_layer'", "a role"]),
     ("--final_sparsity=a[=0.5", ["--final_sparsity: got 'a['", "a regular expression"]),
     ("--distill=nobody", ["--distill: nobody", "there is no"]),
@@ -287,5 +290,5 @@ def test_a_broken_model_is_told_by_every_command(
 
 @pytest.mark.parametrize("module", [evaluator, converter, predict], ids=lambda m: m.__name__)
 def test_no_model_at_all(module: object, here: Path) -> None:
-    with pytest.raises(UsageError, match="--model: expected a saved net; "):
+    with pytest.raises(UsageError, match="--model: expected a saved model; "):
         module.run([])  # type: ignore[attr-defined]

@@ -197,7 +197,7 @@ def test_a_teacher_may_change_until_it_has_taught(tmp_path: Path) -> None:
     go(other)
     go(none, "train")
     go(start)  # a teacher of its own would have taught `train`
-    with pytest.raises(UsageError, match="there distillation.teacher is 'start', here 'nets/o"):
+    with pytest.raises(UsageError, match="there distillation.teacher is 'start', here 'models/o"):
         go(other)
     go(none, "quantize")
     with pytest.raises(UsageError, match="there distillation.teacher is 'none', here 'start'"):
@@ -215,7 +215,7 @@ def test_a_stage_whose_files_are_gone_runs_again(
     assert "quantize: finished before" in out
     assert "convert: finished before" not in out
     assert err == ""
-    assert (run / "export/model.tflite").read_bytes() == old  # the same net gives the same file
+    assert (run / "export/model.tflite").read_bytes() == old  # the same model gives the same file
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def weights(model: Any) -> dict[str, list[np.ndarray]]:
 
 
 def loaded(checkpoint: Path) -> dict[str, list[np.ndarray]]:
-    """The weights that a net of ten classes has after `--init_checkpoint`."""
+    """The weights that a model of ten classes has after `--init_checkpoint`."""
     config = MobileNetV1Config(width_multiplier=0.25, num_classes=10, classifier_activation=None)
     model = builder.build(config, (32, 32, 3))
     initial_weights.load_into(model, str(checkpoint), config)

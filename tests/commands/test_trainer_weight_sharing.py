@@ -58,7 +58,7 @@ def test_a_killed_stage_goes_on_to_the_same_net(config: Config, tmp_path: Path) 
 
     def fit(place: str, *callbacks: Any) -> tuple[Any, Any]:
         method = methods.create(config, stage(10))
-        net = method.apply(start)
+        model = method.apply(start)
         job = engine.Job(
             "prune",
             recipe,
@@ -69,8 +69,8 @@ def test_a_killed_stage_goes_on_to_the_same_net(config: Config, tmp_path: Path) 
             tmp_path / place,
             callbacks,
         )
-        engine.fit(net, method, job)
-        return method.finalize(net), method
+        engine.fit(model, method, job)
+        return method.finalize(model), method
 
     whole, told = fit("whole")
     with pytest.raises(KeyboardInterrupt):
@@ -94,11 +94,11 @@ def test_pruned_then_of_few_values_then_int8_is_so_in_the_file() -> None:
         (QuantizationAwareTraining(calibration_images=8), 2),
     ):
         before, method = plain, methods.create(config, stage(steps))
-        net = method.apply(plain)
-        train(net, method, steps, rate=0.005)
-        plain = method.finalize(net)
+        model = method.apply(plain)
+        train(model, method, steps, rate=0.005)
+        plain = method.finalize(model)
     wrapped = scheme.wrap(plain, WAY)
-    scheme.set_ranges(wrapped, scheme.get_ranges(net))
+    scheme.set_ranges(wrapped, scheme.get_ranges(model))
     int8_saving.for_export(wrapped)
     content = tflite_model.read(tflite_converter.int8_flatbuffer(wrapped))
     graph = Graph(before)

@@ -74,7 +74,7 @@ def every_place_has_a_range(model: Any, plain: Any, ranges: Any) -> None:
     )
 
 
-# What a method promises of the net that it hands back; one without an entry fails its test.
+# What a method promises of the model that it hands back; one without an entry fails its test.
 PROMISES: dict[type[Config], Callable[[Any, Any, Any], None]] = {
     MagnitudePruning: half_is_zero,
     DnsPruning: zeros_are_by_size,
@@ -91,7 +91,7 @@ REGISTERED = [*PRUNING.values(), *QUANTIZATION.values()]
 FIELDS = {kind: {"pointwise": 5} for kind, hold in PROMISES.items() if hold is values_are_few}
 
 
-# One gives a net of other shapes, the other does not train: `test_pruning_channel.py` and
+# One gives a model of other shapes, the other does not train: `test_pruning_channel.py` and
 # `test_post_training.py` hold them.
 _ELSEWHERE = ("ChannelPruning", "PostTraining")
 
@@ -156,7 +156,7 @@ def file_zeros(data: bytes) -> list[float]:
 
 
 def quantized_twice(model: Any, path: Path, size: int, steps: int) -> tuple[Any, bytes]:
-    """QAT, save, load, QAT again; the last net and its file."""
+    """QAT, save, load, QAT again; the last model and its file."""
     config = QuantizationAwareTraining(calibration_images=32)
     for turn in range(2):
         method = methods.create(config, stage(steps, size))
@@ -245,10 +245,10 @@ def test_ranges_move_with_training_and_then_stand_still() -> None:
         True,
         True,
     ]
-    net = method.apply(liven(toy()))
-    start = scheme.get_ranges(net)
-    train(net, method, 3)
-    after = scheme.get_ranges(net)
+    model = method.apply(liven(toy()))
+    start = scheme.get_ranges(model)
+    train(model, method, 3)
+    after = scheme.get_ranges(model)
     assert all(np.any(start[name] != after[name]) for name in start if name != "input")
 
 

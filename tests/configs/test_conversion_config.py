@@ -17,7 +17,7 @@ def test_ends_are_the_insides_unless_asked() -> None:
     assert Form(io="uint8").ends(True) == "uint8"
     assert Form(io="float32").ends(False) == "float32"
     for io in ("int8", "uint8"):
-        with pytest.raises(UsageError, match="--io: got .*float32, the ends of a float net"):
+        with pytest.raises(UsageError, match="--io: got .*float32, the ends of a float model"):
             Form(io=io).ends(False)
 
 
@@ -31,9 +31,9 @@ def test_size_is_the_nets_where_it_has_one() -> None:
 @pytest.mark.parametrize(
     ("size", "own", "words"),
     [
-        (None, (None, None, 3), "--image_size: expected a size, as the net's input is open"),
+        (None, (None, None, 3), "--image_size: expected a size, as the model's input is open"),
         (None, (64, None, 3), "--image_size"),
-        (96, (64, 64, 3), "--image_size: got 96, expected 64 x 64, the size of the net"),
+        (96, (64, 64, 3), "--image_size: got 96, expected 64 x 64, the size of the model"),
         (96, (None, 64, 3), "--image_size: got 96"),
         (96, (None, None, None), "number of channels"),
     ],

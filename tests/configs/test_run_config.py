@@ -36,12 +36,12 @@ def through_json(config: Config) -> Config:
 
 @pytest.mark.parametrize("data", SETS)
 @pytest.mark.parametrize("net", list(archs.ALL))
-def test_every_recipe_survives_json(net: str, data: str) -> None:
-    config = recipes.get(net, data)
+def test_every_recipe_survives_json(model: str, data: str) -> None:
+    config = recipes.get(model, data)
     again = through_json(config)
     assert again == config
     assert isinstance(again, RunConfig)
-    assert type(again.model) is archs.ALL[net]
+    assert type(again.model) is archs.ALL[model]
     assert isinstance(again.stages, tuple)
     assert hash(again) == hash(config)
 
@@ -287,10 +287,10 @@ def test_imagenet_recipes_are_the_published_ones(net: str) -> None:
 @pytest.mark.parametrize("net", list(archs.ALL))
 @pytest.mark.parametrize("data", SETS)
 def test_a_recipe_is_of_its_net_and_data_set_and_later_stages_are_gentler(
-    net: str, data: str
+    model: str, data: str
 ) -> None:
-    config = recipes.get(net, data)
-    assert (type(config.model), config.dataset.name) == (archs.ALL[net], data)
+    config = recipes.get(model, data)
+    assert (type(config.model), config.dataset.name) == (archs.ALL[model], data)
     assert config.stages == ("train", "prune", "quantize", "convert")
     for stage in (config.prune, config.quantize):
         assert stage.lr < config.train.lr
@@ -317,9 +317,9 @@ def test_a_long_run_keeps_the_published_batch_norm_memory() -> None:
 
 
 def test_a_card_survives_json() -> None:
-    net = archs.get("mobilenet_v3_small", width_multiplier=0.75)
+    model = archs.get("mobilenet_v3_small", width_multiplier=0.75)
     full = card.Card(
-        architecture=net.to_json(),
+        architecture=model.to_json(),
         input_shape=(96, 64, 3),
         preprocessing=dataset.PREPROCESSING["imagenet"],
         labels=("cat", "dög"),
@@ -331,7 +331,7 @@ def test_a_card_survives_json() -> None:
     again = through_json(full)
     assert again == full
     assert isinstance(again, card.Card)
-    assert archs.MobileNetConfig.from_json(again.architecture) == net
+    assert archs.MobileNetConfig.from_json(again.architecture) == model
 
 
 def test_parts_run_in_order_and_the_last_has_the_name_of_its_stage() -> None:

@@ -35,7 +35,7 @@ def unpacked(stored: memoryview, shape: tuple[int, ...]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small net whose 1x1 kernels have the values of `--quantization linear`, 4 bits."""
+    """A small model whose 1x1 kernels have the values of `--quantization linear`, 4 bits."""
     place = tmp_path_factory.mktemp("four") / "net"
     model = compression_nets.liven(compression_nets.toy(), 4)
     for layer in model.layers:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from export_nets import CLASSES, SIZE, ends, float_net, inputs, invoke, quantized_net
+from export_nets import CLASSES, SIZE, ends, float_model, inputs, invoke, quantized_model
 from PIL import Image
 
 from mobilenet.configs.card import Card
@@ -41,10 +41,10 @@ class Exported:
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, Exported]:
-    """One file a kind of edge; `float` is a float net, the others are int8 inside."""
+    """One file a kind of edge; `float` is a float model, the others are int8 inside."""
     found = {}
     for name in ("int8", "uint8", "float32", "float"):
-        model = float_net() if name == "float" else quantized_net()
+        model = float_model() if name == "float" else quantized_model()
         data = (
             tflite_converter.float_flatbuffer(model)
             if name == "float"

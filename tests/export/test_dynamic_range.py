@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras
-from export_nets import CLASSES, SIZE, L, float_net, inputs, invoke
+from export_nets import CLASSES, SIZE, L, float_model, inputs, invoke
 
 from mobilenet.configs import archs
 from mobilenet.configs.number_formats import FORMATS
@@ -47,7 +47,7 @@ def biases(data: bytes) -> list[np.ndarray]:
     return found
 
 
-def mixed_net() -> Any:
+def mixed_model() -> Any:
     """A convolution, a depthwise one, a pointwise one, a dense layer; positive inputs inside."""
     tf_keras.utils.set_random_seed(5)
     source = L.Input((SIZE, SIZE, 3))
@@ -61,7 +61,7 @@ def mixed_net() -> Any:
 
 @pytest.fixture(scope="module")
 def original() -> bytes:
-    return tflite_converter.float_flatbuffer(mixed_net())
+    return tflite_converter.float_flatbuffer(mixed_model())
 
 
 @pytest.fixture(scope="module")
@@ -96,20 +96,20 @@ def test_kernels_are_the_rounded_ones_operator_by_operator(original: bytes, made
     assert structure.format_faults(tflite_model.read(made), FORMATS["weights"]) == []
 
 
-def layer_inputs(net: Any, images: np.ndarray) -> list[np.ndarray]:
-    """What the float net hands to `point` and `out`, `[places, channels]`."""
-    wanted = [net.get_layer(name).input for name in ("point", "out")]
-    found = tf_keras.Model(net.inputs, wanted)(images, training=False)
+def layer_inputs(model: Any, images: np.ndarray) -> list[np.ndarray]:
+    """What the float model hands to `point` and `out`, `[places, channels]`."""
+    wanted = [model.get_layer(name).input for name in ("point", "out")]
+    found = tf_keras.Model(model.inputs, wanted)(images, training=False)
     return [values.numpy().reshape(-1, values.shape[-1]) for values in found]
 
 
-def errors(data: bytes, net: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+def errors(data: bytes, model: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of the same layers: the rounding error of the kernel `[inputs, channels]`, and the bias."""
     found = []
     for (_, tensor), bias, name in zip(
         kernels(data)[2:], biases(data)[1:], ("point", "out"), strict=True
     ):
-        kernel = net.get_layer(name).kernel.numpy()
+        kernel = model.get_layer(name).kernel.numpy()
         kernel = kernel.reshape(-1, kernel.shape[-1])
         found.append((tensor.data.reshape(len(tensor.data), -1).T * tensor.scales - kernel, bias))
     return found
@@ -117,11 +117,11 @@ def errors(data: bytes, net: Any) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def test_biases_take_the_mean_shift_back(original: bytes) -> None:
     """By numpy; the dense layer's bias is 0, and the converter has left it out."""
-    net, images = mixed_net(), inputs(8)
-    mended = errors(dynamic_range.quantize(original, images, narrow=0), net)
-    plain = errors(dynamic_range.quantize(original, narrow=0), net)
+    model, images = mixed_model(), inputs(8)
+    mended = errors(dynamic_range.quantize(original, images, narrow=0), model)
+    plain = errors(dynamic_range.quantize(original, narrow=0), model)
     for values, (error, bias), (_, old) in zip(
-        layer_inputs(net, images), mended, plain, strict=True
+        layer_inputs(model, images), mended, plain, strict=True
     ):
         np.testing.assert_allclose(bias, old - values.mean(axis=0) @ error, atol=1e-5)
     assert (
@@ -135,11 +135,11 @@ def test_biases_take_the_mean_shift_back(original: bytes) -> None:
 
 
 def test_noise_mends_the_shift_that_other_images_see(original: bytes) -> None:
-    net = mixed_net()
+    model = mixed_model()
     noise = offsets.noise_pictures(8, (SIZE, SIZE, 3)) / 127.5 - 1
-    values = layer_inputs(net, inputs(40))[0].mean(axis=0)
+    values = layer_inputs(model, inputs(40))[0].mean(axis=0)
     (error, old), (_, bias) = (
-        errors(dynamic_range.quantize(original, pictures, narrow=0), net)[0]
+        errors(dynamic_range.quantize(original, pictures, narrow=0), model)[0]
         for pictures in (None, noise)
     )
     before, after = values @ error, values @ error + bias - old
@@ -183,7 +183,7 @@ def test_a_weight_that_is_not_finite_is_named(original: bytes) -> None:
         dynamic_range.quantize(editor.packed(model))
 
 
-def twin_net() -> Any:
+def twin_model() -> Any:
     """The same pointwise layer twice, and two convolutions with one bias and one kernel."""
     tf_keras.utils.set_random_seed(6)
     source = L.Input((SIZE, SIZE, 3))
@@ -197,8 +197,8 @@ def twin_net() -> Any:
 
 
 def test_shared_constants_are_left_to_those_that_share_them() -> None:
-    net = twin_net()
-    original = tflite_converter.float_flatbuffer(net)
+    model = twin_model()
+    original = tflite_converter.float_flatbuffer(model)
     content = tflite_model.read(original)
     used = [op.inputs[1:3] for op in content.operators if op.name in QUANTIZED]
     assert len(set(used)) < len(used), "the converter merges no equal constants any more"
@@ -237,7 +237,7 @@ def test_every_net_is_one_partition_and_answers_alike(
     assert interpreter.partitions(interpreter.make(content)) == 1
     images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
     expected, said = invoke(original, images), invoke(made, images)
-    # Measured: up to .03 of the largest logit; a wrong scale moves them by all of it.
+    # Measured: up to 0.03 of the largest logit; a wrong scale moves them by all of it.
     np.testing.assert_allclose(said, expected, atol=0.1 * np.abs(expected).max())
 
 
@@ -250,7 +250,7 @@ def formats(data: bytes) -> dict[str, str]:
     }
 
 
-def wide_net() -> Any:
+def wide_model() -> Any:
     """Kernels of 27 values to 32 channels, 32 to 31, 31 to 32, 32 to 32; then of single places."""
     source = L.Input((SIZE, SIZE, 3))
     x = L.Conv2D(32, 3, name="stem")(source)
@@ -262,7 +262,7 @@ def wide_net() -> Any:
 
 
 def test_narrow_kernels_stay_float_where_there_are_many_places() -> None:
-    original = tflite_converter.float_flatbuffer(wide_net())
+    original = tflite_converter.float_flatbuffer(wide_model())
     content = tflite_model.read(dynamic_range.quantize(original, inputs(8)))
     found = formats(content.content)
     narrow = ("stem", "few_out", "few_in")
@@ -271,7 +271,7 @@ def test_narrow_kernels_stay_float_where_there_are_many_places() -> None:
     assert structure.format_faults(content, FORMATS["weights"]) == []
     assert dynamic_range.faults(tflite_model.read(original), content) == []
     assert set(formats(dynamic_range.quantize(original, narrow=0)).values()) == {"int8"}
-    for other in (31, 33):  # another rule than the one that is proved
+    for other in (31, 33):  # another rule than the one that is verified
         file = tflite_model.read(dynamic_range.quantize(original, narrow=other))
         assert len(dynamic_range.faults(tflite_model.read(original), file)) == (
             1 if other == 33 else 2
@@ -284,10 +284,10 @@ def test_narrow_kernels_stay_float_where_there_are_many_places() -> None:
 
 def test_a_net_of_narrow_kernels_alone_is_rounded_whole() -> None:
     source = L.Input((SIZE, SIZE, 3))
-    net = tf_keras.Model(
+    model = tf_keras.Model(
         source, L.Conv2D(4, 3, name="second")(L.Conv2D(4, 3, name="first")(source))
     )
-    found = formats(dynamic_range.quantize(tflite_converter.float_flatbuffer(net)))
+    found = formats(dynamic_range.quantize(tflite_converter.float_flatbuffer(model)))
     assert found == {"first": "int8", "second": "int8"}
 
 
@@ -312,7 +312,7 @@ def test_a_kernel_that_a_narrow_operator_shares_stays_float_there() -> None:
 
 
 def test_hard_swish_and_residuals_keep_their_answers() -> None:
-    original = tflite_converter.float_flatbuffer(float_net())
+    original = tflite_converter.float_flatbuffer(float_model())
     made = dynamic_range.quantize(original, inputs(8), narrow=0)
     expected = invoke(original, inputs())
     np.testing.assert_allclose(invoke(made, inputs()), expected, atol=0.02 * np.abs(expected).max())
@@ -341,7 +341,7 @@ def test_what_a_file_lost_is_told(original: bytes, made: bytes) -> None:
     (fault,) = dynamic_range.faults(before, broken(made, changed(1, 1, 3)), narrow=0)
     assert "another constant than in the float file" in fault
     assert dynamic_range.faults(
-        before, tflite_model.read(tflite_converter.float_flatbuffer(float_net()))
+        before, tflite_model.read(tflite_converter.float_flatbuffer(float_model()))
     ) == ["the operators are not those of the float file"]
     half = np.where(np.arange(27) % 2, 0.5, 0).astype(np.float32)
     found = dynamic_range._kernel_faults("k", half[None], _kernel(np.ones((1, 27)), [0.5]))

@@ -1,4 +1,4 @@
-"""`--format frozen_graph`: a GraphDef that answers like the net, or one line and no file."""
+"""`--format frozen_graph`: a GraphDef that answers like the model, or one line and no file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from mobilenet import converter, evaluator
 from mobilenet.configs.card import Card
-from mobilenet.errors import FailedProof, UsageError
+from mobilenet.errors import UsageError, VerificationError
 from mobilenet.models import saving
 
 tf = pytest.importorskip("tensorflow")
@@ -24,17 +24,17 @@ LABELS = tuple("abcdefghij")
 
 
 @pytest.fixture(scope="module")
-def lively(small_net: Callable[..., Any]) -> Callable[[str], Any]:
-    """A net whose outputs are as large as a trained one's: about 10."""
+def lively(small_model: Callable[..., Any]) -> Callable[[str], Any]:
+    """A model whose outputs are as large as a trained one's: about 10."""
 
     def make(name: str) -> Any:
-        net = tf_keras.models.clone_model(small_net(name))
-        net.set_weights(small_net(name).get_weights())
-        kernel, bias = net.get_layer("Logits").get_weights()
-        net.get_layer("Logits").set_weights(
-            [kernel * 10 / np.abs(net(pictures()).numpy()).max(), bias + 0.5]
+        model = tf_keras.models.clone_model(small_model(name))
+        model.set_weights(small_model(name).get_weights())
+        kernel, bias = model.get_layer("Logits").get_weights()
+        model.get_layer("Logits").set_weights(
+            [kernel * 10 / np.abs(model(pictures()).numpy()).max(), bias + 0.5]
         )
-        return net
+        return model
 
     return make
 
@@ -77,21 +77,21 @@ def test_the_graph_answers_like_the_net(
     found = [answers(tmp_path / "out/frozen_graph.pb", block) for block in blocks]
     assert 5 < np.abs(wanted).max() < 20
     np.testing.assert_allclose(np.concatenate(found), wanted, atol=1e-4)  # 1e-5 of the largest
-    net = frozen_graph.load(tmp_path / "out")
-    np.testing.assert_allclose(net.model(pictures()).numpy(), wanted, atol=1e-4)
+    model = frozen_graph.load(tmp_path / "out")
+    np.testing.assert_allclose(model.model(pictures()).numpy(), wanted, atol=1e-4)
     card = json.loads((tmp_path / "out/card.json").read_text())
     assert card["notes"][-1] == "frozen graph: input input:0, output output:0"
     assert (tmp_path / "out/labels.txt").read_text().split() == list(LABELS)
 
 
 def test_a_graph_of_two_a_call_takes_any_number(
-    small_net: Callable[..., Any], tmp_path: Path
+    small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    net = small_net("mobilenet_v1")
-    (tmp_path / "two.pb").write_bytes(frozen_graph.serialise(net, 2, softmax=True))
+    model = small_model("mobilenet_v1")
+    (tmp_path / "two.pb").write_bytes(frozen_graph.serialise(model, 2, softmax=True))
     runner = frozen_graph.load(tmp_path / "two.pb").model
     assert (runner.input_shape, runner.output_shape) == ((2, 32, 32, 3), (2, 10))
-    wanted = tf.nn.softmax(net(pictures())).numpy()
+    wanted = tf.nn.softmax(model(pictures())).numpy()
     np.testing.assert_allclose(runner(pictures()).numpy(), wanted, atol=1e-5)
 
 
@@ -109,12 +109,12 @@ def test_the_evaluator_takes_it(
 
 
 def test_another_net_is_no_proof(lively: Callable[[str], Any], tmp_path: Path) -> None:
-    net = lively("mobilenet_v1")
-    data = frozen_graph.serialise(net)
-    layer = net.get_layer("Conv2d_13_pointwise")
+    model = lively("mobilenet_v1")
+    data = frozen_graph.serialise(model)
+    layer = model.get_layer("Conv2d_13_pointwise")
     layer.set_weights([weight * 1.001 for weight in layer.get_weights()])
-    other = frozen_graph.reference(net)
-    with pytest.raises(FailedProof, match="outputs within 1e-05"):
+    other = frozen_graph.reference(model)
+    with pytest.raises(VerificationError, match="outputs within 1e-05"):
         frozen_graph.write(tmp_path / "out", data, Card(), other, pictures())
     assert list(tmp_path.iterdir()) == []
 

@@ -35,12 +35,12 @@ SPARSE = ("a", "c", "d")  # layers of the toy whose kernels get zeros
 
 @pytest.fixture(scope="module")
 def made() -> Quantized:
-    net = toy(bias=True)
+    model = toy(bias=True)
     for name in SPARSE:
-        kernel = net.get_layer(name).kernel
+        kernel = model.get_layer(name).kernel
         kernel.assign(np.where(np.abs(kernel) < np.median(np.abs(kernel)), 0, kernel))
-    net.get_layer("d").bias.assign(np.random.default_rng(1).normal(0, 0.2, 16))
-    return quantize(net)
+    model.get_layer("d").bias.assign(np.random.default_rng(1).normal(0, 0.2, 16))
+    return quantize(model)
 
 
 def compare(
@@ -152,7 +152,7 @@ def test_another_net_of_the_same_shape_is_told(made: Quantized) -> None:
 def test_operators_of_no_layer_and_layers_of_no_operator_are_told(made: Quantized) -> None:
     renamed = made.data.replace(b"quant_sum", b"quant_xxx")
     _, faults = compare(made, renamed)
-    assert any("1 operators belong to no layer of the net, the first ADD" in f for f in faults)
+    assert any("1 operators belong to no layer of the model, the first ADD" in f for f in faults)
     renamed = made.data.replace(b"quant_e/", b"quant_x/")
     _, faults = compare(made, renamed)
     assert any(fault == "no operator of the file computes e" for fault in faults)
@@ -165,8 +165,8 @@ def test_signal_to_noise_is_that_of_the_kernels_own_codes(made: Quantized) -> No
     for row, own in {"a_act": "a", "c_norm": "c", "d_act": "d_act"}.items():
         (name,) = [n for n in tensors if n.split("/")[1] == f"quant_{own}"]
         codes, scale, zero = tensors[name]
-        net = tf_keras.Model(made.plain.inputs, made.plain.get_layer(row).output)
-        real = net(grid(IMAGES), training=False).numpy().astype(np.float64)
+        model = tf_keras.Model(made.plain.inputs, made.plain.get_layer(row).output)
+        real = model(grid(IMAGES), training=False).numpy().astype(np.float64)
         noise = real - (codes.astype(np.float64) - zero).reshape(real.shape) * scale
         expected = 10 * np.log10(np.sum(real**2) / np.sum(noise**2))
         assert proofs[row].signal_to_noise == pytest.approx(expected, abs=0.3)
@@ -263,16 +263,16 @@ def test_a_file_is_verified_with_its_operators(made: Quantized) -> None:
 
 
 def test_kernels_lose_nothing_in_silence() -> None:
-    net = np.array([[0.5, 0.0], [0.25, 0.0], [0.5, 1.0]])
+    model = np.array([[0.5, 0.0], [0.25, 0.0], [0.5, 1.0]])
     codes = np.array([[127, 0], [64, 0], [127, 127]], np.int16)
-    assert kernels.faults("a", net, codes, codes.astype(np.int8)) == []
+    assert kernels.faults("a", model, codes, codes.astype(np.int8)) == []
     turned = codes * np.array([1, -1])  # a batch norm of negative gamma
-    assert kernels.faults("a", net, codes, turned.astype(np.int8)) == []
+    assert kernels.faults("a", model, codes, turned.astype(np.int8)) == []
     spread = codes.copy()
     spread[0, 0] = 126  # two weights of one cluster come apart
-    faults = kernels.faults("a", net, spread, spread.astype(np.int8))
-    assert faults == ["a: 1 channels have more distinct weights than in the net"]
-    (fault,) = kernels.faults("a", net, codes, codes[:2])
+    faults = kernels.faults("a", model, spread, spread.astype(np.int8))
+    assert faults == ["a: 1 channels have more distinct weights than in the model"]
+    (fault,) = kernels.faults("a", model, codes, codes[:2])
     assert "a kernel of [2, 2] instead of [3, 2]" in fault
 
 

@@ -22,10 +22,10 @@ IMAGES = pixels(6, seed=4)
 
 @pytest.fixture(scope="module")
 def made() -> Quantized:
-    net = toy(bias=True)
-    kernel = net.get_layer("a").kernel
+    model = toy(bias=True)
+    kernel = model.get_layer("a").kernel
     kernel.assign(np.where(np.abs(kernel) < np.median(np.abs(kernel)), 0, kernel))
-    return quantize(net)
+    return quantize(model)
 
 
 @pytest.fixture(scope="module")

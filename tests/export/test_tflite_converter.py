@@ -1,4 +1,4 @@
-"""Freezing and converting: against Keras, on edges, and on nets that cannot be converted."""
+"""Freezing and converting: against Keras, on edges, and on models that cannot be converted."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from export_nets import (
     FakeQuant,
     L,
     ends,
-    float_net,
+    float_model,
     inputs,
     invoke,
     pixels,
-    quantized_net,
+    quantized_model,
 )
 
 from mobilenet.errors import UsageError
@@ -31,7 +31,7 @@ from mobilenet.tflite import model as tflite_model
 
 @pytest.fixture(scope="module")
 def quantized() -> tf_keras.Model:
-    return quantized_net()
+    return quantized_model()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def int8_file(quantized: tf_keras.Model) -> bytes:
 
 
 def test_frozen_function_says_what_the_net_says() -> None:
-    model = float_net(softmax=False)
+    model = float_model(softmax=False)
     frozen = freeze.freeze(model, batch=None)
     assert not frozen.graph.variables
     (said,) = frozen(tf.constant(inputs(4)))
@@ -48,7 +48,7 @@ def test_frozen_function_says_what_the_net_says() -> None:
 
 
 def test_batch_is_fixed_unless_left_open() -> None:
-    model = float_net()
+    model = float_model()
     assert freeze.freeze(model).inputs[0].shape.as_list() == [1, SIZE, SIZE, 3]
     assert freeze.freeze(model, batch=None).inputs[0].shape.as_list() == [None, SIZE, SIZE, 3]
     assert list(ends(tflite_converter.float_flatbuffer(model))[0]["shape_signature"]) == [
@@ -68,7 +68,7 @@ def test_batch_is_fixed_unless_left_open() -> None:
 
 
 def test_float32_copy_stands_alone() -> None:
-    model = float_net()
+    model = float_model()
     copy = freeze.float32_copy(model)
     before = copy(inputs(2)).numpy()
     np.testing.assert_allclose(tf.nn.softmax(before), model(inputs(2)), atol=1e-6)
@@ -77,22 +77,22 @@ def test_float32_copy_stands_alone() -> None:
 
 
 def test_mixed_precision_net_becomes_float32() -> None:
-    plain = float_net(softmax=False)
+    plain = float_model(softmax=False)
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
-        mixed = float_net(softmax=False)
+        mixed = float_model(softmax=False)
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
     assert mixed.outputs[0].dtype == tf.bfloat16
     mixed.set_weights(plain.get_weights())
-    files = [tflite_converter.float_flatbuffer(net) for net in (mixed, plain)]
+    files = [tflite_converter.float_flatbuffer(model) for model in (mixed, plain)]
     np.testing.assert_array_equal(*(invoke(data, inputs(3)) for data in files))
 
 
 def test_net_of_a_strategy_leaves_it() -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with strategy.scope():
-        model = float_net()
+        model = float_model()
         with pytest.raises(RuntimeError, match="strategy scope"):
             freeze.float32_copy(model)
     copy = freeze.float32_copy(model)
@@ -118,7 +118,7 @@ def test_softmax_is_left_out(head: str) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weight_that_is_not_finite_is_named(value: float) -> None:
-    model = float_net()
+    model = float_model()
     weights = model.get_layer("Logits").get_weights()
     weights[1][2] = value
     model.get_layer("Logits").set_weights(weights)
@@ -132,7 +132,7 @@ def test_models_that_cannot_be_frozen_are_refused() -> None:
     with pytest.raises(UsageError, match=r"input shape: got .*None.*fixed height"):
         freeze.freeze(open_size)
     assert freeze.freeze(open_size, input_shape=(8, 6, 3)).inputs[0].shape.as_list() == [1, 8, 6, 3]
-    with pytest.raises(UsageError, match=r"input shape: got .8, 6, 1.*one that the net takes"):
+    with pytest.raises(UsageError, match=r"input shape: got 0.8, 6, 1.*one that the model takes"):
         freeze.freeze(open_size, input_shape=(8, 6, 1))
     with pytest.raises(UsageError, match=r"model: .*str.*a tf_keras model"):
         freeze.freeze("net")
@@ -146,7 +146,7 @@ def test_models_that_cannot_be_frozen_are_refused() -> None:
 
 
 def test_float_file_says_what_keras_says_with_hard_swish_fused() -> None:
-    model = float_net(softmax=False)
+    model = float_model(softmax=False)
     data = tflite_converter.float_flatbuffer(model)
     np.testing.assert_allclose(invoke(data, inputs()), model(inputs(), training=False), atol=1e-5)
     runner = Interpreter(model_content=data)
@@ -175,9 +175,9 @@ def test_int8_code_of_a_pixel_is_the_pixel_minus_128(int8_file: bytes) -> None:
 
 def test_float_net_is_not_converted_to_int8() -> None:
     with pytest.raises(UsageError, match="fake-quant"):
-        tflite_converter.int8_flatbuffer(float_net())
+        tflite_converter.int8_flatbuffer(float_model())
     with pytest.raises(UsageError, match="did you mean int8"):
-        tflite_converter.int8_flatbuffer(quantized_net(), "int9")
+        tflite_converter.int8_flatbuffer(quantized_model(), "int9")
 
 
 def test_net_wrapped_by_tfmot_becomes_int8() -> None:
@@ -198,7 +198,7 @@ def test_refusal_of_the_converter_is_told() -> None:
             return tf.nest.map_structure(tf.stop_gradient, tf.raw_ops.Digamma(x=inputs))
 
     source = L.Input((SIZE, SIZE, 3))
-    with pytest.raises(RuntimeError, match=r"refused the net: .*Digamma") as caught:
+    with pytest.raises(RuntimeError, match=r"refused the model: .*Digamma") as caught:
         tflite_converter.int8_flatbuffer(
             tf_keras.Model(source, Unsupported()(FakeQuant(-1.0, 1.0)(source)))
         )
@@ -216,7 +216,7 @@ def test_quiet_keeps_what_c_code_writes(capfd: pytest.CaptureFixture[str]) -> No
 
 
 def test_conversion_is_silent(int8_file: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    tflite_converter.int8_flatbuffer(quantized_net())
-    tflite_converter.float_flatbuffer(float_net())
+    tflite_converter.int8_flatbuffer(quantized_model())
+    tflite_converter.float_flatbuffer(float_model())
     print("still here", file=sys.stderr)
     assert capfd.readouterr().err == "still here\n"

@@ -13,7 +13,7 @@ import flatbuffers
 import flatbuffers.number_types as numbers
 import numpy as np
 import pytest
-from export_nets import SIZE, inputs, invoke, pixels, quantized_net
+from export_nets import SIZE, inputs, invoke, pixels, quantized_model
 from flatbuffers.table import Table
 
 from mobilenet.configs.card import Card
@@ -35,7 +35,7 @@ CARD = Card(
 
 @pytest.fixture(scope="module")
 def bare() -> bytes:
-    return tflite_converter.int8_flatbuffer(quantized_net())
+    return tflite_converter.int8_flatbuffer(quantized_model())
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +197,6 @@ def test_a_bare_file_with_metadata_is_classified_by_its_labels(
     (tmp_path / "model.tflite").write_bytes(attached)
     with zipfile.ZipFile(tmp_path / "model.tflite") as archive:
         archive.extract("labels.txt", tmp_path)
-    net = Classifier(tmp_path, threads=1)
-    assert net.labels == LABELS
-    assert net.logits(pixels(2)).shape == inputs(2).shape[:1] + (len(LABELS),)
+    model = Classifier(tmp_path, threads=1)
+    assert model.labels == LABELS
+    assert model.logits(pixels(2)).shape == inputs(2).shape[:1] + (len(LABELS),)

@@ -460,11 +460,11 @@ def _odd_member(rng: random.Random, value: Any) -> Any:
     return items
 
 
-# Packed nets, PNG, HDF5
+# Packed models, PNG, HDF5
 
 
 def damaged_packed(rng: random.Random, data: bytes) -> bytes:
-    """A packed net with a true digest and an odd header or body; one time in four, noise."""
+    """A packed model with a true digest and an odd header or body; one time in four, noise."""
     if rng.random() < 0.25:
         return mutations.noise(rng, data)
     magic, version, packed, plain, body_size, _ = _PACKED.unpack_from(data)

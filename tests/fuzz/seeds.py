@@ -97,7 +97,7 @@ def packed() -> bytes:
     from mobilenet.models import saving
     from mobilenet.packing import model as packed_model
 
-    return packed_model.pack(saving.Net(model(), card()))
+    return packed_model.pack(saving.LoadedModel(model(), card()))
 
 
 def run_config() -> Any:

@@ -209,7 +209,7 @@ def damage_config(rng: random.Random, folder: Path) -> None:
 
 
 def use_config(folder: Path) -> None:
-    """By the trainer, up to the run folder; then its net is built."""
+    """By the trainer, up to the run folder; then its model is built."""
     path = str(folder / "damaged.json")
     words = [f"--config_file={path}", f"--model_dir={folder / 'occupied'}"]
     try:

@@ -1,4 +1,4 @@
-"""Moving statistics that are of another net: told in one line, and not where they fit."""
+"""Moving statistics that are of another model: told in one line, and not where they fit."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mobilenet.models.graph import batch_norm_statistics
 from mobilenet.models.graph.roles import kind
 
 
-def batch_norms(net: Any) -> list[Any]:
-    return [layer for layer in net.layers if kind(layer) == "BatchNormalization"]
+def batch_norms(model: Any) -> list[Any]:
+    return [layer for layer in model.layers if kind(layer) == "BatchNormalization"]
 
 
 def trained(decay: float, steps: int = 12) -> Any:
     """A toy of wide kernels after a few steps, at a decay of its statistics."""
-    net = toy()
-    for layer in batch_norms(net):
+    model = toy()
+    for layer in batch_norms(model):
         layer.momentum = decay
     for name in "abc":
-        kernel = net.get_layer(name).weights[0]
+        kernel = model.get_layer(name).weights[0]
         kernel.assign(40.0 * kernel)
-    train(net, None, steps)
-    return net
+    train(model, None, steps)
+    return model
 
 
 def test_a_high_decay_is_told_with_its_remedy() -> None:
@@ -50,31 +50,31 @@ def test_statistics_of_the_net_are_no_misfit() -> None:
 )
 def test_the_limit_is_a_factor_of_fifteen_of_the_deviation(factor: float, told: bool) -> None:
     """One layer alone, both ways; the figure is recomputed here from what the layer is fed."""
-    net = liven(toy())
-    norm = net.get_layer("b_norm")
-    fed = tf_keras.Model(net.input, norm.input)(inputs(8), training=False).numpy().reshape(-1, 8)
+    model = liven(toy())
+    norm = model.get_layer("b_norm")
+    fed = tf_keras.Model(model.input, norm.input)(inputs(8), training=False).numpy().reshape(-1, 8)
     norm.moving_mean.assign(fed.mean(0))
     norm.moving_variance.assign(fed.var(0) / factor**2 - norm.epsilon)
-    line = batch_norm_statistics.misfit(tf_keras.Model(net.input, norm.output), inputs(8))
+    line = batch_norm_statistics.misfit(tf_keras.Model(model.input, norm.output), inputs(8))
     assert (f"up to {factor:.2g} times" in line) == told
     assert bool(line) == told
 
 
 def test_dead_channels_and_nets_without_batch_norm_are_no_misfit() -> None:
-    net = liven(toy())
-    kernel, norm = net.get_layer("b").weights[0], net.get_layer("b_norm")
+    model = liven(toy())
+    kernel, norm = model.get_layer("b").weights[0], model.get_layer("b_norm")
     kernel.assign(np.where(np.arange(8)[:, None] < 6, 0.0, kernel))
     for value in (norm.moving_mean, norm.moving_variance):
         value.assign(np.where(np.arange(8) < 6, 0.0, value))
-    assert batch_norm_statistics.misfit(tf_keras.Model(net.input, norm.output), inputs(8)) == ""
+    assert batch_norm_statistics.misfit(tf_keras.Model(model.input, norm.output), inputs(8)) == ""
     source = L.Input((16, 16, 3))
     assert batch_norm_statistics.misfit(tf_keras.Model(source, L.ReLU()(source)), inputs(8)) == ""
 
 
 def test_values_that_overflow_are_told() -> None:
-    net = liven(toy())
-    net.get_layer("a").weights[0].assign(np.full((3, 3, 3, 8), 3e38, np.float32))
-    assert "up to inf times" in batch_norm_statistics.misfit(net, inputs(8))
+    model = liven(toy())
+    model.get_layer("a").weights[0].assign(np.full((3, 3, 3, 8), 3e38, np.float32))
+    assert "up to inf times" in batch_norm_statistics.misfit(model, inputs(8))
 
 
 def test_the_quantize_stage_warns_once_and_notes_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""All seven nets: sizes against computed figures, stock layers, training, both Keras."""
+"""All seven models: sizes against computed figures, stock layers, training, both Keras."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from net_params import EACH_NET, QUICK
+from net_params import EACH_MODEL, QUICK
 
 from mobilenet.configs import archs
 
@@ -176,18 +176,21 @@ def test_parameters_and_macs(
         assert (found.params, found.trainable_params, found.macs) == (total, trainable, expected)
 
 
-def test_macs_as_built_equal_macs_at_a_given_size(small_net: Callable[..., Any]) -> None:
+def test_macs_as_built_equal_macs_at_a_given_size(small_model: Callable[..., Any]) -> None:
     for name in QUICK:
-        assert count(small_net(name)).macs == count(small_net(name), (32, 32, 3)).macs
+        assert count(small_model(name)).macs == count(small_model(name), (32, 32, 3)).macs
 
 
-def test_extra_classes_cost_one_column_each(small_net: Callable[..., Any]) -> None:
-    ten, none = count(small_net("mobilenet_v2")), count(small_net("mobilenet_v2", num_classes=0))
+def test_extra_classes_cost_one_column_each(small_model: Callable[..., Any]) -> None:
+    ten, none = (
+        count(small_model("mobilenet_v2")),
+        count(small_model("mobilenet_v2", num_classes=0)),
+    )
     assert ten.params - none.params == 10 * (1280 + 1) and ten.macs - none.macs == 10 * 1280
 
 
-def test_nonzero_weights_leave_out_statistics(small_net: Callable[..., Any]) -> None:
-    model = tf_keras.models.clone_model(small_net("mobilenet_v1"))
+def test_nonzero_weights_leave_out_statistics(small_model: Callable[..., Any]) -> None:
+    model = tf_keras.models.clone_model(small_model("mobilenet_v1"))
     norms = sum(layer.gamma.shape[0] for layer in model.layers if hasattr(layer, "gamma"))
     # at the start beta, biases and moving means are zero
     assert nonzero_weights(model) == model.count_params() - 3 * norms - 10
@@ -199,14 +202,14 @@ def test_nonzero_weights_leave_out_statistics(small_net: Callable[..., Any]) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_stock_layers_alone_and_no_slash(name: str, small_net: Callable[..., Any]) -> None:
-    for layer in small_net(name).layers:
+def test_stock_layers_alone_and_no_slash(name: str, small_model: Callable[..., Any]) -> None:
+    for layer in small_model(name).layers:
         stock = getattr(tf_keras.layers, type(layer).__name__, None)
         assert stock is type(layer) and not isinstance(layer, tf_keras.layers.Lambda)
         assert "/" not in layer.name
 
 
-@pytest.mark.parametrize("name", EACH_NET)
+@pytest.mark.parametrize("name", EACH_MODEL)
 def test_training_moves_every_weight(name: str) -> None:
     """Gradients with fixed statistics: those of the batch cancel shifts that come before them."""
     tf = pytest.importorskip("tensorflow")
@@ -228,7 +231,7 @@ def test_training_moves_every_weight(name: str) -> None:
         assert (weight.numpy() != old).any(), weight.name
 
 
-@pytest.mark.parametrize("name", EACH_NET)
+@pytest.mark.parametrize("name", EACH_MODEL)
 def test_keras_3_builds_the_same_net(name: str) -> None:
     keras = pytest.importorskip("keras", minversion="3")
     config = archs.get(name, width_multiplier=0.25, num_classes=10, classifier_activation=None)
@@ -257,8 +260,8 @@ def test_building_twice_gives_the_same_net() -> None:
         assert config == archs.get(name, width_multiplier=0.35, num_classes=10)
 
 
-def test_kernels_of_equal_shape_start_unequal(small_net: Callable[..., Any]) -> None:
-    model = small_net("mobilenet_v1")
+def test_kernels_of_equal_shape_start_unequal(small_model: Callable[..., Any]) -> None:
+    model = small_model("mobilenet_v1")
     kernels = [model.get_layer(f"Conv2d_{i}_pointwise").kernel.numpy() for i in range(7, 12)]
     assert len({kernel.tobytes() for kernel in kernels}) == len(kernels)
 
@@ -288,10 +291,10 @@ def test_end_points_are_the_last_maps_of_their_strides(name: str) -> None:
     assert [output.shape[1] for output in outputs] == [64 // stride for stride in strides]
 
 
-def test_end_points_by_name(small_net: Callable[..., Any]) -> None:
+def test_end_points_by_name(small_model: Callable[..., Any]) -> None:
     names = {
         stride: tensor.name.split("/")[0]
-        for stride, tensor in end_points(small_net("mobilenet_v2")).items()
+        for stride, tensor in end_points(small_model("mobilenet_v2")).items()
     }
     assert names == {
         2: "expanded_conv_1_expand_relu6",
@@ -302,6 +305,6 @@ def test_end_points_by_name(small_net: Callable[..., Any]) -> None:
     }
     names = {
         stride: tensor.name.split("/")[0]
-        for stride, tensor in end_points(small_net("mobilenet_v3_small")).items()
+        for stride, tensor in end_points(small_model("mobilenet_v3_small")).items()
     }
     assert names[16] == "expanded_conv_8_expand_hard_swish" and names[32] == "Conv_1_hard_swish"

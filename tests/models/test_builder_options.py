@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from net_params import EACH_NET
+from net_params import EACH_MODEL
 
 from mobilenet.configs import archs
 from mobilenet.errors import UsageError
@@ -152,7 +152,7 @@ def test_residuals_are_those_of_the_tables() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", EACH_NET)
+@pytest.mark.parametrize("name", EACH_MODEL)
 @pytest.mark.parametrize("shape", [(97, 65, 3), (None, None, 1)])
 def test_any_image_size(name: str, shape: tuple[int | None, ...]) -> None:
     model = net(name, shape)
@@ -270,7 +270,9 @@ def test_dilations_are_slims() -> None:
     "name", ["mobilenet_v2", pytest.param("mobilenet_edgetpu", marks=pytest.mark.slow)]
 )
 def test_a_dilated_net_computes_the_strided_one_densely(name: str) -> None:
-    """Evenly padded, every fourth value of the dense map is the strided net's (arXiv 1412.7062)."""
+    """Evenly padded, every fourth value of the dense map is the strided model's (arXiv
+    1412.7062).
+    """
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, 96, 64, 3)).astype(np.float32)
     maps = []
     weights = None
@@ -340,7 +342,7 @@ def test_regularizers() -> None:
 
 def test_initializers() -> None:
     kernel = net("mobilenet_v1", stddev=0.02).get_layer("Conv2d_13_pointwise").kernel.numpy()
-    # a normal distribution cut at two deviations has .8796 of its deviation
+    # a normal distribution cut at two deviations has 0.8796 of its deviation
     assert (
         np.std(kernel) == pytest.approx(0.02 * 0.8796, rel=0.02)
         and 0.038 < np.abs(kernel).max() <= 0.04

@@ -61,9 +61,9 @@ def by_role(model: Any) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", archs.ALL)
-def test_roles_of_our_nets(name: str, small_net: Callable[..., Any]) -> None:
-    assert by_role(small_net(name)) == EXPECTED[name]
-    graph = Graph(small_net(name))
+def test_roles_of_our_nets(name: str, small_model: Callable[..., Any]) -> None:
+    assert by_role(small_model(name)) == EXPECTED[name]
+    graph = Graph(small_model(name))
     for layer in graph.layers:  # here names and roles happen to agree
         role = graph.role(layer)
         assert (role == "classifier") == (layer.name == "Logits")
@@ -73,16 +73,16 @@ def test_roles_of_our_nets(name: str, small_net: Callable[..., Any]) -> None:
         )
 
 
-def test_other_heads(small_net: Callable[..., Any]) -> None:
+def test_other_heads(small_model: Callable[..., Any]) -> None:
     for name in ("mobilenet_v2", "mobilenet_v3_small"):
         without = {role: n for role, n in EXPECTED[name].items() if role != "classifier"}
-        assert by_role(small_net(name, num_classes=0)) == without
-        assert by_role(small_net(name, classifier_activation="softmax")) == EXPECTED[name]
-        assert by_role(small_net(name, spatial_squeeze=False)) == EXPECTED[name]
+        assert by_role(small_model(name, num_classes=0)) == without
+        assert by_role(small_model(name, classifier_activation="softmax")) == EXPECTED[name]
+        assert by_role(small_model(name, spatial_squeeze=False)) == EXPECTED[name]
 
 
-def test_names_play_no_part(small_net: Callable[..., Any]) -> None:
-    model = small_net("mobilenet_v3_small")
+def test_names_play_no_part(small_model: Callable[..., Any]) -> None:
+    model = small_model("mobilenet_v3_small")
     numbers = iter(range(1000))
     renamed = tf_keras.models.clone_model(
         model,
@@ -113,13 +113,13 @@ def test_roles_of_keras_applications(name: str, ours: str, options: dict[str, An
     assert by_role(model) == EXPECTED[ours]
 
 
-def test_keras_3_nets_have_the_same_graph(small_net: Callable[..., Any]) -> None:
+def test_keras_3_nets_have_the_same_graph(small_model: Callable[..., Any]) -> None:
     keras = pytest.importorskip("keras", minversion="3")
     config = archs.get(
         "mobilenet_v3_small", width_multiplier=0.25, num_classes=10, classifier_activation=None
     )
     ours, theirs = (
-        Graph(small_net("mobilenet_v3_small")),
+        Graph(small_model("mobilenet_v3_small")),
         Graph(build(config, (32, 32, 3), keras=keras)),
     )
     assert [layer.name for layer in ours.layers] == [layer.name for layer in theirs.layers]
@@ -128,8 +128,8 @@ def test_keras_3_nets_have_the_same_graph(small_net: Callable[..., Any]) -> None
     ]
 
 
-def test_joints(small_net: Callable[..., Any]) -> None:
-    model = small_net("mobilenet_v3_small")
+def test_joints(small_model: Callable[..., Any]) -> None:
+    model = small_model("mobilenet_v3_small")
     graph = Graph(model)
 
     def names(layers: list[Any]) -> list[str]:
@@ -159,8 +159,10 @@ def test_joints(small_net: Callable[..., Any]) -> None:
     assert names(graph.descendants(model.get_layer("Logits"))) == ["squeeze"]
 
 
-def test_a_layer_shared_with_another_model_keeps_to_this_one(small_net: Callable[..., Any]) -> None:
-    model = small_net("mobilenet_v1")
+def test_a_layer_shared_with_another_model_keeps_to_this_one(
+    small_model: Callable[..., Any],
+) -> None:
+    model = small_model("mobilenet_v1")
     tf_keras.Model(
         model.input, tf_keras.layers.Conv2D(4, 1)(model.get_layer("Conv2d_3_pointwise").output)
     )

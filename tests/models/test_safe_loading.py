@@ -43,7 +43,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("x.keras", "x.h5"):
         model.save(place / name)
     model.save(place / "saved", save_format="tf")
-    (place / "x.packed").write_bytes(packed_model.pack(saving.Net(model, saving.card_of(model))))
+    (place / "x.packed").write_bytes(
+        packed_model.pack(saving.LoadedModel(model, saving.card_of(model)))
+    )
     return {path.name: path for path in place.iterdir()}
 
 
@@ -148,7 +150,7 @@ def fetched() -> Iterator[tuple[str, list[str]]]:
 
 
 def test_the_attack_works_on_keras_alone(sound: dict[str, Path], tmp_path: Path) -> None:
-    """Else the tests below would prove nothing."""
+    """Else the tests below would verify nothing."""
     marker = tmp_path / "written"
     edit = operator_layer("io.write_file", str(marker), {"contents": "x"})
     with pytest.raises(Exception, match="."):  # it writes first and fails afterwards

@@ -1,4 +1,4 @@
-"""A saved net comes back bit-equal; whatever is not a net is refused in one line."""
+"""A saved model comes back bit-equal; whatever is not a model is refused in one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from net_params import EACH_NET
+from net_params import EACH_MODEL
 
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
@@ -28,11 +28,11 @@ def outputs(model: Any) -> Any:
     return model(PIXELS, training=False).numpy()
 
 
-@pytest.mark.parametrize("name", EACH_NET)
+@pytest.mark.parametrize("name", EACH_MODEL)
 def test_a_folder_comes_back_bit_equal(
-    name: str, small_net: Callable[..., Any], tmp_path: Path
+    name: str, small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    model = small_net(name)
+    model = small_model(name)
     config = archs.get(name, width_multiplier=0.25, num_classes=10)
     card = Card(
         architecture=config.to_json(),
@@ -58,9 +58,9 @@ def test_a_folder_comes_back_bit_equal(
 
 
 def test_saved_model_and_h5_come_back_bit_equal(
-    small_net: Callable[..., Any], tmp_path: Path
+    small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    model = small_net("mobilenet_v1")
+    model = small_model("mobilenet_v1")
     check_saved_model(model, tmp_path)
     model.save(tmp_path / "x.h5")
     np.testing.assert_array_equal(outputs(saving.load(tmp_path / "x.h5").model), outputs(model))
@@ -69,9 +69,9 @@ def test_saved_model_and_h5_come_back_bit_equal(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(archs.ALL) - {"mobilenet_v1"}))
 def test_saved_model_of_the_others(
-    name: str, small_net: Callable[..., Any], tmp_path: Path
+    name: str, small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    check_saved_model(small_net(name), tmp_path)
+    check_saved_model(small_model(name), tmp_path)
 
 
 def check_saved_model(model: Any, tmp_path: Path) -> None:
@@ -82,13 +82,13 @@ def check_saved_model(model: Any, tmp_path: Path) -> None:
 
 
 def test_a_lone_file_gets_a_card_from_its_shapes(
-    small_net: Callable[..., Any], tmp_path: Path
+    small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    small_net("mobilenet_v1").save(tmp_path / "x.keras")
+    small_model("mobilenet_v1").save(tmp_path / "x.keras")
     assert saving.load(tmp_path / "x.keras").card == Card(input_shape=(32, 32, 3), outputs="logits")
-    assert saving.card_of(small_net("mobilenet_v1", num_classes=0)).outputs == "features"
+    assert saving.card_of(small_model("mobilenet_v1", num_classes=0)).outputs == "features"
     assert (
-        saving.card_of(small_net("mobilenet_v1", classifier_activation="softmax")).outputs
+        saving.card_of(small_model("mobilenet_v1", classifier_activation="softmax")).outputs
         == "probabilities"
     )
 
@@ -105,34 +105,34 @@ def test_the_optimizer_is_left_out(tmp_path: Path) -> None:
     np.testing.assert_array_equal(outputs(saving.load(tmp_path / "net").model), outputs(model))
 
 
-def test_saving_again_replaces_the_net(small_net: Callable[..., Any], tmp_path: Path) -> None:
-    saving.save(small_net("mobilenet_v1"), tmp_path / "net", Card(stage="train"))
-    saving.save(small_net("mobilenet_v2"), tmp_path / "net", Card(stage="prune"))
-    net = saving.load(tmp_path / "net")
-    assert net.card.stage == "prune" and net.model.name == "MobileNetV2"
+def test_saving_again_replaces_the_net(small_model: Callable[..., Any], tmp_path: Path) -> None:
+    saving.save(small_model("mobilenet_v1"), tmp_path / "net", Card(stage="train"))
+    saving.save(small_model("mobilenet_v2"), tmp_path / "net", Card(stage="prune"))
+    model = saving.load(tmp_path / "net")
+    assert model.card.stage == "prune" and model.model.name == "MobileNetV2"
 
 
 def test_a_failed_save_leaves_the_old_net(
-    small_net: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saving.save(small_net("mobilenet_v1"), tmp_path / "net", Card(stage="train"))
+    saving.save(small_model("mobilenet_v1"), tmp_path / "net", Card(stage="train"))
 
     def fail(*_: Any) -> None:
         raise RuntimeError("power cut")
 
     monkeypatch.setattr(saving.files, "write_json", fail)
     with pytest.raises(RuntimeError):
-        saving.save(small_net("mobilenet_v2"), tmp_path / "net", Card(stage="prune"))
+        saving.save(small_model("mobilenet_v2"), tmp_path / "net", Card(stage="prune"))
     assert saving.load(tmp_path / "net").card.stage == "train"
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
 
 
 def test_a_folder_of_other_things_is_not_replaced(
-    small_net: Callable[..., Any], tmp_path: Path
+    small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.txt").write_text("irreplaceable")
     with pytest.raises(UsageError, match="new folder"):
-        saving.save(small_net("mobilenet_v1"), tmp_path, Card())
+        saving.save(small_model("mobilenet_v1"), tmp_path, Card())
     assert (tmp_path / "thesis.txt").read_text() == "irreplaceable"
 
 
@@ -142,7 +142,7 @@ def refused(path: Path, match: str) -> None:
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
-def test_what_is_not_a_net_is_refused(small_net: Callable[..., Any], tmp_path: Path) -> None:
+def test_what_is_not_a_net_is_refused(small_model: Callable[..., Any], tmp_path: Path) -> None:
     refused(tmp_path / "absent", "nothing there")
     refused(tmp_path, "holds no model.keras")
     (tmp_path / "x.txt").write_text("text")
@@ -151,15 +151,15 @@ def test_what_is_not_a_net_is_refused(small_net: Callable[..., Any], tmp_path: P
     refused(tmp_path / "x.keras", "zip archive")
     (tmp_path / "x.h5").write_text("text")
     refused(tmp_path / "x.h5", "whole Keras model")
-    small_net("mobilenet_v1").save_weights(tmp_path / "weights.h5")
+    small_model("mobilenet_v1").save_weights(tmp_path / "weights.h5")
     refused(tmp_path / "weights.h5", "weights alone")
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "saved_model.pb").write_bytes(b"text")
     refused(tmp_path / "saved", "Keras 2 wrote")
 
 
-def test_damaged_files_are_refused(small_net: Callable[..., Any], tmp_path: Path) -> None:
-    saving.save(small_net("mobilenet_v1"), tmp_path / "net", Card())
+def test_damaged_files_are_refused(small_model: Callable[..., Any], tmp_path: Path) -> None:
+    saving.save(small_model("mobilenet_v1"), tmp_path / "net", Card())
     data = (tmp_path / "net" / "model.keras").read_bytes()
     (tmp_path / "cut.keras").write_bytes(data[: len(data) // 2])
     refused(tmp_path / "cut.keras", "cut short")
@@ -218,9 +218,9 @@ def test_a_lambda_is_never_read(tmp_path: Path) -> None:
 
 
 def test_a_class_of_another_module_is_never_imported(
-    small_net: Callable[..., Any], tmp_path: Path
+    small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    saving.save(small_net("mobilenet_v1"), tmp_path / "net", Card())
+    saving.save(small_model("mobilenet_v1"), tmp_path / "net", Card())
     with zipfile.ZipFile(tmp_path / "net" / "model.keras") as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     config = json.loads(parts["config.json"])
@@ -234,7 +234,7 @@ def test_a_class_of_another_module_is_never_imported(
 
 
 def test_a_card_of_another_size_gets_that_of_the_model(
-    small_net: Callable[..., Any], tmp_path: Path
+    small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    saving.save(small_net("mobilenet_v1"), tmp_path / "net", Card(input_shape=(224, 224, 3)))
+    saving.save(small_model("mobilenet_v1"), tmp_path / "net", Card(input_shape=(224, 224, 3)))
     assert saving.load(tmp_path / "net").card.input_shape == (32, 32, 3)

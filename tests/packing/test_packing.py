@@ -1,4 +1,4 @@
-"""The packed net: bits come back, sizes meet the entropy, and no file is believed."""
+"""The packed model: bits come back, sizes meet the entropy, and no file is believed."""
 
 from __future__ import annotations
 
@@ -335,7 +335,7 @@ HUGE = b"\xff" * 8 + b"\x7f"  # 2^63 - 1
 def test_lengths_inside_arrays_are_not_believed(body: bytes, tmp_path: Path) -> None:
     entry = [*ENTRY[:4], [2, 1], len(body)]
     path = forged(tmp_path / "x", json.dumps({"arrays": [entry]}).encode(), body)
-    assert "whole packed net" in refused(path)
+    assert "whole packed model" in refused(path)
 
 
 tf_keras = pytest.importorskip("tf_keras")
@@ -348,8 +348,8 @@ L = tf_keras.layers
 
 
 def packed(model: Any, path: Path, card: Card | None = None, ranges: Any = None) -> Any:
-    """The net behind a file."""
-    net = saving.Net(model, card or Card(input_shape=(32, 32, 3)))
+    """The model behind a file."""
+    net = saving.LoadedModel(model, card or Card(input_shape=(32, 32, 3)))
     path.write_bytes(packed_model.pack(net, ranges))
     return packed_model.unpack(path)
 
@@ -369,50 +369,50 @@ FILLS: dict[str, Callable[[np.random.Generator, Any], Any]] = {
 }
 
 
-def filled(net: Any, seed: int) -> None:
-    """Every array of a net in one of the ways that are hard to keep."""
+def filled(model: Any, seed: int) -> None:
+    """Every array of a model in one of the ways that are hard to keep."""
     rng = np.random.default_rng(seed)
     ways = list(FILLS.values())
-    places = (seed + np.arange(len(net.weights))) % len(ways)
-    net.set_weights([ways[p](rng, w.shape) for p, w in zip(places, net.weights, strict=True)])
+    places = (seed + np.arange(len(model.weights))) % len(ways)
+    model.set_weights([ways[p](rng, w.shape) for p, w in zip(places, model.weights, strict=True)])
 
 
 @pytest.mark.parametrize("name", archs.ALL)
 def test_every_net_comes_back_from_its_config(
-    name: str, small_net: Callable[..., Any], tmp_path: Path
+    name: str, small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    source = small_net(name)
-    net = tf_keras.models.clone_model(source)
-    net.mobilenet_config = source.mobilenet_config
-    filled(net, 1)
-    card = Card(architecture=net.mobilenet_config.to_json(), labels=("a", "b"), notes=("n",))
-    found = packed(net, tmp_path / "net", card)
-    assert same_bits(net, found.net.model)
-    assert found.net.model.get_config() == net.get_config()
+    source = small_model(name)
+    model = tf_keras.models.clone_model(source)
+    model.mobilenet_config = source.mobilenet_config
+    filled(model, 1)
+    card = Card(architecture=model.mobilenet_config.to_json(), labels=("a", "b"), notes=("n",))
+    found = packed(model, tmp_path / "net", card)
+    assert same_bits(model, found.net.model)
+    assert found.net.model.get_config() == model.get_config()
     assert found.net.card == card and found.ranges is None
-    assert builder.config_of(found.net.model) == net.mobilenet_config
+    assert builder.config_of(found.net.model) == model.mobilenet_config
     assert container.read(tmp_path / "net")[0]["keras"] is None
     told = reports.contents(tmp_path / "net")
-    assert told.total.weights == net.count_params()
+    assert told.total.weights == model.count_params()
     assert told.total.packed == (tmp_path / "net").stat().st_size
     assert sum(line.packed for line in told.lines) == told.total.packed
 
 
 def foreign() -> Any:
-    """A net of other layers, with weights that are easily lost."""
+    """A model of other layers, with weights that are easily lost."""
     source = L.Input((8, 8, 3))
     x = L.SeparableConv2D(8, 3, name="separable")(source)
     x = L.BatchNormalization(scale=False, name="no_gamma")(x)
     x = L.BatchNormalization(center=False, name="no_beta")(L.ReLU()(x))
     x = L.BatchNormalization(scale=False, center=False, name="neither")(L.PReLU()(x))
     x = L.BatchNormalization(epsilon=0.01, name="whole")(L.Conv2D(4, 3)(x))
-    net = tf_keras.Model(source, L.Dense(5, "softmax")(L.GlobalAveragePooling2D()(x)))
+    model = tf_keras.Model(source, L.Dense(5, "softmax")(L.GlobalAveragePooling2D()(x)))
     rng = np.random.default_rng(0)
-    net.set_weights([rng.uniform(0.2, 1.5, w.shape) for w in net.get_weights()])
-    weights = net.get_weights()
+    model.set_weights([rng.uniform(0.2, 1.5, w.shape) for w in model.get_weights()])
+    weights = model.get_weights()
     weights[0].reshape(-1)[:5] = [-0.0, 0.0, 1e-45, -3.4e38, 1.1754942e-38]
-    net.set_weights(weights)
-    return net
+    model.set_weights(weights)
+    return model
 
 
 @settings(deadline=None, max_examples=20)
@@ -422,56 +422,56 @@ def foreign() -> Any:
 def test_any_weights_of_a_net_come_back(ways: list[str], seed: int) -> None:
     source = L.Input((6, 6, 3))
     x = L.BatchNormalization(scale=False)(L.Conv2D(5, 3, name="c")(source))
-    net = tf_keras.Model(source, L.Dense(4)(L.Flatten()(x)))
+    model = tf_keras.Model(source, L.Dense(4)(L.Flatten()(x)))
     rng = np.random.default_rng(seed)
-    net.set_weights([FILLS[w](rng, v.shape) for w, v in zip(ways, net.weights, strict=True)])
+    model.set_weights([FILLS[w](rng, v.shape) for w, v in zip(ways, model.weights, strict=True)])
     with tempfile.TemporaryDirectory() as place:
-        assert same_bits(net, packed(net, Path(place) / "net").net.model)
+        assert same_bits(model, packed(model, Path(place) / "net").net.model)
 
 
 @pytest.mark.slow
 def test_a_whole_v1_is_packed_in_twenty_seconds_of_one_core(tmp_path: Path) -> None:
-    net = saving.Net(builder.build(archs.get("mobilenet_v1"), (224, 224, 3)), Card())
+    model = saving.LoadedModel(builder.build(archs.get("mobilenet_v1"), (224, 224, 3)), Card())
     start = time.process_time()
-    packed_model.pack(net)
+    packed_model.pack(model)
     assert time.process_time() - start < 20
 
 
 def test_a_foreign_net_comes_back_from_its_description(tmp_path: Path) -> None:
-    net = foreign()
-    found = packed(net, tmp_path / "net").net.model
-    assert same_bits(net, found)
+    model = foreign()
+    found = packed(model, tmp_path / "net").net.model
+    assert same_bits(model, found)
     assert np.signbit(found.get_weights()[0].reshape(-1)[0])
-    assert [layer.name for layer in found.layers] == [layer.name for layer in net.layers]
+    assert [layer.name for layer in found.layers] == [layer.name for layer in model.layers]
     assert container.read(tmp_path / "net")[0]["config"] is None
 
 
 def test_a_net_that_left_its_config_is_described(
-    small_net: Callable[..., Any], tmp_path: Path
+    small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    source = small_net("mobilenet_v1")
-    net = tf_keras.Model(source.inputs, source.layers[-4].output)
-    net.mobilenet_config = source.mobilenet_config
-    assert same_bits(net, packed(net, tmp_path / "net").net.model)
+    source = small_model("mobilenet_v1")
+    model = tf_keras.Model(source.inputs, source.layers[-4].output)
+    model.mobilenet_config = source.mobilenet_config
+    assert same_bits(model, packed(model, tmp_path / "net").net.model)
     assert container.read(tmp_path / "net")[0]["config"] is None
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
-    net = foreign()
-    weights = net.get_weights()
+    model = foreign()
+    weights = model.get_weights()
     weights[2][0] = value
-    net.set_weights(weights)
+    model.set_weights(weights)
     with pytest.raises(UsageError, match="NaN or infinity"):
-        packed_model.pack(saving.Net(net, Card()))
+        packed_model.pack(saving.LoadedModel(model, Card()))
 
 
 def test_a_net_with_code_is_refused_on_both_sides(tmp_path: Path) -> None:
     source = L.Input((4,))
-    net = tf_keras.Model(source, L.Lambda(lambda x: x + 1)(source))
+    model = tf_keras.Model(source, L.Lambda(lambda x: x + 1)(source))
     with pytest.raises(UsageError, match="Lambda"):
-        packed_model.pack(saving.Net(net, Card()))
-    described = tf_keras.saving.serialize_keras_object(net)
+        packed_model.pack(saving.LoadedModel(model, Card()))
+    described = tf_keras.saving.serialize_keras_object(model)
     text = json.dumps({"card": Card().to_json(), "keras": described, "arrays": []}).encode()
     with pytest.raises(UsageError, match="Lambda"):
         packed_model.unpack(forged(tmp_path / "x", text))
@@ -496,22 +496,24 @@ def test_architectures_that_cannot_be_are_refused(header: dict[str, Any], tmp_pa
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
-def test_weights_of_another_net_are_refused(small_net: Callable[..., Any], tmp_path: Path) -> None:
-    net = small_net("mobilenet_v1")
-    header = {"card": Card().to_json(), "config": net.mobilenet_config.to_json()}
+def test_weights_of_another_net_are_refused(
+    small_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = small_model("mobilenet_v1")
+    header = {"card": Card().to_json(), "config": model.mobilenet_config.to_json()}
     text = json.dumps({**header, "input_shape": [32, 32, 3], "arrays": []}).encode()
-    with pytest.raises(UsageError, match="not those of its net"):
+    with pytest.raises(UsageError, match="not those of its model"):
         packed_model.unpack(forged(tmp_path / "x", text))
 
 
 def test_folded_norms_are_halves_that_do_the_same() -> None:
-    net = foreign()
-    net.get_layer("separable").set_weights(
-        [np.full(w.shape, 0.1, np.float32) for w in net.get_layer("separable").get_weights()]
+    model = foreign()
+    model.get_layer("separable").set_weights(
+        [np.full(w.shape, 0.1, np.float32) for w in model.get_layer("separable").get_weights()]
     )
-    halved = fp16_batch_norm.folded(net)
+    halved = fp16_batch_norm.folded(model)
     gamma, beta, mean, variance = (
-        w.astype(np.float64) for w in net.get_layer("whole").get_weights()
+        w.astype(np.float64) for w in model.get_layer("whole").get_weights()
     )
     scale = gamma / np.sqrt(variance + 0.01)
     new = halved.get_layer("whole").get_weights()
@@ -522,11 +524,12 @@ def test_folded_norms_are_halves_that_do_the_same() -> None:
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
     for name in ("no_gamma", "no_beta", "neither", "whole"):
         before, after = (
-            tf_keras.Model(m.input, m.get_layer(name).output)(images).numpy() for m in (net, halved)
+            tf_keras.Model(m.input, m.get_layer(name).output)(images).numpy()
+            for m in (model, halved)
         )
         assert not np.array_equal(before, after)
         np.testing.assert_allclose(after, before, rtol=0.01, atol=0.01 * np.abs(before).max())
-    kept = [w for w in net.get_weights() if w.ndim > 1]
+    kept = [w for w in model.get_weights() if w.ndim > 1]
     assert all(
         np.array_equal(a, b)
         for a, b in zip(kept, [w for w in halved.get_weights() if w.ndim > 1], strict=True)
@@ -534,12 +537,12 @@ def test_folded_norms_are_halves_that_do_the_same() -> None:
 
 
 def test_a_norm_beyond_halves_is_refused() -> None:
-    net = foreign()
-    layer = net.get_layer("whole")
+    model = foreign()
+    layer = model.get_layer("whole")
     layer.set_weights([np.full(w.shape, 1e6) for w in layer.get_weights()])
     layer.moving_variance.assign(np.ones(4))
     with pytest.raises(UsageError, match="whole scale"):
-        fp16_batch_norm.folded(net)
+        fp16_batch_norm.folded(model)
 
 
 @pytest.mark.parametrize("reader", ["packing", "stored"])
@@ -550,11 +553,11 @@ def test_ranges_that_inflate_or_hold_objects_are_one_line(reader: str, tmp_path:
     def read() -> object:
         if reader == "packing":
             return packed_model.read_ranges(tmp_path)
-        return int8_saving.load(tmp_path, net=cast(Any, "not looked at"))
+        return int8_saving.load(tmp_path, model=cast(Any, "not looked at"))
 
     path = tmp_path / "ranges.npz"
     np.savez(path, Conv2d_0=np.array([{}]))
-    with pytest.raises(UsageError, match="the ranges of a quantized net .*holds Python objects"):
+    with pytest.raises(UsageError, match="the ranges of a quantized model .*holds Python objects"):
         read()
     np.savez_compressed(path, Conv2d_0=np.zeros(40 << 20, np.uint8))
     with pytest.raises(UsageError, match="at most 20 times as many.*quantize it again"):

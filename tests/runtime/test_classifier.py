@@ -41,7 +41,7 @@ def export(folder: Path, kind: str = "float", softmax: bool = False, **fields: A
 
 
 def pixels(count: int, seed: int = 0) -> np.ndarray:
-    """Pictures of 8 x 8 patches: unlike pixel noise, they do not look alike to a net."""
+    """Pictures of 8 x 8 patches: unlike pixel noise, they do not look alike to a model."""
     patches = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), np.uint8)
     return patches.repeat(SIDE // 8, axis=1).repeat(SIDE // 8, axis=2)
 
@@ -49,7 +49,10 @@ def pixels(count: int, seed: int = 0) -> np.ndarray:
 def test_float_outputs_are_those_of_keras(tmp_path: Path) -> None:
     batch = pixels(7)
     expected = np.concatenate(
-        [runtime_files.keras_net()((image[None] / 127.5 - 1).astype(np.float32)) for image in batch]
+        [
+            runtime_files.keras_model()((image[None] / 127.5 - 1).astype(np.float32))
+            for image in batch
+        ]
     )
     ours = Classifier(export(tmp_path)).logits(batch)
     assert ours.dtype == np.float32
@@ -106,7 +109,9 @@ def test_probabilities_are_not_squashed_again(tmp_path: Path) -> None:
     classifier = Classifier(
         export(tmp_path, softmax=True, outputs="probabilities", preprocessing=whole)
     )
-    expected = runtime_files.keras_net(True)((pixels(1) / 127.5 - 1).astype(np.float32)).numpy()[0]
+    expected = runtime_files.keras_model(True)((pixels(1) / 127.5 - 1).astype(np.float32)).numpy()[
+        0
+    ]
     found = dict(classifier.top_k(pixels(1)[0], 10))
     np.testing.assert_allclose([found[label] for label in LABELS], expected, atol=1e-4)
 
@@ -145,7 +150,7 @@ def test_card_that_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"input_shape": 5}', '{"colour": 1}', '{"preprocessing": 7}']
+    "text", ["{", "[]", '{"input_shape": 5}', '{"color": 1}', '{"preprocessing": 7}']
 )
 def test_card_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> None:
     (export(tmp_path) / "card.json").write_text(text)
@@ -175,7 +180,7 @@ def test_digits_are_scored(tmp_path: Path) -> None:
     right = among = loss = 0.0
     for index in chosen:
         x = digits.enlarge(data.images[index : index + 1], SIDE) / np.float32(127.5) - 1
-        out = runtime_files.keras_net()(x.astype(np.float32)).numpy()[0].astype(float)
+        out = runtime_files.keras_model()(x.astype(np.float32)).numpy()[0].astype(float)
         label = int(data.labels[index])
         right += out.argmax() == label
         among += label in np.argsort(-out)[:5]
@@ -198,12 +203,12 @@ def test_photos_score_as_through_tensorflows_decoder(shared_data: Path, tmp_path
     for path, label in items:
         image = tf.io.decode_jpeg(path.read_bytes(), channels=3)
         image = tf.image.resize(tf.image.central_crop(image, 0.875), (SIDE, SIDE))
-        out = runtime_files.keras_net()(image[None] / 127.5 - 1).numpy()[0]
+        out = runtime_files.keras_model()(image[None] / 127.5 - 1).numpy()[0]
         best.append(out.argmax())
         right += best[-1] == label
     figures = runtime.evaluate(classifier, "image_folder", root, "validation")
     assert figures.images == len(items) == 250
-    assert len(set(best)) > 2  # the net tells photos apart, or the comparison would say nothing
+    assert len(set(best)) > 2  # the model tells photos apart, or the comparison would say nothing
     assert abs(figures.top1 / 100 * 250 - right) <= 250 / 200
 
 
@@ -354,7 +359,7 @@ def test_evaluating_loads_no_tensorflow(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     seconds, *heavy = done.stdout.split()
     assert heavy == []
-    assert float(seconds) < 1  # CPU time, so that a busy machine does not matter; .25 measured
+    assert float(seconds) < 1  # CPU time, so that a busy machine does not matter; 0.25 measured
     assert done.stderr == ""
 
 

@@ -278,7 +278,7 @@ def flipped_npz(prefix: Path, place: Path) -> Path:
 
 
 def foreign(root: str, convolutions: tuple[str, ...]) -> Callable[[Path, Path], Path]:
-    """A checkpoint of another of slim's nets, by its names."""
+    """A checkpoint of another of slim's models, by its names."""
 
     def make(prefix: Path, place: Path) -> Path:
         found: slim.Values = {}
@@ -296,8 +296,8 @@ def foreign(root: str, convolutions: tuple[str, ...]) -> Callable[[Path, Path], 
 def object_based(prefix: Path, place: Path) -> Path:
     import tensorflow as tf
 
-    net = tf.train.Checkpoint(step=tf.Variable(1), kernel=tf.Variable(tf.ones((3, 3, 3, 8))))
-    return Path(net.write(str(place / "ckpt-1")))
+    model = tf.train.Checkpoint(step=tf.Variable(1), kernel=tf.Variable(tf.ones((3, 3, 3, 8))))
+    return Path(model.write(str(place / "ckpt-1")))
 
 
 def sound(prefix: Path, place: Path) -> Path:

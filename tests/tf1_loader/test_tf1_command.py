@@ -1,4 +1,4 @@
-"""`python -m mobilenet.tf1_loader` writes a net in three forms and proves them equal."""
+"""`python -m mobilenet.tf1_loader` writes a model in three forms and verifies them equal."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def test_the_released_nets_are_listed(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A quantized net of 1001 classes in an archive, made into one of 1000, in a process."""
+    """A quantized model of 1001 classes in an archive, made into one of 1000, in a process."""
     place = tmp_path_factory.mktemp("tf1_made")
-    net = Slim("mobilenet_v1", classes=1001)
-    raw = slim.values(net)
-    source = slim.write_checkpoint(place / "in/model.ckpt", raw | slim.ranges(net)[0] | slim.STEP)
+    model = Slim("mobilenet_v1", classes=1001)
+    raw = slim.values(model)
+    source = slim.write_checkpoint(place / "in/model.ckpt", raw | slim.ranges(model)[0] | slim.STEP)
     slim.write_archive(place / "net.tgz", slim.parts(source, "./"))
     words = ("-i", "net.tgz", "-o", "out", "--num_classes", 1000, "--image_size", 32)
     printed = done(place, *words)
-    expected = slim.places(net, raw)
+    expected = slim.places(model, raw)
     for name in ("Logits/kernel", "Logits/bias"):
         expected[name] = expected[name][..., 1:]
     return place / "out", printed, expected

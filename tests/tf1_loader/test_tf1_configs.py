@@ -32,10 +32,12 @@ LOGITS = "Logits/Conv2d_1c_1x1"
 Written = Callable[..., tuple[Slim, slim.Values, Path]]
 
 
-def config_of(net: Slim, **fields: Any) -> Any:
-    mode = {} if net.family == "mobilenet_v1" else {"finegrain_classification_mode": net.finegrain}
-    settings = {"width_multiplier": net.width, "num_classes": net.classes, **mode, **fields}
-    return archs.get(net.family, **settings)
+def config_of(model: Slim, **fields: Any) -> Any:
+    mode = (
+        {} if model.family == "mobilenet_v1" else {"finegrain_classification_mode": model.finegrain}
+    )
+    settings = {"width_multiplier": model.width, "num_classes": model.classes, **mode, **fields}
+    return archs.get(model.family, **settings)
 
 
 def refused(path: Path, config: Any = None, loader: Any = None, **options: Any) -> str:
@@ -67,8 +69,8 @@ def test_each_loader_takes_a_config_and_leaves_it_as_it_is(family: str, written:
 
 @pytest.mark.parametrize("family", ["mobilenet_v1", "mobilenet_v3_large_minimalistic"])
 def test_without_a_config_a_loader_finds_it(family: str, written: Written) -> None:
-    net, raw, path = written(family)
-    slim.same(LOADERS[family](path, input_shape=PIXELS), slim.places(net, raw))
+    model, raw, path = written(family)
+    slim.same(LOADERS[family](path, input_shape=PIXELS), slim.places(model, raw))
 
 
 def test_the_loader_of_all_v3_goes_by_the_config(written: Written) -> None:
@@ -101,17 +103,17 @@ def test_edgetpus_block_13_adds_nothing(written: Written) -> None:
 
 
 def test_a_stem_of_one_channel_sets_the_input(written: Written) -> None:
-    net, raw, path = written("mobilenet_v3_small_minimalistic", channels=1)
+    model, raw, path = written("mobilenet_v3_small_minimalistic", channels=1)
     found = slim.loaded(path, input_shape=None)
     assert found.model.input_shape == (None, 224, 224, 1)
-    slim.same(found.model, slim.places(net, raw))
+    slim.same(found.model, slim.places(model, raw))
     assert "1 input channel" in found.report.found
     assert "channel" in refused(path, input_shape=(32, 32, 3))
 
 
 def test_1001_classes_become_1000_without_the_background(written: Written) -> None:
-    net, raw, path = written("mobilenet_v3_small_minimalistic", classes=1001)
-    expected = slim.places(net, raw)
+    model, raw, path = written("mobilenet_v3_small_minimalistic", classes=1001)
+    expected = slim.places(model, raw)
     kept = slim.loaded(path)
     assert (kept.config.num_classes, kept.report.notes) == (1001, ())
     slim.same(kept.model, expected)
@@ -124,18 +126,18 @@ def test_1001_classes_become_1000_without_the_background(written: Written) -> No
     assert set(found.report.loaded.values()) == set(raw)
     slim.same(
         tf1_loader.load_mobilenet_v3_small(
-            path, config_of(net, num_classes=1000), input_shape=PIXELS
+            path, config_of(model, num_classes=1000), input_shape=PIXELS
         ),
         expected,
     )
 
 
 def test_no_classes_leave_the_logits_out(written: Written) -> None:
-    net, raw, path = written("mobilenet_v3_small_minimalistic", classes=1001)
+    model, raw, path = written("mobilenet_v3_small_minimalistic", classes=1001)
     logits = {f"MobilenetV3/{LOGITS}/weights", f"MobilenetV3/{LOGITS}/biases"}
     found = slim.loaded(path, num_classes=0)
     headless = {name: array for name, array in raw.items() if name not in logits}
-    slim.same(found.model, {slim.place(net, name): array for name, array in headless.items()})
+    slim.same(found.model, {slim.place(model, name): array for name, array in headless.items()})
     assert set(found.report.left_aside["logits"]) == logits
     assert set(found.report.loaded.values()) == set(headless)
 
@@ -164,30 +166,30 @@ WRONG = [
 def test_a_wrong_config_is_told_with_its_cause(
     family: str, changes: dict[str, Any], said: tuple[str, ...], written: Written
 ) -> None:
-    net, _, path = written(family)
-    line = refused(path, config_of(net, **changes), LOADERS[family])
+    model, _, path = written(family)
+    line = refused(path, config_of(model, **changes), LOADERS[family])
     for part in said:
         assert part in line
 
 
-def off(net: Slim, other: Slim) -> tuple[int, int, int]:
-    """How many variables a net of `other` lacks, leaves over or has in another shape."""
-    have, want = slim.shapes(net), slim.shapes(other)
+def off(model: Slim, other: Slim) -> tuple[int, int, int]:
+    """How many variables a model of `other` lacks, leaves over or has in another shape."""
+    have, want = slim.shapes(model), slim.shapes(other)
     differ = [name for name in have.keys() & want.keys() if have[name] != want[name]]
     return len(want.keys() - have.keys()), len(have.keys() - want.keys()), len(differ)
 
 
 def test_all_that_is_off_is_counted(written: Written) -> None:
-    net, _, path = written("mobilenet_v2")
-    wider = dataclasses.replace(net, width=0.35)
-    assert off(net, wider)[:2] == (0, 0)
+    model, _, path = written("mobilenet_v2")
+    wider = dataclasses.replace(model, width=0.35)
+    assert off(model, wider)[:2] == (0, 0)
     line = refused(path, config_of(wider), LOADERS["mobilenet_v2"])
-    assert str(off(net, wider)[2]) in line
+    assert str(off(model, wider)[2]) in line
     for a, b in (("", "_minimalistic"), ("_minimalistic", "")):
-        net, _, path = written("mobilenet_v3_small" + a)
-        other = dataclasses.replace(net, family="mobilenet_v3_small" + b)
+        model, _, path = written("mobilenet_v3_small" + a)
+        other = dataclasses.replace(model, family="mobilenet_v3_small" + b)
         line = refused(path, config_of(other), LOADERS[other.family])
-        missing, left_over, _ = off(net, other)
+        missing, left_over, _ = off(model, other)
         assert str(missing or left_over) in line
         assert "squeeze_excite" in line
         assert "minimalistic" in line.lower()
@@ -206,9 +208,9 @@ def test_all_that_is_off_is_counted(written: Written) -> None:
     ],
 )
 def test_another_family_is_refused_and_named(family: str, loader: str, written: Written) -> None:
-    net, _, path = written(family)
+    model, _, path = written(family)
     assert family in refused(path, None, LOADERS[loader])
-    refused(path, config_of(net), LOADERS[loader])  # the config is of another class
+    refused(path, config_of(model), LOADERS[loader])  # the config is of another class
     refused(path, config_of(Slim(loader)), LOADERS[loader])
 
 

@@ -24,7 +24,7 @@ CASES = (
     "v3_small_minimalistic_w020", "v3_small_w010_ema_rmsprop", "v3_small_w010_gray",
     "v3_small_w035_5cls", "v3_large_w015",
 )  # fmt: skip
-# Net, file, and how far its logits may be from the original's: V1's weights are exact, the other
+# Model, file, and how far its logits may be from the original's: V1's weights are exact, the other
 # two were rounded to float16.
 PHOTO_NETS = {
     "mobilenet_v1_0.25_128": ("mobilenet_v1_0.25_128.ckpt", 128, 1e-3),
@@ -47,7 +47,7 @@ def case_of(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         return json.loads((folder / "case.json").read_text()), dict(golden)
 
 
-def net_of(case: dict[str, Any]) -> slim.Slim:
+def model_of(case: dict[str, Any]) -> slim.Slim:
     family = "mobilenet_" + case["family"].replace("v3_edgetpu", "edgetpu")
     finegrain = case["builder_kwargs"].get("finegrain_classification_mode", False)
     height, width, channels = case["input_shape"]
@@ -79,12 +79,12 @@ def test_names_and_shapes_written_out_for_these_tests_are_slims(
 ) -> None:
     folder = shared_data / "tf1_golden" / name
     real = tf.train.load_checkpoint(str(folder / "model.ckpt")).get_variable_to_shape_map()
-    net = net_of(case_of(folder)[0])
-    ours = {key: list(shape) for key, shape in slim.shapes(net).items()}
+    model = model_of(case_of(folder)[0])
+    ours = {key: list(shape) for key, shape in slim.shapes(model).items()}
     others = ("quant", slim.AVERAGE, "RMSProp", "global_step")
     assert {k: s for k, s in real.items() if not any(o in k for o in others)} == ours
     if "quant" in name:
-        assert {key for key in real if "quant" in key} == set(slim.ranges(net)[0])
+        assert {key for key in real if "quant" in key} == set(slim.ranges(model)[0])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -121,7 +121,7 @@ def test_end_points_are_the_original_graphs(
     assert np.abs(logits.numpy() - golden["logits"]).max() < CLOSE
 
 
-# Measured: 1.4e-3 for the large net, whose logits are larger.
+# Measured: 1.4e-3 for the large model, whose logits are larger.
 @pytest.mark.parametrize(("name", "most"), [("v3_small_w035_5cls", 1e-3), ("v3_large_w015", 2e-3)])
 def test_another_slope_of_the_gates_costs_the_last_digits(
     name: str, most: float, loaded: Callable[..., Any], shared_data: Path
@@ -151,17 +151,19 @@ def test_the_net_is_found_from_names_and_shapes(
     name: str, loaded: Callable[..., Any], shared_data: Path
 ) -> None:
     case = case_of(shared_data / "tf1_golden" / name)[0]
-    net = net_of(case)
+    model = model_of(case)
     found = loaded(name)
     config = found.config
-    assert type(config) is archs.ALL[net.family]
+    assert type(config) is archs.ALL[model.family]
     assert config.num_classes == case["num_classes"]
     assert found.model.input_shape[1:] == tuple(case["input_shape"])
-    if net.family != "mobilenet_v1":
-        assert config.finegrain_classification_mode == net.finegrain
+    if model.family != "mobilenet_v1":
+        assert config.finegrain_classification_mode == model.finegrain
     assert config.width_multiplier == pytest.approx(case["depth_multiplier"], abs=0.02)
-    again = slim.Slim(net.family, config.width_multiplier, net.classes, net.channels, net.finegrain)
-    assert slim.shapes(again) == slim.shapes(net)
+    again = slim.Slim(
+        model.family, config.width_multiplier, model.classes, model.channels, model.finegrain
+    )
+    assert slim.shapes(again) == slim.shapes(model)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -190,7 +192,7 @@ def test_ranges_of_quantized_training_are_all_named(
     name = "v1_w0125_quant_ranges"
     folder = shared_data / "tf1_golden" / name
     report = loaded(name).report
-    expected = slim.ranges(net_of(case_of(folder)[0]))[1]
+    expected = slim.ranges(model_of(case_of(folder)[0]))[1]
     assert set(report.ranges) == set(expected)
     assert report.unnamed_ranges == {}
     assert len(report.left_aside["quantization"]) == 224
@@ -231,14 +233,14 @@ def photo(path: Path, side: int) -> Any:
 
 
 @functools.cache
-def photo_net(data: Path, net: str) -> Any:
-    file = PHOTO_NETS[net][0]
+def photo_model(data: Path, model: str) -> Any:
+    file = PHOTO_NETS[model][0]
     return tf1_loader.load_tf1_checkpoint(data / "checkpoints" / file, classifier_activation=None)
 
 
 def photo_logits(data: Path, net: str, files: list[str]) -> np.ndarray:
     side = PHOTO_NETS[net][1]
-    model = photo_net(data, net).model
+    model = photo_model(data, net).model
     assert model.input_shape == (None, side, side, 3)  # as the file's name says
     folder = data / "photos/imagenet_samples"
     batches = [files[at : at + 40] for at in range(0, len(files), 40)]
@@ -247,24 +249,24 @@ def photo_logits(data: Path, net: str, files: list[str]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("net", PHOTO_NETS)
-def test_logits_of_real_nets_on_photos(net: str, shared_data: Path) -> None:
+def test_logits_of_real_nets_on_photos(model: str, shared_data: Path) -> None:
     with np.load(shared_data / "photos/expected.npz") as expected:
         where = {int(index): str(file) for index, file in
                  zip(expected["index"], expected["filename"], strict=True)}  # fmt: skip
         files = [where[int(index)] for index in expected["full_index"]]
-        found = photo_logits(shared_data, net, files)
+        found = photo_logits(shared_data, model, files)
         assert found.shape == (8, 1000)
-        assert np.abs(found - expected[f"{net}/logits"]).max() < PHOTO_NETS[net][2]
+        assert np.abs(found - expected[f"{model}/logits"]).max() < PHOTO_NETS[model][2]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("net", PHOTO_NETS)
-def test_top_5_of_real_nets_on_200_photos(net: str, shared_data: Path) -> None:
+def test_top_5_of_real_nets_on_200_photos(model: str, shared_data: Path) -> None:
     with np.load(shared_data / "photos/expected.npz") as expected:
         files = [str(file) for file in expected["filename"]]
-        wanted, truth = expected[f"{net}/top5"], expected["index"]
-    top = np.argsort(-photo_logits(shared_data, net, files), axis=1)[:, :5]
+        wanted, truth = expected[f"{model}/top5"], expected["index"]
+    top = np.argsort(-photo_logits(shared_data, model, files), axis=1)[:, :5]
     same = np.all(top == wanted, axis=1)
     assert same.mean() >= 0.99, f"other top-5 on {np.flatnonzero(~same)}"
     scores = (top[:, 0] == truth).mean() * 100, (top == truth[:, None]).any(1).mean() * 100
-    assert scores == pytest.approx(PHOTO_SCORES[net], abs=0.5)
+    assert scores == pytest.approx(PHOTO_SCORES[model], abs=0.5)

@@ -44,11 +44,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """`plain(family)`: a narrow net with `global_step` and nothing else: net, values, prefix."""
+    """`plain(family)`: a narrow model with `global_step` and nothing else: model, values,
+    prefix.
+    """
 
     def write(family: str) -> tuple[Slim, slim.Values, Path]:
-        net = Slim(family)
-        return net, *slim.written(tmp_path_factory.getbasetemp(), net)
+        model = Slim(family)
+        return model, *slim.written(tmp_path_factory.getbasetemp(), model)
 
     return write
 
@@ -68,11 +70,11 @@ def test_shapes_written_for_these_tests_have_the_published_count(family: str, wi
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_weight_is_what_was_written(family: str, plain: Load) -> None:
-    net, raw, prefix = plain(family)
+    model, raw, prefix = plain(family)
     found = slim.loaded(prefix)
-    slim.same(found.model, slim.places(net, raw))
+    slim.same(found.model, slim.places(model, raw))
     report = found.report
-    assert report.loaded == {slim.place(net, name): name for name in raw}
+    assert report.loaded == {slim.place(model, name): name for name in raw}
     assert report.left_aside == {"step": ("global_step",)}
     assert (report.averaged, report.ranges, report.unnamed_ranges) == (0, {}, {})
     assert report.prefix == str(prefix)
@@ -85,22 +87,22 @@ def test_every_weight_is_what_was_written(family: str, plain: Load) -> None:
 
 @pytest.fixture(scope="session")
 def trained(folder: Path) -> Callable[[str], tuple[Slim, slim.Values, slim.Values, Path]]:
-    """`trained(family)`: a file of a training run: net, values, other variables, prefix.
+    """`trained(family)`: a file of a training run: model, values, other variables, prefix.
 
     V1 has no shadows of moving statistics and none of the logits' biases.
     """
 
     @functools.cache
     def write(family: str) -> tuple[Slim, slim.Values, slim.Values, Path]:
-        net = Slim(family)
-        raw = slim.values(net)
+        model = Slim(family)
+        raw = slim.values(model)
         shadows = slim.averages(raw, moving=family != "mobilenet_v1")
         if family == "mobilenet_v1":
-            del shadows[f"{net.scope}Logits/Conv2d_1c_1x1/biases{AVERAGE}"]
+            del shadows[f"{model.scope}Logits/Conv2d_1c_1x1/biases{AVERAGE}"]
         kinds = ("Momentum",) if "v3" in family else ("RMSProp", "RMSProp_1")
         others = shadows | slim.slots(raw, *kinds) | STEP | LOSSES
         prefix = folder / f"{family}_trained" / "model.ckpt-7"
-        return net, raw, others, slim.write_checkpoint(prefix, raw | others)
+        return model, raw, others, slim.write_checkpoint(prefix, raw | others)
 
     return write
 
@@ -110,15 +112,15 @@ TRAINED = ("mobilenet_v1", "mobilenet_v3_small_minimalistic")
 
 @pytest.mark.parametrize("family", TRAINED)
 def test_averages_are_taken_variable_by_variable(family: str, trained: Load) -> None:
-    net, raw, others, prefix = trained(family)
+    model, raw, others, prefix = trained(family)
     found = slim.loaded(prefix)
     chosen = {name: name + AVERAGE if name + AVERAGE in others else name for name in raw}
     slim.same(
         found.model,
-        {slim.place(net, name): (raw | others)[chosen[name]] for name in raw},
+        {slim.place(model, name): (raw | others)[chosen[name]] for name in raw},
     )
     report = found.report
-    assert report.loaded == {slim.place(net, name): taken for name, taken in chosen.items()}
+    assert report.loaded == {slim.place(model, name): taken for name, taken in chosen.items()}
     shadows = {name for name in others if name.endswith(AVERAGE)}
     assert report.averaged == len(shadows)
     assert (len(shadows) < len(raw)) == (family == "mobilenet_v1")
@@ -129,9 +131,9 @@ def test_averages_are_taken_variable_by_variable(family: str, trained: Load) -> 
 
 @pytest.mark.parametrize("family", TRAINED)
 def test_raw_values_are_taken_when_asked(family: str, trained: Load) -> None:
-    net, raw, others, prefix = trained(family)
+    model, raw, others, prefix = trained(family)
     found = slim.loaded(prefix, use_ema=False)
-    slim.same(found.model, slim.places(net, raw))
+    slim.same(found.model, slim.places(model, raw))
     report = found.report
     assert report.averaged == 0
     shadows = {name for name in others if name.endswith(AVERAGE)}
@@ -152,8 +154,8 @@ def test_what_training_adds_is_left_aside_by_reason(family: str, trained: Load) 
 
 
 def test_adam_and_a_loss_with_a_shadow_are_left_aside(folder: Path) -> None:
-    net = Slim("mobilenet_v3_small_minimalistic")
-    raw = slim.values(net)
+    model = Slim("mobilenet_v3_small_minimalistic")
+    raw = slim.values(model)
     others = slim.slots(raw, "Adam", "Adam_1") | {
         "beta1_power": np.asarray(0.5, np.float32),
         "beta2_power": np.asarray(0.25, np.float32),
@@ -161,7 +163,7 @@ def test_adam_and_a_loss_with_a_shadow_are_left_aside(folder: Path) -> None:
     }
     prefix = slim.write_checkpoint(folder / "adam/model.ckpt", raw | others)
     found = slim.loaded(prefix)
-    slim.same(found.model, slim.places(net, raw))
+    slim.same(found.model, slim.places(model, raw))
     counted(found.report, raw | others)
     assert found.report.averaged == 0
     assert {name for name in others if "/Adam" in name} <= set(found.report.left_aside["slot"])
@@ -169,12 +171,12 @@ def test_adam_and_a_loss_with_a_shadow_are_left_aside(folder: Path) -> None:
 
 @pytest.mark.parametrize("family", ["mobilenet_v1", "mobilenet_v2"])
 def test_a_quantized_net_loads_as_float_and_tells_its_ranges(family: str, folder: Path) -> None:
-    net = Slim(family)
-    raw = slim.values(net)
-    others, expected = slim.ranges(net)
+    model = Slim(family)
+    raw = slim.values(model)
+    others, expected = slim.ranges(model)
     prefix = slim.write_checkpoint(folder / f"{family}_quant/model.ckpt", raw | others | STEP)
     found = slim.loaded(prefix)
-    slim.same(found.model, slim.places(net, raw))
+    slim.same(found.model, slim.places(model, raw))
     report = found.report
     assert set(report.ranges) == set(expected)
     for key, pair in expected.items():
@@ -188,8 +190,8 @@ def test_a_quantized_net_loads_as_float_and_tells_its_ranges(family: str, folder
 
 
 def test_ranges_without_a_place_are_kept_by_scope(folder: Path) -> None:
-    net = Slim("mobilenet_v3_small")
-    raw = slim.values(net)
+    model = Slim("mobilenet_v3_small")
+    raw = slim.values(model)
     scopes = {
         f"MobilenetV3/{scope}": (-1.0 - at, 2.0 + at)
         for at, scope in enumerate((
@@ -214,18 +216,18 @@ def test_ranges_without_a_place_are_kept_by_scope(folder: Path) -> None:
 
 
 def test_a_net_without_its_root_scope_loads(folder: Path) -> None:
-    net = Slim("mobilenet_edgetpu", width=0.125, channels=1, finegrain=True, root="")
-    raw = slim.values(net)
+    model = Slim("mobilenet_edgetpu", width=0.125, channels=1, finegrain=True, root="")
+    raw = slim.values(model)
     found = slim.loaded(slim.write_npz(folder / "no_root.npz", raw), input_shape=(32, 32, 1))
     assert type(found.config) is archs.ALL["mobilenet_edgetpu"]
-    slim.same(found.model, slim.places(net, raw))
+    slim.same(found.model, slim.places(model, raw))
 
 
 def test_leading_scopes_and_a_missing_head_load(folder: Path) -> None:
-    net = Slim("mobilenet_v2", classes=0, root="FeatureExtractor/MobilenetV2/")
-    raw = slim.values(net)
+    model = Slim("mobilenet_v2", classes=0, root="FeatureExtractor/MobilenetV2/")
+    raw = slim.values(model)
     found = slim.loaded(slim.write_npz(folder / "headless.npz", raw))
-    slim.same(found.model, slim.places(net, raw))
+    slim.same(found.model, slim.places(model, raw))
     assert found.config.num_classes in (0, None)
     assert found.model.output_shape == (None, 128)
 
@@ -233,11 +235,11 @@ def test_leading_scopes_and_a_missing_head_load(folder: Path) -> None:
 def test_the_size_is_in_the_files_name_or_the_usual_one(folder: Path) -> None:
     small = Slim("mobilenet_v3_small_minimalistic")
     quarter = Slim("mobilenet_v1", 0.25)
-    for name, net, side in (
+    for name, model, side in (
         ("mobilenet_v1_0.25_128.ckpt", quarter, 128),
         ("model.ckpt-540000", small, 224),
     ):
-        path = slim.write_checkpoint(folder / name, slim.values(net))
+        path = slim.write_checkpoint(folder / name, slim.values(model))
         found = slim.loaded(path, input_shape=None)
         assert found.model.input_shape == (None, side, side, 3), name
 
@@ -253,23 +255,23 @@ def test_any_size_runs(plain: Load) -> None:
 def test_every_width_is_found_from_names_and_shapes(family: str, finegrain: bool) -> None:
     for width in (*COMMON, *ODD):
         for root in (None, "", "backbone/", "FeatureExtractor/" + Slim(family).scope):
-            net = Slim(family, width, 17, 1, finegrain, root)
-            found = architecture_detection.find(slim.shapes(net))
-            detected(found.config, net)
+            model = Slim(family, width, 17, 1, finegrain, root)
+            found = architecture_detection.find(slim.shapes(model))
+            detected(found.config, model)
             assert found.channels == 1
 
 
-def detected(config: Any, net: Slim) -> None:
-    """This config builds that net."""
-    assert type(config) is archs.ALL[net.family]
-    assert config.num_classes == net.classes
+def detected(config: Any, model: Slim) -> None:
+    """This config builds that model."""
+    assert type(config) is archs.ALL[model.family]
+    assert config.num_classes == model.classes
     width = config.width_multiplier
-    if net.width in COMMON or net.family == "mobilenet_v1":
-        assert width == net.width
-    # Two odd widths may round to one net.
-    assert slim.shapes(dataclasses.replace(net, width=width)) == slim.shapes(net)
-    if net.width < 1 and net.family != "mobilenet_v1":
-        assert config.finegrain_classification_mode == net.finegrain
+    if model.width in COMMON or model.family == "mobilenet_v1":
+        assert width == model.width
+    # Two odd widths may round to one model.
+    assert slim.shapes(dataclasses.replace(model, width=width)) == slim.shapes(model)
+    if model.width < 1 and model.family != "mobilenet_v1":
+        assert config.finegrain_classification_mode == model.finegrain
 
 
 RELEASED = {
@@ -284,11 +286,11 @@ RELEASED = {
     ("family", "width"), [(family, width) for family in FAMILIES for width in RELEASED[family]]
 )
 def test_every_released_width_loads_and_runs(family: str, width: float, tmp_path: Path) -> None:
-    net = Slim(family, width, 2, finegrain=True)
-    raw = slim.values(net)
+    model = Slim(family, width, 2, finegrain=True)
+    raw = slim.values(model)
     found = tf1_loader.load_tf1_checkpoint(
         slim.write_npz(tmp_path / "net.npz", raw), input_shape=slim.PIXELS
     )
-    detected(found.config, net)
-    slim.same(found.model, slim.places(net, raw))
+    detected(found.config, model)
+    slim.same(found.model, slim.places(model, raw))
     assert np.isfinite(found.model(np.ones((1, *slim.PIXELS), np.float32)).numpy()).all()

@@ -66,14 +66,14 @@ def normalized(x: np.ndarray, raw: slim.Values, scope: str) -> np.ndarray:
 def test_t01_the_last_convolution_of_v2_keeps_1280_below_width_1_and_grows_above(
     width: float, finegrain: bool, channels: int, written: Written
 ) -> None:
-    net, raw, path = written("mobilenet_v2", width=width, finegrain=finegrain)
+    model, raw, path = written("mobilenet_v2", width=width, finegrain=finegrain)
     found = slim.loaded(path)
     assert found.config.width_multiplier == width
     if width < 1:
         assert found.config.finegrain_classification_mode == finegrain
     kernel = found.model.get_layer("Conv_1").kernel.numpy()
     assert kernel.shape[3] == channels
-    np.testing.assert_array_equal(kernel, raw[f"{net.scope}Conv_1/weights"])
+    np.testing.assert_array_equal(kernel, raw[f"{model.scope}Conv_1/weights"])
 
 
 def test_t02_the_gates_conv_and_conv_1_are_not_the_stem_and_the_last(written: Written) -> None:
@@ -190,13 +190,13 @@ def test_t07_the_first_scope_has_no_number(written: Written, folder: Path) -> No
 
 
 def test_t08_the_background_is_column_0(written: Written) -> None:
-    net, raw, path = written("mobilenet_v3_small_minimalistic", classes=1001)
+    model, raw, path = written("mobilenet_v3_small_minimalistic", classes=1001)
     whole = slim.loaded(path)
     found = slim.loaded(path, num_classes=1000)
     points = [tf1_loader.end_points(each.model)["Logits"] for each in (whole, found)]
     close(run(found.model, points[1])[0], run(whole.model, points[0])[0][..., 1:])
     kernel = found.model.get_layer("Logits").kernel.numpy()
-    weights = raw[f"{net.scope}Logits/Conv2d_1c_1x1/weights"]
+    weights = raw[f"{model.scope}Logits/Conv2d_1c_1x1/weights"]
     np.testing.assert_array_equal(kernel, weights[..., 1:])
 
 
@@ -231,26 +231,26 @@ def test_t10_normalizations_are_not_in_alphabetical_order(written: Written) -> N
 def test_t11_some_files_hold_no_shadow_of_moving_statistics(
     moving: bool, written: Written, folder: Path
 ) -> None:
-    net, raw, _ = written("mobilenet_v1")
+    model, raw, _ = written("mobilenet_v1")
     shadows = slim.averages(raw, moving)
     found = slim.loaded(slim.write_npz(folder / f"moving_{moving}.npz", raw | shadows))
     weights = slim.weights(found.model)
     for part in ("moving_mean", "moving_variance"):
-        name = f"{net.scope}Conv2d_3_pointwise/BatchNorm/{part}"
+        name = f"{model.scope}Conv2d_3_pointwise/BatchNorm/{part}"
         expected = shadows[name + AVERAGE] if moving else raw[name]
         np.testing.assert_array_equal(weights[f"Conv2d_3_pointwise_batch_norm/{part}"], expected)
-    gamma = f"{net.scope}Conv2d_3_pointwise/BatchNorm/gamma{AVERAGE}"
+    gamma = f"{model.scope}Conv2d_3_pointwise/BatchNorm/gamma{AVERAGE}"
     np.testing.assert_array_equal(weights["Conv2d_3_pointwise_batch_norm/gamma"], shadows[gamma])
     assert found.report.averaged == len(shadows)
 
 
 def test_t12_helpers_of_the_ranges_are_not_ranges(written: Written, folder: Path) -> None:
-    net, raw, _ = written("mobilenet_v1")
-    others, expected = slim.ranges(net)
+    model, raw, _ = written("mobilenet_v1")
+    others, expected = slim.ranges(model)
     helpers = {name for name in others if name.endswith(("/biased", "/local_step"))}
     assert len(helpers) == 4 * 28
     found = slim.loaded(slim.write_npz(folder / "helpers.npz", raw | others))
-    slim.same(found.model, slim.places(net, raw))
+    slim.same(found.model, slim.places(model, raw))
     assert found.report.ranges.keys() == expected.keys()
     for key, pair in expected.items():
         assert found.report.ranges[key] == pytest.approx(pair, abs=1e-6), key
@@ -286,8 +286,8 @@ def test_t13_every_block_has_the_activation_of_its_table(family: str, written: W
 
 
 def test_t14_a_checkpoint_is_found_by_any_of_its_names(tmp_path: Path) -> None:
-    net = Slim("mobilenet_v1", 0.25)
-    raw = slim.values(net)
+    model = Slim("mobilenet_v1", 0.25)
+    raw = slim.values(model)
     name = "mobilenet_v1_0.25_160"
     place = tmp_path / name
     prefix = slim.write_checkpoint(place / f"{name}.ckpt", raw | STEP)
@@ -303,43 +303,43 @@ def test_t14_a_checkpoint_is_found_by_any_of_its_names(tmp_path: Path) -> None:
     ):
         found = slim.loaded(path, input_shape=None)
         assert found.model.input_shape == (None, 160, 160, 3)
-        slim.same(found.model, slim.places(net, raw))
+        slim.same(found.model, slim.places(model, raw))
     assert found.report.path == str(archive)
     assert f"{name}.ckpt" in found.report.prefix
 
 
 def test_t15_shapes_are_trusted_not_published_counts(written: Written) -> None:
     for finegrain, channels in ((True, 1024), (False, 104)):
-        net, raw, path = written("mobilenet_v3_small", finegrain=finegrain)
+        model, raw, path = written("mobilenet_v3_small", finegrain=finegrain)
         found = slim.loaded(path)
         assert found.config.finegrain_classification_mode == finegrain
         assert found.model.get_layer("Conv_2").kernel.shape[3] == channels
-        slim.same(found.model, slim.places(net, raw))
+        slim.same(found.model, slim.places(model, raw))
 
 
 def test_t16_a_net_trained_under_fake_quantization_says_so(written: Written, folder: Path) -> None:
-    net, raw, path = written("mobilenet_v1")
+    model, raw, path = written("mobilenet_v1")
     assert "quantiz" not in slim.loaded(path).report.found
-    others = slim.ranges(net)[0]
+    others = slim.ranges(model)[0]
     report = slim.loaded(slim.write_npz(folder / "quantized.npz", raw | others)).report
     assert "quantiz" in report.found
     assert report.ranges["Conv2d_0_relu6"][1] > 2
 
 
 def test_t17_averaged_values_under_plain_names_load(written: Written, tmp_path: Path) -> None:
-    net, raw, _ = written("mobilenet_v3_small_minimalistic")
+    model, raw, _ = written("mobilenet_v3_small_minimalistic")
     shadows = slim.averages(raw)
     averaged = {name.removesuffix(AVERAGE): array for name, array in shadows.items()}
     ema = slim.write_checkpoint(tmp_path / "ema/model-388500", averaged)
     pristine = slim.write_checkpoint(tmp_path / "pristine/model.ckpt-388500", raw | shadows | STEP)
     found = slim.loaded(ema)
-    slim.same(found.model, slim.places(net, averaged))
+    slim.same(found.model, slim.places(model, averaged))
     assert found.report.averaged == 0
     both = slim.parts(ema, "v3/ema/") | slim.parts(pristine, "v3/pristine/")
     archive = slim.write_archive(tmp_path / "v3-small-minimalistic_224_0.1_float.tgz", both)
     found = slim.loaded(archive)
-    slim.same(found.model, slim.places(net, averaged))
+    slim.same(found.model, slim.places(model, averaged))
     assert set(found.report.loaded.values()) == set(averaged)
     found = slim.loaded(archive, use_ema=False)
-    slim.same(found.model, slim.places(net, raw))
+    slim.same(found.model, slim.places(model, raw))
     assert len(found.report.left_aside["average"]) == len(raw)

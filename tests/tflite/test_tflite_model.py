@@ -47,7 +47,7 @@ def test_tensors_and_operators_are_those_of_the_interpreter(kind: str) -> None:
 
 def test_weights_are_the_nets_own() -> None:
     weights = tflite_model.read(runtime_files.flatbuffer("float")).weights()
-    expected = [w for w in runtime_files.keras_net().get_weights() if np.any(w)]
+    expected = [w for w in runtime_files.keras_model().get_weights() if np.any(w)]
     assert sum(tensor.elements for tensor in weights) >= sum(w.size for w in expected)
     kernel = next(w for w in weights if w.shape == (8, 3, 3, 3))
     np.testing.assert_allclose(kernel.data, np.transpose(expected[0], (3, 0, 1, 2)), rtol=1e-6)
@@ -202,7 +202,7 @@ def test_bad_sparse_indices_are_refused() -> None:
     assert "sparse" in refused(edited(spoil, "sparse"))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 not a net", b"\0\0\0\0TFL3"])
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 not a model", b"\0\0\0\0TFL3"])
 def test_files_that_are_not_nets_are_named(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "a.tflite"
     if content is not None:

@@ -11,7 +11,7 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 import compression_nets as nets  # noqa: E402
-from engine_fits import CONFIG, STEPS, Watch, job_of, make_net  # noqa: E402
+from engine_fits import CONFIG, STEPS, Watch, job_of, make_model  # noqa: E402
 
 from mobilenet.compression import method as methods  # noqa: E402
 from mobilenet.compression.method import Method  # noqa: E402
@@ -26,17 +26,17 @@ PLAIN = CONFIG.replace(keep_best=True, ma_decay_rate=0.0)
 
 
 def test_top1_decides_and_of_equals_the_lower_loss() -> None:
-    net = make_net()
-    best = Best(net)
+    model = make_model()
+    best = Best(model)
     assert best.assign() == 0
     kept = []
     for epoch, (top1, loss) in enumerate([(0, 9), (50, 2), (50, 3), (40, 1), (50, 1), (50, 1)], 1):
-        net.set_weights([np.full_like(w, epoch) for w in net.get_weights()])
+        model.set_weights([np.full_like(w, epoch) for w in model.get_weights()])
         best.offer(epoch, Metrics(top1, 100, loss, 9))
         kept.append(int(best.epoch))
     assert kept == [1, 2, 2, 2, 5, 5]
     assert best.assign() == 5
-    for weight in net.get_weights():
+    for weight in model.get_weights():
         np.testing.assert_array_equal(weight, 5)
 
 
@@ -45,9 +45,9 @@ class Spoils(Method):
 
     config_type = MagnitudePruning
 
-    def __init__(self, net: Any, settles: int) -> None:
+    def __init__(self, model: Any, settles: int) -> None:
         super().__init__(None, nets.stage())
-        self.kernel, self.settles = net.layers[-1].kernel, settles
+        self.kernel, self.settles = model.layers[-1].kernel, settles
 
     def after_step(self, model: Any, step: Any) -> None:
         shape = self.kernel.shape
@@ -64,12 +64,12 @@ class Spoils(Method):
 def test_a_stage_ends_with_its_best_settled_epoch(
     tmp_path: Path, settles: int, able: tuple[int, ...]
 ) -> None:
-    net, watch = make_net(), Watch()
-    rows = engine.fit(net, Spoils(net, settles), job_of(tmp_path, PLAIN, watch))
+    model, watch = make_model(), Watch()
+    rows = engine.fit(model, Spoils(model, settles), job_of(tmp_path, PLAIN, watch))
     best = max(able, key=lambda e: (rows[e - 1]["val_top1"], -rows[e - 1]["val_loss"]))
     assert rows[1]["val_top1"] > rows[2]["val_top1"]  # the first epochs were the better ones
     assert [row["kept"] for row in rows] == [int(epoch == best) for epoch in (1, 2, 3, 4)]
-    for weight, then in zip(net.get_weights(), watch.weights[best * STEPS - 1], strict=True):
+    for weight, then in zip(model.get_weights(), watch.weights[best * STEPS - 1], strict=True):
         np.testing.assert_array_equal(weight, then)
 
 
@@ -88,16 +88,16 @@ def test_a_pruning_has_settled_from_the_step_on_at_which_its_target_stands(confi
     """Zeros are counted in the kernel `d`, behind each update, as the end of an epoch sees them."""
     steps = 10
     method = methods.create(config, nets.stage(steps))
-    net = method.apply(nets.liven(nets.toy()))
-    name = next(x.name for x in net.layers if x.name in ("d", "prune_low_magnitude_d"))
+    model = method.apply(nets.liven(nets.toy()))
+    name = next(x.name for x in model.layers if x.name in ("d", "prune_low_magnitude_d"))
     shares: list[float] = []
 
     def behind(step: int) -> None:
-        shares.append(nets.zeros(variables.kernel(net.get_layer(name))))
+        shares.append(nets.zeros(variables.kernel(model.get_layer(name))))
         method.enter(step)
 
     method.enter(0)
-    nets.train(net, method, steps, rate=0.01, watch=behind)
+    nets.train(model, method, steps, rate=0.01, watch=behind)
     final = shares[-1]
     assert final >= 0.5
     first = next(step for step in range(steps + 1) if method.settled(step))
@@ -121,10 +121,10 @@ def test_masks_hold_in_the_best_weights(tmp_path: Path) -> None:
     """The rate falls from far too high, so that epochs differ; only the last two are pruned."""
     config = MagnitudePruning({"classifier": 0.75}, end=0.75, frequency=2)
     method = methods.create(config, dataclasses.replace(nets.stage(), steps=4 * STEPS))
-    net = method.apply(make_net())
+    model = method.apply(make_model())
     training = CONFIG.replace(keep_best=True, lr=0.3)
-    rows = engine.fit(net, method, job_of(tmp_path, training))
+    rows = engine.fit(model, method, job_of(tmp_path, training))
     kept = next(row["epoch"] for row in rows if row["kept"])
     assert kept >= 3
-    kernel = net.layers[-1].get_weights()[0]
+    kernel = model.layers[-1].get_weights()[0]
     assert np.mean(kernel == 0) == pytest.approx(0.75, abs=1 / kernel.size)

@@ -13,7 +13,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 import slim_checkpoints as slim  # noqa: E402
 import tf_keras  # noqa: E402
-from engine_fits import BATCH, CLASSES, CONFIG, Watch, batches, job_of, make_net  # noqa: E402
+from engine_fits import BATCH, CLASSES, CONFIG, Watch, batches, job_of, make_model  # noqa: E402
 from trainer_runs import TINY  # noqa: E402
 
 from mobilenet import data, trainer  # noqa: E402
@@ -57,8 +57,8 @@ def test_the_loss_is_the_papers(weight: float, temperature: float, smoothing: fl
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-def wide_net() -> Any:
-    """Another net for the same images; no weight of `make_net` has its 7 channels."""
+def wide_model() -> Any:
+    """Another model for the same images; no weight of `make_model` has its 7 channels."""
     tf_keras.utils.set_random_seed(3)
     layers = tf_keras.layers
     source = layers.Input((6, 6, 2))
@@ -67,7 +67,7 @@ def wide_net() -> Any:
 
 
 def test_a_teacher_gets_no_gradient_and_keeps_its_statistics() -> None:
-    net = wide_net()
+    net = wide_model()
     teacher = distillation.Guide(net, WAY, "wide").teacher(Distillation(), WAY)
     images = tf.random.normal((BATCH, 6, 6, 2))
     first = net(images, training=False)
@@ -82,7 +82,7 @@ def test_a_teacher_gets_no_gradient_and_keeps_its_statistics() -> None:
 
 
 def test_a_teacher_sees_pixels_as_it_was_trained_on_them() -> None:
-    net = wide_net()
+    net = wide_model()
     net.get_layer("Wide").set_weights([np.full((3, 3, 2, 7), 0.01, np.float32), np.ones(7)])
     raw = dataclasses.replace(WAY, name="own", mean=(10.0, 20.0), std=(2.0, 4.0))
     pixels = np.random.default_rng(0).uniform(0, 255, (4, 6, 6, 2)).astype(np.float32)
@@ -100,7 +100,7 @@ def contrary(images: Any) -> Any:
 
 
 def test_a_net_comes_to_agree_with_its_teacher_against_the_labels(tmp_path: Path) -> None:
-    net = make_net()
+    net = make_model()
     teacher = losses.Teacher(contrary, 1.0, 1.0)
     job = dataclasses.replace(job_of(tmp_path, CONFIG.replace(epochs=10)), teacher=teacher)
     rows = engine.fit(net, None, job)
@@ -113,24 +113,24 @@ def test_a_net_comes_to_agree_with_its_teacher_against_the_labels(tmp_path: Path
 
 
 def test_a_killed_run_goes_on_to_the_same_weights_and_its_best_epoch(tmp_path: Path) -> None:
-    guide = distillation.Guide(wide_net(), WAY, "wide")
+    guide = distillation.Guide(wide_model(), WAY, "wide")
     config = CONFIG.replace(keep_best=True, lr=0.2)
-    nets, found = [], []
+    models, found = [], []
     for stop, place in ((None, "whole"), (3, "cut"), (None, "cut")):
-        nets.append(make_net())
+        models.append(make_model())
         watch = Watch(stop)
         job = job_of(tmp_path / place, config, watch)
         job = dataclasses.replace(job, teacher=guide.teacher(Distillation(), WAY))
         if stop:
             with pytest.raises(KeyboardInterrupt):
-                engine.fit(nets[-1], None, job)
+                engine.fit(models[-1], None, job)
         else:
-            found.append(engine.fit(nets[-1], None, job))
+            found.append(engine.fit(models[-1], None, job))
         trained = {id(v) for v in watch.model.trainable_variables}
-        assert trained == {id(v) for v in nets[-1].trainable_variables}
+        assert trained == {id(v) for v in models[-1].trainable_variables}
     for key in ("loss", "val_loss", "val_top1", "kept"):
         assert [r[key] for r in found[1]] == pytest.approx([r[key] for r in found[0]], abs=1e-4)
-    for one, other in zip(nets[2].get_weights(), nets[0].get_weights(), strict=True):
+    for one, other in zip(models[2].get_weights(), models[0].get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
     saved = tf.train.list_variables(str(tmp_path / "cut"))
     assert not [name for name, shape in saved if 7 in shape]  # nothing of the teacher
@@ -152,7 +152,7 @@ def test_a_folder_and_a_file_teach_their_logits(net: Any, tmp_path: Path) -> Non
     own = PREPROCESSING["imagenet"]
     path = folder_of(net, tmp_path, preprocessing=own)
     images = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
-    probabilities = net(images).numpy()  # the net ends with a softmax
+    probabilities = net(images).numpy()  # the model ends with a softmax
     for place, way in ((path, own), (f"{path}/model.keras", PREPROCESSING["raw"])):
         guide = distillation.load(place, INFO, 32, PREPROCESSING["raw"])
         assert (guide.preprocessing, guide.place) == (way, place)
@@ -184,7 +184,7 @@ def test_who_cannot_teach_is_told_why(net: Any, tmp_path: Path) -> None:
     assert "images of 64x64x3; this one takes 32x32x3" in refused(path, size=64)
     assert "there is nothing there" in refused(str(tmp_path / "none.keras"))
     tf.train.Checkpoint(model=net).save(str(tmp_path / "tf2"))
-    assert "a net with its architecture" in refused(str(tmp_path / "tf2-1"))
+    assert "a model with its architecture" in refused(str(tmp_path / "tf2-1"))
 
 
 def run_of(**changes: Any) -> RunConfig:

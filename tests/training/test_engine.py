@@ -1,4 +1,4 @@
-"""One fit for every stage: averages, resume, bad losses, verbs; on nets of two layers."""
+"""One fit for every stage: averages, resume, bad losses, verbs; on models of two layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 import tf_keras  # noqa: E402
-from engine_fits import CLASSES, CONFIG, STEPS, Watch, batches, job_of, make_net  # noqa: E402
+from engine_fits import CLASSES, CONFIG, STEPS, Watch, batches, job_of, make_model  # noqa: E402
 
 from mobilenet.compression.method import Method, Stage  # noqa: E402
 from mobilenet.configs.dataset import PREPROCESSING  # noqa: E402
@@ -25,29 +25,29 @@ from mobilenet.training.resume import Checkpoints  # noqa: E402
 
 def test_the_average_is_the_formula_and_the_net_ends_with_it(tmp_path: Path) -> None:
     """decay = min(d, (1 + t) / (10 + t)), as tf.train.ExponentialMovingAverage has it."""
-    net, watch = make_net(), Watch()
-    shadows = [w.numpy().astype(np.float64) for w in net.weights]
+    model, watch = make_model(), Watch()
+    shadows = [w.numpy().astype(np.float64) for w in model.weights]
     config = CONFIG.replace(ma_decay_rate=0.6)
-    engine.fit(net, None, job_of(tmp_path, config, watch))
+    engine.fit(model, None, job_of(tmp_path, config, watch))
     decays = []
     for t, weights in enumerate(watch.weights, 1):
         decays.append(min(0.6, (1 + t) / (10 + t)))
         shadows = [s - (1 - decays[-1]) * (s - w) for s, w in zip(shadows, weights, strict=True)]
     assert len(decays) == 4 * STEPS
     assert decays[0] < 0.6 == decays[-1]  # both parts of the rule were at work
-    for weight, shadow in zip(net.weights, shadows, strict=True):
+    for weight, shadow in zip(model.weights, shadows, strict=True):
         np.testing.assert_allclose(weight.numpy(), shadow, rtol=1e-4, atol=1e-6)
     assert any(
-        not np.allclose(a, b) for a, b in zip(net.get_weights(), watch.weights[-1], strict=True)
+        not np.allclose(a, b) for a, b in zip(model.get_weights(), watch.weights[-1], strict=True)
     )
 
 
 def test_validation_is_that_of_the_averaged_weights(tmp_path: Path) -> None:
-    net, watch = make_net(), Watch()
-    rows = engine.fit(net, None, job_of(tmp_path, CONFIG, watch))
+    model, watch = make_model(), Watch()
+    rows = engine.fit(model, None, job_of(tmp_path, CONFIG, watch))
     held_out = batches(100).take(2).as_numpy_iterator()
     images, labels = (np.concatenate(part) for part in zip(*held_out, strict=True))
-    logits = net.predict(images, verbose=0).astype(np.float64)
+    logits = model.predict(images, verbose=0).astype(np.float64)
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
     assert rows[-1]["val_loss"] == pytest.approx(losses.mean(), abs=1e-4)
     assert rows[-1]["val_top1"] == pytest.approx(
@@ -56,23 +56,23 @@ def test_validation_is_that_of_the_averaged_weights(tmp_path: Path) -> None:
 
 
 def test_swapped_gives_the_averages_and_then_the_own_weights_back() -> None:
-    net = make_net()
-    average = Average(net, 0.9)
-    old = net.get_weights()
+    model = make_model()
+    average = Average(model, 0.9)
+    old = model.get_weights()
     moved = [w + 1 for w in old]
-    net.set_weights(moved)
+    model.set_weights(moved)
     with pytest.raises(ZeroDivisionError), average.swapped():
-        for inside, expected in zip(net.get_weights(), old, strict=True):
+        for inside, expected in zip(model.get_weights(), old, strict=True):
             np.testing.assert_array_equal(inside, expected)
         raise ZeroDivisionError
-    for after, expected in zip(net.get_weights(), moved, strict=True):
+    for after, expected in zip(model.get_weights(), moved, strict=True):
         np.testing.assert_array_equal(after, expected)
 
 
 def test_the_average_of_a_pruned_weight_is_zero() -> None:
-    net = make_net()
-    average = Average(net, 0.9)
-    kernel = net.get_layer("Conv").kernel
+    model = make_model()
+    average = Average(model, 0.9)
+    kernel = model.get_layer("Conv").kernel
     pruned = np.zeros(kernel.shape, bool)
     pruned[0] = True
     kernel.assign(np.where(pruned, 0, kernel.numpy() + 1))
@@ -83,18 +83,18 @@ def test_the_average_of_a_pruned_weight_is_zero() -> None:
 
 
 def test_no_decay_keeps_no_shadows() -> None:
-    assert Average(make_net(), 0.0).shadows == []
+    assert Average(make_model(), 0.0).shadows == []
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_a_killed_run_goes_on_to_the_same_weights_and_a_whole_history(
     tmp_path: Path, stop_after: int
 ) -> None:
-    whole = make_net()
+    whole = make_model()
     rows = engine.fit(whole, None, job_of(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        engine.fit(make_net(), None, job_of(tmp_path / "cut", CONFIG, Watch(stop_after)))
-    resumed, watch = make_net(), Watch()
+        engine.fit(make_model(), None, job_of(tmp_path / "cut", CONFIG, Watch(stop_after)))
+    resumed, watch = make_model(), Watch()
     found = engine.fit(resumed, None, job_of(tmp_path / "cut", CONFIG, watch))
     assert len(watch.logs) == 4 - stop_after  # the epochs that were done are not done again
     assert [row["epoch"] for row in found] == [1, 2, 3, 4]
@@ -105,17 +105,17 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_a_whole_history(
 
 
 def test_a_finished_fit_is_not_run_again(tmp_path: Path) -> None:
-    net = make_net()
-    rows = engine.fit(net, None, job_of(tmp_path))
-    again, watch = make_net(), Watch()
+    model = make_model()
+    rows = engine.fit(model, None, job_of(tmp_path))
+    again, watch = make_model(), Watch()
     assert engine.fit(again, None, job_of(tmp_path, CONFIG, watch)) == rows
     assert watch.weights == []
-    for one, other in zip(again.get_weights(), net.get_weights(), strict=True):
+    for one, other in zip(again.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_the_newest_states_are_kept(tmp_path: Path) -> None:
-    engine.fit(make_net(), None, job_of(tmp_path))
+    engine.fit(make_model(), None, job_of(tmp_path))
     kept = sorted(path.name for path in tmp_path.glob("*.index"))
     assert kept == ["ckpt-3.index", "ckpt-4.index"]
     Checkpoints(tmp_path).clear()
@@ -123,7 +123,7 @@ def test_the_newest_states_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_state_of_another_net_is_refused_with_its_file(tmp_path: Path) -> None:
-    engine.fit(make_net(), None, job_of(tmp_path))
+    engine.fit(make_model(), None, job_of(tmp_path))
     source = tf_keras.layers.Input((6, 6, 2))
     other = tf_keras.Model(
         source, tf_keras.layers.Dense(CLASSES)(tf_keras.layers.Flatten()(source))
@@ -133,11 +133,11 @@ def test_the_state_of_another_net_is_refused_with_its_file(tmp_path: Path) -> No
 
 
 def test_a_truncated_state_is_refused(tmp_path: Path) -> None:
-    engine.fit(make_net(), None, job_of(tmp_path))
+    engine.fit(make_model(), None, job_of(tmp_path))
     data = next(tmp_path.glob("ckpt-4.data*"))
     data.write_bytes(data.read_bytes()[:100])
     with pytest.raises(UsageError, match="ckpt-4.*--overwrite"):
-        engine.fit(make_net(), None, job_of(tmp_path))
+        engine.fit(make_model(), None, job_of(tmp_path))
 
 
 def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path: Path) -> None:
@@ -148,12 +148,12 @@ def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path: Path) -> No
     with pytest.raises(
         UsageError, match="loss: got 'nan in epoch 1', expected a finite number; try --lr 0.002"
     ):
-        engine.fit(make_net(), None, job)
+        engine.fit(make_model(), None, job)
     assert not list(tmp_path.glob("ckpt*"))  # the state before the fault stays the newest
 
 
 def test_rows_hold_what_was_seen(tmp_path: Path) -> None:
-    rows = engine.fit(make_net(), None, job_of(tmp_path))
+    rows = engine.fit(make_model(), None, job_of(tmp_path))
     assert [set(row) for row in rows] == [
         {"epoch", "loss", "top1", "val_loss", "val_top1", "lr", "seconds"}
     ] * 4
@@ -164,10 +164,10 @@ def test_rows_hold_what_was_seen(tmp_path: Path) -> None:
 
 
 def test_no_epochs_leave_the_net_as_it_is(tmp_path: Path) -> None:
-    net = make_net()
-    before = net.get_weights()
-    assert engine.fit(net, None, job_of(tmp_path, CONFIG.replace(epochs=0))) == []
-    for one, other in zip(net.get_weights(), before, strict=True):
+    model = make_model()
+    before = model.get_weights()
+    assert engine.fit(model, None, job_of(tmp_path, CONFIG.replace(epochs=0))) == []
+    for one, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -176,9 +176,9 @@ class Clamp(Method):
 
     config_type = MagnitudePruning
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__(None, Stage(4 * STEPS, PREPROCESSING["inception"], lambda n: np.empty(n)))
-        self.kernel = net.get_layer("Conv").kernel
+        self.kernel = model.get_layer("Conv").kernel
 
     def after_step(self, model: Any, step: Any) -> None:
         self.kernel.assign(tf.fill(self.kernel.shape, tf.cast(step, tf.float32)))
@@ -188,17 +188,17 @@ class Clamp(Method):
 
 
 def test_a_method_has_the_last_word_after_every_update(tmp_path: Path) -> None:
-    net, watch = make_net(), Watch()
+    model, watch = make_model(), Watch()
     config = CONFIG.replace(ma_decay_rate=0.0)
-    engine.fit(net, Clamp(net), job_of(tmp_path, config, watch))
+    engine.fit(model, Clamp(model), job_of(tmp_path, config, watch))
     seen = [float(weights[0].flat[0]) for weights in watch.weights]
     assert seen == list(range(1, 4 * STEPS + 1))
 
 
 def test_statistics_stand_still_where_a_method_says_so(tmp_path: Path) -> None:
-    net, watch = make_net(), Watch()
-    engine.fit(net, Clamp(net), job_of(tmp_path, CONFIG.replace(ma_decay_rate=0.0), watch))
-    place = next(i for i, w in enumerate(net.weights) if "moving_mean" in w.name)
+    model, watch = make_model(), Watch()
+    engine.fit(model, Clamp(model), job_of(tmp_path, CONFIG.replace(ma_decay_rate=0.0), watch))
+    place = next(i for i, w in enumerate(model.weights) if "moving_mean" in w.name)
     means = [weights[place] for weights in watch.weights]
     assert not np.array_equal(means[8], means[9])
     for mean in means[10:]:
@@ -206,11 +206,11 @@ def test_statistics_stand_still_where_a_method_says_so(tmp_path: Path) -> None:
 
 
 def test_a_method_is_saved_with_the_state(tmp_path: Path) -> None:
-    net = make_net()
-    method = Clamp(net)
+    model = make_model()
+    method = Clamp(model)
     method.note = tf.Variable(7.0)
-    engine.fit(net, method, job_of(tmp_path))
-    other = make_net()
+    engine.fit(model, method, job_of(tmp_path))
+    other = make_model()
     fresh = Clamp(other)
     fresh.note = tf.Variable(0.0)
     engine.fit(other, fresh, job_of(tmp_path))
@@ -222,19 +222,19 @@ def as_dataset(images: np.ndarray, labels: np.ndarray) -> Any:
 
 
 def test_scores_are_those_of_keras_on_every_image() -> None:
-    net = make_net()
+    model = make_model()
     noise = np.random.default_rng(5)
     images = noise.normal(size=(40, 6, 6, 2)).astype(np.float32)
     labels = noise.integers(0, CLASSES, 40).astype(np.int32)
-    found = scoring.score(scoring.inference(net), as_dataset(images, labels))
-    net.compile(
+    found = scoring.score(scoring.inference(model), as_dataset(images, labels))
+    model.compile(
         loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[
             tf_keras.metrics.SparseCategoricalAccuracy(),
             tf_keras.metrics.SparseTopKCategoricalAccuracy(2),
         ],
     )
-    loss, top1, _ = net.evaluate(as_dataset(images, labels), verbose=0)
+    loss, top1, _ = model.evaluate(as_dataset(images, labels), verbose=0)
     assert found.loss == pytest.approx(loss, rel=1e-5)
     assert found.top1 == pytest.approx(100 * top1, rel=1e-5)
     assert (found.top5, found.images) == (100, 40)
@@ -244,24 +244,24 @@ def test_scores_are_those_of_keras_on_every_image() -> None:
 def test_a_label_outside_the_classes_is_told(label: int) -> None:
     data = as_dataset(np.zeros((9, 6, 6, 2), np.float32), np.array([0] * 8 + [label], np.int32))
     with pytest.raises(UsageError, match="class indices 0 to 2.*label_offset"):
-        scoring.score(scoring.inference(make_net()), data)
+        scoring.score(scoring.inference(make_model()), data)
 
 
 def test_no_images_are_told() -> None:
     data = as_dataset(np.zeros((1, 6, 6, 2), np.float32), np.zeros(1, np.int32)).take(0)
     with pytest.raises(UsageError, match="at least one image"):
-        scoring.score(scoring.inference(make_net()), data)
+        scoring.score(scoring.inference(make_model()), data)
 
 
 def test_one_trace_serves_batches_of_any_size(caplog: pytest.LogCaptureFixture) -> None:
     traces = []
-    net = make_net()
+    model = make_model()
 
     def counted(images: Any, training: bool) -> Any:
         traces.append(images.shape)
-        return net(images, training=training)
+        return model(images, training=training)
 
-    counted.input_shape = net.input_shape  # type: ignore[attr-defined]
+    counted.input_shape = model.input_shape  # type: ignore[attr-defined]
     infer = scoring.inference(counted)
     for size in (8, 8, 3, 5, 1):
         assert infer(tf.zeros((size, 6, 6, 2))).shape == (size, CLASSES)
@@ -271,13 +271,13 @@ def test_one_trace_serves_batches_of_any_size(caplog: pytest.LogCaptureFixture) 
 
 def test_the_average_begins_anew_behind_the_update_that_the_method_names() -> None:
     """Right behind it the average is nearly the weights themselves."""
-    net = tf_keras.Sequential([tf_keras.layers.Dense(1, use_bias=False, input_shape=(1,))])
+    model = tf_keras.Sequential([tf_keras.layers.Dense(1, use_bias=False, input_shape=(1,))])
     weight, method = (
-        net.weights[0],
+        model.weights[0],
         Method(None, Stage(9, PREPROCESSING["inception"], lambda n: None)),
     )
     method.averaged_from = 6
-    average, expected = Average(net, 0.99), float(weight.numpy()[0, 0])
+    average, expected = Average(model, 0.99), float(weight.numpy()[0, 0])
     for step in range(1, 10):
         weight.assign([[float(step)]])
         average.update(engine.averaged(tf.constant(step, tf.int64), method), pruned=False)

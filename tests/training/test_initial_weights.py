@@ -1,4 +1,4 @@
-"""Weights to start from: every form of a checkpoint gives the same net, a new head is told, and
+"""Weights to start from: every form of a checkpoint gives the same model, a new head is told, and
 batch norms that came folded train as they answer.
 """
 
@@ -27,38 +27,38 @@ IMAGES = np.random.default_rng(0).uniform(-1, 1, (16, 32, 32, 3)).astype(np.floa
 
 @pytest.fixture(scope="module")
 def trained() -> Any:
-    """A net whose every weight is its own."""
-    net = builder.build(CONFIG, (32, 32, 3))
+    """A model whose every weight is its own."""
+    model = builder.build(CONFIG, (32, 32, 3))
     draw = np.random.default_rng(1)
-    net.set_weights([draw.uniform(0.5, 1.5, w.shape) for w in net.get_weights()])
-    return net
+    model.set_weights([draw.uniform(0.5, 1.5, w.shape) for w in model.get_weights()])
+    return model
 
 
-def keras_file(net: Any, place: Path) -> Path:
-    net.save(place / "net.keras")
+def keras_file(model: Any, place: Path) -> Path:
+    model.save(place / "net.keras")
     return place / "net.keras"
 
 
-def model_folder(net: Any, place: Path) -> Path:
-    return saving.save(net, place / "net", Card(input_shape=(32, 32, 3)))
+def model_folder(model: Any, place: Path) -> Path:
+    return saving.save(model, place / "net", Card(input_shape=(32, 32, 3)))
 
 
-def checkpoint_of_model(net: Any, place: Path) -> Path:
-    return Path(tf.train.Checkpoint(model=net).save(str(place / "net")))
+def checkpoint_of_model(model: Any, place: Path) -> Path:
+    return Path(tf.train.Checkpoint(model=model).save(str(place / "net")))
 
 
-def checkpoint_with_optimizer(net: Any, place: Path) -> Path:
+def checkpoint_with_optimizer(model: Any, place: Path) -> Path:
     optimizer = tf_keras.optimizers.SGD(momentum=0.9)
-    optimizer.build(net.trainable_variables)
+    optimizer.build(model.trainable_variables)
     manager = tf.train.CheckpointManager(
-        tf.train.Checkpoint(model=net, optimizer=optimizer), str(place / "kept"), 1
+        tf.train.Checkpoint(model=model, optimizer=optimizer), str(place / "kept"), 1
     )
     manager.save()
     return place / "kept"
 
 
-def saved_weights(net: Any, place: Path) -> Path:
-    net.save_weights(str(place / "weights"), save_format="tf")
+def saved_weights(model: Any, place: Path) -> Path:
+    model.save_weights(str(place / "weights"), save_format="tf")
     return place / "weights"
 
 
@@ -69,11 +69,11 @@ FORMS = (keras_file, model_folder, checkpoint_of_model, checkpoint_with_optimize
 def test_every_form_gives_the_same_weights(
     form: Callable[[Any, Path], Path], trained: Any, tmp_path: Path
 ) -> None:
-    net = builder.build(CONFIG, (32, 32, 3))
-    start = initial_weights.load_into(net, str(form(trained, tmp_path)), CONFIG)
+    model = builder.build(CONFIG, (32, 32, 3))
+    start = initial_weights.load_into(model, str(form(trained, tmp_path)), CONFIG)
     assert not start.new
     assert len(start.loaded) == sum(bool(layer.weights) for layer in trained.layers)
-    for ours, theirs in zip(net.get_weights(), trained.get_weights(), strict=True):
+    for ours, theirs in zip(model.get_weights(), trained.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -82,13 +82,13 @@ def test_a_head_of_other_classes_is_new(
     form: Callable[[Any, Path], Path], trained: Any, tmp_path: Path
 ) -> None:
     config = CONFIG.replace(num_classes=3)
-    net = builder.build(config, (32, 32, 3))
-    head = net.get_layer("Logits").get_weights()
-    start = initial_weights.load_into(net, str(form(trained, tmp_path)), config)
+    model = builder.build(config, (32, 32, 3))
+    head = model.get_layer("Logits").get_weights()
+    start = initial_weights.load_into(model, str(form(trained, tmp_path)), config)
     assert list(start.new) == ["Logits"]
-    for ours, before in zip(net.get_layer("Logits").get_weights(), head, strict=True):
+    for ours, before in zip(model.get_layer("Logits").get_weights(), head, strict=True):
         np.testing.assert_array_equal(ours, before)
-    assert net.get_layer("Conv2d_0").get_weights()[0].min() >= 0.5
+    assert model.get_layer("Conv2d_0").get_weights()[0].min() >= 0.5
 
 
 @pytest.mark.parametrize("form", [keras_file, checkpoint_of_model])
@@ -96,25 +96,25 @@ def test_another_net_is_refused_and_nothing_is_set(
     form: Callable[[Any, Path], Path], trained: Any, tmp_path: Path
 ) -> None:
     config = CONFIG.replace(width_multiplier=0.25)
-    net = builder.build(config, (32, 32, 3))
-    before = net.get_weights()
+    model = builder.build(config, (32, 32, 3))
+    before = model.get_weights()
     with pytest.raises(UsageError, match="width_multiplier"):
-        initial_weights.load_into(net, str(form(trained, tmp_path)), config)
-    for ours, kept in zip(net.get_weights(), before, strict=True):
+        initial_weights.load_into(model, str(form(trained, tmp_path)), config)
+    for ours, kept in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, kept)
 
 
 def test_tf1_of_another_family_names_the_flag(tmp_path: Path) -> None:
     values = slim.values(slim.Slim("mobilenet_v2", classes=5))
     path = slim.write_checkpoint(tmp_path / "model.ckpt", values)
-    net = builder.build(CONFIG, (32, 32, 3))
+    model = builder.build(CONFIG, (32, 32, 3))
     with pytest.raises(UsageError, match="--model_name mobilenet_v2"):
-        initial_weights.load_into(net, str(path), CONFIG)
+        initial_weights.load_into(model, str(path), CONFIG)
 
 
-def folded(net: Any) -> None:
+def folded(model: Any) -> None:
     """Gain 1, mean 0, one variance: what is left where the statistics went into the kernel."""
-    for layer in net.layers:
+    for layer in model.layers:
         if isinstance(layer, tf_keras.layers.BatchNormalization):
             _, beta, mean, variance = layer.get_weights()
             layer.set_weights(
@@ -123,22 +123,22 @@ def folded(net: Any) -> None:
 
 
 def test_folded_batch_norms_train_as_they_answer() -> None:
-    net = builder.build(CONFIG.replace(dropout_keep_prob=1.0), (32, 32, 3))
+    model = builder.build(CONFIG.replace(dropout_keep_prob=1.0), (32, 32, 3))
     draw = np.random.default_rng(2)
-    for layer in net.layers:
+    for layer in model.layers:
         if isinstance(layer, tf_keras.layers.BatchNormalization):
             size = layer.gamma.shape[0]
             layer.beta.assign(draw.normal(0.5, 0.5, size))
         elif layer.weights:
             layer.set_weights([3 * w for w in layer.get_weights()])
-    folded(net)
-    answer, kept = net(IMAGES, training=False).numpy(), net.get_weights()
-    assert np.abs(answer - net(IMAGES, training=True).numpy()).max() > 0.01  # the fault
-    net.set_weights(kept)  # that moved the statistics
-    filled = initial_weights.fill_statistics(net, lambda: IMAGES)
+    folded(model)
+    answer, kept = model(IMAGES, training=False).numpy(), model.get_weights()
+    assert np.abs(answer - model(IMAGES, training=True).numpy()).max() > 0.01  # the fault
+    model.set_weights(kept)  # that moved the statistics
+    filled = initial_weights.fill_statistics(model, lambda: IMAGES)
     assert len(filled) == 27
-    np.testing.assert_allclose(net(IMAGES, training=False).numpy(), answer, atol=1e-5)
-    np.testing.assert_allclose(net(IMAGES, training=True).numpy(), answer, atol=1e-3)
+    np.testing.assert_allclose(model(IMAGES, training=False).numpy(), answer, atol=1e-5)
+    np.testing.assert_allclose(model(IMAGES, training=True).numpy(), answer, atol=1e-3)
 
 
 def test_batch_norms_with_statistics_are_left_alone(trained: Any) -> None:

@@ -49,20 +49,20 @@ import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import dataclasses
-from engine_fits import CONFIG, Watch, job_of, make_net
+from engine_fits import CONFIG, Watch, job_of, make_model
 from mobilenet.configs.dataset import PREPROCESSING
 from mobilenet.configs.distillation import Distillation
 from mobilenet.training import distillation, engine
 
 way, watch = PREPROCESSING["inception"], Watch()
-guide = distillation.Guide(make_net(), way, "twin")
+guide = distillation.Guide(make_model(), way, "twin")
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-    net = make_net()
+    net = make_model()
     config = CONFIG.replace(keep_best=True, epochs=2, ma_decay_rate=0.0)
     job = job_of(pathlib.Path(sys.argv[1]), config, watch)
     job = dataclasses.replace(job, teacher=guide.teacher(Distillation(weight=1.0), way))
     rows = engine.fit(net, None, job)
-    again = make_net()
+    again = make_model()
     assert engine.fit(again, None, job) == rows  # from the state behind the last epoch
 kept = next(int(row["epoch"]) for row in rows if row["kept"])
 for weight, then in zip(net.get_weights(), watch.weights[5 * kept - 1], strict=True):
@@ -74,7 +74,9 @@ print("loss", rows[0]["loss"])
 
 
 def test_a_teacher_and_the_best_epoch_on_two_replicas(tmp_path: Path) -> None:
-    """The net starts as its teacher, so that their distance stays small beside a cross-entropy."""
+    """The model starts as its teacher, so that their distance stays small beside a
+    cross-entropy.
+    """
     done = subprocess.run(
         [sys.executable, "-c", TAUGHT, tmp_path], capture_output=True, text=True,
         cwd=Path(__file__).parents[1], env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, check=False,

@@ -1,4 +1,4 @@
-"""Weight files of keras.applications load into our nets and give the same outputs."""
+"""Weight files of keras.applications load into our models and give the same outputs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SLOW = [
 
 
 def peer(name: str, width: float, **options: Any) -> Any:
-    """The net of keras.applications with random weights and statistics."""
+    """The model of keras.applications with random weights and statistics."""
     kinds = {
         "mobilenet_v1": "MobileNet",
         "mobilenet_v2": "MobileNetV2",
@@ -88,7 +88,7 @@ def check_equal(name: str, width: float, folder: Path) -> None:
     assert report.matched == "names" and not report.new and not report.unused
     assert len(report.loaded) == sum(bool(layer.weights) for layer in theirs.layers)
     expected = theirs(images(), training=False).numpy()
-    assert np.ptp(expected, axis=0).max() > 0.01, "the two images must not look alike to the net"
+    assert np.ptp(expected, axis=0).max() > 0.01, "the two images must not look alike to the model"
     np.testing.assert_allclose(ours(images(), training=False).numpy(), expected, atol=1e-5)
 
 

@@ -70,7 +70,7 @@ def quantize(data: bytes, name: str, images: npt.NDArray[np.float32] | None = No
             refused = error
     if refused is not None:
         reason = " ".join(str(refused).split())[:300]
-        expected = f"a net that ai-edge-quantizer takes ({reason})"
+        expected = f"a model that ai-edge-quantizer takes ({reason})"
         raise UsageError("--quantization", name, expected) from refused
     return four_bits.on_grid(bytes(made), content, scales) if scales else bytes(made)
 

@@ -2,12 +2,12 @@
 
 XNNPACK then multiplies integers, with activations that it quantizes on the way. Depthwise kernels
 stay float: it has no integer kernel for them under float activations, and each would leave the
-delegate. The converter's own "dynamic range" does that, which makes depthwise nets slower than
+delegate. The converter's own "dynamic range" does that, which makes depthwise models slower than
 float.
 
 Narrow kernels stay float too. To round what a kernel reads and to scale what it makes costs as much
 for few channels as for many; below `NARROW` of either it costs more than the integers win (with all
-kernels in int8 V3-small takes .83 of the float time, so .69), and their bytes are few.
+kernels in int8 V3-small takes 0.83 of the float time, so 0.69), and their bytes are few.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from mobilenet.tflite import model as tflite_model
 from mobilenet.tflite.kernels import KERNEL_OPERATORS
 
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
-_PREFIX = "quant_"  # of the layers of a net with quantizers
+_PREFIX = "quant_"  # of the layers of a model with quantizers
 Floats = npt.NDArray[np.float32]
 
 

@@ -1,4 +1,4 @@
-"""A float net rewritten for the converter's 16-bit mode, without what that gets wrong.
+"""A float model rewritten for the converter's 16-bit mode, without what that gets wrong.
 
 It has no HARD_SWISH of 16 bits. Equal biases of several layers become one constant with the scales
 of one of them. A tensor that is 0 on all calibration images has scale 0, and what reads it infinite
@@ -22,10 +22,10 @@ _BATCH = 32
 
 
 def prepared(model: tf_keras.Model, images: npt.NDArray[np.float32]) -> tf_keras.Model:
-    """The net, with layers of its own, ready for 16-bit activations.
+    """The model, with layers of its own, ready for 16-bit activations.
 
     Args:
-        model: a float net.
+        model: a float model.
         images: `[n, height, width, channels]`, those of the calibration.
     """
     copy = tf_keras.models.clone_model(model, clone_function=_in_parts)

@@ -21,12 +21,12 @@ Floats = npt.NDArray[np.floating]
 PICTURES = 8  # 32 change no figure
 _BRIGHTNESS = 115.0, 25.0  # mean of the pictures' means, and its deviation
 _CONTRAST = 64.0
-# Opponent colours: grey carries most of a photo's contrast, blue to yellow and red to green little.
+# Opponent colors: grey carries most of a photo's contrast, blue to yellow and red to green little.
 _COLOURS = np.array([[0.9, 0.9, 0.9], [0.3, 0.0, -0.3], [0.1, -0.2, 0.1]])
 
 
 def noise_pictures(count: int, shape: tuple[int, int, int], seed: int = 0) -> Floats:
-    """Coloured noise with the spectrum, brightness and contrast of photos.
+    """Colored noise with the spectrum, brightness and contrast of photos.
 
     Args:
         count: how many.

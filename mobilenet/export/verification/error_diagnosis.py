@@ -20,11 +20,11 @@ _OWN = 0.2  # a layer that adds less of the noise than this passes on its input'
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """A tensor of the float net, and how the file holds it.
+    """A tensor of the float model, and how the file holds it.
 
     Attributes:
         layer: whose output it is.
-        real: `[images, ..., channels]` of the float net.
+        real: `[images, ..., channels]` of the float model.
         scale, zero_point: of the file's tensor.
         ratio: its signal-to-noise ratio end to end, in dB; `None` where the signal is zero.
     """

@@ -1,9 +1,9 @@
 """Each operator of an int8 file against the layers that it stands for, and the noise up to there.
 
-Operators that compute in float between codes are proved together, at the codes that they end with.
-The file runs with every tensor kept. Layer by layer the simulated net is then fed what the *file*
-computed before, so that the one-step differences of rounding do not add up: what is left is the
-operator's own, and more than a step of it is a wrong scale, zero point, range or kernel.
+Operators that compute in float between codes are verified together, at the codes that they end
+with. The file runs with every tensor kept. Layer by layer the simulated model is then fed what the
+*file* computed before, so that the one-step differences of rounding do not add up: what is left is
+the operator's own, and more than a step of it is a wrong scale, zero point, range or kernel.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Proof:
         operator: what computes it in the file; the last with a kernel of several in float.
         differing: share of codes that differ when both are fed the file's own input.
         max_steps: the largest of these differences, in codes.
-        signal_to_noise: dB, of the file's tensor end to end against the float net on the same
-            images; `None` where the float net gives zeros alone.
+        signal_to_noise: dB, of the file's tensor end to end against the float model on the same
+            images; `None` where the float model gives zeros alone.
         input_signal_to_noise: the lowest of the tensors that the operator reads.
         added_noise: noise that is not yet in those, as a share of the signal.
         kernel_zeros: share of zero codes in the operator's kernel; `None` without a kernel.
@@ -64,12 +64,12 @@ class Proof:
 def compare(
     content: tflite_model.Flatbuffer, simulated: Any, plain: Any, inputs: Floats
 ) -> tuple[tuple[Proof, ...], list[str]]:
-    """Proves every operator of an int8 file on a few images.
+    """Verifies every operator of an int8 file on a few images.
 
     Args:
         content: the file.
-        simulated: the net with fake quantization that it was made from, as it was converted.
-        plain: the float net with layers of the same names, kernels as trained.
+        simulated: the model with fake quantization that it was made from, as it was converted.
+        plain: the float model with layers of the same names, kernels as trained.
         inputs: `[images, height, width, channels]`, as `simulated` takes them.
 
     Returns:
@@ -86,7 +86,7 @@ def compare(
     ]
     if left:
         walk.faults.append(
-            f"{len(left)} operators belong to no layer of the net, the first {left[0]}"
+            f"{len(left)} operators belong to no layer of the model, the first {left[0]}"
         )
     if walk.unmatched:
         walk.faults.append(f"no operator of the file computes {walk.unmatched}")
@@ -109,7 +109,7 @@ def worst(proofs: Sequence[Proof], count: int = 5) -> list[Proof]:
 
 
 class _Walk:
-    """The simulated net in execution order, beside what the file computed."""
+    """The simulated model in execution order, beside what the file computed."""
 
     def __init__(
         self, content: tflite_model.Flatbuffer, simulated: Any, plain: Any, inputs: Floats
@@ -143,11 +143,11 @@ class _Walk:
         return not is_end or not len(self.content.tensors[op.inputs[0]].scales)
 
     def _float_outputs(self, plain: Any) -> dict[str, Floats]:
-        """What the float net makes of the same images, at each layer that rounds in the file."""
+        """What the float model makes of the same images, at each layer that rounds in the file."""
         rounding = [unwrap(x).name for x in self.graph.layers if _rounds(x)]
         names = [name for name in rounding if name in self.plain]
-        net = tf_keras.Model(plain.inputs, [self.plain[name].output for name in names])
-        outputs = net(tf.constant(self.inputs), training=False)
+        model = tf_keras.Model(plain.inputs, [self.plain[name].output for name in names])
+        outputs = model(tf.constant(self.inputs), training=False)
         listed = outputs if len(names) > 1 else [outputs]
         return {name: value.numpy() for name, value in zip(names, listed, strict=True)}
 
@@ -261,9 +261,9 @@ class _Walk:
             return None
         name, is_depthwise = unwrap(layer).name, kind(layer) == "DepthwiseConv2D"
         if name in self.plain and layer.quantize_config.weight_quantizer is not None:
-            net = kernels.by_channel(Graph.kernel(self.plain[name]).numpy(), is_depthwise)
+            model = kernels.by_channel(Graph.kernel(self.plain[name]).numpy(), is_depthwise)
             simulated = kernels.by_channel(_simulated_codes(layer), is_depthwise)
-            self.faults += kernels.faults(name, net, simulated, file)
+            self.faults += kernels.faults(name, model, simulated, file)
         return float(np.mean(file == 0))
 
 

@@ -1,4 +1,6 @@
-"""The proof of a flatbuffer: what is inside it, and whether it says what the Keras net says."""
+"""The verification of a flatbuffer: what is inside it, and whether it says what the Keras model
+says.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,9 @@ class Limits:
     """What a file must reach; a figure that misses its limit is a fault.
 
     Attributes:
-        agreement: least share of images with the same top-1 as the Keras net.
+        agreement: least share of images with the same top-1 as the Keras model.
         agreement_clear: the same among images whose Keras margin exceeds two output steps.
-            Single-step flips grow with depth: on pure noise V2 keeps .976.
+            Single-step flips grow with depth: on pure noise V2 keeps 0.976.
         mean_steps: largest mean difference of a logit, in output steps.
         operator_steps: largest difference of a code between an operator and its simulated layer,
             both fed the file's own input; `None` only tells it.
@@ -74,7 +76,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """What was found in a flatbuffer and how it compares with the Keras net.
+    """What was found in a flatbuffer and how it compares with the Keras model.
 
     Attributes:
         operators: operator name to count.
@@ -91,7 +93,7 @@ class Verification:
         agreement_clear: share of those with the same top-1; 1 when there are none.
         mean_steps, max_steps: difference of the outputs in steps of theirs (0.001 for a float
             file).
-        signal_to_noise: of the outputs, in dB; `None` where the net answers nothing but 0.
+        signal_to_noise: of the outputs, in dB; `None` where the model answers nothing but 0.
         bytes: size of the file.
         gzip_bytes: its size under gzip, level 9.
         faults: what is wrong, one line each; empty for a good file.
@@ -162,20 +164,21 @@ def verify(
     wanted: Format | None = None,
     kept: float_fallback.Kept = float_fallback.NOTHING,
 ) -> Verification:
-    """Reads a flatbuffer, runs it on `inputs` and compares it with the net that it was made from.
+    """Reads a flatbuffer, runs it on `inputs` and compares it with the model that it was made from.
 
     Args:
         data: the file.
-        reference_logits: `[images, classes]`, what the net (the one with fake quantization for an
+        reference_logits: `[images, classes]`, what the model (the one with fake quantization for an
             int8 file) says to `inputs`.
         inputs: `[images, height, width, channels]`, preprocessed for this file.
         expect_int8, io: what must be inside, and the type of both ends.
         pixel_std: of the preprocessing, the inverse of an int8 input's step; `None` for several.
         limits: figures that the file must reach.
         threads: of the interpreter.
-        simulated, plain: for a proof of each operator, the net that was converted, with fake
-            quantization, and its float net.
-        wanted: the number format that a file made from a float net must have.
+        simulated, plain: for a verification of each operator, the model that was converted, with
+        fake
+            quantization, and its float model.
+        wanted: the number format that a file made from a float model must have.
         kept: what must compute in float inside an int8 file.
 
     Raises:
@@ -219,7 +222,7 @@ def _proofs(
 
 
 def _like(logits: Floats, reference_logits: Floats) -> Floats:
-    """What the net says, in the form of what the file says."""
+    """What the model says, in the form of what the file says."""
     reference = np.asarray(reference_logits, np.float64).reshape(len(reference_logits), -1)
     if reference.shape != logits.shape:
         raise UsageError("reference logits", reference.shape, f"{logits.shape}, as the file gives")
@@ -295,7 +298,7 @@ def _limit_faults(compared: dict[str, Any], limits: Limits) -> list[str]:
                 f"top-1 agreement on {images} {text} images {compared[name]:.4f}, below {least:g}"
             )
     if not np.isfinite(compared["mean_steps"]):
-        faults.append("logits that are not finite, of the file or of the net it was made from")
+        faults.append("logits that are not finite, of the file or of the model it was made from")
     elif compared["mean_steps"] > limits.mean_steps:
         mean = compared["mean_steps"]
         faults.append(

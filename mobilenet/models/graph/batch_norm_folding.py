@@ -2,7 +2,7 @@
 
 Equalization, bias correction, tuning and repair all change such a pair, channel by channel. Where
 there is a batch norm its gain and offset are changed and its statistics stay what they are, so that
-the net trains on as before.
+the model trains on as before.
 """
 
 from __future__ import annotations

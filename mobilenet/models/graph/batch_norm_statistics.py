@@ -1,8 +1,8 @@
 """Whether the moving statistics of batch norms are those of images, before ranges are taken.
 
 In inference a batch norm divides by its moving statistics. A few steps at a high decay leave them
-those of the initial net: every layer then widens or narrows its signal anew, and the ranges that a
-calibration takes fit nothing that training shows. Batch norms that came folded hold no statistics
+those of the initial model: every layer then widens or narrows its signal anew, and the ranges that
+a calibration takes fit nothing that training shows. Batch norms that came folded hold no statistics
 at all, and none is wrong.
 """
 
@@ -18,8 +18,8 @@ import tf_keras
 from mobilenet.models.graph.roles import kind
 
 _IMAGES = 8
-# Trained nets, Google's weights too, were seen at 0.12 to 3.4, on images of another kind as well;
-# nets after 20 steps at a decay of .9997 at 0.0004.
+# Trained models, Google's weights too, were seen at 0.12 to 3.4, on images of another kind as well;
+# models after 20 steps at a decay of 0.9997 at 0.0004.
 _FACTOR = 15.0
 _LEAST = 1e-9  # a figure that still has a logarithm
 
@@ -31,8 +31,8 @@ def misfit(model: Any, images: npt.NDArray[np.float32]) -> str:
     deviations, a mean square over the images and the median of the channels: 1 where it fits.
 
     Args:
-        model: a plain net, in inference mode as it is calibrated.
-        images: `[n, height, width, channels]`, preprocessed as the net takes them; a few suffice.
+        model: a plain model, in inference mode as it is calibrated.
+        images: `[n, height, width, channels]`, preprocessed as the model takes them; a few suffice.
 
     Returns:
         One line with the cause and the remedy; empty where the statistics fit.

@@ -1,4 +1,4 @@
-"""What every stage behind training takes for granted of a net."""
+"""What every stage behind training takes for granted of a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mobilenet.errors import UsageError
 
 
 def check_finite(model: Any) -> None:
-    """Refuses a net with a weight that is no finite number.
+    """Refuses a model with a weight that is no finite number.
 
     Raises:
         UsageError: names the weight.
@@ -18,5 +18,5 @@ def check_finite(model: Any) -> None:
     for weight, value in zip(model.weights, model.get_weights(), strict=True):
         if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
             raise UsageError(
-                f"weight {weight.name}", "NaN or infinity", "finite values", "train the net again"
+                f"weight {weight.name}", "NaN or infinity", "finite values", "train the model again"
             )

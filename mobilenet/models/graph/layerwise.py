@@ -1,7 +1,7 @@
-"""A net over all images, layer by layer, while its weights change.
+"""A model over all images, layer by layer, while its weights change.
 
-Each layer is computed with the final weights of those in front of it. A whole net would have to be
-computed anew behind each change; here every layer is computed once or a few times.
+Each layer is computed with the final weights of those in front of it. A whole model would have to
+be computed anew behind each change; here every layer is computed once or a few times.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BATCH = 25
 
 
 class Walk:
-    """Passes of a net that takes its layers in turn, in inference mode.
+    """Passes of a model that takes its layers in turn, in inference mode.
 
     Args:
         model: functional; its layers take tensors alone.

@@ -1,4 +1,4 @@
-"""The graph of a net made once more, of new layers, with another here or there."""
+"""The graph of a model made once more, of new layers, with another here or there."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mobilenet.models.graph.roles import Graph
 
 
 def rebuild(model: Any, called: Callable[[Any, Any, list[Any]], Any]) -> Any:
-    """A functional net on the graph of another; its weights are new.
+    """A functional model on the graph of another; its weights are new.
 
     Args:
-        model: functional tf_keras net of one input and one output; it is left as it is.
+        model: functional tf_keras model of one input and one output; it is left as it is.
         called: gives the symbolic output of a layer, from the layer, a new layer of the same
             config, and a list of symbolic inputs. For the input layer these are the new inputs.
     """

@@ -1,6 +1,6 @@
 """What a layer is and what it is joined to, read from the graph; names play no part.
 
-Works on any functional model, of tf_keras or of Keras 3: our nets, keras.applications, wrapped
+Works on any functional model, of tf_keras or of Keras 3: our models, keras.applications, wrapped
 ones.
 """
 

@@ -31,7 +31,7 @@ def kernel(layer: Any) -> tf.Variable | None:
 
 
 def beside(value: Any, name: str) -> tf.Variable:
-    """A variable that keeps `value` beside a net: not trained, one value for all replicas."""
+    """A variable that keeps `value` beside a model: not trained, one value for all replicas."""
     return tf.Variable(
         value,
         trainable=False,

@@ -70,7 +70,7 @@ def test_rounding_is_that_of_the_fake_quant_operator_bit_for_bit(
 
 @pytest.mark.parametrize("size", [0.0, 1e-44, 2e-38, 3e-37, 1e-30, 1e-19])
 def test_a_kernel_of_almost_nothing_is_a_number(size: float) -> None:
-    """Weight decay leaves dead channels of 1e-37 in released nets; their scale has no inverse."""
+    """Weight decay leaves dead channels of 1e-37 in released models; their scale has no inverse."""
     kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 6)).astype(np.float32)
     kernel[..., 2] = size
     found = WeightQuantizer("conv")(tf.constant(kernel), True, {}).numpy()
@@ -110,11 +110,11 @@ def test_the_kernel_of_a_called_wrapper_is_a_tensor_and_we_find_the_variable() -
 def test_a_bright_batch_leaves_the_input_grid_alone_and_ranges_come_back() -> None:
     """tfmot's input range keeps the largest value it ever saw."""
     method = methods.create(QuantizationAwareTraining(calibration_images=32), stage())
-    net = method.apply(liven(toy()))
-    entry = tf_keras.Model(net.input, net.get_layer("quant_input").output)
-    images, before = inputs(8), scheme.get_ranges(net)
+    model = method.apply(liven(toy()))
+    entry = tf_keras.Model(model.input, model.get_layer("quant_input").output)
+    images, before = inputs(8), scheme.get_ranges(model)
     expected = entry(images).numpy()
-    net(50 * images, training=True)
+    model(50 * images, training=True)
     np.testing.assert_array_equal(entry(images), expected)
     assert len(np.unique(expected)) > 100
     quantizer, weights = ActivationQuantizer(), {"low": tf.Variable(-1.0), "high": tf.Variable(1.0)}
@@ -123,7 +123,7 @@ def test_a_bright_batch_leaves_the_input_grid_alone_and_ranges_come_back() -> No
     for _ in range(300):
         quantizer(tf.constant([-1.0, 1.0]), True, weights)
     assert float(weights["high"]) == pytest.approx(1.0, abs=0.03)
-    assert set(before) == set(scheme.get_ranges(net))
+    assert set(before) == set(scheme.get_ranges(model))
 
 
 def test_rectified_outputs_are_found_and_their_low_stands_at_zero() -> None:
@@ -195,7 +195,7 @@ def _port() -> int:
 
 @pytest.mark.slow
 def test_two_workers_train_one_net_and_each_can_convert_it() -> None:
-    """The trained net's own graph reads its statistics by collectives, which no file can hold."""
+    """The trained model's own graph reads its statistics by collectives, which no file can hold."""
     workers = [f"localhost:{_port()}" for _ in range(2)]
     started = []
     for index in range(2):

@@ -29,7 +29,7 @@ def kernels(model: Any) -> dict[str, np.ndarray]:
 
 
 def clustered() -> tf_keras.Model:
-    """The toy net with five values in every kernel of enough weights."""
+    """The toy model with five values in every kernel of enough weights."""
     model = liven(toy(16))
     draw = np.random.default_rng(3)
     for layer in model.layers:
@@ -57,11 +57,11 @@ def test_clusters_stay_through_training_saving_and_more_training(tmp_path: Path)
     first = kernels(plain)
     for place in ("once", "again"):
         method = methods.create(QuantizationAwareTraining(calibration_images=8), stage(4))
-        net = method.apply(plain)
-        train(net, method, 4, rate=0.005)
-        assert any("5 distinct weights held" in note for note in method.notes(net))
-        ranges = scheme.get_ranges(net)
-        plain = method.finalize(net)
+        model = method.apply(plain)
+        train(model, method, 4, rate=0.005)
+        assert any("5 distinct weights held" in note for note in method.notes(model))
+        ranges = scheme.get_ranges(model)
+        plain = method.finalize(model)
         same_clusters(first, kernels(plain))
         saved = saving.save(plain, tmp_path / place, Card(preprocessing=WAY))
         int8_saving.save_ranges(saved, ranges)

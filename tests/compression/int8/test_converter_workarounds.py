@@ -76,7 +76,7 @@ def multiplier(gamma: float) -> Any:
 
 
 def uniform() -> Any:
-    """Every bias entry is .5, with channel ranges 1, 1/2, 1/4 ..."""
+    """Every bias entry is 0.5, with channel ranges 1, 1/2, 1/4 ..."""
     model = toy()
     for name in ("a", "b", "c", "d"):
         scale_channels(model.get_layer(name), HALVES)

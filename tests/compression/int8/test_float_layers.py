@@ -1,4 +1,6 @@
-"""Layers that compute in float inside an int8 file: what stays float, the file, and its proof."""
+"""Layers that compute in float inside an int8 file: what stays float, the file, and its
+verification.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,10 @@ from compression_nets import (
     WAY,
     L,
     grid,
+    hard_swish_model,
     inputs,
     liven,
     pixels,
-    swish_net,
     tf_keras,
     toy,
 )
@@ -36,7 +38,7 @@ IMAGES = pixels(6, seed=9)
 
 
 class Made:
-    """A net that was taken to int8 with some layers in float."""
+    """A model that was taken to int8 with some layers in float."""
 
     def __init__(self, plain: Any, *patterns: str, io: str = "int8", restored: bool = True) -> None:
         self.plain, self.io = plain, io
@@ -77,7 +79,7 @@ class Made:
 @pytest.fixture(scope="module")
 def net() -> Any:
     """Do not change it."""
-    return swish_net()
+    return hard_swish_model()
 
 
 @pytest.fixture(scope="module")

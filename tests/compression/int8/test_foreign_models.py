@@ -1,4 +1,4 @@
-"""Nets of keras.applications, built with tf_keras: V1 and V2 go through, V3 is told the way."""
+"""Models of keras.applications, built with tf_keras: V1 and V2 go through, V3 is told the way."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def test_v1_and_v2_are_pruned_quantized_and_converted(version: int) -> None:
     plain = liven(float32_copy(foreign(version)))
     config = MagnitudePruning({"pointwise": 0.5}, end=1.0, frequency=1)
     method = methods.create(config, stage(2, 32))
-    net = method.apply(plain)
-    train(net, method, 2, 32, rate=0.001)
-    sparse = method.finalize(net)
+    model = method.apply(plain)
+    train(model, method, 2, 32, rate=0.001)
+    sparse = method.finalize(model)
     method = methods.create(QuantizationAwareTraining(calibration_images=32), stage(2, 32))
-    net = method.apply(sparse)
-    train(net, method, 2, 32, rate=0.001)
-    said = net(inputs(32, 32), training=False).numpy()
-    repaired = int8_saving.for_export(net)
-    data = tflite_converter.int8_flatbuffer(net)
+    model = method.apply(sparse)
+    train(model, method, 2, 32, rate=0.001)
+    said = model(inputs(32, 32), training=False).numpy()
+    repaired = int8_saving.for_export(model)
+    data = tflite_converter.int8_flatbuffer(model)
     content = tflite_model.read(data)
     assert content.float_tensors() == []
     kernels = [op for op in content.operators if op.name == "CONV_2D"]
@@ -86,7 +86,7 @@ def test_v3_is_refused_with_layer_and_remedy() -> None:
 def test_the_remedy_works_as_it_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = foreign(3)
     said = refusal(model)
-    found = re.search(r"(model\.save_weights\('net\.h5'\)), then (.*?) with its", said)
+    found = re.search(r"(model\.save_weights\('model\.h5'\)), then (.*?) with its", said)
     assert found is not None
     monkeypatch.chdir(tmp_path)
     exec(found[1], {"model": model})  # as typed

@@ -95,9 +95,9 @@ def test_every_operator_of_the_file_is_the_simulated_one(name: str) -> None:
     for layer, off in steps.items():
         assert off.max() <= 1, layer
         if not layer.endswith(("pool", "squeeze_relu")):  # few codes: one is a large share
-            # Float sums in another order land across a tie: up to .011 behind a convolution and
-            # .067 behind a product were measured over nets and machines. A wrong scale, zero point
-            # or range moves most codes.
+            # Float sums in another order land across a tie: up to 0.011 behind a convolution and
+            # 0.067 behind a product were measured over models and machines. A wrong scale, zero
+            # point or range moves most codes.
             assert np.mean(off > 0) < (0.15 if "hard_swish" in layer else 0.03), layer
 
 
@@ -131,8 +131,8 @@ def test_file_is_int8_inside_and_one_partition(name: str) -> None:
 def test_wrapped_and_calibrated_it_follows_the_float_net(name: str) -> None:
     """Without a step of training, in what differs from image to image.
 
-    An untrained net multiplies one-step differences by its depth: .62 to .79 was measured where a
-    net without ranges gives 0; simulation and file differ from each other no more than that.
+    An untrained model multiplies one-step differences by its depth: 0.62 to 0.79 was measured where
+    a model without ranges gives 0; simulation and file differ from each other no more than that.
     """
     made = family(name)
     images = pixels(48, 64, seed=7)

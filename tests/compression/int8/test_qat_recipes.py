@@ -1,4 +1,4 @@
-"""The two recipes, from scratch with a delay and from a trained net; ranges from elsewhere."""
+"""The two recipes, from scratch with a delay and from a trained model; ranges from elsewhere."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class Watch(tf_keras.callbacks.Callback):
         self.highs: list[float] = []
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        net = self.model.net
-        name = "quant_c" if hasattr(net, "phase") else "c"
-        weights = {v.name.split("/")[-1]: v for v in net.get_layer(name).weights}
+        model = self.model.net
+        name = "quant_c" if hasattr(model, "phase") else "c"
+        weights = {v.name.split("/")[-1]: v for v in model.get_layer(name).weights}
         self.kernels.append(weights["kernel:0"].numpy())
-        if hasattr(net, "phase"):
-            self.highs.append(float(scheme.get_ranges(net)["b_act"][1]))
+        if hasattr(model, "phase"):
+            self.highs.append(float(scheme.get_ranges(model)["b_act"][1]))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if epoch + 1 == self.stop_after:
@@ -61,7 +61,7 @@ class Watch(tf_keras.callbacks.Callback):
 
 
 def job_of(folder: Path, shift: float, *watchers: Any, **fields: Any) -> engine.Job:
-    """Batches that are a function of their number; `shift` moves the float net to the grid."""
+    """Batches that are a function of their number; `shift` moves the float model to the grid."""
     images = inputs(8 * EPOCH * EPOCHS, seed=5)
     labels = (images[:, :, :, 0].mean((1, 2)) > 0).astype(np.int32)
     data = tf.data.Dataset.from_tensor_slices((images + np.float32(shift), labels)).batch(8)
@@ -89,15 +89,15 @@ def delayed(**fields: Any) -> methods.Method:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Watch]:
     """A run with a delay, and what was seen of it."""
     method, watch = delayed(), Watch()
-    net = method.apply(toy())
-    engine.fit(net, method, job_of(tmp_path_factory.mktemp("whole"), 0.0, watch))
-    return net, watch
+    model = method.apply(toy())
+    engine.fit(model, method, job_of(tmp_path_factory.mktemp("whole"), 0.0, watch))
+    return model, watch
 
 
 def test_before_the_delay_the_net_trains_in_float_and_behind_it_quantized(
     tmp_path: Path, whole: tuple[Any, Watch]
 ) -> None:
-    """Held against a plain net that is given the same pixels on the same grid."""
+    """Held against a plain model that is given the same pixels on the same grid."""
     floats, found = Watch(), whole[1]
     engine.fit(toy(), None, job_of(tmp_path, -0.5 / 127.5, floats))
     apart = [float(np.abs(a - b).max()) for a, b in zip(floats.kernels, found.kernels, strict=True)]
@@ -124,24 +124,24 @@ def test_the_first_observation_is_the_range() -> None:
         )
 
 
-def operators(net: Any) -> list[str]:
+def operators(model: Any) -> list[str]:
     """Kinds of the operators of a training step's forward pass."""
-    step = tf.function(lambda x: net(x, training=True))
+    step = tf.function(lambda x: model(x, training=True))
     graph = step.get_concrete_function(tf.TensorSpec((8, 16, 16, 3))).graph
     return [op.type for op in graph.get_operations()]
 
 
 def test_a_step_before_the_delay_pays_for_no_rounding() -> None:
     method = delayed()
-    net = method.apply(toy())
-    early = operators(net)
+    model = method.apply(toy())
+    early = operators(model)
     assert early.count("FakeQuantWithMinMaxVars") == 0
     assert early.count("Floor") == 0
     assert early.count("Max") == 7  # the activations' own
     assert not method.enter(DELAY - 1)
     assert method.enter(DELAY)
     assert not method.enter(DELAY + 1)
-    late = operators(net)
+    late = operators(model)
     assert late.count("FakeQuantWithMinMaxVars") == 7
     assert late.count("Floor") == 5
     assert "If" not in early + late
@@ -209,10 +209,10 @@ def test_the_trainer_says_so_before_it_makes_anything(
 def test_from_scratch_with_a_delay_the_digits_are_learnt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No float stage in front; without a delay a net from scratch is refused."""
+    """No float stage in front; without a delay a model from scratch is refused."""
     monkeypatch.chdir(tmp_path)
     words = ["--width_multiplier=0.25", "--image_size=32", "--stages=quantize,convert"]
-    with pytest.raises(UsageError, match="a trained net in the run folder"):
+    with pytest.raises(UsageError, match="a trained model in the run folder"):
         trainer.run([*words, "--model_dir=refused"])
     recipe = ["--quantize_epochs=20", "--quantize_lr=0.004", "--quant_delay=300"]
     trainer.run([*words, *recipe, "--model_dir=run"])
@@ -300,15 +300,15 @@ def test_training_starts_from_the_ranges_of_its_stage_and_the_file_has_them() ->
     ranges = {"a_act": (0.0, 5.5), "sum": (-13.0, 14.0)}
     given = Stage(20, WAY, lambda count: inputs(count), ranges)
     method = methods.create(QuantizationAwareTraining(calibration_images=32), given)
-    net = method.apply(liven(toy()))
-    assert scheme.get_ranges(net)["a_act"][1] == np.float32(5.5)
-    assert any("2 of 7" in line for line in method.notes(net))
-    int8_saving.for_export(net)
-    content = tflite_model.read(tflite_converter.int8_flatbuffer(net))
+    model = method.apply(liven(toy()))
+    assert scheme.get_ranges(model)["a_act"][1] == np.float32(5.5)
+    assert any("2 of 7" in line for line in method.notes(model))
+    int8_saving.for_export(model)
+    content = tflite_model.read(tflite_converter.int8_flatbuffer(model))
     add = next(op for op in content.operators if op.name == "ADD")
     scale = float(content.tensors[add.outputs[0]].scales[0])
     assert scale == pytest.approx(27 / 255, rel=1e-6)
-    said = net(grid(pixels(4)), training=False).numpy()
+    said = model(grid(pixels(4)), training=False).numpy()
     assert np.isfinite(said).all()
 
 

@@ -1,4 +1,4 @@
-"""Every family, dense and pruned, through QAT, the folder, the file and its proof."""
+"""Every family, dense and pruned, through QAT, the folder, the file and its verification."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHARES = {"pointwise": 0.75, "depthwise": 0.3}
 
 
 def fresh(name: str, size: int, **fields: Any) -> Any:
-    """A net whose statistics keep up with the few steps that it is trained for."""
+    """A model whose statistics keep up with the few steps that it is trained for."""
     tf_keras.utils.set_random_seed(2)
     width = 0.25 if name == "mobilenet_v1" else 0.35
     fields = {"width_multiplier": width, "num_classes": 10, **fields}
@@ -56,7 +56,7 @@ def kernels(model: Any) -> dict[str, np.ndarray]:
 
 
 def same_zeros(model: Any, data: bytes) -> dict[str, float]:
-    """Of each kernel, the share of the net's zeros that are zero codes in the file."""
+    """Of each kernel, the share of the model's zeros that are zero codes in the file."""
     content = tflite_model.read(data)
     operators = [op for op in content.operators if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D")]
     graph = Graph(model)
@@ -103,7 +103,7 @@ def test_every_family_trains_exports_and_verifies(name: str, pruned: bool, size:
     np.testing.assert_array_equal(said, net(images, training=False))
     int8_saving.for_export(wrapped)
     data = tflite_converter.int8_flatbuffer(wrapped)
-    # Nets of two steps answer almost alike: structure is demanded, top-1 is not.
+    # Models of two steps answer almost alike: structure is demanded, top-1 is not.
     found = verify.verify(
         data,
         said,
@@ -155,7 +155,7 @@ def test_pruned_quantized_saved_loaded_and_trained_on_the_zeros_are_in_the_file(
 
 @pytest.mark.slow
 def test_a_pruned_file_travels_in_less_than_half_of_a_dense_one() -> None:
-    """V1 at full width; narrower nets have more biases and scales, which do not shrink."""
+    """V1 at full width; narrower models have more biases and scales, which do not shrink."""
     model = fresh("mobilenet_v1", 32, width_multiplier=1.0)
     dense = verify.gzip_size(quantize(model, 32).data)
     graph = Graph(model)

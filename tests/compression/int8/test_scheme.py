@@ -141,7 +141,7 @@ def test_calibration_finds_the_extremes_of_the_float_net() -> None:
     ranges = scheme.get_ranges(calibrated(model))
     for name, (low, high) in ranges.items():
         seen = tf_keras.Model(model.input, model.get_layer(name).output)(images).numpy()
-        # the wrapped net reads pixels on its own grid, half a pixel away, with rounded kernels
+        # the wrapped model reads pixels on its own grid, half a pixel away, with rounded kernels
         assert low == pytest.approx(min(float(seen.min()), 0), abs=0.05 * float(np.ptp(seen)))
         assert high == pytest.approx(max(float(seen.max()), 0), abs=0.05 * float(np.ptp(seen)))
 
@@ -268,9 +268,9 @@ def test_calibration_refuses_what_is_no_image(images: np.ndarray) -> None:
 
 def test_ranges_that_never_moved_are_refused() -> None:
     wrapped = scheme.wrap(toy(), WAY)
-    with pytest.raises(UsageError, match="calibrate the net"):
+    with pytest.raises(UsageError, match="calibrate the model"):
         int8_saving.for_export(wrapped)
-    with pytest.raises(UsageError, match="calibrate the net"):
+    with pytest.raises(UsageError, match="calibrate the model"):
         scheme.set_ranges(wrapped, scheme.get_ranges(wrapped))
     ranges = scheme.get_ranges(calibrated(toy()))
     for wrong in ([1.0, 2.0], [-2.0, -1.0], [0.0, np.nan], [-np.inf, 1.0], [2.0, -1.0]):

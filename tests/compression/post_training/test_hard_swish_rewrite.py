@@ -11,12 +11,12 @@ from compression_nets import (
     WAY,
     Quantized,
     answers,
+    hard_swish_model,
     inputs,
     narrow_v3,
     noise,
     operator_steps,
     pixels,
-    swish_net,
 )
 
 from mobilenet.compression.quantization.int8 import saving as int8_saving
@@ -107,9 +107,9 @@ def test_what_a_gate_makes_zero_does_not_count(gated: Any) -> None:
 
 @pytest.fixture(scope="module")
 def bent() -> Any:
-    """A net whose hard-swish reads some channels that are much smaller than others; do not change
+    """A model whose hard-swish reads some channels that are much smaller than others; do not change
     it."""
-    model = swish_net()
+    model = hard_swish_model()
     streams = Streams(Graph(model))
     (found,) = streams.hard_swishes
     before, behind = streams.of(found.source), streams.of(found.product)
@@ -124,7 +124,7 @@ def test_what_is_added_to_a_hard_swish_is_scaled_with_it_or_nothing_is(bent: Any
     model, count = hard_swish_rewrite.write(bent)
     assert count == 1
     same(answers(model, inputs(6)), answers(bent, inputs(6)))
-    plain = swish_net()
+    plain = hard_swish_model()
     before = answers(plain, inputs(6))
     seen = Observer(plain)(["norm"], inputs(6), sampled={"norm": 10})
     assert hard_swish_equalization.soften(Streams(Graph(plain)), seen) == ({}, {}, {})

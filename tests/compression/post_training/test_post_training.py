@@ -65,7 +65,7 @@ def clone(model: Any) -> Any:
     return copy
 
 
-def relu_net() -> Any:
+def relu_model() -> Any:
     """Two convolutions with a depthwise one and an unbounded ReLU between."""
     tf_keras.utils.set_random_seed(5)
     source = L.Input((SIZE, SIZE, 3))
@@ -89,7 +89,7 @@ def spread(model: Any, seed: int = 0, octaves: float = 4.0) -> Any:
 
 
 def test_a_kernel_and_its_batch_norm_are_an_affine_map() -> None:
-    model = relu_net()
+    model = relu_model()
     pair = Folded(Graph(model), model.get_layer("first"))
     multiplier, offset = pair.affine()
     read = tf_keras.Model(model.inputs, model.get_layer("norm").output)
@@ -130,7 +130,7 @@ def test_scaling_a_stream_changes_no_output(name: str) -> None:
 
 
 def test_tensors_are_observed_as_numpy_sees_them() -> None:
-    model, images = relu_net(), inputs(23)
+    model, images = relu_model(), inputs(23)
     seen = Observer(model)(["norm", "relu"], images, counted=["norm"], sampled={"relu": 40})
     values = tf_keras.Model(model.inputs, model.get_layer("norm").output)(images).numpy()
     flat = values.reshape(-1, 6).astype(np.float64)
@@ -150,7 +150,7 @@ def test_tensors_are_observed_as_numpy_sees_them() -> None:
 
 
 def test_equalization_makes_ranges_alike_and_keeps_the_answers() -> None:
-    model = spread(relu_net())
+    model = spread(relu_model())
     before = answers(model, inputs(8))
     names = ["relu", "again"]
     seen = Observer(model)(names, inputs(16))
@@ -263,7 +263,7 @@ def test_extremes_hold_zero_and_some_ranges_begin_higher() -> None:
 
 
 def test_corrected_offsets_give_every_channel_its_mean() -> None:
-    model, images = relu_net(), inputs(30)
+    model, images = relu_model(), inputs(30)
     pairs = {"first": "norm", "middle": "middle", "last": "last"}
     seen = Observer(model)(list(pairs.values()), images)
     means = bias_correction.original_means(seen, Graph(model))
@@ -324,7 +324,7 @@ def test_tuning_moves_no_kernel_and_no_fixed_range() -> None:
 
 
 def test_the_chain_wins_back_what_unequal_channels_cost() -> None:
-    model = spread(relu_net(), octaves=5)
+    model = spread(relu_model(), octaves=5)
     images, unseen = inputs(40), inputs(40, seed=9)
     naive = scheme.wrap(model, WAY)
     calibrate(naive, images)
@@ -347,7 +347,7 @@ def test_a_step_that_does_not_help_is_taken_back(monkeypatch: pytest.MonkeyPatch
         return None, {"everything": 3.0}
 
     monkeypatch.setattr(bias_correction, "correct", spoil)
-    model = relu_net()
+    model = relu_model()
     made = post_training_pipeline.quantize(
         model, WAY, inputs(40), PostTraining(steps=("maximum", "bias"))
     )
@@ -390,7 +390,7 @@ def test_one_image_does_not_outvote_the_noise(agree: int, kept: bool) -> None:
 
 
 def test_statistics_of_another_net_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    model, images = relu_net(), inputs(20)
+    model, images = relu_model(), inputs(20)
     config = PostTraining(steps=("maximum", "repair"))
     assert not any(
         "moving statistics" in x
@@ -418,13 +418,13 @@ def test_statistics_of_another_net_are_told(caplog: pytest.LogCaptureFixture) ->
 def test_a_comparison_with_the_net_before_scaling_is_told(
     steps: tuple[str, ...], told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = spread(relu_net(), octaves=5)
+    model = spread(relu_model(), octaves=5)
     made = post_training_pipeline.quantize(model, WAY, inputs(20), PostTraining(steps=steps))
     file, before = Card(notes=made.notes), Card(notes=("trained",))
     int8_comparison.warn_of_another(file, Card(notes=("trained", *made.notes)), "fitted")
     assert "whose channels" not in caplog.text
     int8_comparison.warn_of_another(file, before, "nets/v3")
-    assert ("nets/v3: the file is of a net whose channels" in caplog.text) == told
+    assert ("nets/v3: the file is of a model whose channels" in caplog.text) == told
 
 
 def test_nets_with_relu6_alone_need_no_more_than_offsets(small: Any) -> None:
@@ -481,7 +481,7 @@ def test_a_channel_far_above_the_others_is_told_by_its_layer(layer: str) -> None
     ("images", "words"),
     [
         (inputs(3), "calibration images: got 3, expected at least 8"),
-        (np.full((20, SIZE, SIZE, 3), 0.5, np.float32), "one colour in each image"),
+        (np.full((20, SIZE, SIZE, 3), 0.5, np.float32), "one color in each image"),
         (inputs(20) * np.float32(127.5) + np.float32(127.5), "expected values from -1 to 1"),
         (inputs(20) * np.float32(np.nan), "calibration images: got 'NaN or infinity'"),
         (inputs(20) * np.float32(0.004), "they may have been scaled twice"),
@@ -510,14 +510,14 @@ def test_steps_that_cannot_be(steps: tuple[str, ...], words: str) -> None:
 
 def test_an_unknown_layer_to_keep_float() -> None:
     with pytest.raises(UsageError, match="--keep_float: got 'frist'.*did you mean first"):
-        scheme.wrap(relu_net(), WAY, keep_float=("frist",))
+        scheme.wrap(relu_model(), WAY, keep_float=("frist",))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", archs.names())
 def test_every_family_is_fitted_and_becomes_a_file(name: str) -> None:
     """Whose operators are within a step of the simulation; benchmarks/post_training_digits.py has
-    what it costs trained nets."""
+    what it costs trained models."""
     tf_keras.utils.set_random_seed(4)
     width = 0.25 if name == "mobilenet_v1" else 0.35
     fields = {"width_multiplier": width, "num_classes": 10, "classifier_activation": None}

@@ -1,4 +1,4 @@
-"""Channel pruning as a method: silent channels while it trains, a thin net in the end."""
+"""Channel pruning as a method: silent channels while it trains, a thin model in the end."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from mobilenet.models.layer_plan import layer_channels
 STEPS = 12
 
 
-def prepared(net: Any, steps: int = STEPS, **fields: Any) -> tuple[Any, Any]:
+def prepared(model: Any, steps: int = STEPS, **fields: Any) -> tuple[Any, Any]:
     common = {"round_to": 1, "frequency": 2, "schedule": "polynomial", "reconstruct": 0}
     config = ChannelPruning(**{**common, **fields})
-    method = methods.create(config, stage(steps, net.input_shape[1]))
-    return method, method.apply(net)
+    method = methods.create(config, stage(steps, model.input_shape[1]))
+    return method, method.apply(model)
 
 
-def run(method: Any, net: Any, steps: int = STEPS, watch: Any = lambda step: None) -> None:
+def run(method: Any, model: Any, steps: int = STEPS, watch: Any = lambda step: None) -> None:
     def behind(step: int) -> None:
         watch(step)
         if step < steps:  # as the engine does in front of the next one
             assert method.enter(step) is False
 
     method.enter(0)
-    train(net, method, steps, net.input_shape[1], rate=0.01, watch=behind)
+    train(model, method, steps, model.input_shape[1], rate=0.01, watch=behind)
 
 
-def silent(net: Any, name: str) -> list[int]:
+def silent(model: Any, name: str) -> list[int]:
     """Channels of a group of which nothing is left, read layer by layer without masks."""
-    group = dependency_groups.by_layer(dependency_groups.find(net))[name]
+    group = dependency_groups.by_layer(dependency_groups.find(model))[name]
     heard = np.zeros(group.channels, bool)
     for member in group.members:
         for weight in member.layer.trainable_weights:
@@ -59,8 +59,8 @@ def silent(net: Any, name: str) -> list[int]:
 
 
 def test_channels_fall_silent_by_the_schedule_and_are_cut_out() -> None:
-    net = liven(toy())
-    method, trained = prepared(net, ratio={"all": 0.5}, end=1.0)
+    model = liven(toy())
+    method, trained = prepared(model, ratio={"all": 0.5}, end=1.0)
     counts: list[tuple[int, int]] = []
 
     def watch(step: int) -> None:
@@ -78,8 +78,8 @@ def test_channels_fall_silent_by_the_schedule_and_are_cut_out() -> None:
     assert [thin.get_layer(name).output.shape[-1] for name in "abcde"] == [4, 4, 4, 8, 4]
     np.testing.assert_allclose(thin(inputs(8), training=False).numpy(), said, atol=1e-5)
     first, second, *_ = method.notes(trained)
-    macs = {net: sum(counting.layer_macs(net).values()) for net in (thin, trained)}
-    assert first == f"{macs[thin]:,} MACs, {macs[thin] / macs[trained]:.1%} of the whole net's"
+    macs = {model: sum(counting.layer_macs(model).values()) for model in (thin, trained)}
+    assert first == f"{macs[thin]:,} MACs, {macs[thin] / macs[trained]:.1%} of the whole model's"
     assert second == "a (stem): 4 of 8 channels stay, by magnitude"
 
 
@@ -91,8 +91,8 @@ def test_one_shot_takes_all_at_once() -> None:
 
 
 def test_the_least_important_go_and_none_comes_back() -> None:
-    net = liven(toy())
-    method, trained = prepared(net, ratio={"d": 0.75}, end=1.0, importance="l2")
+    model = liven(toy())
+    method, trained = prepared(model, ratio={"d": 0.75}, end=1.0, importance="l2")
     seen: list[set[int]] = []
     run(method, trained, watch=lambda step: seen.append(set(silent(trained, "d"))))
     assert all(before <= after for before, after in zip(seen, seen[1:], strict=False))
@@ -100,11 +100,11 @@ def test_the_least_important_go_and_none_comes_back() -> None:
 
 
 def test_what_was_silent_before_goes_first() -> None:
-    net = liven(toy())
-    kernel, bias = net.get_layer("d").get_weights()
+    model = liven(toy())
+    kernel, bias = model.get_layer("d").get_weights()
     kernel[..., [1, 5]], bias[[1, 5]] = 0, 0
-    net.get_layer("d").set_weights([kernel, bias])
-    method, trained = prepared(net, ratio={"d": 0.25}, importance="random")
+    model.get_layer("d").set_weights([kernel, bias])
+    method, trained = prepared(model, ratio={"d": 0.25}, importance="random")
     run(method, trained)
     gone = silent(trained, "d")
     assert {1, 5} <= set(gone) and len(gone) == 4
@@ -120,27 +120,27 @@ def small_v1() -> tuple[Any, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["group", "global"])
 def test_a_net_of_ours_ends_with_its_config(scope: str) -> None:
-    _, net = small_v1()
-    method, trained = prepared(net, 4, scope=scope, round_to=8, frequency=1)
+    _, model = small_v1()
+    method, trained = prepared(model, 4, scope=scope, round_to=8, frequency=1)
     run(method, trained, 4)
     thin = method.finalize(trained)
     found = builder.config_of(thin)
     assert found is not None and all(count % 8 == 0 for count in found.channels.values())
     assert builder.build(found, (32, 32, 3)).count_params() == thin.count_params()
-    assert thin.count_params() < 0.6 * net.count_params()
+    assert thin.count_params() < 0.6 * model.count_params()
 
 
 def test_parts_thin_the_net_by_equal_shares_of_the_whole() -> None:
-    """As in the seed, the first and the last one: of the whole net's channels, halves up."""
-    whole, net = small_v1()
+    """As in the seed, the first and the last one: of the whole model's channels, halves up."""
+    whole, model = small_v1()
     config = ChannelPruning(ratio={"all": 0.875}, stages=7, round_to=1, frequency=1)
     for part in (1, 7):
         at = dataclasses.replace(stage(3, 32), whole=whole, part=(part, 7))
         method = methods.create(config, at)
-        trained = method.apply(net)
+        trained = method.apply(model)
         run(method, trained, 3)
-        net = method.finalize(trained)
-        widths = layer_channels(builder.config_of(net))
+        model = method.finalize(trained)
+        widths = layer_channels(builder.config_of(model))
         assert widths == {
             name: channels if name == "Logits" else int(channels * (1 - part / 8) + 0.5)
             for name, channels in layer_channels(whole).items()
@@ -149,23 +149,23 @@ def test_parts_thin_the_net_by_equal_shares_of_the_whole() -> None:
 
 
 def test_as_few_channels_go_as_the_macs_allow() -> None:
-    whole, net = small_v1()
-    dense = sum(counting.layer_macs(net).values())
+    whole, model = small_v1()
+    dense = sum(counting.layer_macs(model).values())
     for target, round_to in ((0.5, 1), (0.3, 1), (0.5, 8)):
-        method, _ = prepared(net, 4, target_macs=target, round_to=round_to)
+        method, _ = prepared(model, 4, target_macs=target, round_to=round_to)
         (share,) = set(method.shares.numpy())
 
         def macs(ratio: float, round_to: int = round_to) -> int:
-            thin = surgery.thin(net, ratio, round_to, config=whole)
+            thin = surgery.thin(model, ratio, round_to, config=whole)
             return sum(counting.layer_macs(thin.model).values())
 
         assert macs(share) <= target * dense < macs(share - 2e-6)
     said = f"--target_macs: got 0.001, expected at least {macs(0.999, 8) / dense:.4f}, what is left"
     with pytest.raises(UsageError, match=re.escape(said)):
-        prepared(net, 4, target_macs=0.001, round_to=8)
+        prepared(model, 4, target_macs=0.001, round_to=8)
     with pytest.raises(UsageError, match=re.escape(said)):
         config = ChannelPruning(target_macs=0.001, round_to=8)
-        methods.create(config, stage(4)).check(net)
+        methods.create(config, stage(4)).check(model)
 
 
 def test_a_target_of_time_is_measured() -> None:
@@ -189,23 +189,23 @@ def test_a_target_of_time_is_measured() -> None:
 
 def test_gradients_of_the_first_batch_rank_channels() -> None:
     """Channels that the answer does not depend on go first, however large their weights."""
-    net = liven(toy())
-    kernel, bias = net.get_layer("e").get_weights()
+    model = liven(toy())
+    kernel, bias = model.get_layer("e").get_weights()
     kernel[:, :, [2, 5, 7, 11]] = 0  # what reads these channels of d
-    net.get_layer("e").set_weights([kernel, bias])
+    model.get_layer("e").set_weights([kernel, bias])
     images = inputs(16)
-    labels = np.arange(16) % int(net.output_shape[-1])
+    labels = np.arange(16) % int(model.output_shape[-1])
     at = dataclasses.replace(stage(4), examples=lambda n: (images[:n], labels[:n]))
     fields: dict[str, Any] = {"ratio": {"d": 0.25}, "round_to": 1, "reconstruct": 0}
     method = methods.create(ChannelPruning(importance="taylor", **fields), at)
-    trained = method.apply(net)
+    trained = method.apply(model)
     method.enter(0)
     assert silent(trained, "d") == [2, 5, 7, 11]
 
 
 def test_what_reads_channels_that_go_is_fitted_once() -> None:
     """In front of the first step, on images as an evaluation sees them."""
-    net, asked = liven(toy()), []
+    model, asked = liven(toy()), []
 
     def calibration(count: int) -> Any:
         asked.append(count)
@@ -214,23 +214,23 @@ def test_what_reads_channels_that_go_is_fitted_once() -> None:
     at = dataclasses.replace(stage(STEPS), calibration=calibration)
     config = ChannelPruning({"all": 0.5}, round_to=1, reconstruct=40)
     method = methods.create(config, at)
-    trained = method.apply(net)
+    trained = method.apply(model)
     for step in range(STEPS):
         method.enter(step)
     assert asked == [40]
-    thinned = surgery.cut(net, method._kept())
-    wanted = surgery.reconstruct(net, thinned, inputs(40)).model
+    thinned = surgery.cut(model, method._kept())
+    wanted = surgery.reconstruct(model, thinned, inputs(40)).model
     got = method.finalize(trained)
     np.testing.assert_allclose(got(inputs(8)), wanted(inputs(8)), atol=1e-4)
 
 
 def test_statistics_and_averages_follow_the_thinner_net() -> None:
-    """A stage is shorter than what made the net: its statistics would be those of wider ones."""
-    net = liven(toy())
-    for layer in net.layers:
+    """A stage is shorter than what made the model: its statistics would be those of wider ones."""
+    model = liven(toy())
+    for layer in model.layers:
         if hasattr(layer, "momentum"):
             layer.momentum = 0.99
-    method, trained = prepared(net, 200, end=0.5, frequency=10)
+    method, trained = prepared(model, 200, end=0.5, frequency=10)
     momentum = {layer.momentum for layer in trained.layers if hasattr(layer, "momentum")}
     assert momentum == {0.9}
     method.enter(0)
@@ -256,7 +256,7 @@ def test_names_in_the_config_are_those_of_the_registry() -> None:
         ({"target_latency": 0.0}, "--target_latency: got 0.0"),
         ({"target_macs": 0.5, "target_latency": 0.5}, "--target_latency: got 0.5, expected one of"),
         ({"target_macs": 0.5, "scope": "global"}, "--channel_scope: got 'global'"),
-        ({"scope": "net"}, "--channel_scope: got 'net'"),
+        ({"scope": "net"}, "--channel_scope: got 'model'"),
         ({"round_to": 0}, "--round_to: got 0"),
         ({"reconstruct": -1}, "--reconstruct: got -1"),
         ({"end": 0.0}, "--pruning_end: got 0.0"),
@@ -295,15 +295,17 @@ def test_the_chain_goes_on_with_the_thin_net(tmp_path: Path) -> None:
     ]
     assert channels[0] == {} and channels[1]["Conv2d_13_pointwise"] == 128
     assert channels[1] == channels[2] == channels[3]
-    net = saving.load(place / "prune")
-    again = builder.build(builder.config_of(net.model), (64, 64, 3))
-    assert again.count_params() == net.model.count_params() == entries["prune"]["params"]
-    assert "Conv2d_13_pointwise (pointwise): 128 of 256 channels stay" in "\n".join(net.card.notes)
+    model = saving.load(place / "prune")
+    again = builder.build(builder.config_of(model.model), (64, 64, 3))
+    assert again.count_params() == model.model.count_params() == entries["prune"]["params"]
+    assert "Conv2d_13_pointwise (pointwise): 128 of 256 channels stay" in "\n".join(
+        model.card.notes
+    )
 
 
 @pytest.mark.slow
 def test_every_stage_of_several_leaves_a_thin_net_and_is_taken_up_again(tmp_path: Path) -> None:
-    """Each learns from the net in front of the first; one that is gone is made once more."""
+    """Each learns from the model in front of the first; one that is gone is made once more."""
     place = tmp_path / "run"
     words = [
         *(*SHORT, "--pruning=channel", "--channel_ratio=0.6", "--channel_stages=3"),
@@ -316,11 +318,11 @@ def test_every_stage_of_several_leaves_a_thin_net_and_is_taken_up_again(tmp_path
     lines = (place / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == list(entries)
     for name, share in zip(entries, (0.0, 0.2, 0.4, 0.6), strict=True):
-        net = saving.load(place / name)
-        assert net.model.get_layer("Conv2d_1_pointwise").filters == int(16 * (1 - share) + 0.5)
-        assert entries[name]["params"] == net.model.count_params()
+        model = saving.load(place / name)
+        assert model.model.get_layer("Conv2d_1_pointwise").filters == int(16 * (1 - share) + 0.5)
+        assert entries[name]["params"] == model.model.count_params()
         if share:
-            assert any(note.startswith("distilled from train,") for note in net.card.notes)
+            assert any(note.startswith("distilled from train,") for note in model.card.notes)
     shutil.rmtree(place / "prune")
     again = command("trainer", *words, "--stages=train,prune")
     epochs = re.compile(r"^\w+ +epoch +\d+/", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Groups of channels, against the tables of the papers and small nets drawn by hand."""
+"""Groups of channels, against the tables of the papers and small models drawn by hand."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def test_the_groups_of_each_net(name: str) -> None:
         assert (len(found), sum(group.channels for group in found)) == counts[name]
 
 
-def test_a_group_shows_its_members_and_why(small_net: Callable[..., Any]) -> None:
-    found = dependency_groups.by_layer(dependency_groups.find(small_net("mobilenet_v3_small")))
+def test_a_group_shows_its_members_and_why(small_model: Callable[..., Any]) -> None:
+    found = dependency_groups.by_layer(dependency_groups.find(small_model("mobilenet_v3_small")))
     block = "expanded_conv_4"
     lines = str(found[f"{block}_expand"]).splitlines()
     assert lines[0].endswith(f" channels of {block}_expand (pointwise)")
@@ -108,8 +108,8 @@ def test_a_group_shows_its_members_and_why(small_net: Callable[..., Any]) -> Non
     assert squeeze.role == "squeeze_excite" and len(squeeze.members) == 2
 
 
-def test_sums_tie_projections(small_net: Callable[..., Any]) -> None:
-    found = dependency_groups.by_layer(dependency_groups.find(small_net("mobilenet_v2")))
+def test_sums_tie_projections(small_model: Callable[..., Any]) -> None:
+    found = dependency_groups.by_layer(dependency_groups.find(small_model("mobilenet_v2")))
     tied = [f"expanded_conv_{n}_project" for n in (13, 14, 15)]
     assert len({found[name].number for name in tied}) == 1
     assert found["expanded_conv_16_project"] is not found[tied[0]]
@@ -118,19 +118,19 @@ def test_sums_tie_projections(small_net: Callable[..., Any]) -> None:
     assert "makes what expanded_conv_15_add joins to them" in str(found[tied[0]])
 
 
-def test_the_classes_are_fixed(small_net: Callable[..., Any]) -> None:
-    model = small_net("mobilenet_v1")
+def test_the_classes_are_fixed(small_model: Callable[..., Any]) -> None:
+    model = small_model("mobilenet_v1")
     every = dependency_groups.find(model, fixed=True)
     assert [g.name for g in every if g.fixed] == ["Logits"]
-    assert "fixed: the net gives them back" in str(every[-1])
-    features = small_net("mobilenet_v1", num_classes=0)
+    assert "fixed: the model gives them back" in str(every[-1])
+    features = small_model("mobilenet_v1", num_classes=0)
     assert [g.name for g in dependency_groups.find(features, fixed=True) if g.fixed] == [
         "Conv2d_13_pointwise"
     ]
 
 
-def test_names_play_no_part(small_net: Callable[..., Any]) -> None:
-    model = small_net("mobilenet_v3_small")
+def test_names_play_no_part(small_model: Callable[..., Any]) -> None:
+    model = small_model("mobilenet_v3_small")
     numbers = iter(range(1000))
     renamed = tf_keras.models.clone_model(
         model,
@@ -141,9 +141,9 @@ def test_names_play_no_part(small_net: Callable[..., Any]) -> None:
     assert sizes(dependency_groups.find(renamed)) == sizes(dependency_groups.find(model))
 
 
-def test_keras_3_nets_have_the_same_groups(small_net: Callable[..., Any]) -> None:
+def test_keras_3_nets_have_the_same_groups(small_model: Callable[..., Any]) -> None:
     keras = pytest.importorskip("keras", minversion="3")
-    model = small_net("mobilenet_v3_small")
+    model = small_model("mobilenet_v3_small")
     fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
     other = build(archs.get("mobilenet_v3_small", **fields), (32, 32, 3), keras=keras)
     assert [str(g) for g in dependency_groups.find(other)] == [

@@ -96,14 +96,14 @@ def test_sixty_steps_are_those_of_numpy() -> None:
     method = surgery(
         steps, seed=11, end=0.5, frequency=every, probabilities=(1, 0.5, 0.25, 0.1, 0.05)
     )
-    net = method.apply(toy())
+    model = method.apply(toy())
     names = [name for name in "cde" if name in method.schedules]
     assert names == list("cde")
-    kernels = {name: variables.kernel(net.get_layer(name)) for name in names}
+    kernels = {name: variables.kernel(model.get_layer(name)) for name in names}
     expected = {name: Reference(kernel.numpy()) for name, kernel in kernels.items()}
     largest = max(kernel.shape.num_elements() for kernel in kernels.values())
     rng = np.random.default_rng(0)
-    after = tf.function(lambda step: method.after_step(net, step))
+    after = tf.function(lambda step: method.after_step(model, step))
     course = np.zeros((steps // every + 1, 3), int)
     course[:, 0] = np.arange(0, steps + 1, every)
     for step in range(1, steps + 1):
@@ -141,7 +141,7 @@ def test_sixty_steps_are_those_of_numpy() -> None:
 
 @pytest.mark.parametrize("step", [1, 5, 6, 15, 16, 30, 31, 50, 51, 300])
 def test_chances_are_the_seeds_at_its_length(step: int) -> None:
-    """In thousands of steps: 1 to 5, .5 to 15, .25 to 30, .1 to 50, then .05."""
+    """In thousands of steps: 1 to 5, 0.5 to 15, 0.25 to 30, 0.1 to 50, then 0.05."""
     method = surgery(300_000)
     found = method.probability(tf.constant(1000 * step, tf.int64))
     table = ((5, 1.0), (15, 0.5), (30, 0.25), (50, 0.1), (300, 0.05))
@@ -169,8 +169,8 @@ SEED = {  # depth multiplier: pointwise 1, 6, 7 to 11, 12, 13, logits; at 1001 c
 @pytest.mark.parametrize("width", SEED)
 def test_targets_are_the_seeds(width: float) -> None:
     config = archs.MobileNetV1Config(width_multiplier=width, num_classes=1001)
-    net = build(config, (32, 32, 3))
-    found = {t.layer: t for t in surgery()._assign(net)}
+    model = build(config, (32, 32, 3))
+    found = {t.layer: t for t in surgery()._assign(model)}
     matrices = [t.sparsity for t in found.values() if t.role in ("pointwise", "classifier")]
     shares = [matrices[place] for place in (0, 5, 6, 11, 12, 13)]
     assert [round(share, 4) for share in shares] == list(SEED[width])
@@ -186,7 +186,7 @@ def test_gradients_are_those_at_the_masked_weights_and_move_the_dense_ones(
     """Against a loop that holds dense weights, masks them for the gradient alone, and updates."""
     steps = 12
     method = surgery(steps, end=0.5, frequency=1, probabilities=(1.0,), boundaries=(), train="all")
-    net, other = method.apply(toy()), toy()
+    model, other = method.apply(toy()), toy()
     kernels = {name: other.get_layer(name).kernel for name in "cde"}
     masks: list[dict[str, np.ndarray]] = [{n: np.ones(k.shape) for n, k in kernels.items()}]
 
@@ -197,7 +197,7 @@ def test_gradients_are_those_at_the_masked_weights_and_move_the_dense_ones(
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     from mobilenet.training.engine import Learner
 
-    learner = Learner(net, lambda step: method.after_step(net, step))
+    learner = Learner(model, lambda step: method.after_step(model, step))
     learner.compile(tf_keras.optimizers.SGD(0.05, momentum=momentum), loss)
     images = inputs(8 * steps, seed=5)
     labels = np.arange(len(images)) % CLASSES
@@ -221,23 +221,23 @@ def test_gradients_are_those_at_the_masked_weights_and_move_the_dense_ones(
 
 def test_a_weight_that_was_removed_comes_back_with_what_it_has_learnt() -> None:
     method = surgery(10, probabilities=(1.0,), boundaries=(), frequency=1, end=1.0, last=1.0)
-    net = method.apply(toy())
-    kernel = variables.kernel(net.get_layer("c"))
+    model = method.apply(toy())
+    kernel = variables.kernel(model.get_layer("c"))
     for step in range(1, 6):
-        method.after_step(net, tf.constant(step, tf.int64))
+        method.after_step(model, tf.constant(step, tf.int64))
     place = tuple(np.argwhere(kernel.numpy() == 0)[0])
     before = method.surgery.dense["c"].numpy()[place]
     assert before != 0
     update = np.zeros(kernel.shape, np.float32)
     update[place] = 3.0
     kernel.assign_add(update)  # as an optimizer would
-    method.after_step(net, tf.constant(6, tf.int64))
+    method.after_step(model, tf.constant(6, tf.int64))
     assert kernel.numpy()[place] == np.float32(before) + np.float32(3)
     assert method.surgery.counted()["c"][1] >= 1
 
 
-def batch_norm(net: Any) -> dict[str, np.ndarray]:
-    return {n: v.numpy() for n, v in variables.named(net.get_layer("c_norm")).items()}
+def batch_norm(model: Any) -> dict[str, np.ndarray]:
+    return {n: v.numpy() for n, v in variables.named(model.get_layer("c_norm")).items()}
 
 
 @pytest.mark.parametrize(("which", "statistics"), [("kernels", True), ("all", False)])
@@ -261,24 +261,24 @@ def test_which_weights_train(which: str, statistics: bool) -> None:
 
 
 def test_state_is_in_the_checkpoint_and_the_rest_of_the_stage_is_the_same(tmp_path: Any) -> None:
-    def moved(method: Any, net: Any, steps: range) -> None:
+    def moved(method: Any, model: Any, steps: range) -> None:
         for step in steps:
             rng = np.random.default_rng(step)
             for kernel in method.surgery.masks.kernels.values():
                 kernel.assign_add(rng.normal(0, 0.05, kernel.shape))
-            method.after_step(net, tf.constant(step, tf.int64))
+            method.after_step(model, tf.constant(step, tf.int64))
 
     method = surgery(20, frequency=3)
-    net = method.apply(toy())
-    moved(method, net, range(1, 11))
-    path = tf.train.Checkpoint(net=net, method=method).write(str(tmp_path / "state"))
-    moved(method, net, range(11, 21))
+    model = method.apply(toy())
+    moved(method, model, range(1, 11))
+    path = tf.train.Checkpoint(net=model, method=method).write(str(tmp_path / "state"))
+    moved(method, model, range(11, 21))
     again = surgery(20, frequency=3)
     resumed = again.apply(toy())
     status = tf.train.Checkpoint(net=resumed, method=again).read(path)
     status.assert_existing_objects_matched()
     moved(again, resumed, range(11, 21))
-    for old, new in zip(net.weights, resumed.weights, strict=True):
+    for old, new in zip(model.weights, resumed.weights, strict=True):
         np.testing.assert_array_equal(old, new)
     assert method.surgery.counted() == again.surgery.counted()
     for name in method.surgery.dense:
@@ -287,22 +287,22 @@ def test_state_is_in_the_checkpoint_and_the_rest_of_the_stage_is_the_same(tmp_pa
 
 def test_target_holds_from_the_last_surgery_on_also_in_averages() -> None:
     method = surgery(12, end=0.5, last=0.75, frequency=2, sparsity={"c": 0.5, "depthwise": 0.25})
-    net = method.apply(toy())
-    average = Average(net, 0.9)
+    model = method.apply(toy())
+    average = Average(model, 0.9)
     assert [method.settled(step) for step in (8, 9, 12)] == [False, True, True]
     shares = {"b": 0.25, "c": 0.5, "d": 0.75, "e": 0.675}
 
     def watch(step: int) -> None:
         if step >= 9:
             for name, share in shares.items():
-                kernel = variables.kernel(net.get_layer(name))
+                kernel = variables.kernel(model.get_layer(name))
                 assert zeros(kernel) == pytest.approx(share, abs=1 / kernel.shape.num_elements())
 
-    train(net, method, 12, watch=watch, behind=average.update)
+    train(model, method, 12, watch=watch, behind=average.update)
     average.assign()
     watch(12)
-    notes = {line.split()[0]: line for line in method.notes(net)}
-    assert "50.0% zeros, matches c; " in notes["c"] and "came back in" in notes["c"]
+    notes = {line.split()[0]: line for line in method.notes(model)}
+    assert "500.0% zeros, matches c; " in notes["c"] and "came back in" in notes["c"]
     assert "0.6 + 0.15 * 128 / 128" in notes["d"]
     assert "dense, not a 1x1 kernel" in notes["a"]
 
@@ -332,11 +332,11 @@ def test_master_weights_stay_float32_under_mixed_precision() -> None:
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
         method = surgery(6, frequency=1)
-        net = method.apply(toy())
-        assert np.isfinite(train(net, method, 6))
+        model = method.apply(toy())
+        assert np.isfinite(train(model, method, 6))
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
-    kernel = net.get_layer("d").kernel.numpy()
+    kernel = model.get_layer("d").kernel.numpy()
     assert kernel.dtype == np.float32 and zeros(kernel) == 0.75
     kept = kernel[kernel != 0]
     assert np.mean(tf.cast(tf.cast(kept, tf.bfloat16), tf.float32).numpy() == kept) < 0.05
@@ -347,11 +347,11 @@ def test_master_weights_stay_float32_under_mixed_precision() -> None:
 
 def test_the_log_tells_the_counts(caplog: pytest.LogCaptureFixture) -> None:
     method = surgery(10, frequency=1, probabilities=(1.0,), boundaries=())
-    net = method.apply(toy())
+    model = method.apply(toy())
     with caplog.at_level(logging.INFO, "mobilenet"):
         for step in range(10):
             assert not method.enter(step)
-            method.after_step(net, tf.constant(step + 1, tf.int64))
+            method.after_step(model, tf.constant(step + 1, tf.int64))
     assert len(caplog.messages) == 9
     removed = sum(count[0] for count in method.surgery.counted().values())
     assert f"{removed:,} weights were removed" in caplog.messages[-1]

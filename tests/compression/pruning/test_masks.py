@@ -68,8 +68,8 @@ def magnitude(steps: int = 20, **fields: Any) -> Any:
     return methods.create(config, stage(steps))
 
 
-def kernels(net: Any) -> dict[str, np.ndarray]:
-    found = {layer.name: variables.kernel(layer) for layer in net.layers}
+def kernels(model: Any) -> dict[str, np.ndarray]:
+    found = {layer.name: variables.kernel(layer) for layer in model.layers}
     return {name: v.numpy() for name, v in found.items() if v is not None}
 
 
@@ -82,28 +82,28 @@ def test_target_is_reached_at_the_end_step(
     steps: int, end: float, frequency: int, schedule: str
 ) -> None:
     method = magnitude(steps, end=end, frequency=frequency, schedule=schedule)
-    net = method.apply(toy())
-    kernel = variables.kernel(net.get_layer("c"))
+    model = method.apply(toy())
+    kernel = variables.kernel(model.get_layer("c"))
     rng = np.random.default_rng(0)
     for step in range(1, steps + 1):
         kernel.assign_add(rng.normal(0, 0.01, kernel.shape))
-        method.after_step(net, tf.constant(step, tf.int64))
+        method.after_step(model, tf.constant(step, tf.int64))
         if step >= method.timing.end:
             assert zeros(kernel) == 0.75
     assert zeros(kernel) == 0.75
-    assert zeros(variables.kernel(net.get_layer("a"))) == 0
+    assert zeros(variables.kernel(model.get_layer("a"))) == 0
 
 
 def test_polynomial_schedule_is_the_papers() -> None:
     """Zhu and Gupta, equation 1, recomputed; steps between two updates change nothing."""
     method = magnitude(40, begin=0.1, end=0.6, frequency=5, final_sparsity={"c": 0.75})
-    net = method.apply(toy(16))
-    kernel = variables.kernel(net.get_layer("c"))
+    model = method.apply(toy(16))
+    kernel = variables.kernel(model.get_layer("c"))
     begin, end = 4, 24
     expected = 0.0
     for step in range(1, 41):
         kernel.assign_add(np.random.default_rng(step).normal(0, 0.01, kernel.shape))
-        method.after_step(net, tf.constant(step, tf.int64))
+        method.after_step(model, tf.constant(step, tf.int64))
         if begin <= step <= end and ((step - begin) % 5 == 0 or step == end):
             expected = 0.75 - 0.75 * (1 - (step - begin) / (end - begin)) ** 3
         assert zeros(kernel) == pytest.approx(expected, abs=1 / 256)
@@ -124,9 +124,9 @@ def test_schedules_are_tfmots_own() -> None:
 def test_masks_hold_behind_the_optimizer_in_averages_and_checkpoints(tmp_path: Any) -> None:
     """tfmot's weights are dense here: its mask comes with the next forward pass."""
     method = magnitude(12, end=0.5, frequency=2)
-    net = method.apply(toy())
-    average = Average(net, 0.9)
-    kernel = variables.kernel(net.get_layer("c"))
+    model = method.apply(toy())
+    average = Average(model, 0.9)
+    kernel = variables.kernel(model.get_layer("c"))
     place = next(i for i, weight in enumerate(average.weights) if weight is kernel)
     seen = []
 
@@ -135,7 +135,7 @@ def test_masks_hold_behind_the_optimizer_in_averages_and_checkpoints(tmp_path: A
         mask = method.masks.masks["c"].numpy()
         np.testing.assert_array_equal(kernel.numpy() != 0, mask == 1)
         np.testing.assert_array_equal(average.shadows[place].numpy() != 0, mask == 1)
-        path = tf.train.Checkpoint(net=net, method=method, average=average).write(
+        path = tf.train.Checkpoint(net=model, method=method, average=average).write(
             str(tmp_path / "step")
         )
         reader = tf.train.load_checkpoint(path)
@@ -145,21 +145,21 @@ def test_masks_hold_behind_the_optimizer_in_averages_and_checkpoints(tmp_path: A
         assert sorted(zeros(value) for value in stored)[:3] == [seen[-1]] * 3  # kernel, mask, mean
         assert len(stored) == 3
 
-    train(net, method, 12, watch=watch, behind=average.update)
+    train(model, method, 12, watch=watch, behind=average.update)
     assert seen[-1] == 0.75
     assert seen == sorted(seen)
     assert 0 < seen[2] < 0.75
     with average.swapped():
         assert zeros(kernel) == 0.75
     average.assign()
-    assert zeros(method.finalize(net).get_layer("c").kernel) == 0.75
+    assert zeros(method.finalize(model).get_layer("c").kernel) == 0.75
 
 
 def test_average_is_the_recursion_of_its_weights() -> None:
     """Of a weight that is not pruned: against the formula of ExponentialMovingAverage."""
-    net = toy()
-    average = Average(net, 0.8)
-    bias = net.get_layer("e").bias
+    model = toy()
+    average = Average(model, 0.8)
+    bias = model.get_layer("e").bias
     shadow = next(s for s, w in zip(average.shadows, average.weights, strict=True) if w is bias)
     expected = bias.numpy().astype(np.float64)
     for step in range(1, 60):
@@ -174,13 +174,13 @@ def test_average_is_the_recursion_of_its_weights() -> None:
 
 
 def test_resumed_pruning_takes_its_masks_from_the_zeros() -> None:
-    net = toy()
-    kernel = variables.kernel(net.get_layer("c"))
+    model = toy()
+    kernel = variables.kernel(model.get_layer("c"))
     values = kernel.numpy()
     values[..., :7] = 0  # 87.5 %, sparser than the target
     kernel.assign(values)
     method = magnitude(10, final_sparsity={"pointwise": 0.5, "d": 0.25}, frequency=1)
-    again = method.apply(net)
+    again = method.apply(model)
     least = zeros(values)
 
     def watch(step: int) -> None:
@@ -193,10 +193,10 @@ def test_resumed_pruning_takes_its_masks_from_the_zeros() -> None:
 
 
 def test_a_kernel_of_zeros_stays_and_troubles_nothing() -> None:
-    net = toy()
-    net.get_layer("c").kernel.assign(tf.zeros_like(net.get_layer("c").kernel))
+    model = toy()
+    model.get_layer("c").kernel.assign(tf.zeros_like(model.get_layer("c").kernel))
     method = magnitude(4, final_sparsity={"pointwise": 0.5})
-    pruned = method.apply(net)
+    pruned = method.apply(model)
     train(pruned, method, 4)
     assert zeros(kernels(pruned)["c"]) == 1
     assert zeros(kernels(pruned)["d"]) == 0.5
@@ -212,11 +212,11 @@ def mixed() -> Iterator[None]:
 def test_master_weights_are_not_rounded_under_mixed_precision(mixed: None) -> None:
     """tfmot's wrapper leaves every weight representable in 16 bits after one call."""
     method = magnitude(6, frequency=1)
-    net = method.apply(toy())
-    assert net.get_layer("c").compute_dtype == "bfloat16"
-    loss = train(net, method, 6)
+    model = method.apply(toy())
+    assert model.get_layer("c").compute_dtype == "bfloat16"
+    loss = train(model, method, 6)
     assert np.isfinite(loss)
-    kernel = kernels(net)["c"]
+    kernel = kernels(model)["c"]
     assert kernel.dtype == np.float32
     assert method.masks.masks["c"].dtype == tf.float32
     assert zeros(kernel) == 0.75
@@ -226,11 +226,11 @@ def test_master_weights_are_not_rounded_under_mixed_precision(mixed: None) -> No
 
 
 def test_the_given_net_is_left_alone() -> None:
-    net = toy()
-    before = net.get_weights()
+    model = toy()
+    before = model.get_weights()
     method = magnitude(3)
-    train(method.apply(net), method, 3)
-    for old, new in zip(before, net.get_weights(), strict=True):
+    train(method.apply(model), method, 3)
+    for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
 
@@ -249,7 +249,7 @@ def test_masks_of_any_shape_start_from_the_zeros() -> None:
 
 
 def test_removed_weights_are_plain_zeros() -> None:
-    """A product leaves -0.0 of a negative weight, which a packed net keeps as a value."""
+    """A product leaves -0.0 of a negative weight, which a packed model keeps as a value."""
     kernel = tf.Variable([-1.0, 2.0, -3.0])
     masks = Masks({"k": kernel})
     masks.masks["k"].assign([0.0, 1.0, 0.0])

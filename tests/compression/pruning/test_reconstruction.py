@@ -1,4 +1,4 @@
-"""Fitting what stays to what the whole net gave, against least squares written out."""
+"""Fitting what stays to what the whole model gave, against least squares written out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tf_keras
 from compression_nets import inputs, liven, toy
-from net_params import EACH_NET
+from net_params import EACH_MODEL
 
 from mobilenet.compression.pruning.channel import reconstruction, surgery
 from mobilenet.configs import archs
@@ -19,14 +19,14 @@ from mobilenet.models.builder import config_of
 KEPT = {"a": np.arange(0, 8, 2), "d": np.arange(10)}
 
 
-def outputs(net: Any, layer: str, images: Any) -> np.ndarray:
-    part = tf_keras.Model(net.input, net.get_layer(layer).output)
+def outputs(model: Any, layer: str, images: Any) -> np.ndarray:
+    part = tf_keras.Model(model.input, model.get_layer(layer).output)
     return np.asarray(part(images, training=False), np.float64)
 
 
-def fitted(net: Any, images: Any) -> tuple[Any, dict[str, float]]:
-    masked = surgery.silenced(net, KEPT)
-    return masked, reconstruction.fit(net, masked, images)
+def fitted(model: Any, images: Any) -> tuple[Any, dict[str, float]]:
+    masked = surgery.silenced(model, KEPT)
+    return masked, reconstruction.fit(model, masked, images)
 
 
 def ridge(reads: np.ndarray, wanted: np.ndarray, kernel: np.ndarray) -> tuple[Any, Any]:
@@ -42,31 +42,31 @@ def ridge(reads: np.ndarray, wanted: np.ndarray, kernel: np.ndarray) -> tuple[An
 
 def test_a_layer_gives_what_least_squares_give() -> None:
     """`d`, a convolution with a bias, behind four channels that are silent."""
-    net, images = liven(toy()), inputs(60)
-    masked, left = fitted(net, images)
+    model, images = liven(toy()), inputs(60)
+    masked, left = fitted(model, images)
     reads = outputs(masked, "sum", images).reshape(-1, 8)[:, ::2]
-    wanted = outputs(net, "d", images).reshape(-1, 16)[:, :10]
-    start = np.asarray(net.get_layer("d").kernel, np.float64)[0, 0][::2, :10]
+    wanted = outputs(model, "d", images).reshape(-1, 16)[:, :10]
+    start = np.asarray(model.get_layer("d").kernel, np.float64)[0, 0][::2, :10]
     kernel, offset = ridge(reads, wanted, start)
     got = masked.get_layer("d")
     np.testing.assert_allclose(got.kernel.numpy()[0, 0][::2, :10], kernel, atol=2e-5)
     np.testing.assert_allclose(got.bias.numpy()[:10], offset, atol=2e-5)
     assert not got.kernel.numpy()[..., 10:].any() and not got.bias.numpy()[10:].any()
     apart = np.square(reads @ kernel + offset - wanted).sum()
-    bias = net.get_layer("d").bias.numpy()[:10]
+    bias = model.get_layer("d").bias.numpy()[:10]
     before = np.square(reads @ start + bias - wanted).sum()
     assert left["d"] == pytest.approx(apart / before, rel=1e-3) and 0 < left["d"] < 0.9
 
 
 def test_a_batch_norm_is_fitted_through() -> None:
     """`c` has one behind it: its output is the target, its statistics become those of `c`."""
-    net, images = liven(toy(bias=True)), inputs(60)
-    masked, left = fitted(net, images)
-    norm = net.get_layer("c_norm")
+    model, images = liven(toy(bias=True)), inputs(60)
+    masked, left = fitted(model, images)
+    norm = model.get_layer("c_norm")
     gain = (norm.gamma / np.sqrt(norm.moving_variance + norm.epsilon)).numpy()
     reads = outputs(masked, "b_act", images).reshape(-1, 8)[:, ::2]
-    wanted = outputs(net, "c_norm", images).reshape(-1, 8)[:, ::2]
-    start = (net.get_layer("c").kernel.numpy()[0, 0] * gain)[::2, ::2]
+    wanted = outputs(model, "c_norm", images).reshape(-1, 8)[:, ::2]
+    start = (model.get_layer("c").kernel.numpy()[0, 0] * gain)[::2, ::2]
     kernel, offset = ridge(reads, wanted, start)
     got = outputs(masked, "c_norm", images).reshape(-1, 8)[:, ::2]
     np.testing.assert_allclose(got, reads @ kernel + offset, atol=1e-4)
@@ -79,68 +79,68 @@ def test_a_batch_norm_is_fitted_through() -> None:
 
 def test_training_sees_the_net_that_was_fitted() -> None:
     """Batch statistics of all images are the moving ones, or a first step would undo the fit."""
-    net, images = liven(toy()), inputs(60)
+    model, images = liven(toy()), inputs(60)
 
     def apart(x: Any) -> float:
         wanted = x(images, training=False)
         return float(np.abs(x(images, training=True) - wanted).max())
 
-    masked, _ = fitted(net, images)
-    assert apart(masked) < 0.3 * apart(surgery.silenced(net, KEPT))
+    masked, _ = fitted(model, images)
+    assert apart(masked) < 0.3 * apart(surgery.silenced(model, KEPT))
 
 
 def test_a_twin_takes_over_whole() -> None:
-    net = liven(toy())
-    kernel, bias = net.get_layer("d").get_weights()
+    model = liven(toy())
+    kernel, bias = model.get_layer("d").get_weights()
     kernel[..., 1::2], bias[1::2] = kernel[..., ::2], bias[::2]
-    net.get_layer("d").set_weights([kernel, bias])
+    model.get_layer("d").set_weights([kernel, bias])
     images = inputs(200)
     kept = {"a": np.arange(8), "d": np.arange(0, 16, 2)}
-    masked = surgery.silenced(net, kept)
-    was = np.abs(masked(images) - net(images)).max()
-    left = reconstruction.fit(net, masked, images)
+    masked = surgery.silenced(model, kept)
+    was = np.abs(masked(images) - model(images)).max()
+    left = reconstruction.fit(model, masked, images)
     assert set(left) == {"e"} and left["e"] < 0.01
-    assert np.abs(masked(images) - net(images)).max() < 0.15 * was
+    assert np.abs(masked(images) - model(images)).max() < 0.15 * was
 
 
 def test_a_tensor_too_large_to_keep_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, images = liven(toy()), inputs(30)
-    kept, _ = fitted(net, images)
+    model, images = liven(toy()), inputs(30)
+    kept, _ = fitted(model, images)
     monkeypatch.setattr(reconstruction, "_KEPT", 1 << 16)
-    anew, _ = fitted(net, images)
+    anew, _ = fitted(model, images)
     for one, other in zip(kept.get_weights(), anew.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("name", EACH_NET)
+@pytest.mark.parametrize("name", EACH_MODEL)
 def test_every_family_answers_more_like_the_whole_net(name: str) -> None:
     tf_keras.utils.set_random_seed(0)
     config = archs.get(name, width_multiplier=0.25, num_classes=4, classifier_activation=None)
-    net = liven(builder.build(config, (32, 32, 3)))
+    model = liven(builder.build(config, (32, 32, 3)))
     images = inputs(64, 32)
-    thinned = surgery.thin(net, 0.25, round_to=1)
-    better = surgery.reconstruct(net, thinned, images)
-    wanted = net.predict(images, verbose=0)
+    thinned = surgery.thin(model, 0.25, round_to=1)
+    better = surgery.reconstruct(model, thinned, images)
+    wanted = model.predict(images, verbose=0)
     apart = [
         np.square(x.model.predict(images, verbose=0) - wanted).mean() for x in (thinned, better)
     ]
     assert apart[1] < 0.5 * apart[0]
     assert better.config == thinned.config == config_of(better.model)
-    assert surgery.prove(net, better, images[:8]) <= surgery.TOLERANCE
+    assert surgery.prove(model, better, images[:8]) <= surgery.TOLERANCE
 
 
 def test_a_net_of_foreign_make() -> None:
-    net = liven(toy())
-    thinned = surgery.thin(net, {"d": 0.5}, round_to=1)
-    better = surgery.reconstruct(net, thinned, inputs(60))
+    model = liven(toy())
+    thinned = surgery.thin(model, {"d": 0.5}, round_to=1)
+    better = surgery.reconstruct(model, thinned, inputs(60))
     assert better.config is None
     assert better.model.get_layer("d").filters == 8
-    surgery.prove(net, better, inputs(8))
+    surgery.prove(model, better, inputs(8))
 
 
 @pytest.mark.parametrize("shape", [(0, 16, 16, 3), (4, 8, 8, 3), (16, 16, 3)])
 def test_images_that_do_not_fit(shape: tuple[int, ...]) -> None:
-    net = toy()
-    thinned = surgery.thin(net, {"d": 0.5}, round_to=1)
+    model = toy()
+    thinned = surgery.thin(model, {"d": 0.5}, round_to=1)
     with pytest.raises(UsageError, match=r"images: got .* expected \[n, 16, 16, 3\], n above 0"):
-        surgery.reconstruct(net, thinned, np.zeros(shape, np.float32))
+        surgery.reconstruct(model, thinned, np.zeros(shape, np.float32))

@@ -112,9 +112,9 @@ def test_blocks_go_by_their_sum(rows: int, columns: int, share: float) -> None:
 
 def notes(**fields: Any) -> list[str]:
     method = methods.create(MagnitudePruning(frequency=1, **fields), stage(4))
-    net = method.apply(toy())
-    train(net, method, 4)
-    return method.notes(net)
+    model = method.apply(toy())
+    train(model, method, 4)
+    return method.notes(model)
 
 
 def test_layers_that_cannot_take_the_pattern_are_listed_with_the_reason() -> None:
@@ -142,14 +142,14 @@ def test_where_nothing_can_take_the_pattern_it_is_an_error() -> None:
 def test_the_share_of_groups_grows_and_at_the_end_all_have_the_pattern() -> None:
     config = MagnitudePruning({"c": 0.5}, pattern="2:4", frequency=2, end=0.8)
     method = methods.create(config, stage(15))
-    net = method.apply(toy())
-    kernel = variables.kernel(net.get_layer("c"))
+    model = method.apply(toy())
+    kernel = variables.kernel(model.get_layer("c"))
     seen = []
 
     def watch(step: int) -> None:
         seen.append(np.mean((groups_of(kernel.numpy(), 4) == 0).sum(axis=1) >= 2))
 
-    train(net, method, 15, watch=watch)
+    train(model, method, 15, watch=watch)
     assert seen == sorted(seen)
     assert 0 < seen[2] < 1
     assert seen[method.timing.end - 1 :] == [1] * 4
@@ -160,14 +160,14 @@ def test_the_pattern_holds_through_qat_and_in_the_file() -> None:
     """The file's kernels are `[outputs, 1, 1, inputs]`."""
     config = MagnitudePruning({"pointwise": 0.5}, pattern="2:4", frequency=1)
     method = methods.create(config, stage(4))
-    net = method.apply(liven(toy()))
-    train(net, method, 4, rate=0.001)
-    pruned = method.finalize(net)
+    model = method.apply(liven(toy()))
+    train(model, method, 4, rate=0.001)
+    pruned = method.finalize(model)
     before = {name: variables.kernel(pruned.get_layer(name)).numpy() for name in "cd"}
     method = methods.create(QuantizationAwareTraining(calibration_images=32), stage(20))
-    net = method.apply(pruned)
-    train(net, method, 20, rate=0.001)
-    ranges, plain = scheme.get_ranges(net), method.finalize(net)
+    model = method.apply(pruned)
+    train(model, method, 20, rate=0.001)
+    ranges, plain = scheme.get_ranges(model), method.finalize(model)
     for name, old in before.items():
         np.testing.assert_array_equal(plain.get_layer(name).kernel.numpy() == 0, old == 0)
     wrapped = scheme.wrap(plain, WAY)

@@ -68,9 +68,9 @@ def test_every_layer_is_listed_as_pruned_or_dense_with_its_reason() -> None:
     method = methods.create(
         MagnitudePruning(final_sparsity={"pointwise": 0.75, "c": 0.0}, frequency=1), stage(4)
     )
-    net = method.apply(toy())
-    train(net, method, 4)
-    assert method.notes(net) == [
+    model = method.apply(toy())
+    train(model, method, 4)
+    assert method.notes(model) == [
         "a (stem): dense, no pattern matches",
         "b (depthwise): dense, no pattern matches",
         "c (pointwise): dense, matches c",
@@ -79,7 +79,7 @@ def test_every_layer_is_listed_as_pruned_or_dense_with_its_reason() -> None:
     ]
 
 
-def test_every_role_can_be_a_target(small_net: Callable[..., Any]) -> None:
+def test_every_role_can_be_a_target(small_model: Callable[..., Any]) -> None:
     """The names come from the config's block table, not from the graph that gives the roles."""
     shares = {
         "stem": 0.1,
@@ -99,10 +99,10 @@ def test_every_role_can_be_a_target(small_net: Callable[..., Any]) -> None:
         "expanded_conv_3_expand": 0.6,
         "expanded_conv_10_expand": 0.6,
     }
-    found = {t.layer: t.sparsity for t in assign(small_net("mobilenet_v3_small"), shares)}
+    found = {t.layer: t.sparsity for t in assign(small_model("mobilenet_v3_small"), shares)}
     assert {name: found[name] for name in expected} == expected
     assert None not in found.values()
-    fused = assign(small_net("mobilenet_edgetpu"), {"fused": 0.7})
+    fused = assign(small_model("mobilenet_edgetpu"), {"fused": 0.7})
     chosen = [target.layer for target in fused if target.sparsity == 0.7]
     assert chosen[:2] == ["expanded_conv_1_expand", "expanded_conv_2_expand"]
     assert {target.role for target in fused if target.sparsity} == {"fused"}
@@ -124,9 +124,9 @@ def keras_3() -> Any:
 
 
 def broken() -> Any:
-    net = toy()
-    net.get_layer("d").kernel.assign(net.get_layer("d").kernel * np.nan)
-    return net
+    model = toy()
+    model.get_layer("d").kernel.assign(model.get_layer("d").kernel * np.nan)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,10 @@ def test_a_net_that_cannot_be_pruned_costs_one_line(
 
 
 @pytest.mark.parametrize("name", archs.names())
-def test_the_default_finds_the_bulk_of_every_net(name: str, small_net: Callable[..., Any]) -> None:
-    model = small_net(name)
+def test_the_default_finds_the_bulk_of_every_net(
+    name: str, small_model: Callable[..., Any]
+) -> None:
+    model = small_model(name)
     chosen = [t for t in assign(model, MagnitudePruning().final_sparsity) if t.sparsity]
     assert {t.role for t in chosen} == {"pointwise"}
     inside = sum(model.get_layer(t.layer).count_params() for t in chosen)

@@ -1,4 +1,6 @@
-"""Thin nets answer as the nets whose channels are silent, build again, and leave as int8 files."""
+"""Thin models answer as the models whose channels are silent, build again, and leave as int8
+files.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from mobilenet import surgery
 from mobilenet.compression.pruning.channel import dependency_groups
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
-from mobilenet.errors import FailedProof, UsageError
+from mobilenet.errors import UsageError, VerificationError
 from mobilenet.models import builder, saving
 from mobilenet.tflite import model as tflite_model
 
@@ -38,14 +40,14 @@ def quick(*names: str) -> list[Any]:
 
 @functools.cache
 def net(name: str, width: float = 0.25, size: int = 32, **fields: Any) -> Any:
-    """A narrow net with statistics as training leaves them; do not change it."""
+    """A narrow model with statistics as training leaves them; do not change it."""
     tf_keras.utils.set_random_seed(1)
     config = archs.get(name, **{**FIELDS, "width_multiplier": width, **fields})
     return liven(builder.build(config, (size, size, 3)))
 
 
 def answers(model: Any, size: int = 32) -> np.ndarray:
-    """In float64: a deep net of random weights makes 2e-5 of the order of float32's sums."""
+    """In float64: a deep model of random weights makes 2e-5 of the order of float32's sums."""
     double = tf_keras.models.clone_model(
         model, clone_function=lambda x: type(x).from_config(x.get_config() | {"dtype": "float64"})
     )
@@ -54,7 +56,9 @@ def answers(model: Any, size: int = 32) -> np.ndarray:
 
 
 def silent(model: Any, removed: Mapping[str, Sequence[int]]) -> np.ndarray:
-    """What the net answers when the channels make nothing: only what makes them is zeroed here."""
+    """What the model answers when the channels make nothing: only what makes them is zeroed
+    here.
+    """
     copy = tf_keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     owners = dependency_groups.by_layer(dependency_groups.find(copy))
@@ -243,7 +247,7 @@ def test_thin_nets_are_trained_rounded_and_become_int8_files(name: str) -> None:
     assert mobilenet.count(thinned.model).params < mobilenet.count(net(name)).params
 
 
-# --- nets of foreign make
+# --- models of foreign make
 
 
 @pytest.mark.parametrize("name", ["MobileNet", pytest.param("MobileNetV2", marks=pytest.mark.slow)])
@@ -410,7 +414,7 @@ def test_a_constant_is_another_behind_a_padded_convolution() -> None:
     ("channels", "message"),
     [
         ({"Conv2d_3_pointwse": [0]}, "layer: got .*did you mean Conv2d_3_pointwise"),
-        ({"Logits": [0]}, "layer Logits: expected channels that can go; the net gives them back"),
+        ({"Logits": [0]}, "layer Logits: expected channels that can go; the model gives them back"),
         ({"Conv2d_0": [8]}, "channels of Conv2d_0: got 8, expected indices from 0 to 7"),
         ({"Conv2d_0": [-1]}, "channels of Conv2d_0: got -1"),
         ({"Conv2d_0": range(4), "Conv2d_1_depthwise": range(4, 8)}, "at least one that stays"),
@@ -431,7 +435,7 @@ def test_channels_that_cannot_go(channels: Any, message: str) -> None:
         ({"importance": "taylor"}, "gradients=surgery.gradients"),
         ({"round_to": 0}, "--round_to: got 0"),
         ({"scope": "layer"}, "scope: got 'layer'"),
-        ({"config": archs.get("mobilenet_v2", **FIELDS)}, "config: got .*config of this net"),
+        ({"config": archs.get("mobilenet_v2", **FIELDS)}, "config: got .*config of this model"),
         ({"config": archs.get("mobilenet_v1", num_classes=7)}, "config: got 'Logits of another"),
     ],
 )
@@ -446,7 +450,7 @@ def test_a_wrong_thin_net_is_not_proved() -> None:
     thinned = surgery.thin(model, 0.5, round_to=1)
     kernel, *rest = thinned.model.get_layer("e").get_weights()
     thinned.model.get_layer("e").set_weights([kernel[:, :, ::-1], *rest])
-    with pytest.raises(FailedProof, match="thin net: got .*within 1e-05") as raised:
+    with pytest.raises(VerificationError, match="thin model: got .*within 1e-05") as raised:
         surgery.prove(model, thinned, inputs(4))
     assert raised.value.status == 3
 

@@ -62,15 +62,17 @@ def kernel_of(model: Any) -> Any:
     return variables.kernel(model.get_layer("d" if "d" in names else "prune_low_magnitude_d"))
 
 
-def pruned(kind: Any, steps: int, change: Callable[[Any], None] = lambda net: None, **fields: Any):
-    """(zeros of `d` after every step, the plain net)."""
+def pruned(
+    kind: Any, steps: int, change: Callable[[Any], None] = lambda model: None, **fields: Any
+):
+    """(zeros of `d` after every step, the plain model)."""
     source = toy()
     change(source)
     method = methods.create(kind(SHARES, **fields), stage(steps))
-    net = method.apply(source)
+    model = method.apply(source)
     seen: list[float] = []
-    train(net, method, steps, watch=lambda step: seen.append(zeros(kernel_of(net))))
-    return seen, method.finalize(net)
+    train(model, method, steps, watch=lambda step: seen.append(zeros(kernel_of(model))))
+    return seen, method.finalize(model)
 
 
 def test_the_peer_never_prunes_where_the_end_comes_before_its_frequency() -> None:
@@ -111,9 +113,9 @@ def test_ours_hold_behind_every_step(kind: Any) -> None:
     assert zeros(kernel_of(plain)) == 0.5
 
 
-def empty(net: Any) -> None:
+def empty(model: Any) -> None:
     """97 % zeros."""
-    kernel = net.get_layer("d").kernel
+    kernel = model.get_layer("d").kernel
     kernel.assign(kernel * (np.arange(128).reshape(kernel.shape) >= 124))
 
 
@@ -135,8 +137,8 @@ def test_ours_keep_a_sparser_start(kind: Any, begin: float) -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 63, 64, 127])
 def test_the_wrapper_keeps_any_number_of_zeros(count: int) -> None:
-    def change(net: Any) -> None:
-        kernel = net.get_layer("d").kernel
+    def change(model: Any) -> None:
+        kernel = model.get_layer("d").kernel
         kernel.assign(kernel * (np.arange(128).reshape(kernel.shape) >= count))
 
     seen, _ = pruned(TfmotPruning, 4, change, end=0.5, frequency=1)
@@ -148,25 +150,25 @@ def test_the_stripped_net_shares_no_layer() -> None:
     """tfmot's own: writing one changes the other."""
     source = toy()
     method = methods.create(TfmotPruning(SHARES), stage(2))
-    net = method.apply(source)
-    train(net, method, 2)
-    plain = method.finalize(net)
+    model = method.apply(source)
+    train(model, method, 2)
+    plain = method.finalize(model)
     for layer in plain.layers:
         assert not hasattr(layer, "get_prunable_weights")
-    before = [w.numpy() for w in [*net.weights, *source.weights]]
+    before = [w.numpy() for w in [*model.weights, *source.weights]]
     said = plain(inputs(4), training=False).numpy()
-    np.testing.assert_array_equal(net(inputs(4), training=False), said)
+    np.testing.assert_array_equal(model(inputs(4), training=False), said)
     for weight in plain.weights:
         weight.assign(weight + 1.0)
-    for old, new in zip(before, [*net.weights, *source.weights], strict=True):
+    for old, new in zip(before, [*model.weights, *source.weights], strict=True):
         np.testing.assert_array_equal(old, new)
 
 
 def test_what_tfmot_cannot_prune_is_listed() -> None:
     method = methods.create(TfmotPruning({".*": 0.5, "e": 0.25}, frequency=1), stage(2))
-    net = method.apply(toy())
-    train(net, method, 2)
-    assert method.notes(net) == [
+    model = method.apply(toy())
+    train(model, method, 2)
+    assert method.notes(model) == [
         "a (stem): 50.0% zeros, matches .*",
         "b (depthwise): dense, matches .*, but tfmot prunes no DepthwiseConv2D",
         "c (pointwise): 50.0% zeros, matches .*",
@@ -186,10 +188,10 @@ def test_mixed_precision_is_refused_and_the_way_out_named() -> None:
 
 
 def test_a_kernel_of_zeros_is_refused() -> None:
-    net = toy()
-    net.get_layer("d").kernel.assign(tf.zeros((1, 1, 8, 16)))
+    model = toy()
+    model.get_layer("d").kernel.assign(tf.zeros((1, 1, 8, 16)))
     with pytest.raises(UsageError, match="d, whose weights are all zero"):
-        methods.create(TfmotPruning(SHARES), stage()).apply(net)
+        methods.create(TfmotPruning(SHARES), stage()).apply(model)
 
 
 class Killed(tf_keras.callbacks.Callback):
@@ -206,7 +208,7 @@ def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
     def fit(place: str, *callbacks: Any) -> Any:
         method = methods.create(TfmotPruning(SHARES, frequency=3, end=0.9), stage(8))
-        net = method.apply(toy())
+        model = method.apply(toy())
         job = engine.Job(
             "prune",
             config,
@@ -217,8 +219,8 @@ def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
             tmp_path / place,
             callbacks,
         )
-        engine.fit(net, method, job)
-        return method.finalize(net)
+        engine.fit(model, method, job)
+        return method.finalize(model)
 
     whole = fit("whole")
     with pytest.raises(KeyboardInterrupt):

@@ -30,7 +30,7 @@ FIELDS = {"depthwise": 5, "pointwise": 4, "dense": 3}
 
 
 def sparse() -> Any:
-    """The toy net; half of the weights of its 1x1 kernels are zero."""
+    """The toy model; half of the weights of its 1x1 kernels are zero."""
     model = liven(toy(16))
     for name in "cde":
         kernel = model.get_layer(name).kernel
@@ -39,8 +39,8 @@ def sparse() -> Any:
     return model
 
 
-def kernel_of(net: Any, name: str) -> np.ndarray:
-    return variables.kernel(net.get_layer(name)).numpy()
+def kernel_of(model: Any, name: str) -> np.ndarray:
+    return variables.kernel(model.get_layer(name)).numpy()
 
 
 def fake_quantized(x: np.ndarray, low: float, high: float, first: int, last: int) -> np.ndarray:
@@ -167,7 +167,7 @@ def test_values_are_those_of_float16_where_it_has_them() -> None:
 
 @functools.cache
 def trained(kind: Any) -> tuple[Any, Any, Any, Any]:
-    """The net before, the method, the net in training, and what it left."""
+    """The model before, the method, the model in training, and what it left."""
     model = sparse()
     method = methods.create(kind(**FIELDS, momentum=0.5), stage(4))
     method.check(model)
@@ -203,9 +203,9 @@ def test_only_the_numbers_of_the_kernels_train(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", OURS)
 def test_the_plain_net_answers_as_the_one_that_trained_and_holds_few_values(kind: Any) -> None:
-    _, method, net, plain = trained(kind)
+    _, method, model, plain = trained(kind)
     np.testing.assert_allclose(
-        net(inputs(4), training=False), plain(inputs(4), training=False), atol=1e-5
+        model(inputs(4), training=False), plain(inputs(4), training=False), atol=1e-5
     )
     start = sparse()
     for name, bits in BITS.items():
@@ -214,13 +214,13 @@ def test_the_plain_net_answers_as_the_one_that_trained_and_holds_few_values(kind
         assert len(np.unique(kernel)) <= 2**bits
         assert (kernel[kernel_of(start, name) == 0] == 0).all()
         assert not np.signbit(kernel[kernel == 0]).any()  # -0.0 would be a value of its own
-    notes = {line.split(":")[0]: line for line in method.notes(net)}
+    notes = {line.split(":")[0]: line for line in method.notes(model)}
     count = len(np.unique(kernel_of(plain, "c")))
     assert notes["c"].startswith(f"c: 4 bits, {count} distinct weights, ")
 
 
 def test_members_of_a_cluster_stay_together() -> None:
-    before, _, net, plain = trained(CodebookQuantization)
+    before, _, model, plain = trained(CodebookQuantization)
     for name in "bcde":
         old, new = kernel_of(before, name), kernel_of(plain, name)
         for value in np.unique(old):
@@ -228,13 +228,13 @@ def test_members_of_a_cluster_stay_together() -> None:
         assert np.any(old != new)
     held = Clusters({name: variables.kernel(plain.get_layer(name)) for name in "cd"})
     assert held.counts == {n: len(np.unique(kernel_of(plain, n))) for n in "cd"}  # QAT keeps them
-    assert {v.name.split("/")[-1] for v in net.get_layer("coded_c").trainable_weights} == {
+    assert {v.name.split("/")[-1] for v in model.get_layer("coded_c").trainable_weights} == {
         "values:0"
     }
 
 
 def test_tfmots_clusters_leave_few_values_and_the_zeros() -> None:
-    _, method, net, plain = trained(TfmotClustering)
+    _, method, model, plain = trained(TfmotClustering)
     start = sparse()
     for name in "acde":
         kernel = kernel_of(plain, name)
@@ -242,9 +242,9 @@ def test_tfmots_clusters_leave_few_values_and_the_zeros() -> None:
         assert (kernel[kernel_of(start, name) == 0] == 0).all()
         assert not np.signbit(kernel[kernel == 0]).any()
     assert zeros(kernel_of(plain, "b")) == 0
-    assert "b: tfmot does not cluster it" in method.notes(net)
+    assert "b: tfmot does not cluster it" in method.notes(model)
     np.testing.assert_allclose(
-        net(inputs(4), training=False), plain(inputs(4), training=False), atol=1e-5
+        model(inputs(4), training=False), plain(inputs(4), training=False), atol=1e-5
     )
 
 
@@ -252,14 +252,14 @@ def test_numbers_stay_float32_under_mixed_precision() -> None:
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
         method = methods.create(CodebookQuantization(**FIELDS), stage(2))
-        net = method.apply(toy())
-        assert np.isfinite(train(net, method, 2))
+        model = method.apply(toy())
+        assert np.isfinite(train(model, method, 2))
         with pytest.raises(UsageError, match="codebook works under mixed precision"):
             methods.create(TfmotClustering(), stage(2)).check(toy())
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
-    assert net.get_layer("coded_c").numbers["values"].dtype == tf.float32
-    assert len(np.unique(kernel_of(method.finalize(net), "c"))) <= 2**4
+    assert model.get_layer("coded_c").numbers["values"].dtype == tf.float32
+    assert len(np.unique(kernel_of(method.finalize(model), "c"))) <= 2**4
 
 
 def test_bits_fall_from_one_kind_to_the_next() -> None:

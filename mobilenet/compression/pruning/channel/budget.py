@@ -1,4 +1,4 @@
-"""How large a share of channels has to go so that a net fits a budget of MACs or of time."""
+"""How large a share of channels has to go so that a model fits a budget of MACs or of time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Counts = Mapping[int, int]  # channels that stay, by the group's number
 
 
 def macs(groups: Sequence[Group], layer_macs: Mapping[str, int], counts: Counts) -> int:
-    """MACs of a net whose groups have other numbers of channels.
+    """MACs of a model whose groups have other numbers of channels.
 
     Args:
         groups: all that may lose channels.
-        layer_macs: of the net as it is, by layer name (`counting.layer_macs`).
+        layer_macs: of the model as it is, by layer name (`counting.layer_macs`).
         counts: channels, by the group's number; may be more than there are.
     """
     found = dict(layer_macs)
@@ -58,8 +58,8 @@ def least_share(
 
     Args:
         what: the flag, for errors.
-        target: share of the whole net's cost that may be left.
-        cost: of a share of channels, as a share of the whole net's; it does not rise.
+        target: share of the whole model's cost that may be left.
+        cost: of a share of channels, as a share of the whole model's; it does not rise.
         candidates: shares, rising.
         told: what is left of a group at the end of them, for errors.
 

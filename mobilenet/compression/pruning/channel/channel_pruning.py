@@ -1,4 +1,4 @@
-"""Channel pruning: whole channels fall silent while the net trains, and are cut out at the end.
+"""Channel pruning: whole channels fall silent while the model trains, and are cut out at the end.
 
 One vector of 0 and 1 stands beside each group. After every optimizer step it multiplies all weights
 of the group: those that make the channels, their batch norms, and the slices of what reads them.
@@ -82,10 +82,10 @@ class ChannelMasks(tf.Module):
 
 @register
 class Channel(Method):
-    """Silences the least important channels on tfmot's schedules; ends with a smaller net.
+    """Silences the least important channels on tfmot's schedules; ends with a smaller model.
 
     Attributes:
-        shares: share of the whole net's channels that goes in the end, by group; saved with the
+        shares: share of the whole model's channels that goes in the end, by group; saved with the
             stage, since a measured target would come out a little different the next time.
     """
 
@@ -99,12 +99,12 @@ class Channel(Method):
         self.schedule = timing.schedule(0.0, _FULL, self.end, self.frequency)
         if config.schedule == "constant":  # all at once: what was chosen needs no second time
             self.end = self.begin
-        self.averaged_from = self.end + 1  # before that it is the average of wider nets
+        self.averaged_from = self.end + 1  # before that it is the average of wider models
         self.groups: tuple[Group, ...] = ()
         self.whole: dict[int, int] = {}
         self.masks: ChannelMasks | None = None
         self.net: Any = None
-        self.net_config: Any = None
+        self.model_config: Any = None
         self.budget_notes: list[str] = []
         self.momentum: dict[str, float] = {}  # of batch norms, as they were
         self.shares: Any = None
@@ -119,7 +119,7 @@ class Channel(Method):
     def apply(self, model: Any) -> Any:
         check_plain(model)
         self.net = trained = surgery.copied(model)
-        self.net_config = config_of(model)
+        self.model_config = config_of(model)
         self._hurry(trained)
         self.groups = find(trained)
         self.whole = self._whole_counts(self.groups)
@@ -145,14 +145,14 @@ class Channel(Method):
         return step > self.end  # what was chosen there falls silent in the next update
 
     def finalize(self, model: Any) -> Any:
-        """Cuts out what is silent, and proves that the thin net answers as the masked one.
+        """Cuts out what is silent, and verifies that the thin model answers as the masked one.
 
         Raises:
-            FailedProof: it does not.
+            VerificationError: it does not.
         """
         for layer, momentum in self.momentum.items():
             model.get_layer(layer).momentum = momentum
-        thinned = surgery.cut(model, self._kept(), self.net_config)
+        thinned = surgery.cut(model, self._kept(), self.model_config)
         surgery.prove(model, thinned, self.stage.images(_PROOF_IMAGES))
         return thinned.model
 
@@ -163,7 +163,7 @@ class Channel(Method):
         share = left / budget.macs(self.groups, layers, self.whole)
         part, parts = self.stage.part
         return [
-            f"{left:,} MACs, {share:.1%} of the whole net's"
+            f"{left:,} MACs, {share:.1%} of the whole model's"
             + (f"; part {part} of {parts}" if parts > 1 else ""),
             *self.budget_notes,
             *(
@@ -174,14 +174,16 @@ class Channel(Method):
         ]
 
     def _hurry(self, model: Any) -> None:
-        """Statistics that follow within the stage: without its channels it is another net."""
+        """Statistics that follow within the stage: without its channels it is another model."""
         for layer in model.layers:
             if kind(layer) == "BatchNormalization":
                 self.momentum[layer.name] = layer.momentum
                 layer.momentum = recipes.batch_norm_decay(self.stage.steps, layer.momentum)
 
     def _whole_counts(self, groups: Sequence[Group]) -> dict[int, int]:
-        """Channels of the net that shares are of, by group; of this one where no other is known."""
+        """Channels of the model that shares are of, by group; of this one where no other is
+        known.
+        """
         whole = {} if self.stage.whole is None else layer_channels(self.stage.whole)
         return {group.number: whole.get(group.name, group.channels) for group in groups}
 
@@ -241,14 +243,14 @@ class Channel(Method):
         return {key: share if key in lose else 0.0 for key in whole}
 
     def _of_widths(self, model: Any, counts: budget.Counts) -> Any:
-        """A net with so many channels; what it answers does not matter."""
-        if self.net_config is not None:
+        """A model with so many channels; what it answers does not matter."""
+        if self.model_config is not None:
             widths = {
                 member.layer.name: counts[group.number]
                 for group in self.groups
                 for member in group.on("out")
             }
-            config = surgery.thinned_config(self.net_config, widths)
+            config = surgery.thinned_config(self.model_config, widths)
             return build(config, model.input_shape[1:])
         kept = {group.name: np.arange(counts[group.number]) for group in self.groups}
         return surgery.cut(model, kept).model
@@ -291,7 +293,7 @@ class Channel(Method):
             return
         log.info(
             "%d layers behind channels that went are fitted on %d images; of their squared error "
-            "%.0f %% is left at the median, %.0f %% at most",
+            "%.0f %% is left at the median, %0.0f %% at most",
             *(len(left), len(images), 100 * np.median([*left.values()]), 100 * max(left.values())),
         )
 
@@ -300,8 +302,8 @@ class Channel(Method):
             return importance.Evidence(seed=self.stage.seed)
         images, labels = self.stage.examples(_EXAMPLES)
 
-        def loss(net: Any) -> Any:
-            logits = tf.cast(net(images, training=False), tf.float32)
+        def loss(model: Any) -> Any:
+            logits = tf.cast(model(images, training=False), tf.float32)
             return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
 
         return importance.Evidence(importance.gradients(self.net, loss), self.stage.seed)

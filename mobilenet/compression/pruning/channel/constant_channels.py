@@ -1,7 +1,7 @@
 """Channels that are the same at every place and for every image, and who can take them over.
 
-The net is walked with one number a channel in place of a map: known where weights of zero make the
-channel a constant, NaN elsewhere.
+The model is walked with one number a channel in place of a map: known where weights of zero make
+the channel a constant, NaN elsewhere.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def constant_channels(
     """Finds the channels that can go without a change of the outputs.
 
     Args:
-        model: a plain functional net.
+        model: a plain functional model.
         groups: those that may lose channels.
         borders: let channels go that are constant but for the borders.
 

@@ -76,7 +76,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Name of the layer that makes the channels first; empty for the net's input."""
+        """Name of the layer that makes the channels first; empty for the model's input."""
         return next((member.layer.name for member in self.members if member.side == "out"), "")
 
     def on(self, *sides: str) -> list[Member]:
@@ -93,14 +93,14 @@ class Group:
 
 
 def find(model: Any, fixed: bool = False) -> tuple[Group, ...]:
-    """The groups of a net that may lose channels, in the order of execution.
+    """The groups of a model that may lose channels, in the order of execution.
 
     The squeezed channels of a squeeze-excite are a group of their own. V1 has 14 groups, V2 25, as
     in ivclab/Multistage_Pruning utils/graph.py; V3 has its squeezes beside such ones.
 
     Args:
-        model: a plain functional net of known layers, of tf_keras or of Keras 3.
-        fixed: give the groups that cannot lose any as well: the classes, features that the net
+        model: a plain functional model of known layers, of tf_keras or of Keras 3.
+        fixed: give the groups that cannot lose any as well: the classes, features that the model
             returns.
 
     Raises:
@@ -138,7 +138,7 @@ class _Survey:
         for layer in graph.layers:
             self._visit(layer)
             if id(layer) in ends:
-                self._fix(self.sets[id(layer)][0], "the net gives them back")
+                self._fix(self.sets[id(layer)][0], "the model gives them back")
 
     def groups(self) -> list[Group]:
         found: dict[int, list[Member]] = {}
@@ -171,7 +171,7 @@ class _Survey:
         shape = tuple(self.graph.output(layer).shape)
         if name == "InputLayer":
             self.sets[id(layer)] = _Set(shape[-1]), 1
-            self._fix(self.sets[id(layer)][0], "the net takes them")
+            self._fix(self.sets[id(layer)][0], "the model takes them")
             return
         self._check(layer, name)
         before = [self.sets[id(producer)] for producer in self.graph.producers(layer)]

@@ -88,9 +88,9 @@ def gradients(model: Any, loss: Callable[[Any], Any]) -> dict[str, npt.NDArray[A
     """Gradients of a loss with respect to every trainable weight, by `layer/weight`.
 
     Args:
-        model: a net of tf_keras.
-        loss: from the net to a scalar tensor, as in
-            `lambda net: cross_entropy(labels, net(images, training=False))`.
+        model: a model of tf_keras.
+        loss: from the model to a scalar tensor, as in
+            `lambda model: cross_entropy(labels, model(images, training=False))`.
     """
     names = {
         f"{layer.name}/{weight.name.split(':')[0].split('/')[-1]}": weight

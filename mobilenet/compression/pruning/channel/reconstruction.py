@@ -5,8 +5,8 @@ Zhang and Sun, arXiv 1707.06168, equation 5). Layers are visited in execution or
 what the fitted layers in front of it give, so that it makes up for their errors, too. A depthwise
 kernel reads one channel, which is there or gone; fitting it as well won nothing.
 
-Statistics of batch norms become those of the thinner net, or its first training steps would see
-another net than the one that was fitted.
+Statistics of batch norms become those of the thinner model, or its first training steps would see
+another model than the one that was fitted.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def fit(before: Any, silenced: Any, images: Floats) -> dict[str, float]:
     """Fits the layers behind silent channels. `silenced` is changed, in place.
 
     Args:
-        before: the net with all of its channels.
-        silenced: a net of the same shapes in which some channels are silent.
+        before: the model with all of its channels.
+        silenced: a model of the same shapes in which some channels are silent.
         images: `[n, height, width, channels]`, preprocessed. A few hundred: every place of a map is
             a sample, but the layers behind the last pool have one an image.
 
@@ -44,7 +44,7 @@ def fit(before: Any, silenced: Any, images: Floats) -> dict[str, float]:
         What is left of each layer's squared error, as a share of that before, by layer.
     """
     images = np.random.default_rng(0).permutation(images)  # the first ones are of all classes
-    old, new = (Walk(net, images, _keeps(len(images))) for net in (before, silenced))
+    old, new = (Walk(model, images, _keeps(len(images))) for model in (before, silenced))
     done: dict[str, float] = {}
     for was, now in zip(old.graph.layers, new.graph.layers, strict=True):
         if kind(now) in ("Conv2D", "Dense") and getattr(now, "groups", 1) == 1:

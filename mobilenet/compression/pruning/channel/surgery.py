@@ -1,8 +1,8 @@
-"""Thin nets: channels are cut out of every weight of their group, and the net is built anew.
+"""Thin models: channels are cut out of every weight of their group, and the model is built anew.
 
-The result is a config (`channels` by layer) with weights for a net of ours, a rebuilt functional
-model for any other. The proof of a surgery is the net whose channels are silenced in place: it
-answers as the thin one does.
+The result is a config (`channels` by layer) with weights for a model of ours, a rebuilt functional
+model for any other. The verification of a surgery is the model whose channels are silenced in
+place: it answers as the thin one does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mobilenet.compression.pruning.channel.constant_channels import Leftover, co
 from mobilenet.compression.pruning.channel.dependency_groups import Group, by_layer, find
 from mobilenet.compression.pruning.channel.slicing import axes, positions
 from mobilenet.configs.archs import MobileNetConfig
-from mobilenet.errors import FailedProof, UsageError, one_of
+from mobilenet.errors import UsageError, VerificationError, one_of
 from mobilenet.models.builder import build, config_of
 from mobilenet.models.graph import variables
 from mobilenet.models.graph.roles import kind
@@ -35,17 +35,17 @@ TOLERANCE = 1e-5  # of the largest output, or of 1
 
 @dataclasses.dataclass(frozen=True)
 class Thinned:
-    """A thin net and how it came about.
+    """A thin model and how it came about.
 
     Attributes:
-        model: the thin net.
-        config: rebuilds it (`build(config).set_weights(model.get_weights())`); `None` for a net
+        model: the thin model.
+        config: rebuilds it (`build(config).set_weights(model.get_weights())`); `None` for a model
             whose config is not known.
         kept: indices of the channels that stay, by the group's first layer, rising.
-        unchanged: the outputs are those of the net before, not of the one with silenced channels.
+        unchanged: the outputs are those of the model before, not of the one with silenced channels.
         left: channels that are constant and stay all the same, with the reason.
-        silenced: the net of the old shapes that answers as the thin one, where that is another than
-            the net before with the other channels silent (`reconstruct`).
+        silenced: the model of the old shapes that answers as the thin one, where that is another
+            than the model before with the other channels silent (`reconstruct`).
     """
 
     model: Any
@@ -67,10 +67,10 @@ def thin(
     seed: int = 0,
     config: MobileNetConfig | None = None,
 ) -> Thinned:
-    """Removes the least important channels of a net. `model` is left as it is.
+    """Removes the least important channels of a model. `model` is left as it is.
 
     Args:
-        model: a plain net of tf_keras.
+        model: a plain model of tf_keras.
         ratio: the share of channels that goes from every group (squeezes apart), or a share by
             role or by a regular expression of layer names (see `selection.ratios`).
         round_to: counts are multiples of it: 16 for int8 files and 32 for float ones, where
@@ -80,7 +80,7 @@ def thin(
         scope: `group` ranks within each group, `global` over all.
         gradients: for `taylor`, from `gradients(model, loss)`.
         seed: for `random`.
-        config: of the net, where it was neither built nor loaded here.
+        config: of the model, where it was neither built nor loaded here.
 
     Raises:
         UsageError: a ratio outside [0, 1), a pattern that matches nothing, an unknown importance,
@@ -114,19 +114,19 @@ def reconstruct(
     *,
     config: MobileNetConfig | None = None,
 ) -> Thinned:
-    """Fits a thin net to what the net before gave, layer by layer, without labels or training.
+    """Fits a thin model to what the model before gave, layer by layer, without labels or training.
 
     Args:
-        model: the net before the surgery.
+        model: the model before the surgery.
         thinned: what the surgery gave; left as it is.
         images: `[n, height, width, channels]`, preprocessed. 500 do; what few show, few decide.
-        config: of the net before, where it was neither built nor loaded here.
+        config: of the model before, where it was neither built nor loaded here.
 
     Returns:
         The same channels with other weights.
 
     Raises:
-        UsageError: the images do not fit the net.
+        UsageError: the images do not fit the model.
 
     Example:
         >>> thinned = thin(model, 0.3, round_to=16)
@@ -147,9 +147,9 @@ def remove_channels(
     """Removes chosen channels, and what goes with them. `model` is left as it is.
 
     Args:
-        model: a plain net of tf_keras.
+        model: a plain model of tf_keras.
         channels: indices by a layer that gives the channels; layers of one group add up.
-        config: of the net, where it was neither built nor loaded here.
+        config: of the model, where it was neither built nor loaded here.
 
     Raises:
         UsageError: an unknown layer, one whose channels are fixed, an index that is not there, or
@@ -192,9 +192,9 @@ def remove_zero_channels(
     such a channel stays, and `left` says so, unless `borders` is given up.
 
     Args:
-        model: a plain net of tf_keras.
+        model: a plain model of tf_keras.
         borders: remove those too, with the constant of the inner places; outputs change a little.
-        config: of the net, where it was neither built nor loaded here.
+        config: of the model, where it was neither built nor loaded here.
 
     Raises:
         UsageError: a layer whose channels cannot be followed.
@@ -210,16 +210,16 @@ def remove_zero_channels(
 def cut(
     model: Any, kept: Kept, config: MobileNetConfig | None = None, changes: Changes | None = None
 ) -> Thinned:
-    """Keeps the channels named and builds the net again.
+    """Keeps the channels named and builds the model again.
 
     Args:
-        model: a plain net of tf_keras.
+        model: a plain model of tf_keras.
         kept: indices by the group's first layer.
-        config: of the net; the one that it was built or loaded with when left out.
+        config: of the model; the one that it was built or loaded with when left out.
         changes: what is added to a weight first, by layer and weight.
 
     Raises:
-        UsageError: the config is of another net.
+        UsageError: the config is of another model.
     """
     groups = find(model)
     values = {layer.name: _read(layer) for layer in model.layers}
@@ -252,7 +252,7 @@ def thinned_config(config: MobileNetConfig, widths: Mapping[str, int]) -> Mobile
 
 
 def silenced(model: Any, kept: Kept) -> Any:
-    """A copy of the net in which the other channels are silent: no weight makes or reads them."""
+    """A copy of the model in which the other channels are silent: no weight makes or reads them."""
     copy = copied(model)
     for group in find(copy):
         gone = np.setdiff1d(np.arange(group.channels), kept[group.name])
@@ -266,19 +266,20 @@ def silenced(model: Any, kept: Kept) -> Any:
 
 
 def copied(model: Any) -> Any:
-    """A net of the same layers and weights."""
+    """A model of the same layers and weights."""
     copy = tf_keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     return copy
 
 
 def prove(model: Any, thinned: Thinned, images: npt.NDArray[np.float32]) -> float:
-    """Compares the thin net with the net before, whose channels are silenced where they were cut.
+    """Compares the thin model with the model before, whose channels are silenced where they were
+    cut.
 
     Both compute in float64, so that nothing but the surgery shows.
 
     Args:
-        model: the net before the surgery.
+        model: the model before the surgery.
         thinned: what the surgery gave.
         images: `[n, height, width, channels]`, preprocessed.
 
@@ -286,7 +287,7 @@ def prove(model: Any, thinned: Thinned, images: npt.NDArray[np.float32]) -> floa
         The largest difference of an output, over the largest output (or 1, if that is more).
 
     Raises:
-        FailedProof: it is above 1e-5.
+        VerificationError: it is above 1e-5.
     """
     before = thinned.silenced
     if before is None:
@@ -295,12 +296,14 @@ def prove(model: Any, thinned: Thinned, images: npt.NDArray[np.float32]) -> floa
     got = np.asarray(_float64(thinned.model)(images, training=False), np.float64)
     apart = float(np.abs(got - expected).max() / max(1.0, np.abs(expected).max()))
     if not apart <= TOLERANCE:
-        raise FailedProof("thin net", apart, f"outputs within {TOLERANCE:g} of the masked net's")
+        raise VerificationError(
+            "thin model", apart, f"outputs within {TOLERANCE:g} of the masked model's"
+        )
     return apart
 
 
 def _float64(model: Any) -> Any:
-    """A copy that computes in float64: in float32 a deep net makes much of the order of sums."""
+    """A copy that computes in float64: in float32 a deep model makes much of the order of sums."""
     copy = tf_keras.models.clone_model(
         model, clone_function=lambda x: type(x).from_config({**x.get_config(), "dtype": "float64"})
     )
@@ -325,14 +328,14 @@ def _resized(layer: Any, widths: Mapping[str, int]) -> Any:
 
 
 def _fill(made: Any, model: Any, values: Mapping[str, Mapping[str, Any]]) -> None:
-    """Sets the weights by layer name; refuses a config that does not describe the net."""
+    """Sets the weights by layer name; refuses a config that does not describe the model."""
     names = [layer.name for layer in model.layers if layer.weights]
     if [layer.name for layer in made.layers if layer.weights] != names:
         odd = sorted({layer.name for layer in made.layers if layer.weights} ^ set(names))
-        raise UsageError("config", odd[0] if odd else "other layers", "the config of this net")
+        raise UsageError("config", odd[0] if odd else "other layers", "the config of this model")
     for name in names:
         layer, own = made.get_layer(name), list(values[name].values())
         shapes = [tuple(value.shape) for value in own]
         if shapes != [tuple(weight.shape) for weight in layer.weights]:
-            raise UsageError("config", f"{name} of another shape", "the config of this net")
+            raise UsageError("config", f"{name} of another shape", "the config of this model")
         layer.set_weights(own)

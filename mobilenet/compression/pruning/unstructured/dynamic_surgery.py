@@ -1,6 +1,6 @@
-"""Dynamic network surgery: weights go and come back while the net trains (arXiv 1608.04493).
+"""Dynamic network surgery: weights go and come back while the model trains (arXiv 1608.04493).
 
-The net holds masked kernels, so that gradients are taken there; a dense twin of each kernel takes
+The model holds masked kernels, so that gradients are taken there; a dense twin of each kernel takes
 the same updates. Behind the optimizer a kept weight is what the optimizer made of it; a removed one
 was 0 before, so that what the kernel holds is the update, which the twin adds to what it had.
 """
@@ -245,10 +245,10 @@ def _is_matrix(layer: Any) -> bool:
     return kind(layer) == "Conv2D" and tuple(layer.kernel_size) == (1, 1)
 
 
-def _others(net: Any) -> list[tf.Variable]:
-    """What trains in a net besides its kernels."""
-    kernels = {id(variables.kernel(layer)) for layer in net.layers}
-    return [variable for variable in net.trainable_variables if id(variable) not in kernels]
+def _others(model: Any) -> list[tf.Variable]:
+    """What trains in a model besides its kernels."""
+    kernels = {id(variables.kernel(layer)) for layer in model.layers}
+    return [variable for variable in model.trainable_variables if id(variable) not in kernels]
 
 
 def _assign(variable: Any, value: Any) -> None:

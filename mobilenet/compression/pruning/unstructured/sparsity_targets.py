@@ -37,7 +37,7 @@ def assign(
     """Gives every layer with a kernel its target.
 
     Args:
-        model: a plain functional net.
+        model: a plain functional model.
         shares: share of zeros by role, or by a regular expression of whole layer names.
         obstacle: why a layer that is asked for stays dense all the same; empty where it need not.
         flag: that gave the shares.

@@ -44,7 +44,7 @@ class Tfmot(Method):
             if layer.compute_dtype != "float32":
                 raise UsageError(
                     "--pruning tfmot",
-                    f"a net of {layer.compute_dtype}",
+                    f"a model of {layer.compute_dtype}",
                     "--mixed_precision float32 (its wrapper rounds the weights to 16 bits)",
                     "--pruning magnitude works under mixed precision",
                 )

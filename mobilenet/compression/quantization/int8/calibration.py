@@ -1,4 +1,4 @@
-"""Activation ranges from data; a net whose ranges are unset answers nonsense."""
+"""Activation ranges from data; a model whose ranges are unset answers nonsense."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def calibrate(wrapped: Any, images: npt.NDArray[np.float32]) -> None:
     """Sets the activation ranges of `wrapped` from a pass over `images` in inference mode.
 
     Args:
-        wrapped: a net from `scheme.wrap`.
-        images: `[n, height, width, channels]`, preprocessed as the net takes them.
+        wrapped: a model from `scheme.wrap`.
+        images: `[n, height, width, channels]`, preprocessed as the model takes them.
 
     Raises:
         UsageError: no images, or images that are not finite.
@@ -54,7 +54,7 @@ def take_over(
     needed: they follow the kernels.
 
     Args:
-        wrapped: a net from `scheme.wrap`.
+        wrapped: a model from `scheme.wrap`.
         given: low and high by layer name, as `Report.ranges` of `mobilenet.tf1_loader`.
         images: as in `calibrate`.
 
@@ -112,7 +112,7 @@ def settle(wrapped: Any) -> None:
                 f"range of {name}",
                 span.tolist(),
                 "finite values",
-                "the net's weights are not finite",
+                "the model's weights are not finite",
             )
         if span[1] - span[0] < LEAST:
             scheme.quantizers(wrapped)[name].variables["high"].assign(HARMLESS)

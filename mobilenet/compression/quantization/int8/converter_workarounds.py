@@ -4,7 +4,7 @@ A convolution's int32 bias has the scale of its input times that of its channel.
 folded kernel is (nearly) zero under a bias that is not would need more than 32 bits: the converter
 saturates it and the channel forgets its bias. A batch-norm multiplier of exactly zero leaves the
 whole operator in float. And a bias whose entries are all equal is stored once, with the scale of
-channel 0. All three are rewritten here into nets that compute the same in float and convert
+channel 0. All three are rewritten here into models that compute the same in float and convert
 exactly.
 """
 
@@ -47,7 +47,7 @@ def repair(wrapped: Any, mend: bool = True) -> list[Repair]:
     """Stores the weight ranges of all kernels and mends what would not convert. In place.
 
     Args:
-        wrapped: a net from `scheme.wrap` with its ranges set, meant for export.
+        wrapped: a model from `scheme.wrap` with its ranges set, meant for export.
         mend: without it nothing is mended.
 
     Raises:

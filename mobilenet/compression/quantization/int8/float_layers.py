@@ -1,4 +1,4 @@
-"""What a net with quantizers computes in float, as its file is to hold it."""
+"""What a model with quantizers computes in float, as its file is to hold it."""
 
 from __future__ import annotations
 

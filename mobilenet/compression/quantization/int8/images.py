@@ -20,7 +20,7 @@ def check(images: npt.NDArray[np.float32], preprocessing: Preprocessing) -> None
         preprocessing: how pixels 0..255 became them.
 
     Raises:
-        UsageError: too few, not finite, all alike, or in another range than the net's inputs.
+        UsageError: too few, not finite, all alike, or in another range than the model's inputs.
     """
     if len(images) < LEAST:
         raise UsageError(_FEW, len(images), f"at least {LEAST}", "100 or more make a good file")
@@ -28,7 +28,7 @@ def check(images: npt.NDArray[np.float32], preprocessing: Preprocessing) -> None
         raise UsageError(_FEW, "NaN or infinity", "finite values", "look at how they are read")
     if not np.ptp(images, axis=(1, 2)).any():
         raise UsageError(
-            _FEW, "one colour in each image", "photos", "give photos as the net will see them"
+            _FEW, "one color in each image", "photos", "give photos as the model will see them"
         )
     mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
     low, high = float(((0 - mean) / std).min()), float(((255 - mean) / std).max())
@@ -38,7 +38,7 @@ def check(images: npt.NDArray[np.float32], preprocessing: Preprocessing) -> None
         raise UsageError(
             _FEW,
             f"values from {least:.3g} to {most:.3g}",
-            f"values from {low:.3g} to {high:.3g}, as this net takes pixels 0 to 255",
+            f"values from {low:.3g} to {high:.3g}, as this model takes pixels 0 to 255",
             f"preprocess them as its card says ({preprocessing.name})",
         )
     if most - least < 0.05 * (high - low):

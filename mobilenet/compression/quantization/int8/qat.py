@@ -1,11 +1,11 @@
 """Quantization-aware training: the scheme, calibrated, trained through, unwrapped.
 
-Zeros that are in the kernels stay zeros: a pruned net is trained under the masks of its own zeros.
-A kernel of few distinct values keeps their number, and the values train.
+Zeros that are in the kernels stay zeros: a pruned model is trained under the masks of its own
+zeros. A kernel of few distinct values keeps their number, and the values train.
 
-The two recipes are those of tensorflow/models research/slim/nets/mobilenet_v1_train.py: a trained
-net is fine-tuned from calibrated ranges; from scratch, fake quantization starts after a delay in
-which the net trains in float and its ranges are observed.
+The two recipes are those of tensorflow/models research/slim/models/mobilenet_v1_train.py: a trained
+model is fine-tuned from calibrated ranges; from scratch, fake quantization starts after a delay in
+which the model trains in float and its ranges are observed.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def place(model: Any, target: str = "xnnpack", keep_float: Sequence[str] = ()) -
     """The place of every layer that is quantized, by name.
 
     Args:
-        model: a plain net.
+        model: a plain model.
         target: `xnnpack` writes a hard-swish out, `generic` keeps it one operator.
         keep_float: names of layers with a kernel that stay float, or patterns of whole names.
 
@@ -144,7 +144,7 @@ def _stays(graph: Graph, layer: Any, floats: set[str]) -> bool:
 
 
 def _read_within(graph: Graph, layer: Any, floats: set[str]) -> bool:
-    """Whether layers of `floats` alone read a layer's output, which is not the net's."""
+    """Whether layers of `floats` alone read a layer's output, which is not the model's."""
     consumers = graph.consumers(layer)
     return bool(consumers) and all(unwrap(consumer).name in floats for consumer in consumers)
 
@@ -165,7 +165,7 @@ class HardSwish:
 
 
 def hard_swishes(graph: Graph) -> list[HardSwish]:
-    """Every hard-swish of a net, in execution order.
+    """Every hard-swish of a model, in execution order.
 
     The hard sigmoid of a squeeze-excite gate multiplies another tensor and is not among them.
     """
@@ -210,7 +210,7 @@ class Gate:
 
 
 def gates(graph: Graph) -> list[Gate]:
-    """Every gate of a net, in execution order."""
+    """Every gate of a model, in execution order."""
     found = []
     for product, bounded, other in _products(graph):
         before = graph.producers(bounded) if kind(bounded) == "ReLU" else []
@@ -241,7 +241,7 @@ def _check_activation(layer: Any) -> None:
             f"layer {layer.name}",
             "softmax",
             "logits: int8 softmax resolves only 1/256",
-            "build the net with classifier_activation=None",
+            "build the model with classifier_activation=None",
         )
     if activation not in ("relu", "relu6", "linear"):
         raise UsageError(f"layer {layer.name}", activation, "no activation, relu or relu6")

@@ -20,11 +20,11 @@ _DEAD = 1e-20  # years of weight decay leave kernels whose scale has no inverse 
 
 
 class Phase:
-    """What the quantizers of one net are doing; shared by them, read while a function is traced.
+    """What the quantizers of one model are doing; shared by them, read while a function is traced.
 
     Attributes:
         observing: activations pass unchanged while their ranges are taken.
-        delayed: training steps are those of the float net; ranges are taken meanwhile. Inference
+        delayed: training steps are those of the float model; ranges are taken meanwhile. Inference
             rounds as ever, so that an evaluation tells what the file would do.
         exporting: weight ranges are the stored ones, and the input comes on the file's own grid.
         tuning: gradients reach the activation ranges themselves.
@@ -199,7 +199,7 @@ class InputQuantizer(_Quantizer):
 
     @property
     def offset(self) -> float:
-        """From an input of the float net to the file's grid."""
+        """From an input of the float model to the file's grid."""
         return (self.mean + LOWEST) / self.std
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, tf.Variable]:

@@ -1,4 +1,4 @@
-"""A quantized net on disk: the float net in a model folder, and `ranges.npz` beside it."""
+"""A quantized model on disk: the float model in a model folder, and `ranges.npz` beside it."""
 
 from __future__ import annotations
 
@@ -33,52 +33,52 @@ def save_ranges(folder: str | os.PathLike[str], ranges: scheme.Ranges) -> None:
 
 def load(
     folder: str | os.PathLike[str],
-    net: model_folder.Net | None = None,
+    model: model_folder.LoadedModel | None = None,
     target: str = "xnnpack",
 ) -> Any:
-    """The wrapped net of a quantized model folder, as it was evaluated in training.
+    """The wrapped model of a quantized model folder, as it was evaluated in training.
 
     Args:
         folder: the model folder, with `ranges.npz` in it.
-        net: what is in it, where it was read before.
-        target: see `placement.place`; nets are trained as for `xnnpack`.
+        model: what is in it, where it was read before.
+        target: see `placement.place`; models are trained as for `xnnpack`.
 
     Raises:
-        UsageError: no such folder, or ranges that are damaged or of another net.
+        UsageError: no such folder, or ranges that are damaged or of another model.
     """
-    net = net or model_folder.load(folder)
+    model = model or model_folder.load(folder)
     path = Path(folder) / RANGES
-    ranges = load_npz(path, "the ranges of a quantized net", "quantize it again")
+    ranges = load_npz(path, "the ranges of a quantized model", "quantize it again")
     try:
-        return assembled(net, ranges, target)
+        return assembled(model, ranges, target)
     except UsageError as error:
         raise error.within(str(path)) from None
 
 
-def assembled(net: model_folder.Net, ranges: scheme.Ranges, target: str) -> Any:
-    """The wrapped net of a float net and its ranges.
+def assembled(model: model_folder.LoadedModel, ranges: scheme.Ranges, target: str) -> Any:
+    """The wrapped model of a float model and its ranges.
 
     Args:
-        net: float net and card.
-        ranges: by layer name, of a net that was made for `xnnpack`.
+        model: float model and card.
+        ranges: by layer name, of a model that was made for `xnnpack`.
         target: see `placement.place`.
 
     Raises:
-        UsageError: the ranges are of another net.
+        UsageError: the ranges are of another model.
     """
-    card = net.card
-    wrapped = scheme.wrap(net.model, card.preprocessing, target, card.keep_float)
-    inside = hard_swish_inside(Graph(net.model)) if target == "generic" else ()
+    card = model.card
+    wrapped = scheme.wrap(model.model, card.preprocessing, target, card.keep_float)
+    inside = hard_swish_inside(Graph(model.model)) if target == "generic" else ()
     # Some tensors are not rounded for this target.
     scheme.set_ranges(wrapped, {n: span for n, span in ranges.items() if n not in inside})
     return wrapped
 
 
 def for_export(wrapped: Any, mend: bool = True) -> list[Repair]:
-    """Makes a wrapped net what the converter is given: repaired, on the file's grid. In place.
+    """Makes a wrapped model what the converter is given: repaired, on the file's grid. In place.
 
     Args:
-        wrapped: a net from `scheme.wrap` with its ranges set.
+        wrapped: a model from `scheme.wrap` with its ranges set.
         mend: the remedies of `repair`; without them only the ranges of the kernels are stored.
     """
     repaired = repair(wrapped, mend)

@@ -1,11 +1,11 @@
 """The scheme: our quantizers at their places, in tfmot's wrappers.
 
-tfmot's `quantize_apply` clones a net four times and builds every quantizer twice in each, 11 s of
+tfmot's `quantize_apply` clones a model four times and builds every quantizer twice in each, 11 s of
 work for V3-small; the same wrappers are put around a copy here in one walk.
 
-A quantized net is kept as two plain things: the float net with its weights as trained, and the
-ranges of its activations by layer name. The wrapped net is made from the two whenever it is needed,
-and never saved.
+A quantized model is kept as two plain things: the float model with its weights as trained, and the
+ranges of its activations by layer name. The wrapped model is made from the two whenever it is
+needed, and never saved.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def input_quantizer(preprocessing: Preprocessing) -> InputQuantizer | Activation
 def to_grid(
     images: npt.NDArray[np.float32], preprocessing: Preprocessing
 ) -> npt.NDArray[np.float32]:
-    """Inputs of the float net as the file takes them: `(pixel - 128) / std` on an exact grid."""
+    """Inputs of the float model as the file takes them: `(pixel - 128) / std` on an exact grid."""
     quantizer = input_quantizer(preprocessing)
     return (
         images + np.float32(quantizer.offset) if isinstance(quantizer, InputQuantizer) else images
@@ -115,19 +115,19 @@ def wrap(
     target: str = "xnnpack",
     keep_float: Sequence[str] = (),
 ) -> Any:
-    """A copy of a plain net with quantizers in it, whose ranges are still to be set.
+    """A copy of a plain model with quantizers in it, whose ranges are still to be set.
 
     Args:
-        model: functional tf_keras net of stock layers; it is left as it is.
+        model: functional tf_keras model of stock layers; it is left as it is.
         preprocessing: how pixels become its inputs, which decides the input grid.
         target, keep_float: see `placement.place`.
 
     Returns:
-        A net of tfmot's wrappers, for `calibrate` or `set_ranges`, whose attribute `phase` steers
+        A model of tfmot's wrappers, for `calibrate` or `set_ranges`, whose attribute `phase` steers
         its quantizers.
 
     Raises:
-        UsageError: the net is wrapped already, is of Keras 3, holds a layer whose int8 form is
+        UsageError: the model is wrapped already, is of Keras 3, holds a layer whose int8 form is
             not known, or a weight that is not finite.
     """
     if not isinstance(model, tf_keras.Model):
@@ -138,7 +138,7 @@ def wrap(
             "build it with mobilenet.build(config) and set_weights",
         )
     if any(type(layer).__name__.startswith("Quantize") for layer in model.layers):
-        raise UsageError("model", model.name, "a plain net; this one is quantized already")
+        raise UsageError("model", model.name, "a plain model; this one is quantized already")
     check_finite(model)
     _check_layers(model)
     places = place(model, target, keep_float)
@@ -162,8 +162,8 @@ def wrap(
 def _called(layer: Any, inputs: Any) -> Any:
     """The symbolic output of a new layer.
 
-    A wrapper that is called before it is known whether the net trains builds both branches of every
-    quantizer, and has its Python read by autograph, though nothing in it depends on a tensor.
+    A wrapper that is called before it is known whether the model trains builds both branches of
+    every quantizer, and has its Python read by autograph, though nothing in it depends on a tensor.
     """
     layer.call = tf.autograph.experimental.do_not_convert(layer.call)
     with backend.deprecated_internal_learning_phase_scope(0):
@@ -178,8 +178,8 @@ def _check_layers(model: Any) -> None:
                 f"layer {layer.name}",
                 kind(layer),
                 "stock layers; an operator on tensors has no place for a quantizer",
-                "rebuild it from its weights: model.save_weights('net.h5'), then "
-                "python -m mobilenet.trainer --init_checkpoint net.h5 with its --model_name",
+                "rebuild it from its weights: model.save_weights('model.h5'), then "
+                "python -m mobilenet.trainer --init_checkpoint model.h5 with its --model_name",
             )
 
 
@@ -192,7 +192,7 @@ def _rectified(layer: Any) -> bool:
 
 
 def unwrap(wrapped: Any, like: Any) -> Any:
-    """The plain net `like` with the weights of `wrapped`."""
+    """The plain model `like` with the weights of `wrapped`."""
     plain = tf_keras.models.clone_model(like)
     copy_weights(wrapped, plain)
     return plain
@@ -235,7 +235,7 @@ def get_ranges(wrapped: Any) -> Ranges:
 
 
 def set_ranges(wrapped: Any, ranges: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """Gives the activation quantizers of a fresh net the ranges that `get_ranges` returned.
+    """Gives the activation quantizers of a fresh model the ranges that `get_ranges` returned.
 
     Raises:
         UsageError: a quantizer has no range, a range has no quantizer, or one never moved.
@@ -243,7 +243,7 @@ def set_ranges(wrapped: Any, ranges: Mapping[str, npt.NDArray[np.float32]]) -> N
     own = {name: q for name, q in quantizers(wrapped).items() if isinstance(q, ActivationQuantizer)}
     strange = sorted(set(own) ^ set(ranges))
     if strange:
-        raise UsageError("ranges", shorten(strange), "one range for each quantizer of this net")
+        raise UsageError("ranges", shorten(strange), "one range for each quantizer of this model")
     check_ranges(ranges)
     for name, quantizer in own.items():
         low, high = (float(value) for value in ranges[name])
@@ -264,5 +264,5 @@ def check_ranges(ranges: Mapping[str, npt.NDArray[np.float32]]) -> None:
                 f"range of {name}",
                 [low, high],
                 "low < high with zero between",
-                "calibrate the net",
+                "calibrate the model",
             )

@@ -1,1 +1,1 @@
-"""Post-training int8: steps that fit a trained net to the scheme, from images without labels."""
+"""Post-training int8: steps that fit a trained model to the scheme, from images without labels."""

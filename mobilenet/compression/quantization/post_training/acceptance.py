@@ -1,4 +1,4 @@
-"""Whether a step of post-training int8 helps: the rounded net's answers beside the float net's.
+"""Whether a step of post-training int8 helps: the rounded model's answers beside the float model's.
 
 No label is read, and no image that a step was fitted on.
 """
@@ -22,7 +22,7 @@ class Step:
     Attributes:
         name: as in `--ptq_steps`.
         kept: it helped on the judging half.
-        agreement: share of the judging half with the float net's top-1, with the step.
+        agreement: share of the judging half with the float model's top-1, with the step.
         signal_to_noise: of the outputs of the median image there, in dB.
         seconds: it took.
         detail: what was changed, in words.
@@ -44,7 +44,7 @@ class Step:
 
 
 def judged(found: Floats, wanted: Floats) -> tuple[float, float]:
-    """How near the answers of a rounded net, `[n, classes]`, are to those of the float net.
+    """How near the answers of a rounded model, `[n, classes]`, are to those of the float model.
 
     The noise is that of the median image: summed over images, it would be that of the few that
     leave the ranges furthest, and a step that spoils all others would pass.

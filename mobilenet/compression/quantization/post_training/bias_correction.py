@@ -5,11 +5,11 @@ a channel that is far from zero this is a constant offset (Nagel et al., arXiv 1
 4.2). Convolutions are visited in execution order, each with all corrections before it in force.
 
 A convolution is linear: its mean over images is what it makes of the mean image. So one pass over
-the rounded net gives all corrections.
+the rounded model gives all corrections.
 
 Convolutions behind a global pool are left alone. They have one value an image where others have
 thousands of places, and what follows in a squeeze-excite gate bends too much for means to go by:
-corrected too, the logits of a real V3-small shrink to .71 of their size.
+corrected too, the logits of a real V3-small shrink to 0.71 of their size.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def correct(
     """Corrects the offsets of all convolutions. In place.
 
     Args:
-        wrapped: a net from `scheme.wrap` with its ranges set.
+        wrapped: a model from `scheme.wrap` with its ranges set.
         images: `[n, height, width, channels]`, preprocessed.
-        targets: mean of each output channel in the original float net, times the channel's
+        targets: mean of each output channel in the original float model, times the channel's
             equalization factor, by name of the convolution.
 
     Returns:
-        The outputs of the corrected net, `[n, classes]`, and the largest correction of each
+        The outputs of the corrected model, `[n, classes]`, and the largest correction of each
         convolution.
     """
     walk = Walk(wrapped, images, _keeps)
@@ -93,7 +93,7 @@ def _keeps(graph: Graph, layer: Any) -> bool:
 
 
 def original_means(observed: Mapping[str, Any], graph: Graph) -> dict[str, Array]:
-    """Mean of each output channel by name of the convolution, of a plain net as observed."""
+    """Mean of each output channel by name of the convolution, of a plain model as observed."""
     found = {}
     for layer in graph.layers:
         if kind(layer) in WEIGHTS:

@@ -2,8 +2,8 @@
 
 One range serves all channels of an activation; a channel that uses a hundredth of it has one or two
 codes. Between two convolutions a channel can be multiplied on one side and divided on the other
-without changing what the net computes (Nagel et al., arXiv 1906.04721, section 4.1; Meller et al.,
-arXiv 1902.01917).
+without changing what the model computes (Nagel et al., arXiv 1906.04721, section 4.1; Meller et
+al., arXiv 1902.01917).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def equalize(streams: Streams, observed: Mapping[str, Observation]) -> dict[str,
     """Equalizes every stream whose ends are convolutions alone. In place.
 
     Args:
-        streams: of the plain net that is changed.
+        streams: of the plain model that is changed.
         observed: its tensors on images, by layer name.
 
     Returns:

@@ -2,8 +2,8 @@
 
 Over the short interval where a small channel lives hard-swish is nearly linear, and above 3 it is
 the identity. For each channel a factor in front and one behind are chosen such that what comes out
-of the int8 arithmetic is nearest to what the float net gives; with them goes the upper end of the
-range. The float net changes a little, the file becomes much better, and nothing is added to it.
+of the int8 arithmetic is nearest to what the float model gives; with them goes the upper end of the
+range. The float model changes a little, the file becomes much better, and nothing is added to it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def soften(
     V3-large, whose first hard-swish has a residual sum behind it, loses 2 dB so.
 
     Args:
-        streams: of the plain net that is changed.
+        streams: of the plain model that is changed.
         observed: its tensors on images, by layer name; sources of hard-swishes with samples.
 
     Returns:

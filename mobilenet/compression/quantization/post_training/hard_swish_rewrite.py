@@ -28,11 +28,11 @@ def write(model: Any, floats: Collection[str] = ()) -> tuple[Any, int]:
     """The same function, each hard-swish between convolutions with a gate.
 
     Args:
-        model: functional tf_keras net of stock layers; it is left as it is.
+        model: functional tf_keras model of stock layers; it is left as it is.
         floats: names of layers that are to stay in float, where no range is to be mended.
 
     Returns:
-        A new net, and how many gates it has.
+        A new model, and how many gates it has.
     """
     streams = Streams(Graph(model))
     chosen = [
@@ -84,7 +84,7 @@ class _Writer:
 def bends(gate: Gate) -> Array:
     """What is below in front of each gate, `[channels]`, comes out as zero.
 
-    The gates of a foreign net may hold weights of 0 or less, below which nothing does.
+    The gates of a foreign model may hold weights of 0 or less, below which nothing does.
     """
     inner = variables.inner(gate.convolution)
     kernel = np.ravel(inner.depthwise_kernel).astype(np.float64)

@@ -13,7 +13,7 @@ from mobilenet.configs.quantization import PostTraining
 
 @register
 class QuantizePostTraining(Method):
-    """Fits a float net to the scheme on images without labels; see `post_training.chain`."""
+    """Fits a float model to the scheme on images without labels; see `post_training.chain`."""
 
     config_type = PostTraining
     config: PostTraining

@@ -1,4 +1,6 @@
-"""What calibration images do to the tensors of a net: extremes, means, counted values, samples."""
+"""What calibration images do to the tensors of a model: extremes, means, counted values,
+samples.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,7 @@ class Observation:
 
 
 class Observer:
-    """Passes of a plain net over images.
+    """Passes of a plain model over images.
 
     A pass over the same tensors again is not traced again, which would take longer than a hundred
     images do; weights may change between passes.

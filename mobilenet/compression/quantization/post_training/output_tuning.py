@@ -1,7 +1,7 @@
-"""Tuning without labels: offsets, gains and ranges are trained until the rounded net answers as the
-float net does.
+"""Tuning without labels: offsets, gains and ranges are trained until the rounded model answers as
+the float model does.
 
-Images are cropped and mirrored anew each time, and the float net is asked each time: fifty images
+Images are cropped and mirrored anew each time, and the float model is asked each time: fifty images
 seen unchanged are learnt by heart. Kernels do not move, which learn even varied images by heart.
 """
 
@@ -48,10 +48,10 @@ def varied(images: Floats, rng: np.random.Generator) -> Floats:
 
 
 class Tuner:
-    """Offsets, gains and ranges of a net, which may be trained more than once.
+    """Offsets, gains and ranges of a model, which may be trained more than once.
 
     Args:
-        wrapped: a net from `scheme.wrap`.
+        wrapped: a model from `scheme.wrap`.
     """
 
     def __init__(self, wrapped: Any) -> None:
@@ -80,7 +80,7 @@ class Tuner:
 
         Args:
             images: `[n, height, width, channels]`, preprocessed.
-            answers: the float net, `[n, height, width, channels]` to `[n, classes]`.
+            answers: the float model, `[n, height, width, channels]` to `[n, classes]`.
             epochs: passes over the images; more learn the images by heart.
             rate: at the beginning.
             seed: of order, crops and mirroring.
@@ -132,7 +132,7 @@ class Tuner:
 
 
 class _Moved:
-    """How far a training has moved the variables of a net, in units of its own: one vector, which
+    """How far a training has moved the variables of a model, in units of its own: one vector, which
     an optimizer needs no graph for."""
 
     def __init__(self, tuner: Tuner, optimizer: Any) -> None:

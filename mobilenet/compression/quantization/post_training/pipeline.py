@@ -3,7 +3,7 @@ left out.
 
 Half of the calibration images fit, the other half judges: a step that only fits the images that it
 saw is found out. What is kept is then fitted again on all of them. No label is read: a step helps
-where the rounded net answers more like the float net.
+where the rounded model answers more like the float model.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ _UNBOUNDED = ("equalize", "hard_swish", "percentile", "clip", "bias", "tune", "r
 
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """A float net fitted to the scheme.
+    """A float model fitted to the scheme.
 
     Attributes:
-        wrapped: the net with quantizers, its ranges set.
-        plain: the float net with the same weights, for `scheme.unwrap` and proof.
+        wrapped: the model with quantizers, its ranges set.
+        plain: the float model with the same weights, for `scheme.unwrap` and verification.
         steps: in order.
         repair: whether its export is to be repaired.
         notes: lines for a person: what calibration saw, and every step.
@@ -82,18 +82,18 @@ def quantize(
     config: PostTraining,
     seed: int = 0,
 ) -> Quantized:
-    """Fits a float net to int8 without training.
+    """Fits a float model to int8 without training.
 
     Args:
-        model: functional tf_keras net of stock layers that gives logits; it is left as it is.
+        model: functional tf_keras model of stock layers that gives logits; it is left as it is.
         preprocessing: how pixels became `images`.
-        images: `[n, height, width, channels]`, as the net takes them; no labels.
+        images: `[n, height, width, channels]`, as the model takes them; no labels.
         config: which steps, and how long the tuning takes.
         seed: of sampling and of the order of tuning.
 
     Raises:
         UsageError: too few images, images that are constant, not finite or in another range than
-            the net's, or a net whose int8 form is not known.
+            the model's, or a model whose int8 form is not known.
     """
     checks.check(images, preprocessing)
     misfit = batch_norm_statistics.misfit(model, images)
@@ -135,8 +135,8 @@ def _with_gates(model: Any, config: PostTraining) -> tuple[Any, str]:
 
 
 def chosen_steps(model: Any, config: PostTraining) -> tuple[str, ...]:
-    """The steps of a net: those that were named, and in place of `auto` those that its activations
-    want."""
+    """The steps of a model: those that were named, and in place of `auto` those that its
+    activations want."""
     if "auto" not in config.steps:
         return config.steps
     graph = Graph(model)
@@ -147,7 +147,7 @@ def chosen_steps(model: Any, config: PostTraining) -> tuple[str, ...]:
 
 @dataclasses.dataclass
 class _State:
-    """What a step may change of how ranges are found; weights are in the net."""
+    """What a step may change of how ranges are found; weights are in the model."""
 
     rule: str = "maximum"
     clip: bool = False
@@ -156,7 +156,7 @@ class _State:
 
 
 class _Chain:
-    """The net as far as it has come."""
+    """The model as far as it has come."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class _Chain:
         self.means: dict[str, Array] = {}
 
     def answers(self, images: Floats) -> Floats:
-        """What the float net says, `[n, classes]`."""
+        """What the float model says, `[n, classes]`."""
         return _outputs(self.original, images)
 
     def begin(self) -> None:
@@ -200,7 +200,7 @@ class _Chain:
         log.info("ptq %s", first)
 
     def _begin(self, observed: dict[str, Observation]) -> None:
-        """Starts from what the unchanged net does to images."""
+        """Starts from what the unchanged model does to images."""
         self.observed = observed
         self.means = bias_correction.original_means(observed, self.streams.graph)
         self._set_ranges()
@@ -231,7 +231,7 @@ class _Chain:
             self.wrapped.set_weights(wrapped)
 
     def fit_all(self, model: Any, images: Floats) -> None:
-        """Takes the steps that were kept once more, on all images, from the original net."""
+        """Takes the steps that were kept once more, on all images, from the original model."""
         log.info("ptq: the steps that help, fitted again on all %d images", len(images))
         self.net.set_weights(model.get_weights())
         self.state = _State()
@@ -252,13 +252,15 @@ class _Chain:
         return [name for name, p in self.places.items() if p.output and p.fixed is None]
 
     def _observe(self) -> None:
-        """The net as it is now, on the fitting half; values are counted where a rule needs them."""
+        """The model as it is now, on the fitting half; values are counted where a rule needs
+        them.
+        """
         names = self._ranged()
         counted = names if self.state.rule != "maximum" else ()
         self.observed = self.observe(names, self.fitting, counted)
 
     def _set_ranges(self) -> dict[str, Span]:
-        """Ranges by the rule in force, into the wrapped net with the weights of the plain one.
+        """Ranges by the rule in force, into the wrapped model with the weights of the plain one.
 
         Returns:
             What the rule alone says.
@@ -344,7 +346,7 @@ class _Chain:
         epochs = self.config.tuning_epochs
 
         def told(epoch: int, loss: float) -> None:
-            log.info("ptq tune: %d of %d, loss %.4f", epoch, epochs, loss)
+            log.info("ptq tune: %d of %d, loss %0.4f", epoch, epochs, loss)
 
         losses = self.tuner.tune(
             self.fitting, self.answers, epochs, self.config.tuning_rate, self.seed, told
@@ -364,10 +366,10 @@ class _Chain:
         return (saw, *(str(step) for step in self.steps), *floats)
 
 
-def _compiled(net: Any) -> Callable[[tf.Tensor], tf.Tensor]:
-    spec = tf.TensorSpec((None, *net.input_shape[1:]), tf.float32)
+def _compiled(model: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+    spec = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
     infer: Callable[[tf.Tensor], tf.Tensor] = tf.function(
-        lambda batch: net(batch, training=False), input_signature=[spec]
+        lambda batch: model(batch, training=False), input_signature=[spec]
     )
     return infer
 

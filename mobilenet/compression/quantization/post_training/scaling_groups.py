@@ -2,7 +2,7 @@
 
 A ReLU, a pool, a product with a gate and a residual sum all keep a factor: what is multiplied in
 front of them comes out multiplied. Convolutions give such a factor on one side and
-take it back on the other, so that the net computes the same. What lies between them is a stream.
+take it back on the other, so that the model computes the same. What lies between them is a stream.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Stream:
 
 
 class Streams:
-    """All streams of a net, by the layer whose output is asked for."""
+    """All streams of a model, by the layer whose output is asked for."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph

@@ -198,4 +198,4 @@ def check_kernels(model: Any) -> None:
         UsageError: no layer has a kernel.
     """
     if all(Graph.kernel(layer) is None for layer in model.layers):
-        raise UsageError("model", model.name, "a net with convolutions or dense layers")
+        raise UsageError("model", model.name, "a model with convolutions or dense layers")

@@ -35,12 +35,12 @@ class Cluster(Method):
             if Graph.kernel(layer) is not None and layer.compute_dtype != "float32":
                 raise UsageError(
                     "--quantization cluster",
-                    f"a net of {layer.compute_dtype}",
+                    f"a model of {layer.compute_dtype}",
                     "--mixed_precision float32",
                     "--quantization codebook works under mixed precision",
                 )
         if not any(kind(layer) in ("Conv2D", "Dense") for layer in model.layers):
-            raise UsageError("model", model.name, "a net with convolutions or dense layers")
+            raise UsageError("model", model.name, "a model with convolutions or dense layers")
 
     def apply(self, model: Any) -> Any:
         from tensorflow_model_optimization.clustering import keras as clustering
