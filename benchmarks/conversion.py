@@ -103,18 +103,18 @@ def _proof(data: bytes, wrapped: Any, model: Any, size: int) -> None:
     import models
 
     from mobilenet.compression.quantization.int8 import scheme
+    from mobilenet.configs.conversion import VerificationLimits
     from mobilenet.export.verification import verify
 
     inputs = scheme.to_grid(models.images(8, size, seed=2), _preprocessing())
     reference = wrapped(inputs, training=False).numpy()
-    limits = verify.Limits(agreement_clear=0.0)
     found = verify.verify(
         data,
         reference,
         inputs,
         expect_int8=True,
         io="int8",
-        limits=limits,
+        limits=VerificationLimits(),
         simulated=wrapped,
         plain=model,
     )

@@ -210,11 +210,11 @@ class Bench:
 
     def _format(self, name: str) -> bytes:
         """A number format as the converter writes it, before its verification."""
-        from mobilenet.configs.conversion import Form
+        from mobilenet.configs.conversion import ConversionConfig
         from mobilenet.export import number_formats
 
         source = number_formats.Source(Path("."), self.net, False)
-        form, few = Form(quantization=name), self.images[:1]
+        form, few = ConversionConfig(quantization=name), self.images[:1]
         job = number_formats.Job(source, few, form, self.net.card.input_shape, self.seen)
         return number_formats.make(job).data
 

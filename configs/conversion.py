@@ -15,7 +15,7 @@ Shape = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class ConversionConfig:
     """The choices of a conversion; the names are those of the converter's flags.
 
     Attributes:
@@ -60,8 +60,8 @@ class Form:
         """A softmax stands at the end of the file."""
         return self.output_activation == "softmax"
 
-    def ends(self, quantized: bool) -> str:
-        """The type of both ends.
+    def io_type(self, quantized: bool) -> str:
+        """The type of the file's input and output.
 
         Raises:
             UsageError: codes are asked of a float model, or a number format of a quantized one.
@@ -84,7 +84,7 @@ class Form:
             )
         return self.io or ("int8" if quantized else "float32")
 
-    def shape(self, own: tuple[int | None, ...]) -> Shape:
+    def input_shape(self, own: tuple[int | None, ...]) -> Shape:
         """`[height, width, channels]` of the file for a model that takes `own`.
 
         Raises:
@@ -111,4 +111,21 @@ class Form:
         return height or size or 0, width or size or 0, channels
 
 
-DEFAULT = Form()
+@dataclasses.dataclass(frozen=True)
+class VerificationLimits:
+    """Figures that a file must reach; a figure that misses its limit is a fault.
+
+    Attributes:
+        min_agreement: smallest share of images with the same top-1 as the Keras model.
+        min_clear_agreement: the same among images whose Keras margin exceeds two output steps.
+        max_mean_steps: largest mean difference of a logit, in output steps; `None` for any.
+        max_operator_steps: largest difference of a quantized value between an operator and its
+            simulated layer, both fed the file's own input; `None` for any.
+        max_partitions: largest number of delegate partitions; `None` only warns from the second on.
+    """
+
+    min_agreement: float = 0.0
+    min_clear_agreement: float = 0.0
+    max_mean_steps: float | None = None
+    max_operator_steps: int | None = 1
+    max_partitions: int | None = None

@@ -11,6 +11,7 @@ from mobilenet import cli
 from mobilenet.cli import flags
 from mobilenet.configs import number_formats
 from mobilenet.configs.base import MAX_BATCH, number
+from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError, one_of
@@ -59,20 +60,19 @@ def run(argv: list[str]) -> int | None:
     typed = {path: value for path, value in parsed.settings.items() if path in own}
     fitting = cli.settle(PostTraining(), typed)
     with cli.starting_tensorflow():
-        from mobilenet.configs import conversion as forms
         from mobilenet.data import arrays
         from mobilenet.export import calibration_data, number_formats
         from mobilenet.export import pipeline as export_pipeline
-        from mobilenet.export.verification import verify
-    form = forms.Form(**{spec.name: options[spec.name] for spec in flags.FORM})
+
+        form = ConversionConfig(**{spec.name: options[spec.name] for spec in flags.FORM})
     source = Path(options["model"])
     target = Path(options["output"] or source.resolve().parent / "export")
     export_pipeline.check_place(target)
     if options["fitted"] is not None:
         export_pipeline.check_place(options["fitted"], "--fitted")
     opened = number_formats.open_source(source)
-    form.ends(opened.quantized)
-    shape = form.shape(opened.net.model.input_shape[1:])
+    form.io_type(opened.quantized)
+    shape = form.input_shape(opened.net.model.input_shape[1:])
     data = cli.dataset_of(parsed, opened.net.card.dataset)
     way = export_pipeline.preprocessing_of(opened.net.card, data)
     images = arrays.images(data, "test", shape, way, options["verify_images"])
@@ -80,7 +80,7 @@ def run(argv: list[str]) -> int | None:
     if calibrated:
         place = options["calibration_dataset"], options["calibration_dir"]
         seen = calibration_data.load(*place, data, shape, way, options["calibration_images"])
-    limits = verify.Limits.of(options)
+    limits = VerificationLimits(**{spec.name: options[spec.name] for spec in flags.LIMITS[1:]})
     fits = fitting, options["fitted"]
     print(_told(export_pipeline.export(opened, target, images, form, limits, seen, *fits)))
     return None
@@ -95,9 +95,8 @@ def _freeze(parsed: cli.Parsed) -> list[tuple[str, object]]:
     _calibrated(parsed)
     number("--batch", options["batch"], least=0, most=MAX_BATCH, integer=True)
     with cli.starting_tensorflow():
-        from mobilenet.configs.conversion import Form
         from mobilenet.export import freezing
-    form = Form(
+    form = ConversionConfig(
         batch=options["batch"] or 1,
         image_size=options["image_size"],
         output_activation=options["output_activation"],

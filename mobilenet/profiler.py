@@ -78,14 +78,14 @@ def run(argv: list[str]) -> int | None:
 def _net(path: Path, parsed: cli.Parsed) -> None:
     options = parsed.options
     with cli.starting_tensorflow():
-        from mobilenet.configs.conversion import Form
+        from mobilenet.configs.conversion import ConversionConfig
         from mobilenet.models import saving
         from mobilenet.reporting import model_profile, plots, sparsity, tables
     if options["histograms"] is not None:
         plots.check_folder("--histograms", options["histograms"])
     net = saving.load(path)
     model = net.model
-    shape = Form(image_size=options["image_size"]).shape(model.input_shape[1:])
+    shape = ConversionConfig(image_size=options["image_size"]).input_shape(model.input_shape[1:])
     card = net.card if options["packed"] else None
     found = model_profile.profile(model, shape, options["latency"], card)
     print(cli.table(*tables.of_layers(found)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from mobilenet.configs.conversion import Form
+from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import arrays
 from mobilenet.export import frozen_graph, number_formats
@@ -15,7 +15,7 @@ from mobilenet.export import pipeline as export_pipeline
 def export(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
-    form: Form,
+    form: ConversionConfig,
     batch: int | None,
     images: int,
     data_of: Callable[[str], DatasetConfig],
@@ -43,7 +43,7 @@ def export(
     frozen_graph.check_place(target)
     opened = number_formats.open_source(source)
     model, card = opened.net.model, opened.net.card
-    shape = form.shape(model.input_shape[1:])
+    shape = form.input_shape(model.input_shape[1:])
     data = data_of(card.dataset)
     pictures = arrays.images(
         data, "test", shape, export_pipeline.preprocessing_of(card, data), images

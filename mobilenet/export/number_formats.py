@@ -16,7 +16,7 @@ import tensorflow as tf
 from mobilenet.compression.quantization.int8 import float_layers
 from mobilenet.compression.quantization.int8.converter_workarounds import Repair
 from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
-from mobilenet.configs.conversion import Form
+from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.configs.number_formats import POST_TRAINING
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
@@ -111,7 +111,7 @@ class Job:
 
     source: Source
     images: Images
-    form: Form
+    form: ConversionConfig
     shape: tuple[int, int, int]
     calibration: Calibration | None = None
 
@@ -183,7 +183,7 @@ def _int8(job: Job) -> Made:
     if fitted is not None:
         notes = (fitted.told, _against(fitted.original, job.images, reference))
     repairs = int8_saving.for_export(wrapped, fitted is None or fitted.result.repair)
-    ends, batch = form.ends(True), form.batch
+    ends, batch = form.io_type(True), form.batch
     floats = float_fallback.Kept(float_layers.kernels(wrapped), float_layers.all_names(wrapped))
     data = tflite_converter.int8_flatbuffer(simulated, ends, batch, job.shape, form.target, floats)
     inputs = scheme.to_grid(job.images, source.net.card.preprocessing)

@@ -17,7 +17,7 @@ from mobilenet import console, files
 from mobilenet.compression.quantization.int8.converter_workarounds import Repair
 from mobilenet.compression.quantization.int8.images import check
 from mobilenet.configs.card import Card
-from mobilenet.configs.conversion import DEFAULT, Form
+from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
 from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
 from mobilenet.configs.number_formats import POST_TRAINING
 from mobilenet.configs.quantization import PostTraining
@@ -32,8 +32,9 @@ from mobilenet.tflite import model as tflite_model
 log = logging.getLogger("mobilenet")
 VERIFY_IMAGES = 500
 # One rounding apart grows with depth in a model that is hardly trained, so end-to-end agreement is
-# told, not demanded; structure and operators are.
-STRUCTURE = verify.Limits(agreement_clear=0.0)
+# reported, not demanded; structure and operators are.
+_NO_LIMITS = VerificationLimits()
+_AS_TRAINED = ConversionConfig()
 _EXPECTED_AGREEMENT = 0.97
 _COARSE = 0.9  # agreement below which a number format costs more answers than most models can spare
 _SHOWN_FAULTS = 3
@@ -187,8 +188,8 @@ def export(
     source: str | os.PathLike[str] | Source,
     target: str | os.PathLike[str],
     images: npt.NDArray[np.float32],
-    form: Form = DEFAULT,
-    limits: verify.Limits = STRUCTURE,
+    form: ConversionConfig = _AS_TRAINED,
+    limits: VerificationLimits = _NO_LIMITS,
     calibration: Calibration | None = None,
     fitting: PostTraining | None = None,
     fitted: str | os.PathLike[str] | None = None,
@@ -212,8 +213,8 @@ def export(
         UsageError: the source cannot be read or converted so, or the target not written.
     """
     opened = source if isinstance(source, Source) else open_source(source)
-    form.ends(opened.quantized)
-    shape = form.shape(opened.net.model.input_shape[1:])
+    form.io_type(opened.quantized)
+    shape = form.input_shape(opened.net.model.input_shape[1:])
     if calibration is not None:
         check(calibration.images, opened.net.card.preprocessing)
     if calibration is not None and form.quantization == POST_TRAINING:
@@ -236,14 +237,14 @@ def export(
     path = bundle.write_export(target, data, card, found)
     if fitted is not None and opened.fitted is not None:
         own = opened.net.card
-        own = own.replace(stage="quantize", outputs=outputs_of(own, DEFAULT), metrics={})
+        own = own.replace(stage="quantize", outputs=outputs_of(own, _AS_TRAINED), metrics={})
         ranges = ranges_of(opened.fitted.result.wrapped)
         save_stage(opened.net.model, Path(fitted), own, ranges)
     return Export(path, found, made.repairs, figures, card, made.notes)
 
 
 def _proved(
-    made: Made, job: Job, card: Card, limits: verify.Limits
+    made: Made, job: Job, card: Card, limits: VerificationLimits
 ) -> tuple[bytes, verify.Verification]:
     """The file with its metadata, and what was found in it."""
     quantized = job.source.quantized
@@ -256,7 +257,7 @@ def _proved(
         made.reference,
         made.inputs,
         expect_int8=quantized,
-        io=job.form.ends(quantized),
+        io=job.form.io_type(quantized),
         pixel_std=deviations.pop() if len(deviations) == 1 else None,
         limits=limits,
         simulated=made.simulated,
@@ -267,7 +268,9 @@ def _proved(
     return data, dataclasses.replace(found, faults=(*made.faults, *found.faults))
 
 
-def _judge(found: verify.Verification, target: str | os.PathLike[str], form: Form) -> None:
+def _judge(
+    found: verify.Verification, target: str | os.PathLike[str], form: ConversionConfig
+) -> None:
     """Ends a conversion that is not verified, and tells what a person should know of one that
     is.
     """
@@ -296,7 +299,7 @@ def _judge(found: verify.Verification, target: str | os.PathLike[str], form: For
         )
 
 
-def outputs_of(card: Card, form: Form) -> str:
+def outputs_of(card: Card, form: ConversionConfig) -> str:
     """What the file gives: a softmax of the model is left out unless it is asked for."""
     if form.softmax:
         return "probabilities"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mobilenet import files
-from mobilenet.configs.conversion import Form
+from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError
@@ -116,7 +116,7 @@ def flatbuffer(found: packed_model.Unpacked, image_size: int | None = None) -> b
     Raises:
         UsageError: the model leaves its size open and there is no `image_size`.
     """
-    shape = Form(image_size=image_size).shape(found.net.model.input_shape[1:])
+    shape = ConversionConfig(image_size=image_size).input_shape(found.net.model.input_shape[1:])
     return tflite_converter.float_flatbuffer(found.net.model, input_shape=shape)
 
 
@@ -130,7 +130,7 @@ def _effect(
     net: saving.LoadedModel, halved: Any, data: DatasetConfig, count: int, image_size: int | None
 ) -> Told:
     """How far the outputs move."""
-    shape = Form(image_size=image_size).shape(net.model.input_shape[1:])
+    shape = ConversionConfig(image_size=image_size).input_shape(net.model.input_shape[1:])
     way = export_pipeline.preprocessing_of(net.card, data)
     images = arrays.images(data, "test", shape, way, count)
     before, after = (np.asarray(model(images, training=False)) for model in (net.model, halved))

@@ -20,7 +20,7 @@ from PIL import Image
 from mobilenet import converter, evaluator, predict
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.card import Card
-from mobilenet.configs.conversion import Form
+from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.configs.dataset import PREPROCESSING
 from mobilenet.configs.number_formats import FORMATS
 from mobilenet.errors import UsageError, VerificationError
@@ -144,7 +144,7 @@ def test_hard_swish_and_squeeze_excite_have_each_format(
     opened = number_formats.open_source(net)
     images = compression_nets.inputs(24, 32, seed=2)
     seen = calibration_data.Calibration(images, "here") if FORMATS[name].calibrated else None
-    form = Form(quantization=name)
+    form = ConversionConfig(quantization=name)
     made = export_pipeline.export(opened, tmp_path / "out", images, form, calibration=seen)
     assert made.verification.ok
     # The recipe leaves HARD_SWISH as it is, and no delegate takes it in int8.
@@ -311,7 +311,7 @@ def test_wishes_that_do_not_fit_leave_no_file(
 
 def test_a_quantized_net_keeps_the_format_it_was_trained_for() -> None:
     with pytest.raises(UsageError, match=r"--quantization: got 'weights'.*earlier stage"):
-        Form(quantization="weights").ends(True)
+        ConversionConfig(quantization="weights").io_type(True)
 
 
 def test_without_the_extra_the_line_says_what_to_install(toy: Path, tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_a_net_without_sixteen_bit_kernels_is_told(tmp_path: Path) -> None:
     source_model = number_formats.Source(
         tmp_path, saving.LoadedModel(model, Card(input_shape=(16, 16, 3))), False
     )
-    form = Form(quantization="int16x8")
+    form = ConversionConfig(quantization="int16x8")
     with pytest.raises(UsageError, match="calibration images: expected images"):
         export_pipeline.export(source_model, tmp_path / "out", images, form)
     seen = calibration_data.Calibration(images, "here")
@@ -379,7 +379,7 @@ def test_a_squeeze_that_is_always_zero_has_a_range_in_sixteen_bits(tmp_path: Pat
         tmp_path, saving.LoadedModel(model, Card(input_shape=(16, 16, 3))), False
     )
     seen = calibration_data.Calibration(images, "here")
-    form = Form(quantization="int16x8")
+    form = ConversionConfig(quantization="int16x8")
     made = export_pipeline.export(opened, tmp_path / "out", images, form, calibration=seen)
     assert made.verification.signal_to_noise is not None
     assert made.verification.signal_to_noise > 30

@@ -8,24 +8,27 @@ from typing import Any
 
 import pytest
 
-from mobilenet.configs.conversion import Form
+from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.errors import UsageError
 
 
 def test_ends_are_the_insides_unless_asked() -> None:
-    assert (Form().ends(True), Form().ends(False)) == ("int8", "float32")
-    assert Form(io="uint8").ends(True) == "uint8"
-    assert Form(io="float32").ends(False) == "float32"
+    assert (ConversionConfig().io_type(True), ConversionConfig().io_type(False)) == (
+        "int8",
+        "float32",
+    )
+    assert ConversionConfig(io="uint8").io_type(True) == "uint8"
+    assert ConversionConfig(io="float32").io_type(False) == "float32"
     for io in ("int8", "uint8"):
         with pytest.raises(UsageError, match="--io: got .*float32, the ends of a float model"):
-            Form(io=io).ends(False)
+            ConversionConfig(io=io).io_type(False)
 
 
 def test_size_is_the_nets_where_it_has_one() -> None:
-    assert Form().shape((96, 64, 3)) == (96, 64, 3)
-    assert Form(image_size=96).shape((96, 96, 1)) == (96, 96, 1)
-    assert Form(image_size=96).shape((None, None, 3)) == (96, 96, 3)
-    assert Form(image_size=96).shape((None, 96, 3)) == (96, 96, 3)
+    assert ConversionConfig().input_shape((96, 64, 3)) == (96, 64, 3)
+    assert ConversionConfig(image_size=96).input_shape((96, 96, 1)) == (96, 96, 1)
+    assert ConversionConfig(image_size=96).input_shape((None, None, 3)) == (96, 96, 3)
+    assert ConversionConfig(image_size=96).input_shape((None, 96, 3)) == (96, 96, 3)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,7 @@ def test_size_is_the_nets_where_it_has_one() -> None:
 )
 def test_sizes_that_do_not_fit_are_told(size: int | None, own: tuple[Any, ...], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        Form(image_size=size).shape(own)
+        ConversionConfig(image_size=size).input_shape(own)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,7 @@ def test_sizes_that_do_not_fit_are_told(size: int | None, own: tuple[Any, ...], 
 )
 def test_wishes_that_cannot_be_are_told(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        Form(**fields)
+        ConversionConfig(**fields)
 
 
 def test_a_form_is_judged_without_tensorflow() -> None:

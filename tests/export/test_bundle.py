@@ -16,6 +16,7 @@ from export_nets import CLASSES, SIZE, ends, float_model, inputs, invoke, quanti
 from PIL import Image
 
 from mobilenet.configs.card import Card
+from mobilenet.configs.conversion import VerificationLimits
 from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.export import bundle, tflite_converter
@@ -52,7 +53,7 @@ def files() -> dict[str, Exported]:
         )
         io = "float32" if name == "float" else name
         logits = np.zeros((8, CLASSES)) if name == "float" else model(inputs(8)).numpy()
-        limits = verify.Limits(agreement_clear=0.0)
+        limits = VerificationLimits()
         found[name] = Exported(
             data,
             verify.verify(

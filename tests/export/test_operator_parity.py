@@ -22,6 +22,7 @@ from compression_nets import (
 
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.configs.conversion import VerificationLimits
 from mobilenet.export import freeze, tflite_converter
 from mobilenet.export.verification import error_diagnosis, operator_parity, verify
 from mobilenet.runtime import interpreter
@@ -236,10 +237,10 @@ def test_generic_keeps_one_hard_swish_each_and_is_proved(name: str) -> None:
 
 
 def test_a_file_is_verified_with_its_operators(made: Quantized) -> None:
-    limits = verify.Limits(agreement_clear=0.0)
+    limits = VerificationLimits()
     said = made.wrapped(grid(pixels(12)), training=False).numpy()
 
-    def check(limits: verify.Limits, data: bytes = made.data) -> verify.Verification:
+    def check(limits: VerificationLimits, data: bytes = made.data) -> verify.Verification:
         return verify.verify(
             data,
             said,
@@ -253,7 +254,7 @@ def test_a_file_is_verified_with_its_operators(made: Quantized) -> None:
 
     found = check(limits)
     assert found.ok, found.faults
-    strict = check(verify.Limits(agreement_clear=0.0, operator_steps=0))
+    strict = check(VerificationLimits(max_operator_steps=0))
     apart = [proof.layer for proof in strict.layers if proof.max_steps]
     assert [fault.split()[0] for fault in strict.faults] == apart
     assert [row["layer"] for row in found.to_json()["layers"]][:2] == ["a_act", "b_act"]

@@ -25,6 +25,7 @@ from export_nets import (
 )
 
 from mobilenet.configs import archs
+from mobilenet.configs.conversion import VerificationLimits
 from mobilenet.errors import UsageError
 from mobilenet.export import tflite_converter
 from mobilenet.export.verification import verify
@@ -174,10 +175,10 @@ def test_another_net_is_a_fault(int8_file: bytes, reference: np.ndarray) -> None
     other = np.roll(reference, 1, axis=1)
     found = check(int8_file, other)
     assert any(fault.startswith("top-1 agreement on 40 clear images") for fault in found.faults)
-    limits = verify.Limits(agreement=0.9, agreement_clear=0.0, mean_steps=1.0)
+    limits = VerificationLimits(min_agreement=0.9, max_mean_steps=1.0)
     faults = check(int8_file, other, limits=limits).faults
     assert [fault.split()[0] for fault in faults] == ["top-1", "logits"]
-    limits = verify.Limits(agreement_clear=0.0)
+    limits = VerificationLimits()
     (fault,) = check(int8_file, np.full_like(reference, np.nan), limits=limits).faults
     assert "not finite" in fault
 
@@ -197,7 +198,13 @@ def test_partitions_warn_or_fail_as_told() -> None:
     told = ("2 delegate partitions instead of 1 (outside: 1 CUMSUM)",)
     found = check(data, logits, expect_int8=False, io="float32")
     assert (found.partitions, found.faults, found.warnings) == (2, (), told)
-    found = check(data, logits, expect_int8=False, io="float32", limits=verify.Limits(partitions=1))
+    found = check(
+        data,
+        logits,
+        expect_int8=False,
+        io="float32",
+        limits=VerificationLimits(min_clear_agreement=0.97, max_partitions=1),
+    )
     assert (found.faults, found.warnings) == (told, ())
 
 

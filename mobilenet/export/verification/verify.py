@@ -7,6 +7,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import gzip
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet.configs.card import Edge
+from mobilenet.configs.conversion import VerificationLimits
 from mobilenet.configs.number_formats import Format
 from mobilenet.errors import UsageError
 from mobilenet.export.rewrites import float_fallback
@@ -33,45 +35,14 @@ from mobilenet.runtime import interpreter
 from mobilenet.runtime.quantized_io import run
 from mobilenet.tflite import model as tflite_model
 
-__all__ = ["Limits", "Verification", "gzip_size", "run", "structure_faults", "verify"]
+__all__ = ["Verification", "gzip_size", "run", "structure_faults", "verify"]
 
 Floats = npt.NDArray[np.floating]
 
 CLEAR_STEPS = 2.0  # a Keras margin of more output steps than this is no tie
+# Single-step flips grow with depth: on pure noise MobileNetV2 agrees on 0.976 of the clear images.
+EXPECTED = VerificationLimits(min_clear_agreement=0.97)
 OPERATOR_IMAGES = 8  # an operator rounds hundreds of codes of each
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a file must reach; a figure that misses its limit is a fault.
-
-    Attributes:
-        agreement: least share of images with the same top-1 as the Keras model.
-        agreement_clear: the same among images whose Keras margin exceeds two output steps.
-            Single-step flips grow with depth: on pure noise V2 keeps 0.976.
-        mean_steps: largest mean difference of a logit, in output steps.
-        operator_steps: largest difference of a code between an operator and its simulated layer,
-            both fed the file's own input; `None` only tells it.
-        partitions: most delegate partitions; `None` only warns from the second on.
-    """
-
-    agreement: float = 0.0
-    agreement_clear: float = 0.97
-    mean_steps: float = float("inf")
-    operator_steps: int | None = 1
-    partitions: int | None = None
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Limits:
-        """From the converter's flags, by name; `None` asks for nothing."""
-        most = options["max_mean_steps"]
-        return cls(
-            agreement=options["min_agreement"],
-            agreement_clear=options["min_clear_agreement"],
-            mean_steps=float("inf") if most is None else most,
-            operator_steps=options["max_operator_steps"],
-            partitions=options["max_partitions"],
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +128,7 @@ def verify(
     expect_int8: bool,
     io: str = "float32",
     pixel_std: float | None = 127.5,
-    limits: Limits = Limits(),
+    limits: VerificationLimits = EXPECTED,
     threads: int = 1,
     simulated: Any = None,
     plain: Any = None,
@@ -196,7 +167,7 @@ def verify(
     compared = _compare(reference, logits, output_step(content))
     faults += _limit_faults(compared, limits)
     partitions, told = _partitions(runner)
-    if limits.partitions is not None and partitions > limits.partitions:
+    if limits.max_partitions is not None and partitions > limits.max_partitions:
         faults, told = faults + told, []
     return Verification(
         quantized=expect_int8,
@@ -212,13 +183,17 @@ def verify(
 
 
 def _proofs(
-    content: tflite_model.Flatbuffer, simulated: Any, plain: Any, inputs: Floats, limits: Limits
+    content: tflite_model.Flatbuffer,
+    simulated: Any,
+    plain: Any,
+    inputs: Floats,
+    limits: VerificationLimits,
 ) -> tuple[tuple[Proof, ...], list[str]]:
     """Each operator against its simulated layer, where there is one, and what is wrong."""
     if simulated is None:
         return (), []
     layers, wrong = operator_parity.compare(content, simulated, plain, _some(inputs))
-    return layers, wrong + operator_parity.step_faults(layers, limits.operator_steps)
+    return layers, wrong + operator_parity.step_faults(layers, limits.max_operator_steps)
 
 
 def _like(logits: Floats, reference_logits: Floats) -> Floats:
@@ -288,10 +263,13 @@ def _compare(reference: Floats, logits: Floats, step: float) -> dict[str, Any]:
     }
 
 
-def _limit_faults(compared: dict[str, Any], limits: Limits) -> list[str]:
+def _limit_faults(compared: dict[str, Any], limits: VerificationLimits) -> list[str]:
     faults = []
-    for name, text in (("agreement", "all"), ("agreement_clear", "clear")):
-        least = getattr(limits, name)
+    most = math.inf if limits.max_mean_steps is None else limits.max_mean_steps
+    for name, text, least in (
+        ("agreement", "all", limits.min_agreement),
+        ("agreement_clear", "clear", limits.min_clear_agreement),
+    ):
         if compared[name] < least:
             images = compared["images" if text == "all" else "clear_images"]
             faults.append(
@@ -299,9 +277,7 @@ def _limit_faults(compared: dict[str, Any], limits: Limits) -> list[str]:
             )
     if not np.isfinite(compared["mean_steps"]):
         faults.append("logits that are not finite, of the file or of the model it was made from")
-    elif compared["mean_steps"] > limits.mean_steps:
+    elif compared["mean_steps"] > most:
         mean = compared["mean_steps"]
-        faults.append(
-            f"logits differ by {mean:.3g} output steps on average, above {limits.mean_steps:g}"
-        )
+        faults.append(f"logits differ by {mean:.3g} output steps on average, above {most:g}")
     return faults

@@ -17,6 +17,7 @@ from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
+from mobilenet.configs.conversion import VerificationLimits
 from mobilenet.configs.pruning import MagnitudePruning
 from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.export import tflite_converter
@@ -110,7 +111,7 @@ def test_every_family_trains_exports_and_verifies(name: str, pruned: bool, size:
         scheme.to_grid(images, WAY),
         expect_int8=True,
         io="int8",
-        limits=verify.Limits(agreement_clear=0.0),
+        limits=VerificationLimits(),
     )
     assert found.ok, found.faults
     assert (found.float_tensors, found.partitions) == (0, 1)

@@ -39,6 +39,7 @@ from mobilenet.compression.quantization.post_training.observer import Observatio
 from mobilenet.compression.quantization.post_training.scaling_groups import Streams
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
+from mobilenet.configs.conversion import VerificationLimits
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
 from mobilenet.export import tflite_converter
@@ -463,7 +464,7 @@ def test_a_channel_far_above_the_others_is_told_by_its_layer(layer: str) -> None
             float_layers.kernels(made.wrapped), float_layers.all_names(made.wrapped)
         )
         data = tflite_converter.int8_flatbuffer(made.wrapped, kept=floats)
-        said, limits = answers(made.wrapped, images), verify.Limits(0, 0)
+        said, limits = answers(made.wrapped, images), VerificationLimits()
         verify.verify(data, said, images, expect_int8=True, limits=limits, kept=floats)
 
     with pytest.raises(UsageError) as caught:
