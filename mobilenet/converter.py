@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mobilenet import cli
+from mobilenet import cli, files
 from mobilenet.cli import flags
 from mobilenet.configs import number_formats
 from mobilenet.configs.base import MAX_BATCH, number
@@ -67,9 +67,9 @@ def run(argv: list[str]) -> int | None:
         form = ConversionConfig(**{spec.name: options[spec.name] for spec in flags.FORM})
     source = Path(options["model"])
     target = Path(options["output"] or source.resolve().parent / "export")
-    export_pipeline.check_place(target)
+    files.check_target(target, "--output")
     if options["fitted"] is not None:
-        export_pipeline.check_place(options["fitted"], "--fitted")
+        files.check_target(options["fitted"], "--fitted")
     opened = number_formats.open_source(source)
     form.io_type(opened.quantized)
     shape = form.input_shape(opened.net.model.input_shape[1:])

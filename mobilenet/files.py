@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -112,6 +113,46 @@ def _unwritable(target: Path, reason: str) -> UsageError:
         f"a place that can be written ({reason})",
         "free space or choose another folder",
     )
+
+
+def check_target(
+    path: str | os.PathLike[str],
+    parameter: str = "path",
+    *,
+    replaces: tuple[str, str] | None = None,
+    overwrite: bool = True,
+) -> None:
+    """Refuses, before any work is done, a folder that cannot be written or would lose other files.
+
+    Args:
+        path: the folder to be written; it may be absent.
+        parameter: its name in errors.
+        replaces: where the folder will be replaced as a whole, the file that marks an earlier
+            result of the same kind, and what that is: `("model.keras", "a model")`.
+        overwrite: whether an earlier result may be replaced.
+
+    Raises:
+        UsageError: a file has that name, the folder above cannot be written, or the folder holds
+            anything but an earlier result that may be replaced.
+    """
+    target = Path(path)
+    above = next(folder for folder in target.absolute().parents if folder.exists())
+    try:
+        if target.exists() and not target.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a file is in its place")
+        os.rmdir(tempfile.mkdtemp(prefix=".writing-", dir=above))
+    except OSError as error:
+        expected = f"a folder that can be written ({error.strerror})"
+        raise UsageError(parameter, str(target), expected, "choose another folder") from None
+    if replaces is None or not target.is_dir() or not any(target.iterdir()):
+        return
+    marker, result = replaces
+    if not (target / marker).is_file():
+        expected = f"a new folder or one that holds {result}"
+        raise UsageError(parameter, str(target), expected, "choose another folder")
+    if not overwrite:
+        remedy = f"choose another, or replace {result} with overwrite (--overwrite)"
+        raise UsageError(parameter, str(target), "a new folder", remedy)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

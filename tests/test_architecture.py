@@ -21,7 +21,7 @@ COMMANDS = (
 )
 FOUNDATION = (
     *("configs", "errors", "files", "metrics", "console", "lazy", "strict_json", "archives"),
-    "image_files",
+    *("image_files", "typing"),
 )
 # From the bottom; CONTRIBUTING.md says what each package holds.
 LAYERS = (

@@ -66,7 +66,7 @@ def run(argv: list[str]) -> int | None:
     # What cannot be a checkpoint is told before TensorFlow is loaded.
     locate.check(options["checkpoint"], options["use_ema"])
     target = Path(options["output"])
-    tf2_formats.check_place(target, options["overwrite"])
+    tf2_formats.check_target(target, "--output", options["overwrite"])
     with cli.starting_tensorflow():
         import tensorflow as tf
 

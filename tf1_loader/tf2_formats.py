@@ -76,7 +76,7 @@ def save(
         UsageError: the place is taken or cannot be written.
     """
     target = Path(output)
-    check_place(target, overwrite)
+    check_target(target, "output", overwrite)
     with files.replacing(target) as temporary:
         saving.save(model, temporary, card)
         save_keras_checkpoint(model, temporary / SAVED_MODEL, "tf")
@@ -107,13 +107,9 @@ def _check_own(target: Path, form: str) -> None:
         raise UsageError("save_path", str(target), "a new folder", "choose another")
 
 
-def check_place(target: Path, overwrite: bool) -> None:
-    """Refuses a place that is taken, before any work is done."""
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    if target.exists() and not (overwrite and (target / saving.MODEL).is_file()):
-        remedy = "give --overwrite" if (target / saving.MODEL).is_file() else "choose another"
-        raise UsageError("--output", str(target), "a new folder", remedy)
+def check_target(output: str | os.PathLike[str], parameter: str, overwrite: bool) -> None:
+    """Refuses a folder that `save` would not write; see `files.check_target`."""
+    files.check_target(output, parameter, replaces=(saving.MODEL, "a model"), overwrite=overwrite)
 
 
 def _difference(model: Any, place: Path, prefix: str) -> float:

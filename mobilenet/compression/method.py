@@ -23,7 +23,8 @@ from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
-from mobilenet.models.graph.roles import kind_is_wrapper
+from mobilenet.models.graph import variables
+from mobilenet.models.graph.roles import is_wrapper
 
 Images = Callable[[int], npt.NDArray[np.float32]]
 Examples = Callable[[int], tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
@@ -176,13 +177,11 @@ def check_plain(model: Any) -> None:
             "mobilenet.build makes one; of a Keras 3 model take the weights: set_weights on it",
         )
     for layer in model.layers:
-        if kind_is_wrapper(layer) or type(layer).__name__ == "QuantizeLayer":
+        if is_wrapper(layer) or type(layer).__name__ == "QuantizeLayer":
             raise UsageError(
                 layer.name,
                 type(layer).__name__,
                 "a plain layer",
                 "finalize the pruned or quantized model first, or load it from its folder",
             )
-    for weight in model.weights:
-        if weight.dtype.is_floating and not np.all(np.isfinite(weight.numpy())):
-            raise UsageError(weight.name, None, "weights that are finite numbers", "train it anew")
+    variables.check_finite(model)

@@ -20,7 +20,7 @@ from tensorflow.python.framework.convert_to_constants import (  # no public alia
 
 from mobilenet import console
 from mobilenet.errors import UsageError, shorten
-from mobilenet.models.graph.checks import check_finite
+from mobilenet.models.graph.variables import check_finite
 
 PROBABILITIES = "probabilities"  # the layer that `with_softmax` adds
 _SOFTMAX = "softmax"

@@ -39,8 +39,7 @@ def export(
         VerificationError: the file answers otherwise than the model; nothing is written.
         UsageError: the model cannot be read or frozen, or the target not written.
     """
-    export_pipeline.check_place(target)
-    frozen_graph.check_place(target)
+    frozen_graph.check_target(target)
     opened = number_formats.open_source(source)
     model, card = opened.net.model, opened.net.card
     shape = form.input_shape(model.input_shape[1:])

@@ -147,16 +147,9 @@ def is_one(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix == ".pb" or (Path(path) / GRAPH).is_file()
 
 
-def check_place(target: str | os.PathLike[str]) -> None:
-    """Refuses a folder that holds other things, which would be lost.
-
-    Raises:
-        UsageError: as above.
-    """
-    place = Path(target)
-    if place.is_dir() and any(place.iterdir()) and not (place / GRAPH).is_file():
-        expected = "a new folder or one that holds a frozen graph"
-        raise UsageError("--output", str(target), expected, "choose another folder")
+def check_target(target: str | os.PathLike[str]) -> None:
+    """Refuses a folder that cannot be written, or holds other files; see `files.check_target`."""
+    files.check_target(target, "target", replaces=(GRAPH, "a frozen graph"))
 
 
 def write(
@@ -183,7 +176,7 @@ def write(
         UsageError: the folder cannot be written or holds other things, or labels and classes
             differ in number.
     """
-    check_place(target)
+    check_target(target)
     with files.replacing(target) as temporary:
         temporary.mkdir()
         (temporary / GRAPH).write_bytes(data)

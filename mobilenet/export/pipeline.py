@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -166,22 +164,6 @@ def preprocessing_of(card: Card, data: DatasetConfig) -> Preprocessing:
     """What a model wants: as its card says, or as the data set has it where nobody wrote a card."""
     has_card = card.architecture or card.labels or card.dataset
     return card.preprocessing if has_card else PREPROCESSING[data.preprocessing]
-
-
-def check_place(target: str | os.PathLike[str], flag: str = "--output") -> None:
-    """Refuses, before the work of a conversion, a place where the result cannot be written.
-
-    Raises:
-        UsageError: a file is in its way, or the folder above cannot be written.
-    """
-    above = next(place for place in Path(target).absolute().parents if place.exists())
-    try:
-        if Path(target).exists() and not Path(target).is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "a file is in its place")
-        os.rmdir(tempfile.mkdtemp(prefix=".writing-", dir=above))
-    except OSError as error:
-        wanted = f"a folder that can be written ({error.strerror})"
-        raise UsageError(flag, str(target), wanted, "choose another folder") from None
 
 
 def export(

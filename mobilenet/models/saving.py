@@ -54,28 +54,13 @@ def save(model: Any, folder: str | os.PathLike[str], card: Card) -> Path:
         raise UsageError(
             "model", type(model).__module__, "a tf_keras model", "Keras 3 models save themselves"
         )
-    check_place(target)
+    files.check_target(target, "folder", replaces=(MODEL, "a model"))
     plain = tf_keras.Model(model.inputs, model.outputs, name=model.name)
     with files.replacing(target) as temporary:
         temporary.mkdir()
         plain.save(temporary / MODEL)
         files.write_json(temporary / CARD, card.to_json())
     return target
-
-
-def check_place(folder: str | os.PathLike[str]) -> None:
-    """Refuses a place where other things would be lost.
-
-    Raises:
-        UsageError: it is a file, or a folder that holds no model.
-    """
-    target = Path(folder)
-    if target.is_file() or (
-        target.is_dir() and any(target.iterdir()) and not (target / MODEL).exists()
-    ):
-        raise UsageError(
-            str(target), None, "a new folder or one that holds a model", "choose another folder"
-        )
 
 
 def load(path: str | os.PathLike[str]) -> LoadedModel:

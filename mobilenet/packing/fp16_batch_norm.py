@@ -12,6 +12,7 @@ import tf_keras
 
 from mobilenet.errors import UsageError
 from mobilenet.models import builder
+from mobilenet.models.graph import rebuild
 
 Array = npt.NDArray[Any]
 
@@ -27,8 +28,7 @@ def folded(model: tf_keras.Model) -> tf_keras.Model:
     Raises:
         UsageError: a scale or an offset is too large for float16.
     """
-    copy = tf_keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
+    copy = rebuild.copy(model)
     config = builder.config_of(model)
     if config is not None:
         copy.mobilenet_config = config

@@ -19,7 +19,7 @@ from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError, VerificationError
 from mobilenet.models import builder, layer_plan, safe_loading, saving
-from mobilenet.models.graph import checks
+from mobilenet.models.graph import variables
 from mobilenet.packing import array_codec, container
 from mobilenet.packing.entropy_coding import Malformed
 
@@ -71,7 +71,7 @@ def records(
             of stock layers.
         VerificationError: what was packed is not what it was packed from.
     """
-    checks.check_finite(model.model)
+    variables.check_finite(model.model)
     made = _weights(model.model)
     for name, values in (ranges or {}).items():
         made.append(_record(name, "", container.RANGE, values))

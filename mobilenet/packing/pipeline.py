@@ -96,7 +96,7 @@ def unpack(
     target = Path(target)
     is_file = target.suffix == FLATBUFFER
     if not is_file:
-        saving.check_place(target)
+        files.check_target(target, "target", replaces=(saving.MODEL, "a model"))
     elif target.is_dir():
         raise UsageError(str(target), None, "a file's name; a folder is in its place")
     found = packed_model.unpack(source)

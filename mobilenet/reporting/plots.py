@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mobilenet import files
 from mobilenet.errors import UsageError
-from mobilenet.models.graph.checks import check_finite
+from mobilenet.models.graph.variables import check_finite
 from mobilenet.reporting import sparsity
 
 _BINS = 80

@@ -26,7 +26,8 @@ class Best(tf.Module):
         super().__init__(name="best")
         self.weights = list(model.weights)
         self.copies = [
-            variables.beside(tf.convert_to_tensor(weight), "best") for weight in self.weights
+            variables.state_variable(tf.convert_to_tensor(weight), "best")
+            for weight in self.weights
         ]
         self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.top1 = tf.Variable(0.0, dtype=tf.float64, trainable=False)

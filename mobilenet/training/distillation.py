@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
 from mobilenet import data
 from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
@@ -22,6 +21,7 @@ from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError
 from mobilenet.export import freeze
 from mobilenet.models import saving
+from mobilenet.models.graph import rebuild
 from mobilenet.tf1_loader import loading
 from mobilenet.training.losses import Teacher
 from mobilenet.weights import tf2_object
@@ -55,8 +55,7 @@ class Guide:
             config: weight and temperature.
             given: how pixels became the inputs that it will be asked about.
         """
-        own = tf_keras.models.clone_model(self.net)
-        own.set_weights(self.net.get_weights())
+        own = rebuild.copy(self.net)
         convert = _conversion(given, self.preprocessing)
 
         def answer(images: tf.Tensor) -> tf.Tensor:

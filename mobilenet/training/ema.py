@@ -36,7 +36,8 @@ class Average(tf.Module):
             [w for w in model.weights if w.dtype.is_floating and not _internal(w)] if decay else []
         )
         self.shadows = [
-            variables.beside(tf.convert_to_tensor(weight), "shadow") for weight in self.weights
+            variables.state_variable(tf.convert_to_tensor(weight), "shadow")
+            for weight in self.weights
         ]
 
     def update(self, step: tf.Tensor, pruned: bool = True) -> None:

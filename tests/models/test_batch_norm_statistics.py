@@ -33,7 +33,7 @@ def trained(decay: float, steps: int = 12) -> Any:
 
 
 def test_a_high_decay_is_told_with_its_remedy() -> None:
-    line = batch_norm_statistics.misfit(trained(0.9997), inputs(8))
+    line = batch_norm_statistics.statistics_warning(trained(0.9997), inputs(8))
     assert "moving statistics of 2 of 3 batch norms" in line
     assert "from b_norm on" in line
     assert "--batch_norm_decay than 0.9997, or for more epochs" in line
@@ -41,8 +41,8 @@ def test_a_high_decay_is_told_with_its_remedy() -> None:
 
 
 def test_statistics_of_the_net_are_no_misfit() -> None:
-    assert batch_norm_statistics.misfit(trained(0.5), inputs(8)) == ""
-    assert batch_norm_statistics.misfit(liven(toy()), inputs(8, seed=3)) == ""
+    assert batch_norm_statistics.statistics_warning(trained(0.5), inputs(8)) == ""
+    assert batch_norm_statistics.statistics_warning(liven(toy()), inputs(8, seed=3)) == ""
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,9 @@ def test_the_limit_is_a_factor_of_fifteen_of_the_deviation(factor: float, told: 
     fed = tf_keras.Model(model.input, norm.input)(inputs(8), training=False).numpy().reshape(-1, 8)
     norm.moving_mean.assign(fed.mean(0))
     norm.moving_variance.assign(fed.var(0) / factor**2 - norm.epsilon)
-    line = batch_norm_statistics.misfit(tf_keras.Model(model.input, norm.output), inputs(8))
+    line = batch_norm_statistics.statistics_warning(
+        tf_keras.Model(model.input, norm.output), inputs(8)
+    )
     assert (f"up to {factor:.2g} times" in line) == told
     assert bool(line) == told
 
@@ -66,15 +68,25 @@ def test_dead_channels_and_nets_without_batch_norm_are_no_misfit() -> None:
     kernel.assign(np.where(np.arange(8)[:, None] < 6, 0.0, kernel))
     for value in (norm.moving_mean, norm.moving_variance):
         value.assign(np.where(np.arange(8) < 6, 0.0, value))
-    assert batch_norm_statistics.misfit(tf_keras.Model(model.input, norm.output), inputs(8)) == ""
+    assert (
+        batch_norm_statistics.statistics_warning(
+            tf_keras.Model(model.input, norm.output), inputs(8)
+        )
+        == ""
+    )
     source = L.Input((16, 16, 3))
-    assert batch_norm_statistics.misfit(tf_keras.Model(source, L.ReLU()(source)), inputs(8)) == ""
+    assert (
+        batch_norm_statistics.statistics_warning(
+            tf_keras.Model(source, L.ReLU()(source)), inputs(8)
+        )
+        == ""
+    )
 
 
 def test_values_that_overflow_are_told() -> None:
     model = liven(toy())
     model.get_layer("a").weights[0].assign(np.full((3, 3, 3, 8), 3e38, np.float32))
-    assert "up to inf times" in batch_norm_statistics.misfit(model, inputs(8))
+    assert "up to inf times" in batch_norm_statistics.statistics_warning(model, inputs(8))
 
 
 def test_the_quantize_stage_warns_once_and_notes_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet.models.graph import variables
-from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.models.graph.roles import Graph, kind, unwrap
 
 Array = npt.NDArray[np.float64]
 
@@ -35,7 +35,7 @@ class Folded:
 
     def __init__(self, graph: Graph, layer: Any) -> None:
         self.layer = layer
-        self.name: str = variables.inner(layer).name
+        self.name: str = unwrap(layer).name
         self.depthwise = kind(layer) == "DepthwiseConv2D"
         kernel = variables.kernel(layer)
         assert kernel is not None
@@ -46,7 +46,7 @@ class Folded:
         norms = _norms(graph, layer)
         self.output = norms[0] if norms else layer
         self.norm = variables.named(norms[0]) if norms else None
-        self.epsilon = float(variables.inner(norms[0]).epsilon) if norms else 0.0
+        self.epsilon = float(unwrap(norms[0]).epsilon) if norms else 0.0
 
     def read(self, named: Mapping[str, Any], name: str, neutral: float) -> Array:
         """A variable of one value a channel; `neutral` where the layer has none of that name."""
@@ -92,7 +92,7 @@ class Folded:
         """Adds to each output channel, `[channels]`; the layer must have an `offset`."""
         self.offset.assign(np.asarray(self.offset, np.float64) + amounts)
 
-    def restate(self, mean: Array, variance: Array) -> None:
+    def replace_statistics(self, mean: Array, variance: Array) -> None:
         """Gives the batch norm other statistics, `[channels]`; its outputs stay what they are.
 
         The batch norm must have a gain and an offset.
@@ -121,7 +121,7 @@ class Folded:
 
 def _norms(graph: Graph, layer: Any) -> list[Any]:
     """The batch norm that nothing separates from the kernel, in a list; empty without one."""
-    activation = getattr(variables.inner(layer).activation, "__name__", "linear")
+    activation = getattr(unwrap(layer).activation, "__name__", "linear")
     consumers = graph.consumers(layer)
     alone = len(consumers) == 1 and activation in ("linear", "NoOpActivation")
     return [c for c in consumers if alone and kind(c) == "BatchNormalization"]

@@ -24,7 +24,7 @@ _FACTOR = 15.0
 _LEAST = 1e-9  # a figure that still has a logarithm
 
 
-def misfit(model: Any, images: npt.NDArray[np.float32]) -> str:
+def statistics_warning(model: Any, images: npt.NDArray[np.float32]) -> str:
     """Tells of batch norms whose moving statistics are not those of images.
 
     The figure of a batch norm is the distance of its input from the moving mean in moving

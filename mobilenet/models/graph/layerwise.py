@@ -18,7 +18,7 @@ from mobilenet.models.graph.roles import Graph
 _BATCH = 25
 
 
-class Walk:
+class LayerwiseRunner:
     """Passes of a model that takes its layers in turn, in inference mode.
 
     Args:
@@ -37,7 +37,7 @@ class Walk:
         self._kept: dict[int, list[Any]] = {}
         self._done: set[int] = set()
 
-    def step(self, layer: Any) -> None:
+    def advance(self, layer: Any) -> None:
         """Takes a layer's turn; it and those in front of it change no more."""
         self._done.add(id(layer))
         if not self._keeps(self.graph, layer):

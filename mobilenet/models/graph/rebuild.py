@@ -1,4 +1,4 @@
-"""The graph of a model made once more, of new layers, with another here or there."""
+"""Copies of a functional model: the same graph of new layers, some of them replaced if wished."""
 
 from __future__ import annotations
 
@@ -10,28 +10,35 @@ import tf_keras
 from mobilenet.models.graph.roles import Graph
 
 
-def rebuild(model: Any, called: Callable[[Any, Any, list[Any]], Any]) -> Any:
+def copy(model: Any) -> Any:
+    """A model of new layers with the same graph and the same weights."""
+    clone = tf_keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    return clone
+
+
+def rebuild(model: Any, call_layer: Callable[[Any, Any, list[Any]], Any]) -> Any:
     """A functional model on the graph of another; its weights are new.
 
     Args:
         model: functional tf_keras model of one input and one output; it is left as it is.
-        called: gives the symbolic output of a layer, from the layer, a new layer of the same
+        call_layer: returns the symbolic output of a layer, from the layer, a new layer of the same
             config, and a list of symbolic inputs. For the input layer these are the new inputs.
     """
     graph = Graph(model)
-    made: dict[int, Any] = {}
+    outputs: dict[int, Any] = {}
     sources = []
     for layer in graph.layers:
-        copy = type(layer).from_config(layer.get_config())
-        before = [made[id(tensor._keras_history.layer)] for tensor in graph.inputs(layer)]
-        if not before:
-            before = [copy.output]
-            sources += before
-        made[id(layer)] = called(layer, copy, before)
+        new_layer = type(layer).from_config(layer.get_config())
+        inputs = [outputs[id(tensor._keras_history.layer)] for tensor in graph.inputs(layer)]
+        if not inputs:
+            inputs = [new_layer.output]
+            sources += inputs
+        outputs[id(layer)] = call_layer(layer, new_layer, inputs)
     last = model.outputs[0]._keras_history.layer
-    return tf_keras.Model(sources[0], made[id(last)], name=model.name)
+    return tf_keras.Model(sources[0], outputs[id(last)], name=model.name)
 
 
-def as_one(values: list[Any]) -> Any:
-    """What a layer is called with: its one input, or the list of them."""
+def single_or_list(values: list[Any]) -> Any:
+    """The argument of a layer's call: its one input, or the list of several."""
     return values[0] if len(values) == 1 else values

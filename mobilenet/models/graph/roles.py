@@ -195,12 +195,12 @@ class Graph:
 
 def unwrap(layer: Layer) -> Layer:
     """The layer inside wrappers, such as tfmot's."""
-    while kind_is_wrapper(layer):
+    while is_wrapper(layer):
         layer = layer.layer
     return layer
 
 
-def kind_is_wrapper(layer: Layer) -> bool:
+def is_wrapper(layer: Layer) -> bool:
     return any(base.__name__ == "Wrapper" for base in type(layer).__mro__) and hasattr(
         layer, "layer"
     )

@@ -1,25 +1,25 @@
-"""Finding a layer's variables, wrapped or not, and writing them on every replica."""
+"""A layer's variables, wrapped or not: finding, checking, freezing and writing them on every
+replica.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from mobilenet.errors import UsageError
+
 _KERNELS = ("kernel", "depthwise_kernel")
-
-
-def inner(layer: Any) -> Any:
-    """The layer itself, or the one that a quantization wrapper holds."""
-    return layer.layer if type(layer).__name__ == "QuantizeWrapperV2" else layer
 
 
 def named(layer: Any) -> dict[str, tf.Variable]:
     """Variables of a layer by their short name (`kernel`, `gamma`, ...).
 
     Reads the outer layer's `weights`: a quantization wrapper replaces `layer.kernel` by a tensor
-    and keeps the variable to itself.
+    and owns the variable itself.
     """
     return {v.name.split(":")[0].split("/")[-1]: v for v in layer.weights}
 
@@ -30,8 +30,21 @@ def kernel(layer: Any) -> tf.Variable | None:
     return next((variables[name] for name in _KERNELS if name in variables), None)
 
 
-def beside(value: Any, name: str) -> tf.Variable:
-    """A variable that keeps `value` beside a model: not trained, one value for all replicas."""
+def check_finite(model: Any) -> None:
+    """Refuses a model with NaN or infinity among its weights.
+
+    Raises:
+        UsageError: names the weight.
+    """
+    for weight, value in zip(model.weights, model.get_weights(), strict=True):
+        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+            raise UsageError(
+                f"weight {weight.name}", "NaN or infinity", "finite values", "train the model again"
+            )
+
+
+def state_variable(value: Any, name: str) -> tf.Variable:
+    """A variable of a method's own state: not trainable, the same on all replicas."""
     return tf.Variable(
         value,
         trainable=False,
@@ -40,17 +53,16 @@ def beside(value: Any, name: str) -> tf.Variable:
     )
 
 
-def kept(values: Any, is_kept: Any) -> tf.Tensor:
-    """The values where `is_kept` is true, and 0 elsewhere.
+def apply_mask(values: Any, mask: Any) -> tf.Tensor:
+    """The values where `mask` is true, and 0 elsewhere.
 
-    A product with a mask leaves -0.0 of what was negative, which is another value to whoever looks
-    at bits.
+    Multiplying by a mask turns negative values into -0.0, whose bits differ from those of 0.0.
     """
-    return tf.where(is_kept, values, tf.zeros([], values.dtype))
+    return tf.where(mask, values, tf.zeros([], values.dtype))
 
 
-def is_alone() -> bool:
-    """Whether a variable is one copy, which the code that runs may write."""
+def is_single_replica() -> bool:
+    """Whether variables have one copy, which the running code may assign to directly."""
     context = tf.distribute.get_replica_context()
     return context is None or context.num_replicas_in_sync == 1
 
@@ -58,14 +70,39 @@ def is_alone() -> bool:
 def update(variable: tf.Variable, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
     """Runs `function(variable, *arguments)` on each replica's copy of `variable`.
 
-    Inside a train step this crosses from the replica to all of them, as assigning to a mirrored
-    variable must; with one replica it is a plain call.
+    Inside a train step this is a merge call, as assigning to a mirrored variable requires; with
+    one replica it is a plain call.
     """
-    if is_alone():
+    if is_single_replica():
         function(variable, *arguments)
         return
 
-    def everywhere(strategy: Any, target: Any, *values: Any) -> None:
+    def update_replicas(strategy: Any, target: Any, *values: Any) -> None:
         strategy.extended.update(target, function, args=values, group=False)
 
-    tf.distribute.get_replica_context().merge_call(everywhere, args=(variable, *arguments))
+    tf.distribute.get_replica_context().merge_call(update_replicas, args=(variable, *arguments))
+
+
+class FrozenVariables(tf.Module):
+    """Variables that keep their values although the optimizer updates them.
+
+    `apply` writes their copies back after each optimizer step; the copies are part of the
+    checkpoints. Setting `trainable = False` would not do: a batch norm that is not trainable runs
+    in inference mode, while this freezes its gain and offset and lets its statistics move.
+    """
+
+    def __init__(self, frozen: Iterable[tf.Variable]) -> None:
+        super().__init__(name="frozen_variables")
+        self.frozen = list(frozen)
+        self.copies = [
+            state_variable(tf.convert_to_tensor(variable), "frozen") for variable in self.frozen
+        ]
+
+    def apply(self) -> None:
+        """Restores every variable to its frozen value."""
+        for variable, copy in zip(self.frozen, self.copies, strict=True):
+            update(variable, _assign, [copy])
+
+
+def _assign(variable: Any, value: Any) -> None:
+    variable.assign(value)

@@ -18,13 +18,14 @@ from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.export import tflite_converter
 from mobilenet.models import saving
 from mobilenet.models.graph import variables
+from mobilenet.models.graph.roles import unwrap
 from mobilenet.tflite import model as tflite_model
 
 VALUES = np.array([-0.3, -0.1, 0.0, 0.15, 0.4], np.float32)
 
 
 def kernels(model: Any) -> dict[str, np.ndarray]:
-    found = {variables.inner(x).name: variables.kernel(x) for x in model.layers}
+    found = {unwrap(x).name: variables.kernel(x) for x in model.layers}
     return {name: kernel.numpy() for name, kernel in found.items() if kernel is not None}
 
 

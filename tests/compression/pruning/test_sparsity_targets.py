@@ -134,7 +134,7 @@ def broken() -> Any:
     [
         (wrapped, "prune_low_magnitude_d: got 'PruneLowMagnitude', expected a plain layer"),
         (keras_3, "expected a functional model of tf_keras; mobilenet.build makes one"),
-        (broken, "expected weights that are finite numbers"),
+        (broken, "expected finite values"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -50,7 +50,7 @@ class ChannelMasks(tf.Module):
         super().__init__(name="channel_masks")
         self.groups = groups
         self.masks = {
-            group.name: variables.beside(_audible(group), f"{group.name}_channels")
+            group.name: variables.state_variable(_audible(group), f"{group.name}_channels")
             for group in groups
         }
 
@@ -126,7 +126,7 @@ class Channel(Method):
         shares = self._final_shares(trained)
         self.masks = ChannelMasks([g for g in self.groups if shares[g.number] > 0])
         listed = np.array([shares[group.number] for group in self.groups], np.float64)
-        self.shares = variables.beside(listed, "channel_shares")
+        self.shares = variables.state_variable(listed, "channel_shares")
         return trained
 
     def enter(self, step: int) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mobilenet.errors import UsageError
-from mobilenet.models.graph.roles import Graph, kind, kind_is_wrapper
+from mobilenet.models.graph.roles import Graph, is_wrapper, kind
 
 Layer = Any
 
@@ -231,7 +231,7 @@ class _Survey:
         self.fixed.setdefault(id(made), why)
 
     def _check(self, layer: Layer, name: str) -> None:
-        if kind_is_wrapper(layer) or name not in _KNOWN:
+        if is_wrapper(layer) or name not in _KNOWN:
             raise _unknown(layer, f"a layer whose channels can be followed ({', '.join(_KNOWN)})")
         inputs = self.graph.inputs(layer)
         if name not in JOINING and len(inputs) != 1:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet.models.graph.batch_norm_folding import Folded
-from mobilenet.models.graph.layerwise import Walk
+from mobilenet.models.graph.layerwise import LayerwiseRunner
 from mobilenet.models.graph.roles import Graph, kind
 
 Array = npt.NDArray[np.float64]
@@ -44,7 +44,7 @@ def fit(before: Any, silenced: Any, images: Floats) -> dict[str, float]:
         What is left of each layer's squared error, as a share of that before, by layer.
     """
     images = np.random.default_rng(0).permutation(images)  # the first ones are of all classes
-    old, new = (Walk(model, images, _keeps(len(images))) for model in (before, silenced))
+    old, new = (LayerwiseRunner(model, images, _keeps(len(images))) for model in (before, silenced))
     done: dict[str, float] = {}
     for was, now in zip(old.graph.layers, new.graph.layers, strict=True):
         if kind(now) in ("Conv2D", "Dense") and getattr(now, "groups", 1) == 1:
@@ -53,12 +53,12 @@ def fit(before: Any, silenced: Any, images: Floats) -> dict[str, float]:
                 done[now.name] = left
         elif kind(now) == "DepthwiseConv2D" and done:
             _measure(new, now)
-        old.step(was)
-        new.step(now)
+        old.advance(was)
+        new.advance(now)
     return done
 
 
-def _fit(old: Walk, was: Any, new: Walk, now: Any) -> float | None:
+def _fit(old: LayerwiseRunner, was: Any, new: LayerwiseRunner, now: Any) -> float | None:
     """One layer; `None` where it reads what it read before, or has no offset to move."""
     target, pair = Folded(old.graph, was), Folded(new.graph, now)
     if pair.offset is None:
@@ -75,13 +75,13 @@ def _fit(old: Walk, was: Any, new: Walk, now: Any) -> float | None:
     return sums.improve(pair) if changed else None
 
 
-def _measure(walk: Walk, layer: Any) -> None:
+def _measure(runner: LayerwiseRunner, layer: Any) -> None:
     """Gives the batch norm behind a depthwise layer the statistics of what it reads now."""
-    norm = Folded(walk.graph, layer).norm
+    norm = Folded(runner.graph, layer).norm
     if norm is None:
         return
     count, total, squares = 0, 0.0, 0.0
-    for read in walk.inputs(layer, _enough(layer, len(walk.images))):
+    for read in runner.inputs(layer, _enough(layer, len(runner.images))):
         made = np.asarray(layer(read, training=False), np.float64)
         made = made.reshape(-1, made.shape[-1])
         count += len(made)
@@ -143,7 +143,7 @@ class _Sums:
         if pair.norm is not None and "gamma" in pair.norm:
             plain = pair.read(pair.own, "bias", 0.0)
             variance = np.maximum((own * (squares @ own)).sum(axis=0), 0)
-            pair.restate(reads @ own + plain, variance)
+            pair.replace_statistics(reads @ own + plain, variance)
         return error(kernel, offset) / max(was, 1e-30)
 
 

@@ -21,7 +21,6 @@ from mobilenet.compression.pruning.unstructured import sparsity_targets
 from mobilenet.compression.pruning.unstructured.masks import Masks, keep_largest, magnitude_at
 from mobilenet.configs.pruning import DnsPruning
 from mobilenet.models.graph import variables
-from mobilenet.models.graph.held import Held
 from mobilenet.models.graph.roles import Graph, kind
 
 log = logging.getLogger("mobilenet")
@@ -45,17 +44,18 @@ class Surgery(tf.Module):
         super().__init__(name="surgery")
         self.masks = masks
         self.dense = {
-            n: variables.beside(tf.cast(k, tf.float32), f"{n}_dense")
+            n: variables.state_variable(tf.cast(k, tf.float32), f"{n}_dense")
             for n, k in masks.kernels.items()
         }
         self.thresholds = {
-            n: variables.beside(tf.zeros([]), f"{n}_threshold") for n in masks.kernels
+            n: variables.state_variable(tf.zeros([]), f"{n}_threshold") for n in masks.kernels
         }
         self.flips = {
-            n: variables.beside(tf.zeros([3], tf.int64), f"{n}_flips") for n in masks.kernels
+            n: variables.state_variable(tf.zeros([3], tf.int64), f"{n}_flips")
+            for n in masks.kernels
         }
 
-        self.course = variables.beside(tf.zeros([refreshes, 2], tf.int64), "course")
+        self.course = variables.state_variable(tf.zeros([refreshes, 2], tf.int64), "course")
 
     def counted(self) -> dict[str, tuple[int, int, int]]:
         """Weights removed, weights that came back and replacements so far."""
@@ -79,7 +79,7 @@ class DynamicSurgery(Method):
         self.schedules: dict[str, Any] = {}
         self.shares: dict[str, float] = {}
         self.surgery: Surgery | None = None
-        self.held: Held | None = None
+        self.held: variables.FrozenVariables | None = None
 
     def check(self, model: Any) -> None:
         check_plain(model)
@@ -100,7 +100,9 @@ class DynamicSurgery(Method):
             if start[name] < 1  # nothing is left to remove; tfmot's schedules refuse 1
         }
         self.surgery = Surgery(masks, self.stage.steps // self.config.frequency + 1)
-        self.held = Held(_others(trained) if self.config.train == "kernels" else ())
+        self.held = variables.FrozenVariables(
+            _others(trained) if self.config.train == "kernels" else ()
+        )
         return trained
 
     def _assign(self, model: Any) -> list[sparsity_targets.Target]:
@@ -181,7 +183,7 @@ class DynamicSurgery(Method):
         variables.update(surgery.thresholds[name], _assign, [threshold])
         variables.update(surgery.flips[name], _add, [flips])
         variables.update(surgery.masks.masks[name], _assign, [changed])
-        variables.update(kernel, _assign, [variables.kept(dense, changed > 0)])
+        variables.update(kernel, _assign, [variables.apply_mask(dense, changed > 0)])
         return flips
 
     def replacement(self, dense: tf.Tensor, mask: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:

@@ -25,7 +25,9 @@ class Masks(tf.Module):
         super().__init__(name="masks")
         self.kernels = dict(kernels)
         self.masks = {
-            name: variables.beside(tf.cast(tf.not_equal(kernel, 0), tf.float32), f"{name}_mask")
+            name: variables.state_variable(
+                tf.cast(tf.not_equal(kernel, 0), tf.float32), f"{name}_mask"
+            )
             for name, kernel in self.kernels.items()
         }
 
@@ -58,7 +60,9 @@ class Masks(tf.Module):
 
             tf.cond(now, one, lambda: now)
 
-        if variables.is_alone():  # one branch for all costs less in the steps that are not due
+        if (
+            variables.is_single_replica()
+        ):  # one branch for all costs less in the steps that are not due
             tf.cond(due, renew_all, lambda: due)
             return
         for name in rules:
@@ -71,7 +75,7 @@ class Masks(tf.Module):
 
 
 def _multiply(kernel: Any, mask: Any) -> None:
-    kernel.assign(variables.kept(kernel, mask > 0))
+    kernel.assign(variables.apply_mask(kernel, mask > 0))
 
 
 def keep_largest(kernel: tf.Tensor, share: tf.Tensor) -> tf.Tensor:

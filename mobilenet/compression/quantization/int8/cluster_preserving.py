@@ -40,7 +40,7 @@ class Clusters(tf.Module):
             values, labels = np.unique(kernel.numpy(), return_inverse=True)
             self.counts[name] = len(values)
             shaped = labels.reshape(kernel.shape).astype(np.int32)
-            self.labels[name] = variables.beside(shaped, f"{name}_clusters")
+            self.labels[name] = variables.state_variable(shaped, f"{name}_clusters")
 
     def apply(self) -> None:
         """Gives every weight the mean of its cluster."""

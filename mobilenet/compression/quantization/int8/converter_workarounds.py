@@ -25,7 +25,7 @@ from mobilenet.compression.quantization.int8.quantizers import (
 )
 from mobilenet.models.graph import variables
 from mobilenet.models.graph.batch_norm_folding import Array, Folded
-from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.models.graph.roles import Graph, kind, unwrap
 
 # A quarter of the int32 range: the kernels add to it, and half is what they were seen to stand.
 _BIAS_CODES = 2.0**29
@@ -60,7 +60,7 @@ def repair(wrapped: Any, mend: bool = True) -> list[Repair]:
     for layer in graph.layers:
         if kind(layer) not in WEIGHTS:
             continue
-        quantizer = quantizers.get(f"{variables.inner(layer).name}/kernel")
+        quantizer = quantizers.get(f"{unwrap(layer).name}/kernel")
         if quantizer is None:  # stays float
             continue
         quantizer.variables["absmax"].assign(quantizer.reach(variables.kernel(layer)))
@@ -134,7 +134,7 @@ class _Convolution(Folded):
 
 def _input_scale(graph: Graph, layer: Any) -> float:
     """The scale of the codes that a layer reads: that of the nearest quantizer in front of it."""
-    name = variables.inner(layer).name
+    name = unwrap(layer).name
     while producers := graph.producers(layer):
         layer = producers[0]
         config = getattr(layer, "quantize_config", None)

@@ -13,16 +13,15 @@ from mobilenet.compression.quantization.int8.quantizer_placement import (
     float_layers,
     folded_shift,
 )
-from mobilenet.models.graph import variables
 from mobilenet.models.graph.batch_norm_folding import Folded
-from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.models.graph.roles import Graph, kind, unwrap
 
 Floats = npt.NDArray[np.float32]
 
 
 def names(wrapped: Any) -> tuple[str, ...]:
     """The layers with a kernel that compute in float, in execution order."""
-    return tuple(variables.inner(layer).name for layer in _layers(wrapped, Graph(wrapped)))
+    return tuple(unwrap(layer).name for layer in _layers(wrapped, Graph(wrapped)))
 
 
 def all_names(wrapped: Any) -> set[str]:
@@ -38,7 +37,7 @@ def kernels(wrapped: Any) -> dict[str, tuple[Floats, Floats]]:
         layer, `[channels, inputs]` of a dense one; and `[channels]`.
     """
     graph = Graph(wrapped)
-    return {variables.inner(layer).name: _folded(graph, layer) for layer in _layers(wrapped, graph)}
+    return {unwrap(layer).name: _folded(graph, layer) for layer in _layers(wrapped, graph)}
 
 
 def _layers(wrapped: Any, graph: Graph) -> list[Any]:
@@ -46,7 +45,7 @@ def _layers(wrapped: Any, graph: Graph) -> list[Any]:
     return [
         layer
         for layer in graph.layers
-        if kind(layer) in WEIGHTS and f"{variables.inner(layer).name}/kernel" not in rounded
+        if kind(layer) in WEIGHTS and f"{unwrap(layer).name}/kernel" not in rounded
     ]
 
 

@@ -26,7 +26,7 @@ from mobilenet.compression.quantization.int8.quantizer_placement import WEIGHTS
 from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.errors import UsageError
 from mobilenet.models.graph import batch_norm_statistics, variables
-from mobilenet.models.graph.roles import kind
+from mobilenet.models.graph.roles import kind, unwrap
 
 log = logging.getLogger("mobilenet")
 _ALWAYS = 0.05  # share of zeros from which a kernel counts as pruned; a dense one has none
@@ -73,7 +73,7 @@ class TrainQuantized(Method):
         self._settle = functools.partial(settle, wrapped)
         self._start_ranges(wrapped)
         kernels = {
-            variables.inner(layer).name: variables.kernel(layer)
+            unwrap(layer).name: variables.kernel(layer)
             for layer in wrapped.layers
             if kind(layer) in WEIGHTS
         }
@@ -86,7 +86,7 @@ class TrainQuantized(Method):
         if wrapped.phase.delayed and not self.stage.ranges:
             return
         images = self.stage.images(self.config.calibration_images)
-        if line := batch_norm_statistics.misfit(self._plain, images):
+        if line := batch_norm_statistics.statistics_warning(self._plain, images):
             log.warning("%s", line)
             self._started.append(line)
         if self.stage.ranges:

@@ -35,10 +35,10 @@ from mobilenet.compression.quantization.int8.quantizers import (
 )
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError, shorten
-from mobilenet.models.graph import variables
-from mobilenet.models.graph.checks import check_finite
-from mobilenet.models.graph.rebuild import as_one, rebuild
+from mobilenet.models.graph import roles, variables
+from mobilenet.models.graph.rebuild import rebuild, single_or_list
 from mobilenet.models.graph.roles import kind
+from mobilenet.models.graph.variables import check_finite
 
 Ranges = dict[str, npt.NDArray[np.float32]]
 _PREFIX = "quant_"
@@ -149,7 +149,7 @@ def wrap(
         elif layer.name in places:
             config = PlaceConfig(**vars(places[layer.name]), rectified=_rectified(layer))
             copy = QuantizeWrapperV2(copy, config, _PREFIX)
-        return _called(copy, as_one(inputs))
+        return _called(copy, single_or_list(inputs))
 
     wrapped = rebuild(model, called)
     copy_weights(model, wrapped)
@@ -200,9 +200,9 @@ def unwrap(wrapped: Any, like: Any) -> Any:
 
 def copy_weights(source: Any, target: Any) -> None:
     """Copies the variables of all layers by layer name and variable name, wrapped or not."""
-    found = {variables.inner(layer).name: variables.named(layer) for layer in source.layers}
+    found = {roles.unwrap(layer).name: variables.named(layer) for layer in source.layers}
     for layer in target.layers:
-        values = found.get(variables.inner(layer).name, {})
+        values = found.get(roles.unwrap(layer).name, {})
         for name, variable in variables.named(layer).items():
             if name in values:
                 variable.assign(tf.convert_to_tensor(values[name]))

@@ -22,10 +22,9 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet.compression.quantization.int8.quantizer_placement import WEIGHTS
-from mobilenet.models.graph import variables
 from mobilenet.models.graph.batch_norm_folding import Array, Folded
-from mobilenet.models.graph.layerwise import Walk
-from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.models.graph.layerwise import LayerwiseRunner
+from mobilenet.models.graph.roles import Graph, kind, unwrap
 
 
 def correct(
@@ -43,27 +42,27 @@ def correct(
         The outputs of the corrected model, `[n, classes]`, and the largest correction of each
         convolution.
     """
-    walk = Walk(wrapped, images, _keeps)
+    runner = LayerwiseRunner(wrapped, images, _keeps)
     done: dict[str, float] = {}
-    for layer in walk.graph.layers:
+    for layer in runner.graph.layers:
         if kind(layer) in WEIGHTS:
-            pair = Folded(walk.graph, layer)
+            pair = Folded(runner.graph, layer)
             if pair.offset is not None and pair.name in targets and _has_places(layer):
-                amounts = targets[pair.name] - _mean(walk, pair)
+                amounts = targets[pair.name] - _mean(runner, pair)
                 pair.shift(amounts)
                 done[pair.name] = float(np.abs(amounts).max())
-        walk.step(layer)
-    last = np.concatenate(list(walk.outputs(walk.graph.layers[-1])))
+        runner.advance(layer)
+    last = np.concatenate(list(runner.outputs(runner.graph.layers[-1])))
     return last.reshape(len(images), -1), done
 
 
-def _mean(walk: Walk, pair: Folded) -> Array:
+def _mean(runner: LayerwiseRunner, pair: Folded) -> Array:
     """Mean of each output channel of a convolution, whose kernel is rounded as it is now."""
     total: Any = 0.0
-    for part in walk.inputs(pair.layer):
+    for part in runner.inputs(pair.layer):
         total += tf.reduce_sum(part, axis=0, keepdims=True)
     plain = pair.read(pair.own, "bias", 0.0)
-    out = np.asarray(pair.layer(total / len(walk.images), training=False), np.float64)
+    out = np.asarray(pair.layer(total / len(runner.images), training=False), np.float64)
     multiplier, bias = pair.affine()
     found = out.reshape(-1, out.shape[-1]).mean(axis=0)
     mean: Array = (found - plain) * multiplier + bias
@@ -98,7 +97,7 @@ def original_means(observed: Mapping[str, Any], graph: Graph) -> dict[str, Array
     for layer in graph.layers:
         if kind(layer) in WEIGHTS:
             pair = Folded(graph, layer)
-            name = variables.inner(pair.output).name
+            name = unwrap(pair.output).name
             if name in observed:
                 found[pair.name] = np.asarray(observed[name].mean, np.float64)
     return found

@@ -16,8 +16,8 @@ from mobilenet.compression.quantization.int8.quantizer_placement import Gate
 from mobilenet.compression.quantization.post_training import hard_swish_rewrite
 from mobilenet.compression.quantization.post_training.observer import Observation
 from mobilenet.compression.quantization.post_training.scaling_groups import Stream, Streams
-from mobilenet.models.graph import variables
 from mobilenet.models.graph.batch_norm_folding import Array, Folded
+from mobilenet.models.graph.roles import unwrap
 
 _MOST = 64.0  # times up or down; beyond that a channel carries nothing
 _GATE = 6.0  # the most that a gate multiplies by
@@ -58,7 +58,7 @@ def reach_of(
     fronts = {id(gate.source): gate for gate in own}
     found = []
     for layer in stream.tensors:
-        seen = observed.get(variables.inner(layer).name)
+        seen = observed.get(unwrap(layer).name)
         if seen is None:
             continue
         if id(layer) in fronts:

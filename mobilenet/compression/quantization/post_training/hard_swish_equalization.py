@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from mobilenet.compression.quantization.post_training.observer import Observation
 from mobilenet.compression.quantization.post_training.scaling_groups import Streams
-from mobilenet.models.graph import variables
 from mobilenet.models.graph.batch_norm_folding import Array
+from mobilenet.models.graph.roles import unwrap
 
 LOW, PRODUCT_LOW = -3.0, -0.375  # below -3 hard-swish is zero; its least value is that at -1.5
 SAMPLES = 400  # values of a channel
@@ -67,7 +67,7 @@ def soften(
     spans: dict[str, Span] = {}
     chosen: dict[str, Softened] = {}
     for found in streams.hard_swishes:
-        source, product = (variables.inner(x).name for x in (found.source, found.product))
+        source, product = (unwrap(x).name for x in (found.source, found.product))
         seen = observed.get(source)
         if seen is None or seen.samples is None or not streams.between_convolutions(found):
             continue

@@ -18,10 +18,9 @@ import tf_keras
 from mobilenet.compression.quantization.int8.quantizer_placement import Gate, HardSwish
 from mobilenet.compression.quantization.post_training.observer import Observation
 from mobilenet.compression.quantization.post_training.scaling_groups import Streams
-from mobilenet.models.graph import variables
 from mobilenet.models.graph.batch_norm_folding import Array, Folded
-from mobilenet.models.graph.rebuild import as_one, rebuild
-from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.models.graph.rebuild import rebuild, single_or_list
+from mobilenet.models.graph.roles import Graph, kind, unwrap
 
 
 def write(model: Any, floats: Collection[str] = ()) -> tuple[Any, int]:
@@ -78,7 +77,7 @@ class _Writer:
             )
         elif kind(layer) == "InputLayer":
             return inputs[0]
-        return copy(as_one(inputs))
+        return copy(single_or_list(inputs))
 
 
 def bends(gate: Gate) -> Array:
@@ -86,7 +85,7 @@ def bends(gate: Gate) -> Array:
 
     The gates of a foreign model may hold weights of 0 or less, below which nothing does.
     """
-    inner = variables.inner(gate.convolution)
+    inner = unwrap(gate.convolution)
     kernel = np.ravel(inner.depthwise_kernel).astype(np.float64)
     rising = kernel > 0
     found = -np.asarray(inner.bias, np.float64) / np.where(rising, kernel, 1.0)
@@ -103,7 +102,7 @@ def lows(gates: Iterable[Gate], observed: Mapping[str, Observation]) -> dict[str
     """Where ranges in front of gates may begin, by layer name: what is below becomes zero."""
     found = {}
     for gate in gates:
-        name = variables.inner(gate.source).name
+        name = unwrap(gate.source).name
         if name in observed:
             found[name] = float(np.maximum(observed[name].low, bends(gate)).min())
     return found

@@ -18,9 +18,8 @@ import tf_keras
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.quantizer_placement import WEIGHTS
 from mobilenet.compression.quantization.int8.quantizers import ActivationQuantizer
-from mobilenet.models.graph import variables
 from mobilenet.models.graph.batch_norm_folding import Folded
-from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.models.graph.roles import Graph, kind, unwrap
 
 Floats = npt.NDArray[np.float32]
 _BATCH = 10
@@ -192,7 +191,7 @@ def _rounding_behind(
 ) -> ActivationQuantizer | None:
     """The first rounding at or behind a layer; none where what it makes is rounded in two ways."""
     while True:
-        quantizer = quantizers.get(variables.inner(layer).name)
+        quantizer = quantizers.get(unwrap(layer).name)
         if isinstance(quantizer, ActivationQuantizer):
             return quantizer
         consumers = graph.consumers(layer)

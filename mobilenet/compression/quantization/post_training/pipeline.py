@@ -43,9 +43,9 @@ from mobilenet.compression.quantization.post_training.observer import Observatio
 from mobilenet.compression.quantization.post_training.scaling_groups import Streams
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.quantization import RANGE_RULES, PostTraining
-from mobilenet.models.graph import batch_norm_statistics, variables
+from mobilenet.models.graph import batch_norm_statistics
 from mobilenet.models.graph.batch_norm_folding import Array
-from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.models.graph.roles import Graph, kind, unwrap
 
 log = logging.getLogger("mobilenet")
 Floats = npt.NDArray[np.float32]
@@ -96,7 +96,7 @@ def quantize(
             the model's, or a model whose int8 form is not known.
     """
     checks.check(images, preprocessing)
-    misfit = batch_norm_statistics.misfit(model, images)
+    misfit = batch_norm_statistics.statistics_warning(model, images)
     if misfit:
         log.warning("%s", misfit)
     names = chosen_steps(model, config)
@@ -175,7 +175,7 @@ class _Chain:
         self.net.set_weights(model.get_weights())
         self.streams = Streams(Graph(self.net))
         self.hard_swishes = [  # those of int8
-            x for x in self.streams.hard_swishes if variables.inner(x.source).name in self._ranged()
+            x for x in self.streams.hard_swishes if unwrap(x.source).name in self._ranged()
         ]
         self.wrapped = scheme.wrap(model, preprocessing, keep_float=config.keep_float)
         self.simulated = _compiled(self.wrapped)
@@ -290,7 +290,7 @@ class _Chain:
         return f"{len(factors)} convolutions scaled, outputs unchanged" if factors else ""
 
     def _hard_swish(self) -> str:
-        sources = [variables.inner(found.source).name for found in self.hard_swishes]
+        sources = [unwrap(found.source).name for found in self.hard_swishes]
         if not sources:
             return ""
         wanted = dict.fromkeys(sources, hard_swish_equalization.SAMPLES)
@@ -329,9 +329,7 @@ class _Chain:
 
     def _lows(self) -> dict[str, float]:
         """Below these, what is in front of a hard-swish comes out as zero."""
-        plain = {
-            variables.inner(x.source).name: hard_swish_equalization.LOW for x in self.hard_swishes
-        }
+        plain = {unwrap(x.source).name: hard_swish_equalization.LOW for x in self.hard_swishes}
         return plain | hard_swish_rewrite.lows(self.streams.gates.values(), self.observed)
 
     def _bias(self) -> str:

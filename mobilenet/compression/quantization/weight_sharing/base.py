@@ -19,7 +19,6 @@ from mobilenet.compression.method import Method, check_plain
 from mobilenet.configs.weight_sharing import FewValues
 from mobilenet.errors import UsageError
 from mobilenet.models.graph import variables
-from mobilenet.models.graph.held import Held
 from mobilenet.models.graph.roles import Graph, kind
 
 _FLOAT = tf.float32
@@ -100,7 +99,7 @@ class FewValuesMethod(Method):
     def __init__(self, config: FewValues, stage: Any) -> None:
         super().__init__(config, stage)
         self.coded: dict[str, Coded] = {}
-        self.held: Held | None = None
+        self.held: variables.FrozenVariables | None = None
         self._plain: Any = None
         self._bits: dict[str, int] = {}
 
@@ -137,7 +136,9 @@ class FewValuesMethod(Method):
             copy = wrapper.layer if wrapper is not None else trained.get_layer(layer.name)
             copy.set_weights(layer.get_weights())
         numbers = {id(v) for w in self.coded.values() for v in w.numbers.values()}
-        self.held = Held(v for v in trained.trainable_variables if id(v) not in numbers)
+        self.held = variables.FrozenVariables(
+            v for v in trained.trainable_variables if id(v) not in numbers
+        )
         return trained
 
     def after_step(self, model: Any, step: tf.Tensor) -> None:
@@ -154,7 +155,7 @@ class FewValuesMethod(Method):
                 wrapper = self.coded[layer.name]
                 layer.set_weights(wrapper.layer.get_weights())
                 coded = wrapper.coded()
-                Graph.kernel(layer).assign(variables.kept(coded, tf.not_equal(coded, 0)))
+                Graph.kernel(layer).assign(variables.apply_mask(coded, tf.not_equal(coded, 0)))
             else:
                 layer.set_weights(model.get_layer(layer.name).get_weights())
         return plain

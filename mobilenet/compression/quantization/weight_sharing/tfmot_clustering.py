@@ -87,7 +87,7 @@ class Cluster(Method):
             layer.set_weights(stripped.get_layer(layer.name).get_weights())
             if layer.name in self._bits:
                 kernel = Graph.kernel(layer)
-                kernel.assign(variables.kept(kernel, tf.not_equal(kernel, 0)))
+                kernel.assign(variables.apply_mask(kernel, tf.not_equal(kernel, 0)))
         return plain
 
     def notes(self, model: Any) -> list[str]:
