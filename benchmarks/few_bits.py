@@ -114,7 +114,9 @@ def clusters(model: Any, bits: int) -> Any:
     from mobilenet.configs.dataset import PREPROCESSING
     from mobilenet.configs.weight_sharing import TfmotClustering
 
-    stage = methods.Stage(1, PREPROCESSING["inception"], lambda count: np.zeros((count, 1, 1, 3)))
+    stage = methods.StageContext(
+        1, PREPROCESSING["inception"], lambda count: np.zeros((count, 1, 1, 3))
+    )
     method = methods.create(TfmotClustering(bits), stage)
     return method.finalize(method.apply(model))
 

@@ -85,8 +85,8 @@ def thin(whole: Any, **fields: Any) -> Any:
     from mobilenet.training.pipeline import latency
 
     size = whole.input_shape[1]
-    stage = methods.Stage(
-        4, PREPROCESSING["inception"], lambda n: models.images(n, size), latency=latency
+    stage = methods.StageContext(
+        4, PREPROCESSING["inception"], lambda n: models.images(n, size), measure_latency=latency
     )
     method = methods.create(ChannelPruning(**fields), stage)
     method.apply(whole)

@@ -77,7 +77,7 @@ def make(name: str, plain: Any, images: Any, frequency: int) -> Variant:
     teacher = None
     if name.startswith("distilled"):
         teacher = Guide(plain, way, name).teacher(Distillation(), way)
-    stage = methods.Stage(10**6, way, lambda count: images[:count])
+    stage = methods.StageContext(10**6, way, lambda count: images[:count])
     copy = tf_keras.models.clone_model(plain)
     copy.set_weights(plain.get_weights())
     if name in ("float", "distilled"):

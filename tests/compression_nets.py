@@ -118,8 +118,8 @@ def inputs(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
     return (pixels(count, size, seed).astype(np.float32) - 127.5) / 127.5
 
 
-def stage(steps: int = 20, size: int = SIZE) -> methods.Stage:
-    return methods.Stage(steps, WAY, lambda count: inputs(count, size))
+def stage(steps: int = 20, size: int = SIZE) -> methods.StageContext:
+    return methods.StageContext(steps, WAY, lambda count: inputs(count, size))
 
 
 def train(

@@ -1,10 +1,13 @@
-"""A compression method has three verbs; its config's class picks it.
+"""The interface of a compression method, and the registry that finds one by its config's class.
 
-    trained = method.apply(model)          a model that trains
-    method.after_step(trained, step)       what must hold, compiled behind the optimizer
-    plain = method.finalize(trained)       stock layers again
+A method implements three members:
 
-The training engine knows these verbs and nothing else of any method.
+    trained = method.apply(model)          the model to train
+    method.after_step(trained, step)       compiled into the train step, after the optimizer
+    plain = method.finalize(trained)       a model of stock layers again
+
+The other members of `Method` are optional hooks, listed there in the order in which they are
+called. The training engine and pipeline call this interface and know no method by name.
 """
 
 from __future__ import annotations
@@ -24,108 +27,139 @@ from mobilenet.configs.base import Config
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.models.graph import variables
-from mobilenet.models.graph.roles import is_wrapper
+from mobilenet.models.graph.roles import is_quantization_layer, is_wrapper
 
 Images = Callable[[int], npt.NDArray[np.float32]]
-Examples = Callable[[int], tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
-Latency = Callable[[Any], Callable[[Any], tuple[float, float]]]
+LabeledExamples = Callable[[int], tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
+MeasureLatency = Callable[[Any], Callable[[Any], tuple[float, float]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """What a method may know of the stage that it serves.
+class StageContext:
+    """What a method knows of the training stage that it runs in.
 
     Attributes:
         steps: optimizer steps of the stage.
-        preprocessing: how pixels became the inputs.
-        images: gives the first n training inputs, `[n, height, width, channels]`, preprocessed.
-        calibration: gives n images of the training split as an evaluation sees them, evenly from
-            all, in the same form; `images` where nothing is varied in training.
-        ranges: low and high of tensors by layer name, where the model comes from training with fake
-            quantization elsewhere (`Report.ranges` of `mobilenet.tf1_loader`).
-        examples: gives the first n training inputs with their labels, `[n]`.
-        latency: from a model to a function that times other models beside it: seconds of one
-            invocation of the other's float file, and of its own.
-        whole: config of the model before its channels were thinned; shares of channels are of it.
-        part: number of this part of the stage, from 1, and of how many, where the stage is run in
-            parts.
-        seed: of everything random.
+        preprocessing: how pixels became the model's inputs.
+        training_images: `training_images(n)` returns the first n training inputs, preprocessed,
+            `[n, height, width, channels]`.
+        initial_ranges: low and high of activations by layer name, where the model was trained with
+            fake quantization elsewhere (`Report.ranges` of `mobilenet.tf1_loader`).
+        calibration_images: as `training_images`, but spread evenly over the training split and
+            without augmentation; `None` where training has no augmentation either.
+        labeled_examples: `labeled_examples(n)` returns the first n training inputs and their
+            labels, `[n]`.
+        measure_latency: `measure_latency(model)(other)` returns the seconds of one invocation of
+            the float files of `other` and of `model`, measured alternately.
+        original_config: config of the model before any of its channels were pruned; pruning ratios
+            refer to it.
+        part: number of this part, from 1, of a stage that runs in several parts.
+        parts: number of parts of the stage.
+        seed: seed of everything random.
     """
 
     steps: int
     preprocessing: Preprocessing
-    images: Images
-    ranges: Mapping[str, tuple[float, float]] | None = None
-    calibration: Images | None = None
-    examples: Examples | None = None
-    latency: Latency | None = None
-    whole: MobileNetConfig | None = None
-    part: tuple[int, int] = (1, 1)
+    training_images: Images
+    _: dataclasses.KW_ONLY
+    initial_ranges: Mapping[str, tuple[float, float]] | None = None
+    calibration_images: Images | None = None
+    labeled_examples: LabeledExamples | None = None
+    measure_latency: MeasureLatency | None = None
+    original_config: MobileNetConfig | None = None
+    part: int = 1
+    parts: int = 1
     seed: int = 0
 
 
 class Method(tf.Module):
-    """Base of all methods. Its variables are saved in the checkpoints of its stage."""
+    """Base class of all methods. Its variables are saved in the checkpoints of its stage.
+
+    `apply`, `after_step` and `finalize` are required. The optional hooks, with the required members
+    among them, are called in this order:
+
+    1. `check(model)`, for every stage of a run, before the first one trains.
+    2. `apply(model)`.
+    3. Around every update: `statistics_frozen(step)` and `before_step(step)`, in Python; then
+       `after_step(model, step)`, in the graph. The moving average of the weights restarts after
+       update `average_restart_step`.
+    4. `target_reached(step)`, after every epoch.
+    5. `notes(model)`, after the last epoch, then `finalize(model)` and `report()`.
+
+    Where `trains` is false, `apply` does all of the work, and steps 3 and 4 are left out.
+
+    Attributes:
+        config_type: class of the configs that pick this method.
+        trains: whether the model that `apply` returns is trained.
+        average_restart_step: update after which the moving average of the weights restarts, because
+            the weights before it are those of another model (0: never).
+        config: what the method does.
+        context: the stage that it runs in.
+    """
 
     config_type: ClassVar[type[Config]]
-    trains: ClassVar[bool] = True  # `apply` does all of it where this is false
-    averaged_from: int = 0  # updates behind which the average of the weights begins anew
+    trains: ClassVar[bool] = True
+    average_restart_step: int = 0
 
-    def __init__(self, config: Any, stage: Stage) -> None:
+    def __init__(self, config: Any, context: StageContext) -> None:
         super().__init__(name=type(self).__name__)
         self.config = config
-        self.stage = stage
+        self.context = context
 
     def apply(self, model: Any) -> Any:
-        """Returns a model that trains; `model` is left as it is."""
+        """Returns the model to train; `model` is left as it is."""
         raise NotImplementedError
 
     def after_step(self, model: Any, step: tf.Tensor) -> None:
-        """Restores what must hold after the update number `step` (int64, counted from 1)."""
-
-    def finalize(self, model: Any) -> Any:
-        """Returns a model of stock layers that keeps what the method promised."""
+        """Restores the method's constraints after update number `step` (int64, from 1)."""
         raise NotImplementedError
 
-    def evaluate_as_inference(self, step: int) -> bool:
-        """Whether steps from `step` on run in inference mode, so that statistics stand still."""
-        del step
-        return False
-
-    def enter(self, step: int) -> bool:
-        """Prepares for the update behind `step` of them; true where the step must be traced anew.
-
-        Called before every update, outside the graph.
-        """
-        del step
-        return False
-
-    def settled(self, step: int) -> bool:
-        """Whether the model after `step` updates keeps what the method promises."""
-        del step
-        return True
+    def finalize(self, model: Any) -> Any:
+        """Returns a model of stock layers that satisfies the method's constraints."""
+        raise NotImplementedError
 
     def check(self, model: Any) -> None:
-        """Tells, before an earlier stage has trained, why `apply` would refuse `model`.
+        """Raises early what `apply` would raise.
 
         Raises:
             UsageError: the config does not fit the model.
         """
         del model
 
-    def figures(self) -> Mapping[str, Any]:
-        """What the run's report has of the stage besides, as JSON values by name."""
-        return {}
+    def statistics_frozen(self, step: int) -> bool:
+        """Whether the update after `step` updates runs in inference mode, with frozen
+        statistics.
+        """
+        del step
+        return False
+
+    def before_step(self, step: int) -> bool:
+        """Prepares the update that follows `step` updates. Called in Python, outside the graph.
+
+        Returns:
+            Whether the train step must be traced again.
+        """
+        del step
+        return False
+
+    def target_reached(self, step: int) -> bool:
+        """Whether the model after `step` updates satisfies the method's target."""
+        del step
+        return True
 
     def notes(self, model: Any) -> list[str]:
-        """Lines for a person: what was done to which layer, and why not to others."""
+        """Human-readable notes: what was done to which layer, and why not to others."""
         del model
         return []
+
+    def report(self) -> Mapping[str, Any]:
+        """Further entries of the stage in the run's report, as JSON values by name."""
+        return {}
 
 
 M = TypeVar("M", bound=type[Method])
 _METHODS: dict[type[Config], type[Method]] = {}
-_HOMES = (
+_MODULES = (
     "mobilenet.compression.pruning.channel.channel_pruning",
     "mobilenet.compression.pruning.unstructured.dynamic_surgery",
     "mobilenet.compression.pruning.unstructured.magnitude",
@@ -139,34 +173,34 @@ _HOMES = (
 
 
 def register(method: M) -> M:
-    """Class decorator: files a method under its config's class."""
+    """Class decorator: registers a method for its config's class."""
     if method.config_type in _METHODS:
         raise ValueError(f"{method.config_type.__name__} already has a method")
     _METHODS[method.config_type] = method
     return method
 
 
-def create(config: Config, stage: Stage) -> Method:
+def create(config: Config, context: StageContext) -> Method:
     """The method that `config` asks for.
 
     Raises:
         UsageError: nothing is registered for the config's class.
     """
     if type(config) not in _METHODS:
-        for home in _HOMES:
-            importlib.import_module(home)
+        for module in _MODULES:
+            importlib.import_module(module)
     if type(config) not in _METHODS:
         known = ", ".join(sorted(kind.__name__ for kind in _METHODS))
         raise UsageError("method", type(config).__name__, f"a config of one of {known}")
-    return _METHODS[type(config)](config, stage)
+    return _METHODS[type(config)](config, context)
 
 
 def check_plain(model: Any) -> None:
     """Checks that a method can be applied to `model`.
 
     Raises:
-        UsageError: it is no functional model of tf_keras, holds layers that a method has wrapped,
-            or a weight that is no number.
+        UsageError: it is no functional model of tf_keras, has wrapped or quantized layers, or a
+            weight that is not finite.
     """
     if not isinstance(model, tf_keras.Model) or not model._is_graph_network:
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
@@ -177,7 +211,7 @@ def check_plain(model: Any) -> None:
             "mobilenet.build makes one; of a Keras 3 model take the weights: set_weights on it",
         )
     for layer in model.layers:
-        if is_wrapper(layer) or type(layer).__name__ == "QuantizeLayer":
+        if is_wrapper(layer) or is_quantization_layer(layer):
             raise UsageError(
                 layer.name,
                 type(layer).__name__,

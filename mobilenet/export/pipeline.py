@@ -25,6 +25,7 @@ from mobilenet.export.calibration_data import Calibration
 from mobilenet.export.number_formats import Job, Made, Source, fit, make, open_source
 from mobilenet.export.verification import operator_parity, verify
 from mobilenet.models import counting, saving
+from mobilenet.models.graph.roles import is_quantized
 from mobilenet.tflite import model as tflite_model
 
 log = logging.getLogger("mobilenet")
@@ -117,7 +118,7 @@ def model_figures(model: Any, input_shape: tuple[int, int, int] | None = None) -
 
 def ranges_of(model: Any) -> _Ranges | None:
     """The activation ranges of a quantized model, `None` for a plain one."""
-    if not hasattr(model, "phase"):
+    if not is_quantized(model):
         return None
     from mobilenet.compression.quantization.int8 import scheme
 
@@ -126,7 +127,7 @@ def ranges_of(model: Any) -> _Ranges | None:
 
 def kept_float(model: Any) -> tuple[str, ...]:
     """The layers of a quantized model that compute in float."""
-    if not hasattr(model, "phase"):
+    if not is_quantized(model):
         return ()
     from mobilenet.compression.quantization.int8 import float_layers
 

@@ -1,4 +1,4 @@
-"""One fit for every stage: it knows the three verbs of a method, and no method."""
+"""One fit for every stage: it knows the interface of a method, and no method."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _with_best(best: Best, job: Job, rows: list[Row]) -> list[Row]:
 
 def averaged(step: tf.Tensor, method: Method | None) -> tf.Tensor:
     """The number of the update, counted anew where the method made another model of it."""
-    start = 0 if method is None else method.averaged_from
+    start = 0 if method is None else method.average_restart_step
     return tf.where(step > start, step - start, step)
 
 
@@ -211,8 +211,8 @@ class _Epochs(tf_keras.callbacks.Callback):
     def _enter(self, step: int) -> None:
         if self.method is None:
             return
-        still = self.method.evaluate_as_inference(step)
-        entered = self.method.enter(step)
+        still = self.method.statistics_frozen(step)
+        entered = self.method.before_step(step)
         if entered or still != self.learner.still:
             self.learner.still = still
             self.learner.make_train_function(force=True)
@@ -240,7 +240,7 @@ class _Epochs(tf_keras.callbacks.Callback):
         self.checkpoints.save(epoch + 1, self.rows)
 
     def _has_settled(self, epochs: int) -> bool:
-        return self.method is None or self.method.settled(epochs * self.job.steps_per_epoch)
+        return self.method is None or self.method.target_reached(epochs * self.job.steps_per_epoch)
 
     def _check_finite(self, what: str, value: float, epoch: int) -> None:
         """Ends the run before a state without numbers is kept."""

@@ -189,17 +189,18 @@ class Chain:
         parts = self.config.parts([stage_of(name)])
         return methods.create(
             wanted,
-            methods.Stage(
+            methods.StageContext(
                 config.epochs * self._steps(config),
                 self.preprocessing,
                 self.supply.first_images,
-                self._learnt,
-                self.supply.calibration_images,
-                self.supply.first_examples,
-                latency,
-                self.config.model,
-                (parts.index(name) + 1, len(parts)),
-                self.config.seed,
+                initial_ranges=self._learnt,
+                calibration_images=self.supply.calibration_images,
+                labeled_examples=self.supply.first_examples,
+                measure_latency=latency,
+                original_config=self.config.model,
+                part=parts.index(name) + 1,
+                parts=len(parts),
+                seed=self.config.seed,
             ),
         )
 
@@ -275,7 +276,7 @@ class Chain:
         notes += [f"epoch {row['epoch']} of {len(rows)} is kept" for row in rows if row.get("kept")]
         ranges, floats = export_pipeline.ranges_of(model), export_pipeline.kept_float(model)
         plain = model if method is None else method.finalize(model)
-        figures = {} if method is None else method.figures()
+        figures = {} if method is None else method.report()
         return _Finished(plain, held_out, rows, notes, ranges, floats, figures)
 
     def _convert(self) -> Entry:
@@ -375,7 +376,9 @@ def _scores(held_out: metrics.Metrics) -> dict[str, float]:
 
 
 def latency(whole: Any) -> Callable[[Any], tuple[float, float]]:
-    """Times the float files of models beside that of `whole`, see `Stage.latency`."""
+    """Times the float files of models beside that of `whole`, see
+    `StageContext.measure_latency`.
+    """
     data = tflite_converter.float_flatbuffer(whole)
     once = interpreter.latency({"whole": data}, rounds=3)["whole"]
     invokes = math.ceil(min(max(_LEAST_ROUND / once, 4), 200))

@@ -81,7 +81,7 @@ def test_a_killed_stage_goes_on_to_the_same_net(config: Config, tmp_path: Path) 
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
         moved = max(moved, float(tf.reduce_max(tf.abs(one - old))))
     assert moved > 0.01
-    assert told.figures() == again.figures()
+    assert told.report() == again.report()
     assert told.notes(whole) == again.notes(resumed)
 
 

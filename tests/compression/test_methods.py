@@ -239,7 +239,7 @@ def test_the_file_of_a_trained_net_answers_as_the_net_in_training() -> None:
 
 def test_ranges_move_with_training_and_then_stand_still() -> None:
     method = methods.create(QuantizationAwareTraining(freeze=0.5), stage(10))
-    assert [method.evaluate_as_inference(step) for step in (0, 4, 5, 9)] == [
+    assert [method.statistics_frozen(step) for step in (0, 4, 5, 9)] == [
         False,
         False,
         True,

@@ -54,7 +54,7 @@ class Spoils(Method):
         late = tf.fill(shape, tf.cast(step > 2 * STEPS, tf.float32))
         self.kernel.assign(self.kernel * (1 - late))
 
-    def settled(self, step: int) -> bool:
+    def target_reached(self, step: int) -> bool:
         return step >= self.settles
 
 
@@ -94,14 +94,14 @@ def test_a_pruning_has_settled_from_the_step_on_at_which_its_target_stands(confi
 
     def behind(step: int) -> None:
         shares.append(nets.zeros(variables.kernel(model.get_layer(name))))
-        method.enter(step)
+        method.before_step(step)
 
-    method.enter(0)
+    method.before_step(0)
     nets.train(model, method, steps, rate=0.01, watch=behind)
     final = shares[-1]
     assert final >= 0.5
-    first = next(step for step in range(steps + 1) if method.settled(step))
-    assert [method.settled(step) for step in range(first, steps + 1)] == [True] * (
+    first = next(step for step in range(steps + 1) if method.target_reached(step))
+    assert [method.target_reached(step) for step in range(first, steps + 1)] == [True] * (
         steps + 1 - first
     )
     assert shares[first - 2] < final
@@ -111,7 +111,7 @@ def test_a_pruning_has_settled_from_the_step_on_at_which_its_target_stands(confi
 def test_quantization_has_settled_once_it_has_begun() -> None:
     def settled(delay: int) -> list[bool]:
         method = methods.create(QuantizationAwareTraining(quant_delay=delay), nets.stage())
-        return [method.settled(step) for step in (1, 4, 5)]
+        return [method.target_reached(step) for step in (1, 4, 5)]
 
     assert settled(0) == [True, True, True]
     assert settled(4) == [False, False, True]

@@ -13,7 +13,7 @@ tf = pytest.importorskip("tensorflow")
 import tf_keras  # noqa: E402
 from engine_fits import CLASSES, CONFIG, STEPS, Watch, batches, job_of, make_model  # noqa: E402
 
-from mobilenet.compression.method import Method, Stage  # noqa: E402
+from mobilenet.compression.method import Method, StageContext  # noqa: E402
 from mobilenet.configs.dataset import PREPROCESSING  # noqa: E402
 from mobilenet.configs.pruning import MagnitudePruning  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
@@ -177,13 +177,15 @@ class Clamp(Method):
     config_type = MagnitudePruning
 
     def __init__(self, model: Any) -> None:
-        super().__init__(None, Stage(4 * STEPS, PREPROCESSING["inception"], lambda n: np.empty(n)))
+        super().__init__(
+            None, StageContext(4 * STEPS, PREPROCESSING["inception"], lambda n: np.empty(n))
+        )
         self.kernel = model.get_layer("Conv").kernel
 
     def after_step(self, model: Any, step: Any) -> None:
         self.kernel.assign(tf.fill(self.kernel.shape, tf.cast(step, tf.float32)))
 
-    def evaluate_as_inference(self, step: int) -> bool:
+    def statistics_frozen(self, step: int) -> bool:
         return step >= 2 * STEPS
 
 
@@ -274,9 +276,9 @@ def test_the_average_begins_anew_behind_the_update_that_the_method_names() -> No
     model = tf_keras.Sequential([tf_keras.layers.Dense(1, use_bias=False, input_shape=(1,))])
     weight, method = (
         model.weights[0],
-        Method(None, Stage(9, PREPROCESSING["inception"], lambda n: None)),
+        Method(None, StageContext(9, PREPROCESSING["inception"], lambda n: None)),
     )
-    method.averaged_from = 6
+    method.average_restart_step = 6
     average, expected = Average(model, 0.99), float(weight.numpy()[0, 0])
     for step in range(1, 10):
         weight.assign([[float(step)]])

@@ -161,7 +161,7 @@ class _Walk:
         fed = [self.values[id(x)] for x in before]
         self.chains[id(layer)] = [*_joined(self.chains[id(x)] for x in before), layer]
         self.signals[id(layer)] = _joined(self.signals[id(x)] for x in before)
-        if type(layer).__name__ == "QuantizeLayer":
+        if kind(layer) == "QuantizeLayer":
             self._take_input(layer)
         else:
             out = layer(fed[0] if len(fed) == 1 else fed, training=False)

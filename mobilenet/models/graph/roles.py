@@ -206,6 +206,16 @@ def is_wrapper(layer: Layer) -> bool:
     )
 
 
+def is_quantization_layer(layer: Layer) -> bool:
+    """Whether the layer is one of tfmot's quantization layers or wrappers."""
+    return type(layer).__name__.startswith("Quantize")
+
+
+def is_quantized(model: Model) -> bool:
+    """Whether the model is under quantization (tfmot's layers simulate it)."""
+    return any(is_quantization_layer(layer) for layer in model.layers)
+
+
 def kind(layer: Layer) -> str:
     """Name of the stock class that the layer (or the one it wraps) is or derives from."""
     return type(unwrap(layer)).__name__

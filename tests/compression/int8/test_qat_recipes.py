@@ -15,7 +15,7 @@ from compression_nets import CLASSES, WAY, grid, inputs, liven, pixels, stage, t
 
 from mobilenet import trainer
 from mobilenet.compression import method as methods
-from mobilenet.compression.method import Stage
+from mobilenet.compression.method import StageContext
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.calibration import calibrate, take_over
@@ -138,9 +138,9 @@ def test_a_step_before_the_delay_pays_for_no_rounding() -> None:
     assert early.count("FakeQuantWithMinMaxVars") == 0
     assert early.count("Floor") == 0
     assert early.count("Max") == 7  # the activations' own
-    assert not method.enter(DELAY - 1)
-    assert method.enter(DELAY)
-    assert not method.enter(DELAY + 1)
+    assert not method.before_step(DELAY - 1)
+    assert method.before_step(DELAY)
+    assert not method.before_step(DELAY + 1)
     late = operators(model)
     assert late.count("FakeQuantWithMinMaxVars") == 7
     assert late.count("Floor") == 5
@@ -169,7 +169,7 @@ def test_a_tensor_that_stayed_zero_through_the_delay_gets_a_range() -> None:
     net = method.apply(model)
     net(inputs(8), training=True)
     assert tuple(scheme.get_ranges(net)["d_act"]) == (0, 0)
-    method.enter(DELAY)
+    method.before_step(DELAY)
     scheme.check_ranges(scheme.get_ranges(net))
 
 
@@ -298,7 +298,7 @@ def test_a_rectified_range_starts_at_zero() -> None:
 
 def test_training_starts_from_the_ranges_of_its_stage_and_the_file_has_them() -> None:
     ranges = {"a_act": (0.0, 5.5), "sum": (-13.0, 14.0)}
-    given = Stage(20, WAY, lambda count: inputs(count), ranges)
+    given = StageContext(20, WAY, lambda count: inputs(count), initial_ranges=ranges)
     method = methods.create(QuantizationAwareTraining(calibration_images=32), given)
     model = method.apply(liven(toy()))
     assert scheme.get_ranges(model)["a_act"][1] == np.float32(5.5)

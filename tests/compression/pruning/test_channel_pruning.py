@@ -37,9 +37,9 @@ def run(method: Any, model: Any, steps: int = STEPS, watch: Any = lambda step: N
     def behind(step: int) -> None:
         watch(step)
         if step < steps:  # as the engine does in front of the next one
-            assert method.enter(step) is False
+            assert method.before_step(step) is False
 
-    method.enter(0)
+    method.before_step(0)
     train(model, method, steps, model.input_shape[1], rate=0.01, watch=behind)
 
 
@@ -135,7 +135,7 @@ def test_parts_thin_the_net_by_equal_shares_of_the_whole() -> None:
     whole, model = small_v1()
     config = ChannelPruning(ratio={"all": 0.875}, stages=7, round_to=1, frequency=1)
     for part in (1, 7):
-        at = dataclasses.replace(stage(3, 32), whole=whole, part=(part, 7))
+        at = dataclasses.replace(stage(3, 32), original_config=whole, part=part, parts=7)
         method = methods.create(config, at)
         trained = method.apply(model)
         run(method, trained, 3)
@@ -179,7 +179,7 @@ def test_a_target_of_time_is_measured() -> None:
         return lambda net: (macs(net), macs(whole))
 
     fields: dict[str, Any] = {"round_to": 1, "frequency": 2}
-    at = dataclasses.replace(stage(4, 32), latency=clock, whole=whole)
+    at = dataclasses.replace(stage(4, 32), measure_latency=clock, original_config=whole)
     timed = methods.create(ChannelPruning(target_latency=0.4, **fields), at)
     trained = timed.apply(net)
     counted, _ = prepared(net, 4, target_macs=0.4)
@@ -195,11 +195,11 @@ def test_gradients_of_the_first_batch_rank_channels() -> None:
     model.get_layer("e").set_weights([kernel, bias])
     images = inputs(16)
     labels = np.arange(16) % int(model.output_shape[-1])
-    at = dataclasses.replace(stage(4), examples=lambda n: (images[:n], labels[:n]))
+    at = dataclasses.replace(stage(4), labeled_examples=lambda n: (images[:n], labels[:n]))
     fields: dict[str, Any] = {"ratio": {"d": 0.25}, "round_to": 1, "reconstruct": 0}
     method = methods.create(ChannelPruning(importance="taylor", **fields), at)
     trained = method.apply(model)
-    method.enter(0)
+    method.before_step(0)
     assert silent(trained, "d") == [2, 5, 7, 11]
 
 
@@ -211,12 +211,12 @@ def test_what_reads_channels_that_go_is_fitted_once() -> None:
         asked.append(count)
         return inputs(count)
 
-    at = dataclasses.replace(stage(STEPS), calibration=calibration)
+    at = dataclasses.replace(stage(STEPS), calibration_images=calibration)
     config = ChannelPruning({"all": 0.5}, round_to=1, reconstruct=40)
     method = methods.create(config, at)
     trained = method.apply(model)
     for step in range(STEPS):
-        method.enter(step)
+        method.before_step(step)
     assert asked == [40]
     thinned = surgery.cut(model, method._kept())
     wanted = surgery.reconstruct(model, thinned, inputs(40)).model
@@ -233,10 +233,12 @@ def test_statistics_and_averages_follow_the_thinner_net() -> None:
     method, trained = prepared(model, 200, end=0.5, frequency=10)
     momentum = {layer.momentum for layer in trained.layers if hasattr(layer, "momentum")}
     assert momentum == {0.9}
-    method.enter(0)
+    method.before_step(0)
     thin = method.finalize(trained)
     assert {x.momentum for x in thin.layers if hasattr(x, "momentum")} == {0.99}
-    assert not method.settled(method.averaged_from - 1) and method.settled(method.averaged_from)
+    assert not method.target_reached(method.average_restart_step - 1) and method.target_reached(
+        method.average_restart_step
+    )
 
 
 def test_names_in_the_config_are_those_of_the_registry() -> None:
@@ -256,7 +258,7 @@ def test_names_in_the_config_are_those_of_the_registry() -> None:
         ({"target_latency": 0.0}, "--target_latency: got 0.0"),
         ({"target_macs": 0.5, "target_latency": 0.5}, "--target_latency: got 0.5, expected one of"),
         ({"target_macs": 0.5, "scope": "global"}, "--channel_scope: got 'global'"),
-        ({"scope": "net"}, "--channel_scope: got 'model'"),
+        ({"scope": "model"}, "--channel_scope: got 'model'"),
         ({"round_to": 0}, "--round_to: got 0"),
         ({"reconstruct": -1}, "--reconstruct: got -1"),
         ({"end": 0.0}, "--pruning_end: got 0.0"),

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from mobilenet.compression.method import Method, Stage, check_plain, register
+from mobilenet.compression.method import Method, StageContext, check_plain, register
 from mobilenet.compression.pruning.channel import (
     budget,
     importance,
@@ -92,14 +92,14 @@ class Channel(Method):
     config_type = ChannelPruning
     config: ChannelPruning
 
-    def __init__(self, config: ChannelPruning, stage: Stage) -> None:
-        super().__init__(config, stage)
-        timing = Timing(config, stage.steps - 1)  # what is chosen needs a step to fall silent in
+    def __init__(self, config: ChannelPruning, context: StageContext) -> None:
+        super().__init__(config, context)
+        timing = Timing(config, context.steps - 1)  # what is chosen needs a step to fall silent in
         self.begin, (self.end, self.frequency) = timing.begin, timing.aligned()
         self.schedule = timing.schedule(0.0, _FULL, self.end, self.frequency)
         if config.schedule == "constant":  # all at once: what was chosen needs no second time
             self.end = self.begin
-        self.averaged_from = self.end + 1  # before that it is the average of wider models
+        self.average_restart_step = self.end + 1  # before that it is the average of wider models
         self.groups: tuple[Group, ...] = ()
         self.whole: dict[int, int] = {}
         self.masks: ChannelMasks | None = None
@@ -129,7 +129,7 @@ class Channel(Method):
         self.shares = variables.state_variable(listed, "channel_shares")
         return trained
 
-    def enter(self, step: int) -> bool:
+    def before_step(self, step: int) -> bool:
         """Chooses the channels that fall silent behind `step` updates, where some are due."""
         if self.begin <= step <= self.end and (step - self.begin) % self.frequency == 0:
             reached = float(self.schedule(tf.constant(step, tf.int64))[1]) / _FULL
@@ -141,7 +141,7 @@ class Channel(Method):
         assert self.masks is not None
         self.masks.apply()
 
-    def settled(self, step: int) -> bool:
+    def target_reached(self, step: int) -> bool:
         return step > self.end  # what was chosen there falls silent in the next update
 
     def finalize(self, model: Any) -> Any:
@@ -153,7 +153,7 @@ class Channel(Method):
         for layer, momentum in self.momentum.items():
             model.get_layer(layer).momentum = momentum
         thinned = surgery.cut(model, self._kept(), self.model_config)
-        surgery.prove(model, thinned, self.stage.images(_PROOF_IMAGES))
+        surgery.prove(model, thinned, self.context.training_images(_PROOF_IMAGES))
         return thinned.model
 
     def notes(self, model: Any) -> list[str]:
@@ -161,7 +161,7 @@ class Channel(Method):
         layers = counting.layer_macs(model)
         left = budget.macs(self.groups, layers, {g.number: len(kept[g.name]) for g in self.groups})
         share = left / budget.macs(self.groups, layers, self.whole)
-        part, parts = self.stage.part
+        part, parts = self.context.part, self.context.parts
         return [
             f"{left:,} MACs, {share:.1%} of the whole model's"
             + (f"; part {part} of {parts}" if parts > 1 else ""),
@@ -178,13 +178,17 @@ class Channel(Method):
         for layer in model.layers:
             if kind(layer) == "BatchNormalization":
                 self.momentum[layer.name] = layer.momentum
-                layer.momentum = recipes.batch_norm_decay(self.stage.steps, layer.momentum)
+                layer.momentum = recipes.batch_norm_decay(self.context.steps, layer.momentum)
 
     def _whole_counts(self, groups: Sequence[Group]) -> dict[int, int]:
         """Channels of the model that shares are of, by group; of this one where no other is
         known.
         """
-        whole = {} if self.stage.whole is None else layer_channels(self.stage.whole)
+        whole = (
+            {}
+            if self.context.original_config is None
+            else layer_channels(self.context.original_config)
+        )
         return {group.number: whole.get(group.name, group.channels) for group in groups}
 
     def _final_shares(self, model: Any) -> dict[int, float]:
@@ -205,11 +209,11 @@ class Channel(Method):
         )
 
     def _within_latency(self, model: Any, shares: dict[int, float]) -> dict[int, float]:
-        if self.stage.latency is None:
+        if self.context.measure_latency is None:
             raise UsageError(
                 "--target_latency", self.config.target_latency, "a stage that measures"
             )
-        measure = self.stage.latency(self._of_widths(model, self.whole))
+        measure = self.context.measure_latency(self._of_widths(model, self.whole))
 
         def share_of_time(counts: budget.Counts) -> float:
             thin, whole = measure(self._of_widths(model, counts))
@@ -270,7 +274,7 @@ class Channel(Method):
             own = importance.scores(group, config.importance, evidence)
             return np.where(masks.masks[group.name].numpy() > 0, own, np.nan)
 
-        part, parts = self.stage.part
+        part, parts = self.context.part, self.context.parts
         done = (part - 1 + reached) / parts
         now = dict(zip(self.whole, done * self.shares.numpy(), strict=True))
         shares = {
@@ -287,7 +291,9 @@ class Channel(Method):
             self._reconstruct(before)
 
     def _reconstruct(self, before: Any) -> None:
-        images = (self.stage.calibration or self.stage.images)(self.config.reconstruct)
+        images = (self.context.calibration_images or self.context.training_images)(
+            self.config.reconstruct
+        )
         left = reconstruction.fit(before, self.net, images)
         if not left:  # none of them has an offset
             return
@@ -298,15 +304,15 @@ class Channel(Method):
         )
 
     def _evidence(self) -> importance.Evidence:
-        if self.config.importance != "taylor" or self.stage.examples is None:
-            return importance.Evidence(seed=self.stage.seed)
-        images, labels = self.stage.examples(_EXAMPLES)
+        if self.config.importance != "taylor" or self.context.labeled_examples is None:
+            return importance.Evidence(seed=self.context.seed)
+        images, labels = self.context.labeled_examples(_EXAMPLES)
 
         def loss(model: Any) -> Any:
             logits = tf.cast(model(images, training=False), tf.float32)
             return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
 
-        return importance.Evidence(importance.gradients(self.net, loss), self.stage.seed)
+        return importance.Evidence(importance.gradients(self.net, loss), self.context.seed)
 
 
 def _audible(group: Group) -> npt.NDArray[np.float32]:

@@ -7,7 +7,6 @@ was 0 before, so that what the kernel holds is the update, which the twin adds t
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.compression.method import Method, Stage, check_plain, register
+from mobilenet.compression.method import Method, StageContext, check_plain, register
 from mobilenet.compression.pruning.schedule import Timing
 from mobilenet.compression.pruning.unstructured import sparsity_targets
 from mobilenet.compression.pruning.unstructured.masks import Masks, keep_largest, magnitude_at
@@ -23,9 +22,7 @@ from mobilenet.configs.pruning import DnsPruning
 from mobilenet.models.graph import variables
 from mobilenet.models.graph.roles import Graph, kind
 
-log = logging.getLogger("mobilenet")
 _FLAG = "--dns_sparsity"
-_TOLD = 10  # times in a stage that the log has the counts
 
 
 class Surgery(tf.Module):
@@ -70,11 +67,11 @@ class DynamicSurgery(Method):
     config_type = DnsPruning
     config: DnsPruning
 
-    def __init__(self, config: DnsPruning, stage: Stage) -> None:
-        super().__init__(config, stage)
-        self.timing = Timing(config, stage.steps)
-        self.last = max(round(config.last * stage.steps), self.timing.end)
-        self.averaged_from = self.last - 1  # before that it is the average of other masks
+    def __init__(self, config: DnsPruning, context: StageContext) -> None:
+        super().__init__(config, context)
+        self.timing = Timing(config, context.steps)
+        self.last = max(round(config.last * context.steps), self.timing.end)
+        self.average_restart_step = self.last - 1  # before that it is the average of other masks
         self.targets: list[sparsity_targets.Target] = []
         self.schedules: dict[str, Any] = {}
         self.shares: dict[str, float] = {}
@@ -99,7 +96,7 @@ class DynamicSurgery(Method):
             for name, share in chosen.items()
             if start[name] < 1  # nothing is left to remove; tfmot's schedules refuse 1
         }
-        self.surgery = Surgery(masks, self.stage.steps // self.config.frequency + 1)
+        self.surgery = Surgery(masks, self.context.steps // self.config.frequency + 1)
         self.held = variables.FrozenVariables(
             _others(trained) if self.config.train == "kernels" else ()
         )
@@ -130,13 +127,13 @@ class DynamicSurgery(Method):
 
     def probability(self, step: tf.Tensor) -> tf.Tensor:
         """The chance that a mask is replaced behind the update number `step`."""
-        edges = [edge * self.stage.steps for edge in self.config.boundaries]
+        edges = [edge * self.context.steps for edge in self.config.boundaries]
         passed = tf.reduce_sum(tf.cast(tf.cast(step, tf.float64) > edges, tf.int32))
         return tf.gather(tf.constant(self.config.probabilities, tf.float32), passed)
 
     def draws(self, step: tf.Tensor) -> tf.Tensor:
         """A number in [0, 1) for each kernel, by seed and step alone."""
-        key = tf.stack([tf.constant(self.stage.seed, tf.int64), tf.cast(step, tf.int64)])
+        key = tf.stack([tf.constant(self.context.seed, tf.int64), tf.cast(step, tf.int64)])
         return tf.random.stateless_uniform([max(len(self.schedules), 1)], key)
 
     def after_step(self, model: Any, step: tf.Tensor) -> None:
@@ -193,32 +190,17 @@ class DynamicSurgery(Method):
         kept = tf.where(magnitude <= self.config.lower * threshold, 0.0, mask)
         return tf.where(spliced, 1.0, kept)
 
-    def enter(self, step: int) -> bool:
-        """Tells the counts now and then."""
-        marks = [round(part * self.stage.steps / _TOLD) for part in range(1, _TOLD)]
-        if self.schedules and step and step in {*marks, self.last}:
-            log.info("surgery, step %d of %d: %s", step, self.stage.steps, self._told())
-        return False
-
-    def _told(self) -> str:
-        assert self.surgery is not None
-        removed, back, _ = (sum(n) for n in zip(*self.surgery.counted().values(), strict=True))
-        sizes = [math.prod(kernel.shape) for kernel in self.surgery.masks.kernels.values()]
-        shares = self.surgery.masks.sparsity().values()
-        zeros = sum(size * share for size, share in zip(sizes, shares, strict=True)) / sum(sizes)
-        return f"{zeros:.1%} zeros; {removed:,} weights were removed, {back:,} came back"
-
-    def evaluate_as_inference(self, step: int) -> bool:
+    def statistics_frozen(self, step: int) -> bool:
         del step
         return not self.config.statistics
 
-    def settled(self, step: int) -> bool:
+    def target_reached(self, step: int) -> bool:
         return step >= self.last
 
     def finalize(self, model: Any) -> Any:
         return model
 
-    def figures(self) -> Mapping[str, Any]:
+    def report(self) -> Mapping[str, Any]:
         """`flips`: first step of a refresh, weights removed and come back until the next one."""
         assert self.surgery is not None
         begin, frequency = self.timing.begin, self.config.frequency

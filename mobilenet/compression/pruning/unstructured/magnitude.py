@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.compression.method import Method, Stage, check_plain, register
+from mobilenet.compression.method import Method, StageContext, check_plain, register
 from mobilenet.compression.pruning.schedule import Timing
 from mobilenet.compression.pruning.unstructured import sparsity_patterns, sparsity_targets
 from mobilenet.compression.pruning.unstructured.masks import Masks
@@ -24,9 +24,9 @@ class Magnitude(Method):
     config_type = MagnitudePruning
     config: MagnitudePruning
 
-    def __init__(self, config: MagnitudePruning, stage: Stage) -> None:
-        super().__init__(config, stage)
-        self.timing = Timing(config, stage.steps)
+    def __init__(self, config: MagnitudePruning, context: StageContext) -> None:
+        super().__init__(config, context)
+        self.timing = Timing(config, context.steps)
         self.rule = sparsity_patterns.rule(config)
         self.masks: Masks | None = None
         self.targets: list[sparsity_targets.Target] = []
@@ -75,7 +75,7 @@ class Magnitude(Method):
     def _rule_at(self, step: tf.Tensor, schedule: Any) -> Callable[[tf.Tensor], tf.Tensor]:
         return lambda kernel: self.rule(kernel, schedule(step)[1])
 
-    def settled(self, step: int) -> bool:
+    def target_reached(self, step: int) -> bool:
         return step >= self.timing.end
 
     def finalize(self, model: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.compression.method import Method, Stage, check_plain, register
+from mobilenet.compression.method import Method, StageContext, check_plain, register
 from mobilenet.compression.pruning.schedule import Timing
 from mobilenet.compression.pruning.unstructured import sparsity_targets
 from mobilenet.configs.pruning import TfmotPruning
@@ -28,9 +28,9 @@ class Tfmot(Method):
     config_type = TfmotPruning
     config: TfmotPruning
 
-    def __init__(self, config: TfmotPruning, stage: Stage) -> None:
-        super().__init__(config, stage)
-        self.timing = Timing(config, stage.steps)
+    def __init__(self, config: TfmotPruning, context: StageContext) -> None:
+        super().__init__(config, context)
+        self.timing = Timing(config, context.steps)
         self.targets: list[sparsity_targets.Target] = []
         self.wrappers: dict[str, Any] = {}
         self._plain: Any = None
@@ -102,7 +102,7 @@ class Tfmot(Method):
         for wrapper in self.wrappers.values():
             wrapper.pruning_obj.weight_mask_op()
 
-    def settled(self, step: int) -> bool:
+    def target_reached(self, step: int) -> bool:
         return step >= self.timing.aligned()[0]
 
     def finalize(self, model: Any) -> Any:

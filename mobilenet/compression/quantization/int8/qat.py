@@ -17,7 +17,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from mobilenet.compression.method import Method, Stage, register
+from mobilenet.compression.method import Method, StageContext, register
 from mobilenet.compression.pruning.unstructured.masks import Masks
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.calibration import calibrate, settle, take_over
@@ -39,8 +39,8 @@ class TrainQuantized(Method):
     config_type = QuantizationAwareTraining
     config: QuantizationAwareTraining
 
-    def __init__(self, config: QuantizationAwareTraining, stage: Stage) -> None:
-        super().__init__(config, stage)
+    def __init__(self, config: QuantizationAwareTraining, context: StageContext) -> None:
+        super().__init__(config, context)
         self._check_delay()
         self.masks: Masks | None = None
         self.clusters: Clusters | None = None
@@ -51,22 +51,22 @@ class TrainQuantized(Method):
 
     def _check_delay(self) -> None:
         """Quantization has to start before ranges stand still, or nothing trains with it."""
-        delay, still = self.config.quant_delay, self.config.freeze * self.stage.steps
+        delay, still = self.config.quant_delay, self.config.freeze * self.context.steps
         if not delay or delay < still:
             return
-        whole = delay >= self.stage.steps
+        whole = delay >= self.context.steps
         what = "steps of the quantize stage" if whole else "steps before ranges stand still"
         remedy = "a smaller delay or a larger --quantize_epochs"
         raise UsageError(
             "--quant_delay",
             delay,
-            f"less than the {self.stage.steps if whole else round(still):,} {what}",
+            f"less than the {self.context.steps if whole else round(still):,} {what}",
             remedy if whole else f"{remedy} or --quantize_freeze",
         )
 
     def apply(self, model: Any) -> Any:
         self._plain = model
-        wrapped = scheme.wrap(model, self.stage.preprocessing)
+        wrapped = scheme.wrap(model, self.context.preprocessing)
         wrapped.phase.decay = self.config.range_decay
         wrapped.phase.delayed = self.config.quant_delay > 0
         self._phase = wrapped.phase
@@ -83,18 +83,18 @@ class TrainQuantized(Method):
 
     def _start_ranges(self, wrapped: Any) -> None:
         """From elsewhere, from images, or, before a delay, from the first training step."""
-        if wrapped.phase.delayed and not self.stage.ranges:
+        if wrapped.phase.delayed and not self.context.initial_ranges:
             return
-        images = self.stage.images(self.config.calibration_images)
+        images = self.context.training_images(self.config.calibration_images)
         if line := batch_norm_statistics.statistics_warning(self._plain, images):
             log.warning("%s", line)
             self._started.append(line)
-        if self.stage.ranges:
-            self._started += take_over(wrapped, self.stage.ranges, images)
+        if self.context.initial_ranges:
+            self._started += take_over(wrapped, self.context.initial_ranges, images)
         else:
             calibrate(wrapped, images)
 
-    def enter(self, step: int) -> bool:
+    def before_step(self, step: int) -> bool:
         delayed = step < self.config.quant_delay
         if delayed == self._phase.delayed:
             return False
@@ -109,10 +109,10 @@ class TrainQuantized(Method):
         self.clusters.apply()
         self.masks.apply()
 
-    def evaluate_as_inference(self, step: int) -> bool:
-        return step >= self.config.freeze * self.stage.steps
+    def statistics_frozen(self, step: int) -> bool:
+        return step >= self.config.freeze * self.context.steps
 
-    def settled(self, step: int) -> bool:
+    def target_reached(self, step: int) -> bool:
         return step > self.config.quant_delay
 
     def finalize(self, model: Any) -> Any:

@@ -37,7 +37,7 @@ from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models.graph import roles, variables
 from mobilenet.models.graph.rebuild import rebuild, single_or_list
-from mobilenet.models.graph.roles import kind
+from mobilenet.models.graph.roles import is_quantized, kind
 from mobilenet.models.graph.variables import check_finite
 
 Ranges = dict[str, npt.NDArray[np.float32]]
@@ -137,7 +137,7 @@ def wrap(
             "a tf_keras model",
             "build it with mobilenet.build(config) and set_weights",
         )
-    if any(type(layer).__name__.startswith("Quantize") for layer in model.layers):
+    if is_quantized(model):
         raise UsageError("model", model.name, "a plain model; this one is quantized already")
     check_finite(model)
     _check_layers(model)
@@ -214,7 +214,7 @@ def quantizers(wrapped: Any) -> dict[str, Any]:
     for layer in wrapped.layers:
         if isinstance(layer, QuantizeLayer):
             found[INPUT] = layer.quantizer
-        elif type(layer).__name__ == "QuantizeWrapperV2":
+        elif isinstance(layer, QuantizeWrapperV2):
             config = layer.quantize_config
             if config.weight_quantizer is not None:
                 found[f"{layer.layer.name}/kernel"] = config.weight_quantizer

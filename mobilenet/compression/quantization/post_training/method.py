@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mobilenet.compression.method import Method, Stage, register
+from mobilenet.compression.method import Method, StageContext, register
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.quantizer_placement import place
 from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
@@ -19,18 +19,18 @@ class QuantizePostTraining(Method):
     config: PostTraining
     trains = False
 
-    def __init__(self, config: PostTraining, stage: Stage) -> None:
-        super().__init__(config, stage)
+    def __init__(self, config: PostTraining, context: StageContext) -> None:
+        super().__init__(config, context)
         self.result: post_training_pipeline.Quantized | None = None
 
     def check(self, model: Any) -> None:
         place(model, keep_float=self.config.keep_float)
 
     def apply(self, model: Any) -> Any:
-        source = self.stage.calibration or self.stage.images
+        source = self.context.calibration_images or self.context.training_images
         images = source(self.config.calibration_images)
         self.result = post_training_pipeline.quantize(
-            model, self.stage.preprocessing, images, self.config
+            model, self.context.preprocessing, images, self.config
         )
         return self.result.wrapped
 

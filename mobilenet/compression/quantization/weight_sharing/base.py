@@ -15,7 +15,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.compression.method import Method, check_plain
+from mobilenet.compression.method import Method, StageContext, check_plain
 from mobilenet.configs.weight_sharing import FewValues
 from mobilenet.errors import UsageError
 from mobilenet.models.graph import variables
@@ -96,8 +96,8 @@ class FewValuesMethod(Method):
 
     config: FewValues
 
-    def __init__(self, config: FewValues, stage: Any) -> None:
-        super().__init__(config, stage)
+    def __init__(self, config: FewValues, context: StageContext) -> None:
+        super().__init__(config, context)
         self.coded: dict[str, Coded] = {}
         self.held: variables.FrozenVariables | None = None
         self._plain: Any = None

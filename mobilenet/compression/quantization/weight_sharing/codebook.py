@@ -62,7 +62,7 @@ class CodebookMethod(FewValuesMethod):
     def code(self, kernel: npt.NDArray[np.float32], bits: int, matrix: bool) -> Code:
         del matrix
         config = self.config
-        return Codebook(kernel, bits, config.restarts, self.stage.seed, config.cells)
+        return Codebook(kernel, bits, config.restarts, self.context.seed, config.cells)
 
 
 def spread(values: Any, labels: Any, mask: Any) -> tf.Tensor:

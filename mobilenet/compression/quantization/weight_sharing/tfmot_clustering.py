@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.compression.method import Method, check_plain, register
+from mobilenet.compression.method import Method, StageContext, check_plain, register
 from mobilenet.compression.quantization.weight_sharing.base import kind_of, told, with_momentum
 from mobilenet.configs.weight_sharing import TfmotClustering
 from mobilenet.errors import UsageError
@@ -23,8 +23,8 @@ class Cluster(Method):
     config_type = TfmotClustering
     config: TfmotClustering
 
-    def __init__(self, config: TfmotClustering, stage: Any) -> None:
-        super().__init__(config, stage)
+    def __init__(self, config: TfmotClustering, context: StageContext) -> None:
+        super().__init__(config, context)
         self._plain: Any = None
         self._bits: dict[str, int] = {}
         self._skipped: list[str] = []
@@ -77,6 +77,9 @@ class Cluster(Method):
             if layer.name not in self._bits:
                 trained.get_layer(layer.name).set_weights(layer.get_weights())
         return trained
+
+    def after_step(self, model: Any, step: tf.Tensor) -> None:
+        """Nothing is left to do: tfmot's wrappers assign the clusters in their forward pass."""
 
     def finalize(self, model: Any) -> Any:
         from tensorflow_model_optimization.clustering import keras as clustering
