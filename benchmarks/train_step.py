@@ -43,7 +43,7 @@ class Variant:
 
 
 def learner(
-    net: Any, behind: Callable[[Any], None], teacher: Any = None
+    net: Any, after_update: Callable[[Any], None], teacher: Any = None
 ) -> Callable[[Any, Any], Any]:
     """One compiled step as the trainer takes it."""
     import tensorflow as tf
@@ -52,11 +52,11 @@ def learner(
     from mobilenet.training import losses
     from mobilenet.training.engine import Learner
 
-    model = Learner(net, behind, teacher)
+    model = Learner(net, after_update, teacher)
     loss = losses.cross_entropy(CLASSES, 0.0)
     model.compile(
         tf_keras.optimizers.SGD(0.01, momentum=0.9, jit_compile=False),
-        loss if teacher is None else losses.distilled(loss, teacher),
+        loss if teacher is None else losses.distillation_loss(loss, teacher),
     )
     return tf.function(lambda images, labels: model.train_step((images, labels)))
 
@@ -71,12 +71,12 @@ def make(name: str, plain: Any, images: Any, frequency: int) -> Variant:
     from mobilenet.configs.distillation import Distillation
     from mobilenet.configs.pruning import MagnitudePruning
     from mobilenet.configs.quantization import QuantizationAwareTraining
-    from mobilenet.training.distillation import Guide
+    from mobilenet.training.distillation import TeacherModel
 
     way = PREPROCESSING["inception"]
     teacher = None
     if name.startswith("distilled"):
-        teacher = Guide(plain, way, name).teacher(Distillation(), way)
+        teacher = TeacherModel(plain, way, name).teacher(Distillation(), way)
     stage = methods.StageContext(10**6, way, lambda count: images[:count])
     copy = tf_keras.models.clone_model(plain)
     copy.set_weights(plain.get_weights())

@@ -129,7 +129,7 @@ def train(
     size: int = SIZE,
     rate: float = 0.05,
     watch: Callable[[int], None] = lambda step: None,
-    behind: Callable[[tf.Tensor], None] = lambda step: None,
+    after_update: Callable[[tf.Tensor], None] = lambda step: None,
 ) -> float:
     """Some steps as the engine takes them, `watch` called after each; returns the last loss."""
     from mobilenet.training.engine import Learner
@@ -137,7 +137,7 @@ def train(
     def both(step: tf.Tensor) -> None:
         if method is not None:
             method.after_step(model, step)
-        behind(step)
+        after_update(step)
 
     learner = Learner(model, both)
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)

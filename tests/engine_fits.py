@@ -57,7 +57,7 @@ class Watch(tf_keras.callbacks.Callback):
         super().__init__()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.weights.append([w.numpy() for w in self.model.net.weights])
+        self.weights.append([w.numpy() for w in self.model.model.weights])
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.logs.append(dict(logs))

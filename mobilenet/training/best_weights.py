@@ -1,4 +1,4 @@
-"""The weights of the best epoch, kept beside the model until its stage ends."""
+"""The weights of the epoch of the best validation metrics."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from mobilenet.metrics import Metrics
 from mobilenet.models.graph import variables
 
 
-class Best(tf.Module):
-    """A copy of a model's weights as they were when held-out images went best.
-
-    It is part of the resume state.
+class BestWeights(tf.Module):
+    """A copy of a model's weights at the best epoch so far; part of the resume state.
 
     Args:
         model: any model, wrapped or plain.
 
     Attributes:
-        epoch: the one that is kept, from 1; 0 while there is none.
+        epoch: the best one, from 1; 0 before the first.
     """
 
     def __init__(self, model: Any) -> None:
@@ -33,12 +31,12 @@ class Best(tf.Module):
         self.top1 = tf.Variable(0.0, dtype=tf.float64, trainable=False)
         self.loss = tf.Variable(0.0, dtype=tf.float64, trainable=False)
 
-    def offer(self, epoch: int, held_out: Metrics) -> None:
-        """Keeps the weights that the model has now where they score higher, or alike at less loss.
+    def update_if_better(self, epoch: int, held_out: Metrics) -> None:
+        """Copies the model's weights if top-1 is higher than before, or equal at a lower loss.
 
         Args:
             epoch: from 1.
-            held_out: their figures on images that were not trained on.
+            held_out: metrics of these weights on validation images.
         """
         before = (float(self.top1.numpy()), -float(self.loss.numpy()))
         if self.epoch.numpy() and (held_out.top1, -held_out.loss) <= before:
@@ -49,10 +47,10 @@ class Best(tf.Module):
         self.top1.assign(held_out.top1)
         self.loss.assign(held_out.loss)
 
-    def assign(self) -> int:
-        """Puts the kept weights in the model; returns their epoch, 0 where there are none."""
-        kept = int(self.epoch.numpy())
-        if kept:
+    def restore(self) -> int:
+        """Puts the best weights in the model; returns their epoch, 0 if there is none."""
+        epoch = int(self.epoch.numpy())
+        if epoch:
             for copy, weight in zip(self.copies, self.weights, strict=True):
                 weight.assign(copy)
-        return kept
+        return epoch

@@ -33,45 +33,46 @@ _PLACES = (".keras", ".h5", ".hdf5")
 
 
 @dataclasses.dataclass(frozen=True)
-class Guide:
-    """A model that stages learn from.
+class TeacherModel:
+    """The model that a stage is distilled from.
 
     Attributes:
-        model: from images to logits, in float32, made outside any strategy.
+        model: from images to logits, in float32, created outside any strategy.
         preprocessing: how pixels become its inputs.
-        place: what a person calls it.
+        name: its path, or the stage that trained it.
     """
 
-    net: Any
+    model: Any
     preprocessing: Preprocessing
-    place: str
+    name: str
 
-    def teacher(self, config: Distillation, given: Preprocessing) -> Teacher:
-        """A twin that answers in inference mode, whose weights nothing trains.
+    def teacher(self, config: Distillation, preprocessing: Preprocessing) -> Teacher:
+        """A copy that runs in inference mode and is not trained.
 
-        Must be called in the scope of the strategy that a stage trains in.
+        Must be called in the scope of the strategy that the stage trains in.
 
         Args:
             config: weight and temperature.
-            given: how pixels became the inputs that it will be asked about.
+            preprocessing: of the images that the student trains on.
         """
-        own = rebuild.copy(self.net)
-        convert = _conversion(given, self.preprocessing)
+        copy = rebuild.copy(self.model)
+        convert = _conversion(preprocessing, self.preprocessing)
 
-        def answer(images: tf.Tensor) -> tf.Tensor:
-            return own(convert(images), training=False)
+        def predict(images: tf.Tensor) -> tf.Tensor:
+            return copy(convert(images), training=False)
 
-        return Teacher(answer, config.weight, config.temperature)
+        return Teacher(predict, config.weight, config.temperature)
 
-    def told(self, config: Distillation) -> str:
+    def note(self, config: Distillation) -> str:
+        """What the model's card says of it."""
         return (
-            f"distilled from {self.place}, weight {config.weight:g}, "
+            f"distilled from {self.name}, weight {config.weight:g}, "
             f"temperature {config.temperature:g}"
         )
 
 
-class Guides:
-    """Which model each stage of a run learns from.
+class Teachers:
+    """The teacher of each stage of a run.
 
     Args:
         config: of the run.
@@ -82,13 +83,13 @@ class Guides:
         self.config, self.info = config, info
         self.preprocessing = PREPROCESSING[config.dataset.preprocessing]
 
-    def of(self, stage: str, start: Any, origin: str | None) -> Guide | None:
-        """The model that a stage learns from, if any; called outside any strategy.
+    def of(self, stage: str, start: Any, origin: str | None) -> TeacherModel | None:
+        """The teacher of a stage, or `None`; must be called outside any strategy.
 
         Args:
             stage: one that trains.
-            start: the model that it begins with.
-            origin: where its weights come from; `None` where some are new and know nothing.
+            start: the model that it starts from.
+            origin: where its weights come from; `None` if some of them are untrained.
 
         Raises:
             UsageError: see `load`.
@@ -98,17 +99,19 @@ class Guides:
         if self.config.distillation.teacher != START or stage == "train":
             return None
         if origin is None:
-            log.info("%s: nothing is distilled from a start with weights that are new", stage)
+            log.info("%s: distillation skipped, the starting weights are untrained", stage)
             return None
-        return Guide(freeze.float32_copy(start), self.preprocessing, origin)
+        return TeacherModel(freeze.float32_copy(start), self.preprocessing, origin)
 
     @functools.cached_property
-    def _other(self) -> Guide:
+    def _other(self) -> TeacherModel:
         path = str(self.config.distillation.model)
         return load(path, self.info, self.config.image_size, self.preprocessing)
 
 
-def load(path: str, info: data.DatasetInfo, image_size: int, preprocessing: Preprocessing) -> Guide:
+def load(
+    path: str, info: data.DatasetInfo, image_size: int, preprocessing: Preprocessing
+) -> TeacherModel:
     """Reads a teacher, and checks that it can answer for the images and classes of a run.
 
     Must be called outside any strategy.
@@ -152,7 +155,7 @@ def load(path: str, info: data.DatasetInfo, image_size: int, preprocessing: Prep
             f"a teacher that takes images of {_told(shape)}; this one takes {_told(takes)}",
             "give the --image_size of the teacher, or another teacher",
         )
-    return Guide(model, own, path)
+    return TeacherModel(model, own, path)
 
 
 def _read(

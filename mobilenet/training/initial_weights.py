@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import tensorflow as tf
-import tf_keras
 
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models import saving
-from mobilenet.models.graph import batch_norm_statistics
-from mobilenet.models.graph.roles import kind
 from mobilenet.tf1_loader import loading
 from mobilenet.weights import keras_applications, tf2_object
 
 log = logging.getLogger("mobilenet")
 _HEAD = "Logits"
-_BATCH = 32
-STATISTICS_IMAGES = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,55 +67,6 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
     for note in start.notes:
         log.info("%s: %s", path, note)
     return start
-
-
-def fill_statistics(model: Any, images: Callable[[], npt.NDArray[np.float32]]) -> list[str]:
-    """Gives batch norms without statistics those of images; what the model answers stays the same.
-
-    Where a checkpoint holds folded kernels, its batch norms say mean 0 and one variance for all
-    channels. In inference that is right; in training the batch's own mean and variance come in
-    their place and the model answers something else. Here gain and offset are moved along with the
-    statistics, so that both modes answer alike.
-
-    Args:
-        model: a functional model, changed in place.
-        images: gives `[n, height, width, channels]`, preprocessed as the model takes them; not
-            called where no layer needs it.
-
-    Returns:
-        The names of the layers that were filled.
-    """
-    batch_norms = [x for x in model.layers if kind(x) == "BatchNormalization"]
-    empty = [x for x in batch_norms if batch_norm_statistics.has_no_statistics(x)]
-    if not empty:
-        return []
-    reader = tf_keras.Model(model.inputs, [layer.input for layer in empty])
-    taken = images()
-    count, sums, squares = 0, [0.0] * len(empty), [0.0] * len(empty)
-    for start in range(0, len(taken), _BATCH):
-        found = reader(tf.constant(taken[start : start + _BATCH]), training=False)
-        for place, value in enumerate(found if len(empty) > 1 else [found]):
-            flat = value.numpy().reshape(-1, value.shape[-1]).astype(np.float64)
-            # each layer has its own number of pixels, so means of the batch are summed
-            sums[place] += flat.mean(0) * len(value)
-            squares[place] += np.square(flat).mean(0) * len(value)
-        count += len(taken[start : start + _BATCH])
-    for layer, total, square in zip(empty, sums, squares, strict=True):
-        mean = total / count
-        variance = np.maximum(square / count - np.square(mean), 0.0)
-        _move_statistics(layer, mean, variance)
-    return [layer.name for layer in empty]
-
-
-def _move_statistics(layer: Any, mean: Any, variance: Any) -> None:
-    """New statistics; gain and offset such that the layer computes in inference what it did."""
-    gamma, beta = layer.gamma.numpy().astype(np.float64), layer.beta.numpy().astype(np.float64)
-    before = layer.moving_variance.numpy().astype(np.float64) + layer.epsilon
-    slope = gamma / np.sqrt(before)
-    shift = beta - slope * layer.moving_mean.numpy()
-    layer.set_weights(
-        [slope * np.sqrt(variance + layer.epsilon), shift + slope * mean, mean, variance]
-    )
 
 
 def _is_model(place: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What a step makes small: cross-entropy with labels, and the distance to a teacher's answers."""
+"""Losses of training: cross-entropy with the labels, and distillation from a teacher's logits."""
 
 from __future__ import annotations
 
@@ -14,50 +14,58 @@ Loss = Callable[[Any, Any], tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """Whose answers a model trains towards.
+    """The model whose outputs a student is trained towards.
 
     Attributes:
-        answer: images as the model sees them, to float32 logits `[batch, classes]`.
-        weight: share of it in the loss.
-        temperature: divides the logits of both.
+        predict: from images, as the student takes them, to float32 logits `[batch, classes]`.
+        weight: share of distillation in the loss.
+        temperature: divides the logits of both models.
     """
 
-    answer: Callable[[tf.Tensor], tf.Tensor]
+    predict: Callable[[tf.Tensor], tf.Tensor]
     weight: float
     temperature: float
 
-    def beside(self, labels: Any, images: Any) -> tf.Tensor:
-        """Labels and answers as one target, float32 `[batch, 1 + classes]`, for `distilled`."""
-        answers = tf.stop_gradient(self.answer(images))
-        column = tf.reshape(tf.cast(labels, answers.dtype), [-1, 1])
-        return tf.concat([column, answers], axis=1)
+    def append_targets(self, labels: Any, images: Any) -> tf.Tensor:
+        """Labels and the teacher's logits as one target of `distillation_loss`.
+
+        Args:
+            labels: class indices, `[batch]` or `[batch, 1]`.
+            images: `[batch, height, width, channels]`.
+
+        Returns:
+            float32 `[batch, 1 + classes]`: the label, then the logits.
+        """
+        logits = tf.stop_gradient(self.predict(images))
+        column = tf.reshape(tf.cast(labels, logits.dtype), [-1, 1])
+        return tf.concat([column, logits], axis=1)
 
 
 def cross_entropy(classes: int, smoothing: float) -> Loss:
-    """Cross-entropy of labels `[batch]` or `[batch, 1]` and logits, an image each."""
+    """Cross-entropy of labels `[batch]` or `[batch, 1]` and logits, one value an image."""
 
     def smoothed(labels: Any, logits: Any) -> tf.Tensor:
-        wanted = tf.one_hot(tf.reshape(tf.cast(labels, tf.int32), [-1]), classes)
+        targets = tf.one_hot(tf.reshape(tf.cast(labels, tf.int32), [-1]), classes)
         return tf_keras.losses.categorical_crossentropy(
-            wanted, logits, from_logits=True, label_smoothing=smoothing
+            targets, logits, from_logits=True, label_smoothing=smoothing
         )
 
     return smoothed
 
 
-def distilled(by_labels: Loss, teacher: Teacher) -> Loss:
-    """The loss of arXiv 1503.02531, of the targets that `teacher.beside` gives and logits.
+def distillation_loss(label_loss: Loss, teacher: Teacher) -> Loss:
+    """The loss of arXiv 1503.02531, of the targets of `Teacher.append_targets` and logits.
 
-    The gradient of its second part shrinks with the square of the temperature, which is therefore
-    multiplied in.
+    Gradients of its second part scale with 1 / temperature^2, so it is multiplied by the square of
+    the temperature.
     """
 
-    def both(targets: Any, logits: Any) -> tf.Tensor:
-        wanted = tf.nn.log_softmax(targets[:, 1:] / teacher.temperature)
-        said = tf.nn.log_softmax(logits / teacher.temperature)
-        divergence = tf.reduce_sum(tf.exp(wanted) * (wanted - said), axis=1)
-        return (1.0 - teacher.weight) * by_labels(targets[:, 0], logits) + (
+    def combined(targets: Any, logits: Any) -> tf.Tensor:
+        teacher_log = tf.nn.log_softmax(targets[:, 1:] / teacher.temperature)
+        student_log = tf.nn.log_softmax(logits / teacher.temperature)
+        divergence = tf.reduce_sum(tf.exp(teacher_log) * (teacher_log - student_log), axis=1)
+        return (1.0 - teacher.weight) * label_loss(targets[:, 0], logits) + (
             teacher.weight * teacher.temperature**2 * divergence
         )
 
-    return both
+    return combined

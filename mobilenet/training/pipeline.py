@@ -30,6 +30,7 @@ from mobilenet.export import freeze, tflite_converter
 from mobilenet.export import pipeline as export_pipeline
 from mobilenet.export.verification import verify
 from mobilenet.models import builder, saving
+from mobilenet.models.graph import batch_norm_statistics
 from mobilenet.runtime import interpreter
 from mobilenet.runtime.classifier import Classifier
 from mobilenet.training import distillation, engine, initial_weights, progress, strategy
@@ -80,7 +81,7 @@ class Chain:
         self.strategy = strategy.make(self.config.distribution_strategy)
         self.supply = Supply(self.config, self.preprocessing)
         self._learnt: Mapping[str, tuple[float, float]] = {}  # by a quantized training of TF1
-        self._guides = distillation.Guides(self.config, info)
+        self._teachers = distillation.Teachers(self.config, info)
         self._origin: str | None = None  # whose trained weights a stage begins with
 
     def execute(self) -> list[Entry]:
@@ -148,17 +149,16 @@ class Chain:
         return model
 
     def _fill_statistics(self, model: Any) -> None:
-        """Batch norms that came folded get statistics, or training would start from another
-        model.
-        """
-        images = functools.partial(self.supply.first_images, initial_weights.STATISTICS_IMAGES)
-        filled = initial_weights.fill_statistics(model, images)
+        """Gives folded batch norms statistics; without, training would start from another model."""
+        count = batch_norm_statistics.FILL_IMAGES
+        images = functools.partial(self.supply.first_images, count)
+        filled = batch_norm_statistics.fill_statistics(model, images)
         if filled:
             log.info(
-                "%d batch norms held no statistics (folded): taken from %d training images; "
-                "what the model answers stays the same",
+                "re-estimated the statistics of %d folded batch norms on %d training images; "
+                "outputs unchanged",
                 len(filled),
-                initial_weights.STATISTICS_IMAGES,
+                count,
             )
 
     def _built(self, config: MobileNetConfig | None = None) -> Any:
@@ -217,7 +217,7 @@ class Chain:
             trains = method is None or method.trains
             first = self.config.parts([stage_of(name)])[0]
             begun = self._start(first) if trains and name != first else start
-        guide = self._guides.of(stage_of(name), begun, self._origin) if trains else None
+        guide = self._teachers.of(stage_of(name), begun, self._origin) if trains else None
         with self.strategy.scope():
             if not self.run.begun:
                 self._check(start)
@@ -242,7 +242,7 @@ class Chain:
         name: str,
         start: Any,
         method: methods.Method | None,
-        guide: distillation.Guide | None,
+        guide: distillation.TeacherModel | None,
     ) -> tuple[Any, list[Row]]:
         """Trains, in the scope of the strategy."""
         config = self.config.recipe(name)
@@ -266,14 +266,18 @@ class Chain:
         model: Any,
         rows: list[Row],
         method: methods.Method | None,
-        guide: distillation.Guide | None = None,
+        guide: distillation.TeacherModel | None = None,
     ) -> _Finished:
         """Scores a stage's model and makes it plain, in the scope that it was made in."""
         held_out = self._score(model)
         notes = list(method.notes(model)) if method is not None else []
         if guide is not None:
-            notes.append(guide.told(self.config.distillation))
-        notes += [f"epoch {row['epoch']} of {len(rows)} is kept" for row in rows if row.get("kept")]
+            notes.append(guide.note(self.config.distillation))
+        notes += [
+            f"weights of epoch {row['epoch']} of {len(rows)}, the best on validation images"
+            for row in rows
+            if row.get("kept")
+        ]
         ranges, floats = export_pipeline.ranges_of(model), export_pipeline.kept_float(model)
         plain = model if method is None else method.finalize(model)
         figures = {} if method is None else method.report()

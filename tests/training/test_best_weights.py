@@ -20,22 +20,22 @@ from mobilenet.configs.quantization import QuantizationAwareTraining  # noqa: E4
 from mobilenet.metrics import Metrics  # noqa: E402
 from mobilenet.models.graph import variables  # noqa: E402
 from mobilenet.training import engine  # noqa: E402
-from mobilenet.training.best_weights import Best  # noqa: E402
+from mobilenet.training.best_weights import BestWeights  # noqa: E402
 
 PLAIN = CONFIG.replace(keep_best=True, ma_decay_rate=0.0)
 
 
 def test_top1_decides_and_of_equals_the_lower_loss() -> None:
     model = make_model()
-    best = Best(model)
-    assert best.assign() == 0
+    best = BestWeights(model)
+    assert best.restore() == 0
     kept = []
     for epoch, (top1, loss) in enumerate([(0, 9), (50, 2), (50, 3), (40, 1), (50, 1), (50, 1)], 1):
         model.set_weights([np.full_like(w, epoch) for w in model.get_weights()])
-        best.offer(epoch, Metrics(top1, 100, loss, 9))
+        best.update_if_better(epoch, Metrics(top1, 100, loss, 9))
         kept.append(int(best.epoch))
     assert kept == [1, 2, 2, 2, 5, 5]
-    assert best.assign() == 5
+    assert best.restore() == 5
     for weight in model.get_weights():
         np.testing.assert_array_equal(weight, 5)
 

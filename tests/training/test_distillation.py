@@ -52,8 +52,8 @@ def test_the_loss_is_the_papers(weight: float, temperature: float, smoothing: fl
     expected += weight * temperature**2 * divergence
 
     teacher = losses.Teacher(lambda x: tf.constant(taught, tf.float32), weight, temperature)
-    loss = losses.distilled(losses.cross_entropy(4, smoothing), teacher)
-    found = loss(teacher.beside(labels, None), tf.constant(logits, tf.float32))
+    loss = losses.distillation_loss(losses.cross_entropy(4, smoothing), teacher)
+    found = loss(teacher.append_targets(labels, None), tf.constant(logits, tf.float32))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -68,16 +68,16 @@ def wide_model() -> Any:
 
 def test_a_teacher_gets_no_gradient_and_keeps_its_statistics() -> None:
     net = wide_model()
-    teacher = distillation.Guide(net, WAY, "wide").teacher(Distillation(), WAY)
+    teacher = distillation.TeacherModel(net, WAY, "wide").teacher(Distillation(), WAY)
     images = tf.random.normal((BATCH, 6, 6, 2))
     first = net(images, training=False)
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(images)
-        target = teacher.beside(tf.zeros(BATCH, tf.int64), images)
+        target = teacher.append_targets(tf.zeros(BATCH, tf.int64), images)
     variables = tape.watched_variables()
     assert any(v.shape == (3, 3, 2, 7) for v in variables)
     assert tape.gradient(target, [images, *variables]) == [None] * (1 + len(variables))
-    np.testing.assert_array_equal(teacher.answer(images), first)
+    np.testing.assert_array_equal(teacher.predict(images), first)
     np.testing.assert_array_equal(target[:, 1:], first)
 
 
@@ -86,9 +86,9 @@ def test_a_teacher_sees_pixels_as_it_was_trained_on_them() -> None:
     net.get_layer("Wide").set_weights([np.full((3, 3, 2, 7), 0.01, np.float32), np.ones(7)])
     raw = dataclasses.replace(WAY, name="own", mean=(10.0, 20.0), std=(2.0, 4.0))
     pixels = np.random.default_rng(0).uniform(0, 255, (4, 6, 6, 2)).astype(np.float32)
-    teacher = distillation.Guide(net, raw, "wide").teacher(Distillation(), WAY)
+    teacher = distillation.TeacherModel(net, raw, "wide").teacher(Distillation(), WAY)
     expected = net((pixels - np.float32([10, 20])) / np.float32([2, 4]), training=False)
-    found = teacher.answer(tf.constant((pixels - 127.5) / 127.5))
+    found = teacher.predict(tf.constant((pixels - 127.5) / 127.5))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -113,7 +113,7 @@ def test_a_net_comes_to_agree_with_its_teacher_against_the_labels(tmp_path: Path
 
 
 def test_a_killed_run_goes_on_to_the_same_weights_and_its_best_epoch(tmp_path: Path) -> None:
-    guide = distillation.Guide(wide_model(), WAY, "wide")
+    guide = distillation.TeacherModel(wide_model(), WAY, "wide")
     config = CONFIG.replace(keep_best=True, lr=0.2)
     models, found = [], []
     for stop, place in ((None, "whole"), (3, "cut"), (None, "cut")):
@@ -155,18 +155,18 @@ def test_a_folder_and_a_file_teach_their_logits(net: Any, tmp_path: Path) -> Non
     probabilities = net(images).numpy()  # the model ends with a softmax
     for place, way in ((path, own), (f"{path}/model.keras", PREPROCESSING["raw"])):
         guide = distillation.load(place, INFO, 32, PREPROCESSING["raw"])
-        assert (guide.preprocessing, guide.place) == (way, place)
-        np.testing.assert_allclose(softmax(guide.net(images).numpy()), probabilities, rtol=1e-4)
+        assert (guide.preprocessing, guide.name) == (way, place)
+        np.testing.assert_allclose(softmax(guide.model(images).numpy()), probabilities, rtol=1e-4)
 
 
 def test_a_tf1_checkpoint_teaches(tmp_path: Path) -> None:
     _, path = slim.written(tmp_path, slim.Slim("mobilenet_v1", width=0.125))
     guide = distillation.load(str(path), INFO, 32, PREPROCESSING["raw"])
-    assert guide.net.output_shape == (None, 5)
+    assert guide.model.output_shape == (None, 5)
     assert guide.preprocessing.mean == (127.5,)
     images = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
     expected = slim.loaded(path, input_shape=(32, 32, 3), classifier_activation=None).model(images)
-    np.testing.assert_allclose(guide.net(images), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(guide.model(images), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_who_cannot_teach_is_told_why(net: Any, tmp_path: Path) -> None:
@@ -192,21 +192,21 @@ def run_of(**changes: Any) -> RunConfig:
 
 
 def test_a_stage_learns_from_its_start_where_that_knows_something(net: Any) -> None:
-    guides = distillation.Guides(run_of(distillation=Distillation("start")), INFO)
+    guides = distillation.Teachers(run_of(distillation=Distillation("start")), INFO)
     guide = guides.of("prune", net, "train")
     assert guide is not None
-    assert guide.told(Distillation("start", 0.5, 3.0)) == (
+    assert guide.note(Distillation("start", 0.5, 3.0)) == (
         "distilled from train, weight 0.5, temperature 3"
     )
     assert guides.of("quantize", net, None) is None  # some weights are new
     assert guides.of("train", net, "a checkpoint") is None
-    nobody = distillation.Guides(run_of(distillation=Distillation("none")), INFO)
+    nobody = distillation.Teachers(run_of(distillation=Distillation("none")), INFO)
     assert nobody.of("prune", net, "train") is None
 
 
 def test_another_net_teaches_every_stage(net: Any, tmp_path: Path) -> None:
     config = run_of(image_size=32, distillation=Distillation(folder_of(net, tmp_path)))
-    guides = distillation.Guides(config, INFO)
+    guides = distillation.Teachers(config, INFO)
     assert guides.of("train", net, None) is not None
     assert guides.of("quantize", net, None) is guides.of("train", net, None)  # loaded once
 
@@ -249,7 +249,7 @@ def test_a_stage_tells_what_it_learnt_from_and_which_epoch_it_kept(tmp_path: Pat
     notes = json.loads((tmp_path / "run/prune/card.json").read_text())["notes"]
     assert notes[-2:] == [
         f"distilled from {start}, weight 0.5, temperature 2",
-        "epoch 1 of 1 is kept",
+        "weights of epoch 1 of 1, the best on validation images",
     ]
     decided = json.loads((tmp_path / "run/config.json").read_text())["distillation"]
     assert (decided["teacher"], decided["weight"]) == ("start", 0.5)

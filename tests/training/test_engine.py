@@ -282,7 +282,7 @@ def test_the_average_begins_anew_behind_the_update_that_the_method_names() -> No
     average, expected = Average(model, 0.99), float(weight.numpy()[0, 0])
     for step in range(1, 10):
         weight.assign([[float(step)]])
-        average.update(engine.averaged(tf.constant(step, tf.int64), method), pruned=False)
+        average.update(engine.average_step(tf.constant(step, tf.int64), method), pruned=False)
         count = step - 6 if step > 6 else step
         decay = min(0.99, (1 + count) / (10 + count))
         expected = decay * expected + (1 - decay) * step

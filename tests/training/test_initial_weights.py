@@ -19,6 +19,7 @@ from mobilenet.configs import archs  # noqa: E402
 from mobilenet.configs.card import Card  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.models import builder, saving  # noqa: E402
+from mobilenet.models.graph import batch_norm_statistics  # noqa: E402
 from mobilenet.training import initial_weights  # noqa: E402
 
 CONFIG = archs.get("mobilenet_v1", width_multiplier=0.125, num_classes=5)
@@ -135,7 +136,7 @@ def test_folded_batch_norms_train_as_they_answer() -> None:
     answer, kept = model(IMAGES, training=False).numpy(), model.get_weights()
     assert np.abs(answer - model(IMAGES, training=True).numpy()).max() > 0.01  # the fault
     model.set_weights(kept)  # that moved the statistics
-    filled = initial_weights.fill_statistics(model, lambda: IMAGES)
+    filled = batch_norm_statistics.fill_statistics(model, lambda: IMAGES)
     assert len(filled) == 27
     np.testing.assert_allclose(model(IMAGES, training=False).numpy(), answer, atol=1e-5)
     np.testing.assert_allclose(model(IMAGES, training=True).numpy(), answer, atol=1e-3)
@@ -144,7 +145,8 @@ def test_folded_batch_norms_train_as_they_answer() -> None:
 def test_batch_norms_with_statistics_are_left_alone(trained: Any) -> None:
     before = trained.get_weights()
     assert (
-        initial_weights.fill_statistics(trained, lambda: pytest.fail("images are not needed")) == []
+        batch_norm_statistics.fill_statistics(trained, lambda: pytest.fail("images are not needed"))
+        == []
     )
     for ours, kept in zip(trained.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, kept)

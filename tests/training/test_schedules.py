@@ -12,7 +12,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 
 from mobilenet.configs.run import TrainConfig  # noqa: E402
-from mobilenet.training import losses, optimizers  # noqa: E402
+from mobilenet.training import losses, schedules  # noqa: E402
 from mobilenet.training.schedules import LearningRate  # noqa: E402
 
 STEPS = 7  # an epoch; no divisor of the periods below
@@ -137,7 +137,7 @@ def test_an_optimizer_by_name_makes_its_update(update: Callable[[np.ndarray], np
         op_epsilon=0.002,
         decoupled_weight_decay=0.1,
     )
-    optimizer = optimizers.make(config, RATE)
+    optimizer = schedules.create_optimizer(config, RATE)
     weight = tf.Variable(START, dtype=tf.float32, name="kernel")
     for gradient in GRADIENTS:
         optimizer.apply_gradients([(tf.constant(gradient, tf.float32), weight)])
@@ -147,7 +147,7 @@ def test_an_optimizer_by_name_makes_its_update(update: Callable[[np.ndarray], np
 @pytest.mark.parametrize("name", ["bias", "gamma", "beta"])
 def test_adamw_decays_no_bias_and_no_normalization(name: str) -> None:
     config = TrainConfig(optimizer_name="adamw", op_momentum=0.8, decoupled_weight_decay=0.1)
-    optimizer = optimizers.make(config, RATE)
+    optimizer = schedules.create_optimizer(config, RATE)
     weight = tf.Variable(START, dtype=tf.float32, name=f"Conv2d_0_batch_norm/{name}")
     for gradient in GRADIENTS:
         optimizer.apply_gradients([(tf.constant(gradient, tf.float32), weight)])

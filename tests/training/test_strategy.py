@@ -55,7 +55,7 @@ from mobilenet.configs.distillation import Distillation
 from mobilenet.training import distillation, engine
 
 way, watch = PREPROCESSING["inception"], Watch()
-guide = distillation.Guide(make_model(), way, "twin")
+guide = distillation.TeacherModel(make_model(), way, "twin")
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
     net = make_model()
     config = CONFIG.replace(keep_best=True, epochs=2, ma_decay_rate=0.0)

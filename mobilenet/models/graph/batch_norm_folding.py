@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenet.models.graph import variables
+from mobilenet.models.graph import batch_norm_statistics, variables
 from mobilenet.models.graph.roles import Graph, kind, unwrap
 
 Array = npt.NDArray[np.float64]
@@ -97,13 +97,7 @@ class Folded:
 
         The batch norm must have a gain and an offset.
         """
-        assert self.norm is not None
-        gain, bias = self.affine()
-        plain = self.read(self.own, "bias", 0.0)
-        self.norm["moving_mean"].assign(mean)
-        self.norm["moving_variance"].assign(variance)
-        self.norm["gamma"].assign(gain * np.sqrt(variance + self.epsilon))
-        self.norm["beta"].assign(bias + (mean - plain) * gain)
+        batch_norm_statistics.replace_statistics(self.output, mean, variance)
 
     def scale_inputs(self, factors: Array) -> None:
         """Multiplies the kernel along its input channels, `[input channels]`."""

@@ -1,4 +1,5 @@
-"""Whether the moving statistics of batch norms are those of images, before ranges are taken.
+"""The moving statistics of batch norms: whether they fit images, and replacing them while inference
+stays the same.
 
 In inference a batch norm divides by its moving statistics. A few steps at a high decay leave them
 those of the initial model: every layer then widens or narrows its signal anew, and the ranges that
@@ -8,6 +9,7 @@ at all, and none is wrong.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,12 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.models.graph.roles import kind
+from mobilenet.models.graph import variables
+from mobilenet.models.graph.roles import kind, unwrap
 
 _IMAGES = 8
+_BATCH = 32
+FILL_IMAGES = 256  # enough for means and variances of every channel
 # Trained models, Google's weights too, were seen at 0.12 to 3.4, on images of another kind as well;
 # models after 20 steps at a decay of 0.9997 at 0.0004.
 _FACTOR = 15.0
@@ -61,6 +66,63 @@ def statistics_warning(model: Any, images: npt.NDArray[np.float32]) -> str:
         f"activation ranges will not fit; train with a lower --batch_norm_decay than "
         f"{first.momentum:g}, or for more epochs"
     )
+
+
+def fill_statistics(model: Any, images: Callable[[], npt.NDArray[np.float32]]) -> list[str]:
+    """Gives batch norms without statistics those of images; inference outputs are unchanged.
+
+    In a checkpoint with folded kernels, all batch norms have mean 0 and one variance for all
+    channels. Inference is right with them, but training normalizes by the mean and variance of the
+    batch and would start from a different function. Here gamma and beta are changed along with the
+    statistics, so that both modes agree.
+
+    Args:
+        model: a functional model, changed in place.
+        images: returns `[n, height, width, channels]`, preprocessed as the model takes them; only
+            called if a layer needs them.
+
+    Returns:
+        The names of the layers that were filled.
+    """
+    batch_norms = [layer for layer in model.layers if kind(layer) == "BatchNormalization"]
+    empty = [layer for layer in batch_norms if has_no_statistics(layer)]
+    if not empty:
+        return []
+    reader = tf_keras.Model(model.inputs, [layer.input for layer in empty])
+    samples = images()
+    sums, squares = [0.0] * len(empty), [0.0] * len(empty)
+    for start in range(0, len(samples), _BATCH):
+        inputs = reader(tf.constant(samples[start : start + _BATCH]), training=False)
+        for index, value in enumerate(inputs if len(empty) > 1 else [inputs]):
+            pixels = value.numpy().reshape(-1, value.shape[-1]).astype(np.float64)
+            # Layers differ in their number of pixels, so means of the batch are summed.
+            sums[index] += pixels.mean(0) * len(value)
+            squares[index] += np.square(pixels).mean(0) * len(value)
+    for layer, total, square in zip(empty, sums, squares, strict=True):
+        mean = total / len(samples)
+        variance = np.maximum(square / len(samples) - np.square(mean), 0.0)
+        replace_statistics(layer, mean, variance)
+    return [layer.name for layer in empty]
+
+
+def replace_statistics(layer: Any, mean: Any, variance: Any) -> None:
+    """Sets the statistics of a batch norm, and gamma and beta so that inference is unchanged.
+
+    Args:
+        layer: a batch norm, wrapped or not, with gamma and beta.
+        mean, variance: `[channels]`.
+    """
+    named = variables.named(layer)
+    epsilon = unwrap(layer).epsilon
+    gamma, beta, old_mean, old_variance = (
+        np.asarray(tf.convert_to_tensor(named[name]), np.float64)
+        for name in ("gamma", "beta", "moving_mean", "moving_variance")
+    )
+    slope = gamma / np.sqrt(old_variance + epsilon)
+    named["gamma"].assign(slope * np.sqrt(variance + epsilon))
+    named["beta"].assign(beta + (mean - old_mean) * slope)
+    named["moving_mean"].assign(mean)
+    named["moving_variance"].assign(variance)
 
 
 def has_no_statistics(layer: Any) -> bool:

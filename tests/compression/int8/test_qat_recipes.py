@@ -48,7 +48,7 @@ class Watch(tf_keras.callbacks.Callback):
         self.highs: list[float] = []
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        model = self.model.net
+        model = self.model.model
         name = "quant_c" if hasattr(model, "phase") else "c"
         weights = {v.name.split("/")[-1]: v for v in model.get_layer(name).weights}
         self.kernels.append(weights["kernel:0"].numpy())
@@ -230,7 +230,7 @@ def test_averaged_weights_fit_the_ranges_of_the_weights_that_made_them() -> None
     method = methods.create(QuantizationAwareTraining(), stage(60))
     net = method.apply(model)
     average = Average(net, 0.95)
-    train(net, method, 60, rate=0.02, behind=lambda step: average.update(step))
+    train(net, method, 60, rate=0.02, after_update=lambda step: average.update(step))
     kept = scheme.get_ranges(net)
     own = net.get_weights()
     average.assign()

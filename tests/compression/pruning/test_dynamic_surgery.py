@@ -297,7 +297,7 @@ def test_target_holds_from_the_last_surgery_on_also_in_averages() -> None:
                 kernel = variables.kernel(model.get_layer(name))
                 assert zeros(kernel) == pytest.approx(share, abs=1 / kernel.shape.num_elements())
 
-    train(model, method, 12, watch=watch, behind=average.update)
+    train(model, method, 12, watch=watch, after_update=average.update)
     average.assign()
     watch(12)
     notes = {line.split()[0]: line for line in method.notes(model)}

@@ -145,7 +145,7 @@ def test_masks_hold_behind_the_optimizer_in_averages_and_checkpoints(tmp_path: A
         assert sorted(zeros(value) for value in stored)[:3] == [seen[-1]] * 3  # kernel, mask, mean
         assert len(stored) == 3
 
-    train(model, method, 12, watch=watch, behind=average.update)
+    train(model, method, 12, watch=watch, after_update=average.update)
     assert seen[-1] == 0.75
     assert seen == sorted(seen)
     assert 0 < seen[2] < 0.75
