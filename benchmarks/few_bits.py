@@ -78,13 +78,13 @@ def linear(model: Any, bits: int, by_channel: bool) -> Any:
     A channel's ends are widened to zero: the operator would move them there, and the few weights of
     a channel often have none near zero.
     """
-    from mobilenet.compression.quantization.weight_sharing.uniform import Ends, SignedEnds
+    from mobilenet.compression.quantization.weight_sharing.uniform import MinMax, SignedMinMax
 
     def coded(kernel: Any, matrix: bool) -> Any:
-        code = (SignedEnds if matrix else Ends)(kernel, bits)
-        low, high = code.numbers["min"], code.numbers["max"]
+        code = (SignedMinMax if matrix else MinMax)(kernel, bits)
+        low, high = code.parameters["min"], code.parameters["max"]
         ends = {"min": np.minimum(low, 0 * low), "max": np.maximum(high, 0 * high)}
-        return code.weights(kernel, ends if by_channel else code.numbers).numpy()
+        return code.weights(kernel, ends if by_channel else code.parameters).numpy()
 
     def every(kernel: Any, matrix: bool, axis: int) -> Any:
         if not by_channel:
@@ -103,7 +103,7 @@ def codebook(model: Any, bits: int, restarts: int, depthwise: bool) -> Any:
         if axis == 2 and not depthwise:
             return kernel
         code = Codebook(kernel, bits, restarts)
-        return code.weights(kernel, {**code.numbers, **code.fixed}).numpy()
+        return code.weights(kernel, {**code.parameters, **code.fixed}).numpy()
 
     return changed(model, coded)
 

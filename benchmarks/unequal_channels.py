@@ -25,11 +25,11 @@ WAYS = {"extremes alone": ("maximum", "repair"), "default": ("auto",)}
 
 
 def octaves(checkpoint: str, photos: str) -> Octaves:
-    """How far each channel's range is from the median of its tensor, stream by stream; those of
+    """How far each channel's range is from the median of its tensor, group by group; those of
     residual sums under `True`."""
     from mobilenet.compression.quantization.post_training import cross_layer_equalization
     from mobilenet.compression.quantization.post_training.observer import Observer
-    from mobilenet.compression.quantization.post_training.scaling_groups import Streams
+    from mobilenet.compression.quantization.post_training.scaling_groups import ScalingGroups
     from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig
     from mobilenet.export import calibration_data
     from mobilenet.models.graph.roles import Graph
@@ -40,29 +40,29 @@ def octaves(checkpoint: str, photos: str) -> Octaves:
     way = PREPROCESSING["inception"]
     seen = calibration_data.load(None, photos, DatasetConfig(), shape, way, 8).images
     found: Octaves = {True: [], False: []}
-    for stream in Streams(Graph(model)):
-        if stream.is_open:
-            names = [layer.name for layer in stream.tensors]
-            reach = cross_layer_equalization.reach_of(stream, Observer(model)(names, seen))
+    for group in ScalingGroups(Graph(model)):
+        if group.is_open:
+            names = [layer.name for layer in group.tensors]
+            reach = cross_layer_equalization.group_abs_max(group, Observer(model)(names, seen))
             if reach is not None:
                 live = reach[reach > 1e-6 * reach.max()]
-                found[len(stream.makers) > 1].append(np.log2(live / np.median(live)))
+                found[len(group.producers) > 1].append(np.log2(live / np.median(live)))
     return found
 
 
 def unequal(model: Any, spread: Octaves, seed: int = 0) -> tuple[Any, int]:
-    """The same function with such channels, and how many streams were scaled."""
+    """The same function with such channels, and how many groups were scaled."""
     import tf_keras
 
-    from mobilenet.compression.quantization.post_training.scaling_groups import Streams
+    from mobilenet.compression.quantization.post_training.scaling_groups import ScalingGroups
     from mobilenet.models.graph.roles import Graph
 
     copy, rng, count = tf_keras.models.clone_model(model), np.random.default_rng(seed), 0
     copy.set_weights(model.get_weights())
-    for stream in Streams(Graph(copy)):
-        if stream.is_open:
-            pool = spread[len(stream.makers) > 1]
-            stream.scale(2.0 ** rng.choice(pool[rng.integers(len(pool))], stream.channels))
+    for group in ScalingGroups(Graph(copy)):
+        if group.is_open:
+            pool = spread[len(group.producers) > 1]
+            group.scale(2.0 ** rng.choice(pool[rng.integers(len(pool))], group.channels))
             count += 1
     return copy, count
 
@@ -105,7 +105,7 @@ def main() -> None:
     uneven, count = unequal(even, octaves(words.checkpoint, words.photos))
     moved = np.abs(scoring.inference(uneven)(images).numpy() - wanted).max()
     print(f"float top-1 {100 * (wanted.argmax(1) == labels).mean():.2f}")
-    print(f"{count} streams scaled; outputs move by {moved:.2g}", flush=True)
+    print(f"{count} groups scaled; outputs move by {moved:.2g}", flush=True)
     rows = []
     for name, model in (("as trained", even), ("unequal", uneven)):
         for ranges, steps in WAYS.items():

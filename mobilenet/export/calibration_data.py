@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet import data
-from mobilenet.compression.quantization.int8.images import LEAST, check
+from mobilenet.compression.quantization.int8.calibration import MIN_IMAGES, check_images
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.data import arrays
@@ -57,7 +57,7 @@ def load(
 
     Raises:
         UsageError: there are no or too few images, one is corrupt, or they cannot be a model's
-            inputs (see `check`).
+            inputs (see `check_images`).
     """
     if place is None and name is not None and name not in datasets.KNOWN and Path(name).exists():
         name, place = None, name
@@ -78,10 +78,12 @@ def load(
             raise
         raise UsageError("--calibration_dir", error.got, error.expected, error.remedy) from None
     where = place or chosen.data_dir or chosen.name
-    if len(images) < LEAST:
+    if len(images) < MIN_IMAGES:
         count = f"{len(images)} images"
-        raise UsageError("--calibration_images", count, f"at least {LEAST}; {where} has no more")
-    check(images, preprocessing)
+        raise UsageError(
+            "--calibration_images", count, f"at least {MIN_IMAGES}; {where} has no more"
+        )
+    check_images(images, preprocessing)
     return Calibration(images, str(where))
 
 

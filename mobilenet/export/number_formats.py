@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from mobilenet.compression.quantization.int8 import float_layers
+from mobilenet.compression.quantization.int8 import float_layers, scheme
+from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8.converter_workarounds import Repair
 from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
 from mobilenet.configs.conversion import ConversionConfig
@@ -70,7 +71,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     Raises:
         UsageError: see `folder.load`.
     """
-    return Source(Path(path), saving.load(path), (Path(path) / "ranges.npz").is_file())
+    return Source(Path(path), saving.load(path), int8_saving.has_ranges(path))
 
 
 def fit(source: Source, calibration: Calibration, config: PostTraining) -> Source:
@@ -165,9 +166,6 @@ def make(job: Job) -> Made:
 
 
 def _int8(job: Job) -> Made:
-    from mobilenet.compression.quantization.int8 import saving as int8_saving
-    from mobilenet.compression.quantization.int8 import scheme
-
     source, form = job.source, job.form
     fitted = source.fitted
     notes: tuple[str, ...] = ()

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenet import console, files
+from mobilenet import console
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8.calibration import check_images
 from mobilenet.compression.quantization.int8.converter_workarounds import Repair
-from mobilenet.compression.quantization.int8.images import check
 from mobilenet.configs.card import Card
 from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
 from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
@@ -25,7 +26,6 @@ from mobilenet.export.calibration_data import Calibration
 from mobilenet.export.number_formats import Job, Made, Source, fit, make, open_source
 from mobilenet.export.verification import operator_parity, verify
 from mobilenet.models import counting, saving
-from mobilenet.models.graph.roles import is_quantized
 from mobilenet.tflite import model as tflite_model
 
 log = logging.getLogger("mobilenet")
@@ -37,7 +37,6 @@ _AS_TRAINED = ConversionConfig()
 _EXPECTED_AGREEMENT = 0.97
 _COARSE = 0.9  # agreement below which a number format costs more answers than most models can spare
 _SHOWN_FAULTS = 3
-_Ranges = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,36 +115,6 @@ def model_figures(model: Any, input_shape: tuple[int, int, int] | None = None) -
     }
 
 
-def ranges_of(model: Any) -> _Ranges | None:
-    """The activation ranges of a quantized model, `None` for a plain one."""
-    if not is_quantized(model):
-        return None
-    from mobilenet.compression.quantization.int8 import scheme
-
-    return scheme.get_ranges(model)
-
-
-def kept_float(model: Any) -> tuple[str, ...]:
-    """The layers of a quantized model that compute in float."""
-    if not is_quantized(model):
-        return ()
-    from mobilenet.compression.quantization.int8 import float_layers
-
-    return float_layers.names(model)
-
-
-def save_stage(plain: Any, target: Path, card: Card, ranges: _Ranges | None) -> None:
-    """Writes the folder of a stage: model, card, ranges of a quantized model; whole or not at
-    all.
-    """
-    with files.replacing(target) as temporary:
-        saving.save(plain, temporary, card)
-        if ranges is not None:
-            from mobilenet.compression.quantization.int8 import saving as int8_saving
-
-            int8_saving.save_ranges(temporary, ranges)
-
-
 def load_trained(path: str | os.PathLike[str]) -> saving.LoadedModel:
     """A model as it was evaluated in training: with its quantizers in it where it has ranges.
 
@@ -154,10 +123,8 @@ def load_trained(path: str | os.PathLike[str]) -> saving.LoadedModel:
     if frozen_graph.is_one(path):
         return frozen_graph.load(path)
     model = saving.load(path)
-    if not (Path(path) / "ranges.npz").is_file():
+    if not int8_saving.has_ranges(path):
         return model
-    from mobilenet.compression.quantization.int8 import saving as int8_saving
-
     return saving.LoadedModel(int8_saving.load(path), model.card)
 
 
@@ -199,7 +166,7 @@ def export(
     form.io_type(opened.quantized)
     shape = form.input_shape(opened.net.model.input_shape[1:])
     if calibration is not None:
-        check(calibration.images, opened.net.card.preprocessing)
+        check_images(calibration.images, opened.net.card.preprocessing)
     if calibration is not None and form.quantization == POST_TRAINING:
         with console.log_to_stdout():
             opened = fit(opened, calibration, fitting or PostTraining())
@@ -221,8 +188,8 @@ def export(
     if fitted is not None and opened.fitted is not None:
         own = opened.net.card
         own = own.replace(stage="quantize", outputs=outputs_of(own, _AS_TRAINED), metrics={})
-        ranges = ranges_of(opened.fitted.result.wrapped)
-        save_stage(opened.net.model, Path(fitted), own, ranges)
+        ranges = int8_saving.ranges_of(opened.fitted.result.wrapped)
+        int8_saving.save_stage(opened.net.model, Path(fitted), own, ranges)
     return Export(path, found, made.repairs, figures, card, made.notes)
 
 

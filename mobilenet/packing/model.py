@@ -8,13 +8,11 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import tf_keras
 
-from mobilenet.archives import load_npz
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError, VerificationError
@@ -24,7 +22,6 @@ from mobilenet.packing import array_codec, container
 from mobilenet.packing.entropy_coding import Malformed
 
 Array = npt.NDArray[Any]
-RANGES = "ranges.npz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +35,6 @@ class Unpacked:
 
     net: saving.LoadedModel
     ranges: dict[str, Array] | None
-
-
-def read_ranges(model_folder: str | os.PathLike[str]) -> dict[str, Array] | None:
-    """The ranges beside a model, as they are stored; `None` where there are none.
-
-    Raises:
-        UsageError: they are damaged.
-    """
-    path = Path(model_folder) / RANGES
-    if not path.is_file():
-        return None
-    return load_npz(path, "the ranges of a quantized model", "quantize it again")
 
 
 def pack(model: saving.LoadedModel, ranges: Mapping[str, Array] | None = None) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mobilenet import files
+from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import arrays
@@ -55,7 +56,7 @@ def pack(
     if target.is_dir() or (target.is_file() and not container.is_one(target)):
         expected = "a new file or an earlier packed model"
         raise UsageError(str(target), None, expected, "choose another name")
-    model, ranges = saving.load(source), packed_model.read_ranges(source)
+    model, ranges = saving.load(source), int8_saving.read_ranges(source)
     effect: Told = []
     if fold:
         halved = fp16_batch_norm.folded(model.model)
@@ -101,7 +102,7 @@ def unpack(
         raise UsageError(str(target), None, "a file's name; a folder is in its place")
     found = packed_model.unpack(source)
     if not is_file:
-        export_pipeline.save_stage(found.net.model, target, found.net.card, found.ranges)
+        int8_saving.save_stage(found.net.model, target, found.net.card, found.ranges)
         told: Told = [("folder", target), ("weights", f"{found.net.model.count_params():,}")]
         return told if found.ranges is None else [*told, ("ranges", len(found.ranges))]
     data = flatbuffer(found, image_size)

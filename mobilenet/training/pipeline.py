@@ -18,6 +18,7 @@ import tf_keras
 
 from mobilenet import data, metrics
 from mobilenet.compression import method as methods
+from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.card import Card
@@ -234,7 +235,7 @@ class Chain:
         card = self._card(name, trained)
         if architecture is not None:  # a model that was thinned has channels of its own
             card = card.replace(architecture=architecture.to_json())
-        export_pipeline.save_stage(plain, self.run.stage(name), card, trained.ranges)
+        int8_saving.save_stage(plain, self.run.stage(name), card, trained.ranges)
         return self._entry(name, plain, trained)
 
     def _fit(
@@ -278,7 +279,7 @@ class Chain:
             for row in rows
             if row.get("kept")
         ]
-        ranges, floats = export_pipeline.ranges_of(model), export_pipeline.kept_float(model)
+        ranges, floats = int8_saving.ranges_of(model), int8_saving.kept_float(model)
         plain = model if method is None else method.finalize(model)
         figures = {} if method is None else method.report()
         return _Finished(plain, held_out, rows, notes, ranges, floats, figures)

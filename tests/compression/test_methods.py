@@ -38,7 +38,6 @@ from mobilenet.configs.weight_sharing import (
     TfmotClustering,
 )
 from mobilenet.errors import UsageError
-from mobilenet.export import pipeline as export_pipeline
 from mobilenet.export import tflite_converter
 from mobilenet.export.freeze import float32_copy
 from mobilenet.export.verification.verify import verify
@@ -111,7 +110,7 @@ def test_method_gives_back_a_plain_net_that_keeps_its_promise(config: type[Confi
     train(trained, method, 2)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    ranges = export_pipeline.ranges_of(trained)
+    ranges = int8_saving.ranges_of(trained)
     plain = method.finalize(trained)
     assert all(type(layer).__module__.startswith("tf_keras.") for layer in plain.layers)
     assert [layer.name for layer in plain.layers] == [layer.name for layer in model.layers]

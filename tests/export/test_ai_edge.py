@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobilenet import converter
-from mobilenet.compression.quantization.weight_sharing.uniform import SignedEnds
+from mobilenet.compression.quantization.weight_sharing.uniform import SignedMinMax
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
 from mobilenet.export.rewrites import four_bits
@@ -41,8 +41,8 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for layer in model.layers:
         if kind(layer) == "Conv2D" and layer.kernel.shape[0] == 1:
             kernel = layer.kernel.numpy()
-            code = SignedEnds(kernel, 4)
-            layer.kernel.assign(code.weights(kernel, code.numbers))
+            code = SignedMinMax(kernel, 4)
+            layer.kernel.assign(code.weights(kernel, code.parameters))
     saving.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=compression_nets.WAY))
     return place
 

@@ -545,14 +545,13 @@ def test_a_norm_beyond_halves_is_refused() -> None:
         fp16_batch_norm.folded(model)
 
 
-@pytest.mark.parametrize("reader", ["packing", "stored"])
+@pytest.mark.parametrize("reader", ["ranges", "model"])
 def test_ranges_that_inflate_or_hold_objects_are_one_line(reader: str, tmp_path: Path) -> None:
     from mobilenet.compression.quantization.int8 import saving as int8_saving
-    from mobilenet.packing import model as packed_model  # noqa: E402
 
     def read() -> object:
-        if reader == "packing":
-            return packed_model.read_ranges(tmp_path)
+        if reader == "ranges":
+            return int8_saving.read_ranges(tmp_path)
         return int8_saving.load(tmp_path, model=cast(Any, "not looked at"))
 
     path = tmp_path / "ranges.npz"

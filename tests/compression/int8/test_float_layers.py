@@ -24,7 +24,7 @@ from compression_nets import (
 from mobilenet.compression.quantization.int8 import float_layers, scheme
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8.calibration import calibrate
-from mobilenet.compression.quantization.int8.quantizer_placement import place
+from mobilenet.compression.quantization.int8.quantizer_placement import place_quantizers
 from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
@@ -89,7 +89,7 @@ def alone() -> Made:
 
 
 def rounded(model: Any, *patterns: str) -> list[str]:
-    return [name for name, p in place(model, keep_float=patterns).items() if p.output]
+    return [name for name, p in place_quantizers(model, keep_float=patterns).items() if p.output]
 
 
 def test_nothing_is_rounded_between_layers_in_float(net: Any) -> None:

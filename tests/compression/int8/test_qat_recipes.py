@@ -18,7 +18,10 @@ from mobilenet.compression import method as methods
 from mobilenet.compression.method import StageContext
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
-from mobilenet.compression.quantization.int8.calibration import calibrate, take_over
+from mobilenet.compression.quantization.int8.calibration import (
+    calibrate,
+    set_ranges_from_checkpoint,
+)
 from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.configs.run import TrainConfig
 from mobilenet.errors import UsageError
@@ -266,7 +269,7 @@ def test_ranges_from_elsewhere_are_taken_where_they_fit() -> None:
     wrapped, calibrated = scheme.wrap(model, WAY), scheme.wrap(model, WAY)
     calibrate(calibrated, inputs(32))
     expected = scheme.get_ranges(calibrated)
-    lines = take_over(wrapped, GIVEN, inputs(32))
+    lines = set_ranges_from_checkpoint(wrapped, GIVEN, inputs(32))
     for name, span in scheme.get_ranges(wrapped).items():
         wanted = GIVEN[name] if name in ("a_act", "sum", "c_norm") else expected[name]
         np.testing.assert_allclose(span, wanted, rtol=1e-6)
@@ -283,7 +286,7 @@ def test_a_range_that_the_arithmetic_decides_is_not_taken() -> None:
     y = tf_keras.layers.ReLU(6.0, name="six")(y)
     x = tf_keras.layers.Multiply(name="product")([x, y])
     wrapped = scheme.wrap(tf_keras.Model(source, x), WAY)
-    lines = take_over(wrapped, {"six": (0.0, 5.0)}, inputs(4))
+    lines = set_ranges_from_checkpoint(wrapped, {"six": (0.0, 5.0)}, inputs(4))
     assert tuple(scheme.get_ranges(wrapped)["six"]) == (0, 6)
     assert "not taken, the arithmetic decides the range: six" in lines
 
@@ -291,7 +294,7 @@ def test_a_range_that_the_arithmetic_decides_is_not_taken() -> None:
 def test_a_rectified_range_starts_at_zero() -> None:
     """Elsewhere a range of a ReLU6 may reach a little below; no value ever does."""
     wrapped = scheme.wrap(liven(toy()), WAY)
-    take_over(wrapped, {"a_act": (-0.02, 6.0), "sum": (-0.02, 6.0)}, inputs(4))
+    set_ranges_from_checkpoint(wrapped, {"a_act": (-0.02, 6.0), "sum": (-0.02, 6.0)}, inputs(4))
     assert tuple(scheme.get_ranges(wrapped)["a_act"]) == (0, 6)
     assert scheme.get_ranges(wrapped)["sum"][0] == np.float32(-0.02)
 

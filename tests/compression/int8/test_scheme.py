@@ -30,7 +30,7 @@ from mobilenet.compression import method as methods
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.calibration import calibrate
-from mobilenet.compression.quantization.int8.quantizer_placement import place
+from mobilenet.compression.quantization.int8.quantizer_placement import place_quantizers
 from mobilenet.compression.quantization.int8.quantizers import (
     ActivationQuantizer,
     InputQuantizer,
@@ -320,4 +320,4 @@ def test_the_mean_of_one_place_is_not_rounded_again(size: int, rounded: bool) ->
     that of its input, would round where the file does not."""
     config = archs.get("mobilenet_v1", width_multiplier=0.25, classifier_activation=None)
     model = build(config, (size, size, 3))
-    assert ("global_pool" in place(model)) == rounded
+    assert ("global_pool" in place_quantizers(model)) == rounded

@@ -22,18 +22,18 @@ from compression_nets import (
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.quantizer_placement import (
-    float_layers,
-    hard_swishes,
-    kept_float,
+    expand_float_layers,
+    find_depthwise_hard_swishes,
+    find_hard_swishes,
+    match_float_layers,
 )
-from mobilenet.compression.quantization.int8.quantizer_placement import gates as gates_of
 from mobilenet.compression.quantization.post_training import (
     hard_swish_equalization,
     hard_swish_rewrite,
 )
 from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
 from mobilenet.compression.quantization.post_training.observer import Observation, Observer
-from mobilenet.compression.quantization.post_training.scaling_groups import Streams
+from mobilenet.compression.quantization.post_training.scaling_groups import ScalingGroups
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
 from mobilenet.export import tflite_converter
@@ -54,7 +54,7 @@ def small() -> Any:
 @pytest.fixture(scope="module")
 def gated(small: Any) -> Any:
     """The same with gates; do not change it."""
-    return hard_swish_rewrite.write(small, ())[0]
+    return hard_swish_rewrite.rewrite_hard_swish(small, ())[0]
 
 
 def same(found: np.ndarray, wanted: np.ndarray) -> None:
@@ -62,47 +62,49 @@ def same(found: np.ndarray, wanted: np.ndarray) -> None:
 
 
 def test_gates_change_no_output(small: Any, gated: Any) -> None:
-    before = hard_swishes(Graph(small))
+    before = find_hard_swishes(Graph(small))
     graph = Graph(gated)
-    found = gates_of(graph)
+    found = find_depthwise_hard_swishes(graph)
     assert [x.product.name for x in found] == [x.product.name for x in before]
     assert [x.source.name for x in found] == [x.source.name for x in before]
-    assert hard_swishes(graph) == []
+    assert find_hard_swishes(graph) == []
     assert len(gated.layers) == len(small.layers) - len(found)
     same(answers(gated, inputs(6, PX)), answers(small, inputs(6, PX)))
 
 
 def test_any_factor_passes_a_gate(small: Any) -> None:
-    copy, count = hard_swish_rewrite.write(small, ())
-    streams, rng = Streams(Graph(copy)), np.random.default_rng(0)
-    passed = [s for s in streams if streams.gates_of(s)]
-    assert len(passed) == count == len(gates_of(Graph(copy)))
-    for stream in passed:
-        assert stream.is_open
-        stream.scale(2.0 ** rng.uniform(-3, 3, stream.channels))
+    copy, count = hard_swish_rewrite.rewrite_hard_swish(small, ())
+    groups, rng = ScalingGroups(Graph(copy)), np.random.default_rng(0)
+    passed = [s for s in groups if groups.depthwise_hard_swishes_in(s)]
+    assert len(passed) == count == len(find_depthwise_hard_swishes(Graph(copy)))
+    for group in passed:
+        assert group.is_open
+        group.scale(2.0 ** rng.uniform(-3, 3, group.channels))
     same(answers(copy, inputs(6, PX)), answers(small, inputs(6, PX)))
 
 
 def test_what_a_gate_makes_zero_does_not_count(gated: Any) -> None:
     copy = tf_keras.models.clone_model(gated)
     copy.set_weights(gated.get_weights())
-    gate = gates_of(Graph(copy))[0]
+    gate = find_depthwise_hard_swishes(Graph(copy))[0]
     scales = np.linspace(0.5, 2, gate.convolution.output_shape[-1]).astype(np.float32)
     gate.convolution.set_weights([scales.reshape(1, 1, -1, 1), np.full(len(scales), 3.0)])
     bends = -3.0 / scales.astype(np.float64)
-    np.testing.assert_allclose(hard_swish_rewrite.bends(gate), bends)
+    np.testing.assert_allclose(hard_swish_rewrite.zero_thresholds(gate), bends)
     odd = [np.array([0, -1, *scales[2:]]).reshape(1, 1, -1, 1), np.full(len(scales), 3.0)]
     falling = tf_keras.models.clone_model(copy)
-    other = gates_of(Graph(falling))[0]
+    other = find_depthwise_hard_swishes(Graph(falling))[0]
     other.convolution.set_weights(odd)
-    assert list(hard_swish_rewrite.bends(other)[:2]) == [-np.inf, -np.inf]
+    assert list(hard_swish_rewrite.zero_thresholds(other)[:2]) == [-np.inf, -np.inf]
     low, high = np.full(len(scales), -4.0), np.full(len(scales), 1.0)
     low[0], high[1] = -0.5, 9.0
     seen = {gate.source.name: Observation(low, high, 0 * low)}
     wanted = np.maximum(high, np.minimum(-low, -bends))
-    np.testing.assert_allclose(hard_swish_rewrite.reach(gate, seen[gate.source.name]), wanted)
-    assert hard_swish_rewrite.lows([gate], seen) == {gate.source.name: max(-4.0, bends[1])}
-    assert hard_swish_rewrite.lows([gate], {}) == {}
+    np.testing.assert_allclose(
+        hard_swish_rewrite.active_abs_max(gate, seen[gate.source.name]), wanted
+    )
+    assert hard_swish_rewrite.lower_bounds([gate], seen) == {gate.source.name: max(-4.0, bends[1])}
+    assert hard_swish_rewrite.lower_bounds([gate], {}) == {}
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +112,9 @@ def bent() -> Any:
     """A model whose hard-swish reads some channels that are much smaller than others; do not change
     it."""
     model = hard_swish_model()
-    streams = Streams(Graph(model))
-    (found,) = streams.hard_swishes
-    before, behind = streams.of(found.source), streams.of(found.product)
+    groups = ScalingGroups(Graph(model))
+    (found,) = groups.hard_swishes
+    before, behind = groups.of(found.source), groups.of(found.product)
     factors = np.where(np.arange(before.channels) % 2 == 0, 1 / 60, 1.0)
     before.scale(factors)
     behind.scale(factors)
@@ -121,13 +123,17 @@ def bent() -> Any:
 
 def test_what_is_added_to_a_hard_swish_is_scaled_with_it_or_nothing_is(bent: Any) -> None:
     """V3-large has a residual sum there: gates scale its other side, soft factors stay away."""
-    model, count = hard_swish_rewrite.write(bent)
+    model, count = hard_swish_rewrite.rewrite_hard_swish(bent)
     assert count == 1
     same(answers(model, inputs(6)), answers(bent, inputs(6)))
     plain = hard_swish_model()
     before = answers(plain, inputs(6))
     seen = Observer(plain)(["norm"], inputs(6), sampled={"norm": 10})
-    assert hard_swish_equalization.soften(Streams(Graph(plain)), seen) == ({}, {}, {})
+    assert hard_swish_equalization.equalize_hard_swish(ScalingGroups(Graph(plain)), seen) == (
+        {},
+        {},
+        {},
+    )
     np.testing.assert_array_equal(answers(plain, inputs(6)), before)
 
 
@@ -170,12 +176,14 @@ def test_hard_swishes_in_float_get_no_gate(small: Any, bent: Any) -> None:
         bent, WAY, inputs(16), PostTraining(steps=("gates", *PLAIN), keep_float=("first",))
     )
     assert made.notes[0].startswith("gates: 0 hard-swishes")
-    assert len(hard_swishes(Graph(made.plain))) == 1
+    assert len(find_hard_swishes(Graph(made.plain))) == 1
     graph = Graph(small)
-    names = [x.product.name for x in hard_swishes(graph)]
-    floats = float_layers(graph, kept_float(graph, ["Conv", "expanded_conv_depthwise"]))
-    kept, count = hard_swish_rewrite.write(small, floats)
-    assert [x.product.name for x in hard_swishes(Graph(kept))] == names[:1]
+    names = [x.product.name for x in find_hard_swishes(graph)]
+    floats = expand_float_layers(
+        graph, match_float_layers(graph, ["Conv", "expanded_conv_depthwise"])
+    )
+    kept, count = hard_swish_rewrite.rewrite_hard_swish(small, floats)
+    assert [x.product.name for x in find_hard_swishes(Graph(kept))] == names[:1]
     assert count == len(names) - 1
 
 

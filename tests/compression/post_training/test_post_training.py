@@ -36,7 +36,7 @@ from mobilenet.compression.quantization.post_training import (
 )
 from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
 from mobilenet.compression.quantization.post_training.observer import Observation, Observer
-from mobilenet.compression.quantization.post_training.scaling_groups import Streams
+from mobilenet.compression.quantization.post_training.scaling_groups import ScalingGroups
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
 from mobilenet.configs.conversion import VerificationLimits
@@ -83,9 +83,9 @@ def relu_model() -> Any:
 def spread(model: Any, seed: int = 0, octaves: float = 4.0) -> Any:
     """The same function, whose channels differ by powers of two where nothing sees it."""
     copy, rng = clone(model), np.random.default_rng(seed)
-    for stream in Streams(Graph(copy)):
-        if stream.is_open:
-            stream.scale(2.0 ** rng.uniform(-octaves, octaves, stream.channels))
+    for group in ScalingGroups(Graph(copy)):
+        if group.is_open:
+            group.scale(2.0 ** rng.uniform(-octaves, octaves, group.channels))
     return copy
 
 
@@ -100,23 +100,26 @@ def test_a_kernel_and_its_batch_norm_are_an_affine_map() -> None:
 
 
 def test_streams_end_at_convolutions_and_close_at_what_bends(small: Any) -> None:
-    streams = Streams(Graph(small))
-    named = {s.name: s for s in streams}
+    groups = ScalingGroups(Graph(small))
+    named = {s.name: s for s in groups}
     residual = named["expanded_conv_1_project"]
-    assert [m.name for m in residual.makers] == [
+    assert [m.name for m in residual.producers] == [
         "expanded_conv_1_project",
         "expanded_conv_2_project",
     ]
-    assert [t.name for t in residual.takers] == ["expanded_conv_2_expand", "expanded_conv_3_expand"]
+    assert [t.name for t in residual.consumers] == [
+        "expanded_conv_2_expand",
+        "expanded_conv_3_expand",
+    ]
     gated = named["expanded_conv_depthwise"]  # a factor passes the squeeze-excite product
-    assert [t.name for t in gated.takers] == [
+    assert [t.name for t in gated.consumers] == [
         "expanded_conv_squeeze_excite_squeeze",
         "expanded_conv_project",
     ]
     assert not named["expanded_conv_3_expand"].is_open  # hard-swish
     assert not named["expanded_conv_squeeze_excite_excite"].is_open  # hard sigmoid
     assert not any(
-        s.is_open for s in Streams(Graph(toy())) if s.makers[:1] and s.name == "a"
+        s.is_open for s in ScalingGroups(Graph(toy())) if s.producers[:1] and s.name == "a"
     )  # ReLU6
 
 
@@ -155,7 +158,7 @@ def test_equalization_makes_ranges_alike_and_keeps_the_answers() -> None:
     before = answers(model, inputs(8))
     names = ["relu", "again"]
     seen = Observer(model)(names, inputs(16))
-    factors = cross_layer_equalization.equalize(Streams(Graph(model)), seen)
+    factors = cross_layer_equalization.equalize(ScalingGroups(Graph(model)), seen)
     after = Observer(model)(names, inputs(16))
     assert set(factors) == {"first", "middle"}
     # In front of a depthwise layer all ranges are alike.
@@ -210,10 +213,10 @@ def test_soft_equalization_lessens_the_error_of_small_and_large_channels() -> No
 
 def test_soft_equalization_reaches_every_hard_swish(small: Any) -> None:
     model, images = clone(small), inputs(16, PX)
-    streams = Streams(Graph(model))
-    names = [found.source.name for found in streams.hard_swishes]
+    groups = ScalingGroups(Graph(model))
+    names = [found.source.name for found in groups.hard_swishes]
     seen = Observer(model)(names, images, sampled=dict.fromkeys(names, 200))
-    factors, spans, chosen = hard_swish_equalization.soften(streams, seen)
+    factors, spans, chosen = hard_swish_equalization.equalize_hard_swish(groups, seen)
     assert len(chosen) == len(names) == 19
     assert all(c.error <= c.error_before * 1.0001 for c in chosen.values())
     assert {low for low, _ in spans.values()} == {-3.0, -0.375}
@@ -367,7 +370,7 @@ def test_the_image_furthest_off_judges_no_step() -> None:
     near = wanted + rng.normal(size=wanted.shape).astype(np.float32) * 0.01
     spoilt = wanted + rng.normal(size=wanted.shape).astype(np.float32) * 0.05
     near[3] = 3 * np.roll(wanted[3], 1)  # leaves the ranges; the step brings it back
-    agreement, ratio = acceptance.judged(near, wanted)
+    agreement, ratio = acceptance.compare_outputs(near, wanted)
     decibels = [
         10 * np.log10(np.sum(w**2) / np.sum((f - w) ** 2))
         for f, w in zip(near, wanted, strict=True)
@@ -378,7 +381,9 @@ def test_the_image_furthest_off_judges_no_step() -> None:
     )
     assert noise(near, wanted) > 10 * noise(spoilt, wanted)
     before = acceptance.Step("maximum", True, 1.0, ratio, 0.0, "ranges")
-    assert not acceptance.helps(1.0, acceptance.judged(spoilt, wanted)[1], before, 20)
+    assert not acceptance.is_improvement(
+        1.0, acceptance.compare_outputs(spoilt, wanted)[1], before, 20
+    )
 
 
 @pytest.mark.parametrize(("agree", "kept"), [(10, False), (11, True), (12, True), (14, True)])
@@ -386,8 +391,8 @@ def test_one_image_does_not_outvote_the_noise(agree: int, kept: bool) -> None:
     """Shares such as 12 / 20 and 11 / 20 differ by a little more than one image in binary."""
     for images, last in ((20, 12), (100, 12), (50, 12)):
         before = acceptance.Step("maximum", True, last / images, 20.0, 0.0, "ranges")
-        assert acceptance.helps(agree / images, 21.0, before, images) is kept
-        assert acceptance.helps(agree / images, 19.0, before, images) is (agree == 14)
+        assert acceptance.is_improvement(agree / images, 21.0, before, images) is kept
+        assert acceptance.is_improvement(agree / images, 19.0, before, images) is (agree == 14)
 
 
 def test_statistics_of_another_net_are_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ from compression_nets import inputs, liven, stage, toy, train, zeros
 
 from mobilenet import cli
 from mobilenet.compression import method as methods
+from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8.cluster_preserving import Clusters
 from mobilenet.compression.quantization.weight_sharing import codebook, uniform
 from mobilenet.configs.weight_sharing import (
@@ -21,7 +22,6 @@ from mobilenet.configs.weight_sharing import (
     TfmotClustering,
 )
 from mobilenet.errors import UsageError
-from mobilenet.export import pipeline as export_pipeline
 from mobilenet.models.graph import variables
 from mobilenet.trainer import COMMAND
 
@@ -55,9 +55,9 @@ def fake_quantized(x: np.ndarray, low: float, high: float, first: int, last: int
 def test_linear_levels_are_those_of_the_operator() -> None:
     draw = np.random.default_rng(0)
     kernel = draw.normal(0, 0.3, (3, 3, 8, 4)).astype(np.float32)
-    code = uniform.Ends(kernel, 4)
-    assert (code.numbers["min"], code.numbers["max"]) == (kernel.min(), kernel.max())
-    found = code.weights(kernel, code.numbers).numpy()
+    code = uniform.MinMax(kernel, 4)
+    assert (code.parameters["min"], code.parameters["max"]) == (kernel.min(), kernel.max())
+    found = code.weights(kernel, code.parameters).numpy()
     np.testing.assert_allclose(
         found, fake_quantized(kernel, kernel.min(), kernel.max(), 0, 15), atol=1e-6
     )
@@ -68,10 +68,10 @@ def test_linear_sign_mode_keeps_zeros_and_signs() -> None:
     draw = np.random.default_rng(1)
     kernel = draw.normal(0, 0.3, (1, 1, 30, 20)).astype(np.float32)
     kernel[np.abs(kernel) < 0.2] = 0
-    code = uniform.SignedEnds(kernel, 4)
+    code = uniform.SignedMinMax(kernel, 4)
     used = np.abs(kernel[kernel != 0])
-    assert (code.numbers["min"], code.numbers["max"]) == (used.min(), used.max())
-    found = code.weights(kernel, code.numbers).numpy()
+    assert (code.parameters["min"], code.parameters["max"]) == (used.min(), used.max())
+    found = code.weights(kernel, code.parameters).numpy()
     expected = np.sign(kernel) * fake_quantized(np.abs(kernel), used.min(), used.max(), 1, 7)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert (found[kernel == 0] == 0).all()
@@ -79,20 +79,20 @@ def test_linear_sign_mode_keeps_zeros_and_signs() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, -0.25])
-@pytest.mark.parametrize("kind", [uniform.Ends, uniform.SignedEnds])
+@pytest.mark.parametrize("kind", [uniform.MinMax, uniform.SignedMinMax])
 def test_linear_takes_a_kernel_of_one_value(kind: Any, value: float) -> None:
     kernel = np.full((1, 1, 4, 4), value, np.float32)
     code = kind(kernel, 4)
-    np.testing.assert_allclose(code.weights(kernel, code.numbers), kernel, atol=1e-6)
+    np.testing.assert_allclose(code.weights(kernel, code.parameters), kernel, atol=1e-6)
 
 
 def test_linear_ends_stay_in_order_and_magnitudes_above_zero() -> None:
     kernel = np.random.default_rng(1).normal(size=(1, 1, 4, 4)).astype(np.float32)
-    for kind, low in ((uniform.Ends, -3.0), (uniform.SignedEnds, 0.0)):
-        numbers = {"min": tf.Variable(-3.0), "max": tf.Variable(-4.0)}
-        kind(kernel, 4).constrain(numbers)
-        assert float(numbers["min"]) == low
-        assert float(numbers["max"]) > low
+    for kind, low in ((uniform.MinMax, -3.0), (uniform.SignedMinMax, 0.0)):
+        parameters = {"min": tf.Variable(-3.0), "max": tf.Variable(-4.0)}
+        kind(kernel, 4).constrain(parameters)
+        assert float(parameters["min"]) == low
+        assert float(parameters["max"]) > low
 
 
 def test_codebook_is_that_of_scikit_learn_without_the_zeros() -> None:
@@ -103,11 +103,11 @@ def test_codebook_is_that_of_scikit_learn_without_the_zeros() -> None:
     code = codebook.Codebook(kernel, 3, seed=4)
     used = kernel[kernel != 0]
     expected = KMeans(7, n_init=10, random_state=4).fit(used.reshape(-1, 1))
-    values, labels = code.numbers["values"], code.fixed["labels"]
+    values, labels = code.parameters["values"], code.fixed["labels"]
     np.testing.assert_allclose(np.sort(values), np.sort(expected.cluster_centers_[:, 0]))
     nearest = np.abs(used[:, None] - values[None]).argmin(1)
     np.testing.assert_array_equal(labels[kernel != 0], nearest)
-    found = code.weights(kernel, {**code.numbers, **code.fixed}).numpy()
+    found = code.weights(kernel, {**code.parameters, **code.fixed}).numpy()
     halves = values.astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(found, np.where(kernel != 0, halves[labels], 0))
 
@@ -117,7 +117,7 @@ def test_even_cells_have_their_means_and_need_fewer_bits() -> None:
     kernel[np.abs(kernel) < 0.8] = 0.0
     code = codebook.Codebook(kernel, 4, cells="even")
     low, high = kernel.min(), kernel.max()
-    made = code.weights(kernel, {**code.numbers, **code.fixed}).numpy()
+    made = code.weights(kernel, {**code.parameters, **code.fixed}).numpy()
     for cell in range(15):
         least, most = (low + (high - low) * (cell + n) / 15 for n in (0, 1))
         inside = (kernel >= least) & ((kernel < most) | (cell == 14)) & (kernel != 0)
@@ -126,7 +126,9 @@ def test_even_cells_have_their_means_and_need_fewer_bits() -> None:
     assert np.array_equal(made == 0, kernel == 0)
     assert 1 < len(np.unique(made)) <= 16
     rival = codebook.Codebook(kernel, 4)
-    assert bits_of(made) < 0.95 * bits_of(rival.weights(kernel, {**rival.numbers, **rival.fixed}))
+    assert bits_of(made) < 0.95 * bits_of(
+        rival.weights(kernel, {**rival.parameters, **rival.fixed})
+    )
 
 
 def bits_of(kernel: Any) -> float:
@@ -140,10 +142,10 @@ def bits_of(kernel: Any) -> float:
 def test_few_values_are_their_own_codebook() -> None:
     kernel = np.array([[0.0, 0.5, -1.0], [0.5, 2.0, 0.0]], np.float32)
     code = codebook.Codebook(kernel, 2)
-    np.testing.assert_array_equal(np.sort(code.numbers["values"]), [-1, 0.5, 2])
-    np.testing.assert_array_equal(code.weights(kernel, {**code.numbers, **code.fixed}), kernel)
+    np.testing.assert_array_equal(np.sort(code.parameters["values"]), [-1, 0.5, 2])
+    np.testing.assert_array_equal(code.weights(kernel, {**code.parameters, **code.fixed}), kernel)
     nothing = codebook.Codebook(np.zeros((2, 2), np.float32), 2)
-    found = nothing.weights(np.zeros((2, 2)), {**nothing.numbers, **nothing.fixed})
+    found = nothing.weights(np.zeros((2, 2)), {**nothing.parameters, **nothing.fixed})
     np.testing.assert_array_equal(found, np.zeros((2, 2)))
 
 
@@ -198,7 +200,7 @@ def test_only_the_numbers_of_the_kernels_train(kind: Any) -> None:
                 assert np.any(value.numpy() != now)
     assert net.get_layer("c_norm").momentum == 0.5
     assert plain.get_layer("c_norm").momentum == 0.8
-    assert export_pipeline.ranges_of(net) is None
+    assert int8_saving.ranges_of(net) is None
 
 
 @pytest.mark.parametrize("kind", OURS)
@@ -258,7 +260,7 @@ def test_numbers_stay_float32_under_mixed_precision() -> None:
             methods.create(TfmotClustering(), stage(2)).check(toy())
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
-    assert model.get_layer("coded_c").numbers["values"].dtype == tf.float32
+    assert model.get_layer("coded_c").parameters["values"].dtype == tf.float32
     assert len(np.unique(kernel_of(method.finalize(model), "c"))) <= 2**4
 
 

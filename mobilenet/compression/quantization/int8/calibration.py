@@ -11,12 +11,15 @@ import tensorflow as tf
 
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.quantizers import ActivationQuantizer
+from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError, shorten
 
 _BATCH = 32
 _DECAY = 0.9
-LEAST = 1e-6  # width of a range: below that its scale has no use
-HARMLESS = 1e-3  # upper end of a range that images left empty
+MIN_IMAGES = 8  # four to fit, four to judge; a hundred are better
+_WHAT = "calibration images"
+MIN_WIDTH = 1e-6  # width of a range: below that its scale has no use
+EMPTY_HIGH = 1e-3  # upper end of a range that images left empty
 
 
 def calibrate(wrapped: Any, images: npt.NDArray[np.float32]) -> None:
@@ -42,10 +45,10 @@ def calibrate(wrapped: Any, images: npt.NDArray[np.float32]) -> None:
             wrapped(tf.constant(images[start : start + _BATCH]), training=False)
     finally:
         phase.decay, phase.observing = decay, False
-    settle(wrapped)
+    fill_empty_ranges(wrapped)
 
 
-def take_over(
+def set_ranges_from_checkpoint(
     wrapped: Any, given: Mapping[str, tuple[float, float]], images: npt.NDArray[np.float32]
 ) -> list[str]:
     """Sets the activation ranges of `wrapped` from ranges that were learnt elsewhere.
@@ -76,7 +79,7 @@ def take_over(
         if name.endswith("/kernel"):
             continue
         low, high = (float(value) for value in span)
-        reason = _misfit(own.get(name), low, high)
+        reason = _invalid_range_reason(own.get(name), low, high)
         if reason:
             skipped.setdefault(reason, []).append(name)
             continue
@@ -87,20 +90,20 @@ def take_over(
     return lines + [f"not taken, {reason}: {shorten(names)}" for reason, names in skipped.items()]
 
 
-def _misfit(quantizer: ActivationQuantizer | None, low: float, high: float) -> str:
+def _invalid_range_reason(quantizer: ActivationQuantizer | None, low: float, high: float) -> str:
     """Why a range cannot be a quantizer's; empty where it can."""
     if quantizer is None:
         return "the file does not round there"
     if quantizer.fixed is not None:
         return "the arithmetic decides the range"
-    if not (np.isfinite([low, high]).all() and low <= 0 <= high and high - low >= LEAST):
+    if not (np.isfinite([low, high]).all() and low <= 0 <= high and high - low >= MIN_WIDTH):
         return "no range around zero"
-    if quantizer.rectified and high < LEAST:
+    if quantizer.rectified and high < MIN_WIDTH:
         return "no range above zero"
     return ""
 
 
-def settle(wrapped: Any) -> None:
+def fill_empty_ranges(wrapped: Any) -> None:
     """Gives a tensor that was zero for every image a range that is not empty.
 
     Raises:
@@ -114,5 +117,45 @@ def settle(wrapped: Any) -> None:
                 "finite values",
                 "the model's weights are not finite",
             )
-        if span[1] - span[0] < LEAST:
-            scheme.quantizers(wrapped)[name].variables["high"].assign(HARMLESS)
+        if span[1] - span[0] < MIN_WIDTH:
+            scheme.quantizers(wrapped)[name].variables["high"].assign(EMPTY_HIGH)
+
+
+def check_images(images: npt.NDArray[np.float32], preprocessing: Preprocessing) -> None:
+    """Refuses images that no range can be taken from.
+
+    Args:
+        images: `[n, height, width, channels]`, preprocessed.
+        preprocessing: how pixels 0..255 became them.
+
+    Raises:
+        UsageError: too few, not finite, all alike, or in another range than the model's inputs.
+    """
+    if len(images) < MIN_IMAGES:
+        raise UsageError(
+            _WHAT, len(images), f"at least {MIN_IMAGES}", "100 or more make a good file"
+        )
+    if not np.isfinite(images).all():
+        raise UsageError(_WHAT, "NaN or infinity", "finite values", "look at how they are read")
+    if not np.ptp(images, axis=(1, 2)).any():
+        raise UsageError(
+            _WHAT, "one color in each image", "photos", "give photos as the model will see them"
+        )
+    mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
+    low, high = float(((0 - mean) / std).min()), float(((255 - mean) / std).max())
+    tolerance = 0.02 * (high - low)
+    least, most = float(images.min()), float(images.max())
+    if least < low - tolerance or most > high + tolerance:
+        raise UsageError(
+            _WHAT,
+            f"values from {least:.3g} to {most:.3g}",
+            f"values from {low:.3g} to {high:.3g}, as this model takes pixels 0 to 255",
+            f"preprocess them as its card says ({preprocessing.name})",
+        )
+    if most - least < 0.05 * (high - low):
+        raise UsageError(
+            _WHAT,
+            f"values from {least:.3g} to {most:.3g}",
+            f"photos that use the range from {low:.3g} to {high:.3g}",
+            "they may have been scaled twice",
+        )

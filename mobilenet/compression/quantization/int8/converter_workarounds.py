@@ -63,7 +63,7 @@ def repair(wrapped: Any, mend: bool = True) -> list[Repair]:
         quantizer = quantizers.get(f"{unwrap(layer).name}/kernel")
         if quantizer is None:  # stays float
             continue
-        quantizer.variables["absmax"].assign(quantizer.reach(variables.kernel(layer)))
+        quantizer.variables["absmax"].assign(quantizer.abs_max(variables.kernel(layer)))
         # A dense kernel has one scale for all channels: neither fault can occur.
         if mend and quantizer.kind != "dense":
             entry = _Convolution(graph, layer, quantizer).repair()

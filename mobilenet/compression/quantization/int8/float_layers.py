@@ -10,7 +10,7 @@ import numpy.typing as npt
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.quantizer_placement import (
     WEIGHTS,
-    float_layers,
+    expand_float_layers,
     folded_shift,
 )
 from mobilenet.models.graph.batch_norm_folding import Folded
@@ -26,7 +26,7 @@ def names(wrapped: Any) -> tuple[str, ...]:
 
 def all_names(wrapped: Any) -> set[str]:
     """Those, and the layers without a kernel that compute in float with them."""
-    return float_layers(Graph(wrapped), set(names(wrapped)))
+    return expand_float_layers(Graph(wrapped), set(names(wrapped)))
 
 
 def kernels(wrapped: Any) -> dict[str, tuple[Floats, Floats]]:

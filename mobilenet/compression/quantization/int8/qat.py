@@ -20,7 +20,11 @@ import tensorflow as tf
 from mobilenet.compression.method import Method, StageContext, register
 from mobilenet.compression.pruning.unstructured.masks import Masks
 from mobilenet.compression.quantization.int8 import scheme
-from mobilenet.compression.quantization.int8.calibration import calibrate, settle, take_over
+from mobilenet.compression.quantization.int8.calibration import (
+    calibrate,
+    fill_empty_ranges,
+    set_ranges_from_checkpoint,
+)
 from mobilenet.compression.quantization.int8.cluster_preserving import Clusters
 from mobilenet.compression.quantization.int8.quantizer_placement import WEIGHTS
 from mobilenet.configs.quantization import QuantizationAwareTraining
@@ -46,7 +50,7 @@ class TrainQuantized(Method):
         self.clusters: Clusters | None = None
         self._plain: Any = None
         self._phase: Any = None
-        self._settle: Callable[[], None] = lambda: None
+        self._fill_empty_ranges: Callable[[], None] = lambda: None
         self._started: list[str] = []
 
     def _check_delay(self) -> None:
@@ -70,7 +74,7 @@ class TrainQuantized(Method):
         wrapped.phase.decay = self.config.range_decay
         wrapped.phase.delayed = self.config.quant_delay > 0
         self._phase = wrapped.phase
-        self._settle = functools.partial(settle, wrapped)
+        self._fill_empty_ranges = functools.partial(fill_empty_ranges, wrapped)
         self._start_ranges(wrapped)
         kernels = {
             unwrap(layer).name: variables.kernel(layer)
@@ -90,7 +94,9 @@ class TrainQuantized(Method):
             log.warning("%s", line)
             self._started.append(line)
         if self.context.initial_ranges:
-            self._started += take_over(wrapped, self.context.initial_ranges, images)
+            self._started += set_ranges_from_checkpoint(
+                wrapped, self.context.initial_ranges, images
+            )
         else:
             calibrate(wrapped, images)
 
@@ -100,7 +106,7 @@ class TrainQuantized(Method):
             return False
         self._phase.delayed = delayed
         if not delayed:
-            self._settle()
+            self._fill_empty_ranges()
         return True
 
     def after_step(self, model: Any, step: tf.Tensor) -> None:

@@ -39,7 +39,7 @@ ROUNDED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class QuantizerSpec:
     """What is quantized at a layer.
 
     Attributes:
@@ -53,7 +53,9 @@ class Place:
     fixed: tuple[float, float] | None = None
 
 
-def place(model: Any, target: str = "xnnpack", keep_float: Sequence[str] = ()) -> dict[str, Place]:
+def place_quantizers(
+    model: Any, target: str = "xnnpack", keep_float: Sequence[str] = ()
+) -> dict[str, QuantizerSpec]:
     """The place of every layer that is quantized, by name.
 
     Args:
@@ -65,10 +67,12 @@ def place(model: Any, target: str = "xnnpack", keep_float: Sequence[str] = ()) -
         UsageError: a layer is of a kind whose int8 form is not known, or nothing is called so.
     """
     graph = Graph(model)
-    kept = kept_float(graph, keep_float)
-    floats = float_layers(graph, kept)
-    inside = hard_swish_inside(graph) if one_of("--target", target, TARGETS) == "generic" else ()
-    places = {}
+    kept = match_float_layers(graph, keep_float)
+    floats = expand_float_layers(graph, kept)
+    inside = (
+        hard_swish_inner_layers(graph) if one_of("--target", target, TARGETS) == "generic" else ()
+    )
+    specs = {}
     for layer in graph.layers:
         name = kind(layer)
         if name in PASSED or _is_idle_pool(layer):
@@ -84,8 +88,8 @@ def place(model: Any, target: str = "xnnpack", keep_float: Sequence[str] = ()) -
         rounded = not _fused(graph, layer) and layer.name not in inside
         rounded = rounded and not (layer.name in floats and _read_within(graph, layer, floats))
         weights = None if layer.name in kept else WEIGHTS.get(name)
-        places[layer.name] = Place(weights, rounded, _fixed(graph, layer))
-    return places
+        specs[layer.name] = QuantizerSpec(weights, rounded, _fixed(graph, layer))
+    return specs
 
 
 def _is_idle_pool(layer: Any) -> bool:
@@ -94,7 +98,7 @@ def _is_idle_pool(layer: Any) -> bool:
     return kind(layer) == "GlobalAveragePooling2D" and tuple(layer.input_shape[1:3]) == (1, 1)
 
 
-def kept_float(graph: Graph, patterns: Sequence[str]) -> set[str]:
+def match_float_layers(graph: Graph, patterns: Sequence[str]) -> set[str]:
     """Names of the layers with a kernel that the patterns match.
 
     Raises:
@@ -120,7 +124,7 @@ def kept_float(graph: Graph, patterns: Sequence[str]) -> set[str]:
     return found
 
 
-def float_layers(graph: Graph, kept: set[str]) -> set[str]:
+def expand_float_layers(graph: Graph, kept: set[str]) -> set[str]:
     """Names of all layers that compute in float where those of `kept` do.
 
     A layer without a kernel does where all that it reads is made in float and read in float alone.
@@ -164,7 +168,7 @@ class HardSwish:
     product: Any
 
 
-def hard_swishes(graph: Graph) -> list[HardSwish]:
+def find_hard_swishes(graph: Graph) -> list[HardSwish]:
     """Every hard-swish of a model, in execution order.
 
     The hard sigmoid of a squeeze-excite gate multiplies another tensor and is not among them.
@@ -195,7 +199,7 @@ def _products(graph: Graph) -> Iterator[tuple[Any, Any, Any]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gate:
+class DepthwiseHardSwish:
     """A tensor times the ReLU6 of its own 1x1 depthwise convolution: a hard-swish with a kernel.
 
     Attributes:
@@ -209,17 +213,17 @@ class Gate:
     product: Any
 
 
-def gates(graph: Graph) -> list[Gate]:
+def find_depthwise_hard_swishes(graph: Graph) -> list[DepthwiseHardSwish]:
     """Every gate of a model, in execution order."""
     found = []
     for product, bounded, other in _products(graph):
         before = graph.producers(bounded) if kind(bounded) == "ReLU" else []
-        if before and _is_gate(before[0]) and graph.producers(before[0])[0] is other:
-            found.append(Gate(other, before[0], product))
+        if before and _is_shift_convolution(before[0]) and graph.producers(before[0])[0] is other:
+            found.append(DepthwiseHardSwish(other, before[0], product))
     return found
 
 
-def _is_gate(layer: Any) -> bool:
+def _is_shift_convolution(layer: Any) -> bool:
     inner = unwrap(layer)
     return (
         kind(layer) == "DepthwiseConv2D"
@@ -229,9 +233,9 @@ def _is_gate(layer: Any) -> bool:
     )
 
 
-def hard_swish_inside(graph: Graph) -> set[str]:
+def hard_swish_inner_layers(graph: Graph) -> set[str]:
     """Names of the layers between a tensor and its product with its own hard sigmoid."""
-    return {layer.name for found in hard_swishes(graph) for layer in found.inside}
+    return {layer.name for found in find_hard_swishes(graph) for layer in found.inside}
 
 
 def _check_activation(layer: Any) -> None:

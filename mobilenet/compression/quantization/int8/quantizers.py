@@ -93,7 +93,7 @@ class WeightQuantizer(_Quantizer):
         if self.phase.delayed and training:
             return inputs
         kernel = self._channels_last(inputs)
-        reach = weights["absmax"] if self.phase.exporting else self.reach(inputs)
+        reach = weights["absmax"] if self.phase.exporting else self.abs_max(inputs)
         if self.kind == "dense":
             quantized = tf.quantization.fake_quant_with_min_max_vars(
                 kernel, -reach, reach, BITS, narrow_range=True
@@ -107,7 +107,7 @@ class WeightQuantizer(_Quantizer):
         quantized = tf.cast(tf.reshape(quantized, tf.shape(inputs)), inputs.dtype)
         return quantized if self.phase.exporting else _pass_gradient(inputs, quantized)
 
-    def reach(self, kernel: Any) -> Any:
+    def abs_max(self, kernel: Any) -> Any:
         """The largest magnitude of each channel; a dead channel gets a harmless range."""
         kernel = self._channels_last(kernel)
         axes = None if self.kind == "dense" else list(range(len(kernel.shape) - 1))

@@ -10,25 +10,64 @@ import numpy as np
 
 from mobilenet import files
 from mobilenet.archives import load_npz
-from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.compression.quantization.int8 import float_layers, scheme
 from mobilenet.compression.quantization.int8.converter_workarounds import Repair, repair
-from mobilenet.compression.quantization.int8.quantizer_placement import hard_swish_inside
+from mobilenet.compression.quantization.int8.quantizer_placement import hard_swish_inner_layers
+from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
 from mobilenet.models import saving as model_folder
-from mobilenet.models.graph.roles import Graph
+from mobilenet.models.graph.roles import Graph, is_quantized
 
 RANGES = "ranges.npz"
 
 
-def is_quantized(folder: str | os.PathLike[str]) -> bool:
-    """Whether ranges lie beside the model."""
+def has_ranges(folder: str | os.PathLike[str]) -> bool:
+    """Whether a model folder holds ranges, so that its model is quantized."""
     return (Path(folder) / RANGES).is_file()
 
 
+def ranges_of(model: Any) -> scheme.Ranges | None:
+    """The activation ranges of a quantized model, `None` for a plain one."""
+    return scheme.get_ranges(model) if is_quantized(model) else None
+
+
+def kept_float(model: Any) -> tuple[str, ...]:
+    """The layers of a quantized model that compute in float."""
+    return float_layers.names(model) if is_quantized(model) else ()
+
+
 def save_ranges(folder: str | os.PathLike[str], ranges: scheme.Ranges) -> None:
-    """Writes `ranges.npz`; `/` in a name would become a folder inside it and does not occur."""
+    """Writes `ranges.npz`, an array `[low, high]` for each activation, named after its layer."""
     with files.replacing(Path(folder) / RANGES) as temporary:
         np.savez(temporary, allow_pickle=False, **ranges)
+
+
+def read_ranges(folder: str | os.PathLike[str]) -> scheme.Ranges | None:
+    """The ranges in a model folder, as they are stored; `None` where there are none.
+
+    Raises:
+        UsageError: they are damaged.
+    """
+    if not has_ranges(folder):
+        return None
+    return load_npz(Path(folder) / RANGES, "the ranges of a quantized model", "quantize it again")
+
+
+def save_stage(
+    model: Any, target: str | os.PathLike[str], card: Card, ranges: scheme.Ranges | None
+) -> None:
+    """Writes the folder of a stage, whole or not at all.
+
+    Args:
+        model: the plain model.
+        target: the folder.
+        card: of the model.
+        ranges: of a quantized model; `None` for a float one.
+    """
+    with files.replacing(target) as temporary:
+        model_folder.save(model, temporary, card)
+        if ranges is not None:
+            save_ranges(temporary, ranges)
 
 
 def load(
@@ -41,14 +80,16 @@ def load(
     Args:
         folder: the model folder, with `ranges.npz` in it.
         model: what is in it, where it was read before.
-        target: see `placement.place`; models are trained as for `xnnpack`.
+        target: see `quantizer_placement.place_quantizers`; models are trained as for `xnnpack`.
 
     Raises:
         UsageError: no such folder, or ranges that are damaged or of another model.
     """
     model = model or model_folder.load(folder)
     path = Path(folder) / RANGES
-    ranges = load_npz(path, "the ranges of a quantized model", "quantize it again")
+    ranges = read_ranges(folder)
+    if ranges is None:
+        raise UsageError(str(path), None, "the ranges of a quantized model", "quantize it again")
     try:
         return assembled(model, ranges, target)
     except UsageError as error:
@@ -61,14 +102,14 @@ def assembled(model: model_folder.LoadedModel, ranges: scheme.Ranges, target: st
     Args:
         model: float model and card.
         ranges: by layer name, of a model that was made for `xnnpack`.
-        target: see `placement.place`.
+        target: see `quantizer_placement.place_quantizers`.
 
     Raises:
         UsageError: the ranges are of another model.
     """
     card = model.card
     wrapped = scheme.wrap(model.model, card.preprocessing, target, card.keep_float)
-    inside = hard_swish_inside(Graph(model.model)) if target == "generic" else ()
+    inside = hard_swish_inner_layers(Graph(model.model)) if target == "generic" else ()
     # Some tensors are not rounded for this target.
     scheme.set_ranges(wrapped, {n: span for n, span in ranges.items() if n not in inside})
     return wrapped

@@ -26,7 +26,10 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 )
 from tf_keras.src import backend  # the public name of the scope warns
 
-from mobilenet.compression.quantization.int8.quantizer_placement import Place, place
+from mobilenet.compression.quantization.int8.quantizer_placement import (
+    QuantizerSpec,
+    place_quantizers,
+)
 from mobilenet.compression.quantization.int8.quantizers import (
     ActivationQuantizer,
     InputQuantizer,
@@ -46,21 +49,21 @@ INPUT = "input"
 _ON_TENSORS = ("TFOpLambda", "SlicingOpLambda", "Lambda")
 
 
-class PlaceConfig(tfmot.quantization.keras.QuantizeConfig):
-    """tfmot's view of a `Place`: quantizers for the kernel and the output of one layer.
+class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
+    """tfmot's view of a `QuantizerSpec`: quantizers for the kernel and the output of one layer.
 
     Args:
-        weights, output, fixed: of the `Place`.
+        weights, output, fixed: of the `QuantizerSpec`.
         rectified: the layer's output is never below zero.
     """
 
     def __init__(
         self, weights: str | None, output: bool, fixed: Any, rectified: bool = False
     ) -> None:
-        self.place = Place(weights, output, None if fixed is None else (fixed[0], fixed[1]))
+        self.spec = QuantizerSpec(weights, output, None if fixed is None else (fixed[0], fixed[1]))
         self.rectified = rectified
         self.weight_quantizer = WeightQuantizer(weights) if weights else None
-        self.output_quantizer = ActivationQuantizer(self.place.fixed, rectified) if output else None
+        self.output_quantizer = ActivationQuantizer(self.spec.fixed, rectified) if output else None
 
     def get_weights_and_quantizers(self, layer: Any) -> list[Any]:
         return (
@@ -74,7 +77,7 @@ class PlaceConfig(tfmot.quantization.keras.QuantizeConfig):
 
     def set_quantize_weights(self, layer: Any, quantize_weights: list[Any]) -> None:
         if quantize_weights:
-            attribute = "depthwise_kernel" if self.place.weights == "depthwise" else "kernel"
+            attribute = "depthwise_kernel" if self.spec.weights == "depthwise" else "kernel"
             setattr(layer, attribute, quantize_weights[0])
 
     def set_quantize_activations(self, layer: Any, quantize_activations: list[Any]) -> None:
@@ -85,9 +88,9 @@ class PlaceConfig(tfmot.quantization.keras.QuantizeConfig):
 
     def get_config(self) -> dict[str, Any]:
         return {
-            "weights": self.place.weights,
-            "output": self.place.output,
-            "fixed": self.place.fixed,
+            "weights": self.spec.weights,
+            "output": self.spec.output,
+            "fixed": self.spec.fixed,
             "rectified": self.rectified,
         }
 
@@ -120,7 +123,7 @@ def wrap(
     Args:
         model: functional tf_keras model of stock layers; it is left as it is.
         preprocessing: how pixels become its inputs, which decides the input grid.
-        target, keep_float: see `placement.place`.
+        target, keep_float: see `quantizer_placement.place_quantizers`.
 
     Returns:
         A model of tfmot's wrappers, for `calibrate` or `set_ranges`, whose attribute `phase` steers
@@ -141,13 +144,13 @@ def wrap(
         raise UsageError("model", model.name, "a plain model; this one is quantized already")
     check_finite(model)
     _check_layers(model)
-    places = place(model, target, keep_float)
+    specs = place_quantizers(model, target, keep_float)
 
     def called(layer: Any, copy: Any, inputs: list[Any]) -> Any:
         if kind(layer) == "InputLayer":
             copy = QuantizeLayer(input_quantizer(preprocessing), name=_PREFIX + INPUT)
-        elif layer.name in places:
-            config = PlaceConfig(**vars(places[layer.name]), rectified=_rectified(layer))
+        elif layer.name in specs:
+            config = LayerQuantizeConfig(**vars(specs[layer.name]), rectified=_rectified(layer))
             copy = QuantizeWrapperV2(copy, config, _PREFIX)
         return _called(copy, single_or_list(inputs))
 

@@ -43,7 +43,7 @@ class Step:
         )
 
 
-def judged(found: Floats, wanted: Floats) -> tuple[float, float]:
+def compare_outputs(found: Floats, wanted: Floats) -> tuple[float, float]:
     """How near the answers of a rounded model, `[n, classes]`, are to those of the float model.
 
     The noise is that of the median image: summed over images, it would be that of the few that
@@ -59,7 +59,7 @@ def judged(found: Floats, wanted: Floats) -> tuple[float, float]:
     return float(same.mean()), float(np.median(ratio))
 
 
-def helps(agreement: float, ratio: float, last: Step, images: int) -> bool:
+def is_improvement(agreement: float, ratio: float, last: Step, images: int) -> bool:
     """Against the step before: more of the `images` agree, by more than one of them, or as many
     with no more noise."""
     won = round((agreement - last.agreement) * images)

@@ -12,10 +12,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mobilenet.compression.quantization.int8.quantizer_placement import Gate
+from mobilenet.compression.quantization.int8.quantizer_placement import DepthwiseHardSwish
 from mobilenet.compression.quantization.post_training import hard_swish_rewrite
 from mobilenet.compression.quantization.post_training.observer import Observation
-from mobilenet.compression.quantization.post_training.scaling_groups import Stream, Streams
+from mobilenet.compression.quantization.post_training.scaling_groups import (
+    ScalingGroup,
+    ScalingGroups,
+)
 from mobilenet.models.graph.batch_norm_folding import Array, Folded
 from mobilenet.models.graph.roles import unwrap
 
@@ -24,53 +27,53 @@ _GATE = 6.0  # the most that a gate multiplies by
 _LEAST = 1e-6  # share of the largest channel: below that a channel is dead and left alone
 
 
-def equalize(streams: Streams, observed: Mapping[str, Observation]) -> dict[str, Array]:
-    """Equalizes every stream whose ends are convolutions alone. In place.
+def equalize(groups: ScalingGroups, observed: Mapping[str, Observation]) -> dict[str, Array]:
+    """Equalizes every group whose ends are convolutions alone. In place.
 
     Args:
-        streams: of the plain model that is changed.
+        groups: of the plain model that is changed.
         observed: its tensors on images, by layer name.
 
     Returns:
         The factor of each output channel, by name of the convolution that gives it.
     """
     done: dict[str, Array] = {}
-    for stream in streams:
-        if not stream.is_open:
+    for group in groups:
+        if not group.is_open:
             continue
-        reach = reach_of(stream, observed, streams.gates_of(stream))
+        reach = group_abs_max(group, observed, groups.depthwise_hard_swishes_in(group))
         if reach is None:
             continue
-        factors = factors_of(reach, [reading(t) for t in stream.takers if not t.depthwise])
-        stream.scale(factors)
-        done.update({maker.name: factors for maker in stream.makers})
+        factors = factors_of(reach, [reading(t) for t in group.consumers if not t.depthwise])
+        group.scale(factors)
+        done.update({producer.name: factors for producer in group.producers})
     return done
 
 
-def reach_of(
-    stream: Stream, observed: Mapping[str, Observation], own: Sequence[Gate] = ()
+def group_abs_max(
+    group: ScalingGroup, observed: Mapping[str, Observation], own: Sequence[DepthwiseHardSwish] = ()
 ) -> Array | None:
     """The largest magnitude of each channel over the tensors that the file rounds.
 
-    Where a stream has gates of its `own` it is that in front of them, and a sixth of it elsewhere:
+    Where a group has gates of its `own` it is that in front of them, and a sixth of it elsewhere:
     a gate multiplies by up to six.
     """
     fronts = {id(gate.source): gate for gate in own}
     found = []
-    for layer in stream.tensors:
+    for layer in group.tensors:
         seen = observed.get(unwrap(layer).name)
         if seen is None:
             continue
         if id(layer) in fronts:
-            found.append(hard_swish_rewrite.reach(fronts[id(layer)], seen))
+            found.append(hard_swish_rewrite.active_abs_max(fronts[id(layer)], seen))
         else:
             found.append(np.maximum(seen.high, -seen.low) / (_GATE if own else 1.0))
     return np.asarray(np.max(found, axis=0)) if found else None
 
 
-def reading(taker: Folded) -> Array:
+def reading(consumer: Folded) -> Array:
     """How much of the range of its kernel each input channel uses at most, in 0..1."""
-    kernel = np.abs(np.asarray(taker.kernel, np.float64))
+    kernel = np.abs(np.asarray(consumer.kernel, np.float64))
     kernel = kernel.reshape(-1, *kernel.shape[-2:]).max(axis=0)  # [input, output]
     widest = kernel.max(axis=0)
     found: Array = (kernel / np.where(widest > 0, widest, 1.0)).max(axis=1)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet.compression.quantization.post_training.observer import Observation
-from mobilenet.compression.quantization.post_training.scaling_groups import Streams
+from mobilenet.compression.quantization.post_training.scaling_groups import ScalingGroups
 from mobilenet.models.graph.batch_norm_folding import Array
 from mobilenet.models.graph.roles import unwrap
 
@@ -29,7 +29,7 @@ Span = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Softened:
+class HardSwishScaling:
     """What was chosen for one hard-swish.
 
     Attributes:
@@ -47,16 +47,16 @@ class Softened:
     error: float
 
 
-def soften(
-    streams: Streams, observed: Mapping[str, Observation]
-) -> tuple[dict[str, Array], dict[str, Span], dict[str, Softened]]:
+def equalize_hard_swish(
+    groups: ScalingGroups, observed: Mapping[str, Observation]
+) -> tuple[dict[str, Array], dict[str, Span], dict[str, HardSwishScaling]]:
     """Equalizes every hard-swish between convolutions that nothing is added to. In place.
 
     What is added would be scaled with it, and its channels made unequal: the default chain of a
     V3-large, whose first hard-swish has a residual sum behind it, loses 2 dB so.
 
     Args:
-        streams: of the plain model that is changed.
+        groups: of the plain model that is changed.
         observed: its tensors on images, by layer name; sources of hard-swishes with samples.
 
     Returns:
@@ -65,26 +65,28 @@ def soften(
     """
     factors: dict[str, Array] = {}
     spans: dict[str, Span] = {}
-    chosen: dict[str, Softened] = {}
-    for found in streams.hard_swishes:
+    chosen: dict[str, HardSwishScaling] = {}
+    for found in groups.hard_swishes:
         source, product = (unwrap(x).name for x in (found.source, found.product))
         seen = observed.get(source)
-        if seen is None or seen.samples is None or not streams.between_convolutions(found):
+        if seen is None or seen.samples is None or not groups.between_convolutions(found):
             continue
-        before, behind = streams.of(found.source), streams.of(found.product)
-        if behind.makers:
+        before, behind = groups.of(found.source), groups.of(found.product)
+        if behind.producers:
             continue
-        weights = np.sum([np.square(taker.input_norms()) for taker in behind.takers], axis=0)
+        weights = np.sum(
+            [np.square(consumer.input_norms()) for consumer in behind.consumers], axis=0
+        )
         choice = choose(seen.samples.astype(np.float64), weights, seen.span()[1])
         before.scale(choice.before)
         behind.scale(1.0 / choice.behind)
-        factors.update({maker.name: choice.before for maker in before.makers})
+        factors.update({producer.name: choice.before for producer in before.producers})
         spans.update({source: (LOW, choice.high), product: (PRODUCT_LOW, choice.high)})
         chosen[product] = choice
     return factors, spans, chosen
 
 
-def choose(samples: Array, weights: Array, reach: float) -> Softened:
+def choose(samples: Array, weights: Array, reach: float) -> HardSwishScaling:
     """The range and the factors of the least weighted error.
 
     Args:
@@ -94,7 +96,7 @@ def choose(samples: Array, weights: Array, reach: float) -> Softened:
     """
     wanted = hard_swish(samples)
     highs = [high for high in _HIGHS if high < reach] + [max(reach, _HIGHS[0])]
-    best: Softened | None = None
+    best: HardSwishScaling | None = None
     plain = float(weights @ _errors(samples, wanted, 1.0, highs[-1])[0])
     for high in highs:
         errors, behind = zip(
@@ -107,7 +109,7 @@ def choose(samples: Array, weights: Array, reach: float) -> Softened:
         if best is None or error < best.error:
             channel = np.arange(samples.shape[1])
             chosen = np.stack(behind)[pick, channel]
-            best = Softened(high, _FACTORS[pick], chosen, plain, error)
+            best = HardSwishScaling(high, _FACTORS[pick], chosen, plain, error)
     assert best is not None
     return best
 

@@ -15,15 +15,18 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from mobilenet.compression.quantization.int8.quantizer_placement import Gate, HardSwish
+from mobilenet.compression.quantization.int8.quantizer_placement import (
+    DepthwiseHardSwish,
+    HardSwish,
+)
 from mobilenet.compression.quantization.post_training.observer import Observation
-from mobilenet.compression.quantization.post_training.scaling_groups import Streams
+from mobilenet.compression.quantization.post_training.scaling_groups import ScalingGroups
 from mobilenet.models.graph.batch_norm_folding import Array, Folded
 from mobilenet.models.graph.rebuild import rebuild, single_or_list
 from mobilenet.models.graph.roles import Graph, kind, unwrap
 
 
-def write(model: Any, floats: Collection[str] = ()) -> tuple[Any, int]:
+def rewrite_hard_swish(model: Any, floats: Collection[str] = ()) -> tuple[Any, int]:
     """The same function, each hard-swish between convolutions with a gate.
 
     Args:
@@ -33,11 +36,11 @@ def write(model: Any, floats: Collection[str] = ()) -> tuple[Any, int]:
     Returns:
         A new model, and how many gates it has.
     """
-    streams = Streams(Graph(model))
+    groups = ScalingGroups(Graph(model))
     chosen = [
         x
-        for x in streams.hard_swishes
-        if streams.between_convolutions(x) and x.inside[0].name not in floats
+        for x in groups.hard_swishes
+        if groups.between_convolutions(x) and x.inside[0].name not in floats
     ]
     if not chosen:
         return model, 0
@@ -47,12 +50,12 @@ def write(model: Any, floats: Collection[str] = ()) -> tuple[Any, int]:
             gated.get_layer(layer.name).set_weights(layer.get_weights())
     graph = Graph(gated)
     for one in chosen:
-        behind = streams.of(one.product)
+        behind = groups.of(one.product)
         sixths = np.full(behind.channels, float(one.inside[2].scale))
-        for taker in behind.takers:
-            Folded(graph, gated.get_layer(taker.name)).scale_inputs(sixths)
-        for maker in behind.makers:  # what is added to the product
-            Folded(graph, gated.get_layer(maker.name)).scale(1 / sixths)
+        for consumer in behind.consumers:
+            Folded(graph, gated.get_layer(consumer.name)).scale_inputs(sixths)
+        for producer in behind.producers:  # what is added to the product
+            Folded(graph, gated.get_layer(producer.name)).scale(1 / sixths)
     return gated, len(chosen)
 
 
@@ -80,7 +83,7 @@ class _Writer:
         return copy(single_or_list(inputs))
 
 
-def bends(gate: Gate) -> Array:
+def zero_thresholds(gate: DepthwiseHardSwish) -> Array:
     """What is below in front of each gate, `[channels]`, comes out as zero.
 
     The gates of a foreign model may hold weights of 0 or less, below which nothing does.
@@ -92,17 +95,19 @@ def bends(gate: Gate) -> Array:
     return np.where(rising, found, -np.inf)
 
 
-def reach(gate: Gate, seen: Observation) -> Array:
+def active_abs_max(gate: DepthwiseHardSwish, seen: Observation) -> Array:
     """The largest magnitude in front of a gate that comes out as more than zero, `[channels]`."""
-    found: Array = np.maximum(seen.high, np.minimum(-seen.low, -bends(gate)))
+    found: Array = np.maximum(seen.high, np.minimum(-seen.low, -zero_thresholds(gate)))
     return found
 
 
-def lows(gates: Iterable[Gate], observed: Mapping[str, Observation]) -> dict[str, float]:
+def lower_bounds(
+    gates: Iterable[DepthwiseHardSwish], observed: Mapping[str, Observation]
+) -> dict[str, float]:
     """Where ranges in front of gates may begin, by layer name: what is below becomes zero."""
     found = {}
     for gate in gates:
         name = unwrap(gate.source).name
         if name in observed:
-            found[name] = float(np.maximum(observed[name].low, bends(gate)).min())
+            found[name] = float(np.maximum(observed[name].low, zero_thresholds(gate)).min())
     return found

@@ -6,7 +6,7 @@ from typing import Any
 
 from mobilenet.compression.method import Method, StageContext, register
 from mobilenet.compression.quantization.int8 import scheme
-from mobilenet.compression.quantization.int8.quantizer_placement import place
+from mobilenet.compression.quantization.int8.quantizer_placement import place_quantizers
 from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
 from mobilenet.configs.quantization import PostTraining
 
@@ -24,7 +24,7 @@ class QuantizePostTraining(Method):
         self.result: post_training_pipeline.Quantized | None = None
 
     def check(self, model: Any) -> None:
-        place(model, keep_float=self.config.keep_float)
+        place_quantizers(model, keep_float=self.config.keep_float)
 
     def apply(self, model: Any) -> Any:
         source = self.context.calibration_images or self.context.training_images

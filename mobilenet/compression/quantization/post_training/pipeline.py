@@ -19,15 +19,14 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.compression.quantization.int8 import images as checks
 from mobilenet.compression.quantization.int8 import scheme
-from mobilenet.compression.quantization.int8.calibration import HARMLESS, LEAST
+from mobilenet.compression.quantization.int8.calibration import EMPTY_HIGH, MIN_WIDTH, check_images
 from mobilenet.compression.quantization.int8.float_layers import names as float_names
 from mobilenet.compression.quantization.int8.quantizer_placement import (
-    Place,
-    float_layers,
-    kept_float,
-    place,
+    QuantizerSpec,
+    expand_float_layers,
+    match_float_layers,
+    place_quantizers,
 )
 from mobilenet.compression.quantization.post_training import (
     bias_correction,
@@ -37,10 +36,14 @@ from mobilenet.compression.quantization.post_training import (
     output_tuning,
     range_setting,
 )
-from mobilenet.compression.quantization.post_training.acceptance import Step, helps, judged
+from mobilenet.compression.quantization.post_training.acceptance import (
+    Step,
+    compare_outputs,
+    is_improvement,
+)
 from mobilenet.compression.quantization.post_training.hard_swish_equalization import Span
 from mobilenet.compression.quantization.post_training.observer import Observation, Observer
-from mobilenet.compression.quantization.post_training.scaling_groups import Streams
+from mobilenet.compression.quantization.post_training.scaling_groups import ScalingGroups
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.quantization import RANGE_RULES, PostTraining
 from mobilenet.models.graph import batch_norm_statistics
@@ -95,7 +98,7 @@ def quantize(
         UsageError: too few images, images that are constant, not finite or in another range than
             the model's, or a model whose int8 form is not known.
     """
-    checks.check(images, preprocessing)
+    check_images(images, preprocessing)
     misfit = batch_norm_statistics.statistics_warning(model, images)
     if misfit:
         log.warning("%s", misfit)
@@ -127,8 +130,8 @@ def quantize(
 def _with_gates(model: Any, config: PostTraining) -> tuple[Any, str]:
     """The same function with gates where it is not float, and a line for a person."""
     graph = Graph(model)
-    gated, count = hard_swish_rewrite.write(
-        model, float_layers(graph, kept_float(graph, config.keep_float))
+    gated, count = hard_swish_rewrite.rewrite_hard_swish(
+        model, expand_float_layers(graph, match_float_layers(graph, config.keep_float))
     )
     many = "hard-swish" if count == 1 else "hard-swishes"
     return gated, f"gates: {count} {many} written with a kernel, outputs unchanged"
@@ -141,7 +144,7 @@ def chosen_steps(model: Any, config: PostTraining) -> tuple[str, ...]:
         return config.steps
     graph = Graph(model)
     bounded = all(layer.max_value is not None for layer in graph.layers if kind(layer) == "ReLU")
-    chosen = _BOUNDED if bounded and not Streams(graph).hard_swishes else _UNBOUNDED
+    chosen = _BOUNDED if bounded and not ScalingGroups(graph).hard_swishes else _UNBOUNDED
     return (*config.steps[:-1], *chosen)
 
 
@@ -168,14 +171,14 @@ class _Chain:
     ) -> None:
         self.config, self.seed = config, seed
         self.fitting, self.judging = images[::2], images[1::2]
-        self.places: dict[str, Place] = place(model, keep_float=config.keep_float)
+        self.specs: dict[str, QuantizerSpec] = place_quantizers(model, keep_float=config.keep_float)
         self.original = _compiled(model)
         self.wanted = self.answers(self.judging)
         self.net = tf_keras.models.clone_model(model)
         self.net.set_weights(model.get_weights())
-        self.streams = Streams(Graph(self.net))
+        self.groups = ScalingGroups(Graph(self.net))
         self.hard_swishes = [  # those of int8
-            x for x in self.streams.hard_swishes if unwrap(x.source).name in self._ranged()
+            x for x in self.groups.hard_swishes if unwrap(x.source).name in self._ranged()
         ]
         self.wrapped = scheme.wrap(model, preprocessing, keep_float=config.keep_float)
         self.simulated = _compiled(self.wrapped)
@@ -202,12 +205,12 @@ class _Chain:
     def _begin(self, observed: dict[str, Observation]) -> None:
         """Starts from what the unchanged model does to images."""
         self.observed = observed
-        self.means = bias_correction.original_means(observed, self.streams.graph)
+        self.means = bias_correction.original_means(observed, self.groups.graph)
         self._set_ranges()
 
     def _seen(self, images: Floats) -> dict[str, Observation]:
         """Extremes and means of every tensor that a step may ask for."""
-        pairs = [pair.output.name for pair in self.streams.folded.values()]
+        pairs = [pair.output.name for pair in self.groups.folded.values()]
         return self.observe(list(dict.fromkeys([*self._ranged(), *pairs])), images)
 
     def attempt(self, name: str) -> None:
@@ -222,7 +225,7 @@ class _Chain:
             return
         agreement, ratio = self._judged()
         last = next(step for step in reversed(self.steps) if step.kept)
-        kept = helps(agreement, ratio, last, len(self.judging))
+        kept = is_improvement(agreement, ratio, last, len(self.judging))
         self.steps.append(Step(name, kept, agreement, ratio, time.monotonic() - started, detail))
         log.info("ptq %s", self.steps[-1])
         if not kept:
@@ -245,11 +248,11 @@ class _Chain:
         self.fitting = half
 
     def _judged(self) -> tuple[float, float]:
-        return judged(_outputs(self.simulated, self.judging), self.wanted)
+        return compare_outputs(_outputs(self.simulated, self.judging), self.wanted)
 
     def _ranged(self) -> list[str]:
         """Layers whose output's range comes from data."""
-        return [name for name, p in self.places.items() if p.output and p.fixed is None]
+        return [name for name, p in self.specs.items() if p.output and p.fixed is None]
 
     def _observe(self) -> None:
         """The model as it is now, on the fitting half; values are counted where a rule needs
@@ -273,7 +276,9 @@ class _Chain:
         scheme.copy_weights(self.net, self.wrapped)
         held = scheme.get_ranges(self.wrapped)
         for name, (low, high) in spans.items():
-            held[name] = np.asarray((low, high if high - low > LEAST else HARMLESS), np.float32)
+            held[name] = np.asarray(
+                (low, high if high - low > MIN_WIDTH else EMPTY_HIGH), np.float32
+            )
         scheme.set_ranges(self.wrapped, held)
         return ruled
 
@@ -284,7 +289,7 @@ class _Chain:
         self._set_ranges()
 
     def _equalize(self) -> str:
-        factors = cross_layer_equalization.equalize(self.streams, self.observed)
+        factors = cross_layer_equalization.equalize(self.groups, self.observed)
         if factors:
             self._scaled(factors)
         return f"{len(factors)} convolutions scaled, outputs unchanged" if factors else ""
@@ -295,7 +300,7 @@ class _Chain:
             return ""
         wanted = dict.fromkeys(sources, hard_swish_equalization.SAMPLES)
         seen = self.observe(sources, self.fitting, sampled=wanted, seed=self.seed)
-        factors, spans, chosen = hard_swish_equalization.soften(self.streams, seen)
+        factors, spans, chosen = hard_swish_equalization.equalize_hard_swish(self.groups, seen)
         self.state.chosen.update(spans)
         self._scaled(factors)
         return f"{len(chosen)} of {len(sources)} hard-swishes equalized" if chosen else ""
@@ -330,7 +335,9 @@ class _Chain:
     def _lows(self) -> dict[str, float]:
         """Below these, what is in front of a hard-swish comes out as zero."""
         plain = {unwrap(x.source).name: hard_swish_equalization.LOW for x in self.hard_swishes}
-        return plain | hard_swish_rewrite.lows(self.streams.gates.values(), self.observed)
+        return plain | hard_swish_rewrite.lower_bounds(
+            self.groups.depthwise_hard_swishes.values(), self.observed
+        )
 
     def _bias(self) -> str:
         targets = {

@@ -1,7 +1,7 @@
-"""Kernels made of few trained numbers: a wrapper that computes them, and the method around it.
+"""Kernels made of few trained parameters: a wrapper that computes them, and the method around it.
 
-The optimizer sees those numbers alone, so that any of its rules is applied to them and not to the
-weights. In the end the weights that they make are written into stock layers.
+The optimizer sees those parameters alone, so that any of its rules is applied to them and not to
+the weights. In the end the weights that they make are written into stock layers.
 """
 
 from __future__ import annotations
@@ -24,46 +24,46 @@ from mobilenet.models.graph.roles import Graph, kind
 _FLOAT = tf.float32
 
 
-class Code:
-    """How a kernel is made of few numbers.
+class Parametrization:
+    """How a kernel is made of few parameters.
 
     Attributes:
-        numbers: initial values of what trains, float32, by name.
+        parameters: initial values of what trains, float32, by name.
         fixed: what else belongs to the state, by name.
     """
 
-    numbers: dict[str, npt.NDArray[np.float32]]
+    parameters: dict[str, npt.NDArray[np.float32]]
     fixed: Mapping[str, npt.NDArray[Any]] = MappingProxyType({})
 
-    def weights(self, kernel: Any, numbers: Mapping[str, Any]) -> tf.Tensor:
-        """The kernel, float32, that the numbers and what is fixed make of the dense one."""
+    def weights(self, kernel: Any, parameters: Mapping[str, Any]) -> tf.Tensor:
+        """The kernel, float32, that the parameters and what is fixed make of the dense one."""
         raise NotImplementedError
 
-    def constrain(self, numbers: Mapping[str, Any]) -> None:
-        """Restores behind an optimizer step what must hold of the numbers."""
+    def constrain(self, parameters: Mapping[str, Any]) -> None:
+        """Restores behind an optimizer step what must hold of the parameters."""
 
 
-class Coded(tf_keras.layers.Wrapper):
+class ParametrizedLayer(tf_keras.layers.Wrapper):
     """A layer that computes with a coded kernel; its own weights do not train."""
 
-    def __init__(self, layer: Any, code: Code, **options: Any) -> None:
+    def __init__(self, layer: Any, parametrization: Parametrization, **options: Any) -> None:
         super().__init__(layer, **options)
-        self.code = code
-        self.numbers: dict[str, Any] = {}
+        self.parametrization = parametrization
+        self.parameters: dict[str, Any] = {}
         self.fixed: dict[str, Any] = {}
         layer.trainable = False
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
-        for name, value in self.code.numbers.items():
-            self.numbers[name] = self.add_weight(
+        for name, value in self.parametrization.parameters.items():
+            self.parameters[name] = self.add_weight(
                 name=name,
                 shape=value.shape,
                 dtype=_FLOAT,
                 initializer=tf_keras.initializers.Constant(value),
                 experimental_autocast=False,  # ends and values of 16 bits would move by whole steps
             )
-        for name, value in self.code.fixed.items():
+        for name, value in self.parametrization.fixed.items():
             self.fixed[name] = self.add_weight(
                 name=name,
                 shape=value.shape,
@@ -75,7 +75,9 @@ class Coded(tf_keras.layers.Wrapper):
     def coded(self) -> tf.Tensor:
         """The kernel as it is now, float32."""
         kernel = variables.kernel(self.layer)
-        return self.code.weights(tf.cast(kernel, _FLOAT), {**self.numbers, **self.fixed})
+        return self.parametrization.weights(
+            tf.cast(kernel, _FLOAT), {**self.parameters, **self.fixed}
+        )
 
     def call(self, inputs: Any) -> Any:
         own: Any = vars(self.layer)
@@ -91,19 +93,19 @@ class Coded(tf_keras.layers.Wrapper):
         return self.layer.compute_output_shape(input_shape)
 
 
-class FewValuesMethod(Method):
+class WeightSharingMethod(Method):
     """Codes every kernel; biases and the gains of batch norms stand still."""
 
     config: FewValues
 
     def __init__(self, config: FewValues, context: StageContext) -> None:
         super().__init__(config, context)
-        self.coded: dict[str, Coded] = {}
+        self.coded: dict[str, ParametrizedLayer] = {}
         self.held: variables.FrozenVariables | None = None
         self._plain: Any = None
         self._bits: dict[str, int] = {}
 
-    def code(self, kernel: npt.NDArray[np.float32], bits: int, matrix: bool) -> Code:
+    def code(self, kernel: npt.NDArray[np.float32], bits: int, matrix: bool) -> Parametrization:
         """The code of a kernel that is 1x1 or dense (`matrix`) or is not."""
         raise NotImplementedError
 
@@ -125,7 +127,7 @@ class FewValuesMethod(Method):
             self._bits[layer.name] = self.config.bits(found)
             values = Graph.kernel(layer).numpy().astype(np.float32)
             code = self.code(values, self._bits[layer.name], found != "depthwise")
-            self.coded[layer.name] = Coded(
+            self.coded[layer.name] = ParametrizedLayer(
                 copy, code, name=f"coded_{layer.name}", dtype=copy.dtype_policy
             )
             return self.coded[layer.name]
@@ -135,9 +137,9 @@ class FewValuesMethod(Method):
             wrapper = self.coded.get(layer.name)
             copy = wrapper.layer if wrapper is not None else trained.get_layer(layer.name)
             copy.set_weights(layer.get_weights())
-        numbers = {id(v) for w in self.coded.values() for v in w.numbers.values()}
+        parameters = {id(v) for w in self.coded.values() for v in w.parameters.values()}
         self.held = variables.FrozenVariables(
-            v for v in trained.trainable_variables if id(v) not in numbers
+            v for v in trained.trainable_variables if id(v) not in parameters
         )
         return trained
 
@@ -146,7 +148,7 @@ class FewValuesMethod(Method):
         assert self.held is not None
         self.held.apply()
         for wrapper in self.coded.values():
-            wrapper.code.constrain(wrapper.numbers)
+            wrapper.parametrization.constrain(wrapper.parameters)
 
     def finalize(self, model: Any) -> Any:
         plain = tf_keras.models.clone_model(self._plain)

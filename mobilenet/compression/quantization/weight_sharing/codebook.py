@@ -14,11 +14,14 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet.compression.method import register
-from mobilenet.compression.quantization.weight_sharing.base import Code, FewValuesMethod
+from mobilenet.compression.quantization.weight_sharing.base import (
+    Parametrization,
+    WeightSharingMethod,
+)
 from mobilenet.configs.weight_sharing import CodebookQuantization
 
 
-class Codebook(Code):
+class Codebook(Parametrization):
     """Values of a kernel, and `labels`, int32 and of its shape: which of them each weight has.
 
     Weights that are zero have label 0 and no value.
@@ -45,21 +48,21 @@ class Codebook(Code):
             values = np.zeros(1, np.float32)
         labels = np.zeros(kernel.shape, np.int32)
         labels[used] = members
-        self.numbers, self.fixed = {"values": values}, {"labels": labels}
+        self.parameters, self.fixed = {"values": values}, {"labels": labels}
 
-    def weights(self, kernel: Any, numbers: Mapping[str, Any]) -> tf.Tensor:
+    def weights(self, kernel: Any, parameters: Mapping[str, Any]) -> tf.Tensor:
         mask = tf.cast(tf.not_equal(kernel, 0), tf.float32)
-        return spread(numbers["values"], tf.convert_to_tensor(numbers["labels"]), mask)
+        return spread(parameters["values"], tf.convert_to_tensor(parameters["labels"]), mask)
 
 
 @register
-class CodebookMethod(FewValuesMethod):
+class CodebookMethod(WeightSharingMethod):
     """Trains the values of every kernel's codebook."""
 
     config_type = CodebookQuantization
     config: CodebookQuantization
 
-    def code(self, kernel: npt.NDArray[np.float32], bits: int, matrix: bool) -> Code:
+    def code(self, kernel: npt.NDArray[np.float32], bits: int, matrix: bool) -> Parametrization:
         del matrix
         config = self.config
         return Codebook(kernel, bits, config.restarts, self.context.seed, config.cells)
