@@ -18,6 +18,7 @@ from data_sets import folders, jpeg, picture
 from PIL import Image
 
 from mobilenet import converter, evaluator, predict
+from mobilenet.compression.quantization.int8 import calibration
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.card import Card
 from mobilenet.configs.conversion import ConversionConfig
@@ -436,10 +437,10 @@ def test_calibration_reads_what_lies_at_a_place(tmp_path: Path, photos: Path) ->
 )
 def test_images_that_are_no_inputs_of_the_net_are_refused(change: Any, words: str) -> None:
     images = compression_nets.inputs(8)
-    calibration_data.check_images(images, WAY)
+    calibration.check_images(images, WAY)
     with pytest.raises(UsageError, match=words):
-        calibration_data.check_images(change(images).astype(np.float32), WAY)
-    calibration_data.check_images((images + 1) * 127.5, PREPROCESSING["raw"])
+        calibration.check_images(change(images).astype(np.float32), WAY)
+    calibration.check_images((images + 1) * 127.5, PREPROCESSING["raw"])
 
 
 def test_formats_are_plain_facts() -> None:
