@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from data_sets import jpeg, picture
+from data_sets import jpeg, smooth_image
 from PIL import Image
 
 from mobilenet import image_files
@@ -27,32 +27,32 @@ MOST = 100_000  # pixels; the pictures have 2000
 
 def encoded(kind: str, image: Image.Image | None = None, **options: object) -> bytes:
     buffer = io.BytesIO()
-    (image or picture(3)).save(buffer, kind, **options)
+    (image or smooth_image(3)).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def transparent() -> Image.Image:
-    image = picture(3).convert("RGBA")
-    image.putalpha(picture(4).convert("L"))
+    image = smooth_image(3).convert("RGBA")
+    image.putalpha(smooth_image(4).convert("L"))
     return image
 
 
 @functools.cache
 def readable() -> dict[str, bytes]:
-    colors = picture(3).quantize(64)
+    colors = smooth_image(3).quantize(64)
     return {
         "jpeg": jpeg(3),
         "progressive jpeg": encoded("jpeg", progressive=True),
         "jpeg with restarts": encoded("jpeg", restart_marker_blocks=2),
-        "gray jpeg": encoded("jpeg", picture(3).convert("L")),
-        "cmyk jpeg": encoded("jpeg", picture(3).convert("CMYK")),
+        "gray jpeg": encoded("jpeg", smooth_image(3).convert("L")),
+        "cmyk jpeg": encoded("jpeg", smooth_image(3).convert("CMYK")),
         "png": encoded("png"),
         "transparent png": encoded("png", transparent()),
         "palette png": encoded("png", colors),
-        "one-bit png": encoded("png", picture(3).convert("1")),
+        "one-bit png": encoded("png", smooth_image(3).convert("1")),
         "bmp": encoded("bmp"),
         "transparent bmp": encoded("bmp", transparent()),
-        "gray bmp": encoded("bmp", picture(3).convert("L")),
+        "gray bmp": encoded("bmp", smooth_image(3).convert("L")),
         "gif": encoded("gif", colors),
         "transparent gif": encoded("gif", colors, transparency=5),
         "moving gif": encoded("gif", colors, save_all=True, append_images=[colors.rotate(90)]),
@@ -200,16 +200,16 @@ def test_other_formats_are_refused_by_name(kind: str, named: str, tmp_path: Path
 
 def test_kinds_that_only_one_decoder_reads_are_refused(tmp_path: Path) -> None:
     """Among them the animated WebP, of which TensorFlow 2.21 writes beyond its memory."""
-    colors = picture(3).quantize(64)
+    colors = smooth_image(3).quantize(64)
     partial = bytearray(encoded("gif", colors))
     frame = 13 + 3 * 64
     while partial[frame] != 0x2C:
         frame += 8  # the block of the delay
     partial[frame + 5] -= 1  # one column less than the screen
     kinds = {
-        "animated": encoded("webp", save_all=True, append_images=[picture(4)]),
+        "animated": encoded("webp", save_all=True, append_images=[smooth_image(4)]),
         "colors": encoded("bmp", colors),
-        "bits": encoded("bmp", picture(3).convert("1")),
+        "bits": encoded("bmp", smooth_image(3).convert("1")),
         "cover": bytes(partial),
     }
     for words, content in kinds.items():
@@ -251,7 +251,7 @@ def test_large_jpegs_are_decoded_at_half_their_sides(
 
 
 def test_damage_below_a_training_crop_is_found() -> None:
-    whole = encoded("jpeg", picture(1, 200, 200))
+    whole = encoded("jpeg", smooth_image(1, 200, 200))
     for content, sound in ((whole, True), (whole[: len(whole) * 3 // 4], False)):
         corner, extent = tf.constant([0, 10]), tf.constant([20, 30])
         checked, shape = decoding.checked_jpeg(tf.constant(content), MOST)

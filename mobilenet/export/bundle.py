@@ -133,7 +133,7 @@ def snippet(card: Card, batch: int = 1) -> str:
     assert card.output is not None
     name = card.outputs
     repeated = f".repeat({batch}, axis=0)" if batch > 1 else ""
-    codes = 'net.get_tensor(net.get_output_details()[0]["index"])[0]'
+    codes = 'model.get_tensor(model.get_output_details()[0]["index"])[0]'
     lines = [
         "import numpy as np",
         "from ai_edge_litert.interpreter import Interpreter",
@@ -145,10 +145,10 @@ def snippet(card: Card, batch: int = 1) -> str:
         "how = size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR",
         'bands = [band.convert("F").transform(*how) for band in image.split()]',
         f"batch = {_coding(card.preprocessing, card.input)}[None]{repeated}",
-        f'net = Interpreter("{MODEL}")',
-        "net.allocate_tensors()",
-        'net.set_tensor(model.get_input_details()[0]["index"], batch)',
-        "net.invoke()",
+        f'model = Interpreter("{MODEL}")',
+        "model.allocate_tensors()",
+        'model.set_tensor(model.get_input_details()[0]["index"], batch)',
+        "model.invoke()",
         f"{name} = {codes}",
     ]
     if card.output.scale:

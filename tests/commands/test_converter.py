@@ -12,14 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import compression_nets
+import command_runs
+import int8_files
 import numpy as np
 import pytest
-import trainer_runs
+import small_models
 
 import mobilenet
 from mobilenet import converter
 from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError, VerificationError
@@ -33,7 +35,7 @@ tf_keras = pytest.importorskip("tf_keras")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trainer_runs.finished(tmp_path_factory.getbasetemp())[0] / "run"
+    return command_runs.finished(tmp_path_factory.getbasetemp())[0] / "run"
 
 
 def converted(capfd: pytest.CaptureFixture[str], *words: object) -> dict[str, str]:
@@ -172,7 +174,7 @@ def test_figures_below_a_limit_leave_no_file(run: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/model.tflite").write_bytes(b"older")
     words = ["--model", run / "quantize", "--output", tmp_path / "out", "--verify_images=40"]
-    done = trainer_runs.command("converter", *words, "--max_operator_steps=0")
+    done = command_runs.command("converter", *words, "--max_operator_steps=0")
     assert done.returncode == 3
     assert re.search(r"steps from the simulated layer, above 0.*it was not written", done.stderr)
     assert done.stderr.count("\n") == 1
@@ -204,8 +206,8 @@ def test_generic_is_told_and_counted(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """V3-small with its ranges as the trainer leaves them, on the digits."""
-    made = compression_nets.family("mobilenet_v3_small")
-    card = Card(input_shape=(64, 64, 3), dataset="digits", preprocessing=compression_nets.WAY)
+    made = int8_files.int8_family("mobilenet_v3_small")
+    card = Card(input_shape=(64, 64, 3), dataset="digits", preprocessing=small_models.INCEPTION)
     saving.save(made.plain, tmp_path / "net", card)
     int8_saving.save_ranges(tmp_path / "net", made.ranges)
     words = ["--model", tmp_path / "net", "--output", tmp_path / "out", "--verify_images=8"]
@@ -227,14 +229,12 @@ def keras3(place: Path) -> str:
 
 
 def wrapped(place: Path) -> str:
-    compression_nets.scheme.wrap(compression_nets.toy(), compression_nets.WAY).save(
-        place / "net.h5"
-    )
+    scheme.wrap(small_models.toy(), small_models.INCEPTION).save(place / "net.h5")
     return "net.h5"
 
 
 def not_finite(place: Path) -> str:
-    model = compression_nets.toy()
+    model = small_models.toy()
     model.get_layer("d").bias.assign(np.full(16, np.nan))
     model.save(place / "net.keras")
     return r"weight d/bias:0: got 'NaN or infinity'"
@@ -253,10 +253,10 @@ def test_nets_that_cannot_be_converted_cost_a_line(
 
 
 def test_a_missing_model_costs_a_line(tmp_path: Path) -> None:
-    done = trainer_runs.command("converter", "--model", tmp_path / "none")
+    done = command_runs.command("converter", "--model", tmp_path / "none")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "there is nothing there" in done.stderr
-    done = trainer_runs.command("converter")
+    done = command_runs.command("converter")
     assert done.returncode == 2 and done.stderr.startswith("--model: expected a saved model")
 
 

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import compression_nets
 import numpy as np
 import pytest
-import trainer_runs
-from data_sets import folders, jpeg, picture
+import small_models
+from data_sets import jpeg, smooth_image, write_class_folders
 from PIL import Image
 
 from mobilenet import converter, evaluator, predict
@@ -33,7 +32,7 @@ from mobilenet.models import saving
 from mobilenet.runtime.classifier import Classifier
 from mobilenet.tflite import model as tflite_model
 
-WAY = compression_nets.WAY
+WAY = small_models.INCEPTION
 needs_edge = pytest.mark.skipif(
     importlib.util.find_spec("ai_edge_quantizer") is None,
     reason="ai-edge-quantizer (extra `edge`) is not installed",
@@ -55,14 +54,14 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build(archs.get("mobilenet_v3_small", **fields), (32, 32, 3))
     place = tmp_path_factory.mktemp("v3") / "net"
     card = Card(input_shape=(32, 32, 3), dataset="digits", preprocessing=WAY)
-    saving.save(compression_nets.liven(model), place, card)
+    saving.save(small_models.randomize_batch_norm(model), place, card)
     return place
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("toy") / "net"
-    model = compression_nets.liven(compression_nets.toy(), 4)
+    model = small_models.randomize_batch_norm(small_models.toy(), 4)
     saving.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=WAY))
     return place
 
@@ -71,7 +70,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of images without classes."""
     place = tmp_path_factory.mktemp("photos")
-    for n, pixels in enumerate(compression_nets.pixels(12)):
+    for n, pixels in enumerate(small_models.pixels(12)):
         Image.fromarray(pixels).save(place / f"{n:02d}.png")
     (place / "notes.txt").write_text("no image")
     return place
@@ -129,7 +128,7 @@ def test_a_net_becomes_a_proved_file_of_each_format(
         assert archive.namelist() == ["labels.txt"]
     assert FORMATS[name].inside in (tmp_path / "out/README.md").read_text()
     plain = saving.load(toy).model
-    images = compression_nets.pixels(20, 16, seed=3)
+    images = small_models.pixels(20, 16, seed=3)
     expected = plain(images / np.float32(127.5) - 1, training=False).numpy()
     said = Classifier(tmp_path / "out").logits(images)
     # A few of these images leave the ranges of the twelve; a wrong scale leaves no decibel.
@@ -143,7 +142,7 @@ def test_hard_swish_and_squeeze_excite_have_each_format(
     name: str, net: Path, tmp_path: Path
 ) -> None:
     opened = number_formats.open_source(net)
-    images = compression_nets.inputs(24, 32, seed=2)
+    images = small_models.inputs(24, 32, seed=2)
     seen = calibration_data.Calibration(images, "here") if FORMATS[name].calibrated else None
     form = ConversionConfig(quantization=name)
     made = export_pipeline.export(opened, tmp_path / "out", images, form, calibration=seen)
@@ -162,7 +161,7 @@ def test_evaluator_and_predict_take_the_file(
         [f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=weights",
          "--verify_images=10"]
     )  # fmt: skip
-    root = folders(tmp_path / "photos", train=2, val=3, classes="abcd")
+    root = write_class_folders(tmp_path / "photos", train=2, val=3, classes="abcd")
     words = ["--dataset_name=image_folder", f"--data_dir={root}"]
     capfd.readouterr()
     for model in (toy, tmp_path / "out"):
@@ -183,7 +182,7 @@ def test_softmax_and_batches_have_a_format_too(toy: Path, photos: Path, tmp_path
     )  # fmt: skip
     net = Classifier(tmp_path / "out")
     assert net.card.outputs == "probabilities" and net.batch == 3
-    images = compression_nets.pixels(4, 16)
+    images = small_models.pixels(4, 16)
     logits = saving.load(toy).model(images / np.float32(127.5) - 1).numpy().astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(net.logits(images), expected, atol=0.02)
@@ -248,7 +247,7 @@ def empty(place: Path) -> list[str]:
 
 def constant(place: Path) -> list[str]:
     for n in range(9):
-        picture(0).resize((1, 1)).resize((20, 20)).save(place / f"{n}.png")
+        smooth_image(0).resize((1, 1)).resize((20, 20)).save(place / f"{n}.png")
     return [f"--calibration_dir={place}"]
 
 
@@ -325,9 +324,7 @@ def test_without_the_extra_the_line_says_what_to_install(toy: Path, tmp_path: Pa
         "converter.main()"
     )
     words = [f"--model={toy}", "--quantization=edge_static", f"--output={tmp_path / 'out'}"]
-    done = trainer_runs.subprocess.run(
-        [trainer_runs.sys.executable, "-c", code, *words], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
         "--quantization: got 'edge_static', expected ai_edge_quantizer, which is not installed; "
@@ -343,7 +340,7 @@ def test_a_net_without_sixteen_bit_kernels_is_told(tmp_path: Path) -> None:
     source = layers.Input((16, 16, 3))
     x = layers.Activation("softsign")(layers.Conv2D(4, 3)(source))
     model = tf_keras.Model(source, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
-    images = compression_nets.inputs(8)
+    images = small_models.inputs(8)
     source_model = number_formats.Source(
         tmp_path, saving.LoadedModel(model, Card(input_shape=(16, 16, 3))), False
     )
@@ -375,7 +372,7 @@ def test_a_squeeze_that_is_always_zero_has_a_range_in_sixteen_bits(tmp_path: Pat
         y = layers.ReLU()(squeeze(layers.GlobalAveragePooling2D(keepdims=True)(x)))
         x = layers.Conv2D(8, 1)(layers.Multiply()([x, hard_sigmoid(layers.Conv2D(8, 1)(y))]))
     model = tf_keras.Model(source, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
-    images = compression_nets.inputs(16)
+    images = small_models.inputs(16)
     opened = number_formats.Source(
         tmp_path, saving.LoadedModel(model, Card(input_shape=(16, 16, 3))), False
     )
@@ -396,7 +393,7 @@ def test_shared_biases_are_told_by_their_scales(monkeypatch: pytest.MonkeyPatch)
     source = layers.Input((8, 8, 3))
     x = layers.Conv2D(4, 1, **ones)(layers.Conv2D(4, 3, **ones)(source))
     model = tf_keras.Model(source, layers.Dense(4, bias_initializer="ones")(layers.Flatten()(x)))
-    images = compression_nets.inputs(16, 8)
+    images = small_models.inputs(16, 8)
 
     def faults() -> list[str]:
         made = tflite_model.read(tflite_converter.int16x8_flatbuffer(model, images))
@@ -416,7 +413,7 @@ def test_calibration_reads_what_lies_at_a_place(tmp_path: Path, photos: Path) ->
     assert whole.told == f"12 images of {photos}"
     kept = [int(np.argmin(np.abs(whole.images - one).sum((1, 2, 3)))) for one in inside.images]
     assert kept == [0, 2, 3, 5, 6, 8, 9, 11]
-    root = folders(tmp_path / "classes", train=6, val=2)
+    root = write_class_folders(tmp_path / "classes", train=6, val=2)
     sorted_ = calibration_data.load(None, str(root), datasets.DIGITS, shape, WAY)
     assert len(sorted_.images) == 12
     rows = "".join(f"{photos / f'{n:02d}.png'},{n},{'train' if n else 'test'}\n" for n in range(12))
@@ -436,7 +433,7 @@ def test_calibration_reads_what_lies_at_a_place(tmp_path: Path, photos: Path) ->
     ],
 )
 def test_images_that_are_no_inputs_of_the_net_are_refused(change: Any, words: str) -> None:
-    images = compression_nets.inputs(8)
+    images = small_models.inputs(8)
     calibration.check_images(images, WAY)
     with pytest.raises(UsageError, match=words):
         calibration.check_images(change(images).astype(np.float32), WAY)

@@ -8,11 +8,11 @@ import shutil
 import time
 from pathlib import Path
 
+import command_runs
 import numpy as np
 import pytest
-import trainer_runs
+from command_runs import command, report
 from PIL import Image
-from trainer_runs import command, report
 
 from mobilenet import evaluator
 from mobilenet.data.sources import digits
@@ -24,7 +24,7 @@ tf_keras = pytest.importorskip("tf_keras")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trainer_runs.finished(tmp_path_factory.getbasetemp())[0] / "run"
+    return command_runs.finished(tmp_path_factory.getbasetemp())[0] / "run"
 
 
 def figures(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[float, float, float, int]:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_runs import command
 from PIL import Image
-from trainer_runs import command
 
 from mobilenet import evaluator, metrics
 from mobilenet.configs.card import Card

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import command_runs
 import pytest
-import trainer_runs
-from trainer_runs import command, report
+from command_runs import command, report
 
 from mobilenet.runtime import micro
 from mobilenet.tflite import model as tflite_model
@@ -18,7 +18,7 @@ pytest.importorskip("tensorflow")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float model of the digits, V1 at a quarter of its width, 32 px."""
-    return trainer_runs.finished(tmp_path_factory.getbasetemp())[0] / "run" / "train"
+    return command_runs.finished(tmp_path_factory.getbasetemp())[0] / "run" / "train"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def float_kernels(file: Path) -> set[str]:
 
 def test_the_quantize_stage_fits_without_training(trained: Path, tmp_path: Path) -> None:
     words = (
-        *(*trainer_runs.TINY, f"--init_checkpoint={trained}", "--stages=quantize,convert"),
+        *(*command_runs.TINY, f"--init_checkpoint={trained}", "--stages=quantize,convert"),
         *("--quantization=ptq", "--calibration_images=40", "--ptq_steps=maximum,bias,repair"),
         "--keep_float=Conv2d_[01](_depthwise)?,Conv2d_3_pointwise",
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import runtime_files
+import small_models
+import tflite_files
 from PIL import Image
 
 from mobilenet import predict
@@ -18,8 +19,8 @@ from mobilenet.files import write_json
 
 pytest.importorskip("tensorflow", reason="TensorFlow's converter makes the files")
 
-LABELS = tuple(f"class {index}" for index in range(runtime_files.CLASSES))
-CARD = Card(input_shape=(runtime_files.SIZE, runtime_files.SIZE, 3), labels=LABELS)
+LABELS = tuple(f"class {index}" for index in range(small_models.TINY_V1_CLASSES))
+CARD = Card(input_shape=(small_models.TINY_V1_SIZE, small_models.TINY_V1_SIZE, 3), labels=LABELS)
 
 
 def command(*words: object) -> subprocess.CompletedProcess[str]:
@@ -35,7 +36,7 @@ def command(*words: object) -> subprocess.CompletedProcess[str]:
 def export(tmp_path: Path) -> Path:
     folder = tmp_path / "export"
     folder.mkdir()
-    (folder / "model.tflite").write_bytes(runtime_files.flatbuffer("float"))
+    (folder / "model.tflite").write_bytes(tflite_files.flatbuffer("float"))
     write_json(folder / "card.json", CARD.to_json())
     return folder
 
@@ -56,7 +57,7 @@ def keras_shares(path: Path) -> np.ndarray:
 
     image = tf.image.central_crop(tf.io.decode_png(path.read_bytes(), channels=3), 0.875)
     pixels = tf.image.resize(image, CARD.input_shape[:2])[None]
-    return tf.nn.softmax(runtime_files.keras_model()(pixels / 127.5 - 1)).numpy()[0]
+    return tf.nn.softmax(small_models.tiny_v1()(pixels / 127.5 - 1)).numpy()[0]
 
 
 def parse(text: str) -> dict[str, dict[str, float]]:
@@ -84,7 +85,7 @@ def test_tables_of_a_flatbuffer(export: Path, photos: list[Path]) -> None:
 def test_keras_models_answer_alike(export: Path, photos: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "train"
     folder.mkdir()
-    runtime_files.keras_model().save(folder / "model.keras")
+    small_models.tiny_v1().save(folder / "model.keras")
     write_json(folder / "card.json", CARD.to_json())
     done = command("--model", folder, photos[0])
     assert (done.returncode, done.stderr) == (0, "")
@@ -95,7 +96,7 @@ def test_keras_models_answer_alike(export: Path, photos: list[Path], tmp_path: P
 
 
 def test_bare_file_says_what_it_assumes(photos: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "a.tflite").write_bytes(runtime_files.flatbuffer("float"))
+    (tmp_path / "a.tflite").write_bytes(tflite_files.flatbuffer("float"))
     done = command("--model", tmp_path / "a.tflite", photos[0])
     assert done.returncode == 0
     assert done.stderr.startswith("Note: no card.json") and done.stderr.count("\n") == 1
@@ -171,7 +172,7 @@ def test_folder_without_a_model_is_refused(photos: list[Path], tmp_path: Path) -
 def test_label_count_of_a_keras_model(photos: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "train"
     folder.mkdir()
-    runtime_files.keras_model().save(folder / "model.keras")
+    small_models.tiny_v1().save(folder / "model.keras")
     write_json(folder / "card.json", CARD.replace(labels=("a", "b")).to_json())
     with pytest.raises(UsageError, match="10 labels"):
         predict.run(["--model", str(folder), str(photos[0])])

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_runs import SHORT, TINY, command
 from PIL import Image
-from trainer_runs import SHORT, TINY, command
 
 from mobilenet import converter, evaluator, predict, trainer
 from mobilenet.errors import UsageError

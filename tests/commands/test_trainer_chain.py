@@ -11,10 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import command_runs
 import numpy as np
 import pytest
-import trainer_runs
-from trainer_runs import CHAIN, EPOCHS, LEARNT, report
+from command_runs import CHAIN, EPOCHS, LEARNED, report
 
 from mobilenet import trainer
 from mobilenet.tflite import model as tflite_model
@@ -44,16 +44,16 @@ FILES = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trainer_runs.finished(tmp_path_factory.getbasetemp())[0] / "run"
+    return command_runs.finished(tmp_path_factory.getbasetemp())[0] / "run"
 
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return trainer_runs.finished(tmp_path_factory.getbasetemp())[1].stdout
+    return command_runs.finished(tmp_path_factory.getbasetemp())[1].stdout
 
 
 def test_nothing_is_said_on_stderr(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    assert trainer_runs.finished(tmp_path_factory.getbasetemp())[1].stderr == ""
+    assert command_runs.finished(tmp_path_factory.getbasetemp())[1].stderr == ""
 
 
 def test_an_epoch_is_a_line_and_a_stage_ends_with_its_figure(printed: str) -> None:
@@ -183,7 +183,7 @@ def test_the_same_command_says_that_the_run_is_finished(
 ) -> None:
     shutil.copytree(run, tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("model.*")}
-    trainer.run([*LEARNT, f"--model_dir={tmp_path / 'run'}"])
+    trainer.run([*LEARNED, f"--model_dir={tmp_path / 'run'}"])
     out, err = capfd.readouterr()
     assert err == ""
     for stage in CHAIN:

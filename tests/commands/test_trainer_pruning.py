@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trainer_runs import CHAIN, TINY, command, report
+from command_runs import CHAIN, TINY, command, report
 
 from mobilenet.tflite import model as tflite_model
 

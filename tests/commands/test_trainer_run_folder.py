@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import command_runs
 import filelock
 import numpy as np
 import pytest
-import trainer_runs
-from trainer_runs import LEARNT, TINY, command, report
+from command_runs import LEARNED, TINY, command, report
 
 from mobilenet import trainer
 from mobilenet.configs import recipes
@@ -36,7 +36,7 @@ CONFIG = recipes.get("mobilenet_v1", "digits")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trainer_runs.finished(tmp_path_factory.getbasetemp())[0] / "run"
+    return command_runs.finished(tmp_path_factory.getbasetemp())[0] / "run"
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def content(place: Path) -> dict[str, bytes]:
 )
 def test_the_folder_of_another_config_is_refused(run: Path, words: list[str], first: str) -> None:
     before = content(run)
-    said = error_of(*LEARNT, *words, "--model_dir", run)
+    said = error_of(*LEARNED, *words, "--model_dir", run)
     assert "a run of this config; there " in said
     assert first.format(lr=CONFIG.train.lr) in said
     assert "choose another --model_dir, or --overwrite to start again" in said
@@ -78,14 +78,14 @@ def test_the_folder_of_another_config_is_refused(run: Path, words: list[str], fi
 
 def test_noresume_wants_a_new_folder(run: Path) -> None:
     before = content(run)
-    assert "--model_dir" in error_of(*LEARNT, "--noresume", "--model_dir", run)
+    assert "--model_dir" in error_of(*LEARNED, "--noresume", "--model_dir", run)
     assert content(run) == before
 
 
 def test_a_second_process_is_refused(run: Path) -> None:
     """The lock is held by this process; the other one is real."""
     with filelock.FileLock(run / ".lock"):
-        done = command("trainer", *LEARNT, "--model_dir", run)
+        done = command("trainer", *LEARNED, "--model_dir", run)
     assert done.returncode == 2
     assert done.stderr.startswith("--model_dir: got ")
     assert "that no other process trains in" in done.stderr
@@ -95,7 +95,7 @@ def test_a_second_process_is_refused(run: Path) -> None:
 def test_overwrite_that_fails_gives_the_old_run_back(run: Path) -> None:
     before = content(run)
     for words in (["--image_size=16"], ["--final_sparsity=nothing=0.5"], ["--stages=convert"]):
-        error_of(*LEARNT, *words, "--overwrite", "--model_dir", run)
+        error_of(*LEARNED, *words, "--overwrite", "--model_dir", run)
         assert content(run) == before
 
 
@@ -210,7 +210,7 @@ def test_a_stage_whose_files_are_gone_runs_again(
 ) -> None:
     old = (run / "export/model.tflite").read_bytes()
     shutil.rmtree(run / "export")
-    trainer.run([*LEARNT, f"--model_dir={run}"])
+    trainer.run([*LEARNED, f"--model_dir={run}"])
     out, err = capfd.readouterr()
     assert "quantize: finished before" in out
     assert "convert: finished before" not in out

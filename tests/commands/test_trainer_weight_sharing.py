@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from compression_nets import CLASSES, inputs, liven, stage, toy, train, zeros
+from short_training import stage_context, train
+from small_models import CLASSES, inputs, randomize_batch_norm, toy, zero_fraction
 
 from mobilenet.compression import method as methods
 from mobilenet.compression.quantization.int8 import saving as int8_saving
@@ -29,7 +30,7 @@ from mobilenet.models.graph.roles import Graph
 from mobilenet.tflite import model as tflite_model
 from mobilenet.training import engine
 
-WAY = stage().preprocessing
+WAY = stage_context().preprocessing
 SURGERY = DnsPruning(frequency=2, probabilities=(1.0,), boundaries=(), lower=0.95, upper=1.02)
 FIELDS = {"depthwise": 5, "pointwise": 4, "dense": 4}
 
@@ -54,10 +55,10 @@ def test_a_killed_stage_goes_on_to_the_same_net(config: Config, tmp_path: Path) 
     images = inputs(40, seed=5)
     labels = (images[:, :, :, 0].mean((1, 2)) > 0).astype(np.int32)
     data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
-    start = liven(toy())
+    start = randomize_batch_norm(toy())
 
     def fit(place: str, *callbacks: Any) -> tuple[Any, Any]:
-        method = methods.create(config, stage(10))
+        method = methods.create(config, stage_context(10))
         model = method.apply(start)
         job = engine.Job(
             "prune",
@@ -87,13 +88,13 @@ def test_a_killed_stage_goes_on_to_the_same_net(config: Config, tmp_path: Path) 
 
 def test_pruned_then_of_few_values_then_int8_is_so_in_the_file() -> None:
     """Zeros and clusters are read from the tensors of the file."""
-    plain = liven(toy(16))
+    plain = randomize_batch_norm(toy(16))
     for config, steps in (
         (SURGERY, 10),
         (CodebookQuantization(depthwise=5, pointwise=3, dense=2), 2),
         (QuantizationAwareTraining(calibration_images=8), 2),
     ):
-        before, method = plain, methods.create(config, stage(steps))
+        before, method = plain, methods.create(config, stage_context(steps))
         model = method.apply(plain)
         train(model, method, steps, rate=0.005)
         plain = method.finalize(model)
@@ -112,7 +113,7 @@ def test_pruned_then_of_few_values_then_int8_is_so_in_the_file() -> None:
             continue
         seen += 1
         kernel, codes = kernel.reshape(-1, kernel.shape[-1]).T, codes.reshape(len(codes), -1)
-        assert zeros(kernel) > 0.55
+        assert zero_fraction(kernel) > 0.55
         np.testing.assert_array_equal(codes == 0, kernel == 0)
         assert len(np.unique(kernel)) <= (4 if layer.name == "e" else 8)
         for row, own in zip(codes, kernel, strict=True):  # a channel has a scale of its own

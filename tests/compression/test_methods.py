@@ -9,19 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras
-from compression_nets import (
-    WAY,
-    Quantized,
-    grid,
+from int8_files import Int8Model, operator_steps, quantize_to_file
+from short_training import stage_context, train
+from small_models import (
+    INCEPTION,
+    file_inputs,
     inputs,
-    liven,
-    operator_steps,
     pixels,
-    quantize,
-    stage,
+    randomize_batch_norm,
     toy,
-    train,
-    zeros,
+    zero_fraction,
 )
 
 from mobilenet.compression import method as methods
@@ -49,13 +46,13 @@ from mobilenet.tflite import model as tflite_model
 
 def half_is_zero(model: Any, plain: Any, ranges: Any) -> None:
     for name in "cd":
-        assert zeros(plain.get_layer(name).kernel) == 0.5
+        assert zero_fraction(plain.get_layer(name).kernel) == 0.5
 
 
 def zeros_are_by_size(model: Any, plain: Any, ranges: Any) -> None:
     for name, share in {"a": 0, "b": 0, "c": 0.675, "d": 0.75}.items():
         kernel = variables.kernel(plain.get_layer(name))
-        assert zeros(kernel) == pytest.approx(share, abs=1 / 64)
+        assert zero_fraction(kernel) == pytest.approx(share, abs=1 / 64)
 
 
 def values_are_few(model: Any, plain: Any, ranges: Any) -> None:
@@ -66,7 +63,7 @@ def values_are_few(model: Any, plain: Any, ranges: Any) -> None:
 
 def every_place_has_a_range(model: Any, plain: Any, ranges: Any) -> None:
     scheme.check_ranges(ranges)
-    again = scheme.wrap(plain, WAY)
+    again = scheme.wrap(plain, INCEPTION)
     scheme.set_ranges(again, ranges)
     np.testing.assert_array_equal(
         again(inputs(4), training=False), model(inputs(4), training=False)
@@ -101,8 +98,8 @@ _ELSEWHERE = ("ChannelPruning", "PostTraining")
     ids=lambda kind: kind.__name__,
 )
 def test_method_gives_back_a_plain_net_that_keeps_its_promise(config: type[Config]) -> None:
-    model = liven(toy())
-    method = methods.create(config(**FIELDS.get(config, {})), stage(2))
+    model = randomize_batch_norm(toy())
+    method = methods.create(config(**FIELDS.get(config, {})), stage_context(2))
     assert type(method).config_type is config
     method.check(model)
     trained = method.apply(model)
@@ -122,11 +119,11 @@ def test_method_gives_back_a_plain_net_that_keeps_its_promise(config: type[Confi
 
 def test_a_config_without_a_method_is_told() -> None:
     with pytest.raises(UsageError, match="MagnitudePruning"):
-        methods.create(Config(), stage())
+        methods.create(Config(), stage_context())
 
 
 def test_a_config_has_one_method() -> None:
-    methods.create(MagnitudePruning(), stage())
+    methods.create(MagnitudePruning(), stage_context())
 
     class Second(methods.Method):
         config_type = MagnitudePruning
@@ -136,7 +133,9 @@ def test_a_config_has_one_method() -> None:
 
 
 def pruned(model: Any, shares: dict[str, float], size: int = 16) -> Any:
-    method = methods.create(MagnitudePruning(final_sparsity=shares, frequency=1), stage(3, size))
+    method = methods.create(
+        MagnitudePruning(final_sparsity=shares, frequency=1), stage_context(3, size)
+    )
     net = method.apply(model)
     train(net, method, 3, size, rate=0.001)
     return method.finalize(net)
@@ -144,26 +143,26 @@ def pruned(model: Any, shares: dict[str, float], size: int = 16) -> Any:
 
 def kernel_zeros(model: Any) -> dict[str, float]:
     found = {layer.name: variables.kernel(layer) for layer in model.layers}
-    return {name: zeros(kernel) for name, kernel in found.items() if kernel is not None}
+    return {name: zero_fraction(kernel) for name, kernel in found.items() if kernel is not None}
 
 
 def file_zeros(data: bytes) -> list[float]:
     """Share of zero codes of every kernel, in execution order."""
     content = tflite_model.read(data)
     kernels = [op for op in content.operators if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D")]
-    return [zeros(content.tensors[op.inputs[1]].data) for op in kernels]
+    return [zero_fraction(content.tensors[op.inputs[1]].data) for op in kernels]
 
 
 def quantized_twice(model: Any, path: Path, size: int, steps: int) -> tuple[Any, bytes]:
     """QAT, save, load, QAT again; the last model and its file."""
     config = QuantizationAwareTraining(calibration_images=32)
     for turn in range(2):
-        method = methods.create(config, stage(steps, size))
+        method = methods.create(config, stage_context(steps, size))
         net = method.apply(model)
         train(net, method, steps, size, rate=0.001)
         ranges, plain = scheme.get_ranges(net), method.finalize(net)
         target = path / str(turn)
-        card = Card({}, (size, size, 3), WAY, ("a",) * plain.output_shape[-1])
+        card = Card({}, (size, size, 3), INCEPTION, ("a",) * plain.output_shape[-1])
         saving.save(plain, target, card)
         int8_saving.save_ranges(target, ranges)
         model = saving.load(target).model
@@ -194,7 +193,7 @@ def test_zeros_stay_through_training_saving_and_more_training(tmp_path: Path) ->
 def test_zeros_of_a_family_stay(name: str, tmp_path: Path) -> None:
     fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
     start = pruned(
-        liven(build(archs.get(name, **fields), (32, 32, 3))),
+        randomize_batch_norm(build(archs.get(name, **fields), (32, 32, 3))),
         {"pointwise": 0.75, "depthwise": 0.3},
         32,
     )
@@ -206,29 +205,29 @@ def test_zeros_of_a_family_stay(name: str, tmp_path: Path) -> None:
     assert sorted(before.values())[len(before) // 2] >= 0.3
 
 
-def trained_file() -> Quantized:
+def trained_file() -> Int8Model:
     """A toy that has learnt its task, by plain training and QAT."""
     model = toy()
     train(model, None, 60)
-    method = methods.create(QuantizationAwareTraining(), stage(20))
+    method = methods.create(QuantizationAwareTraining(), stage_context(20))
     net = method.apply(model)
     train(net, method, 20, rate=0.005)
     ranges = scheme.get_ranges(net)
-    wrapped = scheme.wrap(method.finalize(net), WAY)
+    wrapped = scheme.wrap(method.finalize(net), INCEPTION)
     scheme.set_ranges(wrapped, ranges)
     int8_saving.for_export(wrapped)
     said = net(inputs(300, seed=21), training=False).numpy()
-    return Quantized(None, wrapped, ranges, tflite_converter.int8_flatbuffer(wrapped), said)
+    return Int8Model(None, wrapped, ranges, tflite_converter.int8_flatbuffer(wrapped), said)
 
 
 def test_the_file_of_a_trained_net_answers_as_the_net_in_training() -> None:
     made = trained_file()
-    images, said = pixels(300, seed=21), made.said
+    images, said = pixels(300, seed=21), made.logits
     labels = inputs(300, seed=21)[:, :, :, 0].mean((1, 2)) > 0
     assert np.mean(said.argmax(1) == labels) > 0.85
-    exported = made.wrapped(grid(images), training=False).numpy()
+    exported = made.wrapped(file_inputs(images), training=False).numpy()
     np.testing.assert_allclose(exported, said, atol=1e-4)
-    found = verify(made.data, said, grid(images), expect_int8=True, io="int8")
+    found = verify(made.data, said, file_inputs(images), expect_int8=True, io="int8")
     assert found.ok
     assert found.clear_images > 200
     assert found.agreement_clear == 1.0
@@ -237,14 +236,14 @@ def test_the_file_of_a_trained_net_answers_as_the_net_in_training() -> None:
 
 
 def test_ranges_move_with_training_and_then_stand_still() -> None:
-    method = methods.create(QuantizationAwareTraining(freeze=0.5), stage(10))
+    method = methods.create(QuantizationAwareTraining(freeze=0.5), stage_context(10))
     assert [method.statistics_frozen(step) for step in (0, 4, 5, 9)] == [
         False,
         False,
         True,
         True,
     ]
-    model = method.apply(liven(toy()))
+    model = method.apply(randomize_batch_norm(toy()))
     start = scheme.get_ranges(model)
     train(model, method, 3)
     after = scheme.get_ranges(model)
@@ -256,8 +255,8 @@ def test_foreign_nets_go_through() -> None:
     """keras.applications' V1, built with tf_keras; its softmax is cut off first."""
     tf_keras.utils.set_random_seed(0)
     model = tf_keras.applications.MobileNet((32, 32, 3), 0.25, weights=None, classes=4)
-    start = pruned(liven(float32_copy(model)), {"pointwise": 0.5}, 32)
-    made = quantize(start, 32)
+    start = pruned(randomize_batch_norm(float32_copy(model)), {"pointwise": 0.5}, 32)
+    made = quantize_to_file(start, 32)
     assert tflite_model.read(made.data).float_tensors() == []
     shares = file_zeros(made.data)
     assert sum(share >= 0.5 for share in shares) >= 13

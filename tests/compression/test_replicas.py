@@ -16,7 +16,8 @@ import json, sys
 import numpy as np, tensorflow as tf, tf_keras
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from compression_nets import inputs, stage, toy
+from short_training import stage_context
+from small_models import inputs, toy
 from mobilenet.compression import method as methods
 from mobilenet.models.graph import variables
 from mobilenet.compression.quantization.int8 import scheme, saving as stored
@@ -51,26 +52,26 @@ def train(net, method, steps, callbacks=()):
     return average, history.history["loss"][0]
 
 with strategy.scope():
-    method = methods.create(TfmotPruning({"pointwise": 0.75}, frequency=2), stage(6))
+    method = methods.create(TfmotPruning({"pointwise": 0.75}, frequency=2), stage_context(6))
     net = method.apply(toy())
     train(net, method, 6)
     found = {"tfmot": copies(variables.kernel(net.get_layer("prune_low_magnitude_c")))}
-    method = methods.create(MagnitudePruning({"c": 0.5}, pattern="2:4", frequency=2), stage(6))
-    net = method.apply(toy())
+    method = methods.create(MagnitudePruning({"c": 0.5}, pattern="2:4", frequency=2),
+    stage_context(6)) net = method.apply(toy())
     train(net, method, 6)
     found["groups"] = copies(net.get_layer("c").kernel)
-    method = methods.create(DnsPruning(frequency=2, probabilities=(0.6,), boundaries=()), stage(6))
-    net = method.apply(toy())
+    method = methods.create(DnsPruning(frequency=2, probabilities=(0.6,), boundaries=()),
+    stage_context(6)) net = method.apply(toy())
     train(net, method, 6)
     found["surgery"] = copies(net.get_layer("d").kernel)
     found["twins"] = copies(method.surgery.dense["d"])
     found["flips"] = copies(method.surgery.flips["d"])
-    method = methods.create(CodebookQuantization(pointwise=4), stage(3))
+    method = methods.create(CodebookQuantization(pointwise=4), stage_context(3))
     coded = method.apply(net)
     train(coded, method, 3)
     found["values"] = copies(coded.get_layer("coded_d").numbers["values"])
     found["coded"] = method.finalize(coded).get_layer("d").kernel.numpy().tolist()
-    method = methods.create(ChannelPruning({"all": 0.5}, round_to=1, frequency=2), stage(6))
+    method = methods.create(ChannelPruning({"all": 0.5}, round_to=1, frequency=2), stage_context(6))
     net = method.apply(toy())
     enter = lambda batch, logs=None: method.before_step(batch)
     train(net, method, 6, [tf_keras.callbacks.LambdaCallback(on_batch_begin=enter)])
@@ -79,7 +80,7 @@ with strategy.scope():
     found["whole"] = net(images[:8], training=False).numpy().tolist()
     found["thin"] = method.finalize(net)(images[:8], training=False).numpy().tolist()
     method = methods.create(
-        MagnitudePruning(frequency=2, final_sparsity={"pointwise": 0.75}), stage(6)
+        MagnitudePruning(frequency=2, final_sparsity={"pointwise": 0.75}), stage_context(6)
     )
     net = method.apply(toy())
     before = net.get_layer("c").kernel.numpy()
@@ -92,7 +93,7 @@ with strategy.scope():
     found["moved"] = bool(np.any(before != kernel.numpy()))
     found["loss"] = loss
     plain = method.finalize(net)
-    method = methods.create(QuantizationAwareTraining(calibration_images=32), stage(6))
+    method = methods.create(QuantizationAwareTraining(calibration_images=32), stage_context(6))
     net = method.apply(plain)
     start = scheme.get_ranges(net)
     _, found["quantized_loss"] = train(net, method, 6)
@@ -104,8 +105,8 @@ with strategy.scope():
     found["said"] = net(images[:8], training=False).numpy().tolist()
     plain = method.finalize(net)
 plain = freeze.float32_copy(plain)
-again = scheme.wrap(plain, methods.StageContext(1, stage().preprocessing, inputs).preprocessing)
-scheme.set_ranges(again, ranges)
+again = scheme.wrap(plain, methods.StageContext(1, stage_context().preprocessing,
+inputs).preprocessing) scheme.set_ranges(again, ranges)
 found["rebuilt"] = again(images[:8], training=False).numpy().tolist()
 stored.for_export(again)
 found["bytes"] = len(convert.int8_flatbuffer(again))

@@ -35,7 +35,7 @@ def through_json(config: Config) -> Config:
 
 
 @pytest.mark.parametrize("data", SETS)
-@pytest.mark.parametrize("net", list(archs.ALL))
+@pytest.mark.parametrize("model", list(archs.ALL))
 def test_every_recipe_survives_json(model: str, data: str) -> None:
     config = recipes.get(model, data)
     again = through_json(config)
@@ -284,7 +284,7 @@ def test_imagenet_recipes_are_the_published_ones(net: str) -> None:
     assert (model.dropout_keep_prob, config.image_size) == (0.8, 224)
 
 
-@pytest.mark.parametrize("net", list(archs.ALL))
+@pytest.mark.parametrize("model", list(archs.ALL))
 @pytest.mark.parametrize("data", SETS)
 def test_a_recipe_is_of_its_net_and_data_set_and_later_stages_are_gentler(
     model: str, data: str

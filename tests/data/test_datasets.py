@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from data_sets import example, folders, jpeg, records
+from data_sets import encode_example, jpeg, write_class_folders, write_records
 
 from mobilenet import data
 from mobilenet.configs import dataset as dataset_configs
@@ -64,7 +64,7 @@ def test_bad_arguments_are_told(arguments: dict[str, Any], message: str) -> None
 def test_a_corrupt_image_is_named_or_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
 ) -> None:
-    folders(tmp_path / "f")
+    write_class_folders(tmp_path / "f")
     bad = tmp_path / "f/train/b/03.jpg"
     bad.write_bytes(damage(bad.read_bytes()))
     config = folder_set(tmp_path / "f")
@@ -82,7 +82,7 @@ def test_an_error_on_reading_is_explained(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         datasets, "_CHECKED", 0
     )  # as with a set that is too large to check at the start
-    folders(tmp_path / "f")
+    write_class_folders(tmp_path / "f")
     bad = tmp_path / "f/train/a/01.jpg"
     bad.write_bytes(bad.read_bytes()[:300])
     config = folder_set(tmp_path / "f")
@@ -95,7 +95,7 @@ def test_an_error_on_reading_is_explained(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_records_hold_images_labels_and_names(tmp_path: Path) -> None:
     labels = [1, 2, 3, 2, 1, 3, 3]
-    config = record_set(records(records(tmp_path, labels), [2, 3], 1, "validation"))
+    config = record_set(write_records(write_records(tmp_path, labels), [2, 3], 1, "validation"))
     info = data.describe(config)
     assert info.sizes == {"train": 7, "validation": 2, "test": 2}
     assert info.labels == ("class 1", "class 2", "class 3") and info.num_classes == 3
@@ -106,7 +106,7 @@ def test_records_hold_images_labels_and_names(tmp_path: Path) -> None:
 
 
 def test_labels_outside_the_classes_name_the_flag(tmp_path: Path) -> None:
-    config = record_set(records(tmp_path, [0, 1, 2]))
+    config = record_set(write_records(tmp_path, [0, 1, 2]))
     with pytest.raises(UsageError, match="give --label_offset 0"):
         data.describe(config)
     for names, offset, found in (("one\ntwo\n", 1, 0), ("zero\none\n", 0, 2)):
@@ -119,10 +119,10 @@ def test_labels_outside_the_classes_name_the_flag(tmp_path: Path) -> None:
 
 
 def test_corrupt_records_are_named_or_left_out(tmp_path: Path) -> None:
-    records(tmp_path, [1, 2, 1], 1)
+    write_records(tmp_path, [1, 2, 1], 1)
     with tf.io.TFRecordWriter(str(tmp_path / "train-1")) as writer:
         for encoded, label in ((jpeg(1), 1), (jpeg(2)[:200], 2), (jpeg(3), 2)):
-            writer.write(example(encoded, label))
+            writer.write(encode_example(encoded, label))
     config = record_set(tmp_path)
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         labels_of(config)
@@ -161,7 +161,10 @@ def test_records_are_counted_by_their_lengths(tmp_path: Path) -> None:
 
 
 def test_a_missing_split_is_told(tmp_path: Path) -> None:
-    for config in (record_set(records(tmp_path / "r", [1, 2], 1)), folder_set(tmp_path / "f")):
+    for config in (
+        record_set(write_records(tmp_path / "r", [1, 2], 1)),
+        folder_set(tmp_path / "f"),
+    ):
         for name in "ab":
             (tmp_path / "f/val" / name).mkdir(parents=True, exist_ok=True)
             (tmp_path / "f/val" / name / "1.jpg").write_bytes(jpeg(1))

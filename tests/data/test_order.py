@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from data_sets import folders, records
+from data_sets import write_class_folders, write_records
 
 from mobilenet import data
 from mobilenet.configs import dataset as datasets
@@ -25,8 +25,12 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DatasetConfig]:
     labels = [1 + n % 5 for n in range(14)]
     return {
         "digits": datasets.get("digits"),
-        "image_folder": datasets.get("image_folder").replace(data_dir=str(folders(root / "f"))),
-        "tfrecord": datasets.get("tfrecord").replace(data_dir=str(records(root / "r", labels))),
+        "image_folder": datasets.get("image_folder").replace(
+            data_dir=str(write_class_folders(root / "f"))
+        ),
+        "tfrecord": datasets.get("tfrecord").replace(
+            data_dir=str(write_records(root / "r", labels))
+        ),
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from data_sets import folders, jpeg, picture
+from data_sets import jpeg, smooth_image, write_class_folders
 from PIL import Image
 
 from mobilenet import data
@@ -41,7 +41,7 @@ def test_evaluation_is_slims_recipe_on_real_photos(shared_data: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_evaluation_is_slims_recipe_on_written_pictures(seed: int) -> None:
-    encoded = tf.constant(encode(picture(seed, 61 + seed, 90 - 7 * seed), "jpeg"))
+    encoded = tf.constant(encode(smooth_image(seed, 61 + seed, 90 - 7 * seed), "jpeg"))
     image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
     image = tf.image.central_crop(tf.image.convert_image_dtype(image, tf.float32), 0.875)
     wanted = (tf.image.resize(image, [32, 40], "bilinear", antialias=False) - 0.5) * 2
@@ -78,7 +78,7 @@ def test_square_crop_is_the_officials() -> None:
 
 @pytest.mark.parametrize("kind", ["png", "bmp", "webp", "gif"])
 def test_other_formats_are_read_as_pillow_reads_them(kind: str) -> None:
-    encoded = encode(picture(1), kind)
+    encoded = encode(smooth_image(1), kind)
     wanted = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
     np.testing.assert_array_equal(preprocessing.decode(tf.constant(encoded)), wanted)
     grey = preprocessing.decode(tf.constant(encoded), 1).numpy()[..., 0].astype(int)
@@ -87,7 +87,7 @@ def test_other_formats_are_read_as_pillow_reads_them(kind: str) -> None:
 
 def test_grey_images_become_rgb() -> None:
     for kind in ("png", "jpeg"):
-        encoded = encode(picture(1).convert("L"), kind)
+        encoded = encode(smooth_image(1).convert("L"), kind)
         image = preprocessing.decode(tf.constant(encoded)).numpy()
         assert image.shape == (40, 50, 3)
         np.testing.assert_array_equal(image[..., 0], image[..., 2])
@@ -113,8 +113,8 @@ def test_a_training_crop_covers_what_it_may(kind: str) -> None:
 
 
 def test_mirror_and_colour_do_what_they_say() -> None:
-    encoded = tf.constant(encode(picture(4), "png"))
-    image = np.asarray(picture(4)).astype(int)
+    encoded = tf.constant(encode(smooth_image(4), "png"))
+    image = np.asarray(smooth_image(4)).astype(int)
     still = DatasetConfig(area_min=1.0, flip=False, colour=0.0)
     seeds = [tf.constant([1, n], tf.int64) for n in range(40)]
 
@@ -176,7 +176,7 @@ def test_unvaried_training_digits_are_the_evaluated_ones_but_for_rounding() -> N
 
 def test_photo_training_batches_vary_and_stay_in_range(tmp_path: Path) -> None:
     config = datasets.get("image_folder").replace(
-        data_dir=str(folders(tmp_path / "f")), rotation=15.0
+        data_dir=str(write_class_folders(tmp_path / "f")), rotation=15.0
     )
     for images, _ in islice(
         data.load(config, "train", image_size=24, batch_size=8, training=True, channels=1), 3

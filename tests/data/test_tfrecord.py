@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tensorflow as tf
-from data_sets import example, jpeg
+from data_sets import encode_example, jpeg
 
 from mobilenet import data
 from mobilenet.configs import dataset as datasets
@@ -40,11 +40,11 @@ DAMAGED = {
     "two labels": (record({IMAGE: images(jpeg(1)), LABEL: ints(1, 2)}), f"2 numbers in {LABEL}"),
     "no image": (record({LABEL: ints(1)}), f"0 byte strings in {IMAGE}"),
     "two images": (record({IMAGE: images(b"", b""), LABEL: ints(1)}), "2 byte strings"),
-    "large label": (example(jpeg(1), 10**9), "label is 1000000000, expected 0 to 1,000,000"),
-    "negative label": (example(jpeg(1), -5), "label is -5"),
-    "label beyond 32 bits": (example(jpeg(1), 2**32 + 1), "label is 4294967297"),
-    "cut image": (example(jpeg(1)[:300], 1), "damaged JPEG data"),
-    "cut record": (example(jpeg(1), 1)[:-9], "not a tf.train.Example"),
+    "large label": (encode_example(jpeg(1), 10**9), "label is 1000000000, expected 0 to 1,000,000"),
+    "negative label": (encode_example(jpeg(1), -5), "label is -5"),
+    "label beyond 32 bits": (encode_example(jpeg(1), 2**32 + 1), "label is 4294967297"),
+    "cut image": (encode_example(jpeg(1)[:300], 1), "damaged JPEG data"),
+    "cut record": (encode_example(jpeg(1), 1)[:-9], "not a tf.train.Example"),
 }
 
 
@@ -55,8 +55,8 @@ def write(path: Path, *payloads: bytes) -> None:
 
 
 def folder(root: Path, bad: bytes) -> DatasetConfig:
-    write(root / "train-0", example(jpeg(1), 1, "one"), bad, example(jpeg(3), 2))
-    write(root / "validation-0", example(jpeg(4), 1))
+    write(root / "train-0", encode_example(jpeg(1), 1, "one"), bad, encode_example(jpeg(3), 2))
+    write(root / "validation-0", encode_example(jpeg(4), 1))
     return datasets.get("tfrecord").replace(data_dir=str(root))
 
 
@@ -93,14 +93,14 @@ def test_a_damaged_record_of_a_large_set_is_named_on_reading(
 
 
 def test_only_damaged_records_are_an_error(tmp_path: Path) -> None:
-    write(tmp_path / "train-0", b"ab", example(b"", 1))
+    write(tmp_path / "train-0", b"ab", encode_example(b"", 1))
     config = datasets.get("tfrecord").replace(data_dir=str(tmp_path), skip_corrupt=True)
     with pytest.raises(UsageError, match=r"a record that can be used \(it is not"):
         data.load(config, "train", **SMALL)
 
 
 def test_a_wrong_checksum_is_named_with_its_record(tmp_path: Path) -> None:
-    config = folder(tmp_path, example(jpeg(2), 2))
+    config = folder(tmp_path, encode_example(jpeg(2), 2))
     content = bytearray((tmp_path / "train-0").read_bytes())
     content[len(content) // 2] ^= 1  # the second of three records of one size
     (tmp_path / "train-0").write_bytes(content)
@@ -111,7 +111,7 @@ def test_a_wrong_checksum_is_named_with_its_record(tmp_path: Path) -> None:
 
 def test_wrong_lengths_end_in_an_error_and_never_in_other_values() -> None:
     """Against protobuf in Python, which is another implementation."""
-    sound = example(jpeg(1), 3, "three")
+    sound = encode_example(jpeg(1), 3, "three")
     parse = tf.function(Keys().parse, input_signature=[tf.TensorSpec([], tf.string)])
     noise = random.Random(1)
     places = [n for n in range(len(sound)) if n < 50 or n > len(sound) - 60]
@@ -142,14 +142,14 @@ def test_wrong_lengths_end_in_an_error_and_never_in_other_values() -> None:
     ],
 )
 def test_label_files_that_cannot_be_used(content: bytes, words: str, tmp_path: Path) -> None:
-    config = folder(tmp_path, example(jpeg(2), 2))
+    config = folder(tmp_path, encode_example(jpeg(2), 2))
     (tmp_path / "labels.txt").write_bytes(content)
     with pytest.raises(UsageError, match=words):
         data.describe(config)
 
 
 def test_a_label_beyond_the_classes_names_its_record(tmp_path: Path) -> None:
-    config = folder(tmp_path, example(jpeg(2), 2**32 + 1))
+    config = folder(tmp_path, encode_example(jpeg(2), 2**32 + 1))
     (tmp_path / "labels.txt").write_text("one\ntwo\n")
     with pytest.raises(tf.errors.OpError) as caught:
         labels_of(config)
@@ -158,7 +158,7 @@ def test_a_label_beyond_the_classes_names_its_record(tmp_path: Path) -> None:
 
 
 def test_images_of_too_many_pixels_are_left_out_like_corrupt_ones(tmp_path: Path) -> None:
-    config = folder(tmp_path, example(jpeg(2), 2)).replace(max_pixels=1999)
+    config = folder(tmp_path, encode_example(jpeg(2), 2)).replace(max_pixels=1999)
     with pytest.raises(tf.errors.OpError) as caught:
         labels_of(config)
     told = str(data.explain(caught.value, config, "train"))

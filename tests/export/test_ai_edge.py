@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import compression_nets
 import numpy as np
 import pytest
+import small_models
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,13 +37,13 @@ def unpacked(stored: memoryview, shape: tuple[int, ...]) -> np.ndarray:
 def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model whose 1x1 kernels have the values of `--quantization linear`, 4 bits."""
     place = tmp_path_factory.mktemp("four") / "net"
-    model = compression_nets.liven(compression_nets.toy(), 4)
+    model = small_models.randomize_batch_norm(small_models.toy(), 4)
     for layer in model.layers:
         if kind(layer) == "Conv2D" and layer.kernel.shape[0] == 1:
             kernel = layer.kernel.numpy()
             code = SignedMinMax(kernel, 4)
             layer.kernel.assign(code.weights(kernel, code.parameters))
-    saving.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=compression_nets.WAY))
+    saving.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=small_models.INCEPTION))
     return place
 
 
@@ -129,9 +129,9 @@ def test_the_packages_own_scales_leave_the_grid(net: Path) -> None:
 
 @needs_edge
 def test_a_net_on_no_grid_is_refused(tmp_path: Path) -> None:
-    model = compression_nets.liven(compression_nets.toy(), 4)
+    model = small_models.randomize_batch_norm(small_models.toy(), 4)
     place = tmp_path / "net"
-    saving.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=compression_nets.WAY))
+    saving.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=small_models.INCEPTION))
     words = [f"--model={place}", f"--output={tmp_path / 'out'}", "--quantization=edge_int4"]
     with pytest.raises(UsageError, match="kernels on a 4-bit grid") as caught:
         converter.run(words)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras
-from export_nets import CLASSES, SIZE, L, float_model, inputs, invoke
+from small_models import CLASSES, SIZE, L, families, file_inputs, hard_swish_model, pixels
+from tflite_files import invoke
 
-from mobilenet.configs import archs
 from mobilenet.configs.number_formats import FORMATS
 from mobilenet.errors import UsageError
 from mobilenet.export import tflite_converter
@@ -20,10 +20,7 @@ from mobilenet.runtime import interpreter
 from mobilenet.tflite import editor
 from mobilenet.tflite import model as tflite_model
 
-QUICK = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small")
-NAMES = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in archs.names()
-]
+NAMES = families(quick=("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"))
 QUANTIZED = ("CONV_2D", "FULLY_CONNECTED")
 
 
@@ -66,7 +63,7 @@ def original() -> bytes:
 
 @pytest.fixture(scope="module")
 def made(original: bytes) -> bytes:
-    return dynamic_range.quantize(original, inputs(8), narrow=0)
+    return dynamic_range.quantize(original, file_inputs(pixels(8)), narrow=0)
 
 
 def test_kernels_are_the_rounded_ones_operator_by_operator(original: bytes, made: bytes) -> None:
@@ -117,7 +114,7 @@ def errors(data: bytes, model: Any) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def test_biases_take_the_mean_shift_back(original: bytes) -> None:
     """By numpy; the dense layer's bias is 0, and the converter has left it out."""
-    model, images = mixed_model(), inputs(8)
+    model, images = mixed_model(), file_inputs(pixels(8))
     mended = errors(dynamic_range.quantize(original, images, narrow=0), model)
     plain = errors(dynamic_range.quantize(original, narrow=0), model)
     for values, (error, bias), (_, old) in zip(
@@ -137,7 +134,7 @@ def test_biases_take_the_mean_shift_back(original: bytes) -> None:
 def test_noise_mends_the_shift_that_other_images_see(original: bytes) -> None:
     model = mixed_model()
     noise = offsets.noise_pictures(8, (SIZE, SIZE, 3)) / 127.5 - 1
-    values = layer_inputs(model, inputs(40))[0].mean(axis=0)
+    values = layer_inputs(model, file_inputs(pixels(40)))[0].mean(axis=0)
     (error, old), (_, bias) = (
         errors(dynamic_range.quantize(original, pictures, narrow=0), model)[0]
         for pictures in (None, noise)
@@ -202,9 +199,12 @@ def test_shared_constants_are_left_to_those_that_share_them() -> None:
     content = tflite_model.read(original)
     used = [op.inputs[1:3] for op in content.operators if op.name in QUANTIZED]
     assert len(set(used)) < len(used), "the converter merges no equal constants any more"
-    made = dynamic_range.quantize(original, inputs(8), narrow=0)
+    made = dynamic_range.quantize(original, file_inputs(pixels(8)), narrow=0)
     assert dynamic_range.faults(content, tflite_model.read(made), narrow=0) == []
-    expected, said = invoke(original, inputs(20)), invoke(made, inputs(20))
+    expected, said = (
+        invoke(original, file_inputs(pixels(20))),
+        invoke(made, file_inputs(pixels(20))),
+    )
     np.testing.assert_allclose(said, expected, atol=0.03 * np.abs(expected).max())
     shared = [index for index, t in enumerate(tflite_model.read(made).tensors) if t.dtype == "int8"]
     assert len(shared) == len({kernel for kernel, _ in used})
@@ -215,7 +215,7 @@ def test_a_bias_that_a_depthwise_layer_reads_is_left_to_it(original: bytes) -> N
     stem, depthwise = model.subgraphs[0].operators[:2]
     stem.inputs = np.array([*stem.inputs[:2], depthwise.inputs[2]], np.int32)
     shared = editor.packed(model)
-    made = dynamic_range.quantize(shared, inputs(8), narrow=0)
+    made = dynamic_range.quantize(shared, file_inputs(pixels(8)), narrow=0)
     assert dynamic_range.faults(tflite_model.read(shared), tflite_model.read(made), narrow=0) == []
     assert np.abs(biases(made)[0] - biases(shared)[0]).max() > 0
     content = tflite_model.read(made)
@@ -263,7 +263,7 @@ def wide_model() -> Any:
 
 def test_narrow_kernels_stay_float_where_there_are_many_places() -> None:
     original = tflite_converter.float_flatbuffer(wide_model())
-    content = tflite_model.read(dynamic_range.quantize(original, inputs(8)))
+    content = tflite_model.read(dynamic_range.quantize(original, file_inputs(pixels(8))))
     found = formats(content.content)
     narrow = ("stem", "few_out", "few_in")
     assert {name for name, kind in found.items() if kind == "float32"} == set(narrow)
@@ -312,10 +312,12 @@ def test_a_kernel_that_a_narrow_operator_shares_stays_float_there() -> None:
 
 
 def test_hard_swish_and_residuals_keep_their_answers() -> None:
-    original = tflite_converter.float_flatbuffer(float_model())
-    made = dynamic_range.quantize(original, inputs(8), narrow=0)
-    expected = invoke(original, inputs())
-    np.testing.assert_allclose(invoke(made, inputs()), expected, atol=0.02 * np.abs(expected).max())
+    original = tflite_converter.float_flatbuffer(hard_swish_model(softmax=True))
+    made = dynamic_range.quantize(original, file_inputs(pixels(8)), narrow=0)
+    expected = invoke(original, file_inputs(pixels(40)))
+    np.testing.assert_allclose(
+        invoke(made, file_inputs(pixels(40))), expected, atol=0.02 * np.abs(expected).max()
+    )
 
 
 def broken(made: bytes, change: Callable[[Any], None]) -> tflite_model.Flatbuffer:
@@ -341,7 +343,7 @@ def test_what_a_file_lost_is_told(original: bytes, made: bytes) -> None:
     (fault,) = dynamic_range.faults(before, broken(made, changed(1, 1, 3)), narrow=0)
     assert "another constant than in the float file" in fault
     assert dynamic_range.faults(
-        before, tflite_model.read(tflite_converter.float_flatbuffer(float_model()))
+        before, tflite_model.read(tflite_converter.float_flatbuffer(hard_swish_model(softmax=True)))
     ) == ["the operators are not those of the float file"]
     half = np.where(np.arange(27) % 2, 0.5, 0).astype(np.float32)
     found = dynamic_range._kernel_faults("k", half[None], _kernel(np.ones((1, 27)), [0.5]))

@@ -8,17 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras
-from compression_nets import (
-    SIZE,
-    WAY,
-    Quantized,
-    family,
-    file_tensors,
-    grid,
-    pixels,
-    quantize,
-    toy,
-)
+from int8_files import Int8Model, file_tensors, int8_family, quantize_to_file
+from small_models import INCEPTION, SIZE, file_inputs, pixels, toy
 
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
@@ -35,21 +26,21 @@ SPARSE = ("a", "c", "d")  # layers of the toy whose kernels get zeros
 
 
 @pytest.fixture(scope="module")
-def made() -> Quantized:
+def made() -> Int8Model:
     model = toy(bias=True)
     for name in SPARSE:
         kernel = model.get_layer(name).kernel
         kernel.assign(np.where(np.abs(kernel) < np.median(np.abs(kernel)), 0, kernel))
     model.get_layer("d").bias.assign(np.random.default_rng(1).normal(0, 0.2, 16))
-    return quantize(model)
+    return quantize_to_file(model)
 
 
 def compare(
-    made: Quantized, data: bytes | None = None, simulated: Any = None
+    made: Int8Model, data: bytes | None = None, simulated: Any = None
 ) -> tuple[dict[str, operator_parity.Proof], list[str]]:
     content = tflite_model.read(made.data if data is None else data)
     proofs, faults = operator_parity.compare(
-        content, simulated or made.wrapped, made.plain, grid(IMAGES)
+        content, simulated or made.wrapped, made.plain, file_inputs(IMAGES)
     )
     return {proof.layer: proof for proof in proofs}, faults
 
@@ -67,7 +58,7 @@ def edited(data: bytes, layer: str, operand: int, change: Callable[[np.ndarray],
     return data.replace(old, values.tobytes())
 
 
-def test_every_rounded_tensor_has_a_row_in_order(made: Quantized) -> None:
+def test_every_rounded_tensor_has_a_row_in_order(made: Int8Model) -> None:
     proofs, faults = compare(made)
     assert faults == []
     assert list(proofs) == ["a_act", "b_act", "c_norm", "sum", "d_act", "pool", "e"]
@@ -80,7 +71,7 @@ def test_every_rounded_tensor_has_a_row_in_order(made: Quantized) -> None:
         assert (proof.differing > 0) == (proof.max_steps > 0)
 
 
-def test_kernel_zeros_are_counted_in_the_file(made: Quantized) -> None:
+def test_kernel_zeros_are_counted_in_the_file(made: Int8Model) -> None:
     proofs, _ = compare(made)
     for layer, row in {"a": "a_act", "c": "c_norm", "d": "d_act"}.items():
         kernel = made.plain.get_layer(layer).kernel.numpy()
@@ -91,9 +82,9 @@ def test_kernel_zeros_are_counted_in_the_file(made: Quantized) -> None:
 
 
 @pytest.mark.parametrize("factor", [1.01, 0.3])
-def test_a_wrong_range_is_told_at_its_layer_alone(made: Quantized, factor: float) -> None:
+def test_a_wrong_range_is_told_at_its_layer_alone(made: Int8Model, factor: float) -> None:
     """A grid that is 1 % off is never a step away: it is told by its scale."""
-    wrapped = scheme.wrap(made.plain, WAY)
+    wrapped = scheme.wrap(made.plain, INCEPTION)
     span = made.ranges["b_act"] * np.float32(factor)
     scheme.set_ranges(wrapped, {**made.ranges, "b_act": span})
     int8_saving.for_export(wrapped)
@@ -109,9 +100,9 @@ def test_a_wrong_range_is_told_at_its_layer_alone(made: Quantized, factor: float
     assert operator_parity.step_faults(proofs.values(), None) == []
 
 
-def test_a_zero_point_halfway_between_two_codes_is_none_of_them_wrong(made: Quantized) -> None:
+def test_a_zero_point_halfway_between_two_codes_is_none_of_them_wrong(made: Int8Model) -> None:
     """-3..15, a range of soft equalization, has its zero at -85.5; TensorFlow rounds it up."""
-    wrapped = scheme.wrap(made.plain, WAY)
+    wrapped = scheme.wrap(made.plain, INCEPTION)
     scheme.set_ranges(wrapped, {**made.ranges, "c_norm": np.float32((-3, 15))})
     int8_saving.for_export(wrapped)
     data = tflite_converter.int8_flatbuffer(wrapped)
@@ -121,7 +112,7 @@ def test_a_zero_point_halfway_between_two_codes_is_none_of_them_wrong(made: Quan
     assert faults == []
 
 
-def test_a_wrong_bias_is_told_at_its_layer_alone(made: Quantized) -> None:
+def test_a_wrong_bias_is_told_at_its_layer_alone(made: Int8Model) -> None:
     def shift(bias: np.ndarray) -> None:
         bias += 40 * np.abs(bias).max()
 
@@ -131,7 +122,7 @@ def test_a_wrong_bias_is_told_at_its_layer_alone(made: Quantized) -> None:
     assert all(p.max_steps <= 1 for name, p in proofs.items() if name != "d_act")
 
 
-def test_a_zero_that_is_lost_is_a_fault(made: Quantized) -> None:
+def test_a_zero_that_is_lost_is_a_fault(made: Int8Model) -> None:
     def grow(codes: np.ndarray) -> None:
         codes[codes == 0] = 1
 
@@ -142,15 +133,15 @@ def test_a_zero_that_is_lost_is_a_fault(made: Quantized) -> None:
     assert any("kernel codes are not the simulated ones" in fault for fault in faults)
 
 
-def test_another_net_of_the_same_shape_is_told(made: Quantized) -> None:
+def test_another_net_of_the_same_shape_is_told(made: Int8Model) -> None:
     other = toy(bias=True)
     other.set_weights([w[..., ::-1] for w in made.plain.get_weights()])
-    proofs, faults = compare(quantize(other), made.data)
+    proofs, faults = compare(quantize_to_file(other), made.data)
     assert max(proof.max_steps for proof in proofs.values()) > 10
     assert len(faults) >= 5
 
 
-def test_operators_of_no_layer_and_layers_of_no_operator_are_told(made: Quantized) -> None:
+def test_operators_of_no_layer_and_layers_of_no_operator_are_told(made: Int8Model) -> None:
     renamed = made.data.replace(b"quant_sum", b"quant_xxx")
     _, faults = compare(made, renamed)
     assert any("1 operators belong to no layer of the model, the first ADD" in f for f in faults)
@@ -159,7 +150,7 @@ def test_operators_of_no_layer_and_layers_of_no_operator_are_told(made: Quantize
     assert any(fault == "no operator of the file computes e" for fault in faults)
 
 
-def test_signal_to_noise_is_that_of_the_kernels_own_codes(made: Quantized) -> None:
+def test_signal_to_noise_is_that_of_the_kernels_own_codes(made: Int8Model) -> None:
     """Against tensors read without a delegate; single steps apart move it by little."""
     proofs, _ = compare(made)
     tensors = file_tensors(made.data, IMAGES)
@@ -167,13 +158,13 @@ def test_signal_to_noise_is_that_of_the_kernels_own_codes(made: Quantized) -> No
         (name,) = [n for n in tensors if n.split("/")[1] == f"quant_{own}"]
         codes, scale, zero = tensors[name]
         model = tf_keras.Model(made.plain.inputs, made.plain.get_layer(row).output)
-        real = model(grid(IMAGES), training=False).numpy().astype(np.float64)
+        real = model(file_inputs(IMAGES), training=False).numpy().astype(np.float64)
         noise = real - (codes.astype(np.float64) - zero).reshape(real.shape) * scale
         expected = 10 * np.log10(np.sum(real**2) / np.sum(noise**2))
         assert proofs[row].signal_to_noise == pytest.approx(expected, abs=0.3)
 
 
-def test_worst_layers_are_those_that_add_most_noise(made: Quantized) -> None:
+def test_worst_layers_are_those_that_add_most_noise(made: Int8Model) -> None:
     proofs, _ = compare(made)
     first = proofs["a_act"]
     assert first.signal_to_noise is not None
@@ -191,7 +182,7 @@ def test_the_mean_of_one_position_is_left_out_and_the_rest_is_proved() -> None:
     x = L.ReLU(6.0, name="a_act")(L.Conv2D(8, SIZE, strides=SIZE, name="a")(source))
     x = L.GlobalAveragePooling2D(keepdims=True, name="pool")(x)
     x = L.Flatten(name="flat")(L.Conv2D(4, 1, name="e")(x))
-    proofs, faults = compare(quantize(tf_keras.Model(source, x, name="single")))
+    proofs, faults = compare(quantize_to_file(tf_keras.Model(source, x, name="single")))
     assert faults == []
     assert list(proofs) == ["a_act", "e"]
 
@@ -201,7 +192,7 @@ def test_windows_of_an_average_and_a_softmax_are_proved() -> None:
     x = L.ReLU(6.0, name="a_act")(L.Conv2D(8, 3, strides=2, name="a")(source))
     x = L.AveragePooling2D(7, name="pool")(x)
     x = L.Flatten(name="flat")(L.Conv2D(4, 1, name="e")(x))
-    made = quantize(tf_keras.Model(source, x, name="windows"))
+    made = quantize_to_file(tf_keras.Model(source, x, name="windows"))
     both = freeze.with_softmax(made.wrapped)
     data = tflite_converter.int8_flatbuffer(both)
     proofs, faults = compare(made, data, both)
@@ -217,8 +208,8 @@ def test_windows_of_an_average_and_a_softmax_are_proved() -> None:
 )
 def test_generic_keeps_one_hard_swish_each_and_is_proved(name: str) -> None:
     """Quantizers stand on both sides of a hard-swish and none inside; nothing stays float."""
-    made = family(name)
-    wrapped = scheme.wrap(made.plain, WAY, "generic")
+    made = int8_family(name)
+    wrapped = scheme.wrap(made.plain, INCEPTION, "generic")
     left = {n for n, q in scheme.quantizers(wrapped).items() if n in made.ranges}
     inside = set(made.ranges) - left
     swish = {x.name for x in made.plain.layers if x.name.endswith("_hard_swish")}
@@ -229,22 +220,22 @@ def test_generic_keeps_one_hard_swish_each_and_is_proved(name: str) -> None:
     assert verify.structure_faults(content, True, "int8") == []
     assert sum(op.name == "HARD_SWISH" for op in content.operators) == len(swish)
     assert interpreter.partitions(interpreter.make(content)) > 10
-    images = grid(pixels(2, 64, seed=9))
+    images = file_inputs(pixels(2, 64, seed=9))
     proofs, faults = operator_parity.compare(content, wrapped, made.plain, images)
     assert faults == []
     assert {proof.layer for proof in proofs} == left
     assert max(proof.max_steps for proof in proofs) <= 1
 
 
-def test_a_file_is_verified_with_its_operators(made: Quantized) -> None:
+def test_a_file_is_verified_with_its_operators(made: Int8Model) -> None:
     limits = VerificationLimits()
-    said = made.wrapped(grid(pixels(12)), training=False).numpy()
+    said = made.wrapped(file_inputs(pixels(12)), training=False).numpy()
 
     def check(limits: VerificationLimits, data: bytes = made.data) -> verify.Verification:
         return verify.verify(
             data,
             said,
-            grid(pixels(12)),
+            file_inputs(pixels(12)),
             expect_int8=True,
             io="int8",
             limits=limits,

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
-from compression_nets import Quantized, grid, pixels, quantize, toy
+from int8_files import Int8Model, quantize_to_file
+from small_models import file_inputs, pixels, toy
 
 from mobilenet.export import tflite_converter
 from mobilenet.export.rewrites import space_to_depth_stem
@@ -21,15 +22,15 @@ IMAGES = pixels(6, seed=4)
 
 
 @pytest.fixture(scope="module")
-def made() -> Quantized:
+def made() -> Int8Model:
     model = toy(bias=True)
     kernel = model.get_layer("a").kernel
     kernel.assign(np.where(np.abs(kernel) < np.median(np.abs(kernel)), 0, kernel))
-    return quantize(model)
+    return quantize_to_file(model)
 
 
 @pytest.fixture(scope="module")
-def plain_file(made: Quantized) -> bytes:
+def plain_file(made: Int8Model) -> bytes:
     return tflite_converter.int8_flatbuffer(made.wrapped, target="generic")
 
 
@@ -62,7 +63,7 @@ def codes(images: np.ndarray) -> np.ndarray:
 
 
 def test_a_kernel_on_pairs_holds_the_single_ones_and_a_column_of_zeros(
-    made: Quantized, plain_file: bytes
+    made: Int8Model, plain_file: bytes
 ) -> None:
     op, paired = convolution(made.data)
     before, single = convolution(plain_file)
@@ -77,17 +78,17 @@ def test_a_kernel_on_pairs_holds_the_single_ones_and_a_column_of_zeros(
 
 
 @pytest.mark.parametrize("io", ["int8", "uint8", "float32"])
-def test_codes_stay_what_they_were(made: Quantized, io: str) -> None:
+def test_codes_stay_what_they_were(made: Int8Model, io: str) -> None:
     plain = tflite_converter.int8_flatbuffer(made.wrapped, io, target="generic")
     pair = space_to_depth_stem.pair(plain)
-    fed = {"int8": codes(IMAGES), "uint8": IMAGES, "float32": grid(IMAGES)}[io]
+    fed = {"int8": codes(IMAGES), "uint8": IMAGES, "float32": file_inputs(IMAGES)}[io]
     assert convolution(pair)[1].shape == (8, 3, 2, 6)
     assert len(np.unique(answers(plain, fed), axis=0)) > 1
     np.testing.assert_array_equal(answers(pair, fed), answers(plain, fed))
 
 
 @pytest.mark.parametrize("batch", [2, None])
-def test_batches_are_paired_too(made: Quantized, plain_file: bytes, batch: int | None) -> None:
+def test_batches_are_paired_too(made: Int8Model, plain_file: bytes, batch: int | None) -> None:
     data = tflite_converter.int8_flatbuffer(made.wrapped, batch=batch)
     assert convolution(data)[1].shape == (8, 3, 2, 6)
     np.testing.assert_array_equal(answers(data, codes(IMAGES)), answers(plain_file, codes(IMAGES)))
@@ -125,7 +126,7 @@ def test_others_are_left_as_they_are(plain_file: bytes, case: str) -> None:
     assert space_to_depth_stem.pair(data) is data
 
 
-def test_float_files_are_left_as_they_are(made: Quantized) -> None:
+def test_float_files_are_left_as_they_are(made: Int8Model) -> None:
     data = tflite_converter.float_flatbuffer(made.plain)
     assert space_to_depth_stem.pair(data) is data
 
@@ -141,9 +142,9 @@ def test_a_constant_that_others_share_is_not_changed(plain_file: bytes) -> None:
     assert bytes(changed.buffers[again.buffer].data) == bytes(kernel.buffer)
 
 
-def test_the_proof_looks_through_pairs(made: Quantized) -> None:
+def test_the_proof_looks_through_pairs(made: Int8Model) -> None:
     proofs, faults = operator_parity.compare(
-        tflite_model.read(made.data), made.wrapped, made.plain, grid(IMAGES)
+        tflite_model.read(made.data), made.wrapped, made.plain, file_inputs(IMAGES)
     )
     assert faults == []
     (own,) = [proof for proof in proofs if proof.layer == "a_act"]
@@ -152,7 +153,7 @@ def test_the_proof_looks_through_pairs(made: Quantized) -> None:
     assert own.max_steps <= 1
 
 
-def test_a_weight_behind_the_kernel_is_a_fault(made: Quantized) -> None:
+def test_a_weight_behind_the_kernel_is_a_fault(made: Int8Model) -> None:
     _, kernel = convolution(made.data)
     values = kernel.data.copy()
     values[2, 1, 1, 4] = 1
@@ -160,8 +161,8 @@ def test_a_weight_behind_the_kernel_is_a_fault(made: Quantized) -> None:
     assert len(data) == len(made.data)
     found = verify.verify(
         data,
-        made.wrapped(grid(IMAGES), training=False).numpy(),
-        grid(IMAGES),
+        made.wrapped(file_inputs(IMAGES), training=False).numpy(),
+        file_inputs(IMAGES),
         expect_int8=True,
         io="int8",
         simulated=made.wrapped,

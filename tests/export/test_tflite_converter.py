@@ -11,18 +11,17 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from ai_edge_litert.interpreter import Interpreter
-from export_nets import (
+from small_models import (
     CLASSES,
     SIZE,
     FakeQuant,
     L,
-    ends,
-    float_model,
-    inputs,
-    invoke,
+    fake_quant_model,
+    file_inputs,
+    hard_swish_model,
     pixels,
-    quantized_model,
 )
+from tflite_files import invoke, io_details
 
 from mobilenet.errors import UsageError
 from mobilenet.export import freeze, tflite_converter
@@ -31,7 +30,7 @@ from mobilenet.tflite import model as tflite_model
 
 @pytest.fixture(scope="module")
 def quantized() -> tf_keras.Model:
-    return quantized_model()
+    return fake_quant_model()
 
 
 @pytest.fixture(scope="module")
@@ -40,25 +39,25 @@ def int8_file(quantized: tf_keras.Model) -> bytes:
 
 
 def test_frozen_function_says_what_the_net_says() -> None:
-    model = float_model(softmax=False)
+    model = hard_swish_model()
     frozen = freeze.freeze(model, batch=None)
     assert not frozen.graph.variables
-    (said,) = frozen(tf.constant(inputs(4)))
-    np.testing.assert_allclose(said, model(inputs(4), training=False), atol=1e-6)
+    (said,) = frozen(tf.constant(file_inputs(pixels(4))))
+    np.testing.assert_allclose(said, model(file_inputs(pixels(4)), training=False), atol=1e-6)
 
 
 def test_batch_is_fixed_unless_left_open() -> None:
-    model = float_model()
+    model = hard_swish_model(softmax=True)
     assert freeze.freeze(model).inputs[0].shape.as_list() == [1, SIZE, SIZE, 3]
     assert freeze.freeze(model, batch=None).inputs[0].shape.as_list() == [None, SIZE, SIZE, 3]
-    assert list(ends(tflite_converter.float_flatbuffer(model))[0]["shape_signature"]) == [
+    assert list(io_details(tflite_converter.float_flatbuffer(model))[0]["shape_signature"]) == [
         1,
         SIZE,
         SIZE,
         3,
     ]
     assert list(
-        ends(tflite_converter.float_flatbuffer(model, batch=None))[0]["shape_signature"]
+        io_details(tflite_converter.float_flatbuffer(model, batch=None))[0]["shape_signature"]
     ) == [
         -1,
         SIZE,
@@ -68,37 +67,39 @@ def test_batch_is_fixed_unless_left_open() -> None:
 
 
 def test_float32_copy_stands_alone() -> None:
-    model = float_model()
+    model = hard_swish_model(softmax=True)
     copy = freeze.float32_copy(model)
-    before = copy(inputs(2)).numpy()
-    np.testing.assert_allclose(tf.nn.softmax(before), model(inputs(2)), atol=1e-6)
+    before = copy(file_inputs(pixels(2))).numpy()
+    np.testing.assert_allclose(tf.nn.softmax(before), model(file_inputs(pixels(2))), atol=1e-6)
     model.set_weights([0 * w for w in model.get_weights()])
-    np.testing.assert_array_equal(copy(inputs(2)), before)
+    np.testing.assert_array_equal(copy(file_inputs(pixels(2))), before)
 
 
 def test_mixed_precision_net_becomes_float32() -> None:
-    plain = float_model(softmax=False)
+    plain = hard_swish_model()
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
-        mixed = float_model(softmax=False)
+        mixed = hard_swish_model()
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
     assert mixed.outputs[0].dtype == tf.bfloat16
     mixed.set_weights(plain.get_weights())
     files = [tflite_converter.float_flatbuffer(model) for model in (mixed, plain)]
-    np.testing.assert_array_equal(*(invoke(data, inputs(3)) for data in files))
+    np.testing.assert_array_equal(*(invoke(data, file_inputs(pixels(3))) for data in files))
 
 
 def test_net_of_a_strategy_leaves_it() -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with strategy.scope():
-        model = float_model()
+        model = hard_swish_model(softmax=True)
         with pytest.raises(RuntimeError, match="strategy scope"):
             freeze.float32_copy(model)
     copy = freeze.float32_copy(model)
     kinds = {op.type for op in freeze.freeze(copy).graph.get_operations()}
     assert not {kind for kind in kinds if "Collective" in kind or kind == "AddN"}
-    np.testing.assert_allclose(tf.nn.softmax(copy(inputs(2))), model(inputs(2)), atol=1e-6)
+    np.testing.assert_allclose(
+        tf.nn.softmax(copy(file_inputs(pixels(2)))), model(file_inputs(pixels(2))), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("head", ["softmax layer", "activation layer", "dense with softmax"])
@@ -112,17 +113,19 @@ def test_softmax_is_left_out(head: str) -> None:
         x = L.Softmax()(x) if head == "softmax layer" else L.Activation("softmax")(x)
     model = tf_keras.Model(source, x)
     kernel, bias = model.get_weights()
-    said = invoke(tflite_converter.float_flatbuffer(model), inputs(3))
-    np.testing.assert_allclose(said, inputs(3).mean(axis=(1, 2)) @ kernel + bias, atol=1e-5)
+    said = invoke(tflite_converter.float_flatbuffer(model), file_inputs(pixels(3)))
+    np.testing.assert_allclose(
+        said, file_inputs(pixels(3)).mean(axis=(1, 2)) @ kernel + bias, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weight_that_is_not_finite_is_named(value: float) -> None:
-    model = float_model()
-    weights = model.get_layer("Logits").get_weights()
+    model = hard_swish_model(softmax=True)
+    weights = model.get_layer("dense").get_weights()
     weights[1][2] = value
-    model.get_layer("Logits").set_weights(weights)
-    with pytest.raises(UsageError, match=r"weight Logits/bias.*finite"):
+    model.get_layer("dense").set_weights(weights)
+    with pytest.raises(UsageError, match=r"weight dense/bias.*finite"):
         tflite_converter.float_flatbuffer(model)
 
 
@@ -146,9 +149,13 @@ def test_models_that_cannot_be_frozen_are_refused() -> None:
 
 
 def test_float_file_says_what_keras_says_with_hard_swish_fused() -> None:
-    model = float_model(softmax=False)
+    model = hard_swish_model()
     data = tflite_converter.float_flatbuffer(model)
-    np.testing.assert_allclose(invoke(data, inputs()), model(inputs(), training=False), atol=1e-5)
+    np.testing.assert_allclose(
+        invoke(data, file_inputs(pixels(40))),
+        model(file_inputs(pixels(40)), training=False),
+        atol=1e-5,
+    )
     runner = Interpreter(model_content=data)
     assert "HARD_SWISH" in {op["op_name"] for op in runner._get_ops_details()}
 
@@ -156,28 +163,32 @@ def test_float_file_says_what_keras_says_with_hard_swish_fused() -> None:
 @pytest.mark.parametrize("io", tflite_converter.IO)
 def test_int8_edges(quantized: tf_keras.Model, int8_file: bytes, io: str) -> None:
     data = tflite_converter.int8_flatbuffer(quantized, io)
-    source, sink = ends(data)
+    source, sink = io_details(data)
     assert {source["dtype"], sink["dtype"]} == {np.dtype(io).type}
-    codes = invoke(int8_file, (pixels().astype(np.int16) - 128).astype(np.int8)).astype(np.float64)
-    scale, zero = ends(int8_file)[1]["quantization"]
+    codes = invoke(int8_file, (pixels(40).astype(np.int16) - 128).astype(np.int8)).astype(
+        np.float64
+    )
+    scale, zero = io_details(int8_file)[1]["quantization"]
     if io == "uint8":
         assert source["quantization"] == (pytest.approx(1 / 127.5), 128)
-        np.testing.assert_array_equal(invoke(data, pixels()).astype(int) - 128, codes)
+        np.testing.assert_array_equal(invoke(data, pixels(40)).astype(int) - 128, codes)
     if io == "float32":
-        np.testing.assert_allclose(invoke(data, inputs()), (codes - zero) * scale, atol=1e-5)
+        np.testing.assert_allclose(
+            invoke(data, file_inputs(pixels(40))), (codes - zero) * scale, atol=1e-5
+        )
 
 
 def test_int8_code_of_a_pixel_is_the_pixel_minus_128(int8_file: bytes) -> None:
-    scale, zero = ends(int8_file)[0]["quantization"]
+    scale, zero = io_details(int8_file)[0]["quantization"]
     codes = (np.arange(256) - 128) / 127.5 / scale + zero
     np.testing.assert_allclose(codes, np.arange(256) - 128, atol=1e-4)
 
 
 def test_float_net_is_not_converted_to_int8() -> None:
     with pytest.raises(UsageError, match="fake-quant"):
-        tflite_converter.int8_flatbuffer(float_model())
+        tflite_converter.int8_flatbuffer(hard_swish_model(softmax=True))
     with pytest.raises(UsageError, match="did you mean int8"):
-        tflite_converter.int8_flatbuffer(quantized_model(), "int9")
+        tflite_converter.int8_flatbuffer(fake_quant_model(), "int9")
 
 
 def test_net_wrapped_by_tfmot_becomes_int8() -> None:
@@ -186,7 +197,7 @@ def test_net_wrapped_by_tfmot_becomes_int8() -> None:
     x = L.ReLU(6.0)(L.BatchNormalization()(L.Conv2D(8, 3, use_bias=False)(source)))
     model = tf_keras.Model(source, L.Dense(CLASSES)(L.Flatten()(L.AveragePooling2D(7)(x))))
     wrapped = tfmot.quantization.keras.quantize_model(model)
-    wrapped(inputs(), training=True)
+    wrapped(file_inputs(pixels(40)), training=True)
     found = tflite_model.read(tflite_converter.int8_flatbuffer(wrapped))
     assert found.float_tensors() == []
     assert "CONV_2D" in {op.name for op in found.operators}
@@ -194,8 +205,8 @@ def test_net_wrapped_by_tfmot_becomes_int8() -> None:
 
 def test_refusal_of_the_converter_is_told() -> None:
     class Unsupported(L.Layer):
-        def call(self, inputs: tf.Tensor) -> tf.Tensor:
-            return tf.nest.map_structure(tf.stop_gradient, tf.raw_ops.Digamma(x=inputs))
+        def call(self, file_inputs: tf.Tensor) -> tf.Tensor:
+            return tf.nest.map_structure(tf.stop_gradient, tf.raw_ops.Digamma(x=file_inputs))
 
     source = L.Input((SIZE, SIZE, 3))
     with pytest.raises(RuntimeError, match=r"refused the model: .*Digamma") as caught:
@@ -216,7 +227,7 @@ def test_quiet_keeps_what_c_code_writes(capfd: pytest.CaptureFixture[str]) -> No
 
 
 def test_conversion_is_silent(int8_file: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    tflite_converter.int8_flatbuffer(quantized_model())
-    tflite_converter.float_flatbuffer(float_model())
+    tflite_converter.int8_flatbuffer(fake_quant_model())
+    tflite_converter.float_flatbuffer(hard_swish_model(softmax=True))
     print("still here", file=sys.stderr)
     assert capfd.readouterr().err == "still here\n"

@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from export_nets import (
+from small_models import (
     CLASSES,
     SIZE,
     L,
     QuantConv,
-    ends,
-    float_model,
-    inputs,
-    invoke,
+    fake_quant_model,
+    file_inputs,
+    hard_swish_model,
     pixels,
-    quantized_model,
 )
+from tflite_files import invoke, io_details
 
 from mobilenet.configs import archs
 from mobilenet.configs.conversion import VerificationLimits
@@ -33,7 +32,7 @@ from mobilenet.export.verification import verify
 
 @pytest.fixture(scope="module")
 def quantized() -> tf_keras.Model:
-    return quantized_model()
+    return fake_quant_model()
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +42,12 @@ def int8_file(quantized: tf_keras.Model) -> bytes:
 
 @pytest.fixture(scope="module")
 def reference(quantized: tf_keras.Model) -> np.ndarray:
-    return quantized(inputs(), training=False).numpy()
+    return quantized(file_inputs(pixels(40)), training=False).numpy()
 
 
 def check(data: bytes, reference: np.ndarray, **changes: object) -> verify.Verification:
     wanted = {"expect_int8": True, "io": "int8", **changes}
-    return verify.verify(data, reference, inputs(len(reference)), **wanted)
+    return verify.verify(data, reference, file_inputs(pixels(len(reference))), **wanted)
 
 
 def test_good_file_passes(int8_file: bytes, reference: np.ndarray) -> None:
@@ -67,8 +66,10 @@ def test_good_file_passes(int8_file: bytes, reference: np.ndarray) -> None:
 
 
 def test_comparison_is_in_output_steps(int8_file: bytes) -> None:
-    codes = invoke(int8_file, (pixels().astype(np.int16) - 128).astype(np.int8)).astype(np.float64)
-    scale, zero = ends(int8_file)[1]["quantization"]
+    codes = invoke(int8_file, (pixels(40).astype(np.int16) - 128).astype(np.int8)).astype(
+        np.float64
+    )
+    scale, zero = io_details(int8_file)[1]["quantization"]
     own = (codes - zero) * scale
     keras = own.copy()
     order = own.argsort(axis=1)
@@ -93,14 +94,14 @@ def test_other_edges_pass(quantized: tf_keras.Model, reference: np.ndarray, io: 
 
 
 def test_float_file_passes() -> None:
-    model = float_model(softmax=False)
+    model = hard_swish_model()
     data = tflite_converter.float_flatbuffer(model)
-    found = check(data, model(inputs()).numpy(), expect_int8=False, io="float32")
+    found = check(data, model(file_inputs(pixels(40))).numpy(), expect_int8=False, io="float32")
     assert found.ok, found.faults
     assert found.operators["HARD_SWISH"] == 1
     assert found.max_steps < 0.1
     assert found.float_tensors > 0
-    found = check(data, model(inputs()).numpy())
+    found = check(data, model(file_inputs(pixels(40))).numpy())
     assert any("float tensors inside" in fault for fault in found.faults)
     assert any("input is float32 instead of int8" in fault for fault in found.faults)
 
@@ -115,8 +116,8 @@ def test_open_and_larger_batches_are_run_to_the_last_image(
 
 
 def test_float_island_is_a_fault(reference: np.ndarray) -> None:
-    model = quantized_model(island=True)
-    found = check(tflite_converter.int8_flatbuffer(model), model(inputs()).numpy())
+    model = fake_quant_model(island=True)
+    found = check(tflite_converter.int8_flatbuffer(model), model(file_inputs(pixels(40))).numpy())
     assert not found.ok
     assert any("float tensors inside" in fault for fault in found.faults)
     assert "float operators: DEQUANTIZE, DEPTHWISE_CONV_2D, CONV_2D, QUANTIZE" in found.faults
@@ -124,14 +125,16 @@ def test_float_island_is_a_fault(reference: np.ndarray) -> None:
 
 
 def test_kernel_scale_per_tensor_is_a_fault() -> None:
-    model = quantized_model(per_tensor=True)
-    (fault,) = check(tflite_converter.int8_flatbuffer(model), model(inputs()).numpy()).faults
+    model = fake_quant_model(per_tensor=True)
+    (fault,) = check(
+        tflite_converter.int8_flatbuffer(model), model(file_inputs(pixels(40))).numpy()
+    ).faults
     assert "1 scales for 16 channels" in fault
 
 
 def test_input_grid_off_the_pixels_is_a_fault() -> None:
-    model = quantized_model(low=-0.9)
-    found = check(tflite_converter.int8_flatbuffer(model), model(inputs()).numpy())
+    model = fake_quant_model(low=-0.9)
+    found = check(tflite_converter.int8_flatbuffer(model), model(file_inputs(pixels(40))).numpy())
     assert any("instead of 1/127.5 and 0" in fault for fault in found.faults)
 
 
@@ -149,25 +152,25 @@ def test_wrong_edges_are_a_fault(
 
 
 def test_saturated_bias_is_a_fault() -> None:
-    model = quantized_model()
+    model = fake_quant_model()
     layer = next(
         layer for layer in model.layers if isinstance(layer, QuantConv) and layer.filters == 16
     )
     kernel, bias = layer.get_weights()
     kernel[..., 3], bias[3] = 1e-9, 1.5
     layer.set_weights([kernel, bias])
-    found = check(tflite_converter.int8_flatbuffer(model), model(inputs()).numpy())
+    found = check(tflite_converter.int8_flatbuffer(model), model(file_inputs(pixels(40))).numpy())
     assert any("1 biases out of int32's range" in fault for fault in found.faults)
 
 
 def test_uniform_bias_is_a_fault() -> None:
-    model = quantized_model()
+    model = fake_quant_model()
     layer = next(
         layer for layer in model.layers if isinstance(layer, QuantConv) and layer.filters == 16
     )
     kernel, bias = layer.get_weights()
     layer.set_weights([kernel, np.full_like(bias, 0.5)])
-    found = check(tflite_converter.int8_flatbuffer(model), model(inputs()).numpy())
+    found = check(tflite_converter.int8_flatbuffer(model), model(file_inputs(pixels(40))).numpy())
     assert any("one bias code for all channels" in fault for fault in found.faults)
 
 
@@ -186,15 +189,15 @@ def test_another_net_is_a_fault(int8_file: bytes, reference: np.ndarray) -> None
 class Outside(L.Layer):
     """An operator that XNNPACK does not take."""
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        return tf.cumsum(inputs, axis=-1)
+    def call(self, file_inputs: tf.Tensor) -> tf.Tensor:
+        return tf.cumsum(file_inputs, axis=-1)
 
 
 def test_partitions_warn_or_fail_as_told() -> None:
     source = L.Input((SIZE, SIZE, 3))
     x = L.Conv2D(CLASSES, 3)(Outside()(L.Conv2D(4, 3)(source)))
     model = tf_keras.Model(source, L.GlobalAveragePooling2D()(x))
-    data, logits = tflite_converter.float_flatbuffer(model), model(inputs()).numpy()
+    data, logits = tflite_converter.float_flatbuffer(model), model(file_inputs(pixels(40))).numpy()
     told = ("2 delegate partitions instead of 1 (outside: 1 CUMSUM)",)
     found = check(data, logits, expect_int8=False, io="float32")
     assert (found.partitions, found.faults, found.warnings) == (2, (), told)
@@ -216,9 +219,13 @@ def test_part_of_a_file_is_refused(int8_file: bytes, reference: np.ndarray, shar
 
 def test_images_that_do_not_fit_are_refused(int8_file: bytes, reference: np.ndarray) -> None:
     with pytest.raises(UsageError, match=r"inputs: got .*16, 16, 3"):
-        verify.verify(int8_file, reference, inputs()[:, :8], expect_int8=True, io="int8")
+        verify.verify(
+            int8_file, reference, file_inputs(pixels(40))[:, :8], expect_int8=True, io="int8"
+        )
     with pytest.raises(UsageError, match=r"images of shape .*, one at least"):
-        verify.verify(int8_file, reference[:0], inputs()[:0], expect_int8=True, io="int8")
+        verify.verify(
+            int8_file, reference[:0], file_inputs(pixels(40))[:0], expect_int8=True, io="int8"
+        )
     with pytest.raises(UsageError, match=r"reference logits: got .40, 4.*as the file gives"):
         check(int8_file, reference[:, :4])
 

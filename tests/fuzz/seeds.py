@@ -72,14 +72,12 @@ def write_model_folder(folder: Path) -> None:
 @functools.cache
 def flatbuffer(quantized: bool) -> bytes:
     """A file with metadata and labels in it."""
-    import runtime_files
+    import tflite_files
 
     from mobilenet.export import tflite_converter, tflite_metadata
 
     data = (
-        runtime_files.flatbuffer("int8")
-        if quantized
-        else tflite_converter.float_flatbuffer(model())
+        tflite_files.flatbuffer("int8") if quantized else tflite_converter.float_flatbuffer(model())
     )
     return tflite_metadata.attach(data, card())
 

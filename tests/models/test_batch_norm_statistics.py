@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras
-from compression_nets import L, inputs, liven, stage, toy, train
+from short_training import stage_context, train
+from small_models import L, inputs, randomize_batch_norm, toy
 
 from mobilenet.compression import method as methods
 from mobilenet.configs.quantization import QuantizationAwareTraining
@@ -42,7 +43,10 @@ def test_a_high_decay_is_told_with_its_remedy() -> None:
 
 def test_statistics_of_the_net_are_no_misfit() -> None:
     assert batch_norm_statistics.statistics_warning(trained(0.5), inputs(8)) == ""
-    assert batch_norm_statistics.statistics_warning(liven(toy()), inputs(8, seed=3)) == ""
+    assert (
+        batch_norm_statistics.statistics_warning(randomize_batch_norm(toy()), inputs(8, seed=3))
+        == ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,7 +54,7 @@ def test_statistics_of_the_net_are_no_misfit() -> None:
 )
 def test_the_limit_is_a_factor_of_fifteen_of_the_deviation(factor: float, told: bool) -> None:
     """One layer alone, both ways; the figure is recomputed here from what the layer is fed."""
-    model = liven(toy())
+    model = randomize_batch_norm(toy())
     norm = model.get_layer("b_norm")
     fed = tf_keras.Model(model.input, norm.input)(inputs(8), training=False).numpy().reshape(-1, 8)
     norm.moving_mean.assign(fed.mean(0))
@@ -63,7 +67,7 @@ def test_the_limit_is_a_factor_of_fifteen_of_the_deviation(factor: float, told: 
 
 
 def test_dead_channels_and_nets_without_batch_norm_are_no_misfit() -> None:
-    model = liven(toy())
+    model = randomize_batch_norm(toy())
     kernel, norm = model.get_layer("b").weights[0], model.get_layer("b_norm")
     kernel.assign(np.where(np.arange(8)[:, None] < 6, 0.0, kernel))
     for value in (norm.moving_mean, norm.moving_variance):
@@ -84,27 +88,27 @@ def test_dead_channels_and_nets_without_batch_norm_are_no_misfit() -> None:
 
 
 def test_values_that_overflow_are_told() -> None:
-    model = liven(toy())
+    model = randomize_batch_norm(toy())
     model.get_layer("a").weights[0].assign(np.full((3, 3, 3, 8), 3e38, np.float32))
     assert "up to inf times" in batch_norm_statistics.statistics_warning(model, inputs(8))
 
 
 def test_the_quantize_stage_warns_once_and_notes_it(caplog: pytest.LogCaptureFixture) -> None:
     config = QuantizationAwareTraining(calibration_images=16)
-    method = methods.create(config, stage())
+    method = methods.create(config, stage_context())
     with caplog.at_level(logging.WARNING, "mobilenet"):
         wrapped = method.apply(trained(0.9997))
     (record,) = caplog.records
     assert record.getMessage() in method.notes(wrapped)
     assert "batch norms are not those of the images" in record.getMessage()
     caplog.clear()
-    method = methods.create(config, stage())
-    method.apply(liven(toy()))
+    method = methods.create(config, stage_context())
+    method.apply(randomize_batch_norm(toy()))
     assert not caplog.records
 
 
 def test_before_a_delay_statistics_may_still_come(caplog: pytest.LogCaptureFixture) -> None:
-    method = methods.create(QuantizationAwareTraining(quant_delay=2), stage())
+    method = methods.create(QuantizationAwareTraining(quant_delay=2), stage_context())
     with caplog.at_level(logging.WARNING, "mobilenet"):
         method.apply(trained(0.9997))
     assert not caplog.records

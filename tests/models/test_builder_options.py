@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from net_params import EACH_MODEL
+from small_models import families
 
 from mobilenet.configs import archs
 from mobilenet.errors import UsageError
@@ -152,7 +152,7 @@ def test_residuals_are_those_of_the_tables() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", EACH_MODEL)
+@pytest.mark.parametrize("name", families())
 @pytest.mark.parametrize("shape", [(97, 65, 3), (None, None, 1)])
 def test_any_image_size(name: str, shape: tuple[int | None, ...]) -> None:
     model = net(name, shape)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from net_params import EACH_MODEL
+from small_models import families
 
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
@@ -28,7 +28,7 @@ def outputs(model: Any) -> Any:
     return model(PIXELS, training=False).numpy()
 
 
-@pytest.mark.parametrize("name", EACH_MODEL)
+@pytest.mark.parametrize("name", families())
 def test_a_folder_comes_back_bit_equal(
     name: str, small_model: Callable[..., Any], tmp_path: Path
 ) -> None:

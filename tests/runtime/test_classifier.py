@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import runtime_files
+import small_models
+import tflite_files
 from packaging import requirements, utils
 from PIL import Image
 
@@ -27,14 +28,14 @@ from mobilenet.runtime.classifier import Classifier, rank
 
 pytest.importorskip("tensorflow", reason="TensorFlow's converter makes the files")
 
-LABELS = tuple(f"class {index}" for index in range(runtime_files.CLASSES))
-SIDE = runtime_files.SIZE
+LABELS = tuple(f"class {index}" for index in range(small_models.TINY_V1_CLASSES))
+SIDE = small_models.TINY_V1_SIZE
 
 
 def export(folder: Path, kind: str = "float", softmax: bool = False, **fields: Any) -> Path:
     """An export folder: the file and its card."""
     folder.mkdir(exist_ok=True)
-    (folder / "model.tflite").write_bytes(runtime_files.flatbuffer(kind, softmax))
+    (folder / "model.tflite").write_bytes(tflite_files.flatbuffer(kind, softmax))
     card = Card(input_shape=(SIDE, SIDE, 3), labels=LABELS).replace(**fields)
     (folder / "card.json").write_text(json.dumps(card.to_json()))
     return folder
@@ -49,10 +50,7 @@ def pixels(count: int, seed: int = 0) -> np.ndarray:
 def test_float_outputs_are_those_of_keras(tmp_path: Path) -> None:
     batch = pixels(7)
     expected = np.concatenate(
-        [
-            runtime_files.keras_model()((image[None] / 127.5 - 1).astype(np.float32))
-            for image in batch
-        ]
+        [small_models.tiny_v1()((image[None] / 127.5 - 1).astype(np.float32)) for image in batch]
     )
     ours = Classifier(export(tmp_path)).logits(batch)
     assert ours.dtype == np.float32
@@ -62,7 +60,7 @@ def test_float_outputs_are_those_of_keras(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["int8", "uint8"])
 def test_codes_and_their_reals(kind: str, tmp_path: Path) -> None:
     """Codes are worked out here by hand and given to the bare interpreter."""
-    runner = interpreter.make(runtime_files.flatbuffer(kind))
+    runner = interpreter.make(tflite_files.flatbuffer(kind))
     source, target = runner.get_input_details()[0], runner.get_output_details()[0]
     (scale, zero), (step, origin) = source["quantization"], target["quantization"]
     low, high = (-128, 127) if kind == "int8" else (0, 255)
@@ -109,15 +107,13 @@ def test_probabilities_are_not_squashed_again(tmp_path: Path) -> None:
     classifier = Classifier(
         export(tmp_path, softmax=True, outputs="probabilities", preprocessing=whole)
     )
-    expected = runtime_files.keras_model(True)((pixels(1) / 127.5 - 1).astype(np.float32)).numpy()[
-        0
-    ]
+    expected = small_models.tiny_v1(True)((pixels(1) / 127.5 - 1).astype(np.float32)).numpy()[0]
     found = dict(classifier.top_k(pixels(1)[0], 10))
     np.testing.assert_allclose([found[label] for label in LABELS], expected, atol=1e-4)
 
 
 def test_bare_file_is_told_to_be_bare(tmp_path: Path) -> None:
-    (tmp_path / "a.tflite").write_bytes(runtime_files.flatbuffer("float", True))
+    (tmp_path / "a.tflite").write_bytes(tflite_files.flatbuffer("float", True))
     classifier = Classifier(tmp_path / "a.tflite")
     assert classifier.input_shape == (SIDE, SIDE, 3)
     assert classifier.labels == tuple("0123456789")
@@ -126,7 +122,7 @@ def test_bare_file_is_told_to_be_bare(tmp_path: Path) -> None:
 
 
 def test_labels_txt_serves_where_there_is_no_card(tmp_path: Path) -> None:
-    (tmp_path / "model.tflite").write_bytes(runtime_files.flatbuffer("float"))
+    (tmp_path / "model.tflite").write_bytes(tflite_files.flatbuffer("float"))
     (tmp_path / "labels.txt").write_text("\n".join(LABELS) + "\n")
     assert Classifier(tmp_path).labels == LABELS
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
@@ -180,7 +176,7 @@ def test_digits_are_scored(tmp_path: Path) -> None:
     right = among = loss = 0.0
     for index in chosen:
         x = digits.enlarge(data.images[index : index + 1], SIDE) / np.float32(127.5) - 1
-        out = runtime_files.keras_model()(x.astype(np.float32)).numpy()[0].astype(float)
+        out = small_models.tiny_v1()(x.astype(np.float32)).numpy()[0].astype(float)
         label = int(data.labels[index])
         right += out.argmax() == label
         among += label in np.argsort(-out)[:5]
@@ -203,7 +199,7 @@ def test_photos_score_as_through_tensorflows_decoder(shared_data: Path, tmp_path
     for path, label in items:
         image = tf.io.decode_jpeg(path.read_bytes(), channels=3)
         image = tf.image.resize(tf.image.central_crop(image, 0.875), (SIDE, SIDE))
-        out = runtime_files.keras_model()(image[None] / 127.5 - 1).numpy()[0]
+        out = small_models.tiny_v1()(image[None] / 127.5 - 1).numpy()[0]
         best.append(out.argmax())
         right += best[-1] == label
     figures = runtime.evaluate(classifier, "image_folder", root, "validation")
@@ -311,9 +307,9 @@ def test_on_a_device_a_file_needs_five_packages(tmp_path: Path) -> None:
 
 
 def test_partitions() -> None:
-    one = interpreter.make(runtime_files.flatbuffer("int8"))
+    one = interpreter.make(tflite_files.flatbuffer("int8"))
     assert (interpreter.partitions(one), interpreter.outside(one)) == (1, [])
-    softmax = interpreter.make(runtime_files.flatbuffer("int8", True))
+    softmax = interpreter.make(tflite_files.flatbuffer("int8", True))
     assert interpreter.partitions(softmax) == 1
     assert interpreter.outside(softmax) == ["SOFTMAX"]  # XNNPACK has no int8 softmax
 
@@ -330,7 +326,7 @@ def test_latency_orders_nets_by_work() -> None:
     source = keras.layers.Input((64, 64, 32), batch_size=1)
     heavy = keras.Model(source, keras.layers.Conv2D(64, 3, padding="same")(source))
     data = tf.lite.TFLiteConverter.from_keras_model(heavy).convert()
-    light = runtime_files.flatbuffer("int8")
+    light = tflite_files.flatbuffer("int8")
     times = interpreter.latency({"light": light, "heavy": data}, rounds=5, invokes=2)
     assert list(times) == ["light", "heavy"]
     assert 0 < 5 * times["light"] < times["heavy"] < 1  # 0.2 against 75 million multiplications
@@ -340,11 +336,11 @@ def test_latency_orders_nets_by_work() -> None:
 
 def test_no_runtime_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    made = interpreter.make(runtime_files.flatbuffer("float"))
+    made = interpreter.make(tflite_files.flatbuffer("float"))
     assert type(made).__module__.startswith("tensorflow")
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(UsageError, match="pip install ai-edge-litert"):
-        interpreter.make(runtime_files.flatbuffer("float"))
+        interpreter.make(tflite_files.flatbuffer("float"))
 
 
 def test_evaluating_loads_no_tensorflow(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import runtime_files
+import tflite_files
 from PIL import Image
 
 from mobilenet import evaluator, predict, profiler
@@ -27,7 +27,7 @@ HOSTILE = "the file is damaged or hostile"
 
 
 def content(kind: str = "int8") -> tflite_model.Flatbuffer:
-    return tflite_model.read(runtime_files.flatbuffer(kind))
+    return tflite_model.read(tflite_files.flatbuffer(kind))
 
 
 def image(file: tflite_model.Flatbuffer, seed: int = 0) -> Any:
@@ -57,14 +57,14 @@ def is_gone(pid: int) -> bool:
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
     path = tmp_path / "model.tflite"
-    path.write_bytes(runtime_files.flatbuffer("int8"))
+    path.write_bytes(tflite_files.flatbuffer("int8"))
     return path
 
 
 def appended(name: str, shapes: dict[str, Any], options: Any = None) -> bytes:
     """The int8 file with one more operator, of constants, whose output nobody reads."""
     schema = tflite_model.schema()
-    model = editor.opened(runtime_files.flatbuffer("int8"))
+    model = editor.opened(tflite_files.flatbuffer("int8"))
     graph, code, operator = model.subgraphs[0], schema.OperatorCodeT(), schema.OperatorT()
     code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, name)
     code.version = 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import runtime_files
+import tflite_files
 
 from mobilenet.errors import UsageError
 from mobilenet.runtime import interpreter, micro
@@ -17,7 +17,7 @@ from mobilenet.tflite import model as tflite_model
 
 
 def content(kind: str, softmax: bool = False) -> tflite_model.Flatbuffer:
-    return tflite_model.read(runtime_files.flatbuffer(kind, softmax))
+    return tflite_model.read(tflite_files.flatbuffer(kind, softmax))
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8", "float"])
@@ -115,7 +115,7 @@ def test_what_would_end_the_process_costs_a_line(
     change: Callable[[Any], None], reason: str
 ) -> None:
     pytest.importorskip(micro.MODULE)
-    model = editor.opened(runtime_files.flatbuffer("int8"))
+    model = editor.opened(tflite_files.flatbuffer("int8"))
     change(model)
     with pytest.raises(UsageError, match=reason):
         micro.needs(tflite_model.read(editor.packed(model)))

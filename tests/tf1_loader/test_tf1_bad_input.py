@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slim_checkpoints as slim
+from command_runs import command
 from slim_checkpoints import Slim
-from trainer_runs import command
 
 from mobilenet.errors import UsageError
 from mobilenet.tf1_loader import locate

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import slim_checkpoints as slim
+from command_runs import command
 from slim_checkpoints import PIXELS, Slim
-from trainer_runs import command
 
 pytest.importorskip("tensorflow")
 

@@ -248,7 +248,7 @@ def photo_logits(data: Path, net: str, files: list[str]) -> np.ndarray:
     return np.concatenate([model(tf.stack(batch), training=False) for batch in images])
 
 
-@pytest.mark.parametrize("net", PHOTO_NETS)
+@pytest.mark.parametrize("model", PHOTO_NETS)
 def test_logits_of_real_nets_on_photos(model: str, shared_data: Path) -> None:
     with np.load(shared_data / "photos/expected.npz") as expected:
         where = {int(index): str(file) for index, file in
@@ -260,7 +260,7 @@ def test_logits_of_real_nets_on_photos(model: str, shared_data: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("net", PHOTO_NETS)
+@pytest.mark.parametrize("model", PHOTO_NETS)
 def test_top_5_of_real_nets_on_200_photos(model: str, shared_data: Path) -> None:
     with np.load(shared_data / "photos/expected.npz") as expected:
         files = [str(file) for file in expected["filename"]]

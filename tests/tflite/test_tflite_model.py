@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import runtime_files
+import small_models
+import tflite_files
 
 from mobilenet.errors import UsageError
 from mobilenet.runtime import interpreter
@@ -24,7 +25,7 @@ KINDS = ("float", "float16", "dynamic", "sparse", "int8", "uint8")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_and_operators_are_those_of_the_interpreter(kind: str) -> None:
-    data = runtime_files.flatbuffer(kind)
+    data = tflite_files.flatbuffer(kind)
     ours = tflite_model.read(data)
     runner = interpreter.make(data)
     details = {d["index"]: d for d in runner.get_tensor_details()}
@@ -46,8 +47,8 @@ def test_tensors_and_operators_are_those_of_the_interpreter(kind: str) -> None:
 
 
 def test_weights_are_the_nets_own() -> None:
-    weights = tflite_model.read(runtime_files.flatbuffer("float")).weights()
-    expected = [w for w in runtime_files.keras_model().get_weights() if np.any(w)]
+    weights = tflite_model.read(tflite_files.flatbuffer("float")).weights()
+    expected = [w for w in small_models.tiny_v1().get_weights() if np.any(w)]
     assert sum(tensor.elements for tensor in weights) >= sum(w.size for w in expected)
     kernel = next(w for w in weights if w.shape == (8, 3, 3, 3))
     np.testing.assert_allclose(kernel.data, np.transpose(expected[0], (3, 0, 1, 2)), rtol=1e-6)
@@ -55,15 +56,15 @@ def test_weights_are_the_nets_own() -> None:
 
 
 def test_float_tensors() -> None:
-    assert tflite_model.read(runtime_files.flatbuffer("int8")).float_tensors() == []
-    everything = tflite_model.read(runtime_files.flatbuffer("float"))
+    assert tflite_model.read(tflite_files.flatbuffer("int8")).float_tensors() == []
+    everything = tflite_model.read(tflite_files.flatbuffer("float"))
     assert (
         len(everything.float_tensors()) == sum(t.dtype == "float32" for t in everything.tensors) > 8
     )
 
 
 def test_depthwise_kernel_has_a_scale_a_channel_on_its_last_axis() -> None:
-    read = tflite_model.read(runtime_files.flatbuffer("int8"))
+    read = tflite_model.read(tflite_files.flatbuffer("int8"))
     operator = next(op for op in read.operators if op.name == "DEPTHWISE_CONV_2D")
     kernel = read.tensors[operator.inputs[1]]
     assert (kernel.shape, kernel.quantized_dimension, kernel.scales.size) == ((1, 3, 3, 8), 3, 8)
@@ -71,7 +72,7 @@ def test_depthwise_kernel_has_a_scale_a_channel_on_its_last_axis() -> None:
 
 
 def test_sparse_file_is_found_sparse() -> None:
-    read = tflite_model.read(runtime_files.flatbuffer("sparse"))
+    read = tflite_model.read(tflite_files.flatbuffer("sparse"))
     sparse = [tensor for tensor in read.tensors if tensor.is_sparse]
     assert sparse and all(len(t.buffer) < 4 * t.elements and t.data is None for t in sparse)
 
@@ -84,7 +85,7 @@ def refused(data: bytes) -> str:
 
 
 def test_every_truncation_is_refused() -> None:
-    data = runtime_files.flatbuffer("int8")
+    data = tflite_files.flatbuffer("int8")
     for length in [*range(0, len(data) - 16, 7), len(data) - 16]:
         refused(data[:length])
 
@@ -103,7 +104,7 @@ def edited(change: Callable[[Any], None], kind: str = "int8") -> bytes:
     import flatbuffers
 
     schema = tflite_model.schema()
-    model = schema.ModelT.InitFromPackedBuf(runtime_files.flatbuffer(kind), 0)
+    model = schema.ModelT.InitFromPackedBuf(tflite_files.flatbuffer(kind), 0)
     change(model)
     builder = flatbuffers.Builder(4096)
     builder.Finish(model.Pack(builder), b"TFL3")
@@ -248,7 +249,7 @@ def test_damaged_files_neither_crash_nor_claim_memory(tmp_path: Path) -> None:
     paths = []
     for kind in ("float", "int8", "sparse"):
         paths.append(tmp_path / f"{kind}.tflite")
-        paths[-1].write_bytes(runtime_files.flatbuffer(kind))
+        paths[-1].write_bytes(tflite_files.flatbuffer(kind))
     done = subprocess.run(
         [sys.executable, "-c", FUZZ, *map(str, paths)],
         capture_output=True,

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 tf = pytest.importorskip("tensorflow")
-import compression_nets as nets  # noqa: E402
-from engine_fits import CONFIG, STEPS, Watch, job_of, make_model  # noqa: E402
+import short_training  # noqa: E402
+import small_models  # noqa: E402
+from short_training import CONFIG, STEPS, Recorder, make_job  # noqa: E402
+from small_models import two_layer_model  # noqa: E402
 
 from mobilenet.compression import method as methods  # noqa: E402
 from mobilenet.compression.method import Method  # noqa: E402
@@ -26,7 +28,7 @@ PLAIN = CONFIG.replace(keep_best=True, ma_decay_rate=0.0)
 
 
 def test_top1_decides_and_of_equals_the_lower_loss() -> None:
-    model = make_model()
+    model = two_layer_model()
     best = BestWeights(model)
     assert best.restore() == 0
     kept = []
@@ -46,7 +48,7 @@ class Spoils(Method):
     config_type = MagnitudePruning
 
     def __init__(self, model: Any, settles: int) -> None:
-        super().__init__(None, nets.stage())
+        super().__init__(None, short_training.stage_context())
         self.kernel, self.settles = model.layers[-1].kernel, settles
 
     def after_step(self, model: Any, step: Any) -> None:
@@ -64,8 +66,8 @@ class Spoils(Method):
 def test_a_stage_ends_with_its_best_settled_epoch(
     tmp_path: Path, settles: int, able: tuple[int, ...]
 ) -> None:
-    model, watch = make_model(), Watch()
-    rows = engine.fit(model, Spoils(model, settles), job_of(tmp_path, PLAIN, watch))
+    model, watch = two_layer_model(), Recorder()
+    rows = engine.fit(model, Spoils(model, settles), make_job(tmp_path, PLAIN, watch))
     best = max(able, key=lambda e: (rows[e - 1]["val_top1"], -rows[e - 1]["val_loss"]))
     assert rows[1]["val_top1"] > rows[2]["val_top1"]  # the first epochs were the better ones
     assert [row["kept"] for row in rows] == [int(epoch == best) for epoch in (1, 2, 3, 4)]
@@ -87,17 +89,17 @@ WAYS = [
 def test_a_pruning_has_settled_from_the_step_on_at_which_its_target_stands(config: Any) -> None:
     """Zeros are counted in the kernel `d`, behind each update, as the end of an epoch sees them."""
     steps = 10
-    method = methods.create(config, nets.stage(steps))
-    model = method.apply(nets.liven(nets.toy()))
+    method = methods.create(config, short_training.stage_context(steps))
+    model = method.apply(small_models.randomize_batch_norm(small_models.toy()))
     name = next(x.name for x in model.layers if x.name in ("d", "prune_low_magnitude_d"))
     shares: list[float] = []
 
     def behind(step: int) -> None:
-        shares.append(nets.zeros(variables.kernel(model.get_layer(name))))
+        shares.append(small_models.zero_fraction(variables.kernel(model.get_layer(name))))
         method.before_step(step)
 
     method.before_step(0)
-    nets.train(model, method, steps, rate=0.01, watch=behind)
+    short_training.train(model, method, steps, rate=0.01, watch=behind)
     final = shares[-1]
     assert final >= 0.5
     first = next(step for step in range(steps + 1) if method.target_reached(step))
@@ -110,7 +112,9 @@ def test_a_pruning_has_settled_from_the_step_on_at_which_its_target_stands(confi
 
 def test_quantization_has_settled_once_it_has_begun() -> None:
     def settled(delay: int) -> list[bool]:
-        method = methods.create(QuantizationAwareTraining(quant_delay=delay), nets.stage())
+        method = methods.create(
+            QuantizationAwareTraining(quant_delay=delay), short_training.stage_context()
+        )
         return [method.target_reached(step) for step in (1, 4, 5)]
 
     assert settled(0) == [True, True, True]
@@ -120,10 +124,12 @@ def test_quantization_has_settled_once_it_has_begun() -> None:
 def test_masks_hold_in_the_best_weights(tmp_path: Path) -> None:
     """The rate falls from far too high, so that epochs differ; only the last two are pruned."""
     config = MagnitudePruning({"classifier": 0.75}, end=0.75, frequency=2)
-    method = methods.create(config, dataclasses.replace(nets.stage(), steps=4 * STEPS))
-    model = method.apply(make_model())
+    method = methods.create(
+        config, dataclasses.replace(short_training.stage_context(), steps=4 * STEPS)
+    )
+    model = method.apply(two_layer_model())
     training = CONFIG.replace(keep_best=True, lr=0.3)
-    rows = engine.fit(model, method, job_of(tmp_path, training))
+    rows = engine.fit(model, method, make_job(tmp_path, training))
     kept = next(row["epoch"] for row in rows if row["kept"])
     assert kept >= 3
     kernel = model.layers[-1].get_weights()[0]

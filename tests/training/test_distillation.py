@@ -13,8 +13,9 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 import slim_checkpoints as slim  # noqa: E402
 import tf_keras  # noqa: E402
-from engine_fits import BATCH, CLASSES, CONFIG, Watch, batches, job_of, make_model  # noqa: E402
-from trainer_runs import TINY  # noqa: E402
+from command_runs import TINY  # noqa: E402
+from short_training import BATCH, CONFIG, Recorder, batches, make_job  # noqa: E402
+from small_models import CLASSES, two_layer_model  # noqa: E402
 
 from mobilenet import data, trainer  # noqa: E402
 from mobilenet.configs import archs, recipes  # noqa: E402
@@ -100,9 +101,9 @@ def contrary(images: Any) -> Any:
 
 
 def test_a_net_comes_to_agree_with_its_teacher_against_the_labels(tmp_path: Path) -> None:
-    net = make_model()
+    net = two_layer_model()
     teacher = losses.Teacher(contrary, 1.0, 1.0)
-    job = dataclasses.replace(job_of(tmp_path, CONFIG.replace(epochs=10)), teacher=teacher)
+    job = dataclasses.replace(make_job(tmp_path, CONFIG.replace(epochs=10)), teacher=teacher)
     rows = engine.fit(net, None, job)
     images = np.concatenate([x for x, _ in batches(100).take(2).as_numpy_iterator()])
     agreed = np.mean(net(images).numpy().argmax(1) == contrary(images).numpy().argmax(1))
@@ -117,9 +118,9 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_its_best_epoch(tmp_path: P
     config = CONFIG.replace(keep_best=True, lr=0.2)
     models, found = [], []
     for stop, place in ((None, "whole"), (3, "cut"), (None, "cut")):
-        models.append(make_model())
-        watch = Watch(stop)
-        job = job_of(tmp_path / place, config, watch)
+        models.append(two_layer_model())
+        watch = Recorder(stop)
+        job = make_job(tmp_path / place, config, watch)
         job = dataclasses.replace(job, teacher=guide.teacher(Distillation(), WAY))
         if stop:
             with pytest.raises(KeyboardInterrupt):

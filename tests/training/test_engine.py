@@ -11,7 +11,8 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 import tf_keras  # noqa: E402
-from engine_fits import CLASSES, CONFIG, STEPS, Watch, batches, job_of, make_model  # noqa: E402
+from short_training import CONFIG, STEPS, Recorder, batches, make_job  # noqa: E402
+from small_models import CLASSES, two_layer_model  # noqa: E402
 
 from mobilenet.compression.method import Method, StageContext  # noqa: E402
 from mobilenet.configs.dataset import PREPROCESSING  # noqa: E402
@@ -25,10 +26,10 @@ from mobilenet.training.resume import Checkpoints  # noqa: E402
 
 def test_the_average_is_the_formula_and_the_net_ends_with_it(tmp_path: Path) -> None:
     """decay = min(d, (1 + t) / (10 + t)), as tf.train.ExponentialMovingAverage has it."""
-    model, watch = make_model(), Watch()
+    model, watch = two_layer_model(), Recorder()
     shadows = [w.numpy().astype(np.float64) for w in model.weights]
     config = CONFIG.replace(ma_decay_rate=0.6)
-    engine.fit(model, None, job_of(tmp_path, config, watch))
+    engine.fit(model, None, make_job(tmp_path, config, watch))
     decays = []
     for t, weights in enumerate(watch.weights, 1):
         decays.append(min(0.6, (1 + t) / (10 + t)))
@@ -43,8 +44,8 @@ def test_the_average_is_the_formula_and_the_net_ends_with_it(tmp_path: Path) -> 
 
 
 def test_validation_is_that_of_the_averaged_weights(tmp_path: Path) -> None:
-    model, watch = make_model(), Watch()
-    rows = engine.fit(model, None, job_of(tmp_path, CONFIG, watch))
+    model, watch = two_layer_model(), Recorder()
+    rows = engine.fit(model, None, make_job(tmp_path, CONFIG, watch))
     held_out = batches(100).take(2).as_numpy_iterator()
     images, labels = (np.concatenate(part) for part in zip(*held_out, strict=True))
     logits = model.predict(images, verbose=0).astype(np.float64)
@@ -56,7 +57,7 @@ def test_validation_is_that_of_the_averaged_weights(tmp_path: Path) -> None:
 
 
 def test_swapped_gives_the_averages_and_then_the_own_weights_back() -> None:
-    model = make_model()
+    model = two_layer_model()
     average = Average(model, 0.9)
     old = model.get_weights()
     moved = [w + 1 for w in old]
@@ -70,7 +71,7 @@ def test_swapped_gives_the_averages_and_then_the_own_weights_back() -> None:
 
 
 def test_the_average_of_a_pruned_weight_is_zero() -> None:
-    model = make_model()
+    model = two_layer_model()
     average = Average(model, 0.9)
     kernel = model.get_layer("Conv").kernel
     pruned = np.zeros(kernel.shape, bool)
@@ -83,19 +84,21 @@ def test_the_average_of_a_pruned_weight_is_zero() -> None:
 
 
 def test_no_decay_keeps_no_shadows() -> None:
-    assert Average(make_model(), 0.0).shadows == []
+    assert Average(two_layer_model(), 0.0).shadows == []
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_a_killed_run_goes_on_to_the_same_weights_and_a_whole_history(
     tmp_path: Path, stop_after: int
 ) -> None:
-    whole = make_model()
-    rows = engine.fit(whole, None, job_of(tmp_path / "whole"))
+    whole = two_layer_model()
+    rows = engine.fit(whole, None, make_job(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        engine.fit(make_model(), None, job_of(tmp_path / "cut", CONFIG, Watch(stop_after)))
-    resumed, watch = make_model(), Watch()
-    found = engine.fit(resumed, None, job_of(tmp_path / "cut", CONFIG, watch))
+        engine.fit(
+            two_layer_model(), None, make_job(tmp_path / "cut", CONFIG, Recorder(stop_after))
+        )
+    resumed, watch = two_layer_model(), Recorder()
+    found = engine.fit(resumed, None, make_job(tmp_path / "cut", CONFIG, watch))
     assert len(watch.logs) == 4 - stop_after  # the epochs that were done are not done again
     assert [row["epoch"] for row in found] == [1, 2, 3, 4]
     for key in ("loss", "top1", "val_loss", "val_top1", "lr"):
@@ -105,17 +108,17 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_a_whole_history(
 
 
 def test_a_finished_fit_is_not_run_again(tmp_path: Path) -> None:
-    model = make_model()
-    rows = engine.fit(model, None, job_of(tmp_path))
-    again, watch = make_model(), Watch()
-    assert engine.fit(again, None, job_of(tmp_path, CONFIG, watch)) == rows
+    model = two_layer_model()
+    rows = engine.fit(model, None, make_job(tmp_path))
+    again, watch = two_layer_model(), Recorder()
+    assert engine.fit(again, None, make_job(tmp_path, CONFIG, watch)) == rows
     assert watch.weights == []
     for one, other in zip(again.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_the_newest_states_are_kept(tmp_path: Path) -> None:
-    engine.fit(make_model(), None, job_of(tmp_path))
+    engine.fit(two_layer_model(), None, make_job(tmp_path))
     kept = sorted(path.name for path in tmp_path.glob("*.index"))
     assert kept == ["ckpt-3.index", "ckpt-4.index"]
     Checkpoints(tmp_path).clear()
@@ -123,37 +126,37 @@ def test_the_newest_states_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_state_of_another_net_is_refused_with_its_file(tmp_path: Path) -> None:
-    engine.fit(make_model(), None, job_of(tmp_path))
+    engine.fit(two_layer_model(), None, make_job(tmp_path))
     source = tf_keras.layers.Input((6, 6, 2))
     other = tf_keras.Model(
         source, tf_keras.layers.Dense(CLASSES)(tf_keras.layers.Flatten()(source))
     )
     with pytest.raises(UsageError, match="ckpt-4.*expected the state of this stage.*--overwrite"):
-        engine.fit(other, None, job_of(tmp_path))
+        engine.fit(other, None, make_job(tmp_path))
 
 
 def test_a_truncated_state_is_refused(tmp_path: Path) -> None:
-    engine.fit(make_model(), None, job_of(tmp_path))
+    engine.fit(two_layer_model(), None, make_job(tmp_path))
     data = next(tmp_path.glob("ckpt-4.data*"))
     data.write_bytes(data.read_bytes()[:100])
     with pytest.raises(UsageError, match="ckpt-4.*--overwrite"):
-        engine.fit(make_model(), None, job_of(tmp_path))
+        engine.fit(two_layer_model(), None, make_job(tmp_path))
 
 
 def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path: Path) -> None:
     def poisoned(start: int) -> Any:
         return batches(start).map(lambda x, y: (x * float("nan"), y))
 
-    job = dataclasses.replace(job_of(tmp_path), training=poisoned)
+    job = dataclasses.replace(make_job(tmp_path), training=poisoned)
     with pytest.raises(
         UsageError, match="loss: got 'nan in epoch 1', expected a finite number; try --lr 0.002"
     ):
-        engine.fit(make_model(), None, job)
+        engine.fit(two_layer_model(), None, job)
     assert not list(tmp_path.glob("ckpt*"))  # the state before the fault stays the newest
 
 
 def test_rows_hold_what_was_seen(tmp_path: Path) -> None:
-    rows = engine.fit(make_model(), None, job_of(tmp_path))
+    rows = engine.fit(two_layer_model(), None, make_job(tmp_path))
     assert [set(row) for row in rows] == [
         {"epoch", "loss", "top1", "val_loss", "val_top1", "lr", "seconds"}
     ] * 4
@@ -164,9 +167,9 @@ def test_rows_hold_what_was_seen(tmp_path: Path) -> None:
 
 
 def test_no_epochs_leave_the_net_as_it_is(tmp_path: Path) -> None:
-    model = make_model()
+    model = two_layer_model()
     before = model.get_weights()
-    assert engine.fit(model, None, job_of(tmp_path, CONFIG.replace(epochs=0))) == []
+    assert engine.fit(model, None, make_job(tmp_path, CONFIG.replace(epochs=0))) == []
     for one, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -190,16 +193,16 @@ class Clamp(Method):
 
 
 def test_a_method_has_the_last_word_after_every_update(tmp_path: Path) -> None:
-    model, watch = make_model(), Watch()
+    model, watch = two_layer_model(), Recorder()
     config = CONFIG.replace(ma_decay_rate=0.0)
-    engine.fit(model, Clamp(model), job_of(tmp_path, config, watch))
+    engine.fit(model, Clamp(model), make_job(tmp_path, config, watch))
     seen = [float(weights[0].flat[0]) for weights in watch.weights]
     assert seen == list(range(1, 4 * STEPS + 1))
 
 
 def test_statistics_stand_still_where_a_method_says_so(tmp_path: Path) -> None:
-    model, watch = make_model(), Watch()
-    engine.fit(model, Clamp(model), job_of(tmp_path, CONFIG.replace(ma_decay_rate=0.0), watch))
+    model, watch = two_layer_model(), Recorder()
+    engine.fit(model, Clamp(model), make_job(tmp_path, CONFIG.replace(ma_decay_rate=0.0), watch))
     place = next(i for i, w in enumerate(model.weights) if "moving_mean" in w.name)
     means = [weights[place] for weights in watch.weights]
     assert not np.array_equal(means[8], means[9])
@@ -208,14 +211,14 @@ def test_statistics_stand_still_where_a_method_says_so(tmp_path: Path) -> None:
 
 
 def test_a_method_is_saved_with_the_state(tmp_path: Path) -> None:
-    model = make_model()
+    model = two_layer_model()
     method = Clamp(model)
     method.note = tf.Variable(7.0)
-    engine.fit(model, method, job_of(tmp_path))
-    other = make_model()
+    engine.fit(model, method, make_job(tmp_path))
+    other = two_layer_model()
     fresh = Clamp(other)
     fresh.note = tf.Variable(0.0)
-    engine.fit(other, fresh, job_of(tmp_path))
+    engine.fit(other, fresh, make_job(tmp_path))
     assert float(fresh.note) == 7
 
 
@@ -224,7 +227,7 @@ def as_dataset(images: np.ndarray, labels: np.ndarray) -> Any:
 
 
 def test_scores_are_those_of_keras_on_every_image() -> None:
-    model = make_model()
+    model = two_layer_model()
     noise = np.random.default_rng(5)
     images = noise.normal(size=(40, 6, 6, 2)).astype(np.float32)
     labels = noise.integers(0, CLASSES, 40).astype(np.int32)
@@ -245,19 +248,19 @@ def test_scores_are_those_of_keras_on_every_image() -> None:
 @pytest.mark.parametrize("label", [-1, CLASSES])
 def test_a_label_outside_the_classes_is_told(label: int) -> None:
     data = as_dataset(np.zeros((9, 6, 6, 2), np.float32), np.array([0] * 8 + [label], np.int32))
-    with pytest.raises(UsageError, match="class indices 0 to 2.*label_offset"):
-        scoring.score(scoring.inference(make_model()), data)
+    with pytest.raises(UsageError, match="class indices 0 to 3.*label_offset"):
+        scoring.score(scoring.inference(two_layer_model()), data)
 
 
 def test_no_images_are_told() -> None:
     data = as_dataset(np.zeros((1, 6, 6, 2), np.float32), np.zeros(1, np.int32)).take(0)
     with pytest.raises(UsageError, match="at least one image"):
-        scoring.score(scoring.inference(make_model()), data)
+        scoring.score(scoring.inference(two_layer_model()), data)
 
 
 def test_one_trace_serves_batches_of_any_size(caplog: pytest.LogCaptureFixture) -> None:
     traces = []
-    model = make_model()
+    model = two_layer_model()
 
     def counted(images: Any, training: bool) -> Any:
         traces.append(images.shape)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from trainer_runs import SHORT, report
+from command_runs import SHORT, report
 
 from mobilenet.errors import UsageError
 from mobilenet.training import strategy
@@ -49,20 +49,21 @@ import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import dataclasses
-from engine_fits import CONFIG, Watch, job_of, make_model
+from short_training import CONFIG, Recorder, make_job
+from small_models import two_layer_model
 from mobilenet.configs.dataset import PREPROCESSING
 from mobilenet.configs.distillation import Distillation
 from mobilenet.training import distillation, engine
 
-way, watch = PREPROCESSING["inception"], Watch()
-guide = distillation.TeacherModel(make_model(), way, "twin")
+way, watch = PREPROCESSING["inception"], Recorder()
+guide = distillation.TeacherModel(two_layer_model(), way, "twin")
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-    net = make_model()
+    net = two_layer_model()
     config = CONFIG.replace(keep_best=True, epochs=2, ma_decay_rate=0.0)
-    job = job_of(pathlib.Path(sys.argv[1]), config, watch)
+    job = make_job(pathlib.Path(sys.argv[1]), config, watch)
     job = dataclasses.replace(job, teacher=guide.teacher(Distillation(weight=1.0), way))
     rows = engine.fit(net, None, job)
-    again = make_model()
+    again = two_layer_model()
     assert engine.fit(again, None, job) == rows  # from the state behind the last epoch
 kept = next(int(row["epoch"]) for row in rows if row["kept"])
 for weight, then in zip(net.get_weights(), watch.weights[5 * kept - 1], strict=True):

@@ -19,19 +19,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from compression_nets import (
-    CLASSES,
-    SIZE,
-    WAY,
-    L,
-    inputs,
-    liven,
-    operator_steps,
-    pixels,
-    quantize,
-    stage,
-    toy,
-)
+from int8_files import operator_steps, quantize_to_file
+from short_training import stage_context
+from small_models import CLASSES, INCEPTION, SIZE, L, inputs, pixels, randomize_batch_norm, toy
 
 from mobilenet.compression import method as methods
 from mobilenet.compression.quantization.int8 import scheme
@@ -84,7 +74,7 @@ def test_a_dense_classifier_has_one_scale_and_converts() -> None:
     source = L.Input((SIZE, SIZE, 3))
     x = L.ReLU(6.0, name="a_act")(L.Conv2D(8, 3, 2, name="a")(source))
     x = L.GlobalAveragePooling2D(name="pool")(x)
-    made = quantize(tf_keras.Model(source, L.Dense(CLASSES, name="e")(x)))
+    made = quantize_to_file(tf_keras.Model(source, L.Dense(CLASSES, name="e")(x)))
     content = tflite_model.read(made.data)
     dense = next(op for op in content.operators if op.name == "FULLY_CONNECTED")
     kernel = content.tensors[dense.inputs[1]]
@@ -96,7 +86,7 @@ def test_a_dense_classifier_has_one_scale_and_converts() -> None:
 
 def test_the_kernel_of_a_called_wrapper_is_a_tensor_and_we_find_the_variable() -> None:
     """Code that reads `layer.kernel` works on a stale value from the first call on."""
-    wrapped = scheme.wrap(toy(), WAY)
+    wrapped = scheme.wrap(toy(), INCEPTION)
     calibrate(wrapped, inputs(4))
     layer = wrapped.get_layer("quant_c")
     assert not isinstance(layer.layer.kernel, tf.Variable)
@@ -109,8 +99,8 @@ def test_the_kernel_of_a_called_wrapper_is_a_tensor_and_we_find_the_variable() -
 
 def test_a_bright_batch_leaves_the_input_grid_alone_and_ranges_come_back() -> None:
     """tfmot's input range keeps the largest value it ever saw."""
-    method = methods.create(QuantizationAwareTraining(calibration_images=32), stage())
-    model = method.apply(liven(toy()))
+    method = methods.create(QuantizationAwareTraining(calibration_images=32), stage_context())
+    model = method.apply(randomize_batch_norm(toy()))
     entry = tf_keras.Model(model.input, model.get_layer("quant_input").output)
     images, before = inputs(8), scheme.get_ranges(model)
     expected = entry(images).numpy()
@@ -127,7 +117,7 @@ def test_a_bright_batch_leaves_the_input_grid_alone_and_ranges_come_back() -> No
 
 
 def test_rectified_outputs_are_found_and_their_low_stands_at_zero() -> None:
-    wrapped = scheme.wrap(liven(toy()), WAY)
+    wrapped = scheme.wrap(randomize_batch_norm(toy()), INCEPTION)
     found = {
         name
         for name, quantizer in scheme.quantizers(wrapped).items()
@@ -145,7 +135,8 @@ WORKER = """
 import json, sys
 import numpy as np, tensorflow as tf, tf_keras
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
-from compression_nets import inputs, stage, toy
+from short_training import stage_context
+from small_models import inputs, toy
 from mobilenet.compression import method as methods
 from mobilenet.compression.quantization.int8 import scheme, saving as stored
 from mobilenet.configs.quantization import QuantizationAwareTraining
@@ -156,7 +147,7 @@ from mobilenet.training.engine import Learner
 images = inputs(64, seed=5)
 labels = (images[:, :, :, 0].mean((1, 2)) > 0).astype(np.int32)
 with strategy.scope():
-    method = methods.create(QuantizationAwareTraining(calibration_images=16), stage(4))
+    method = methods.create(QuantizationAwareTraining(calibration_images=16), stage_context(4))
     net = method.apply(toy())
     learner = Learner(net, lambda step: method.after_step(net, step))
     learner.compile(
@@ -173,7 +164,7 @@ trained = tf.function(lambda x: net(x, training=False))
 graph = trained.get_concrete_function(tf.TensorSpec((1, 16, 16, 3))).graph
 collectives = sum("Collective" in op.type for op in graph.get_operations())
 plain = freeze.float32_copy(plain)
-again = scheme.wrap(plain, stage().preprocessing)
+again = scheme.wrap(plain, stage_context().preprocessing)
 scheme.set_ranges(again, ranges)
 stored.for_export(again)
 content = flatbuffer.read(convert.int8_flatbuffer(again))

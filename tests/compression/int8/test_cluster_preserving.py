@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import tf_keras
-from compression_nets import WAY, liven, stage, toy, train
+from short_training import stage_context, train
+from small_models import INCEPTION, randomize_batch_norm, toy
 
 from mobilenet.compression import method as methods
 from mobilenet.compression.quantization.int8 import saving as int8_saving
@@ -31,7 +32,7 @@ def kernels(model: Any) -> dict[str, np.ndarray]:
 
 def clustered() -> tf_keras.Model:
     """The toy model with five values in every kernel of enough weights."""
-    model = liven(toy(16))
+    model = randomize_batch_norm(toy(16))
     draw = np.random.default_rng(3)
     for layer in model.layers:
         kernel = variables.kernel(layer)
@@ -57,14 +58,14 @@ def test_clusters_stay_through_training_saving_and_more_training(tmp_path: Path)
     plain = clustered()
     first = kernels(plain)
     for place in ("once", "again"):
-        method = methods.create(QuantizationAwareTraining(calibration_images=8), stage(4))
+        method = methods.create(QuantizationAwareTraining(calibration_images=8), stage_context(4))
         model = method.apply(plain)
         train(model, method, 4, rate=0.005)
         assert any("5 distinct weights held" in note for note in method.notes(model))
         ranges = scheme.get_ranges(model)
         plain = method.finalize(model)
         same_clusters(first, kernels(plain))
-        saved = saving.save(plain, tmp_path / place, Card(preprocessing=WAY))
+        saved = saving.save(plain, tmp_path / place, Card(preprocessing=INCEPTION))
         int8_saving.save_ranges(saved, ranges)
         plain = saving.load(saved).model
     wrapped = int8_saving.load(tmp_path / "again")
@@ -97,7 +98,7 @@ def same_size(model: Any) -> list[str]:
 
 
 def test_a_dense_kernel_is_left_alone() -> None:
-    plain = liven(toy(16))
+    plain = randomize_batch_norm(toy(16))
     assert (
         Clusters(
             {

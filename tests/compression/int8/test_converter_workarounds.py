@@ -9,19 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from compression_nets import (
-    CLASSES,
-    SIZE,
-    WAY,
-    L,
-    Quantized,
-    grid,
-    inputs,
-    operator_steps,
-    pixels,
-    quantize,
-    toy,
-)
+from int8_files import Int8Model, operator_steps, quantize_to_file
+from small_models import CLASSES, INCEPTION, SIZE, L, file_inputs, inputs, pixels, toy
 
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
@@ -141,8 +130,8 @@ CASES = {
 
 
 @functools.cache
-def made(case: str, mend: bool) -> Quantized:
-    return quantize(CASES[case][0](), mend=mend)
+def made(case: str, mend: bool) -> Int8Model:
+    return quantize_to_file(CASES[case][0](), workarounds=mend)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -165,16 +154,16 @@ def test_repaired_every_operator_is_within_a_step(case: str) -> None:
 def test_repair_leaves_the_answers_alone(case: str) -> None:
     """Within a step of the logits: the wider range of a dead channel may round it to zero."""
     after = made(case, True)
-    found = after.wrapped(grid(pixels(16)), training=False).numpy()
+    found = after.wrapped(file_inputs(pixels(16)), training=False).numpy()
     low, high = after.ranges[after.plain.layers[-2].name]
-    assert np.abs(found - after.said).max() <= 1.01 * (high - low) / 255
+    assert np.abs(found - after.logits).max() <= 1.01 * (high - low) / 255
 
 
 def test_gamma_of_exactly_zero_stays_float_unless_repaired() -> None:
     """The converter says `scale out of expressed type range` and raises nothing."""
-    wrong = quantize(multiplier(0.0), mend=False)
+    wrong = quantize_to_file(multiplier(0.0), workarounds=False)
     assert tflite_model.read(wrong.data).float_tensors()
-    right = quantize(multiplier(0.0))
+    right = quantize_to_file(multiplier(0.0))
     assert tflite_model.read(right.data).float_tensors() == []
     steps = operator_steps(right, pixels(4))
     assert max(off.max() for off in steps.values()) <= 1
@@ -182,23 +171,23 @@ def test_gamma_of_exactly_zero_stays_float_unless_repaired() -> None:
 
 def test_negative_gamma_needs_no_repair() -> None:
     model = multiplier(-1.0)
-    wrapped = scheme.wrap(model, WAY)
+    wrapped = scheme.wrap(model, INCEPTION)
     calibrate(wrapped, inputs(32))
     assert repair(wrapped) == []
-    steps = operator_steps(quantize(model), pixels(4))
+    steps = operator_steps(quantize_to_file(model), pixels(4))
     assert max(off.max() for off in steps.values()) <= 1
 
 
 def test_a_kernel_of_exact_zeros_needs_no_repair() -> None:
     """The weight quantizer gives such a channel the range of its neighbours."""
-    steps = operator_steps(quantize(dead(0.0), mend=False), pixels(4))
+    steps = operator_steps(quantize_to_file(dead(0.0), workarounds=False), pixels(4))
     assert max(off.max() for off in steps.values()) <= 1
 
 
 def test_repairs_are_told_by_layer() -> None:
     found = {}
     for case in ("kernel 1e-6", "uniform bias"):
-        wrapped = scheme.wrap(CASES[case][0](), WAY)
+        wrapped = scheme.wrap(CASES[case][0](), INCEPTION)
         calibrate(wrapped, inputs(32))
         found[case] = repair(wrapped)
     assert found["kernel 1e-6"] == [Repair(name, 1, False) for name in "abcd"]
@@ -211,7 +200,7 @@ def test_a_dead_net_converts() -> None:
     for name in ("c", "e"):
         kernel = model.get_layer(name).kernel
         kernel.assign(tf.zeros_like(kernel))
-    wrapped = scheme.wrap(model, WAY)
+    wrapped = scheme.wrap(model, INCEPTION)
     calibrate(wrapped, inputs(8))
     int8_saving.for_export(wrapped)
     assert tflite_model.read(tflite_converter.int8_flatbuffer(wrapped)).float_tensors() == []

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compression_nets import (
+import tf_keras
+from small_models import (
+    INCEPTION,
     SIZE,
-    WAY,
     L,
-    grid,
+    file_inputs,
     hard_swish_model,
     inputs,
-    liven,
     pixels,
-    tf_keras,
+    randomize_batch_norm,
     toy,
 )
 
@@ -42,7 +42,7 @@ class Made:
 
     def __init__(self, plain: Any, *patterns: str, io: str = "int8", restored: bool = True) -> None:
         self.plain, self.io = plain, io
-        self.wrapped = scheme.wrap(plain, WAY, keep_float=patterns)
+        self.wrapped = scheme.wrap(plain, INCEPTION, keep_float=patterns)
         calibrate(self.wrapped, inputs(24))
         self.said = self.wrapped(inputs(6, seed=9), training=False).numpy()
         int8_saving.for_export(self.wrapped)
@@ -56,7 +56,7 @@ class Made:
         return verify.verify(
             data or self.data,
             self.said,
-            grid(IMAGES),
+            file_inputs(IMAGES),
             expect_int8=True,
             io=self.io,
             simulated=self.wrapped,
@@ -85,7 +85,7 @@ def net() -> Any:
 @pytest.fixture(scope="module")
 def alone() -> Made:
     """A 1x1 convolution with codes on both sides."""
-    return Made(liven(toy()), "c")
+    return Made(randomize_batch_norm(toy()), "c")
 
 
 def rounded(model: Any, *patterns: str) -> list[str]:
@@ -107,7 +107,7 @@ def test_nothing_is_rounded_between_layers_in_float(net: Any) -> None:
 
 def test_a_layer_between_codes_computes_as_numpy_does(alone: Made) -> None:
     content = tflite_model.read(alone.data)
-    codes = operator_parity.kept_codes(content, grid(IMAGES))
+    codes = operator_parity.kept_codes(content, file_inputs(IMAGES))
     (end, island), *others = float_fallback.find(content).items()
     assert not others and [op.name for op in island.operators] == [
         "DEQUANTIZE",
@@ -169,7 +169,7 @@ def test_float_elsewhere_is_a_fault(net: Any, alone: Made) -> None:
 
 
 def test_codes_where_float_was_asked_for_are_a_fault() -> None:
-    made = Made(liven(toy()), "c", restored=False)
+    made = Made(randomize_batch_norm(toy()), "c", restored=False)
     assert "c does not compute in float" in made.proof().faults
 
 
@@ -186,7 +186,7 @@ def test_a_wrong_float_kernel_is_told_at_its_layer(alone: Made) -> None:
 
 def test_the_profiler_shows_what_is_float(alone: Made) -> None:
     content = tflite_model.read(alone.data)
-    found = int8_comparison.compare(content, alone.plain, inputs(6, seed=9), grid(IMAGES))
+    found = int8_comparison.compare(content, alone.plain, inputs(6, seed=9), file_inputs(IMAGES))
     lines = {line.layer: line for line in found}
     assert lines["c_norm"].operator == "CONV_2D in float"
     assert lines["b_act"].operator == "DEPTHWISE_CONV_2D"
@@ -214,7 +214,7 @@ def test_constants_that_others_read_stay_codes() -> None:
 def test_post_training_int8_keeps_layers_float(net: Any) -> None:
     steps = ("equalize", "hard_swish", "percentile", "clip", "bias", "repair")
     config = PostTraining(steps=steps, keep_float=("first", "mid.*"))
-    made = post_training_pipeline.quantize(net, WAY, inputs(24), config)
+    made = post_training_pipeline.quantize(net, INCEPTION, inputs(24), config)
     assert float_layers.names(made.wrapped) == ("first", "middle")
     assert "swish" not in scheme.get_ranges(made.wrapped)
     assert made.notes[-1] == "in float, with what is between them alone: first, middle"
@@ -231,5 +231,7 @@ def test_post_training_int8_keeps_layers_float(net: Any) -> None:
 )
 def test_layers_that_cannot_be_kept_float(net: Any, pattern: str, words: str) -> None:
     with pytest.raises(UsageError, match="^--keep_float: got ") as raised:
-        post_training_pipeline.quantize(net, WAY, inputs(24), PostTraining(keep_float=(pattern,)))
+        post_training_pipeline.quantize(
+            net, INCEPTION, inputs(24), PostTraining(keep_float=(pattern,))
+        )
     assert words in str(raised.value)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras
-from compression_nets import WAY, grid, inputs, liven, pixels, stage, train, zeros
+from short_training import stage_context, train
+from small_models import INCEPTION, file_inputs, inputs, pixels, randomize_batch_norm, zero_fraction
 
 from mobilenet import trainer
 from mobilenet.compression import method as methods
@@ -42,13 +43,13 @@ def foreign(version: int) -> Any:
 @pytest.mark.parametrize("version", [1, 2])
 def test_v1_and_v2_are_pruned_quantized_and_converted(version: int) -> None:
     """From their own graph: zero padding, global pool with a reshape, and a softmax, cut off."""
-    plain = liven(float32_copy(foreign(version)))
+    plain = randomize_batch_norm(float32_copy(foreign(version)))
     config = MagnitudePruning({"pointwise": 0.5}, end=1.0, frequency=1)
-    method = methods.create(config, stage(2, 32))
+    method = methods.create(config, stage_context(2, 32))
     model = method.apply(plain)
     train(model, method, 2, 32, rate=0.001)
     sparse = method.finalize(model)
-    method = methods.create(QuantizationAwareTraining(calibration_images=32), stage(2, 32))
+    method = methods.create(QuantizationAwareTraining(calibration_images=32), stage_context(2, 32))
     model = method.apply(sparse)
     train(model, method, 2, 32, rate=0.001)
     said = model(inputs(32, 32), training=False).numpy()
@@ -57,21 +58,21 @@ def test_v1_and_v2_are_pruned_quantized_and_converted(version: int) -> None:
     content = tflite_model.read(data)
     assert content.float_tensors() == []
     kernels = [op for op in content.operators if op.name == "CONV_2D"]
-    sparse_kernels = [zeros(content.tensors[op.inputs[1]].data) >= 0.49 for op in kernels]
+    sparse_kernels = [zero_fraction(content.tensors[op.inputs[1]].data) >= 0.49 for op in kernels]
     assert sum(sparse_kernels) >= len(kernels) - 2  # all but the stem and the classifier
-    found = verify.run(interpreter.make(data), grid(pixels(32, 32)))
+    found = verify.run(interpreter.make(data), file_inputs(pixels(32, 32)))
     apart = np.corrcoef((found - found.mean(0)).ravel(), (said - said.mean(0)).ravel())[0, 1]
     assert apart > 0.9, repaired
 
 
 def test_with_its_softmax_it_is_refused_with_the_way_out() -> None:
     with pytest.raises(UsageError, match="classifier_activation=None"):
-        scheme.wrap(foreign(1), WAY)
+        scheme.wrap(foreign(1), INCEPTION)
 
 
 def refusal(model: Any) -> str:
     with pytest.raises(UsageError) as error:
-        scheme.wrap(model, WAY)
+        scheme.wrap(model, INCEPTION)
     return str(error.value)
 
 

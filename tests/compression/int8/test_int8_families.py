@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from compression_nets import (
-    CLASSES,
-    WAY,
-    MicroKernels,
-    family,
-    grid,
-    inputs,
-    operator_steps,
-    pixels,
-    quantize,
-    toy,
-)
+from int8_files import MicroKernels, int8_family, operator_steps, quantize_to_file
+from small_models import CLASSES, INCEPTION, families, file_inputs, inputs, pixels, toy
 
 from mobilenet.compression.quantization.int8 import scheme
-from mobilenet.configs import archs
 from mobilenet.export.verification import verify
 from mobilenet.models.graph import variables
 from mobilenet.runtime import interpreter, micro
 from mobilenet.tflite import model as tflite_model
 
-QUICK = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small")
-NAMES = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in archs.names()
-]
+NAMES = families(quick=("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"))
 
 
 ENDS = ("_relu6", "_relu", "_scale", "_hard_swish", "_add", "pool", "_excite_multiply")
@@ -47,7 +33,7 @@ def expected_places(layers: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_quantizers_stand_where_the_file_rounds(name: str) -> None:
-    made = family(name)
+    made = int8_family(name)
     layers = {layer.name for layer in made.plain.layers}
     assert set(made.ranges) == expected_places(layers)
     for layer, (low, high) in made.ranges.items():
@@ -61,7 +47,7 @@ def test_quantizers_stand_where_the_file_rounds(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_convolution_has_a_scale_for_each_channel(name: str) -> None:
     """Depthwise too, and the squeeze convolution with bias and ReLU but no batch norm."""
-    made = family(name)
+    made = int8_family(name)
     quantizers = scheme.quantizers(made.wrapped)
     checked = 0
     for layer in made.plain.layers:
@@ -89,7 +75,7 @@ def test_every_convolution_has_a_scale_for_each_channel(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_operator_of_the_file_is_the_simulated_one(name: str) -> None:
     """Fed the file's own codes, so that one-step flips do not add up; a mean may round by one."""
-    made = family(name)
+    made = int8_family(name)
     steps = operator_steps(made, pixels(4, 64, seed=9))
     assert set(steps) == set(made.ranges)
     for layer, off in steps.items():
@@ -105,7 +91,7 @@ def test_every_operator_of_the_file_is_the_simulated_one(name: str) -> None:
 def test_so_is_every_operator_on_a_micro_controller(name: str) -> None:
     """Their kernels round differently from those of a phone, and stay within a step too."""
     pytest.importorskip(micro.MODULE)
-    made = family(name)
+    made = int8_family(name)
     steps = operator_steps(made, pixels(4, 64, seed=9), MicroKernels)
     assert set(steps) == set(made.ranges)
     for layer, off in steps.items():
@@ -115,7 +101,7 @@ def test_so_is_every_operator_on_a_micro_controller(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_file_is_int8_inside_and_one_partition(name: str) -> None:
-    made = family(name)
+    made = int8_family(name)
     content = tflite_model.read(made.data)
     assert content.float_tensors() == []
     ends = [content.tensors[i] for i in (*content.inputs, *content.outputs)]
@@ -134,11 +120,11 @@ def test_wrapped_and_calibrated_it_follows_the_float_net(name: str) -> None:
     An untrained model multiplies one-step differences by its depth: 0.62 to 0.79 was measured where
     a model without ranges gives 0; simulation and file differ from each other no more than that.
     """
-    made = family(name)
+    made = int8_family(name)
     images = pixels(48, 64, seed=7)
     plain = made.plain(inputs(48, 64, seed=7), training=False).numpy()
-    simulated = made.wrapped(grid(images), training=False).numpy()
-    file = verify.run(interpreter.make(made.data), grid(images[:16]))
+    simulated = made.wrapped(file_inputs(images), training=False).numpy()
+    file = verify.run(interpreter.make(made.data), file_inputs(images[:16]))
     assert alike(plain, simulated) > 0.5
     assert alike(simulated[:16], file) > 0.5
 
@@ -151,12 +137,12 @@ def alike(first: np.ndarray, second: np.ndarray) -> float:
 
 def test_without_calibration_it_answers_nothing() -> None:
     """The hazard that calibration is for."""
-    wrapped = scheme.wrap(toy(), WAY)
+    wrapped = scheme.wrap(toy(), INCEPTION)
     answers = wrapped(inputs(8), training=False).numpy()
     assert answers.shape == (8, CLASSES)
     assert len(np.unique(answers, axis=0)) == 1
 
 
 def test_toy_has_every_kind_of_place() -> None:
-    made = quantize(toy())
+    made = quantize_to_file(toy())
     assert set(made.ranges) == {"a_act", "b_act", "c_norm", "sum", "d_act", "pool", "e"}

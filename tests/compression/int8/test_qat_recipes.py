@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from compression_nets import CLASSES, WAY, grid, inputs, liven, pixels, stage, toy, train
+from short_training import stage_context, train
+from small_models import CLASSES, INCEPTION, file_inputs, inputs, pixels, randomize_batch_norm, toy
 
 from mobilenet import trainer
 from mobilenet.compression import method as methods
@@ -85,7 +86,7 @@ def delayed(**fields: Any) -> methods.Method:
     config = QuantizationAwareTraining(
         **{"quant_delay": DELAY, "freeze": 0.8, "calibration_images": 32, **fields}
     )
-    return methods.create(config, stage(EPOCH * EPOCHS))
+    return methods.create(config, stage_context(EPOCH * EPOCHS))
 
 
 @pytest.fixture(scope="module")
@@ -185,10 +186,10 @@ def test_a_tensor_that_stayed_zero_through_the_delay_gets_a_range() -> None:
 )
 def test_a_delay_beyond_the_stage_is_told_in_a_line(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError) as error:
-        methods.create(QuantizationAwareTraining(**fields), stage(20))
+        methods.create(QuantizationAwareTraining(**fields), stage_context(20))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
-    methods.create(QuantizationAwareTraining(quant_delay=19, freeze=1.0), stage(20))
+    methods.create(QuantizationAwareTraining(quant_delay=19, freeze=1.0), stage_context(20))
 
 
 @pytest.mark.parametrize("delay", [-1, 0.5])
@@ -230,7 +231,7 @@ def test_averaged_weights_fit_the_ranges_of_the_weights_that_made_them() -> None
     """Ranges follow the weights in training; what is kept at the end is the average of those."""
     model = toy()
     train(model, None, 60)
-    method = methods.create(QuantizationAwareTraining(), stage(60))
+    method = methods.create(QuantizationAwareTraining(), stage_context(60))
     net = method.apply(model)
     average = Average(net, 0.95)
     train(net, method, 60, rate=0.02, after_update=lambda step: average.update(step))
@@ -240,7 +241,7 @@ def test_averaged_weights_fit_the_ranges_of_the_weights_that_made_them() -> None
     assert any(np.any(a != b) for a, b in zip(own, net.get_weights(), strict=True))
     for name, span in scheme.get_ranges(net).items():
         np.testing.assert_array_equal(span, kept[name])  # no average of ranges: they are one
-    fresh = scheme.wrap(method.finalize(net), WAY)
+    fresh = scheme.wrap(method.finalize(net), INCEPTION)
     calibrate(fresh, inputs(256, seed=5))
     for name, span in scheme.get_ranges(fresh).items():
         assert 0.6 < np.ptp(kept[name]) / np.ptp(span) < 1.6, name
@@ -265,8 +266,8 @@ GIVEN = {
 
 
 def test_ranges_from_elsewhere_are_taken_where_they_fit() -> None:
-    model = liven(toy())
-    wrapped, calibrated = scheme.wrap(model, WAY), scheme.wrap(model, WAY)
+    model = randomize_batch_norm(toy())
+    wrapped, calibrated = scheme.wrap(model, INCEPTION), scheme.wrap(model, INCEPTION)
     calibrate(calibrated, inputs(32))
     expected = scheme.get_ranges(calibrated)
     lines = set_ranges_from_checkpoint(wrapped, GIVEN, inputs(32))
@@ -285,7 +286,7 @@ def test_a_range_that_the_arithmetic_decides_is_not_taken() -> None:
     y = tf_keras.layers.Rescaling(1.0, 3.0, name="shift")(x)
     y = tf_keras.layers.ReLU(6.0, name="six")(y)
     x = tf_keras.layers.Multiply(name="product")([x, y])
-    wrapped = scheme.wrap(tf_keras.Model(source, x), WAY)
+    wrapped = scheme.wrap(tf_keras.Model(source, x), INCEPTION)
     lines = set_ranges_from_checkpoint(wrapped, {"six": (0.0, 5.0)}, inputs(4))
     assert tuple(scheme.get_ranges(wrapped)["six"]) == (0, 6)
     assert "not taken, the arithmetic decides the range: six" in lines
@@ -293,7 +294,7 @@ def test_a_range_that_the_arithmetic_decides_is_not_taken() -> None:
 
 def test_a_rectified_range_starts_at_zero() -> None:
     """Elsewhere a range of a ReLU6 may reach a little below; no value ever does."""
-    wrapped = scheme.wrap(liven(toy()), WAY)
+    wrapped = scheme.wrap(randomize_batch_norm(toy()), INCEPTION)
     set_ranges_from_checkpoint(wrapped, {"a_act": (-0.02, 6.0), "sum": (-0.02, 6.0)}, inputs(4))
     assert tuple(scheme.get_ranges(wrapped)["a_act"]) == (0, 6)
     assert scheme.get_ranges(wrapped)["sum"][0] == np.float32(-0.02)
@@ -301,9 +302,9 @@ def test_a_rectified_range_starts_at_zero() -> None:
 
 def test_training_starts_from_the_ranges_of_its_stage_and_the_file_has_them() -> None:
     ranges = {"a_act": (0.0, 5.5), "sum": (-13.0, 14.0)}
-    given = StageContext(20, WAY, lambda count: inputs(count), initial_ranges=ranges)
+    given = StageContext(20, INCEPTION, lambda count: inputs(count), initial_ranges=ranges)
     method = methods.create(QuantizationAwareTraining(calibration_images=32), given)
-    model = method.apply(liven(toy()))
+    model = method.apply(randomize_batch_norm(toy()))
     assert scheme.get_ranges(model)["a_act"][1] == np.float32(5.5)
     assert any("2 of 7" in line for line in method.notes(model))
     int8_saving.for_export(model)
@@ -311,10 +312,10 @@ def test_training_starts_from_the_ranges_of_its_stage_and_the_file_has_them() ->
     add = next(op for op in content.operators if op.name == "ADD")
     scale = float(content.tensors[add.outputs[0]].scales[0])
     assert scale == pytest.approx(27 / 255, rel=1e-6)
-    said = model(grid(pixels(4)), training=False).numpy()
+    said = model(file_inputs(pixels(4)), training=False).numpy()
     assert np.isfinite(said).all()
 
 
 def test_without_ranges_from_elsewhere_nothing_is_told_of_them() -> None:
-    method = methods.create(QuantizationAwareTraining(calibration_images=8), stage())
+    method = methods.create(QuantizationAwareTraining(calibration_images=8), stage_context())
     assert not any("taken over" in line for line in method.notes(method.apply(toy())))

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from compression_nets import WAY, inputs, liven, quantize, stage, train, zeros
+from int8_files import quantize_to_file
+from short_training import stage_context, train
+from small_models import INCEPTION, inputs, randomize_batch_norm, zero_fraction
 
 from mobilenet.compression import method as methods
 from mobilenet.compression.pruning.unstructured.masks import keep_largest
@@ -37,7 +39,7 @@ def fresh(name: str, size: int, **fields: Any) -> Any:
     width = 0.25 if name == "mobilenet_v1" else 0.35
     fields = {"width_multiplier": width, "num_classes": 10, **fields}
     config = archs.get(name, classifier_activation=None, batch_norm_decay=0.8, **fields)
-    return liven(build(config, (size, size, 3)))
+    return randomize_batch_norm(build(config, (size, size, 3)))
 
 
 def train_eagerly(method: methods.Method, model: Any, steps: int, size: int) -> Any:
@@ -92,12 +94,14 @@ def test_every_family_trains_exports_and_verifies(name: str, pruned: bool, size:
     plain = fresh(name, size)
     if pruned:
         config = MagnitudePruning(SHARES, end=1.0, frequency=1)
-        method = methods.create(config, stage(2, size))
+        method = methods.create(config, stage_context(2, size))
         plain = method.finalize(train_eagerly(method, plain, 2, size))
-    method = methods.create(QuantizationAwareTraining(calibration_images=32), stage(2, size))
+    method = methods.create(
+        QuantizationAwareTraining(calibration_images=32), stage_context(2, size)
+    )
     net = train_eagerly(method, plain, 2, size)
     model, ranges = method.finalize(net), scheme.get_ranges(net)
-    wrapped = scheme.wrap(model, WAY)
+    wrapped = scheme.wrap(model, INCEPTION)
     scheme.set_ranges(wrapped, ranges)
     images = inputs(16, size)
     said = wrapped(images, training=False).numpy()
@@ -108,7 +112,7 @@ def test_every_family_trains_exports_and_verifies(name: str, pruned: bool, size:
     found = verify.verify(
         data,
         said,
-        scheme.to_grid(images, WAY),
+        scheme.to_grid(images, INCEPTION),
         expect_int8=True,
         io="int8",
         limits=VerificationLimits(),
@@ -120,7 +124,9 @@ def test_every_family_trains_exports_and_verifies(name: str, pruned: bool, size:
         for layer in graph.layers:
             if graph.role(layer) in SHARES:
                 share = SHARES[graph.role(layer)]
-                assert zeros(graph.kernel(layer)) == pytest.approx(share, abs=0.02), layer.name
+                assert zero_fraction(graph.kernel(layer)) == pytest.approx(share, abs=0.02), (
+                    layer.name
+                )
         assert min(same_zeros(model, data).values()) >= 0.999
 
 
@@ -133,14 +139,16 @@ def test_pruned_quantized_saved_loaded_and_trained_on_the_zeros_are_in_the_file(
 ) -> None:
     size = 32
     config = MagnitudePruning(SHARES, end=1.0, frequency=1)
-    method = methods.create(config, stage(2, size))
+    method = methods.create(config, stage_context(2, size))
     model = method.finalize(train_eagerly(method, fresh(name, size), 2, size))
     start = kernels(model)
     for turn, steps in enumerate((4, 20)):
-        method = methods.create(QuantizationAwareTraining(calibration_images=32), stage(20, size))
+        method = methods.create(
+            QuantizationAwareTraining(calibration_images=32), stage_context(20, size)
+        )
         net = train_eagerly(method, model, steps, size)
         model, target = method.finalize(net), tmp_path / str(turn)
-        saving.save(model, target, Card({}, (size, size, 3), WAY, ("x",) * 10))
+        saving.save(model, target, Card({}, (size, size, 3), INCEPTION, ("x",) * 10))
         int8_saving.save_ranges(target, scheme.get_ranges(net))
         model = saving.load(target).model
     wrapped = int8_saving.load(target)
@@ -158,11 +166,11 @@ def test_pruned_quantized_saved_loaded_and_trained_on_the_zeros_are_in_the_file(
 def test_a_pruned_file_travels_in_less_than_half_of_a_dense_one() -> None:
     """V1 at full width; narrower models have more biases and scales, which do not shrink."""
     model = fresh("mobilenet_v1", 32, width_multiplier=1.0)
-    dense = verify.gzip_size(quantize(model, 32).data)
+    dense = verify.gzip_size(quantize_to_file(model, 32).data)
     graph = Graph(model)
     for layer in graph.layers:
         kernel, share = graph.kernel(layer), SHARES.get(graph.role(layer))
         if share is not None:
             kernel.assign(kernel * keep_largest(tf.convert_to_tensor(kernel), tf.constant(share)))
-    sparse = verify.gzip_size(quantize(model, 32).data)
+    sparse = verify.gzip_size(quantize_to_file(model, 32).data)
     assert sparse <= 0.46 * dense

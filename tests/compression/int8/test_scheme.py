@@ -9,21 +9,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from compression_nets import (
+from int8_files import file_tensors, operator_steps, quantize_to_file
+from short_training import stage_context, train
+from small_models import (
     CLASSES,
+    INCEPTION,
     SIZE,
-    WAY,
     L,
-    file_tensors,
-    grid,
+    file_inputs,
     inputs,
-    liven,
-    operator_steps,
     pixels,
-    quantize,
-    stage,
+    randomize_batch_norm,
     toy,
-    train,
 )
 
 from mobilenet.compression import method as methods
@@ -45,14 +42,14 @@ from mobilenet.models.builder import build
 
 
 def calibrated(model: Any) -> Any:
-    wrapped = scheme.wrap(model, WAY)
+    wrapped = scheme.wrap(model, INCEPTION)
     calibrate(wrapped, inputs(32))
     return wrapped
 
 
 def test_codes_behind_the_first_convolution_are_the_simulated_ones() -> None:
     """From uint8 pixels on; one in a thousand may round apart."""
-    off = operator_steps(quantize(liven(toy(16))), pixels(48))["a_act"]
+    off = operator_steps(quantize_to_file(randomize_batch_norm(toy(16))), pixels(48))["a_act"]
     assert off.size == 48 * 64 * 16
     assert np.mean(off > 0) < 1e-3
     assert off.max() <= 1
@@ -61,7 +58,7 @@ def test_codes_behind_the_first_convolution_are_the_simulated_ones() -> None:
 def test_without_the_shift_pixels_fall_between_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     """`p / 127.5 - 1` over [-1, 1], as others have it: the hazard that the shift is for."""
     monkeypatch.setattr(scheme, "input_quantizer", lambda _: ActivationQuantizer((-1.0, 1.0)))
-    wrapped = scheme.wrap(liven(toy(16)), WAY)
+    wrapped = scheme.wrap(randomize_batch_norm(toy(16)), INCEPTION)
     calibrate(wrapped, inputs(32))
     int8_saving.for_export(wrapped)
     data = tflite_converter.int8_flatbuffer(wrapped)
@@ -136,7 +133,7 @@ def test_ranges_are_extremes_first_and_a_moving_average_after() -> None:
 
 
 def test_calibration_finds_the_extremes_of_the_float_net() -> None:
-    model = liven(toy())
+    model = randomize_batch_norm(toy())
     images = inputs(32)
     ranges = scheme.get_ranges(calibrated(model))
     for name, (low, high) in ranges.items():
@@ -148,7 +145,7 @@ def test_calibration_finds_the_extremes_of_the_float_net() -> None:
 
 def test_a_trained_net_keeps_its_accuracy_straight_after_calibration() -> None:
     """No step of training; tfmot's fresh wrapping falls to chance."""
-    method = methods.create(QuantizationAwareTraining(), stage(1))
+    method = methods.create(QuantizationAwareTraining(), stage_context(1))
     model = toy()
 
     train(model, None, 60)
@@ -157,7 +154,7 @@ def test_a_trained_net_keeps_its_accuracy_straight_after_calibration() -> None:
     plain = model(images, training=False).numpy().argmax(1)
     wrapped = method.apply(model)
     simulated = wrapped(images, training=False).numpy().argmax(1)
-    fresh = scheme.wrap(model, WAY)(images, training=False).numpy().argmax(1)
+    fresh = scheme.wrap(model, INCEPTION)(images, training=False).numpy().argmax(1)
     assert np.mean(plain == labels) > 0.85
     assert np.mean(simulated == labels) >= np.mean(plain == labels) - 0.01
     assert np.mean(simulated == plain) > 0.98
@@ -165,13 +162,13 @@ def test_a_trained_net_keeps_its_accuracy_straight_after_calibration() -> None:
 
 
 def test_what_is_kept_gives_the_same_net_bit_for_bit() -> None:
-    model = liven(toy())
+    model = randomize_batch_norm(toy())
     wrapped = calibrated(model)
     plain = scheme.unwrap(wrapped, model)
     for old, new in zip(model.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
     assert [type(x).__name__ for x in plain.layers] == [type(x).__name__ for x in model.layers]
-    again = scheme.wrap(plain, WAY)
+    again = scheme.wrap(plain, INCEPTION)
     scheme.set_ranges(again, scheme.get_ranges(wrapped))
     np.testing.assert_array_equal(wrapped(inputs(8)), again(inputs(8)))
     for name, span in scheme.get_ranges(again).items():
@@ -180,12 +177,14 @@ def test_what_is_kept_gives_the_same_net_bit_for_bit() -> None:
 
 def test_the_file_says_what_training_evaluated() -> None:
     """The export phase reads its own input grid; the answers are the same."""
-    wrapped = calibrated(liven(toy()))
+    wrapped = calibrated(randomize_batch_norm(toy()))
     before = wrapped(inputs(16), training=False).numpy()
     int8_saving.for_export(wrapped)
-    after = wrapped(grid(pixels(16)), training=False).numpy()
+    after = wrapped(file_inputs(pixels(16)), training=False).numpy()
     np.testing.assert_allclose(after, before, atol=1e-5)
-    np.testing.assert_allclose(scheme.to_grid(inputs(16), WAY), grid(pixels(16)), atol=1e-6)
+    np.testing.assert_allclose(
+        scheme.to_grid(inputs(16), INCEPTION), file_inputs(pixels(16)), atol=1e-6
+    )
 
 
 @pytest.fixture
@@ -196,7 +195,7 @@ def mixed() -> Iterator[None]:
 
 
 def test_it_trains_under_mixed_precision_and_leaves_in_float32(mixed: None) -> None:
-    method = methods.create(QuantizationAwareTraining(calibration_images=32), stage(6))
+    method = methods.create(QuantizationAwareTraining(calibration_images=32), stage_context(6))
     model = toy()
     wrapped = method.apply(model)
     assert wrapped.get_layer("quant_c").layer.compute_dtype == "bfloat16"
@@ -212,7 +211,7 @@ def test_it_trains_under_mixed_precision_and_leaves_in_float32(mixed: None) -> N
     tf_keras.mixed_precision.set_global_policy("float32")
     plain = freeze.float32_copy(method.finalize(wrapped))
     assert {layer.compute_dtype for layer in plain.layers} == {"float32"}
-    again = scheme.wrap(plain, WAY)
+    again = scheme.wrap(plain, INCEPTION)
     scheme.set_ranges(again, final)
     int8_saving.for_export(again)
     assert tflite_converter.int8_flatbuffer(again)
@@ -242,7 +241,7 @@ def poisoned() -> Any:
     ("make", "said"),
     [
         (keras_3, "a tf_keras model"),
-        (lambda: scheme.wrap(toy(), WAY), "quantized already"),
+        (lambda: scheme.wrap(toy(), INCEPTION), "quantized already"),
         (lambda: net(L.Conv2D(4, 1), L.LayerNormalization(name="odd")), "layer odd"),
         (lambda: net(L.Conv2D(4, 1), L.Activation("tanh", name="odd")), "tanh"),
         (lambda: net(L.Conv2D(4, 1, activation="swish", name="odd")), "swish"),
@@ -253,7 +252,7 @@ def poisoned() -> Any:
 )
 def test_what_cannot_be_quantized_is_told_in_a_line(make: Any, said: str) -> None:
     with pytest.raises(UsageError) as error:
-        scheme.wrap(make(), WAY)
+        scheme.wrap(make(), INCEPTION)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -263,11 +262,11 @@ def test_what_cannot_be_quantized_is_told_in_a_line(make: Any, said: str) -> Non
 )
 def test_calibration_refuses_what_is_no_image(images: np.ndarray) -> None:
     with pytest.raises(UsageError, match="calibration images"):
-        calibrate(scheme.wrap(toy(), WAY), images.astype(np.float32))
+        calibrate(scheme.wrap(toy(), INCEPTION), images.astype(np.float32))
 
 
 def test_ranges_that_never_moved_are_refused() -> None:
-    wrapped = scheme.wrap(toy(), WAY)
+    wrapped = scheme.wrap(toy(), INCEPTION)
     with pytest.raises(UsageError, match="calibrate the model"):
         int8_saving.for_export(wrapped)
     with pytest.raises(UsageError, match="calibrate the model"):

@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras
-from compression_nets import (
-    WAY,
-    Quantized,
-    answers,
+from int8_files import Int8Model, operator_steps
+from small_models import (
+    INCEPTION,
     hard_swish_model,
     inputs,
+    model_outputs,
     narrow_v3,
-    noise,
-    operator_steps,
     pixels,
+    relative_error,
 )
 
 from mobilenet.compression.quantization.int8 import saving as int8_saving
@@ -69,7 +68,7 @@ def test_gates_change_no_output(small: Any, gated: Any) -> None:
     assert [x.source.name for x in found] == [x.source.name for x in before]
     assert find_hard_swishes(graph) == []
     assert len(gated.layers) == len(small.layers) - len(found)
-    same(answers(gated, inputs(6, PX)), answers(small, inputs(6, PX)))
+    same(model_outputs(gated, inputs(6, PX)), model_outputs(small, inputs(6, PX)))
 
 
 def test_any_factor_passes_a_gate(small: Any) -> None:
@@ -80,7 +79,7 @@ def test_any_factor_passes_a_gate(small: Any) -> None:
     for group in passed:
         assert group.is_open
         group.scale(2.0 ** rng.uniform(-3, 3, group.channels))
-    same(answers(copy, inputs(6, PX)), answers(small, inputs(6, PX)))
+    same(model_outputs(copy, inputs(6, PX)), model_outputs(small, inputs(6, PX)))
 
 
 def test_what_a_gate_makes_zero_does_not_count(gated: Any) -> None:
@@ -125,55 +124,57 @@ def test_what_is_added_to_a_hard_swish_is_scaled_with_it_or_nothing_is(bent: Any
     """V3-large has a residual sum there: gates scale its other side, soft factors stay away."""
     model, count = hard_swish_rewrite.rewrite_hard_swish(bent)
     assert count == 1
-    same(answers(model, inputs(6)), answers(bent, inputs(6)))
+    same(model_outputs(model, inputs(6)), model_outputs(bent, inputs(6)))
     plain = hard_swish_model()
-    before = answers(plain, inputs(6))
+    before = model_outputs(plain, inputs(6))
     seen = Observer(plain)(["norm"], inputs(6), sampled={"norm": 10})
     assert hard_swish_equalization.equalize_hard_swish(ScalingGroups(Graph(plain)), seen) == (
         {},
         {},
         {},
     )
-    np.testing.assert_array_equal(answers(plain, inputs(6)), before)
+    np.testing.assert_array_equal(model_outputs(plain, inputs(6)), before)
 
 
 def test_gates_let_unequal_channels_be_mended(bent: Any) -> None:
     images, unseen = inputs(24), inputs(12, seed=7)
-    plain = post_training_pipeline.quantize(bent, WAY, images, PostTraining(steps=PLAIN))
-    made = post_training_pipeline.quantize(bent, WAY, images, PostTraining(steps=("gates", *PLAIN)))
+    plain = post_training_pipeline.quantize(bent, INCEPTION, images, PostTraining(steps=PLAIN))
+    made = post_training_pipeline.quantize(
+        bent, INCEPTION, images, PostTraining(steps=("gates", *PLAIN))
+    )
     assert made.notes[0] == "gates: 1 hard-swish written with a kernel, outputs unchanged"
     assert any(step.name == "equalize" and step.kept for step in made.steps)
-    wanted = answers(bent, unseen)
-    assert noise(answers(made.wrapped, unseen), wanted) < 0.3 * noise(
-        answers(plain.wrapped, unseen), wanted
+    wanted = model_outputs(bent, unseen)
+    assert relative_error(model_outputs(made.wrapped, unseen), wanted) < 0.3 * relative_error(
+        model_outputs(plain.wrapped, unseen), wanted
     )
-    same(answers(made.plain, unseen), wanted)
+    same(model_outputs(made.plain, unseen), wanted)
 
 
 def test_a_net_with_gates_becomes_a_file_of_one_partition(bent: Any) -> None:
     steps = ("gates", "equalize", "percentile", "clip", "bias", "repair")
-    made = post_training_pipeline.quantize(bent, WAY, inputs(24), PostTraining(steps=steps))
+    made = post_training_pipeline.quantize(bent, INCEPTION, inputs(24), PostTraining(steps=steps))
     int8_saving.for_export(made.wrapped, made.repair)
     data = tflite_converter.int8_flatbuffer(made.wrapped)
     assert tflite_model.read(data).float_tensors() == []
     assert interpreter.partitions(interpreter.make(data)) == 1
-    file = Quantized(made.plain, made.wrapped, {}, data, np.zeros(0))
+    file = Int8Model(made.plain, made.wrapped, {}, data, np.zeros(0))
     for layer, off in operator_steps(file, pixels(2, seed=9)).items():
         assert off.max() <= 1, layer
 
 
 def test_the_fitted_net_is_wrapped_again_as_it_was(bent: Any) -> None:
     config = PostTraining(steps=("gates", "equalize", "maximum", "clip", "repair"))
-    made = post_training_pipeline.quantize(bent, WAY, inputs(16), config)
-    again = scheme.wrap(made.plain, WAY)
+    made = post_training_pipeline.quantize(bent, INCEPTION, inputs(16), config)
+    again = scheme.wrap(made.plain, INCEPTION)
     scheme.set_ranges(again, scheme.get_ranges(made.wrapped))
     unseen = inputs(4, seed=7)
-    np.testing.assert_array_equal(answers(again, unseen), answers(made.wrapped, unseen))
+    np.testing.assert_array_equal(model_outputs(again, unseen), model_outputs(made.wrapped, unseen))
 
 
 def test_hard_swishes_in_float_get_no_gate(small: Any, bent: Any) -> None:
     made = post_training_pipeline.quantize(
-        bent, WAY, inputs(16), PostTraining(steps=("gates", *PLAIN), keep_float=("first",))
+        bent, INCEPTION, inputs(16), PostTraining(steps=("gates", *PLAIN), keep_float=("first",))
     )
     assert made.notes[0].startswith("gates: 0 hard-swishes")
     assert len(find_hard_swishes(Graph(made.plain))) == 1

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from compression_nets import (
+from int8_files import Int8Model, operator_steps
+from small_models import (
+    INCEPTION,
     SIZE,
-    WAY,
     L,
-    Quantized,
-    answers,
     inputs,
-    liven,
+    model_outputs,
     narrow_v3,
-    noise,
-    operator_steps,
     pixels,
+    randomize_batch_norm,
+    relative_error,
+    relu_model,
     toy,
 )
 
@@ -64,20 +64,6 @@ def clone(model: Any) -> Any:
     copy = tf_keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     return copy
-
-
-def relu_model() -> Any:
-    """Two convolutions with a depthwise one and an unbounded ReLU between."""
-    tf_keras.utils.set_random_seed(5)
-    source = L.Input((SIZE, SIZE, 3))
-    x = L.Conv2D(6, 3, padding="same", name="first")(source)
-    x = L.BatchNormalization(name="norm")(x)
-    x = L.ReLU(name="relu")(x)
-    x = L.DepthwiseConv2D(3, padding="same", name="middle")(x)
-    x = L.ReLU(name="again")(x)
-    x = L.Conv2D(4, 1, name="last")(x)
-    x = L.GlobalAveragePooling2D(name="pool")(x)
-    return liven(tf_keras.Model(source, x))
 
 
 def spread(model: Any, seed: int = 0, octaves: float = 4.0) -> Any:
@@ -127,9 +113,9 @@ def test_streams_end_at_convolutions_and_close_at_what_bends(small: Any) -> None
 def test_scaling_a_stream_changes_no_output(name: str) -> None:
     tf_keras.utils.set_random_seed(2)
     fields = {"width_multiplier": 0.25, "num_classes": 5, "classifier_activation": None}
-    model = liven(build(archs.get(name, **fields), (PX, PX, 3)))
-    before = answers(model, inputs(4, PX))
-    after = answers(spread(model), inputs(4, PX))
+    model = randomize_batch_norm(build(archs.get(name, **fields), (PX, PX, 3)))
+    before = model_outputs(model, inputs(4, PX))
+    after = model_outputs(spread(model), inputs(4, PX))
     np.testing.assert_allclose(after, before, atol=1e-4 * np.abs(before).max())
 
 
@@ -155,7 +141,7 @@ def test_tensors_are_observed_as_numpy_sees_them() -> None:
 
 def test_equalization_makes_ranges_alike_and_keeps_the_answers() -> None:
     model = spread(relu_model())
-    before = answers(model, inputs(8))
+    before = model_outputs(model, inputs(8))
     names = ["relu", "again"]
     seen = Observer(model)(names, inputs(16))
     factors = cross_layer_equalization.equalize(ScalingGroups(Graph(model)), seen)
@@ -163,7 +149,7 @@ def test_equalization_makes_ranges_alike_and_keeps_the_answers() -> None:
     assert set(factors) == {"first", "middle"}
     # In front of a depthwise layer all ranges are alike.
     assert np.ptp(after["relu"].high) < 1e-3 * after["relu"].high.max()
-    np.testing.assert_allclose(answers(model, inputs(8)), before, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(model_outputs(model, inputs(8)), before, rtol=1e-3, atol=1e-4)
     # In front of a 1x1 kernel activations and weights share what there is to give.
     kernel = np.abs(model.get_layer("last").kernel.numpy()).reshape(-1, 4)
     share = (kernel / kernel.max(axis=0)).max(axis=1)
@@ -220,7 +206,7 @@ def test_soft_equalization_reaches_every_hard_swish(small: Any) -> None:
     assert len(chosen) == len(names) == 19
     assert all(c.error <= c.error_before * 1.0001 for c in chosen.values())
     assert {low for low, _ in spans.values()} == {-3.0, -0.375}
-    before, after = answers(small, images), answers(model, images)
+    before, after = model_outputs(small, images), model_outputs(model, images)
     assert np.square(after - before).mean() < 0.1 * np.square(before).mean()
     assert set(factors) <= {layer.name for layer in model.layers}
 
@@ -271,15 +257,15 @@ def test_corrected_offsets_give_every_channel_its_mean() -> None:
     pairs = {"first": "norm", "middle": "middle", "last": "last"}
     seen = Observer(model)(list(pairs.values()), images)
     means = bias_correction.original_means(seen, Graph(model))
-    wrapped = scheme.wrap(model, WAY)
+    wrapped = scheme.wrap(model, INCEPTION)
     calibrate(wrapped, images)
     # A coarse first tensor: what is behind it is far off.
     scheme.quantizers(wrapped)["relu"].variables["high"].assign(40.0)
-    off = answers(wrapped, images) - answers(model, images)
+    off = model_outputs(wrapped, images) - model_outputs(model, images)
     said, done = bias_correction.correct(wrapped, images, means)
     assert set(done) == set(pairs) and max(done.values()) > 1e-3
-    np.testing.assert_allclose(said, answers(wrapped, images), atol=1e-5)
-    now = answers(wrapped, images) - answers(model, images)
+    np.testing.assert_allclose(said, model_outputs(wrapped, images), atol=1e-5)
+    now = model_outputs(wrapped, images) - model_outputs(model, images)
     assert np.abs(now.mean(0)).max() < 0.1 * np.abs(off.mean(0)).max()
     for name, output in pairs.items():
         before = seen[output].mean
@@ -307,8 +293,8 @@ def test_tuning_moves_no_kernel_and_no_fixed_range() -> None:
     x = L.BatchNormalization(name="norm")(L.Conv2D(8, 3, 2, use_bias=False, name="first")(source))
     x = L.Multiply()([x, L.Rescaling(1 / 6)(L.ReLU(6.0)(L.Rescaling(1.0, 3.0)(x)))])
     x = L.GlobalAveragePooling2D(keepdims=True)(L.ReLU()(L.Conv2D(16, 1, name="second")(x)))
-    small = liven(tf_keras.Model(source, L.Flatten()(L.Conv2D(5, 1, name="end")(x))))
-    images, wrapped = inputs(20), scheme.wrap(small, WAY)
+    small = randomize_batch_norm(tf_keras.Model(source, L.Flatten()(L.Conv2D(5, 1, name="end")(x))))
+    images, wrapped = inputs(20), scheme.wrap(small, INCEPTION)
     calibrate(wrapped, images)
     kernels = {w.name: w.numpy() for w in wrapped.weights if "kernel" in w.name}
     fixed = [n for n, q in scheme.quantizers(wrapped).items() if getattr(q, "fixed", None)]
@@ -316,7 +302,7 @@ def test_tuning_moves_no_kernel_and_no_fixed_range() -> None:
     held |= {name: span / 2 for name, span in held.items() if name not in fixed}
     scheme.set_ranges(wrapped, held)  # too narrow: there is something to win
     losses = output_tuning.Tuner(wrapped).tune(
-        images, lambda x: answers(small, x), epochs=6, rate=3e-3
+        images, lambda x: model_outputs(small, x), epochs=6, rate=3e-3
     )
     assert losses[-1] < 0.9 * losses[0]
     for weight in wrapped.weights:
@@ -330,16 +316,18 @@ def test_tuning_moves_no_kernel_and_no_fixed_range() -> None:
 def test_the_chain_wins_back_what_unequal_channels_cost() -> None:
     model = spread(relu_model(), octaves=5)
     images, unseen = inputs(40), inputs(40, seed=9)
-    naive = scheme.wrap(model, WAY)
+    naive = scheme.wrap(model, INCEPTION)
     calibrate(naive, images)
-    wanted = answers(model, unseen)
-    made = post_training_pipeline.quantize(model, WAY, images, PostTraining(tuning_epochs=2))
+    wanted = model_outputs(model, unseen)
+    made = post_training_pipeline.quantize(model, INCEPTION, images, PostTraining(tuning_epochs=2))
 
-    off = noise(answers(naive, unseen), wanted)
-    assert noise(answers(made.wrapped, unseen), wanted) < off / 10
+    off = relative_error(model_outputs(naive, unseen), wanted)
+    assert relative_error(model_outputs(made.wrapped, unseen), wanted) < off / 10
     assert [step.name for step in made.steps][:2] == ["maximum", "equalize"]
     assert "fitted on 20 images and judged on 20 others" in made.notes[0]
-    np.testing.assert_allclose(answers(made.plain, unseen), wanted, atol=0.2 * np.abs(wanted).max())
+    np.testing.assert_allclose(
+        model_outputs(made.plain, unseen), wanted, atol=0.2 * np.abs(wanted).max()
+    )
 
 
 def test_a_step_that_does_not_help_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,14 +341,14 @@ def test_a_step_that_does_not_help_is_taken_back(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(bias_correction, "correct", spoil)
     model = relu_model()
     made = post_training_pipeline.quantize(
-        model, WAY, inputs(40), PostTraining(steps=("maximum", "bias"))
+        model, INCEPTION, inputs(40), PostTraining(steps=("maximum", "bias"))
     )
     judged = [(step.name, step.kept) for step in made.steps]
     assert judged == [("maximum", True), ("bias", False)]
     assert "left out: it does not help" in made.notes[2]
     np.testing.assert_array_equal(made.plain.get_weights()[2], model.get_weights()[2])
     np.testing.assert_allclose(
-        answers(made.wrapped, inputs(4)), answers(model, inputs(4)), atol=0.1
+        model_outputs(made.wrapped, inputs(4)), model_outputs(model, inputs(4)), atol=0.1
     )
 
 
@@ -379,7 +367,7 @@ def test_the_image_furthest_off_judges_no_step() -> None:
     assert agreement == np.mean(
         [f.argmax() == w.argmax() for f, w in zip(near, wanted, strict=True)]
     )
-    assert noise(near, wanted) > 10 * noise(spoilt, wanted)
+    assert relative_error(near, wanted) > 10 * relative_error(spoilt, wanted)
     before = acceptance.Step("maximum", True, 1.0, ratio, 0.0, "ranges")
     assert not acceptance.is_improvement(
         1.0, acceptance.compare_outputs(spoilt, wanted)[1], before, 20
@@ -400,11 +388,11 @@ def test_statistics_of_another_net_are_told(caplog: pytest.LogCaptureFixture) ->
     config = PostTraining(steps=("maximum", "repair"))
     assert not any(
         "moving statistics" in x
-        for x in post_training_pipeline.quantize(model, WAY, images, config).notes
+        for x in post_training_pipeline.quantize(model, INCEPTION, images, config).notes
     )
     norm = model.get_layer("norm")
     norm.moving_variance.assign(norm.moving_variance / 1000)
-    made = post_training_pipeline.quantize(model, WAY, images, config)
+    made = post_training_pipeline.quantize(model, INCEPTION, images, config)
     assert "moving statistics of 1 of 1 batch norms are not those of the images" in made.notes[0]
     assert made.notes[0] in caplog.text
     # A batch norm that came folded holds none that could be wrong.
@@ -413,7 +401,7 @@ def test_statistics_of_another_net_are_told(caplog: pytest.LogCaptureFixture) ->
     norm.set_weights([norm.gamma / 100, norm.beta, np.zeros(6), np.ones(6)])
     assert (
         "moving statistics"
-        not in post_training_pipeline.quantize(model, WAY, images, config).notes[0]
+        not in post_training_pipeline.quantize(model, INCEPTION, images, config).notes[0]
     )
 
 
@@ -425,7 +413,7 @@ def test_a_comparison_with_the_net_before_scaling_is_told(
     steps: tuple[str, ...], told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = spread(relu_model(), octaves=5)
-    made = post_training_pipeline.quantize(model, WAY, inputs(20), PostTraining(steps=steps))
+    made = post_training_pipeline.quantize(model, INCEPTION, inputs(20), PostTraining(steps=steps))
     file, before = Card(notes=made.notes), Card(notes=("trained",))
     int8_comparison.warn_of_another(file, Card(notes=("trained", *made.notes)), "fitted")
     assert "whose channels" not in caplog.text
@@ -463,13 +451,13 @@ def test_a_channel_far_above_the_others_is_told_by_its_layer(layer: str) -> None
     steps = PostTraining(steps=("maximum", "repair"))
 
     def checked(config: PostTraining) -> None:
-        made = post_training_pipeline.quantize(model, WAY, images, config)
+        made = post_training_pipeline.quantize(model, INCEPTION, images, config)
         int8_saving.for_export(made.wrapped, made.repair)
         floats = float_fallback.Kept(
             float_layers.kernels(made.wrapped), float_layers.all_names(made.wrapped)
         )
         data = tflite_converter.int8_flatbuffer(made.wrapped, kept=floats)
-        said, limits = answers(made.wrapped, images), VerificationLimits()
+        said, limits = model_outputs(made.wrapped, images), VerificationLimits()
         verify.verify(data, said, images, expect_int8=True, limits=limits, kept=floats)
 
     with pytest.raises(UsageError) as caught:
@@ -495,7 +483,7 @@ def test_a_channel_far_above_the_others_is_told_by_its_layer(layer: str) -> None
 )
 def test_images_that_no_range_can_be_taken_from(images: np.ndarray, words: str) -> None:
     with pytest.raises(UsageError, match="^calibration images") as raised:
-        post_training_pipeline.quantize(toy_relu6(), WAY, images, PostTraining())
+        post_training_pipeline.quantize(toy_relu6(), INCEPTION, images, PostTraining())
     assert words in str(raised.value)
 
 
@@ -516,7 +504,7 @@ def test_steps_that_cannot_be(steps: tuple[str, ...], words: str) -> None:
 
 def test_an_unknown_layer_to_keep_float() -> None:
     with pytest.raises(UsageError, match="--keep_float: got 'frist'.*did you mean first"):
-        scheme.wrap(relu_model(), WAY, keep_float=("frist",))
+        scheme.wrap(relu_model(), INCEPTION, keep_float=("frist",))
 
 
 @pytest.mark.slow
@@ -527,14 +515,14 @@ def test_every_family_is_fitted_and_becomes_a_file(name: str) -> None:
     tf_keras.utils.set_random_seed(4)
     width = 0.25 if name == "mobilenet_v1" else 0.35
     fields = {"width_multiplier": width, "num_classes": 10, "classifier_activation": None}
-    model = liven(build(archs.get(name, **fields), (PX, PX, 3)))
+    model = randomize_batch_norm(build(archs.get(name, **fields), (PX, PX, 3)))
     made = post_training_pipeline.quantize(
-        model, WAY, inputs(40, PX), PostTraining(tuning_epochs=2)
+        model, INCEPTION, inputs(40, PX), PostTraining(tuning_epochs=2)
     )
     int8_saving.for_export(made.wrapped, made.repair)
     data = tflite_converter.int8_flatbuffer(made.wrapped)
     assert tflite_model.read(data).float_tensors() == []
-    file = Quantized(model, made.wrapped, {}, data, np.zeros(0))
+    file = Int8Model(model, made.wrapped, {}, data, np.zeros(0))
     for layer, off in operator_steps(file, pixels(2, PX, seed=9)).items():
         assert off.max() <= 1, layer
 
@@ -544,18 +532,20 @@ def test_unequal_channels_are_won_back_on_v3_large() -> None:
     """Further apart than any real ones; `benchmarks/unequal_channels.py` takes those."""
     tf_keras.utils.set_random_seed(4)
     fields = {"width_multiplier": 0.35, "num_classes": 10, "classifier_activation": None}
-    even = liven(build(archs.get("mobilenet_v3_large", **fields), (PX, PX, 3)))
+    even = randomize_batch_norm(build(archs.get("mobilenet_v3_large", **fields), (PX, PX, 3)))
     uneven = spread(even)
     images, unseen = inputs(40, PX), inputs(40, PX, seed=9)
-    wanted = answers(even, unseen)
-    np.testing.assert_allclose(answers(uneven, unseen), wanted, atol=1e-3 * np.abs(wanted).max())
+    wanted = model_outputs(even, unseen)
+    np.testing.assert_allclose(
+        model_outputs(uneven, unseen), wanted, atol=1e-3 * np.abs(wanted).max()
+    )
     config = PostTraining(steps=("equalize", "maximum", "bias", "repair"))
     found = {}
     for tag, model in (("even", even), ("uneven", uneven)):
-        naive = scheme.wrap(model, WAY)
+        naive = scheme.wrap(model, INCEPTION)
         calibrate(naive, images)
-        found[f"{tag} naive"] = noise(answers(naive, unseen), wanted)
-        made = post_training_pipeline.quantize(model, WAY, images, config)
-        found[tag] = noise(answers(made.wrapped, unseen), wanted)
+        found[f"{tag} naive"] = relative_error(model_outputs(naive, unseen), wanted)
+        made = post_training_pipeline.quantize(model, INCEPTION, images, config)
+        found[tag] = relative_error(model_outputs(made.wrapped, unseen), wanted)
     assert found["uneven naive"] > 2 * found["even naive"]
     assert found["uneven"] < 1.25 * found["even"]

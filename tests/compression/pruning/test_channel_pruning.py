@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras
-from compression_nets import inputs, liven, stage, toy, train
-from trainer_runs import CHAIN, SHORT, command, report
+from command_runs import CHAIN, SHORT, command, report
+from short_training import stage_context, train
+from small_models import inputs, randomize_batch_norm, toy
 
 from mobilenet.compression import method as methods
 from mobilenet.compression.pruning.channel import dependency_groups, importance, surgery
@@ -29,7 +30,7 @@ STEPS = 12
 def prepared(model: Any, steps: int = STEPS, **fields: Any) -> tuple[Any, Any]:
     common = {"round_to": 1, "frequency": 2, "schedule": "polynomial", "reconstruct": 0}
     config = ChannelPruning(**{**common, **fields})
-    method = methods.create(config, stage(steps, model.input_shape[1]))
+    method = methods.create(config, stage_context(steps, model.input_shape[1]))
     return method, method.apply(model)
 
 
@@ -59,7 +60,7 @@ def silent(model: Any, name: str) -> list[int]:
 
 
 def test_channels_fall_silent_by_the_schedule_and_are_cut_out() -> None:
-    model = liven(toy())
+    model = randomize_batch_norm(toy())
     method, trained = prepared(model, ratio={"all": 0.5}, end=1.0)
     counts: list[tuple[int, int]] = []
 
@@ -84,14 +85,14 @@ def test_channels_fall_silent_by_the_schedule_and_are_cut_out() -> None:
 
 
 def test_one_shot_takes_all_at_once() -> None:
-    method, trained = prepared(liven(toy()), schedule="constant", begin=0.3)
+    method, trained = prepared(randomize_batch_norm(toy()), schedule="constant", begin=0.3)
     counts: list[int] = []
     run(method, trained, watch=lambda step: counts.append(len(silent(trained, "d"))))
     assert counts == [0] * 3 + [8] * 9
 
 
 def test_the_least_important_go_and_none_comes_back() -> None:
-    model = liven(toy())
+    model = randomize_batch_norm(toy())
     method, trained = prepared(model, ratio={"d": 0.75}, end=1.0, importance="l2")
     seen: list[set[int]] = []
     run(method, trained, watch=lambda step: seen.append(set(silent(trained, "d"))))
@@ -100,7 +101,7 @@ def test_the_least_important_go_and_none_comes_back() -> None:
 
 
 def test_what_was_silent_before_goes_first() -> None:
-    model = liven(toy())
+    model = randomize_batch_norm(toy())
     kernel, bias = model.get_layer("d").get_weights()
     kernel[..., [1, 5]], bias[[1, 5]] = 0, 0
     model.get_layer("d").set_weights([kernel, bias])
@@ -114,7 +115,7 @@ def small_v1() -> tuple[Any, Any]:
     tf_keras.utils.set_random_seed(0)
     fields: dict[str, Any] = {"num_classes": 4, "classifier_activation": None}
     config = archs.get("mobilenet_v1", width_multiplier=0.25, **fields)
-    return config, liven(builder.build(config, (32, 32, 3)))
+    return config, randomize_batch_norm(builder.build(config, (32, 32, 3)))
 
 
 @pytest.mark.slow
@@ -135,7 +136,7 @@ def test_parts_thin_the_net_by_equal_shares_of_the_whole() -> None:
     whole, model = small_v1()
     config = ChannelPruning(ratio={"all": 0.875}, stages=7, round_to=1, frequency=1)
     for part in (1, 7):
-        at = dataclasses.replace(stage(3, 32), original_config=whole, part=part, parts=7)
+        at = dataclasses.replace(stage_context(3, 32), original_config=whole, part=part, parts=7)
         method = methods.create(config, at)
         trained = method.apply(model)
         run(method, trained, 3)
@@ -165,7 +166,7 @@ def test_as_few_channels_go_as_the_macs_allow() -> None:
         prepared(model, 4, target_macs=0.001, round_to=8)
     with pytest.raises(UsageError, match=re.escape(said)):
         config = ChannelPruning(target_macs=0.001, round_to=8)
-        methods.create(config, stage(4)).check(model)
+        methods.create(config, stage_context(4)).check(model)
 
 
 def test_a_target_of_time_is_measured() -> None:
@@ -179,7 +180,7 @@ def test_a_target_of_time_is_measured() -> None:
         return lambda net: (macs(net), macs(whole))
 
     fields: dict[str, Any] = {"round_to": 1, "frequency": 2}
-    at = dataclasses.replace(stage(4, 32), measure_latency=clock, original_config=whole)
+    at = dataclasses.replace(stage_context(4, 32), measure_latency=clock, original_config=whole)
     timed = methods.create(ChannelPruning(target_latency=0.4, **fields), at)
     trained = timed.apply(net)
     counted, _ = prepared(net, 4, target_macs=0.4)
@@ -189,13 +190,13 @@ def test_a_target_of_time_is_measured() -> None:
 
 def test_gradients_of_the_first_batch_rank_channels() -> None:
     """Channels that the answer does not depend on go first, however large their weights."""
-    model = liven(toy())
+    model = randomize_batch_norm(toy())
     kernel, bias = model.get_layer("e").get_weights()
     kernel[:, :, [2, 5, 7, 11]] = 0  # what reads these channels of d
     model.get_layer("e").set_weights([kernel, bias])
     images = inputs(16)
     labels = np.arange(16) % int(model.output_shape[-1])
-    at = dataclasses.replace(stage(4), labeled_examples=lambda n: (images[:n], labels[:n]))
+    at = dataclasses.replace(stage_context(4), labeled_examples=lambda n: (images[:n], labels[:n]))
     fields: dict[str, Any] = {"ratio": {"d": 0.25}, "round_to": 1, "reconstruct": 0}
     method = methods.create(ChannelPruning(importance="taylor", **fields), at)
     trained = method.apply(model)
@@ -205,13 +206,13 @@ def test_gradients_of_the_first_batch_rank_channels() -> None:
 
 def test_what_reads_channels_that_go_is_fitted_once() -> None:
     """In front of the first step, on images as an evaluation sees them."""
-    model, asked = liven(toy()), []
+    model, asked = randomize_batch_norm(toy()), []
 
     def calibration(count: int) -> Any:
         asked.append(count)
         return inputs(count)
 
-    at = dataclasses.replace(stage(STEPS), calibration_images=calibration)
+    at = dataclasses.replace(stage_context(STEPS), calibration_images=calibration)
     config = ChannelPruning({"all": 0.5}, round_to=1, reconstruct=40)
     method = methods.create(config, at)
     trained = method.apply(model)
@@ -226,7 +227,7 @@ def test_what_reads_channels_that_go_is_fitted_once() -> None:
 
 def test_statistics_and_averages_follow_the_thinner_net() -> None:
     """A stage is shorter than what made the model: its statistics would be those of wider ones."""
-    model = liven(toy())
+    model = randomize_batch_norm(toy())
     for layer in model.layers:
         if hasattr(layer, "momentum"):
             layer.momentum = 0.99
@@ -270,11 +271,11 @@ def test_configs_that_do_not_fit(fields: dict[str, Any], message: str) -> None:
 
 
 def test_patterns_without_a_match_are_told_before_training() -> None:
-    method = methods.create(ChannelPruning({"conv_pw.*": 0.5}), stage())
+    method = methods.create(ChannelPruning({"conv_pw.*": 0.5}), stage_context())
     with pytest.raises(UsageError, match=r"--channel_ratio: got 'conv_pw.\*', expected a role"):
         method.check(toy())
     with pytest.raises(UsageError, match="train for at least two steps"):
-        methods.create(ChannelPruning(), stage(1))
+        methods.create(ChannelPruning(), stage_context(1))
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tf_keras
+from small_models import families
 
 from mobilenet.compression.pruning.channel import dependency_groups
 from mobilenet.configs import archs
@@ -67,8 +68,6 @@ EXPECTED: dict[str, dict[str, list[int]]] = {
         ],
     },
 }
-QUICK = ("mobilenet_v1", "mobilenet_v3_small")
-NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in archs.ALL]
 
 
 def sizes(found: tuple[dependency_groups.Group, ...]) -> dict[str, Counter[int]]:
@@ -76,7 +75,7 @@ def sizes(found: tuple[dependency_groups.Group, ...]) -> dict[str, Counter[int]]
     return {role: Counter(g.channels for g in found if g.role == role) for role in roles}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", families())
 def test_the_groups_of_each_net(name: str) -> None:
     found = dependency_groups.find(build(archs.get(name, num_classes=10), (32, 32, 3)))
     assert sizes(found) == {role: Counter(n) for role, n in EXPECTED[name].items()}

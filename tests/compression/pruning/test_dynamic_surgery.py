@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from compression_nets import CLASSES, inputs, liven, stage, toy, train, zeros
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from short_training import stage_context, train
+from small_models import CLASSES, inputs, randomize_batch_norm, toy, zero_fraction
 
 from mobilenet import cli
 from mobilenet.compression import method as methods
@@ -28,7 +29,7 @@ from mobilenet.training.ema import Average
 
 def surgery(steps: int = 20, seed: int = 0, **fields: Any) -> Any:
     config = DnsPruning(**{"frequency": 4, "end": 0.6, "last": 0.7, **fields})
-    return methods.create(config, dataclasses.replace(stage(steps), seed=seed))
+    return methods.create(config, dataclasses.replace(stage_context(steps), seed=seed))
 
 
 @settings(max_examples=100, deadline=None)
@@ -135,7 +136,7 @@ def test_sixty_steps_are_those_of_numpy() -> None:
     assert all(reference.flips[1] > 0 for reference in expected.values())  # some came back
     assert method.report()["flips"] == course.tolist()
     assert method.average_restart_step == 41  # the average of the masks that stay
-    assert zeros(kernels["d"]) == 0.75
+    assert zero_fraction(kernels["d"]) == 0.75
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 15, 16, 30, 31, 50, 51, 300])
@@ -242,7 +243,7 @@ def batch_norm(model: Any) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(("which", "statistics"), [("kernels", True), ("all", False)])
 def test_which_weights_train(which: str, statistics: bool) -> None:
     method = surgery(6, train=which, statistics=statistics)
-    model = liven(toy())
+    model = randomize_batch_norm(toy())
     net = method.apply(model)
     assert method.statistics_frozen(0) is not statistics
     before, bias = batch_norm(net), net.get_layer("e").bias.numpy()
@@ -295,7 +296,9 @@ def test_target_holds_from_the_last_surgery_on_also_in_averages() -> None:
         if step >= 9:
             for name, share in shares.items():
                 kernel = variables.kernel(model.get_layer(name))
-                assert zeros(kernel) == pytest.approx(share, abs=1 / kernel.shape.num_elements())
+                assert zero_fraction(kernel) == pytest.approx(
+                    share, abs=1 / kernel.shape.num_elements()
+                )
 
     train(model, method, 12, watch=watch, after_update=average.update)
     average.assign()
@@ -320,11 +323,11 @@ def test_zeros_that_are_there_stay_until_a_threshold_is_known() -> None:
         now = net.get_layer("c").kernel.numpy()
         if step < 4:
             np.testing.assert_array_equal(now == 0, values == 0)
-        assert zeros(now) >= 0.8
-        assert zeros(net.get_layer("d").kernel) == 1
+        assert zero_fraction(now) >= 0.8
+        assert zero_fraction(net.get_layer("d").kernel) == 1
 
     train(net, method, 10, watch=watch)
-    assert zeros(net.get_layer("c").kernel) == 0.875
+    assert zero_fraction(net.get_layer("c").kernel) == 0.875
 
 
 def test_master_weights_stay_float32_under_mixed_precision() -> None:
@@ -336,7 +339,7 @@ def test_master_weights_stay_float32_under_mixed_precision() -> None:
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
     kernel = model.get_layer("d").kernel.numpy()
-    assert kernel.dtype == np.float32 and zeros(kernel) == 0.75
+    assert kernel.dtype == np.float32 and zero_fraction(kernel) == 0.75
     kept = kernel[kernel != 0]
     assert np.mean(tf.cast(tf.cast(kept, tf.bfloat16), tf.float32).numpy() == kept) < 0.05
     dense = method.surgery.dense["d"]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from compression_nets import inputs, liven, toy
 from hypothesis import given
 from hypothesis import strategies as st
+from small_models import inputs, randomize_batch_norm, toy
 
 from mobilenet.compression.pruning.channel import dependency_groups, importance, selection
 from mobilenet.errors import UsageError
@@ -18,7 +18,7 @@ from mobilenet.errors import UsageError
 
 @pytest.fixture(scope="module")
 def net() -> Any:
-    return liven(toy())
+    return randomize_batch_norm(toy())
 
 
 @pytest.fixture(scope="module")

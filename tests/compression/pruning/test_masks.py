@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from compression_nets import stage, toy, train, zeros
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from short_training import stage_context, train
+from small_models import toy, zero_fraction
 
 from mobilenet.compression import method as methods
 from mobilenet.compression.pruning.unstructured.masks import Masks, keep_largest
@@ -65,7 +66,7 @@ def test_a_kernel_sparser_than_the_target_keeps_its_zeros() -> None:
 
 def magnitude(steps: int = 20, **fields: Any) -> Any:
     config = MagnitudePruning(**{"final_sparsity": {"pointwise": 0.75}, **fields})
-    return methods.create(config, stage(steps))
+    return methods.create(config, stage_context(steps))
 
 
 def kernels(model: Any) -> dict[str, np.ndarray]:
@@ -89,9 +90,9 @@ def test_target_is_reached_at_the_end_step(
         kernel.assign_add(rng.normal(0, 0.01, kernel.shape))
         method.after_step(model, tf.constant(step, tf.int64))
         if step >= method.timing.end:
-            assert zeros(kernel) == 0.75
-    assert zeros(kernel) == 0.75
-    assert zeros(variables.kernel(model.get_layer("a"))) == 0
+            assert zero_fraction(kernel) == 0.75
+    assert zero_fraction(kernel) == 0.75
+    assert zero_fraction(variables.kernel(model.get_layer("a"))) == 0
 
 
 def test_polynomial_schedule_is_the_papers() -> None:
@@ -106,7 +107,7 @@ def test_polynomial_schedule_is_the_papers() -> None:
         method.after_step(model, tf.constant(step, tf.int64))
         if begin <= step <= end and ((step - begin) % 5 == 0 or step == end):
             expected = 0.75 - 0.75 * (1 - (step - begin) / (end - begin)) ** 3
-        assert zeros(kernel) == pytest.approx(expected, abs=1 / 256)
+        assert zero_fraction(kernel) == pytest.approx(expected, abs=1 / 256)
 
 
 def test_schedules_are_tfmots_own() -> None:
@@ -131,7 +132,7 @@ def test_masks_hold_behind_the_optimizer_in_averages_and_checkpoints(tmp_path: A
     seen = []
 
     def watch(step: int) -> None:
-        seen.append(zeros(kernel))
+        seen.append(zero_fraction(kernel))
         mask = method.masks.masks["c"].numpy()
         np.testing.assert_array_equal(kernel.numpy() != 0, mask == 1)
         np.testing.assert_array_equal(average.shadows[place].numpy() != 0, mask == 1)
@@ -142,7 +143,9 @@ def test_masks_hold_behind_the_optimizer_in_averages_and_checkpoints(tmp_path: A
         names = [n for n in reader.get_variable_to_shape_map() if n.endswith("VARIABLE_VALUE")]
         same_shape = [reader.get_tensor(name) for name in names if "OPTIMIZER" not in name]
         stored = [value for value in same_shape if value.shape == kernel.shape]
-        assert sorted(zeros(value) for value in stored)[:3] == [seen[-1]] * 3  # kernel, mask, mean
+        assert (
+            sorted(zero_fraction(value) for value in stored)[:3] == [seen[-1]] * 3
+        )  # kernel, mask, mean
         assert len(stored) == 3
 
     train(model, method, 12, watch=watch, after_update=average.update)
@@ -150,9 +153,9 @@ def test_masks_hold_behind_the_optimizer_in_averages_and_checkpoints(tmp_path: A
     assert seen == sorted(seen)
     assert 0 < seen[2] < 0.75
     with average.swapped():
-        assert zeros(kernel) == 0.75
+        assert zero_fraction(kernel) == 0.75
     average.assign()
-    assert zeros(method.finalize(model).get_layer("c").kernel) == 0.75
+    assert zero_fraction(method.finalize(model).get_layer("c").kernel) == 0.75
 
 
 def test_average_is_the_recursion_of_its_weights() -> None:
@@ -181,15 +184,15 @@ def test_resumed_pruning_takes_its_masks_from_the_zeros() -> None:
     kernel.assign(values)
     method = magnitude(10, final_sparsity={"pointwise": 0.5, "d": 0.25}, frequency=1)
     again = method.apply(model)
-    least = zeros(values)
+    least = zero_fraction(values)
 
     def watch(step: int) -> None:
         now = kernels(again)["c"]
-        assert zeros(now) == least
+        assert zero_fraction(now) == least
         np.testing.assert_array_equal(now != 0, values != 0)
 
     train(again, method, 10, watch=watch)
-    assert zeros(kernels(again)["d"]) == 0.25
+    assert zero_fraction(kernels(again)["d"]) == 0.25
 
 
 def test_a_kernel_of_zeros_stays_and_troubles_nothing() -> None:
@@ -198,8 +201,8 @@ def test_a_kernel_of_zeros_stays_and_troubles_nothing() -> None:
     method = magnitude(4, final_sparsity={"pointwise": 0.5})
     pruned = method.apply(model)
     train(pruned, method, 4)
-    assert zeros(kernels(pruned)["c"]) == 1
-    assert zeros(kernels(pruned)["d"]) == 0.5
+    assert zero_fraction(kernels(pruned)["c"]) == 1
+    assert zero_fraction(kernels(pruned)["d"]) == 0.5
 
 
 @pytest.fixture
@@ -219,7 +222,7 @@ def test_master_weights_are_not_rounded_under_mixed_precision(mixed: None) -> No
     kernel = kernels(model)["c"]
     assert kernel.dtype == np.float32
     assert method.masks.masks["c"].dtype == tf.float32
-    assert zeros(kernel) == 0.75
+    assert zero_fraction(kernel) == 0.75
     kept = kernel[kernel != 0]
     rounded = tf.cast(tf.cast(kept, tf.bfloat16), tf.float32).numpy()
     assert np.mean(rounded == kept) < 0.05
@@ -236,7 +239,7 @@ def test_the_given_net_is_left_alone() -> None:
 
 def test_a_stage_too_short_is_refused() -> None:
     with pytest.raises(UsageError, match="at least"):
-        methods.create(MagnitudePruning(begin=0.9, end=1.0), stage(1))
+        methods.create(MagnitudePruning(begin=0.9, end=1.0), stage_context(1))
 
 
 def test_masks_of_any_shape_start_from_the_zeros() -> None:

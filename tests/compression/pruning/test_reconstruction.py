@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras
-from compression_nets import inputs, liven, toy
-from net_params import EACH_MODEL
+from small_models import families, inputs, randomize_batch_norm, toy
 
 from mobilenet.compression.pruning.channel import reconstruction, surgery
 from mobilenet.configs import archs
@@ -42,7 +41,7 @@ def ridge(reads: np.ndarray, wanted: np.ndarray, kernel: np.ndarray) -> tuple[An
 
 def test_a_layer_gives_what_least_squares_give() -> None:
     """`d`, a convolution with a bias, behind four channels that are silent."""
-    model, images = liven(toy()), inputs(60)
+    model, images = randomize_batch_norm(toy()), inputs(60)
     masked, left = fitted(model, images)
     reads = outputs(masked, "sum", images).reshape(-1, 8)[:, ::2]
     wanted = outputs(model, "d", images).reshape(-1, 16)[:, :10]
@@ -60,7 +59,7 @@ def test_a_layer_gives_what_least_squares_give() -> None:
 
 def test_a_batch_norm_is_fitted_through() -> None:
     """`c` has one behind it: its output is the target, its statistics become those of `c`."""
-    model, images = liven(toy(bias=True)), inputs(60)
+    model, images = randomize_batch_norm(toy(bias=True)), inputs(60)
     masked, left = fitted(model, images)
     norm = model.get_layer("c_norm")
     gain = (norm.gamma / np.sqrt(norm.moving_variance + norm.epsilon)).numpy()
@@ -79,7 +78,7 @@ def test_a_batch_norm_is_fitted_through() -> None:
 
 def test_training_sees_the_net_that_was_fitted() -> None:
     """Batch statistics of all images are the moving ones, or a first step would undo the fit."""
-    model, images = liven(toy()), inputs(60)
+    model, images = randomize_batch_norm(toy()), inputs(60)
 
     def apart(x: Any) -> float:
         wanted = x(images, training=False)
@@ -90,7 +89,7 @@ def test_training_sees_the_net_that_was_fitted() -> None:
 
 
 def test_a_twin_takes_over_whole() -> None:
-    model = liven(toy())
+    model = randomize_batch_norm(toy())
     kernel, bias = model.get_layer("d").get_weights()
     kernel[..., 1::2], bias[1::2] = kernel[..., ::2], bias[::2]
     model.get_layer("d").set_weights([kernel, bias])
@@ -104,7 +103,7 @@ def test_a_twin_takes_over_whole() -> None:
 
 
 def test_a_tensor_too_large_to_keep_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = liven(toy()), inputs(30)
+    model, images = randomize_batch_norm(toy()), inputs(30)
     kept, _ = fitted(model, images)
     monkeypatch.setattr(reconstruction, "_KEPT", 1 << 16)
     anew, _ = fitted(model, images)
@@ -112,11 +111,11 @@ def test_a_tensor_too_large_to_keep_is_computed_again(monkeypatch: pytest.Monkey
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("name", EACH_MODEL)
+@pytest.mark.parametrize("name", families())
 def test_every_family_answers_more_like_the_whole_net(name: str) -> None:
     tf_keras.utils.set_random_seed(0)
     config = archs.get(name, width_multiplier=0.25, num_classes=4, classifier_activation=None)
-    model = liven(builder.build(config, (32, 32, 3)))
+    model = randomize_batch_norm(builder.build(config, (32, 32, 3)))
     images = inputs(64, 32)
     thinned = surgery.thin(model, 0.25, round_to=1)
     better = surgery.reconstruct(model, thinned, images)
@@ -130,7 +129,7 @@ def test_every_family_answers_more_like_the_whole_net(name: str) -> None:
 
 
 def test_a_net_of_foreign_make() -> None:
-    model = liven(toy())
+    model = randomize_batch_norm(toy())
     thinned = surgery.thin(model, {"d": 0.5}, round_to=1)
     better = surgery.reconstruct(model, thinned, inputs(60))
     assert better.config is None

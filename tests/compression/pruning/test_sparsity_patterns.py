@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from compression_nets import WAY, inputs, liven, stage, toy, train, zeros
+from short_training import stage_context, train
+from small_models import INCEPTION, inputs, randomize_batch_norm, toy, zero_fraction
 
 from mobilenet.compression import method as methods
 from mobilenet.compression.pruning.unstructured import sparsity_patterns
@@ -73,7 +74,7 @@ def test_early_on_the_groups_that_lose_least_have_the_pattern(
 def test_a_larger_share_removes_more_inside_the_pattern() -> None:
     kernel = kernel_of((1, 1, 64, 32))
     mask = mask_of(kernel, 0.75, pattern="2:4")
-    assert zeros(mask) == 0.75
+    assert zero_fraction(mask) == 0.75
     stay, _ = split(kernel, 2, 4)
     assert not np.any(groups_of(mask, 4).astype(bool) & ~stay)
     kept = np.sort(np.abs(groups_of(kernel, 4)[stay]))[-kernel.size // 4 :]
@@ -111,7 +112,7 @@ def test_blocks_go_by_their_sum(rows: int, columns: int, share: float) -> None:
 
 
 def notes(**fields: Any) -> list[str]:
-    method = methods.create(MagnitudePruning(frequency=1, **fields), stage(4))
+    method = methods.create(MagnitudePruning(frequency=1, **fields), stage_context(4))
     model = method.apply(toy())
     train(model, method, 4)
     return method.notes(model)
@@ -135,13 +136,13 @@ def test_layers_that_cannot_take_the_pattern_are_listed_with_the_reason() -> Non
 def test_where_nothing_can_take_the_pattern_it_is_an_error() -> None:
     config = MagnitudePruning({"stem": 0.5, "depthwise": 0.5}, pattern="2:4")
     with pytest.raises(UsageError, match="3 input channels are no multiple of 4") as error:
-        methods.create(config, stage()).check(toy())
+        methods.create(config, stage_context()).check(toy())
     assert "\n" not in str(error.value)
 
 
 def test_the_share_of_groups_grows_and_at_the_end_all_have_the_pattern() -> None:
     config = MagnitudePruning({"c": 0.5}, pattern="2:4", frequency=2, end=0.8)
-    method = methods.create(config, stage(15))
+    method = methods.create(config, stage_context(15))
     model = method.apply(toy())
     kernel = variables.kernel(model.get_layer("c"))
     seen = []
@@ -153,24 +154,24 @@ def test_the_share_of_groups_grows_and_at_the_end_all_have_the_pattern() -> None
     assert seen == sorted(seen)
     assert 0 < seen[2] < 1
     assert seen[method.timing.end - 1 :] == [1] * 4
-    assert zeros(kernel) == 0.5
+    assert zero_fraction(kernel) == 0.5
 
 
 def test_the_pattern_holds_through_qat_and_in_the_file() -> None:
     """The file's kernels are `[outputs, 1, 1, inputs]`."""
     config = MagnitudePruning({"pointwise": 0.5}, pattern="2:4", frequency=1)
-    method = methods.create(config, stage(4))
-    model = method.apply(liven(toy()))
+    method = methods.create(config, stage_context(4))
+    model = method.apply(randomize_batch_norm(toy()))
     train(model, method, 4, rate=0.001)
     pruned = method.finalize(model)
     before = {name: variables.kernel(pruned.get_layer(name)).numpy() for name in "cd"}
-    method = methods.create(QuantizationAwareTraining(calibration_images=32), stage(20))
+    method = methods.create(QuantizationAwareTraining(calibration_images=32), stage_context(20))
     model = method.apply(pruned)
     train(model, method, 20, rate=0.001)
     ranges, plain = scheme.get_ranges(model), method.finalize(model)
     for name, old in before.items():
         np.testing.assert_array_equal(plain.get_layer(name).kernel.numpy() == 0, old == 0)
-    wrapped = scheme.wrap(plain, WAY)
+    wrapped = scheme.wrap(plain, INCEPTION)
     scheme.set_ranges(wrapped, ranges)
     int8_saving.for_export(wrapped)
     assert np.isfinite(wrapped(inputs(2), training=False)).all()

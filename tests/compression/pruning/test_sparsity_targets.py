@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras
-from compression_nets import stage, toy, train
+from short_training import stage_context, train
+from small_models import toy
 
 from mobilenet.compression import method as methods
 from mobilenet.compression.pruning.unstructured.sparsity_targets import assign
@@ -66,7 +67,8 @@ def test_a_schedule_that_cannot_be_is_refused(fields: dict[str, Any]) -> None:
 
 def test_every_layer_is_listed_as_pruned_or_dense_with_its_reason() -> None:
     method = methods.create(
-        MagnitudePruning(final_sparsity={"pointwise": 0.75, "c": 0.0}, frequency=1), stage(4)
+        MagnitudePruning(final_sparsity={"pointwise": 0.75, "c": 0.0}, frequency=1),
+        stage_context(4),
     )
     model = method.apply(toy())
     train(model, method, 4)
@@ -142,7 +144,7 @@ def broken() -> Any:
 def test_a_net_that_cannot_be_pruned_costs_one_line(
     config: Any, make: Callable[[], Any], said: str
 ) -> None:
-    method = methods.create(config, stage())
+    method = methods.create(config, stage_context())
     for verb in (method.check, method.apply):
         with pytest.raises(UsageError) as error:
             verb(make())

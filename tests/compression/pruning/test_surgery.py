@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras
-from compression_nets import inputs, liven, operator_steps, pixels, quantize, toy
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from int8_files import operator_steps, quantize_to_file
+from small_models import families, inputs, pixels, randomize_batch_norm, toy
 
 import mobilenet
 from mobilenet import surgery
@@ -33,17 +34,12 @@ FIELDS: dict[str, Any] = {
 }
 
 
-def quick(*names: str) -> list[Any]:
-    """All seven names, those that are not given as slow."""
-    return [pytest.param(n, marks=() if n in names else pytest.mark.slow) for n in archs.ALL]
-
-
 @functools.cache
 def net(name: str, width: float = 0.25, size: int = 32, **fields: Any) -> Any:
     """A narrow model with statistics as training leaves them; do not change it."""
     tf_keras.utils.set_random_seed(1)
     config = archs.get(name, **{**FIELDS, "width_multiplier": width, **fields})
-    return liven(builder.build(config, (size, size, 3)))
+    return randomize_batch_norm(builder.build(config, (size, size, 3)))
 
 
 def answers(model: Any, size: int = 32) -> np.ndarray:
@@ -78,7 +74,7 @@ def close(thin: np.ndarray, masked: np.ndarray) -> None:
     assert np.abs(thin - masked).max() <= 1e-5 * max(1.0, np.abs(masked).max())
 
 
-@pytest.mark.parametrize("name", quick("mobilenet_v1"))
+@pytest.mark.parametrize("name", families(quick=["mobilenet_v1"]))
 @settings(
     max_examples=2,
     deadline=None,
@@ -236,11 +232,11 @@ def test_tiles_are_whole() -> None:
     assert thinned.config.channels["expanded_conv_4_project"] == 16
 
 
-@pytest.mark.parametrize("name", quick("mobilenet_v1"))
+@pytest.mark.parametrize("name", families(quick=["mobilenet_v1"]))
 def test_thin_nets_are_trained_rounded_and_become_int8_files(name: str) -> None:
     """Wrapped, calibrated, trained, converted; every operator within a step of the simulation."""
     thinned = surgery.thin(net(name, size=64), 0.4, round_to=8)
-    made = quantize(thinned.model, 64, epochs=2)
+    made = quantize_to_file(thinned.model, 64, epochs=2)
     assert tflite_model.read(made.data).float_tensors() == []
     for layer, off in operator_steps(made, pixels(2, 64, seed=9)).items():
         assert off.max() <= 1, layer
@@ -253,7 +249,7 @@ def test_thin_nets_are_trained_rounded_and_become_int8_files(name: str) -> None:
 @pytest.mark.parametrize("name", ["MobileNet", pytest.param("MobileNetV2", marks=pytest.mark.slow)])
 def test_nets_of_keras_applications_are_rebuilt(name: str) -> None:
     options = {"MobileNet": 0.25, "MobileNetV2": 0.35}
-    model = liven(
+    model = randomize_batch_norm(
         getattr(tf_keras.applications, name)(
             weights=None,
             input_shape=(32, 32, 3),
@@ -317,7 +313,7 @@ def zeroed(model: Any, share: float, seed: int = 0) -> Any:
     return copy
 
 
-@pytest.mark.parametrize("name", quick("mobilenet_v1"))
+@pytest.mark.parametrize("name", families(quick=["mobilenet_v1"]))
 def test_outputs_stay_without_zero_channels(name: str) -> None:
     model = zeroed(net(name), 0.4)
     thinned = surgery.remove_zero_channels(model, config=builder.config_of(net(name)))
@@ -446,7 +442,7 @@ def test_what_cannot_be_thinned(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_wrong_thin_net_is_not_proved() -> None:
-    model = liven(toy())
+    model = randomize_batch_norm(toy())
     thinned = surgery.thin(model, 0.5, round_to=1)
     kernel, *rest = thinned.model.get_layer("e").get_weights()
     thinned.model.get_layer("e").set_weights([kernel[:, :, ::-1], *rest])
@@ -456,7 +452,7 @@ def test_a_wrong_thin_net_is_not_proved() -> None:
 
 
 def test_taylor_by_hand() -> None:
-    model = liven(toy())
+    model = randomize_batch_norm(toy())
     images = inputs(8)
 
     def loss(net: Any) -> Any:

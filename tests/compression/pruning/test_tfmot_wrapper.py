@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from compression_nets import inputs, stage, toy, train, zeros
+from short_training import stage_context, train
+from small_models import inputs, toy, zero_fraction
 
 from mobilenet.compression import method as methods
 from mobilenet.configs.pruning import MagnitudePruning, TfmotPruning
@@ -48,7 +49,7 @@ def train_peer(model: Any, steps: int) -> list[float]:
     kernel = kernel_of(model)
     seen: list[float] = []
     watch = tf_keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: seen.append(zeros(kernel))
+        on_train_batch_end=lambda batch, logs: seen.append(zero_fraction(kernel))
     )
     model.compile("sgd", tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     data = (inputs(8 * steps), np.zeros(8 * steps, np.int32))
@@ -68,37 +69,37 @@ def pruned(
     """(zeros of `d` after every step, the plain model)."""
     source = toy()
     change(source)
-    method = methods.create(kind(SHARES, **fields), stage(steps))
+    method = methods.create(kind(SHARES, **fields), stage_context(steps))
     model = method.apply(source)
     seen: list[float] = []
-    train(model, method, steps, watch=lambda step: seen.append(zeros(kernel_of(model))))
+    train(model, method, steps, watch=lambda step: seen.append(zero_fraction(kernel_of(model))))
     return seen, method.finalize(model)
 
 
 def test_the_peer_never_prunes_where_the_end_comes_before_its_frequency() -> None:
     model = peer(0.0, 0.5, end=9, frequency=10)
     train_peer(model, 10)
-    assert zeros(kernel_of(model)) == 0
+    assert zero_fraction(kernel_of(model)) == 0
 
 
 def test_the_peer_misses_an_end_between_two_updates() -> None:
     model = peer(0.0, 0.5, end=7, frequency=4)
     train_peer(model, 10)
-    assert 0 < zeros(kernel_of(model)) < 0.5
+    assert 0 < zero_fraction(kernel_of(model)) < 0.5
 
 
 @BOTH
 @pytest.mark.parametrize(("end", "frequency"), [(0.9, 10), (0.7, 4)])
 def test_ours_reach_the_target_there(kind: Any, end: float, frequency: int) -> None:
     _, plain = pruned(kind, 10, end=end, frequency=frequency)
-    assert zeros(kernel_of(plain)) == 0.5
+    assert zero_fraction(kernel_of(plain)) == 0.5
 
 
 @pytest.mark.parametrize(("end", "frequency"), [(1.0, 3), (0.1, 1)])
 @pytest.mark.parametrize("schedule", ["polynomial", "constant"])
 def test_the_wrapper_reaches_it_at_other_ends(end: float, frequency: int, schedule: str) -> None:
     _, plain = pruned(TfmotPruning, 10, end=end, frequency=frequency, schedule=schedule)
-    assert zeros(kernel_of(plain)) == 0.5
+    assert zero_fraction(kernel_of(plain)) == 0.5
 
 
 def test_the_peers_weights_are_dense_behind_every_step() -> None:
@@ -110,7 +111,7 @@ def test_the_peers_weights_are_dense_behind_every_step() -> None:
 def test_ours_hold_behind_every_step(kind: Any) -> None:
     seen, plain = pruned(kind, 8, end=0.25, frequency=1)
     assert seen[2:] == [0.5] * 6
-    assert zeros(kernel_of(plain)) == 0.5
+    assert zero_fraction(kernel_of(plain)) == 0.5
 
 
 def empty(model: Any) -> None:
@@ -124,7 +125,7 @@ def test_the_peer_lets_a_sparser_start_regrow() -> None:
     kernel = kernel_of(model)
     kernel.assign(kernel * (np.arange(128).reshape(kernel.shape) >= 124))
     train_peer(model, 8)
-    assert zeros(kernel) < 0.9
+    assert zero_fraction(kernel) < 0.9
 
 
 @BOTH
@@ -149,7 +150,7 @@ def test_the_wrapper_keeps_any_number_of_zeros(count: int) -> None:
 def test_the_stripped_net_shares_no_layer() -> None:
     """tfmot's own: writing one changes the other."""
     source = toy()
-    method = methods.create(TfmotPruning(SHARES), stage(2))
+    method = methods.create(TfmotPruning(SHARES), stage_context(2))
     model = method.apply(source)
     train(model, method, 2)
     plain = method.finalize(model)
@@ -165,7 +166,7 @@ def test_the_stripped_net_shares_no_layer() -> None:
 
 
 def test_what_tfmot_cannot_prune_is_listed() -> None:
-    method = methods.create(TfmotPruning({".*": 0.5, "e": 0.25}, frequency=1), stage(2))
+    method = methods.create(TfmotPruning({".*": 0.5, "e": 0.25}, frequency=1), stage_context(2))
     model = method.apply(toy())
     train(model, method, 2)
     assert method.notes(model) == [
@@ -181,7 +182,7 @@ def test_mixed_precision_is_refused_and_the_way_out_named() -> None:
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
         with pytest.raises(UsageError, match="--pruning magnitude") as error:
-            methods.create(TfmotPruning(SHARES), stage()).check(toy())
+            methods.create(TfmotPruning(SHARES), stage_context()).check(toy())
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
     assert "\n" not in str(error.value)
@@ -191,7 +192,7 @@ def test_a_kernel_of_zeros_is_refused() -> None:
     model = toy()
     model.get_layer("d").kernel.assign(tf.zeros((1, 1, 8, 16)))
     with pytest.raises(UsageError, match="d, whose weights are all zero"):
-        methods.create(TfmotPruning(SHARES), stage()).apply(model)
+        methods.create(TfmotPruning(SHARES), stage_context()).apply(model)
 
 
 class Killed(tf_keras.callbacks.Callback):
@@ -207,7 +208,7 @@ def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
 
     def fit(place: str, *callbacks: Any) -> Any:
-        method = methods.create(TfmotPruning(SHARES, frequency=3, end=0.9), stage(8))
+        method = methods.create(TfmotPruning(SHARES, frequency=3, end=0.9), stage_context(8))
         model = method.apply(toy())
         job = engine.Job(
             "prune",
@@ -228,4 +229,4 @@ def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     resumed = fit("cut")
     for one, other in zip(whole.weights, resumed.weights, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
-    assert zeros(kernel_of(resumed)) == 0.5
+    assert zero_fraction(kernel_of(resumed)) == 0.5

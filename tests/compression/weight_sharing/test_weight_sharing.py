@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from compression_nets import inputs, liven, stage, toy, train, zeros
+from short_training import stage_context, train
+from small_models import inputs, randomize_batch_norm, toy, zero_fraction
 
 from mobilenet import cli
 from mobilenet.compression import method as methods
@@ -31,7 +32,7 @@ FIELDS = {"depthwise": 5, "pointwise": 4, "dense": 3}
 
 def sparse() -> Any:
     """The toy model; half of the weights of its 1x1 kernels are zero."""
-    model = liven(toy(16))
+    model = randomize_batch_norm(toy(16))
     for name in "cde":
         kernel = model.get_layer(name).kernel
         values = kernel.numpy()
@@ -171,7 +172,7 @@ def test_values_are_those_of_float16_where_it_has_them() -> None:
 def trained(kind: Any) -> tuple[Any, Any, Any, Any]:
     """The model before, the method, the model in training, and what it left."""
     model = sparse()
-    method = methods.create(kind(**FIELDS, momentum=0.5), stage(4))
+    method = methods.create(kind(**FIELDS, momentum=0.5), stage_context(4))
     method.check(model)
     net = method.apply(model)
     before = method.finalize(net)
@@ -243,7 +244,7 @@ def test_tfmots_clusters_leave_few_values_and_the_zeros() -> None:
         assert len(np.unique(kernel)) <= 2 ** BITS[name]
         assert (kernel[kernel_of(start, name) == 0] == 0).all()
         assert not np.signbit(kernel[kernel == 0]).any()
-    assert zeros(kernel_of(plain, "b")) == 0
+    assert zero_fraction(kernel_of(plain, "b")) == 0
     assert "b: tfmot does not cluster it" in method.notes(model)
     np.testing.assert_allclose(
         model(inputs(4), training=False), plain(inputs(4), training=False), atol=1e-5
@@ -253,11 +254,11 @@ def test_tfmots_clusters_leave_few_values_and_the_zeros() -> None:
 def test_numbers_stay_float32_under_mixed_precision() -> None:
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
-        method = methods.create(CodebookQuantization(**FIELDS), stage(2))
+        method = methods.create(CodebookQuantization(**FIELDS), stage_context(2))
         model = method.apply(toy())
         assert np.isfinite(train(model, method, 2))
         with pytest.raises(UsageError, match="codebook works under mixed precision"):
-            methods.create(TfmotClustering(), stage(2)).check(toy())
+            methods.create(TfmotClustering(), stage_context(2)).check(toy())
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
     assert model.get_layer("coded_c").parameters["values"].dtype == tf.float32

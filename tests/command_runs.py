@@ -14,9 +14,9 @@ import filelock
 
 TINY = ("--width_multiplier=0.25", "--image_size=32")
 SHORT = (*TINY, "--epochs=1", "--prune_epochs=1", "--quantize_epochs=1")
-# Enough for nine digits of ten: a model that has hardly learnt decides by margins under a step.
+# Enough for nine digits of ten: a model that has hardly learned decides by margins under a step.
 EPOCHS = {"train": 16, "prune": 4, "quantize": 2}
-LEARNT = (*TINY, "--epochs=16", "--prune_epochs=4", "--quantize_epochs=2")
+LEARNED = (*TINY, "--epochs=16", "--prune_epochs=4", "--quantize_epochs=2")
 CHAIN = ("train", "prune", "quantize", "convert")
 
 
@@ -41,14 +41,14 @@ def finished(base: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     Made once under `tmp_path_factory.getbasetemp()`, for all workers; copy it to change it.
     """
     common = base.parent if base.name.startswith("popen-") else base
-    place, kept = common / "chain", common / "chain.json"
+    folder, record = common / "chain", common / "chain.json"
     with filelock.FileLock(common / "chain.lock"):
-        if not kept.exists():
-            place.mkdir()
-            done = command("trainer", *LEARNT, "--model_dir=run", cwd=place)
+        if not record.exists():
+            folder.mkdir()
+            done = command("trainer", *LEARNED, "--model_dir=run", cwd=folder)
             assert done.returncode == 0, done.stderr
-            kept.write_text(json.dumps([done.stdout, done.stderr]))
-    return place, subprocess.CompletedProcess([], 0, *json.loads(kept.read_text()))
+            record.write_text(json.dumps([done.stdout, done.stderr]))
+    return folder, subprocess.CompletedProcess([], 0, *json.loads(record.read_text()))
 
 
 def report(folder: Path) -> dict[str, dict[str, Any]]:
