@@ -94,7 +94,7 @@ def narrow_v3(size: int) -> Any:
     return randomize_batch_norm(build(archs.get("mobilenet_v3_small", **fields), (size, size, 3)))
 
 
-class FakeQuant(L.Layer):
+class FakeQuant(tf_keras.layers.Layer):
     """A fake-quant operator with a fixed range."""
 
     def __init__(self, low: float, high: float, **kwargs: object) -> None:
@@ -105,7 +105,7 @@ class FakeQuant(L.Layer):
         return FAKE_QUANT(inputs, self.low, self.high)
 
 
-class QuantConv(L.Layer):
+class QuantConv(tf_keras.layers.Layer):
     """A convolution with bias; its kernel is quantized per channel, or (a fault) per tensor."""
 
     def __init__(

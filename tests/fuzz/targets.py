@@ -419,6 +419,8 @@ def use_flatbuffer(folder: Path) -> None:
 
 def make_records(folder: Path) -> None:
 
+    import data_sets
+
     seeds.model().save(folder / "small.keras")
     data_sets.write_records(folder / "records", list(range(1, 11)), files=1, split="validation")
 
