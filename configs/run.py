@@ -22,15 +22,47 @@ SCHEDULERS = ("exponential", "stepwise", "cosine", "constant")
 STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
 
 
-def stage_of(part: str) -> str:
-    """The stage that a part belongs to: `prune_2` to `prune`."""
-    return part.partition("_")[0]
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What trains and is saved as one: a stage, or one of several rounds of channel pruning.
 
+    Attributes:
+        stage: one of `STAGES`.
+        number: of an earlier round, from 1; `None` for a whole stage and for its last round.
+    """
 
-def place_of(part: str) -> tuple[int, float]:
-    """A key that sorts parts by when they run; the last part of a stage has the stage's name."""
-    stage, _, number = part.partition("_")
-    return STAGES.index(stage), float(number) if number else math.inf
+    stage: str
+    number: int | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> Part:
+        """The part with this name, such as `prune` or `prune_2`.
+
+        Raises:
+            ValueError: no part has that name.
+        """
+        stage, separator, number = name.partition("_")
+        is_number = number.isascii() and number.isdigit()
+        if stage not in STAGES or bool(separator) != is_number:
+            raise ValueError(name)
+        return cls(stage, int(number) if is_number else None)
+
+    @property
+    def name(self) -> str:
+        return self.stage if self.number is None else f"{self.stage}_{self.number}"
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """Sorts parts by when they run."""
+        return STAGES.index(self.stage), math.inf if self.number is None else self.number
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the stage is finished with it."""
+        return self.number is None
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,20 +182,19 @@ class RunConfig(Config):
             ("float32", "mixed_float16", "mixed_bfloat16"),
         )
 
-    def parts(self, stages: Iterable[str]) -> tuple[str, ...]:
-        """What runs, in order: the stages, and in front of `prune` its earlier parts.
+    def parts(self, stages: Iterable[str]) -> tuple[Part, ...]:
+        """What runs, in order: the stages, with all rounds of channel pruning.
 
-        `prune_1`, `prune_2`, ..., `prune` where channels are pruned in several stages.
+        `prune_1`, `prune_2`, ..., `prune` where channels are pruned in several rounds.
         """
-        earlier = getattr(self.pruning, "stages", 1) - 1
-        numbered = tuple(f"prune_{number}" for number in range(1, earlier + 1))
-        found: list[str] = []
+        rounds = [Part("prune", n) for n in range(1, getattr(self.pruning, "stages", 1))]
+        parts: list[Part] = []
         for stage in stages:
-            found += [*numbered, stage] if stage == "prune" else [stage]
-        return tuple(found)
+            parts += [*rounds, Part(stage)] if stage == "prune" else [Part(stage)]
+        return tuple(parts)
 
-    def recipe(self, part: str) -> TrainConfig:
-        """How a part trains; `--stage_epochs` is of the parts in front of the last one."""
-        recipe: TrainConfig = getattr(self, stage_of(part))
+    def recipe(self, part: Part) -> TrainConfig:
+        """How a part trains; `--stage_epochs` is that of all rounds of pruning but the last."""
+        recipe: TrainConfig = getattr(self, part.stage)
         epochs = getattr(self.pruning, "stage_epochs", None)
-        return recipe if part == stage_of(part) or epochs is None else recipe.replace(epochs=epochs)
+        return recipe if part.is_last or epochs is None else recipe.replace(epochs=epochs)

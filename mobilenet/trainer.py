@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from mobilenet import cli, console
 from mobilenet.configs import archs
 from mobilenet.configs.run import RunConfig
+from mobilenet.reporting import tables
+from mobilenet.training import run_folder
+from mobilenet.training.stage_report import StageReport
 
 HEADERS = (
     "stage",
@@ -20,10 +22,6 @@ HEADERS = (
     "gzip",
     "ms (1 thread)",
 )
-_COLUMNS = [
-    *("stage", "top1", "top5", "params", "macs", "nonzero_weights"),
-    *("bytes", "gzip_bytes", "latency_ms"),
-]
 
 COMMAND = cli.Command(
     "mobilenet.trainer",
@@ -59,7 +57,7 @@ def run(argv: list[str]) -> int | None:
     with cli.starting_tensorflow():
         from mobilenet import data
         from mobilenet.training import pipeline as training_pipeline
-        from mobilenet.training import resolve_config, run_folder
+        from mobilenet.training import resolve_config
     replayed = parsed.config is not None
     with console.log_to_stdout():
         config, info = resolve_config.completed(
@@ -69,11 +67,11 @@ def run(argv: list[str]) -> int | None:
             teacher_given="distillation.teacher" in parsed.settings,
         )
         with run_folder.opened(folder, config, parsed.options["overwrite"]) as opened:
-            entries = training_pipeline.Chain(opened, info, config.stages).execute()
-    print("\n" + cli.table(*_table(entries)))
-    _draw(folder / "plots", entries)
+            reports = training_pipeline.Pipeline(opened, info, config.stages).execute()
+    print("\n" + cli.table(*_table(reports)))
+    _draw(folder / "plots", reports)
     picture = data.example(config.dataset, config.image_size, folder)
-    print("\n" + _next_steps(folder, config, entries, str(picture or "PHOTO.jpg")))
+    print("\n" + _next_steps(folder, config, reports, str(picture or "PHOTO.jpg")))
     return None
 
 
@@ -81,52 +79,52 @@ def _model_name(config: RunConfig) -> str:
     return next(name for name, kind in archs.ALL.items() if kind is type(config.model))
 
 
-def _table(entries: list[dict[str, Any]]) -> tuple[list[str], list[list[str | None]]]:
-    """Heads and rows; what surgery did has columns where there was some."""
-    rows = [_row(entry) for entry in entries]
-    if not any("flips" in entry for entry in entries):
+def _table(reports: list[StageReport]) -> tuple[list[str], list[list[str | None]]]:
+    """Headers and rows; with columns of the changes of masks if there were some."""
+    rows = [_row(report) for report in reports]
+    if not any(report.mask_changes for report in reports):
         return list(HEADERS), rows
-    for row, entry in zip(rows, entries, strict=True):
-        counts = [sum(n) for n in zip(*entry["flips"], strict=True)] if "flips" in entry else []
-        row += [f"{count:,}" for count in counts[1:]] or [None, None]
-    return [*HEADERS, "removed", "came back"], rows
+    for row, report in zip(rows, reports, strict=True):
+        sums = [sum(column) for column in zip(*report.mask_changes, strict=True)]
+        row += [f"{count:,}" for count in sums[1:]] or [None, None]
+    return [*HEADERS, "removed", "regrown"], rows
 
 
-def _draw(folder: Path, entries: list[dict[str, Any]]) -> None:
-    """Pictures of the stages that have something to show."""
-    shown = {entry["stage"]: entry["flips"] for entry in entries if "flips" in entry}
-    if not shown:
+def _draw(folder: Path, reports: list[StageReport]) -> None:
+    """Plots of the stages that changed masks."""
+    changed = [report for report in reports if report.mask_changes]
+    if not changed:
         return
     from mobilenet.reporting import plots
 
-    for stage, flips in shown.items():
-        print(plots.flips(flips, f"{stage}: surgery", folder / f"{stage}_flips.png"))
+    for report in changed:
+        path = folder / f"{report.part}_flips.png"
+        print(plots.mask_changes(report.mask_changes, f"{report.part}: surgery", path))
 
 
-def _row(entry: dict[str, Any]) -> list[str | None]:
-    cells: list[str | None] = []
-    for column in _COLUMNS:
-        value = entry.get(column)
-        if column in ("top1", "top5"):
-            cells.append(f"{value:.2f}")
-        elif isinstance(value, int):
-            cells.append(f"{value:,}")
-        else:
-            cells.append(None if value is None else str(value))
-    return cells
+def _row(report: StageReport) -> list[str | None]:
+    counts = (
+        *(report.params, report.macs, report.nonzero_weights),
+        *(report.bytes, report.gzip_bytes),
+    )
+    return [
+        report.part.name,
+        f"{report.top1:.2f}",
+        f"{report.top5:.2f}",
+        *(None if count is None else f"{count:,}" for count in counts),
+        None if report.latency_ms is None else tables.milliseconds(report.latency_ms),
+    ]
 
 
-def _next_steps(
-    folder: Path, config: RunConfig, entries: list[dict[str, Any]], picture: str
-) -> str:
+def _next_steps(folder: Path, config: RunConfig, reports: list[StageReport], picture: str) -> str:
     """Three things to do with what is there now."""
-    last = entries[-1]["stage"]
-    model = folder / ("export" if last == "convert" else last)
+    last = reports[-1].part
+    model = folder / (run_folder.EXPORT if last.stage == "convert" else last.name)
     name = f"--dataset_name {config.dataset.name}"
     if config.dataset.data_dir:
         name += f" --data_dir {config.dataset.data_dir}"
     use = f"mobilenet.load_model({str(model)!r}).model"
-    if last == "convert":
+    if last.stage == "convert":
         use = f"mobilenet.runtime.Classifier({str(model)!r}).top_k({picture!r})"
     return (
         "Next:\n"

@@ -58,11 +58,11 @@ def histograms(model: Any, folder: str | os.PathLike[str]) -> list[Path]:
     return made
 
 
-def flips(rows: Sequence[Sequence[int]], title: str, path: str | os.PathLike[str]) -> Path:
-    """Draws how many weights surgery removed and took back, from refresh to refresh.
+def mask_changes(rows: Sequence[Sequence[int]], title: str, path: str | os.PathLike[str]) -> Path:
+    """Draws how many weights surgery removed and regrew, from refresh to refresh.
 
     Args:
-        rows: at least one: step, weights removed and weights that came back until the next row.
+        rows: at least one: step, weights removed and weights regrown until the next row.
         title: above the picture.
         path: the file, replaced where there is one; counts are on a logarithmic scale from 1 on.
 
@@ -74,11 +74,11 @@ def flips(rows: Sequence[Sequence[int]], title: str, path: str | os.PathLike[str
     """
     from matplotlib.figure import Figure
 
-    steps, removed, back = np.asarray(rows).T
+    steps, removed, regrown = np.asarray(rows).T
     figure = Figure(figsize=_INCHES, dpi=_DOTS, layout="constrained")
     axes = figure.subplots()
-    for counts, colour, label in ((removed, _ZEROS, "removed"), (back, _BARS, "came back")):
-        axes.step(steps, counts, where="post", color=colour, label=f"{counts.sum():,} {label}")
+    for counts, color, label in ((removed, _ZEROS, "removed"), (regrown, _BARS, "regrown")):
+        axes.step(steps, counts, where="post", color=color, label=f"{counts.sum():,} {label}")
     axes.set_yscale("symlog", linthresh=1)
     axes.set(title=title, xlabel="step", ylabel="weights a refresh", ylim=(0, None))
     axes.legend(loc="upper right")

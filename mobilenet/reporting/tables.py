@@ -39,7 +39,7 @@ def _layer(line: model_profile.Line, sum_of_all: float) -> list[object]:
         None if line.entropy is None else f"{line.entropy:,.0f}",
         None if line.packed is None else f"{line.packed:,}",
         None if seconds is None else f"{100 * seconds / (sum_of_all or 1.0):.1f}",
-        None if seconds is None else f"{1000 * seconds:.4f}",
+        None if seconds is None else milliseconds(1000 * seconds),
         line.group,
     ]
 
@@ -116,3 +116,8 @@ def _decibels(value: float | None) -> str:
 
 def _sides(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
+
+
+def milliseconds(value: float) -> str:
+    """A time in milliseconds as all tables show it: to the microsecond."""
+    return f"{value:,.3f}"

@@ -1,4 +1,4 @@
-"""The chain: train, prune, quantize, convert in one run folder; what is done is not run again."""
+"""The stages train, prune, quantize and convert in one run folder; finished ones are skipped."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import PREPROCESSING
-from mobilenet.configs.run import STAGES, RunConfig, TrainConfig, stage_of
+from mobilenet.configs.run import STAGES, Part, RunConfig, TrainConfig
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError
 from mobilenet.evaluation import scoring
 from mobilenet.export import freeze, tflite_converter
 from mobilenet.export import pipeline as export_pipeline
 from mobilenet.export.verification import verify
-from mobilenet.models import builder, saving
+from mobilenet.models import builder, layer_plan, saving
 from mobilenet.models.graph import batch_norm_statistics
 from mobilenet.runtime import interpreter
 from mobilenet.runtime.classifier import Classifier
 from mobilenet.training import distillation, engine, initial_weights, progress, strategy
 from mobilenet.training.resolve_config import steps_per_epoch
 from mobilenet.training.resume import Checkpoints, Row
-from mobilenet.training.run_data import Supply
-from mobilenet.training.run_folder import Entry, RunFolder
+from mobilenet.training.run_data import RunData
+from mobilenet.training.run_folder import RunFolder
+from mobilenet.training.stage_report import MASK_CHANGES, StageReport
 
 log = logging.getLogger("mobilenet")
-_LEAST_ROUND = 0.01  # seconds of one model; shorter ones show the machine more than the model
+_MIN_SECONDS = 0.01  # of a round of timing; shorter ones measure the machine more than the model
 _METHOD_OF: dict[str, Callable[[RunConfig], Config | None]] = {
     "train": lambda config: None,
     "prune": lambda config: config.pruning,
@@ -50,9 +51,17 @@ _METHOD_OF: dict[str, Callable[[RunConfig], Config | None]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class _Finished:
-    """What a stage made: the plain model, its figures; ranges and layers in float of an int8
-    one.
+class _StageResult:
+    """What a stage produced.
+
+    Attributes:
+        plain: the model, of stock layers.
+        held_out: its metrics on the test images.
+        rows: one an epoch.
+        notes: of its card.
+        ranges: of activations, if it is quantized.
+        float_layers: those that compute in float, if it is quantized.
+        report: further entries of the run's report, by name.
     """
 
     plain: Any
@@ -60,11 +69,11 @@ class _Finished:
     rows: list[Row]
     notes: list[str]
     ranges: dict[str, npt.NDArray[np.float32]] | None
-    floats: tuple[str, ...]
-    figures: Mapping[str, Any]
+    float_layers: tuple[str, ...]
+    report: Mapping[str, Any]
 
 
-class Chain:
+class Pipeline:
     """Runs the stages of one run.
 
     Args:
@@ -80,50 +89,43 @@ class Chain:
         self.run, self.config, self.info = run, run.config, info
         self.preprocessing = PREPROCESSING[self.config.dataset.preprocessing]
         self.strategy = strategy.make(self.config.distribution_strategy)
-        self.supply = Supply(self.config, self.preprocessing)
-        self._learnt: Mapping[str, tuple[float, float]] = {}  # by a quantized training of TF1
+        self.data = RunData(self.config, self.preprocessing)
+        self._learned_ranges: Mapping[str, tuple[float, float]] = {}  # by fake quantization in TF1
         self._teachers = distillation.Teachers(self.config, info)
-        self._origin: str | None = None  # whose trained weights a stage begins with
+        self._origin: str | None = None  # of the trained weights that a stage starts from
 
-    def execute(self) -> list[Entry]:
-        """Runs what is not finished; returns the entries of all finished stages."""
-        for name in self.config.parts(self.stages):
-            entry = self.run.finished(name)
-            if entry is None and name != stage_of(name) and self.run.finished(stage_of(name)):
-                continue  # its folder was removed when the stage had ended
-            if entry is not None:
-                log.info("%s: finished before, top-1 %0.2f %%", name, entry["top1"])
+    def execute(self) -> list[StageReport]:
+        """Runs the stages that are not finished; returns the reports of all finished ones."""
+        for part in self.config.parts(self.stages):
+            report = self.run.finished(part)
+            if report is None and not part.is_last and self.run.finished(Part(part.stage)):
+                continue  # the folder of an earlier round was removed after the stage had finished
+            if report is not None:
+                log.info("%s: finished before, top-1 %0.2f %%", part, report.top1)
                 continue
             started = time.monotonic()
             tf_keras.utils.set_random_seed(self.config.seed)
-            entry = self._convert() if name == "convert" else self._trained(name)
-            entry["minutes"] = round((time.monotonic() - started) / 60, 2)
-            self.run.record(entry)
-            self.run.write_metrics(name, entry.get("history", []))
-            self._clear(name)
+            report = self._convert() if part.stage == "convert" else self._train(part)
+            minutes = round((time.monotonic() - started) / 60, 2)
+            self.run.record(dataclasses.replace(report, minutes=minutes))
+            self.run.write_metrics()
+            Checkpoints(self.run.checkpoints(part)).clear()
             log.info(
-                "%s: top-1 %0.2f %% on the held-out images, %0.1f minutes",
-                name,
-                entry["top1"],
-                entry["minutes"],
+                "%s: top-1 %0.2f %% on the test images, %0.1f minutes", part, report.top1, minutes
             )
-        return self.run.entries
+        return self.run.reports
 
-    def _clear(self, name: str) -> None:
-        """The resume state of a finished stage has served."""
-        Checkpoints(self.run.checkpoints(name)).clear()
+    def source(self, part: Part) -> Path | None:
+        """The folder of the last finished stage, or round of one, before `part`."""
+        parts = self.config.parts(STAGES)
+        earlier = parts[: parts.index(part)]
+        return next((self.run.folder(p) for p in reversed(earlier) if self.run.finished(p)), None)
 
-    def source(self, name: str) -> Path | None:
-        """The folder of the nearest finished stage, or part of one, in front of `name`."""
-        every = self.config.parts(STAGES)
-        earlier = every[: every.index(name)]
-        return next((self.run.stage(s) for s in reversed(earlier) if self.run.finished(s)), None)
-
-    def _start(self, name: str) -> Any:
-        """The model that a stage begins with."""
-        before = self.source(name)
+    def _start(self, part: Part) -> Any:
+        """The model that a stage starts from."""
+        before = self.source(part)
         self._origin = None
-        if before is not None and name != "train":
+        if before is not None and part.stage != "train":
             self._origin = before.name
             model = saving.load(before).model
             if self.config.mixed_precision == "float32":
@@ -131,20 +133,20 @@ class Chain:
             mixed = self._built(builder.config_of(model))  # a saved model keeps its own precision
             mixed.set_weights(model.get_weights())
             return mixed
-        from_scratch = name == "train" or (
-            name == "quantize" and getattr(self.config.quantization, "quant_delay", 0) > 0
+        from_scratch = part.stage == "train" or (
+            part.stage == "quantize" and getattr(self.config.quantization, "quant_delay", 0) > 0
         )
         if not from_scratch and self.config.init_checkpoint is None:
             raise UsageError(
                 "--stages",
-                stage_of(name),
+                part.stage,
                 "a trained model in the run folder",
-                f"run --stages train,{stage_of(name)}, or give --init_checkpoint",
+                f"run --stages train,{part.stage}, or give --init_checkpoint",
             )
         model = self._built()
         if self.config.init_checkpoint is not None:
             start = initial_weights.load_into(model, self.config.init_checkpoint, self.config.model)
-            self._learnt = start.ranges if name == "quantize" else {}
+            self._learned_ranges = start.ranges if part.stage == "quantize" else {}
             self._origin = None if start.new else self.config.init_checkpoint
             self._fill_statistics(model)
         return model
@@ -152,7 +154,7 @@ class Chain:
     def _fill_statistics(self, model: Any) -> None:
         """Gives folded batch norms statistics; without, training would start from another model."""
         count = batch_norm_statistics.FILL_IMAGES
-        images = functools.partial(self.supply.first_images, count)
+        images = functools.partial(self.data.first_images, count)
         filled = batch_norm_statistics.fill_statistics(model, images)
         if filled:
             log.info(
@@ -163,43 +165,42 @@ class Chain:
             )
 
     def _built(self, config: MobileNetConfig | None = None) -> Any:
-        size = self.config.image_size
-        try:
-            return builder.build(config or self.config.model, (size, size, 3))
-        except UsageError as error:
-            if error.what != "input_shape":
-                raise
-            raise UsageError("--image_size", size, error.expected, error.remedy) from None
+        config, size = config or self.config.model, self.config.image_size
+        smallest = layer_plan.least_side(layer_plan.plan(config))
+        if size < smallest:
+            expected = f"at least {smallest}, the product of the strides"
+            raise UsageError("--image_size", size, expected, f"use {smallest} or more")
+        return builder.build(config, (size, size, 3))
 
     def _check(self, plain: Any) -> None:
-        """What would fail later than it must: the images of every split, the methods of all stages.
+        """Checks the images of every split and the methods of all stages before training begins.
 
         Raises:
             UsageError: an image cannot be decoded, or a method cannot be applied to `plain`.
         """
-        self.supply.dataset("train", self.config.train.batch_size, 0)
+        self.data.dataset("train", self.config.train.batch_size, 0)
         for split in ("validation", "test"):
-            self.supply.dataset(split)
-        for name in self.stages:
-            wanted = _METHOD_OF[name](self.config) if name in _METHOD_OF else None
-            if wanted is not None:
-                self._method(name, wanted).check(plain)
+            self.data.dataset(split)
+        for stage in self.stages:
+            config = _METHOD_OF[stage](self.config) if stage in _METHOD_OF else None
+            if config is not None:
+                self._method(Part(stage), config).check(plain)
 
-    def _method(self, name: str, wanted: Config) -> methods.Method:
-        config = self.config.recipe(name)
-        parts = self.config.parts([stage_of(name)])
+    def _method(self, part: Part, method_config: Config) -> methods.Method:
+        config = self.config.recipe(part)
+        parts = self.config.parts([part.stage])
         return methods.create(
-            wanted,
+            method_config,
             methods.StageContext(
                 config.epochs * self._steps(config),
                 self.preprocessing,
-                self.supply.first_images,
-                initial_ranges=self._learnt,
-                calibration_images=self.supply.calibration_images,
-                labeled_examples=self.supply.first_examples,
+                self.data.first_images,
+                initial_ranges=self._learned_ranges,
+                calibration_images=self.data.calibration_images,
+                labeled_examples=self.data.first_examples,
                 measure_latency=latency,
                 original_config=self.config.model,
-                part=parts.index(name) + 1,
+                part=parts.index(part) + 1,
                 parts=len(parts),
                 seed=self.config.seed,
             ),
@@ -208,52 +209,53 @@ class Chain:
     def _steps(self, config: TrainConfig) -> int:
         return steps_per_epoch(self.info, config.batch_size * self.strategy.num_replicas_in_sync)
 
-    def _trained(self, name: str) -> Entry:
-        """A stage that makes a model: verbs of its method around one fit, where it trains."""
-        wanted = _METHOD_OF[stage_of(name)](self.config)
+    def _train(self, part: Part) -> StageReport:
+        """Runs a stage that produces a model: `apply`, training where needed, `finalize`."""
+        method_config = _METHOD_OF[part.stage](self.config)
         strategy.set_precision(self.config.mixed_precision)
         with self.strategy.scope():
-            start = self._start(name)
-            method = self._method(name, wanted) if wanted is not None else None
+            start = self._start(part)
+            method = None if method_config is None else self._method(part, method_config)
             trains = method is None or method.trains
-            first = self.config.parts([stage_of(name)])[0]
-            begun = self._start(first) if trains and name != first else start
-        guide = self._teachers.of(stage_of(name), begun, self._origin) if trains else None
+            # All rounds of pruning learn from the model that the first one started from.
+            first = self.config.parts([part.stage])[0]
+            unpruned = self._start(first) if trains and part != first else start
+        teacher = self._teachers.of(part.stage, unpruned, self._origin) if trains else None
         with self.strategy.scope():
             if not self.run.begun:
                 self._check(start)
                 self.run.begin()
             trained = None
             if trains:
-                trained = self._finished(*self._fit(name, start, method, guide), method, guide)
+                trained = self._result(*self._fit(part, start, method, teacher), method, teacher)
         strategy.set_precision("float32")
-        if trained is None:  # such a method makes a float32 model of its own, outside any strategy
+        if trained is None:  # such a method returns a float32 model, outside any strategy
             assert method is not None
-            trained = self._finished(method.apply(freeze.float32_copy(start)), [], method)
+            trained = self._result(method.apply(freeze.float32_copy(start)), [], method)
         architecture = builder.config_of(trained.plain) or builder.config_of(start)
         plain = freeze.float32_copy(trained.plain)
-        card = self._card(name, trained)
-        if architecture is not None:  # a model that was thinned has channels of its own
+        card = self._card(part, trained)
+        if architecture is not None:  # a thinned model has other channels
             card = card.replace(architecture=architecture.to_json())
-        int8_saving.save_stage(plain, self.run.stage(name), card, trained.ranges)
-        return self._entry(name, plain, trained)
+        int8_saving.save_stage(plain, self.run.folder(part), card, trained.ranges)
+        return self._report(part, plain, trained)
 
     def _fit(
         self,
-        name: str,
+        part: Part,
         start: Any,
         method: methods.Method | None,
-        guide: distillation.TeacherModel | None,
+        teacher: distillation.TeacherModel | None,
     ) -> tuple[Any, list[Row]]:
         """Trains, in the scope of the strategy."""
-        config = self.config.recipe(name)
-        job = self._job(name, config)
-        if guide is not None:
-            teacher = guide.teacher(self.config.distillation, self.preprocessing)
-            job = dataclasses.replace(job, teacher=teacher)
+        config = self.config.recipe(part)
+        job = self._job(part, config)
+        if teacher is not None:
+            copy = teacher.teacher(self.config.distillation, self.preprocessing)
+            job = dataclasses.replace(job, teacher=copy)
         log.info(
             "%s: %s images, %d steps an epoch, %d epochs",
-            name,
+            part,
             f"{self.info.sizes['train']:,}",
             job.steps_per_epoch,
             config.epochs,
@@ -262,18 +264,18 @@ class Chain:
         with arrays.explained(self.config.dataset, "train", "validation"):
             return model, engine.fit(model, method, job)
 
-    def _finished(
+    def _result(
         self,
         model: Any,
         rows: list[Row],
         method: methods.Method | None,
-        guide: distillation.TeacherModel | None = None,
-    ) -> _Finished:
-        """Scores a stage's model and makes it plain, in the scope that it was made in."""
+        teacher: distillation.TeacherModel | None = None,
+    ) -> _StageResult:
+        """Scores a stage's model and makes it plain, in the scope in which it was created."""
         held_out = self._score(model)
         notes = list(method.notes(model)) if method is not None else []
-        if guide is not None:
-            notes.append(guide.note(self.config.distillation))
+        if teacher is not None:
+            notes.append(teacher.note(self.config.distillation))
         notes += [
             f"weights of epoch {row['epoch']} of {len(rows)}, the best on validation images"
             for row in rows
@@ -281,63 +283,61 @@ class Chain:
         ]
         ranges, floats = int8_saving.ranges_of(model), int8_saving.kept_float(model)
         plain = model if method is None else method.finalize(model)
-        figures = {} if method is None else method.report()
-        return _Finished(plain, held_out, rows, notes, ranges, floats, figures)
+        report = {} if method is None else method.report()
+        return _StageResult(plain, held_out, rows, notes, ranges, floats, report)
 
-    def _convert(self) -> Entry:
-        """The flatbuffer of the newest model, verified against it on held-out images and
-        measured.
-        """
-        before = self.source("convert")
+    def _convert(self) -> StageReport:
+        """Converts the newest model, verifies the file against it and measures it."""
+        part = Part("convert")
+        before = self.source(part)
         if before is None:
             raise UsageError(
                 "--stages",
-                "convert",
+                part.stage,
                 "a trained model in the run folder",
                 "run --stages train,convert",
             )
-        images = self.supply.held_out(limit=export_pipeline.VERIFY_IMAGES)
-        made = export_pipeline.export(before, self.run.stage("convert"), images)
-        file = Classifier(made.path)
-        held_out = scoring.score_flatbuffer(file, self.supply.dataset("test"), self.preprocessing)
-        made.keep_metrics(_scores(held_out))
-        return {
-            "stage": "convert",
-            **_scores(held_out),
-            **made.figures,
-            **self._file_figures(made.path.read_bytes()),
-            "agreement": round(100 * made.verification.agreement, 3),
-            "verification": made.verification.to_json(),
-            "repaired": [dataclasses.asdict(repair) for repair in made.repairs],
+        images = self.data.held_out(limit=export_pipeline.VERIFY_IMAGES)
+        exported = export_pipeline.export(before, self.run.folder(part), images)
+        file = Classifier(exported.path)
+        held_out = scoring.score_flatbuffer(file, self.data.dataset("test"), self.preprocessing)
+        exported.keep_metrics(_scores(held_out))
+        details = {
+            "agreement": round(100 * exported.verification.agreement, 3),
+            "verification": exported.verification.to_json(),
+            "repaired": [dataclasses.asdict(repair) for repair in exported.repairs],
         }
+        counts: dict[str, Any] = exported.figures
+        size = _file_size(exported.path.read_bytes())
+        return StageReport(part, **_scores(held_out), **counts, **size, details=details)
 
-    def _job(self, name: str, config: TrainConfig) -> engine.Job:
+    def _job(self, part: Part, config: TrainConfig) -> engine.Job:
         batch = config.batch_size * self.strategy.num_replicas_in_sync
         steps = self._steps(config)
 
         def training(start: int) -> tf.data.Dataset:
-            return self.supply.dataset("train", batch, start)
+            return self.data.dataset("train", batch, start)
 
-        watchers = (
-            progress.Progress(name, config.epochs, steps),
-            progress.Board(self.run.path / "tensorboard" / name),
+        callbacks = (
+            progress.Progress(part.name, config.epochs, steps),
+            progress.Board(self.run.path / "tensorboard" / part.name),
         )
         return engine.Job(
-            name,
+            part.name,
             config,
             steps,
             training,
-            self.supply.dataset("validation"),
+            self.data.dataset("validation"),
             self.info.num_classes,
-            self.run.checkpoints(name),
-            watchers,
+            self.run.checkpoints(part),
+            callbacks,
         )
 
     def _score(self, model: Any) -> metrics.Metrics:
         with arrays.explained(self.config.dataset, "test"):
-            return scoring.score(scoring.inference(model), self.supply.dataset("test"))
+            return scoring.score(scoring.inference(model), self.data.dataset("test"))
 
-    def _card(self, name: str, made: _Finished) -> Card:
+    def _card(self, part: Part, trained: _StageResult) -> Card:
         size = self.config.image_size
         return Card(
             architecture=self.config.model.to_json(),
@@ -347,32 +347,40 @@ class Chain:
             label_offset=self.config.dataset.label_offset,
             outputs="logits",
             dataset=self.config.dataset.name,
-            stage=name,
-            metrics=_scores(made.held_out),
-            history=tuple(made.rows),
-            keep_float=made.floats,
-            notes=tuple(made.notes),
+            stage=part.name,
+            metrics=_scores(trained.held_out),
+            history=tuple(trained.rows),
+            keep_float=trained.float_layers,
+            notes=tuple(trained.notes),
         )
 
-    def _entry(self, name: str, plain: Any, made: _Finished) -> Entry:
-        figures = export_pipeline.model_figures(plain)
-        is_float = made.ranges is None
-        file = self._file_figures(tflite_converter.float_flatbuffer(plain)) if is_float else {}
-        scores = _scores(made.held_out)
-        own = {**made.figures, "history": made.rows}
-        return {"stage": name, **scores, **figures, **file, **own}
-
-    def _file_figures(self, content: bytes) -> dict[str, Any]:
-        """Size, size under gzip, and the time of one image on one thread."""
-        seconds = interpreter.latency({"file": content})["file"]
-        return {
-            "bytes": len(content),
-            "gzip_bytes": verify.gzip_size(content),
-            "latency_ms": round(1000 * seconds, 4),
-        }
+    def _report(self, part: Part, plain: Any, trained: _StageResult) -> StageReport:
+        counts: dict[str, Any] = export_pipeline.model_figures(plain)
+        is_float = trained.ranges is None
+        size = _file_size(tflite_converter.float_flatbuffer(plain)) if is_float else {}
+        details = dict(trained.report)
+        return StageReport(
+            part,
+            **_scores(trained.held_out),
+            **counts,
+            **size,
+            history=tuple(trained.rows),
+            mask_changes=tuple(tuple(row) for row in details.pop(MASK_CHANGES, ())),
+            details=details,
+        )
 
 
-def _scores(held_out: metrics.Metrics) -> dict[str, float]:
+def _file_size(content: bytes) -> dict[str, Any]:
+    """Size, size under gzip, and the time of one image on one thread."""
+    seconds = interpreter.latency({"file": content})["file"]
+    return {
+        "bytes": len(content),
+        "gzip_bytes": verify.gzip_size(content),
+        "latency_ms": round(1000 * seconds, 4),
+    }
+
+
+def _scores(held_out: metrics.Metrics) -> dict[str, Any]:
     return {
         "top1": round(held_out.top1, 4),
         "top5": round(held_out.top5, 4),
@@ -380,17 +388,18 @@ def _scores(held_out: metrics.Metrics) -> dict[str, float]:
     }
 
 
-def latency(whole: Any) -> Callable[[Any], tuple[float, float]]:
-    """Times the float files of models beside that of `whole`, see
-    `StageContext.measure_latency`.
+def latency(original: Any) -> Callable[[Any], tuple[float, float]]:
+    """Times the float files of models and of `original` side by side.
+
+    See `StageContext.measure_latency`.
     """
-    data = tflite_converter.float_flatbuffer(whole)
-    once = interpreter.latency({"whole": data}, rounds=3)["whole"]
-    invokes = math.ceil(min(max(_LEAST_ROUND / once, 4), 200))
+    file = tflite_converter.float_flatbuffer(original)
+    once = interpreter.latency({"original": file}, rounds=3)["original"]
+    invokes = math.ceil(min(max(_MIN_SECONDS / once, 4), 200))
 
-    def beside(model: Any) -> tuple[float, float]:
-        files = {"whole": data, "net": tflite_converter.float_flatbuffer(model)}
-        found = interpreter.latency(files, invokes=invokes)
-        return found["net"], found["whole"]
+    def compare(model: Any) -> tuple[float, float]:
+        files = {"original": file, "model": tflite_converter.float_flatbuffer(model)}
+        seconds = interpreter.latency(files, invokes=invokes)
+        return seconds["model"], seconds["original"]
 
-    return beside
+    return compare

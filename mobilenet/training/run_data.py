@@ -1,4 +1,4 @@
-"""The images of a run: batches to train on and to score, and the few that methods ask for."""
+"""The images of a run: batches for training and evaluation, and samples for methods."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mobilenet.configs.run import RunConfig
 from mobilenet.data import arrays
 
 
-class Supply:
-    """Opens the splits of a run's data.
+class RunData:
+    """The splits of a run's data set.
 
     Args:
         config: of the run.
@@ -25,10 +25,10 @@ class Supply:
         self._opened: dict[str, tf.data.Dataset] = {}
 
     def dataset(self, split: str, batch: int = 0, start: int | None = None) -> tf.data.Dataset:
-        """Batches of a split; held-out ones are opened once, as opening decodes class folders."""
+        """Batches of a split; held-out ones are cached, as opening decodes image folders."""
         if start is None and split in self._opened:
             return self._opened[split]
-        found = data.load(
+        batches = data.load(
             self.config.dataset,
             split,
             image_size=self.config.image_size,
@@ -38,15 +38,15 @@ class Supply:
             start_step=start or 0,
         )
         if start is None:
-            self._opened[split] = found
-        return found
+            self._opened[split] = batches
+        return batches
 
     def first_images(self, count: int) -> npt.NDArray[np.float32]:
-        """The images that training starts with: classes are mixed, ranges those of training."""
+        """The first training inputs, with shuffled classes and augmentation as in training."""
         return self.first_examples(count)[0]
 
     def first_examples(self, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """The same with their labels."""
+        """The same with their labels, `[count]`."""
         batch = min(count, 32)
         batches = self.dataset("train", batch, 0).take(-(-count // batch))
         with arrays.explained(self.config.dataset, "train"):
@@ -54,15 +54,15 @@ class Supply:
         return np.concatenate(images)[:count], np.concatenate(labels).astype(np.int64)[:count]
 
     def held_out(self, limit: int) -> npt.NDArray[np.float32]:
-        """The first test images, evenly from the whole split."""
+        """At most `limit` test images, sampled evenly from the split."""
         with arrays.explained(self.config.dataset, "test"):
-            found = np.concatenate([images.numpy() for images, _ in self.dataset("test")])
-        chosen = np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int)
-        images: npt.NDArray[np.float32] = found[chosen]
+            every = np.concatenate([images.numpy() for images, _ in self.dataset("test")])
+        chosen = np.linspace(0, len(every) - 1, min(limit, len(every))).round().astype(int)
+        images: npt.NDArray[np.float32] = every[chosen]
         return images
 
     def calibration_images(self, count: int) -> npt.NDArray[np.float32]:
-        """Training images as an evaluation sees them, evenly from all."""
+        """Training images without augmentation, sampled evenly from all."""
         size = self.config.image_size
         return arrays.images(
             self.config.dataset, "train", (size, size, 3), self.preprocessing, count

@@ -1,4 +1,4 @@
-"""The folder of a run: one config, one process at a time, and what is finished stays finished."""
+"""The folder of a run: one config, one process at a time; finished stages are not run again."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from typing import Any
 import filelock
 
 from mobilenet import files, strict_json
-from mobilenet.configs.run import STAGES, RunConfig, place_of, stage_of
+from mobilenet.configs.run import STAGES, Part, RunConfig
 from mobilenet.errors import UsageError, shown
+from mobilenet.training.stage_report import StageReport
 
 CONFIG, REPORT, ENVIRONMENT, LOG, METRICS = (
     "config.json",
@@ -40,11 +41,8 @@ _PACKAGES = (
 # folder may change them.
 _FIELDS_OF = {"prune": ("prune", "pruning"), "quantize": ("quantize", "quantization")}
 _TAUGHT = ("prune", "quantize")  # by what they start with; a teacher of its own serves train too
-_FLIPS = 3  # figures an epoch of surgery: the epoch, weights removed, weights that came back
-_LARGEST = 2**53  # of a figure; what is larger is damage, and no float may hold it
 _LOCK, _ASIDE, _TRASH = ".lock", ".replaced", ".removed"
 
-Entry = dict[str, Any]
 log = logging.getLogger("mobilenet")
 
 
@@ -55,58 +53,53 @@ class RunFolder:
     Attributes:
         path: of the folder.
         config: of the run.
-        entries: what each finished stage reached, in the order of the chain.
-        begun: training has begun in it; before that an error leaves the place as it was.
+        reports: of the finished stages, in the order in which they run.
+        begun: training has begun in it; before that an error leaves the folder as it was.
     """
 
     path: Path
     config: RunConfig
-    entries: list[Entry] = dataclasses.field(default_factory=list)
+    reports: list[StageReport] = dataclasses.field(default_factory=list)
     begun: bool = False
 
     def begin(self) -> None:
-        """Input has been checked: the folder stays, and what `--overwrite` replaces goes."""
+        """Keeps the folder from now on, and removes the run that `--overwrite` replaces."""
         self.begun = True
-        if (
-            self.path / _ASIDE
-        ).is_dir():  # renamed first, so that a half-removed run is never put back
+        if (self.path / _ASIDE).is_dir():  # renamed first: a half-removed run is never restored
             (self.path / _ASIDE).rename(self.path / _TRASH)
         shutil.rmtree(self.path / _TRASH, ignore_errors=True)
 
-    def stage(self, name: str) -> Path:
+    def folder(self, part: Part) -> Path:
         """The folder of a stage's model (`export` for convert)."""
-        return self.path / (EXPORT if name == "convert" else name)
+        return self.path / (EXPORT if part.stage == "convert" else part.name)
 
-    def checkpoints(self, name: str) -> Path:
-        return self.path / CHECKPOINTS / name
+    def checkpoints(self, part: Part) -> Path:
+        return self.path / CHECKPOINTS / part.name
 
-    def finished(self, name: str) -> Entry | None:
-        """The entry of a stage that ran to its end, if its files are still there."""
-        entry = next((e for e in self.entries if e["stage"] == name), None)
-        return entry if self.stage(name).is_dir() else None
+    def finished(self, part: Part) -> StageReport | None:
+        """The report of a finished stage, if its folder is still there."""
+        report = next((report for report in self.reports if report.part == part), None)
+        return report if self.folder(part).is_dir() else None
 
-    def record(self, entry: Entry) -> None:
-        """Keeps what a stage reached; stages behind it in the chain are out of date and go."""
-        place = place_of(entry["stage"])
-        kept = [e for e in self.entries if place_of(e["stage"]) < place]
-        self.entries = [*kept, entry]
-        files.write_json(
-            self.path / REPORT, {"config": self.config.to_json(), "stages": self.entries}
-        )
+    def record(self, report: StageReport) -> None:
+        """Writes the report of a stage; those of later stages are out of date and removed."""
+        earlier = [r for r in self.reports if r.part.order < report.part.order]
+        self.reports = [*earlier, report]
+        stages = [report.to_json() for report in self.reports]
+        files.write_json(self.path / REPORT, {"config": self.config.to_json(), "stages": stages})
 
     def remove_resume_states(self) -> None:
-        """Removes those of finished stages, also where a process was killed before it did so."""
-        for folder in (self.path / CHECKPOINTS).glob("*"):
-            if self.finished(folder.name) or self.finished(stage_of(folder.name)):
+        """Removes the resume states of finished stages, which a killed process may have left."""
+        for report in self.reports:
+            finished = self.finished(report.part)
+            rounds = f"{report.part.stage}*" if report.part.is_last else report.part.name
+            for folder in (self.path / CHECKPOINTS).glob(rounds) if finished else ():
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def write_metrics(self, stage: str, rows: list[dict[str, float]]) -> None:
-        """Rewrites `metrics.csv`: a line an epoch, all stages."""
-        histories = {e["stage"]: e.get("history", []) for e in self.entries} | {stage: rows}
+    def write_metrics(self) -> None:
+        """Rewrites `metrics.csv`: one line an epoch, of all finished stages."""
         lines = [
-            {"stage": name, **row}
-            for name in sorted(histories, key=place_of)
-            for row in histories[name]
+            {"stage": report.part.name, **row} for report in self.reports for row in report.history
         ]
         if not lines:
             return
@@ -145,7 +138,7 @@ def opened(
             run = RunFolder(place, config)
         else:
             both = tuple(stage for stage in STAGES if stage in (*before.stages, *config.stages))
-            run = RunFolder(place, config.replace(stages=both), _entries(place), begun=True)
+            run = RunFolder(place, config.replace(stages=both), _read_reports(place), begun=True)
             run.remove_resume_states()
         files.write_json(place / CONFIG, run.config.to_json())
         files.write_json(place / ENVIRONMENT, environment())
@@ -268,41 +261,19 @@ def _same_run(place: Path, config: RunConfig) -> RunConfig:
     return before
 
 
-def _entries(place: Path) -> list[Entry]:
-    report = place / REPORT
-    if not report.exists():
+def _read_reports(folder: Path) -> list[StageReport]:
+    path = folder / REPORT
+    if not path.exists():
         return []
-    stages = strict_json.read_object(report, "the report of a run").get("stages")
-    if not isinstance(stages, list) or not all(map(_is_entry, stages)):
+    stages = strict_json.read_object(path, "the report of a run").get("stages")
+    try:
+        if not isinstance(stages, list):
+            raise ValueError("no list of stages")
+        return [StageReport.from_json(entry) for entry in stages]
+    except ValueError:
         expected = "the report of a run: its stages with their figures"
-        raise UsageError(str(report), None, expected, "restore it, or --overwrite to start again")
-    return stages
-
-
-def _is_entry(value: Any) -> bool:
-    """Whether a value has what a finished stage is summarized by."""
-    if not isinstance(value, dict):
-        return False
-    stage, _, part = str(value.get("stage")).partition("_")
-    if stage not in STAGES or not (part == "" or (part.isascii() and part.isdigit())):
-        return False
-    rows, flips = value.get("history", []), value.get("flips", [[0] * _FLIPS])
-    return (
-        all(_is_number(value.get(name)) for name in ("top1", "top5"))
-        and isinstance(rows, list)
-        and all(isinstance(row, dict) for row in rows)
-        and isinstance(flips, list)
-        and len(flips) > 0
-        and all(_is_flips(row) for row in flips)
-    )
-
-
-def _is_flips(row: Any) -> bool:
-    return isinstance(row, list) and len(row) == _FLIPS and all(map(_is_number, row))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and abs(value) < _LARGEST
+        remedy = "restore it, or --overwrite to start again"
+        raise UsageError(str(path), None, expected, remedy) from None
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -209,7 +209,7 @@ def test_histograms_count_every_weight(small_model: Callable[..., Any], tmp_path
 
 def test_flips_are_drawn_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "plots/prune_flips.png"
-    assert plots.flips([[0, 40, 0], [8, 0, 3], [16, 2, 1]], "prune", path) == path
+    assert plots.mask_changes([[0, 40, 0], [8, 0, 3], [16, 2, 1]], "prune", path) == path
     with Image.open(path) as picture:
         assert picture.size == (640, 360)
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []}

@@ -338,11 +338,22 @@ def test_parts_run_in_order_and_the_last_has_the_name_of_its_stage() -> None:
     pruning = ChannelPruning(stages=3)
     config = recipes.get("mobilenet_v1", "digits").replace(pruning=pruning)
     parts = config.parts(("prune", "convert"))
-    assert parts == ("prune_1", "prune_2", "prune", "convert")
+    assert [part.name for part in parts] == ["prune_1", "prune_2", "prune", "convert"]
     every = config.parts(run.STAGES)
-    assert sorted(set(every), key=run.place_of) == list(every)
-    assert [run.stage_of(part) for part in parts] == ["prune", "prune", "prune", "convert"]
-    assert recipes.get("mobilenet_v1", "digits").parts(run.STAGES) == run.STAGES
+    assert sorted(set(every), key=lambda part: part.order) == list(every)
+    assert [part.stage for part in parts] == ["prune", "prune", "prune", "convert"]
+    assert [part.is_last for part in parts] == [False, False, True, True]
+    assert [run.Part.parse(part.name) for part in every] == list(every)
+    plain = recipes.get("mobilenet_v1", "digits").parts(run.STAGES)
+    assert tuple(part.name for part in plain) == run.STAGES
+
+
+@pytest.mark.parametrize(
+    "name", ["", "trian", "prune_", "prune_x", "prune_\u00b2", "_1", "prune_-1"]
+)
+def test_only_names_of_parts_are_parsed(name: str) -> None:
+    with pytest.raises(ValueError):
+        run.Part.parse(name)
 
 
 def test_parts_in_front_of_the_last_may_be_shorter() -> None:
@@ -351,4 +362,4 @@ def test_parts_in_front_of_the_last_may_be_shorter() -> None:
         several = config.replace(pruning=ChannelPruning(stages=3, stage_epochs=epochs))
         parts = several.parts(("train", "prune", "quantize"))
         assert tuple(several.recipe(part).epochs for part in parts) == expected
-    assert several.recipe("prune_1") == config.prune.replace(epochs=2)
+    assert several.recipe(run.Part("prune", 1)) == config.prune.replace(epochs=2)

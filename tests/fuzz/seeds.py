@@ -110,6 +110,7 @@ def run_config() -> Any:
 def write_run(folder: Path, config: Any) -> None:
     """A run folder in which training is finished."""
     from mobilenet.training import run_folder
+    from mobilenet.training.stage_report import StageReport
 
     rows = [{"epoch": 1, "loss": 2.0, "top1": 50.0}]
     entry = {"stage": "train", "top1": 90.5, "top5": 99.0, "loss": 0.25, "params": 1000}
@@ -117,9 +118,10 @@ def write_run(folder: Path, config: Any) -> None:
     entry |= {"latency_ms": 0.5, "minutes": 0.1, "history": rows}
     with run_folder.opened(folder, config) as run:
         run.begin()
-        write_model_folder(run.stage("train"))
-        run.record(entry)
-        run.write_metrics("train", rows)
+        report = StageReport.from_json(entry)
+        write_model_folder(run.folder(report.part))
+        run.record(report)
+        run.write_metrics()
 
 
 @functools.cache

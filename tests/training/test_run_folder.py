@@ -9,11 +9,26 @@ from typing import Any
 import pytest
 
 from mobilenet.configs import recipes
+from mobilenet.configs.run import Part
 from mobilenet.errors import UsageError
 from mobilenet.training import run_folder
+from mobilenet.training.stage_report import StageReport
 
 CONFIG = recipes.get("mobilenet_v1", "digits")
-ENTRY: dict[str, Any] = {"stage": "train", "top1": 90.5, "top5": 99, "loss": 0.25}
+ENTRY: dict[str, Any] = {
+    "stage": "train",
+    "top1": 90.5,
+    "top5": 99,
+    "loss": 0.25,
+    "params": 7,
+    "macs": 90,
+    "nonzero_weights": 5,
+    "bytes": 900,
+    "gzip_bytes": 400,
+    "latency_ms": 0.1234,
+    "history": [{"epoch": 1, "loss": 1.0}],
+    "minutes": 0.5,
+}
 ROW = [0, 12, 3]
 
 
@@ -22,14 +37,15 @@ def folder(tmp_path: Path) -> Path:
     """A run folder with one finished stage."""
     with run_folder.opened(tmp_path / "run", CONFIG) as run:
         run.begin()
-        run.stage("train").mkdir()
-        run.record(ENTRY)
+        report = StageReport.from_json(ENTRY)
+        run.folder(report.part).mkdir()
+        run.record(report)
     return tmp_path / "run"
 
 
 def entries(folder: Path) -> list[dict[str, Any]]:
     with run_folder.opened(folder, CONFIG) as run:
-        return run.entries
+        return [report.to_json() for report in run.reports]
 
 
 def refusal(folder: Path) -> str:
@@ -42,12 +58,24 @@ def refusal(folder: Path) -> str:
     "entry",
     [
         ENTRY,
-        {**ENTRY, "stage": "prune_2", "flips": [ROW, ROW], "history": [{"loss": 1.0}]},
+        {"stage": "train", "top1": 1, "top5": 2, "history": []},
+        {**ENTRY, "stage": "prune_2", "flips": [ROW, ROW]},
     ],
 )
 def test_what_a_stage_records_is_read_again(entry: dict[str, Any], folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps({"stages": [entry]}))
     assert entries(folder) == [entry]
+
+
+def test_a_report_has_every_figure_of_its_entry() -> None:
+    entry = {**ENTRY, "stage": "convert", "agreement": 99.5, "verification": {"clear": 1.0}}
+    del entry["history"]
+    report = StageReport.from_json(entry)
+    assert (report.part, report.top1, report.macs) == (Part("convert"), 90.5, 90)
+    assert report.details == {"agreement": 99.5, "verification": {"clear": 1.0}}
+    assert report.to_json() == entry
+    surgery = StageReport.from_json({**ENTRY, "stage": "prune_1", "flips": [ROW, ROW]})
+    assert (surgery.part, surgery.mask_changes) == (Part("prune", 1), (tuple(ROW), tuple(ROW)))
 
 
 @pytest.mark.parametrize(
@@ -62,6 +90,8 @@ def test_what_a_stage_records_is_read_again(entry: dict[str, Any], folder: Path)
         {"stages": [{**ENTRY, "stage": "prune_x"}]},
         {"stages": [{**ENTRY, "stage": "prune_\u00b2"}]},
         {"stages": [{**ENTRY, "top1": "90"}]},
+        {"stages": [{**ENTRY, "params": "90"}]},
+        {"stages": [{**ENTRY, "latency_ms": None}]},
         {"stages": [{**ENTRY, "top5": None}]},
         {"stages": [{**ENTRY, "top5": 2**62}]},
         {"stages": [{**ENTRY, "history": {"loss": 1}}]},

@@ -1,0 +1,101 @@
+"""What a finished stage reached, as an object and as an entry of `report.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mobilenet.configs.run import Part
+
+_LARGEST = 2**53  # larger values are damage: float64 is exact up to here
+_SCORES = ("top1", "top5")
+_FIGURES = (
+    *("loss", "params", "macs", "nonzero_weights"),
+    *("bytes", "gzip_bytes", "latency_ms", "minutes"),
+)
+MASK_CHANGES = "flips"  # the key in the report of a method and in the file
+_COLUMNS = 3  # step, weights removed, weights regrown
+
+
+@dataclasses.dataclass(frozen=True)
+class StageReport:
+    """The figures of a finished stage, or of one round of it.
+
+    Attributes:
+        part: which one.
+        top1, top5: of the test images, in percent.
+        loss: cross-entropy of the test images.
+        params, macs, nonzero_weights: of the model; MACs of one image.
+        bytes, gzip_bytes: of its flatbuffer.
+        latency_ms: of one image on one thread, in milliseconds.
+        minutes: that the stage took.
+        history: one row of figures an epoch.
+        mask_changes: of dynamic network surgery, one row a refresh of the masks: first step,
+            weights removed, weights regrown.
+        details: further JSON values by name, as the method or the conversion reports them.
+    """
+
+    part: Part
+    top1: float
+    top5: float
+    loss: float | None = None
+    params: int | None = None
+    macs: int | None = None
+    nonzero_weights: int | None = None
+    bytes: int | None = None
+    gzip_bytes: int | None = None
+    latency_ms: float | None = None
+    minutes: float | None = None
+    history: tuple[Mapping[str, float], ...] = ()
+    mask_changes: tuple[tuple[int, ...], ...] = ()
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of `report.json`; figures that are not known are left out."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in (*_SCORES, *_FIGURES)}
+        values |= self.details
+        if self.mask_changes:
+            values[MASK_CHANGES] = [list(row) for row in self.mask_changes]
+        if self.part.stage != "convert":
+            values["history"] = [dict(row) for row in self.history]
+        return {
+            "stage": self.part.name,
+            **{name: value for name, value in values.items() if value is not None},
+        }
+
+    @classmethod
+    def from_json(cls, entry: Any) -> StageReport:
+        """Reads an entry of `report.json`.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if not isinstance(entry, dict):
+            raise ValueError("a stage is an object")
+        values = dict(entry)
+        part = Part.parse(str(values.pop("stage", "")))
+        figures = {name: _number(values.pop(name, None)) for name in _SCORES}
+        figures |= {name: _number(values.pop(name)) for name in _FIGURES if name in values}
+        history = _rows(values.pop("history", []), dict)
+        changes = tuple(tuple(row) for row in _rows(values.pop(MASK_CHANGES, None) or [], list))
+        if MASK_CHANGES in entry and not changes:
+            raise ValueError(f"{MASK_CHANGES} has rows")
+        for row in changes:
+            if len(row) != _COLUMNS:
+                raise ValueError(f"a row of {MASK_CHANGES} has {_COLUMNS} values")
+            for value in row:
+                _number(value)
+        return cls(part, **figures, history=history, mask_changes=changes, details=values)
+
+
+def _rows(value: Any, kind: type) -> tuple[Any, ...]:
+    if not isinstance(value, list) or not all(isinstance(row, kind) for row in value):
+        raise ValueError(f"a list of {kind.__name__}")
+    return tuple(value)
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
+        raise ValueError("a number")
+    return value
