@@ -39,7 +39,12 @@ LAYERS = (
 )
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
 LIGHT = (*FOUNDATION, "tflite", "runtime", "cli", "__main__", "__init__")
-LIGHT_SUBPACKAGES = ("mobilenet.data.sources",)
+LIGHT_SUBPACKAGES = (
+    "mobilenet.data.sources",
+    "mobilenet.reporting.tables",
+    "mobilenet.training.run_folder",
+    "mobilenet.training.stage_report",
+)
 HEAVY = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "tensorflow_datasets")
 # The fallback for machines that have TensorFlow and no ai_edge_litert.
 MAY_FALL_BACK = {"mobilenet.runtime.interpreter"}
