@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from mobilenet.configs.archs import names as list_models
     from mobilenet.errors import UsageError
+    from mobilenet.loading import load_model
     from mobilenet.models.builder import (
         build,
         mobilenet_edgetpu,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     )
     from mobilenet.models.counting import count, nonzero_weights
     from mobilenet.models.end_points import end_points
-    from mobilenet.models.saving import load as load_model
     from mobilenet.models.saving import save as save_model
 
     __version__: str
@@ -50,7 +50,7 @@ _SOURCES = {
     "count": "mobilenet.models.counting",
     "end_points": "mobilenet.models.end_points",
     "list_models": "mobilenet.configs.archs:names",
-    "load_model": "mobilenet.models.saving:load",
+    "load_model": "mobilenet.loading",
     "mobilenet_edgetpu": _BUILDER,
     "mobilenet_v1": _BUILDER,
     "mobilenet_v2": _BUILDER,

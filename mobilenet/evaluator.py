@@ -60,7 +60,7 @@ def run(argv: list[str]) -> int | None:
     one_of("--runtime", options["runtime"], worker.RUNTIMES)
     number("--batch_size", options["batch_size"], least=1, most=MAX_BATCH, integer=True)
     path = Path(options["model"])
-    is_file = path.suffix == ".tflite" or (path / classifier.MODEL).is_file()
+    is_file = classifier.is_flatbuffer(path)
     for name in () if is_file else sorted({"runtime", "isolated"} & parsed.given):
         raise UsageError(f"--{name}", options[name], "a flatbuffer", f"{path} is none")
     started = time.monotonic()
@@ -109,8 +109,8 @@ def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card
     with cli.starting_tensorflow():
         from mobilenet.data import arrays
         from mobilenet.evaluation import scoring
-        from mobilenet.export import pipeline as export_pipeline
-    model = export_pipeline.load_trained(path)
+        from mobilenet.loading import load_model
+    model = load_model(path)
     data = cli.dataset_of(parsed, model.card.dataset)
     probabilities = model.card.outputs == "probabilities"
     with console.log_to_stdout(), arrays.explained(data, parsed.options["split"]):

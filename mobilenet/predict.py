@@ -47,9 +47,8 @@ class KerasClassifier:
         with cli.starting_tensorflow():
             import tf_keras  # noqa: F401
 
-            from mobilenet.export import frozen_graph
-            from mobilenet.models import saving
-        model = (frozen_graph if frozen_graph.is_one(path) else saving).load(path)
+            from mobilenet.loading import load_model
+        model = load_model(path, quantizers=False)
         self.model, self.card = model.model, model.card
 
     def top_k(self, picture: str, k: int, max_pixels: int = MAX_PIXELS) -> Ranking:
@@ -84,7 +83,7 @@ def open_model(path: str, isolated: bool = True) -> Net:
             path,
             "a .tflite file, model folder, .keras file or SavedModel; there is none",
         )
-    if place.suffix == ".tflite" or (place / classifier.MODEL).is_file():
+    if classifier.is_flatbuffer(place):
         return classifier.Classifier(place, isolated=isolated)
     return KerasClassifier(path)
 

@@ -59,7 +59,7 @@ def run(argv: list[str]) -> int | None:
         expected = "one model (model folder, .keras, .h5, SavedModel), flatbuffer or export folder"
         raise UsageError("MODEL", parsed.arguments or None, expected)
     path = Path(parsed.arguments[0])
-    is_file = path.suffix == ".tflite" or (path / classifier.MODEL).is_file()
+    is_file = classifier.is_flatbuffer(path)
     compared = options["against"] is not None
     if compared and not is_file:
         expected = "a flatbuffer to compare with it"
@@ -79,11 +79,11 @@ def _net(path: Path, parsed: cli.Parsed) -> None:
     options = parsed.options
     with cli.starting_tensorflow():
         from mobilenet.configs.conversion import ConversionConfig
-        from mobilenet.models import saving
+        from mobilenet.loading import load_keras_model
         from mobilenet.reporting import model_profile, plots, sparsity, tables
     if options["histograms"] is not None:
         plots.check_folder("--histograms", options["histograms"])
-    net = saving.load(path)
+    net = load_keras_model(path)
     model = net.model
     shape = ConversionConfig(image_size=options["image_size"]).input_shape(model.input_shape[1:])
     card = net.card if options["packed"] else None
@@ -118,9 +118,9 @@ def _compare(path: Path, parsed: cli.Parsed) -> None:
     file = classifier.Classifier(path, isolated=options["isolated"])
     with cli.starting_tensorflow():
         from mobilenet.export import freeze
-        from mobilenet.models import saving
+        from mobilenet.loading import load_keras_model
         from mobilenet.reporting import int8_comparison, tables
-    model = saving.load(options["against"])
+    model = load_keras_model(options["against"])
     int8_comparison.warn_of_another(file.card, model.card, options["against"])
     images = _images(parsed, model.card, file.card)
     runner = isolation.make(file.flatbuffer, options["isolated"], str(path), keep_tensors=True)

@@ -32,6 +32,7 @@ LAYERS = (
     ("compression", "evaluation"),
     ("export",),
     ("packing",),
+    ("loading",),
     ("training", "reporting"),
     ("surgery",),
     ("cli",),

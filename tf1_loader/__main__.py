@@ -5,13 +5,10 @@ verified equal; the start of every later stage.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from mobilenet import cli
 from mobilenet.configs import released_models
 from mobilenet.configs.base import MAX_SIDE, number
-from mobilenet.configs.card import Card
-from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.tf1_loader import locate, tf2_formats
 
@@ -83,7 +80,7 @@ def run(argv: list[str]) -> int | None:
     )
     report = loaded.report
     extra = {tf2_formats.RANGES: fake_quant_ranges.to_json(report.ranges)} if report.ranges else {}
-    difference = tf2_formats.save(loaded.model, _card(loaded), target, extra, options["overwrite"])
+    difference = tf2_formats.save(loaded.model, loaded.card, target, extra, options["overwrite"])
     count = counting.count(loaded.model)
     proof = f"the three answer alike (largest difference of outputs {difference:.2g})"
     rows = [
@@ -104,20 +101,6 @@ def run(argv: list[str]) -> int | None:
     ]
     print(cli.table(["what", "value"], rows))
     return None
-
-
-def _card(loaded: Any) -> Card:
-    config, report = loaded.config, loaded.report
-    return Card(
-        architecture=config.to_json(),
-        input_shape=tuple(loaded.model.input_shape[1:]),
-        preprocessing=Preprocessing(),
-        label_offset=1 if report.notes else 0,
-        outputs="probabilities" if config.num_classes else "features",
-        stage="tf1",
-        published=str(report.release) if report.release is not None else "",
-        notes=(report.found, *report.notes),
-    )
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from mobilenet.configs import released_models
 from mobilenet.configs.archs import MobileNetConfig
+from mobilenet.configs.card import Card
+from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.models.builder import IMAGENET_SHAPE, build
 from mobilenet.tf1_loader import (
@@ -71,6 +73,21 @@ class Loaded:
     model: Any
     config: MobileNetConfig
     report: Report
+
+    @property
+    def card(self) -> Card:
+        """The card to store with the model."""
+        release = self.report.release
+        return Card(
+            architecture=self.config.to_json(),
+            input_shape=tuple(self.model.input_shape[1:]),
+            preprocessing=Preprocessing(),
+            label_offset=1 if self.report.notes else 0,
+            outputs="probabilities" if self.config.num_classes else "features",
+            stage="tf1",
+            published="" if release is None else str(release),
+            notes=(self.report.found, *self.report.notes),
+        )
 
 
 def load_tf1_checkpoint(

@@ -66,6 +66,17 @@ def check(path: str | os.PathLike[str], use_average: bool = True) -> None:
             pass
 
 
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is meant as a checkpoint, by names and first bytes; `found` checks it."""
+    path = Path(path)
+    if path.is_dir():
+        return (path / "checkpoint").is_file() or any(path.rglob("*.index"))
+    if Path(f"{_PARTS.sub('', str(path))}.index").is_file():
+        return True
+    names = path.suffix in (".npz", ".tgz", ".gz", ".tar")
+    return path.is_file() and (names or is_archive(path) or _is_table(path))
+
+
 def is_archive(place: Path) -> bool:
     """Whether it is a tar archive, packed by gzip or not."""
     return tar_stream.is_archive(place)

@@ -26,6 +26,7 @@ from mobilenet.models import checkpoint_index, hdf5, safe_loading
 from mobilenet.models.graph.roles import Graph, kind
 
 MODEL = "model.keras"
+SAVED_MODEL = "saved_model.pb"  # the file that makes a folder a SavedModel
 CARD = "card.json"
 _MEMBERS = ("metadata.json", "config.json", "model.weights.h5")  # of a .keras file
 _KINDS = "a model folder, a .keras or .h5 file or a SavedModel folder"
@@ -80,7 +81,7 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
     try:
         source, model = _model_of(path)
         own_card = source.parent / CARD
-        has_own = source.name in (MODEL, "saved_model.pb") and own_card.is_file()
+        has_own = source.name in (MODEL, SAVED_MODEL) and own_card.is_file()
         card = _fitted_card(Card.from_file(own_card), model) if has_own else card_of(model)
     except UsageError as error:
         raise error if str(path) in error.what else error.within(str(path)) from None
@@ -99,8 +100,8 @@ def _model_of(path: Path) -> tuple[Path, Any]:
     if path.is_dir():
         if (path / MODEL).is_file():
             return path / MODEL, _load_keras(path / MODEL)
-        if (path / "saved_model.pb").is_file():
-            return path / "saved_model.pb", _load_saved_model(path)
+        if (path / SAVED_MODEL).is_file():
+            return path / SAVED_MODEL, _load_saved_model(path)
         raise UsageError(str(path), None, f"{_KINDS}; it holds no {MODEL}")
     if path.suffix == ".keras":
         return path, _load_keras(path)

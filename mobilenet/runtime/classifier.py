@@ -168,6 +168,11 @@ class Classifier:
         return dequantize(out.reshape(self.batch, self._classes)[: len(group)], self._output)
 
 
+def is_flatbuffer(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is meant as a `.tflite` file: by its suffix, or a folder with such a file."""
+    return Path(path).suffix == ".tflite" or (Path(path) / MODEL).is_file()
+
+
 def find(path: str | os.PathLike[str]) -> Path:
     """The file meant by `path`: itself, or `model.tflite` in that folder."""
     given = Path(path)

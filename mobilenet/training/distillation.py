@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mobilenet import data
+from mobilenet import data, loading
 from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
 from mobilenet.configs.distillation import START, Distillation
 from mobilenet.configs.run import RunConfig
@@ -22,14 +22,13 @@ from mobilenet.errors import UsageError
 from mobilenet.export import freeze
 from mobilenet.models import saving
 from mobilenet.models.graph import rebuild
-from mobilenet.tf1_loader import loading
+from mobilenet.tf1_loader.loading import load_tf1_checkpoint
 from mobilenet.training.losses import Teacher
 from mobilenet.weights import tf2_object
 
 log = logging.getLogger("mobilenet")
 _FLAG = "--distill"
 _IMAGENET = 1000
-_PLACES = (".keras", ".h5", ".hdf5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,21 +161,19 @@ def _read(
     path: str, classes: int, shape: tuple[int, int, int], preprocessing: Preprocessing
 ) -> tuple[Any, Preprocessing, tuple[str, ...]]:
     """A model, its preprocessing and its labels."""
-    place = Path(path)
-    saved = any((place / name).is_file() for name in (saving.MODEL, "saved_model.pb"))
-    if place.suffix in _PLACES or saved:
-        model = saving.load(path)
-        known = saved and (place / saving.CARD).is_file()
-        return model.model, model.card.preprocessing if known else preprocessing, model.card.labels
-    if tf2_object.is_one(path):
-        raise UsageError(path, None, "a model with its architecture; a TF2 checkpoint has none")
-    loaded = loading.load_tf1_checkpoint(
-        path,
-        input_shape=shape,
-        classifier_activation=None,
-        num_classes=_IMAGENET if classes == _IMAGENET else None,
-    )
-    return loaded.model, Preprocessing(), ()
+    form = loading.detect_form(path)
+    if form == loading.CHECKPOINT and not tf2_object.is_one(path):
+        checkpoint = load_tf1_checkpoint(
+            path,
+            input_shape=shape,
+            classifier_activation=None,
+            num_classes=_IMAGENET if classes == _IMAGENET else None,
+        )
+        return checkpoint.model, Preprocessing(), ()
+    loaded = loading.load_keras_model(path)
+    has_card = form == loading.PACKED or (Path(path) / saving.CARD).is_file()
+    own = loaded.card.preprocessing if has_card else preprocessing
+    return loaded.model, own, loaded.card.labels
 
 
 def _conversion(from_: Preprocessing, to: Preprocessing) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mobilenet import loading
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.errors import UsageError, shorten
-from mobilenet.models import saving
-from mobilenet.tf1_loader import loading
+from mobilenet.tf1_loader import loading as tf1_loading
 from mobilenet.weights import keras_applications, tf2_object
 
 log = logging.getLogger("mobilenet")
@@ -46,18 +45,19 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
     Raises:
         UsageError: the file is none of these, is damaged, or belongs to another model.
     """
-    place = Path(path)
-    if place.suffix in (".h5", ".hdf5"):
+    form = loading.detect_form(path)
+    if form == loading.HDF5:
         report = keras_applications.load_weights(model, path, config)
         start = Start(report.loaded, report.new, [f"unused: {n}" for n in report.unused])
-    elif place.suffix == ".keras" or _is_model(place):
-        theirs = {x.name: x.get_weights() for x in saving.load(path).model.layers if x.weights}
+    elif form != loading.CHECKPOINT:
+        layers = loading.load_keras_model(path).model.layers
+        theirs = {layer.name: layer.get_weights() for layer in layers if layer.weights}
         start = _by_name(model, theirs, path)
     elif tf2_object.is_one(path):
         names = [layer.name for layer in model.layers if layer.weights]
         start = _by_name(model, tf2_object.layers(path, names), path)
     else:
-        start = _tf1(loading.load_into(model, config, path))
+        start = _tf1(tf1_loading.load_into(model, config, path))
     log.info(
         "%s: weights of %d layers loaded%s",
         path,
@@ -69,11 +69,7 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
     return start
 
 
-def _is_model(place: Path) -> bool:
-    return any((place / name).is_file() for name in (saving.MODEL, "saved_model.pb"))
-
-
-def _tf1(report: loading.Report) -> Start:
+def _tf1(report: tf1_loading.Report) -> Start:
     layers = list(dict.fromkeys(weight.split("/")[0] for weight in report.loaded))
     aside = [f"{len(names)} {reason}" for reason, names in report.left_aside.items()]
     left = [f"left aside: {', '.join(aside)}"] if aside else []

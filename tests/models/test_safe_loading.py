@@ -23,6 +23,7 @@ tf_keras = pytest.importorskip("tf_keras")
 import h5py  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
+from mobilenet import loading  # noqa: E402
 from mobilenet.models import safe_loading, saving  # noqa: E402
 from mobilenet.packing import container  # noqa: E402
 from mobilenet.packing import model as packed_model  # noqa: E402
@@ -90,9 +91,7 @@ def edited(sound: dict[str, Path], form: str, tmp_path: Path, edit: Edit) -> Pat
 
 
 def load(path: Path) -> Any:
-    return (
-        packed_model.unpack(path).net.model if path.suffix == ".packed" else saving.load(path).model
-    )
+    return loading.load_model(path).model
 
 
 def refused(path: Path, match: str) -> None:

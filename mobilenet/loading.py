@@ -1,0 +1,153 @@
+"""Opens a saved model in any form that this library reads.
+
+Each form is checked before Keras or TensorFlow sees it, as docs/security.md describes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.errors import UsageError
+from mobilenet.export import frozen_graph
+from mobilenet.models import saving
+from mobilenet.models.saving import LoadedModel
+from mobilenet.packing import container
+from mobilenet.packing import model as packed_model
+from mobilenet.runtime import classifier
+from mobilenet.tf1_loader import loading as tf1_loading
+from mobilenet.tf1_loader import locate
+from mobilenet.weights import tf2_object
+
+FROZEN_GRAPH, KERAS, HDF5, SAVED_MODEL = "frozen graph", "Keras model", "HDF5 file", "SavedModel"
+PACKED, CHECKPOINT, FLATBUFFER = "packed file", "checkpoint", "flatbuffer"
+_EXPECTED = (
+    "a model folder, a .keras or .h5 file, a SavedModel folder, a frozen graph, a packed file or "
+    "a TF1 checkpoint"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """One form of a saved model.
+
+    Attributes:
+        name: as in messages.
+        matches: whether a path is meant as this form, by its suffix, the files in a folder, or the
+            first bytes of a file.
+        load: reads it; with the quantizers of an int8 model if the second argument is true.
+    """
+
+    name: str
+    matches: Callable[[Path], bool]
+    load: Callable[[Path, bool], LoadedModel]
+
+
+def load_model(path: str | os.PathLike[str], quantizers: bool = True) -> LoadedModel:
+    """Loads a model and its card from any form of saved model.
+
+    Args:
+        path: a model folder, `.keras` or `.h5` file, Keras SavedModel, frozen graph (`.pb` or its
+            folder), packed file, or TF1 checkpoint (see `load_tf1_checkpoint`).
+        quantizers: load a model that has activation ranges with its quantizers, which compute as
+            the int8 file will; `False` loads its float model.
+
+    Returns:
+        The model (of a frozen graph a callable that runs it) and its card; where none is stored,
+        one with what can be read from the model.
+
+    Raises:
+        UsageError: there is no saved model, or it is damaged, or holds layers, operators or
+            functions that are not allowed.
+
+    Example:
+        >>> model = load_model("runs/mobilenet_v1_digits/quantize").model
+    """
+    path = Path(path)
+    return _find_form(path).load(path, quantizers)
+
+
+def load_keras_model(path: str | os.PathLike[str]) -> LoadedModel:
+    """Loads the float model, for uses that need its layers: without quantizers.
+
+    Raises:
+        UsageError: see `load_model`; or it is a frozen graph, which has no layers.
+    """
+    path = Path(path)
+    form = _find_form(path)
+    if form.name == FROZEN_GRAPH:
+        raise UsageError(str(path), None, "a model with layers; a frozen graph has none")
+    return form.load(path, False)
+
+
+def detect_form(path: str | os.PathLike[str]) -> str:
+    """Which form of saved model `path` is, by its name and first bytes: one of the names above.
+
+    Raises:
+        UsageError: there is no saved model.
+    """
+    return _find_form(Path(path)).name
+
+
+def _find_form(path: Path) -> _Form:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UsageError(str(path), None, f"{_EXPECTED}, not a pipe or device")
+    form = next((form for form in _FORMS if form.matches(path)), None)
+    if form is not None:
+        return form
+    reason = "" if path.exists() else "; there is nothing there"
+    raise UsageError(str(path), None, _EXPECTED + reason)
+
+
+def _load_frozen_graph(path: Path, quantizers: bool) -> LoadedModel:
+    return frozen_graph.load(path)
+
+
+def _load_keras(path: Path, quantizers: bool) -> LoadedModel:
+    loaded = saving.load(path)
+    if not (quantizers and int8_saving.has_ranges(path)):
+        return loaded
+    return LoadedModel(int8_saving.load(path, loaded), loaded.card)
+
+
+def _load_packed(path: Path, quantizers: bool) -> LoadedModel:
+    unpacked = packed_model.unpack(path)
+    if not quantizers or unpacked.ranges is None:
+        return unpacked.net
+    try:
+        wrapped = int8_saving.assembled(unpacked.net, unpacked.ranges, "xnnpack")
+    except UsageError as error:
+        raise error.within(str(path)) from None
+    return LoadedModel(wrapped, unpacked.net.card)
+
+
+def _load_checkpoint(path: Path, quantizers: bool) -> LoadedModel:
+    if tf2_object.is_one(path):
+        expected = "a model with its architecture; a TF2 checkpoint has none"
+        raise UsageError(str(path), None, expected, "load it with --init_checkpoint")
+    loaded = tf1_loading.load_tf1_checkpoint(path)
+    return LoadedModel(loaded.model, loaded.card)
+
+
+def _refuse_flatbuffer(path: Path, quantizers: bool) -> LoadedModel:
+    expected = "a model with layers or a graph; a flatbuffer has none"
+    raise UsageError(str(path), None, expected, "mobilenet.runtime.Classifier runs it")
+
+
+def _matcher(*suffixes: str, file: str = "") -> Callable[[Path], bool]:
+    """Whether a path has one of the suffixes, or is a folder with that file."""
+    return lambda path: path.suffix in suffixes or bool(file and (path / file).is_file())
+
+
+_FORMS = (  # the first that matches is taken
+    _Form(FROZEN_GRAPH, _matcher(".pb", file=frozen_graph.GRAPH), _load_frozen_graph),
+    _Form(KERAS, _matcher(".keras", file=saving.MODEL), _load_keras),
+    _Form(SAVED_MODEL, _matcher(file=saving.SAVED_MODEL), _load_keras),
+    _Form(HDF5, _matcher(".h5", ".hdf5"), _load_keras),
+    _Form(PACKED, container.is_one, _load_packed),
+    _Form(FLATBUFFER, classifier.is_flatbuffer, _refuse_flatbuffer),
+    _Form(CHECKPOINT, locate.is_checkpoint, _load_checkpoint),
+)
