@@ -43,7 +43,7 @@ def main() -> None:
     net = saving.load(words.model)
     listed = datasets.get("image_list").replace(data_dir=words.data)
     card = net.card
-    images = arrays.images(listed, "test", card.input_shape, card.preprocessing, words.limit)
+    images = arrays.load_images(listed, "test", card.input_shape, card.preprocessing, words.limit)
     batches = data.load(listed, "test", image_size=8, batch_size=100, limit=words.limit)
     labels = np.concatenate([labels.numpy() for _, labels in batches])
     labels = labels + (net.model.output_shape[-1] == 1001)

@@ -88,7 +88,7 @@ class Bench:
         self.model = freeze.float32_copy(model.model)
         shape, self.way = model.card.input_shape, model.card.preprocessing
         listed = datasets.get("image_list").replace(data_dir=words.data)
-        self.images = arrays.images(listed, "test", shape, self.way, words.limit)
+        self.images = arrays.load_images(listed, "test", shape, self.way, words.limit)
         self.labels = labels_of(listed, words.limit)
         self.seen = calibration_data.load(
             None, words.calibration, listed, shape, self.way, max(words.images, 8)

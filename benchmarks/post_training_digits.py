@@ -46,7 +46,7 @@ def same_top1(place: Path) -> float:
 
     model = saving.load(place / "train")
     way = model.card.preprocessing
-    images = arrays.images(dataset.get("digits"), "test", model.card.input_shape, way, 100_000)
+    images = arrays.load_images(dataset.get("digits"), "test", model.card.input_shape, way, 100_000)
     wanted = model.model.predict(images, verbose=0).argmax(axis=1)
     (file,) = (place / "export").glob("*.tflite")
     runner = interpreter.make(file.read_bytes())

@@ -95,8 +95,8 @@ def main() -> None:
     net = saving.load(words.model)
     way, shape, digits = net.card.preprocessing, net.card.input_shape, dataset.get("digits")
     even = freeze.float32_copy(net.model)
-    seen = arrays.images(digits, "train", shape, way, words.images)
-    images = arrays.images(digits, "test", shape, way, 100_000)
+    seen = arrays.load_images(digits, "train", shape, way, words.images)
+    images = arrays.load_images(digits, "test", shape, way, 100_000)
     from mobilenet import data
 
     batches = data.load(digits, "test", image_size=shape[0], batch_size=100)

@@ -75,7 +75,7 @@ def run(argv: list[str]) -> int | None:
     shape = form.input_shape(opened.net.model.input_shape[1:])
     data = cli.dataset_of(parsed, opened.net.card.dataset)
     way = export_pipeline.preprocessing_of(opened.net.card, data)
-    images = arrays.images(data, "test", shape, way, options["verify_images"])
+    images = arrays.load_images(data, "test", shape, way, options["verify_images"])
     seen = None
     if calibrated:
         place = options["calibration_dataset"], options["calibration_dir"]

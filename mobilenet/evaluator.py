@@ -98,7 +98,7 @@ def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig,
     with cli.starting_tensorflow():
         from mobilenet.data import arrays
         from mobilenet.evaluation import scoring
-    with console.log_to_stdout(), arrays.explained(data, options["split"]):
+    with console.log_to_stdout(), arrays.explain_errors(data, options["split"]):
         names = evaluation.names(model)
         batches, matching = _batches(data, model.card, len(model.labels), names, options)
         found = scoring.score_flatbuffer(model, batches, model.card.preprocessing, matching)
@@ -113,7 +113,7 @@ def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card
     model = load_model(path)
     data = cli.dataset_of(parsed, model.card.dataset)
     probabilities = model.card.outputs == "probabilities"
-    with console.log_to_stdout(), arrays.explained(data, parsed.options["split"]):
+    with console.log_to_stdout(), arrays.explain_errors(data, parsed.options["split"]):
         classes = model.model.output_shape[-1]
         batches, matching = _batches(data, model.card, classes, model.card.labels, parsed.options)
         infer = scoring.inference(model.model)

@@ -1,9 +1,9 @@
 """Which image files can be read: format, size and structure, decided before anything is decoded.
 
 TensorFlow decodes in training and evaluation (`mobilenet.data`), Pillow in prediction
-(`mobilenet.runtime`). Each of them tolerates damage that the other refuses. `check` refuses what
-only one of them would read, so that a file is readable everywhere or nowhere;
-`mobilenet.data.preprocessing` repeats in the graph what can be repeated there. TensorFlow is not
+(`mobilenet.runtime`). Each of them tolerates damage that the other refuses. `check_content` refuses
+what only one of them would read, so that a file is readable everywhere or nowhere;
+`mobilenet.data.decoding` repeats in the graph the checks that are possible there. TensorFlow is not
 needed.
 """
 
@@ -119,7 +119,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
         raise ImageError(f"{error.strerror}") from None
 
 
-def check(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, bytes]:
+def check_content(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, bytes]:
     """Checks an image file as far as that is possible without decoding it.
 
     Args:
@@ -142,12 +142,12 @@ def check(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, bytes]:
         raise ImageError(f"cut off {kind} data") from None
 
 
-def load(content: bytes, max_pixels: int = MAX_PIXELS, mode: str | None = None) -> Image.Image:
+def decode(content: bytes, max_pixels: int = MAX_PIXELS, mode: str | None = None) -> Image.Image:
     """Checks and decodes an image by Pillow.
 
     Args:
         content: the whole file.
-        max_pixels: as for `check`.
+        max_pixels: as for `check_content`.
         mode: `L` where only the luma of a JPEG is needed.
 
     Returns:
@@ -155,9 +155,9 @@ def load(content: bytes, max_pixels: int = MAX_PIXELS, mode: str | None = None) 
         at half its height and width.
 
     Raises:
-        ImageError: as for `check`, or the file cannot be decoded.
+        ImageError: as for `check_content`, or the file cannot be decoded.
     """
-    kind, content = check(content, max_pixels)
+    kind, content = check_content(content, max_pixels)
     try:
         # Not `Image.open`: its bound on pixels is a global of Pillow's, and lower than ours.
         image = _OPENERS[kind](io.BytesIO(content))

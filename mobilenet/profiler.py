@@ -142,7 +142,7 @@ def _images(parsed: cli.Parsed, card: Any, file_card: Any) -> tuple[Any, Any]:
 
     data = cli.dataset_of(parsed, card.dataset)
     way = export_pipeline.preprocessing_of(card, data)
-    images = arrays.images(data, "test", card.input_shape, way, parsed.options["images"])
+    images = arrays.load_images(data, "test", card.input_shape, way, parsed.options["images"])
     mean, std = np.asarray(way.mean, np.float32), np.asarray(way.std, np.float32)
     return images, pixels.normalise(images * std + mean, file_card.preprocessing)
 

@@ -70,8 +70,8 @@ def run(argv: list[str]) -> int | None:
             reports = training_pipeline.Pipeline(opened, info, config.stages).execute()
     print("\n" + cli.table(*_table(reports)))
     _draw(folder / "plots", reports)
-    picture = data.example(config.dataset, config.image_size, folder)
-    print("\n" + _next_steps(folder, config, reports, str(picture or "PHOTO.jpg")))
+    image = data.example_image(config.dataset, config.image_size, folder)
+    print("\n" + _next_steps(folder, config, reports, str(image or "PHOTO.jpg")))
     return None
 
 

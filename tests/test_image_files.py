@@ -119,7 +119,7 @@ def test_damaged_files_are_read_by_both_or_by_none(name: str, tmp_path: Path) ->
     for number, content in enumerate(damaged(readable()[name], len(name))):
         found = by_tensorflow(content), by_pillow(content, tmp_path)
         assert (found[0] is None) == (found[1] is None), (number, found)
-        assert (corrupt_images.fault(content, MOST) == "") == (found[1] is not None), number
+        assert (corrupt_images.find_fault(content, MOST) == "") == (found[1] is not None), number
 
 
 def test_gif_damage_that_tensorflow_overlooks_is_found_where_files_are_checked(
@@ -127,7 +127,7 @@ def test_gif_damage_that_tensorflow_overlooks_is_found_where_files_are_checked(
 ) -> None:
     for content in damaged(readable()["gif"], 2):
         ours = by_pillow(content, tmp_path)
-        assert (corrupt_images.fault(content, MOST) == "") == (ours is not None)
+        assert (corrupt_images.find_fault(content, MOST) == "") == (ours is not None)
         assert ours is None or by_tensorflow(content) is not None
 
 
@@ -175,7 +175,7 @@ def test_too_many_pixels_are_refused_before_decoding(
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"pixels, more than 100,000 \(max_pixels\)"):
         images.decode(path, max_pixels=MOST)
-    assert "more than 100,000 (max_pixels)" in corrupt_images.fault(content, MOST)
+    assert "more than 100,000 (max_pixels)" in corrupt_images.find_fault(content, MOST)
     with pytest.raises(tf.errors.InvalidArgumentError, match="refused"):
         graph()(content)
 
@@ -195,7 +195,7 @@ def test_other_formats_are_refused_by_name(kind: str, named: str, tmp_path: Path
     content = encoded(kind)
     assert by_tensorflow(content) is None and by_pillow(content, tmp_path) is None
     with pytest.raises(image_files.ImageError, match=f"{named}.*JPEG, PNG, BMP, GIF and WebP"):
-        image_files.check(content)
+        image_files.check_content(content)
 
 
 def test_kinds_that_only_one_decoder_reads_are_refused(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_kinds_that_only_one_decoder_reads_are_refused(tmp_path: Path) -> None:
     }
     for words, content in kinds.items():
         assert by_tensorflow(content) is None and by_pillow(content, tmp_path) is None, words
-        assert words in corrupt_images.fault(content, MOST)
+        assert words in corrupt_images.find_fault(content, MOST)
 
 
 def test_png_chunks_without_pixels_do_not_matter(tmp_path: Path) -> None:

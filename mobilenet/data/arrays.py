@@ -1,4 +1,4 @@
-"""Images of a data set as arrays; what cannot be read is told by the file that is to blame."""
+"""Images of a data set as arrays; an error names the file that cannot be read."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _BATCH = 32
 
 
 @contextlib.contextmanager
-def explained(dataset: DatasetConfig, *splits: str) -> Iterator[None]:
-    """Around a loop over batches of `data.load`: a TensorFlow error becomes the input's own.
+def explain_errors(dataset: DatasetConfig, *splits: str) -> Iterator[None]:
+    """Turns a TensorFlow error in a loop over batches of `data.load` into one about the input.
 
     Raises:
         UsageError: an image of one of `splits` cannot be read or decoded; names it.
@@ -26,26 +26,26 @@ def explained(dataset: DatasetConfig, *splits: str) -> Iterator[None]:
         yield
     except (tf.errors.OpError, UnicodeDecodeError) as error:  # the second: a message with raw bytes
         for split in splits:
-            found = data.explain(error, dataset, split)
-            if found is not None:
-                raise found from None
+            usage_error = data.explain(error, dataset, split)
+            if usage_error is not None:
+                raise usage_error from None
         raise
 
 
-def images(
+def load_images(
     dataset: DatasetConfig,
     split: str,
     shape: tuple[int, int, int],
     preprocessing: Preprocessing,
     limit: int,
 ) -> npt.NDArray[np.float32]:
-    """At most `limit` images of a split, evenly from all, as a model takes them.
+    """Loads at most `limit` images, sampled evenly from a split and preprocessed.
 
     Args:
-        dataset, split: which images.
-        shape: `(height, width, channels)` of the model.
-        preprocessing: that of the model.
-        limit: how many.
+        dataset, split: the images.
+        shape: `(height, width, channels)` of the model's input.
+        preprocessing: of the model.
+        limit: the largest number of images.
 
     Returns:
         `[images, height, width, channels]`.
@@ -62,5 +62,5 @@ def images(
         preprocessing=preprocessing,
         limit=limit,
     )
-    with explained(dataset, split):
+    with explain_errors(dataset, split):
         return np.concatenate([batch.numpy() for batch, _ in batches])

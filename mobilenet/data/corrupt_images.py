@@ -19,16 +19,16 @@ ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 _LOG = logging.getLogger(__name__)
 
 
-def fault(encoded: bytes, max_pixels: int) -> str:
+def find_fault(encoded: bytes, max_pixels: int) -> str:
     """Why an image cannot be decoded, in a few words; empty where it can.
 
     Both decoders are asked, so that what is read in training is read in prediction: TensorFlow,
     and for GIF, whose damage TensorFlow overlooks, Pillow.
     """
     try:
-        kind, _ = image_files.check(encoded, max_pixels)
+        kind, _ = image_files.check_content(encoded, max_pixels)
         if kind == "GIF":
-            image_files.load(encoded, max_pixels)
+            image_files.decode(encoded, max_pixels)
         _decoder(max_pixels)(encoded)
     except image_files.ImageError as error:
         return str(error)
@@ -49,7 +49,7 @@ def _decoder(max_pixels: int) -> Callable[[bytes], tf.Tensor]:
 
 def _file_fault(path: str, max_pixels: int) -> str:
     try:
-        return fault(image_files.read(path), max_pixels)
+        return find_fault(image_files.read(path), max_pixels)
     except image_files.ImageError as error:
         return str(error)
 

@@ -1,19 +1,22 @@
-"""Where images come from: the embedded digits, class folders, lists, record files, TFDS.
+"""Sources of images: the embedded digits, class folders, lists, record files, TFDS.
 
-A split hands out *items* (an index, a record) that cost nothing to skip, in file order or in the
-order of an epoch, and reads one item when asked.
+A split yields *items* (an index, a record) that cost nothing to skip, in file order or in the order
+of an epoch, and reads one item at a time.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from PIL import Image
 
+from mobilenet import files
 from mobilenet.configs import dataset as dataset_configs
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import corrupt_images, tfds, tfrecord
@@ -27,7 +30,7 @@ _FILES = ("image_folder", "image_list", "image_files")
 
 @dataclasses.dataclass(frozen=True)
 class _Indexed:
-    """Items are positions in an array."""
+    """A split whose items are indices into arrays."""
 
     labels: npt.NDArray[np.int32]
 
@@ -40,16 +43,16 @@ class _Indexed:
 
     def shuffled(self, seed: int, start: int) -> tf.data.Dataset:
         def order(epoch: tf.Tensor) -> tf.data.Dataset:
-            positions = tf.range(self.size, dtype=tf.int64)
-            mixed = tf.random.experimental.stateless_shuffle(positions, order_seed(seed, epoch))
-            return tf.data.Dataset.from_tensor_slices(mixed)
+            indices = tf.range(self.size, dtype=tf.int64)
+            shuffled = tf.random.experimental.stateless_shuffle(indices, order_seed(seed, epoch))
+            return tf.data.Dataset.from_tensor_slices(shuffled)
 
         return epochs(self.size, start, order)
 
 
 @dataclasses.dataclass(frozen=True)
 class DigitSplit(_Indexed):
-    """Embedded digits: `read` takes many items at once and gives cells `[n, 8, 8]`, not files."""
+    """Embedded digits: `read` takes many items at once and returns cells `[n, 8, 8]`, not files."""
 
     cells: npt.NDArray[np.uint8]
 
@@ -81,18 +84,18 @@ def describe(dataset: DatasetConfig | str) -> DatasetInfo:
     """
     config = _config(dataset)
     if config.name == "digits":
-        held = digits.load(config.data_dir)
-        sizes = {split: len(held.indices(split)) for split in SPLITS}
+        embedded = digits.load(config.data_dir)
+        sizes = {split: len(embedded.indices(split)) for split in SPLITS}
         return DatasetInfo(len(digits.LABELS), digits.LABELS, sizes, SPLITS)
     if config.name in _FILES:
-        found = _listed(config)
-        sizes = {split: len(items) for split, items in found.splits.items()}
+        listed = _listed(config)
+        sizes = {split: len(items) for split, items in listed.splits.items()}
         skipped = {}
         if config.skip_corrupt:
             for split in sizes:
-                skipped[split] = sizes[split] - _files(config, found.splits[split], split).size
+                skipped[split] = sizes[split] - _files(config, listed.splits[split], split).size
                 sizes[split] -= skipped[split]
-        return DatasetInfo(len(found.labels), found.labels, sizes, tuple(sizes), skipped)
+        return DatasetInfo(len(listed.labels), listed.labels, sizes, tuple(sizes), skipped)
     return tfrecord.describe(config) if config.name == "tfrecord" else tfds.describe(config)
 
 
@@ -100,21 +103,21 @@ def open_split(dataset: DatasetConfig | str, split: str) -> Split:
     """Opens `train`, `validation` or `test` of a data set.
 
     Raises:
-        UsageError: the data set or the split is not there, or holds a corrupt image.
+        UsageError: the data set or the split does not exist, or holds a corrupt image.
     """
     config = _config(dataset)
     one_of("split", split, SPLITS)
     if config.name == "digits":
-        held = digits.load(config.data_dir)
-        chosen = held.indices(split)
-        return DigitSplit(held.labels[chosen].astype(np.int32), held.images[chosen])
+        embedded = digits.load(config.data_dir)
+        indices = embedded.indices(split)
+        return DigitSplit(embedded.labels[indices].astype(np.int32), embedded.images[indices])
     if config.name in _FILES:
-        found = _listed(config)
-        if split not in found.splits:
+        listed = _listed(config)
+        if split not in listed.splits:
             raise UsageError(
-                "split", split, f"one of {', '.join(found.splits)} in {config.data_dir}"
+                "split", split, f"one of {', '.join(listed.splits)} in {config.data_dir}"
             )
-        return _files(config, found.splits[split], split)
+        return _files(config, listed.splits[split], split)
     return _open_records(config, split)
 
 
@@ -127,17 +130,17 @@ def _open_records(config: DatasetConfig, split: str) -> tfrecord.RecordSplit:
 def explain(
     error: Exception, dataset: DatasetConfig | str, split: str = "train"
 ) -> UsageError | None:
-    """Finds the input behind an error that came up while batches of `load` were read.
+    """Finds the input that caused an error while batches of `load` were read.
 
-    TensorFlow's message does not name the file; here the files are decoded until the corrupt ones
-    are found.
+    TensorFlow's message does not name the file; here the files are decoded to find the corrupt
+    ones.
 
     Args:
-        error: what the loop over the batches raised.
-        dataset, split: what was being read.
+        error: raised by the loop over the batches.
+        dataset, split: the data that was read.
 
     Returns:
-        The error to show, or `None` where the input is not to blame.
+        The error to show, or `None` if the input did not cause it.
     """
     if isinstance(error, UsageError):
         return error
@@ -150,11 +153,35 @@ def explain(
         items = _listed(config).splits.get(split, ())
         return _corrupt_error(_corrupt(config, items))
     opened = _open_records(config.replace(skip_corrupt=False), split)
-    return tfrecord.explained(error, opened, config)
+    return tfrecord.explain(error, opened, config)
+
+
+def example_image(dataset: DatasetConfig | str, size: int, folder: Path) -> Path | None:
+    """The path of one image of the test split, as an example for `predict`.
+
+    Args:
+        dataset: the data set; of class folders it is one of their files.
+        size: height and width of a digit, in pixels.
+        folder: a digit is written to `example.png` in it.
+
+    Returns:
+        The path; `None` for data sets of other kinds.
+    """
+    config = _config(dataset)
+    if config.name == "digits":
+        embedded = digits.load()
+        path = folder / "example.png"
+        image = Image.fromarray(embedded.image(int(embedded.indices("test")[0]), size))
+        with files.replacing(path) as temporary:
+            image.save(temporary)
+        return path
+    if config.name == "image_folder" and config.data_dir is not None:
+        return image_folder.list_images(config.data_dir).splits["test"][0][0]
+    return None
 
 
 def _corrupt(config: DatasetConfig, items: Sequence[image_folder.Item]) -> dict[str, str]:
-    """Why images cannot be decoded, by path; those that can be are left out."""
+    """The images that cannot be decoded: the reason by path."""
     return corrupt_images.corrupt_files([str(path) for path, _ in items], config.max_pixels)
 
 
@@ -165,12 +192,12 @@ def _corrupt_error(corrupt: Mapping[str, str]) -> UsageError | None:
 
 
 def _listed(config: DatasetConfig) -> image_folder.ClassFolders | image_csv.ImageList:
-    """The files of a set that is made of files."""
+    """The image files and labels of a data set of files."""
     if config.name == "image_list":
-        return image_csv.find(config.data_dir, config.label_offset)
+        return image_csv.read_list(config.data_dir, config.label_offset)
     if config.name == "image_files":
-        return image_folder.find_plain(config.data_dir or "")
-    return image_folder.find(config.data_dir)
+        return image_folder.list_unlabeled_images(config.data_dir or "")
+    return image_folder.list_images(config.data_dir)
 
 
 def _files(config: DatasetConfig, items: Sequence[image_folder.Item], split: str) -> FileSplit:

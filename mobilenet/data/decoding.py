@@ -1,6 +1,6 @@
 """From the bytes of an image file to its pixels, in the graph.
 
-What `mobilenet.image_files.check` refuses by the header is refused here before anything is
+What `mobilenet.image_files.check_content` refuses by the header is refused here before anything is
 decoded, so that an image that was not checked at the start takes no more memory than `max_pixels`
 allows. What that function cuts off before it decodes is cut off here as well.
 """

@@ -1,7 +1,7 @@
 """`load`: any data set as batches of inputs and labels.
 
-Order and variation are pure functions of (seed, step): a run that starts at step k sees, bit for
-bit, what a run from 0 sees from step k on.
+Order and augmentation are pure functions of (seed, step): a run that starts at step k reads the
+same batches, bit for bit, as a run from step 0 does from step k on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mobilenet.data.sources import digits
 from mobilenet.data.split import Split
 from mobilenet.errors import UsageError
 
-_VARIATION = 0x56415259  # keeps the seeds of the variation apart from those of the order
+_AUGMENTATION = 0x56415259  # separates the seeds of augmentation from those of the order
 
 Size = tuple[int, int]
 
@@ -46,12 +46,12 @@ def load(
         split: `train`, `validation` or `test`.
         image_size: side in pixels, or `(height, width)`.
         batch_size: images a batch.
-        training: repeat for ever, in random order, varied, in full batches only. Otherwise each
+        training: repeat forever, in random order, augmented, in full batches only. Otherwise each
             image comes once, in file order, and the last batch may be smaller.
-        seed: decides the order and the variation, with the step.
-        start_step: batches to leave out at the start; they are not decoded.
+        seed: determines the order and the augmentation, together with the step.
+        start_step: batches to skip at the start; they are not decoded.
         channels: 3, or 1 for grey; grey sets become RGB with 3.
-        preprocessing: what the model wants; `None` takes the data set's.
+        preprocessing: of the model; `None` takes the data set's.
         parallel_calls: images decoded at a time; `None` lets tf.data choose.
         limit: outside training, at most so many images, spread evenly over the split.
 
@@ -100,27 +100,27 @@ def _size(image_size: int | tuple[int, int]) -> Size:
 
 
 def _preprocessing(
-    config: DatasetConfig, given: Preprocessing | str | None, channels: int
+    config: DatasetConfig, preprocessing: Preprocessing | str | None, channels: int
 ) -> Preprocessing:
-    if given is None:
-        given = config.preprocessing
-    if isinstance(given, str):
-        given = dataset_configs.PREPROCESSING[
-            one_of("--preprocessing", given, dataset_configs.PREPROCESSING)
+    if preprocessing is None:
+        preprocessing = config.preprocessing
+    if isinstance(preprocessing, str):
+        preprocessing = dataset_configs.PREPROCESSING[
+            one_of("--preprocessing", preprocessing, dataset_configs.PREPROCESSING)
         ]
-    for values in (given.mean, given.std):
+    for values in (preprocessing.mean, preprocessing.std):
         if len(values) not in (1, channels):
             raise UsageError(
                 "preprocessing",
-                given.name,
+                preprocessing.name,
                 f"one mean and std, or one for each of {channels} channels",
                 "use inception for grey images" if channels == 1 else "",
             )
-    return given
+    return preprocessing
 
 
 def _seed(seed: int, position: tf.Tensor) -> tf.Tensor:
-    return tf.random.fold_in(tf.constant([seed, _VARIATION], tf.int64), position)
+    return tf.random.fold_in(tf.constant([seed, _AUGMENTATION], tf.int64), position)
 
 
 def _training(
@@ -154,30 +154,32 @@ def _finish_training(
     scaling: Preprocessing,
     seed: int,
 ) -> Any:
-    """What is done to a whole batch: digits are enlarged, images turned, numbers made floats."""
+    """The function applied to a whole batch: enlarges digits, augments and normalizes images."""
 
-    def photos(step: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    def augment_images(
+        step: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         pixels, labels = batch
-        if images.moves(config):
-            pixels = images.affine(pixels, config, _seed(seed, -1 - step))
-        return images.normalise(pixels, scaling), labels
+        if images.has_geometric_augmentation(config):
+            pixels = images.random_affine(pixels, config, _seed(seed, -1 - step))
+        return images.normalize(pixels, scaling), labels
 
-    def drawn(step: tf.Tensor, items: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def augment_digits(step: tf.Tensor, items: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         cells, labels = opened.read(items)
         seeds = tf.random.split(_seed(seed, step), 3)
         rows = tf.constant(digits.interpolation(size[0]), tf.float32)
         columns = tf.constant(digits.interpolation(size[1]).T, tf.float32)
         ink = tf.cast(cells, tf.float32) * (255 / digits.LEVELS)
         pixels = tf.matmul(rows, tf.matmul(ink, columns))[..., None]
-        if images.moves(config) or config.area_min < 1:
-            pixels = images.affine(pixels, config, seeds[0], crop=True, fill="CONSTANT")
+        if images.has_geometric_augmentation(config) or config.area_min < 1:
+            pixels = images.random_affine(pixels, config, seeds[0], crop=True, fill="CONSTANT")
         if config.flip:
             pixels = tf.image.stateless_random_flip_left_right(pixels, seeds[1])
         if config.colour:
-            pixels = images.brighten(pixels, config.colour, seeds[2])
-        return images.normalise(tf.repeat(pixels, channels, axis=-1), scaling), labels
+            pixels = images.adjust_brightness(pixels, config.colour, seeds[2])
+        return images.normalize(tf.repeat(pixels, channels, axis=-1), scaling), labels
 
-    return drawn if isinstance(opened, datasets.DigitSplit) else photos
+    return augment_digits if isinstance(opened, datasets.DigitSplit) else augment_images
 
 
 def _evaluation(
@@ -190,30 +192,30 @@ def _evaluation(
     calls: Any,
     limit: int | None,
 ) -> tf.data.Dataset:
-    def digit(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def prepare_digit(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         image = images.evaluation_pixels(tf.repeat(image, channels, axis=-1), scaling, size)
-        return images.normalise(image, scaling), label
+        return images.normalize(image, scaling), label
 
-    def photo(item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def prepare_image(item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         encoded, label = opened.read(item)
         image = decoding.decode(encoded, channels, config.max_pixels)
-        return images.normalise(images.evaluation_pixels(image, scaling, size), scaling), label
+        return images.normalize(images.evaluation_pixels(image, scaling, size), scaling), label
 
     if isinstance(opened, datasets.DigitSplit):
         grey = digits.enlarge(opened.cells, size, channels=1)
         items = tf.data.Dataset.from_tensor_slices((grey, opened.labels))
-        found = _spread(items, opened.size, limit).map(digit, calls, deterministic=True)
+        examples = _spread(items, opened.size, limit).map(prepare_digit, calls, deterministic=True)
     else:
         items = _spread(opened.in_order(), opened.size, limit)
-        found = items.map(photo, calls, deterministic=True)
+        examples = items.map(prepare_image, calls, deterministic=True)
     count = min(opened.size, limit or opened.size)
-    batches = found.batch(batch_size)
+    batches = examples.batch(batch_size)
     return batches.apply(tf.data.experimental.assert_cardinality(-(-count // batch_size)))
 
 
 def _spread(items: tf.data.Dataset, size: int, limit: int | None) -> tf.data.Dataset:
-    """At most `limit` of the items, evenly from all; the others are not decoded."""
+    """At most `limit` items, evenly spaced; the others are not decoded."""
     if limit is None or limit >= size:
         return items
-    chosen = items.enumerate().filter(lambda place, item: place * limit % size < limit)
-    return chosen.map(lambda place, item: item)
+    chosen = items.enumerate().filter(lambda index, item: index * limit % size < limit)
+    return chosen.map(lambda index, item: item)

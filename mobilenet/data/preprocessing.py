@@ -1,4 +1,4 @@
-"""From an encoded image to the pixels of a model: how it is varied, evaluated, scaled.
+"""From an encoded image to the pixels of a model: augmentation, evaluation crop, normalization.
 
 Evaluation follows tensorflow/models research/slim/preprocessing/inception_preprocessing.py
 (`central`) and official/vision/image_classification/preprocessing.py (`square`), with TF2's
@@ -23,7 +23,7 @@ Size = tuple[int, int]
 
 
 def evaluation_pixels(image: tf.Tensor, preprocessing: Preprocessing, size: Size) -> tf.Tensor:
-    """Crops and resizes as a model is evaluated: float32 `[height, width, channels]`, unrounded."""
+    """Crops and resizes for evaluation: float32 `[height, width, channels]`, unrounded."""
     if preprocessing.crop == "central":
         image = tf.image.central_crop(image, preprocessing.crop_fraction)
     elif preprocessing.crop == "square":
@@ -43,13 +43,13 @@ def _square(image: tf.Tensor, size: int) -> tf.Tensor:
 def training_pixels(
     encoded: tf.Tensor, config: DatasetConfig, size: Size, channels: int, seed: tf.Tensor
 ) -> tf.Tensor:
-    """Reads and varies one training image: random crop, resize, mirror, color.
+    """Decodes and augments one training image: random crop, resize, flip, color.
 
     Of a JPEG only the columns of the crop are decoded.
 
     Args:
         encoded: the file's bytes.
-        config: the strengths.
+        config: the strength of each augmentation.
         size: `(height, width)` of the result.
         channels: 3 or 1.
         seed: int64 `[2]`; the result is a function of it.
@@ -71,7 +71,7 @@ def training_pixels(
     if config.flip:
         pixels = tf.image.stateless_random_flip_left_right(pixels, seeds[1])
     if config.colour:
-        pixels = brighten(pixels[None], config.colour, seeds[2])[0]
+        pixels = adjust_brightness(pixels[None], config.colour, seeds[2])[0]
         if channels == 3:
             reach = _SATURATION * config.colour
             pixels = tf.image.stateless_random_saturation(pixels, 1 - reach, 1 + reach, seeds[3])
@@ -112,19 +112,19 @@ def _crop_other(
     return tf.slice(image, tf.concat([corner, [0]], 0), tf.concat([extent, [channels]], 0))
 
 
-def brighten(pixels: tf.Tensor, strength: float, seed: tf.Tensor) -> tf.Tensor:
+def adjust_brightness(pixels: tf.Tensor, strength: float, seed: tf.Tensor) -> tf.Tensor:
     """Adds a random number of up to 32 times `strength` to each image of a batch (4 axes)."""
     reach = _BRIGHTNESS * strength
     delta = tf.random.stateless_uniform([tf.shape(pixels)[0], 1, 1, 1], seed, -reach, reach)
     return tf.clip_by_value(pixels + delta, 0, 255)
 
 
-def moves(config: DatasetConfig) -> bool:
-    """Whether training images are turned, moved, zoomed or slanted."""
+def has_geometric_augmentation(config: DatasetConfig) -> bool:
+    """Whether training images are rotated, shifted, zoomed or sheared."""
     return any((config.rotation, config.shift, config.zoom, config.shear))
 
 
-def affine(
+def random_affine(
     batch: tf.Tensor,
     config: DatasetConfig,
     seed: tf.Tensor,
@@ -132,14 +132,14 @@ def affine(
     crop: bool = False,
     fill: str = "REFLECT",
 ) -> tf.Tensor:
-    """Turns, slants, zooms and moves each image of a batch at random, in one bilinear resampling.
+    """Rotates, shears, zooms and shifts each image at random, in one bilinear resampling.
 
     Args:
         batch: `[batch, height, width, channels]` with known sides.
         config: `rotation`, `shear`, `zoom`, `shift`; with `crop` also `area_min` and `aspect_max`.
         seed: int64 `[2]`; the result is a function of it.
-        crop: draw a random crop as well (where it was not done on reading).
-        fill: what lies outside: `REFLECT`, or `CONSTANT` for black.
+        crop: take a random crop as well (for images that were not cropped on decoding).
+        fill: pixels outside the image: `REFLECT`, or `CONSTANT` for black.
     """
     count, height, width = tf.shape(batch)[0], int(batch.shape[1]), int(batch.shape[2])
     draw = tf.random.stateless_uniform([9, count], seed, -1.0, 1.0)
@@ -161,10 +161,10 @@ def affine(
     middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
     x0 = middle_x - xx * middle_x - xy * middle_y + right
     y0 = middle_y - yx * middle_x - yy * middle_y + below
-    none = tf.zeros_like(xx)
+    zeros = tf.zeros_like(xx)
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=batch,
-        transforms=tf.stack([xx, xy, x0, yx, yy, y0, none, none], axis=1),
+        transforms=tf.stack([xx, xy, x0, yx, yy, y0, zeros, zeros], axis=1),
         output_shape=[height, width],
         fill_value=0.0,
         interpolation="BILINEAR",
@@ -172,7 +172,7 @@ def affine(
     )
 
 
-def normalise(pixels: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
+def normalize(pixels: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
     """`(pixel - mean) / std` as float32, for pixels 0..255 of any type."""
     mean = tf.constant(preprocessing.mean, tf.float32)
     std = tf.constant(preprocessing.std, tf.float32)

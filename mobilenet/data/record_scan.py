@@ -1,4 +1,4 @@
-"""What record files hold, read outside of the pipeline: labels, and records that are damaged.
+"""Reads record files outside the pipeline: their labels, and which records are damaged.
 
 Records are parsed by protobuf, here in Python and in the pipeline in the graph.
 """
@@ -24,7 +24,7 @@ _BATCH = 64  # records that are checked at a time, by all cores
 
 
 @dataclasses.dataclass(frozen=True)
-class Damaged:
+class DamagedRecord:
     """A record that cannot be used.
 
     Attributes:
@@ -39,8 +39,8 @@ class Damaged:
 
 
 @dataclasses.dataclass(frozen=True)
-class Keys:
-    """Under which names a record holds its image and its label."""
+class RecordKeys:
+    """The keys of image and label in a record."""
 
     image: str = _IMAGE
     label: str = _LABEL
@@ -104,7 +104,7 @@ def _label(feature: Any, name: str) -> int:
     return label
 
 
-def labels(files: Sequence[str], skip_corrupt: bool) -> dict[int, str]:
+def read_labels(files: Sequence[str], skip_corrupt: bool) -> dict[int, str]:
     """Name, maybe empty, of each label in the records.
 
     Raises:
@@ -144,7 +144,7 @@ def _records(path: str) -> Iterator[bytes]:
         raise UsageError(path, None, fault, "copy it again") from None
 
 
-def damaged(files: Sequence[str], keys: Keys, max_pixels: int) -> list[Damaged]:
+def find_damaged(files: Sequence[str], keys: RecordKeys, max_pixels: int) -> list[DamagedRecord]:
     """The records that cannot be parsed, or whose image cannot be decoded.
 
     Raises:
@@ -153,7 +153,7 @@ def damaged(files: Sequence[str], keys: Keys, max_pixels: int) -> list[Damaged]:
     return list(_damaged(files, keys, max_pixels))
 
 
-def _damaged(files: Sequence[str], keys: Keys, max_pixels: int) -> Iterator[Damaged]:
+def _damaged(files: Sequence[str], keys: RecordKeys, max_pixels: int) -> Iterator[DamagedRecord]:
     number = 0
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for path in files:
@@ -162,11 +162,11 @@ def _damaged(files: Sequence[str], keys: Keys, max_pixels: int) -> Iterator[Dama
                 faults = pool.map(lambda item: _fault(item[1], keys, max_pixels), batch)
                 for (index, _), reason in zip(batch, faults, strict=True):
                     if reason:
-                        yield Damaged(number, f"{path} record {index}", reason)
+                        yield DamagedRecord(number, f"{path} record {index}", reason)
                     number += 1
 
 
-def _fault(record: bytes, keys: Keys, max_pixels: int) -> str:
+def _fault(record: bytes, keys: RecordKeys, max_pixels: int) -> str:
     """What is wrong with a record; empty where it can be used."""
     try:
         encoded, _ = keys.read(record)
@@ -175,7 +175,7 @@ def _fault(record: bytes, keys: Keys, max_pixels: int) -> str:
         return str(error)
     except corrupt_images.ERRORS:  # a record that only the parser in Python understands
         return "it cannot be parsed"
-    return corrupt_images.fault(encoded, max_pixels)
+    return corrupt_images.find_fault(encoded, max_pixels)
 
 
 def _damaged_error(name: str, reason: str) -> UsageError:
@@ -187,7 +187,7 @@ def _damaged_error(name: str, reason: str) -> UsageError:
     )
 
 
-def first_with(label: int, files: Sequence[str], keys: Keys) -> str:
+def find_label(label: int, files: Sequence[str], keys: RecordKeys) -> str:
     """The name of the first record with a label."""
     for path in files:
         for index, record in enumerate(_records(path)):

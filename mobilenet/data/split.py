@@ -1,4 +1,4 @@
-"""What every source of images shares: the shape of a split, and the order of its epochs."""
+"""The interface of a split, shared by all sources of images, and the order of its epochs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 SPLITS = ("train", "validation", "test")
-_ORDER = 0x4F524445  # keeps the seeds of the order apart from those of the variation
+_ORDER = 0x4F524445  # separates the seeds of the order from those of augmentation
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What a data set holds.
+    """Classes and sizes of a data set.
 
     Attributes:
         num_classes: classes after the label offset.
         labels: class names by index.
         sizes: images by split, without those left out.
-        splits: the splits there are; where a set holds out one part only, validation and test both
-            name it.
+        splits: the splits that exist; if only one part is held out, it is both validation and
+            test.
         skipped: corrupt images left out, by split (with `skip_corrupt`).
     """
 
@@ -42,7 +42,7 @@ class Split(Protocol):
         """Each item once."""
 
     def shuffled(self, seed: int, start: int) -> tf.data.Dataset:
-        """Items without end, each epoch in an order of its own, from position `start` on."""
+        """Endless items, each epoch in its own order, starting at index `start`."""
 
     def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """The encoded image and the class index of an item."""
@@ -54,5 +54,5 @@ def order_seed(seed: int, epoch: tf.Tensor) -> tf.Tensor:
 
 
 def epochs(size: int, start: int, items: Callable[[tf.Tensor], tf.data.Dataset]) -> tf.data.Dataset:
-    """Chains `items(epoch)` of `size` items each, from position `start` of the chain on."""
+    """Chains `items(epoch)` of `size` items each, starting at index `start` of the chain."""
     return tf.data.Dataset.counter(start // size).flat_map(items).skip(start % size)

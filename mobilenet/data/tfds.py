@@ -1,7 +1,7 @@
 """TFDS image classification sets, read from their prepared record files.
 
 TFDS downloads, prepares and describes a set; the records are read by the same code as `tfrecord`,
-so that order and start are exact. The package is imported only when such a set is asked for.
+so that order and resuming are exact. The package is imported only when such a set is used.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 
 from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.data.record_scan import Keys, damaged
+from mobilenet.data.record_scan import RecordKeys, find_damaged
 from mobilenet.data.split import SPLITS, DatasetInfo
 from mobilenet.data.tfrecord import RecordSplit, without_corrupt
 from mobilenet.errors import UsageError
 
 OWN = ("digits", "image_folder", "image_list", "tfrecord")
 _OFFLINE = "--dataset_name digits, image_folder or tfrecord needs no network"
-_PATIENCE = 5.0  # seconds for a name to resolve
-_UNLABELLED_TEST = ("imagenet2012", "imagenet_v2_missing_labels")
+_RESOLVE_TIMEOUT = 5.0  # seconds for a name to resolve
+_UNLABELED_TEST = ("imagenet2012", "imagenet_v2_missing_labels")
 
 
 def _unknown(name: str, known: list[str]) -> UsageError:
@@ -57,7 +57,7 @@ def _package(name: str) -> Any:
 
 
 def _builder(config: DatasetConfig) -> Any:
-    """The builder of a set that is prepared, downloading it where it is not."""
+    """The builder of a prepared set, which is downloaded if necessary."""
     tfds = _package(config.name)
     folder = config.data_dir
     if folder and os.path.isfile(os.path.join(folder, "dataset_info.json")):
@@ -68,24 +68,24 @@ def _builder(config: DatasetConfig) -> Any:
         raise _unknown(config.name, tfds.list_builders(with_community_datasets=False)) from None
     except (ValueError, ImportError, AssertionError) as error:
         raise UsageError(
-            "--dataset_name", config.name, f"a set that TFDS can open ({_first(error)})"
+            "--dataset_name", config.name, f"a set that TFDS can open ({_first_line(error)})"
         ) from None
-    if not _prepared(builder):
+    if not _is_prepared(builder):
         _prepare(builder, config)
     return builder
 
 
-def _prepared(builder: Any) -> bool:
+def _is_prepared(builder: Any) -> bool:
     return bool(builder.info.splits) and os.path.isdir(builder.data_dir)
 
 
-def _network() -> bool:
+def _has_network() -> bool:
     """Whether names resolve, or a proxy does that; TFDS itself would retry for minutes."""
     if urllib.request.getproxies():
         return True
     pool = ThreadPoolExecutor(1)
     try:
-        pool.submit(socket.getaddrinfo, "www.tensorflow.org", 443).result(timeout=_PATIENCE)
+        pool.submit(socket.getaddrinfo, "www.tensorflow.org", 443).result(timeout=_RESOLVE_TIMEOUT)
     except (OSError, FutureTimeout):
         return False
     finally:
@@ -94,11 +94,11 @@ def _network() -> bool:
 
 
 def _prepare(builder: Any, config: DatasetConfig) -> None:
-    where = config.data_dir or "~/tensorflow_datasets"
-    if not _network():
+    folder = config.data_dir or "~/tensorflow_datasets"
+    if not _has_network():
         raise UsageError(
             "--data_dir",
-            where,
+            folder,
             f"{config.name}, prepared by TFDS, or a network to fetch it",
             _OFFLINE,
         )
@@ -114,13 +114,13 @@ def _prepare(builder: Any, config: DatasetConfig) -> None:
     except Exception as error:  # TFDS lets through whatever its many parts raise
         raise UsageError(
             "--data_dir",
-            where,
-            f"{config.name}, prepared by TFDS, or a network ({_first(error)})",
+            folder,
+            f"{config.name}, prepared by TFDS, or a network ({_first_line(error)})",
             _OFFLINE,
         ) from None
 
 
-def _first(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 
@@ -130,23 +130,23 @@ def _keys(builder: Any) -> tuple[str, str]:
     tfds = _package(builder.name)
     features = builder.info.features
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
-    found = [[key for key in features if isinstance(features[key], kind)] for kind in kinds]
-    if not all(found):
+    candidates = [[key for key in features if isinstance(features[key], kind)] for kind in kinds]
+    if not all(candidates):
         raise UsageError("--dataset_name", builder.name, "a set with an image and a class label")
-    wanted = builder.info.supervised_keys or ()
-    image, label = ([key for key in keys if key in wanted] or keys for keys in found)
+    supervised = builder.info.supervised_keys or ()
+    image, label = ([key for key in keys if key in supervised] or keys for keys in candidates)
     return str(image[0]), str(label[0])
 
 
 def _splits(builder: Any) -> dict[str, str]:
-    """Our split names to TFDS' own."""
-    there = [split for split in SPLITS if split in builder.info.splits]
-    if builder.name.startswith(_UNLABELLED_TEST) and "test" in there:
-        there.remove("test")
-    held_out = [split for split in ("test", "validation") if split in there]
-    spare = {"validation": held_out[0], "test": held_out[0]} if held_out else {}
-    found = {**spare, **{split: split for split in there}}
-    return {split: found[split] for split in SPLITS if split in found}
+    """TFDS' split by the name of ours."""
+    existing = [split for split in SPLITS if split in builder.info.splits]
+    if builder.name.startswith(_UNLABELED_TEST) and "test" in existing:
+        existing.remove("test")
+    held_out = [split for split in ("test", "validation") if split in existing]
+    substitutes = {"validation": held_out[0], "test": held_out[0]} if held_out else {}
+    sources = {**substitutes, **{split: split for split in existing}}
+    return {split: sources[split] for split in SPLITS if split in sources}
 
 
 def _open(builder: Any, config: DatasetConfig, split: str) -> RecordSplit:
@@ -164,11 +164,11 @@ def _open(builder: Any, config: DatasetConfig, split: str) -> RecordSplit:
         bounds = f"1 to {MAX_CLASSES:,} classes after --label_offset"
         raise UsageError("--dataset_name", builder.name, f"a set of {bounds}; it has {classes}")
     files = [str(path) for path in stored.filepaths]
-    kept = [(file, n) for file, n in zip(files, stored.shard_lengths, strict=True) if n]
+    shards = [(file, n) for file, n in zip(files, stored.shard_lengths, strict=True) if n]
     return RecordSplit(
-        tuple(file for file, _ in kept),
-        tuple(n for _, n in kept),
-        Keys(image, label),
+        tuple(file for file, _ in shards),
+        tuple(n for _, n in shards),
+        RecordKeys(image, label),
         config.label_offset,
         classes,
     )
@@ -183,7 +183,7 @@ def describe(config: DatasetConfig) -> DatasetInfo:
     skipped = {}
     if config.skip_corrupt:
         skipped = {
-            split: len(damaged(one.files, one.keys, config.max_pixels))
+            split: len(find_damaged(one.files, one.keys, config.max_pixels))
             for split, one in opened.items()
         }
     sizes = {split: one.size - skipped.get(split, 0) for split, one in opened.items()}
@@ -191,7 +191,7 @@ def describe(config: DatasetConfig) -> DatasetInfo:
 
 
 def open_split(config: DatasetConfig, split: str) -> RecordSplit:
-    """As `sources.open_split`, for a TFDS name."""
+    """As `datasets.open_split`, for a TFDS name."""
     builder = _builder(config)
     splits = _splits(builder)
     if split not in splits:

@@ -38,7 +38,7 @@ class RecordSplit:
     Attributes:
         files: in their sorted order.
         counts: records in each file.
-        keys: where a record holds its image and its label.
+        keys: of image and label in a record.
         label_offset: stored label minus class index.
         num_classes: class indices end before this.
         left_out: numbers of records (over all files in order) that cannot be decoded.
@@ -46,7 +46,7 @@ class RecordSplit:
 
     files: tuple[str, ...]
     counts: tuple[int, ...]
-    keys: record_scan.Keys
+    keys: record_scan.RecordKeys
     label_offset: int
     num_classes: int
     left_out: tuple[int, ...] = ()
@@ -78,9 +78,9 @@ class RecordSplit:
             records = tf.data.Dataset.from_tensor_slices(files).interleave(
                 self._records, OPEN_FILES, 1, tf.data.AUTOTUNE, deterministic=True
             )
-            mixed = tf.random.stateless_uniform([], key, None, None, tf.int64)
+            buffer_seed = tf.random.stateless_uniform([], key, None, None, tf.int64)
             buffer = min(BUFFER, self.size)
-            return records.shuffle(buffer, seed=mixed, reshuffle_each_iteration=False)
+            return records.shuffle(buffer, seed=buffer_seed, reshuffle_each_iteration=False)
 
         return epochs(self.size, start, order)
 
@@ -94,43 +94,45 @@ class RecordSplit:
 
 def describe(config: DatasetConfig) -> DatasetInfo:
     """As `mobilenet.data.describe`, for `tfrecord`."""
-    found = _splits(config)
-    sizes = {split: sum(count(files)) for split, files in found.items()}
-    labels = _labels(config, found, sum(sizes.values()))
+    splits = _splits(config)
+    sizes = {split: sum(count_records(files)) for split, files in splits.items()}
+    labels = _labels(config, splits, sum(sizes.values()))
     skipped = {}
     if config.skip_corrupt:
-        keys, most = record_scan.Keys(), config.max_pixels
-        skipped = {split: len(record_scan.damaged(found[split], keys, most)) for split in sizes}
+        keys, most = record_scan.RecordKeys(), config.max_pixels
+        skipped = {
+            split: len(record_scan.find_damaged(splits[split], keys, most)) for split in sizes
+        }
         sizes = {split: sizes[split] - skipped[split] for split in sizes}
     return DatasetInfo(len(labels), labels, sizes, tuple(sizes), skipped)
 
 
 def open_split(config: DatasetConfig, split: str) -> RecordSplit:
-    """As `sources.open_split`, for `tfrecord`."""
-    found = _splits(config)
-    if split not in found:
-        raise UsageError("split", split, f"one of {', '.join(found)} in {config.data_dir}")
-    counts = {name: count(files) for name, files in found.items()}
-    classes = len(_labels(config, found, sum(map(sum, counts.values()))))
-    keys = record_scan.Keys()
-    opened = RecordSplit(found[split], counts[split], keys, config.label_offset, classes)
+    """As `datasets.open_split`, for `tfrecord`."""
+    splits = _splits(config)
+    if split not in splits:
+        raise UsageError("split", split, f"one of {', '.join(splits)} in {config.data_dir}")
+    counts = {name: count_records(files) for name, files in splits.items()}
+    classes = len(_labels(config, splits, sum(map(sum, counts.values()))))
+    keys = record_scan.RecordKeys()
+    opened = RecordSplit(splits[split], counts[split], keys, config.label_offset, classes)
     return without_corrupt(opened, config)
 
 
 def _splits(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
     """Record files by split; where one set is held out, validation and test are both that set."""
-    found = _find(config)
-    held_out = found.get("test") or found.get("validation")
+    splits = _list_files(config)
+    held_out = splits.get("test") or splits.get("validation")
     if held_out:
-        found = {"validation": held_out, "test": held_out, **found}
-    return {split: found[split] for split in SPLITS if split in found}
+        splits = {"validation": held_out, "test": held_out, **splits}
+    return {split: splits[split] for split in SPLITS if split in splits}
 
 
 def without_corrupt(opened: RecordSplit, config: DatasetConfig) -> RecordSplit:
-    """The split without its corrupt records, where the config asks for that (decodes them all)."""
+    """The split without its corrupt records, if the config skips them (decodes all records)."""
     if not config.skip_corrupt:
         return opened
-    bad = record_scan.damaged(opened.files, opened.keys, config.max_pixels)
+    bad = record_scan.find_damaged(opened.files, opened.keys, config.max_pixels)
     if bad:
         corrupt_images.log_skipped(record.name for record in bad)
     if len(bad) == sum(opened.counts):
@@ -138,7 +140,7 @@ def without_corrupt(opened: RecordSplit, config: DatasetConfig) -> RecordSplit:
     return dataclasses.replace(opened, left_out=tuple(record.number for record in bad))
 
 
-def _find(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
+def _list_files(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
     """Record files by split, sorted by name."""
     root = config.data_dir
     if not root or not tf.io.gfile.isdir(root):
@@ -148,29 +150,29 @@ def _find(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
             "a folder of record files",
             "name them train-00000-of-00008, validation-...",
         )
-    found = {}
+    splits = {}
     for split, pattern in _PATTERNS.items():
         files = sorted(
             f for f in tf.io.gfile.glob(os.path.join(root, pattern)) if not tf.io.gfile.isdir(f)
         )
         if files:
-            found[split] = tuple(files)
-    if not found:
+            splits[split] = tuple(files)
+    if not splits:
         raise UsageError("--data_dir", root, "files named train*, val* or test*; there are none")
-    return found
+    return splits
 
 
-def count(files: Sequence[str]) -> tuple[int, ...]:
-    """Records in each file, from the lengths in front of them alone.
+def count_records(files: Sequence[str]) -> tuple[int, ...]:
+    """Records in each file, from their length prefixes alone.
 
     Raises:
         UsageError: a file is empty, is cut short, or holds something else.
     """
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return tuple(pool.map(_count, files))
+        return tuple(pool.map(_count_records, files))
 
 
-def _count(path: str) -> int:
+def _count_records(path: str) -> int:
     reader = tf.io.gfile.GFile if "://" in path else open
     size, position, records = tf.io.gfile.stat(path).length, 0, 0
     try:
@@ -190,16 +192,16 @@ def _count(path: str) -> int:
 
 
 def _labels(
-    config: DatasetConfig, found: dict[str, tuple[str, ...]], total: int
+    config: DatasetConfig, splits: dict[str, tuple[str, ...]], total: int
 ) -> tuple[str, ...]:
-    """Class names: `labels.txt`, else of small sets what the records say, else 1000 numbers."""
+    """Class names: `labels.txt`, else the names in the records of small sets, else 1000 numbers."""
     path = os.path.join(str(config.data_dir), "labels.txt")
     if tf.io.gfile.exists(path):
         return _listed_names(path)
     if total > _SCANNED:
         return tuple(str(index) for index in range(_IMAGENET + 1 - min(config.label_offset, 1)))
-    files = sorted({file for names in found.values() for file in names})
-    texts = record_scan.labels(files, config.skip_corrupt)
+    files = sorted({file for names in splits.values() for file in names})
+    texts = record_scan.read_labels(files, config.skip_corrupt)
     lowest, highest = min(texts), max(texts)
     if lowest < config.label_offset:
         raise UsageError(
@@ -228,8 +230,8 @@ def _listed_names(path: str) -> tuple[str, ...]:
     return names
 
 
-def explained(error: Exception, opened: RecordSplit, config: DatasetConfig) -> UsageError | None:
-    """The usage error that an error of TensorFlow's on reading a split stands for, or `None`."""
+def explain(error: Exception, opened: RecordSplit, config: DatasetConfig) -> UsageError | None:
+    """The input error behind an error of TensorFlow while reading a split, or `None`."""
     message = str(error)
     if _RANGE in message:
         label = int(message.split(_RANGE, 1)[1].split("[", 1)[-1].split("]", 1)[0])
@@ -237,8 +239,8 @@ def explained(error: Exception, opened: RecordSplit, config: DatasetConfig) -> U
             "--label_offset",
             config.label_offset,
             f"labels from the offset to below offset plus {opened.num_classes}; "
-            f"{record_scan.first_with(label, opened.files, opened.keys)} holds {label}",
+            f"{record_scan.find_label(label, opened.files, opened.keys)} holds {label}",
             "slim's ImageNet records (1 to 1000) take 1, or 0 with 1001 classes",
         )
-    bad = record_scan.damaged(opened.files, opened.keys, config.max_pixels)
+    bad = record_scan.find_damaged(opened.files, opened.keys, config.max_pixels)
     return corrupt_images.corrupt_error([one.name for one in bad], bad[0].reason) if bad else None

@@ -72,7 +72,7 @@ def load(
                 f"images to calibrate on; {chosen.name} has no training split",
                 "give a folder of photos, or a list",
             )
-        images = arrays.images(chosen, split, shape, preprocessing, limit)
+        images = arrays.load_images(chosen, split, shape, preprocessing, limit)
     except UsageError as error:
         if error.what != "--data_dir" or place is None:
             raise

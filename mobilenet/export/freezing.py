@@ -44,7 +44,7 @@ def export(
     model, card = opened.net.model, opened.net.card
     shape = form.input_shape(model.input_shape[1:])
     data = data_of(card.dataset)
-    pictures = arrays.images(
+    pictures = arrays.load_images(
         data, "test", shape, export_pipeline.preprocessing_of(card, data), images
     )
     content = frozen_graph.serialise(model, batch, shape, form.softmax)

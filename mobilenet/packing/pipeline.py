@@ -133,7 +133,7 @@ def _effect(
     """How far the outputs move."""
     shape = ConversionConfig(image_size=image_size).input_shape(net.model.input_shape[1:])
     way = export_pipeline.preprocessing_of(net.card, data)
-    images = arrays.images(data, "test", shape, way, count)
+    images = arrays.load_images(data, "test", shape, way, count)
     before, after = (np.asarray(model(images, training=False)) for model in (net.model, halved))
     apart, largest = float(np.abs(after - before).max()), float(np.abs(before).max())
     told = f"{apart:.2e} at most, where the largest is {largest:.2e}; {len(images)} images"

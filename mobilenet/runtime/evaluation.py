@@ -127,9 +127,9 @@ def _files(
     max_pixels: int,
 ) -> Work:
     found = (
-        image_folder.find(data_dir)
+        image_folder.list_images(data_dir)
         if dataset_name == "image_folder"
-        else image_csv.find(data_dir, label_offset)
+        else image_csv.read_list(data_dir, label_offset)
     )
     if split not in found.splits:
         raise UsageError("split", split, f"one of {', '.join(found.splits)}, which {data_dir} has")

@@ -45,7 +45,7 @@ def decode(path: str | os.PathLike[str], channels: int = 3, max_pixels: int = MA
         raise UsageError(str(path), None, "an image file; there is none")
     try:
         content = image_files.read(path)
-        with image_files.load(content, max_pixels, "L" if channels == 1 else None) as image:
+        with image_files.decode(content, max_pixels, "L" if channels == 1 else None) as image:
             return _pixels(image, channels)
     except image_files.ImageError as error:
         remedy = "replace or remove the file"

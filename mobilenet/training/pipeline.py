@@ -261,7 +261,7 @@ class Pipeline:
             config.epochs,
         )
         model = start if method is None else method.apply(start)
-        with arrays.explained(self.config.dataset, "train", "validation"):
+        with arrays.explain_errors(self.config.dataset, "train", "validation"):
             return model, engine.fit(model, method, job)
 
     def _result(
@@ -334,7 +334,7 @@ class Pipeline:
         )
 
     def _score(self, model: Any) -> metrics.Metrics:
-        with arrays.explained(self.config.dataset, "test"):
+        with arrays.explain_errors(self.config.dataset, "test"):
             return scoring.score(scoring.inference(model), self.data.dataset("test"))
 
     def _card(self, part: Part, trained: _StageResult) -> Card:

@@ -49,13 +49,13 @@ class RunData:
         """The same with their labels, `[count]`."""
         batch = min(count, 32)
         batches = self.dataset("train", batch, 0).take(-(-count // batch))
-        with arrays.explained(self.config.dataset, "train"):
+        with arrays.explain_errors(self.config.dataset, "train"):
             images, labels = zip(*((x.numpy(), y.numpy()) for x, y in batches), strict=True)
         return np.concatenate(images)[:count], np.concatenate(labels).astype(np.int64)[:count]
 
     def held_out(self, limit: int) -> npt.NDArray[np.float32]:
         """At most `limit` test images, sampled evenly from the split."""
-        with arrays.explained(self.config.dataset, "test"):
+        with arrays.explain_errors(self.config.dataset, "test"):
             every = np.concatenate([images.numpy() for images, _ in self.dataset("test")])
         chosen = np.linspace(0, len(every) - 1, min(limit, len(every))).round().astype(int)
         images: npt.NDArray[np.float32] = every[chosen]
@@ -64,6 +64,6 @@ class RunData:
     def calibration_images(self, count: int) -> npt.NDArray[np.float32]:
         """Training images without augmentation, sampled evenly from all."""
         size = self.config.image_size
-        return arrays.images(
+        return arrays.load_images(
             self.config.dataset, "train", (size, size, 3), self.preprocessing, count
         )

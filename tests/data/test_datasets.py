@@ -17,7 +17,7 @@ from mobilenet import data
 from mobilenet.configs import dataset as dataset_configs
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import corrupt_images, datasets
-from mobilenet.data.tfrecord import count
+from mobilenet.data.tfrecord import count_records
 from mobilenet.errors import UsageError
 
 SMALL: dict[str, Any] = {"image_size": 16, "batch_size": 4}
@@ -154,10 +154,10 @@ def test_records_are_counted_by_their_lengths(tmp_path: Path) -> None:
     with tf.io.TFRecordWriter(str(path)) as writer:
         for n in range(5):
             writer.write(b"x" * n)
-    assert count([str(path)]) == (5,)
+    assert count_records([str(path)]) == (5,)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UsageError, match="whole"):
-        count([str(path)])
+        count_records([str(path)])
 
 
 def test_a_missing_split_is_told(tmp_path: Path) -> None:

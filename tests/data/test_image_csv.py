@@ -29,7 +29,7 @@ def test_files_labels_and_order(tmp_path: Path) -> None:
         "../up.webp",
         encoding="utf-8-sig",
     )
-    found = image_csv.find(place)
+    found = image_csv.read_list(place)
     rows = (
         (tmp_path / "b.png", 5),
         (tmp_path / "sub/a b.jpg", 0),
@@ -42,7 +42,7 @@ def test_files_labels_and_order(tmp_path: Path) -> None:
 
 def test_absolute_paths_and_offset(tmp_path: Path) -> None:
     place = written(tmp_path / "lists", f"file,label\n{tmp_path}/x.png,1000\n", "../x.png")
-    found = image_csv.find(str(place), label_offset=1)
+    found = image_csv.read_list(str(place), label_offset=1)
     assert found.splits["test"] == ((tmp_path / "x.png", 999),)
     assert found.num_classes == 1000
 
@@ -60,7 +60,7 @@ def test_absolute_paths_and_offset(tmp_path: Path) -> None:
 def test_splits(tmp_path: Path, splits: str, expected: dict[str, list[int]]) -> None:
     rows = "".join(f"{n}.png,{n},{split}\n" for n, split in enumerate(splits.split()))
     place = written(tmp_path, f"file,label,split\n{rows}", "0.png", "1.png", "2.png")
-    found = image_csv.find(place)
+    found = image_csv.read_list(place)
     assert {k: [label for _, label in v] for k, v in found.splits.items()} == expected
     assert list(found.splits) == list(expected)
     assert found.num_classes == len(splits.split())
@@ -92,7 +92,7 @@ def test_splits(tmp_path: Path, splits: str, expected: dict[str, list[int]]) -> 
 def test_what_cannot_be_read(tmp_path: Path, text: str, parts: list[str]) -> None:
     place = written(tmp_path, text, "a.png")
     with pytest.raises(UsageError) as caught:
-        image_csv.find(place)
+        image_csv.read_list(place)
     for part in parts:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -103,25 +103,25 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     for data in (b"\xff\xd8\xff\xe0file,label\n", b"file,label\na\x00.png,\xe9\n"):
         place.write_bytes(data)
         with pytest.raises(UsageError, match="a CSV file in UTF-8"):
-            image_csv.find(place)
+            image_csv.read_list(place)
 
 
 def test_no_list(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--data_dir: expected a CSV file; .*file,label"):
-        image_csv.find(None)
+        image_csv.read_list(None)
     with pytest.raises(UsageError, match="this is a folder"):
-        image_csv.find(tmp_path)
+        image_csv.read_list(tmp_path)
     with pytest.raises(UsageError, match="a CSV file that exists"):
-        image_csv.find(tmp_path / "none.csv")
+        image_csv.read_list(tmp_path / "none.csv")
 
 
 def test_an_offset_above_a_label(tmp_path: Path) -> None:
     place = written(tmp_path, "file,label\na.png,1\na.png,0\n", "a.png")
     with pytest.raises(UsageError, match=r"--label_offset: got 1.*lowest.*line 3 has 0"):
-        image_csv.find(place, 1)
+        image_csv.read_list(place, 1)
 
 
 def test_many_missing_files_are_counted(tmp_path: Path) -> None:
     place = written(tmp_path, "file,label\n" + "".join(f"{n}.png,0\n" for n in range(40)))
     with pytest.raises(UsageError, match=r"4\.png in line 6, \.\.\. \(40\)"):
-        image_csv.find(place)
+        image_csv.read_list(place)

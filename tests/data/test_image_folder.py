@@ -26,7 +26,7 @@ def test_split_layout_keeps_its_splits(tmp_path: Path) -> None:
         ["train/b/2.JPG", "train/b/1.jpeg", "train/a/x.png", "val/a/y.webp", "val/b/z.bmp"],
     )
     touch(tmp_path, ["train/a/._x.png", "train/a/notes.txt", ".cache/q/1.jpg", "readme.txt"])
-    found = image_folder.find(tmp_path)
+    found = image_folder.list_images(tmp_path)
     assert found.labels == ("a", "b")
     names = {
         k: [(p.relative_to(tmp_path).as_posix(), n) for p, n in v] for k, v in found.splits.items()
@@ -44,7 +44,7 @@ def test_three_splits_are_told_apart(tmp_path: Path) -> None:
         tmp_path,
         [f"{split}/{name}/1.jpg" for split in ("train", "validation", "test") for name in "ab"],
     )
-    splits = image_folder.find(tmp_path).splits
+    splits = image_folder.list_images(tmp_path).splits
     assert {k: v[0][0].parent.parent.name for k, v in splits.items()} == {
         "train": "train",
         "validation": "validation",
@@ -60,7 +60,7 @@ def test_a_folder_without_split_holds_out_a_fixed_fifth_of_each_class(
         tmp_path,
         [f"{prefix}cat/{n}.jpg" for n in range(20)] + [f"{prefix}dog/{n}.jpg" for n in range(7)],
     )
-    splits = image_folder.find(tmp_path).splits
+    splits = image_folder.list_images(tmp_path).splits
     assert Counter(label for _, label in splits["train"]) == {0: 16, 1: 6}
     assert Counter(label for _, label in splits["test"]) == {0: 4, 1: 1}
     assert splits["test"] == splits["validation"]
@@ -72,12 +72,12 @@ def test_a_folder_without_split_holds_out_a_fixed_fifth_of_each_class(
 def test_names_come_from_classes_csv(tmp_path: Path) -> None:
     touch(tmp_path, ["val/n01/1.jpg", "val/n02/1.jpg", "val/n03/1.jpg"])
     (tmp_path / "classes.csv").write_text("folder,name\nn02,dog\nn01,cat\n")
-    found = image_folder.find(tmp_path)
+    found = image_folder.list_images(tmp_path)
     assert found.labels == ("cat", "dog", "n03")
     assert "train" not in found.splits
     (tmp_path / "classes.csv").write_text("id;label\nn02;dog\n")
     with pytest.raises(UsageError, match="folder,name"):
-        image_folder.find(tmp_path)
+        image_folder.list_images(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -95,22 +95,22 @@ def test_names_come_from_classes_csv(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said(tmp_path: Path, files: list[str], message: str) -> None:
     touch(tmp_path, files)
     with pytest.raises(UsageError, match=message) as caught:
-        image_folder.find(tmp_path)
+        image_folder.list_images(tmp_path)
     assert caught.value.remedy and "\n" not in str(caught.value)
 
 
 def test_missing_root(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a folder that exists"):
-        image_folder.find(tmp_path / "nowhere")
+        image_folder.list_images(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="--data_dir: expected a folder"):
-        image_folder.find(None)
+        image_folder.list_images(None)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="this is a file"):
-        image_folder.find(tmp_path / "file")
+        image_folder.list_images(tmp_path / "file")
 
 
 def test_photos10(shared_data: Path) -> None:
-    found = image_folder.find(shared_data / "photos10")
+    found = image_folder.list_images(shared_data / "photos10")
     assert found.labels[:2] == ("tench", "english_springer") and len(found.labels) == 10
     assert {name: len(items) for name, items in found.splits.items()} == {
         "train": 650,

@@ -35,7 +35,7 @@ def test_evaluation_is_slims_recipe_on_real_photos(shared_data: Path) -> None:
         pixels = preprocessing.evaluation_pixels(
             preprocessing.decode(tf.constant(path.read_bytes())), INCEPTION, (128, 128)
         )
-        ours = preprocessing.normalise(pixels, INCEPTION)
+        ours = preprocessing.normalize(pixels, INCEPTION)
         np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6)
 
 
@@ -46,7 +46,7 @@ def test_evaluation_is_slims_recipe_on_written_pictures(seed: int) -> None:
     image = tf.image.central_crop(tf.image.convert_image_dtype(image, tf.float32), 0.875)
     wanted = (tf.image.resize(image, [32, 40], "bilinear", antialias=False) - 0.5) * 2
     ours = preprocessing.evaluation_pixels(preprocessing.decode(encoded), INCEPTION, (32, 40))
-    np.testing.assert_allclose(preprocessing.normalise(ours, INCEPTION), wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(preprocessing.normalize(ours, INCEPTION), wanted, rtol=0, atol=1e-6)
 
 
 def test_photos10_comes_through_the_pipeline_as_the_recipe_says(shared_data: Path) -> None:
@@ -71,7 +71,7 @@ def test_square_crop_is_the_officials() -> None:
     top, left = (101 - side + 1) // 2, (60 - side + 1) // 2
     wanted = tf.image.resize(image[top : top + side, left : left + side], (224, 224))
     np.testing.assert_allclose(ours, wanted, atol=1e-5)
-    scaled = preprocessing.normalise(tf.constant([[[255.0, 0.0, 127.5]]]), square).numpy()[0, 0]
+    scaled = preprocessing.normalize(tf.constant([[[255.0, 0.0, 127.5]]]), square).numpy()[0, 0]
     torch_says = (np.array([1, 0, 0.5]) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(scaled, torch_says, atol=1e-5)
 
@@ -126,7 +126,7 @@ def test_mirror_and_colour_do_what_they_say() -> None:
     assert all(np.array_equal(one, image) for one in vary(still))
     mirrored = [np.array_equal(one, image[:, ::-1]) for one in vary(still.replace(flip=True))]
     assert 10 < sum(mirrored) < 30
-    grey = preprocessing.brighten(tf.fill([200, 4, 4, 1], 128.0), 0.5, seeds[0]).numpy()
+    grey = preprocessing.adjust_brightness(tf.fill([200, 4, 4, 1], 128.0), 0.5, seeds[0]).numpy()
     levels = grey[:, 0, 0, 0] - 128
     assert -16 <= levels.min() < -12 and 12 < levels.max() <= 16 and np.ptp(grey[0]) == 0
     spread = [np.ptp(one, axis=-1).mean() for one in vary(still.replace(colour=1.0))]
@@ -140,7 +140,9 @@ def test_turning_moving_and_zooming_stay_within_their_strengths() -> None:
     rows, columns = np.mgrid[:41, :41] - 20
 
     def centres(**strengths: float) -> tuple[np.ndarray, np.ndarray]:
-        moved = preprocessing.affine(tf.constant(spot), DatasetConfig(**strengths), seed).numpy()
+        moved = preprocessing.random_affine(
+            tf.constant(spot), DatasetConfig(**strengths), seed
+        ).numpy()
         mass = moved[..., 0] / moved.sum(axis=(1, 2, 3))[:, None, None]
         return (mass * columns).sum((1, 2)), (mass * rows).sum((1, 2))
 

@@ -15,7 +15,7 @@ from mobilenet.configs import dataset as datasets
 from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import tfrecord
-from mobilenet.data.record_scan import Keys
+from mobilenet.data.record_scan import RecordKeys
 from mobilenet.errors import UsageError
 
 SMALL: dict[str, Any] = {"image_size": 16, "batch_size": 2}
@@ -112,7 +112,7 @@ def test_a_wrong_checksum_is_named_with_its_record(tmp_path: Path) -> None:
 def test_wrong_lengths_end_in_an_error_and_never_in_other_values() -> None:
     """Against protobuf in Python, which is another implementation."""
     sound = encode_example(jpeg(1), 3, "three")
-    parse = tf.function(Keys().parse, input_signature=[tf.TensorSpec([], tf.string)])
+    parse = tf.function(RecordKeys().parse, input_signature=[tf.TensorSpec([], tf.string)])
     noise = random.Random(1)
     places = [n for n in range(len(sound)) if n < 50 or n > len(sound) - 60]
     agreed = 0
@@ -120,7 +120,7 @@ def test_wrong_lengths_end_in_an_error_and_never_in_other_values() -> None:
         for value in (0, 127, 128, 255, noise.randrange(256)):
             changed = sound[:place] + bytes([value]) + sound[place + 1 :]
             try:
-                expected = Keys().read(changed)
+                expected = RecordKeys().read(changed)
             except ValueError:
                 expected = None
             try:

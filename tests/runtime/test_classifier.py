@@ -194,7 +194,7 @@ def test_photos_score_as_through_tensorflows_decoder(shared_data: Path, tmp_path
 
     root = shared_data / "photos10"
     classifier = Classifier(export(tmp_path))
-    items = image_folder.find(root).splits["validation"]
+    items = image_folder.list_images(root).splits["validation"]
     right, best = 0, []
     for path, label in items:
         image = tf.io.decode_jpeg(path.read_bytes(), channels=3)

@@ -2,7 +2,7 @@
 
 Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning
 Repository (1998), https://doi.org/10.24432/C50P49, licence CC BY 4.0; the part and the scaling that
-scikit-learn's `load_digits` gives. `digits.npz` holds the pictures, the labels and the split;
+scikit-learn's `load_digits` gives. `digits.npz` holds the images, the labels and the split;
 TensorFlow is not needed to read it.
 """
 
@@ -43,14 +43,14 @@ class Digits:
     split: UInt8
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
-        """Positions of the digits of a split (`train`, `validation` or `test`), ascending.
+        """Indices of the digits of a split (`train`, `validation` or `test`), ascending.
 
         Raises:
             UsageError: there is no such split.
         """
         one_of("split", split, SPLITS)
-        found: npt.NDArray[np.int64] = np.flatnonzero(self.split == SPLITS.index(split))
-        return found
+        indices: npt.NDArray[np.int64] = np.flatnonzero(self.split == SPLITS.index(split))
+        return indices
 
     def image(self, index: int, size: int | tuple[int, int], channels: int = 3) -> UInt8:
         """One digit as an image `[height, width, channels]`; see `enlarge`."""
@@ -58,21 +58,21 @@ class Digits:
         return drawn
 
 
-def load(place: str | os.PathLike[str] | None = None) -> Digits:
+def load(data_dir: str | os.PathLike[str] | None = None) -> Digits:
     """Reads the embedded digits (46 kB, a few milliseconds).
 
     Args:
-        place: `--data_dir`, which other data sets have.
+        data_dir: the setting of other data sets; must be `None`.
 
     Raises:
-        UsageError: a place was given: what lies there is another data set.
+        UsageError: `data_dir` is set, so that another data set is meant.
     """
-    if place is not None:
+    if data_dir is not None:
         raise UsageError(
             "--data_dir",
-            os.fspath(place),
+            os.fspath(data_dir),
             "none with the digits, which are part of the package",
-            "name what lies there: --dataset_name image_folder, image_list or tfrecord",
+            "name the data set there: --dataset_name image_folder, image_list or tfrecord",
         )
     path = resources.files("mobilenet").joinpath("digits.npz")
     with path.open("rb") as file, np.load(file) as arrays:
@@ -80,16 +80,15 @@ def load(place: str | os.PathLike[str] | None = None) -> Digits:
 
 
 def interpolation(size: int) -> npt.NDArray[np.float64]:
-    """The `[size, 8]` matrix that stretches a digit: bilinear, half-pixel centres, edges held.
+    """The `[size, 8]` matrix that resizes a digit: bilinear, half-pixel centers, clamped edges.
 
-    The matrix product with a picture is what `tf.image.resize(..., "bilinear", antialias=False)`
-    computes.
+    The matrix product with an image equals `tf.image.resize(..., "bilinear", antialias=False)`.
     """
     if size < 1:
         raise UsageError("image size", size, "a whole number of at least 1")
-    centres = np.clip((np.arange(size) + 0.5) * SIDE / size - 0.5, 0, SIDE - 1)
-    below = np.minimum(np.floor(centres).astype(int), SIDE - 2)
-    share = centres - below
+    centers = np.clip((np.arange(size) + 0.5) * SIDE / size - 0.5, 0, SIDE - 1)
+    below = np.minimum(np.floor(centers).astype(int), SIDE - 2)
+    share = centers - below
     matrix = np.zeros((size, SIDE))
     rows = np.arange(size)
     matrix[rows, below] = 1 - share

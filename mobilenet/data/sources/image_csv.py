@@ -23,7 +23,7 @@ Item = tuple[Path, int]
 
 @dataclasses.dataclass(frozen=True)
 class ImageList:
-    """What a list holds.
+    """The images of a list.
 
     Attributes:
         num_classes: the largest class index plus one; the data may know of more.
@@ -41,8 +41,8 @@ class ImageList:
         return tuple(map(str, range(self.num_classes)))
 
 
-def find(path: str | os.PathLike[str] | None, label_offset: int = 0) -> ImageList:
-    """Reads a list.
+def read_list(path: str | os.PathLike[str] | None, label_offset: int = 0) -> ImageList:
+    """Reads a list of images.
 
     Args:
         path: a CSV file with a header. `file` is relative to the folder of the list, `label` a
@@ -56,81 +56,84 @@ def find(path: str | os.PathLike[str] | None, label_offset: int = 0) -> ImageLis
     """
     if not path:
         raise UsageError("--data_dir", None, "a CSV file", f"give one with the columns {LAYOUT}")
-    place = Path(path)
-    if not place.is_file():
-        problem = "a CSV file, this is a folder" if place.exists() else "a CSV file that exists"
+    path = Path(path)
+    if not path.is_file():
+        problem = "a CSV file, this is a folder" if path.exists() else "a CSV file that exists"
         raise UsageError("--data_dir", str(path), problem, f"give one with the columns {LAYOUT}")
-    found: dict[str, list[Item]] = {}
+    items_by_split: dict[str, list[Item]] = {}
     missing = []
-    for line, row in _rows(place):
-        file = place.parent / row["file"]
-        label = _label(f"{place} line {line}", row["label"], label_offset)
+    for line, row in _rows(path):
+        file = path.parent / row["file"]
+        label = _label(f"{path} line {line}", row["label"], label_offset)
         split = "test"
         if "split" in row:
-            split = _SPLITS[one_of(f"{place} line {line}: split", row["split"], _SPLITS)]
+            split = _SPLITS[one_of(f"{path} line {line}: split", row["split"], _SPLITS)]
         if not row["file"] or not file.is_file():
             missing.append(f"{row['file'] or 'an empty name'} in line {line}")
-        found.setdefault(split, []).append((file, label))
+        items_by_split.setdefault(split, []).append((file, label))
     if missing:
         raise UsageError(
-            str(place),
+            str(path),
             None,
             f"files that exist; not there: {shorten(missing)}",
-            f"give them relative to {place.parent}",
+            f"give them relative to {path.parent}",
         )
-    if not found:
-        raise UsageError(str(place), None, "at least one image; it has no row below the header")
+    if not items_by_split:
+        raise UsageError(str(path), None, "at least one image; it has no row below the header")
     return ImageList(
-        1 + max(label for items in found.values() for _, label in items), _named(found)
+        1 + max(label for items in items_by_split.values() for _, label in items),
+        _named(items_by_split),
     )
 
 
-def _rows(place: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells, by column, of each row."""
-    wanted = f"the columns {' and '.join(COLUMNS)} in its first line"
+    columns = f"the columns {' and '.join(COLUMNS)} in its first line"
     try:
-        with open(place, newline="", encoding="utf-8-sig") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
             lacking = [name for name in COLUMNS if name not in header]
             if lacking:
                 has = f"it has {shorten(header)}" if any(header) else "it is empty"
-                raise UsageError(str(place), None, f"{wanted}; {has}", f"add {shorten(lacking)}")
+                raise UsageError(str(path), None, f"{columns}; {has}", f"add {shorten(lacking)}")
             for cells in reader:
                 if not any(map(str.strip, cells)):
                     continue
                 if len(cells) != len(header):
-                    what = f"{place} line {reader.line_num}"
+                    what = f"{path} line {reader.line_num}"
                     raise UsageError(what, f"{len(cells)} cells", f"{len(header)}, as its header")
                 yield reader.line_num, dict(zip(header, map(str.strip, cells), strict=True))
     except (UnicodeDecodeError, csv.Error):
-        raise UsageError(str(place), None, f"a CSV file in UTF-8 with {wanted}") from None
+        raise UsageError(str(path), None, f"a CSV file in UTF-8 with {columns}") from None
     except OSError as error:
-        raise UsageError(str(place), None, f"a file that can be read ({error.strerror})") from None
+        raise UsageError(str(path), None, f"a file that can be read ({error.strerror})") from None
 
 
-def _label(place: str, text: str, offset: int) -> int:
+def _label(path: str, text: str, offset: int) -> int:
     try:
         label = int(text)
     except ValueError:
         label = -1
     if not 0 <= label < MAX_CLASSES:
         raise UsageError(
-            f"{place}: label",
+            f"{path}: label",
             text,
             "a class index, a whole number of at least 0 and below a million",
         )
     if label < offset:
         raise UsageError(
-            "--label_offset", offset, f"at most the lowest label in the list; {place} has {label}"
+            "--label_offset", offset, f"at most the lowest label in the list; {path} has {label}"
         )
     return label - offset
 
 
-def _named(found: dict[str, list[Item]]) -> dict[str, tuple[Item, ...]]:
-    held_out = found.get("test") or found.get("validation")
+def _named(items_by_split: dict[str, list[Item]]) -> dict[str, tuple[Item, ...]]:
+    held_out = items_by_split.get("test") or items_by_split.get("validation")
     if held_out:
-        found = {"validation": held_out, "test": held_out, **found}
+        items_by_split = {"validation": held_out, "test": held_out, **items_by_split}
     return {
-        split: tuple(found[split]) for split in ("train", "validation", "test") if split in found
+        split: tuple(items_by_split[split])
+        for split in ("train", "validation", "test")
+        if split in items_by_split
     }

@@ -15,7 +15,7 @@ from pathlib import Path
 from mobilenet.errors import UsageError, shorten
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-HELD_OUT = 0.2  # share of each class kept from training where the folder has no split of its own
+HELD_OUT = 0.2  # share of each class held out where the folder has no split of its own
 LAYOUT = "ROOT/<class>/*.jpg or ROOT/{train,val,test}/<class>/*.jpg"
 
 _NAMES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -25,7 +25,7 @@ Item = tuple[Path, int]
 
 @dataclasses.dataclass(frozen=True)
 class ClassFolders:
-    """What lies under a root.
+    """The classes and images under a root folder.
 
     Attributes:
         labels: class names by index, in the order of the sorted folder names; the names of
@@ -39,7 +39,7 @@ class ClassFolders:
     splits: Mapping[str, tuple[Item, ...]]
 
 
-def find(root: str | os.PathLike[str] | None) -> ClassFolders:
+def list_images(root: str | os.PathLike[str] | None) -> ClassFolders:
     """Lists the classes and images under `root`.
 
     Without splits (or with `train` alone) a fixed fifth of each class is held out, chosen by a hash
@@ -69,29 +69,31 @@ def find(root: str | os.PathLike[str] | None) -> ClassFolders:
         )
     names = [folder.name for folder in folders]
     if "train" in names or all(name in _NAMES for name in names):
-        found, classes = _split_folders(
+        files_by_split, classes = _split_folders(
             base, [folder for folder in folders if folder.name in _NAMES]
         )
     else:
-        found, classes = {"train": _images(base)}, names
-    if set(found) == {"train"}:
-        found = _hold_out(found["train"])
-    held_out = found.get("test") or found.get("validation")
+        files_by_split, classes = {"train": _images(base)}, names
+    if set(files_by_split) == {"train"}:
+        files_by_split = _hold_out(files_by_split["train"])
+    held_out = files_by_split.get("test") or files_by_split.get("validation")
     if held_out:
-        found = {"validation": held_out, "test": held_out, **found}
+        files_by_split = {"validation": held_out, "test": held_out, **files_by_split}
     index = {name: number for number, name in enumerate(classes)}
     splits: dict[str, tuple[Item, ...]] = {
         split: tuple(
-            (path, index[name]) for name, files in sorted(found[split].items()) for path in files
+            (path, index[name])
+            for name, files in sorted(files_by_split[split].items())
+            for path in files
         )
         for split in ("train", "validation", "test")
-        if split in found
+        if split in files_by_split
     }
     return ClassFolders(_labels(base, classes), splits)
 
 
-def find_plain(root: str | os.PathLike[str]) -> ClassFolders:
-    """Lists the images that lie in a folder itself, without classes: all are for training.
+def list_unlabeled_images(root: str | os.PathLike[str]) -> ClassFolders:
+    """Lists the images directly in a folder, without classes; all are in `train`.
 
     Raises:
         UsageError: the folder is missing or has no image.
@@ -119,22 +121,22 @@ def _folders(base: Path) -> list[Path]:
 
 def _images(base: Path) -> dict[str, list[Path]]:
     """Image files by class folder, both sorted."""
-    found = {}
+    files_by_class = {}
     for folder in _folders(base):
-        found[folder.name] = _image_files(folder)
-    bare = [name for name, files in found.items() if not files]
-    if not found:
+        files_by_class[folder.name] = _image_files(folder)
+    empty = [name for name, files in files_by_class.items() if not files]
+    if not files_by_class:
         raise UsageError(
             "--data_dir", str(base), "class folders in it; there are none", f"lay out as {LAYOUT}"
         )
-    if bare:
+    if empty:
         raise UsageError(
             "--data_dir",
             str(base),
-            f"images ({' '.join(EXTENSIONS)}) in every class folder; none in {shorten(bare)}",
+            f"images ({' '.join(EXTENSIONS)}) in every class folder; none in {shorten(empty)}",
             "add images or remove the folder",
         )
-    return found
+    return files_by_class
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -152,16 +154,16 @@ def _image_files(folder: Path) -> list[Path]:
 def _split_folders(
     base: Path, folders: list[Path]
 ) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
-    found: dict[str, dict[str, list[Path]]] = {}
+    files_by_split: dict[str, dict[str, list[Path]]] = {}
     for folder in folders:
-        if _NAMES[folder.name] in found:
+        if _NAMES[folder.name] in files_by_split:
             raise UsageError(
                 "--data_dir", str(base), "either val or validation, not both", "remove one"
             )
-        found[_NAMES[folder.name]] = _images(folder)
-    first, *others = found
+        files_by_split[_NAMES[folder.name]] = _images(folder)
+    first, *others = files_by_split
     for other in others:
-        difference = sorted(set(found[first]) ^ set(found[other]))
+        difference = sorted(set(files_by_split[first]) ^ set(files_by_split[other]))
         if difference:
             raise UsageError(
                 "--data_dir",
@@ -169,7 +171,7 @@ def _split_folders(
                 f"the same classes in {first} and {other}; only one has {shorten(difference)}",
                 "add the missing class folders or remove the others",
             )
-    return found, sorted(found[first])
+    return files_by_split, sorted(files_by_split[first])
 
 
 def _hold_out(classes: dict[str, list[Path]]) -> dict[str, dict[str, list[Path]]]:
