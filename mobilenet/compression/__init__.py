@@ -1,1 +1,1 @@
-"""Compression: every method is three verbs; pruning is masks, quantization is one scheme."""
+"""Compression methods behind one interface: pruning by masks, quantization by one scheme."""

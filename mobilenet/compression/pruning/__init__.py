@@ -1,1 +1,1 @@
-"""Pruning: one mask mechanism, and a rule for each way to choose what goes."""
+"""Pruning: one mask mechanism, and one method for each rule that chooses what is removed."""

@@ -1,4 +1,4 @@
-"""When how many weights go: tfmot's schedules, at steps that are whole and inside the stage."""
+"""Pruning schedules: tfmot's, at whole steps inside the stage."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mobilenet.errors import UsageError
 
 
 class Timing:
-    """The steps of a config's shares of a stage.
+    """The steps of a pruning config's begin and end, which are shares of the stage.
 
     Attributes:
-        begin: step in front of the first update.
-        end: step at which the target stands.
+        begin: step before the first update of masks.
+        end: step at which the target sparsity is reached.
 
     Raises:
-        UsageError: the stage has no room for an update.
+        UsageError: the stage is too short for an update.
     """
 
     def __init__(self, config: Pruning, steps: int) -> None:
@@ -34,15 +34,15 @@ class Timing:
     def aligned(self) -> tuple[int, int]:
         """(end, frequency) such that an update falls on the end.
 
-        tfmot updates at `begin + k * frequency` alone, so it misses any other end: with an end
-        before the first update nothing is ever pruned.
+        tfmot updates only at `begin + k * frequency`, so it misses any other end; with an end
+        before the first update it never prunes.
         """
-        span = self.end - self.begin
-        frequency = min(self.config.frequency, span)
-        return self.begin + span // frequency * frequency, frequency
+        length = self.end - self.begin
+        frequency = min(self.config.frequency, length)
+        return self.begin + length // frequency * frequency, frequency
 
     def schedule(self, start: float, final: float, end: int, frequency: int) -> Any:
-        """tfmot's schedule object; a start that is sparser than the target stays where it is."""
+        """tfmot's schedule object; a start that is sparser than the target stays so."""
         from tensorflow_model_optimization.sparsity import keras as sparsity
 
         final = max(start, final)

@@ -1,1 +1,1 @@
-"""Pruning of whole channels, with the network surgery that takes them out."""
+"""Pruning of whole channels, with the network surgery that removes them."""

@@ -1,20 +1,25 @@
-"""Groups of channels that must go together, found from the graph; names play no part.
+"""Dependency groups: sets of channels that can only be removed together, read from the graph.
 
-The last axis of a tensor is a set of channels. A convolution or a dense layer makes a new set;
-every other layer hands on the set of its input; a sum or a product makes the sets of its inputs
-one. A set, with all layers that make, follow or read it, is a group: what one of them loses, all
-lose.
+The last axis of a tensor is a set of channels. A convolution or dense layer makes a new set, every
+other layer passes on the set of its input, and a sum or product merges the sets of its inputs. A
+set with all layers that produce, transform or consume it is a group: a channel removed from one of
+them is removed from all. Layer names play no part.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from mobilenet.errors import UsageError
+from mobilenet.models.graph import variables
 from mobilenet.models.graph.roles import Graph, is_wrapper, kind
+from mobilenet.typing import Array
 
 Layer = Any
 
@@ -25,43 +30,80 @@ PASSING = (
     *("Cropping2D", "UpSampling2D", "ZeroPadding2D"),
     *("AveragePooling2D", "GlobalAveragePooling2D", "GlobalMaxPooling2D", "MaxPooling2D"),
 )
-_FOLLOWING = {"DepthwiseConv2D": "a filter", "BatchNormalization": "a scale and a shift"}
-_KNOWN = ("InputLayer", "Conv2D", "Dense", *_FOLLOWING, *JOINING, *PASSING, "Flatten", "Reshape")
+_PER_CHANNEL = {"DepthwiseConv2D": "a filter", "BatchNormalization": "a scale and a shift"}
+_KNOWN = ("InputLayer", "Conv2D", "Dense", *_PER_CHANNEL, *JOINING, *PASSING, "Flatten", "Reshape")
+
+KERNELS = ("kernel", "depthwise_kernel")
+# kind of layer -> weight -> side of the group -> axis of the weight that is its channels
+AXES: Mapping[str, Mapping[str, Mapping[str, int]]] = MappingProxyType(
+    {
+        "Conv2D": {"kernel": {"in": 2, "out": 3}, "bias": {"out": 0}},
+        "DepthwiseConv2D": {  # Keras 3 calls its kernel `kernel`
+            **dict.fromkeys(KERNELS, {"all": 2}),
+            "bias": {"all": 0},
+        },
+        "Dense": {"kernel": {"in": 0, "out": 1}, "bias": {"out": 0}},
+        "BatchNormalization": dict.fromkeys(
+            ("gamma", "beta", "moving_mean", "moving_variance"), {"all": 0}
+        ),
+        "Reshape": {},
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A layer with weights that belongs to a group.
+    """A layer that belongs to a group, and the axes of its weights that are the group's channels.
 
     Attributes:
         layer: the layer.
         side: `out` makes the channels, `all` has weights for each of them, `in` reads them, `shape`
             is a reshape that states their number.
-        why: why it belongs, in a few words.
-        repeats: how many times over its axis holds the channels (maps that were flattened).
+        reason: why it belongs to the group, in a few words.
+        repeats: how many times its axis holds the channels (more than 1 after a `Flatten`).
     """
 
     layer: Layer
     side: str
-    why: str
+    reason: str
     repeats: int = 1
+
+    def axes(self) -> dict[str, int]:
+        """The axis of the group's channels by the name of the layer's weight."""
+        table = AXES[kind(self.layer)]
+        return {
+            name: table[name][self.side]
+            for name in variables.named(self.layer)
+            if self.side in table[name]
+        }
+
+    def positions(self, indices: Sequence[int] | Array, channels: int) -> Array:
+        """Positions on the member's axis of the channels `indices`, out of `channels`."""
+        starts = channels * np.arange(self.repeats)[:, None]
+        return np.asarray((starts + np.asarray(indices, np.int64)[None]).ravel(), np.int64)
+
+    def weight_rows(self, weight: str, value: Any = None) -> Array:
+        """A weight (or `value` of its shape) as float64 `[channels * repeats, other axes]`."""
+        value = variables.named(self.layer)[weight] if value is None else value
+        moved = np.moveaxis(np.asarray(value, np.float64), self.axes()[weight], 0)
+        return moved.reshape(moved.shape[0], -1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Channels that must go together. Printing it shows its members and why each belongs.
+    """Channels that must be removed together. Printing it shows its members and the reasons.
 
     Attributes:
-        number: place in the order of execution, from 0.
-        channels: how many there are.
-        members: layers that know the channels, in the order of execution.
-        role: of the layer that makes the channels first (`stem`, `pointwise`, `fused`,
+        number: index in execution order, from 0.
+        channels: number of channels.
+        members: layers of the group, in execution order.
+        role: role of the first layer that makes the channels (`stem`, `pointwise`, `fused`,
             `squeeze_excite`, ...).
-        fixed: why no channel can go; empty where they can.
+        fixed: why no channel can be removed; empty where they can.
 
     Example:
         >>> model = build(archs.MobileNetV1Config(), (32, 32, 3))
-        >>> print(find(model)[13])
+        >>> print(find_groups(model)[13])
         group 13: 1024 channels of Conv2d_13_pointwise (pointwise)
           Conv2d_13_pointwise            out  makes them
           Conv2d_13_pointwise_batch_norm all  a scale and a shift for each
@@ -76,10 +118,10 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Name of the layer that makes the channels first; empty for the model's input."""
+        """Name of the first layer that makes the channels."""
         return next((member.layer.name for member in self.members if member.side == "out"), "")
 
-    def on(self, *sides: str) -> list[Member]:
+    def members_on(self, *sides: str) -> list[Member]:
         """The members on these sides."""
         return [member for member in self.members if member.side in sides]
 
@@ -88,71 +130,97 @@ class Group:
         fixed = f", fixed: {self.fixed}" if self.fixed else ""
         lines = [f"group {self.number}: {self.channels} channels of {self.name} ({self.role})"]
         lines[0] += fixed
-        lines += [f"  {m.layer.name:<{width}} {m.side:<4} {m.why}" for m in self.members]
+        lines += [f"  {m.layer.name:<{width}} {m.side:<4} {m.reason}" for m in self.members]
         return "\n".join(lines)
 
 
-def find(model: Any, fixed: bool = False) -> tuple[Group, ...]:
-    """The groups of a model that may lose channels, in the order of execution.
+class ChannelGraph:
+    """A model's graph with its dependency groups; made once per model and passed on.
 
-    The squeezed channels of a squeeze-excite are a group of their own. V1 has 14 groups, V2 25, as
-    in ivclab/Multistage_Pruning utils/graph.py; V3 has its squeezes beside such ones.
-
-    Args:
-        model: a plain functional model of known layers, of tf_keras or of Keras 3.
-        fixed: give the groups that cannot lose any as well: the classes, features that the model
-            returns.
+    Attributes:
+        model: the model.
+        graph: its layers and their connections.
+        all_groups: all groups in execution order, also those whose channels are fixed: the classes,
+            features that the model returns.
+        groups: the groups that may lose channels, in execution order. The squeezed channels of a
+            squeeze-excite block are a group of their own.
 
     Raises:
         UsageError: names the layer whose channels cannot be followed.
     """
-    found = _Survey(Graph(model), {id(_source(tensor)) for tensor in model.outputs}).groups()
-    return tuple(group for group in found if fixed or not group.fixed)
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.graph = Graph(model)
+        outputs = {id(_source(tensor)) for tensor in model.outputs}
+        self.all_groups = tuple(_GroupFinder(self.graph, outputs).groups())
+        self.groups = tuple(group for group in self.all_groups if not group.fixed)
+
+    def by_layer(self) -> dict[str, Group]:
+        """The group (fixed ones too) of the channels that a layer outputs, by layer name."""
+        return {
+            member.layer.name: group
+            for group in self.all_groups
+            for member in group.members_on("out", "all")
+        }
 
 
-def by_layer(groups: Iterable[Group]) -> dict[str, Group]:
-    """The group of the channels that a layer gives, by the layer's name."""
-    return {m.layer.name: group for group in groups for m in group.on("out", "all")}
+def find_groups(model: Any, fixed: bool = False) -> tuple[Group, ...]:
+    """The dependency groups of a model, in execution order.
+
+    V1 has 14 groups and V2 25, as in ivclab/Multistage_Pruning utils/graph.py; V3 has those of its
+    squeeze-excite blocks as well.
+
+    Args:
+        model: a plain functional model of known layers, of tf_keras or of Keras 3.
+        fixed: include the groups that cannot lose channels.
+
+    Raises:
+        UsageError: names the layer whose channels cannot be followed.
+    """
+    channel_graph = ChannelGraph(model)
+    return channel_graph.all_groups if fixed else channel_graph.groups
 
 
 @dataclasses.dataclass
-class _Set:
-    """A set of channels while the graph is walked; `parent` is the set that it has become."""
+class _ChannelSet:
+    """A set of channels while groups are built; `parent` is the set that it was merged into."""
 
     channels: int
-    parent: _Set | None = None
-    joined: str = ""
+    parent: _ChannelSet | None = None
+    merged_by: str = ""
 
-    def root(self) -> _Set:
+    def root(self) -> _ChannelSet:
         return self if self.parent is None else self.parent.root()
 
 
-class _Survey:
-    """One walk over a graph, in the order of execution."""
+class _GroupFinder:
+    """Follows channel sets through a graph, layer by layer in execution order."""
 
-    def __init__(self, graph: Graph, ends: set[int]) -> None:
+    def __init__(self, graph: Graph, outputs: set[int]) -> None:
         self.graph = graph
-        self.sets: dict[int, tuple[_Set, int]] = {}  # by layer: its output's set, and how often
-        self.members: list[tuple[_Set, Member]] = []
+        # by layer: the set on its output's last axis, and how many times the axis repeats it
+        self.sets: dict[int, tuple[_ChannelSet, int]] = {}
+        self.members: list[tuple[_ChannelSet, Member]] = []
         self.fixed: dict[int, str] = {}
         for layer in graph.layers:
             self._visit(layer)
-            if id(layer) in ends:
-                self._fix(self.sets[id(layer)][0], "the model gives them back")
+            if id(layer) in outputs:
+                self._fix(self.sets[id(layer)][0], "the model outputs them")
 
     def groups(self) -> list[Group]:
-        found: dict[int, list[Member]] = {}
-        roots: dict[int, _Set] = {}
-        for made, member in self.members:
-            root = made.root()
+        members_of: dict[int, list[Member]] = {}
+        roots: dict[int, _ChannelSet] = {}
+        for channels, member in self.members:
+            root = channels.root()
             roots[id(root)] = root
-            found.setdefault(id(root), []).append(self._told(made, member))
+            members_of.setdefault(id(root), []).append(self._with_reason(channels, member))
         reasons: dict[int, str] = {}
-        for made, _ in self.sets.values():
-            if id(made) in self.fixed:
-                reasons[id(made.root())] = self.fixed[id(made)]
+        for channels, _ in self.sets.values():
+            if id(channels) in self.fixed:
+                reasons[id(channels.root())] = self.fixed[id(channels)]
         groups: list[Group] = []
-        for key, members in found.items():
+        for key, members in members_of.items():
             first = next((m.layer for m in members if m.side == "out"), None)
             if first is not None:  # else the channels of an image
                 role, fixed = self.graph.role(first), reasons.get(key, "")
@@ -160,105 +228,108 @@ class _Survey:
         return groups
 
     @staticmethod
-    def _told(made: _Set, member: Member) -> Member:
-        joined = made.joined
-        if member.side == "out" and joined:
-            return dataclasses.replace(member, why=f"makes what {joined} joins to them")
+    def _with_reason(channels: _ChannelSet, member: Member) -> Member:
+        if member.side == "out" and channels.merged_by:
+            reason = f"makes what {channels.merged_by} joins to them"
+            return dataclasses.replace(member, reason=reason)
         return member
 
     def _visit(self, layer: Layer) -> None:
         name = kind(layer)
         shape = tuple(self.graph.output(layer).shape)
         if name == "InputLayer":
-            self.sets[id(layer)] = _Set(shape[-1]), 1
-            self._fix(self.sets[id(layer)][0], "the model takes them")
+            self.sets[id(layer)] = _ChannelSet(shape[-1]), 1
+            self._fix(self.sets[id(layer)][0], "they are the model's input")
             return
         self._check(layer, name)
-        before = [self.sets[id(producer)] for producer in self.graph.producers(layer)]
-        self.sets[id(layer)] = self._output(layer, name, before, shape)
+        inputs = [self.sets[id(producer)] for producer in self.graph.producers(layer)]
+        self.sets[id(layer)] = self._output_set(layer, name, inputs, shape)
         activation = getattr(getattr(layer, "activation", None), "__name__", "")
         if name == "Softmax" or activation == "softmax":
             self._fix(self.sets[id(layer)][0], f"the softmax {layer.name} mixes them")
 
-    def _output(
-        self, layer: Layer, name: str, before: list[tuple[_Set, int]], shape: tuple[Any, ...]
-    ) -> tuple[_Set, int]:
-        source, repeats = before[0]
+    def _output_set(
+        self, layer: Layer, name: str, inputs: list[tuple[_ChannelSet, int]], shape: tuple[Any, ...]
+    ) -> tuple[_ChannelSet, int]:
+        source, repeats = inputs[0]
         if name in ("Conv2D", "Dense"):
             pooled = kind(self.graph.producers(layer)[0]).startswith("Global")
-            reads = "reads their means" if pooled else "reads them"
+            reason = "reads their means" if pooled else "reads them"
             if repeats > 1:
-                reads += f", at {repeats} places"
-            self.members.append((source, Member(layer, "in", reads, repeats)))
-            made = _Set(shape[-1])
-            self.members.append((made, Member(layer, "out", "makes them")))
-            return made, 1
-        if name in _FOLLOWING:
-            why = f"{_FOLLOWING[name]} for each"
-            self.members.append((source, Member(layer, "all", why, repeats)))
+                reason += f", at {repeats} positions"
+            self.members.append((source, Member(layer, "in", reason, repeats)))
+            new = _ChannelSet(shape[-1])
+            self.members.append((new, Member(layer, "out", "makes them")))
+            return new, 1
+        if name in _PER_CHANNEL:
+            reason = f"{_PER_CHANNEL[name]} for each"
+            self.members.append((source, Member(layer, "all", reason, repeats)))
         elif name in JOINING:
-            self._join(layer, before)
+            self._merge(layer, inputs)
         elif name in ("Flatten", "Reshape"):
-            repeats = self._reshaped(layer, source, repeats, shape)
+            repeats = self._repeats_after_reshape(layer, source, repeats, shape)
             if name == "Reshape" and layer.target_shape[-1] != -1:
                 self.members.append(
                     (source, Member(layer, "shape", "states their number", repeats))
                 )
         return source, repeats
 
-    def _join(self, layer: Layer, before: list[tuple[_Set, int]]) -> None:
-        (first, repeats), *others = before
+    def _merge(self, layer: Layer, inputs: list[tuple[_ChannelSet, int]]) -> None:
+        (first, repeats), *others = inputs
         for other, count in others:
             if count != repeats or other.root().channels != first.root().channels:
-                raise _unknown(layer, "inputs of one channel count")
+                raise _unsupported(layer, "inputs of one channel count")
             source, target = other.root(), first.root()
             if source is not target:
                 source.parent = target
-                source.joined = source.joined or layer.name
+                source.merged_by = source.merged_by or layer.name
 
     @staticmethod
-    def _reshaped(layer: Layer, source: _Set, repeats: int, shape: tuple[Any, ...]) -> int:
-        """How often the last axis holds the channels, behind a layer that only reshapes."""
+    def _repeats_after_reshape(
+        layer: Layer, source: _ChannelSet, repeats: int, shape: tuple[Any, ...]
+    ) -> int:
+        """How many times the last axis repeats the channels after a layer that only reshapes."""
         width = shape[-1]
         channels = source.root().channels
         if width == channels * repeats:
             return repeats
         if len(shape) != 2 or width is None or width % channels:
-            raise _unknown(layer, "a reshape that keeps the channels last, or makes all one axis")
+            raise _unsupported(
+                layer, "a reshape that keeps the channels last, or makes all one axis"
+            )
         return int(width) // channels
 
-    def _fix(self, made: _Set, why: str) -> None:
-        self.fixed.setdefault(id(made), why)
+    def _fix(self, channels: _ChannelSet, reason: str) -> None:
+        self.fixed.setdefault(id(channels), reason)
 
     def _check(self, layer: Layer, name: str) -> None:
         if is_wrapper(layer) or name not in _KNOWN:
-            raise _unknown(layer, f"a layer whose channels can be followed ({', '.join(_KNOWN)})")
+            raise _unsupported(
+                layer, f"a layer whose channels can be followed ({', '.join(_KNOWN)})"
+            )
         inputs = self.graph.inputs(layer)
         if name not in JOINING and len(inputs) != 1:
-            raise _unknown(layer, "a layer that is used once")
+            raise _unsupported(layer, "a layer that is used once")
         if getattr(layer, "data_format", "channels_last") != "channels_last":
-            raise _unknown(layer, "channels on the last axis")
+            raise _unsupported(layer, "channels on the last axis")
         if name == "Conv2D" and layer.groups != 1:
-            raise _unknown(layer, "a convolution of one group, or a DepthwiseConv2D")
+            raise _unsupported(layer, "a convolution of one group, or a DepthwiseConv2D")
         if name == "DepthwiseConv2D" and layer.depth_multiplier != 1:
-            raise _unknown(layer, "one filter a channel (depth_multiplier 1)")
+            raise _unsupported(layer, "one filter a channel (depth_multiplier 1)")
         if name == "BatchNormalization":
             axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
             if axis not in (-1, len(inputs[0].shape) - 1):
-                raise _unknown(layer, "a batch norm over the last axis")
+                raise _unsupported(layer, "a batch norm over the last axis")
         if name == "Rescaling" and any(
             math.prod(getattr(value, "shape", None) or ()) != 1 or isinstance(value, (list, tuple))
             for value in (layer.scale, layer.offset)
         ):
-            self._per_channel(layer)
-
-    def _per_channel(self, layer: Layer) -> None:
-        """Numbers by channel that are no weights can stand only where no channel can go."""
-        source = self.sets[id(self.graph.producers(layer)[0])][0]
-        self._fix(source, f"{layer.name} has a number for each")
+            # Constants by channel are part of the layer's config, which surgery does not slice.
+            source = self.sets[id(self.graph.producers(layer)[0])][0]
+            self._fix(source, f"{layer.name} has a constant for each")
 
 
-def _unknown(layer: Layer, expected: str) -> UsageError:
+def _unsupported(layer: Layer, expected: str) -> UsageError:
     return UsageError(f"layer {layer.name}", type(layer).__name__, expected)
 
 

@@ -1,12 +1,13 @@
-"""What stays takes over from the channels that went: least squares, on images without labels.
+"""Reconstruction after channel pruning: the remaining channels make up for the removed ones.
 
-A convolution that has lost inputs is fitted again, kernel and offset, to what it gave before (He,
-Zhang and Sun, arXiv 1707.06168, equation 5). Layers are visited in execution order, and each reads
-what the fitted layers in front of it give, so that it makes up for their errors, too. A depthwise
-kernel reads one channel, which is there or gone; fitting it as well won nothing.
+A convolution that has lost inputs is fitted again, kernel and offset, to the outputs that it had
+before, by least squares on images without labels (He, Zhang and Sun, arXiv 1707.06168, equation 5).
+Layers are visited in execution order, and each reads the outputs of the fitted layers before it, so
+that it compensates their errors, too. A depthwise kernel reads one channel, which is there or not;
+fitting it as well gained nothing.
 
-Statistics of batch norms become those of the thinner model, or its first training steps would see
-another model than the one that was fitted.
+Batch norms get the statistics of the thin model: otherwise its first training steps would normalize
+with other statistics than those that the fit has assumed.
 """
 
 from __future__ import annotations
@@ -22,159 +23,163 @@ import tensorflow as tf
 from mobilenet.models.graph.batch_norm_folding import Folded
 from mobilenet.models.graph.layerwise import LayerwiseRunner
 from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.typing import Float32Array, Float64Array
 
-Array = npt.NDArray[np.float64]
-Floats = npt.NDArray[np.float32]
-
-_PLACES = 1 << 15  # of all images together, that a layer is fitted on
-_IMAGES = 64  # that a layer is fitted on at least, where they have more places than that
-_KEPT = 1 << 28  # bytes of a tensor of all images; a larger one is computed anew where it is read
+_POSITIONS = 1 << 15  # of all images together, on which a layer is fitted
+_MIN_IMAGES = 64  # on which a layer is fitted, even where fewer images have enough positions
+_MAX_BYTES = 1 << 28  # of a feature map of all images; a larger one is computed when it is read
 
 
-def fit(before: Any, silenced: Any, images: Floats) -> dict[str, float]:
-    """Fits the layers behind silent channels. `silenced` is changed, in place.
+def reconstruct_consumers(original: Any, masked: Any, images: Float32Array) -> dict[str, float]:
+    """Fits the layers that read pruned channels. `masked` is changed in place.
 
     Args:
-        before: the model with all of its channels.
-        silenced: a model of the same shapes in which some channels are silent.
-        images: `[n, height, width, channels]`, preprocessed. A few hundred: every place of a map is
-            a sample, but the layers behind the last pool have one an image.
+        original: the model with all of its channels.
+        masked: a model of the same shapes in which some channels are pruned.
+        images: `[n, height, width, channels]`, preprocessed. A few hundred: every position of a map
+            is a sample, but layers after the last pooling have one sample an image.
 
     Returns:
-        What is left of each layer's squared error, as a share of that before, by layer.
+        Each layer's remaining squared error, as a share of that before the fit, by layer name.
     """
-    images = np.random.default_rng(0).permutation(images)  # the first ones are of all classes
-    old, new = (LayerwiseRunner(model, images, _keeps(len(images))) for model in (before, silenced))
-    done: dict[str, float] = {}
-    for was, now in zip(old.graph.layers, new.graph.layers, strict=True):
-        if kind(now) in ("Conv2D", "Dense") and getattr(now, "groups", 1) == 1:
-            left = _fit(old, was, new, now)
-            if left is not None:
-                done[now.name] = left
-        elif kind(now) == "DepthwiseConv2D" and done:
-            _measure(new, now)
-        old.advance(was)
-        new.advance(now)
-    return done
+    images = np.random.default_rng(0).permutation(images)  # so that the first ones are of any class
+    before, after = (
+        LayerwiseRunner(model, images, _fits_in_memory(len(images))) for model in (original, masked)
+    )
+    errors: dict[str, float] = {}
+    for target_layer, layer in zip(before.graph.layers, after.graph.layers, strict=True):
+        if kind(layer) in ("Conv2D", "Dense") and getattr(layer, "groups", 1) == 1:
+            error = _fit_layer(before, target_layer, after, layer)
+            if error is not None:
+                errors[layer.name] = error
+        elif kind(layer) == "DepthwiseConv2D" and errors:
+            _measure_statistics(after, layer)
+        before.advance(target_layer)
+        after.advance(layer)
+    return errors
 
 
-def _fit(old: LayerwiseRunner, was: Any, new: LayerwiseRunner, now: Any) -> float | None:
-    """One layer; `None` where it reads what it read before, or has no offset to move."""
-    target, pair = Folded(old.graph, was), Folded(new.graph, now)
+def _fit_layer(
+    before: LayerwiseRunner, target_layer: Any, after: LayerwiseRunner, layer: Any
+) -> float | None:
+    """The remaining error; `None` where the inputs are unchanged, or there is no offset to fit."""
+    target, pair = Folded(before.graph, target_layer), Folded(after.graph, layer)
     if pair.offset is None:
         return None
     gain, bias = target.affine()
-    wanted = _matrix(target) * gain
+    target_kernel = _matrix(target) * gain
     sums, changed = _Sums(), False
-    enough = _enough(now, len(old.images))
-    places = _places(now, enough)
-    for both in zip(old.inputs(was, enough), new.inputs(now, enough), strict=True):
-        once, read = (np.asarray(value, np.float32) for value in both)
-        changed |= not np.array_equal(once, read)
-        sums.add(_rows(now, read, places), _rows(now, once, places) @ wanted + bias)
-    return sums.improve(pair) if changed else None
+    count = _image_count(layer, len(before.images))
+    positions = _sample_positions(layer, count)
+    batches = zip(before.inputs(target_layer, count), after.inputs(layer, count), strict=True)
+    for batch in batches:
+        original, inputs = (np.asarray(value, np.float32) for value in batch)
+        changed |= not np.array_equal(original, inputs)
+        targets = _patches(layer, original, positions) @ target_kernel + bias
+        sums.add(_patches(layer, inputs, positions), targets)
+    return sums.fit(pair) if changed else None
 
 
-def _measure(runner: LayerwiseRunner, layer: Any) -> None:
-    """Gives the batch norm behind a depthwise layer the statistics of what it reads now."""
+def _measure_statistics(runner: LayerwiseRunner, layer: Any) -> None:
+    """Gives the batch norm after a depthwise layer the statistics of that layer's outputs now."""
     norm = Folded(runner.graph, layer).norm
     if norm is None:
         return
     count, total, squares = 0, 0.0, 0.0
-    for read in runner.inputs(layer, _enough(layer, len(runner.images))):
-        made = np.asarray(layer(read, training=False), np.float64)
-        made = made.reshape(-1, made.shape[-1])
-        count += len(made)
-        total, squares = total + made.sum(axis=0), squares + np.square(made).sum(axis=0)
+    for inputs in runner.inputs(layer, _image_count(layer, len(runner.images))):
+        outputs = np.asarray(layer(inputs, training=False), np.float64)
+        outputs = outputs.reshape(-1, outputs.shape[-1])
+        count += len(outputs)
+        total, squares = total + outputs.sum(axis=0), squares + np.square(outputs).sum(axis=0)
     norm["moving_mean"].assign(total / count)
     norm["moving_variance"].assign(np.maximum(squares / count - np.square(total / count), 0))
 
 
-def _keeps(images: int) -> Callable[[Graph, Any], bool]:
-    """Keeps what all images fill no more than the limit with."""
-    return lambda graph, layer: 4 * images * math.prod(graph.output(layer).shape[1:]) <= _KEPT
+def _fits_in_memory(images: int) -> Callable[[Graph, Any], bool]:
+    """Whether a layer's outputs of all images stay below the limit."""
+    return lambda graph, layer: 4 * images * math.prod(graph.output(layer).shape[1:]) <= _MAX_BYTES
 
 
 class _Sums:
-    """What decides a fit: means of inputs `[n, inputs]`, of targets `[n, outputs]`, of products."""
+    """Sufficient statistics of a least-squares fit: sums over the samples of the inputs
+    `[n, inputs]`, of the targets `[n, outputs]`, and of their products."""
 
     def __init__(self) -> None:
         self.count = 0
         self.totals: list[Any] = [0.0] * 5
 
-    def add(self, inputs: Array, targets: Array) -> None:
+    def add(self, inputs: Float64Array, targets: Float64Array) -> None:
         self.count += len(inputs)
-        found = (
+        batch = (
             *(inputs.sum(axis=0), targets.sum(axis=0), np.square(targets).sum(axis=0)),
             *(inputs.T @ inputs, inputs.T @ targets),
         )
-        self.totals = [total + more for total, more in zip(self.totals, found, strict=True)]
+        self.totals = [total + more for total, more in zip(self.totals, batch, strict=True)]
 
-    def improve(self, pair: Folded) -> float:
-        """Moves a layer to the least squared error; a channel without a kernel stays silent.
+    def fit(self, pair: Folded) -> float:
+        """Moves a layer to the least squared error; a channel without a kernel stays pruned.
 
-        A ridge holds a kernel where it is in directions that the samples say little of: as many
-        inputs as samples, and it weighs as much as they do.
+        Ridge regression towards the present kernel, since the samples may not determine all of its
+        directions: with as many inputs as samples the ridge weighs as much as they do.
         """
-        reads, gives, power, squares, products = (total / self.count for total in self.totals)
-        squares = squares - np.outer(reads, reads)
-        products = products - np.outer(reads, gives)
+        mean, target_mean, power, squares, products = (total / self.count for total in self.totals)
+        covariance = squares - np.outer(mean, mean)
+        products = products - np.outer(mean, target_mean)
         own, (gain, bias) = _matrix(pair), pair.affine()
-        live = (own != 0).any(axis=0) & (gain != 0)
-        heard = np.diag(squares) > 0
+        active = (own != 0).any(axis=0) & (gain != 0)
+        used = np.diag(covariance) > 0
         kernel = own * gain
 
-        def error(kernel: Array, offset: Array) -> float:
-            apart = power - gives**2 - 2 * (kernel * products).sum(axis=0)
-            apart += (kernel * (squares @ kernel)).sum(axis=0)
-            return float(
-                (np.maximum(apart, 0) + (gives - reads @ kernel - offset) ** 2)[live].sum()
-            )
+        def error(kernel: Float64Array, offset: Float64Array) -> float:
+            variance = power - target_mean**2 - 2 * (kernel * products).sum(axis=0)
+            variance += (kernel * (covariance @ kernel)).sum(axis=0)
+            shift = target_mean - mean @ kernel - offset
+            return float((np.maximum(variance, 0) + shift**2)[active].sum())
 
-        was = error(kernel, bias)
-        ridge = np.trace(squares) / self.count  # inputs / samples of their mean variance
-        held = squares[np.ix_(heard, heard)] + ridge * np.eye(heard.sum())
-        gap = (products - squares @ kernel)[np.ix_(heard, live)]
-        kernel[np.ix_(heard, live)] += np.linalg.solve(held, gap)
-        offset = np.where(live, gives - reads @ kernel, bias)
-        own = np.where(live, kernel / np.where(live, gain, 1.0), own)
+        before = error(kernel, bias)
+        ridge = np.trace(covariance) / self.count  # inputs / samples of their mean variance
+        regularized = covariance[np.ix_(used, used)] + ridge * np.eye(used.sum())
+        gap = (products - covariance @ kernel)[np.ix_(used, active)]
+        kernel[np.ix_(used, active)] += np.linalg.solve(regularized, gap)
+        offset = np.where(active, target_mean - mean @ kernel, bias)
+        own = np.where(active, kernel / np.where(active, gain, 1.0), own)
         pair.kernel.assign(own.reshape(pair.kernel.shape))
         pair.shift(offset - bias)
         if pair.norm is not None and "gamma" in pair.norm:
             plain = pair.read(pair.own, "bias", 0.0)
-            variance = np.maximum((own * (squares @ own)).sum(axis=0), 0)
-            pair.replace_statistics(reads @ own + plain, variance)
-        return error(kernel, offset) / max(was, 1e-30)
+            variance = np.maximum((own * (covariance @ own)).sum(axis=0), 0)
+            pair.replace_statistics(mean @ own + plain, variance)
+        return error(kernel, offset) / max(before, 1e-30)
 
 
-def _matrix(pair: Folded) -> Array:
+def _matrix(pair: Folded) -> Float64Array:
     """A kernel as `[height * width * inputs, outputs]`."""
     return np.asarray(pair.kernel, np.float64).reshape(-1, pair.channels)
 
 
-def _enough(layer: Any, images: int) -> int:
-    """How many images have places enough: for large maps, which are dear, not all."""
-    places: int = math.prod(layer.output_shape[1:-1])
-    return min(images, max(_IMAGES, -(-_PLACES // places)))
+def _image_count(layer: Any, images: int) -> int:
+    """How many images have enough positions: not all for large maps, which take long."""
+    positions: int = math.prod(layer.output_shape[1:-1])
+    return min(images, max(_MIN_IMAGES, -(-_POSITIONS // positions)))
 
 
-def _places(layer: Any, images: int) -> npt.NDArray[np.int64]:
-    """Places of a layer's map that are samples, the same of every image: evenly over it."""
+def _sample_positions(layer: Any, images: int) -> npt.NDArray[np.int64]:
+    """Positions of a layer's map that are samples, the same of every image: evenly over it."""
     count = math.prod(layer.output_shape[1:-1])
-    taken = min(count, -(-_PLACES // images))
-    places: npt.NDArray[np.int64] = np.linspace(0, count - 1, taken).round().astype(np.int64)
-    return places
+    samples = min(count, -(-_POSITIONS // images))
+    positions: npt.NDArray[np.int64] = np.linspace(0, count - 1, samples).round().astype(np.int64)
+    return positions
 
 
-def _rows(layer: Any, read: Floats, places: npt.NDArray[np.int64]) -> Array:
-    """What a kernel multiplies at these places, `[samples, kernel height * width * inputs]`."""
+def _patches(layer: Any, inputs: Float32Array, positions: npt.NDArray[np.int64]) -> Float64Array:
+    """What a kernel multiplies at these positions, `[samples, kernel height * width * inputs]`."""
     if kind(layer) == "Conv2D" and {*layer.kernel_size, *layer.strides} != {1}:
-        read = tf.image.extract_patches(
-            read,
+        inputs = tf.image.extract_patches(
+            inputs,
             [1, *layer.kernel_size, 1],
             [1, *layer.strides, 1],
             [1, *layer.dilation_rate, 1],
             layer.padding.upper(),
         ).numpy()
-    rows = read.reshape(len(read), -1, read.shape[-1])[:, places]
-    return np.asarray(rows.reshape(-1, rows.shape[-1]), np.float64)
+    patches = inputs.reshape(len(inputs), -1, inputs.shape[-1])[:, positions]
+    return np.asarray(patches.reshape(-1, patches.shape[-1]), np.float64)

@@ -1,10 +1,11 @@
-"""Which channels go: how many of each group, and the least important ones among them."""
+"""Which channels are removed: how many of each group, and the least important ones of it."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +14,17 @@ from mobilenet.compression.pruning.channel.dependency_groups import Group
 from mobilenet.configs.base import number
 from mobilenet.configs.pruning import ALL_GROUPS, ROLES, SCOPES
 from mobilenet.errors import UsageError, one_of, shorten
+from mobilenet.typing import Float64Array
 
-Indices = npt.NDArray[np.int64]
-Score = Callable[[Group], npt.NDArray[np.float64]]
-OPTIONAL = ("squeeze_excite",)  # thinned only where a ratio names them
+Indices: TypeAlias = npt.NDArray[np.int64]
+ScoreFunction: TypeAlias = Callable[[Group], Float64Array]
+OPTIONAL_ROLES = ("squeeze_excite",)  # pruned only where a ratio names them
 
 
-def ratios(
+def ratios_by_group(
     groups: Sequence[Group], ratio: float | Mapping[str, float], what: str = "--ratio"
 ) -> dict[int, float]:
-    """The share of channels that goes, by the group's number.
+    """The share of channels to remove, by the group's number.
 
     Args:
         groups: those that may lose channels.
@@ -30,7 +32,7 @@ def ratios(
             and projections alike); or a number by role, or by a regular expression that matches
             the whole name of a layer that makes the channels, or for `all` groups but the squeezes.
             The last entry that matches decides.
-        what: the flag, for errors.
+        what: name of the argument, for errors.
 
     Raises:
         UsageError: a number outside [0, 1), or a pattern that matches no layer.
@@ -41,7 +43,7 @@ def ratios(
     shares = dict.fromkeys((group.number for group in groups), 0.0)
     for pattern, share in ratio.items():
         number(f"{what} {pattern}", share, least=0, below=1)
-        hits = [group for group in groups if _matches(pattern, group, what)]
+        hits = [group for group in groups if _matches(pattern, group)]
         if not hits:
             raise UsageError(
                 what,
@@ -54,48 +56,48 @@ def ratios(
     return shares
 
 
-def _matches(pattern: str, group: Group, what: str) -> bool:
+def _matches(pattern: str, group: Group) -> bool:
     if pattern == ALL_GROUPS:
-        return group.role not in OPTIONAL
+        return group.role not in OPTIONAL_ROLES
     if pattern in ROLES:
         return pattern == group.role
     try:
-        return any(re.fullmatch(pattern, member.layer.name) for member in group.on("out"))
+        return any(re.fullmatch(pattern, member.layer.name) for member in group.members_on("out"))
     except re.error as error:
         raise UsageError("--ratio", pattern, f"a role or a regular expression ({error})") from None
 
 
-def kept_count(channels: int, ratio: float, round_to: int = 1) -> int:
-    """How many channels stay: the multiple of `round_to` nearest to the share, ties up.
+def remaining_count(channels: int, ratio: float, round_to: int = 1) -> int:
+    """How many channels remain: the multiple of `round_to` nearest to the share, ties up.
 
-    At least `round_to` stay, or all where there are fewer. A ratio of 0 keeps all, whatever their
-    number.
+    At least `round_to` remain, or all where there are fewer. A ratio of 0 removes none, whatever
+    their number.
     """
     if ratio == 0:
         return channels
-    lots = math.floor(round(channels * (1 - ratio) / round_to, 9) + 0.5)
-    return min(channels, max(lots, 1) * round_to)
+    blocks = math.floor(round(channels * (1 - ratio) / round_to, 9) + 0.5)
+    return min(channels, max(blocks, 1) * round_to)
 
 
-def share_of_rest(channels: int, whole: int, share: float, round_to: int = 1) -> float:
-    """The share of the channels that are left which goes, when a share of the whole is to go."""
-    return max(0.0, 1 - kept_count(whole, share, round_to) / channels)
+def ratio_of_remaining(channels: int, original: int, ratio: float, round_to: int = 1) -> float:
+    """The ratio for a group already pruned to `channels` that makes `ratio` of `original`."""
+    return max(0.0, 1 - remaining_count(original, ratio, round_to) / channels)
 
 
-def choose(
+def choose_channels(
     groups: Sequence[Group],
     shares: Mapping[int, float],
-    score: Score,
+    score: ScoreFunction,
     round_to: int = 1,
     scope: str = "group",
 ) -> dict[int, Indices]:
-    """The channels that stay, by the group's number, in rising order.
+    """The channels that remain, by the group's number, in rising order.
 
     Args:
         groups: those that may lose channels.
-        shares: from `ratios`.
-        score: what each channel of a group is worth. Of equals the first ones stay; NaN says that
-            a channel has gone before, and goes again.
+        shares: from `ratios_by_group`.
+        score: importance of each channel of a group. Of equals the first ones remain; NaN marks a
+            channel that is pruned already and stays so.
         round_to: counts are multiples of it: 16 for int8 files, 32 for float ones, 1 for exact
             ratios.
         scope: `group` takes its share from every group; `global` ranks the channels of all groups
@@ -103,38 +105,41 @@ def choose(
     """
     number("--round_to", round_to, least=1, integer=True, remedy="16 for int8, 32 for float, 1")
     one_of("scope", scope, SCOPES)
-    worth = {group.number: score(group) for group in groups if shares[group.number] > 0}
-    worth = {key: np.where(np.isnan(own), -np.inf, own) for key, own in worth.items()}
+    scores = {group.number: score(group) for group in groups if shares[group.number] > 0}
+    scores = {key: np.where(np.isnan(own), -np.inf, own) for key, own in scores.items()}
     if scope == "group":
-        counts = {g.number: kept_count(g.channels, shares[g.number], round_to) for g in groups}
+        counts = {g.number: remaining_count(g.channels, shares[g.number], round_to) for g in groups}
     else:
-        counts = _global_counts(groups, shares, worth, round_to)
-    kept = {}
+        counts = _global_counts(groups, shares, scores, round_to)
+    remaining = {}
     for group in groups:
-        count = counts[group.number]
-        order = np.argsort(-worth[group.number], kind="stable") if group.number in worth else None
-        kept[group.number] = np.arange(group.channels) if order is None else np.sort(order[:count])
-    return kept
+        if group.number in scores:
+            order = np.argsort(-scores[group.number], kind="stable")
+            remaining[group.number] = np.sort(order[: counts[group.number]])
+        else:
+            remaining[group.number] = np.arange(group.channels)
+    return remaining
 
 
 def _global_counts(
     groups: Sequence[Group],
     shares: Mapping[int, float],
-    worth: Mapping[int, npt.NDArray[np.float64]],
+    scores: Mapping[int, Float64Array],
     round_to: int,
 ) -> dict[int, int]:
-    """How many channels of each group are among those that stay of all."""
+    """How many channels of each group remain when all groups are ranked together."""
     counts = {group.number: group.channels for group in groups}
     values, owners = [np.zeros(0)], [np.zeros(0, np.int64)]
-    for key, own in worth.items():
+    for key, own in scores.items():
         mean = np.abs(own[np.isfinite(own)]).mean() if np.isfinite(own).any() else 0.0
+        # The best `round_to` channels of a group remain in any case and are not ranked.
         ranked = np.sort(own / mean if mean > 0 else own)[: -min(round_to, own.size)]
-        values.append(ranked)  # the best ones are out of the contest: they stay
+        values.append(ranked)
         owners.append(np.full(ranked.size, key))
-    budget = round(sum(shares[key] * counts[key] for key in worth))
+    budget = round(sum(shares[key] * counts[key] for key in scores))
     order = np.argsort(np.concatenate(values), kind="stable")[:budget]
-    cut = np.concatenate(owners)[order]
-    for key in worth:
-        lost = int((cut == key).sum()) / counts[key]
-        counts[key] = kept_count(counts[key], lost, round_to)
+    removed = np.concatenate(owners)[order]
+    for key in scores:
+        lost = int((removed == key).sum()) / counts[key]
+        counts[key] = remaining_count(counts[key], lost, round_to)
     return counts

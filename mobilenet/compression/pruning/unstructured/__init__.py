@@ -1,1 +1,1 @@
-"""Pruning of single weights: magnitude, dynamic network surgery, tfmot."""
+"""Pruning of single weights: magnitude, dynamic network surgery, tfmot's wrapper."""

@@ -1,4 +1,6 @@
-"""Magnitude pruning: the smallest weights of each kernel go (Zhu and Gupta, arXiv 1710.01878)."""
+"""Magnitude pruning: removes the smallest weights of each kernel (Zhu and Gupta, arXiv
+1710.01878).
+"""
 
 from __future__ import annotations
 
@@ -6,19 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-import tf_keras
 
 from mobilenet.compression.method import Method, StageContext, check_plain, register
 from mobilenet.compression.pruning.schedule import Timing
 from mobilenet.compression.pruning.unstructured import sparsity_patterns, sparsity_targets
 from mobilenet.compression.pruning.unstructured.masks import Masks
 from mobilenet.configs.pruning import MagnitudePruning
-from mobilenet.models.graph import variables
+from mobilenet.models.graph import rebuild, variables
 from mobilenet.models.graph.roles import Graph, kind
 
 
 @register
-class Magnitude(Method):
+class MagnitudePruner(Method):
     """Masks of the smallest magnitudes, refreshed on tfmot's schedules and at their end step."""
 
     config_type = MagnitudePruning
@@ -27,7 +28,7 @@ class Magnitude(Method):
     def __init__(self, config: MagnitudePruning, context: StageContext) -> None:
         super().__init__(config, context)
         self.timing = Timing(config, context.steps)
-        self.rule = sparsity_patterns.rule(config)
+        self.rule = sparsity_patterns.mask_rule(config)
         self.masks: Masks | None = None
         self.targets: list[sparsity_targets.Target] = []
         self.schedules: dict[str, Any] = {}
@@ -41,20 +42,19 @@ class Magnitude(Method):
             depthwise = kind(layer) == "DepthwiseConv2D"
             return sparsity_patterns.obstacle(self.config, Graph.kernel(layer).shape, depthwise)
 
-        return sparsity_targets.assign(model, self.config.final_sparsity, obstacle)
+        return sparsity_targets.assign_targets(model, self.config.final_sparsity, obstacle)
 
     def apply(self, model: Any) -> Any:
         check_plain(model)
-        trained = tf_keras.models.clone_model(model)
-        trained.set_weights(model.get_weights())
+        trained = rebuild.copy(model)
         self.targets = self._assign(trained)
         chosen = {t.layer: t.sparsity for t in self.targets if t.sparsity}
         self.masks = Masks({name: variables.kernel(trained.get_layer(name)) for name in chosen})
         start = self.masks.sparsity()
-        least = sparsity_patterns.least_share(self.config)
+        lowest = sparsity_patterns.min_sparsity(self.config)
         self.schedules = {
             name: self.timing.schedule(
-                start[name], max(share, least), self.timing.end, self.config.frequency
+                start[name], max(share, lowest), self.timing.end, self.config.frequency
             )
             for name, share in chosen.items()
             if start[name] < 1  # nothing is left to remove; tfmot's schedules refuse 1
@@ -83,5 +83,5 @@ class Magnitude(Method):
 
     def notes(self, model: Any) -> list[str]:
         assert self.masks is not None
-        reached = self.masks.sparsity()
-        return [target.told(reached) for target in self.targets]
+        sparsity = self.masks.sparsity()
+        return [target.note(sparsity) for target in self.targets]

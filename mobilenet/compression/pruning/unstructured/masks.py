@@ -1,9 +1,9 @@
-"""The one mechanism of pruning: masks, multiplied into the kernels after every optimizer step.
+"""Masks, multiplied into the kernels after every optimizer step: the one mechanism of pruning.
 
-A rule says when a mask changes and how. tfmot's wrapper masks inside the layer's call instead, so
-that between the optimizer and the next forward pass the weights are dense, a checkpoint by step is
-dense, and 16-bit policies round the master weights; its threshold is a full sort. Here the step
-ends with masked weights, and the threshold is found by counting in the graph.
+tfmot's wrapper masks inside the layer's call instead: between the optimizer and the next forward
+pass its weights are dense, so are checkpoints saved after a step, and 16-bit policies round the
+master weights; its threshold takes a full sort. Here every step ends with masked weights, and the
+threshold is found by counting in the graph.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Masks(tf.Module):
     """Masks by layer name, float32 and of the kernel's shape: 1 keeps a weight, 0 removes it."""
 
     def __init__(self, kernels: Mapping[str, tf.Variable]) -> None:
-        """Takes each mask from the zeros that are in the kernel, so that nothing regrows."""
+        """Starts from the zeros that are in the kernels, so that none of them regrows."""
         super().__init__(name="masks")
         self.kernels = dict(kernels)
         self.masks = {
@@ -32,17 +32,17 @@ class Masks(tf.Module):
         }
 
     def apply(self) -> None:
-        """Zeroes what is masked."""
+        """Zeroes the masked weights."""
         for name, kernel in self.kernels.items():
             variables.update(kernel, _multiply, [self.masks[name]])
 
     def refresh(
         self, due: tf.Tensor, rules: Mapping[str, Callable[[tf.Tensor], tf.Tensor]]
     ) -> None:
-        """Replaces masks by `rules[layer](kernel)` where `due` (a scalar boolean) says so.
+        """Replaces masks by `rules[layer](kernel)` where `due`, a scalar boolean, is true.
 
-        A rule sees the kernel in float32 under the old mask: the optimizer has just moved what was
-        removed, too.
+        A rule gets the kernel in float32 under the old mask, since the optimizer has just moved
+        the removed weights, too.
         """
 
         def renew(mask: Any, kernel: Any, name: str) -> None:
@@ -62,7 +62,7 @@ class Masks(tf.Module):
 
         if (
             variables.is_single_replica()
-        ):  # one branch for all costs less in the steps that are not due
+        ):  # one branch for all masks is cheaper in steps that are not due
             tf.cond(due, renew_all, lambda: due)
             return
         for name in rules:
@@ -82,20 +82,20 @@ def keep_largest(kernel: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     """The mask that zeroes the smallest magnitudes.
 
     At least `round(size * share)` entries become zero; more only where magnitudes tie at the
-    threshold. An entry that is zero stays zero at any share, so a sparser start is kept.
+    threshold. An entry that is zero stays zero at any share, so a kernel that is sparser stays so.
 
     Args:
         kernel: float32 of any shape.
-        share: of zeros wanted, a scalar.
+        share: share of zeros to reach, a scalar.
 
     Returns:
         0 and 1 in float32, of the kernel's shape.
     """
     bits = _bits(kernel)
     size = tf.cast(tf.size(bits), tf.float32)
-    wanted = tf.cast(tf.round(size * tf.cast(share, tf.float32)), tf.int32)
-    threshold = _at_rank(bits, tf.maximum(wanted, 1))
-    threshold = tf.where(wanted > 0, threshold, 0)
+    zeros = tf.cast(tf.round(size * tf.cast(share, tf.float32)), tf.int32)
+    threshold = _at_rank(bits, tf.maximum(zeros, 1))
+    threshold = tf.where(zeros > 0, threshold, 0)
     return tf.cast(tf.reshape(bits > threshold, tf.shape(kernel)), tf.float32)
 
 
@@ -104,14 +104,14 @@ def magnitude_at(kernel: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
 
     Args:
         kernel: float32 of any shape.
-        share: of the entries that lie below, a scalar.
+        share: share of the entries that lie below, a scalar.
 
     Returns:
         One of the magnitudes, a float32 scalar.
     """
     bits = _bits(kernel)
-    place = tf.round(tf.cast(tf.size(bits) - 1, tf.float64) * tf.cast(share, tf.float64))
-    return tf.bitcast(_at_rank(bits, tf.cast(place, tf.int32) + 1), tf.float32)
+    index = tf.round(tf.cast(tf.size(bits) - 1, tf.float64) * tf.cast(share, tf.float64))
+    return tf.bitcast(_at_rank(bits, tf.cast(index, tf.int32) + 1), tf.float32)
 
 
 def _bits(kernel: tf.Tensor) -> tf.Tensor:
@@ -121,14 +121,16 @@ def _bits(kernel: tf.Tensor) -> tf.Tensor:
 
 def _at_rank(bits: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
     """The entry at `rank` (from 1) in rising order."""
-    # Counting by the upper bits finds those of the wanted weight; counting by the next ones, among
-    # the weights that share its upper bits, finds the rest. All others differ above and fall
+    # Counting by the upper bits finds those of the searched weight; counting by the next ones,
+    # among the weights that share its upper bits, finds the rest. All others differ above and fall
     # outside the count.
     values, left, threshold = bits, _BITS, tf.constant(0)
     for width in _FEW_PASSES if (bits.shape.num_elements() or 0) > _MANY else _SMALL_TABLES:
         left -= width
-        found, rank = _find(tf.bitwise.right_shift(values, left) if left else values, width, rank)
-        threshold += tf.bitwise.left_shift(found, left)
+        prefix, rank = _value_at_rank(
+            tf.bitwise.right_shift(values, left) if left else values, width, rank
+        )
+        threshold += tf.bitwise.left_shift(prefix, left)
         values = tf.bitwise.bitwise_xor(bits, threshold)
     return threshold
 
@@ -138,7 +140,7 @@ _BITS = 31  # of a float without its sign
 _FEW_PASSES, _SMALL_TABLES, _MANY = (16, 15), (11, 10, 10), 2**17
 
 
-def _find(values: tf.Tensor, width: int, rank: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _value_at_rank(values: tf.Tensor, width: int, rank: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The value at `rank` (from 1) in rising order, and its rank among its equals.
 
     Values of more than `width` bits do not count.
@@ -147,16 +149,16 @@ def _find(values: tf.Tensor, width: int, rank: tf.Tensor) -> tuple[tf.Tensor, tf
         input=values, size=2**width, weights=tf.zeros([0], tf.int32), binary_output=False
     )
     if width <= 12:
-        return _place(counts, rank)
+        return _bin_at_rank(counts, rank)
     columns = 2 ** (width // 2)  # a cumulative sum is slow
     table = tf.reshape(counts, [2**width // columns, columns])
-    row, rank = _place(tf.reduce_sum(table, 1), rank)
-    column, rank = _place(table[row], rank)
+    row, rank = _bin_at_rank(tf.reduce_sum(table, 1), rank)
+    column, rank = _bin_at_rank(table[row], rank)
     return row * columns + column, rank
 
 
-def _place(counts: tf.Tensor, rank: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _bin_at_rank(counts: tf.Tensor, rank: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The bin that holds `rank`, and the rank inside it."""
     before = tf.cumsum(counts, exclusive=True)
-    place = tf.searchsorted(before, [rank])[0] - 1
-    return place, rank - before[place]
+    index = tf.searchsorted(before, [rank])[0] - 1
+    return index, rank - before[index]

@@ -1,4 +1,4 @@
-"""Which layer is pruned to which sparsity: by role or by name, the last match deciding."""
+"""Which layer is pruned to which sparsity: by role or by name; the last match decides."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from mobilenet.models.graph.roles import Graph
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A layer with a kernel: its role, its sparsity (`None` leaves it dense) and the reason."""
+    """A layer with a kernel: its role, its target sparsity (`None`: stays dense) and the reason."""
 
     layer: str
     role: str
     sparsity: float | None
     reason: str
 
-    def told(self, reached: Mapping[str, float]) -> str:
-        """A line for a person; `reached` has the zeros of what was pruned."""
-        share = reached.get(self.layer)
+    def note(self, sparsity: Mapping[str, float]) -> str:
+        """A human-readable note; `sparsity` is that of the pruned layers, by name."""
+        share = sparsity.get(self.layer)
         now = "dense" if share is None else f"{share:.1%} zeros"
         return f"{self.layer} ({self.role}): {now}, {self.reason}"
 
 
-def assign(
+def assign_targets(
     model: Any,
     shares: Mapping[str, float],
     obstacle: Callable[[Any], str] = lambda layer: "",
     flag: str = "--final_sparsity",
 ) -> list[Target]:
-    """Gives every layer with a kernel its target.
+    """Returns the target of every layer with a kernel.
 
     Args:
         model: a plain functional model.
         shares: share of zeros by role, or by a regular expression of whole layer names.
-        obstacle: why a layer that is asked for stays dense all the same; empty where it need not.
-        flag: that gave the shares.
+        obstacle: why a layer that a pattern matches cannot be pruned; empty where it can.
+        flag: the flag that set the shares, for errors.
 
     Raises:
-        UsageError: a pattern matches no layer, or is no regular expression, or nothing that is
-            asked for can be pruned.
+        UsageError: a pattern matches no layer or is no regular expression, or none of the matched
+            layers can be pruned.
     """
     graph = Graph(model)
     layers = [layer for layer in graph.layers if graph.kernel(layer) is not None]

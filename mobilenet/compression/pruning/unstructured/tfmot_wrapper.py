@@ -1,8 +1,9 @@
-"""tfmot's own pruning wrapper as a method, for those who want it; `magnitude` is the default.
+"""tfmot's own pruning wrapper as a method, for comparison; `magnitude` is the default.
 
-Three of the wrapper's faults are made good from outside: its masks come with the next forward pass
-(here behind the optimizer too), it misses an end step between two updates, and a start that is
-sparser than the target regrows. That it cannot work under mixed precision is told.
+Three faults of the wrapper are worked around from outside: it applies its masks in the next forward
+pass only (here after the optimizer step as well), it misses an end step between two updates, and
+kernels that are sparser than the target regrow. It does not work under mixed precision, which
+`check` refuses.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from mobilenet.models.graph import variables
 
 
 @register
-class Tfmot(Method):
-    """Wraps the targets in `prune_low_magnitude`, and strips them again."""
+class TfmotPruner(Method):
+    """Wraps the layers to prune in `prune_low_magnitude`, and strips the wrappers at the end."""
 
     config_type = TfmotPruning
     config: TfmotPruning
@@ -52,8 +53,8 @@ class Tfmot(Method):
                 raise UsageError(
                     "--pruning tfmot",
                     f"{layer.name}, whose weights are all zero",
-                    "a kernel with weights (it lets such a one regrow)",
-                    "--pruning magnitude keeps it",
+                    "a kernel with nonzero weights (an all-zero one would regrow)",
+                    "--pruning magnitude leaves it at zero",
                 )
 
     def _assign(self, model: Any) -> list[sparsity_targets.Target]:
@@ -64,9 +65,9 @@ class Tfmot(Method):
         def obstacle(layer: Any) -> str:
             if registry.supports(layer) and registry._weight_names(layer):
                 return ""
-            return f"tfmot prunes no {type(layer).__name__}"
+            return f"tfmot does not prune {type(layer).__name__}"
 
-        return sparsity_targets.assign(model, self.config.final_sparsity, obstacle)
+        return sparsity_targets.assign_targets(model, self.config.final_sparsity, obstacle)
 
     def apply(self, model: Any) -> Any:
         from tensorflow_model_optimization.sparsity import keras as sparsity
@@ -77,16 +78,16 @@ class Tfmot(Method):
         chosen = {t.layer: t.sparsity for t in self.targets if t.sparsity}
         end, frequency = self.timing.aligned()
 
-        def wrapped(layer: Any) -> Any:
+        def wrap(layer: Any) -> Any:
             copy = type(layer).from_config(layer.get_config())
             if layer.name not in chosen:
                 return copy
-            start = _share_to_keep(variables.kernel(layer))
+            start = _initial_sparsity(variables.kernel(layer))
             schedule = self.timing.schedule(start, chosen[layer.name], end, frequency)
             self.wrappers[layer.name] = sparsity.prune_low_magnitude(copy, schedule)
             return self.wrappers[layer.name]
 
-        trained = tf_keras.models.clone_model(model, clone_function=wrapped)
+        trained = tf_keras.models.clone_model(model, clone_function=wrap)
         for layer in model.layers:
             copy = self.wrappers.get(layer.name) or trained.get_layer(layer.name)
             copy.set_weights(layer.get_weights())
@@ -97,7 +98,7 @@ class Tfmot(Method):
         return trained
 
     def after_step(self, model: Any, step: tf.Tensor) -> None:
-        """What UpdatePruningStep does at the end of an epoch; the wrapper counts its own steps."""
+        """Applies the masks, as UpdatePruningStep does at the end of an epoch."""
         del model, step
         for wrapper in self.wrappers.values():
             wrapper.pruning_obj.weight_mask_op()
@@ -116,17 +117,17 @@ class Tfmot(Method):
 
     def notes(self, model: Any) -> list[str]:
         del model
-        reached = {
+        sparsity = {
             name: float(np.mean(wrapper.pruning_vars[0][0].numpy() == 0))
             for name, wrapper in self.wrappers.items()
         }
-        return [target.told(reached) for target in self.targets]
+        return [target.note(sparsity) for target in self.targets]
 
 
-def _share_to_keep(kernel: Any) -> float:
-    """The share at which tfmot keeps the zeros that are there.
+def _initial_sparsity(kernel: Any) -> float:
+    """An initial sparsity at which tfmot preserves the zeros of a kernel.
 
-    Where it rounds to one weight less than them, its threshold is 0 and everything regrows.
+    If it rounds to one weight less than there are zeros, its threshold is 0 and all of them regrow.
     """
     zeros = int(np.sum(kernel.numpy() == 0))
     return (zeros + 0.5) / kernel.shape.num_elements() if zeros else 0.0
