@@ -52,7 +52,7 @@ def ours(kernels: list[Any], share: float, pattern: str) -> tuple[Callable[[], A
     from mobilenet.configs.pruning import MagnitudePruning
 
     masks = Masks({str(number): kernel for number, kernel in enumerate(kernels)})
-    rule = sparsity_patterns.rule(MagnitudePruning(pattern=pattern))
+    rule = sparsity_patterns.mask_rule(MagnitudePruning(pattern=pattern))
     due, wanted = tf.Variable(True), tf.constant(share)
 
     def update() -> None:

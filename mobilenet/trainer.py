@@ -98,7 +98,7 @@ def _draw(folder: Path, reports: list[StageReport]) -> None:
     from mobilenet.reporting import plots
 
     for report in changed:
-        path = folder / f"{report.part}_flips.png"
+        path = folder / f"{report.part}_mask_changes.png"
         print(plots.mask_changes(report.mask_changes, f"{report.part}: surgery", path))
 
 

@@ -163,8 +163,8 @@ def profile(
     macs = counting.layer_macs(model, input_shape)
     thop = counting.layer_thop_flops(model, input_shape)
     spans = layer_latency.spans(model, input_shape)
-    found, notes = _groups(model)
-    owners = dependency_groups.by_layer(found)
+    channel_graph, notes = _channel_graph(model)
+    owners = {} if channel_graph is None else channel_graph.by_layer()
     times, whole = layer_latency.LayerTimes(), None
     shape = None if input_shape is None else tuple(input_shape)
     file = tflite_converter.float_flatbuffer(model, input_shape=shape) if latency or card else b""
@@ -198,7 +198,8 @@ def profile(
     if untimed := [line.layer for line in lines if latency and line.seconds is None]:
         notes.append(f"not timed, as they cannot stand alone: {', '.join(untimed)}")
     distinct = len(np.unique(np.concatenate(values)))
-    return Profile(tuple(lines), found, distinct, whole, tuple(notes), small.sizes)
+    groups = () if channel_graph is None else channel_graph.all_groups
+    return Profile(tuple(lines), groups, distinct, whole, tuple(notes), small.sizes)
 
 
 def _packed(model: saving.LoadedModel, file: bytes, notes: list[str]) -> _Packed:
@@ -223,9 +224,9 @@ def _shown(shape: Sequence[int | None]) -> tuple[int, ...]:
     return tuple(side for side in shape[1:] if side is not None)
 
 
-def _groups(model: Any) -> tuple[tuple[dependency_groups.Group, ...], list[str]]:
-    """The groups of channels; none, and why, for a model whose channels cannot be followed."""
+def _channel_graph(model: Any) -> tuple[dependency_groups.ChannelGraph | None, list[str]]:
+    """The groups of channels; `None`, and why, for a model whose channels cannot be followed."""
     try:
-        return dependency_groups.find(model, fixed=True), []
+        return dependency_groups.ChannelGraph(model), []
     except UsageError as error:
-        return (), [f"no groups of channels: {error}"]
+        return None, [f"no groups of channels: {error}"]

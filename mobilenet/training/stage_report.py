@@ -14,7 +14,7 @@ _FIGURES = (
     *("loss", "params", "macs", "nonzero_weights"),
     *("bytes", "gzip_bytes", "latency_ms", "minutes"),
 )
-MASK_CHANGES = "flips"  # the key in the report of a method and in the file
+MASK_CHANGES = "mask_changes"  # the key in the report of a method and in the file
 _COLUMNS = 3  # step, weights removed, weights regrown
 
 

@@ -207,8 +207,8 @@ def test_histograms_count_every_weight(small_model: Callable[..., Any], tmp_path
     assert plots.counted(np.zeros((2, 2), np.float32))[2] == 4
 
 
-def test_flips_are_drawn_in_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "plots/prune_flips.png"
+def test_mask_changes_are_drawn_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "plots/prune_mask_changes.png"
     assert plots.mask_changes([[0, 40, 0], [8, 0, 3], [16, 2, 1]], "prune", path) == path
     with Image.open(path) as picture:
         assert picture.size == (640, 360)

@@ -49,20 +49,20 @@ def test_surgery_is_in_the_table_the_card_and_a_picture(tmp_path: Path) -> None:
         done = command("trainer", *words, "--pruning_frequency=4", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         run = tmp_path / "runs/mobilenet_v1_digits"
-        flips = np.array(report(run)["prune"]["flips"])
-        assert flips[:, 0].tolist() == list(range(0, 37, 4))
-        _, removed, back = flips.sum(0)
+        changes = np.array(report(run)["prune"]["mask_changes"])
+        assert changes[:, 0].tolist() == list(range(0, 37, 4))
+        _, removed, regrown = changes.sum(0)
         rows = [line.split() for line in done.stdout.splitlines()]
         assert next(r for r in rows if r[:1] == ["prune"] and r[1] != "epoch")[-2:] == [
             f"{removed:,}",
-            f"{back:,}",
+            f"{regrown:,}",
         ]
         card = json.loads((run / "prune/card.json").read_text())
         lines = [line for line in card["notes"] if " removed, " in line]
         told = [line.split("; ")[1].replace(",", "").split() for line in lines]
         assert sum(int(words[0]) for words in told) == removed > 50_000
-        assert (run / "plots/prune_flips.png").stat().st_size > 5000
-        (run / "plots/prune_flips.png").unlink()
+        assert (run / "plots/prune_mask_changes.png").stat().st_size > 5000
+        (run / "plots/prune_mask_changes.png").unlink()
 
 
 @pytest.mark.slow

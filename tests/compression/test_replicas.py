@@ -65,7 +65,7 @@ with strategy.scope():
     train(net, method, 6)
     found["surgery"] = copies(net.get_layer("d").kernel)
     found["twins"] = copies(method.surgery.dense["d"])
-    found["flips"] = copies(method.surgery.flips["d"])
+    found["mask_changes"] = copies(method.surgery.mask_changes["d"])
     method = methods.create(CodebookQuantization(pointwise=4), stage_context(3))
     coded = method.apply(net)
     train(coded, method, 3)
@@ -145,7 +145,7 @@ def test_channels_are_silent_on_both_replicas_and_cut_out(found: dict) -> None:
 
 
 def test_surgery_is_the_same_on_both_replicas(found: dict) -> None:
-    for name in ("surgery", "twins", "flips", "values"):
+    for name in ("surgery", "twins", "mask_changes", "values"):
         first, second = (np.array(value) for value in found[name])
         np.testing.assert_array_equal(first, second)
     kernel, twin = np.array(found["surgery"][0]), np.array(found["twins"][0])

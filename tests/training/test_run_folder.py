@@ -59,7 +59,7 @@ def refusal(folder: Path) -> str:
     [
         ENTRY,
         {"stage": "train", "top1": 1, "top5": 2, "history": []},
-        {**ENTRY, "stage": "prune_2", "flips": [ROW, ROW]},
+        {**ENTRY, "stage": "prune_2", "mask_changes": [ROW, ROW]},
     ],
 )
 def test_what_a_stage_records_is_read_again(entry: dict[str, Any], folder: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_report_has_every_figure_of_its_entry() -> None:
     assert (report.part, report.top1, report.macs) == (Part("convert"), 90.5, 90)
     assert report.details == {"agreement": 99.5, "verification": {"clear": 1.0}}
     assert report.to_json() == entry
-    surgery = StageReport.from_json({**ENTRY, "stage": "prune_1", "flips": [ROW, ROW]})
+    surgery = StageReport.from_json({**ENTRY, "stage": "prune_1", "mask_changes": [ROW, ROW]})
     assert (surgery.part, surgery.mask_changes) == (Part("prune", 1), (tuple(ROW), tuple(ROW)))
 
 
@@ -96,9 +96,9 @@ def test_a_report_has_every_figure_of_its_entry() -> None:
         {"stages": [{**ENTRY, "top5": 2**62}]},
         {"stages": [{**ENTRY, "history": {"loss": 1}}]},
         {"stages": [{**ENTRY, "history": [1]}]},
-        {"stages": [{**ENTRY, "flips": []}]},
-        {"stages": [{**ENTRY, "flips": [[1, 2]]}]},
-        {"stages": [{**ENTRY, "flips": [[1, 2, "3"]]}]},
+        {"stages": [{**ENTRY, "mask_changes": []}]},
+        {"stages": [{**ENTRY, "mask_changes": [[1, 2]]}]},
+        {"stages": [{**ENTRY, "mask_changes": [[1, 2, "3"]]}]},
     ],
 )
 def test_a_damaged_report_is_one_line(value: dict[str, Any], folder: Path) -> None:

@@ -46,7 +46,7 @@ def run(method: Any, model: Any, steps: int = STEPS, watch: Any = lambda step: N
 
 def silent(model: Any, name: str) -> list[int]:
     """Channels of a group of which nothing is left, read layer by layer without masks."""
-    group = dependency_groups.by_layer(dependency_groups.find(model))[name]
+    group = dependency_groups.ChannelGraph(model).by_layer()[name]
     heard = np.zeros(group.channels, bool)
     for member in group.members:
         for weight in member.layer.trainable_weights:
@@ -80,8 +80,8 @@ def test_channels_fall_silent_by_the_schedule_and_are_cut_out() -> None:
     np.testing.assert_allclose(thin(inputs(8), training=False).numpy(), said, atol=1e-5)
     first, second, *_ = method.notes(trained)
     macs = {model: sum(counting.layer_macs(model).values()) for model in (thin, trained)}
-    assert first == f"{macs[thin]:,} MACs, {macs[thin] / macs[trained]:.1%} of the whole model's"
-    assert second == "a (stem): 4 of 8 channels stay, by magnitude"
+    assert first == f"{macs[thin]:,} MACs, {macs[thin] / macs[trained]:.1%} of the original model's"
+    assert second == "a (stem): 4 of 8 channels remain, by magnitude"
 
 
 def test_one_shot_takes_all_at_once() -> None:
@@ -219,7 +219,7 @@ def test_what_reads_channels_that_go_is_fitted_once() -> None:
     for step in range(STEPS):
         method.before_step(step)
     assert asked == [40]
-    thinned = surgery.cut(model, method._kept())
+    thinned = surgery.cut_channels(dependency_groups.ChannelGraph(model), method._remaining())
     wanted = surgery.reconstruct(model, thinned, inputs(40)).model
     got = method.finalize(trained)
     np.testing.assert_allclose(got(inputs(8)), wanted(inputs(8)), atol=1e-4)
@@ -301,7 +301,7 @@ def test_the_chain_goes_on_with_the_thin_net(tmp_path: Path) -> None:
     model = saving.load(place / "prune")
     again = builder.build(builder.config_of(model.model), (64, 64, 3))
     assert again.count_params() == model.model.count_params() == entries["prune"]["params"]
-    assert "Conv2d_13_pointwise (pointwise): 128 of 256 channels stay" in "\n".join(
+    assert "Conv2d_13_pointwise (pointwise): 128 of 256 channels remain" in "\n".join(
         model.card.notes
     )
 

@@ -77,7 +77,7 @@ def sizes(found: tuple[dependency_groups.Group, ...]) -> dict[str, Counter[int]]
 
 @pytest.mark.parametrize("name", families())
 def test_the_groups_of_each_net(name: str) -> None:
-    found = dependency_groups.find(build(archs.get(name, num_classes=10), (32, 32, 3)))
+    found = dependency_groups.find_groups(build(archs.get(name, num_classes=10), (32, 32, 3)))
     assert sizes(found) == {role: Counter(n) for role, n in EXPECTED[name].items()}
     if name in ("mobilenet_v1", "mobilenet_v2"):
         counts = {"mobilenet_v1": (14, 5984), "mobilenet_v2": (25, 9128)}
@@ -85,7 +85,7 @@ def test_the_groups_of_each_net(name: str) -> None:
 
 
 def test_a_group_shows_its_members_and_why(small_model: Callable[..., Any]) -> None:
-    found = dependency_groups.by_layer(dependency_groups.find(small_model("mobilenet_v3_small")))
+    found = dependency_groups.ChannelGraph(small_model("mobilenet_v3_small")).by_layer()
     block = "expanded_conv_4"
     lines = str(found[f"{block}_expand"]).splitlines()
     assert lines[0].endswith(f" channels of {block}_expand (pointwise)")
@@ -108,22 +108,22 @@ def test_a_group_shows_its_members_and_why(small_model: Callable[..., Any]) -> N
 
 
 def test_sums_tie_projections(small_model: Callable[..., Any]) -> None:
-    found = dependency_groups.by_layer(dependency_groups.find(small_model("mobilenet_v2")))
+    found = dependency_groups.ChannelGraph(small_model("mobilenet_v2")).by_layer()
     tied = [f"expanded_conv_{n}_project" for n in (13, 14, 15)]
     assert len({found[name].number for name in tied}) == 1
     assert found["expanded_conv_16_project"] is not found[tied[0]]
-    makers = [member.layer.name for member in found[tied[0]].on("out")]
+    makers = [member.layer.name for member in found[tied[0]].members_on("out")]
     assert makers == tied
     assert "makes what expanded_conv_15_add joins to them" in str(found[tied[0]])
 
 
 def test_the_classes_are_fixed(small_model: Callable[..., Any]) -> None:
     model = small_model("mobilenet_v1")
-    every = dependency_groups.find(model, fixed=True)
+    every = dependency_groups.find_groups(model, fixed=True)
     assert [g.name for g in every if g.fixed] == ["Logits"]
-    assert "fixed: the model gives them back" in str(every[-1])
+    assert "fixed: the model outputs them" in str(every[-1])
     features = small_model("mobilenet_v1", num_classes=0)
-    assert [g.name for g in dependency_groups.find(features, fixed=True) if g.fixed] == [
+    assert [g.name for g in dependency_groups.find_groups(features, fixed=True) if g.fixed] == [
         "Conv2d_13_pointwise"
     ]
 
@@ -137,7 +137,9 @@ def test_names_play_no_part(small_model: Callable[..., Any]) -> None:
             layer.get_config() | {"name": f"depthwise_{next(numbers)}"}
         ),
     )
-    assert sizes(dependency_groups.find(renamed)) == sizes(dependency_groups.find(model))
+    assert sizes(dependency_groups.find_groups(renamed)) == sizes(
+        dependency_groups.find_groups(model)
+    )
 
 
 def test_keras_3_nets_have_the_same_groups(small_model: Callable[..., Any]) -> None:
@@ -145,8 +147,8 @@ def test_keras_3_nets_have_the_same_groups(small_model: Callable[..., Any]) -> N
     model = small_model("mobilenet_v3_small")
     fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
     other = build(archs.get("mobilenet_v3_small", **fields), (32, 32, 3), keras=keras)
-    assert [str(g) for g in dependency_groups.find(other)] == [
-        str(g) for g in dependency_groups.find(model)
+    assert [str(g) for g in dependency_groups.find_groups(other)] == [
+        str(g) for g in dependency_groups.find_groups(model)
     ]
 
 
@@ -156,7 +158,7 @@ def test_keras_3_nets_have_the_same_groups(small_model: Callable[..., Any]) -> N
 )
 def test_nets_of_keras_applications(name: str, ours: str) -> None:
     make = getattr(tf_keras.applications, name)
-    found = dependency_groups.find(make(weights=None, input_shape=(32, 32, 3), classes=5))
+    found = dependency_groups.find_groups(make(weights=None, input_shape=(32, 32, 3), classes=5))
     assert sizes(found) == {role: Counter(n) for role, n in EXPECTED[ours].items()}
 
 
@@ -170,13 +172,13 @@ def head(*layers: Any, size: int = 8) -> Any:
 
 def test_flattened_maps_are_read_at_every_place() -> None:
     model = head(L.Flatten(), L.BatchNormalization(name="norm"), L.Dense(4, name="dense"))
-    (group,) = dependency_groups.find(model)
+    (group,) = dependency_groups.find_groups(model)
     assert [(m.layer.name, m.side, m.repeats) for m in group.members] == [
         ("stem", "out", 1),
         ("norm", "all", 36),
         ("dense", "in", 36),
     ]
-    assert "reads them, at 36 places" in str(group)
+    assert "reads them, at 36 positions" in str(group)
 
 
 @pytest.mark.parametrize(
@@ -193,18 +195,18 @@ def test_flattened_maps_are_read_at_every_place() -> None:
 )
 def test_a_layer_that_cannot_be_followed_is_named(layers: list[Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        dependency_groups.find(head(*layers))
+        dependency_groups.find_groups(head(*layers))
 
 
 def test_a_layer_that_is_used_twice_is_named() -> None:
     source = L.Input((8, 8, 3))
     shared = L.Conv2D(3, 1, name="shared")
     with pytest.raises(UsageError, match="layer shared.*used once"):
-        dependency_groups.find(tf_keras.Model(source, shared(shared(source))))
+        dependency_groups.find_groups(tf_keras.Model(source, shared(shared(source))))
 
 
 def test_numbers_by_channel_that_are_no_weights_hold_the_group() -> None:
     model = head(L.Rescaling([1.0, 2, 3, 4, 5, 6], name="table"), L.Conv2D(2, 1, name="end"))
-    every = dependency_groups.by_layer(dependency_groups.find(model, fixed=True))
-    assert every["stem"].fixed == "table has a number for each"
-    assert not dependency_groups.find(model)
+    every = dependency_groups.ChannelGraph(model).by_layer()
+    assert every["stem"].fixed == "table has a constant for each"
+    assert not dependency_groups.find_groups(model)

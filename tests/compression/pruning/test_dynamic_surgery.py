@@ -58,7 +58,7 @@ class Reference:
         self.dense = kernel.astype(np.float32)
         self.mask = np.ones_like(self.dense)
         self.threshold = 0.0
-        self.flips = np.zeros(3, int)
+        self.mask_changes = np.zeros(3, int)
 
     def step(self, moved: np.ndarray, share: float | None, draw: float, chance: float) -> None:
         """`share` is given in the steps that take a threshold."""
@@ -73,7 +73,7 @@ class Reference:
             self.become(np.minimum(self.mask * (1 - prune) + splice, 1))
 
     def become(self, mask: np.ndarray) -> None:
-        self.flips += [np.sum(mask < self.mask), np.sum(mask > self.mask), 1]
+        self.mask_changes += [np.sum(mask < self.mask), np.sum(mask > self.mask), 1]
         self.mask = mask
 
     def exactly(self, share: float) -> None:
@@ -104,10 +104,10 @@ def test_sixty_steps_are_those_of_numpy() -> None:
     largest = max(kernel.shape.num_elements() for kernel in kernels.values())
     rng = np.random.default_rng(0)
     after = tf.function(lambda step: method.after_step(model, step))
-    course = np.zeros((steps // every + 1, 3), int)
-    course[:, 0] = np.arange(0, steps + 1, every)
+    history = np.zeros((steps // every + 1, 3), int)
+    history[:, 0] = np.arange(0, steps + 1, every)
     for step in range(1, steps + 1):
-        before = [reference.flips[:2].copy() for reference in expected.values()]
+        before = [reference.mask_changes[:2].copy() for reference in expected.values()]
         draws = tf.random.stateless_uniform([3], [11, step]).numpy()
         for place, (name, reference) in enumerate(expected.items()):
             target = 0.6 + 0.15 * reference.dense.size / largest
@@ -120,8 +120,8 @@ def test_sixty_steps_are_those_of_numpy() -> None:
             if step == 42:
                 reference.exactly(target)
         after(tf.constant(step, tf.int64))
-        flips = [reference.flips[:2] for reference in expected.values()]
-        course[step // every, 1:] += np.sum(flips, axis=0) - np.sum(before, axis=0)
+        changes = [reference.mask_changes[:2] for reference in expected.values()]
+        history[step // every, 1:] += np.sum(changes, axis=0) - np.sum(before, axis=0)
         for name, reference in expected.items():
             mask = method.surgery.masks.masks[name].numpy()
             np.testing.assert_array_equal(mask, reference.mask, f"{name} {step}")
@@ -131,10 +131,12 @@ def test_sixty_steps_are_those_of_numpy() -> None:
             np.testing.assert_array_equal(
                 kernels[name], method.surgery.dense[name].numpy() * mask, f"{name} {step}"
             )
-            assert method.surgery.counted()[name] == tuple(reference.flips)
+            assert method.surgery.counts()[name] == tuple(reference.mask_changes)
             assert not np.signbit(kernels[name].numpy()[mask == 0]).any()
-    assert all(reference.flips[1] > 0 for reference in expected.values())  # some came back
-    assert method.report()["flips"] == course.tolist()
+    assert all(
+        reference.mask_changes[1] > 0 for reference in expected.values()
+    )  # some were regrown
+    assert method.report()["mask_changes"] == history.tolist()
     assert method.average_restart_step == 41  # the average of the masks that stay
     assert zero_fraction(kernels["d"]) == 0.75
 
@@ -233,7 +235,7 @@ def test_a_weight_that_was_removed_comes_back_with_what_it_has_learnt() -> None:
     kernel.assign_add(update)  # as an optimizer would
     method.after_step(model, tf.constant(6, tf.int64))
     assert kernel.numpy()[place] == np.float32(before) + np.float32(3)
-    assert method.surgery.counted()["c"][1] >= 1
+    assert method.surgery.counts()["c"][1] >= 1
 
 
 def batch_norm(model: Any) -> dict[str, np.ndarray]:
@@ -280,7 +282,7 @@ def test_state_is_in_the_checkpoint_and_the_rest_of_the_stage_is_the_same(tmp_pa
     moved(again, resumed, range(11, 21))
     for old, new in zip(model.weights, resumed.weights, strict=True):
         np.testing.assert_array_equal(old, new)
-    assert method.surgery.counted() == again.surgery.counted()
+    assert method.surgery.counts() == again.surgery.counts()
     for name in method.surgery.dense:
         np.testing.assert_array_equal(method.surgery.dense[name], again.surgery.dense[name])
 
@@ -304,7 +306,7 @@ def test_target_holds_from_the_last_surgery_on_also_in_averages() -> None:
     average.assign()
     watch(12)
     notes = {line.split()[0]: line for line in method.notes(model)}
-    assert "50.0% zeros, matches c; " in notes["c"] and "came back in" in notes["c"]
+    assert "50.0% zeros, matches c; " in notes["c"] and " regrown in " in notes["c"]
     assert "0.6 + 0.15 * 128 / 128" in notes["d"]
     assert "dense, not a 1x1 kernel" in notes["a"]
 

@@ -15,7 +15,7 @@ from mobilenet.errors import UsageError
 from mobilenet.models import builder
 from mobilenet.models.builder import config_of
 
-KEPT = {"a": np.arange(0, 8, 2), "d": np.arange(10)}
+REMAINING = {"a": np.arange(0, 8, 2), "d": np.arange(10)}
 
 
 def outputs(model: Any, layer: str, images: Any) -> np.ndarray:
@@ -24,8 +24,8 @@ def outputs(model: Any, layer: str, images: Any) -> np.ndarray:
 
 
 def fitted(model: Any, images: Any) -> tuple[Any, dict[str, float]]:
-    masked = surgery.silenced(model, KEPT)
-    return masked, reconstruction.fit(model, masked, images)
+    masked = surgery.mask_channels(model, REMAINING)
+    return masked, reconstruction.reconstruct_consumers(model, masked, images)
 
 
 def ridge(reads: np.ndarray, wanted: np.ndarray, kernel: np.ndarray) -> tuple[Any, Any]:
@@ -85,7 +85,7 @@ def test_training_sees_the_net_that_was_fitted() -> None:
         return float(np.abs(x(images, training=True) - wanted).max())
 
     masked, _ = fitted(model, images)
-    assert apart(masked) < 0.3 * apart(surgery.silenced(model, KEPT))
+    assert apart(masked) < 0.3 * apart(surgery.mask_channels(model, REMAINING))
 
 
 def test_a_twin_takes_over_whole() -> None:
@@ -94,20 +94,20 @@ def test_a_twin_takes_over_whole() -> None:
     kernel[..., 1::2], bias[1::2] = kernel[..., ::2], bias[::2]
     model.get_layer("d").set_weights([kernel, bias])
     images = inputs(200)
-    kept = {"a": np.arange(8), "d": np.arange(0, 16, 2)}
-    masked = surgery.silenced(model, kept)
+    remaining = {"a": np.arange(8), "d": np.arange(0, 16, 2)}
+    masked = surgery.mask_channels(model, remaining)
     was = np.abs(masked(images) - model(images)).max()
-    left = reconstruction.fit(model, masked, images)
+    left = reconstruction.reconstruct_consumers(model, masked, images)
     assert set(left) == {"e"} and left["e"] < 0.01
     assert np.abs(masked(images) - model(images)).max() < 0.15 * was
 
 
 def test_a_tensor_too_large_to_keep_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = randomize_batch_norm(toy()), inputs(30)
-    kept, _ = fitted(model, images)
-    monkeypatch.setattr(reconstruction, "_KEPT", 1 << 16)
+    remaining, _ = fitted(model, images)
+    monkeypatch.setattr(reconstruction, "_MAX_BYTES", 1 << 16)
     anew, _ = fitted(model, images)
-    for one, other in zip(kept.get_weights(), anew.get_weights(), strict=True):
+    for one, other in zip(remaining.get_weights(), anew.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -125,7 +125,7 @@ def test_every_family_answers_more_like_the_whole_net(name: str) -> None:
     ]
     assert apart[1] < 0.5 * apart[0]
     assert better.config == thinned.config == config_of(better.model)
-    assert surgery.prove(model, better, images[:8]) <= surgery.TOLERANCE
+    assert better.verify(images[:8]) <= surgery.TOLERANCE
 
 
 def test_a_net_of_foreign_make() -> None:
@@ -134,7 +134,7 @@ def test_a_net_of_foreign_make() -> None:
     better = surgery.reconstruct(model, thinned, inputs(60))
     assert better.config is None
     assert better.model.get_layer("d").filters == 8
-    surgery.prove(model, better, inputs(8))
+    better.verify(inputs(8))
 
 
 @pytest.mark.parametrize("shape", [(0, 16, 16, 3), (4, 8, 8, 3), (16, 16, 3)])

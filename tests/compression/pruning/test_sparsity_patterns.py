@@ -29,7 +29,7 @@ def kernel_of(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 
 def mask_of(kernel: np.ndarray, share: float, **fields: Any) -> np.ndarray:
-    rule = sparsity_patterns.rule(MagnitudePruning(**fields))
+    rule = sparsity_patterns.mask_rule(MagnitudePruning(**fields))
     mask = rule(tf.constant(kernel), tf.constant(share, tf.float32))
     assert mask.dtype == tf.float32
     assert mask.shape == kernel.shape

@@ -12,14 +12,14 @@ from short_training import stage_context, train
 from small_models import toy
 
 from mobilenet.compression import method as methods
-from mobilenet.compression.pruning.unstructured.sparsity_targets import assign
+from mobilenet.compression.pruning.unstructured.sparsity_targets import assign_targets
 from mobilenet.configs import archs
 from mobilenet.configs.pruning import MagnitudePruning, TfmotPruning
 from mobilenet.errors import UsageError
 
 
 def shares(model: Any, wanted: dict[str, float]) -> dict[str, float | None]:
-    return {target.layer: target.sparsity for target in assign(model, wanted)}
+    return {target.layer: target.sparsity for target in assign_targets(model, wanted)}
 
 
 def test_roles_and_names_the_last_match_decides() -> None:
@@ -46,7 +46,7 @@ def test_an_expression_matches_whole_names() -> None:
 )
 def test_a_pattern_that_matches_nothing_is_an_error(wanted: dict[str, float], said: str) -> None:
     with pytest.raises(UsageError, match="--final_sparsity") as error:
-        assign(toy(), wanted)
+        assign_targets(toy(), wanted)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -101,10 +101,10 @@ def test_every_role_can_be_a_target(small_model: Callable[..., Any]) -> None:
         "expanded_conv_3_expand": 0.6,
         "expanded_conv_10_expand": 0.6,
     }
-    found = {t.layer: t.sparsity for t in assign(small_model("mobilenet_v3_small"), shares)}
+    found = {t.layer: t.sparsity for t in assign_targets(small_model("mobilenet_v3_small"), shares)}
     assert {name: found[name] for name in expected} == expected
     assert None not in found.values()
-    fused = assign(small_model("mobilenet_edgetpu"), {"fused": 0.7})
+    fused = assign_targets(small_model("mobilenet_edgetpu"), {"fused": 0.7})
     chosen = [target.layer for target in fused if target.sparsity == 0.7]
     assert chosen[:2] == ["expanded_conv_1_expand", "expanded_conv_2_expand"]
     assert {target.role for target in fused if target.sparsity} == {"fused"}
@@ -157,7 +157,7 @@ def test_the_default_finds_the_bulk_of_every_net(
     name: str, small_model: Callable[..., Any]
 ) -> None:
     model = small_model(name)
-    chosen = [t for t in assign(model, MagnitudePruning().final_sparsity) if t.sparsity]
+    chosen = [t for t in assign_targets(model, MagnitudePruning().final_sparsity) if t.sparsity]
     assert {t.role for t in chosen} == {"pointwise"}
     inside = sum(model.get_layer(t.layer).count_params() for t in chosen)
     assert inside > 0.3 * model.count_params()

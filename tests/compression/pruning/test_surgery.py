@@ -57,9 +57,9 @@ def silent(model: Any, removed: Mapping[str, Sequence[int]]) -> np.ndarray:
     """
     copy = tf_keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
-    owners = dependency_groups.by_layer(dependency_groups.find(copy))
+    owners = dependency_groups.ChannelGraph(copy).by_layer()
     for layer, channels in removed.items():
-        for member in owners[layer].on("out", "all"):
+        for member in owners[layer].members_on("out", "all"):
             own = member.layer
             names = ("gamma", "beta") if hasattr(own, "gamma") else ("kernel", "bias")
             for weight in (getattr(own, name, None) for name in names):
@@ -86,17 +86,17 @@ def close(thin: np.ndarray, masked: np.ndarray) -> None:
 @given(data=st.data(), width=st.sampled_from([0.2, 0.35]))
 def test_any_channels_may_go(name: str, data: st.DataObject, width: float) -> None:
     model = net(name, width)
-    found = dependency_groups.find(model)
+    found = dependency_groups.find_groups(model)
     chosen = data.draw(st.lists(st.sampled_from(found), min_size=1, unique_by=id))
     removed = {}
     for group in chosen:
         most = group.channels - 1
         indices = st.lists(st.integers(0, most), min_size=1, max_size=most, unique=True)
-        layer = data.draw(st.sampled_from(group.on("out", "all"))).layer.name
+        layer = data.draw(st.sampled_from(group.members_on("out", "all"))).layer.name
         removed[layer] = data.draw(indices)
     thinned = surgery.remove_channels(model, removed)
     close(answers(thinned.model), silent(model, removed))
-    surgery.prove(model, thinned, inputs(4, 32))
+    thinned.verify(inputs(4, 32))
     assert thinned.config == builder.config_of(thinned.model)
 
 
@@ -113,7 +113,7 @@ def test_a_thin_net_is_one_like_any_other(tmp_path: Path) -> None:
     assert archs.MobileNetConfig.from_json(loaded.card.architecture) == once.config
     assert (answers(loaded.model) == answers(once.model)).all()
     twice = surgery.thin(loaded.model, {"pointwise": 0.5, "squeeze_excite": 0.5}, 1)
-    assert surgery.prove(loaded.model, twice, inputs(4, 32)) <= 1e-5
+    assert twice.verify(inputs(4, 32)) <= 1e-5
     block = "expanded_conv_5"
     for layer in (f"{block}_expand", f"{block}_squeeze_excite_squeeze"):
         before, after = loaded.model.get_layer(layer), twice.model.get_layer(layer)
@@ -212,7 +212,7 @@ def test_four_tenths_of_the_pointwise_channels_are_six_tenths_of_the_parameters(
     for share, left in {0.25: 2602712, 0.42: 1703862, 0.5: 1343752, 0.7: 619390}.items():
         thinned = surgery.thin(model, {"pointwise": share}, round_to=1, importance="random")
         assert mobilenet.count(thinned.model).params == left
-        for layer, stay in thinned.kept.items():
+        for layer, stay in thinned.remaining.items():
             before = model.get_layer(layer).filters
             removed = round(before * share) if layer != "Conv2d_0" else 0
             assert thinned.model.get_layer(layer).filters == len(stay) == before - removed
@@ -226,7 +226,7 @@ def test_four_tenths_of_the_pointwise_channels_are_six_tenths_of_the_parameters(
 def test_tiles_are_whole() -> None:
     model = net("mobilenet_v2", 1.0)
     thinned = surgery.thin(model, 0.5)
-    counts = [len(stay) for stay in thinned.kept.values()]
+    counts = [len(stay) for stay in thinned.remaining.values()]
     assert all(count % 16 == 0 for count in counts) and min(counts) == 16
     assert thinned.config.channels["expanded_conv_1_expand"] == 48
     assert thinned.config.channels["expanded_conv_4_project"] == 16
@@ -262,7 +262,7 @@ def test_nets_of_keras_applications_are_rebuilt(name: str) -> None:
     assert thinned.config is None and thinned.model.output_shape == (None, 6)
     removed = {
         layer: np.setdiff1d(np.arange(model.get_layer(layer).filters), stay)
-        for layer, stay in thinned.kept.items()
+        for layer, stay in thinned.remaining.items()
     }
     close(answers(thinned.model), silent(model, removed))
 
@@ -292,7 +292,7 @@ def test_flattened_maps_and_reshapes() -> None:
     stay, wide = [0, 2, 3, 5], [1, 2, 3, 4, 5, 6, 7, 8]
     expected = kernel[:, stay][:, :, wide].reshape(36, 8)
     assert (thinned.model.get_layer("wide").kernel.numpy() == expected).all()
-    surgery.prove(model, thinned, inputs(4, 8))
+    thinned.verify(inputs(4, 8))
 
 
 # --- channels whose weights are zero
@@ -303,10 +303,10 @@ def zeroed(model: Any, share: float, seed: int = 0) -> Any:
     copy = tf_keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     rng = np.random.default_rng(seed)
-    for group in dependency_groups.find(copy):
+    for group in dependency_groups.find_groups(copy):
         gone = rng.permutation(group.channels)[: int(share * group.channels)]
         if group.role in ("pointwise", "fused"):
-            for member in group.on("out"):
+            for member in group.members_on("out"):
                 kernel, *rest = member.layer.get_weights()
                 kernel[..., gone] = 0
                 member.layer.set_weights([kernel, *rest])
@@ -319,14 +319,14 @@ def test_outputs_stay_without_zero_channels(name: str) -> None:
     thinned = surgery.remove_zero_channels(model, config=builder.config_of(net(name)))
     assert sum(thinned.config.channels.values()) > 0
     close(answers(thinned.model), answers(model))
-    assert surgery.prove(model, thinned, inputs(4, 32)) <= 1e-5
-    left = {channel for entry in thinned.left for channel in entry.channels}
-    assert left and {entry.reason for entry in thinned.left} == {
-        "a padding makes its constant another at the borders"
+    assert thinned.verify(inputs(4, 32)) <= 1e-5
+    left = {channel for entry in thinned.leftovers for channel in entry.channels}
+    assert left and {entry.reason for entry in thinned.leftovers} == {
+        "padding makes its constant another value at the borders"
     }
     bold = surgery.remove_zero_channels(model, borders=True, config=builder.config_of(net(name)))
     assert mobilenet.count(bold.model).params < mobilenet.count(thinned.model).params
-    assert not bold.left
+    assert not bold.leftovers
 
 
 def test_a_constant_moves_into_what_reads_it() -> None:
@@ -339,7 +339,7 @@ def test_a_constant_moves_into_what_reads_it() -> None:
     model.get_layer(last).set_weights([kernel])
     config = builder.config_of(net("mobilenet_v1"))
     thinned = surgery.remove_zero_channels(model, config=config)
-    assert thinned.kept[last].tolist() == [*range(5, 256)] and not thinned.left
+    assert thinned.remaining[last].tolist() == [*range(5, 256)] and not thinned.leftovers
     gamma, beta, mean, variance = (value[:5].astype(np.float64) for value in norm.get_weights())
     constant = np.clip(beta - gamma * mean / np.sqrt(variance + norm.epsilon), 0, 6)
     assert (constant > 0).any()
@@ -361,11 +361,11 @@ def test_biases_and_activations_inside_layers_are_constants_too() -> None:
     before = answers(model, 8)
     thinned = surgery.remove_zero_channels(model)
     close(answers(thinned.model, 8), before)
-    assert thinned.kept["stem"].tolist() == [2, 3, 4, 5]  # 3 is positive in front of a padding
-    assert [(entry.layer, entry.channels) for entry in thinned.left] == [("stem", (3,))]
-    assert thinned.kept["last"].tolist() == [0, 1, 3, 4, 6]
+    assert thinned.remaining["stem"].tolist() == [2, 3, 4, 5]  # 3 is positive in front of a padding
+    assert [(entry.layer, entry.channels) for entry in thinned.leftovers] == [("stem", (3,))]
+    assert thinned.remaining["last"].tolist() == [0, 1, 3, 4, 6]
     bold = surgery.remove_zero_channels(model, borders=True)
-    assert bold.kept["stem"].tolist() == [2, 4, 5] and not bold.unchanged
+    assert bold.remaining["stem"].tolist() == [2, 4, 5] and not bold.unchanged
 
 
 def test_a_constant_needs_somewhere_to_go() -> None:
@@ -375,10 +375,12 @@ def test_a_constant_needs_somewhere_to_go() -> None:
     model = tf_keras.Model(source, L.ReLU()(x))
     model.get_layer("first").set_weights([np.zeros((1, 1, 3, 4)), np.array([0, -1, 2, 3.0])])
     thinned = surgery.remove_zero_channels(model)
-    assert thinned.kept["first"].tolist() == [2, 3]
-    assert thinned.left[0].channels == (2, 3) and "neither a bias" in thinned.left[0].reason
+    assert thinned.remaining["first"].tolist() == [2, 3]
+    assert (
+        thinned.leftovers[0].channels == (2, 3) and "neither a bias" in thinned.leftovers[0].reason
+    )
     model.get_layer("first").set_weights([np.zeros((1, 1, 3, 4)), np.zeros(4)])
-    assert surgery.remove_zero_channels(model).kept["first"].tolist() == [0]
+    assert surgery.remove_zero_channels(model).remaining["first"].tolist() == [0]
 
 
 def test_a_constant_is_another_behind_a_padded_convolution() -> None:
@@ -389,8 +391,8 @@ def test_a_constant_is_another_behind_a_padded_convolution() -> None:
     model = tf_keras.Model(source, L.Conv2D(2, 1, name="third")(x))
     model.get_layer("first").set_weights([np.zeros((1, 1, 3, 4)), np.ones(4)])
     thinned = surgery.remove_zero_channels(model)
-    assert [len(stay) for stay in thinned.kept.values()] == [4, 3]
-    assert [entry.layer for entry in thinned.left] == ["first", "second"]
+    assert [len(stay) for stay in thinned.remaining.values()] == [4, 3]
+    assert [entry.layer for entry in thinned.leftovers] == ["first", "second"]
     padless = tf_keras.models.clone_model(
         model,
         clone_function=lambda layer: type(layer).from_config(
@@ -399,8 +401,8 @@ def test_a_constant_is_another_behind_a_padded_convolution() -> None:
     )
     padless.set_weights(model.get_weights())
     thinned = surgery.remove_zero_channels(padless)
-    assert [len(stay) for stay in thinned.kept.values()] == [1, 1]
-    surgery.prove(padless, thinned, inputs(4, 8))
+    assert [len(stay) for stay in thinned.remaining.values()] == [1, 1]
+    thinned.verify(inputs(4, 8))
 
 
 # --- bad input
@@ -410,10 +412,13 @@ def test_a_constant_is_another_behind_a_padded_convolution() -> None:
     ("channels", "message"),
     [
         ({"Conv2d_3_pointwse": [0]}, "layer: got .*did you mean Conv2d_3_pointwise"),
-        ({"Logits": [0]}, "layer Logits: expected channels that can go; the model gives them back"),
+        (
+            {"Logits": [0]},
+            "layer Logits: expected channels that can be removed; the model outputs them",
+        ),
         ({"Conv2d_0": [8]}, "channels of Conv2d_0: got 8, expected indices from 0 to 7"),
         ({"Conv2d_0": [-1]}, "channels of Conv2d_0: got -1"),
-        ({"Conv2d_0": range(4), "Conv2d_1_depthwise": range(4, 8)}, "at least one that stays"),
+        ({"Conv2d_0": range(4), "Conv2d_1_depthwise": range(4, 8)}, "at least one that remains"),
     ],
 )
 def test_channels_that_cannot_go(channels: Any, message: str) -> None:
@@ -447,7 +452,7 @@ def test_a_wrong_thin_net_is_not_proved() -> None:
     kernel, *rest = thinned.model.get_layer("e").get_weights()
     thinned.model.get_layer("e").set_weights([kernel[:, :, ::-1], *rest])
     with pytest.raises(VerificationError, match="thin model: got .*within 1e-05") as raised:
-        surgery.prove(model, thinned, inputs(4))
+        thinned.verify(inputs(4))
     assert raised.value.status == 3
 
 
@@ -462,4 +467,4 @@ def test_taylor_by_hand() -> None:
 
     found = surgery.gradients(model, loss)
     thinned = surgery.thin(model, 0.5, round_to=1, importance="taylor", gradients=found)
-    assert surgery.prove(model, thinned, images) <= 1e-5
+    assert thinned.verify(images) <= 1e-5
