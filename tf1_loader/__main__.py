@@ -60,8 +60,8 @@ def run(argv: list[str]) -> int | None:
     if options["image_size"] is not None:
         number("--image_size", options["image_size"], least=1, most=MAX_SIDE, integer=True)
     number("--hard_sigmoid_slope", options["hard_sigmoid_slope"], above=0)
-    # What cannot be a checkpoint is told before TensorFlow is loaded.
-    locate.check(options["checkpoint"], options["use_ema"])
+    # Files that cannot be a checkpoint are refused before TensorFlow is loaded.
+    locate.check_checkpoint(options["checkpoint"], options["use_ema"])
     target = Path(options["output"])
     tf2_formats.check_target(target, "--output", options["overwrite"])
     with cli.starting_tensorflow():
@@ -79,12 +79,18 @@ def run(argv: list[str]) -> int | None:
         input_shape=None if side is None else (side, side),
     )
     report = loaded.report
-    extra = {tf2_formats.RANGES: fake_quant_ranges.to_json(report.ranges)} if report.ranges else {}
-    difference = tf2_formats.save(loaded.model, loaded.card, target, extra, options["overwrite"])
+    extra = (
+        {tf2_formats.RANGES: fake_quant_ranges.ranges_to_json(report.ranges)}
+        if report.ranges
+        else {}
+    )
+    difference = tf2_formats.save_formats(
+        loaded.model, loaded.card, target, extra, options["overwrite"]
+    )
     count = counting.count(loaded.model)
-    proof = f"the three answer alike (largest difference of outputs {difference:.2g})"
+    verified = f"the outputs of all three are equal (largest difference {difference:.2g})"
     rows = [
-        ["found", report.found],
+        ["found", report.description],
         ["input", " x ".join(map(str, loaded.model.input_shape[1:]))],
         ["parameters, MACs", f"{count.params:,}, {count.macs:,}"],
         ["variables loaded", f"{len(report.loaded)}, of them {report.averaged} moving averages"],
@@ -97,7 +103,7 @@ def run(argv: list[str]) -> int | None:
             f"{target}: model.keras, card.json, {tf2_formats.SAVED_MODEL}, "
             f"{tf2_formats.CHECKPOINT}",
         ],
-        ["proof", proof],
+        ["verified", verified],
     ]
     print(cli.table(["what", "value"], rows))
     return None

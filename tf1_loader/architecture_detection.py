@@ -1,6 +1,6 @@
-"""Which model a TF1 checkpoint holds, from names and shapes alone.
+"""Detects the model in a TF1 checkpoint from names and shapes of its variables.
 
-Only the resolution is not in it: weights fit every input size.
+The resolution cannot be detected: weights fit every input size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models.layer_plan import layer_channels
 from mobilenet.tf1_loader import edgetpu_loader, v1_loader, v2_loader, v3_loader
-from mobilenet.tf1_loader.variable_names import Scopes, split
+from mobilenet.tf1_loader.variable_names import Scopes, split_name
 
 Shapes = Mapping[str, tuple[int, ...]]
 _COMMON = ("0.25", "0.35", "0.5", "0.75", "1", "1.3", "1.4")
@@ -27,13 +27,13 @@ _ROOTS = tuple(x.SCOPES.root for x in (v1_loader, v2_loader, v3_loader, edgetpu_
 
 @dataclasses.dataclass(frozen=True)
 class Detected:
-    """What a checkpoint holds.
+    """The architecture of a checkpoint.
 
     Attributes:
         name: of the model, as in `archs.ALL`.
         config: that builds it; `num_classes` is 0 where it has no logits.
         channels: of the input image.
-        prefix: what stands before slim's scopes: the root, and what stood before that.
+        prefix: of slim's scopes: the root scope and any scopes outside it.
         exact: the width rule gives all channels; else `config` is the nearest.
     """
 
@@ -66,13 +66,13 @@ def scopes_of(config: MobileNetConfig) -> Scopes:
     raise UsageError("config", type(config).__name__, "the config of one of the seven models")
 
 
-def find(shapes: Shapes, path: str = "checkpoint", exactly: bool = True) -> Detected:
-    """Finds model, width, last convolution, classes and input channels.
+def detect(shapes: Shapes, path: str = "checkpoint", exactly: bool = True) -> Detected:
+    """Detects model, width, last convolution, classes and input channels.
 
     Args:
         shapes: of the variables of the model, by name; no slots, no ranges, no averages' suffix.
         path: for the error.
-        exactly: refuse channels that no width gives, in place of telling the nearest.
+        exactly: refuse channels that no width gives, instead of returning the nearest.
 
     Raises:
         UsageError: no MobileNet, or one of a width that no rule gives.
@@ -82,19 +82,21 @@ def find(shapes: Shapes, path: str = "checkpoint", exactly: bool = True) -> Dete
     name = _name(inner, prefix)
     if name is None:
         tops = dict.fromkeys(name.split("/")[0] for name in shapes)
-        held = f"it holds {shorten(tops)}" if shapes else "it holds no variables"
-        raise UsageError(path, None, f"a checkpoint of a MobileNet; {held}")
+        content = f"it holds {shorten(tops)}" if shapes else "it holds no variables"
+        raise UsageError(path, None, f"a checkpoint of a MobileNet; {content}")
     scopes = scopes_of(archs.get(name))
     observed = _channels(inner, scopes)
     config, wrong = _width(name, observed)
     if wrong and exactly:
-        wanted = layer_channels(config)
-        told = shorten(f"{layer} has {observed[layer]}, there {wanted[layer]}" for layer in wrong)
+        expected = layer_channels(config)
+        details = shorten(
+            f"{layer} has {observed[layer]}, there {expected[layer]}" for layer in wrong
+        )
         raise UsageError(
             path,
             None,
             f"the channels of a {name} of some width; nearest is {config.width_multiplier:g}, "
-            f"where {len(wrong)} layer{'s differ' if len(wrong) > 1 else ' differs'}: {told}",
+            f"where {len(wrong)} layer{'s differ' if len(wrong) > 1 else ' differs'}: {details}",
             "a model with channels of its own needs its config",
         )
     logits = scopes.variable("Logits", "kernel")
@@ -106,7 +108,7 @@ def find(shapes: Shapes, path: str = "checkpoint", exactly: bool = True) -> Dete
 
 
 def _prefix(shapes: Shapes) -> str:
-    """Everything up to and with the root scope; empty where the names have none."""
+    """The names' prefix up to and including the root scope; empty if they have none."""
     for root in _ROOTS:
         for name in shapes:
             parts = name.split("/")
@@ -118,7 +120,7 @@ def _prefix(shapes: Shapes) -> str:
 
 
 def _name(inner: Shapes, prefix: str) -> str | None:
-    """The model by its scopes; `None` when they are of none."""
+    """The model's name by its scopes; `None` if they are of no MobileNet."""
     root = next((root for root in _ROOTS if prefix.endswith(f"{root}/")), "")
     blocks = {int(hit[1] or 0) for n in inner if (hit := re.match(r"expanded_conv(?:_(\d+))?/", n))}
     if root == "MobilenetV1" or any(re.match(r"Conv2d_\d+_pointwise/", name) for name in inner):
@@ -137,22 +139,22 @@ def _name(inner: Shapes, prefix: str) -> str | None:
 
 def _channels(inner: Shapes, scopes: Scopes) -> dict[str, int]:
     """Output channels by our layer, as far as the names are known."""
-    found = {}
+    channels = {}
     for name, shape in inner.items():
-        scope, ending = split(name)
+        scope, ending = split_name(name)
         layer = scopes.layer(scope)
         if ending == "weights" and layer not in (None, "Logits") and len(shape) == 4:
-            found[layer] = shape[-1]
-    return found
+            channels[layer] = shape[-1]
+    return channels
 
 
 def _width(name: str, observed: dict[str, int]) -> tuple[MobileNetConfig, list[str]]:
     """The config with the fewest layers of other channels than observed, and these layers."""
     nearest: tuple[MobileNetConfig, list[str]] | None = None
     for config in _candidates(name):
-        wanted = layer_channels(config)
-        # A row that is absent altogether is the strict loader's to name, as is one too many.
-        wrong = [n for n, count in wanted.items() if observed.get(n, count) != count]
+        expected = layer_channels(config)
+        # Missing and additional rows are named by the strict matching of variables.
+        wrong = [n for n, count in expected.items() if observed.get(n, count) != count]
         if nearest is None or len(wrong) < len(nearest[1]):
             nearest = (config, wrong)
         if not wrong:
@@ -162,7 +164,7 @@ def _width(name: str, observed: dict[str, int]) -> tuple[MobileNetConfig, list[s
 
 
 def _candidates(name: str) -> Iterator[MobileNetConfig]:
-    """Configs to try, both ways of scaling the last convolution, the family's own way first."""
+    """Configs to try, with both rules for the last convolution, the family's own first."""
     widths = [Fraction(text) for text in _COMMON]
     for step in _STEPS:
         widths += [Fraction(k, step) for k in range(1, _WIDEST * step + 1)]

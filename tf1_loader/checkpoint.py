@@ -1,4 +1,4 @@
-"""A TF1 checkpoint, read with suspicion: names and shapes first, an array when it is asked for."""
+"""A TF1 checkpoint, checked as it is read: names and shapes first, arrays on request."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mobilenet import archives
 from mobilenet.errors import UsageError
 from mobilenet.models import checkpoint_index
 from mobilenet.tf1_loader import locate
+from mobilenet.typing import Array
 
-Array = npt.NDArray[Any]
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _COPY = "copy or download it again"
 
@@ -26,7 +25,7 @@ class Checkpoint:
     """Names, shapes and arrays.
 
     Attributes:
-        prefix: what is read: a checkpoint's prefix, also in an archive, or an `.npz` file.
+        prefix: of the checkpoint, also in an archive, or the path of an `.npz` file.
         shapes: of every variable, by name.
     """
 
@@ -34,16 +33,16 @@ class Checkpoint:
         self, prefix: str, shapes: Mapping[str, tuple[int, ...]], get: Callable[[str], Array]
     ) -> None:
         self.prefix, self.shapes, self._get = prefix, shapes, get
-        self._kept: dict[str, Array] = {}
+        self._cache: dict[str, Array] = {}
 
     def read(self, name: str) -> Array:
-        """One variable as float32; kept, so that damage can be looked for before a model is built.
+        """One variable as float32; cached, so that damage is found before a model is built.
 
         Raises:
             UsageError: its bytes are cut short or changed, or are no finite numbers.
         """
-        if name in self._kept:
-            return self._kept[name]
+        if name in self._cache:
+            return self._cache[name]
         try:
             value = np.asarray(self._get(name))
             if value.dtype.kind not in "fV":  # V: bfloat16 to numpy
@@ -53,7 +52,7 @@ class Checkpoint:
             raise self._damaged(name, _reason(error)) from None
         if not np.isfinite(floats).all():
             raise UsageError(f"{self.prefix}: {name}", "NaN or infinity", "finite weights")
-        self._kept[name] = floats
+        self._cache[name] = floats
         return floats
 
     def _damaged(self, name: str, reason: str) -> UsageError:
@@ -61,15 +60,15 @@ class Checkpoint:
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str], use_average: bool = True) -> Iterator[Checkpoint]:
-    """Opens the one checkpoint at `path` (see `places.found`).
+def open_checkpoint(path: str | os.PathLike[str], use_average: bool = True) -> Iterator[Checkpoint]:
+    """Opens the one checkpoint at `path` (see `locate.checkpoint_prefix`).
 
     Raises:
         UsageError: there is none, it is damaged, or it is not of TF1.
     """
-    with locate.found(path, use_average) as prefix:
-        shown = locate.shown(path, prefix)
-        source = _npz(prefix) if prefix.endswith(".npz") else bundle(prefix, shown)
+    with locate.checkpoint_prefix(path, use_average) as prefix:
+        shown = locate.display_name(path, prefix)
+        source = _npz(prefix) if prefix.endswith(".npz") else open_bundle(prefix, shown)
         if OBJECT_GRAPH in source.shapes:
             raise UsageError(
                 str(path),
@@ -80,12 +79,12 @@ def opened(path: str | os.PathLike[str], use_average: bool = True) -> Iterator[C
         yield source
 
 
-def bundle(prefix: str, shown: str = "") -> Checkpoint:
+def open_bundle(prefix: str, shown: str = "") -> Checkpoint:
     """Opens a checkpoint of TF1 or TF2 by its prefix.
 
     Args:
         prefix: of its files.
-        shown: what messages call it, where its files are temporary.
+        shown: its name in messages, if its files are temporary.
 
     Raises:
         UsageError: it is damaged, or declares more than its files hold.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mobilenet.configs.archs import MobileNetEdgeTPUConfig
-from mobilenet.tf1_loader.family import loader
+from mobilenet.tf1_loader.family import make_loader
 from mobilenet.tf1_loader.variable_names import Scopes
 
 SCOPES = Scopes(
@@ -19,6 +19,6 @@ SCOPES = Scopes(
     ),
 )
 
-load_mobilenet_edgetpu = loader(
+load_mobilenet_edgetpu = make_loader(
     "load_mobilenet_edgetpu", "MobileNet-EdgeTPU", MobileNetEdgeTPUConfig
 )

@@ -1,7 +1,7 @@
-"""What a quantized training of TF1 learnt: a range for each kernel and each activation.
+"""The ranges of kernels and activations that quantization-aware training of TF1 learned.
 
 Source: tensorflow/contrib/quantize of TensorFlow 1. Its names are those of operators, so that the
-root scope of V1 stands there twice. Kernel ranges are those of kernels with batch norm folded in.
+root scope of V1 occurs in them twice. Kernel ranges are those of kernels with batch norm folded in.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mobilenet.tf1_loader.checkpoint import Checkpoint
-from mobilenet.tf1_loader.variable_names import Scopes, unit_end
+from mobilenet.tf1_loader.variable_names import Scopes, unit_output
 
 Range = tuple[float, float]
 
 
-def read(
+def read_ranges(
     source: Checkpoint, variables: Iterable[str], scopes: Scopes, prefix: str, model: Any
 ) -> tuple[dict[str, Range], dict[str, Range]]:
-    """Ranges by quantizer (see `Report.ranges`), and those whose place is not known, by scope."""
+    """Ranges by quantizer (see `Report.ranges`), and those of unknown quantizers, by scope."""
     variables = set(variables)
     layers = {layer.name for layer in model.layers}
     named: dict[str, Range] = {}
@@ -28,16 +28,16 @@ def read(
         quantizer = low.removesuffix("/min")
         if f"{quantizer}/max" not in variables:
             continue
-        ends = (float(source.read(low).min()), float(source.read(f"{quantizer}/max").max()))
-        place = _place(quantizer, scopes, prefix, layers)
-        if place is None or place in named:
-            unnamed[quantizer] = ends
+        bounds = (float(source.read(low).min()), float(source.read(f"{quantizer}/max").max()))
+        name = _our_quantizer(quantizer, scopes, prefix, layers)
+        if name is None or name in named:
+            unnamed[quantizer] = bounds
         else:
-            named[place] = ends
+            named[name] = bounds
     return named, unnamed
 
 
-def _place(quantizer: str, scopes: Scopes, prefix: str, layers: set[str]) -> str | None:
+def _our_quantizer(quantizer: str, scopes: Scopes, prefix: str, layers: set[str]) -> str | None:
     scope, _, kind = quantizer.rpartition("/")
     root = f"{scopes.root}/"
     scope = scope.removeprefix(prefix).removeprefix(root)
@@ -45,7 +45,7 @@ def _place(quantizer: str, scopes: Scopes, prefix: str, layers: set[str]) -> str
     if layer is not None:
         if kind == "weights_quant":
             return f"{layer}/kernel"
-        return unit_end(layer, layers) if kind in ("act_quant", "conv_quant") else None
+        return unit_output(layer, layers) if kind in ("act_quant", "conv_quant") else None
     block = re.fullmatch(r"expanded_conv(_\d+)?", scope)
     sums = ("add_quant", "act_quant", "activation_Add_quant", "post_activation_bypass_quant")
     if block and kind in sums and f"{scope}_add" in layers:
@@ -55,6 +55,6 @@ def _place(quantizer: str, scopes: Scopes, prefix: str, layers: set[str]) -> str
     return None
 
 
-def to_json(ranges: Mapping[str, Range]) -> dict[str, list[float]]:
+def ranges_to_json(ranges: Mapping[str, Range]) -> dict[str, list[float]]:
     """Low and high by quantizer."""
-    return {name: list(ends) for name, ends in ranges.items()}
+    return {name: list(bounds) for name, bounds in ranges.items()}

@@ -14,7 +14,7 @@ Shape = Sequence[int | None] | None
 
 
 class Loader(Protocol):
-    """What `loader` gives."""
+    """The type of the loaders of all families."""
 
     def __call__(
         self,
@@ -26,7 +26,7 @@ class Loader(Protocol):
     ) -> Any: ...
 
 
-def loader(name: str, model: str, *kinds: type[MobileNetConfig]) -> Loader:
+def make_loader(name: str, model: str, *kinds: type[MobileNetConfig]) -> Loader:
     """The function `name`, which loads `model` for configs of `kinds`."""
 
     def load(
@@ -43,7 +43,7 @@ def loader(name: str, model: str, *kinds: type[MobileNetConfig]) -> Loader:
     load.__name__ = load.__qualname__ = name
     load.__doc__ = f"""{model} with a TF1 checkpoint's weights, as a tf_keras model.
 
-    Arguments and errors are those of `load_tf1_checkpoint`; without a config the model is found
-    from names and shapes, and one of another family is refused.
+    Arguments and errors are those of `load_tf1_checkpoint`; without a config the architecture is
+    detected from names and shapes, and one of another family is refused.
     """
     return load

@@ -1,11 +1,11 @@
-"""The tensors of our models under the end points' names of slim."""
+"""The tensors of our models under the names of slim's end points."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from mobilenet.errors import UsageError
-from mobilenet.tf1_loader.variable_names import unit_end
+from mobilenet.tf1_loader.variable_names import unit_output
 
 
 def end_points(model: Any) -> dict[str, Any]:
@@ -40,12 +40,12 @@ def end_points(model: Any) -> dict[str, Any]:
 
 def _v1(layers: dict[str, Any]) -> dict[str, str]:
     convs = ("Conv2d_0", *(name for name in layers if name.endswith(("_depthwise", "_pointwise"))))
-    return {name: end for name in convs if (end := unit_end(name, layers))}
+    return {name: end for name in convs if (end := unit_output(name, layers))}
 
 
 def _layers(layers: dict[str, Any]) -> dict[str, str]:
     """`layer_N`: stem, blocks, the last convolution; in V3 the pooling and one more."""
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     number = 0
 
     def add(layer: str | None, parts: dict[str, str | None] | None = None) -> None:
@@ -55,24 +55,24 @@ def _layers(layers: dict[str, Any]) -> dict[str, str]:
         number += 1
         for part, name in (parts or {}).items():
             if name is not None:
-                found[f"layer_{number}/{part}"] = name
-        found[f"layer_{number}"] = layer
+                names[f"layer_{number}/{part}"] = name
+        names[f"layer_{number}"] = layer
 
-    add(unit_end("Conv", layers))
+    add(unit_output("Conv", layers))
     for project in [name for name in layers if name.endswith("_project")]:
         block = project.removesuffix("_project")
-        end = f"{block}_add" if f"{block}_add" in layers else unit_end(project, layers)
+        end = f"{block}_add" if f"{block}_add" in layers else unit_output(project, layers)
         parts = {
-            f"{part}_output": unit_end(f"{block}_{layer}", layers)
+            f"{part}_output": unit_output(f"{block}_{layer}", layers)
             for part, layer in (("expansion", "expand"), ("depthwise", "depthwise"))
         }
         add(end, {**parts, "output": end})
-    add(unit_end("Conv_1", layers))
+    add(unit_output("Conv_1", layers))
     if "Conv_2" in layers:
         add("global_pool")
-        add(unit_end("Conv_2", layers))
-    return found
+        add(unit_output("Conv_2", layers))
+    return names
 
 
 def _before_head(layers: dict[str, Any]) -> str:
-    return unit_end("Conv_2", layers) or "global_pool"
+    return unit_output("Conv_2", layers) or "global_pool"

@@ -35,12 +35,12 @@ _BACKGROUND = "the background class (output 0) was dropped: output k is now clas
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a checkpoint held and where it went. Every variable is in `loaded` or `left_aside`.
+    """The variables of a checkpoint and their use; each is in `loaded` or `left_aside`.
 
     Attributes:
-        path: what was given.
-        prefix: what was read.
-        found: the model that it holds, in a sentence.
+        path: as passed to the loader.
+        prefix: of the checkpoint that was read.
+        description: of the model in it, in a sentence.
         loaded: variable by weight, `<layer>/<kernel, bias, gamma, ...>`.
         averaged: how many of these are moving averages.
         left_aside: names that the model does not need, by reason: `raw` and `average` (the other
@@ -48,14 +48,14 @@ class Report:
         new: layers that keep their initial weights; only the head can be among them.
         ranges: low and high by quantizer, of a checkpoint trained with fake quantization: a
             layer's name for its output, `<layer>/kernel` for its (folded) kernel.
-        unnamed_ranges: low and high by scope, where the place in our model is not known.
-        release: the released model that the file's name stands for, if it is the one found.
-        notes: what a person should know.
+        unnamed_ranges: low and high by scope, where our quantizer is not known.
+        release: the released model that the file's name stands for, if the architecture agrees.
+        notes: for the user.
     """
 
     path: str
     prefix: str
-    found: str
+    description: str
     loaded: Mapping[str, str]
     averaged: int
     left_aside: Mapping[str, tuple[str, ...]]
@@ -86,7 +86,7 @@ class Loaded:
             outputs="probabilities" if self.config.num_classes else "features",
             stage="tf1",
             published="" if release is None else str(release),
-            notes=(self.report.found, *self.report.notes),
+            notes=(self.report.description, *self.report.notes),
         )
 
 
@@ -121,16 +121,16 @@ def load_tf1_checkpoint(
     Example:
         load_tf1_checkpoint("mobilenet_v1_0.25_128.ckpt").model.predict(images)
     """
-    with _opened(path, use_ema) as filling:
-        found = filling.found
-        classes = found.config.num_classes if num_classes is None else num_classes
-        config = found.config.replace(
+    with _open_transfer(path, use_ema) as transfer:
+        detected = transfer.detected
+        classes = detected.config.num_classes if num_classes is None else num_classes
+        config = detected.config.replace(
             num_classes=classes,
             classifier_activation=classifier_activation,
             hard_sigmoid_slope=hard_sigmoid_slope,
         )
-        model = build(config, filling.shape(input_shape))
-        return Loaded(model, config, filling.fill(model, config))
+        model = build(config, transfer.shape(input_shape))
+        return Loaded(model, config, transfer.fill(model, config))
 
 
 def load_family(
@@ -144,23 +144,23 @@ def load_family(
 
     A gate's slope that the config leaves at its default is TF1's, so that outputs are the same.
     """
-    wanted = " or ".join(kind.__name__ for kind in kinds)
+    expected = " or ".join(kind.__name__ for kind in kinds)
     if config is not None and not isinstance(config, kinds):
-        raise UsageError("config", type(config).__name__, wanted)
-    with _opened(path, use_ema, exactly=config is None) as filling:
-        found = filling.found
-        if not isinstance(found.config, kinds):
+        raise UsageError("config", type(config).__name__, expected)
+    with _open_transfer(path, use_ema, exactly=config is None) as transfer:
+        detected = transfer.detected
+        if not isinstance(detected.config, kinds):
             raise UsageError(
                 str(path),
-                found.name,
-                f"a checkpoint of {wanted}",
-                f"use load_{found.name.removesuffix('_minimalistic')}",
+                detected.name,
+                f"a checkpoint of {expected}",
+                f"use load_{detected.name.removesuffix('_minimalistic')}",
             )
-        config = found.config if config is None else config
+        config = detected.config if config is None else config
         if config.hard_sigmoid_slope == MobileNetConfig.hard_sigmoid_slope:
             config = config.replace(hard_sigmoid_slope=TF1_SLOPE)
-        model = build(config, filling.shape(input_shape))
-        filling.fill(model, config)
+        model = build(config, transfer.shape(input_shape))
+        transfer.fill(model, config)
         return model
 
 
@@ -177,56 +177,56 @@ def load_into(
     Raises:
         UsageError: a damaged checkpoint, or one that does not fit; `model` is then as it was.
     """
-    with _opened(path, use_ema, exactly=False) as filling:
+    with _open_transfer(path, use_ema, exactly=False) as transfer:
         if architecture_detection.scopes_of(
-            filling.found.config
+            transfer.detected.config
         ) is not architecture_detection.scopes_of(config):
             raise UsageError(
                 str(path),
-                str(filling.found),
+                str(transfer.detected),
                 f"a checkpoint of {type(config).__name__}",
-                f"give --model_name {filling.found.name}",
+                f"give --model_name {transfer.detected.name}",
             )
-        return dataclasses.replace(filling, new_head=True).fill(model, config)
+        return dataclasses.replace(transfer, new_head=True).fill(model, config)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Filling:
-    """One checkpoint on its way into one model."""
+class _Transfer:
+    """The transfer of a checkpoint's variables to a model."""
 
     source: checkpoint.Checkpoint
-    held: variable_names.Sorted
-    found: architecture_detection.Detected
+    variables: variable_names.ClassifiedVariables
+    detected: architecture_detection.Detected
     path: Path
     use_ema: bool
     new_head: bool = False
 
     def fill(self, model: Any, config: MobileNetConfig) -> Report:
         """Checks that all fits, then reads everything, then sets the weights of `model`."""
-        chosen = self.held.chosen(self.use_ema)
+        chosen = self.variables.select(self.use_ema)
         drop, keep_head = self._head(config)
-        start = f"{self.found.prefix}{variable_matching.HEAD}/"
+        start = f"{self.detected.prefix}{variable_matching.HEAD}/"
         logits = [] if keep_head else [name for name in chosen if name.startswith(start)]
         shapes = {n: self.source.shapes[chosen[n]] for n in chosen if n not in logits}
-        places = variable_matching.match(
-            model, config, shapes, self.found, str(self.path), head=keep_head, drop_first=drop
+        assignments = variable_matching.match_variables(
+            model, config, shapes, self.detected, str(self.path), head=keep_head, drop_first=drop
         )
-        values = [self._read(place, chosen[place.variable]) for place in places]
-        read = fake_quant_ranges.read(
+        values = [self._read(assignment, chosen[assignment.variable]) for assignment in assignments]
+        read = fake_quant_ranges.read_ranges(
             self.source,
-            self.held.ranges,
+            self.variables.ranges,
             architecture_detection.scopes_of(config),
-            self.found.prefix,
+            self.detected.prefix,
             model,
         )
-        for place, value in zip(places, values, strict=True):
-            place.target.assign(value)
-        loaded = {place.weight: chosen[place.variable] for place in places}
+        for assignment, value in zip(assignments, values, strict=True):
+            assignment.target.assign(value)
+        loaded = {assignment.weight: chosen[assignment.variable] for assignment in assignments}
         head_is_new = not keep_head and bool(config.num_classes)
         return Report(
             path=str(self.path),
             prefix=self.source.prefix,
-            found=self._sentence(),
+            description=self._sentence(),
             loaded=loaded,
             averaged=sum(name.endswith(variable_names.AVERAGE) for name in loaded.values()),
             left_aside=self._left_aside(chosen, logits),
@@ -239,19 +239,21 @@ class _Filling:
 
     @property
     def release(self) -> released_models.Release | None:
-        """By the name of the file, where the model in it is that one."""
-        release, found = released_models.of_path(self.path), self.found
-        if release is None or release.model_name != found.name:
+        """The released model that the file is named after, if its architecture agrees."""
+        release, detected = released_models.of_path(self.path), self.detected
+        if release is None or release.model_name != detected.name:
             return None
-        return release if release.width == found.config.width_multiplier else None
+        return release if release.width == detected.config.width_multiplier else None
 
-    def shape(self, given: Sequence[int | None] | None) -> tuple[int | None, ...]:
-        """The input shape of the model to build: as given, or from the name and the stem."""
-        channels = self.found.channels
-        if given is None:
+    def shape(self, requested: Sequence[int | None] | None) -> tuple[int | None, ...]:
+        """The input shape of the model to build: as requested, or from the file's name and the
+        stem.
+        """
+        channels = self.detected.channels
+        if requested is None:
             side = self.release.image_size if self.release is not None else IMAGENET_SHAPE[0]
             return (side, side, channels)
-        shape = tuple(given)
+        shape = tuple(requested)
         if len(shape) == 2:
             return (*shape, channels)
         if len(shape) == 3 and shape[2] != channels:
@@ -260,21 +262,25 @@ class _Filling:
 
     def _head(self, config: MobileNetConfig) -> tuple[bool, bool]:
         """Whether the first class is dropped, and whether the head is taken at all."""
-        wanted, held = config.num_classes or 0, self.found.config.num_classes or 0
-        drop = (wanted, held) == (_IMAGENET, _IMAGENET + 1)
-        return drop, drop or wanted == held or bool(wanted and not self.new_head)
+        classes, stored = config.num_classes or 0, self.detected.config.num_classes or 0
+        drop = (classes, stored) == (_IMAGENET, _IMAGENET + 1)
+        return drop, drop or classes == stored or bool(classes and not self.new_head)
 
-    def _read(self, place: variable_matching.Place, name: str) -> npt.NDArray[np.float32]:
+    def _read(self, assignment: variable_matching.Assignment, name: str) -> npt.NDArray[np.float32]:
         value = self.source.read(name)
-        value = value[..., 1:] if place.drop_first else value
-        return value.reshape(tuple(place.target.shape))
+        value = value[..., 1:] if assignment.drop_first else value
+        return value.reshape(tuple(assignment.target.shape))
 
     def _left_aside(
         self, chosen: Mapping[str, str], logits: Sequence[str]
     ) -> dict[str, tuple[str, ...]]:
-        aside = dict(self.held.left_aside)
-        twins = {**self.held.raw, **self.held.averages} if not self.use_ema else self.held.raw
-        unused = tuple(sorted({*twins.values()} - {*chosen.values()}))
+        aside = dict(self.variables.left_aside)
+        candidates = (
+            {**self.variables.raw, **self.variables.averages}
+            if not self.use_ema
+            else self.variables.raw
+        )
+        unused = tuple(sorted({*candidates.values()} - {*chosen.values()}))
         if unused:
             aside["raw" if self.use_ema else "average"] = unused
         if logits:
@@ -282,21 +288,21 @@ class _Filling:
         return aside
 
     def _sentence(self) -> str:
-        averages = len(self.held.averages)
+        averages = len(self.variables.averages)
         taken = "taken" if self.use_ema else "not taken"
         more = [f"{averages} moving averages ({taken})"] if averages else []
-        more += ["trained with fake quantization"] if self.held.ranges else []
-        return ", ".join([str(self.found), *more])
+        more += ["trained with fake quantization"] if self.variables.ranges else []
+        return ", ".join([str(self.detected), *more])
 
 
 @contextlib.contextmanager
-def _opened(
+def _open_transfer(
     path: str | os.PathLike[str], use_ema: bool, exactly: bool = True
-) -> Iterator[_Filling]:
-    with checkpoint.opened(path, use_ema) as source:
-        held = variable_names.sort(source.shapes)
-        shapes = {base: source.shapes[name] for base, name in held.chosen(True).items()}
-        found = architecture_detection.find(shapes, str(path), exactly)
-        for name in held.chosen(use_ema).values():
-            source.read(name)  # damage is told before the seconds that a model takes to build
-        yield _Filling(source, held, found, Path(path), use_ema)
+) -> Iterator[_Transfer]:
+    with checkpoint.open_checkpoint(path, use_ema) as source:
+        variables = variable_names.classify_variables(source.shapes)
+        shapes = {base: source.shapes[name] for base, name in variables.select(True).items()}
+        detected = architecture_detection.detect(shapes, str(path), exactly)
+        for name in variables.select(use_ema).values():
+            source.read(name)  # damage is reported before a model is built, which takes seconds
+        yield _Transfer(source, variables, detected, Path(path), use_ema)

@@ -1,8 +1,8 @@
-"""Where a TF1 checkpoint lies: prefix, index file, folder, `.npz`, or an archive as Google
-publishes it. TensorFlow is not needed to find it.
+"""Finds a TF1 checkpoint: by its prefix, index file, folder, `.npz`, or in an archive as Google
+publishes it. TensorFlow is not needed.
 
-Archives are read, not unpacked: only the files of one checkpoint are written, under names of ours,
-after every member was looked at.
+Archives are read, not unpacked: only the files of one checkpoint are written, under new names,
+after every member was checked.
 """
 
 from __future__ import annotations
@@ -32,42 +32,44 @@ _MOST_STATE_BYTES = 1 << 20  # of `checkpoint`, which lists the paths of a train
 
 
 @contextlib.contextmanager
-def found(path: str | os.PathLike[str], use_average: bool = True) -> Iterator[str]:
-    """Gives the prefix of the one checkpoint at `path`, or the path of an `.npz`.
+def checkpoint_prefix(path: str | os.PathLike[str], use_average: bool = True) -> Iterator[str]:
+    """Yields the prefix of the one checkpoint at `path`, or the path of an `.npz`.
 
     Args:
-        path: what the user named.
+        path: as the user typed it.
         use_average: which half of a V3 archive to take: `ema/` or `pristine/`.
 
     Raises:
         UsageError: there is none, or more than one, or the archive is not to be trusted.
     """
-    place = Path(path)
-    if is_archive(place):
+    path = Path(path)
+    if is_archive(path):
         with _temporary_folder() as folder:
-            yield _from_archive(place, folder, use_average)
-    elif place.is_dir():
-        yield _in_folder(place, use_average)
+            yield _from_archive(path, folder, use_average)
+    elif path.is_dir():
+        yield _in_folder(path, use_average)
     else:
-        yield _file(place)
+        yield _file(path)
 
 
-def check(path: str | os.PathLike[str], use_average: bool = True) -> None:
-    """Tells what `found` would refuse; of an archive nothing is written.
+def check_checkpoint(path: str | os.PathLike[str], use_average: bool = True) -> None:
+    """Refuses what `checkpoint_prefix` would refuse, without unpacking an archive.
 
     Raises:
-        UsageError: as `found`.
+        UsageError: as `checkpoint_prefix`.
     """
-    place = Path(path)
-    if is_archive(place):
-        _inside(place, use_average)
+    path = Path(path)
+    if is_archive(path):
+        _inside(path, use_average)
     else:
-        with found(place, use_average):
+        with checkpoint_prefix(path, use_average):
             pass
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is meant as a checkpoint, by names and first bytes; `found` checks it."""
+    """Whether `path` is meant as a checkpoint, by names and first bytes; `checkpoint_prefix`
+    checks it.
+    """
     path = Path(path)
     if path.is_dir():
         return (path / "checkpoint").is_file() or any(path.rglob("*.index"))
@@ -77,13 +79,13 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     return path.is_file() and (names or is_archive(path) or _is_table(path))
 
 
-def is_archive(place: Path) -> bool:
+def is_archive(path: Path) -> bool:
     """Whether it is a tar archive, packed by gzip or not."""
-    return tar_stream.is_archive(place)
+    return tar_stream.is_archive(path)
 
 
-def shown(path: str | os.PathLike[str], prefix: str) -> str:
-    """The name under which a message speaks of `prefix`, which `found` gave for `path`."""
+def display_name(path: str | os.PathLike[str], prefix: str) -> str:
+    """The name in messages of `prefix`, which `checkpoint_prefix` yielded for `path`."""
     return f"{os.fspath(path)}: {Path(prefix).name}" if is_archive(Path(path)) else prefix
 
 
@@ -98,24 +100,24 @@ def _temporary_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def _file(place: Path) -> str:
-    if place.suffix in (".keras", ".h5", ".hdf5"):
+def _file(path: Path) -> str:
+    if path.suffix in (".keras", ".h5", ".hdf5"):
         raise UsageError(
-            str(place), None, f"{EXPECTED}, not a Keras file", "mobilenet.load_model reads those"
+            str(path), None, f"{EXPECTED}, not a Keras file", "mobilenet.load_model reads those"
         )
-    if place.suffix == ".npz":
-        if not zipfile.is_zipfile(place):
-            raise UsageError(str(place), None, "a whole .npz file", "copy it again")
-        return str(place)
-    if place.suffix in (".tgz", ".gz", ".tar") and place.is_file():
-        raise UsageError(str(place), None, "a whole tar archive", "download it again")
-    prefix = _PARTS.sub("", str(place))
+    if path.suffix == ".npz":
+        if not zipfile.is_zipfile(path):
+            raise UsageError(str(path), None, "a whole .npz file", "copy it again")
+        return str(path)
+    if path.suffix in (".tgz", ".gz", ".tar") and path.is_file():
+        raise UsageError(str(path), None, "a whole tar archive", "download it again")
+    prefix = _PARTS.sub("", str(path))
     index = Path(f"{prefix}.index")
     if not index.is_file():
         if Path(prefix).is_file() and _is_table(Path(prefix)):
             return prefix  # one file, as TensorFlow wrote it before 2016
-        what = "there is no " + index.name if place.exists() else "there is nothing there"
-        raise UsageError(str(place), None, f"{EXPECTED}; {what}")
+        what = "there is no " + index.name if path.exists() else "there is nothing there"
+        raise UsageError(str(path), None, f"{EXPECTED}; {what}")
     if not _is_table(index):
         raise UsageError(str(index), None, "a whole index file", "copy the checkpoint again")
     _check_shards(prefix, os.listdir(index.parent))
@@ -159,17 +161,17 @@ def _in_folder(folder: Path, use_average: bool) -> str:
     return _file(folder / _only(inside, str(folder), use_average))
 
 
-def _only(prefixes: Sequence[str], place: str, use_average: bool) -> str:
-    """The one checkpoint among `prefixes`; of V3's two, the one that was asked for."""
+def _only(prefixes: Sequence[str], path: str, use_average: bool) -> str:
+    """The one checkpoint among `prefixes`; of V3's two, the requested one."""
     prefixes = sorted(set(prefixes))
     if not prefixes:
-        raise UsageError(place, None, f"{EXPECTED}; it holds none")
+        raise UsageError(path, None, f"{EXPECTED}; it holds none")
     kinds = {posixpath.basename(posixpath.dirname(Path(p).as_posix())): p for p in prefixes}
     if len(prefixes) == 2 and set(kinds) == {"ema", "pristine"}:
         return kinds["ema" if use_average else "pristine"]
     if len(prefixes) > 1:
         raise UsageError(
-            place, None, f"one checkpoint; it holds {shorten(prefixes)}", "give one prefix"
+            path, None, f"one checkpoint; it holds {shorten(prefixes)}", "give one prefix"
         )
     return prefixes[0]
 
@@ -183,13 +185,13 @@ def _inside(archive: Path, use_average: bool) -> str:
 
 @contextlib.contextmanager
 def _reading(archive: Path) -> Iterator[tarfile.TarFile]:
-    """Opens an archive; what is wrong with it is told in one line.
+    """Opens an archive; damage becomes an error of one line.
 
     Raises:
         UsageError: it is damaged, or inflates beyond all measure.
     """
     try:
-        with tar_stream.opened(archive) as tar:
+        with tar_stream.open_archive(archive) as tar:
             yield tar
     except (UsageError, OSError):
         raise
@@ -217,7 +219,7 @@ def _from_archive(archive: Path, folder: Path, use_average: bool) -> str:
 
 
 def _prefixes(archive: Path, tar: tarfile.TarFile) -> list[str]:
-    """Prefixes of the checkpoints in an archive, after every member was looked at.
+    """Prefixes of the checkpoints in an archive, after every member was checked.
 
     The sizes are those in the headers, summed before the content after them is inflated.
     """
@@ -242,7 +244,7 @@ def _prefixes(archive: Path, tar: tarfile.TarFile) -> list[str]:
 
 
 def _fault(member: tarfile.TarInfo, path: str) -> str:
-    """What is wrong with one member, by its header; `path` is its name without detours."""
+    """What is wrong with one member, by its header; `path` is its normalized name."""
     if path.startswith("/") or path.split("/")[0] == "..":
         return f"members inside it; {member.name!r} leads out of it"
     if member.issym() or member.islnk():

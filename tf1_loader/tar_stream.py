@@ -21,7 +21,7 @@ _GZIP_MAGIC, _GZIP_FORMAT = b"\x1f\x8b", 16 + zlib.MAX_WBITS
 
 
 @contextlib.contextmanager
-def opened(archive: Path) -> Iterator[tarfile.TarFile]:
+def open_archive(archive: Path) -> Iterator[tarfile.TarFile]:
     """Opens an archive, to iterate over its members and extract each in its turn.
 
     Raises:
@@ -39,7 +39,7 @@ def is_archive(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        with opened(path):
+        with open_archive(path):
             return True
     except OSError:
         raise

@@ -52,7 +52,7 @@ def save_keras_checkpoint(
     return str(target)
 
 
-def save(
+def save_formats(
     model: Any,
     card: Card,
     output: str | os.PathLike[str],
@@ -72,7 +72,7 @@ def save(
         The largest difference between the outputs of the model and of the three forms.
 
     Raises:
-        VerificationError: a form answers otherwise than the model; nothing is written.
+        VerificationError: the outputs of a form differ from the model's; nothing is written.
         UsageError: the place is taken or cannot be written.
     """
     target = Path(output)
@@ -89,7 +89,7 @@ def save(
             raise VerificationError(
                 str(target),
                 None,
-                f"three forms that answer alike (largest difference {difference:g})",
+                f"three forms of equal outputs (largest difference {difference:g})",
                 "nothing was written",
             )
     return difference
@@ -112,21 +112,21 @@ def check_target(output: str | os.PathLike[str], parameter: str, overwrite: bool
     files.check_target(output, parameter, replaces=(saving.MODEL, "a model"), overwrite=overwrite)
 
 
-def _difference(model: Any, place: Path, prefix: str) -> float:
+def _difference(model: Any, folder: Path, prefix: str) -> float:
     import tensorflow as tf
     import tf_keras
 
     restored = tf_keras.models.clone_model(model)
     status = tf.train.Checkpoint(model=restored).restore(prefix)
     status.assert_existing_objects_matched().expect_partial()
-    models = [restored, saving.load(place).model, saving.load(place / SAVED_MODEL).model]
+    models = [restored, saving.load(folder).model, saving.load(folder / SAVED_MODEL).model]
     shape = [side or IMAGENET_SHAPE[0] for side in model.input_shape[1:]]
     generator = np.random.default_rng(0)
     images = generator.uniform(-1, 1, (_IMAGES, *shape)).astype(np.float32)
-    wanted = _answer(model, images)
-    return max(float(np.abs(_answer(net, images) - wanted).max()) for net in models)
+    expected = _outputs(model, images)
+    return max(float(np.abs(_outputs(other, images) - expected).max()) for other in models)
 
 
-def _answer(model: Any, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    answer: npt.NDArray[np.float32] = model(images, training=False).numpy()
-    return answer
+def _outputs(model: Any, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    outputs: npt.NDArray[np.float32] = model(images, training=False).numpy()
+    return outputs

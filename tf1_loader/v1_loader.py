@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mobilenet.configs.archs import MobileNetV1Config
-from mobilenet.tf1_loader.family import loader
+from mobilenet.tf1_loader.family import make_loader
 from mobilenet.tf1_loader.variable_names import Scopes
 
 SCOPES = Scopes(
@@ -16,4 +16,4 @@ SCOPES = Scopes(
     ),
 )
 
-load_mobilenet_v1 = loader("load_mobilenet_v1", "MobileNetV1", MobileNetV1Config)
+load_mobilenet_v1 = make_loader("load_mobilenet_v1", "MobileNetV1", MobileNetV1Config)

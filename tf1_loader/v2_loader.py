@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mobilenet.configs.archs import MobileNetV2Config
-from mobilenet.tf1_loader.family import loader
+from mobilenet.tf1_loader.family import make_loader
 from mobilenet.tf1_loader.variable_names import Scopes
 
 SCOPES = Scopes(
@@ -20,4 +20,4 @@ SCOPES = Scopes(
     ),
 )
 
-load_mobilenet_v2 = loader("load_mobilenet_v2", "MobileNetV2", MobileNetV2Config)
+load_mobilenet_v2 = make_loader("load_mobilenet_v2", "MobileNetV2", MobileNetV2Config)

@@ -9,7 +9,7 @@ from mobilenet.configs.archs import (
     MobileNetV3SmallConfig,
     MobileNetV3SmallMinimalisticConfig,
 )
-from mobilenet.tf1_loader.family import loader
+from mobilenet.tf1_loader.family import make_loader
 from mobilenet.tf1_loader.variable_names import Scopes
 
 SCOPES = Scopes(
@@ -31,16 +31,16 @@ SCOPES = Scopes(
     ),
 )
 
-load_mobilenet_v3 = loader(
+load_mobilenet_v3 = make_loader(
     "load_mobilenet_v3", "A member of the V3 family, EdgeTPU included,", MobileNetV3Config
 )
-load_mobilenet_v3_small = loader(
+load_mobilenet_v3_small = make_loader(
     "load_mobilenet_v3_small",
     "MobileNetV3-small, minimalistic or not,",
     MobileNetV3SmallConfig,
     MobileNetV3SmallMinimalisticConfig,
 )
-load_mobilenet_v3_large = loader(
+load_mobilenet_v3_large = make_loader(
     "load_mobilenet_v3_large",
     "MobileNetV3-large, minimalistic or not,",
     MobileNetV3LargeConfig,

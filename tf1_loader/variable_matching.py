@@ -1,4 +1,4 @@
-"""Which variable fills which weight: strict both ways, with the likely cause of a misfit."""
+"""Matches variables to weights, strictly both ways, and names the likely cause of a mismatch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mobilenet.tf1_loader.architecture_detection import Detected, scopes_of
 HEAD = "Logits"
 
 
-class Misfit(UsageError):
-    """A checkpoint that does not fit a model; its line is shortened, these lists are whole.
+class MismatchError(UsageError):
+    """A checkpoint that does not fit a model; the message is shortened, these lists are complete.
 
     Attributes:
         missing: variables that the model needs.
-        left_over: variables that the model has no place for.
+        left_over: variables that no weight of the model takes.
         reshaped: variables of another shape, with both shapes.
     """
 
@@ -28,7 +28,7 @@ class Misfit(UsageError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Assignment:
     """A weight of the model and the variable that fills it.
 
     Attributes:
@@ -51,31 +51,31 @@ def weights(model: Any) -> Iterator[tuple[str, str, Any]]:
             yield layer.name, variable.name.split("/")[-1].split(":")[0], variable
 
 
-def match(
+def match_variables(
     model: Any,
     config: MobileNetConfig,
     shapes: Mapping[str, tuple[int, ...]],
-    found: Detected,
+    detected: Detected,
     path: str,
     *,
     head: bool,
     drop_first: bool,
-) -> list[Place]:
-    """A place for every weight and every variable.
+) -> list[Assignment]:
+    """Assigns a variable to every weight, and every variable to a weight.
 
     Args:
         model, config: the model.
         shapes: of the model's variables in the checkpoint, by their own names.
-        found: what the checkpoint holds, for its prefix and the likely cause of a misfit.
+        detected: the architecture of the checkpoint, for its prefix and the cause of a mismatch.
         path: for the error.
         head: fill the classifier too.
         drop_first: leave out its first class.
 
     Raises:
-        Misfit: a weight without a variable, a variable without a weight, or another shape.
+        MismatchError: a weight without a variable, a variable without a weight, or another shape.
     """
     scopes = scopes_of(config)
-    places: list[Place] = []
+    assignments: list[Assignment] = []
     missing: list[str] = []
     reshaped: list[str] = []
     unused = dict.fromkeys(shapes)
@@ -83,55 +83,59 @@ def match(
         if layer == HEAD and not head:
             continue
         inner = scopes.variable(layer, weight)
-        name = f"{found.prefix}{inner or f'{layer}/{weight}'}"
+        name = f"{detected.prefix}{inner or f'{layer}/{weight}'}"
         unused.pop(name, None)
         cut = drop_first and layer == HEAD
-        wanted = tuple(target.shape)
+        expected = tuple(target.shape)
         if name not in shapes:
             missing.append(name)
-        elif _fits(shapes[name], wanted, cut):
-            places.append(Place(f"{layer}/{weight}", target, name, cut))
+        elif _fits(shapes[name], expected, cut):
+            assignments.append(Assignment(f"{layer}/{weight}", target, name, cut))
         else:
-            reshaped.append(f"{name} {list(shapes[name])}, model {list(wanted)}")
+            reshaped.append(f"{name} {list(shapes[name])}, model {list(expected)}")
     if missing or unused or reshaped:
-        raise _misfit(tuple(missing), tuple(unused), tuple(reshaped), path, config, found)
-    return places
+        raise _mismatch(tuple(missing), tuple(unused), tuple(reshaped), path, config, detected)
+    return assignments
 
 
-def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], cut: bool) -> bool:
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...], cut: bool) -> bool:
     if cut:
         shape = (*shape[:-1], shape[-1] - 1)
-    return shape == wanted or (len(wanted) == 4 and wanted[:2] == (1, 1) and shape == wanted[2:])
+    return shape == expected or (
+        len(expected) == 4 and expected[:2] == (1, 1) and shape == expected[2:]
+    )
 
 
-def _misfit(
+def _mismatch(
     missing: tuple[str, ...],
     left_over: tuple[str, ...],
     reshaped: tuple[str, ...],
     path: str,
     config: MobileNetConfig,
-    found: Detected,
-) -> Misfit:
-    """One line: what does not fit, in numbers and first names, and what causes it."""
+    detected: Detected,
+) -> MismatchError:
+    """The error: counts and first names of what does not fit, and the likely cause."""
     kinds = {"missing": missing, "left over": left_over, "of another shape": reshaped}
-    told = [f"{len(names)} {what}: {shorten(names)}" for what, names in kinds.items() if names]
+    counts = [f"{len(names)} {what}: {shorten(names)}" for what, names in kinds.items() if names]
     model = type(config).__name__
     expected = f"all weights of {model}(width_multiplier={config.width_multiplier:g}) and no others"
     is_part = bool(missing) and not left_over
-    fault = Misfit(path, None, f"{expected}; {'; '.join(told)}", _cause(is_part, config, found))
+    fault = MismatchError(
+        path, None, f"{expected}; {'; '.join(counts)}", _cause(is_part, config, detected)
+    )
     fault.missing, fault.left_over, fault.reshaped = missing, left_over, reshaped
     return fault
 
 
-def _cause(is_part: bool, config: MobileNetConfig, found: Detected) -> str:
+def _cause(is_part: bool, config: MobileNetConfig, detected: Detected) -> str:
     fields = [
         name
         for name in ("width_multiplier", "finegrain_classification_mode", "num_classes")
-        if getattr(config, name) != getattr(found.config, name)
+        if getattr(config, name) != getattr(detected.config, name)
     ]
-    kind = type(found.config)
+    kind = type(detected.config)
     if kind is type(config) and not fields:
         other = "some of its variables belong to something else"
         return "it is not the whole model" if is_part else other
-    values = ", ".join(f"{name}={getattr(found.config, name)!r}" for name in fields)
-    return f"it holds {found}: {kind.__name__}({values}) fits"
+    values = ", ".join(f"{name}={getattr(detected.config, name)!r}" for name in fields)
+    return f"it holds {detected}: {kind.__name__}({values}) fits"

@@ -1,5 +1,5 @@
-"""What the names in a TF1 checkpoint say: slim's scopes and our layers, read both ways, and which
-variables are the model, its moving averages, or the state of its training.
+"""The names in a TF1 checkpoint: slim's scopes for our layers and back, and which variables are the
+model, its moving averages, or the state of its training.
 
 Source: tensorflow/models research/slim/models; `contrib/quantize` of TensorFlow 1 for the names of
 fake quantization.
@@ -44,11 +44,11 @@ class Scopes:
 
     def scope(self, layer: str) -> str | None:
         """Slim's scope, below the root, of the convolution that `layer` is or belongs to."""
-        return _translated(layer.removesuffix(NORM), self.rows)
+        return _translate(layer.removesuffix(NORM), self.rows)
 
     def layer(self, scope: str) -> str | None:
         """Our convolution by slim's scope below the root."""
-        return _translated(scope, [(slim, ours) for ours, slim in self.rows])
+        return _translate(scope, [(slim, ours) for ours, slim in self.rows])
 
     def variable(self, layer: str, weight: str) -> str | None:
         """Slim's variable, below the root, of one weight: `kernel`, `gamma`, ..."""
@@ -56,29 +56,29 @@ class Scopes:
         return None if scope is None or weight not in _SLIM_OF else f"{scope}/{_SLIM_OF[weight]}"
 
 
-def _translated(name: str, rows: Iterable[tuple[str, str]]) -> str | None:
+def _translate(name: str, rows: Iterable[tuple[str, str]]) -> str | None:
     for source, target in rows:
         pattern = re.escape(source).replace(r"\{n\}", r"([1-9]\d*)")
-        if found := re.fullmatch(pattern, name):
-            return target.replace("{n}", found[1]) if found.groups() else target
+        if match := re.fullmatch(pattern, name):
+            return target.replace("{n}", match[1]) if match.groups() else target
     return None
 
 
-def split(variable: str) -> tuple[str, str]:
+def split_name(variable: str) -> tuple[str, str]:
     """Scope and ending (`weights`, `BatchNorm/beta`, ...); the ending is empty for other names."""
-    found = _MODEL_ENDING.search(variable)
-    return (variable[: found.start()], found[1]) if found else (variable, "")
+    match = _MODEL_ENDING.search(variable)
+    return (variable[: match.start()], match[1]) if match else (variable, "")
 
 
-def unit_end(layer: str, layers: Container[str]) -> str | None:
+def unit_output(layer: str, layers: Container[str]) -> str | None:
     """The last layer of a convolution's unit: its activation, else its batch norm, else itself."""
     endings = [*(f"_{activation}" for activation in ACTIVATIONS), NORM, ""]
     return next((f"{layer}{end}" for end in endings if f"{layer}{end}" in layers), None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Sorted:
-    """The variables of a checkpoint by what they are.
+class ClassifiedVariables:
+    """The variables of a checkpoint by their purpose.
 
     Attributes:
         raw: variables of the model, by their own names.
@@ -92,13 +92,13 @@ class Sorted:
     ranges: tuple[str, ...]
     left_aside: dict[str, tuple[str, ...]]
 
-    def chosen(self, use_average: bool) -> dict[str, str]:
-        """The variable to load for each variable of the model: its average where there is one."""
+    def select(self, use_average: bool) -> dict[str, str]:
+        """The variable to load for each variable of the model: its average if there is one."""
         return {**self.raw, **self.averages} if use_average else dict(self.raw)
 
 
-def sort(shapes: Mapping[str, tuple[int, ...]]) -> Sorted:
-    """Sorts the names of a checkpoint."""
+def classify_variables(shapes: Mapping[str, tuple[int, ...]]) -> ClassifiedVariables:
+    """Classifies the variables of a checkpoint by their names."""
     raw: dict[str, str] = {}
     averages: dict[str, str] = {}
     ranges: list[str] = []
@@ -113,7 +113,8 @@ def sort(shapes: Mapping[str, tuple[int, ...]]) -> Sorted:
             averages[name.removesuffix(AVERAGE)] = name
         else:
             raw[name] = name
-    return Sorted(raw, averages, tuple(ranges), {why: tuple(names) for why, names in aside.items()})
+    skipped = {reason: tuple(names) for reason, names in aside.items()}
+    return ClassifiedVariables(raw, averages, tuple(ranges), skipped)
 
 
 def _reason(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -132,6 +133,6 @@ def _reason(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
         _SLOT.match(last) or owner in shapes or f"{owner}{AVERAGE}" in shapes
     ):
         return "slot"
-    if not split(name.removesuffix(AVERAGE))[1] and not shapes[name]:
+    if not split_name(name.removesuffix(AVERAGE))[1] and not shapes[name]:
         return "training state"  # a scalar outside the model: a rate, a counter
     return ""

@@ -1,6 +1,7 @@
-"""The parts of all models, from stock Keras layers: no Lambda, no operator, no class of ours.
+"""The blocks of all models, from stock Keras layers: no Lambda, no operator on tensors, no custom
+class.
 
-Every part works with `tf_keras` and with Keras 3; which one is an attribute.
+Every block works with `tf_keras` and with Keras 3; an attribute selects the package.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ _MOST_GROUPS = 32
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class BlockBuilder:
     """Adds layers to a model; each call makes fresh layers with fresh initializers.
 
     Attributes:
-        config: fields that hold for the whole model.
-        keras: the module that makes the layers.
+        config: its fields for the whole model.
+        keras: the package of the layers.
     """
 
     config: MobileNetConfig
@@ -158,7 +159,7 @@ class Parts:
         return layers.Rescaling(slope, name=f"{name}_scale")(x)
 
     def _pad(self, x: Tensor, name: str, kernel: tuple[int, int], rate: int) -> tuple[Tensor, str]:
-        """Pads evenly where the config says so; gives the padding left to the convolution."""
+        """Pads explicitly if the config asks for it; returns the padding of the convolution."""
         totals = [(side - 1) * rate for side in kernel]
         if not self.config.use_explicit_padding or not any(totals):
             return x, "same"

@@ -10,9 +10,8 @@ from mobilenet.configs import archs
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import MAX_SIDE
 from mobilenet.errors import UsageError
-from mobilenet.models.layer_plan import Row, count_parameters, least_side, plan
-
-from .blocks import Parts, Tensor
+from mobilenet.models.blocks import BlockBuilder, Tensor
+from mobilenet.models.layer_plan import Row, count_parameters, min_input_side, plan_rows
 
 IMAGENET_SHAPE = (224, 224, 3)
 MAX_PARAMETERS = 1 << 29  # 2 GiB of float32; the largest published model has 11 million
@@ -24,11 +23,11 @@ def build(
     """Builds a model from its config.
 
     Args:
-        config: what to build; it is only read.
+        config: of the model.
         input_shape: `[height, width, channels]`; height and width may be `None` with `global_pool`.
-        keras: the module that makes the layers: `tf_keras` when left out, or Keras 3's `keras`.
-            The order of the weights is the same, so `get_weights()` of one goes into
-            `set_weights()` of the other.
+        keras: the package of the layers: `tf_keras` by default, or Keras 3's `keras`. The order of
+            the weights is the same, so `get_weights()` of one goes into `set_weights()` of the
+            other.
 
     Returns:
         A functional model from images in [-1, 1] to `[batch, num_classes]` probabilities (logits
@@ -44,37 +43,37 @@ def build(
     """
     if not isinstance(config, MobileNetConfig):
         raise UsageError(
-            "config", type(config).__name__, "a MobileNetConfig", "archs.get(name) gives one"
+            "config", type(config).__name__, "a MobileNetConfig", "archs.get(name) returns one"
         )
     if keras is None:
         keras = importlib.import_module("tf_keras")
-    rows = plan(config)
+    rows = plan_rows(config)
     shape = _checked_shape(config, rows, input_shape)
-    parts = Parts(config, keras)
+    blocks = BlockBuilder(config, keras)
     image = keras.layers.Input(shape, name="input")
     x = image
     for row in rows:
-        x = parts.block(x, row)
+        x = blocks.block(x, row)
     if all(row.block.block_type != "GlobalPooling" for row in rows):
-        x = parts.pool(x)
-    model = keras.Model(image, _head(x, parts), name=config.name)
+        x = blocks.pool(x)
+    model = keras.Model(image, _head(x, blocks), name=config.name)
     model.mobilenet_config = config
     return model
 
 
 def config_of(model: Any) -> MobileNetConfig | None:
-    """The config that rebuilds a model, where `build` made it or its folder's card had it."""
+    """The config that rebuilds a model, if `build` made it or its card stores the config."""
     config = getattr(model, "mobilenet_config", None)
     return config if isinstance(config, MobileNetConfig) else None
 
 
-def _head(x: Tensor, parts: Parts) -> Tensor:
-    """Dropout, the 1x1 convolution that classifies, and what follows it."""
-    config, layers = parts.config, parts.keras.layers
+def _head(x: Tensor, blocks: BlockBuilder) -> Tensor:
+    """Dropout, the 1x1 convolution of the classifier, and its activation."""
+    config, layers = blocks.config, blocks.keras.layers
     if config.num_classes:
         rate = 1 - config.dropout_keep_prob
         x = layers.Dropout(rate, name="dropout")(x)
-        x = parts.conv(x, "Logits", config.num_classes, bias=True, normalization=False)
+        x = blocks.conv(x, "Logits", config.num_classes, bias=True, normalization=False)
     if config.spatial_squeeze:
         if tuple(x.shape[1:3]) != (1, 1):
             raise UsageError(
@@ -98,7 +97,7 @@ def _checked_shape(
     shape = tuple(None if side is None else int(side) for side in input_shape)
     if len(shape) != 3 or shape[2] is None or any(side is not None and side < 1 for side in shape):
         raise UsageError("input_shape", shape, "[height, width, channels]", "such as (224, 224, 3)")
-    least = least_side(rows)
+    least = min_input_side(rows)
     if any(side is not None and side < least for side in shape[:2]):
         raise UsageError(
             "input_shape",

@@ -57,7 +57,7 @@ def layer_macs(model: Any, input_shape: Sequence[int] | None = None) -> dict[str
     graph = Graph(model)
     shapes = output_shapes(graph, input_shape)
     return {
-        layer.name: math.prod(graph.kernel(layer).shape) * _places(shapes[id(layer)])
+        layer.name: math.prod(graph.kernel(layer).shape) * _map_size(shapes[id(layer)])
         for layer in graph.layers
         if graph.kernel(layer) is not None
     }
@@ -84,13 +84,13 @@ def layer_thop_flops(model: Any, input_shape: Sequence[int] | None = None) -> di
                 each = 2 * products - (0 if biased else shape[-1] or 0)
             else:
                 each = products + (shape[-1] or 0) * biased
-            flops[layer.name] = each * _places(shape)
+            flops[layer.name] = each * _map_size(shape)
         elif kind(layer) == "BatchNormalization":
-            flops[layer.name] = 2 * (shape[-1] or 0) * _places(shape)
+            flops[layer.name] = 2 * (shape[-1] or 0) * _map_size(shape)
     return flops
 
 
-def _places(shape: Sequence[int | None]) -> int:
+def _map_size(shape: Sequence[int | None]) -> int:
     """Height times width of a map `[batch, height, width, channels]`; 1 for a vector."""
     sides = [side for side in shape[1:-1] if side is not None]
     if len(sides) < len(shape) - 2:
@@ -120,8 +120,8 @@ def output_shapes(
         ):  # an operator that changes no shape
             shapes[id(layer)] = before[0]
             continue
-        given = before if len(before) > 1 else before[0]
-        shapes[id(layer)] = tuple(unwrap(layer).compute_output_shape(given))
+        inputs = before if len(before) > 1 else before[0]
+        shapes[id(layer)] = tuple(unwrap(layer).compute_output_shape(inputs))
     return shapes
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from mobilenet.models.graph.roles import Graph, kind, stride
 
 _PADDINGS = ("ZeroPadding2D", "InputLayer")
-_ENDS_MAP = (
+_NO_FEATURE_MAP = (
     "GlobalAveragePooling2D",
     "GlobalMaxPooling2D",
     "AveragePooling2D",
@@ -20,11 +20,11 @@ def end_points(model: Any) -> dict[int, Any]:
     """The last feature map at each stride.
 
     At a stride that a later block halves this is that block's expansion, where the family has
-    one: what slim's SSDLite and Keras' U-Model tutorials attach to. At the last stride it is the
+    one: what slim's SSDLite and Keras' U-Net tutorials attach to. At the last stride it is the
     map before the pooling.
 
     Args:
-        model: a functional model that `build` made, or one of keras.applications.
+        model: a functional model of `build` or keras.applications.
 
     Returns:
         From stride (2, 4, 8, 16, 32; fewer with an `output_stride`) to the symbolic tensor
@@ -33,17 +33,17 @@ def end_points(model: Any) -> dict[int, Any]:
     """
     graph = Graph(model)
     strides: dict[int, int] = {}
-    found: dict[int, Any] = {}
+    tensors: dict[int, Any] = {}
     for layer in graph.layers:
         before = [
             strides[id(producer)] for producer in graph.producers(layer) if id(producer) in strides
         ]
         if graph.producers(layer) and not before:
             continue
-        if kind(layer) in _ENDS_MAP:
+        if kind(layer) in _NO_FEATURE_MAP:
             continue
         strides[id(layer)] = max(before, default=1) * stride(layer)
         tensor = graph.output(layer)
         if strides[id(layer)] > 1 and kind(layer) not in _PADDINGS and len(tensor.shape) == 4:
-            found[strides[id(layer)]] = tensor
-    return found
+            tensors[strides[id(layer)]] = tensor
+    return tensors

@@ -29,8 +29,8 @@ class UnsafeFile(ValueError):
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, int]]:
-    """Opens a file for reading, once all of it is checked.
+def open_checked(path: str | os.PathLike[str]) -> Iterator[tuple[Any, int]]:
+    """Opens a file for reading, after checking all of it.
 
     Yields:
         The `h5py.File`, and how many numbers its arrays hold.
@@ -47,7 +47,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, int]]:
 
 
 def _check(file: Any, longest_text: int) -> int:
-    """Looks at every link, header and attribute; no array is read.
+    """Checks every link, header and attribute; no array is read.
 
     Args:
         file: an open `h5py.File`.
@@ -75,7 +75,7 @@ def _check(file: Any, longest_text: int) -> int:
 
 
 def _check_heaps(path: str | os.PathLike[str]) -> int:
-    """Looks at the heaps that hold texts; HDF5 reads an entry of no length without end.
+    """Checks the heaps of texts; HDF5 reads an entry of no length without end.
 
     Source: HDF5 File Format Specification 3.0, III.E "Disk Format: Level 1E - Global Heap".
 
@@ -160,7 +160,7 @@ def _objects(file: Any) -> Iterator[tuple[str, Any]]:
         for key in item:
             path = f"{name.rstrip('/')}/{key}"
             if not isinstance(item.get(key, getlink=True), h5py.HardLink):
-                raise UnsafeFile(f"{path} is a link to another place")
+                raise UnsafeFile(f"{path} is a link to another object")
             waiting.append((path, item[key]))
 
 

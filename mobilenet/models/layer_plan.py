@@ -1,9 +1,9 @@
-"""From a config to the list of what will be built: names, strides, dilations and channel counts,
-without a framework.
+"""From a config to the rows of the model: names, strides, dilations and channels, without a
+framework.
 
-The width rule gives nominal channels; `config.channels` then replaces some of them. Which block
-adds its input, and how wide an expansion is, follows the nominal channels, so that a thinned model
-keeps its shape.
+The width rule gives nominal channels; `config.channels` then replaces some of them. Residual
+connections and expansions follow the nominal channels, so that a thinned model has the structure
+of the original.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_ROWS = 128  # the deepest published MobileNet has 29
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One block as it will be built.
+    """One block of the model.
 
     Attributes:
         block: the row of the config.
@@ -52,7 +52,7 @@ def make_divisible(value: float, divisor: int = 8, least: int | None = None) -> 
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-def plan(config: MobileNetConfig) -> tuple[Row, ...]:
+def plan_rows(config: MobileNetConfig) -> tuple[Row, ...]:
     """The rows of a model.
 
     Raises:
@@ -91,7 +91,7 @@ def plan(config: MobileNetConfig) -> tuple[Row, ...]:
                 f"channels of {last}",
                 actual,
                 f"{before[1]}, as {before_layer}, which is added to it",
-                "set both alike",
+                "set both to the same number",
             )
         rows.append(Row(block, name, stride, row_rate, expanded, squeezed, actual, residual))
     for name in config.channels:
@@ -126,16 +126,16 @@ def layer_channels(config: MobileNetConfig) -> dict[str, int]:
     """Output channels by layer, of every convolution that sets its own: the depthwise ones, the
     gate's second and the classifier follow others.
     """
-    found: dict[str, int] = {}
-    for row in plan(config):
+    channels: dict[str, int] = {}
+    for row in plan_rows(config):
         if row.block.block_type == "GlobalPooling":
             continue
-        found[_output_layer(row.block, row.name)] = row.filters
+        channels[_output_layer(row.block, row.name)] = row.filters
         if row.expanded:
-            found[f"{row.name}_expand"] = row.expanded
+            channels[f"{row.name}_expand"] = row.expanded
         if row.squeezed:
-            found[f"{row.name}_squeeze_excite_squeeze"] = row.squeezed
-    return found
+            channels[f"{row.name}_squeeze_excite_squeeze"] = row.squeezed
+    return channels
 
 
 def count_parameters(config: MobileNetConfig, channels: int = 3) -> int:
@@ -148,7 +148,7 @@ def count_parameters(config: MobileNetConfig, channels: int = 3) -> int:
     # Scale and offset, and of batch norms mean and variance.
     norm = 4 if config.normalization_name == "batch_norm" else 2
     total = 0
-    for row in plan(config):
+    for row in plan_rows(config):
         kernel = row.block.kernel[0] * row.block.kernel[1]
         if row.block.block_type == "GlobalPooling":
             continue
@@ -176,7 +176,7 @@ def _inverted_residual_parameters(row: Row, channels: int, norm: int) -> int:
     return total + (inner + norm) * row.filters
 
 
-def least_side(rows: tuple[Row, ...]) -> int:
+def min_input_side(rows: tuple[Row, ...]) -> int:
     """The least height and width that the strides can halve: their product."""
     product = 1
     for row in rows:

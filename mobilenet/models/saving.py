@@ -235,7 +235,7 @@ def _json(text: str | bytes) -> Any:
 def _checked_numbers(path: str | os.PathLike[str]) -> int:
     """How many numbers an HDF5 file holds, once all its headers are checked."""
     try:
-        with hdf5.opened(path) as (_, numbers):
+        with hdf5.open_checked(path) as (_, numbers):
             return numbers
     except hdf5.UnsafeFile as error:
         raise UsageError("weights", None, f"an HDF5 file of its own ({error})") from None

@@ -162,7 +162,7 @@ def _read(
 ) -> tuple[Any, Preprocessing, tuple[str, ...]]:
     """A model, its preprocessing and its labels."""
     form = loading.detect_form(path)
-    if form == loading.CHECKPOINT and not tf2_object.is_one(path):
+    if form == loading.CHECKPOINT and not tf2_object.is_tf2_checkpoint(path):
         checkpoint = load_tf1_checkpoint(
             path,
             input_shape=shape,

@@ -53,9 +53,9 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
         layers = loading.load_keras_model(path).model.layers
         theirs = {layer.name: layer.get_weights() for layer in layers if layer.weights}
         start = _by_name(model, theirs, path)
-    elif tf2_object.is_one(path):
+    elif tf2_object.is_tf2_checkpoint(path):
         names = [layer.name for layer in model.layers if layer.weights]
-        start = _by_name(model, tf2_object.layers(path, names), path)
+        start = _by_name(model, tf2_object.read_layers(path, names), path)
     else:
         start = _tf1(tf1_loading.load_into(model, config, path))
     log.info(
@@ -73,7 +73,7 @@ def _tf1(report: tf1_loading.Report) -> Start:
     layers = list(dict.fromkeys(weight.split("/")[0] for weight in report.loaded))
     aside = [f"{len(names)} {reason}" for reason, names in report.left_aside.items()]
     left = [f"left aside: {', '.join(aside)}"] if aside else []
-    return Start(layers, report.new, [report.found, *report.notes, *left], report.ranges)
+    return Start(layers, report.new, [report.description, *report.notes, *left], report.ranges)
 
 
 def _by_name(model: Any, theirs: Mapping[str, Sequence[Any]], path: str) -> Start:

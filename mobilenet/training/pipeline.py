@@ -166,7 +166,7 @@ class Pipeline:
 
     def _built(self, config: MobileNetConfig | None = None) -> Any:
         config, size = config or self.config.model, self.config.image_size
-        smallest = layer_plan.least_side(layer_plan.plan(config))
+        smallest = layer_plan.min_input_side(layer_plan.plan_rows(config))
         if size < smallest:
             expected = f"at least {smallest}, the product of the strides"
             raise UsageError("--image_size", size, expected, f"use {smallest} or more")

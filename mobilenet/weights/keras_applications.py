@@ -1,10 +1,10 @@
 """The weight files of keras.applications (`.h5`, MobileNet V1, V2 and V3) into our models,
 strictly.
 
-Every layer of the model must find its weights and every layer of the file its place. Only the head
-may be new: when the file was saved without its top, or holds another number of classes. The V3
-models of keras.applications rescale pixels 0..255 inside; ours take [-1, 1], so the weights are the
-same and the input is not.
+Every layer of the model must have weights in the file, and every layer of the file one in the
+model. Only the head may be new: when the file was saved without its top, or holds another number of
+classes. The V3 models of keras.applications rescale pixels 0..255 inside; ours take [-1, 1], so the
+weights are the same and the input is not.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _LOGITS = ("conv_preds", "predictions", "Logits")
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a weight file gave.
+    """The layers that were loaded from a weight file.
 
     Attributes:
         loaded: layers of the model that took their weights from the file.
         new: layers that keep their initial weights; only the head can be among them.
-        unused: layers of the file that the model has no place for; only the head can be among them.
+        unused: layers of the file that the model lacks; only the head can be among them.
         matched: `names`, or `order` where the file's names are not those of keras.applications.
     """
 
@@ -48,22 +48,23 @@ class Report:
 
 
 def load_weights(model: Any, path_h5: str | os.PathLike[str], config: MobileNetConfig) -> Report:
-    """Puts a keras.applications file's weights into `model`; all of them or, at a misfit, none.
+    """Puts a keras.applications file's weights into `model`; all of them or, if any does not fit,
+    none.
 
     Args:
-        model: what `build(config)` made.
+        model: built by `build(config)`.
         path_h5: a `.h5` file with or without top, of weights alone or a whole model.
         config: the config that the model was built from.
 
     Raises:
-        UsageError: not such a file, or it does not fit; all misfits are counted and the likely
-        cause is named.
+        UsageError: not such a file, or it does not fit; the message counts the mismatches and names
+            the likely cause.
     """
     path = Path(path_h5)
     _family(config)
-    found = _read(path)
+    stored = _read(path)
     ours = {layer.name: layer for layer in model.layers if layer.weights}
-    theirs, matched = _match(found, list(ours), config)
+    theirs, matched = _match(stored, list(ours), config)
     new: list[str] = []
     problems: list[str] = []
     values: dict[str, Arrays] = {}
@@ -84,8 +85,8 @@ def load_weights(model: Any, path_h5: str | os.PathLike[str], config: MobileNetC
             new.append(name)
         else:
             got = " ".join(str(list(array.shape)) for array in arrays)
-            wanted = " ".join(str(list(shape)) for shape in shapes)
-            problems.append(f"{name}: file {got}, model {wanted}")
+            expected = " ".join(str(list(shape)) for shape in shapes)
+            problems.append(f"{name}: file {got}, model {expected}")
     unused = [name for name in theirs if name == "Logits" and not config.num_classes]
     problems += [f"{name}: left over in the file" for name in theirs if name not in unused]
     if problems:
@@ -94,7 +95,7 @@ def load_weights(model: Any, path_h5: str | os.PathLike[str], config: MobileNetC
             None,
             f"weights of {type(config).__name__}(width_multiplier={config.width_multiplier}); "
             f"{len(problems)} of {len(ours)} layers do not: {shorten(problems)}",
-            _likely(found, config),
+            _suggest_config(stored, config),
         )
     for name, arrays in values.items():
         ours[name].set_weights(arrays)
@@ -107,21 +108,21 @@ def _read(path: Path) -> dict[str, Arrays]:
     if not path.is_file():
         raise UsageError(str(path), None, "a .h5 weight file; there is none")
     try:
-        with hdf5.opened(path) as (file, _):
+        with hdf5.open_checked(path) as (file, _):
             root = file.get("model_weights", file)
             if "layer_names" not in root.attrs:
                 raise UsageError(
                     str(path), None, "a .h5 file as Keras 2 writes it (it lists no layer_names)"
                 )
-            found: dict[str, Arrays] = {}
+            stored: dict[str, Arrays] = {}
             for name in _strings(root.attrs, "layer_names"):
                 arrays = [
                     np.asarray(root[name][weight])
                     for weight in _strings(root[name].attrs, "weight_names")
                 ]
                 if arrays:
-                    found[name] = arrays
-            return found
+                    stored[name] = arrays
+            return stored
     except UsageError:
         raise
     except Exception as error:  # whatever h5py makes of a damaged file
@@ -144,16 +145,16 @@ def _strings(attributes: Any, name: str) -> list[str]:
 
 
 def _match(
-    found: Mapping[str, Arrays], ours: list[str], config: MobileNetConfig
+    stored: Mapping[str, Arrays], ours: list[str], config: MobileNetConfig
 ) -> tuple[dict[str, Arrays], str]:
     """The file's arrays under our names: by name, or by order where no name is known."""
     names = {_their_name(name, config): name for name in ours}
     names.update(dict.fromkeys(_LOGITS, "Logits"))
-    known = [name for name in found if name in names]
-    if known or len(found) > len(ours):
-        return {names.get(name, name): arrays for name, arrays in found.items()}, "names"
-    body = ours[: len(found)]
-    return dict(zip(body, found.values(), strict=True)), "order"
+    known = [name for name in stored if name in names]
+    if known or len(stored) > len(ours):
+        return {names.get(name, name): arrays for name, arrays in stored.items()}, "names"
+    body = ours[: len(stored)]
+    return dict(zip(body, stored.values(), strict=True)), "order"
 
 
 def _their_name(name: str, config: MobileNetConfig) -> str:
@@ -210,25 +211,25 @@ def _other_classes(arrays: Arrays, shapes: list[tuple[int, ...]]) -> bool:
     )
 
 
-def _likely(found: Mapping[str, Arrays], config: MobileNetConfig) -> str:
+def _suggest_config(stored: Mapping[str, Arrays], config: MobileNetConfig) -> str:
     """The published model that the file fits, as advice."""
     for name, kind in archs.ALL.items():
         for width in (config.width_multiplier, *_WIDTHS):
             candidate = kind(width_multiplier=width)
-            if name != "mobilenet_edgetpu" and _fits(found, candidate):
+            if name != "mobilenet_edgetpu" and _fits(stored, candidate):
                 return f"the file fits {kind.__name__}(width_multiplier={width})"
     return "no published model of keras.applications fits it"
 
 
-def _fits(found: Mapping[str, Arrays], config: MobileNetConfig) -> bool:
+def _fits(stored: Mapping[str, Arrays], config: MobileNetConfig) -> bool:
     """Whether the convolutions of the body have the candidate's output channels."""
-    wanted = layer_channels(config)
-    wanted.pop("Conv_2", None)
-    widths = {name: arrays[0].shape[-1] for name, arrays in found.items() if arrays[0].ndim == 4}
-    if any(widths.get(_their_name(name, config)) != count for name, count in wanted.items()):
+    expected = layer_channels(config)
+    expected.pop("Conv_2", None)
+    widths = {name: arrays[0].shape[-1] for name, arrays in stored.items() if arrays[0].ndim == 4}
+    if any(widths.get(_their_name(name, config)) != count for name, count in expected.items()):
         return False
-    squeezes = sum("squeeze_excite" in name for name in found)
-    return squeezes == 2 * sum(name.endswith("_squeeze") for name in wanted)
+    squeezes = sum("squeeze_excite" in name for name in stored)
+    return squeezes == 2 * sum(name.endswith("_squeeze") for name in expected)
 
 
 def _family(config: MobileNetConfig) -> str:

@@ -21,7 +21,7 @@ _KEY = re.compile(r"(.*?)layer_with_weights-(\d+)/(\w+)/\.ATTRIBUTES/VARIABLE_VA
 _ORDER = ("kernel", "depthwise_kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
 
 
-def is_one(path: str | os.PathLike[str]) -> bool:
+def is_tf2_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Whether the checkpoint at `path` is one of TF2.
 
     Raises:
@@ -29,13 +29,13 @@ def is_one(path: str | os.PathLike[str]) -> bool:
     """
     if locate.is_archive(Path(path)):
         return False  # only those of TF1 were published in one
-    with locate.found(path) as prefix:
+    with locate.checkpoint_prefix(path) as prefix:
         if prefix.endswith(".npz"):
             return False
-        return checkpoint.OBJECT_GRAPH in checkpoint.bundle(prefix).shapes
+        return checkpoint.OBJECT_GRAPH in checkpoint.open_bundle(prefix).shapes
 
 
-def layers(
+def read_layers(
     path: str | os.PathLike[str], names: Sequence[str]
 ) -> dict[str, list[npt.NDArray[np.float32]]]:
     """The weights of a Keras model by layer.
@@ -50,14 +50,14 @@ def layers(
     Raises:
         UsageError: it holds no functional Keras model, or is damaged.
     """
-    with locate.found(path) as prefix:
-        source = checkpoint.bundle(prefix)
-        found: dict[int, dict[str, str]] = {}
+    with locate.checkpoint_prefix(path) as prefix:
+        source = checkpoint.open_bundle(prefix)
+        keys_by_number: dict[int, dict[str, str]] = {}
         for key in source.shapes:
             hit = _KEY.fullmatch(key)
             if hit and hit[3] in _ORDER and "optimizer" not in hit[1]:
-                found.setdefault(int(hit[2]), {})[hit[3]] = key
-        if not found:
+                keys_by_number.setdefault(int(hit[2]), {})[hit[3]] = key
+        if not keys_by_number:
             raise UsageError(
                 str(path), None, "a TF2 checkpoint of a tf_keras model", "save it as .keras"
             )
@@ -65,5 +65,5 @@ def layers(
             names[number] if number < len(names) else f"layer {number}": [
                 source.read(keys[weight]) for weight in sorted(keys, key=_ORDER.index)
             ]
-            for number, keys in sorted(found.items())
+            for number, keys in sorted(keys_by_number.items())
         }

@@ -76,7 +76,7 @@ def test_any_words_are_flags_or_one_line(data: st.DataObject) -> None:
     try:
         parsed = command.parse(data.draw(st.lists(word, max_size=4)))
         if command is trainer.COMMAND:
-            layer_plan.plan(cli.run_config(parsed).model)
+            layer_plan.plan_rows(cli.run_config(parsed).model)
     except UsageError as error:
         line_of(error)
     except SystemExit as end:
@@ -98,7 +98,7 @@ def test_numbers_that_no_network_has_are_refused(fields: dict[str, Any], expecte
 def test_a_network_of_thousands_of_rows_is_refused() -> None:
     config = archs.get("mobilenet_v2")
     with pytest.raises(UsageError, match="at most 128 rows"):
-        layer_plan.plan(config.replace(blocks=config.blocks * 10))
+        layer_plan.plan_rows(config.replace(blocks=config.blocks * 10))
 
 
 def test_a_line_has_neither_a_megabyte_nor_a_control_character() -> None:

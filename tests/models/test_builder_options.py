@@ -14,9 +14,10 @@ from mobilenet.errors import UsageError
 tf_keras = pytest.importorskip("tf_keras")
 
 from mobilenet.models import builder  # noqa: E402
+from mobilenet.models.blocks import BlockBuilder  # noqa: E402
 from mobilenet.models.builder import build  # noqa: E402
 from mobilenet.models.end_points import end_points  # noqa: E402
-from mobilenet.models.layer_plan import make_divisible, plan  # noqa: E402
+from mobilenet.models.layer_plan import make_divisible, plan_rows  # noqa: E402
 
 
 def net(
@@ -29,7 +30,7 @@ def widths(name: str, **fields: Any) -> list[int]:
     """Output channels of the rows that have any of their own."""
     return [
         row.filters
-        for row in plan(archs.get(name, **fields))
+        for row in plan_rows(archs.get(name, **fields))
         if row.block.block_type != "GlobalPooling"
     ]
 
@@ -72,7 +73,7 @@ def test_width_rules() -> None:
 def test_expansions_and_squeezes_follow_the_narrowed_input() -> None:
     rows = [
         row
-        for row in plan(archs.get("mobilenet_v3_large", width_multiplier=0.75))
+        for row in plan_rows(archs.get("mobilenet_v3_large", width_multiplier=0.75))
         if "expanded" in row.name
     ]
     assert [row.expanded for row in rows] == [
@@ -109,14 +110,16 @@ def test_expansions_and_squeezes_follow_the_narrowed_input() -> None:
         184,
         184,
     ]
-    small = plan(archs.get("mobilenet_v3_small"))
+    small = plan_rows(archs.get("mobilenet_v3_small"))
     assert [row.squeezed for row in small if row.squeezed] == [8, 24, 64, 64, 32, 40, 72, 144, 144]
 
 
 def test_residuals_are_those_of_the_tables() -> None:
     def added(name: str) -> list[str]:
         return [
-            row.name.removeprefix("expanded_conv_") for row in plan(archs.get(name)) if row.residual
+            row.name.removeprefix("expanded_conv_")
+            for row in plan_rows(archs.get(name))
+            if row.residual
         ]
 
     assert added("mobilenet_v2") == ["2", "4", "5", "7", "8", "9", "11", "12", "14", "15"]
@@ -238,7 +241,7 @@ def test_fixed_pooling_of_one_window_is_the_mean() -> None:
 @pytest.mark.parametrize("name", archs.ALL)
 @pytest.mark.parametrize("output_stride", [1, 2, 4, 8, 16, 32])
 def test_output_stride_bounds_the_plan(name: str, output_stride: int) -> None:
-    rows = plan(archs.get(name, output_stride=output_stride))
+    rows = plan_rows(archs.get(name, output_stride=output_stride))
     assert np.prod([row.stride for row in rows]) == output_stride
     assert rows[-1].rate == (
         32 // output_stride if rows[-1].block.block_type != "GlobalPooling" else 1
@@ -383,10 +386,10 @@ def test_activations_by_name() -> None:
         "softmax": np.exp(x) / np.exp(x).sum(),
     }
     assert set(expected) == set(archs.ACTIVATIONS)
-    parts = builder.Parts(archs.get("mobilenet_v2"), tf_keras)
+    blocks = BlockBuilder(archs.get("mobilenet_v2"), tf_keras)
     for activation, values in expected.items():
         image = tf_keras.Input((1, 1, 49))
-        model = tf_keras.Model(image, parts.activate(image, "x", activation))
+        model = tf_keras.Model(image, blocks.activate(image, "x", activation))
         np.testing.assert_allclose(model(x.reshape(1, 1, 1, 49)).numpy().ravel(), values, atol=1e-5)
 
 

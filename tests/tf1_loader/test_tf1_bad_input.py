@@ -368,8 +368,8 @@ def test_an_archive_may_not_grow_without_bounds(
     limit: str, most: int, place: Path, prefix: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = slim.write_archive(place / "net.tgz", slim.parts(prefix))
-    with locate.found(path) as found:
+    with locate.checkpoint_prefix(path) as found:
         assert Path(found).with_name(Path(found).name + INDEX).exists()
     monkeypatch.setattr(locate, limit, most)
-    with pytest.raises(UsageError, match="at most"), locate.found(path):
+    with pytest.raises(UsageError, match="at most"), locate.checkpoint_prefix(path):
         pass

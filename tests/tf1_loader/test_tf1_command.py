@@ -59,8 +59,8 @@ def test_a_good_checkpoint_is_written_in_three_forms_and_proved(
 
     out, printed, expected = made
     last = printed.rstrip().splitlines()[-1]
-    assert last.startswith("proof")
-    assert "alike" in last
+    assert last.startswith("verified")
+    assert "equal" in last
     names = {path.name for path in out.iterdir()}
     assert names == {"model.keras", "card.json", "saved_model", "checkpoint", "ranges.json"}
     model = tf_keras.models.load_model(out / "model.keras", compile=False)

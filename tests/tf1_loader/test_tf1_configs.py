@@ -107,7 +107,7 @@ def test_a_stem_of_one_channel_sets_the_input(written: Written) -> None:
     found = slim.loaded(path, input_shape=None)
     assert found.model.input_shape == (None, 224, 224, 1)
     slim.same(found.model, slim.places(model, raw))
-    assert "1 input channel" in found.report.found
+    assert "1 input channel" in found.report.description
     assert "channel" in refused(path, input_shape=(32, 32, 3))
 
 

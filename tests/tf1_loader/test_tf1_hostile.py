@@ -32,7 +32,7 @@ WEIGHTS = np.arange(72, dtype="<f4").tobytes()  # of one variable of [3, 3, 8]
 
 
 def refused(path: Path) -> str:
-    with pytest.raises(UsageError) as caught, checkpoint.opened(path) as source:
+    with pytest.raises(UsageError) as caught, checkpoint.open_checkpoint(path) as source:
         for name in source.shapes:
             source.read(name)
     text = str(caught.value)
@@ -160,7 +160,10 @@ def test_a_message_names_the_archive_and_not_where_it_was_unpacked(tmp_path: Pat
 def test_no_temporary_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = slim.write_archive(tmp_path / "a.tgz", {"a.index": b"x"})
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
-    with pytest.raises(UsageError, match="temporary folder.*set TMPDIR"), locate.found(path):
+    with (
+        pytest.raises(UsageError, match="temporary folder.*set TMPDIR"),
+        locate.checkpoint_prefix(path),
+    ):
         pass
 
 
@@ -270,10 +273,10 @@ INDICES: dict[str, tuple[Callable[[], bytes], str]] = {
 
 def test_a_sound_index_is_read(tmp_path: Path) -> None:
     path = written(tmp_path, table(SOUND))
-    with checkpoint.opened(path) as source:
+    with checkpoint.open_checkpoint(path) as source:
         assert source.shapes == {"a": (3, 3, 8)}
         np.testing.assert_array_equal(source.read("a").ravel(), np.arange(72))
-    assert not tf2_object.is_one(path)
+    assert not tf2_object.is_tf2_checkpoint(path)
 
 
 @pytest.mark.parametrize("case", INDICES)
@@ -310,7 +313,7 @@ def test_no_damage_of_an_index_ends_the_process(tmp_path: Path) -> None:
                 data[draw.randrange(size - 5)] = draw.choice((0, 1, 127, 128, 255))
             data[size - 4 : size] = struct.pack("<I", crc32c(bytes(data[: size - 4])))
         try:
-            with checkpoint.opened(written(tmp_path, bytes(data))) as source:
+            with checkpoint.open_checkpoint(written(tmp_path, bytes(data))) as source:
                 for name in source.shapes:
                     source.read(name)
         except UsageError as error:
@@ -326,7 +329,7 @@ def test_a_checkpoint_in_one_file_declares_what_it_holds(
         session.run(v1.global_variables_initializer())
         saver = v1.train.Saver(write_version=v1.train.SaverDef.V1)
         saver.save(session, str(tmp_path / "old"), write_meta_graph=False, write_state=False)
-    with checkpoint.opened(tmp_path / "old") as source:
+    with checkpoint.open_checkpoint(tmp_path / "old") as source:
         np.testing.assert_array_equal(source.read("a"), np.ones((3, 3)))
     monkeypatch.setattr(archives, "MAX_RATIO", 0.1)
     assert "variables of 36 bytes, more than the file holds" in refused(tmp_path / "old")

@@ -80,7 +80,7 @@ def test_every_weight_is_what_was_written(family: str, plain: Load) -> None:
     assert report.prefix == str(prefix)
     assert type(found.config) is archs.ALL[family]
     assert found.config.num_classes == 5
-    assert str(found.config.width_multiplier) in report.found
+    assert str(found.config.width_multiplier) in report.description
     probabilities = found.model(np.zeros((2, *slim.PIXELS), np.float32), training=False).numpy()
     np.testing.assert_allclose(probabilities.sum(1), [1, 1], rtol=1e-5)
 
@@ -185,7 +185,7 @@ def test_a_quantized_net_loads_as_float_and_tells_its_ranges(family: str, folder
     assert {key.removesuffix("/kernel") for key in report.ranges} <= layers
     assert report.unnamed_ranges == {}
     assert set(report.left_aside["quantization"]) == set(others)
-    assert "quantiz" in report.found
+    assert "quantiz" in report.description
     counted(report, raw | others | STEP)
 
 
@@ -256,7 +256,7 @@ def test_every_width_is_found_from_names_and_shapes(family: str, finegrain: bool
     for width in (*COMMON, *ODD):
         for root in (None, "", "backbone/", "FeatureExtractor/" + Slim(family).scope):
             model = Slim(family, width, 17, 1, finegrain, root)
-            found = architecture_detection.find(slim.shapes(model))
+            found = architecture_detection.detect(slim.shapes(model))
             detected(found.config, model)
             assert found.channels == 1
 

@@ -319,10 +319,10 @@ def test_t15_shapes_are_trusted_not_published_counts(written: Written) -> None:
 
 def test_t16_a_net_trained_under_fake_quantization_says_so(written: Written, folder: Path) -> None:
     model, raw, path = written("mobilenet_v1")
-    assert "quantiz" not in slim.loaded(path).report.found
+    assert "quantiz" not in slim.loaded(path).report.description
     others = slim.ranges(model)[0]
     report = slim.loaded(slim.write_npz(folder / "quantized.npz", raw | others)).report
-    assert "quantiz" in report.found
+    assert "quantiz" in report.description
     assert report.ranges["Conv2d_0_relu6"][1] > 2
 
 
