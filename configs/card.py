@@ -32,6 +32,58 @@ class Edge(Config):
 
 
 @dataclasses.dataclass(frozen=True)
+class CalibrationSummary(Config):
+    """The images that post-training quantization saw.
+
+    Attributes:
+        images: their number; every second one is held out to accept or reject each step.
+        input_low, input_high: the least and the largest value of the preprocessed images.
+        source: the data set, or the path of the images.
+    """
+
+    images: int = 0
+    input_low: float = 0.0
+    input_high: float = 0.0
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        number("images", self.images, least=0, integer=True)
+        number("input_low", self.input_low)
+        number("input_high", self.input_high, least=self.input_low)
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationStep(Config):
+    """One step of post-training quantization, as it was tried.
+
+    Attributes:
+        name: of the step, as in `configs.quantization.PTQ_STEPS`.
+        accepted: the model has it; a step that does not help is reverted.
+        agreement: share, in 0..1, of the held-out calibration images on which the quantized model
+            has the float model's top-1 after the step; `None` for a step that is exact and so not
+            compared.
+        signal_to_noise_db: median over those images of the outputs' signal-to-noise ratio, in dB;
+            `None` as above, and where the float model's outputs are all zero.
+        seconds: the step took, with its comparison.
+        detail: what it changed, human-readable.
+    """
+
+    name: str
+    accepted: bool
+    agreement: float | None = None
+    signal_to_noise_db: float | None = None
+    seconds: float = 0.0
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        if self.agreement is not None:
+            number("agreement", self.agreement, least=0, most=1)
+        if self.signal_to_noise_db is not None:
+            number("signal_to_noise_db", self.signal_to_noise_db)
+        number("seconds", self.seconds, least=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Card(Config):
     """What a reader of a saved model needs and cannot see in its weights.
 
@@ -51,6 +103,8 @@ class Card(Config):
         history: one dictionary an epoch.
         input, output: ends of a flatbuffer; `None` for a Keras model.
         keep_float: layers that an int8 file of it computes in float.
+        calibration: the images of post-training quantization; `None` for other models.
+        quantization_steps: the steps of post-training quantization, in order.
         notes: one line each; what a person should know (how it was pruned, what was repaired).
     """
 
@@ -68,6 +122,8 @@ class Card(Config):
     input: Edge | None = None
     output: Edge | None = None
     keep_float: tuple[str, ...] = ()
+    calibration: CalibrationSummary | None = None
+    quantization_steps: tuple[QuantizationStep, ...] = ()
     notes: tuple[str, ...] = ()
     format: int = FORMAT
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from mobilenet.errors import UsageError
 
+MAX_SIGNAL_TO_NOISE = 120.0  # dB; the precision of float32
 _IMAGENET = 1001  # classes of slim's ImageNet models; the first is background
 
 
@@ -28,6 +29,24 @@ class Metrics:
 
     def to_json(self) -> dict[str, float]:
         return dataclasses.asdict(self)
+
+
+def signal_to_noise(
+    reference: npt.NDArray[np.floating], noisy: npt.NDArray[np.floating]
+) -> float | None:
+    """Signal-to-noise ratio in dB of an array against its reference, of the same shape.
+
+    Returns:
+        `10 log10(sum reference^2 / sum (reference - noisy)^2)`, at most `MAX_SIGNAL_TO_NOISE`;
+        `None` where the reference is zero or a value is not finite.
+    """
+    signal = float(np.sum(np.square(reference, dtype=np.float64)))
+    noise = float(np.sum(np.square(reference - noisy, dtype=np.float64)))
+    if signal == 0 or not np.isfinite([signal, noise]).all():
+        return None
+    if noise == 0:
+        return MAX_SIGNAL_TO_NOISE
+    return min(MAX_SIGNAL_TO_NOISE, 10 * float(np.log10(signal / noise)))
 
 
 def classification(

@@ -92,7 +92,7 @@ def fit(source: Source, calibration: Calibration, config: PostTraining) -> Sourc
     result = post_training_pipeline.quantize(
         original, card.preprocessing, calibration.images, config
     )
-    floats = float_layers.names(result.wrapped)
+    floats = float_layers.find_float_layers(result.wrapped)
     card = card.replace(notes=(*card.notes, *result.notes), keep_float=floats)
     fitted = Fitted(result, original, f"calibrated on {calibration.told}")
     return Source(source.path, saving.LoadedModel(result.plain, card), True, fitted)

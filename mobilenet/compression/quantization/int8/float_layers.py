@@ -19,18 +19,18 @@ from mobilenet.models.graph.roles import Graph, kind, unwrap
 Floats = npt.NDArray[np.float32]
 
 
-def names(wrapped: Any) -> tuple[str, ...]:
+def find_float_layers(wrapped: Any) -> tuple[str, ...]:
     """The layers with a kernel that compute in float, in execution order."""
     return tuple(unwrap(layer).name for layer in _layers(wrapped, Graph(wrapped)))
 
 
-def all_names(wrapped: Any) -> set[str]:
+def find_all_float_layers(wrapped: Any) -> set[str]:
     """Those, and the layers without a kernel that compute in float with them."""
-    return expand_float_layers(Graph(wrapped), set(names(wrapped)))
+    return expand_float_layers(Graph(wrapped), set(find_float_layers(wrapped)))
 
 
-def kernels(wrapped: Any) -> dict[str, tuple[Floats, Floats]]:
-    """Kernel and bias of each of `names`, with its batch norm folded in.
+def folded_kernels(wrapped: Any) -> dict[str, tuple[Floats, Floats]]:
+    """Kernel and bias of each of `find_float_layers`, with its batch norm folded in.
 
     Returns:
         By name: `[channels, height, width, inputs]`, `[1, height, width, channels]` of a depthwise

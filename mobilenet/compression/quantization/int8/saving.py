@@ -33,7 +33,7 @@ def ranges_of(model: Any) -> scheme.Ranges | None:
 
 def kept_float(model: Any) -> tuple[str, ...]:
     """The layers of a quantized model that compute in float."""
-    return float_layers.names(model) if is_quantized(model) else ()
+    return float_layers.find_float_layers(model) if is_quantized(model) else ()
 
 
 def save_ranges(folder: str | os.PathLike[str], ranges: scheme.Ranges) -> None:

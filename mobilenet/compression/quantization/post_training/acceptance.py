@@ -1,68 +1,70 @@
-"""Whether a step of post-training int8 helps: the rounded model's answers beside the float model's.
+"""Whether a post-training step helps: outputs of the quantized model against the float model's.
 
-No label is read, and no image that a step was fitted on.
+Labels are not needed, and the images compared are none of those that the step was fitted on.
 """
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-LEFT_OUT = "left out: it does not help"
-_NOISE = 0.1  # dB; a step that costs less than this is not noticed
+from mobilenet import metrics
+from mobilenet.configs.card import QuantizationStep
+from mobilenet.typing import Float32Array
 
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One step and what it did.
-
-    Attributes:
-        name: as in `--ptq_steps`.
-        kept: it helped on the judging half.
-        agreement: share of the judging half with the float model's top-1, with the step.
-        signal_to_noise: of the outputs of the median image there, in dB.
-        seconds: it took.
-        detail: what was changed, in words.
-    """
-
-    name: str
-    kept: bool
-    agreement: float
-    signal_to_noise: float
-    seconds: float
-    detail: str
-
-    def __str__(self) -> str:
-        verdict = "" if self.kept else f", {LEFT_OUT}"
-        return (
-            f"{self.name}: {self.detail}; agreement {self.agreement:.1%}, "
-            f"{self.signal_to_noise:.1f} dB{verdict}"
-        )
+_TOLERANCE_DB = 0.1  # a step that costs less than this is not noticed
 
 
-def compare_outputs(found: Floats, wanted: Floats) -> tuple[float, float]:
-    """How near the answers of a rounded model, `[n, classes]`, are to those of the float model.
+def compare_outputs(quantized: Float32Array, reference: Float32Array) -> tuple[float, float | None]:
+    """How close the outputs of a quantized model are to those of the float model.
 
-    The noise is that of the median image: summed over images, it would be that of the few that
-    leave the ranges furthest, and a step that spoils all others would pass.
+    The signal-to-noise ratio is that of the median image. Summed over all images, the noise would
+    be that of the few that exceed the ranges furthest, and a step that harms all others would pass.
+
+    Args:
+        quantized: `[images, classes]`.
+        reference: the float model's, of the same shape.
 
     Returns:
-        The share of images with the same top-1, and their median signal to noise in dB.
+        The share of images with the same top-1, and the median ratio in dB; `None` where the
+        reference is zero on all images.
     """
-    same = found.argmax(axis=1) == wanted.argmax(axis=1)
-    power = np.square(wanted).sum(axis=1, dtype=np.float64)
-    noise = np.square(found - wanted).sum(axis=1, dtype=np.float64)
-    ratio = 10 * np.log10(power / np.maximum(noise, 1e-12 * power))
-    return float(same.mean()), float(np.median(ratio))
+    agreement = float((quantized.argmax(axis=1) == reference.argmax(axis=1)).mean())
+    ratios = [
+        metrics.signal_to_noise(*pair) for pair in zip(reference, quantized, strict=True)
+    ]
+    known = [ratio for ratio in ratios if ratio is not None]
+    return agreement, float(np.median(known)) if known else None
 
 
-def is_improvement(agreement: float, ratio: float, last: Step, images: int) -> bool:
-    """Against the step before: more of the `images` agree, by more than one of them, or as many
-    with no more noise."""
-    won = round((agreement - last.agreement) * images)
-    if abs(won) > 1:
-        return won > 0
-    return ratio > last.signal_to_noise - _NOISE
+def is_improvement(
+    agreement: float, signal_to_noise_db: float | None, previous: QuantizationStep, images: int
+) -> bool:
+    """Whether a step is better than the last accepted one.
+
+    It is where it agrees with the float model on more images, by more than one of them, or on about
+    as many with no more noise.
+
+    Args:
+        agreement, signal_to_noise_db: of the step, as `compare_outputs` returns them.
+        previous: the last accepted step.
+        images: that were compared.
+    """
+    assert previous.agreement is not None
+    gained = round((agreement - previous.agreement) * images)
+    if abs(gained) > 1:
+        return gained > 0
+    if signal_to_noise_db is None or previous.signal_to_noise_db is None:
+        return True
+    return signal_to_noise_db > previous.signal_to_noise_db - _TOLERANCE_DB
+
+
+def format_step(step: QuantizationStep) -> str:
+    """A human-readable note on a step."""
+    parts = [f"{step.name}: {step.detail}"]
+    if step.agreement is not None:
+        ratio = step.signal_to_noise_db
+        noise = "" if ratio is None else f", {ratio:.1f} dB"
+        parts.append(f"agreement {step.agreement:.1%}{noise}")
+    if not step.accepted:
+        parts.append("rejected: no improvement")
+    return "; ".join(parts)

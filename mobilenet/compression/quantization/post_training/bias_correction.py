@@ -1,15 +1,15 @@
-"""Bias correction: each channel gets back the mean that rounding has moved.
+"""Bias correction: each output channel gets back the mean that quantization has shifted.
 
-Rounded kernels add up to something else than the kernels did, and what they read is rounded too. On
-a channel that is far from zero this is a constant offset (Nagel et al., arXiv 1906.04721, section
-4.2). Convolutions are visited in execution order, each with all corrections before it in force.
+Quantized kernels have other sums than the kernels, and their inputs are quantized too. On average
+over many positions this is a constant offset of each channel (Nagel et al., arXiv 1906.04721,
+section 4.2). Convolutions are corrected in execution order, each after all corrections before it.
 
-A convolution is linear: its mean over images is what it makes of the mean image. So one pass over
-the rounded model gives all corrections.
+A convolution is linear: its mean over images is its output for the mean image. So one pass over the
+quantized model gives all corrections.
 
-Convolutions behind a global pool are left alone. They have one value an image where others have
-thousands of places, and what follows in a squeeze-excite gate bends too much for means to go by:
-corrected too, the logits of a real V3-small shrink to 0.71 of their size.
+Convolutions after a global pool are not corrected. They have one value an image where others have
+thousands of positions, and what follows in a squeeze-excite gate is too nonlinear for a mean to be
+representative: with them corrected, the logits of a real V3-small shrink to 0.71 of their size.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet.compression.quantization.int8.quantizer_placement import WEIGHTS
-from mobilenet.models.graph.batch_norm_folding import Array, Folded
-from mobilenet.models.graph.layerwise import LayerwiseRunner
+from mobilenet.models.graph.batch_norm_folding import Folded
+from mobilenet.models.graph.layerwise import Walk
 from mobilenet.models.graph.roles import Graph, kind, unwrap
+from mobilenet.typing import Float32Array, Float64Array
 
 
-def correct(
-    wrapped: Any, images: npt.NDArray[np.float32], targets: Mapping[str, Array]
-) -> tuple[npt.NDArray[np.float32], dict[str, float]]:
+def correct_biases(
+    wrapped: Any, images: Float32Array, targets: Mapping[str, Float64Array]
+) -> tuple[Float32Array, dict[str, float]]:
     """Corrects the offsets of all convolutions. In place.
 
     Args:
@@ -40,64 +40,63 @@ def correct(
 
     Returns:
         The outputs of the corrected model, `[n, classes]`, and the largest correction of each
-        convolution.
+        convolution, by name.
     """
-    runner = LayerwiseRunner(wrapped, images, _keeps)
-    done: dict[str, float] = {}
-    for layer in runner.graph.layers:
+    walk = Walk(wrapped, images, _is_stored)
+    corrections: dict[str, float] = {}
+    for layer in walk.graph.layers:
         if kind(layer) in WEIGHTS:
-            pair = Folded(runner.graph, layer)
-            if pair.offset is not None and pair.name in targets and _has_places(layer):
-                amounts = targets[pair.name] - _mean(runner, pair)
+            pair = Folded(walk.graph, layer)
+            if pair.offset is not None and pair.name in targets and _reads_positions(layer):
+                amounts = targets[pair.name] - _output_mean(walk, pair)
                 pair.shift(amounts)
-                done[pair.name] = float(np.abs(amounts).max())
-        runner.advance(layer)
-    last = np.concatenate(list(runner.outputs(runner.graph.layers[-1])))
-    return last.reshape(len(images), -1), done
+                corrections[pair.name] = float(np.abs(amounts).max())
+        walk.step(layer)
+    outputs = np.concatenate(list(walk.outputs(walk.graph.layers[-1])))
+    return outputs.reshape(len(images), -1), corrections
 
 
-def _mean(runner: LayerwiseRunner, pair: Folded) -> Array:
-    """Mean of each output channel of a convolution, whose kernel is rounded as it is now."""
-    total: Any = 0.0
-    for part in runner.inputs(pair.layer):
-        total += tf.reduce_sum(part, axis=0, keepdims=True)
-    plain = pair.read(pair.own, "bias", 0.0)
-    out = np.asarray(pair.layer(total / len(runner.images), training=False), np.float64)
-    multiplier, bias = pair.affine()
-    found = out.reshape(-1, out.shape[-1]).mean(axis=0)
-    mean: Array = (found - plain) * multiplier + bias
-    return mean
-
-
-def _has_places(layer: Any) -> bool:
-    """Whether a layer reads a map of more than one place."""
-    shape = layer.input_shape
-    return len(shape) == 4 and tuple(shape[1:3]) != (1, 1)
-
-
-def _rounded(layer: Any) -> bool:
-    config = getattr(layer, "quantize_config", None)
-    return bool(config and config.get_output_quantizers(layer))
-
-
-def _keeps(graph: Graph, layer: Any) -> bool:
-    """Keeps what is rounded and what several layers read or make.
-
-    What is not rounded waits for the layer behind it: no unrounded tensor of all images is ever in
-    memory.
-    """
-    readers = graph.consumers(layer)
-    alone = len(readers) == 1 and len(graph.producers(readers[0])) == 1
-    return not alone or _rounded(layer) or len(graph.producers(layer)) > 1
-
-
-def original_means(observed: Mapping[str, Any], graph: Graph) -> dict[str, Array]:
+def original_means(observations: Mapping[str, Any], graph: Graph) -> dict[str, Float64Array]:
     """Mean of each output channel by name of the convolution, of a plain model as observed."""
-    found = {}
+    means = {}
     for layer in graph.layers:
         if kind(layer) in WEIGHTS:
             pair = Folded(graph, layer)
             name = unwrap(pair.output).name
-            if name in observed:
-                found[pair.name] = np.asarray(observed[name].mean, np.float64)
-    return found
+            if name in observations:
+                means[pair.name] = np.asarray(observations[name].mean, np.float64)
+    return means
+
+
+def _output_mean(walk: Walk, pair: Folded) -> Float64Array:
+    """Mean of each output channel of a convolution, with its kernel quantized."""
+    total: Any = 0.0
+    for part in walk.inputs(pair.layer):
+        total += tf.reduce_sum(part, axis=0, keepdims=True)
+    plain = pair.read(pair.own, "bias", 0.0)
+    output = np.asarray(pair.layer(total / len(walk.images), training=False), np.float64)
+    multiplier, bias = pair.affine()
+    mean: Float64Array = (output.reshape(-1, output.shape[-1]).mean(axis=0) - plain) * multiplier
+    return mean + bias
+
+
+def _reads_positions(layer: Any) -> bool:
+    """Whether a layer reads a map of more than one position."""
+    shape = layer.input_shape
+    return len(shape) == 4 and tuple(shape[1:3]) != (1, 1)
+
+
+def _is_quantized(layer: Any) -> bool:
+    config = getattr(layer, "quantize_config", None)
+    return bool(config and config.get_output_quantizers(layer))
+
+
+def _is_stored(graph: Graph, layer: Any) -> bool:
+    """Whether the walk stores an output: one that is quantized, or that is joined or branches.
+
+    Others are computed when the next layer needs them, so that no float tensor of all images is
+    ever in memory.
+    """
+    readers = graph.consumers(layer)
+    alone = len(readers) == 1 and len(graph.producers(readers[0])) == 1
+    return not alone or _is_quantized(layer) or len(graph.producers(layer)) > 1

@@ -1,9 +1,9 @@
-"""Exact equalization: channels that share a tensor are brought to ranges that are alike.
+"""Cross-layer equalization: channels that share a tensor are scaled to similar ranges.
 
-One range serves all channels of an activation; a channel that uses a hundredth of it has one or two
-codes. Between two convolutions a channel can be multiplied on one side and divided on the other
-without changing what the model computes (Nagel et al., arXiv 1906.04721, section 4.1; Meller et
-al., arXiv 1902.01917).
+One range serves all channels of an activation; a channel that uses a hundredth of it is left with
+one or two of the 256 values. Between two convolutions a channel can be multiplied on one side and
+divided on the other without changing what the model computes (Nagel et al., arXiv 1906.04721,
+section 4.1; Meller et al., arXiv 1902.01917).
 """
 
 from __future__ import annotations
@@ -19,86 +19,93 @@ from mobilenet.compression.quantization.post_training.scaling_groups import (
     ScalingGroup,
     ScalingGroups,
 )
-from mobilenet.models.graph.batch_norm_folding import Array, Folded
+from mobilenet.models.graph.batch_norm_folding import Folded
 from mobilenet.models.graph.roles import unwrap
+from mobilenet.typing import Float64Array
 
-_MOST = 64.0  # times up or down; beyond that a channel carries nothing
-_GATE = 6.0  # the most that a gate multiplies by
-_LEAST = 1e-6  # share of the largest channel: below that a channel is dead and left alone
+_MAX_FACTOR = 64.0  # up or down; beyond that a channel carries nothing
+_MAX_GATE = 6.0  # what the ReLU6 of a hard-swish multiplies by at most
+_DEAD = 1e-6  # share of the largest channel, below which a channel is not scaled
 
 
-def equalize(groups: ScalingGroups, observed: Mapping[str, Observation]) -> dict[str, Array]:
-    """Equalizes every group whose ends are convolutions alone. In place.
+def equalize_groups(
+    groups: ScalingGroups, observations: Mapping[str, Observation]
+) -> dict[str, Float64Array]:
+    """Equalizes every group that has only convolutions around it. In place.
 
     Args:
         groups: of the plain model that is changed.
-        observed: its tensors on images, by layer name.
+        observations: of its tensors on images, by layer name.
 
     Returns:
-        The factor of each output channel, by name of the convolution that gives it.
+        The factor of each output channel, by name of the convolution.
     """
-    done: dict[str, Array] = {}
+    factors: dict[str, Float64Array] = {}
     for group in groups:
-        if not group.is_open:
+        if not group.is_scalable:
             continue
-        reach = group_abs_max(group, observed, groups.depthwise_hard_swishes_in(group))
-        if reach is None:
+        abs_max = group_abs_max(group, observations, groups.depthwise_hard_swishes_in(group))
+        if abs_max is None:
             continue
-        factors = factors_of(reach, [reading(t) for t in group.consumers if not t.depthwise])
-        group.scale(factors)
-        done.update({producer.name: factors for producer in group.producers})
-    return done
+        usage = [kernel_usage(other) for other in group.consumers if not other.depthwise]
+        chosen = equalization_factors(abs_max, usage)
+        group.scale(chosen)
+        factors.update({producer.name: chosen for producer in group.producers})
+    return factors
 
 
 def group_abs_max(
-    group: ScalingGroup, observed: Mapping[str, Observation], own: Sequence[DepthwiseHardSwish] = ()
-) -> Array | None:
-    """The largest magnitude of each channel over the tensors that the file rounds.
+    group: ScalingGroup,
+    observations: Mapping[str, Observation],
+    hard_swishes: Sequence[DepthwiseHardSwish] = (),
+) -> Float64Array | None:
+    """The largest magnitude of each channel over the quantized tensors of a group, `[channels]`.
 
-    Where a group has gates of its `own` it is that in front of them, and a sixth of it elsewhere:
-    a gate multiplies by up to six.
+    Where the group has `hard_swishes` it is that of their inputs, and a sixth of that of other
+    tensors: the ReLU6 multiplies by up to six.
     """
-    fronts = {id(gate.source): gate for gate in own}
-    found = []
+    by_source = {id(one.source): one for one in hard_swishes}
+    abs_max = []
     for layer in group.tensors:
-        seen = observed.get(unwrap(layer).name)
+        seen = observations.get(unwrap(layer).name)
         if seen is None:
             continue
-        if id(layer) in fronts:
-            found.append(hard_swish_rewrite.active_abs_max(fronts[id(layer)], seen))
+        if id(layer) in by_source:
+            abs_max.append(hard_swish_rewrite.active_abs_max(by_source[id(layer)], seen))
         else:
-            found.append(np.maximum(seen.high, -seen.low) / (_GATE if own else 1.0))
-    return np.asarray(np.max(found, axis=0)) if found else None
+            divisor = _MAX_GATE if hard_swishes else 1.0
+            abs_max.append(np.maximum(seen.high, -seen.low) / divisor)
+    return np.asarray(np.max(abs_max, axis=0)) if abs_max else None
 
 
-def reading(consumer: Folded) -> Array:
-    """How much of the range of its kernel each input channel uses at most, in 0..1."""
+def kernel_usage(consumer: Folded) -> Float64Array:
+    """The largest share, in 0..1, of a kernel's range that each input channel uses."""
     kernel = np.abs(np.asarray(consumer.kernel, np.float64))
     kernel = kernel.reshape(-1, *kernel.shape[-2:]).max(axis=0)  # [input, output]
-    widest = kernel.max(axis=0)
-    found: Array = (kernel / np.where(widest > 0, widest, 1.0)).max(axis=1)
-    return found
+    largest = kernel.max(axis=0)
+    usage: Float64Array = (kernel / np.where(largest > 0, largest, 1.0)).max(axis=1)
+    return usage
 
 
-def factors_of(reach: Array, readings: list[Array]) -> Array:
+def equalization_factors(abs_max: Float64Array, usages: Sequence[Float64Array]) -> Float64Array:
     """The factor of each channel.
 
-    Behind a depthwise layer, which has a scale per channel, all ranges can be alike. A 1x1 kernel
-    has a scale per *output* channel: what is taken from the activations' spread is given to the
-    weights', so the two meet in the middle.
+    A depthwise kernel has a scale per channel, so its inputs can have equal ranges. A 1x1 kernel has
+    a scale per *output* channel: whatever is gained on the activations is lost on the weights, so
+    both meet in the middle.
 
     Args:
-        reach: largest magnitude of each channel.
-        readings: `reading` of each convolution behind that is not depthwise.
+        abs_max: largest magnitude of each channel.
+        usages: `kernel_usage` of each consumer that is not depthwise.
     """
-    live = reach > _LEAST * reach.max()
+    live = abs_max > _DEAD * abs_max.max()
     if not live.any():
-        return np.ones_like(reach)
-    safe = np.where(live, reach, 1.0)
-    if readings:
-        widest = np.maximum(np.max(readings, axis=0), _LEAST)
-        factors = np.sqrt(widest / safe)
+        return np.ones_like(abs_max)
+    safe = np.where(live, abs_max, 1.0)
+    if usages:
+        largest = np.maximum(np.max(usages, axis=0), _DEAD)
+        factors = np.sqrt(largest / safe)
     else:
         factors = 1.0 / safe
     factors = factors / np.median(factors[live])
-    return np.where(live, np.clip(factors, 1 / _MOST, _MOST), 1.0)
+    return np.where(live, np.clip(factors, 1 / _MAX_FACTOR, _MAX_FACTOR), 1.0)

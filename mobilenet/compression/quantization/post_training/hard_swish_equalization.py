@@ -1,9 +1,9 @@
-"""Soft equalization through hard-swish, which lets no factor through exactly.
+"""Approximate equalization through hard-swish, which no factor passes exactly.
 
-Over the short interval where a small channel lives hard-swish is nearly linear, and above 3 it is
-the identity. For each channel a factor in front and one behind are chosen such that what comes out
-of the int8 arithmetic is nearest to what the float model gives; with them goes the upper end of the
-range. The float model changes a little, the file becomes much better, and nothing is added to it.
+Over the short interval of a channel of small values hard-swish is nearly linear, and above 3 it is
+the identity. For each channel a factor before and one after the hard-swish are chosen that minimize
+the error of the int8 arithmetic, together with the upper end of the range. The float model changes a
+little, the file becomes much better, and nothing is added to it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenet.compression.quantization.post_training.observer import Observation
+from mobilenet.compression.quantization.post_training.observer import Observation, Range
 from mobilenet.compression.quantization.post_training.scaling_groups import ScalingGroups
-from mobilenet.models.graph.batch_norm_folding import Array
 from mobilenet.models.graph.roles import unwrap
+from mobilenet.typing import Float64Array
 
-LOW, PRODUCT_LOW = -3.0, -0.375  # below -3 hard-swish is zero; its least value is that at -1.5
+LOW, PRODUCT_LOW = -3.0, -0.375  # below -3 hard-swish is zero; its minimum is that at -1.5
 SAMPLES = 400  # values of a channel
 _HIGHS = (3.2, 4.5, 6.0, 8.0, 11.0, 15.0, 20.0, 28.0, 40.0, 56.0)
 _FACTORS = 2.0 ** np.arange(-4, 5.5, 0.5)  # 1/16 to 32 in half octaves
-_CODES = 255
-Span = tuple[float, float]
+_STEPS = 255  # of a range of int8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,115 +32,117 @@ class HardSwishScaling:
     """What was chosen for one hard-swish.
 
     Attributes:
-        high: upper end of the range in front; that behind is the same.
-        before: factor of each channel in front, `[channels]`.
-        behind: factor of the kernels that read each channel.
-        error_before, error: squared error of the int8 arithmetic, weighted with what the kernels
-            behind make of it, for the plain range and as chosen.
+        high: upper end of the range before it; that after it is the same.
+        input_factors: factor of each channel before it, `[channels]`.
+        output_factors: factor of the kernels that read each channel, `[channels]`.
+        original_error, error: squared error of the int8 arithmetic, weighted by the kernels that
+            read the output, for the original range and as chosen.
     """
 
     high: float
-    before: Array
-    behind: Array
-    error_before: float
+    input_factors: Float64Array
+    output_factors: Float64Array
+    original_error: float
     error: float
 
 
 def equalize_hard_swish(
-    groups: ScalingGroups, observed: Mapping[str, Observation]
-) -> tuple[dict[str, Array], dict[str, Span], dict[str, HardSwishScaling]]:
+    groups: ScalingGroups, observations: Mapping[str, Observation]
+) -> tuple[dict[str, Float64Array], dict[str, Range], dict[str, HardSwishScaling]]:
     """Equalizes every hard-swish between convolutions that nothing is added to. In place.
 
-    What is added would be scaled with it, and its channels made unequal: the default chain of a
-    V3-large, whose first hard-swish has a residual sum behind it, loses 2 dB so.
+    An addend would have to be scaled too, which makes its channels unequal: the default steps on a
+    V3-large, whose first hard-swish is followed by a residual sum, lose 2 dB by that.
 
     Args:
         groups: of the plain model that is changed.
-        observed: its tensors on images, by layer name; sources of hard-swishes with samples.
+        observations: of its tensors on images, by layer name; sources of hard-swishes with samples.
 
     Returns:
-        The factor of each output channel by name of the convolution, the ranges in front of and
-        behind each hard-swish by layer name, and what was chosen by name of the product.
+        The factor of each output channel by name of the convolution, the ranges before and after
+        each hard-swish by layer name, and what was chosen by name of the product.
     """
-    factors: dict[str, Array] = {}
-    spans: dict[str, Span] = {}
-    chosen: dict[str, HardSwishScaling] = {}
-    for found in groups.hard_swishes:
-        source, product = (unwrap(x).name for x in (found.source, found.product))
-        seen = observed.get(source)
-        if seen is None or seen.samples is None or not groups.between_convolutions(found):
+    factors: dict[str, Float64Array] = {}
+    ranges: dict[str, Range] = {}
+    scalings: dict[str, HardSwishScaling] = {}
+    for one in groups.hard_swishes:
+        source, product = (unwrap(layer).name for layer in (one.source, one.product))
+        seen = observations.get(source)
+        if seen is None or seen.samples is None or not groups.is_between_convolutions(one):
             continue
-        before, behind = groups.of(found.source), groups.of(found.product)
-        if behind.producers:
+        before, after = groups.of(one.source), groups.of(one.product)
+        if after.producers:
             continue
-        weights = np.sum(
-            [np.square(consumer.input_norms()) for consumer in behind.consumers], axis=0
-        )
-        choice = choose(seen.samples.astype(np.float64), weights, seen.span()[1])
-        before.scale(choice.before)
-        behind.scale(1.0 / choice.behind)
-        factors.update({producer.name: choice.before for producer in before.producers})
-        spans.update({source: (LOW, choice.high), product: (PRODUCT_LOW, choice.high)})
-        chosen[product] = choice
-    return factors, spans, chosen
+        weights = np.sum([np.square(other.input_norms()) for other in after.consumers], axis=0)
+        scaling = choose_scaling(seen.samples.astype(np.float64), weights, seen.range()[1])
+        before.scale(scaling.input_factors)
+        after.scale(1.0 / scaling.output_factors)
+        factors.update({producer.name: scaling.input_factors for producer in before.producers})
+        ranges.update({source: (LOW, scaling.high), product: (PRODUCT_LOW, scaling.high)})
+        scalings[product] = scaling
+    return factors, ranges, scalings
 
 
-def choose(samples: Array, weights: Array, reach: float) -> HardSwishScaling:
+def choose_scaling(
+    samples: Float64Array, weights: Float64Array, largest: float
+) -> HardSwishScaling:
     """The range and the factors of the least weighted error.
 
     Args:
-        samples: `[values, channels]` in front of the hard-swish.
-        weights: `[channels]`, squared norm of what reads each channel.
-        reach: the largest value seen.
+        samples: `[values, channels]`, inputs of the hard-swish.
+        weights: `[channels]`, squared norm of the kernels that read each channel.
+        largest: the largest input seen.
     """
-    wanted = hard_swish(samples)
-    highs = [high for high in _HIGHS if high < reach] + [max(reach, _HIGHS[0])]
+    reference = hard_swish(samples)
+    highs = [high for high in _HIGHS if high < largest] + [max(largest, _HIGHS[0])]
     best: HardSwishScaling | None = None
-    plain = float(weights @ _errors(samples, wanted, 1.0, highs[-1])[0])
+    original = float(weights @ _errors(samples, reference, 1.0, highs[-1])[0])
     for high in highs:
-        errors, behind = zip(
-            *(_errors(samples, wanted, factor, high) for factor in _FACTORS),
+        errors, outputs = zip(
+            *(_errors(samples, reference, factor, high) for factor in _FACTORS),
             strict=True,
         )
         table = np.stack(errors)  # [factors, channels]
-        pick = table.argmin(axis=0)
+        index = table.argmin(axis=0)
         error = float(weights @ table.min(axis=0))
         if best is None or error < best.error:
-            channel = np.arange(samples.shape[1])
-            chosen = np.stack(behind)[pick, channel]
-            best = HardSwishScaling(high, _FACTORS[pick], chosen, plain, error)
+            output_factors = np.stack(outputs)[index, np.arange(samples.shape[1])]
+            best = HardSwishScaling(high, _FACTORS[index], output_factors, original, error)
     assert best is not None
     return best
 
 
-def _errors(samples: Array, wanted: Array, factor: float, high: float) -> tuple[Array, Array]:
-    """Mean squared error of each channel, and the factor behind that makes it least."""
-    codes = _codes(factor * samples, LOW, high)
-    # What the arithmetic makes of each of its 256 codes.
-    ends = _values(np.arange(_CODES + 1), LOW, high)
-    made = _values(_codes(hard_swish(ends), PRODUCT_LOW, high), PRODUCT_LOW, high)
-    given = made[codes]
-    power, both = np.einsum("ij,ij->j", given, given), np.einsum("ij,ij->j", given, wanted)
-    behind = np.where(power > 0, both / np.where(power > 0, power, 1), 1.0)
-    behind = np.where(behind > 0, behind, 1.0)
-    given *= behind
-    given -= wanted
-    return np.einsum("ij,ij->j", given, given) / len(samples), behind
+def _errors(
+    samples: Float64Array, reference: Float64Array, factor: float, high: float
+) -> tuple[Float64Array, Float64Array]:
+    """Mean squared error of each channel, and the output factor that minimizes it."""
+    quantized = _quantize(factor * samples, LOW, high)
+    # The arithmetic's output for each of its 256 inputs.
+    inputs = _dequantize(np.arange(_STEPS + 1), LOW, high)
+    table = _dequantize(_quantize(hard_swish(inputs), PRODUCT_LOW, high), PRODUCT_LOW, high)
+    outputs = table[quantized]
+    power = np.einsum("ij,ij->j", outputs, outputs)
+    product = np.einsum("ij,ij->j", outputs, reference)
+    factors = np.where(power > 0, product / np.where(power > 0, power, 1), 1.0)
+    factors = np.where(factors > 0, factors, 1.0)
+    outputs *= factors
+    outputs -= reference
+    return np.einsum("ij,ij->j", outputs, outputs) / len(samples), factors
 
 
-def hard_swish(values: Array) -> Array:
+def hard_swish(values: Float64Array) -> Float64Array:
     """`x relu6(x + 3) / 6`."""
-    found: Array = values * np.clip(values + 3.0, 0.0, 6.0) / 6.0
-    return found
+    result: Float64Array = values * np.clip(values + 3.0, 0.0, 6.0) / 6.0
+    return result
 
 
-def _codes(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
-    step = (high - low) / _CODES
-    found = np.rint((values - np.rint(low / step) * step) / step)  # zero is a code
-    return np.asarray(np.clip(found, 0, _CODES), np.uint8)
+def _quantize(values: Float64Array, low: float, high: float) -> npt.NDArray[np.uint8]:
+    step = (high - low) / _STEPS
+    steps = np.rint((values - np.rint(low / step) * step) / step)  # zero is exact
+    return np.asarray(np.clip(steps, 0, _STEPS), np.uint8)
 
 
-def _values(codes: npt.NDArray[Any], low: float, high: float) -> Array:
-    step = (high - low) / _CODES
-    found: Array = (codes + np.rint(low / step)) * step
-    return found
+def _dequantize(quantized: npt.NDArray[Any], low: float, high: float) -> Float64Array:
+    step = (high - low) / _STEPS
+    values: Float64Array = (quantized + np.rint(low / step)) * step
+    return values

@@ -1,7 +1,8 @@
-"""Post-training int8 as a method: the chain in place of a training, and no step after it."""
+"""Post-training int8 as a compression method; nothing is trained."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mobilenet.compression.method import Method, StageContext, register
@@ -13,7 +14,7 @@ from mobilenet.configs.quantization import PostTraining
 
 @register
 class QuantizePostTraining(Method):
-    """Fits a float model to the scheme on images without labels; see `post_training.chain`."""
+    """Quantizes a float model with calibration images; see `post_training.pipeline`."""
 
     config_type = PostTraining
     config: PostTraining
@@ -27,8 +28,8 @@ class QuantizePostTraining(Method):
         place_quantizers(model, keep_float=self.config.keep_float)
 
     def apply(self, model: Any) -> Any:
-        source = self.context.calibration_images or self.context.training_images
-        images = source(self.config.calibration_images)
+        load_images = self.context.calibration_images or self.context.training_images
+        images = load_images(self.config.calibration_images)
         self.result = post_training_pipeline.quantize(
             model, self.context.preprocessing, images, self.config
         )
@@ -42,3 +43,10 @@ class QuantizePostTraining(Method):
         del model
         assert self.result is not None
         return list(self.result.notes)
+
+    def card_fields(self) -> Mapping[str, Any]:
+        assert self.result is not None
+        return {
+            "quantization_steps": self.result.steps,
+            "calibration": self.result.calibration,
+        }

@@ -1,6 +1,4 @@
-"""What calibration images do to the tensors of a model: extremes, means, counted values,
-samples.
-"""
+"""Statistics of a model's tensors on calibration images: extremes, means, counts and samples."""
 
 from __future__ import annotations
 
@@ -13,34 +11,33 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.models.graph.batch_norm_folding import Array
-
-Floats = npt.NDArray[np.float32]
+from mobilenet.typing import Float32Array, Float64Array
 
 _BATCH = 5  # all tensors of a batch are in memory together: 0.2 GB for V1 at 224 px
-_UPPER = 1 << 16
+_BINS = 1 << 16
+Range = tuple[float, float]
 
 
 @dataclasses.dataclass
 class Observation:
-    """One tensor over all images; arrays are `[channels]` unless they say otherwise.
+    """One tensor over all images; arrays are `[channels]` unless stated otherwise.
 
     Attributes:
         low, high: its extremes.
-        mean: over images and places.
-        counts: `[65536]`, how often a value begins with these 16 bits (sign, exponent and 7 bits of
-            fraction: a resolution of 1/128); `None` where it was not asked for.
+        mean: over images and positions.
+        counts: `[65536]`, the number of values that start with these 16 bits (sign, exponent and 7
+            bits of fraction: a resolution of 1/128); `None` where it was not asked for.
         samples: `[values, channels]`, some of the values; `None` where it was not asked for.
     """
 
-    low: Array
-    high: Array
-    mean: Array
+    low: Float64Array
+    high: Float64Array
+    mean: Float64Array
     counts: npt.NDArray[np.int64] | None = None
-    samples: Floats | None = None
+    samples: Float32Array | None = None
 
-    def span(self) -> tuple[float, float]:
-        """The extremes of the whole tensor, with zero between."""
+    def range(self) -> Range:
+        """The extremes of the whole tensor, extended to zero."""
         return min(float(self.low.min()), 0.0), max(float(self.high.max()), 0.0)
 
     def joined(self, other: Observation, share: float) -> Observation:
@@ -51,14 +48,14 @@ class Observation:
             share * self.mean + (1 - share) * other.mean,
         )
 
-    def values(self) -> tuple[Array, npt.NDArray[np.int64]]:
-        """The counted values, ascending, and their counts; each stands for those of its bin."""
+    def values(self) -> tuple[Float64Array, npt.NDArray[np.int64]]:
+        """The centers of the bins that hold values, ascending, and their counts."""
         assert self.counts is not None
-        present = np.flatnonzero(self.counts)
-        middle = (present.astype(np.uint32) << 16) | 0x8000
-        values = np.where(present % 0x8000, middle.view(np.float32), 0.0).astype(np.float64)
+        bins = np.flatnonzero(self.counts)
+        centers = (bins.astype(np.uint32) << 16) | 0x8000
+        values = np.where(bins % 0x8000, centers.view(np.float32), 0.0).astype(np.float64)
         order = np.argsort(values)
-        return values[order], self.counts[present][order]
+        return values[order], self.counts[bins][order]
 
 
 class Observer:
@@ -73,12 +70,12 @@ class Observer:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._passes: dict[tuple[tuple[str, ...], frozenset[str]], Any] = {}
+        self._functions: dict[tuple[tuple[str, ...], frozenset[str]], Any] = {}
 
     def __call__(
         self,
         names: Sequence[str],
-        images: Floats,
+        images: Float32Array,
         counted: Collection[str] = (),
         sampled: Mapping[str, int] | None = None,
         seed: int = 0,
@@ -86,81 +83,85 @@ class Observer:
         """One pass.
 
         Args:
-            names: layers whose outputs are looked at.
+            names: layers whose outputs are observed.
             images: `[n, height, width, channels]`, preprocessed.
             counted: those whose values are counted, for percentiles and the like.
-            sampled: values to keep of a channel, at random places, by name.
-            seed: of those places.
+            sampled: the number of values to keep per channel, at random positions, by name.
+            seed: of those positions.
         """
-        run = self._pass(tuple(names), frozenset({*counted, *(sampled or {})}))
-        watches = {
-            name: _Watch(name in counted, (sampled or {}).get(name, 0), len(images), seed)
+        sampled = sampled or {}
+        run = self._function(tuple(names), frozenset({*counted, *sampled}))
+        accumulators = {
+            name: _Accumulator(name in counted, sampled.get(name, 0), len(images), seed)
             for name in names
         }
         for start in range(0, len(images), _BATCH):
             batch = images[start : start + _BATCH]
-            for watch, found in zip(watches.values(), run(tf.constant(batch)), strict=True):
-                watch.add(len(batch), *(value.numpy() for value in found))
-        return {name: watch.result() for name, watch in watches.items()}
+            statistics = run(tf.constant(batch))
+            for accumulator, values in zip(accumulators.values(), statistics, strict=True):
+                accumulator.add(len(batch), *(value.numpy() for value in values))
+        return {name: accumulator.result() for name, accumulator in accumulators.items()}
 
-    def _pass(self, names: tuple[str, ...], wanted: frozenset[str]) -> Any:
-        found = self._passes.get((names, wanted))
-        if found is None:
+    def _function(self, names: tuple[str, ...], with_values: frozenset[str]) -> Any:
+        function = self._functions.get((names, with_values))
+        if function is None:
             outputs = [self.model.get_layer(name).output for name in names]
             reader = tf_keras.Model(self.model.inputs, outputs)
             spec = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
-            found = self._passes[names, wanted] = tf.function(
-                lambda batch: _figures(reader(batch, training=False), names, wanted),
+            function = self._functions[names, with_values] = tf.function(
+                lambda batch: _statistics(reader(batch, training=False), names, with_values),
                 input_signature=[spec],
             )
-        return found
+        return function
 
 
-def _figures(
-    outputs: Any, names: Sequence[str], wanted: Collection[str]
+def _statistics(
+    outputs: Any, names: Sequence[str], with_values: Collection[str]
 ) -> list[tuple[tf.Tensor, ...]]:
-    """Least, largest and mean of each channel; the values themselves only where they are wanted,
-    since all of them together fill the memory."""
-    found = []
+    """Minimum, maximum and mean of each channel.
+
+    The values themselves follow only where they are needed, since all of them together would fill
+    the memory.
+    """
+    statistics = []
     for name, value in zip(names, outputs if len(names) > 1 else [outputs], strict=True):
         axes = range(value.shape.rank - 1)
         reduced = [f(value, axes) for f in (tf.reduce_min, tf.reduce_max, tf.reduce_mean)]
-        found.append((*reduced, value) if name in wanted else tuple(reduced))
-    return found
+        statistics.append((*reduced, value) if name in with_values else tuple(reduced))
+    return statistics
 
 
-class _Watch:
-    """One tensor, batch by batch."""
+class _Accumulator:
+    """The statistics of one tensor, batch by batch."""
 
     def __init__(self, counted: bool, samples: int, images: int, seed: int) -> None:
-        self.counts = np.zeros(_UPPER, np.int64) if counted else None
-        self.of_an_image = -(-samples // images) if samples else 0
-        self.samples: list[Floats] = []
-        self.noise = np.random.default_rng(seed)
-        self.low: list[Floats] = []
-        self.high: list[Floats] = []
-        self.means: list[Array] = []
+        self.counts = np.zeros(_BINS, np.int64) if counted else None
+        self.samples_per_image = -(-samples // images) if samples else 0
+        self.samples: list[Float32Array] = []
+        self.rng = np.random.default_rng(seed)
+        self.low: list[Float32Array] = []
+        self.high: list[Float32Array] = []
+        self.sums: list[Float64Array] = []
         self.images = 0
 
     def add(self, images: int, low: Any, high: Any, mean: Any, value: Any = None) -> None:
         self.low.append(low)
         self.high.append(high)
-        self.means.append(mean.astype(np.float64) * images)
+        self.sums.append(mean.astype(np.float64) * images)
         self.images += images
         if self.counts is not None:
             bits = value.view(np.uint16).reshape(-1, 2)[:, 1]  # little-endian
-            self.counts += np.bincount(bits, minlength=_UPPER)
-        if self.of_an_image:
-            flat = value.reshape(images, -1, value.shape[-1])
-            for image in flat:
-                places = self.noise.integers(0, len(image), min(self.of_an_image, len(image)))
-                self.samples.append(image[places])
+            self.counts += np.bincount(bits, minlength=_BINS)
+        if self.samples_per_image:
+            for image in value.reshape(images, -1, value.shape[-1]):
+                count = min(self.samples_per_image, len(image))
+                self.samples.append(image[self.rng.integers(0, len(image), count)])
 
     def result(self) -> Observation:
         return Observation(
             np.min(self.low, axis=0).astype(np.float64),
             np.max(self.high, axis=0).astype(np.float64),
-            np.sum(self.means, axis=0) / self.images,
+            np.sum(self.sums, axis=0) / self.images,
             self.counts,
             np.concatenate(self.samples) if self.samples else None,
         )
