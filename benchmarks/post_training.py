@@ -97,9 +97,9 @@ class Bench:
         self.floats = tuple(words.keep_float.split(",")) if words.keep_float else ()
 
     def answers(self, model: Any) -> Any:
-        from mobilenet.evaluation import scoring
+        from mobilenet.models.graph import inference
 
-        infer = scoring.inference(model)
+        infer = inference.compile_model(model)
         return np.concatenate(
             [infer(self.images[i : i + 25]).numpy() for i in range(0, len(self.images), 25)]
         )
@@ -107,7 +107,7 @@ class Bench:
     def figures(self, data: bytes, on_grid: bool = False) -> tuple[str, str, str]:
         """Top-1, agreement and dB of a file, whose input may be on the grid of our int8 files."""
         from mobilenet.compression.quantization.int8 import scheme
-        from mobilenet.export.verification.error_diagnosis import signal_to_noise
+        from mobilenet.metrics import signal_to_noise
         from mobilenet.runtime import interpreter
         from mobilenet.runtime.quantized_io import run
 
@@ -133,7 +133,8 @@ class Bench:
         made = post_training_pipeline.quantize(self.model, self.way, images, config)
         int8_saving.for_export(made.wrapped, made.repair)
         floats = float_fallback.Kept(
-            float_layers.kernels(made.wrapped), float_layers.all_names(made.wrapped)
+            float_layers.folded_kernels(made.wrapped),
+            float_layers.find_all_float_layers(made.wrapped),
         )
         return tflite_converter.int8_flatbuffer(made.wrapped, kept=floats)
 

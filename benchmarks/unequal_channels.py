@@ -41,7 +41,7 @@ def octaves(checkpoint: str, photos: str) -> Octaves:
     seen = calibration_data.load(None, photos, DatasetConfig(), shape, way, 8).images
     found: Octaves = {True: [], False: []}
     for group in ScalingGroups(Graph(model)):
-        if group.is_open:
+        if group.is_scalable:
             names = [layer.name for layer in group.tensors]
             reach = cross_layer_equalization.group_abs_max(group, Observer(model)(names, seen))
             if reach is not None:
@@ -60,7 +60,7 @@ def unequal(model: Any, spread: Octaves, seed: int = 0) -> tuple[Any, int]:
     copy, rng, count = tf_keras.models.clone_model(model), np.random.default_rng(seed), 0
     copy.set_weights(model.get_weights())
     for group in ScalingGroups(Graph(copy)):
-        if group.is_open:
+        if group.is_scalable:
             pool = spread[len(group.producers) > 1]
             group.scale(2.0 ** rng.choice(pool[rng.integers(len(pool))], group.channels))
             count += 1
@@ -86,10 +86,10 @@ def main() -> None:
     from mobilenet.configs import dataset
     from mobilenet.configs.quantization import PostTraining
     from mobilenet.data import arrays
-    from mobilenet.evaluation import scoring
     from mobilenet.export import freeze, tflite_converter
-    from mobilenet.export.verification.error_diagnosis import signal_to_noise
+    from mobilenet.metrics import signal_to_noise
     from mobilenet.models import saving
+    from mobilenet.models.graph import inference
     from mobilenet.runtime import interpreter, quantized_io
 
     net = saving.load(words.model)
@@ -101,9 +101,9 @@ def main() -> None:
 
     batches = data.load(digits, "test", image_size=shape[0], batch_size=100)
     labels = np.concatenate([y.numpy() for _, y in batches])
-    wanted = scoring.inference(even)(images).numpy()
+    wanted = inference.compile_model(even)(images).numpy()
     uneven, count = unequal(even, octaves(words.checkpoint, words.photos))
-    moved = np.abs(scoring.inference(uneven)(images).numpy() - wanted).max()
+    moved = np.abs(inference.compile_model(uneven)(images).numpy() - wanted).max()
     print(f"float top-1 {100 * (wanted.argmax(1) == labels).mean():.2f}")
     print(f"{count} groups scaled; outputs move by {moved:.2g}", flush=True)
     rows = []

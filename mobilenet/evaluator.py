@@ -110,13 +110,14 @@ def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card
         from mobilenet.data import arrays
         from mobilenet.evaluation import scoring
         from mobilenet.loading import load_model
+        from mobilenet.models.graph import inference
     model = load_model(path)
     data = cli.dataset_of(parsed, model.card.dataset)
     probabilities = model.card.outputs == "probabilities"
     with console.log_to_stdout(), arrays.explain_errors(data, parsed.options["split"]):
         classes = model.model.output_shape[-1]
         batches, matching = _batches(data, model.card, classes, model.card.labels, parsed.options)
-        infer = scoring.inference(model.model)
+        infer = inference.compile_model(model.model)
         return scoring.score(infer, batches, probabilities, matching), data, model.card
 
 

@@ -84,7 +84,8 @@ class Method(tf.Module):
        `after_step(model, step)`, in the graph. The moving average of the weights restarts after
        update `average_restart_step`.
     4. `target_reached(step)`, after every epoch.
-    5. `notes(model)`, after the last epoch, then `finalize(model)` and `report()`.
+    5. `notes(model)`, after the last epoch, then `finalize(model)`,
+       `card_fields()` and `report()`.
 
     Where `trains` is false, `apply` does all of the work, and steps 3 and 4 are left out.
 
@@ -151,6 +152,10 @@ class Method(tf.Module):
         """Human-readable notes: what was done to which layer, and why not to others."""
         del model
         return []
+
+    def card_fields(self) -> Mapping[str, Any]:
+        """Further fields of the card of the stage's model, by name."""
+        return {}
 
     def report(self) -> Mapping[str, Any]:
         """Further entries of the stage in the run's report, as JSON values by name."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
@@ -12,22 +9,8 @@ import tensorflow as tf
 from mobilenet import metrics
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
+from mobilenet.models.graph.inference import Infer
 from mobilenet.runtime.classifier import Classifier
-
-Infer = Callable[[tf.Tensor], tf.Tensor]
-
-
-def inference(model: Any) -> Infer:
-    """`model` in inference mode, compiled: images to float32 outputs `[images, classes]`."""
-
-    # One trace for every batch size: the last batch of a data set is smaller.
-    @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)])
-    def infer(images: tf.Tensor) -> tf.Tensor:
-        found = tf.cast(model(images, training=False), tf.float32)
-        return tf.reshape(found, (tf.shape(images)[0], -1))
-
-    compiled: Infer = infer
-    return compiled
 
 
 def outputs(

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
 from mobilenet.compression.quantization.int8 import float_layers, scheme
 from mobilenet.compression.quantization.int8 import saving as int8_saving
@@ -21,15 +20,14 @@ from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.configs.number_formats import POST_TRAINING
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
-from mobilenet.evaluation import scoring
 from mobilenet.export import freeze, tflite_converter
 from mobilenet.export.calibration_data import Calibration
 from mobilenet.export.rewrites import ai_edge, dynamic_range, float_fallback, offsets
 from mobilenet.models import saving
+from mobilenet.models.graph import inference
 from mobilenet.runtime import images as pixels
 from mobilenet.tflite import model as tflite_model
 
-_BATCH = 32
 Images = npt.NDArray[np.float32]
 
 
@@ -93,7 +91,12 @@ def fit(source: Source, calibration: Calibration, config: PostTraining) -> Sourc
         original, card.preprocessing, calibration.images, config
     )
     floats = float_layers.find_float_layers(result.wrapped)
-    card = card.replace(notes=(*card.notes, *result.notes), keep_float=floats)
+    card = card.replace(
+        notes=(*card.notes, *result.notes),
+        keep_float=floats,
+        calibration=result.calibration.replace(source=calibration.source),
+        quantization_steps=result.steps,
+    )
     fitted = Fitted(result, original, f"calibrated on {calibration.told}")
     return Source(source.path, saving.LoadedModel(result.plain, card), True, fitted)
 
@@ -182,7 +185,9 @@ def _int8(job: Job) -> Made:
         notes = (fitted.told, _against(fitted.original, job.images, reference))
     repairs = int8_saving.for_export(wrapped, fitted is None or fitted.result.repair)
     ends, batch = form.io_type(True), form.batch
-    floats = float_fallback.Kept(float_layers.kernels(wrapped), float_layers.all_names(wrapped))
+    floats = float_fallback.Kept(
+        float_layers.folded_kernels(wrapped), float_layers.find_all_float_layers(wrapped)
+    )
     data = tflite_converter.int8_flatbuffer(simulated, ends, batch, job.shape, form.target, floats)
     inputs = scheme.to_grid(job.images, source.net.card.preprocessing)
     return Made(data, reference, inputs, simulated, floats, tuple(repairs), notes=notes)
@@ -251,11 +256,7 @@ def _edge(job: Job) -> Made:
 
 
 def _answers(model: Any, images: Images) -> Images:
-    infer = scoring.inference(model)
-    starts = range(0, len(images), _BATCH)
-    return np.concatenate(
-        [infer(tf.constant(images[start : start + _BATCH])).numpy() for start in starts]
-    )
+    return inference.run(inference.compile_model(model), images)
 
 
 MAKERS: MappingProxyType[str, Callable[[Job], Made]] = MappingProxyType(

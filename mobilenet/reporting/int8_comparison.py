@@ -11,12 +11,12 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.compression.quantization.post_training.acceptance import LEFT_OUT
-from mobilenet.compression.quantization.post_training.pipeline import FITTED, SCALING
+from mobilenet.compression.quantization.post_training.steps import scales_channels
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
 from mobilenet.export.rewrites import float_fallback
 from mobilenet.export.verification import error_diagnosis, operator_parity
+from mobilenet.metrics import signal_to_noise
 from mobilenet.models.graph.roles import Graph
 from mobilenet.runtime import quantized_io
 from mobilenet.tflite import model as tflite_model
@@ -110,9 +110,9 @@ def warn_of_another(file: Card, model: Card, where: str) -> None:
         file, model: the cards of both.
         where: the model was read.
     """
-    lines = [note for note in file.notes if note.startswith(FITTED)]
-    scaled = [x for x in file.notes if x.startswith(SCALING) and LEFT_OUT not in x]
-    if lines and scaled and lines[-1] not in model.notes:
+    steps = file.quantization_steps
+    scaled = any(step.accepted and scales_channels(step.name) for step in steps)
+    if scaled and steps != model.quantization_steps:
         log.warning(
             "%s: the file is of a model whose channels post-training int8 has scaled, so that "
             "inner tensors differ by more than rounding; compare with the folder that --fitted of "
@@ -141,7 +141,7 @@ def _line(
             f"a layer of {list(held.shape)}, as in the file",
             "give the model folder that was converted",
         )
-    ratio = error_diagnosis.signal_to_noise(wanted, held.reshape(wanted.shape))
+    ratio = signal_to_noise(wanted, held.reshape(wanted.shape))
     signal = error_diagnosis.Signal(layer, wanted, scale, zero, ratio)
     signals[index] = signal
     rounded = np.clip(np.round(wanted / scale) + zero, -128, 127)
@@ -156,9 +156,7 @@ def _line(
         high=signal.high,
         reached=(float(wanted.min()), float(wanted.max())),
         outliers=signal.loudest()[1],
-        alone=error_diagnosis.signal_to_noise(
-            wanted, quantized_io.dequantized(rounded, scale, zero)
-        ),
+        alone=signal_to_noise(wanted, quantized_io.dequantized(rounded, scale, zero)),
         accumulated=ratio,
         cause=cause.text,
         remedy=cause.remedy,

@@ -16,6 +16,7 @@ from mobilenet.compression.method import Method
 from mobilenet.configs.run import TrainConfig
 from mobilenet.errors import UsageError
 from mobilenet.evaluation import scoring
+from mobilenet.models.graph import inference
 from mobilenet.training import losses
 from mobilenet.training.best_weights import BestWeights
 from mobilenet.training.ema import Average
@@ -200,7 +201,7 @@ class _EpochCallback(tf_keras.callbacks.Callback):
         super().__init__()
         self.learner, self.method, self.average, self.best = learner, method, average, best
         self.job, self.checkpoints, self.rate, self.rows = job, checkpoints, rate, rows
-        self.infer = scoring.inference(learner.model)
+        self.infer = inference.compile_model(learner.model)
         self.started = 0.0
         self.done = 0  # steps before this epoch
 

@@ -31,7 +31,7 @@ from mobilenet.export import freeze, tflite_converter
 from mobilenet.export import pipeline as export_pipeline
 from mobilenet.export.verification import verify
 from mobilenet.models import builder, layer_plan, saving
-from mobilenet.models.graph import batch_norm_statistics
+from mobilenet.models.graph import batch_norm_statistics, inference
 from mobilenet.runtime import interpreter
 from mobilenet.runtime.classifier import Classifier
 from mobilenet.training import distillation, engine, initial_weights, progress, strategy
@@ -62,6 +62,7 @@ class _StageResult:
         ranges: of activations, if it is quantized.
         float_layers: those that compute in float, if it is quantized.
         report: further entries of the run's report, by name.
+        card_fields: further fields of its card.
     """
 
     plain: Any
@@ -71,6 +72,7 @@ class _StageResult:
     ranges: dict[str, npt.NDArray[np.float32]] | None
     float_layers: tuple[str, ...]
     report: Mapping[str, Any]
+    card_fields: Mapping[str, Any]
 
 
 class Pipeline:
@@ -284,7 +286,8 @@ class Pipeline:
         ranges, floats = int8_saving.ranges_of(model), int8_saving.kept_float(model)
         plain = model if method is None else method.finalize(model)
         report = {} if method is None else method.report()
-        return _StageResult(plain, held_out, rows, notes, ranges, floats, report)
+        fields = {} if method is None else method.card_fields()
+        return _StageResult(plain, held_out, rows, notes, ranges, floats, report, fields)
 
     def _convert(self) -> StageReport:
         """Converts the newest model, verifies the file against it and measures it."""
@@ -335,7 +338,7 @@ class Pipeline:
 
     def _score(self, model: Any) -> metrics.Metrics:
         with arrays.explain_errors(self.config.dataset, "test"):
-            return scoring.score(scoring.inference(model), self.data.dataset("test"))
+            return scoring.score(inference.compile_model(model), self.data.dataset("test"))
 
     def _card(self, part: Part, trained: _StageResult) -> Card:
         size = self.config.image_size
@@ -352,6 +355,7 @@ class Pipeline:
             history=tuple(trained.rows),
             keep_float=trained.float_layers,
             notes=tuple(trained.notes),
+            **trained.card_fields,
         )
 
     def _report(self, part: Part, plain: Any, trained: _StageResult) -> StageReport:

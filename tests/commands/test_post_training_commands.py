@@ -42,7 +42,7 @@ def test_a_float_net_becomes_an_int8_file(exported: tuple[Path, str], trained: P
     assert "operators verified" in printed and "1 steps at most" in printed
     assert "ptq bias: offsets of" in printed
     card = json.loads((folder / "card.json").read_text())
-    assert any("fitted on 32 images and judged on 32 others" in note for note in card["notes"])
+    assert any("fitted on 32 images, accepted on 32 others" in note for note in card["notes"])
     assert any(note.startswith("calibrated on 64 images of digits") for note in card["notes"])
     assert not (trained / "ranges.npz").exists()
 

@@ -11,6 +11,7 @@ import tf_keras
 from int8_files import Int8Model, file_tensors, int8_family, quantize_to_file
 from small_models import INCEPTION, SIZE, file_inputs, pixels, toy
 
+from mobilenet import metrics
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.configs.conversion import VerificationLimits
@@ -170,7 +171,7 @@ def test_worst_layers_are_those_that_add_most_noise(made: Int8Model) -> None:
     assert first.signal_to_noise is not None
     share = 10 ** (-first.signal_to_noise / 10)
     assert first.added_noise == pytest.approx(share, rel=0.01)  # the input is exact
-    assert first.input_signal_to_noise == error_diagnosis.BEST
+    assert first.input_signal_to_noise == metrics.MAX_SIGNAL_TO_NOISE
     worst = operator_parity.worst(list(proofs.values()), 3)
     assert [p.added_noise for p in worst] == sorted(
         (p.added_noise for p in proofs.values()), reverse=True
@@ -280,7 +281,7 @@ def signal(real: np.ndarray, low: float, high: float, layer: str = "x") -> error
     zero = round(-128 - low / scale)
     codes = np.clip(np.round(real / scale) + zero, -128, 127)
     return error_diagnosis.Signal(
-        layer, real, scale, zero, error_diagnosis.signal_to_noise(real, (codes - zero) * scale)
+        layer, real, scale, zero, metrics.signal_to_noise(real, (codes - zero) * scale)
     )
 
 
@@ -330,9 +331,7 @@ def test_noise_that_came_in_is_told_by_where_it_came_from() -> None:
 
 def test_signal_to_noise_has_ends() -> None:
     real = np.array([3.0, -4.0])
-    assert error_diagnosis.signal_to_noise(real, real + 0.5) == pytest.approx(
-        10 * np.log10(25 / 0.5)
-    )
-    assert error_diagnosis.signal_to_noise(real, real) == error_diagnosis.BEST
-    assert error_diagnosis.signal_to_noise(0 * real, real) is None
-    assert error_diagnosis.signal_to_noise(real, np.array([np.nan, 0])) is None
+    assert metrics.signal_to_noise(real, real + 0.5) == pytest.approx(10 * np.log10(25 / 0.5))
+    assert metrics.signal_to_noise(real, real) == metrics.MAX_SIGNAL_TO_NOISE
+    assert metrics.signal_to_noise(0 * real, real) is None
+    assert metrics.signal_to_noise(real, np.array([np.nan, 0])) is None

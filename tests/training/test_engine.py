@@ -19,6 +19,7 @@ from mobilenet.configs.dataset import PREPROCESSING  # noqa: E402
 from mobilenet.configs.pruning import MagnitudePruning  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.evaluation import scoring  # noqa: E402
+from mobilenet.models.graph import inference  # noqa: E402
 from mobilenet.training import engine  # noqa: E402
 from mobilenet.training.ema import Average  # noqa: E402
 from mobilenet.training.resume import Checkpoints  # noqa: E402
@@ -231,7 +232,7 @@ def test_scores_are_those_of_keras_on_every_image() -> None:
     noise = np.random.default_rng(5)
     images = noise.normal(size=(40, 6, 6, 2)).astype(np.float32)
     labels = noise.integers(0, CLASSES, 40).astype(np.int32)
-    found = scoring.score(scoring.inference(model), as_dataset(images, labels))
+    found = scoring.score(inference.compile_model(model), as_dataset(images, labels))
     model.compile(
         loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[
@@ -249,13 +250,13 @@ def test_scores_are_those_of_keras_on_every_image() -> None:
 def test_a_label_outside_the_classes_is_told(label: int) -> None:
     data = as_dataset(np.zeros((9, 6, 6, 2), np.float32), np.array([0] * 8 + [label], np.int32))
     with pytest.raises(UsageError, match="class indices 0 to 3.*label_offset"):
-        scoring.score(scoring.inference(two_layer_model()), data)
+        scoring.score(inference.compile_model(two_layer_model()), data)
 
 
 def test_no_images_are_told() -> None:
     data = as_dataset(np.zeros((1, 6, 6, 2), np.float32), np.zeros(1, np.int32)).take(0)
     with pytest.raises(UsageError, match="at least one image"):
-        scoring.score(scoring.inference(two_layer_model()), data)
+        scoring.score(inference.compile_model(two_layer_model()), data)
 
 
 def test_one_trace_serves_batches_of_any_size(caplog: pytest.LogCaptureFixture) -> None:
@@ -267,7 +268,7 @@ def test_one_trace_serves_batches_of_any_size(caplog: pytest.LogCaptureFixture) 
         return model(images, training=training)
 
     counted.input_shape = model.input_shape  # type: ignore[attr-defined]
-    infer = scoring.inference(counted)
+    infer = inference.compile_model(counted)
     for size in (8, 8, 3, 5, 1):
         assert infer(tf.zeros((size, 6, 6, 2))).shape == (size, CLASSES)
     assert len(traces) == 1

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from mobilenet.metrics import MAX_SIGNAL_TO_NOISE
+
 Floats = npt.NDArray[np.floating]
 
-BEST = 120.0  # dB; what float32 itself keeps
 PLACEHOLDER = 1e-3  # upper range that calibration gives a tensor that was always zero
 _MOST = 0.5  # a cause of at least this share of the noise is the cause
 _UNEQUAL = 8.0  # times the median channel: the median then has 5 bits left of 8
@@ -52,15 +53,6 @@ class Signal:
         return int(reach.argmax()), float(reach.max() / np.median(live)) if len(live) else 1.0
 
 
-def signal_to_noise(real: Floats, noisy: Floats) -> float | None:
-    """`10 log10(sum real^2 / sum (real - noisy)^2)`, at most `BEST`; `None` without a signal."""
-    signal = float(np.sum(np.square(real, dtype=np.float64)))
-    noise = float(np.sum(np.square(real - noisy, dtype=np.float64)))
-    if signal == 0 or not np.isfinite([signal, noise]).all():
-        return None
-    return BEST if noise == 0 else min(BEST, 10 * float(np.log10(signal / noise)))
-
-
 def added(own: Signal, inputs: Sequence[Signal]) -> float:
     """The noise that a layer adds to that of its worst input, as a share of its signal."""
     before = max((_noise(signal) for signal in inputs), default=0.0)
@@ -94,7 +86,7 @@ def diagnose(own: Signal, inputs: Sequence[Signal], kind: str) -> Cause:
     """
     if own.ratio is None:
         return Cause("always zero")
-    if own.ratio == BEST:
+    if own.ratio == MAX_SIGNAL_TO_NOISE:
         return Cause("exact")
     if own.low == 0 and np.isclose(own.high, PLACEHOLDER, rtol=1e-3):
         text = "range never moved: calibration saw only zeros here"

@@ -20,6 +20,7 @@ import tf_keras
 from mobilenet.export.rewrites import float_fallback
 from mobilenet.export.verification import error_diagnosis
 from mobilenet.export.verification.structure import name_of
+from mobilenet.metrics import signal_to_noise
 from mobilenet.models.graph.roles import Graph, kind, unwrap
 from mobilenet.runtime import interpreter, quantized_io
 from mobilenet.tflite import kernels, tensors
@@ -188,9 +189,7 @@ class _Walk:
         tensor = self.content.tensors[index]
         scale, zero = quantized_io.scale_of(tensor)
         held = quantized_io.dequantized(self.codes[index], scale, zero).reshape(real.shape)
-        signal = error_diagnosis.Signal(
-            name, real, scale, zero, error_diagnosis.signal_to_noise(real, held)
-        )
+        signal = error_diagnosis.Signal(name, real, scale, zero, signal_to_noise(real, held))
         self.values[id(layer)] = tf.constant(held.astype(np.float32))
         self.chains[id(layer)], self.signals[id(layer)] = [], [signal]
         return signal

@@ -20,7 +20,6 @@ from mobilenet.configs.number_formats import Format
 from mobilenet.errors import UsageError
 from mobilenet.export.rewrites import float_fallback
 from mobilenet.export.verification import operator_parity
-from mobilenet.export.verification.error_diagnosis import signal_to_noise
 from mobilenet.export.verification.operator_parity import Proof
 from mobilenet.export.verification.structure import (
     FLOAT_STEP,
@@ -31,6 +30,7 @@ from mobilenet.export.verification.structure import (
     output_step,
     structure_faults,
 )
+from mobilenet.metrics import signal_to_noise
 from mobilenet.runtime import interpreter
 from mobilenet.runtime.quantized_io import run
 from mobilenet.tflite import model as tflite_model

@@ -47,7 +47,8 @@ class Made:
         self.said = self.wrapped(inputs(6, seed=9), training=False).numpy()
         int8_saving.for_export(self.wrapped)
         self.kept = float_fallback.Kept(
-            float_layers.kernels(self.wrapped), float_layers.all_names(self.wrapped)
+            float_layers.folded_kernels(self.wrapped),
+            float_layers.find_all_float_layers(self.wrapped),
         )
         wanted = self.kept if restored else float_fallback.NOTHING
         self.data = tflite_converter.int8_flatbuffer(self.wrapped, io, kept=wanted)
@@ -215,9 +216,9 @@ def test_post_training_int8_keeps_layers_float(net: Any) -> None:
     steps = ("equalize", "hard_swish", "percentile", "clip", "bias", "repair")
     config = PostTraining(steps=steps, keep_float=("first", "mid.*"))
     made = post_training_pipeline.quantize(net, INCEPTION, inputs(24), config)
-    assert float_layers.names(made.wrapped) == ("first", "middle")
+    assert float_layers.find_float_layers(made.wrapped) == ("first", "middle")
     assert "swish" not in scheme.get_ranges(made.wrapped)
-    assert made.notes[-1] == "in float, with what is between them alone: first, middle"
+    assert made.notes[-1] == "in float, with the layers between them: first, middle"
     assert not any(step.name == "hard_swish" for step in made.steps)  # none is of int8
 
 

@@ -77,7 +77,7 @@ def test_any_factor_passes_a_gate(small: Any) -> None:
     passed = [s for s in groups if groups.depthwise_hard_swishes_in(s)]
     assert len(passed) == count == len(find_depthwise_hard_swishes(Graph(copy)))
     for group in passed:
-        assert group.is_open
+        assert group.is_scalable
         group.scale(2.0 ** rng.uniform(-3, 3, group.channels))
     same(model_outputs(copy, inputs(6, PX)), model_outputs(small, inputs(6, PX)))
 
@@ -142,8 +142,10 @@ def test_gates_let_unequal_channels_be_mended(bent: Any) -> None:
     made = post_training_pipeline.quantize(
         bent, INCEPTION, images, PostTraining(steps=("gates", *PLAIN))
     )
-    assert made.notes[0] == "gates: 1 hard-swish written with a kernel, outputs unchanged"
-    assert any(step.name == "equalize" and step.kept for step in made.steps)
+    assert made.notes[1] == "gates: 1 hard-swish written with a kernel, outputs unchanged"
+    assert (made.steps[0].name, made.steps[0].accepted) == ("gates", True)
+    assert made.steps[0].agreement is None  # exact: there is nothing to compare
+    assert any(step.name == "equalize" and step.accepted for step in made.steps)
     wanted = model_outputs(bent, unseen)
     assert relative_error(model_outputs(made.wrapped, unseen), wanted) < 0.3 * relative_error(
         model_outputs(plain.wrapped, unseen), wanted
@@ -176,7 +178,7 @@ def test_hard_swishes_in_float_get_no_gate(small: Any, bent: Any) -> None:
     made = post_training_pipeline.quantize(
         bent, INCEPTION, inputs(16), PostTraining(steps=("gates", *PLAIN), keep_float=("first",))
     )
-    assert made.notes[0].startswith("gates: 0 hard-swishes")
+    assert made.notes[1].startswith("gates: 0 hard-swishes")
     assert len(find_hard_swishes(Graph(made.plain))) == 1
     graph = Graph(small)
     names = [x.product.name for x in find_hard_swishes(graph)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from small_models import (
     toy,
 )
 
+from mobilenet import strict_json
 from mobilenet.compression.quantization.int8 import float_layers, scheme
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8.calibration import calibrate
@@ -38,7 +40,7 @@ from mobilenet.compression.quantization.post_training import pipeline as post_tr
 from mobilenet.compression.quantization.post_training.observer import Observation, Observer
 from mobilenet.compression.quantization.post_training.scaling_groups import ScalingGroups
 from mobilenet.configs import archs
-from mobilenet.configs.card import Card
+from mobilenet.configs.card import CalibrationSummary, Card, QuantizationStep
 from mobilenet.configs.conversion import VerificationLimits
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
@@ -70,7 +72,7 @@ def spread(model: Any, seed: int = 0, octaves: float = 4.0) -> Any:
     """The same function, whose channels differ by powers of two where nothing sees it."""
     copy, rng = clone(model), np.random.default_rng(seed)
     for group in ScalingGroups(Graph(copy)):
-        if group.is_open:
+        if group.is_scalable:
             group.scale(2.0 ** rng.uniform(-octaves, octaves, group.channels))
     return copy
 
@@ -102,10 +104,10 @@ def test_streams_end_at_convolutions_and_close_at_what_bends(small: Any) -> None
         "expanded_conv_squeeze_excite_squeeze",
         "expanded_conv_project",
     ]
-    assert not named["expanded_conv_3_expand"].is_open  # hard-swish
-    assert not named["expanded_conv_squeeze_excite_excite"].is_open  # hard sigmoid
+    assert not named["expanded_conv_3_expand"].is_scalable  # hard-swish
+    assert not named["expanded_conv_squeeze_excite_excite"].is_scalable  # hard sigmoid
     assert not any(
-        s.is_open for s in ScalingGroups(Graph(toy())) if s.producers[:1] and s.name == "a"
+        s.is_scalable for s in ScalingGroups(Graph(toy())) if s.producers[:1] and s.name == "a"
     )  # ReLU6
 
 
@@ -144,7 +146,7 @@ def test_equalization_makes_ranges_alike_and_keeps_the_answers() -> None:
     before = model_outputs(model, inputs(8))
     names = ["relu", "again"]
     seen = Observer(model)(names, inputs(16))
-    factors = cross_layer_equalization.equalize(ScalingGroups(Graph(model)), seen)
+    factors = cross_layer_equalization.equalize_groups(ScalingGroups(Graph(model)), seen)
     after = Observer(model)(names, inputs(16))
     assert set(factors) == {"first", "middle"}
     # In front of a depthwise layer all ranges are alike.
@@ -160,11 +162,13 @@ def test_equalization_makes_ranges_alike_and_keeps_the_answers() -> None:
 
 def test_factors_meet_in_the_middle() -> None:
     reach, reading = np.array([1.0, 4.0, 16.0, 0.0]), np.array([1.0, 0.25, 1.0, 1.0])
-    factors = cross_layer_equalization.factors_of(reach, [reading])
+    factors = cross_layer_equalization.equalization_factors(reach, [reading])
     balanced = np.sqrt(reading[:3] / reach[:3])
     np.testing.assert_allclose(factors[:3], balanced / np.median(balanced))
     assert factors[3] == 1.0  # a dead channel
-    np.testing.assert_allclose(cross_layer_equalization.factors_of(reach, [])[:3] * reach[:3], 4.0)
+    np.testing.assert_allclose(
+        cross_layer_equalization.equalization_factors(reach, [])[:3] * reach[:3], 4.0
+    )
 
 
 def rounded(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -180,7 +184,7 @@ def test_soft_equalization_lessens_the_error_of_small_and_large_channels() -> No
         [rng.normal(0, 2, 500), rng.normal(-0.07, 0.05, 500), rng.normal(15, 5, 500)], axis=1
     )
     weights = np.array([1.0, 1e4, 1e-2])
-    made = hard_swish_equalization.choose(samples, weights, float(samples.max()))
+    made = hard_swish_equalization.choose_scaling(samples, weights, float(samples.max()))
 
     def error(before: np.ndarray, behind: np.ndarray, high: float) -> float:
         def swish(x: np.ndarray) -> np.ndarray:
@@ -190,10 +194,10 @@ def test_soft_equalization_lessens_the_error_of_small_and_large_channels() -> No
         return float(weights @ np.square(given - swish(samples)).mean(axis=0))
 
     plain = error(np.ones(3), np.ones(3), float(samples.max()))
-    chosen = error(made.before, made.behind, made.high)
+    chosen = error(made.input_factors, made.output_factors, made.high)
     assert chosen == pytest.approx(made.error, rel=0.1)
     assert chosen < plain / 10
-    assert made.before[1] > 1 > made.before[2]  # the tiny goes up, the outlier down
+    assert made.input_factors[1] > 1 > made.input_factors[2]  # the tiny goes up, the outlier down
     assert made.high < samples.max() / 2
 
 
@@ -204,7 +208,7 @@ def test_soft_equalization_reaches_every_hard_swish(small: Any) -> None:
     seen = Observer(model)(names, images, sampled=dict.fromkeys(names, 200))
     factors, spans, chosen = hard_swish_equalization.equalize_hard_swish(groups, seen)
     assert len(chosen) == len(names) == 19
-    assert all(c.error <= c.error_before * 1.0001 for c in chosen.values())
+    assert all(c.error <= c.original_error * 1.0001 for c in chosen.values())
     assert {low for low, _ in spans.values()} == {-3.0, -0.375}
     before, after = model_outputs(small, images), model_outputs(model, images)
     assert np.square(after - before).mean() < 0.1 * np.square(before).mean()
@@ -218,11 +222,11 @@ def seen_of(values: np.ndarray) -> Observation:
 
 def test_a_percentile_cuts_off_as_much_as_it_says() -> None:
     values = np.random.default_rng(0).standard_t(3, 200_000)
-    low, high = range_setting.span_of(seen_of(values), "percentile")
+    low, high = range_setting.find_range(seen_of(values), "percentile")
     wanted = np.percentile(values, [0.005, 99.995])
     np.testing.assert_allclose([low, high], wanted, rtol=0.02)
     positive = np.abs(values)
-    low, high = range_setting.span_of(seen_of(positive), "percentile")
+    low, high = range_setting.find_range(seen_of(positive), "percentile")
     assert low == 0 and high == pytest.approx(np.percentile(positive, 99.99), rel=0.02)
     assert range_setting.clipped_share(seen_of(positive), (low, high)) == pytest.approx(
         1e-4, rel=0.5
@@ -232,7 +236,7 @@ def test_a_percentile_cuts_off_as_much_as_it_says() -> None:
 def test_the_least_error_is_found() -> None:
     rng = np.random.default_rng(1)
     values = np.append(np.abs(rng.normal(0, 1, 1_000_000)), 40.0)  # one far away
-    low, high = range_setting.span_of(seen_of(values), "mse")
+    low, high = range_setting.find_range(seen_of(values), "mse")
     tried = {
         end: np.square(rounded(values, 0, end) - values).mean() for end in np.geomspace(3, 60, 30)
     }
@@ -243,9 +247,11 @@ def test_the_least_error_is_found() -> None:
 
 
 def test_extremes_hold_zero_and_some_ranges_begin_higher() -> None:
-    assert range_setting.span_of(seen_of(np.array([2.0, 3.0])), "maximum") == (0.0, 3.0)
+    assert range_setting.find_range(seen_of(np.array([2.0, 3.0])), "maximum") == (0.0, 3.0)
     spans = {"swish": (-9.0, 5.0), "short": (-1.0, 0.0), "x": (-9.0, 5.0)}
-    assert range_setting.clip(spans, {"swish": -3.0, "short": -3.0, "other": -1.0}) == {
+    assert range_setting.raise_lower_bounds(
+        spans, {"swish": -3.0, "short": -3.0, "other": -1.0}
+    ) == {
         "swish": (-3.0, 5.0),
         "short": (-1.0, 1e-6),
         "x": (-9.0, 5.0),
@@ -262,7 +268,7 @@ def test_corrected_offsets_give_every_channel_its_mean() -> None:
     # A coarse first tensor: what is behind it is far off.
     scheme.quantizers(wrapped)["relu"].variables["high"].assign(40.0)
     off = model_outputs(wrapped, images) - model_outputs(model, images)
-    said, done = bias_correction.correct(wrapped, images, means)
+    said, done = bias_correction.correct_biases(wrapped, images, means)
     assert set(done) == set(pairs) and max(done.values()) > 1e-3
     np.testing.assert_allclose(said, model_outputs(wrapped, images), atol=1e-5)
     now = model_outputs(wrapped, images) - model_outputs(model, images)
@@ -277,13 +283,13 @@ def test_corrected_offsets_give_every_channel_its_mean() -> None:
 
 def test_images_are_varied_within_what_they_show() -> None:
     images = inputs(40)
-    found = output_tuning.varied(images, np.random.default_rng(0))
+    found = output_tuning.augment(images, np.random.default_rng(0))
     assert found.shape == images.shape
     assert images.min() <= found.min() and found.max() <= images.max()
     slope = np.arange(SIZE, dtype=np.float32)[None, None, :, None] * np.ones((40, SIZE, 1, 3), "f")
-    steps = np.diff(output_tuning.varied(slope, np.random.default_rng(0))[:, 0, :, 0], axis=1).mean(
-        1
-    )
+    steps = np.diff(
+        output_tuning.augment(slope, np.random.default_rng(0))[:, 0, :, 0], axis=1
+    ).mean(1)
     assert 10 < (steps < 0).sum() < 30  # mirrored
     assert np.abs(steps).min() > 0.65 and np.abs(steps).max() <= 1.01
 
@@ -324,7 +330,8 @@ def test_the_chain_wins_back_what_unequal_channels_cost() -> None:
     off = relative_error(model_outputs(naive, unseen), wanted)
     assert relative_error(model_outputs(made.wrapped, unseen), wanted) < off / 10
     assert [step.name for step in made.steps][:2] == ["maximum", "equalize"]
-    assert "fitted on 20 images and judged on 20 others" in made.notes[0]
+    assert made.notes[0].startswith("steps fitted on 20 images, accepted on 20 others, ")
+    assert made.calibration == CalibrationSummary(40, float(images.min()), float(images.max()))
     np.testing.assert_allclose(
         model_outputs(made.plain, unseen), wanted, atol=0.2 * np.abs(wanted).max()
     )
@@ -338,14 +345,14 @@ def test_a_step_that_does_not_help_is_taken_back(monkeypatch: pytest.MonkeyPatch
                 beta.assign(beta + 3.0)
         return None, {"everything": 3.0}
 
-    monkeypatch.setattr(bias_correction, "correct", spoil)
+    monkeypatch.setattr(bias_correction, "correct_biases", spoil)
     model = relu_model()
     made = post_training_pipeline.quantize(
         model, INCEPTION, inputs(40), PostTraining(steps=("maximum", "bias"))
     )
-    judged = [(step.name, step.kept) for step in made.steps]
+    judged = [(step.name, step.accepted) for step in made.steps]
     assert judged == [("maximum", True), ("bias", False)]
-    assert "left out: it does not help" in made.notes[2]
+    assert made.notes[2].endswith("; rejected: no improvement")
     np.testing.assert_array_equal(made.plain.get_weights()[2], model.get_weights()[2])
     np.testing.assert_allclose(
         model_outputs(made.wrapped, inputs(4)), model_outputs(model, inputs(4)), atol=0.1
@@ -368,7 +375,7 @@ def test_the_image_furthest_off_judges_no_step() -> None:
         [f.argmax() == w.argmax() for f, w in zip(near, wanted, strict=True)]
     )
     assert relative_error(near, wanted) > 10 * relative_error(spoilt, wanted)
-    before = acceptance.Step("maximum", True, 1.0, ratio, 0.0, "ranges")
+    before = QuantizationStep("maximum", True, 1.0, ratio)
     assert not acceptance.is_improvement(
         1.0, acceptance.compare_outputs(spoilt, wanted)[1], before, 20
     )
@@ -378,7 +385,7 @@ def test_the_image_furthest_off_judges_no_step() -> None:
 def test_one_image_does_not_outvote_the_noise(agree: int, kept: bool) -> None:
     """Shares such as 12 / 20 and 11 / 20 differ by a little more than one image in binary."""
     for images, last in ((20, 12), (100, 12), (50, 12)):
-        before = acceptance.Step("maximum", True, last / images, 20.0, 0.0, "ranges")
+        before = QuantizationStep("maximum", True, last / images, 20.0)
         assert acceptance.is_improvement(agree / images, 21.0, before, images) is kept
         assert acceptance.is_improvement(agree / images, 19.0, before, images) is (agree == 14)
 
@@ -406,19 +413,60 @@ def test_statistics_of_another_net_are_told(caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.parametrize(
-    ("steps", "told"),
+    ("steps", "warns"),
     [(("equalize", "maximum"), True), (("maximum", "bias"), False), (("maximum",), False)],
 )
-def test_a_comparison_with_the_net_before_scaling_is_told(
-    steps: tuple[str, ...], told: bool, caplog: pytest.LogCaptureFixture
+def test_a_comparison_with_the_model_before_scaling_is_warned_of(
+    steps: tuple[str, ...], warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = spread(relu_model(), octaves=5)
-    made = post_training_pipeline.quantize(model, INCEPTION, inputs(20), PostTraining(steps=steps))
-    file, before = Card(notes=made.notes), Card(notes=("trained",))
-    int8_comparison.warn_of_another(file, Card(notes=("trained", *made.notes)), "fitted")
+    result = post_training_pipeline.quantize(
+        model, INCEPTION, inputs(20), PostTraining(steps=steps)
+    )
+    file = Card(quantization_steps=result.steps)
+    int8_comparison.warn_of_another(file, file.replace(stage="quantize"), "fitted")
     assert "whose channels" not in caplog.text
-    int8_comparison.warn_of_another(file, before, "nets/v3")
-    assert ("nets/v3: the file is of a model whose channels" in caplog.text) == told
+    int8_comparison.warn_of_another(file, Card(notes=("trained",)), "models/v3")
+    assert ("models/v3: the file is of a model whose channels" in caplog.text) == warns
+
+
+def test_only_accepted_steps_make_another_model(caplog: pytest.LogCaptureFixture) -> None:
+    rejected = QuantizationStep("equalize", False, 0.5, 10.0)
+    int8_comparison.warn_of_another(Card(quantization_steps=(rejected,)), Card(), "models/v3")
+    assert "whose channels" not in caplog.text
+
+
+def test_the_record_of_the_steps_is_in_the_card_and_survives_json() -> None:
+    images = inputs(40)
+    result = post_training_pipeline.quantize(
+        relu_model(), INCEPTION, images, PostTraining(steps=("gates", "maximum", "bias"))
+    )
+    assert [step.name for step in result.steps] == ["gates", "maximum", "bias"]
+    card = Card(quantization_steps=result.steps, calibration=result.calibration)
+    text = json.dumps(card.to_json(), allow_nan=False)
+    assert Card.from_json(strict_json.loads(text)) == card
+    older = {
+        key: value
+        for key, value in card.to_json().items()
+        if key not in ("quantization_steps", "calibration")
+    }
+    assert Card.from_json(older) == Card()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"agreement": 1.5}, "agreement: got 1.5"),
+        ({"accepted": "yes"}, "accepted: got 'yes'"),
+        ({"seconds": -1}, "seconds: got -1"),
+        ({"steps": 3}, "QuantizationStep field"),
+    ],
+)
+def test_a_record_that_cannot_be_is_refused(change: dict[str, Any], words: str) -> None:
+    step = QuantizationStep("bias", True, 0.5, 10.0, 1.0, "offsets").to_json()
+    with pytest.raises(UsageError) as raised:
+        Card.from_json({"quantization_steps": [{**step, **change}]})
+    assert words in str(raised.value)
 
 
 def test_nets_with_relu6_alone_need_no_more_than_offsets(small: Any) -> None:
@@ -454,7 +502,8 @@ def test_a_channel_far_above_the_others_is_told_by_its_layer(layer: str) -> None
         made = post_training_pipeline.quantize(model, INCEPTION, images, config)
         int8_saving.for_export(made.wrapped, made.repair)
         floats = float_fallback.Kept(
-            float_layers.kernels(made.wrapped), float_layers.all_names(made.wrapped)
+            float_layers.folded_kernels(made.wrapped),
+            float_layers.find_all_float_layers(made.wrapped),
         )
         data = tflite_converter.int8_flatbuffer(made.wrapped, kept=floats)
         said, limits = model_outputs(made.wrapped, images), VerificationLimits()

@@ -29,9 +29,7 @@ def compare_outputs(quantized: Float32Array, reference: Float32Array) -> tuple[f
         reference is zero on all images.
     """
     agreement = float((quantized.argmax(axis=1) == reference.argmax(axis=1)).mean())
-    ratios = [
-        metrics.signal_to_noise(*pair) for pair in zip(reference, quantized, strict=True)
-    ]
+    ratios = [metrics.signal_to_noise(*pair) for pair in zip(reference, quantized, strict=True)]
     known = [ratio for ratio in ratios if ratio is not None]
     return agreement, float(np.median(known)) if known else None
 

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from mobilenet.compression.quantization.int8.quantizer_placement import WEIGHTS
 from mobilenet.models.graph.batch_norm_folding import Folded
-from mobilenet.models.graph.layerwise import Walk
+from mobilenet.models.graph.layerwise import LayerwiseRunner
 from mobilenet.models.graph.roles import Graph, kind, unwrap
 from mobilenet.typing import Float32Array, Float64Array
 
@@ -42,17 +42,17 @@ def correct_biases(
         The outputs of the corrected model, `[n, classes]`, and the largest correction of each
         convolution, by name.
     """
-    walk = Walk(wrapped, images, _is_stored)
+    runner = LayerwiseRunner(wrapped, images, _is_stored)
     corrections: dict[str, float] = {}
-    for layer in walk.graph.layers:
+    for layer in runner.graph.layers:
         if kind(layer) in WEIGHTS:
-            pair = Folded(walk.graph, layer)
+            pair = Folded(runner.graph, layer)
             if pair.offset is not None and pair.name in targets and _reads_positions(layer):
-                amounts = targets[pair.name] - _output_mean(walk, pair)
+                amounts = targets[pair.name] - _output_mean(runner, pair)
                 pair.shift(amounts)
                 corrections[pair.name] = float(np.abs(amounts).max())
-        walk.step(layer)
-    outputs = np.concatenate(list(walk.outputs(walk.graph.layers[-1])))
+        runner.advance(layer)
+    outputs = np.concatenate(list(runner.outputs(runner.graph.layers[-1])))
     return outputs.reshape(len(images), -1), corrections
 
 
@@ -68,13 +68,13 @@ def original_means(observations: Mapping[str, Any], graph: Graph) -> dict[str, F
     return means
 
 
-def _output_mean(walk: Walk, pair: Folded) -> Float64Array:
+def _output_mean(runner: LayerwiseRunner, pair: Folded) -> Float64Array:
     """Mean of each output channel of a convolution, with its kernel quantized."""
     total: Any = 0.0
-    for part in walk.inputs(pair.layer):
+    for part in runner.inputs(pair.layer):
         total += tf.reduce_sum(part, axis=0, keepdims=True)
     plain = pair.read(pair.own, "bias", 0.0)
-    output = np.asarray(pair.layer(total / len(walk.images), training=False), np.float64)
+    output = np.asarray(pair.layer(total / len(runner.images), training=False), np.float64)
     multiplier, bias = pair.affine()
     mean: Float64Array = (output.reshape(-1, output.shape[-1]).mean(axis=0) - plain) * multiplier
     return mean + bias
@@ -92,7 +92,7 @@ def _is_quantized(layer: Any) -> bool:
 
 
 def _is_stored(graph: Graph, layer: Any) -> bool:
-    """Whether the walk stores an output: one that is quantized, or that is joined or branches.
+    """Whether the runner stores an output: one that is quantized, or that is joined or branches.
 
     Others are computed when the next layer needs them, so that no float tensor of all images is
     ever in memory.

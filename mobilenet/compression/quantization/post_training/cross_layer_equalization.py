@@ -90,9 +90,9 @@ def kernel_usage(consumer: Folded) -> Float64Array:
 def equalization_factors(abs_max: Float64Array, usages: Sequence[Float64Array]) -> Float64Array:
     """The factor of each channel.
 
-    A depthwise kernel has a scale per channel, so its inputs can have equal ranges. A 1x1 kernel has
-    a scale per *output* channel: whatever is gained on the activations is lost on the weights, so
-    both meet in the middle.
+    A depthwise kernel has a scale per channel, so its inputs can have equal ranges. A 1x1 kernel
+    has a scale per *output* channel: whatever is gained on the activations is lost on the weights,
+    so both meet in the middle.
 
     Args:
         abs_max: largest magnitude of each channel.

@@ -2,8 +2,8 @@
 
 Over the short interval of a channel of small values hard-swish is nearly linear, and above 3 it is
 the identity. For each channel a factor before and one after the hard-swish are chosen that minimize
-the error of the int8 arithmetic, together with the upper end of the range. The float model changes a
-little, the file becomes much better, and nothing is added to it.
+the error of the int8 arithmetic, together with the upper end of the range. The float model changes
+a little, the file becomes much better, and nothing is added to it.
 """
 
 from __future__ import annotations

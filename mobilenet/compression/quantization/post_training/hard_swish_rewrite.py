@@ -101,9 +101,7 @@ def zero_thresholds(hard_swish: DepthwiseHardSwish) -> Float64Array:
 def active_abs_max(hard_swish: DepthwiseHardSwish, observation: Observation) -> Float64Array:
     """The largest magnitude of the inputs whose output is not zero, `[channels]`."""
     thresholds = zero_thresholds(hard_swish)
-    abs_max: Float64Array = np.maximum(
-        observation.high, np.minimum(-observation.low, -thresholds)
-    )
+    abs_max: Float64Array = np.maximum(observation.high, np.minimum(-observation.low, -thresholds))
     return abs_max
 
 

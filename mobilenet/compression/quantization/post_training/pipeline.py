@@ -30,7 +30,7 @@ from mobilenet.compression.quantization.post_training.state import Simulation, S
 from mobilenet.compression.quantization.post_training.steps import STEPS, Step
 from mobilenet.configs.card import CalibrationSummary, QuantizationStep
 from mobilenet.configs.dataset import Preprocessing
-from mobilenet.configs.quantization import PTQ_STEPS, RANGE_RULES, PostTraining
+from mobilenet.configs.quantization import PTQ_STEPS, PostTraining
 from mobilenet.models.graph import batch_norm_statistics
 from mobilenet.models.graph.roles import Graph, kind
 from mobilenet.typing import Float32Array
@@ -142,9 +142,7 @@ def _rewrite_hard_swish(model: Any, config: PostTraining) -> tuple[Any, Quantiza
     return rewritten, _record("gates", True, None, None, started, detail)
 
 
-def _fit(
-    simulation: Simulation, images: Float32Array, steps: list[Step]
-) -> list[QuantizationStep]:
+def _fit(simulation: Simulation, images: Float32Array, steps: list[Step]) -> list[QuantizationStep]:
     """Tries each step, then applies the accepted ones again with all images."""
     fitting, held_out = images[::2], images[1::2]
     reference = simulation.original_outputs(held_out)

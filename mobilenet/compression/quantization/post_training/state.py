@@ -166,7 +166,8 @@ class State:
 
     def observed(self, needs: Collection[str]) -> State:
         """This state with the observations that a step needs."""
-        simulation, changes = self.simulation, dict[str, Any]()
+        simulation = self.simulation
+        changes: dict[str, Any] = {}
         if COUNTS in needs:
             changes["observations"] = simulation.observe(self.images, simulation.calibrated)
         if SAMPLES in needs:
@@ -186,10 +187,11 @@ class State:
             detail: see `State`.
             chosen_ranges: ranges chosen with the factors, by layer name.
         """
+        products = {name: self.factors.get(name, 1.0) * f for name, f in factors.items()}
         state = dataclasses.replace(
             self,
             observations=self.simulation.observe(self.images),
-            factors={**self.factors, **{n: self.factors.get(n, 1.0) * f for n, f in factors.items()}},
+            factors={**self.factors, **products},
             chosen_ranges={**self.chosen_ranges, **(chosen_ranges or {})},
             detail=detail,
         )
