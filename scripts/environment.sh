@@ -8,16 +8,16 @@ stop() {
   exit 2
 }
 
-# The first Python of a tested version, 3.11 before the others.
+# The first Python of a supported version; 3.11 first, as most tests run with it.
 find_python() {
   local name
-  for name in python3.11 python3.12 python3.10 python3; do
-    if "$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+  for name in python3.11 python3.12 python3.13 python3.10 python3; do
+    if "$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
       echo "$name"
       return
     fi
   done
-  stop "python3: expected version 3.10, 3.11 or 3.12; apt-get install python3.11 python3.11-venv"
+  stop "python3: expected version 3.10, 3.11, 3.12 or 3.13; apt-get install python3 python3-venv on Debian 12 or 13, Ubuntu 22.04 or 24.04"
 }
 
 fingerprint() {

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Checks the types of the package by mypy --strict; mypy flags may follow.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
+set -euo pipefail
+. "$(dirname "$0")/environment.sh"
+
+# configs/ and tf1_loader/ are part of the package only once it is installed: mypy gets a copy.
+use_environment
+site="$(mktemp -d)"
+trap 'rm -rf "$site"' EXIT
+cp -R "$ROOT/mobilenet" "$site/"
+cp -R "$ROOT/configs" "$ROOT/tf1_loader" "$site/mobilenet/"
+cd "$site"
+MYPYPATH="$site" "$PYTHON" -m mypy --config-file "$ROOT/pyproject.toml" --cache-dir "$ROOT/.mypy_cache" -p mobilenet "$@"
