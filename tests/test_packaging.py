@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email
+import functools
 import os
 import re
 import shutil
@@ -19,8 +21,16 @@ FOLDERS = {
     "configs": "mobilenet/configs",
     "tf1_loader": "mobilenet/tf1_loader",
 }
+COMMANDS = ("trainer", "evaluator", "converter", "predict", "profiler", "packer")
 SCRIPTS = {"": "__main__", "-tf1-loader": "tf1_loader.__main__"}
-SCRIPTS |= {f"-{name}": name for name in ("trainer", "evaluator", "converter", "predict")}
+SCRIPTS |= {f"-{name}": name for name in COMMANDS}
+# What the sdist has besides the package: enough to read the docs and to run the tests.
+FILES = (
+    *("setup.py", "pyproject.toml", "MANIFEST.in", "constraints.txt", "LICENSE", "README.md"),
+    *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md"),
+    *(".editorconfig", ".pre-commit-config.yaml"),
+)
+EXTRA_FOLDERS = (".ci", ".github", "benchmarks", "docs", "scripts", "tests")
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +41,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, set[str
     isolation = int(setuptools.__version__.partition(".")[0]) < 77  # then pip fetches a newer one
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, *EXTRA_FOLDERS):
         shutil.copytree(ROOT / folder, source / folder, ignore=unwanted)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in FILES:
         shutil.copy(ROOT / name, source / name)
     words = [sys.executable, "-m", "build", "--outdir", str(out), str(source)]
     done = subprocess.run(
@@ -68,17 +78,27 @@ def test_the_wheel_carries_licence_and_console_scripts(built: tuple[Path, Path, 
     names = [name for name in wheel.namelist() if ".dist-info/" in name]
     texts = {name.partition(".dist-info/")[2]: wheel.read(name).decode() for name in names}
     assert "Apache License" in texts["licenses/LICENSE"]
-    for suffix, module in SCRIPTS.items():
-        assert f"mobilenet{suffix} = mobilenet.{module}:main" in texts["entry_points.txt"]
-    assert "License-Expression: Apache-2.0" in texts["METADATA"]
+    entries = texts["entry_points.txt"].split()
+    expected = [f"mobilenet{suffix}=mobilenet.{module}:main" for suffix, module in SCRIPTS.items()]
+    assert sorted("".join(entries[1:]).replace(":main", ":main ").split()) == sorted(expected)
+    metadata = email.message_from_string(texts["METADATA"])
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == "<3.14,>=3.10"
+    assert "tensorflow-datasets>=4.9" in metadata.get_all("Requires-Dist")
 
 
-def test_the_sdist_holds_what_a_build_needs(built: tuple[Path, Path, set[str]]) -> None:
+def test_the_sdist_holds_sources_tests_docs_and_scripts(
+    built: tuple[Path, Path, set[str]],
+) -> None:
     with tarfile.open(built[0]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     outside = {f.replace("mobilenet/configs/", "configs/") for f in built[2]}
     outside = {f.replace("mobilenet/tf1_loader/", "tf1_loader/") for f in outside}
-    assert outside | {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
+    assert outside | set(FILES) <= names
+    for folder in EXTRA_FOLDERS:
+        files = {path for path in (ROOT / folder).rglob("*") if path.is_file()}
+        relative = {path.relative_to(ROOT).as_posix() for path in files}
+        assert relative and {x for x in relative if "__pycache__" not in x} <= names, folder
 
 
 def test_the_wheel_works_in_a_clean_folder(
@@ -107,26 +127,95 @@ def test_the_wheel_works_in_a_clean_folder(
     assert lines[3] == "1797 7"
 
 
-def test_the_pins_fit_the_declared_ranges() -> None:
-    """Every dependency that is declared has a tested version, inside its range.
+def requirement_groups() -> list[str]:
+    """Every requirement of pyproject.toml, of the package and of its extras."""
+    text = (ROOT / "pyproject.toml").read_text()
+    lists = r"^(?:dependencies|edge|micro|dev) = \[(.*?)\]$"
+    blocks = re.findall(lists, text, flags=re.M | re.S)
+    assert len(blocks) == 4
+    return [word for block in blocks for word in re.findall(r'"(.*?)"', block)]
 
-    Of TensorFlow Lite Micro there are nightly builds alone, and old ones go.
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_the_pins_fit_the_declared_ranges(python: str) -> None:
+    """Every declared dependency has one tested version per Python version, inside its range.
+
+    TensorFlow Lite Micro is not pinned: it has nightly builds only, and old ones are deleted.
     """
     requirements = pytest.importorskip("packaging.requirements")
     utils = pytest.importorskip("packaging.utils")
-    pins = {}
+    pins: dict[str, str] = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line and not line.startswith("#"):
             pin = requirements.Requirement(line)
-            pins[utils.canonicalize_name(pin.name)] = next(iter(pin.specifier)).version
-    text = (ROOT / "pyproject.toml").read_text()
-    lists = r"^(?:dependencies|tfds|edge|micro|dev) = \[(.*?)\]$"
-    blocks = re.findall(lists, text, flags=re.M | re.S)
-    declared = [
-        requirements.Requirement(w) for block in blocks for w in re.findall(r'"(.*?)"', block)
-    ]
+            if pin.marker and not pin.marker.evaluate({"python_version": python}):
+                continue
+            name = utils.canonicalize_name(pin.name)
+            assert name not in pins, f"{name} has two pins for Python {python}"
+            pins[name] = next(iter(pin.specifier)).version
+    declared = [requirements.Requirement(word) for word in requirement_groups()]
     assert len(declared) > 15
     for requirement in (x for x in declared if x.name != "tflite-micro"):
         version = pins.get(utils.canonicalize_name(requirement.name))
         assert version, f"{requirement.name} is not in constraints.txt"
         assert requirement.specifier.contains(version), f"{requirement} against {version}"
+
+
+def test_every_supported_python_is_declared() -> None:
+    """The range, the classifiers, the workflow and the search for an interpreter agree."""
+    versions = ["3.10", "3.11", "3.12", "3.13"]
+    text = (ROOT / "pyproject.toml").read_text()
+    assert re.findall(r"Python :: (3\.\d+)", text) == versions
+    workflow = (ROOT / ".github/workflows/test.yml").read_text()
+    matrix = re.search(r"python: \[(.*)\]", workflow)
+    assert matrix is not None
+    assert re.findall(r"[\d.]+", matrix[1]) == versions
+    script = (ROOT / "scripts/environment.sh").read_text()
+    assert sorted(set(re.findall(r"python(3\.\d+)\b", script))) == versions
+
+
+def install_on_a_device() -> list[str]:
+    """The `pip install` lines of docs/tflite.md."""
+    text = (ROOT / "docs/tflite.md").read_text()
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+    return [line for line in lines if line.startswith("pip install")]
+
+
+@pytest.mark.slow
+def test_a_device_runs_files_without_tensorflow(
+    built: tuple[Path, Path, set[str]], tmp_path: Path
+) -> None:
+    """predict, evaluator and profiler in an empty environment, made as docs/tflite.md says."""
+    index = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(tmp_path), "absl-py"],
+        capture_output=True,
+        check=False,
+    )
+    if index.returncode:
+        pytest.skip("no package index is reachable")
+    run = functools.partial(
+        subprocess.run, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    made = run(
+        [sys.executable, "-m", "mobilenet.trainer", "--width_multiplier=0.25", "--image_size=32"]
+        + ["--epochs=1", "--stages=train,convert", "--model_dir=run"]
+    )
+    assert made.returncode == 0, made.stderr
+    lines = install_on_a_device()
+    assert len(lines) == 3
+    run([sys.executable, "-m", "venv", "device"])
+    python = str(tmp_path / "device/bin/python")
+    for line in lines:
+        words = [str(built[1]) if word == "." else word for word in line.split()]
+        pins = ["-c", str(ROOT / "constraints.txt")]
+        done = run([python, "-m", *words, *pins])
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+    assert run([python, "-c", "import tensorflow"]).returncode == 1
+    for words in (
+        ["predict", "--model=run/export", "run/example.png"],
+        ["evaluator", "--model=run/export", "--dataset_name=digits", "--limit=10"],
+        ["profiler", "run/export"],
+    ):
+        done = run([python, "-m", f"mobilenet.{words[0]}", *words[1:]])
+        assert (done.returncode, done.stderr) == (0, ""), words[0]
+        assert done.stdout

@@ -51,7 +51,7 @@ def _package(name: str) -> Any:
             "--dataset_name",
             name,
             "digits, image_folder or tfrecord, or the package of TFDS names",
-            "pip install mobilenet[tfds]",
+            "pip install tensorflow-datasets importlib_resources",
         ) from None
     return tensorflow_datasets
 

@@ -175,7 +175,7 @@ def test_a_missing_split_is_told(tmp_path: Path) -> None:
 
 def test_tfds_names_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(UsageError, match=r"pip install mobilenet\[tfds\]"):
+    with pytest.raises(UsageError, match=r"pip install tensorflow-datasets"):
         data.describe("imagenette")
     with pytest.raises(UsageError, match="did you mean digits"):
         data.describe("digts")

@@ -279,7 +279,7 @@ def absent() -> list[str]:
 
 
 def on_a_device(command: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """A command where only what `docs/flatbuffer.md` names for a device is installed."""
+    """A command where only what `docs/tflite.md` names for a device is installed."""
     code = (
         f"import runpy, sys; sys.modules.update(dict.fromkeys({absent()})); "
         f"sys.argv = {['mobilenet', *words]}; "
