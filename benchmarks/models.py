@@ -88,7 +88,7 @@ def machine(threads: int) -> str:
 
 def show(heads: Sequence[str], rows: Sequence[Sequence[object]], threads: int, path: Any) -> None:
     """Prints a table under a line on the machine, and writes the same as CSV where asked."""
-    from mobilenet.cli.process import table
+    from mobilenet.cli import table
 
     print(machine(threads))
     print(table(heads, rows))

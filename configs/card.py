@@ -9,6 +9,7 @@ from typing import Any
 
 from mobilenet.errors import UsageError
 
+from .archs import MobileNetConfig
 from .base import MAX_SIDE, Config, number, one_of
 from .dataset import Preprocessing
 
@@ -144,3 +145,10 @@ class Card(Config):
         one_of("outputs", self.outputs, OUTPUTS)
         number("label_offset", self.label_offset, least=0, integer=True)
         number("format", self.format, least=1, most=FORMAT, integer=True)
+
+    def model_config(self) -> MobileNetConfig | None:
+        """The config in `architecture`; `None` without one, or if a later version wrote it."""
+        try:
+            return MobileNetConfig.from_json(self.architecture) if self.architecture else None
+        except UsageError:
+            return None

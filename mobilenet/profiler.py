@@ -90,7 +90,7 @@ def _net(path: Path, parsed: cli.Parsed) -> None:
     found = model_profile.profile(model, shape, options["latency"], card)
     print(cli.table(*tables.of_layers(found)))
     if found.told():
-        print("", *found.told(), sep="\n")
+        print("", *(line for note in found.told() for line in cli.wrap(note)), sep="\n")
     if options["groups"]:
         print("", *found.groups, sep="\n")
     if options["histograms"] is not None:
@@ -106,9 +106,10 @@ def _file(path: Path, parsed: cli.Parsed) -> None:
     where = content, parsed.options["isolated"], str(path)
     needs = micro.needs(content, isolation.make(*where, "micro")) if parsed.options["micro"] else ()
     print(cli.table(*tables.of_file(tflite_profile.lines(content))))
-    print(f"\n{len(content.content):,} bytes; {tflite_profile.operators(content)}")
+    summary = f"{len(content.content):,} bytes; {tflite_profile.operators(content)}"
+    print("", *cli.wrap(summary), sep="\n")
     if parsed.options["latency"]:
-        print(f"{1000 * isolation.latency(*where):.4f} ms on one thread")
+        print(f"{tables.milliseconds(1000 * isolation.latency(*where))} ms on one thread")
     if needs:
         print("", *needs, sep="\n")
 

@@ -8,8 +8,8 @@ from mobilenet import cli, console
 from mobilenet.configs import archs
 from mobilenet.configs.run import RunConfig
 from mobilenet.reporting import tables
-from mobilenet.training import run_folder
-from mobilenet.training.stage_report import StageReport
+from mobilenet.training import resolve_config, run_folder
+from mobilenet.training.stage_report import StageReport, finished_before
 
 HEADERS = (
     "stage",
@@ -36,9 +36,9 @@ COMMAND = cli.Command(
             "resume",
             bool,
             True,
-            "go on with a run that is in the folder; --noresume wants a new folder",
+            "continue the run in the folder; --noresume requires a new folder",
         ),
-        cli.option("overwrite", bool, False, "throw away the run that is in the folder"),
+        cli.option("overwrite", bool, False, "replace the run in the folder"),
     ),
     config=RunConfig,
 )
@@ -54,25 +54,53 @@ def run(argv: list[str]) -> int | None:
         raise cli.UsageError(
             "--model_dir", str(folder), "a new folder with --noresume", "choose another name"
         )
-    with cli.starting_tensorflow():
-        from mobilenet import data
-        from mobilenet.training import pipeline as training_pipeline
-        from mobilenet.training import resolve_config
     replayed = parsed.config is not None
-    with console.log_to_stdout():
-        config, info = resolve_config.completed(
-            config,
-            classes_given=replayed or "model.num_classes" in parsed.settings,
-            decay_given=replayed or "model.batch_norm_decay" in parsed.settings,
-            teacher_given="distillation.teacher" in parsed.settings,
-        )
-        with run_folder.opened(folder, config, parsed.options["overwrite"]) as opened:
-            reports = training_pipeline.Pipeline(opened, info, config.stages).execute()
+    explicit = resolve_config.Explicit(
+        num_classes=replayed or "model.num_classes" in parsed.settings,
+        batch_norm_decay=replayed or "model.batch_norm_decay" in parsed.settings,
+        teacher="distillation.teacher" in parsed.settings,
+    )
+    overwrite = parsed.options["overwrite"]
+    with cli.resumable("the same command continues the run"):
+        finished = None if overwrite else _finished_before(folder, config, explicit)
+        reports = finished or _train(folder, config, explicit, overwrite)
+    from mobilenet.data.sources.example import example_image
+
     print("\n" + cli.table(*_table(reports)))
-    _draw(folder / "plots", reports)
-    image = data.example_image(config.dataset, config.image_size, folder)
+    _draw(folder / "plots", reports, redraw=finished is None)
+    image = example_image(config.dataset, config.image_size, folder)
     print("\n" + _next_steps(folder, config, reports, str(image or "PHOTO.jpg")))
     return None
+
+
+def _finished_before(
+    folder: Path, config: RunConfig, explicit: resolve_config.Explicit
+) -> list[StageReport] | None:
+    """The reports of a run that has nothing left to do; TensorFlow is not needed to find out.
+
+    Raises:
+        UsageError: the folder holds a run of another config.
+    """
+    stored = run_folder.stored_config(folder)
+    if stored is None:
+        return None
+    resolved = resolve_config.resolve_as(config, stored, explicit)
+    reports = run_folder.finished_reports(folder, resolved)
+    for report in reports or ():
+        if report.part.stage in config.stages:
+            print(finished_before(report))
+    return reports
+
+
+def _train(
+    folder: Path, config: RunConfig, explicit: resolve_config.Explicit, overwrite: bool
+) -> list[StageReport]:
+    with cli.starting_tensorflow():
+        from mobilenet.training import pipeline as training_pipeline
+    with console.log_to_stdout():
+        resolved, info = resolve_config.resolve(config, explicit)
+        with run_folder.opened(folder, resolved, overwrite) as opened:
+            return training_pipeline.Pipeline(opened, info, resolved.stages).execute()
 
 
 def _model_name(config: RunConfig) -> str:
@@ -90,16 +118,16 @@ def _table(reports: list[StageReport]) -> tuple[list[str], list[list[str | None]
     return [*HEADERS, "removed", "regrown"], rows
 
 
-def _draw(folder: Path, reports: list[StageReport]) -> None:
-    """Plots of the stages that changed masks."""
-    changed = [report for report in reports if report.mask_changes]
-    if not changed:
-        return
-    from mobilenet.reporting import plots
-
-    for report in changed:
+def _draw(folder: Path, reports: list[StageReport], redraw: bool) -> None:
+    """Plots of the stages that changed masks; those that exist are kept unless `redraw`."""
+    for report in reports:
         path = folder / f"{report.part}_mask_changes.png"
-        print(plots.mask_changes(report.mask_changes, f"{report.part}: surgery", path))
+        if report.mask_changes and (redraw or not path.exists()):
+            from mobilenet.reporting import plots
+
+            plots.mask_changes(report.mask_changes, f"{report.part}: surgery", path)
+        if report.mask_changes:
+            print(path)
 
 
 def _row(report: StageReport) -> list[str | None]:

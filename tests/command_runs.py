@@ -30,7 +30,7 @@ def command(
         text=True,
         check=False,
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={**os.environ, "COLUMNS": "300", **environment},  # rows of tables are one line,
     )
 
 

@@ -15,6 +15,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 SHARED_DATA = Path(__file__).parents[1] / ".." / "shared/data"
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of tables are one line; `test_tables.py` and others narrow it."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real checkpoints and photos; tests that need it are skipped without it."""

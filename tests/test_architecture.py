@@ -43,6 +43,7 @@ LIGHT = (*FOUNDATION, "tflite", "runtime", "cli", "__main__", "__init__")
 LIGHT_SUBPACKAGES = (
     "mobilenet.data.sources",
     "mobilenet.reporting.tables",
+    "mobilenet.training.resolve_config",
     "mobilenet.training.run_folder",
     "mobilenet.training.stage_report",
 )

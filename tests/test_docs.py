@@ -83,8 +83,9 @@ def test_the_steps_of_a_thin_net_follow_each_other(
         exec(compile(text, "block", "exec"), {})  # noqa: S102
     thin = saving.load("runs/thin/cut").model
     run = recipes.get("mobilenet_v1", "digits").replace(init_checkpoint="runs/thin/cut")
-    run, _ = resolve_config.completed(
-        run.replace(model=config), classes_given=True, decay_given=True
+    run, _ = resolve_config.resolve(
+        run.replace(model=config),
+        resolve_config.Explicit(num_classes=True, batch_norm_decay=True),
     )
     assert run.model.channels["Conv2d_3_pointwise"] == 19  # 0.58 of 32
     assert builder.build(run.model, (32, 32, 3)).count_params() == thin.count_params()

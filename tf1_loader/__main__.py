@@ -51,8 +51,7 @@ COMMAND = cli.Command(
 def run(argv: list[str]) -> int | None:
     options = COMMAND.parse(argv).options
     if options["list"]:
-        print(cli.table(*released_models.rows()))
-        print("\n".join(["", *released_models.footnotes()]))
+        _list_releases()
         return None
     for name, example in (("checkpoint", "mobilenet_v1_0.25_128.tgz"), ("output", "nets/v1")):
         if options[name] is None:
@@ -107,6 +106,20 @@ def run(argv: list[str]) -> int | None:
     ]
     print(cli.table(["what", "value"], rows))
     return None
+
+
+def _list_releases() -> None:
+    """Prints the released models; addresses are split so that they fit the terminal."""
+    headers, rows = released_models.rows()
+    folders: dict[str, str] = {}
+    for row in rows:
+        folder, _, name = row[-1].rpartition("/")
+        mark = folders.setdefault(f"{folder}/", chr(ord("A") + len(folders)))
+        row[-1] = f"{mark} {name}"
+    print(cli.table(headers, rows))
+    notes = [note.split(maxsplit=1) for note in released_models.footnotes()]
+    notes += [[mark, folder] for folder, mark in folders.items()]
+    print("", *cli.definitions([(mark, text) for mark, text in notes], indent=0), sep="\n")
 
 
 def main() -> None:

@@ -2,10 +2,11 @@
 
 from mobilenet.errors import UsageError
 
-from .command import Command, Parsed, dataset_of, run_config
+from .command import Command, Parsed, dataset_of, run_config, typed_name
 from .flags import CALIBRATION, GROUPS, ISOLATED, FlagSpec, flag_specs, option
 from .overrides import settle
-from .process import main, starting_tensorflow, table
+from .process import main, resumable, starting_tensorflow
+from .tables import definitions, table, width, wrap
 
 __all__ = [
     "CALIBRATION",
@@ -16,11 +17,16 @@ __all__ = [
     "Parsed",
     "UsageError",
     "dataset_of",
+    "definitions",
     "flag_specs",
     "main",
     "option",
+    "resumable",
     "run_config",
     "settle",
     "starting_tensorflow",
     "table",
+    "typed_name",
+    "width",
+    "wrap",
 ]

@@ -1,14 +1,14 @@
-"""Flags to configs, and the edge where errors become one line: what every command is made of.
+"""A command: its flags, its help, and the config that was typed.
 
 A command is a module with two functions, for `python -m mobilenet.NAME` and for the console script:
 
-    COMMAND = cli.Command("mobilenet.trainer", "Trains a net.", cli.flag_specs(RunConfig), (
-        cli.option("model_name", str, "mobilenet_v1", "which net", group="model"),
+    COMMAND = cli.Command("mobilenet.trainer", "Trains a model.", cli.flag_specs(RunConfig), (
+        cli.option("model_name", str, "mobilenet_v1", "which model", group="model"),
         cli.option("model_dir", Path, None, "the run folder"),
     ), config=RunConfig)
 
     def run(argv: list[str]) -> int | None:
-        parsed = COMMAND.parse(argv)     # --help and bad flags end here, without TensorFlow
+        parsed = COMMAND.parse(argv)     # --help and wrong flags end here, without TensorFlow
         config = cli.run_config(parsed)  # recipe or --config_file; then flags; then --override
         with cli.starting_tensorflow():
             from mobilenet.training import pipeline
@@ -24,13 +24,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from mobilenet.cli import values
+import mobilenet
+from mobilenet.cli import tables, values
 from mobilenet.cli.flags import GROUPS, FlagSpec, option
 from mobilenet.cli.overrides import settle
 from mobilenet.configs import archs, recipes
@@ -72,7 +74,7 @@ class Command:
         specs: flags of configs, by `flag_specs`.
         extra: flags of its own, by `option`.
         config: what `--override` and `--config_file` address; without it there is neither.
-        arguments: what stands behind the flags, as in `IMAGE...`; empty refuses any.
+        arguments: what follows the flags, as in `IMAGE...`; empty refuses any.
     """
 
     name: str
@@ -83,22 +85,25 @@ class Command:
     arguments: str = ""
 
     def flags(self) -> list[FlagSpec]:
-        """All flags; one of the command's own takes the place of a config's of the same name."""
+        """All flags; one of the command's own replaces a config's of the same name."""
         own = [*self.extra, *(_REPLAY if self.config else ()), *_HELP]
         names = {spec.name for spec in own}
         return [*(spec for spec in self.specs if spec.name not in names), *own]
 
     def parse(self, argv: Sequence[str]) -> Parsed:
-        """Reads the words behind the command's name.
+        """Reads the words after the command's name.
 
         Raises:
             UsageError: an unknown flag (the nearest is offered), or text not of the flag's type.
-            SystemExit: `--help` and `--helpfull`, after printing.
+            SystemExit: `--help`, `--helpfull` and `--version`, after printing.
         """
         specs = self.flags()
         typed, arguments = self._read(specs, argv)
         if "help" in typed or "helpfull" in typed:
             print(self.help(full="helpfull" in typed))
+            raise SystemExit(0)
+        if "version" in typed:
+            print(f"mobilenet {mobilenet.__version__}")
             raise SystemExit(0)
         if arguments and not self.arguments:
             raise UsageError(
@@ -108,32 +113,30 @@ class Command:
                 "--flag=value or --flag value; --help lists them",
             )
         texts = {s: typed[s.name] for s in specs if s.name in typed and s not in _REPLAY}
-        found = {s: values.convert(f"--{s.name}", s.kind, text[-1]) for s, text in texts.items()}
-        settings = {s.path: _stored(s, value) for s, value in found.items() if s.path}
+        read = {s: values.convert(f"--{s.name}", s.kind, text[-1]) for s, text in texts.items()}
+        settings = {s.path: _stored(s, value) for s, value in read.items() if s.path}
         for text in typed.get("override", ()):
             settings.update([self._override(text)])
-        given_options = {s.name: value for s, value in found.items() if not s.path}
-        options = {s.name: s.default for s in self.extra} | given_options
+        options = {s.name: s.default for s in self.extra}
+        options |= {s.name: value for s, value in read.items() if not s.path}
         config = self._from_file(typed["config_file"][-1]) if "config_file" in typed else None
         return Parsed(settings, options, arguments, frozenset(typed), config)
 
     def help(self, full: bool = False) -> str:
-        """The text of `--help`, or of `--helpfull`."""
-        lines = [
-            self.summary,
-            "",
-            f"Usage: python -m {self.name} [flags] {self.arguments}".rstrip(),
-        ]
+        """The text of `--help`, or of `--helpfull`, as wide as the terminal at most."""
+        usage = f"Usage: {typed_name(self.name)} [flags] {self.arguments}".rstrip()
+        lines = [*tables.wrap(self.summary), "", *tables.wrap(usage)]
         if self.specs:
-            lines.append(
+            lines += tables.wrap(
                 "A flag that is left out takes its value from the recipe of the model and data set."
             )
         specs = [spec for spec in self.flags() if full or spec.main]
-        width = max(len(_usage(spec)) for spec in specs)
         for group in GROUPS:
-            members = [spec for spec in specs if spec.group == group]
-            lines += ["", f"{group}:"] * bool(members)
-            lines += [f"  {_usage(spec):{width}}  {_meaning(spec, full)}" for spec in members]
+            members = [
+                (_usage(spec), _meaning(spec, full)) for spec in specs if spec.group == group
+            ]
+            if members:
+                lines += ["", f"{group}:", *tables.definitions(members)]
         return "\n".join(lines)
 
     def _read(
@@ -198,7 +201,7 @@ class Command:
 
 
 class _Text(flags.ArgumentParser):
-    """Keeps what was typed, so that one place (`values.convert`) reads it and words the error."""
+    """Returns what was typed; `values.convert` reads it and words the error."""
 
     def parse(self, argument: Any) -> str:
         return str(argument)
@@ -213,13 +216,31 @@ _OFTEN_MEANT = {
 _HELP = (
     option("help", bool, False, "the main flags", short="h"),
     option("helpfull", bool, False, "every flag"),
+    option("version", bool, False, "the version of the package"),
 )
 _REPLAY = (
     option(
-        "config_file", Path, None, "JSON of a config (config.json of a run) in place of the recipe"
+        "config_file", Path, None, "JSON of a config (config.json of a run) instead of the recipe"
     ),
     option("override", str, None, "path.to.field=value, any field of the config; may be repeated"),
 )
+
+
+def typed_name(name: str) -> str:
+    """A command as it was typed: `mobilenet trainer`, `mobilenet-trainer` or a `python -m`.
+
+    Args:
+        name: module of the command, such as `mobilenet.trainer`.
+    """
+    program = Path(sys.argv[0])
+    short = name.rpartition(".")[2]
+    if program.name == "__main__.py" and program.parent.name == "mobilenet":
+        return "python -m mobilenet" if short == "mobilenet" else f"python -m mobilenet {short}"
+    if program.stem == "mobilenet":
+        return "mobilenet" if short == "mobilenet" else f"mobilenet {short}"
+    if program.stem == f"mobilenet-{short.replace('_', '-')}":
+        return program.stem
+    return f"python -m {name}"
 
 
 def _usage(spec: FlagSpec) -> str:

@@ -1,4 +1,4 @@
-"""A command as a process: exit statuses, one line for what a user can mend, quiet start, tables."""
+"""A command as a process: exit status, errors as one line, interruption, a quiet start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from mobilenet import console
 from mobilenet.errors import UsageError
@@ -17,9 +17,9 @@ from mobilenet.errors import UsageError
 INTERRUPTED = 130
 TERMINATED = 143
 _BROKEN_PIPE = 141
-_PLACE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
-_PLACE_ERRORS |= {errno.ENAMETOOLONG}
-_PLACE_TEXTS = ("No space left on device", "Permission denied", "Read-only file system")
+_FILE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_FILE_ERRORS |= {errno.ENAMETOOLONG}
+_FILE_TEXTS = ("No space left on device", "Permission denied", "Read-only file system")
 
 
 def main(
@@ -28,11 +28,11 @@ def main(
     """Runs a command and ends the process with its status.
 
     A `UsageError`, a package that is not installed, and a disk that is full or cannot be written
-    are one line on stderr and status 2; Ctrl-C is 130 and SIGTERM 143, both through every
-    `finally`. Any other exception is our defect and keeps its traceback.
+    are one line on stderr and status 2. Ctrl-C is one line and status 130, SIGTERM status 143; both
+    run every `finally`. Any other exception is a defect of ours and keeps its traceback.
 
     Args:
-        function: takes the words behind the command's name; its result is the status (`None` is 0).
+        function: takes the words after the command's name; returns the status (`None` is 0).
         argv: those words; the process's own when `None`.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read once, when TensorFlow is imported
@@ -45,8 +45,8 @@ def main(
         sys.stdout.flush()
     except UsageError as error:
         status = _fail(str(error), error.status)
-    except KeyboardInterrupt:
-        console.print_error("")
+    except KeyboardInterrupt as error:
+        _print_after_progress(str(error) or "interrupted")
         status = INTERRUPTED
     except BrokenPipeError:  # `command | head` has read enough
         console.discard(sys.stdout)
@@ -63,6 +63,29 @@ def _terminate(number: int, frame: object) -> NoReturn:
     raise SystemExit(TERMINATED)
 
 
+@contextlib.contextmanager
+def resumable(remedy: str) -> Iterator[None]:
+    """Says how to continue when Ctrl-C or SIGTERM ends the block.
+
+    Args:
+        remedy: follows "interrupted; ".
+    """
+    line = f"interrupted; {remedy}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(line) from None
+    except SystemExit as error:
+        if error.code == TERMINATED:
+            _print_after_progress(line)
+        raise
+
+
+def _print_after_progress(line: str) -> None:
+    """Prints a line to stderr; on a terminal, below a progress bar or the `^C` that it echoed."""
+    console.print_error(f"\n{line}" if sys.stderr.isatty() else line)
+
+
 def _fail(line: str, status: int = UsageError.status) -> int:
     try:
         sys.stdout.flush()
@@ -73,15 +96,15 @@ def _fail(line: str, status: int = UsageError.status) -> int:
 
 
 def line_of(error: Exception) -> str | None:
-    """The line that `main` prints in place of a traceback; `None` for a defect of ours."""
-    return _place_error(error) or _absent(error) or _name_error(error)
+    """The line that `main` prints instead of a traceback; `None` for a defect of ours."""
+    return _file_error(error) or _absent(error) or _name_error(error)
 
 
 def _check_text(words: Sequence[str]) -> None:
-    """Refuses words that hold other bytes than UTF-8, which TensorFlow takes as no path.
+    """Refuses words that are not UTF-8, which TensorFlow cannot use as paths.
 
     Raises:
-        UsageError: see there.
+        UsageError: names the word.
     """
     for word in words:
         try:
@@ -91,7 +114,7 @@ def _check_text(words: Sequence[str]) -> None:
 
 
 def _name_error(error: Exception) -> str | None:
-    """One line for the name of a file that holds other bytes than UTF-8."""
+    """One line for the name of a file that is not UTF-8."""
     foreign = isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason
     if not foreign and sys.getfilesystemencoding() == "utf-8":
         return None
@@ -106,23 +129,23 @@ def _not_utf8(error: UnicodeEncodeError) -> UsageError:
     )
 
 
-def _place_error(error: Exception) -> str | None:
-    """One line for a full or closed disk, whoever met it: Python, h5py or TensorFlow."""
+def _file_error(error: Exception) -> str | None:
+    """One line for a full or read-only disk, as reported by Python, h5py or TensorFlow."""
     foreign = type(error).__module__.partition(".")[0] == "tensorflow"
     if not isinstance(error, OSError) and not foreign:
         return None
     text = str(error)
     number = getattr(error, "errno", None)
-    reason = next((known for known in _PLACE_TEXTS if known in text), None)
-    if number not in _PLACE_ERRORS and reason is None:
+    reason = next((known for known in _FILE_TEXTS if known in text), None)
+    if number not in _FILE_ERRORS and reason is None:
         return None
-    place = str(getattr(error, "filename", None) or "files")
-    expected = f"a place that can be read and written ({reason or os.strerror(number or 0)})"
-    return str(UsageError(place, None, expected, "free space or choose another folder"))
+    path = str(getattr(error, "filename", None) or "files")
+    expected = f"a path that can be read and written ({reason or os.strerror(number or 0)})"
+    return str(UsageError(path, None, expected, "free space or choose another folder"))
 
 
 def _absent(error: Exception) -> str | None:
-    """One line for a package that is not installed; a part that one lacks is a defect."""
+    """One line for a package that is not installed; a module that one lacks is a defect."""
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
     package = error.name.partition(".")[0]
@@ -136,8 +159,8 @@ def _absent(error: Exception) -> str | None:
 def starting_tensorflow() -> Iterator[None]:
     """Keeps what TensorFlow's libraries print while they load off the terminal.
 
-    They write to file descriptor 2 before any logging level holds. It is given back when the block
-    ends, and everything is shown if the block fails. Put the imports there and nothing else.
+    They write to file descriptor 2 before a logging level applies. It is restored when the block
+    ends, and what was written is shown if the block fails. Put imports there and nothing else.
     """
     text = ""
     try:
@@ -152,28 +175,3 @@ def starting_tensorflow() -> Iterator[None]:
     finally:
         if text:
             console.print_error(text.rstrip())
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in plain text: no colors, no cell cut, numbers to the right; `None` is `-`."""
-    from rich import box, console, text
-    from rich import table as rich_table
-
-    drawn = rich_table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
-    for place, header in enumerate(headers):
-        numeric = bool(cells) and all(_numeric(row[place]) for row in cells)
-        drawn.add_column(text.Text(header), justify="right" if numeric else "left", no_wrap=True)
-    for row in cells:
-        drawn.add_row(*(text.Text(cell) for cell in row))
-    wide = console.Console(width=100_000, color_system=None, force_terminal=False)
-    with wide.capture() as capture:
-        wide.print(drawn)
-    return "\n".join(line.rstrip() for line in capture.get().replace("─", "-").splitlines())
-
-
-def _numeric(cell: str) -> bool:
-    return (
-        cell == "-"
-        or cell.replace(",", "").rstrip("%x").strip().lstrip("+-").replace(".", "", 1).isdigit()
-    )

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 from mobilenet.lazy import attributes
 
 if TYPE_CHECKING:
-    from mobilenet.data.datasets import describe, example_image, explain
+    from mobilenet.data.datasets import describe, explain
     from mobilenet.data.pipeline import load
+    from mobilenet.data.sources.example import example_image
     from mobilenet.data.split import DatasetInfo
 
 _SOURCES = {
     "DatasetInfo": "mobilenet.data.split",
     "describe": "mobilenet.data.datasets",
-    "example_image": "mobilenet.data.datasets",
+    "example_image": "mobilenet.data.sources.example",
     "explain": "mobilenet.data.datasets",
     "load": "mobilenet.data.pipeline",
 }

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from PIL import Image
 
-from mobilenet import files
 from mobilenet.configs import dataset as dataset_configs
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import corrupt_images, tfds, tfrecord
@@ -154,30 +151,6 @@ def explain(
         return _corrupt_error(_corrupt(config, items))
     opened = _open_records(config.replace(skip_corrupt=False), split)
     return tfrecord.explain(error, opened, config)
-
-
-def example_image(dataset: DatasetConfig | str, size: int, folder: Path) -> Path | None:
-    """The path of one image of the test split, as an example for `predict`.
-
-    Args:
-        dataset: the data set; of class folders it is one of their files.
-        size: height and width of a digit, in pixels.
-        folder: a digit is written to `example.png` in it.
-
-    Returns:
-        The path; `None` for data sets of other kinds.
-    """
-    config = _config(dataset)
-    if config.name == "digits":
-        embedded = digits.load()
-        path = folder / "example.png"
-        image = Image.fromarray(embedded.image(int(embedded.indices("test")[0]), size))
-        with files.replacing(path) as temporary:
-            image.save(temporary)
-        return path
-    if config.name == "image_folder" and config.data_dir is not None:
-        return image_folder.list_images(config.data_dir).splits["test"][0][0]
-    return None
 
 
 def _corrupt(config: DatasetConfig, items: Sequence[image_folder.Item]) -> dict[str, str]:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import archives, files, strict_json
-from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
 from mobilenet.models import checkpoint_index, hdf5, safe_loading
@@ -91,7 +90,7 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
         raise UsageError(
             str(path), None, f"a whole Keras model ({_first_line(error)})", "save it again"
         ) from None
-    model.mobilenet_config = architecture(card)
+    model.mobilenet_config = card.model_config()
     return LoadedModel(model, card)
 
 
@@ -108,14 +107,6 @@ def _model_of(path: Path) -> tuple[Path, Any]:
     if path.suffix in (".h5", ".hdf5"):
         return path, _load_h5(path)
     raise UsageError(str(path), None, _KINDS)
-
-
-def architecture(card: Card) -> MobileNetConfig | None:
-    """The model's config, for `builder.config_of`; none where the card has none, or a later one."""
-    try:
-        return MobileNetConfig.from_json(card.architecture) if card.architecture else None
-    except UsageError:
-        return None
 
 
 def card_of(model: Any) -> Card:

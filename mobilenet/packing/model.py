@@ -91,7 +91,7 @@ def unpack(path: str | os.PathLike[str]) -> Unpacked:
     except UsageError as error:
         raise error.within(str(path)) from None
     if builder.config_of(model) is None:
-        model.mobilenet_config = saving.architecture(card)
+        model.mobilenet_config = card.model_config()
     return Unpacked(saving.LoadedModel(model, card), ranges if header.get("ranges") else None)
 
 

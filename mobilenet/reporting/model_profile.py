@@ -17,7 +17,7 @@ from mobilenet.export.verification import verify
 from mobilenet.models import counting, saving
 from mobilenet.models.graph.roles import Graph, kind
 from mobilenet.packing import model as packed_model
-from mobilenet.reporting import layer_latency, packed_size
+from mobilenet.reporting import layer_latency, packed_size, tables
 
 FLOAT_BYTES = 4
 
@@ -121,8 +121,8 @@ class Profile:
         if self.whole is not None:
             lines.insert(
                 0,
-                f"whole float file: {1000 * self.whole:.4f} ms on one thread; the layers add up to "
-                f"{self.seconds / self.whole:.1%} of it",
+                f"whole float file: {tables.milliseconds(1000 * self.whole)} ms on one thread; the "
+                f"layers add up to {self.seconds / self.whole:.1%} of it",
             )
         return lines
 

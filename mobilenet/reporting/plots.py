@@ -13,8 +13,6 @@ import numpy.typing as npt
 
 from mobilenet import files
 from mobilenet.errors import UsageError
-from mobilenet.models.graph.variables import check_finite
-from mobilenet.reporting import sparsity
 
 _BINS = 80
 _INCHES, _DOTS = (6.4, 3.6), 100
@@ -47,6 +45,9 @@ def histograms(model: Any, folder: str | os.PathLike[str]) -> list[Path]:
     Raises:
         UsageError: a weight is not finite, or the folder cannot be written.
     """
+    from mobilenet.models.graph.variables import check_finite
+    from mobilenet.reporting import sparsity
+
     check_folder("folder", folder)
     check_finite(model)
     made = []

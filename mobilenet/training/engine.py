@@ -145,6 +145,8 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
         objects["best"] = best
     checkpoints = Checkpoints(job.checkpoints, **objects)
     done, rows = checkpoints.restore()
+    if done:
+        log.info("%s: continues after epoch %d of %d", job.name, done, job.config.epochs)
     epochs = _EpochCallback(learner, method, average, best, job, checkpoints, rate, rows)
     if done < job.config.epochs:
         learner.fit(

@@ -39,10 +39,11 @@ from mobilenet.training.resolve_config import steps_per_epoch
 from mobilenet.training.resume import Checkpoints, Row
 from mobilenet.training.run_data import RunData
 from mobilenet.training.run_folder import RunFolder
-from mobilenet.training.stage_report import MASK_CHANGES, StageReport
+from mobilenet.training.stage_report import MASK_CHANGES, StageReport, finished_before
 
 log = logging.getLogger("mobilenet")
 _MIN_SECONDS = 0.01  # of a round of timing; shorter ones measure the machine more than the model
+_FORGOTTEN = 1e-3  # share of the initial statistics at which validation was seen to recover
 _METHOD_OF: dict[str, Callable[[RunConfig], Config | None]] = {
     "train": lambda config: None,
     "prune": lambda config: config.pruning,
@@ -99,11 +100,9 @@ class Pipeline:
     def execute(self) -> list[StageReport]:
         """Runs the stages that are not finished; returns the reports of all finished ones."""
         for part in self.config.parts(self.stages):
-            report = self.run.finished(part)
-            if report is None and not part.is_last and self.run.finished(Part(part.stage)):
-                continue  # the folder of an earlier round was removed after the stage had finished
-            if report is not None:
-                log.info("%s: finished before, top-1 %0.2f %%", part, report.top1)
+            if self.run.is_done(part):
+                if report := self.run.finished(part):
+                    log.info(finished_before(report))
                 continue
             started = time.monotonic()
             tf_keras.utils.set_random_seed(self.config.seed)
@@ -252,6 +251,7 @@ class Pipeline:
         """Trains, in the scope of the strategy."""
         config = self.config.recipe(part)
         job = self._job(part, config)
+        self._explain_validation(part, config, job.steps_per_epoch)
         if teacher is not None:
             copy = teacher.teacher(self.config.distillation, self.preprocessing)
             job = dataclasses.replace(job, teacher=copy)
@@ -265,6 +265,21 @@ class Pipeline:
         model = start if method is None else method.apply(start)
         with arrays.explain_errors(self.config.dataset, "train", "validation"):
             return model, engine.fit(model, method, job)
+
+    def _explain_validation(self, part: Part, config: TrainConfig, steps_per_epoch: int) -> None:
+        """Says why the first epochs of a model from scratch look as if it did not learn."""
+        if self.config.init_checkpoint is not None or self.source(part) is not None:
+            return
+        decay = self.config.model.batch_norm_decay
+        steps = math.log(_FORGOTTEN) / math.log(decay) if 0 < decay < 1 else 0.0
+        epochs = math.ceil(steps / steps_per_epoch)
+        if min(epochs, config.epochs) > 1:
+            log.info(
+                "%s: validation stays near chance for up to %d epochs, until the moving statistics "
+                "of batch norms have forgotten their initial values",
+                part,
+                epochs,
+            )
 
     def _result(
         self,

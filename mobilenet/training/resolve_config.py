@@ -1,7 +1,8 @@
-"""What only the data can tell of a run: its classes, its steps, what fits their number."""
+"""The fields of a run's config that depend on its data and on its initial weights."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from mobilenet import data
@@ -12,31 +13,47 @@ from mobilenet.configs.distillation import AUTO, NONE, START, Distillation
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError
-from mobilenet.models import saving
+
+_CARD = "card.json"  # of a model folder
 
 
-def completed(
-    config: RunConfig, classes_given: bool, decay_given: bool, teacher_given: bool = False
+@dataclasses.dataclass(frozen=True)
+class Explicit:
+    """Which of these fields were set by the user, and therefore stay.
+
+    Attributes:
+        num_classes: it must match the data.
+        batch_norm_decay: it is used whatever the number of steps.
+        teacher: some stage must have a use for it.
+    """
+
+    num_classes: bool = False
+    batch_norm_decay: bool = False
+    teacher: bool = False
+
+
+def resolve(
+    config: RunConfig, explicit: Explicit = Explicit()
 ) -> tuple[RunConfig, data.DatasetInfo]:
-    """Fills in what only the data and the start can tell: the class count, a batch-norm momentum
-    that fits, whether stages distil from what they start with, and the channels of a start that
-    was thinned.
+    """Fills in what depends on the data and on the initial weights.
+
+    These are the number of classes, a batch-norm momentum that fits the number of steps, whether
+    stages are distilled from the model that they start from, and the channels of a thinned model
+    that training starts from.
 
     Args:
-        config: as recipes and flags made it.
-        classes_given: `num_classes` was asked for and must match the data.
-        decay_given: `batch_norm_decay` was asked for and stays.
-        teacher_given: `distillation.teacher` was asked for and must serve a stage.
+        config: from recipe and flags.
+        explicit: what stays as it is.
 
     Raises:
         UsageError: the data cannot be used, its classes do not match, there are fewer images than a
             batch, or no stage has a use for the teacher.
     """
-    if teacher_given:
+    if explicit.teacher:
         _check_teacher(config)
     info = data.describe(config.dataset)
-    model = _thinned(config).replace(classifier_activation=None)
-    if classes_given and model.num_classes != info.num_classes:
+    model = _with_channels_of_start(config).replace(classifier_activation=None)
+    if explicit.num_classes and model.num_classes != info.num_classes:
         raise UsageError(
             "--num_classes",
             model.num_classes,
@@ -45,29 +62,45 @@ def completed(
         )
     model = model.replace(num_classes=info.num_classes)
     steps = steps_per_epoch(info, config.train.batch_size)
-    if not decay_given:
+    if not explicit.batch_norm_decay:
         decay = recipes.batch_norm_decay(steps * config.train.epochs, model.batch_norm_decay)
         model = model.replace(batch_norm_decay=decay)
-    distillation = _decided(config.distillation, info)
+    distillation = _with_teacher(config.distillation, info)
     return config.replace(model=model, distillation=distillation), info
 
 
-def _thinned(config: RunConfig) -> MobileNetConfig:
-    """The model, with the channels of the one that the weights come from where that is thin."""
-    place = Path(config.init_checkpoint or "")
-    if config.init_checkpoint is None or not (place / saving.CARD).is_file():
+def resolve_as(config: RunConfig, stored: RunConfig, explicit: Explicit) -> RunConfig:
+    """As `resolve`, with what depends on the data taken from the resolved config of a run.
+
+    Reads no data: it tells whether a run is that of `config`, which it equals then.
+    """
+    model = _with_channels_of_start(config).replace(classifier_activation=None)
+    if not explicit.num_classes:
+        model = model.replace(num_classes=stored.model.num_classes)
+    if not explicit.batch_norm_decay:
+        model = model.replace(batch_norm_decay=stored.model.batch_norm_decay)
+    distillation = config.distillation
+    if distillation.teacher == AUTO:
+        distillation = distillation.replace(teacher=stored.distillation.teacher)
+    return config.replace(model=model, distillation=distillation)
+
+
+def _with_channels_of_start(config: RunConfig) -> MobileNetConfig:
+    """The model, with the channels of the one that the weights come from if that was thinned."""
+    folder = Path(config.init_checkpoint or "")
+    if config.init_checkpoint is None or not (folder / _CARD).is_file():
         return config.model
-    start = saving.architecture(Card.from_file(place / saving.CARD))
-    if config.model.channels or type(start) is not type(config.model):
+    start = Card.from_file(folder / _CARD).model_config()
+    if start is None or config.model.channels or type(start) is not type(config.model):
         return config.model
     return config.model.replace(channels=start.channels)
 
 
 def _check_teacher(config: RunConfig) -> None:
-    """A teacher that was asked for has a stage to teach, in a run that trains at all."""
+    """Checks that some stage learns from the teacher, in a run that trains at all."""
     teacher, stages = config.distillation.teacher, config.stages
-    fits = isinstance(config.quantization, PostTraining)
-    later = [s for s in stages if s == "prune" or (s == "quantize" and not fits)]
+    post_training = isinstance(config.quantization, PostTraining)
+    later = [s for s in stages if s == "prune" or (s == "quantize" and not post_training)]
     able = later if teacher == START else [s for s in stages if s == "train" or s in later]
     if teacher in (AUTO, NONE) or able or stages == ("convert",):
         return
@@ -80,7 +113,7 @@ def _check_teacher(config: RunConfig) -> None:
     )
 
 
-def _decided(distillation: Distillation, info: data.DatasetInfo) -> Distillation:
+def _with_teacher(distillation: Distillation, info: data.DatasetInfo) -> Distillation:
     if distillation.teacher != AUTO:
         return distillation
     few = info.sizes["train"] < recipes.FEW_IMAGES * info.num_classes

@@ -40,7 +40,7 @@ _PACKAGES = (
 # Fields that decide nothing until their stage has begun: until then a second run into the same
 # folder may change them.
 _FIELDS_OF = {"prune": ("prune", "pruning"), "quantize": ("quantize", "quantization")}
-_TAUGHT = ("prune", "quantize")  # by what they start with; a teacher of its own serves train too
+_DISTILLED = ("prune", "quantize")  # by what they start from; another teacher serves train too
 _LOCK, _ASIDE, _TRASH = ".lock", ".replaced", ".removed"
 
 log = logging.getLogger("mobilenet")
@@ -81,6 +81,10 @@ class RunFolder:
         report = next((report for report in self.reports if report.part == part), None)
         return report if self.folder(part).is_dir() else None
 
+    def is_done(self, part: Part) -> bool:
+        """Whether a part need not run: it is finished, or its whole stage is."""
+        return any(self.finished(p) is not None for p in (part, Part(part.stage)))
+
     def record(self, report: StageReport) -> None:
         """Writes the report of a stage; those of later stages are out of date and removed."""
         earlier = [r for r in self.reports if r.part.order < report.part.order]
@@ -116,63 +120,105 @@ def opened(
 ) -> Iterator[RunFolder]:
     """Opens the folder for this process alone, and checks that it is new or of the same config.
 
-    Until `begin` is called on what it yields, an error or a signal leaves the place as it was.
+    Until `begin` is called on what it yields, an error or a signal leaves the folder as it was.
 
     Raises:
         UsageError: another process works in it, it holds a run of another config or things that are
             no run, or it cannot be written.
     """
-    place = Path(path)
-    _check_is_run(place)
-    missing = [folder for folder in (place, *place.parents) if not folder.exists()]
-    lock = _locked(place)
+    folder = Path(path)
+    _check_is_run(folder)
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    lock = _locked(folder)
     run: RunFolder | None = None
     old: list[str] = []
     try:
-        _put_back(place)  # of a process that was killed before it began
-        _remove(place, [_TRASH])  # and of one that was killed as it began
-        old = [child.name for child in place.iterdir() if child.name != _LOCK]
-        before = None if overwrite or not old else _same_run(place, config)
+        _restore_replaced(folder)  # of a process that was killed before it began
+        _remove(folder, [_TRASH])  # and of one that was killed as it began
+        old = [child.name for child in folder.iterdir() if child.name != _LOCK]
+        before = None if overwrite or not old else _same_run(folder, config)
         if before is None:
-            _move(place, place / _ASIDE, old)
-            run = RunFolder(place, config)
+            _move(folder, folder / _ASIDE, old)
+            run = RunFolder(folder, config)
         else:
-            both = tuple(stage for stage in STAGES if stage in (*before.stages, *config.stages))
-            run = RunFolder(place, config.replace(stages=both), _read_reports(place), begun=True)
+            merged = _with_stages_of(before, config)
+            run = RunFolder(folder, merged, _read_reports(folder), begun=True)
             run.remove_resume_states()
-        files.write_json(place / CONFIG, run.config.to_json())
-        files.write_json(place / ENVIRONMENT, environment())
-        with _logging_to(place / LOG):
+        files.write_json(folder / CONFIG, run.config.to_json())
+        files.write_json(folder / ENVIRONMENT, environment())
+        with _logging_to(folder / LOG):
             yield run
     finally:
         if run is not None and not run.begun:
-            made = [child.name for child in place.iterdir() if child.name not in (_LOCK, _ASIDE)]
-            _remove(place, made)
-            _put_back(place)
+            new = [child.name for child in folder.iterdir() if child.name not in (_LOCK, _ASIDE)]
+            _remove(folder, new)
+            _restore_replaced(folder)
         lock.release()
         if not old and (run is None or not run.begun):
-            _remove(place, [_LOCK])
-            for folder in missing:
+            _remove(folder, [_LOCK])
+            for parent in missing:
                 with contextlib.suppress(OSError):  # another process has put something there
-                    folder.rmdir()
+                    parent.rmdir()
 
 
-def _locked(place: Path) -> filelock.BaseFileLock:
+def stored_config(path: str | os.PathLike[str]) -> RunConfig | None:
+    """The config of the run in a folder; `None` if there is none, or if it is being replaced.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    folder = Path(path)
+    if not (folder / CONFIG).is_file() or (folder / _ASIDE).exists() or (folder / _TRASH).exists():
+        return None
+    return RunConfig.from_file(folder / CONFIG)
+
+
+def finished_reports(path: str | os.PathLike[str], config: RunConfig) -> list[StageReport] | None:
+    """The reports of the run in a folder, if opening it with `config` would change nothing.
+
+    Args:
+        path: of a folder with a `stored_config`.
+        config: resolved; its stages are those in question.
+
+    Returns:
+        All reports of the run; `None` if a stage has still to run or its config to be written.
+
+    Raises:
+        UsageError: another process works in the folder, the run has another config, or its report
+            is damaged.
+    """
+    folder = Path(path)
+    lock = _locked(folder)
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(place / _LOCK, blocking=False)
+        before = _same_run(folder, config)
+        run = RunFolder(folder, _with_stages_of(before, config), _read_reports(folder))
+        is_finished = all(map(run.is_done, config.parts(config.stages)))
+        return run.reports if is_finished and run.config == before else None
+    finally:
+        lock.release()
+
+
+def _with_stages_of(before: RunConfig, config: RunConfig) -> RunConfig:
+    stages = tuple(stage for stage in STAGES if stage in (*before.stages, *config.stages))
+    return config.replace(stages=stages)
+
+
+def _locked(folder: Path) -> filelock.BaseFileLock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / _LOCK, blocking=False)
         lock.acquire()
     except filelock.Timeout:
         raise UsageError(
             "--model_dir",
-            str(place),
+            str(folder),
             "a folder that no other process trains in",
             "wait, or choose another",
         ) from None
     except (OSError, NotImplementedError) as error:
         raise UsageError(
             "--model_dir",
-            str(place),
+            str(folder),
             f"a folder that can be written ({_reason(error)})",
             "choose another folder",
         ) from None
@@ -183,30 +229,30 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _check_is_run(place: Path) -> None:
-    """Refuses to move into somebody else's folder."""
-    if place.exists() and not place.is_dir():
-        raise UsageError("--model_dir", str(place), "a folder", "choose another name")
-    if not place.is_dir():
+def _check_is_run(folder: Path) -> None:
+    """Refuses a folder that holds something other than a run."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("--model_dir", str(folder), "a folder", "choose another name")
+    if not folder.is_dir():
         return
     try:
-        names = {p.name for p in place.iterdir()} - {_LOCK, _ASIDE, _TRASH}
+        names = {p.name for p in folder.iterdir()} - {_LOCK, _ASIDE, _TRASH}
     except OSError as error:
         raise UsageError(
-            "--model_dir", str(place), f"a folder that can be read ({_reason(error)})"
+            "--model_dir", str(folder), f"a folder that can be read ({_reason(error)})"
         ) from None
     if names and CONFIG not in names:
         raise UsageError(
             "--model_dir",
-            str(place),
+            str(folder),
             "a new folder or one that holds a run",
             "choose another folder",
         )
 
 
-def _remove(place: Path, names: Iterable[str]) -> None:
+def _remove(folder: Path, names: Iterable[str]) -> None:
     for name in names:
-        child = place / name
+        child = folder / name
         if child.is_dir():
             shutil.rmtree(child)
         else:
@@ -219,30 +265,30 @@ def _move(source: Path, target: Path, names: Iterable[str]) -> None:
         (source / name).rename(target / name)
 
 
-def _put_back(place: Path) -> None:
+def _restore_replaced(folder: Path) -> None:
     """Undoes an `--overwrite` that did not get as far as training."""
-    aside = place / _ASIDE
+    aside = folder / _ASIDE
     if aside.is_dir():
         names = [child.name for child in aside.iterdir()]
-        _remove(place, names)
-        _move(aside, place, names)
+        _remove(folder, names)
+        _move(aside, folder, names)
         aside.rmdir()
 
 
-def _same_run(place: Path, config: RunConfig) -> RunConfig:
+def _same_run(folder: Path, config: RunConfig) -> RunConfig:
     """The config of the run that is there; refuses one that computes something else."""
-    before = RunConfig.from_file(place / CONFIG)
+    before = RunConfig.from_file(folder / CONFIG)
     free = {"stages"}
     begun = {
         stage
         for stage in STAGES
-        if any([*place.glob(f"{stage}*"), *(place / CHECKPOINTS).glob(f"{stage}*")])
+        if any([*folder.glob(f"{stage}*"), *(folder / CHECKPOINTS).glob(f"{stage}*")])
     }
     for stage, fields in _FIELDS_OF.items():
         if stage not in begun:
             free.update(fields)
     other = before.distillation.model or config.distillation.model
-    if not begun.intersection(("train", *_TAUGHT) if other else _TAUGHT):
+    if not begun.intersection(("train", *_DISTILLED) if other else _DISTILLED):
         free.add("distillation")
     old, new = (
         {key: value for key, value in one.to_json().items() if key not in free}
@@ -254,7 +300,7 @@ def _same_run(place: Path, config: RunConfig) -> RunConfig:
         more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
         raise UsageError(
             "--model_dir",
-            str(place),
+            str(folder),
             f"a run of this config; there {name} is {shown(there)}, here {shown(here)}{more}",
             "choose another --model_dir, or --overwrite to start again",
         )
@@ -285,7 +331,7 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any,
 
 
 def environment() -> dict[str, Any]:
-    """What the run runs on: versions, processor, cores."""
+    """Versions, processor and command of this process."""
     versions = {}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -15,6 +15,7 @@ _FIGURES = (
     *("bytes", "gzip_bytes", "latency_ms", "minutes"),
 )
 MASK_CHANGES = "mask_changes"  # the key in the report of a method and in the file
+_MASK_CHANGES_0_1 = "flips"  # the key in files of version 0.1
 _COLUMNS = 3  # step, weights removed, weights regrown
 
 
@@ -78,15 +79,23 @@ class StageReport:
         figures = {name: _number(values.pop(name, None)) for name in _SCORES}
         figures |= {name: _number(values.pop(name)) for name in _FIGURES if name in values}
         history = _rows(values.pop("history", []), dict)
-        changes = tuple(tuple(row) for row in _rows(values.pop(MASK_CHANGES, None) or [], list))
-        if MASK_CHANGES in entry and not changes:
-            raise ValueError(f"{MASK_CHANGES} has rows")
-        for row in changes:
-            if len(row) != _COLUMNS:
-                raise ValueError(f"a row of {MASK_CHANGES} has {_COLUMNS} values")
-            for value in row:
-                _number(value)
-        return cls(part, **figures, history=history, mask_changes=changes, details=values)
+        changes = [
+            _mask_changes(values.pop(k)) for k in (_MASK_CHANGES_0_1, MASK_CHANGES) if k in values
+        ]
+        changed = changes[-1] if changes else ()
+        return cls(part, **figures, history=history, mask_changes=changed, details=values)
+
+
+def finished_before(report: StageReport) -> str:
+    """The line that a run prints for a stage which it need not run again."""
+    return f"{report.part}: finished before, top-1 {report.top1:.2f} %"
+
+
+def _mask_changes(value: Any) -> tuple[tuple[int, ...], ...]:
+    rows = _rows(value, list)
+    if not rows or any(len(row) != _COLUMNS for row in rows):
+        raise ValueError(f"rows of {_COLUMNS} values")
+    return tuple(tuple(map(_number, row)) for row in rows)
 
 
 def _rows(value: Any, kind: type) -> tuple[Any, ...]:

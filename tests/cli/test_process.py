@@ -1,4 +1,4 @@
-"""A command as a process: how it ends, what it prints, what it keeps off the terminal."""
+"""A command as a process: its status, its errors, interruption, and output of libraries."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from mobilenet import cli
-
 BODY = """
 import os, sys, time
 from mobilenet import cli
@@ -27,17 +25,6 @@ FULL = f"raise OSError({errno.ENOSPC}, 'No space left on device', '/a/b')"
 FOREIGN = (
     "raise OSError('Unable to write (errno = 28, No space left on device)')"  # as h5py words it
 )
-
-
-def test_a_table_cuts_and_colours_nothing() -> None:
-    long = "x" * 300
-    lines = cli.table(["stage", "top-1", "what"], [["train", 98.5, long], ["[red]é", None, ""]])
-    head, rule, first, second = lines.splitlines()
-    assert head.split() == ["stage", "top-1", "what"]
-    assert set(rule) == {"-"}
-    assert first.split() == ["train", "98.5", long]
-    assert second.split() == ["[red]é", "-"]
-    assert first.index("98.5") + 4 == head.index("top-1") + 5 == second.rindex("-") + 1
 
 
 def process(body: str, *, wait: bool = True, **kwargs: Any) -> Any:
@@ -60,10 +47,20 @@ def process(body: str, *, wait: bool = True, **kwargs: Any) -> Any:
             2,
             "--x: got 0, expected a number; try 1",
         ),
-        (FULL, 2, "/a/b: expected a place that can be "),
-        (FOREIGN, 2, "files: expected a place that can be "),
-        ("os.write(os.open('/dev/full', os.O_WRONLY), b'x')", 2, "files: expected a place"),
-        ("raise KeyboardInterrupt", 130, "\n"),
+        (FULL, 2, "/a/b: expected a path that can be "),
+        (FOREIGN, 2, "files: expected a path that can be "),
+        ("os.write(os.open('/dev/full', os.O_WRONLY), b'x')", 2, "files: expected a path"),
+        ("raise KeyboardInterrupt", 130, "interrupted\n"),
+        (
+            "with cli.resumable('go on'): raise KeyboardInterrupt",
+            130,
+            "interrupted; go on\n",
+        ),
+        (
+            "with cli.resumable('go on'): os.kill(os.getpid(), 15)",
+            143,
+            "interrupted; go on\n",
+        ),
         ("import none_of_ours.part", 2, "none_of_ours: expected an installed package; pip"),
     ],
 )

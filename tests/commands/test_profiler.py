@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenet import profiler, surgery
+from mobilenet import cli, profiler, surgery
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
 from mobilenet.tflite import model as tflite_model
@@ -25,11 +25,13 @@ from mobilenet.export import tflite_converter  # noqa: E402
 from mobilenet.models import counting, saving  # noqa: E402
 from mobilenet.packing import model as packed_model  # noqa: E402
 from mobilenet.reporting import (  # noqa: E402
+    int8_comparison,
     layer_latency,
     model_profile,
     packed_size,
     plots,
     sparsity,
+    tables,
     tflite_profile,
 )
 
@@ -260,6 +262,43 @@ def test_the_command_shows_a_file_alone(
     out = capsys.readouterr().out
     assert f"{len(float_file('mobilenet_v1')):,} bytes;" in out
     assert "CONV_2D" in out and "float32 8x3x3x3" in out and "ms" not in out
+
+
+def test_every_table_fits_the_terminal(
+    saved: Path,
+    float_file: Callable[[str], bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    file = tmp_path / "model.tflite"
+    file.write_bytes(float_file("mobilenet_v1"))
+    profiler.run([str(saved), "--nolatency", f"--histograms={tmp_path / 'h'}"])
+    profiler.run([str(file), "--nolatency"])
+    line = int8_comparison.Line(
+        layer="expanded_conv_10_depthwise_activation",
+        operator="DEPTHWISE_CONV_2D",
+        low=-0.000123,
+        high=123.4,
+        reached=(-1.23e-5, 98.7),
+        outliers=123.4,
+        alone=43.21,
+        accumulated=12.34,
+        cause="a channel 12 times as large as the median channel sets the scale of all others",
+        remedy="equalize the channels: quantize with --ptq_steps auto",
+    )
+    print(cli.table(*tables.of_comparison([line, line])))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
+    cells = {cell for line in lines for cell in line.split()}
+    total = f"{saving.load(saved).model.count_params():,}"
+    assert {total, "Conv2d_13_pointwise", "DEPTHWISE_CONV_2D", "43.2", "12.3"} <= cells
+
+
+def test_times_have_three_digits() -> None:
+    assert tables.milliseconds(0.12345) == "0.123"
+    assert tables.milliseconds(1234.5) == "1,234.500"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from mobilenet import trainer
 from mobilenet.configs import recipes
 from mobilenet.configs.archs import MobileNetV1Config
 from mobilenet.configs.distillation import Distillation
-from mobilenet.configs.run import RunConfig
+from mobilenet.configs.run import Part, RunConfig
 from mobilenet.errors import UsageError
 from mobilenet.models import builder
 from mobilenet.training import initial_weights, run_folder
@@ -74,6 +75,59 @@ def test_the_folder_of_another_config_is_refused(run: Path, words: list[str], fi
     assert first.format(lr=CONFIG.train.lr) in said
     assert "choose another --model_dir, or --overwrite to start again" in said
     assert content(run) == before
+
+
+def loaded_by(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """The trainer in a process of its own; its last line lists the heavy libraries it loaded."""
+    heavy = "{'tensorflow', 'tf_keras', 'keras', 'ai_edge_litert', 'sklearn', 'matplotlib'}"
+    code = (
+        "import sys\nfrom mobilenet import trainer\n"
+        f"try: trainer.run({words!r})\nexcept ValueError as error: print(error)\n"
+        f"print(sorted({heavy} & set(sys.modules)))"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+def cpu_seconds(words: list[str]) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """CPU time of `loaded_by`, the least of three, as other processes may slow one down."""
+    times = []
+    for _ in range(3):
+        before = os.times()
+        done = loaded_by(words)
+        after = os.times()
+        times.append(
+            sum(after[2:4]) - sum(before[2:4])  # user and system time of the children
+        )
+    return min(times), done
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "convert: finished before, top-1 "),
+        (["--stages=train,prune"], "prune: finished before, top-1 "),
+        (["--num_classes=10"], "convert: finished before, top-1 "),
+        (["--lr=0.5"], "expected a run of this config; there train.lr is "),
+        (["--num_classes=7"], "there model.num_classes is 10, here 7"),
+        (["--batch_norm_decay=0.5"], "there model.batch_norm_decay is "),
+        (["--distill=start"], "there distillation.teacher is 'none', here 'start'"),
+    ],
+)
+def test_a_finished_run_and_a_refusal_answer_without_tensorflow(
+    run: Path, words: list[str], expected: str
+) -> None:
+    before = content(run)
+    seconds, done = cpu_seconds([*LEARNED, *words, f"--model_dir={run}"])
+    assert seconds < 1
+    assert expected in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert content(run) == before
+
+
+def test_a_replayed_config_of_a_finished_run_answers_without_tensorflow(run: Path) -> None:
+    done = loaded_by([f"--config_file={run / 'config.json'}", f"--model_dir={run}"])
+    assert "convert: finished before, top-1 " in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_noresume_wants_a_new_folder(run: Path) -> None:
@@ -139,7 +193,7 @@ def test_the_resume_state_of_a_finished_stage_is_removed_when_the_run_is_opened(
     shutil.rmtree(run / "quantize")
     (run / "checkpoints/quantize").mkdir()
     with run_folder.opened(run, config) as opened:
-        assert opened.finished("train") and not opened.finished("quantize")
+        assert opened.finished(Part("train")) and not opened.finished(Part("quantize"))
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["quantize"]
 
 
@@ -184,14 +238,14 @@ def test_stages_are_added_in_the_same_folder(
 def test_a_teacher_may_change_until_it_has_taught(tmp_path: Path) -> None:
     place, start = tmp_path / "run", CONFIG.replace(distillation=Distillation("start"))
     none, other = (
-        CONFIG.replace(distillation=Distillation(name)) for name in ("none", "nets/other")
+        CONFIG.replace(distillation=Distillation(name)) for name in ("none", "models/other")
     )
 
     def go(config: RunConfig, *begins: str) -> None:
         with run_folder.opened(place, config) as opened:
             opened.begin()
             for stage in begins:
-                opened.checkpoints(stage).mkdir(parents=True)
+                opened.checkpoints(Part(stage)).mkdir(parents=True)
 
     go(start)
     go(other)
@@ -346,10 +400,12 @@ def test_a_process_that_is_stopped_goes_on_with_the_same_command(
     finally:
         running.kill()
     assert running.returncode == status
-    assert err.strip() == ""
+    line = "" if number == signal.SIGKILL else "interrupted; the same command continues the run\n"
+    assert err == line
     assert not (folder / "train").exists()
     done = command("trainer", *words)
     assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^train: continues after epoch \d+ of 40$", done.stdout, re.MULTILINE)
     epochs = [line for line in done.stdout.splitlines() if line.startswith("train    epoch")]
     assert 30 < len(epochs) <= 37
     assert epochs[-1].startswith("train    epoch  40/40")

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from mobilenet.configs import dataset as datasets
-from mobilenet.data.datasets import example_image
+from mobilenet.data.sources.example import example_image
 
 
 def test_a_digit_of_the_test_split(tmp_path: Path) -> None:

@@ -244,7 +244,9 @@ def use_card(folder: Path) -> None:
 def _completed_config() -> Any:
     from mobilenet.training import resolve_config
 
-    return resolve_config.completed(seeds.run_config(), True, True)[0]
+    return resolve_config.resolve(
+        seeds.run_config(), resolve_config.Explicit(num_classes=True, batch_norm_decay=True)
+    )[0]
 
 
 def make_report(folder: Path) -> None:

@@ -27,6 +27,7 @@ from mobilenet.configs.run import RunConfig  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.models import builder, saving  # noqa: E402
 from mobilenet.training import distillation, engine, losses, resolve_config  # noqa: E402
+from mobilenet.training.resolve_config import Explicit  # noqa: E402
 
 WAY = PREPROCESSING["inception"]
 LABELS = ("a", "b", "c", "d", "e")
@@ -218,10 +219,10 @@ def test_few_images_of_a_class_are_distilled(
 ) -> None:
     info = data.DatasetInfo(10, (), {"train": images}, ("train",))
     monkeypatch.setattr(data, "describe", lambda dataset: info)
-    config, _ = resolve_config.completed(run_of(), False, False)
+    config, _ = resolve_config.resolve(run_of())
     assert config.distillation == Distillation(teacher)
     asked = run_of(distillation=Distillation("none", 0.3))
-    assert resolve_config.completed(asked, False, False)[0].distillation == asked.distillation
+    assert resolve_config.resolve(asked)[0].distillation == asked.distillation
 
 
 @pytest.mark.parametrize(
@@ -237,8 +238,8 @@ def test_a_teacher_without_a_stage_is_refused(
 ) -> None:
     config = run_of(distillation=Distillation(teacher), **changes)
     with pytest.raises(UsageError, match=f"--distill: got '{teacher}', .*{expected}"):
-        resolve_config.completed(config, False, False, teacher_given=True)
-    assert resolve_config.completed(config, False, False)[0] is not None  # one of a file replays
+        resolve_config.resolve(config, Explicit(teacher=True))
+    assert resolve_config.resolve(config)[0] is not None  # one of a file replays
 
 
 def test_a_stage_tells_what_it_learnt_from_and_which_epoch_it_kept(tmp_path: Path) -> None:

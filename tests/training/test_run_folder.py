@@ -76,6 +76,7 @@ def test_a_report_has_every_figure_of_its_entry() -> None:
     assert report.to_json() == entry
     surgery = StageReport.from_json({**ENTRY, "stage": "prune_1", "mask_changes": [ROW, ROW]})
     assert (surgery.part, surgery.mask_changes) == (Part("prune", 1), (tuple(ROW), tuple(ROW)))
+    assert StageReport.from_json({**ENTRY, "stage": "prune_1", "flips": [ROW, ROW]}) == surgery
 
 
 @pytest.mark.parametrize(
