@@ -26,12 +26,12 @@ import difflib
 import logging
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-import mobilenet
 from mobilenet.cli import tables, values
 from mobilenet.cli.flags import GROUPS, FlagSpec, option
 from mobilenet.cli.overrides import settle
@@ -103,7 +103,7 @@ class Command:
             print(self.help(full="helpfull" in typed))
             raise SystemExit(0)
         if "version" in typed:
-            print(f"mobilenet {mobilenet.__version__}")
+            print(f"mobilenet {metadata.version('mobilenet')}")
             raise SystemExit(0)
         if arguments and not self.arguments:
             raise UsageError(
