@@ -134,9 +134,9 @@ def _format(model: Any, kind: str, data: bytes) -> bytes:
     from mobilenet.export.rewrites import dynamic_range
 
     if kind == "weights":
-        return dynamic_range.quantize(data)
+        return dynamic_range.quantize_kernels(data)
     if kind == "all":
-        return dynamic_range.quantize(data, narrow=0)
+        return dynamic_range.quantize_kernels(data, narrow=0)
     return (
         tflite_converter.float16_flatbuffer(model) if kind == "float16" else models.dynamic(model)
     )

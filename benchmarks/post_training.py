@@ -132,11 +132,11 @@ class Bench:
         config = PostTraining(steps=steps, keep_float=self.floats)
         made = post_training_pipeline.quantize(self.model, self.way, images, config)
         int8_saving.for_export(made.wrapped, made.repair)
-        floats = float_fallback.Kept(
+        floats = float_fallback.FloatLayers(
             float_layers.folded_kernels(made.wrapped),
             float_layers.find_all_float_layers(made.wrapped),
         )
-        return tflite_converter.int8_flatbuffer(made.wrapped, kept=floats)
+        return tflite_converter.int8_flatbuffer(made.wrapped, float_layers=floats)
 
     def table(self, chosen: list[str] | None) -> Iterator[list[object]]:
         import models
@@ -150,7 +150,7 @@ class Bench:
             makers[name] = lambda steps=steps: self.fitted(steps, self.seen.images)
         makers["stock dynamic"] = lambda: models.dynamic(self.model)
         names = [
-            name for name in number_formats.MAKERS if name != "edge_int4"
+            name for name in number_formats.CONVERTERS if name != "edge_int4"
         ]  # needs kernels on a grid
         makers |= {name: lambda name=name: self._format(name) for name in names}
         for name, make in makers.items():
@@ -213,11 +213,12 @@ class Bench:
         """A number format as the converter writes it, before its verification."""
         from mobilenet.configs.conversion import ConversionConfig
         from mobilenet.export import number_formats
+        from mobilenet.export.source import Source
 
-        source = number_formats.Source(Path("."), self.net, False)
+        source = Source(Path("."), self.net, False)
         form, few = ConversionConfig(quantization=name), self.images[:1]
-        job = number_formats.Job(source, few, form, self.net.card.input_shape, self.seen)
-        return number_formats.make(job).data
+        job = number_formats.ConversionJob(source, few, form, self.net.card.input_shape, self.seen)
+        return number_formats.convert(job).data
 
 
 def labels_of(listed: Any, limit: int) -> Any:

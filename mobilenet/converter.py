@@ -61,8 +61,9 @@ def run(argv: list[str]) -> int | None:
     fitting = cli.settle(PostTraining(), typed)
     with cli.starting_tensorflow():
         from mobilenet.data import arrays
-        from mobilenet.export import calibration_data, number_formats
+        from mobilenet.export import calibration_data
         from mobilenet.export import pipeline as export_pipeline
+        from mobilenet.export.source import open_source, preprocessing_of
 
         form = ConversionConfig(**{spec.name: options[spec.name] for spec in flags.FORM})
     source = Path(options["model"])
@@ -70,11 +71,11 @@ def run(argv: list[str]) -> int | None:
     files.check_target(target, "--output")
     if options["fitted"] is not None:
         files.check_target(options["fitted"], "--fitted")
-    opened = number_formats.open_source(source)
+    opened = open_source(source)
     form.io_type(opened.quantized)
-    shape = form.input_shape(opened.net.model.input_shape[1:])
-    data = cli.dataset_of(parsed, opened.net.card.dataset)
-    way = export_pipeline.preprocessing_of(opened.net.card, data)
+    shape = form.input_shape(opened.model.input_shape[1:])
+    data = cli.dataset_of(parsed, opened.card.dataset)
+    way = preprocessing_of(opened.card, data)
     images = arrays.load_images(data, "test", shape, way, options["verify_images"])
     seen = None
     if calibrated:
@@ -95,7 +96,7 @@ def _freeze(parsed: cli.Parsed) -> list[tuple[str, object]]:
     _calibrated(parsed)
     number("--batch", options["batch"], least=0, most=MAX_BATCH, integer=True)
     with cli.starting_tensorflow():
-        from mobilenet.export import freezing
+        from mobilenet.export import pipeline as export_pipeline
     form = ConversionConfig(
         batch=options["batch"] or 1,
         image_size=options["image_size"],
@@ -104,7 +105,9 @@ def _freeze(parsed: cli.Parsed) -> list[tuple[str, object]]:
     source = Path(options["model"])
     target = Path(options["output"] or source.resolve().parent / "frozen_graph")
     count, batch = options["verify_images"], options["batch"] or None
-    return freezing.export(source, target, form, batch, count, lambda n: cli.dataset_of(parsed, n))
+    return export_pipeline.export_frozen_graph(
+        source, target, form, batch, count, lambda n: cli.dataset_of(parsed, n)
+    )
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -139,7 +142,7 @@ def _calibrated(parsed: cli.Parsed) -> bool:
 def _told(made: Any) -> str:
     """What was made, and the layers that lose most of the signal."""
     told = cli.table(["what", "value"], made.summary())
-    lossy = made.lossy(_WORST)
+    lossy = made.noisiest_layers(_WORST)
     if not lossy:
         return told
     heads = ["layers that lose most", "operator", "dB in", "dB out", "likeliest cause"]

@@ -126,7 +126,7 @@ def _batches(
 ) -> tuple[Any, Matching]:
     """The split as the model takes it, and which of its `classes` are those of the data."""
     from mobilenet import data as datasets
-    from mobilenet.export import pipeline as export_pipeline
+    from mobilenet.export import source
 
     info = datasets.describe(data)
     matching = match(classes, names, info.num_classes, info.labels, data.name)
@@ -139,7 +139,7 @@ def _batches(
         image_size=(height, width),
         batch_size=options["batch_size"],
         channels=channels,
-        preprocessing=export_pipeline.preprocessing_of(card, data),
+        preprocessing=source.preprocessing_of(card, data),
     )
     return batches, matching
 

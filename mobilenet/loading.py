@@ -12,8 +12,7 @@ from pathlib import Path
 
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.errors import UsageError
-from mobilenet.export import frozen_graph
-from mobilenet.models import saving
+from mobilenet.models import frozen_graph, saving
 from mobilenet.models.saving import LoadedModel
 from mobilenet.packing import container
 from mobilenet.packing import model as packed_model
@@ -116,12 +115,12 @@ def _load_keras(path: Path, quantizers: bool) -> LoadedModel:
 def _load_packed(path: Path, quantizers: bool) -> LoadedModel:
     unpacked = packed_model.unpack(path)
     if not quantizers or unpacked.ranges is None:
-        return unpacked.net
+        return unpacked.loaded
     try:
-        wrapped = int8_saving.assembled(unpacked.net, unpacked.ranges, "xnnpack")
+        wrapped = int8_saving.assembled(unpacked.loaded, unpacked.ranges, "xnnpack")
     except UsageError as error:
         raise error.within(str(path)) from None
-    return LoadedModel(wrapped, unpacked.net.card)
+    return LoadedModel(wrapped, unpacked.loaded.card)
 
 
 def _load_checkpoint(path: Path, quantizers: bool) -> LoadedModel:

@@ -102,7 +102,7 @@ def _net(path: Path, parsed: cli.Parsed) -> None:
 def _file(path: Path, parsed: cli.Parsed) -> None:
     from mobilenet.reporting import tables, tflite_profile
 
-    content = tflite_model.read(classifier.find(path))
+    content = tflite_model.read(classifier.resolve_flatbuffer(path))
     where = content, parsed.options["isolated"], str(path)
     needs = micro.needs(content, isolation.make(*where, "micro")) if parsed.options["micro"] else ()
     print(cli.table(*tables.of_file(tflite_profile.lines(content))))
@@ -138,14 +138,14 @@ def _images(parsed: cli.Parsed, card: Any, file_card: Any) -> tuple[Any, Any]:
     import numpy as np
 
     from mobilenet.data import arrays
-    from mobilenet.export import pipeline as export_pipeline
+    from mobilenet.export.source import preprocessing_of
     from mobilenet.runtime import images as pixels
 
     data = cli.dataset_of(parsed, card.dataset)
-    way = export_pipeline.preprocessing_of(card, data)
+    way = preprocessing_of(card, data)
     images = arrays.load_images(data, "test", card.input_shape, way, parsed.options["images"])
     mean, std = np.asarray(way.mean, np.float32), np.asarray(way.std, np.float32)
-    return images, pixels.normalise(images * std + mean, file_card.preprocessing)
+    return images, pixels.normalize(images * std + mean, file_card.preprocessing)
 
 
 def main() -> None:

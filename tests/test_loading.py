@@ -19,8 +19,11 @@ from slim_checkpoints import Slim, loaded, written  # noqa: E402
 from mobilenet import load_model, loading  # noqa: E402
 from mobilenet.compression.quantization.int8 import saving as int8_saving  # noqa: E402
 from mobilenet.compression.quantization.int8 import scheme  # noqa: E402
-from mobilenet.export import frozen_graph  # noqa: E402
-from mobilenet.models import saving  # noqa: E402
+from mobilenet.export import frozen_graph as export_frozen_graph  # noqa: E402
+from mobilenet.models import (
+    frozen_graph,  # noqa: E402
+    saving,  # noqa: E402
+)
 from mobilenet.packing import model as packed_model  # noqa: E402
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
@@ -51,7 +54,7 @@ def forms(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save(folder / "saved_model", save_format="tf")
     card = saving.LoadedModel(model, CARD)
     (folder / "x.packed").write_bytes(packed_model.pack(card))
-    (folder / "x.pb").write_bytes(frozen_graph.serialise(model))
+    (folder / "x.pb").write_bytes(export_frozen_graph.serialize_graph(model))
     (folder / "graph").mkdir()
     (folder / "graph" / frozen_graph.GRAPH).write_bytes((folder / "x.pb").read_bytes())
     saving.save(model, folder / "int8", CARD)

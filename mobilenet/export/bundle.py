@@ -86,7 +86,7 @@ def readme(card: Card, verification: Verification) -> str:
     height, width, channels = card.input_shape
     operators = ", ".join(f"{count} {op}" for op, count in sorted(verification.operators.items()))
     rows = [
-        ("inside", verification.inside),
+        ("contents", verification.contents),
         ("input", f"{_end(verification.input)}, {height} x {width} x {channels}"),
         ("output", f"{_end(verification.output)}, {verification.output_shape[-1]} {card.outputs}"),
         ("bytes", f"{verification.bytes:,} ({verification.gzip_bytes:,} under gzip)"),
@@ -103,7 +103,7 @@ def readme(card: Card, verification: Verification) -> str:
     trained = f", trained on {card.dataset}" if card.dataset else ""
     return f"""# {name}
 
-TensorFlow Lite flatbuffer ({verification.inside}) of {name}{trained}.
+TensorFlow Lite flatbuffer ({verification.contents}) of {name}{trained}.
 `card.json` says how an image becomes its input, `labels.txt` names its classes.
 
 | what | value |
@@ -121,7 +121,7 @@ Run it with `pip install ai-edge-litert numpy pillow`:
 def _operator_rows(verification: Verification) -> list[tuple[str, str]]:
     if not verification.layers:
         return []
-    steps = max(proof.max_steps for proof in verification.layers)
+    steps = max(layer.max_steps for layer in verification.layers)
     text = f"{len(verification.layers)}, at most {steps} codes from their simulated layers"
     return [("operators verified one by one", text)]
 

@@ -31,8 +31,8 @@ class Calibration:
     source: str
 
     @property
-    def told(self) -> str:
-        """How many of what."""
+    def summary(self) -> str:
+        """Their number and source."""
         return f"{len(self.images)} images of {self.source}"
 
 

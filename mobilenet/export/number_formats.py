@@ -1,11 +1,9 @@
-"""The kinds of file that a saved model can become, each before its verification."""
+"""The conversion of a saved model to each number format, before its verification."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -15,111 +13,38 @@ import numpy.typing as npt
 from mobilenet.compression.quantization.int8 import float_layers, scheme
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8.converter_workarounds import Repair
-from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
 from mobilenet.configs.conversion import ConversionConfig
-from mobilenet.configs.number_formats import POST_TRAINING
-from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
 from mobilenet.export import freeze, tflite_converter
 from mobilenet.export.calibration_data import Calibration
-from mobilenet.export.rewrites import ai_edge, dynamic_range, float_fallback, offsets
-from mobilenet.models import saving
+from mobilenet.export.rewrites import ai_edge, dynamic_range, float_fallback
+from mobilenet.export.source import Source
 from mobilenet.models.graph import inference
-from mobilenet.runtime import images as pixels
+from mobilenet.runtime import images as image_ops
 from mobilenet.tflite import model as tflite_model
 
 Images = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
-    """A float model after post-training int8.
-
-    Attributes:
-        result: the model with its quantizers, and the steps.
-        original: the float model before, in float32 and without softmax.
-        told: what it was calibrated on.
-    """
-
-    result: post_training_pipeline.Quantized
-    original: Any
-    told: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A saved model that is to be converted.
-
-    Attributes:
-        path: where it was read.
-        model: the float model and its card.
-        quantized: ranges lie beside it, or it was fitted.
-        fitted: what post-training int8 made of it.
-    """
-
-    path: Path
-    net: saving.LoadedModel
-    quantized: bool
-    fitted: Fitted | None = None
-
-
-def open_source(path: str | os.PathLike[str]) -> Source:
-    """Reads a model once, for what is asked about it and for its conversion.
-
-    Raises:
-        UsageError: see `folder.load`.
-    """
-    return Source(Path(path), saving.load(path), int8_saving.has_ranges(path))
-
-
-def fit(source: Source, calibration: Calibration, config: PostTraining) -> Source:
-    """Post-training int8 of a float model; the result converts as a model that was trained for it.
-
-    Raises:
-        UsageError: see `chain.quantize`; or the model has ranges already.
-    """
-    if source.quantized:
-        raise UsageError(
-            "--quantization",
-            POST_TRAINING,
-            "a float model; this one has ranges and becomes int8 as it was trained",
-            "leave it out, or give the folder of an earlier stage",
-        )
-    original = freeze.float32_copy(source.net.model)
-    card = source.net.card
-    result = post_training_pipeline.quantize(
-        original, card.preprocessing, calibration.images, config
-    )
-    floats = float_layers.find_float_layers(result.wrapped)
-    card = card.replace(
-        notes=(*card.notes, *result.notes),
-        keep_float=floats,
-        calibration=result.calibration.replace(source=calibration.source),
-        quantization_steps=result.steps,
-    )
-    fitted = Fitted(result, original, f"calibrated on {calibration.told}")
-    return Source(source.path, saving.LoadedModel(result.plain, card), True, fitted)
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A conversion.
+class ConversionJob:
+    """What is converted, and how.
 
     Attributes:
         source: the model.
-        images: `[n, height, width, channels]`, held out, preprocessed as the model takes them.
-        form: what the file is to look like.
+        images: `[n, height, width, channels]`, held out, preprocessed for the model.
+        config: number format, input and output types, batch, size and target of the file.
         shape: `[height, width, channels]` of the file.
-        calibration: what ranges are taken from, where the number format has some.
+        calibration: images for the activation ranges, where the number format has some.
     """
 
     source: Source
     images: Images
-    form: ConversionConfig
+    config: ConversionConfig
     shape: tuple[int, int, int]
     calibration: Calibration | None = None
 
-    def calibrated(self) -> Calibration:
+    def require_calibration(self) -> Calibration:
         """The calibration images.
 
         Raises:
@@ -127,146 +52,153 @@ class Job:
         """
         if self.calibration is None:
             raise UsageError(
-                "calibration images", None, f"images, as {self.form.quantization} takes ranges"
+                "calibration images", None, f"images, as {self.config.quantization} takes ranges"
             )
         return self.calibration
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
-    """A file that is still to be verified.
+class Conversion:
+    """A converted file that is still to be verified.
 
     Attributes:
         data: its bytes.
-        reference: `[n, classes]`, what it must say to `inputs`.
+        reference: `[n, classes]`, the outputs that are expected for `inputs`.
         inputs: the job's images as the file takes them.
-        simulated: the model whose layers the operators must equal, where there is one.
-        kept: what computes in float inside an int8 file.
-        repairs: layers that were mended for the converter.
-        faults: what was found wrong while it was made.
-        notes: what a person should know of it, a line each.
+        simulated: the model with fake quantization that the operators are compared with, if any.
+        float_layers: what computes in float inside an int8 file.
+        repairs: layers that were changed to avoid faults of the converter.
+        faults: what was wrong during conversion.
+        notes: how the file was made, a line each.
     """
 
     data: bytes
     reference: Images
     inputs: Images
     simulated: Any = None
-    kept: float_fallback.Kept = float_fallback.NOTHING
+    float_layers: float_fallback.FloatLayers = float_fallback.NO_FLOAT_LAYERS
     repairs: tuple[Repair, ...] = ()
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def make(job: Job) -> Made:
-    """Converts a model: in the number format that is asked for, else as it was trained.
+def convert(job: ConversionJob) -> Conversion:
+    """Converts a model to the number format of its config, or as it was trained.
 
     Raises:
-        UsageError: it cannot be converted so.
+        UsageError: it cannot be converted to that format.
     """
-    if job.form.quantization is not None:
-        return MAKERS[job.form.quantization](job)
-    return _int8(job) if job.source.quantized else _after_training(job, _float_file(job))
+    if job.config.quantization is not None:
+        return CONVERTERS[job.config.quantization](job)
+    if job.source.quantized:
+        return _convert_int8(job)
+    return _compared_with_float(job, _float_flatbuffer(job))
 
 
-def _int8(job: Job) -> Made:
-    source, form = job.source, job.form
+def _convert_int8(job: ConversionJob) -> Conversion:
+    source, config = job.source, job.config
     fitted = source.fitted
     notes: tuple[str, ...] = ()
     if fitted is None:
-        wrapped = int8_saving.load(source.path, source.net, form.target)
-    elif form.target == "xnnpack":
+        wrapped = int8_saving.load(source.path, source.loaded, config.target)
+    elif config.target == "xnnpack":
         wrapped = fitted.result.wrapped
     else:
         ranges = scheme.get_ranges(fitted.result.wrapped)
-        wrapped = int8_saving.assembled(source.net, ranges, form.target)
-    simulated = freeze.with_softmax(wrapped) if form.softmax else wrapped
-    reference = _answers(simulated, job.images)
+        wrapped = int8_saving.assembled(source.loaded, ranges, config.target)
+    simulated = freeze.with_softmax(wrapped) if config.softmax else wrapped
+    reference = _outputs(simulated, job.images)
     if fitted is not None:
-        notes = (fitted.told, _against(fitted.original, job.images, reference))
+        notes = (
+            fitted.calibration_note,
+            _agreement_note(fitted.original, job.images, reference),
+        )
     repairs = int8_saving.for_export(wrapped, fitted is None or fitted.result.repair)
-    ends, batch = form.io_type(True), form.batch
-    floats = float_fallback.Kept(
+    floats = float_fallback.FloatLayers(
         float_layers.folded_kernels(wrapped), float_layers.find_all_float_layers(wrapped)
     )
-    data = tflite_converter.int8_flatbuffer(simulated, ends, batch, job.shape, form.target, floats)
-    inputs = scheme.to_grid(job.images, source.net.card.preprocessing)
-    return Made(data, reference, inputs, simulated, floats, tuple(repairs), notes=notes)
+    data = tflite_converter.int8_flatbuffer(
+        simulated, config.io_type(True), config.batch, job.shape, config.target, floats
+    )
+    inputs = scheme.to_grid(job.images, source.card.preprocessing)
+    return Conversion(data, reference, inputs, simulated, floats, tuple(repairs), notes=notes)
 
 
-def _against(original: Any, images: Images, said: Images) -> str:
-    """How the fitted model answers beside the float model that it was made from."""
-    wanted = _answers(original, images)
-    same = float(np.mean(wanted.argmax(axis=1) == said.argmax(axis=1)))
-    return f"the float model's top-1 on {same:.1%} of {len(images)} held-out images"
+def _agreement_note(original: Any, images: Images, outputs: Images) -> str:
+    """How often the quantized model has the top-1 class of the float model it was made from."""
+    expected = _outputs(original, images)
+    agreement = float(np.mean(expected.argmax(axis=1) == outputs.argmax(axis=1)))
+    return f"the float model's top-1 on {agreement:.1%} of {len(images)} held-out images"
 
 
-def _float_file(job: Job) -> bytes:
+def _float_flatbuffer(job: ConversionJob) -> bytes:
     return tflite_converter.float_flatbuffer(
-        job.source.net.model, job.form.batch, job.shape, job.form.softmax
+        job.source.model, job.config.batch, job.shape, job.config.softmax
     )
 
 
-def _after_training(
-    job: Job, data: bytes, faults: tuple[str, ...] = (), notes: tuple[str, ...] = ()
-) -> Made:
-    """A file that is to answer like the float model."""
-    copy = freeze.float32_copy(job.source.net.model)
-    model = freeze.with_softmax(copy) if job.form.softmax else copy
-    return Made(data, _answers(model, job.images), job.images, faults=faults, notes=notes)
+def _compared_with_float(
+    job: ConversionJob, data: bytes, faults: tuple[str, ...] = (), notes: tuple[str, ...] = ()
+) -> Conversion:
+    """A file whose outputs are compared with those of the float model."""
+    copy = freeze.float32_copy(job.source.model)
+    model = freeze.with_softmax(copy) if job.config.softmax else copy
+    return Conversion(data, _outputs(model, job.images), job.images, faults=faults, notes=notes)
 
 
-def _weights(job: Job) -> Made:
-    data = _float_file(job)
-    noise = offsets.noise_pictures(offsets.PICTURES, job.shape)
-    seen = pixels.normalise(noise, job.source.net.card.preprocessing)
-    made = dynamic_range.quantize(data, seen)
-    faults = dynamic_range.faults(tflite_model.read(data), tflite_model.read(made))
-    note = f"without data; biases take back what rounding adds on {len(noise)} pictures of noise"
-    return _after_training(job, made, tuple(faults), (note,))
+def _convert_dynamic_range(job: ConversionJob) -> Conversion:
+    data = _float_flatbuffer(job)
+    noise = dynamic_range.noise_images(dynamic_range.NOISE_IMAGES, job.shape)
+    inputs = image_ops.normalize(noise, job.source.card.preprocessing)
+    quantized = dynamic_range.quantize_kernels(data, inputs)
+    faults = dynamic_range.find_faults(tflite_model.read(data), tflite_model.read(quantized))
+    note = f"no calibration data; biases corrected for rounding on {len(noise)} images of noise"
+    return _compared_with_float(job, quantized, tuple(faults), (note,))
 
 
-def _float16(job: Job) -> Made:
-    form, model = job.form, job.source.net.model
-    data = tflite_converter.float16_flatbuffer(model, form.batch, job.shape, form.softmax)
-    return _after_training(job, data)
+def _convert_float16(job: ConversionJob) -> Conversion:
+    config, model = job.config, job.source.model
+    data = tflite_converter.float16_flatbuffer(model, config.batch, job.shape, config.softmax)
+    return _compared_with_float(job, data)
 
 
-def _int16x8(job: Job) -> Made:
-    form, model, seen = job.form, job.source.net.model, job.calibrated()
+def _convert_int16x8(job: ConversionJob) -> Conversion:
+    config, model, calibration = job.config, job.source.model, job.require_calibration()
     try:
         data = tflite_converter.int16x8_flatbuffer(
-            model, seen.images, form.batch, job.shape, form.softmax
+            model, calibration.images, config.batch, job.shape, config.softmax
         )
     except RuntimeError as error:
         raise UsageError(
             "--quantization",
-            form.quantization,
+            config.quantization,
             f"a model of operators with 16-bit kernels ({error})",
         ) from error
-    return _after_training(job, data, notes=(f"calibrated on {seen.told}",))
+    return _compared_with_float(job, data, notes=(f"calibrated on {calibration.summary}",))
 
 
-def _edge(job: Job) -> Made:
-    assert job.form.format is not None and job.form.quantization is not None
-    seen = job.calibrated() if job.form.format.calibrated else None
-    images = None if seen is None else seen.images
-    data = ai_edge.quantize(_float_file(job), job.form.quantization, images)
-    notes = () if seen is None else (f"calibrated on {seen.told}",)
-    return _after_training(job, data, notes=notes)
+def _convert_with_ai_edge(job: ConversionJob) -> Conversion:
+    assert job.config.format is not None and job.config.quantization is not None
+    calibration = job.require_calibration() if job.config.format.calibrated else None
+    images = None if calibration is None else calibration.images
+    data = ai_edge.apply_recipe(_float_flatbuffer(job), job.config.quantization, images)
+    notes = () if calibration is None else (f"calibrated on {calibration.summary}",)
+    return _compared_with_float(job, data, notes=notes)
 
 
-def _answers(model: Any, images: Images) -> Images:
+def _outputs(model: Any, images: Images) -> Images:
+    """Outputs `[n, classes]` of a model in inference mode."""
     return inference.run(inference.compile_model(model), images)
 
 
-MAKERS: MappingProxyType[str, Callable[[Job], Made]] = MappingProxyType(
+CONVERTERS: MappingProxyType[str, Callable[[ConversionJob], Conversion]] = MappingProxyType(
     {
-        "weights": _weights,
-        "float16": _float16,
-        "int16x8": _int16x8,
-        "edge_dynamic": _edge,
-        "edge_weights": _edge,
-        "edge_static": _edge,
-        "edge_int4": _edge,
+        "weights": _convert_dynamic_range,
+        "float16": _convert_float16,
+        "int16x8": _convert_int16x8,
+        "edge_dynamic": _convert_with_ai_edge,
+        "edge_weights": _convert_with_ai_edge,
+        "edge_static": _convert_with_ai_edge,
+        "edge_int4": _convert_with_ai_edge,
     }
 )

@@ -1,12 +1,15 @@
-"""From a stage's model to its folder and its flatbuffer; shared by the chain and the converter."""
+"""Conversion of a saved model to the folder of a verified flatbuffer or frozen graph.
+
+The trainer's last stage and the converter both call it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +20,22 @@ from mobilenet.compression.quantization.int8.calibration import check_images
 from mobilenet.compression.quantization.int8.converter_workarounds import Repair
 from mobilenet.configs.card import Card
 from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
-from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
+from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.number_formats import POST_TRAINING
 from mobilenet.configs.quantization import PostTraining
+from mobilenet.data import arrays
 from mobilenet.errors import UsageError, VerificationError, shorten
-from mobilenet.export import bundle, frozen_graph, tflite_metadata
+from mobilenet.export import bundle, frozen_graph, number_formats, tflite_metadata
 from mobilenet.export.calibration_data import Calibration
-from mobilenet.export.number_formats import Job, Made, Source, fit, make, open_source
+from mobilenet.export.source import (
+    Source,
+    model_figures,
+    open_source,
+    preprocessing_of,
+    quantize_source,
+)
 from mobilenet.export.verification import operator_parity, verify
-from mobilenet.models import counting, saving
+from mobilenet.models.frozen_graph import INPUT, OUTPUT
 from mobilenet.tflite import model as tflite_model
 
 log = logging.getLogger("mobilenet")
@@ -35,21 +45,21 @@ VERIFY_IMAGES = 500
 _NO_LIMITS = VerificationLimits()
 _AS_TRAINED = ConversionConfig()
 _EXPECTED_AGREEMENT = 0.97
-_COARSE = 0.9  # agreement below which a number format costs more answers than most models can spare
+_LOW_AGREEMENT = 0.9  # below, a number format loses more top-1 accuracy than most uses can spare
 _SHOWN_FAULTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """What a conversion made.
+    """The result of a conversion.
 
     Attributes:
         path: the flatbuffer.
-        verification: its verification.
-        repairs: layers that were mended for the converter.
-        figures: of the model that went in, as in `model_figures`.
-        card: of the model that went in.
-        notes: how the file was made, where there is something to tell.
+        verification: its comparison with the model.
+        repairs: layers that were changed to avoid faults of the converter.
+        figures: of the model that was converted, as in `model_figures`.
+        card: of the model that was converted.
+        notes: how the file was made, where that needs a remark.
     """
 
     path: Path
@@ -60,197 +70,229 @@ class Export:
     notes: tuple[str, ...] = ()
 
     def summary(self) -> list[tuple[str, object]]:
-        """What a person wants to know of the file, a row each."""
-        found = self.verification
+        """Rows of a table about the file: what, value."""
+        verified = self.verification
+        floats = self.card.keep_float
         rows: list[tuple[str, object]] = [
             ("file", self.path),
-            ("inside", found.inside),
-            *(("made", note) for note in self.notes),
-            ("bytes", f"{found.bytes:,} ({found.gzip_bytes:,} under gzip)"),
-            ("input", f"{found.input.dtype} {list(found.input_shape)}"),
-            ("output", f"{found.output.dtype} {list(found.output_shape)}, {self.card.outputs}"),
-            *((("layers in float", shorten(kept)),) if (kept := self.card.keep_float) else ()),
-            ("float tensors inside", found.float_tensors),
-            ("delegate partitions", found.partitions),
-            ("same top-1 as the model", f"{found.agreement:.2%} of {found.images} images"),
-            ("outputs apart", found.apart),
+            ("contents", verified.contents),
+            *(("note", note) for note in self.notes),
+            ("bytes", f"{verified.bytes:,} ({verified.gzip_bytes:,} under gzip)"),
+            ("input", f"{verified.input.dtype} {list(verified.input_shape)}"),
+            (
+                "output",
+                f"{verified.output.dtype} {list(verified.output_shape)}, {self.card.outputs}",
+            ),
+            *((("layers in float", shorten(floats)),) if floats else ()),
+            ("float tensors inside", verified.float_tensors),
+            ("delegate partitions", verified.partitions),
+            (
+                "same top-1 as the model",
+                f"{verified.agreement:.2%} of {verified.images} images",
+            ),
+            ("output difference", verified.output_difference),
             ("channels repaired", sum(repair.channels for repair in self.repairs)),
         ]
-        if found.layers:
-            steps = max(proof.max_steps for proof in found.layers)
-            rows.append(("operators verified", f"{len(found.layers)}, {steps} steps at most"))
+        if verified.layers:
+            steps = max(layer.max_steps for layer in verified.layers)
+            rows.append(
+                ("operators verified", f"{len(verified.layers)}, {steps} steps apart at most")
+            )
         return rows
 
-    def lossy(self, count: int) -> list[tuple[str, str, str, str, str]]:
-        """The layers that lose most signal: name, operator, dB in and out, likeliest cause."""
+    def noisiest_layers(self, count: int) -> list[tuple[str, str, str, str, str]]:
+        """The layers that add most noise: name, operator, dB before and after, likeliest cause."""
 
         def decibels(value: float | None) -> str:
             return "-" if value is None else f"{value:.1f}"
 
         return [
             (
-                proof.layer,
-                proof.operator,
-                decibels(proof.input_signal_to_noise),
-                decibels(proof.signal_to_noise),
-                proof.diagnosis,
+                layer.layer,
+                layer.operator,
+                decibels(layer.input_signal_to_noise),
+                decibels(layer.signal_to_noise),
+                layer.diagnosis,
             )
-            for proof in operator_parity.worst(self.verification.layers, count)
+            for layer in operator_parity.noisiest(self.verification.layers, count)
         ]
 
-    def keep_metrics(self, scores: dict[str, float]) -> None:
-        """Puts the file's own held-out figures in its card, where those of the model stood."""
+    def write_metrics(self, scores: dict[str, float]) -> None:
+        """Writes the file's own held-out figures to its card, in place of those of the model."""
         card = self.card.replace(metrics=scores)
         bundle.write_export(self.path.parent, self.path.read_bytes(), card, self.verification)
-
-
-def model_figures(model: Any, input_shape: tuple[int, int, int] | None = None) -> dict[str, int]:
-    """Parameters, MACs of one image (of `input_shape` where the model leaves it open) and weights
-    that are not zero."""
-    count = counting.count(model, input_shape)
-    return {
-        "params": count.params,
-        "macs": count.macs,
-        "nonzero_weights": counting.nonzero_weights(model),
-    }
-
-
-def load_trained(path: str | os.PathLike[str]) -> saving.LoadedModel:
-    """A model as it was evaluated in training: with its quantizers in it where it has ranges.
-
-    A frozen graph is a model too.
-    """
-    if frozen_graph.is_one(path):
-        return frozen_graph.load(path)
-    model = saving.load(path)
-    if not int8_saving.has_ranges(path):
-        return model
-    return saving.LoadedModel(int8_saving.load(path), model.card)
-
-
-def preprocessing_of(card: Card, data: DatasetConfig) -> Preprocessing:
-    """What a model wants: as its card says, or as the data set has it where nobody wrote a card."""
-    has_card = card.architecture or card.labels or card.dataset
-    return card.preprocessing if has_card else PREPROCESSING[data.preprocessing]
 
 
 def export(
     source: str | os.PathLike[str] | Source,
     target: str | os.PathLike[str],
     images: npt.NDArray[np.float32],
-    form: ConversionConfig = _AS_TRAINED,
+    config: ConversionConfig = _AS_TRAINED,
     limits: VerificationLimits = _NO_LIMITS,
     calibration: Calibration | None = None,
-    fitting: PostTraining | None = None,
-    fitted: str | os.PathLike[str] | None = None,
+    post_training: PostTraining | None = None,
+    fitted_folder: str | os.PathLike[str] | None = None,
 ) -> Export:
-    """Converts a model folder and verifies the file on `images` before it gets its name.
+    """Converts a saved model and verifies the file on `images` before it gets its name.
 
     Args:
-        source: a model folder (int8 where ranges lie beside the model, float otherwise) or another
+        source: a model folder (int8 if it has activation ranges, float otherwise) or another
             saved model.
         target: the export folder.
-        images: `[n, height, width, channels]`, preprocessed as the model takes them.
-        form: number format, ends, batch, size, head and runtime of the file.
+        images: `[n, height, width, channels]`, preprocessed for the model.
+        config: number format, input and output types, batch, size and target of the file.
         limits: figures that the file must reach.
-        calibration: what the ranges of a number format that wants some are taken from.
-        fitting: how post-training int8 goes about it; by its defaults when `None`.
-        fitted: a folder for the float model that it ends with and its ranges, as a stage leaves
-            them.
+        calibration: images for the activation ranges of a number format that has some.
+        post_training: steps of post-training int8 quantization; the defaults when `None`.
+        fitted_folder: where the float model after post-training quantization and its ranges are
+            written, as by a stage; nowhere when `None`.
 
     Raises:
-        VerificationError: the file is not what the model is; nothing is written.
-        UsageError: the source cannot be read or converted so, or the target not written.
+        VerificationError: the file differs from the model; nothing is written.
+        UsageError: the source cannot be read or converted, or the target not written.
     """
     opened = source if isinstance(source, Source) else open_source(source)
-    form.io_type(opened.quantized)
-    shape = form.input_shape(opened.net.model.input_shape[1:])
+    config.io_type(opened.quantized)
+    shape = config.input_shape(opened.model.input_shape[1:])
     if calibration is not None:
-        check_images(calibration.images, opened.net.card.preprocessing)
-    if calibration is not None and form.quantization == POST_TRAINING:
+        check_images(calibration.images, opened.card.preprocessing)
+    if calibration is not None and config.quantization == POST_TRAINING:
         with console.log_to_stdout():
-            opened = fit(opened, calibration, fitting or PostTraining())
-        form = dataclasses.replace(form, quantization=None)
-    figures = model_figures(opened.net.model, shape)
-    job = Job(opened, images, form, shape, calibration)
-    made = make(job)
-    card = opened.net.card
-    card = card.replace(outputs=outputs_of(card, form), notes=(*card.notes, *made.notes))
+            opened = quantize_source(opened, calibration, post_training or PostTraining())
+        config = dataclasses.replace(config, quantization=None)
+    figures = model_figures(opened.model, shape)
+    job = number_formats.ConversionJob(opened, images, config, shape, calibration)
+    conversion = number_formats.convert(job)
+    card = opened.card.replace(
+        outputs=output_kind(opened.card, config), notes=(*opened.card.notes, *conversion.notes)
+    )
     try:
-        data, found = _proved(made, job, card, limits)
+        data, verification = _verify(conversion, job, card, limits)
     except UsageError as error:
-        if form.format is None:
+        if config.format is None:
             raise
-        expected = f"a file of {form.quantization} that can be run and compared ({error})"
+        expected = f"a file of {config.quantization} that can be run and compared ({error})"
         raise VerificationError(str(target), None, expected, "it was not written") from None
-    _judge(found, target, form)
-    path = bundle.write_export(target, data, card, found)
-    if fitted is not None and opened.fitted is not None:
-        own = opened.net.card
-        own = own.replace(stage="quantize", outputs=outputs_of(own, _AS_TRAINED), metrics={})
+    _raise_or_warn(verification, target, config)
+    path = bundle.write_export(target, data, card, verification)
+    if fitted_folder is not None and opened.fitted is not None:
+        fitted_card = opened.card.replace(
+            stage="quantize", outputs=output_kind(opened.card, _AS_TRAINED), metrics={}
+        )
         ranges = int8_saving.ranges_of(opened.fitted.result.wrapped)
-        int8_saving.save_stage(opened.net.model, Path(fitted), own, ranges)
-    return Export(path, found, made.repairs, figures, card, made.notes)
+        int8_saving.save_stage(opened.model, Path(fitted_folder), fitted_card, ranges)
+    return Export(path, verification, conversion.repairs, figures, card, conversion.notes)
 
 
-def _proved(
-    made: Made, job: Job, card: Card, limits: VerificationLimits
+def _verify(
+    conversion: number_formats.Conversion,
+    job: number_formats.ConversionJob,
+    card: Card,
+    limits: VerificationLimits,
 ) -> tuple[bytes, verify.Verification]:
-    """The file with its metadata, and what was found in it."""
+    """The file with its metadata, and its verification."""
     quantized = job.source.quantized
-    content = tflite_model.read(made.data)
+    content = tflite_model.read(conversion.data)
     classes = content.tensors[content.outputs[0]].shape[-1]
-    data = tflite_metadata.attach(made.data, bundle.file_card(card, classes, quantized))
+    data = tflite_metadata.attach(conversion.data, bundle.file_card(card, classes, quantized))
     deviations = set(card.preprocessing.std)
-    found = verify.verify(
+    verification = verify.verify(
         data,
-        made.reference,
-        made.inputs,
+        conversion.reference,
+        conversion.inputs,
         expect_int8=quantized,
-        io=job.form.io_type(quantized),
+        io=job.config.io_type(quantized),
         pixel_std=deviations.pop() if len(deviations) == 1 else None,
         limits=limits,
-        simulated=made.simulated,
-        plain=job.source.net.model,
-        wanted=job.form.format,
-        kept=made.kept,
+        simulated=conversion.simulated,
+        plain=job.source.model,
+        number_format=job.config.format,
+        float_layers=conversion.float_layers,
     )
-    return data, dataclasses.replace(found, faults=(*made.faults, *found.faults))
+    faults = (*conversion.faults, *verification.faults)
+    return data, dataclasses.replace(verification, faults=faults)
 
 
-def _judge(
-    found: verify.Verification, target: str | os.PathLike[str], form: ConversionConfig
+def _raise_or_warn(
+    verification: verify.Verification, target: str | os.PathLike[str], config: ConversionConfig
 ) -> None:
-    """Ends a conversion that is not verified, and tells what a person should know of one that
-    is.
-    """
-    if not found.ok:
-        shown = "; ".join(found.faults[:_SHOWN_FAULTS])
-        more = f"; {len(found.faults)} faults in all" if len(found.faults) > _SHOWN_FAULTS else ""
+    """Refuses a file with faults; logs what is unusual about one without."""
+    if not verification.ok:
+        faults = verification.faults
+        shown = "; ".join(faults[:_SHOWN_FAULTS])
+        more = f"; {len(faults)} faults in all" if len(faults) > _SHOWN_FAULTS else ""
         raise VerificationError(
-            str(target), None, f"a file that verifies equal ({shown}{more})", "it was not written"
+            str(target), None, f"a file that equals its model ({shown}{more})", "it was not written"
         )
-    for line in found.warnings:
+    for line in verification.warnings:
         log.warning("%s: %s", target, line)
-    if form.format is not None:
-        if found.agreement < _COARSE:
+    if config.format is not None:
+        if verification.agreement < _LOW_AGREEMENT:
             log.warning(
-                "%s: %s answers like the model on %0.1f %% of the images only",
+                "%s: %s has the same top-1 as the model on only %0.1f %% of the images",
                 target,
-                form.quantization,
-                100 * found.agreement,
+                config.quantization,
+                100 * verification.agreement,
             )
-    elif found.agreement_clear < _EXPECTED_AGREEMENT:
+    elif verification.agreement_clear < _EXPECTED_AGREEMENT:
         log.warning(
-            "%s: the file answers like the model on %0.1f %% of the clear images only; "
+            "%s: the file has the same top-1 as the model on only %0.1f %% of the clear images; "
             "is the model trained?",
             target,
-            100 * found.agreement_clear,
+            100 * verification.agreement_clear,
         )
 
 
-def outputs_of(card: Card, form: ConversionConfig) -> str:
-    """What the file gives: a softmax of the model is left out unless it is asked for."""
-    if form.softmax:
+def output_kind(card: Card, config: ConversionConfig) -> str:
+    """The outputs of the file; a softmax of the model is left out unless it is asked for."""
+    if config.softmax:
         return "probabilities"
     return card.outputs if card.outputs == "features" else "logits"
+
+
+def export_frozen_graph(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    config: ConversionConfig,
+    batch: int | None,
+    images: int,
+    data_of: Callable[[str], DatasetConfig],
+) -> list[tuple[str, object]]:
+    """Freezes a saved model and verifies the file before it gets its name.
+
+    Of a quantized folder the float model is frozen, without its ranges.
+
+    Args:
+        source: a model folder or another saved model.
+        target: the folder that is written.
+        config: image size and output activation.
+        batch: images per call; `None` leaves it open.
+        images: how many held-out images it is verified on.
+        data_of: gives the data set, from the name of the one that the model was trained on.
+
+    Returns:
+        Rows of a table about the file: what, value.
+
+    Raises:
+        VerificationError: the file's outputs differ from the model's; nothing is written.
+        UsageError: the model cannot be read or frozen, or the target not written.
+    """
+    frozen_graph.check_target(target)
+    opened = open_source(source)
+    card, shape = opened.card, config.input_shape(opened.model.input_shape[1:])
+    data = data_of(card.dataset)
+    inputs = arrays.load_images(data, "test", shape, preprocessing_of(card, data), images)
+    content = frozen_graph.serialize_graph(opened.model, batch, shape, config.softmax)
+    card = card.replace(outputs=output_kind(card, config))
+    model = frozen_graph.reference_model(opened.model, config.softmax)
+    path, difference = frozen_graph.write_frozen_graph(target, content, card, model, inputs)
+    notes = [("note", "the float model, without its ranges")] if opened.quantized else []
+    classes = model.output_shape[-1]
+    return [
+        ("file", path),
+        *notes,
+        ("bytes", f"{len(content):,}"),
+        ("input", f"{INPUT}:0, float32 {[batch or -1, *shape]}"),
+        ("output", f"{OUTPUT}:0, float32 {[batch or -1, classes]}, {card.outputs}"),
+        ("output difference", f"{difference:.1e} of the largest, on {len(inputs)} images"),
+    ]

@@ -111,7 +111,7 @@ def int8_flatbuffer(
     batch: int | None = 1,
     input_shape: tuple[int, ...] | None = None,
     target: str = "xnnpack",
-    kept: float_fallback.Kept = float_fallback.NOTHING,
+    float_layers: float_fallback.FloatLayers = float_fallback.NO_FLOAT_LAYERS,
 ) -> bytes:
     """Converts a model that carries fake-quant operators, on its input too, to int8.
 
@@ -127,7 +127,7 @@ def int8_flatbuffer(
         input_shape: `[height, width, channels]` where the model leaves its size open.
         target: `xnnpack` lets the first convolution read pairs of pixels, see `stem.pair`;
             `generic` leaves it.
-        kept: layers without a fake-quant operator on their kernel, which compute in float.
+        float_layers: layers without a fake-quant operator on their kernel, which compute in float.
 
     Returns:
         The bytes of the `.tflite` file.
@@ -152,7 +152,7 @@ def int8_flatbuffer(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io)
 
-    data = float_fallback.restore(_convert(frozen, codes), kept.kernels)
+    data = float_fallback.restore_float(_convert(frozen, codes), float_layers.kernels)
     return space_to_depth_stem.pair(data) if target == "xnnpack" else data
 
 

@@ -26,14 +26,14 @@ Array = npt.NDArray[Any]
 
 @dataclasses.dataclass(frozen=True)
 class Unpacked:
-    """What was in a file.
+    """The contents of a packed file.
 
     Attributes:
-        model: the model and its card.
+        loaded: the model and its card.
         ranges: of a quantized model, by layer name; `None` for a float one.
     """
 
-    net: saving.LoadedModel
+    loaded: saving.LoadedModel
     ranges: dict[str, Array] | None
 
 

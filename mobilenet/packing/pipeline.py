@@ -16,8 +16,8 @@ from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError
-from mobilenet.export import pipeline as export_pipeline
 from mobilenet.export import tflite_converter
+from mobilenet.export.source import preprocessing_of
 from mobilenet.models import saving
 from mobilenet.packing import container, fp16_batch_norm
 from mobilenet.packing import model as packed_model
@@ -102,8 +102,8 @@ def unpack(
         raise UsageError(str(target), None, "a file's name; a folder is in its place")
     found = packed_model.unpack(source)
     if not is_file:
-        int8_saving.save_stage(found.net.model, target, found.net.card, found.ranges)
-        told: Told = [("folder", target), ("weights", f"{found.net.model.count_params():,}")]
+        int8_saving.save_stage(found.loaded.model, target, found.loaded.card, found.ranges)
+        told: Told = [("folder", target), ("weights", f"{found.loaded.model.count_params():,}")]
         return told if found.ranges is None else [*told, ("ranges", len(found.ranges))]
     data = flatbuffer(found, image_size)
     files.write_bytes(target, data)
@@ -117,8 +117,8 @@ def flatbuffer(found: packed_model.Unpacked, image_size: int | None = None) -> b
     Raises:
         UsageError: the model leaves its size open and there is no `image_size`.
     """
-    shape = ConversionConfig(image_size=image_size).input_shape(found.net.model.input_shape[1:])
-    return tflite_converter.float_flatbuffer(found.net.model, input_shape=shape)
+    shape = ConversionConfig(image_size=image_size).input_shape(found.loaded.model.input_shape[1:])
+    return tflite_converter.float_flatbuffer(found.loaded.model, input_shape=shape)
 
 
 def sizes(data: bytes) -> Told:
@@ -132,7 +132,7 @@ def _effect(
 ) -> Told:
     """How far the outputs move."""
     shape = ConversionConfig(image_size=image_size).input_shape(net.model.input_shape[1:])
-    way = export_pipeline.preprocessing_of(net.card, data)
+    way = preprocessing_of(net.card, data)
     images = arrays.load_images(data, "test", shape, way, count)
     before, after = (np.asarray(model(images, training=False)) for model in (net.model, halved))
     apart, largest = float(np.abs(after - before).max()), float(np.abs(before).max())

@@ -70,12 +70,12 @@ def compare(
         plain: the float model.
         images: `[n, height, width, channels]`, as `plain` takes them.
         inputs: the same, as the file takes them.
-        runner: what runs the file, see `operators.kept_codes`.
+        runner: what runs the file, see `operator_parity.tensor_values`.
 
     Raises:
         UsageError: no tensor of the file is named after a layer of the model, or shapes differ.
     """
-    codes = operator_parity.kept_codes(content, inputs, runner)
+    codes = operator_parity.tensor_values(content, inputs, runner)
     graph = Graph(plain)
     order = {layer.name: place for place, layer in enumerate(graph.layers)}
     named = {}
@@ -93,7 +93,7 @@ def compare(
         )
     real = _float_outputs(plain, [layer for layer, _ in named.values()], images)
     signals: dict[int, error_diagnosis.Signal] = {}
-    floats = float_fallback.find(content)
+    floats = float_fallback.find_float_regions(content)
     return [
         _line(content, codes, signals, real, index, *named[index], floats.get(index))
         for index in named
@@ -129,11 +129,11 @@ def _line(
     index: int,
     layer: str,
     op: Any,
-    island: float_fallback.Island | None,
+    region: float_fallback.FloatRegion | None,
 ) -> Line:
     scale, zero = quantized_io.scale_of(content.tensors[index])
     wanted = real[layer]
-    held = quantized_io.dequantized(codes[index], scale, zero)
+    held = quantized_io.dequantize(codes[index], scale, zero)
     if held.size != wanted.size:
         raise UsageError(
             "--against",
@@ -144,19 +144,19 @@ def _line(
     ratio = signal_to_noise(wanted, held.reshape(wanted.shape))
     signal = error_diagnosis.Signal(layer, wanted, scale, zero, ratio)
     signals[index] = signal
-    rounded = np.clip(np.round(wanted / scale) + zero, -128, 127)
-    sources = op.inputs if island is None else island.sources
+    rounded = quantized_io.quantize(wanted, "int8", scale, zero)
+    sources = op.inputs if region is None else region.sources
     cause = error_diagnosis.diagnose(
         signal, [signals[i] for i in sources if i in signals], _KINDS.get(op.name, "other")
     )
     return Line(
         layer=layer,
-        operator=op.name if island is None else island.name,
+        operator=op.name if region is None else region.name,
         low=signal.low,
         high=signal.high,
         reached=(float(wanted.min()), float(wanted.max())),
-        outliers=signal.loudest()[1],
-        alone=signal_to_noise(wanted, quantized_io.dequantized(rounded, scale, zero)),
+        outliers=signal.largest_channel()[1],
+        alone=signal_to_noise(wanted, quantized_io.dequantize(rounded, scale, zero)),
         accumulated=ratio,
         cause=cause.text,
         remedy=cause.remedy,

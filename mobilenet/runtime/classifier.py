@@ -1,4 +1,4 @@
-"""A flatbuffer as a classifier: image in, labels out, on every core, without TensorFlow."""
+"""Image classification by a flatbuffer, on every core, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mobilenet.configs.card import Card, Edge
+from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import MAX_PIXELS
 from mobilenet.errors import UsageError, one_of
-from mobilenet.runtime import images, isolation, worker
+from mobilenet.runtime import images, isolation, quantized_io, worker
 from mobilenet.tflite import model as tflite_model
 from mobilenet.tflite import tensors
 
 MODEL, CARD, LABELS = "model.tflite", "card.json", "labels.txt"
-_CODES = ("int8", "uint8")
+_QUANTIZED = ("int8", "uint8")
 
 T = TypeVar("T")
 R = TypeVar("R")
-Picture = str | os.PathLike[str] | npt.NDArray[np.generic]
+Image = str | os.PathLike[str] | npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
+Ranking = list[tuple[str, float]]
 
 
 def cores() -> int:
@@ -34,19 +35,54 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Classifier:
+class ImageClassifier:
+    """Classifies images by the outputs of a model, whichever way that is run.
+
+    Attributes:
+        card: the model's card, with its preprocessing and the meaning of its outputs.
+        labels: class names by index.
+        input_shape: `(height, width, channels)`.
+    """
+
+    card: Card
+    labels: tuple[str, ...]
+    input_shape: tuple[int, int, int]
+
+    def run(self, pixels: Floats) -> Floats:
+        """Outputs `[classes]` of one image of the model's size, pixels 0 to 255."""
+        raise NotImplementedError
+
+    def pixels(self, image: Image, max_pixels: int = MAX_PIXELS) -> Floats:
+        """An image file or uint8 array `[H, W, C]` at the model's size: float32, 0 to 255.
+
+        A file of more than `max_pixels` is refused before it is decoded.
+        """
+        channels = self.input_shape[2]
+        if not isinstance(image, np.ndarray):
+            image = images.decode(image, channels, max_pixels)
+        if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
+            raise UsageError("image", image.shape, f"an array of [height, width, {channels}]")
+        return images.preprocess(image, self.card.preprocessing, self.input_shape[:2])
+
+    def top_k(self, image: Image, k: int = 5, max_pixels: int = MAX_PIXELS) -> Ranking:
+        """The `k` likeliest classes of an image file or array: label, probability; best first."""
+        outputs = self.run(self.pixels(image, max_pixels))
+        return rank_classes(outputs, self.labels, k, self.card.outputs)
+
+
+class Classifier(ImageClassifier):
     """An image classifier in a `.tflite` file.
 
     Attributes:
         path: the file.
-        card: what stood beside the file; built from the file itself where there was none
+        card: read from the file's folder; derived from the file itself where there is none
             (`card.notes` says so).
         labels: class names by index.
         input_shape: `(height, width, channels)`.
-        flatbuffer: what is in the file.
-        threads: how many images are worked on at once.
+        flatbuffer: the parsed file.
+        threads: how many images are processed at once.
         is_bare: there was no card.
-        batch: images an invocation takes; 1 in files of ours.
+        batch: images per invocation; 1 in files of ours.
 
     Example:
         >>> classifier = Classifier("runs/mobilenet_v1_digits/export")  # doctest: +SKIP
@@ -65,28 +101,28 @@ class Classifier:
 
         Args:
             path: a `.tflite` file, or a folder that holds `model.tflite`.
-            threads: images at once; by default one a core.
+            threads: images at once; by default one per core.
             runtime: `litert`, or `micro`, TensorFlow Lite Micro as on a micro-controller.
             isolated: each interpreter runs in a process of its own, so that a file which crashes
-                it, hangs it or takes all memory costs a `UsageError` and not this process. True is
-                for files of strangers; False for files that you made, and for small devices, as a
+                it, hangs it or takes all memory costs a `UsageError` and not this process. Use True
+                for files from others; False for files that you made, and on small devices, as a
                 process takes some 50 MB.
 
         Raises:
-            UsageError: the file is malformed or no image classifier, does not fit its card, or,
-                isolated, does not leave its process alive.
+            UsageError: the file is malformed or no image classifier, does not fit its card, or
+                crashes its isolated process.
         """
-        self.path = find(path)
+        self.path = resolve_flatbuffer(path)
         self.threads = cores() if threads is None else threads
         if self.threads < 1:
             raise UsageError("threads", threads, "a whole number of at least 1")
         self._runtime = one_of("runtime", runtime, worker.RUNTIMES)
         self._isolated = isolated
         self.flatbuffer = tflite_model.read(self.path)
-        source, target = _ends(self.flatbuffer, str(self.path))
+        source, target = _input_and_output(self.flatbuffer, str(self.path))
         self.batch, *shape = source.shape
         self.input_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
-        self._input, self._output = _edge(source), _edge(target)
+        self._source, self._target = source, target
         self._classes = target.elements // self.batch
         self.is_bare = not self.path.with_name(CARD).is_file()
         self.card = _card(self.path, self.flatbuffer, self.input_shape, self._classes)
@@ -94,23 +130,8 @@ class Classifier:
         self._pool: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pool.put(self._open())
 
-    def pixels(self, picture: Picture, max_pixels: int = MAX_PIXELS) -> Floats:
-        """An image file or uint8 array `[H, W, C]` at the model's size: float32, 0..255.
-
-        A file of more than `max_pixels` is refused before it is decoded.
-        """
-        channels = self.input_shape[2]
-        image = (
-            picture
-            if isinstance(picture, np.ndarray)
-            else images.decode(picture, channels, max_pixels)
-        )
-        if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
-            raise UsageError("image", image.shape, f"an array of [height, width, {channels}]")
-        return images.preprocess(image, self.card.preprocessing, self.input_shape[:2])
-
     def logits(self, batch: npt.NDArray[np.generic]) -> Floats:
-        """Outputs of images that have the model's size already.
+        """Outputs of images that already have the model's size.
 
         Args:
             batch: pixels `[n, height, width, channels]`, 0 to 255, float or integer.
@@ -128,23 +149,19 @@ class Classifier:
         return np.concatenate(rows)
 
     def run(self, pixels: Floats) -> Floats:
-        """Outputs `[classes]` of one image of the model's size; threads may call side by side."""
+        """Outputs `[classes]` of one image of the model's size; threads may call it
+        concurrently.
+        """
         row: Floats = self._invoke(pixels[None])[0]
         return row
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """`work` of each item, in all threads and in order; the first error stops the rest."""
+        """`work` on each item, in all threads and in order; the first error stops the rest."""
         executor = ThreadPoolExecutor(self.threads)
         try:
             yield from executor.map(work, items)
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
-
-    def top_k(
-        self, picture: Picture, k: int = 5, max_pixels: int = MAX_PIXELS
-    ) -> list[tuple[str, float]]:
-        """The `k` likeliest classes of an image file or array: label, probability; best first."""
-        return rank(self.run(self.pixels(picture, max_pixels)), self.labels, k, self.card.outputs)
 
     def _open(self) -> Any:
         return isolation.make(self.flatbuffer, self._isolated, str(self.path), self._runtime)
@@ -156,56 +173,52 @@ class Classifier:
         except queue.Empty:
             runner = self._open()
         try:
-            codes = quantize(images.normalise(group, self.card.preprocessing), self._input)
-            missing = self.batch - len(codes)
+            normalized = images.normalize(group, self.card.preprocessing)
+            inputs = quantized_io.quantize(
+                normalized, self._source.dtype, *quantized_io.scale_of(self._source)
+            )
+            missing = self.batch - len(inputs)
             if missing:
-                codes = np.concatenate([codes, np.repeat(codes[-1:], missing, axis=0)])
-            runner.set_tensor(self.flatbuffer.inputs[0], codes)
+                inputs = np.concatenate([inputs, np.repeat(inputs[-1:], missing, axis=0)])
+            runner.set_tensor(self.flatbuffer.inputs[0], inputs)
             runner.invoke()
-            out = runner.get_tensor(self.flatbuffer.outputs[0])
+            values = runner.get_tensor(self.flatbuffer.outputs[0])
         finally:
             self._pool.put(runner)
-        return dequantize(out.reshape(self.batch, self._classes)[: len(group)], self._output)
+        outputs = quantized_io.dequantize(
+            values.reshape(self.batch, self._classes)[: len(group)],
+            *quantized_io.scale_of(self._target),
+        )
+        return outputs.astype(np.float32)
 
 
 def is_flatbuffer(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is meant as a `.tflite` file: by its suffix, or a folder with such a file."""
+    """Whether `path` names a `.tflite` file, or a folder that holds `model.tflite`."""
     return Path(path).suffix == ".tflite" or (Path(path) / MODEL).is_file()
 
 
-def find(path: str | os.PathLike[str]) -> Path:
-    """The file meant by `path`: itself, or `model.tflite` in that folder."""
-    given = Path(path)
-    found = given / MODEL if given.is_dir() else given
-    if not found.is_file():
+def resolve_flatbuffer(path: str | os.PathLike[str]) -> Path:
+    """The file that `path` names: itself, or `model.tflite` in that folder."""
+    file = Path(path) / MODEL if Path(path).is_dir() else Path(path)
+    if not file.is_file():
         raise UsageError(
             str(path), None, f"a .tflite file, or a folder that holds {MODEL}; there is none"
         )
-    return found
+    return file
 
 
-def quantize(x: Floats, edge: Edge) -> npt.NDArray[np.generic]:
-    """What the file takes: `round(x / scale) + zero_point` in its range, or floats as such."""
-    if not edge.scale:
-        return x.astype(edge.dtype)
-    limits = np.iinfo(edge.dtype)
-    real = np.rint(x / np.float32(edge.scale)) + edge.zero_point
-    codes: npt.NDArray[np.generic] = np.clip(real, limits.min, limits.max).astype(edge.dtype)
-    return codes
+def rank_classes(outputs: Floats, labels: Sequence[str], k: int, kind: str = "logits") -> Ranking:
+    """The best `k` classes of one image's outputs, after a softmax unless `kind` is probabilities.
 
+    Args:
+        outputs: `[classes]`.
+        labels: class names by index.
+        k: how many classes.
+        kind: `logits` or `probabilities`.
 
-def dequantize(codes: npt.NDArray[np.generic], edge: Edge) -> Floats:
-    """Real values of what comes out of the file: `scale * (code - zero_point)`."""
-    if not edge.scale:
-        return codes.astype(np.float32)
-    real: Floats = (codes.astype(np.float32) - edge.zero_point) * np.float32(edge.scale)
-    return real
-
-
-def rank(
-    outputs: Floats, labels: Sequence[str], k: int, kind: str = "logits"
-) -> list[tuple[str, float]]:
-    """The best `k` of one image's outputs; softmax unless `kind` is probabilities."""
+    Raises:
+        UsageError: `k` is below 1, or an output is not finite.
+    """
     if k < 1:
         raise UsageError("--top_k", k, "a whole number of at least 1")
     scores = outputs.astype(np.float64)
@@ -220,47 +233,45 @@ def rank(
 
 
 def predict(
-    paths: Iterable[Picture], classifier: Classifier, k: int = 5, max_pixels: int = MAX_PIXELS
-) -> list[list[tuple[str, float]]]:
-    """`top_k` of several images, in all threads; one row an image, in their order."""
+    paths: Iterable[Image], classifier: Classifier, k: int = 5, max_pixels: int = MAX_PIXELS
+) -> list[Ranking]:
+    """`top_k` of several images, in all threads; one row per image, in their order."""
     return list(classifier.map(lambda path: classifier.top_k(path, k, max_pixels), paths))
 
 
-def _ends(graph: tflite_model.Flatbuffer, name: str) -> tuple[tensors.Tensor, tensors.Tensor]:
+def _input_and_output(
+    graph: tflite_model.Flatbuffer, name: str
+) -> tuple[tensors.Tensor, tensors.Tensor]:
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        found = f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs"
-        raise UsageError(name, found, "a classifier of one input and one output")
+        counts = f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs"
+        raise UsageError(name, counts, "a classifier of one input and one output")
     source, target = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
     if len(source.shape) != 4 or source.shape[3] not in (1, 3) or min(source.shape) < 1:
         raise UsageError(name, list(source.shape), "an input of [batch, height, width, 1 or 3]")
     if not target.shape or target.elements != source.shape[0] * target.shape[-1]:
         raise UsageError(name, list(target.shape), "an output of [batch, classes]")
-    for end in (source, target):
-        if end.dtype != "float32" and not (
-            end.dtype in _CODES and end.scales.size == 1 and end.scales[0] > 0
+    for tensor in (source, target):
+        if tensor.dtype != "float32" and not (
+            tensor.dtype in _QUANTIZED and tensor.scales.size == 1 and tensor.scales[0] > 0
         ):
             raise UsageError(
-                name, end.dtype, "an input and output of float32, or int8 or uint8 with one scale"
+                name,
+                tensor.dtype,
+                "an input and output of float32, or int8 or uint8 with one scale",
             )
     return source, target
-
-
-def _edge(tensor: tensors.Tensor) -> Edge:
-    if tensor.dtype not in _CODES:
-        return Edge(tensor.dtype)
-    return Edge(tensor.dtype, float(tensor.scales[0]), int(tensor.zero_points[0]))
 
 
 def _card(
     path: Path, graph: tflite_model.Flatbuffer, shape: tuple[int, int, int], classes: int
 ) -> Card:
-    place = path.with_name(CARD)
-    if not place.is_file():
-        return _assumed(path, graph, shape, classes)
-    card = Card.from_file(place)
+    card_file = path.with_name(CARD)
+    if not card_file.is_file():
+        return _derived_card(path, graph, shape, classes)
+    card = Card.from_file(card_file)
     if card.input_shape != shape:
         raise UsageError(
-            f"{place} input_shape",
+            f"{card_file} input_shape",
             list(card.input_shape),
             f"{list(shape)}, the input of {path.name}",
             "export again",
@@ -272,20 +283,23 @@ def _card(
             "a classifier (card.json: outputs)",
             "export a model that has classes",
         )
-    labels = card.labels or _numbers(classes)
+    labels = card.labels or _class_numbers(classes)
     if len(labels) != classes:
         raise UsageError(
-            f"{place} labels", len(labels), f"{classes}, the classes of {path.name}", "export again"
+            f"{card_file} labels",
+            len(labels),
+            f"{classes}, the classes of {path.name}",
+            "export again",
         )
     return card.replace(labels=labels)
 
 
-def _assumed(
+def _derived_card(
     path: Path, graph: tflite_model.Flatbuffer, shape: tuple[int, int, int], classes: int
 ) -> Card:
-    """A card for a bare file: what can be seen in it, and the field's usual preprocessing."""
+    """A card for a bare file: from its tensors, labels file and the usual preprocessing."""
     names = path.with_name(LABELS)
-    labels = _numbers(classes)
+    labels = _class_numbers(classes)
     if names.is_file():
         labels = tuple(names.read_text(encoding="utf-8", errors="replace").splitlines())
         if len(labels) != classes:
@@ -307,5 +321,5 @@ def _assumed(
     )
 
 
-def _numbers(classes: int) -> tuple[str, ...]:
+def _class_numbers(classes: int) -> tuple[str, ...]:
     return tuple(str(index) for index in range(classes))

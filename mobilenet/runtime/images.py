@@ -122,7 +122,7 @@ def preprocess(image: npt.NDArray[np.generic], preprocessing: Preprocessing, siz
     return resize(image[top : top + height, left : left + width], size)
 
 
-def normalise(pixels: npt.NDArray[np.generic], preprocessing: Preprocessing) -> Floats:
+def normalize(pixels: npt.NDArray[np.generic], preprocessing: Preprocessing) -> Floats:
     """`(pixel - mean) / std`, a channel at a time where there are several."""
     mean, std = (np.asarray(v, np.float32) for v in (preprocessing.mean, preprocessing.std))
     return (pixels.astype(np.float32) - mean) / std

@@ -1,4 +1,4 @@
-"""The kernels of a file against those of the model: zeros stay zeros, clusters stay clusters."""
+"""Kernels of a file compared with those of the model: zeros and clusters must be kept."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Array = npt.NDArray[Any]
 KERNEL_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 
-def codes_of(
-    operator: tensors.Operator, content: tflite_model.Flatbuffer, like: tuple[int, ...] = ()
+def int8_kernel_matrix(
+    operator: tensors.Operator, content: tflite_model.Flatbuffer, layer_shape: tuple[int, ...] = ()
 ) -> Array | None:
     """The int8 kernel of an operator as a matrix `[weights of a channel, channels]`.
 
@@ -24,8 +24,8 @@ def codes_of(
     Args:
         operator: of the file.
         content: the file.
-        like: `[height, width, inputs, channels]` of the layer's kernel; one that the file keeps on
-            pairs of pixels is then given on single ones.
+        layer_shape: `[height, width, inputs, channels]` of the layer's kernel; a kernel that the
+            file stores for pairs of pixels is returned for single ones.
     """
     tensor = content.tensors[operator.inputs[1]]
     data = tensor.data
@@ -35,57 +35,62 @@ def codes_of(
         depthwise: Array = data.reshape(-1, data.shape[-1])
         return depthwise
     # [channels, height, width, inputs], or [channels, inputs] of a dense layer
-    if len(like) == data.ndim == 4 and data.shape[3] == 2 * like[2]:
-        data = _unpaired(data, like[1])
-    codes: Array = data.reshape(data.shape[0], -1).T
-    return codes
+    if len(layer_shape) == data.ndim == 4 and data.shape[3] == 2 * layer_shape[2]:
+        data = _unpair_pixels(data, layer_shape[1])
+    matrix: Array = data.reshape(data.shape[0], -1).T
+    return matrix
 
 
-def _unpaired(paired: Array, width: int) -> Array:
-    """Single pixels of a kernel `[channels, height, pairs, 2 x inputs]`, see `stem.pair`.
+def _unpair_pixels(paired: Array, width: int) -> Array:
+    """Single pixels of a kernel `[channels, height, pairs, 2 x inputs]`.
 
-    What is behind `width` must be zero; where it is not, the kernel is given as it is, and another
-    size than the layer's is a fault.
+    See `export.rewrites.space_to_depth_stem`. Columns from `width` on must be zero; if they are
+    not, the kernel is returned as it is, and its size then differs from the layer's.
     """
     channels, height, pairs, inputs = paired.shape
     single = paired.reshape(channels, height, 2 * pairs, inputs // 2)
     return paired if single[:, :, width:].any() else single[:, :, :width]
 
 
-def by_channel(kernel: Array, depthwise: bool) -> Array:
-    """A Keras kernel in the same form: `[height, width, inputs, channels]`, or depthwise
-    `[height, width, channels, multiplier]`."""
+def kernel_matrix(kernel: Array, depthwise: bool) -> Array:
+    """A Keras kernel as a matrix `[weights of a channel, channels]`.
+
+    Args:
+        kernel: `[height, width, inputs, channels]`, or depthwise
+            `[height, width, channels, multiplier]`.
+        depthwise: which of the two.
+    """
     channels = kernel.shape[-2] * kernel.shape[-1] if depthwise else kernel.shape[-1]
     return kernel.reshape(-1, channels)
 
 
-def faults(layer: str, model: Array, simulated: Array, file: Array) -> list[str]:
-    """What a kernel lost on its way into the file.
+def kernel_faults(layer: str, trained: Array, simulated: Array, stored: Array) -> list[str]:
+    """Lists where the kernel in a file is not that of its layer.
 
     Args:
         layer: its name.
-        model: the weights as trained, `[weights of a channel, channels]`.
-        simulated: the same as the simulation rounds them, in codes.
-        file: codes of the file.
+        trained: the weights as trained, `[weights of a channel, channels]`.
+        simulated: the same after quantization in the simulation.
+        stored: the quantized values in the file.
     """
-    if not model.shape == simulated.shape == file.shape:
-        return [f"{layer}: a kernel of {list(file.shape)} instead of {list(model.shape)}"]
-    found = []
-    lost = int(np.count_nonzero(file[model == 0]))
+    if not trained.shape == simulated.shape == stored.shape:
+        return [f"{layer}: a kernel of {list(stored.shape)} instead of {list(trained.shape)}"]
+    faults = []
+    lost = int(np.count_nonzero(stored[trained == 0]))
     if lost:
-        found.append(f"{layer}: {lost} zeros of the kernel are not zero in the file")
-    grown = int(np.count_nonzero(distinct(file) > distinct(model)))
-    if grown:
-        found.append(f"{layer}: {grown} channels have more distinct weights than in the model")
-    # A batch norm of negative gamma turns the sign of its channel's codes.
-    other = int(np.count_nonzero(np.abs(file.astype(np.int16)) != np.abs(simulated)))
+        faults.append(f"{layer}: {lost} zeros of the kernel are not zero in the file")
+    more = int(np.count_nonzero(distinct(stored) > distinct(trained)))
+    if more:
+        faults.append(f"{layer}: {more} channels have more distinct weights than in the model")
+    # A batch norm of negative gamma turns the sign of its channel's values.
+    other = int(np.count_nonzero(np.abs(stored.astype(np.int16)) != np.abs(simulated)))
     if other:
-        found.append(f"{layer}: {other} of {file.size} kernel codes are not the simulated ones")
-    return found
+        faults.append(f"{layer}: {other} of {stored.size} kernel values differ from the simulation")
+    return faults
 
 
 def distinct(matrix: Array) -> npt.NDArray[np.int64]:
-    """How many different values each column holds."""
+    """The number of distinct values in each column."""
     if not len(matrix):
         return np.zeros(matrix.shape[1], np.int64)
     ordered = np.sort(matrix, axis=0)

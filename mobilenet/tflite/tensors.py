@@ -91,3 +91,8 @@ def item_bits(dtype: str) -> int:
         return 8 * np.dtype(dtype).itemsize
     except TypeError:
         return 8 if dtype.startswith("float8") else 0
+
+
+def layer_name(tensor: Tensor) -> str:
+    """The layer of a tensor: the first of the names that the converter joins when it fuses."""
+    return tensor.name.split(";")[0]

@@ -29,6 +29,7 @@ from mobilenet.errors import UsageError
 from mobilenet.evaluation import scoring
 from mobilenet.export import freeze, tflite_converter
 from mobilenet.export import pipeline as export_pipeline
+from mobilenet.export.source import model_figures
 from mobilenet.export.verification import verify
 from mobilenet.models import builder, layer_plan, saving
 from mobilenet.models.graph import batch_norm_statistics, inference
@@ -319,7 +320,7 @@ class Pipeline:
         exported = export_pipeline.export(before, self.run.folder(part), images)
         file = Classifier(exported.path)
         held_out = scoring.score_flatbuffer(file, self.data.dataset("test"), self.preprocessing)
-        exported.keep_metrics(_scores(held_out))
+        exported.write_metrics(_scores(held_out))
         details = {
             "agreement": round(100 * exported.verification.agreement, 3),
             "verification": exported.verification.to_json(),
@@ -374,7 +375,7 @@ class Pipeline:
         )
 
     def _report(self, part: Part, plain: Any, trained: _StageResult) -> StageReport:
-        counts: dict[str, Any] = export_pipeline.model_figures(plain)
+        counts: dict[str, Any] = model_figures(plain)
         is_float = trained.ranges is None
         size = _file_size(tflite_converter.float_flatbuffer(plain)) if is_float else {}
         details = dict(trained.report)

@@ -61,7 +61,7 @@ def test_a_quantized_folder_gives_the_file_of_the_chain(
     assert data == (run / "export/model.tflite").read_bytes()
     assert said["float tensors inside"] == "0"
     assert said["input"] == "int8 [1, 32, 32, 3]"
-    assert said["operators verified"] == "28, 1 steps at most"
+    assert said["operators verified"] == "28, 1 steps apart at most"
     assert said["bytes"].startswith(f"{len(data):,} ")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "README.md", "card.json", "labels.txt", "model.tflite",

@@ -29,6 +29,7 @@ from mobilenet.errors import UsageError, VerificationError
 from mobilenet.export import calibration_data, number_formats, tflite_converter
 from mobilenet.export import pipeline as export_pipeline
 from mobilenet.export.rewrites import ai_edge, dynamic_range, int16x8
+from mobilenet.export.source import Source, open_source
 from mobilenet.export.verification import structure
 from mobilenet.models import saving
 from mobilenet.runtime.classifier import Classifier
@@ -143,7 +144,7 @@ def test_a_net_becomes_a_proved_file_of_each_format(
 def test_hard_swish_and_squeeze_excite_have_each_format(
     name: str, net: Path, tmp_path: Path
 ) -> None:
-    opened = number_formats.open_source(net)
+    opened = open_source(net)
     images = small_models.inputs(24, 32, seed=2)
     seen = calibration_data.Calibration(images, "here") if FORMATS[name].calibrated else None
     form = ConversionConfig(quantization=name)
@@ -194,13 +195,13 @@ def test_a_file_that_lost_weights_is_not_kept(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounding that takes half of a kernel away."""
-    honest = dynamic_range.rounded
+    honest = dynamic_range.round_kernel
 
     def lossy(weights: Any) -> Any:
         codes, scales = honest(weights)
         return codes // 2, scales
 
-    monkeypatch.setattr(dynamic_range, "rounded", lossy)
+    monkeypatch.setattr(dynamic_range, "round_kernel", lossy)
     with pytest.raises(
         VerificationError, match=r"weights are more than a step.*it was not written"
     ):
@@ -343,9 +344,7 @@ def test_a_net_without_sixteen_bit_kernels_is_told(tmp_path: Path) -> None:
     x = layers.Activation("softsign")(layers.Conv2D(4, 3)(source))
     model = tf_keras.Model(source, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
     images = small_models.inputs(8)
-    source_model = number_formats.Source(
-        tmp_path, saving.LoadedModel(model, Card(input_shape=(16, 16, 3))), False
-    )
+    source_model = Source(tmp_path, saving.LoadedModel(model, Card(input_shape=(16, 16, 3))), False)
     form = ConversionConfig(quantization="int16x8")
     with pytest.raises(UsageError, match="calibration images: expected images"):
         export_pipeline.export(source_model, tmp_path / "out", images, form)
@@ -375,9 +374,7 @@ def test_a_squeeze_that_is_always_zero_has_a_range_in_sixteen_bits(tmp_path: Pat
         x = layers.Conv2D(8, 1)(layers.Multiply()([x, hard_sigmoid(layers.Conv2D(8, 1)(y))]))
     model = tf_keras.Model(source, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
     images = small_models.inputs(16)
-    opened = number_formats.Source(
-        tmp_path, saving.LoadedModel(model, Card(input_shape=(16, 16, 3))), False
-    )
+    opened = Source(tmp_path, saving.LoadedModel(model, Card(input_shape=(16, 16, 3))), False)
     seen = calibration_data.Calibration(images, "here")
     form = ConversionConfig(quantization="int16x8")
     made = export_pipeline.export(opened, tmp_path / "out", images, form, calibration=seen)
@@ -412,7 +409,7 @@ def test_calibration_reads_what_lies_at_a_place(tmp_path: Path, photos: Path) ->
     inside = calibration_data.load(None, str(photos), datasets.DIGITS, shape, WAY, 8)
     assert inside.images.shape == (8, *shape)
     whole = calibration_data.load(None, str(photos), datasets.DIGITS, shape, WAY)
-    assert whole.told == f"12 images of {photos}"
+    assert whole.summary == f"12 images of {photos}"
     kept = [int(np.argmin(np.abs(whole.images - one).sum((1, 2, 3)))) for one in inside.images]
     assert kept == [0, 2, 3, 5, 6, 8, 9, 11]
     root = write_class_folders(tmp_path / "classes", train=6, val=2)
@@ -423,7 +420,7 @@ def test_calibration_reads_what_lies_at_a_place(tmp_path: Path, photos: Path) ->
     listed = calibration_data.load(None, str(tmp_path / "list.csv"), datasets.DIGITS, shape, WAY)
     np.testing.assert_array_equal(listed.images, whole.images[1:])
     own = calibration_data.load(None, None, datasets.DIGITS, shape, WAY, 16)
-    assert own.told == "16 images of digits"
+    assert own.summary == "16 images of digits"
 
 
 @pytest.mark.parametrize(
@@ -443,7 +440,7 @@ def test_images_that_are_no_inputs_of_the_net_are_refused(change: Any, words: st
 
 
 def test_formats_are_plain_facts() -> None:
-    assert {*number_formats.MAKERS, "ptq"} == set(
+    assert {*number_formats.CONVERTERS, "ptq"} == set(
         FORMATS
     )  # which fits a model, and makes int8 of it
     for kind in FORMATS.values():

@@ -39,7 +39,7 @@ def test_a_float_net_becomes_an_int8_file(exported: tuple[Path, str], trained: P
     assert not content.float_tensors()
     kernels = [content.tensors[op.inputs[1]] for op in content.operators if "CONV_2D" in op.name]
     assert kernels and all(len(k.scales) == k.shape[k.quantized_dimension] for k in kernels)
-    assert "operators verified" in printed and "1 steps at most" in printed
+    assert "operators verified" in printed and "1 steps apart at most" in printed
     assert "ptq bias: offsets of" in printed
     card = json.loads((folder / "card.json").read_text())
     assert any("fitted on 32 images, accepted on 32 others" in note for note in card["notes"])

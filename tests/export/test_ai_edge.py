@@ -15,7 +15,7 @@ from mobilenet import converter
 from mobilenet.compression.quantization.weight_sharing.uniform import SignedMinMax
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
-from mobilenet.export.rewrites import four_bits
+from mobilenet.export.rewrites import ai_edge
 from mobilenet.models import saving
 from mobilenet.models.graph.roles import kind
 from mobilenet.tflite import model as tflite_model
@@ -53,7 +53,7 @@ def test_the_step_of_each_channel_is_found(seed: int, channels: int, weights: in
     codes = rng.integers(-7, 8, (channels, 1, 1, weights))
     gains = np.exp(rng.normal(size=(channels, 1, 1, 1)) * 3)
     kernel = (np.float32(0.37) * codes.astype(np.float32)) * gains.astype(np.float32)
-    found = four_bits.steps(kernel)
+    found = ai_edge.channel_steps(kernel)
     assert found is not None and found.shape == (channels,)
     multiples = kernel / found.reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(multiples, np.rint(multiples), atol=1e-4)
@@ -62,7 +62,7 @@ def test_the_step_of_each_channel_is_found(seed: int, channels: int, weights: in
 
 def test_a_channel_may_leave_out_steps_and_be_silent() -> None:
     kernel = np.array([[0.0, 3.0, -5.0], [0.0, 0.0, 0.0], [0.5, 0.0, 0.5]], np.float32)
-    np.testing.assert_allclose(four_bits.steps(kernel), [1.0, 1.0, 0.5])  # type: ignore[arg-type]
+    np.testing.assert_allclose(ai_edge.channel_steps(kernel), [1.0, 1.0, 0.5])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,13 @@ def test_a_channel_may_leave_out_steps_and_be_silent() -> None:
     ids=["more than 7 steps", "one channel is off", "between two steps"],
 )
 def test_other_kernels_lie_on_no_grid(kernel: list[list[float]]) -> None:
-    assert four_bits.steps(np.array(kernel, np.float32)) is None
+    assert ai_edge.channel_steps(np.array(kernel, np.float32)) is None
 
 
 @given(st.lists(st.integers(-8, 7), min_size=1, max_size=9))
 def test_codes_are_packed_and_come_back(codes: list[int]) -> None:
     values = np.array(codes, np.int8)
-    stored = four_bits.packed(values)
+    stored = ai_edge.pack_int4(values)
     assert len(stored) == (len(codes) + 1) // 2
     assert stored[0] & 15 == codes[0] & 15  # the first in the lower half, as the runtime reads it
     np.testing.assert_array_equal(unpacked(memoryview(stored), (len(codes),)), values)
@@ -114,9 +114,9 @@ def test_the_packages_own_scales_leave_the_grid(net: Path) -> None:
     from mobilenet.export.rewrites import ai_edge
 
     data = tflite_converter.float_flatbuffer(freeze.float32_copy(saving.load(net).model))
-    mended = ai_edge.quantize(data, "edge_int4")
+    mended = ai_edge.apply_recipe(data, "edge_int4")
     plain, made = tflite_model.read(data), tflite_model.read(mended)
-    grid = four_bits.grids(plain)
+    grid = ai_edge.grid_scales(plain)
     off = []
     for index, scale in grid.items():
         kernel = plain.tensors[index].data

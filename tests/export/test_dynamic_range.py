@@ -14,11 +14,12 @@ from tflite_files import invoke
 from mobilenet.configs.number_formats import FORMATS
 from mobilenet.errors import UsageError
 from mobilenet.export import tflite_converter
-from mobilenet.export.rewrites import dynamic_range, offsets
+from mobilenet.export.rewrites import dynamic_range
 from mobilenet.export.verification import structure
 from mobilenet.runtime import interpreter
 from mobilenet.tflite import editor
 from mobilenet.tflite import model as tflite_model
+from mobilenet.tflite.tensors import layer_name
 
 NAMES = families(quick=("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"))
 QUANTIZED = ("CONV_2D", "FULLY_CONNECTED")
@@ -63,7 +64,7 @@ def original() -> bytes:
 
 @pytest.fixture(scope="module")
 def made(original: bytes) -> bytes:
-    return dynamic_range.quantize(original, file_inputs(pixels(8)), narrow=0)
+    return dynamic_range.quantize_kernels(original, file_inputs(pixels(8)), narrow=0)
 
 
 def test_kernels_are_the_rounded_ones_operator_by_operator(original: bytes, made: bytes) -> None:
@@ -88,7 +89,8 @@ def test_kernels_are_the_rounded_ones_operator_by_operator(original: bytes, made
         nearest = np.round(rows / scales[:, None]) - rows / scales[:, None]
         assert np.abs(steps.sum(axis=1)).mean() < 0.6 * np.abs(nearest.sum(axis=1)).mean()
     assert (
-        dynamic_range.faults(tflite_model.read(original), tflite_model.read(made), narrow=0) == []
+        dynamic_range.find_faults(tflite_model.read(original), tflite_model.read(made), narrow=0)
+        == []
     )
     assert structure.format_faults(tflite_model.read(made), FORMATS["weights"]) == []
 
@@ -115,16 +117,16 @@ def errors(data: bytes, model: Any) -> list[tuple[np.ndarray, np.ndarray]]:
 def test_biases_take_the_mean_shift_back(original: bytes) -> None:
     """By numpy; the dense layer's bias is 0, and the converter has left it out."""
     model, images = mixed_model(), file_inputs(pixels(8))
-    mended = errors(dynamic_range.quantize(original, images, narrow=0), model)
-    plain = errors(dynamic_range.quantize(original, narrow=0), model)
+    mended = errors(dynamic_range.quantize_kernels(original, images, narrow=0), model)
+    plain = errors(dynamic_range.quantize_kernels(original, narrow=0), model)
     for values, (error, bias), (_, old) in zip(
         layer_inputs(model, images), mended, plain, strict=True
     ):
         np.testing.assert_allclose(bias, old - values.mean(axis=0) @ error, atol=1e-5)
     assert (
-        dynamic_range.faults(
+        dynamic_range.find_faults(
             tflite_model.read(original),
-            tflite_model.read(dynamic_range.quantize(original, images, narrow=0)),
+            tflite_model.read(dynamic_range.quantize_kernels(original, images, narrow=0)),
             narrow=0,
         )
         == []
@@ -133,10 +135,10 @@ def test_biases_take_the_mean_shift_back(original: bytes) -> None:
 
 def test_noise_mends_the_shift_that_other_images_see(original: bytes) -> None:
     model = mixed_model()
-    noise = offsets.noise_pictures(8, (SIZE, SIZE, 3)) / 127.5 - 1
+    noise = dynamic_range.noise_images(8, (SIZE, SIZE, 3)) / 127.5 - 1
     values = layer_inputs(model, file_inputs(pixels(40)))[0].mean(axis=0)
     (error, old), (_, bias) = (
-        errors(dynamic_range.quantize(original, pictures, narrow=0), model)[0]
+        errors(dynamic_range.quantize_kernels(original, pictures, narrow=0), model)[0]
         for pictures in (None, noise)
     )
     before, after = values @ error, values @ error + bias - old
@@ -145,13 +147,15 @@ def test_noise_mends_the_shift_that_other_images_see(original: bytes) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_noise_looks_like_photos_in_its_figures(channels: int) -> None:
-    pictures = offsets.noise_pictures(16, (48, 64, channels), seed=1)
+    pictures = dynamic_range.noise_images(16, (48, 64, channels), seed=1)
     assert pictures.shape == (16, 48, 64, channels)
     assert pictures.min() >= 0 and pictures.max() <= 255
     assert 95 < pictures.mean() < 135 and 40 < pictures.std() < 75
     beside = np.corrcoef(pictures[:, :, 1:].ravel(), pictures[:, :, :-1].ravel())[0, 1]
     assert beside > 0.7  # white noise has 0
-    np.testing.assert_array_equal(pictures, offsets.noise_pictures(16, (48, 64, channels), seed=1))
+    np.testing.assert_array_equal(
+        pictures, dynamic_range.noise_images(16, (48, 64, channels), seed=1)
+    )
 
 
 def test_zeros_clusters_and_dead_channels_stay() -> None:
@@ -160,7 +164,7 @@ def test_zeros_clusters_and_dead_channels_stay() -> None:
     weights = rng.choice([0.0, *values], size=(12, 3, 3, 10)).astype(np.float32)
     weights[3] = 0
     weights[4] = 1e-42  # no scale of normal size reaches it
-    codes, scales = dynamic_range.rounded(weights)
+    codes, scales = dynamic_range.round_kernel(weights)
     assert codes.dtype == np.int8 and codes.shape == weights.shape
     assert np.all(codes[weights == 0] == 0)
     assert scales[3] == scales[4] == 1 and not codes[3].any() and not codes[4].any()
@@ -177,7 +181,7 @@ def test_a_weight_that_is_not_finite_is_named(original: bytes) -> None:
     values[7] = np.nan
     model.buffers[tensor.buffer].data = np.frombuffer(values.tobytes(), np.uint8)
     with pytest.raises(UsageError, match=r"kernel .*point.*: got 'NaN or infinity'"):
-        dynamic_range.quantize(editor.packed(model))
+        dynamic_range.quantize_kernels(editor.packed(model))
 
 
 def twin_model() -> Any:
@@ -199,8 +203,8 @@ def test_shared_constants_are_left_to_those_that_share_them() -> None:
     content = tflite_model.read(original)
     used = [op.inputs[1:3] for op in content.operators if op.name in QUANTIZED]
     assert len(set(used)) < len(used), "the converter merges no equal constants any more"
-    made = dynamic_range.quantize(original, file_inputs(pixels(8)), narrow=0)
-    assert dynamic_range.faults(content, tflite_model.read(made), narrow=0) == []
+    made = dynamic_range.quantize_kernels(original, file_inputs(pixels(8)), narrow=0)
+    assert dynamic_range.find_faults(content, tflite_model.read(made), narrow=0) == []
     expected, said = (
         invoke(original, file_inputs(pixels(20))),
         invoke(made, file_inputs(pixels(20))),
@@ -215,8 +219,11 @@ def test_a_bias_that_a_depthwise_layer_reads_is_left_to_it(original: bytes) -> N
     stem, depthwise = model.subgraphs[0].operators[:2]
     stem.inputs = np.array([*stem.inputs[:2], depthwise.inputs[2]], np.int32)
     shared = editor.packed(model)
-    made = dynamic_range.quantize(shared, file_inputs(pixels(8)), narrow=0)
-    assert dynamic_range.faults(tflite_model.read(shared), tflite_model.read(made), narrow=0) == []
+    made = dynamic_range.quantize_kernels(shared, file_inputs(pixels(8)), narrow=0)
+    assert (
+        dynamic_range.find_faults(tflite_model.read(shared), tflite_model.read(made), narrow=0)
+        == []
+    )
     assert np.abs(biases(made)[0] - biases(shared)[0]).max() > 0
     content = tflite_model.read(made)
     first, second = content.operators[:2]
@@ -229,10 +236,10 @@ def test_every_net_is_one_partition_and_answers_alike(
     name: str, float_file: Callable[[str], bytes]
 ) -> None:
     original = float_file(name)
-    noise = offsets.noise_pictures(2, (32, 32, 3)) / 127.5 - 1
-    made = dynamic_range.quantize(original, noise)
+    noise = dynamic_range.noise_images(2, (32, 32, 3)) / 127.5 - 1
+    made = dynamic_range.quantize_kernels(original, noise)
     content = tflite_model.read(made)
-    assert dynamic_range.faults(tflite_model.read(original), content) == []
+    assert dynamic_range.find_faults(tflite_model.read(original), content) == []
     assert structure.format_faults(content, FORMATS["weights"]) == []
     assert interpreter.partitions(interpreter.make(content)) == 1
     images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
@@ -244,7 +251,7 @@ def test_every_net_is_one_partition_and_answers_alike(
 def formats(data: bytes) -> dict[str, str]:
     """Type of each kernel by the name of its layer."""
     return {
-        structure.name_of(tensor).split("/")[1]: tensor.dtype
+        layer_name(tensor).split("/")[1]: tensor.dtype
         for name, tensor in kernels(data)
         if name in QUANTIZED
     }
@@ -263,22 +270,22 @@ def wide_model() -> Any:
 
 def test_narrow_kernels_stay_float_where_there_are_many_places() -> None:
     original = tflite_converter.float_flatbuffer(wide_model())
-    content = tflite_model.read(dynamic_range.quantize(original, file_inputs(pixels(8))))
+    content = tflite_model.read(dynamic_range.quantize_kernels(original, file_inputs(pixels(8))))
     found = formats(content.content)
     narrow = ("stem", "few_out", "few_in")
     assert {name for name, kind in found.items() if kind == "float32"} == set(narrow)
     assert set(found.values()) == {"float32", "int8"} and len(found) == 6
     assert structure.format_faults(content, FORMATS["weights"]) == []
-    assert dynamic_range.faults(tflite_model.read(original), content) == []
-    assert set(formats(dynamic_range.quantize(original, narrow=0)).values()) == {"int8"}
+    assert dynamic_range.find_faults(tflite_model.read(original), content) == []
+    assert set(formats(dynamic_range.quantize_kernels(original, narrow=0)).values()) == {"int8"}
     for other in (31, 33):  # another rule than the one that is verified
-        file = tflite_model.read(dynamic_range.quantize(original, narrow=other))
-        assert len(dynamic_range.faults(tflite_model.read(original), file)) == (
+        file = tflite_model.read(dynamic_range.quantize_kernels(original, narrow=other))
+        assert len(dynamic_range.find_faults(tflite_model.read(original), file)) == (
             1 if other == 33 else 2
         )
     for slot in (1, 2):  # of the stem, which was to stay as it was
         file = broken(content.content, changed(slot, 0, 3))
-        faults = dynamic_range.faults(tflite_model.read(original), file)
+        faults = dynamic_range.find_faults(tflite_model.read(original), file)
         assert faults and all("another constant than in the float" in x for x in faults)
 
 
@@ -287,7 +294,7 @@ def test_a_net_of_narrow_kernels_alone_is_rounded_whole() -> None:
     model = tf_keras.Model(
         source, L.Conv2D(4, 3, name="second")(L.Conv2D(4, 3, name="first")(source))
     )
-    found = formats(dynamic_range.quantize(tflite_converter.float_flatbuffer(model)))
+    found = formats(dynamic_range.quantize_kernels(tflite_converter.float_flatbuffer(model)))
     assert found == {"first": "int8", "second": "int8"}
 
 
@@ -303,9 +310,9 @@ def test_a_kernel_that_a_narrow_operator_shares_stays_float_there() -> None:
     twice = L.Conv2D(8, 1, bias_initializer="normal")
     x = L.GlobalAveragePooling2D(keepdims=True)(L.ReLU(6.0)(twice(source)))
     original = tflite_converter.float_flatbuffer(tf_keras.Model(source, L.Flatten()(twice(x))))
-    made = dynamic_range.quantize(original)
+    made = dynamic_range.quantize_kernels(original)
     assert [tensor.dtype for _, tensor in kernels(made)] == ["float32", "int8"]
-    assert dynamic_range.faults(tflite_model.read(original), tflite_model.read(made)) == []
+    assert dynamic_range.find_faults(tflite_model.read(original), tflite_model.read(made)) == []
     images = np.random.default_rng(0).normal(size=(4, SIZE, SIZE, 8)).astype(np.float32)
     expected = invoke(original, images)
     np.testing.assert_allclose(invoke(made, images), expected, atol=0.03 * np.abs(expected).max())
@@ -313,7 +320,7 @@ def test_a_kernel_that_a_narrow_operator_shares_stays_float_there() -> None:
 
 def test_hard_swish_and_residuals_keep_their_answers() -> None:
     original = tflite_converter.float_flatbuffer(hard_swish_model(softmax=True))
-    made = dynamic_range.quantize(original, file_inputs(pixels(8)), narrow=0)
+    made = dynamic_range.quantize_kernels(original, file_inputs(pixels(8)), narrow=0)
     expected = invoke(original, file_inputs(pixels(40)))
     np.testing.assert_allclose(
         invoke(made, file_inputs(pixels(40))), expected, atol=0.02 * np.abs(expected).max()
@@ -338,11 +345,11 @@ def changed(slot: int, operator: int, place: int) -> Callable[[Any], None]:
 
 def test_what_a_file_lost_is_told(original: bytes, made: bytes) -> None:
     before = tflite_model.read(original)
-    (fault,) = dynamic_range.faults(before, broken(made, changed(1, 0, 5)), narrow=0)
+    (fault,) = dynamic_range.find_faults(before, broken(made, changed(1, 0, 5)), narrow=0)
     assert "1 weights are more than a step" in fault
-    (fault,) = dynamic_range.faults(before, broken(made, changed(1, 1, 3)), narrow=0)
+    (fault,) = dynamic_range.find_faults(before, broken(made, changed(1, 1, 3)), narrow=0)
     assert "another constant than in the float file" in fault
-    assert dynamic_range.faults(
+    assert dynamic_range.find_faults(
         before, tflite_model.read(tflite_converter.float_flatbuffer(hard_swish_model(softmax=True)))
     ) == ["the operators are not those of the float file"]
     half = np.where(np.arange(27) % 2, 0.5, 0).astype(np.float32)

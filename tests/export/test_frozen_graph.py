@@ -18,7 +18,8 @@ from mobilenet.models import saving
 tf = pytest.importorskip("tensorflow")
 tf_keras = pytest.importorskip("tf_keras")
 
-from mobilenet.export import frozen_graph  # noqa: E402
+from mobilenet.export import frozen_graph as export_frozen_graph  # noqa: E402
+from mobilenet.models import frozen_graph  # noqa: E402
 
 LABELS = tuple("abcdefghij")
 
@@ -88,7 +89,7 @@ def test_a_graph_of_two_a_call_takes_any_number(
     small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
     model = small_model("mobilenet_v1")
-    (tmp_path / "two.pb").write_bytes(frozen_graph.serialise(model, 2, softmax=True))
+    (tmp_path / "two.pb").write_bytes(export_frozen_graph.serialize_graph(model, 2, softmax=True))
     runner = frozen_graph.load(tmp_path / "two.pb").model
     assert (runner.input_shape, runner.output_shape) == ((2, 32, 32, 3), (2, 10))
     wanted = tf.nn.softmax(model(pictures())).numpy()
@@ -110,12 +111,12 @@ def test_the_evaluator_takes_it(
 
 def test_another_net_is_no_proof(lively: Callable[[str], Any], tmp_path: Path) -> None:
     model = lively("mobilenet_v1")
-    data = frozen_graph.serialise(model)
+    data = export_frozen_graph.serialize_graph(model)
     layer = model.get_layer("Conv2d_13_pointwise")
     layer.set_weights([weight * 1.001 for weight in layer.get_weights()])
-    other = frozen_graph.reference(model)
+    other = export_frozen_graph.reference_model(model)
     with pytest.raises(VerificationError, match="outputs within 1e-05"):
-        frozen_graph.write(tmp_path / "out", data, Card(), other, pictures())
+        export_frozen_graph.write_frozen_graph(tmp_path / "out", data, Card(), other, pictures())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -143,11 +143,11 @@ def test_a_constant_that_others_share_is_not_changed(plain_file: bytes) -> None:
 
 
 def test_the_proof_looks_through_pairs(made: Int8Model) -> None:
-    proofs, faults = operator_parity.compare(
+    rows, faults = operator_parity.compare_operators(
         tflite_model.read(made.data), made.wrapped, made.plain, file_inputs(IMAGES)
     )
     assert faults == []
-    (own,) = [proof for proof in proofs if proof.layer == "a_act"]
+    (own,) = [row for row in rows if row.layer == "a_act"]
     kernel = made.plain.get_layer("a").kernel.numpy()
     assert own.kernel_zeros == pytest.approx(np.mean(kernel == 0), abs=0.02)
     assert own.max_steps <= 1

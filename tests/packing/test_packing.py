@@ -387,10 +387,10 @@ def test_every_net_comes_back_from_its_config(
     filled(model, 1)
     card = Card(architecture=model.mobilenet_config.to_json(), labels=("a", "b"), notes=("n",))
     found = packed(model, tmp_path / "net", card)
-    assert same_bits(model, found.net.model)
-    assert found.net.model.get_config() == model.get_config()
-    assert found.net.card == card and found.ranges is None
-    assert builder.config_of(found.net.model) == model.mobilenet_config
+    assert same_bits(model, found.loaded.model)
+    assert found.loaded.model.get_config() == model.get_config()
+    assert found.loaded.card == card and found.ranges is None
+    assert builder.config_of(found.loaded.model) == model.mobilenet_config
     assert container.read(tmp_path / "net")[0]["keras"] is None
     told = reports.contents(tmp_path / "net")
     assert told.total.weights == model.count_params()
@@ -426,7 +426,7 @@ def test_any_weights_of_a_net_come_back(ways: list[str], seed: int) -> None:
     rng = np.random.default_rng(seed)
     model.set_weights([FILLS[w](rng, v.shape) for w, v in zip(ways, model.weights, strict=True)])
     with tempfile.TemporaryDirectory() as place:
-        assert same_bits(model, packed(model, Path(place) / "net").net.model)
+        assert same_bits(model, packed(model, Path(place) / "net").loaded.model)
 
 
 @pytest.mark.slow
@@ -439,7 +439,7 @@ def test_a_whole_v1_is_packed_in_twenty_seconds_of_one_core(tmp_path: Path) -> N
 
 def test_a_foreign_net_comes_back_from_its_description(tmp_path: Path) -> None:
     model = foreign()
-    found = packed(model, tmp_path / "net").net.model
+    found = packed(model, tmp_path / "net").loaded.model
     assert same_bits(model, found)
     assert np.signbit(found.get_weights()[0].reshape(-1)[0])
     assert [layer.name for layer in found.layers] == [layer.name for layer in model.layers]
@@ -452,7 +452,7 @@ def test_a_net_that_left_its_config_is_described(
     source = small_model("mobilenet_v1")
     model = tf_keras.Model(source.inputs, source.layers[-4].output)
     model.mobilenet_config = source.mobilenet_config
-    assert same_bits(model, packed(model, tmp_path / "net").net.model)
+    assert same_bits(model, packed(model, tmp_path / "net").loaded.model)
     assert container.read(tmp_path / "net")[0]["config"] is None
 
 

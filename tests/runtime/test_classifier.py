@@ -24,7 +24,7 @@ from mobilenet.configs.dataset import Preprocessing
 from mobilenet.data.sources import digits, image_folder
 from mobilenet.errors import UsageError
 from mobilenet.runtime import interpreter
-from mobilenet.runtime.classifier import Classifier, rank
+from mobilenet.runtime.classifier import Classifier, rank_classes
 
 pytest.importorskip("tensorflow", reason="TensorFlow's converter makes the files")
 
@@ -364,4 +364,4 @@ def test_evaluating_loads_no_tensorflow(tmp_path: Path) -> None:
 def test_outputs_that_are_no_numbers_rank_nothing(value: float, kind: str) -> None:
     outputs = np.array([0.5, value, 1.0], np.float32)
     with pytest.raises(UsageError, match="outputs: got 'NaN or infinity', expected finite"):
-        rank(outputs, ["a", "b", "c"], 2, kind)
+        rank_classes(outputs, ["a", "b", "c"], 2, kind)

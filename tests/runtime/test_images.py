@@ -84,7 +84,7 @@ def test_normalise_takes_channels_apart() -> None:
     pixels = np.full((1, 1, 3), 128, np.float32)
     expected = [(128 - 123.675) / 58.395, (128 - 116.28) / 57.12, (128 - 103.53) / 57.375]
     np.testing.assert_allclose(
-        images.normalise(pixels, PREPROCESSING["imagenet"])[0, 0], expected, rtol=1e-6
+        images.normalize(pixels, PREPROCESSING["imagenet"])[0, 0], expected, rtol=1e-6
     )
 
 

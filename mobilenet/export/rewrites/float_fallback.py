@@ -1,7 +1,7 @@
 """Layers of an int8 file that compute in float: between a DEQUANTIZE and a QUANTIZE.
 
-The converter leaves an operator in float where one of its tensors has no range, but gives codes to
-every kernel whose operator has a range on both sides. `restore` takes those back.
+The converter leaves an operator in float where one of its tensors has no range, but quantizes every
+kernel whose operator has a range on both sides. `restore_float` undoes that.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
-    """What is to compute in float.
+class FloatLayers:
+    """What computes in float.
 
     Attributes:
-        kernels: kernel and bias of each layer that was asked for, by its name, with the batch norm
+        kernels: kernel and bias of each requested layer, by its name, with the batch norm
             folded in: `[channels, height, width, inputs]`, `[1, height, width, channels]` of a
             depthwise layer, `[channels, inputs]` of a dense one; and `[channels]`.
         layers: names of all layers that compute in float with them.
@@ -39,16 +39,16 @@ class Kept:
     layers: Collection[str] = ()
 
 
-NOTHING = Kept()
+NO_FLOAT_LAYERS = FloatLayers()
 
 
 @dataclasses.dataclass(frozen=True)
-class Island:
-    """Operators that compute one tensor of codes in float.
+class FloatRegion:
+    """Operators between a DEQUANTIZE and a QUANTIZE that compute one quantized tensor in float.
 
     Attributes:
-        operators: in execution order, with the conversions at both ends.
-        sources: the tensors of codes that they read.
+        operators: in execution order, including the conversions.
+        sources: the quantized tensors that they read.
     """
 
     operators: tuple[tensors.Operator, ...]
@@ -56,42 +56,42 @@ class Island:
 
     @property
     def name(self) -> str:
-        """That of its last operator with a kernel, or of its last."""
+        """The name of its last operator with a kernel, or of its last operator."""
         names = [op.name for op in self.operators if op.name not in CONVERSIONS]
         kernels = [name for name in names if name in KERNEL_OPERATORS]
         return f"{(kernels or names or ['QUANTIZE'])[-1]} in float"
 
 
-def find(content: tflite_model.Flatbuffer) -> dict[int, Island]:
-    """The islands of a file by the tensor that each gives; the ends of the file are none."""
-    makers = {index: op for op in content.operators for index in op.outputs}
+def find_float_regions(content: tflite_model.Flatbuffer) -> dict[int, FloatRegion]:
+    """The float regions of a file by their output tensor; a float input or output is none."""
+    producers = {index: op for op in content.operators for index in op.outputs}
     floats = {tensor.index for tensor in content.float_tensors()}
-    found = {}
+    regions = {}
     for op in content.operators:
-        if op.name != "QUANTIZE" or op.inputs[0] not in floats or op.inputs[0] not in makers:
+        if op.name != "QUANTIZE" or op.inputs[0] not in floats or op.inputs[0] not in producers:
             continue
-        inside, sources, waiting = {id(op)}, [], list(op.inputs)
-        while waiting:
-            index = waiting.pop()
+        members, sources, pending = {id(op)}, [], list(op.inputs)
+        while pending:
+            index = pending.pop()
             if index not in floats:
-                if index in makers or index in content.inputs:
+                if index in producers or index in content.inputs:
                     sources.append(index)
-            elif index in makers and id(makers[index]) not in inside:
-                inside.add(id(makers[index]))
-                waiting += makers[index].inputs
-        own = tuple(other for other in content.operators if id(other) in inside)
-        found[op.outputs[0]] = Island(own, tuple(dict.fromkeys(sources)))
-    return found
+            elif index in producers and id(producers[index]) not in members:
+                members.add(id(producers[index]))
+                pending += producers[index].inputs
+        operators = tuple(other for other in content.operators if id(other) in members)
+        regions[op.outputs[0]] = FloatRegion(operators, tuple(dict.fromkeys(sources)))
+    return regions
 
 
 def layers_of(tensor: tensors.Tensor) -> set[str]:
-    """The layers in the name that the converter joins of what it fuses."""
+    """The layers of a tensor, whose name the converter joins from those that it fuses."""
     words = {word for part in tensor.name.split(";") for word in part.split("/")}
     return {word.removeprefix(_PREFIX) for word in words if word.startswith(_PREFIX)}
 
 
 def kernel_operators(content: tflite_model.Flatbuffer, layer: str) -> list[int]:
-    """The numbers of the operators with a kernel that are named after a layer."""
+    """The numbers of the operators with a kernel that belong to a layer."""
     return [
         number
         for number, op in enumerate(content.operators)
@@ -99,44 +99,42 @@ def kernel_operators(content: tflite_model.Flatbuffer, layer: str) -> list[int]:
     ]
 
 
-def restore(data: bytes, kernels: Mapping[str, tuple[Floats, Floats]]) -> bytes:
-    """Takes the codes of some kernels back.
+def restore_float(data: bytes, kernels: Mapping[str, tuple[Floats, Floats]]) -> bytes:
+    """Makes the operators of some layers float again.
 
     Args:
         data: an int8 file.
-        kernels: see `Kept`; those that are float in the file are left as they are.
+        kernels: see `FloatLayers`; those that are float in the file are left as they are.
 
     Returns:
-        The file in which the operators of these layers have float kernels and biases, with a
-        DEQUANTIZE in front and a QUANTIZE behind. A layer without an operator of its own is left
-        to `structure_faults`.
+        The file in which the operators of these layers have float kernels and biases, between a
+        DEQUANTIZE and a QUANTIZE. A layer without an operator of its own is left to
+        `structure_faults`.
     """
     content = tflite_model.read(data)
     chosen = {}
     for layer, constants in kernels.items():
-        places = kernel_operators(content, layer)
-        if len(places) == 1 and _has_codes(content, places[0]):
-            chosen[places[0]] = constants
-    if not chosen:
-        return data
-    file = _Editor(data, content)
-    return file.restored(chosen)
+        operators = kernel_operators(content, layer)
+        if len(operators) == 1 and _is_int8(content, operators[0]):
+            chosen[operators[0]] = constants
+    return _FloatRestorer(data, content).restore(chosen) if chosen else data
 
 
-def _has_codes(content: tflite_model.Flatbuffer, number: int) -> bool:
+def _is_int8(content: tflite_model.Flatbuffer, number: int) -> bool:
     op = content.operators[number]
     return all(content.tensors[index].dtype == "int8" for index in (*op.inputs[:2], *op.outputs))
 
 
-class _Editor:
-    """A file that is changed; what other operators share is left to them."""
+class _FloatRestorer:
+    """Makes operators of a file float; constants that other operators share stay theirs."""
 
     def __init__(self, data: bytes, content: tflite_model.Flatbuffer) -> None:
         self.model = editor.opened(data)
         self.graph = self.model.subgraphs[0]
         self.users = Counter(index for op in content.operators for index in op.inputs)
 
-    def restored(self, chosen: Mapping[int, tuple[Floats, Floats]]) -> bytes:
+    def restore(self, chosen: Mapping[int, tuple[Floats, Floats]]) -> bytes:
+        """The new file; `chosen` holds kernel and bias by number of the operator."""
         operators = []
         for number, operator in enumerate(self.graph.operators):
             if number not in chosen:
@@ -144,41 +142,42 @@ class _Editor:
                 continue
             kernel, bias = chosen[number]
             source, output = int(operator.inputs[0]), int(operator.outputs[0])
-            codes = [int(index) for index in operator.inputs[1:]]
-            read, made = self._twin(source), self._twin(output)
+            constants = [int(index) for index in operator.inputs[1:]]
+            float_source, float_output = self._float_copy(source), self._float_copy(output)
+            has_bias = len(constants) > 1 and constants[1] >= 0
             operator.inputs = [
-                read,
-                self._constant(codes[0], kernel),
-                self._constant(codes[1] if len(codes) > 1 and codes[1] >= 0 else None, bias),
+                float_source,
+                self._float_constant(constants[0], kernel),
+                self._float_constant(constants[1] if has_bias else None, bias),
             ]
-            operator.outputs = [made]
+            operator.outputs = [float_output]
             operators += [
-                self._conversion("DEQUANTIZE", source, read),
+                self._conversion("DEQUANTIZE", source, float_source),
                 operator,
-                self._conversion("QUANTIZE", made, output),
+                self._conversion("QUANTIZE", float_output, output),
             ]
         self.graph.operators = operators
         return editor.packed(self.model)
 
-    def _twin(self, codes: int) -> int:
-        """A computed float tensor in the form of one of codes."""
-        twin = copy.copy(self.graph.tensors[codes])
-        twin.name, twin.quantization, twin.buffer = bytes(twin.name) + b"/float", None, 0
-        return self._added(twin)
+    def _float_copy(self, index: int) -> int:
+        """A computed float tensor in the shape of a quantized one."""
+        tensor = copy.copy(self.graph.tensors[index])
+        tensor.name, tensor.quantization, tensor.buffer = bytes(tensor.name) + b"/float", None, 0
+        return self._add(tensor)
 
-    def _constant(self, codes: int | None, values: Floats) -> int:
-        """A float constant in place of one of codes."""
-        if codes is not None and self.users[codes] == 1:
-            tensor, index = self.graph.tensors[codes], codes
+    def _float_constant(self, index: int | None, values: Floats) -> int:
+        """A float constant in place of a quantized one."""
+        if index is not None and self.users[index] == 1:
+            tensor = self.graph.tensors[index]
         else:
             tensor = editor.tensor(b"kept_float", values.shape, 0)
-            index = self._added(tensor)
+            index = self._add(tensor)
         editor.fill(self.model, tensor, values)
         tensor.type, tensor.quantization = tflite_model.schema().TensorType.FLOAT32, None
         tensor.shape = list(values.shape)
         return index
 
-    def _added(self, tensor: Any) -> int:
+    def _add(self, tensor: Any) -> int:
         tensor.type = tflite_model.schema().TensorType.FLOAT32
         self.graph.tensors = [*self.graph.tensors, tensor]
         return len(self.graph.tensors) - 1

@@ -1,4 +1,4 @@
-"""Why a tensor of an int8 file is noisy, in words that say what to look at."""
+"""Why a tensor of an int8 file is noisy, and what to do about it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mobilenet.metrics import MAX_SIGNAL_TO_NOISE
 
 Floats = npt.NDArray[np.floating]
 
-PLACEHOLDER = 1e-3  # upper range that calibration gives a tensor that was always zero
-_MOST = 0.5  # a cause of at least this share of the noise is the cause
+PLACEHOLDER = 1e-3  # upper bound that calibration gives a tensor that was always zero
+_MAIN_SHARE = 0.5  # a cause of at least this share of the noise is the cause
 _UNEQUAL = 8.0  # times the median channel: the median then has 5 bits left of 8
-_WIDE = 4.0  # times what the values reach: 2 bits lost
-_OWN = 0.2  # a layer that adds less of the noise than this passes on its input's
+_WIDE = 4.0  # times the range of the values: 2 bits lost
+_OWN_SHARE = 0.2  # a layer that adds less of the noise than this passes on its input's
 
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """A tensor of the float model, and how the file holds it.
+    """A tensor of the float model, and its quantization in the file.
 
     Attributes:
         layer: whose output it is.
@@ -38,22 +38,23 @@ class Signal:
 
     @property
     def low(self) -> float:
-        """The smallest value that a code stands for."""
+        """The smallest value that the file can represent."""
         return self.scale * (-128 - self.zero_point)
 
     @property
     def high(self) -> float:
-        """The largest value that a code stands for."""
+        """The largest value that the file can represent."""
         return self.scale * (127 - self.zero_point)
 
-    def loudest(self) -> tuple[int, float]:
-        """The channel of the largest magnitude, and how many times the median channel's it is."""
-        reach = np.abs(self.real).reshape(-1, self.real.shape[-1]).max(axis=0)
-        live = reach[reach > 0]
-        return int(reach.argmax()), float(reach.max() / np.median(live)) if len(live) else 1.0
+    def largest_channel(self) -> tuple[int, float]:
+        """The channel of the largest magnitude, and its ratio to the median channel's."""
+        largest = np.abs(self.real).reshape(-1, self.real.shape[-1]).max(axis=0)
+        nonzero = largest[largest > 0]
+        ratio = float(largest.max() / np.median(nonzero)) if len(nonzero) else 1.0
+        return int(largest.argmax()), ratio
 
 
-def added(own: Signal, inputs: Sequence[Signal]) -> float:
+def added_noise(own: Signal, inputs: Sequence[Signal]) -> float:
     """The noise that a layer adds to that of its worst input, as a share of its signal."""
     before = max((_noise(signal) for signal in inputs), default=0.0)
     return max(_noise(own) - before, 0.0)
@@ -65,19 +66,14 @@ def _noise(signal: Signal) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Cause:
-    """Why a tensor is noisy, and what to do about it; `remedy` is empty where nothing is wrong."""
+    """Why a tensor is noisy, and the remedy; `remedy` is empty where nothing is wrong."""
 
     text: str
     remedy: str = ""
 
 
-def explain(own: Signal, inputs: Sequence[Signal], kind: str) -> str:
-    """The likeliest cause of a tensor's noise, in plain words; see `diagnose`."""
-    return diagnose(own, inputs, kind).text
-
-
 def diagnose(own: Signal, inputs: Sequence[Signal], kind: str) -> Cause:
-    """The likeliest cause of a tensor's noise, and the remedy that fits.
+    """The likeliest cause of a tensor's noise, and its remedy.
 
     Args:
         own: the tensor.
@@ -91,29 +87,35 @@ def diagnose(own: Signal, inputs: Sequence[Signal], kind: str) -> Cause:
     if own.low == 0 and np.isclose(own.high, PLACEHOLDER, rtol=1e-3):
         text = "range never moved: calibration saw only zeros here"
         return Cause(text, "calibrate on more images, like those that it will see")
-    signal, here = float(np.sum(np.square(own.real, dtype=np.float64))), added(own, inputs)
-    if here < _OWN * _noise(own):
+    signal, noise = float(np.sum(np.square(own.real, dtype=np.float64))), added_noise(own, inputs)
+    if noise < _OWN_SHARE * _noise(own):
         worst = max(inputs, key=_noise)
-        return Cause(f"noise of its input, {worst.layer}", f"mend {worst.layer} first")
-    kept = np.clip(own.real, own.low, own.high)
-    if float(np.sum(np.square(own.real - kept, dtype=np.float64))) >= _MOST * here * signal:
-        return Cause(_cut(own), "a wider range: --ptq_steps with maximum or mse")
-    rounded = np.round(kept / own.scale) * own.scale
-    if float(np.sum(np.square(own.real - rounded, dtype=np.float64))) >= _MOST * here * signal:
+        return Cause(f"noise of its input, {worst.layer}", f"improve {worst.layer} first")
+    clipped = np.clip(own.real, own.low, own.high)
+    if (
+        float(np.sum(np.square(own.real - clipped, dtype=np.float64)))
+        >= _MAIN_SHARE * noise * signal
+    ):
+        return Cause(_clipping(own), "a wider range: --ptq_steps with maximum or mse")
+    rounded = np.round(clipped / own.scale) * own.scale
+    if (
+        float(np.sum(np.square(own.real - rounded, dtype=np.float64)))
+        >= _MAIN_SHARE * noise * signal
+    ):
         return _rounding(own, kind)
     return _amplified(inputs, kind)
 
 
-def _cut(own: Signal) -> str:
+def _clipping(own: Signal) -> str:
     values = own.real
-    beyond = float(np.mean((values > own.high) | (values < own.low)))
-    end, reach = (
-        (own.high, float(values.max()))
-        if values.max() - own.high > own.low - values.min()
-        else (own.low, float(values.min()))
-    )
+    clipped = float(np.mean((values > own.high) | (values < own.low)))
+    if values.max() - own.high > own.low - values.min():
+        bound, extreme = own.high, float(values.max())
+    else:
+        bound, extreme = own.low, float(values.min())
     return (
-        f"{beyond:.2%} of the values are cut off: range ends at {end:.3g}, they reach {reach:.3g}"
+        f"{clipped:.2%} of the values are clipped: "
+        f"the range ends at {bound:.3g}, they reach {extreme:.3g}"
     )
 
 
@@ -121,33 +123,33 @@ _EQUALIZE = "equalize its channels: --ptq_steps with equalize,hard_swish"
 
 
 def _rounding(own: Signal, kind: str) -> Cause:
-    channel, times = own.loudest()
+    channel, times = own.largest_channel()
     if times >= _UNEQUAL and kind == "depthwise":
         text = f"depthwise range {times:.0f} times the median channel (channel {channel})"
         return Cause(text, _EQUALIZE)
     if times >= _UNEQUAL:
         text = f"one channel sets the range: channel {channel}, {times:.0f} times the median"
         return Cause(text, _EQUALIZE)
-    reached = max(float(own.real.max()), 0.0) - min(float(own.real.min()), 0.0)
-    wide = (own.high - own.low) / reached
-    if wide >= _WIDE:
-        text = f"range {wide:.0f} times what the values reach"
+    value_range = max(float(own.real.max()), 0.0) - min(float(own.real.min()), 0.0)
+    excess = (own.high - own.low) / value_range
+    if excess >= _WIDE:
+        text = f"range {excess:.0f} times that of the values"
         return Cause(text, "a narrower range: --ptq_steps with percentile or mse")
     return Cause("its own rounding, evenly spread")
 
 
 def _amplified(inputs: Sequence[Signal], kind: str) -> Cause:
-    """Neither cut off nor rounded away: the layer makes much of what its input had little of."""
+    """Neither clipped nor rounded away: the layer amplifies what its input resolves poorly."""
     channel, times, layer = max(
-        ((*signal.loudest(), signal.layer) for signal in inputs),
-        key=lambda found: found[1],
+        ((*signal.largest_channel(), signal.layer) for signal in inputs),
+        key=lambda channel: channel[1],
         default=(0, 1.0, ""),
     )
     if times >= _UNEQUAL:
-        what = f"channel {channel}, {times:.0f} times the median"
-        return Cause(f"one channel sets the range of its input {layer}: {what}", _EQUALIZE)
+        detail = f"channel {channel}, {times:.0f} times the median"
+        return Cause(f"one channel sets the range of its input {layer}: {detail}", _EQUALIZE)
     if kind == "other":
-        return Cause("it widens the noise of its inputs")
+        return Cause("it amplifies the noise of its inputs")
     return Cause(
         "rounding of its kernel and of its inputs", "correct its offsets: --ptq_steps with bias"
     )

@@ -1,6 +1,4 @@
-"""The verification of a flatbuffer: what is inside it, and whether it says what the Keras model
-says.
-"""
+"""The verification of a flatbuffer: its structure, and its outputs against the Keras model's."""
 
 from __future__ import annotations
 
@@ -20,13 +18,13 @@ from mobilenet.configs.number_formats import Format
 from mobilenet.errors import UsageError
 from mobilenet.export.rewrites import float_fallback
 from mobilenet.export.verification import operator_parity
-from mobilenet.export.verification.operator_parity import Proof
+from mobilenet.export.verification.operator_parity import OperatorParity
 from mobilenet.export.verification.structure import (
     FLOAT_STEP,
     check_rescaling,
-    edge_of,
     format_faults,
     inner_float_tensors,
+    io_of,
     output_step,
     structure_faults,
 )
@@ -47,16 +45,16 @@ OPERATOR_IMAGES = 8  # an operator rounds hundreds of codes of each
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """What was found in a flatbuffer and how it compares with the Keras model.
+    """The contents of a flatbuffer and its comparison with the Keras model.
 
     Attributes:
         operators: operator name to count.
-        float_tensors: float tensors inside the file (its two ends are not inside).
+        float_tensors: float tensors inside the file, without its input and output.
         quantized: the file was expected to be int8 inside.
-        inside: what it holds, in words.
+        contents: its number format, in words.
         input_shape: `[batch, height, width, channels]`.
         output_shape: `[batch, classes]`.
-        input, output: the ends of the file.
+        input, output: types and quantization of the file's input and output.
         partitions: parts that XNNPACK runs as one; 1 is best.
         images: images compared.
         agreement: share of them with the same top-1.
@@ -64,7 +62,7 @@ class Verification:
         agreement_clear: share of those with the same top-1; 1 when there are none.
         mean_steps, max_steps: difference of the outputs in steps of theirs (0.001 for a float
             file).
-        signal_to_noise: of the outputs, in dB; `None` where the model answers nothing but 0.
+        signal_to_noise: of the outputs, in dB; `None` where the model's outputs are all 0.
         bytes: size of the file.
         gzip_bytes: its size under gzip, level 9.
         faults: what is wrong, one line each; empty for a good file.
@@ -75,7 +73,7 @@ class Verification:
     operators: Mapping[str, int]
     float_tensors: int
     quantized: bool
-    inside: str
+    contents: str
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     input: Edge
@@ -92,7 +90,7 @@ class Verification:
     gzip_bytes: int
     faults: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    layers: tuple[Proof, ...] = ()
+    layers: tuple[OperatorParity, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -100,9 +98,9 @@ class Verification:
         return not self.faults
 
     @property
-    def apart(self) -> str:
-        """The difference of the outputs in words: in steps, or in their own unit beside dB."""
-        if self.output.scale or self.inside == "float32":
+    def output_difference(self) -> str:
+        """The difference of the outputs in words: in steps, or in their own unit and dB."""
+        if self.output.scale or self.contents == "float32":
             return f"{self.mean_steps:.3g} steps, {self.max_steps:.3g} at most"
         mean, most = FLOAT_STEP * self.mean_steps, FLOAT_STEP * self.max_steps
         ratio = "" if self.signal_to_noise is None else f" ({self.signal_to_noise:.1f} dB)"
@@ -112,7 +110,7 @@ class Verification:
         """Plain values for `report.json`."""
         return {
             **dataclasses.asdict(self),
-            "layers": [dataclasses.asdict(proof) for proof in self.layers],
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
             "operators": dict(self.operators),
             "input": self.input.to_json(),
             "output": self.output.to_json(),
@@ -132,117 +130,123 @@ def verify(
     threads: int = 1,
     simulated: Any = None,
     plain: Any = None,
-    wanted: Format | None = None,
-    kept: float_fallback.Kept = float_fallback.NOTHING,
+    number_format: Format | None = None,
+    float_layers: float_fallback.FloatLayers = float_fallback.NO_FLOAT_LAYERS,
 ) -> Verification:
     """Reads a flatbuffer, runs it on `inputs` and compares it with the model that it was made from.
 
     Args:
         data: the file.
-        reference_logits: `[images, classes]`, what the model (the one with fake quantization for an
-            int8 file) says to `inputs`.
+        reference_logits: `[images, classes]`, outputs of the model (the one with fake quantization
+            for an int8 file).
         inputs: `[images, height, width, channels]`, preprocessed for this file.
-        expect_int8, io: what must be inside, and the type of both ends.
+        expect_int8: whether the file must be int8 inside.
+        io: the type that its input and output must have.
         pixel_std: of the preprocessing, the inverse of an int8 input's step; `None` for several.
         limits: figures that the file must reach.
         threads: of the interpreter.
         simulated, plain: for a verification of each operator, the model that was converted, with
-        fake
-            quantization, and its float model.
-        wanted: the number format that a file made from a float model must have.
-        kept: what must compute in float inside an int8 file.
+            fake quantization, and its float model.
+        number_format: the number format that a file made from a float model must have.
+        float_layers: what must compute in float inside an int8 file.
 
     Raises:
         UsageError: no sound flatbuffer that can run, or images and logits do not fit it.
     """
     content = tflite_model.read(data)
     check_rescaling(content)
-    faults = structure_faults(content, expect_int8, io, pixel_std, kept)
-    faults += [] if wanted is None else format_faults(content, wanted)
+    faults = structure_faults(content, expect_int8, io, pixel_std, float_layers)
+    faults += [] if number_format is None else format_faults(content, number_format)
     runner = interpreter.make(content, threads)
     logits = run(runner, inputs)
-    reference = _like(logits, reference_logits)
-    layers, wrong = _proofs(content, simulated, plain, inputs, limits)
-    faults += wrong
+    reference = _matching_reference(logits, reference_logits)
+    layers, layer_faults = _verify_operators(content, simulated, plain, inputs, limits)
+    faults += layer_faults
     compared = _compare(reference, logits, output_step(content))
     faults += _limit_faults(compared, limits)
-    partitions, told = _partitions(runner)
+    partitions, warnings = _count_partitions(runner)
     if limits.max_partitions is not None and partitions > limits.max_partitions:
-        faults, told = faults + told, []
+        faults, warnings = faults + warnings, []
     return Verification(
         quantized=expect_int8,
-        **_inside(content, expect_int8, wanted, kept),
+        **_describe(content, expect_int8, number_format, float_layers),
         partitions=partitions,
         bytes=len(data),
         gzip_bytes=gzip_size(data),
         faults=tuple(faults),
-        warnings=tuple(told),
+        warnings=tuple(warnings),
         layers=layers,
         **compared,
     )
 
 
-def _proofs(
+def _verify_operators(
     content: tflite_model.Flatbuffer,
     simulated: Any,
     plain: Any,
     inputs: Floats,
     limits: VerificationLimits,
-) -> tuple[tuple[Proof, ...], list[str]]:
-    """Each operator against its simulated layer, where there is one, and what is wrong."""
+) -> tuple[tuple[OperatorParity, ...], list[str]]:
+    """Compares each operator with its simulated layer, where there is one; lists the faults."""
     if simulated is None:
         return (), []
-    layers, wrong = operator_parity.compare(content, simulated, plain, _some(inputs))
-    return layers, wrong + operator_parity.step_faults(layers, limits.max_operator_steps)
+    layers, faults = operator_parity.compare_operators(content, simulated, plain, _sample(inputs))
+    return layers, faults + operator_parity.step_faults(layers, limits.max_operator_steps)
 
 
-def _like(logits: Floats, reference_logits: Floats) -> Floats:
-    """What the model says, in the form of what the file says."""
+def _matching_reference(logits: Floats, reference_logits: Floats) -> Floats:
+    """The model's outputs in the shape of the file's."""
     reference = np.asarray(reference_logits, np.float64).reshape(len(reference_logits), -1)
     if reference.shape != logits.shape:
         raise UsageError("reference logits", reference.shape, f"{logits.shape}, as the file gives")
     return reference
 
 
-def _some(inputs: Floats) -> Floats:
-    """A few of the images, evenly from all."""
+def _sample(inputs: Floats) -> Floats:
+    """A few of the images, sampled evenly."""
     chosen = np.linspace(0, len(inputs) - 1, min(len(inputs), OPERATOR_IMAGES)).round()
-    few: Floats = inputs[chosen.astype(int)]
-    return few
+    sample: Floats = inputs[chosen.astype(int)]
+    return sample
 
 
-def _partitions(runner: Any) -> tuple[int, list[str]]:
-    """Parts that the delegate takes; a line when there are several, and what it leaves between."""
+def _count_partitions(runner: Any) -> tuple[int, list[str]]:
+    """Parts that the delegate takes; a warning unless it is one, and what it leaves out."""
     partitions = interpreter.partitions(runner)
     if partitions == 0:
         return 0, ["no delegate partition: reference kernels run all of it, many times slower"]
     if partitions == 1:
         return partitions, []
-    left = collections.Counter(interpreter.outside(runner))
-    names = ", ".join(f"{count} {name}" for name, count in sorted(left.items()))
+    outside = collections.Counter(interpreter.outside(runner))
+    names = ", ".join(f"{count} {name}" for name, count in sorted(outside.items()))
     line = f"{partitions} delegate partitions instead of 1 (outside: {names or 'none'})"
     return partitions, [line]
 
 
-def _inside(
-    content: tflite_model.Flatbuffer, int8: bool, wanted: Format | None, kept: float_fallback.Kept
+def _describe(
+    content: tflite_model.Flatbuffer,
+    int8: bool,
+    number_format: Format | None,
+    float_layers: float_fallback.FloatLayers,
 ) -> dict[str, Any]:
-    count = len(kept.kernels)
-    layers = f"int8, {count} layer{'s' * (count > 1)} in float" if count else "int8"
+    count = len(float_layers.kernels)
+    int8_contents = f"int8, {count} layer{'s' * (count > 1)} in float" if count else "int8"
     source, sink = content.tensors[content.inputs[0]], content.tensors[content.outputs[0]]
+    contents = int8_contents if int8 else "float32"
+    if number_format is not None:
+        contents = number_format.inside
     return {
-        "inside": wanted.inside if wanted is not None else layers if int8 else "float32",
+        "contents": contents,
         "operators": dict(collections.Counter(op.name for op in content.operators)),
         "float_tensors": len(inner_float_tensors(content)),
         "input_shape": tuple(source.shape),
         "output_shape": tuple(sink.shape),
-        "input": edge_of(source),
-        "output": edge_of(sink),
+        "input": io_of(source),
+        "output": io_of(sink),
     }
 
 
 def gzip_size(data: bytes) -> int:
-    """Size under gzip at level 9: what a sparse or clustered file costs on its way to a device."""
+    """Size under gzip at level 9: the download size of a sparse or clustered file."""
     return len(gzip.compress(data, compresslevel=9, mtime=0))
 
 

@@ -46,14 +46,16 @@ class Made:
         calibrate(self.wrapped, inputs(24))
         self.said = self.wrapped(inputs(6, seed=9), training=False).numpy()
         int8_saving.for_export(self.wrapped)
-        self.kept = float_fallback.Kept(
+        self.floats = float_fallback.FloatLayers(
             float_layers.folded_kernels(self.wrapped),
             float_layers.find_all_float_layers(self.wrapped),
         )
-        wanted = self.kept if restored else float_fallback.NOTHING
-        self.data = tflite_converter.int8_flatbuffer(self.wrapped, io, kept=wanted)
+        floats = self.floats if restored else float_fallback.NO_FLOAT_LAYERS
+        self.data = tflite_converter.int8_flatbuffer(self.wrapped, io, float_layers=floats)
 
-    def proof(self, data: bytes | None = None, floats: float_fallback.Kept | None = None) -> Any:
+    def verified(
+        self, data: bytes | None = None, floats: float_fallback.FloatLayers | None = None
+    ) -> Any:
         return verify.verify(
             data or self.data,
             self.said,
@@ -62,7 +64,7 @@ class Made:
             io=self.io,
             simulated=self.wrapped,
             plain=self.plain,
-            kept=self.kept if floats is None else floats,
+            float_layers=self.floats if floats is None else floats,
         )
 
     def kernels(self) -> dict[str, str]:
@@ -108,14 +110,14 @@ def test_nothing_is_rounded_between_layers_in_float(net: Any) -> None:
 
 def test_a_layer_between_codes_computes_as_numpy_does(alone: Made) -> None:
     content = tflite_model.read(alone.data)
-    codes = operator_parity.kept_codes(content, file_inputs(IMAGES))
-    (end, island), *others = float_fallback.find(content).items()
-    assert not others and [op.name for op in island.operators] == [
+    codes = operator_parity.tensor_values(content, file_inputs(IMAGES))
+    (end, region), *others = float_fallback.find_float_regions(content).items()
+    assert not others and [op.name for op in region.operators] == [
         "DEQUANTIZE",
         "CONV_2D",
         "QUANTIZE",
     ]
-    read = content.tensors[island.sources[0]]
+    read = content.tensors[region.sources[0]]
     real = (codes[read.index].astype(np.float64) - read.zero_points[0]) * read.scales[0]
     convolution, norm = (alone.plain.get_layer(name) for name in ("c", "c_norm"))
     gamma, beta, mean, variance = (w.astype(np.float64) for w in norm.get_weights())
@@ -124,15 +126,15 @@ def test_a_layer_between_codes_computes_as_numpy_does(alone: Made) -> None:
     made = content.tensors[end]
     wanted = np.clip(np.round(value / made.scales[0]) + made.zero_points[0], -128, 127)
     assert np.mean(codes[end] != wanted) < 1e-3  # a tie falls either way in float32
-    folded = content.tensors[island.operators[1].inputs[1]].data
+    folded = content.tensors[region.operators[1].inputs[1]].data
     scaled = kernel * gamma / np.sqrt(variance + norm.epsilon)
     np.testing.assert_allclose(folded[:, 0, 0].T, scaled, rtol=1e-5)
 
 
 def test_a_file_with_layers_in_float_is_proved_and_runs_in_one_part(alone: Made) -> None:
-    found = alone.proof()
+    found = alone.verified()
     assert found.faults == () and found.partitions == 1
-    assert found.inside == "int8, 1 layer in float"
+    assert found.contents == "int8, 1 layer in float"
     assert {p.layer: p.operator for p in found.layers}["c_norm"] == "CONV_2D in float"
     assert max(p.max_steps for p in found.layers) <= 1
     assert found.float_tensors == 4  # what it reads and makes, kernel, bias
@@ -154,34 +156,34 @@ def test_any_layer_can_stay_float(
     net: Any, patterns: tuple[str, ...], floats: set[str], io: str
 ) -> None:
     made = Made(net, *patterns, io=io)
-    found = made.proof()
+    found = made.verified()
     assert found.faults == () and found.partitions == 1
     assert {name for name, dtype in made.kernels().items() if dtype == "float32"} == floats
 
 
 def test_float_elsewhere_is_a_fault(net: Any, alone: Made) -> None:
     two = Made(net, "middle", "last")
-    few = float_fallback.Kept({"middle": two.kept.kernels["middle"]}, {"middle", "relu"})
-    faults = two.proof(floats=few).faults
+    few = float_fallback.FloatLayers({"middle": two.floats.kernels["middle"]}, {"middle", "relu"})
+    faults = two.verified(floats=few).faults
     assert any(fault.startswith("float operators: DEQUANTIZE, CONV_2D") for fault in faults)
     assert any("float tensors inside" in fault and "last" in fault for fault in faults)
-    none = alone.proof(floats=float_fallback.NOTHING).faults
+    none = alone.verified(floats=float_fallback.NO_FLOAT_LAYERS).faults
     assert "float operators: DEQUANTIZE, CONV_2D, QUANTIZE" in none
 
 
 def test_codes_where_float_was_asked_for_are_a_fault() -> None:
     made = Made(randomize_batch_norm(toy()), "c", restored=False)
-    assert "c does not compute in float" in made.proof().faults
+    assert "c does not compute in float" in made.verified().faults
 
 
 def test_a_wrong_float_kernel_is_told_at_its_layer(alone: Made) -> None:
     content = tflite_model.read(alone.data)
-    (island,) = float_fallback.find(content).values()
-    kernel = content.tensors[island.operators[1].inputs[1]]
+    (region,) = float_fallback.find_float_regions(content).values()
+    kernel = content.tensors[region.operators[1].inputs[1]]
     old = bytes(kernel.buffer)
     assert alone.data.count(old) == 1
     spoilt = alone.data.replace(old, (1.3 * kernel.data).astype(np.float32).tobytes())
-    faults = alone.proof(spoilt).faults
+    faults = alone.verified(spoilt).faults
     assert [fault.split(" (")[0] for fault in faults] == ["c_norm"]
 
 
@@ -209,7 +211,7 @@ def test_constants_that_others_read_stay_codes() -> None:
     model.get_layer("last").set_weights(first.get_weights())
     made = Made(model, "middle")
     assert made.kernels() == {"first": "int8", "middle": "float32", "last": "int8"}
-    assert made.proof().faults == ()
+    assert made.verified().faults == ()
 
 
 def test_post_training_int8_keeps_layers_float(net: Any) -> None:

@@ -501,13 +501,13 @@ def test_a_channel_far_above_the_others_is_told_by_its_layer(layer: str) -> None
     def checked(config: PostTraining) -> None:
         made = post_training_pipeline.quantize(model, INCEPTION, images, config)
         int8_saving.for_export(made.wrapped, made.repair)
-        floats = float_fallback.Kept(
+        floats = float_fallback.FloatLayers(
             float_layers.folded_kernels(made.wrapped),
             float_layers.find_all_float_layers(made.wrapped),
         )
-        data = tflite_converter.int8_flatbuffer(made.wrapped, kept=floats)
+        data = tflite_converter.int8_flatbuffer(made.wrapped, float_layers=floats)
         said, limits = model_outputs(made.wrapped, images), VerificationLimits()
-        verify.verify(data, said, images, expect_int8=True, limits=limits, kept=floats)
+        verify.verify(data, said, images, expect_int8=True, limits=limits, float_layers=floats)
 
     with pytest.raises(UsageError) as caught:
         checked(steps)

@@ -1,0 +1,41 @@
+"""Image classification by a Keras model or a frozen graph."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mobilenet.errors import UsageError
+from mobilenet.models.saving import LoadedModel
+from mobilenet.runtime import images
+from mobilenet.runtime.classifier import Floats, ImageClassifier
+
+
+class KerasClassifier(ImageClassifier):
+    """A Keras model or frozen graph that classifies like `mobilenet.runtime.Classifier`.
+
+    Attributes:
+        model: the model.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        """Takes a model and its card.
+
+        Raises:
+            UsageError: it has no classes, or not as many as labels.
+        """
+        self.model, self.card = loaded.model, loaded.card
+        height, width, channels = self.card.input_shape
+        self.input_shape = (height, width, channels)
+        shape = self.model.output_shape[1:]
+        if len(shape) != 1 or self.card.outputs == "features":
+            raise UsageError("--model", list(shape), "a model that has classes, not features")
+        self.labels = self.card.labels or tuple(str(index) for index in range(shape[0]))
+        if len(self.labels) != shape[0]:
+            expected = f"{shape[0]} labels in its card.json, one a class"
+            raise UsageError("--model", len(self.labels), expected)
+
+    def run(self, pixels: Floats) -> Floats:
+        """Outputs `[classes]` of one image of the model's size, pixels 0 to 255."""
+        batch = images.normalize(pixels, self.card.preprocessing)[None]
+        outputs: Floats = np.asarray(self.model(batch, training=False))[0]
+        return outputs
