@@ -20,10 +20,7 @@ from mobilenet import load_model, loading  # noqa: E402
 from mobilenet.compression.quantization.int8 import saving as int8_saving  # noqa: E402
 from mobilenet.compression.quantization.int8 import scheme  # noqa: E402
 from mobilenet.export import frozen_graph as export_frozen_graph  # noqa: E402
-from mobilenet.models import (
-    frozen_graph,  # noqa: E402
-    saving,  # noqa: E402
-)
+from mobilenet.models import frozen_graph, saving  # noqa: E402
 from mobilenet.packing import model as packed_model  # noqa: E402
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
