@@ -39,7 +39,7 @@ def open_streams() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Sends what is still to be written to a stream, which cannot be written, to the null device.
+    """Redirects a stream that cannot be written to the null device, with its unwritten content.
 
     Python would try again when the process ends, and change its status.
     """
@@ -57,7 +57,7 @@ def print_error(line: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[Callable[[], str]]:
-    """Keeps off the terminal what is written to file descriptor 2, by C++ libraries above all.
+    """Captures what is written to file descriptor 2, above all by C++ libraries.
 
     Blocks may be nested in one thread; another thread waits.
 
@@ -91,7 +91,7 @@ class _StdoutHandler(logging.StreamHandler):  # type: ignore[type-arg]  # not ge
 
 @contextlib.contextmanager
 def log_to_stdout() -> Iterator[None]:
-    """Inside, what the package logs goes to stdout; a warning that is repeated, once."""
+    """Sends the package's log to stdout; a repeated warning is printed once."""
     before, handler = (_package_log.level, _package_log.propagate), _StdoutHandler(sys.stdout)
     warned: set[str] = set()
 

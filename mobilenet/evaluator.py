@@ -14,7 +14,7 @@ from mobilenet.configs.base import MAX_BATCH, number
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError, one_of
-from mobilenet.metrics import Matching, Metrics, match
+from mobilenet.metrics import ClassMapping, Metrics, match_classes
 from mobilenet.runtime import classifier, evaluation, worker
 
 COMMAND = cli.Command(
@@ -123,13 +123,13 @@ def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card
 
 def _batches(
     data: DatasetConfig, card: Card, classes: int, names: tuple[str, ...], options: dict[str, Any]
-) -> tuple[Any, Matching]:
+) -> tuple[Any, ClassMapping]:
     """The split as the model takes it, and which of its `classes` are those of the data."""
     from mobilenet import data as datasets
     from mobilenet.export import source
 
     info = datasets.describe(data)
-    matching = match(classes, names, info.num_classes, info.labels, data.name)
+    matching = match_classes(classes, names, info.num_classes, info.labels, data.name)
     if matching.note:
         print(matching.note)
     height, width, channels = card.input_shape

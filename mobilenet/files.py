@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: each is written beside its name and renamed into place."""
+"""Files that are either complete or absent: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from mobilenet.errors import UsageError
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary path in the same folder; on success it takes the place of `path`.
+    """Yields a temporary path in the same folder, which is renamed to `path` on success.
 
     Works for a file or a folder, whichever the block creates. The temporary name keeps the suffix,
-    so that writers which look at it (`.keras`, `.npz`, `.png`) are content. After an error nothing
+    so that writers which depend on it work (`.keras`, `.npz`, `.png`). After an error nothing
     is left; what a killed process left in the folder is removed.
 
     Raises:
-        UsageError: the folder cannot be made or written, or the disk is full; or one of the block,
-            which then names `path` and not the temporary path.
+        UsageError: the folder cannot be created or written, or the disk is full; or one of the
+            block, which then names `path` and not the temporary path.
     """
     target = Path(path)
     try:
@@ -70,7 +70,9 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _complete(holder: Path) -> None:
-    """Gives a whole new folder its path, if its process was killed after moving the old one."""
+    """Renames a complete new folder to its path, if its process was killed after moving the old
+    one.
+    """
     if (holder / _REPLACED).is_dir():
         for new in holder.iterdir():
             target = holder.parent / new.name
@@ -98,7 +100,7 @@ def _is_alive(process: int) -> bool:
 
 
 def _machine() -> str:
-    """Eight digits that stand for this machine; containers on it count their own processes."""
+    """Eight digits that identify this machine; containers on it count their own processes."""
     try:
         namespace = os.stat("/proc/self/ns/pid").st_ino
     except OSError:  # not Linux
@@ -110,7 +112,7 @@ def _unwritable(target: Path, reason: str) -> UsageError:
     return UsageError(
         str(target),
         None,
-        f"a place that can be written ({reason})",
+        f"a path that can be written ({reason})",
         "free space or choose another folder",
     )
 

@@ -40,7 +40,7 @@ BMP_MASKS = struct.pack("<3I", 0xFF0000, 0xFF00, 0xFF)  # blue, green, red in th
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither data nor a restart
 _JPEG_EOI, _JPEG_DRI = 0xD9, 0xDD  # markers: end of the image, restart interval
 _JPEG_TEM, _JPEG_FIRST = 0x01, 0xC0  # the only one below the first with a meaning that is legal
-_SNIFFED = 16  # bytes that tell the format
+_SNIFFED = 16  # bytes that identify the format
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
 _ADAM7 = (
@@ -207,8 +207,8 @@ def _jpeg(content: bytes, max_pixels: int) -> bytes:
 def _jpeg_end(content: bytes) -> None:
     """Checks that the markers lead to that of the end: libjpeg in TensorFlow needs it."""
     position, restarts = 2, False
-    while found := _JPEG_MARKER.search(content, position):
-        position = found.end()
+    while match := _JPEG_MARKER.search(content, position):
+        position = match.end()
         marker = content[position - 1]
         if marker == _JPEG_EOI:
             return
@@ -299,7 +299,7 @@ def _bmp(content: bytes, max_pixels: int) -> bytes:
     usual = compression == 0 or (compression == 3 and bits == 32 and content[54:66] == BMP_MASKS)
     if header not in BMP_HEADERS or bits not in (8, 24, 32) or not usual:
         raise ImageError(f"a BMP of {bits} bits or with compression; 24 or 32 bits are read")
-    if bits == 8 and not _bmp_grey(content, header, start):
+    if bits == 8 and not _bmp_gray(content, header, start):
         raise ImageError("a BMP of 8 bits with colors; 24 or 32 bits are read")
     row = (bits // 8 * width + 3) // 4 * 4
     if start < 14 + header or len(content) != start + row * abs(height):
@@ -307,8 +307,8 @@ def _bmp(content: bytes, max_pixels: int) -> bytes:
     return content
 
 
-def _bmp_grey(content: bytes, header: int, start: int) -> bool:
-    """Whether the table of 256 colors before the pixels is that of the greys."""
+def _bmp_gray(content: bytes, header: int, start: int) -> bool:
+    """Whether the table of 256 colors before the pixels is that of the grays."""
     table = np.frombuffer(content[14 + header : start], np.uint8)
     (count,) = struct.unpack_from("<I", content, 46)
     if count not in (0, 256) or table.size != 1024:
@@ -317,7 +317,7 @@ def _bmp_grey(content: bytes, header: int, start: int) -> bool:
 
 
 def _gif(content: bytes, max_pixels: int) -> bytes:
-    """The screen and the first frame of a GIF, without what stands between them."""
+    """The screen and the first frame of a GIF, without the extensions between them."""
     width, height = struct.unpack_from("<HH", content, 6)
     check_size(width, height, max_pixels)
     frame = start = 13 + 3 * _gif_table(content[10])

@@ -1,5 +1,5 @@
-"""Top-1, top-5 and loss of logits, in numpy, and which output stands for which class of the data:
-one definition for Keras models and flatbuffers alike.
+"""Top-1, top-5 and loss of logits, in numpy, and the mapping from the classes of the data to the
+outputs of a model: one definition for Keras models and flatbuffers.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def classification(
     """Scores `[images, classes]` outputs against `[images]` class indices.
 
     A label counts for top-k when fewer than k classes score higher; of equal scores the lower
-    index comes first, as in `argmax`. The loss is the mean cross entropy (of logits, or of
-    probabilities when so told).
+    index comes first, as in `argmax`. The loss is the mean cross entropy of logits, or of
+    probabilities with `probabilities=True`.
     """
     scores = np.asarray(outputs, np.float64)
     labels = np.asarray(labels)
@@ -78,14 +78,14 @@ def classification(
 
 
 @dataclasses.dataclass(frozen=True)
-class Matching:
-    """Which output of a model stands for which class of the data; made by `match`.
+class ClassMapping:
+    """The output of a model for each class of the data; see `match_classes`.
 
     Attributes:
         indices: the output of each class index of the data.
         outputs: how many outputs the model has.
-        background: the first output is left out of the scoring.
-        note: one line for a person where model and data differ, else empty.
+        background: the first output is not scored.
+        note: how model and data differ, for the user; empty if they do not.
     """
 
     indices: tuple[int, ...]
@@ -100,7 +100,7 @@ class Matching:
         probabilities: bool = False,
     ) -> Metrics:
         """As `classification`, of the data's class indices; probabilities without the background
-        are brought to a sum of 1.
+        are rescaled to a sum of 1.
 
         Raises:
             UsageError: a label is no class of the data.
@@ -115,16 +115,16 @@ class Matching:
         return classification(scores, own, probabilities)
 
 
-def alike(classes: int) -> Matching:
-    """The matching of a model whose outputs are the classes of the data, in their order."""
-    return Matching(tuple(range(classes)), classes)
+def identity_mapping(classes: int) -> ClassMapping:
+    """The mapping of a model whose outputs are the classes of the data, in their order."""
+    return ClassMapping(tuple(range(classes)), classes)
 
 
 def check_labels(labels: npt.NDArray[np.integer], classes: int) -> None:
     """Refuses class indices that are not below `classes`.
 
     Raises:
-        UsageError: tells the range.
+        UsageError: names the range.
     """
     if labels.max() >= classes or labels.min() < 0:
         raise UsageError(
@@ -135,23 +135,23 @@ def check_labels(labels: npt.NDArray[np.integer], classes: int) -> None:
         )
 
 
-def match(
+def match_classes(
     outputs: int,
     model: Sequence[str],
     classes: int,
     data: Sequence[str],
     dataset: str,
-) -> Matching:
+) -> ClassMapping:
     """Finds the output for each class of the data.
 
-    As many classes are taken by index (by name where only the order differs). One output more than
-    the data has classes is slim's background, at index 0. Class folders that all bear names of the
-    model's classes are taken by name; a list of images may have fewer classes than the model, by
-    index. Top-1 is then still among all of the model's classes.
+    Equal numbers of classes are matched by index (by name if only the order differs). An additional
+    output is slim's background, at index 0. Class folders whose names are all among the model's
+    classes are matched by name; a list of images may have fewer classes than the model, matched by
+    index. Top-1 is then computed over all of the model's classes.
 
     Args:
         outputs: how many outputs the model has.
-        model: their names; empty where nobody named them.
+        model: their names; empty if unknown.
         classes: how many classes the data has.
         data: their names.
         dataset: the name of the data set.
@@ -160,34 +160,36 @@ def match(
         UsageError: the classes do not match.
     """
     by_name, is_list = dataset == "image_folder", dataset == "image_list"
-    if len(model) != outputs:  # numbers name classes only where neither count says which is which
+    if (
+        len(model) != outputs
+    ):  # numbers are names only if the counts differ by more than a background
         model = tuple(map(str, range(outputs))) if outputs > classes + 1 else ()
     data = () if is_list else data
     if outputs == classes and (not data or tuple(model) == tuple(data)):
-        return alike(outputs)
+        return identity_mapping(outputs)
     if outputs == classes + 1 and data and tuple(model[1:]) == tuple(data):
         return _without_background(outputs, classes)
     if is_list and outputs > classes:
         if _has_background(outputs, model):
             hint = f" (where the list has 1 to {outputs - 1}, give --label_offset 1)"
             return _without_background(outputs, outputs - 1, hint)
-        return alike(outputs)
-    names = data if by_name or outputs == classes else ()  # else only the numbers say something
+        return identity_mapping(outputs)
+    names = data if by_name or outputs == classes else ()  # else only the counts are compared
     shared = [label for label in names if label in model]
     if names and len(shared) == classes and _unique(model, shared):
         note = (
-            f"the {classes} classes of the data are found by name among the {outputs} of the model"
+            f"the {classes} classes of the data are matched by name to the {outputs} of the model"
         )
-        return Matching(tuple(model.index(label) for label in names), outputs, note=note)
+        return ClassMapping(tuple(model.index(label) for label in names), outputs, note=note)
     if outputs == classes:
         differ = by_name or (model and not _numbered(model) and not _numbered(names))
-        note = "class names of the model and of the data differ: classes are taken by index"
-        return Matching(tuple(range(outputs)), outputs, note=note if differ else "")
+        note = "class names of the model and of the data differ: classes are matched by index"
+        return ClassMapping(tuple(range(outputs)), outputs, note=note if differ else "")
     nameless = not names or _numbered(model)
     if outputs == classes + 1 and not shared and (nameless or _has_background(outputs, model)):
         return _without_background(outputs, classes)
-    stranger = next((label for label in names if label not in model), None)
-    hint = f", or some of them by name ({stranger} is none)" if stranger is not None else ""
+    unknown = next((label for label in names if label not in model), None)
+    hint = f", or some of them by name ({unknown} is none)" if unknown is not None else ""
     raise UsageError(
         "--model",
         f"{outputs} classes",
@@ -196,12 +198,12 @@ def match(
     )
 
 
-def _without_background(outputs: int, classes: int, hint: str = "") -> Matching:
+def _without_background(outputs: int, classes: int, hint: str = "") -> ClassMapping:
     note = (
         f"the model has {outputs} classes and the data {classes}: the first output, background, is "
-        f"left out of the scoring{hint}"
+        f"not scored{hint}"
     )
-    return Matching(tuple(range(1, classes + 1)), outputs, True, note)
+    return ClassMapping(tuple(range(1, classes + 1)), outputs, True, note)
 
 
 def _has_background(outputs: int, model: Sequence[str]) -> bool:

@@ -82,7 +82,7 @@ def test_json_has_plain_numbers() -> None:
 def test_an_imagenet_net_of_1001_classes_on_a_list_of_some_of_the_1000() -> None:
     """Its first output is background also where the list does not reach class 999."""
     for classes, labels in ((996, [0, 995]), (1000, [999, 3])):
-        matching = metrics.match(1001, (), classes, (), "image_list")
+        matching = metrics.match_classes(1001, (), classes, (), "image_list")
         outputs = np.zeros((2, 1001))
         outputs[:, 0] = 9  # would win
         outputs[[0, 1], np.array(labels) + 1] = 2
@@ -91,26 +91,30 @@ def test_an_imagenet_net_of_1001_classes_on_a_list_of_some_of_the_1000() -> None
         assert found.loss == pytest.approx(np.log(np.exp(2) + 999) - 2)
         assert "1001 classes and the data 1000" in matching.note
         assert "list has 1 to 1000, give --label_offset 1" in matching.note
-    whole = metrics.match(1001, (), 1001, (), "image_list")  # labels reach 1000: background is 0
+    whole = metrics.match_classes(
+        1001, (), 1001, (), "image_list"
+    )  # labels reach 1000: background is 0
     assert whole.score(np.eye(1001)[[1000]], np.array([1000])).top1 == 100 and not whole.note
-    fewer = metrics.match(12, (), 11, (), "image_list")  # one less, but no background is known
+    fewer = metrics.match_classes(
+        12, (), 11, (), "image_list"
+    )  # one less, but no background is known
     assert fewer.score(np.eye(12)[[10]], np.array([10])).top1 == 100 and not fewer.note
 
 
 def test_names_of_other_sets_say_nothing_where_counts_differ() -> None:
     digits = tuple("0123456789")
-    assert metrics.match(11, tuple(map(str, range(11))), 10, digits, "digits").background
-    named = metrics.match(10, tuple("abcdefghij"), 10, digits, "digits")
+    assert metrics.match_classes(11, tuple(map(str, range(11))), 10, digits, "digits").background
+    named = metrics.match_classes(10, tuple("abcdefghij"), 10, digits, "digits")
     assert named.indices == tuple(range(10)) and not named.note
     for outputs, model in ((9, ()), (12, ()), (20, digits * 2)):
         with pytest.raises(UsageError, match=f"{outputs} classes.*10 classes that digits"):
-            metrics.match(outputs, model, 10, digits, "digits")
+            metrics.match_classes(outputs, model, 10, digits, "digits")
 
 
 def test_probabilities_without_background_are_brought_to_one() -> None:
     logits, labels = draw(4)
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    matching = metrics.match(CLASSES, (), CLASSES - 1, tuple("abcdefghijk"), "image_folder")
+    matching = metrics.match_classes(CLASSES, (), CLASSES - 1, tuple("abcdefghijk"), "image_folder")
     kept = labels > 0
     found = matching.score(shares[kept], labels[kept] - 1, probabilities=True)
     rest = shares[kept][:, 1:].astype(np.float64)

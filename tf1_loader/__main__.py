@@ -22,7 +22,7 @@ COMMAND = cli.Command(
             "num_classes",
             int,
             None,
-            "1000 drops the background class of 1001, 0 the classifier; kept when left out",
+            "1000 drops the background class of 1001, 0 the classifier; unchanged when left out",
             group="model",
         ),
         cli.option(

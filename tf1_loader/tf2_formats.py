@@ -24,7 +24,7 @@ _IMAGES = 2
 def save_keras_checkpoint(
     keras_model: Any, save_path: str | os.PathLike[str], save_format: str = "ckpt"
 ) -> str:
-    """Saves a model in one form of TF2; an older one of that form in its place is replaced.
+    """Saves a model in one form of TF2; an older one of that form at the path is replaced.
 
     Args:
         keras_model: a tf_keras model.
@@ -35,7 +35,7 @@ def save_keras_checkpoint(
         What to load: the prefix of the checkpoint, the folder or the file.
 
     Raises:
-        UsageError: another format, or a place that holds other things or cannot be written.
+        UsageError: another format, or a path that holds other files or cannot be written.
     """
     import tensorflow as tf
 
@@ -65,7 +65,7 @@ def save_formats(
         model: a model.
         card: its card.
         output: the folder.
-        extra: JSON by file name, written beside them.
+        extra: further JSON files by name.
         overwrite: replace a folder that holds a model.
 
     Returns:
@@ -73,7 +73,7 @@ def save_formats(
 
     Raises:
         VerificationError: the outputs of a form differ from the model's; nothing is written.
-        UsageError: the place is taken or cannot be written.
+        UsageError: the folder exists or cannot be written.
     """
     target = Path(output)
     check_target(target, "output", overwrite)
@@ -96,7 +96,7 @@ def save_formats(
 
 
 def _check_own(target: Path, form: str) -> None:
-    """Refuses a place that holds anything but an older model of this form."""
+    """Refuses a path that holds anything but an older model of this form."""
     if form == "keras":
         if target.suffix != ".keras" or target.is_dir():
             raise UsageError("save_path", str(target), "a .keras file", f"try {target}.keras")

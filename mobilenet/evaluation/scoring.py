@@ -29,7 +29,7 @@ def score(
     infer: Infer,
     dataset: tf.data.Dataset,
     probabilities: bool = False,
-    matching: metrics.Matching | None = None,
+    matching: metrics.ClassMapping | None = None,
 ) -> metrics.Metrics:
     """Top-1, top-5 and loss of a compiled model.
 
@@ -43,14 +43,16 @@ def score(
         UsageError: a label is not below the number of classes.
     """
     scores, labels = outputs(infer, dataset)
-    return (matching or metrics.alike(scores.shape[1])).score(scores, labels, probabilities)
+    return (matching or metrics.identity_mapping(scores.shape[1])).score(
+        scores, labels, probabilities
+    )
 
 
 def score_flatbuffer(
     classifier: Classifier,
     dataset: tf.data.Dataset,
     way: Preprocessing,
-    matching: metrics.Matching | None = None,
+    matching: metrics.ClassMapping | None = None,
 ) -> metrics.Metrics:
     """As `score`, of a flatbuffer, in all its threads.
 

@@ -66,7 +66,7 @@ def save(model: Any, folder: str | os.PathLike[str], card: Card) -> Path:
 def load(path: str | os.PathLike[str]) -> LoadedModel:
     """Reads a folder that `save` wrote, a `.keras` or `.h5` file, or a Keras SavedModel folder.
 
-    Without a card beside it, one is made from the model's shapes.
+    Without a stored card, one is derived from the model's shapes.
 
     Raises:
         UsageError: nothing there, no model in it, a broken file, a Keras 3 file, or layers and
@@ -130,8 +130,8 @@ def _fitted_card(card: Card, model: Any) -> Card:
         UsageError: the model takes no single image, or the card describes one of other channels.
     """
     shape = tuple(
-        given if side is None else side
-        for side, given in zip(_image_shape(model), card.input_shape, strict=True)
+        known if side is None else side
+        for side, known in zip(_image_shape(model), card.input_shape, strict=True)
     )
     return card if shape == card.input_shape else card.replace(input_shape=shape)
 

@@ -14,7 +14,7 @@ import numpy as np
 from mobilenet.configs.dataset import MAX_PIXELS
 from mobilenet.data.sources import digits, image_csv, image_folder
 from mobilenet.errors import UsageError, one_of
-from mobilenet.metrics import Matching, Metrics, match
+from mobilenet.metrics import ClassMapping, Metrics, match_classes
 from mobilenet.runtime.classifier import Classifier, Floats
 
 DATASETS = ("digits", "image_folder", "image_list")
@@ -76,7 +76,7 @@ def evaluate(
 
 Load = Callable[[Any], Floats]
 Items = list[tuple[Any, int]]
-Work = tuple[Load, Items, Matching]
+Work = tuple[Load, Items, ClassMapping]
 
 
 def _outputs(
@@ -138,5 +138,5 @@ def _files(
     return load, list(found.splits[split]), matching
 
 
-def _match(classifier: Classifier, labels: tuple[str, ...], dataset: str) -> Matching:
-    return match(len(classifier.labels), names(classifier), len(labels), labels, dataset)
+def _match(classifier: Classifier, labels: tuple[str, ...], dataset: str) -> ClassMapping:
+    return match_classes(len(classifier.labels), names(classifier), len(labels), labels, dataset)

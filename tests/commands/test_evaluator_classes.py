@@ -139,7 +139,7 @@ def test_the_background_class_is_left_out(
     same(found, wanted)
     assert abs(wanted[2] - expected(names, list(range(1, 8)))[2]) > 0.01  # the class would count
     assert note.count("\n") == 1
-    assert "8 classes" in note and "first output, background, is left out" in note
+    assert "8 classes" in note and "first output, background, is not scored" in note
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -157,7 +157,7 @@ def test_folders_are_found_by_name(
     found, note = figures(capfd, f"--model={saved(form, labels)}", *words)
     same(found, expected(names, [labels.index(name) for name in names]))
     assert note == (
-        f"the {len(names)} classes of the data are found by name among the 8 of the model\n"
+        f"the {len(names)} classes of the data are matched by name to the 8 of the model\n"
     )
 
 
@@ -184,9 +184,9 @@ def test_a_net_without_names_finds_some_folders_by_number(
 def test_folders_of_numbers_are_taken_by_index_where_nobody_named_the_classes() -> None:
     """Folders come in the order 0, 1, 10, 2: so did those that a nameless model was trained on."""
     numbers = tuple(map(str, range(11)))
-    matching = metrics.match(11, (), 11, tuple(sorted(numbers)), "image_folder")
-    assert matching.indices == tuple(range(11)) and "taken by index" in matching.note
-    named = metrics.match(11, numbers, 11, tuple(sorted(numbers)), "image_folder")
+    matching = metrics.match_classes(11, (), 11, tuple(sorted(numbers)), "image_folder")
+    assert matching.indices == tuple(range(11)) and "matched by index" in matching.note
+    named = metrics.match_classes(11, numbers, 11, tuple(sorted(numbers)), "image_folder")
     assert named.indices == (0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9) and "by name" in named.note
 
 
@@ -210,7 +210,7 @@ def test_batches_through_a_file(saved: Callable[..., Path], softmax: bool) -> No
     labels = np.array([names.index(name) for name, _ in shown], np.int32)
     data = tf.data.Dataset.from_tensor_slices((images.astype(np.float32), labels)).batch(8)
     model = Classifier(saved("tflite", (), softmax))
-    matching = metrics.match(8, (), 7, names, "tfrecord")
+    matching = metrics.match_classes(8, (), 7, names, "tfrecord")
     found = scoring.score_flatbuffer(model, data, model.card.preprocessing, matching)
     wanted = expected(names, list(range(1, 8)), slice(1, None))
     same((found.top1, found.top5, found.loss, found.images), wanted)
@@ -232,7 +232,7 @@ def test_as_many_classes_are_taken_by_index(
     words = "--dataset_name=image_folder", f"--data_dir={data}"
     found, note = figures(capfd, f"--model={saved(form, labels)}", *words)
     same(found, expected(NAMES, list(range(8))))
-    assert note.count("\n") == told and ("differ: classes are taken by index" in note) == told
+    assert note.count("\n") == told and ("differ: classes are matched by index" in note) == told
 
 
 @pytest.mark.parametrize("form", FORMS)

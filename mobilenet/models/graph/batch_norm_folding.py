@@ -1,8 +1,8 @@
-"""A convolution and the batch norm behind it, which the converter makes one operator of.
+"""A convolution and the batch norm after it, which the converter fuses into one operator.
 
-Equalization, bias correction, tuning and repair all change such a pair, channel by channel. Where
-there is a batch norm its gain and offset are changed and its statistics stay what they are, so that
-the model trains on as before.
+Equalization, bias correction, tuning and converter workarounds change such a pair channel by
+channel. If there is a batch norm, its gamma and beta are changed and its statistics are not, so
+that training can continue.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mobilenet.models.graph import batch_norm_statistics, variables
 from mobilenet.models.graph.roles import Graph, kind, unwrap
-
-Array = npt.NDArray[np.float64]
+from mobilenet.typing import Float64Array
 
 
 class Folded:
@@ -25,7 +23,7 @@ class Folded:
     Attributes:
         layer: the layer with the kernel.
         name: its name.
-        output: the layer whose output the pair gives: the batch norm, or the layer itself.
+        output: the layer with the output of the pair: the batch norm, or the layer itself.
         kernel: its kernel, a variable.
         own, norm: variables by short name of the layer and of its batch norm (`None` without).
         epsilon: of the batch norm.
@@ -48,13 +46,13 @@ class Folded:
         self.norm = variables.named(norms[0]) if norms else None
         self.epsilon = float(unwrap(norms[0]).epsilon) if norms else 0.0
 
-    def read(self, named: Mapping[str, Any], name: str, neutral: float) -> Array:
-        """A variable of one value a channel; `neutral` where the layer has none of that name."""
+    def read(self, named: Mapping[str, Any], name: str, neutral: float) -> Float64Array:
+        """A variable of one value a channel; `neutral` if the layer has none of that name."""
         if name not in named:
             return np.full(self.channels, neutral)
         return np.asarray(named[name], np.float64)
 
-    def affine(self) -> tuple[Array, Array]:
+    def affine(self) -> tuple[Float64Array, Float64Array]:
         """Multiplier of the kernel and bias of each channel once the batch norm is folded in."""
         plain = self.read(self.own, "bias", 0.0)
         if self.norm is None:
@@ -76,7 +74,7 @@ class Folded:
             "bias" if self.norm is None else "beta"
         )
 
-    def scale(self, factors: Array) -> None:
+    def scale(self, factors: Float64Array) -> None:
         """Multiplies each output channel, `[channels]`."""
         if self.norm is None:
             shape = self.kernel.shape[-2:] if self.depthwise else (-1,)
@@ -88,33 +86,33 @@ class Folded:
             if variable is not None:
                 variable.assign(np.asarray(variable, np.float64) * factors)
 
-    def shift(self, amounts: Array) -> None:
+    def shift(self, amounts: Float64Array) -> None:
         """Adds to each output channel, `[channels]`; the layer must have an `offset`."""
         self.offset.assign(np.asarray(self.offset, np.float64) + amounts)
 
-    def replace_statistics(self, mean: Array, variance: Array) -> None:
-        """Gives the batch norm other statistics, `[channels]`; its outputs stay what they are.
+    def replace_statistics(self, mean: Float64Array, variance: Float64Array) -> None:
+        """Sets the statistics of the batch norm, `[channels]`; its outputs are unchanged.
 
-        The batch norm must have a gain and an offset.
+        The batch norm must have gamma and beta.
         """
         batch_norm_statistics.replace_statistics(self.output, mean, variance)
 
-    def scale_inputs(self, factors: Array) -> None:
+    def scale_inputs(self, factors: Float64Array) -> None:
         """Multiplies the kernel along its input channels, `[input channels]`."""
         self.kernel.assign(np.asarray(self.kernel, np.float64) * factors.reshape((-1, 1)))
 
-    def input_norms(self) -> Array:
-        """The Euclidean norm of what reads each input channel, in units of the output."""
+    def input_norms(self) -> Float64Array:
+        """The Euclidean norm of the weights of each input channel, in units of the output."""
         multiplier, _ = self.affine()
         kernel = np.asarray(self.kernel, np.float64)
         shape = kernel.shape[-2:] if self.depthwise else (-1,)
         squares = np.square(kernel * multiplier.reshape(shape))
-        norms: Array = np.sqrt(squares.sum(axis=(*range(kernel.ndim - 2), kernel.ndim - 1)))
+        norms: Float64Array = np.sqrt(squares.sum(axis=(*range(kernel.ndim - 2), kernel.ndim - 1)))
         return norms
 
 
 def _norms(graph: Graph, layer: Any) -> list[Any]:
-    """The batch norm that nothing separates from the kernel, in a list; empty without one."""
+    """The batch norm directly after the kernel, in a list; empty without one."""
     activation = getattr(unwrap(layer).activation, "__name__", "linear")
     consumers = graph.consumers(layer)
     alone = len(consumers) == 1 and activation in ("linear", "NoOpActivation")

@@ -1,10 +1,10 @@
 """The moving statistics of batch norms: whether they fit images, and replacing them while inference
 stays the same.
 
-In inference a batch norm divides by its moving statistics. A few steps at a high decay leave them
-those of the initial model: every layer then widens or narrows its signal anew, and the ranges that
-a calibration takes fit nothing that training shows. Batch norms that came folded hold no statistics
-at all, and none is wrong.
+In inference a batch norm divides by its moving statistics. After a few steps at a high decay they
+are still those of the initial model: every layer then rescales its signal, and calibrated ranges
+do not fit the activations seen in training. Batch norms that were folded have no statistics to
+check.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from mobilenet.models.graph.roles import kind, unwrap
 _IMAGES = 8
 _BATCH = 32
 FILL_IMAGES = 256  # enough for means and variances of every channel
-# Trained models, Google's weights too, were seen at 0.12 to 3.4, on images of another kind as well;
-# models after 20 steps at a decay of 0.9997 at 0.0004.
+# Trained models, Google's among them, measured 0.12 to 3.4, on other kinds of images too; models
+# after 20 steps at a decay of 0.9997 measured 0.0004.
 _FACTOR = 15.0
-_LEAST = 1e-9  # a figure that still has a logarithm
+_LEAST = 1e-9  # has a logarithm, unlike 0
 
 
 def statistics_warning(model: Any, images: npt.NDArray[np.float32]) -> str:
-    """Tells of batch norms whose moving statistics are not those of images.
+    """Warns of batch norms whose moving statistics are not those of images.
 
-    The figure of a batch norm is the distance of its input from the moving mean in moving
-    deviations, a mean square over the images and the median of the channels: 1 where it fits.
+    The measure of a batch norm is the distance of its inputs from the moving mean, in moving
+    standard deviations: root mean square over the images, median over the channels. 1 fits.
 
     Args:
-        model: a plain model, in inference mode as it is calibrated.
+        model: a plain model.
         images: `[n, height, width, channels]`, preprocessed as the model takes them; a few suffice.
 
     Returns:
-        One line with the cause and the remedy; empty where the statistics fit.
+        A message with the cause and the remedy; empty if the statistics fit.
     """
     norms = [
         layer
@@ -50,19 +50,19 @@ def statistics_warning(model: Any, images: npt.NDArray[np.float32]) -> str:
     if not norms:
         return ""
     reader = tf_keras.Model(model.inputs, [layer.input for layer in norms])
-    found = reader(tf.constant(images[:_IMAGES]), training=False)
+    inputs = reader(tf.constant(images[:_IMAGES]), training=False)
     figures = [
         _figure(layer, value)
-        for layer, value in zip(norms, found if len(norms) > 1 else [found], strict=True)
+        for layer, value in zip(norms, inputs if len(norms) > 1 else [inputs], strict=True)
     ]
-    off = [place for place, figure in enumerate(figures) if not 1 / _FACTOR < figure < _FACTOR]
+    off = [index for index, figure in enumerate(figures) if not 1 / _FACTOR < figure < _FACTOR]
     if not off:
         return ""
     first = norms[off[0]]
-    worst = max((figures[place] for place in off), key=lambda figure: abs(np.log(figure)))
+    worst = max((figures[index] for index in off), key=lambda figure: abs(np.log(figure)))
     return (
         f"the moving statistics of {len(off)} of {len(norms)} batch norms are not those of the "
-        f"images, from {first.name} on (signals up to {worst:.2g} times as wide as they say): the "
+        f"images, from {first.name} on (signals up to {worst:.2g} times as wide as expected): the "
         f"activation ranges will not fit; train with a lower --batch_norm_decay than "
         f"{first.momentum:g}, or for more epochs"
     )
@@ -132,15 +132,15 @@ def has_no_statistics(layer: Any) -> bool:
 
 
 def _figure(layer: Any, value: tf.Tensor) -> float:
-    """Deviations from the moving mean, the median channel's; infinite where there is no number."""
+    """Deviation of the median channel from its moving mean; infinite if it is not finite."""
     mean, variance = (
         np.asarray(tf.convert_to_tensor(x), np.float64)
         for x in (layer.moving_mean, layer.moving_variance)
     )
     inputs = np.asarray(tf.cast(value, tf.float32), np.float64).reshape(-1, len(mean))
     square = np.square(inputs - mean).mean(0)
-    alive = (variance > layer.epsilon) | ~(square <= layer.epsilon)  # a dead channel tells nothing
-    if not alive.any():
+    active = (variance > layer.epsilon) | ~(square <= layer.epsilon)  # the others are constant
+    if not active.any():
         return 1.0
-    figure = float(np.sqrt(np.median((square / (variance + layer.epsilon))[alive])))
+    figure = float(np.sqrt(np.median((square / (variance + layer.epsilon))[active])))
     return max(figure, _LEAST) if np.isfinite(figure) else float("inf")

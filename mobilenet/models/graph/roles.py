@@ -1,4 +1,4 @@
-"""What a layer is and what it is joined to, read from the graph; names play no part.
+"""The role of each layer and its connections, read from the graph and never from names.
 
 Works on any functional model, of tf_keras or of Keras 3: our models, keras.applications, wrapped
 ones.
@@ -23,7 +23,7 @@ _GLOBAL_POOLS = frozenset({"GlobalAveragePooling2D", "GlobalMaxPooling2D"})
 
 
 class Graph:
-    """The layers of a functional model and their joints.
+    """The layers of a functional model and their connections.
 
     Attributes:
         layers: in an order in which they can be executed.
@@ -65,11 +65,11 @@ class Graph:
         return self._roles.get(id(layer), "other")
 
     def output(self, layer: Layer) -> Any:
-        """The symbolic tensor that `layer` makes in this model."""
+        """The symbolic output of `layer` in this model."""
         return self._outputs[id(layer)]
 
     def inputs(self, layer: Layer) -> list[Any]:
-        """The symbolic tensors that `layer` takes in this model."""
+        """The symbolic inputs of `layer` in this model."""
         return list(self._inputs.get(id(layer), ()))
 
     @staticmethod
@@ -91,14 +91,14 @@ class Graph:
         return self._reach(layer, self.consumers)
 
     def _reach(self, layer: Layer, step: Callable[[Layer], list[Layer]]) -> list[Layer]:
-        found: dict[int, Layer] = {}
+        reached: dict[int, Layer] = {}
         waiting = step(layer)
         while waiting:
             other = waiting.pop()
-            if id(other) not in found:
-                found[id(other)] = other
+            if id(other) not in reached:
+                reached[id(other)] = other
                 waiting.extend(step(other))
-        return sorted(found.values(), key=lambda other: self._order[id(other)])
+        return sorted(reached.values(), key=lambda other: self._order[id(other)])
 
     def _find_roles(self) -> dict[int, str]:
         kernels = [layer for layer in self.layers if self.kernel(layer) is not None]
@@ -119,18 +119,18 @@ class Graph:
         if kind(layer) == "DepthwiseConv2D":
             return "depthwise"
         if kind(layer) == "Dense":
-            return "classifier" if not has_after and self._ends(layer) else "other"
+            return "classifier" if not has_after and self._is_last(layer) else "other"
         single = tuple(inner.kernel_size) == (1, 1)
         groups = getattr(inner, "groups", 1)
         if groups > 1:
             return "depthwise" if self.kernel(layer).shape[2] == 1 else "other"
-        if single and has_before and not has_after and self._ends(layer):
+        if single and has_before and not has_after and self._is_last(layer):
             return "classifier"
         if not has_before:
             return "stem"
         return "pointwise" if single else "fused"
 
-    def _ends(self, layer: Layer) -> bool:
+    def _is_last(self, layer: Layer) -> bool:
         """Whether nothing but a reshape or a final activation follows."""
         own = getattr(unwrap(layer), "activation", None)
         if own is not None and _name(own) not in _FINAL_ACTIVATIONS:
@@ -146,34 +146,36 @@ class Graph:
         return True
 
     def _with_kernel_before(self) -> set[int]:
-        """Layers that some kernel stands in front of."""
-        found: set[int] = set()
+        """Layers that have a kernel before them."""
+        ids: set[int] = set()
         for layer in self.layers:
-            if any(id(p) in found or self.kernel(p) is not None for p in self.producers(layer)):
-                found.add(id(layer))
-        return found
+            if any(id(p) in ids or self.kernel(p) is not None for p in self.producers(layer)):
+                ids.add(id(layer))
+        return ids
 
     def _with_kernel_after(self) -> set[int]:
-        found: set[int] = set()
+        ids: set[int] = set()
         for layer in reversed(self.layers):
-            if any(id(c) in found or self.kernel(c) is not None for c in self.consumers(layer)):
-                found.add(id(layer))
-        return found
+            if any(id(c) in ids or self.kernel(c) is not None for c in self.consumers(layer)):
+                ids.add(id(layer))
+        return ids
 
     def _gates(self) -> set[int]:
         """Layers between a global pool of a tensor and the product with that same tensor."""
-        found: set[int] = set()
+        ids: set[int] = set()
         for product in self.layers:
             if kind(product) != "Multiply" or len(self.producers(product)) != 2:
                 continue
             first, second = self.producers(product)
             for gated, gate in ((first, second), (second, first)):
                 path = self._path_to_pool(gate, gated)
-                found.update(path or ())
-        return found
+                ids.update(path or ())
+        return ids
 
     def _path_to_pool(self, gate: Layer, gated: Layer) -> set[int] | None:
-        """Layers from `gate` back to global pools of `gated`; `None` when a way leads elsewhere."""
+        """Layers from `gate` back to global pools of `gated`; `None` when a path leads
+        elsewhere.
+        """
         seen: set[int] = set()
         waiting, pooled = [gate], False
         while waiting:
@@ -229,17 +231,17 @@ def stride(layer: Layer) -> int:
 
 def _nodes(model: Model) -> list[tuple[Layer, list[Any], Any]]:
     """(layer, input tensors, output tensor) of every call inside the model, in execution order."""
-    found = []
+    calls = []
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
             if hasattr(node, "operation"):  # Keras 3
-                found.append(
+                calls.append(
                     (node.operation, list(node.input_tensors), _single(list(node.output_tensors)))
                 )
             else:
                 inputs = [] if node.is_input else list(node.keras_inputs)
-                found.append((node.layer, inputs, node.outputs))
-    return found
+                calls.append((node.layer, inputs, node.outputs))
+    return calls
 
 
 def _single(values: list[Any]) -> Any:

@@ -2,12 +2,12 @@
 
 The parsed JSON of a model is copied part by part; what is not recognized is refused. Keras gets the
 copy and never the file, so that no class, function or module that a file names is looked up unless
-it stands in `allowed`. Compilation settings, assets and build shapes are not copied.
+it is listed in `allowed`. Compilation settings, assets and build shapes are not copied.
 """
 
-from .allowed import MAX_ACTIVATION, MAX_LAYERS
-from .building import build
-from .connections import RefusedModel
-from .description import sanitize
+from mobilenet.models.safe_loading.allowed import MAX_ACTIVATION, MAX_LAYERS
+from mobilenet.models.safe_loading.building import build
+from mobilenet.models.safe_loading.connections import RefusedModel
+from mobilenet.models.safe_loading.description import sanitize
 
 __all__ = ["MAX_ACTIVATION", "MAX_LAYERS", "RefusedModel", "build", "sanitize"]

@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import allowed
-from .connections import RefusedModel
+from mobilenet.models.safe_loading import allowed
+from mobilenet.models.safe_loading.connections import RefusedModel
 
 Json = Any
 

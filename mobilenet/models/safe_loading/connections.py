@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mobilenet.errors import UsageError
-
-from . import allowed
+from mobilenet.models.safe_loading import allowed
 
 Json = Any
 CONSTANT = "_CONSTANT_VALUE"  # in place of a layer's name: a constant operand

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from . import allowed
-from .connections import (
+from mobilenet.models.safe_loading import allowed
+from mobilenet.models.safe_loading.connections import (
     CONSTANT,
     Connections,
     RefusedModel,
@@ -73,20 +73,20 @@ def _model(entry: Json, where: str, depth: int) -> dict[str, Any]:
         raise RefusedModel(where, None, "a list of layers")
     if len(config["layers"]) > allowed.MAX_LAYERS:
         raise RefusedModel(where, len(config["layers"]), f"at most {allowed.MAX_LAYERS} layers")
-    kept: dict[str, Any] = {"name": _text(config.get("name", name.lower()), where)}
-    kept["layers"] = [_layer(layer, where, depth) for layer in config["layers"]]
+    copied: dict[str, Any] = {"name": _text(config.get("name", name.lower()), where)}
+    copied["layers"] = [_layer(layer, where, depth) for layer in config["layers"]]
     if name == "Sequential":
-        kept |= _build_shape(config, where, depth)
-        return {"class_name": name, "config": kept}
-    kept |= _connections(config, kept["layers"], where)
-    Connections(kept, where).check()
-    return {"class_name": "Functional", "config": kept}
+        copied |= _build_shape(config, where, depth)
+        return {"class_name": name, "config": copied}
+    copied |= _connections(config, copied["layers"], where)
+    Connections(copied, where).check()
+    return {"class_name": "Functional", "config": copied}
 
 
 def _build_shape(config: Mapping[str, Any], where: str, depth: int) -> dict[str, Any]:
     """The shape that a sequential model without an input was built for."""
     shape, first = config.get("build_input_shape"), next(iter(config["layers"]), None)
-    # Whether an inner model was called as it was built cannot be told without its input.
+    # Whether an inner model was called as it was built is unknown without its input.
     if depth and (shape is not None or _class_and_config(first, where)[0] != "InputLayer"):
         raise RefusedModel(where, None, "an Input layer in each model inside a model")
     return {} if shape is None else {"build_input_shape": _shape(shape, where)}
@@ -98,13 +98,13 @@ def _connections(
     """Inputs and outputs of a functional model; its layers get their calls."""
     for layer, entry in zip(layers, config["layers"], strict=True):
         _connect(layer, entry, where)
-    kept = {
+    copied = {
         key: _references(config.get(key), f"{where} {key}")
         for key in ("input_layers", "output_layers")
     }
     if isinstance(config.get("trainable"), bool):
-        kept["trainable"] = config["trainable"]
-    return kept
+        copied["trainable"] = config["trainable"]
+    return copied
 
 
 def _layer(entry: Json, model: str, depth: int) -> dict[str, Any]:
@@ -240,9 +240,9 @@ def _text(value: Json, where: str) -> str:
     return value
 
 
-def _connect(kept: dict[str, Any], entry: Mapping[str, Any], model: str) -> None:
+def _connect(copied: dict[str, Any], entry: Mapping[str, Any], model: str) -> None:
     """Copies a layer's name and calls in a functional model."""
-    config = kept["config"]
+    config = copied["config"]
     name = _text(entry.get("name", config.get("name")), model)
     if config.setdefault("name", name) != name:
         raise RefusedModel(f"{model} layer {name!r}", config["name"], "one name")
@@ -250,11 +250,11 @@ def _connect(kept: dict[str, Any], entry: Mapping[str, Any], model: str) -> None
     if not isinstance(nodes, list):
         raise RefusedModel(f"{model} layer {name!r}", None, "a list of calls")
     where = f"layer {name!r}"
-    kept["name"] = name
-    kept["inbound_nodes"] = [_call(node, where) for node in nodes]
+    copied["name"] = name
+    copied["inbound_nodes"] = [_call(node, where) for node in nodes]
     if len(nodes) > _MAX_CALLS:
         raise RefusedModel(where, len(nodes), f"at most {_MAX_CALLS} calls of a layer")
-    for node in kept["inbound_nodes"]:
+    for node in copied["inbound_nodes"]:
         if not any(True for _ in references_in(node)):
             raise RefusedModel(where, None, "calls of a layer's output, not of constants alone")
 
@@ -273,8 +273,8 @@ def _call(node: Json, where: str) -> Json:
         output = _numbers(output, where)
     elif type(output) is not int or call < 0 or output < 0:
         raise RefusedModel(where, None, "inputs as [layer, call, output, {arguments}]")
-    kept = {_text(key, where): _argument(value, where) for key, value in arguments.items()}
-    return [_text(source, where), call, output, kept]
+    copied = {_text(key, where): _argument(value, where) for key, value in arguments.items()}
+    return [_text(source, where), call, output, copied]
 
 
 def _numbers(value: Json, where: str) -> Json:

@@ -24,8 +24,9 @@ from mobilenet.compression.quantization.int8.quantizers import (
     WeightQuantizer,
 )
 from mobilenet.models.graph import variables
-from mobilenet.models.graph.batch_norm_folding import Array, Folded
+from mobilenet.models.graph.batch_norm_folding import Folded
 from mobilenet.models.graph.roles import Graph, kind, unwrap
+from mobilenet.typing import Float64Array
 
 # A quarter of the int32 range: the kernels add to it, and half is what they were seen to stand.
 _BIAS_CODES = 2.0**29
@@ -101,7 +102,11 @@ class _Convolution(Folded):
         return Repair(self.name, int(bad.sum()), bool(uniform))
 
     def _fold_into_kernel(
-        self, norm: dict[str, Any], multiplier: Array, bias: Array, bad: npt.NDArray[np.bool_]
+        self,
+        norm: dict[str, Any],
+        multiplier: Float64Array,
+        bias: Float64Array,
+        bad: npt.NDArray[np.bool_],
     ) -> None:
         """Moves the batch norm of the `bad` channels into the kernel; an identity stays behind."""
         raw = np.asarray(self.kernel, np.float64)
