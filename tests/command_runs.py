@@ -1,16 +1,19 @@
-"""Small real runs of the commands, shared by several tests."""
+"""The commands, as processes of their own or in this one, with flags for runs of seconds."""
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import importlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import filelock
+from mobilenet.cli import process
 
 TINY = ("--width_multiplier=0.25", "--image_size=32")
 SHORT = (*TINY, "--epochs=1", "--prune_epochs=1", "--quantize_epochs=1")
@@ -18,12 +21,13 @@ SHORT = (*TINY, "--epochs=1", "--prune_epochs=1", "--quantize_epochs=1")
 EPOCHS = {"train": 16, "prune": 4, "quantize": 2}
 LEARNED = (*TINY, "--epochs=16", "--prune_epochs=4", "--quantize_epochs=2")
 CHAIN = ("train", "prune", "quantize", "convert")
+FinishedRun = tuple[Path, subprocess.CompletedProcess[str]]  # the fixture `finished_run`
 
 
-def command(
+def start_command(
     name: str, *words: object, cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m mobilenet.NAME WORDS`, ended, with what it wrote."""
+    """`python -m mobilenet.NAME WORDS` as a process of its own, ended, with what it wrote."""
     return subprocess.run(
         [sys.executable, "-m", f"mobilenet.{name}", *map(str, words)],
         capture_output=True,
@@ -34,21 +38,28 @@ def command(
     )
 
 
-@functools.cache
-def finished(base: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The folder in which `trainer --model_dir run` ran all stages on the digits, and the process.
+def run_command(
+    name: str, *words: object, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which has imported TensorFlow: status, stdout and stderr.
 
-    Made once under `tmp_path_factory.getbasetemp()`, for all workers; copy it to change it.
+    What libraries in C++ write to file descriptors is not among it.
     """
-    common = base.parent if base.name.startswith("popen-") else base
-    folder, record = common / "chain", common / "chain.json"
-    with filelock.FileLock(common / "chain.lock"):
-        if not record.exists():
-            folder.mkdir()
-            done = command("trainer", *LEARNED, "--model_dir=run", cwd=folder)
-            assert done.returncode == 0, done.stderr
-            record.write_text(json.dumps([done.stdout, done.stderr]))
-    return folder, subprocess.CompletedProcess([], 0, *json.loads(record.read_text()))
+    suffix = ".__main__" if name == "tf1_loader" else ""
+    run = importlib.import_module(f"mobilenet.{name}{suffix}").run
+    out, err = io.StringIO(), io.StringIO()
+    before, handler, status = Path.cwd(), signal.getsignal(signal.SIGTERM), None
+    os.chdir(cwd or before)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            process.main(run, [*map(str, words)])
+    except SystemExit as end:
+        status = end.code
+    finally:
+        os.chdir(before)
+        signal.signal(signal.SIGTERM, handler)
+    assert isinstance(status, int)
+    return subprocess.CompletedProcess([name, *words], status, out.getvalue(), err.getvalue())
 
 
 def report(folder: Path) -> dict[str, dict[str, Any]]:

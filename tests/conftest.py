@@ -1,9 +1,11 @@
-"""What several tests share: the real data, and small models that are built once."""
+"""What several tests share: the real data, small models that are built once, a finished run."""
 
 from __future__ import annotations
 
 import functools
+import gc
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,44 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-SHARED_DATA = Path(__file__).parents[1] / ".." / "shared/data"
+TESTS = Path(__file__).parent
+SHARED_DATA = TESTS / "../../shared/data"
+# With several workers a group of tests stays on one, so that what its tests share is made once. The
+# longest groups start first, so that the workers end together.
+LONGEST = (
+    "finished_run",
+    "compression/pruning",
+    "compression/int8",
+    "export",
+    "training",
+    "models",
+    "compression/post_training",
+    "commands",
+    "compression",
+    "tf1_loader",
+    "fuzz",
+)
+
+
+def _group(item: pytest.Item) -> str:
+    """Tests of the finished run are a group; so is a folder, and a file beside this one."""
+    if "finished_run" in getattr(item, "fixturenames", ()):
+        return "finished_run"
+    path = item.path.relative_to(TESTS)
+    return path.parent.as_posix() if len(path.parts) > 1 else path.stem
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: ranks.get(_group(item), len(ranks)))
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector need not look at the hundred thousands of objects of TensorFlow."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +100,23 @@ def float_file(small_model: Callable[..., Any]) -> Callable[[str], bytes]:
         return tflite_converter.float_flatbuffer(small_model(name))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder of a run with all stages on the digits, and the process that made it.
+
+    Copy the folder to change it.
+    """
+    import command_runs
+
+    folder = tmp_path_factory.mktemp("finished")
+    words = (*command_runs.LEARNED, "--model_dir=run")
+    done = command_runs.start_command("trainer", *words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run", done
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import int8_files
 import numpy as np
 import pytest
 import small_models
+from command_runs import FinishedRun
 
 import mobilenet
 from mobilenet import converter
@@ -34,8 +35,8 @@ tf_keras = pytest.importorskip("tf_keras")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return command_runs.finished(tmp_path_factory.getbasetemp())[0] / "run"
+def run(finished_run: FinishedRun) -> Path:
+    return finished_run[0]
 
 
 def converted(capfd: pytest.CaptureFixture[str], *words: object) -> dict[str, str]:
@@ -170,11 +171,11 @@ def test_batch_softmax_and_labels_go_into_the_file(
 
 
 def test_figures_below_a_limit_leave_no_file(run: Path, tmp_path: Path) -> None:
-    """As processes: status 3, one line, nothing under the name, what was there stays."""
+    """Status 3 and one line; nothing new is in the folder, what was there stays."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out/model.tflite").write_bytes(b"older")
     words = ["--model", run / "quantize", "--output", tmp_path / "out", "--verify_images=40"]
-    done = command_runs.command("converter", *words, "--max_operator_steps=0")
+    done = command_runs.run_command("converter", *words, "--max_operator_steps=0")
     assert done.returncode == 3
     assert re.search(r"steps from the simulated layer, above 0.*it was not written", done.stderr)
     assert done.stderr.count("\n") == 1
@@ -253,10 +254,10 @@ def test_nets_that_cannot_be_converted_cost_a_line(
 
 
 def test_a_missing_model_costs_a_line(tmp_path: Path) -> None:
-    done = command_runs.command("converter", "--model", tmp_path / "none")
+    done = command_runs.start_command("converter", "--model", tmp_path / "none")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "there is nothing there" in done.stderr
-    done = command_runs.command("converter")
+    done = command_runs.run_command("converter")
     assert done.returncode == 2 and done.stderr.startswith("--model: expected a saved model")
 
 

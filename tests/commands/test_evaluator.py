@@ -8,10 +8,9 @@ import shutil
 import time
 from pathlib import Path
 
-import command_runs
 import numpy as np
 import pytest
-from command_runs import command, report
+from command_runs import FinishedRun, report, start_command
 from PIL import Image
 
 from mobilenet import evaluator
@@ -23,8 +22,8 @@ tf_keras = pytest.importorskip("tf_keras")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return command_runs.finished(tmp_path_factory.getbasetemp())[0] / "run"
+def run(finished_run: FinishedRun) -> Path:
+    return finished_run[0]
 
 
 def figures(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[float, float, float, int]:
@@ -121,7 +120,7 @@ def test_a_file_is_scored_without_tensorflow_and_soon(run: Path, tmp_path: Path)
     (tmp_path / "tensorflow.py").write_text("raise ImportError('this test has no TensorFlow')")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     started = time.monotonic()
-    done = command("evaluator", "--model", run / "export", PYTHONPATH=path)
+    done = start_command("evaluator", "--model", run / "export", PYTHONPATH=path)
     seconds = time.monotonic() - started
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(rf" {report(run)['convert']['top1']:.2f} ", done.stdout)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_runs import command
+from command_runs import run_command
 from PIL import Image
 
 from mobilenet import evaluator, metrics
@@ -358,7 +358,7 @@ def test_a_corrupt_image_of_a_list(
 def test_a_list_without_training_images_cannot_be_trained_on(tmp_path: Path) -> None:
     data = listed(tmp_path / "photos", NAMES)
     words = ("--dataset_name=image_list", f"--data_dir={data}", "--image_size=32", "--epochs=1")
-    done = command("trainer", *words, cwd=tmp_path)
+    done = run_command("trainer", *words, cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "expected images to train on" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]

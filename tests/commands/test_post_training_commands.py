@@ -7,7 +7,7 @@ from pathlib import Path
 
 import command_runs
 import pytest
-from command_runs import command, report
+from command_runs import FinishedRun, report, run_command, start_command
 
 from mobilenet.runtime import micro
 from mobilenet.tflite import model as tflite_model
@@ -16,9 +16,9 @@ pytest.importorskip("tensorflow")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(finished_run: FinishedRun) -> Path:
     """A float model of the digits, V1 at a quarter of its width, 32 px."""
-    return command_runs.finished(tmp_path_factory.getbasetemp())[0] / "run" / "train"
+    return finished_run[0] / "train"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     target = tmp_path_factory.mktemp("ptq") / "export"
     words = ("--quantization=ptq", "--calibration_images=64", f"--output={target}")
     words = (*words, f"--fitted={target.parent / 'fitted'}")
-    done = command("converter", f"--model={trained}", *words)
+    done = start_command("converter", f"--model={trained}", *words)
     assert done.returncode == 0, done.stderr
     return target, done.stdout
 
@@ -52,7 +52,7 @@ def test_the_file_is_about_as_good_as_the_net(exported: tuple[Path, str], traine
 
 
 def top1(model: Path, *words: str) -> float:
-    done = command("evaluator", f"--model={model}", "--dataset_name=digits", *words)
+    done = run_command("evaluator", f"--model={model}", "--dataset_name=digits", *words)
     assert done.returncode == 0, done.stderr
     return float(done.stdout.splitlines()[-1].split()[0])
 
@@ -63,7 +63,7 @@ def test_a_micro_controller_scores_the_same_and_its_needs_are_told(
     pytest.importorskip(micro.MODULE)
     here, there = top1(exported[0]), top1(exported[0], "--runtime=micro")
     assert there == pytest.approx(here, abs=1.0)
-    done = command("profiler", exported[0], "--micro", "--nolatency")
+    done = run_command("profiler", exported[0], "--micro", "--nolatency")
     assert done.returncode == 0, done.stderr
     assert "bytes of arena" in done.stdout
     assert "AddConv2D, AddDepthwiseConv2D" in done.stdout
@@ -71,7 +71,7 @@ def test_a_micro_controller_scores_the_same_and_its_needs_are_told(
 
 def test_the_profiler_shows_every_rounded_tensor(exported: tuple[Path, str], trained: Path) -> None:
     fitted = exported[0].parent / "fitted"
-    done = command("profiler", exported[0], f"--against={fitted}", "--images=8")
+    done = start_command("profiler", exported[0], f"--against={fitted}", "--images=8")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = [line for line in done.stdout.splitlines() if "CONV_2D" in line]
@@ -80,7 +80,7 @@ def test_the_profiler_shows_every_rounded_tensor(exported: tuple[Path, str], tra
         x.split()[0] for x in lines
     }
     assert "dB alone" in done.stdout
-    few = command("profiler", exported[0], f"--against={trained}", "--images=8", "--worst=3")
+    few = run_command("profiler", exported[0], f"--against={trained}", "--images=8", "--worst=3")
     assert len(few.stdout.splitlines()) == 5
 
 
@@ -105,17 +105,17 @@ def test_the_quantize_stage_fits_without_training(trained: Path, tmp_path: Path)
         *("--quantization=ptq", "--calibration_images=40", "--ptq_steps=maximum,bias,repair"),
         "--keep_float=Conv2d_[01](_depthwise)?,Conv2d_3_pointwise",
     )
-    done = command("trainer", *words, "--model_dir=run", cwd=tmp_path)
+    done = run_command("trainer", *words, "--model_dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     stages = report(tmp_path / "run")
     assert stages["quantize"]["history"] == []
     assert stages["convert"]["top1"] >= stages["quantize"]["top1"] - 1.0
     assert float_kernels(tmp_path / "run/export/model.tflite") == set(KEPT)
     assert json.loads((tmp_path / "run/quantize/card.json").read_text())["keep_float"] == [*KEPT]
-    again = command("trainer", *words, "--model_dir=run", cwd=tmp_path)
+    again = run_command("trainer", *words, "--model_dir=run", cwd=tmp_path)
     assert "quantize: finished before" in again.stdout
     # A later conversion of the folder knows.
-    later = command("converter", "--model=run/quantize", "--output=later", cwd=tmp_path)
+    later = run_command("converter", "--model=run/quantize", "--output=later", cwd=tmp_path)
     assert later.returncode == 0, later.stderr
     assert "int8, 3 layers in float" in later.stdout
     assert float_kernels(tmp_path / "later/model.tflite") == set(KEPT)
@@ -138,7 +138,7 @@ def test_bad_words_cost_one_line(
     words: tuple[str, ...], told: str, trained: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "export"
-    done = command("converter", f"--model={trained}", f"--output={target}", *words)
+    done = run_command("converter", f"--model={trained}", f"--output={target}", *words)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert told in done.stderr
@@ -158,7 +158,7 @@ def test_bad_words_for_the_profiler(
     words: tuple[str, ...], told: str, exported: tuple[Path, str], trained: Path
 ) -> None:
     placed = [w.replace("FILE", str(exported[0])).replace("NET", str(trained)) for w in words]
-    done = command("profiler", *placed)
+    done = run_command("profiler", *placed)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert told in done.stderr

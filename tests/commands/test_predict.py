@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import small_models
 import tflite_files
+from command_runs import run_command, start_command
 from PIL import Image
 
 from mobilenet import predict
@@ -21,15 +22,6 @@ pytest.importorskip("tensorflow", reason="TensorFlow's converter makes the files
 
 LABELS = tuple(f"class {index}" for index in range(small_models.TINY_V1_CLASSES))
 CARD = Card(input_shape=(small_models.TINY_V1_SIZE, small_models.TINY_V1_SIZE, 3), labels=LABELS)
-
-
-def command(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mobilenet.predict", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -71,7 +63,7 @@ def parse(text: str) -> dict[str, dict[str, float]]:
 
 
 def test_tables_of_a_flatbuffer(export: Path, photos: list[Path]) -> None:
-    done = command("--model", export, *photos, "--top_k", 3)
+    done = start_command("predict", "--model", export, *photos, "--top_k", 3)
     assert (done.returncode, done.stderr) == (0, "")
     tables = parse(done.stdout)
     assert list(tables) == [str(path) for path in photos]
@@ -87,9 +79,9 @@ def test_keras_models_answer_alike(export: Path, photos: list[Path], tmp_path: P
     folder.mkdir()
     small_models.tiny_v1().save(folder / "model.keras")
     write_json(folder / "card.json", CARD.to_json())
-    done = command("--model", folder, photos[0])
+    done = start_command("predict", "--model", folder, photos[0])
     assert (done.returncode, done.stderr) == (0, "")
-    by_file = parse(command("--model", export / "model.tflite", photos[0]).stdout)
+    by_file = parse(run_command("predict", "--model", export / "model.tflite", photos[0]).stdout)
     by_keras = parse(done.stdout)
     assert list(by_keras[str(photos[0])]) == list(by_file[str(photos[0])])
     assert by_keras[str(photos[0])] == pytest.approx(by_file[str(photos[0])], abs=0.02)
@@ -97,7 +89,7 @@ def test_keras_models_answer_alike(export: Path, photos: list[Path], tmp_path: P
 
 def test_bare_file_says_what_it_assumes(photos: list[Path], tmp_path: Path) -> None:
     (tmp_path / "a.tflite").write_bytes(tflite_files.flatbuffer("float"))
-    done = command("--model", tmp_path / "a.tflite", photos[0])
+    done = run_command("predict", "--model", tmp_path / "a.tflite", photos[0])
     assert done.returncode == 0
     assert done.stderr.startswith("Note: no card.json") and done.stderr.count("\n") == 1
 
@@ -157,7 +149,7 @@ def bad(case: str, export: Path, photos: list[Path], folder: Path) -> list[objec
 def test_bad_input_is_one_line(
     case: str, words: str, export: Path, photos: list[Path], tmp_path: Path
 ) -> None:
-    done = command(*bad(case, export, photos, tmp_path))
+    done = run_command("predict", *bad(case, export, photos, tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr
     assert done.stderr.count("\n") == 1

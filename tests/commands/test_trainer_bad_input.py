@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_runs import SHORT, TINY, command
+from command_runs import SHORT, TINY, start_command
 from PIL import Image
 
 from mobilenet import converter, evaluator, predict, trainer
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_told_and_leaves_nothing(
 
 @pytest.mark.parametrize("word", ["--lr=nan", "--image_size=16"])
 def test_as_a_process_it_is_one_line_and_status_2(word: str, tmp_path: Path) -> None:
-    done = command("trainer", *SHORT, word, cwd=tmp_path)
+    done = start_command("trainer", *SHORT, word, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert re.match(r"--\w+: got .*, expected .*; .+\n$", done.stderr)
@@ -247,7 +247,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_one_line_and_no_half_file(small_disk: Path) -> None:
-    done = command("trainer", *SHORT, "--stages=train", f"--model_dir={small_disk}/run")
+    done = start_command("trainer", *SHORT, "--stages=train", f"--model_dir={small_disk}/run")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     told(["No space left on device", "free space or choose another"], done.stderr.strip())

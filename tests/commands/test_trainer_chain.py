@@ -11,10 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import command_runs
 import numpy as np
 import pytest
-from command_runs import CHAIN, EPOCHS, LEARNED, report
+from command_runs import CHAIN, EPOCHS, LEARNED, FinishedRun, report
 
 from mobilenet import trainer
 from mobilenet.tflite import model as tflite_model
@@ -43,17 +42,17 @@ FILES = [
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return command_runs.finished(tmp_path_factory.getbasetemp())[0] / "run"
+def run(finished_run: FinishedRun) -> Path:
+    return finished_run[0]
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return command_runs.finished(tmp_path_factory.getbasetemp())[1].stdout
+def printed(finished_run: FinishedRun) -> str:
+    return finished_run[1].stdout
 
 
-def test_nothing_is_said_on_stderr(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    assert command_runs.finished(tmp_path_factory.getbasetemp())[1].stderr == ""
+def test_nothing_is_printed_on_stderr(finished_run: FinishedRun) -> None:
+    assert finished_run[1].stderr == ""
 
 
 def test_an_epoch_is_a_line_and_a_stage_ends_with_its_figure(printed: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_runs import CHAIN, TINY, command, report
+from command_runs import CHAIN, TINY, report, run_command
 
 from mobilenet.tflite import model as tflite_model
 
@@ -24,19 +24,19 @@ def kernels(folder: Path) -> list[np.ndarray]:
 @pytest.mark.slow
 def test_tfmots_wrapper_goes_through_every_stage_and_resumes(tmp_path: Path) -> None:
     words = (*WORDS, "--pruning=tfmot", "--final_sparsity=0.6", f"--model_dir={tmp_path / 'run'}")
-    first = command("trainer", *words, "--stages=train,prune")
+    first = run_command("trainer", *words, "--stages=train,prune")
     assert first.returncode == 0, first.stderr
-    done = command("trainer", *words)
+    done = run_command("trainer", *words)
     assert done.returncode == 0, done.stderr
     assert "prune: finished before" in done.stdout
     assert tuple(report(tmp_path / "run")) == CHAIN
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["pruning"]["type"] == "TfmotPruning"
     assert min(np.mean(kernel == 0) for kernel in kernels(tmp_path / "run")) >= 0.59
-    again = command("trainer", f"--config_file={tmp_path / 'run' / 'config.json'}", words[-1])
+    again = run_command("trainer", f"--config_file={tmp_path / 'run' / 'config.json'}", words[-1])
     assert again.returncode == 0, again.stderr
     assert "convert: finished before" in again.stdout
-    other = command("trainer", *words, "--pruning=magnitude")
+    other = run_command("trainer", *words, "--pruning=magnitude")
     assert other.returncode == 2
     assert "pruning.type is 'TfmotPruning', here 'MagnitudePruning'" in other.stderr
 
@@ -46,7 +46,7 @@ def test_surgery_is_in_the_table_the_card_and_a_picture(tmp_path: Path) -> None:
     """Also where the run was finished before."""
     words = (*TINY, "--epochs=1", "--prune_epochs=1", "--stages=train,prune", "--pruning=dns")
     for _ in range(2):
-        done = command("trainer", *words, "--pruning_frequency=4", cwd=tmp_path)
+        done = run_command("trainer", *words, "--pruning_frequency=4", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         run = tmp_path / "runs/mobilenet_v1_digits"
         changes = np.array(report(run)["prune"]["mask_changes"])
@@ -68,7 +68,7 @@ def test_surgery_is_in_the_table_the_card_and_a_picture(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_of_four_go_through_every_stage_into_the_file(tmp_path: Path) -> None:
     words = (*WORDS, "--sparsity_pattern=2:4", f"--model_dir={tmp_path / 'run'}")
-    done = command("trainer", *words)
+    done = run_command("trainer", *words)
     assert done.returncode == 0, done.stderr
     found = kernels(tmp_path / "run")
     assert len(found) == 13
@@ -79,7 +79,7 @@ def test_two_of_four_go_through_every_stage_into_the_file(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_the_wrapper_refuses_mixed_precision_before_it_trains(tmp_path: Path) -> None:
     words = (*WORDS, "--pruning=tfmot", "--mixed_precision=mixed_bfloat16")
-    done = command("trainer", *words, f"--model_dir={tmp_path / 'run'}")
+    done = run_command("trainer", *words, f"--model_dir={tmp_path / 'run'}")
     assert done.returncode == 2
     assert "--pruning magnitude works under mixed precision" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "run").exists()

@@ -14,11 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import command_runs
 import filelock
 import numpy as np
 import pytest
-from command_runs import LEARNED, TINY, command, report
+from command_runs import LEARNED, TINY, FinishedRun, report, start_command
 
 from mobilenet import trainer
 from mobilenet.configs import recipes
@@ -36,8 +35,8 @@ CONFIG = recipes.get("mobilenet_v1", "digits")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return command_runs.finished(tmp_path_factory.getbasetemp())[0] / "run"
+def finished(finished_run: FinishedRun) -> Path:
+    return finished_run[0]
 
 
 @pytest.fixture
@@ -139,7 +138,7 @@ def test_noresume_wants_a_new_folder(run: Path) -> None:
 def test_a_second_process_is_refused(run: Path) -> None:
     """The lock is held by this process; the other one is real."""
     with filelock.FileLock(run / ".lock"):
-        done = command("trainer", *LEARNED, "--model_dir", run)
+        done = start_command("trainer", *LEARNED, "--model_dir", run)
     assert done.returncode == 2
     assert done.stderr.startswith("--model_dir: got ")
     assert "that no other process trains in" in done.stderr
@@ -403,7 +402,7 @@ def test_a_process_that_is_stopped_goes_on_with_the_same_command(
     line = "" if number == signal.SIGKILL else "interrupted; the same command continues the run\n"
     assert err == line
     assert not (folder / "train").exists()
-    done = command("trainer", *words)
+    done = start_command("trainer", *words)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"^train: continues after epoch \d+ of 40$", done.stdout, re.MULTILINE)
     epochs = [line for line in done.stdout.splitlines() if line.startswith("train    epoch")]

@@ -17,7 +17,7 @@ import numpy as np, tensorflow as tf, tf_keras
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from short_training import stage_context
-from small_models import inputs, toy
+from small_models import INCEPTION, inputs, toy
 from mobilenet.compression import method as methods
 from mobilenet.models.graph import variables
 from mobilenet.compression.quantization.int8 import scheme, saving as stored
@@ -56,12 +56,14 @@ with strategy.scope():
     net = method.apply(toy())
     train(net, method, 6)
     found = {"tfmot": copies(variables.kernel(net.get_layer("prune_low_magnitude_c")))}
-    method = methods.create(MagnitudePruning({"c": 0.5}, pattern="2:4", frequency=2),
-    stage_context(6)) net = method.apply(toy())
+    config = MagnitudePruning({"c": 0.5}, pattern="2:4", frequency=2)
+    method = methods.create(config, stage_context(6))
+    net = method.apply(toy())
     train(net, method, 6)
     found["groups"] = copies(net.get_layer("c").kernel)
-    method = methods.create(DnsPruning(frequency=2, probabilities=(0.6,), boundaries=()),
-    stage_context(6)) net = method.apply(toy())
+    config = DnsPruning(frequency=2, probabilities=(0.6,), boundaries=())
+    method = methods.create(config, stage_context(6))
+    net = method.apply(toy())
     train(net, method, 6)
     found["surgery"] = copies(net.get_layer("d").kernel)
     found["twins"] = copies(method.surgery.dense["d"])
@@ -105,8 +107,8 @@ with strategy.scope():
     found["said"] = net(images[:8], training=False).numpy().tolist()
     plain = method.finalize(net)
 plain = freeze.float32_copy(plain)
-again = scheme.wrap(plain, methods.StageContext(1, stage_context().preprocessing,
-inputs).preprocessing) scheme.set_ranges(again, ranges)
+again = scheme.wrap(plain, INCEPTION)
+scheme.set_ranges(again, ranges)
 found["rebuilt"] = again(images[:8], training=False).numpy().tolist()
 stored.for_export(again)
 found["bytes"] = len(convert.int8_flatbuffer(again))

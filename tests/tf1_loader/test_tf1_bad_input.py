@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slim_checkpoints as slim
-from command_runs import command
+from command_runs import start_command
 from slim_checkpoints import Slim
 
 from mobilenet.errors import UsageError
@@ -237,7 +237,9 @@ def test_what_is_no_checkpoint_is_one_line(case: str, place: Path, prefix: Path)
     aside = place.parents[1] / "aside"
     before = tree(place.parent)
     with short("process"):
-        refused(command("tf1_loader", "-i", path, "-o", "out", cwd=place, TMPDIR=str(aside)), said)
+        refused(
+            start_command("tf1_loader", "-i", path, "-o", "out", cwd=place, TMPDIR=str(aside)), said
+        )
     assert tree(place.parent) == before
     assert not (place / "out").exists()
     assert list(aside.iterdir()) == []
@@ -342,13 +344,13 @@ def test_what_cannot_be_loaded_is_one_line(
 def test_a_flipped_bit_is_one_line_in_a_process_too(place: Path, prefix: Path) -> None:
     path = flipped_data(prefix, place)
     with short("process"):
-        refused(command("tf1_loader", "-i", path, "-o", "out", cwd=place), "damaged")
+        refused(start_command("tf1_loader", "-i", path, "-o", "out", cwd=place), "damaged")
     assert not (place / "out").exists()
 
 
 @pytest.mark.parametrize("words", [(), ("-i", "x.ckpt"), ("-o", "out"), ("--chekpoint=x",)])
 def test_missing_and_unknown_flags_are_one_line(words: tuple[str, ...], place: Path) -> None:
-    refused(command("tf1_loader", *words, cwd=place), "--")
+    refused(start_command("tf1_loader", *words, cwd=place), "--")
 
 
 def test_a_place_that_is_taken_is_left_alone(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import slim_checkpoints as slim
-from command_runs import command
+from command_runs import start_command
 from slim_checkpoints import PIXELS, Slim
 
 pytest.importorskip("tensorflow")
@@ -19,7 +19,7 @@ Made = tuple[Path, str, slim.Values]
 
 def done(place: Path, *words: object) -> str:
     """What the command prints; it ends well and has no complaint."""
-    ended = command("tf1_loader", *words, cwd=place)
+    ended = start_command("tf1_loader", *words, cwd=place)
     assert (ended.returncode, ended.stderr) == (0, "")
     return ended.stdout
 
@@ -100,7 +100,7 @@ def test_long_flags_raw_values_and_overwriting(tmp_path: Path) -> None:
         model = tf_keras.models.load_model(tmp_path / "out/model.keras", compile=False)
         found = slim.weights(model)["Conv/kernel"]
         assert np.array_equal(found, raw["MobilenetV3/Conv/weights"]) == bool(more)
-    ended = command("tf1_loader", *words, cwd=tmp_path)
+    ended = start_command("tf1_loader", *words, cwd=tmp_path)
     assert ended.returncode == 2
     assert "--overwrite" in ended.stderr
     card = json.loads((tmp_path / "out/card.json").read_text())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras
-from command_runs import CHAIN, SHORT, command, report
+from command_runs import CHAIN, SHORT, report, run_command
 from short_training import stage_context, train
 from small_models import inputs, randomize_batch_norm, toy
 
@@ -282,9 +282,9 @@ def test_patterns_without_a_match_are_told_before_training() -> None:
 def test_the_chain_goes_on_with_the_thin_net(tmp_path: Path) -> None:
     place = tmp_path / "run"
     words = (*SHORT, "--image_size=64", "--pruning=channel", "--channel_ratio=0.5", "--round_to=8")
-    first = command("trainer", *words, f"--model_dir={place}", "--stages=train,prune")
+    first = run_command("trainer", *words, f"--model_dir={place}", "--stages=train,prune")
     assert first.returncode == 0, first.stderr
-    done = command("trainer", *words, f"--model_dir={place}")
+    done = run_command("trainer", *words, f"--model_dir={place}")
     assert done.returncode == 0, done.stderr
     entries = report(place)
     assert tuple(entries) == CHAIN
@@ -314,7 +314,7 @@ def test_every_stage_of_several_leaves_a_thin_net_and_is_taken_up_again(tmp_path
         *(*SHORT, "--pruning=channel", "--channel_ratio=0.6", "--channel_stages=3"),
         *("--round_to=1", "--prune_keep_best", "--distill=start", f"--model_dir={place}"),
     ]
-    done = command("trainer", *words, "--stages=train,prune")
+    done = run_command("trainer", *words, "--stages=train,prune")
     assert done.returncode == 0, done.stderr
     entries = report(place)
     assert list(entries) == ["train", "prune_1", "prune_2", "prune"]
@@ -327,10 +327,10 @@ def test_every_stage_of_several_leaves_a_thin_net_and_is_taken_up_again(tmp_path
         if share:
             assert any(note.startswith("distilled from train,") for note in model.card.notes)
     shutil.rmtree(place / "prune")
-    again = command("trainer", *words, "--stages=train,prune")
+    again = run_command("trainer", *words, "--stages=train,prune")
     epochs = re.compile(r"^\w+ +epoch +\d+/", re.MULTILINE)
     assert "prune_2: finished before" in again.stdout and len(epochs.findall(again.stdout)) == 1
     assert report(place)["prune"]["top1"] == entries["prune"]["top1"]
     shutil.rmtree(place / "prune_1")
-    third = command("trainer", *words, "--stages=train,prune")
+    third = run_command("trainer", *words, "--stages=train,prune")
     assert third.returncode == 0 and not epochs.search(third.stdout)
