@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
     import models
+    import tables
 
     from mobilenet.cli.process import starting_tensorflow
 
@@ -46,8 +47,8 @@ def main() -> None:
         _timed(seconds, "from_keras_model", lambda wrapped=fresh: _stock(wrapped))
         _timed(
             seconds,
-            "proof of ours (8 images)",
-            lambda wrapped=fresh, data=data: _proof(data, wrapped, model, words.size),
+            "verification of ours (8 images)",
+            lambda wrapped=fresh, data=data: _verify(data, wrapped, model, words.size),
         )
     peer = [statistics.median(column) for column in zip(*seconds["from_keras_model"], strict=True)]
     rows = []
@@ -58,17 +59,17 @@ def main() -> None:
         )
     heads = ["conversion", "wall s", "CPU s", "wall / peer", "CPU / peer"]
     print(f"{words.model_name} {words.width} at {words.size} px, quantized; target {TARGET}")
-    models.show(heads, rows, os.cpu_count() or 1, words.csv)
+    tables.show(heads, rows, os.cpu_count() or 1, words.csv)
 
 
 def _timed(
     seconds: dict[str, list[tuple[float, float]]], name: str, work: Callable[[], Any]
 ) -> Any:
     wall, cpu = time.perf_counter(), time.process_time()
-    found = work()
+    result = work()
     pair = time.perf_counter() - wall, time.process_time() - cpu
     seconds.setdefault(name, []).append(pair)
-    return found
+    return result
 
 
 def _preprocessing() -> Any:
@@ -99,7 +100,7 @@ def _stock(wrapped: Any) -> bytes:
         return bytes(converter.convert())
 
 
-def _proof(data: bytes, wrapped: Any, model: Any, size: int) -> None:
+def _verify(data: bytes, wrapped: Any, model: Any, size: int) -> None:
     import models
 
     from mobilenet.compression.quantization.int8 import scheme
@@ -108,7 +109,7 @@ def _proof(data: bytes, wrapped: Any, model: Any, size: int) -> None:
 
     inputs = scheme.to_grid(models.images(8, size, seed=2), _preprocessing())
     reference = wrapped(inputs, training=False).numpy()
-    found = verify.verify(
+    verification = verify.verify(
         data,
         reference,
         inputs,
@@ -118,7 +119,7 @@ def _proof(data: bytes, wrapped: Any, model: Any, size: int) -> None:
         simulated=wrapped,
         plain=model,
     )
-    assert found.ok, found.faults
+    assert verification.ok, verification.faults
 
 
 if __name__ == "__main__":

@@ -60,25 +60,27 @@ def main() -> None:
     parser.add_argument(
         "--variants", default=";".join(VARIANTS), help=f"which of {'; '.join(VARIANTS)} (all)"
     )
+    parser.add_argument("--flags", type=str.split, default=[], help="more flags of every run")
     words = parser.parse_args()
     chosen = [name.strip() for name in words.variants.split(";")]
     data = (*PHOTOS, f"--data_dir={words.data_dir}") if words.data_dir else DIGITS
+    data = (*data, *words.flags)
     first = (f"--init_checkpoint={words.checkpoint}",) if words.checkpoint else ()
-    found: dict[str, list[float]] = {name: [] for name in ("train", *chosen)}
+    scores: dict[str, list[float]] = {name: [] for name in ("train", *chosen)}
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         for seed in range(words.seeds):
-            own, start = (*data, f"--seed={seed}"), Path(place) / f"{seed}"
-            found["train"].append(top1(start, "train", *own, *first, "--distill=none"))
+            own, start = (*data, f"--seed={seed}"), Path(folder) / f"{seed}"
+            scores["train"].append(top1(start, "train", *own, *first, "--distill=none"))
             for number, name in enumerate(chosen):
                 stage, teacher, temperature = VARIANTS[name]
                 flags = (
                     *(*own, f"--init_checkpoint={start / 'train'}", f"--distill={teacher}"),
                     *(f"--distill_weight={words.weight}", f"--distill_temperature={temperature}"),
                 )
-                found[name].append(top1(Path(place) / f"{seed}_{number}", stage, *flags))
-            print(f"seed {seed}", {name: values[-1] for name, values in found.items()}, flush=True)
-    for name, values in found.items():
+                scores[name].append(top1(Path(folder) / f"{seed}_{number}", stage, *flags))
+            print(f"seed {seed}", {name: values[-1] for name, values in scores.items()}, flush=True)
+    for name, values in scores.items():
         spread = " ".join(f"{value:.2f}" for value in values)
         print(f"{name:<16}{mean(values):>8.2f}   {spread}")
 

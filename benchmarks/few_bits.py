@@ -5,7 +5,7 @@
 `--model` is a float model (`python -m mobilenet.tf1_loader` makes one), `--data` a list of images
 with labels. Each row gives every kernel as many bits: even steps between the extremes of each
 output channel, and of each whole kernel; k-means of the whole kernel; and tfmot's
-`cluster_weights`, which leaves depthwise kernels alone, so that the codebook stands beside it
+`cluster_weights`, which leaves depthwise kernels alone, so that the codebook has a row
 without them, too. Agreement is the share of images whose best class is the float model's.
 """
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(BITS), help=f"which of {', '.join(BITS)} (all)")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
-    import models
+    import tables
 
     from mobilenet.cli.process import starting_tensorflow
 
@@ -40,36 +40,36 @@ def main() -> None:
         from mobilenet.configs import dataset as datasets
         from mobilenet.data import arrays
         from mobilenet.models import saving
-    net = saving.load(words.model)
+    loaded = saving.load(words.model)
     listed = datasets.get("image_list").replace(data_dir=words.data)
-    card = net.card
+    card = loaded.card
     images = arrays.load_images(listed, "test", card.input_shape, card.preprocessing, words.limit)
     batches = data.load(listed, "test", image_size=8, batch_size=100, limit=words.limit)
     labels = np.concatenate([labels.numpy() for _, labels in batches])
-    labels = labels + (net.model.output_shape[-1] == 1001)
+    labels = labels + (loaded.model.output_shape[-1] == 1001)
 
     makers = {
-        "linear by channel": lambda bits: linear(net.model, bits, by_channel=True),
-        "linear by kernel": lambda bits: linear(net.model, bits, by_channel=False),
-        "codebook": lambda bits: codebook(net.model, bits, words.restarts, depthwise=True),
-        "codebook but depthwise": lambda bits: codebook(net.model, bits, words.restarts, False),
-        "tfmot clusters": lambda bits: clusters(net.model, bits),
+        "linear by channel": lambda bits: linear(loaded.model, bits, by_channel=True),
+        "linear by kernel": lambda bits: linear(loaded.model, bits, by_channel=False),
+        "codebook": lambda bits: codebook(loaded.model, bits, words.restarts, depthwise=True),
+        "codebook but depthwise": lambda bits: codebook(loaded.model, bits, words.restarts, False),
+        "tfmot clusters": lambda bits: clusters(loaded.model, bits),
     }
 
     def chosen(model: Any) -> Any:
-        said = [model(images[n : n + 50], training=False) for n in range(0, len(images), 50)]
-        return np.argmax(np.concatenate(said), -1)
+        logits = [model(images[n : n + 50], training=False) for n in range(0, len(images), 50)]
+        return np.argmax(np.concatenate(logits), -1)
 
-    wanted = chosen(net.model)
-    rows: list[list[object]] = [["float", 32, f"{100 * np.mean(wanted == labels):.1f}", "100.0"]]
+    expected = chosen(loaded.model)
+    rows: list[list[object]] = [["float", 32, f"{100 * np.mean(expected == labels):.1f}", "100.0"]]
     print(*rows[0], flush=True)
     for name in words.rows.split(","):
         for bits in BITS[name]:
-            found = chosen(makers[name](bits))
-            scores = (100 * np.mean(found == other) for other in (labels, wanted))
+            classes = chosen(makers[name](bits))
+            scores = (100 * np.mean(classes == other) for other in (labels, expected))
             rows.append([name, bits, *(f"{score:.1f}" for score in scores)])
             print(*rows[-1], flush=True)
-    models.show(["kernels", "bits", "top-1 %", "agreement %"], rows, 2, words.csv)
+    tables.show(["kernels", "bits", "top-1 %", "agreement %"], rows, 2, words.csv)
 
 
 def linear(model: Any, bits: int, by_channel: bool) -> Any:

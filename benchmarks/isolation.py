@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-NETS = (("mobilenet_v2", 0.35, 96), ("mobilenet_v1", 1.0, 224))
+MODELS = (("mobilenet_v2", 0.35, 96), ("mobilenet_v1", 1.0, 224))
 
 
 def main() -> None:
@@ -30,17 +30,27 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=15, help="default %(default)s")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
-    import models
+    import tables
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, width, size in NETS:
+        for name, width, size in MODELS:
             for kind, content in _files(name, width, size).items():
                 path = Path(folder) / f"{name}_{kind}.tflite"
                 path.write_bytes(content)
                 rows.append([f"{name} {width}", size, kind, *_row(path, words)])
-    heads = ["net", "px", "file", "ms", "ms isolated", "more", "start ms", "isolated", "child CPU"]
-    models.show([*heads, "child MB"], rows, 1, words.csv)
+    heads = [
+        "model",
+        "px",
+        "file",
+        "ms",
+        "ms isolated",
+        "more",
+        "start ms",
+        "isolated",
+        "child CPU",
+    ]
+    tables.show([*heads, "child MB"], rows, 1, words.csv)
 
 
 def _files(name: str, width: float, size: int) -> dict[str, bytes]:

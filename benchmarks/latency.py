@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="*", choices=FORMATS, help="these, in place of int8")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
-    import models
+    import tables
 
     from mobilenet.cli.process import starting_tensorflow
     from mobilenet.runtime import interpreter
@@ -90,12 +90,12 @@ def main() -> None:
                 f"{len(keyed[key]):,}",
             ]
         )
-    heads = ["net", "file", "ms", "/ float", "spread", "target", "partitions", "bytes"]
-    models.show(heads, rows, words.threads, words.csv)
+    heads = ["model", "file", "ms", "/ float", "spread", "target", "partitions", "bytes"]
+    tables.show(heads, rows, words.threads, words.csv)
     if words.formats and {"weights", "dynamic"} <= set(words.formats):
         over = [_over_dynamic(name, runs) for name in words.models]
-        heads = ["net", "weights / dynamic", "spread", "target"]
-        models.show(heads, over, words.threads, None)
+        heads = ["model", "weights / dynamic", "spread", "target"]
+        tables.show(heads, over, words.threads, None)
 
 
 def _over_dynamic(name: str, runs: list[dict[str, float]]) -> list[object]:
@@ -113,17 +113,17 @@ def _files(name: str, words: Any) -> dict[str, bytes]:
     from mobilenet.export import tflite_converter
 
     model = models.build(name, words.width, words.size)
-    found = {"float": tflite_converter.float_flatbuffer(model)}
+    files = {"float": tflite_converter.float_flatbuffer(model)}
     if words.formats:
-        return found | {kind: _format(model, kind, found["float"]) for kind in words.formats}
+        return files | {kind: _format(model, kind, files["float"]) for kind in words.formats}
     wrapped = models.quantized(model, words.size)
     int8_saving.for_export(wrapped)
-    found["int8"] = tflite_converter.int8_flatbuffer(wrapped)
+    files["int8"] = tflite_converter.int8_flatbuffer(wrapped)
     if words.stems:
-        found["int8 plain stem"] = tflite_converter.int8_flatbuffer(wrapped, target="generic")
+        files["int8 plain stem"] = tflite_converter.int8_flatbuffer(wrapped, target="generic")
     if name in STOCK:
-        found["stock int8"] = _stock(model, words.size)
-    return found
+        files["stock int8"] = _stock(model, words.size)
+    return files
 
 
 def _format(model: Any, kind: str, data: bytes) -> bytes:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-NETS = {
+KERNELS = {
     "256x256": [(256, 256)],
     "512x512": [(512, 512)],
     "1024x1024": [(1024, 1024)],
@@ -53,12 +53,12 @@ def ours(kernels: list[Any], share: float, pattern: str) -> tuple[Callable[[], A
 
     masks = Masks({str(number): kernel for number, kernel in enumerate(kernels)})
     rule = sparsity_patterns.mask_rule(MagnitudePruning(pattern=pattern))
-    due, wanted = tf.Variable(True), tf.constant(share)
+    due, sparsity = tf.Variable(True), tf.constant(share)
 
     def update() -> None:
         for mask in masks.masks.values():
             mask.assign(tf.ones_like(mask))  # as at the first update: nothing is zero yet
-        masks.refresh(due, dict.fromkeys(masks.masks, lambda kernel: rule(kernel, wanted)))
+        masks.refresh(due, dict.fromkeys(masks.masks, lambda kernel: rule(kernel, sparsity)))
 
     return tf.function(update), list(masks.masks.values())
 
@@ -97,7 +97,7 @@ def measure(name: str, pattern: str, share: float, rounds: int, threads: int) ->
     import numpy as np
 
     clock = time.process_time if threads == 1 else time.perf_counter
-    kernels = kernels_of(NETS[name])
+    kernels = kernels_of(KERNELS[name])
     updates = [make(kernels, share, pattern) for make in (ours, peer)]
     seconds: list[list[float]] = [[], []]
     for number in range(rounds + 2):  # the first two trace and allocate
@@ -141,7 +141,7 @@ def main() -> None:
     print(f"{'kernels':<18}{'weights':>10}{'pattern':>14}", end="")
     print(f"{'ours ms':>10}{'tfmot ms':>10}{'ratio':>8}{'zeros':>9}{'tfmot':>9}")
     rows = []
-    for name in NETS:
+    for name in KERNELS:
         for pattern, share in (("unstructured", words.share), ("2:4", 0.5)):
             row = measure(name, pattern, share, words.rounds, words.threads)
             rows.append(row)

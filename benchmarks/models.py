@@ -1,22 +1,13 @@
-"""What the benchmarks share: models of random weights that still carry a signal, and the
-machine.
-"""
+"""Models of random weights through which images still differ, as the benchmarks share them."""
 
 from __future__ import annotations
 
-import csv
-import os
-import platform
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 CLASSES = 1000
-# What the time of int8 depends on, as the kernel names it (x86, then ARM); the best comes first.
-_INSTRUCTIONS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "i8mm", "asimddp")
 
 
 def images(count: int, size: int, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -70,30 +61,3 @@ def dynamic(model: Any) -> bytes:
         converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         return bytes(converter.convert())
-
-
-def machine(threads: int) -> str:
-    """One line: CPU and its instructions for int8, cores, threads in use, versions."""
-    from importlib.metadata import version
-
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((x.split(":", 1)[1].strip() for x in lines if "model name" in x), model)
-        words = {word for x in lines if x.startswith(("flags", "Features")) for word in x.split()}
-        model = f"{model} ({'/'.join(x for x in _INSTRUCTIONS if x in words) or 'no SIMD known'})"
-    parts = [f"{name} {version(name)}" for name in ("tensorflow", "ai-edge-litert")]
-    return f"{model}, {os.cpu_count()} cores, {threads} thread(s), {', '.join(parts)}"
-
-
-def show(heads: Sequence[str], rows: Sequence[Sequence[object]], threads: int, path: Any) -> None:
-    """Prints a table under a line on the machine, and writes the same as CSV where asked."""
-    from mobilenet.cli import table
-
-    print(machine(threads))
-    print(table(heads, rows))
-    if path is not None:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow([*heads, "machine"])
-            writer.writerows([*row, machine(threads)] for row in rows)

@@ -1,5 +1,5 @@
-"""What post-training int8 costs a model with real weights, remedy by remedy, beside other
-converters.
+"""What post-training int8 costs a model with real weights, remedy by remedy, and what other
+converters make.
 
     python benchmarks/post_training.py --model models/v3 --data photos.csv --calibration photos/cal
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5, help="draws for each count (5)")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
-    import models
+    import tables
 
     from mobilenet.cli.process import starting_tensorflow
 
@@ -72,7 +72,7 @@ def main() -> None:
         heads += ["seconds", "bytes"]
         chosen = words.rows.split(",") if words.rows else None
         rows = list(bench.table(chosen))
-    models.show(heads, rows, os.cpu_count() or 1, words.csv)
+    tables.show(heads, rows, os.cpu_count() or 1, words.csv)
 
 
 class Bench:
@@ -84,19 +84,19 @@ class Bench:
         from mobilenet.export import calibration_data, freeze
         from mobilenet.models import saving
 
-        self.net = model = saving.load(words.model)
+        self.loaded = model = saving.load(words.model)
         self.model = freeze.float32_copy(model.model)
-        shape, self.way = model.card.input_shape, model.card.preprocessing
+        shape, self.preprocessing = model.card.input_shape, model.card.preprocessing
         listed = datasets.get("image_list").replace(data_dir=words.data)
-        self.images = arrays.load_images(listed, "test", shape, self.way, words.limit)
+        self.images = arrays.load_images(listed, "test", shape, self.preprocessing, words.limit)
         self.labels = labels_of(listed, words.limit)
         self.seen = calibration_data.load(
-            None, words.calibration, listed, shape, self.way, max(words.images, 8)
+            None, words.calibration, listed, shape, self.preprocessing, max(words.images, 8)
         )
-        self.wanted = self.answers(self.model)
+        self.expected = self.outputs(self.model)
         self.floats = tuple(words.keep_float.split(",")) if words.keep_float else ()
 
-    def answers(self, model: Any) -> Any:
+    def outputs(self, model: Any) -> Any:
         from mobilenet.models.graph import inference
 
         infer = inference.compile_model(model)
@@ -111,11 +111,11 @@ class Bench:
         from mobilenet.runtime import interpreter
         from mobilenet.runtime.quantized_io import run
 
-        inputs = scheme.to_grid(self.images, self.way) if on_grid else self.images
-        said = run(interpreter.make(data, os.cpu_count() or 1), inputs)
-        right = said.argmax(1) == self.labels
-        same = said.argmax(1) == self.wanted.argmax(1)
-        ratio = signal_to_noise(self.wanted, said)
+        inputs = scheme.to_grid(self.images, self.preprocessing) if on_grid else self.images
+        outputs = run(interpreter.make(data, os.cpu_count() or 1), inputs)
+        right = outputs.argmax(1) == self.labels
+        same = outputs.argmax(1) == self.expected.argmax(1)
+        ratio = signal_to_noise(self.expected, outputs)
         return f"{100 * right.mean():.1f}", f"{100 * same.mean():.1f}", f"{ratio:.1f}"
 
     def fitted(self, steps: tuple[str, ...], images: Any) -> bytes:
@@ -130,7 +130,7 @@ class Bench:
         from mobilenet.export.rewrites import float_fallback
 
         config = PostTraining(steps=steps, keep_float=self.floats)
-        made = post_training_pipeline.quantize(self.model, self.way, images, config)
+        made = post_training_pipeline.quantize(self.model, self.preprocessing, images, config)
         int8_saving.for_export(made.wrapped, made.repair)
         floats = float_fallback.FloatLayers(
             float_layers.folded_kernels(made.wrapped),
@@ -215,9 +215,11 @@ class Bench:
         from mobilenet.export import number_formats
         from mobilenet.export.source import Source
 
-        source = Source(Path("."), self.net, False)
+        source = Source(Path("."), self.loaded, False)
         form, few = ConversionConfig(quantization=name), self.images[:1]
-        job = number_formats.ConversionJob(source, few, form, self.net.card.input_shape, self.seen)
+        job = number_formats.ConversionJob(
+            source, few, form, self.loaded.card.input_shape, self.seen
+        )
         return number_formats.convert(job).data
 
 

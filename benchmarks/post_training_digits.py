@@ -1,4 +1,4 @@
-"""Every family without training: the digits' float model beside the int8 file that calibration
+"""Every family without training: the digits' float model, and the int8 file that calibration
 makes.
 
     python benchmarks/post_training_digits.py --width_multiplier 0.35
@@ -23,20 +23,20 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-def trained(name: str, place: Path, flags: Sequence[str]) -> dict[str, dict[str, float]]:
+def trained(name: str, folder: Path, flags: Sequence[str]) -> dict[str, dict[str, float]]:
     """One run of the trainer; its stages by name."""
     command = [
         *(sys.executable, "-m", "mobilenet.trainer", f"--model_name={name}", *flags),
-        *("--stages=train,quantize,convert", "--quantization=ptq", f"--model_dir={place}"),
+        *("--stages=train,quantize,convert", "--quantization=ptq", f"--model_dir={folder}"),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr}")
-    report = json.loads((place / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text())
     return {entry["stage"]: entry for entry in report["stages"]}
 
 
-def same_top1(place: Path) -> float:
+def same_top1(folder: Path) -> float:
     """Share of the held-out digits where the file and the float model answer alike, in percent."""
     from mobilenet.compression.quantization.int8 import scheme
     from mobilenet.configs import dataset
@@ -44,14 +44,16 @@ def same_top1(place: Path) -> float:
     from mobilenet.models import saving
     from mobilenet.runtime import interpreter, quantized_io
 
-    model = saving.load(place / "train")
-    way = model.card.preprocessing
-    images = arrays.load_images(dataset.get("digits"), "test", model.card.input_shape, way, 100_000)
-    wanted = model.model.predict(images, verbose=0).argmax(axis=1)
-    (file,) = (place / "export").glob("*.tflite")
+    model = saving.load(folder / "train")
+    preprocessing = model.card.preprocessing
+    images = arrays.load_images(
+        dataset.get("digits"), "test", model.card.input_shape, preprocessing, 100_000
+    )
+    expected = model.model.predict(images, verbose=0).argmax(axis=1)
+    (file,) = (folder / "export").glob("*.tflite")
     runner = interpreter.make(file.read_bytes())
-    said = quantized_io.run(runner, scheme.to_grid(images, way)).argmax(axis=1)
-    return float(100 * (said == wanted).mean())
+    classes = quantized_io.run(runner, scheme.to_grid(images, preprocessing)).argmax(axis=1)
+    return float(100 * (classes == expected).mean())
 
 
 def main() -> None:
@@ -60,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(archs.names()), help="all seven")
     words, flags = parser.parse_known_args()
-    import models
+    import tables
 
     from mobilenet.cli.process import starting_tensorflow
 
@@ -70,17 +72,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in words.models.split(","):
             stages = trained(name, Path(folder) / name, flags)
-            found = stages["convert"]["verification"]
+            verification = stages["convert"]["verification"]
             rows.append(
                 [
                     *(name, f"{stages['train']['top1']:.2f}", f"{stages['convert']['top1']:.2f}"),
                     f"{same_top1(Path(folder) / name):.2f}",
-                    *(found["partitions"], found["float_tensors"], len(found["layers"])),
+                    *(
+                        verification["partitions"],
+                        verification["float_tensors"],
+                        len(verification["layers"]),
+                    ),
                 ]
             )
             print(*rows[-1], flush=True)
-    heads = ["net", "float %", "file %", "same %", "partitions", "float tensors", "proved"]
-    models.show(heads, rows, 2, None)
+    heads = ["model", "float %", "file %", "same %", "partitions", "float tensors", "verified"]
+    tables.show(heads, rows, 2, None)
 
 
 if __name__ == "__main__":

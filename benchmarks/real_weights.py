@@ -22,7 +22,7 @@ from statistics import mean
 from typing import Any
 
 # Checkpoint, flags of the trainer, side of its images in pixels.
-NETS = {
+MODELS = {
     "v1": (
         "mobilenet_v1_0.25_128.ckpt",
         ["--model_name=mobilenet_v1", "--width_multiplier=0.25"],
@@ -39,7 +39,7 @@ NETS = {
 
 def run(name: str, seed: int, words: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One run; the top-1 of its stages."""
-    file, model, size = NETS[name]
+    file, model, size = MODELS[name]
     command = [
         *(sys.executable, "-m", "mobilenet.trainer", *model),
         *("--dataset_name=image_folder", f"--data_dir={words.data_dir}"),
@@ -56,7 +56,7 @@ def run(name: str, seed: int, words: argparse.Namespace, folder: Path) -> dict[s
         sys.exit(f"{' '.join(command)}\n{done.stderr}")
     stages = {e["stage"]: e for e in json.loads((folder / "report.json").read_text())["stages"]}
     return {
-        "net": name,
+        "model": name,
         "seed": seed,
         "float": stages["train"]["top1"],
         "qat": stages["quantize"]["top1"],
@@ -69,7 +69,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", required=True, help="folder with train/ and val/ of photos")
     parser.add_argument("--checkpoints", required=True, help="folder of the TF1 weights")
-    parser.add_argument("--nets", default=",".join(NETS), help=f"which of {', '.join(NETS)} (all)")
+    parser.add_argument(
+        "--models", default=",".join(MODELS), help=f"which of {', '.join(MODELS)} (all)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs a model (3)")
     parser.add_argument("--image_size", type=int, help="pixels (that of the checkpoint)")
     parser.add_argument("--epochs", type=int, default=8, help="of the float fine-tune (8)")
@@ -81,17 +83,17 @@ def main() -> None:
     words = parser.parse_args()
     rows = []
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
-    print(f"{'net':<5}{'seed':>5}{'float':>9}{'QAT':>9}{'file':>9}{'agreement':>11}")
-    with tempfile.TemporaryDirectory() as place:
-        for name in words.nets.split(","):
+    print(f"{'model':<5}{'seed':>5}{'float':>9}{'QAT':>9}{'file':>9}{'agreement':>11}")
+    with tempfile.TemporaryDirectory() as parent:
+        for name in words.models.split(","):
             for seed in range(words.seeds):
-                rows.append(run(name, seed, words, Path(place) / f"{name}_{seed}"))
+                rows.append(run(name, seed, words, Path(parent) / f"{name}_{seed}"))
                 show(rows[-1])
-            own = [row for row in rows if row["net"] == name]
+            own = [row for row in rows if row["model"] == name]
             average = {
                 key: mean(r[key] for r in own) for key in ("float", "qat", "file", "agreement")
             }
-            show({"net": name, "seed": "mean", **average})
+            show({"model": name, "seed": "mean", **average})
     if words.csv:
         with open(words.csv, "w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
@@ -101,7 +103,7 @@ def main() -> None:
 
 def show(row: dict[str, Any]) -> None:
     print(
-        f"{row['net']:<5}{row['seed']:>5}{row['float']:>9.2f}{row['qat']:>9.2f}"
+        f"{row['model']:<5}{row['seed']:>5}{row['float']:>9.2f}{row['qat']:>9.2f}"
         f"{row['file']:>9.2f}{row['agreement']:>11.2f}",
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""What is left of a model, in points and bytes, behind surgery, codebooks and the packer.
+"""What is left of a model, in points and bytes, after surgery, codebooks and the packer.
 
     python benchmarks/smallest.py
     python benchmarks/smallest.py --data_dir PHOTOS --checkpoint V1_025_128
@@ -13,7 +13,7 @@ weights.
 Top-1 is that of the held-out images. `kernels`, `file` and `folded` tell how many times smaller
 than their float32 values the kernels are in the packed file, and the whole model is in the file
 without and with 16-bit batch norms. `to bound` is what kernels of few values take in the file
-beside the zeroth-order entropy of their positions and codes and their codebooks. All commands run
+over the zeroth-order entropy of their positions and indices and their codebooks. All commands run
 in this process, as each start costs as much as an epoch.
 """
 
@@ -35,7 +35,7 @@ PHOTOS = (
     *("--prune_epochs=20", "--prune_lr=5e-4", "--quantize_epochs=10", "--quantize_lr=1e-3"),
 )
 BITS = ("depthwise", "pointwise", "dense")
-HEADS = ["net", "top-1 %", "spread", "zeros %", "kernels", "to bound", "file", "folded", "bytes"]
+HEADS = ["model", "top-1 %", "spread", "zeros %", "kernels", "to bound", "file", "folded", "bytes"]
 Row = dict[str, float]
 
 
@@ -46,15 +46,14 @@ class Bench:
         self.words, self.folder = words, folder
         self.data = [f"--data_dir={words.data_dir}"] if words.data_dir else []
         data = (*PHOTOS, *self.data) if words.data_dir else DIGITS
-        self.common = ("--model_name=mobilenet_v1", *data, f"--seed={seed}")
+        self.common = ("--model_name=mobilenet_v1", *data, f"--seed={seed}", *words.flags)
 
     def train(self, name: str, stage: str, start: Path | str | None, *flags: str) -> Path:
         """Runs a stage unless it is there; the folder of its model."""
-        place = self.folder / name
+        folder = self.folder / name
         first = [f"--init_checkpoint={start}"] if start else []
-        wanted = [*self.common, *flags, *first, f"--stages={stage}", f"--model_dir={place}"]
-        run("trainer", wanted)
-        return place / stage
+        run("trainer", [*self.common, *flags, *first, f"--stages={stage}", f"--model_dir={folder}"])
+        return folder / stage
 
     def pruned(self, start: Path) -> dict[str, Path]:
         """Models of the surgery and of magnitude pruning, with as many zeros."""
@@ -62,7 +61,7 @@ class Bench:
 
         dns = self.train("dns", "prune", start, "--pruning=dns", *self.words.dns)
         self.pack(dns, False)
-        lines = packed_size.contents(dns.parent / "net.packed").lines
+        lines = packed_size.contents(dns.parent / "model.packed").lines
         hit = [line for line in lines if line.distinct is not None and line.zeros]
         share = sum(line.zeros for line in hit) / sum(line.weights for line in hit)
         flat = f"--final_sparsity=pointwise={share:.6f},classifier={share:.6f}"
@@ -75,7 +74,7 @@ class Bench:
 
     def pack(self, model: Path, fold: bool) -> Path:
         """The model's packed file."""
-        file = model.parent / ("folded.packed" if fold else "net.packed")
+        file = model.parent / ("folded.packed" if fold else "model.packed")
         run("packer", ["pack", str(model), str(file), *(["--fold_batch_norm", *self.data] * fold)])
         return file
 
@@ -86,13 +85,13 @@ class Bench:
         whole, small = (packed_size.contents(self.pack(model, fold)) for fold in (False, True))
         back = model.parent / "back"
         run("packer", ["unpack", str(model.parent / "folded.packed"), str(back)])
-        said = run("evaluator", [f"--model={back}", *self.data])
+        printed = run("evaluator", [f"--model={back}", *self.data])
         kernels = [line for line in whole.lines if line.distinct is not None]
         coded = [line for line in kernels if line.entropy is not None]
         bound = sum((line.entropy or 0) + (line.codebook or 0) for line in coded)
-        found = {
+        row = {
             "top1": float(json.loads((model / "card.json").read_text())["metrics"]["top1"]),
-            "folded top1": float(re.findall(r"^ *(\d+\.\d+) ", said, re.MULTILINE)[0]),
+            "folded top1": float(re.findall(r"^ *(\d+\.\d+) ", printed, re.MULTILINE)[0]),
             "zeros": 100 * sum(x.zeros for x in kernels) / sum(x.weights for x in kernels),
             "kernels": sum(x.plain for x in kernels) / sum(x.packed for x in kernels),
             "bound": sum(x.packed for x in coded) / bound if coded else float("nan"),
@@ -100,8 +99,8 @@ class Bench:
             "folded": small.ratio,
             "bytes": small.total.packed,
         }
-        print(name, *(f"{key} {value:.2f}," for key, value in found.items()), flush=True)
-        return found
+        print(name, *(f"{key} {value:.2f}," for key, value in row.items()), flush=True)
+        return row
 
     def rows(self) -> dict[str, Row]:
         """All models of a seed."""
@@ -118,10 +117,10 @@ def run(name: str, words: list[str]) -> str:
     """`python -m mobilenet.NAME WORDS`, in this process; what it prints."""
     from importlib import import_module
 
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
         import_module(f"mobilenet.{name}").run(words)
-    return said.getvalue()
+    return printed.getvalue()
 
 
 def shown(name: str, rows: list[Row]) -> list[list[str]]:
@@ -152,20 +151,21 @@ def main() -> None:
     parser.add_argument("--dns", type=str.split, default=[], help="more flags of the surgery")
     even = ["--codebook_cells=even"]
     parser.add_argument("--codebook", type=str.split, default=even, help="flags of codebooks")
+    parser.add_argument("--flags", type=str.split, default=[], help="more flags of every run")
     parser.add_argument("--folder", type=Path, help="where the runs stay; what is there is used")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
-    import models
+    import tables
 
-    found: dict[str, list[Row]] = {}
-    with tempfile.TemporaryDirectory() as place:
+    by_model: dict[str, list[Row]] = {}
+    with tempfile.TemporaryDirectory() as folder:
         for seed in range(words.first, words.first + words.seeds):
             print(f"seed {seed}", flush=True)
-            bench = Bench(words, (words.folder or Path(place)) / str(seed), seed)
+            bench = Bench(words, (words.folder or Path(folder)) / str(seed), seed)
             for name, row in bench.rows().items():
-                found.setdefault(name, []).append(row)
-    rows = [line for name, values in found.items() for line in shown(name, values)]
-    models.show(HEADS, rows, 2, words.csv)
+                by_model.setdefault(name, []).append(row)
+    rows = [line for name, values in by_model.items() for line in shown(name, values)]
+    tables.show(HEADS, rows, 2, words.csv)
 
 
 if __name__ == "__main__":

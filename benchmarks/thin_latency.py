@@ -1,5 +1,5 @@
-"""One image through thin models, float and int8, beside the whole model: what channels of a tile
-win.
+"""The latency of thin models, float and int8, over that of the whole model: what channels in whole
+tiles win.
 
     python benchmarks/thin_latency.py --models mobilenet_v1 mobilenet_v2
 
@@ -32,15 +32,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="tables to take the median of")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
-    import models
+    import tables
 
     from mobilenet.cli.process import starting_tensorflow
 
     with starting_tensorflow():
         import tensorflow  # noqa: F401
     rows = [row for name in words.models for row in table(name, words)]
-    heads = ["net", "channels", "MACs", "float ms", "/ whole", "int8 ms", "/ whole"]
-    models.show(heads, rows, 1, words.csv)
+    heads = ["model", "channels", "MACs", "float ms", "/ whole", "int8 ms", "/ whole"]
+    tables.show(heads, rows, 1, words.csv)
 
 
 def table(name: str, words: argparse.Namespace) -> list[list[str]]:

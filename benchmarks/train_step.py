@@ -43,7 +43,7 @@ class Variant:
 
 
 def learner(
-    net: Any, after_update: Callable[[Any], None], teacher: Any = None
+    model: Any, after_update: Callable[[Any], None], teacher: Any = None
 ) -> Callable[[Any, Any], Any]:
     """One compiled step as the trainer takes it."""
     import tensorflow as tf
@@ -52,13 +52,13 @@ def learner(
     from mobilenet.training import losses
     from mobilenet.training.engine import Learner
 
-    model = Learner(net, after_update, teacher)
+    trained = Learner(model, after_update, teacher)
     loss = losses.cross_entropy(CLASSES, 0.0)
-    model.compile(
+    trained.compile(
         tf_keras.optimizers.SGD(0.01, momentum=0.9, jit_compile=False),
         loss if teacher is None else losses.distillation_loss(loss, teacher),
     )
-    return tf.function(lambda images, labels: model.train_step((images, labels)))
+    return tf.function(lambda images, labels: trained.train_step((images, labels)))
 
 
 def make(name: str, plain: Any, images: Any, frequency: int) -> Variant:
@@ -73,11 +73,11 @@ def make(name: str, plain: Any, images: Any, frequency: int) -> Variant:
     from mobilenet.configs.quantization import QuantizationAwareTraining
     from mobilenet.training.distillation import TeacherModel
 
-    way = PREPROCESSING["inception"]
+    preprocessing = PREPROCESSING["inception"]
     teacher = None
     if name.startswith("distilled"):
-        teacher = TeacherModel(plain, way, name).teacher(Distillation(), way)
-    stage = methods.StageContext(10**6, way, lambda count: images[:count])
+        teacher = TeacherModel(plain, preprocessing, name).teacher(Distillation(), preprocessing)
+    stage = methods.StageContext(10**6, preprocessing, lambda count: images[:count])
     copy = tf_keras.models.clone_model(plain)
     copy.set_weights(plain.get_weights())
     if name in ("float", "distilled"):

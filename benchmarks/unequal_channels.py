@@ -4,8 +4,8 @@
         --photos FOLDER
 
 `--model` is a float model that was trained on the digits. Its channels are scaled, where a factor
-passes through, as far apart as those of Google's weights in `--checkpoint` are on `--photos`; what
-the model answers stays as it is. Rows are int8 files of the model before and after, with ranges at
+passes through, as far apart as those of Google's weights in `--checkpoint` are on `--photos`; the
+outputs stay as they are. Rows are int8 files of the model before and after, with ranges at
 the extremes alone and by the default chain: top-1, agreement with the float model and signal to
 noise on the held-out digits.
 """
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 Octaves = dict[bool, list[npt.NDArray[np.floating]]]
-WAYS = {"extremes alone": ("maximum", "repair"), "default": ("auto",)}
+STEPS = {"extremes alone": ("maximum", "repair"), "default": ("auto",)}
 
 
 def octaves(checkpoint: str, photos: str) -> Octaves:
@@ -37,17 +37,21 @@ def octaves(checkpoint: str, photos: str) -> Octaves:
 
     shape = (224, 224, 3)
     model = load_tf1_checkpoint(checkpoint, input_shape=shape).model
-    way = PREPROCESSING["inception"]
-    seen = calibration_data.load(None, photos, DatasetConfig(), shape, way, 8).images
-    found: Octaves = {True: [], False: []}
+    preprocessing = PREPROCESSING["inception"]
+    calibration_images = calibration_data.load(
+        None, photos, DatasetConfig(), shape, preprocessing, 8
+    ).images
+    factors: Octaves = {True: [], False: []}
     for group in ScalingGroups(Graph(model)):
         if group.is_scalable:
             names = [layer.name for layer in group.tensors]
-            reach = cross_layer_equalization.group_abs_max(group, Observer(model)(names, seen))
+            reach = cross_layer_equalization.group_abs_max(
+                group, Observer(model)(names, calibration_images)
+            )
             if reach is not None:
                 live = reach[reach > 1e-6 * reach.max()]
-                found[len(group.producers) > 1].append(np.log2(live / np.median(live)))
-    return found
+                factors[len(group.producers) > 1].append(np.log2(live / np.median(live)))
+    return factors
 
 
 def unequal(model: Any, spread: Octaves, seed: int = 0) -> tuple[Any, int]:
@@ -74,7 +78,7 @@ def main() -> None:
     parser.add_argument("--photos", required=True, help="a folder of photos that they know")
     parser.add_argument("--images", type=int, default=100, help="digits to calibrate on (100)")
     words = parser.parse_args()
-    import models
+    import tables
 
     from mobilenet.cli.process import starting_tensorflow
 
@@ -92,33 +96,39 @@ def main() -> None:
     from mobilenet.models.graph import inference
     from mobilenet.runtime import interpreter, quantized_io
 
-    net = saving.load(words.model)
-    way, shape, digits = net.card.preprocessing, net.card.input_shape, dataset.get("digits")
-    even = freeze.float32_copy(net.model)
-    seen = arrays.load_images(digits, "train", shape, way, words.images)
-    images = arrays.load_images(digits, "test", shape, way, 100_000)
+    loaded = saving.load(words.model)
+    preprocessing, shape, digits = (
+        loaded.card.preprocessing,
+        loaded.card.input_shape,
+        dataset.get("digits"),
+    )
+    even = freeze.float32_copy(loaded.model)
+    calibration_images = arrays.load_images(digits, "train", shape, preprocessing, words.images)
+    images = arrays.load_images(digits, "test", shape, preprocessing, 100_000)
     from mobilenet import data
 
     batches = data.load(digits, "test", image_size=shape[0], batch_size=100)
     labels = np.concatenate([y.numpy() for _, y in batches])
-    wanted = inference.compile_model(even)(images).numpy()
+    expected = inference.compile_model(even)(images).numpy()
     uneven, count = unequal(even, octaves(words.checkpoint, words.photos))
-    moved = np.abs(inference.compile_model(uneven)(images).numpy() - wanted).max()
-    print(f"float top-1 {100 * (wanted.argmax(1) == labels).mean():.2f}")
+    moved = np.abs(inference.compile_model(uneven)(images).numpy() - expected).max()
+    print(f"float top-1 {100 * (expected.argmax(1) == labels).mean():.2f}")
     print(f"{count} groups scaled; outputs move by {moved:.2g}", flush=True)
     rows = []
     for name, model in (("as trained", even), ("unequal", uneven)):
-        for ranges, steps in WAYS.items():
-            made = post_training_pipeline.quantize(model, way, seen, PostTraining(steps=steps))
-            int8_saving.for_export(made.wrapped, made.repair)
-            file = interpreter.make(tflite_converter.int8_flatbuffer(made.wrapped))
-            said = quantized_io.run(file, scheme.to_grid(images, way))
-            same = 100 * (said.argmax(1) == wanted.argmax(1)).mean()
-            right = 100 * (said.argmax(1) == labels).mean()
-            ratio = signal_to_noise(wanted, said)
+        for ranges, steps in STEPS.items():
+            quantized = post_training_pipeline.quantize(
+                model, preprocessing, calibration_images, PostTraining(steps=steps)
+            )
+            int8_saving.for_export(quantized.wrapped, quantized.repair)
+            file = interpreter.make(tflite_converter.int8_flatbuffer(quantized.wrapped))
+            outputs = quantized_io.run(file, scheme.to_grid(images, preprocessing))
+            same = 100 * (outputs.argmax(1) == expected.argmax(1)).mean()
+            right = 100 * (outputs.argmax(1) == labels).mean()
+            ratio = signal_to_noise(expected, outputs)
             rows.append([name, ranges, f"{right:.2f}", f"{same:.2f}", f"{ratio:.1f}"])
             print(*rows[-1], flush=True)
-    models.show(["channels", "steps", "top-1 %", "agreement %", "dB"], rows, 2, None)
+    tables.show(["channels", "steps", "top-1 %", "agreement %", "dB"], rows, 2, None)
 
 
 if __name__ == "__main__":
