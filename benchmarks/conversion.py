@@ -93,6 +93,8 @@ def _stock(wrapped: Any) -> bytes:
 
     from mobilenet.export import freeze
 
+    for layer in wrapped.layers:  # the layers' own methods: a SavedModel cannot trace what hides
+        vars(layer).pop("call", None)  # them from autograph
     with freeze.quiet():
         converter = tf.lite.TFLiteConverter.from_keras_model(wrapped)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]

@@ -34,7 +34,9 @@ LONGEST = (
 
 
 def _group(item: pytest.Item) -> str:
-    """Tests of the finished run are a group; so is a folder, and a file beside this one."""
+    """A test's own group, else that of the finished run, its folder, or its file in this folder."""
+    if own := item.get_closest_marker("xdist_group"):
+        return str(own.args[0])
     if "finished_run" in getattr(item, "fixturenames", ()):
         return "finished_run"
     path = item.path.relative_to(TESTS)

@@ -21,7 +21,7 @@ from mobilenet.tflite import editor
 from mobilenet.tflite import model as tflite_model
 from mobilenet.tflite.tensors import layer_name
 
-NAMES = families(quick=("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"))
+NAMES = families()
 QUANTIZED = ("CONV_2D", "FULLY_CONNECTED")
 
 

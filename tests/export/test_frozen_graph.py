@@ -104,7 +104,7 @@ def test_the_evaluator_takes_it(
     figures = []
     for model in (saved, tmp_path / "out", tmp_path / "out/frozen_graph.pb"):
         capsys.readouterr()
-        evaluator.run([f"--model={model}", "--dataset_name=digits"])
+        evaluator.run([f"--model={model}", "--dataset_name=digits", "--limit=60"])
         figures.append(capsys.readouterr().out.splitlines()[-1].split()[:4])
     assert figures[0] == figures[1] == figures[2]
 

@@ -204,6 +204,7 @@ def test_windows_of_an_average_and_a_softmax_are_proved() -> None:
     assert all(row.max_steps <= 1 for row in rows.values())
 
 
+@pytest.mark.xdist_group("compression/int8")  # whose tests take the same files
 @pytest.mark.parametrize(
     "name", ["mobilenet_v3_small", pytest.param("mobilenet_v3_large", marks=pytest.mark.slow)]
 )

@@ -13,7 +13,7 @@ from mobilenet.models.graph import variables
 from mobilenet.runtime import interpreter, micro
 from mobilenet.tflite import model as tflite_model
 
-NAMES = families(quick=("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"))
+NAMES = families()
 
 
 ENDS = ("_relu6", "_relu", "_scale", "_hard_swish", "_add", "pool", "_excite_multiply")
