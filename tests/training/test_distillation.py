@@ -245,7 +245,13 @@ def test_a_teacher_without_a_stage_is_refused(
 def test_a_stage_tells_what_it_learnt_from_and_which_epoch_it_kept(tmp_path: Path) -> None:
     config = archs.get("mobilenet_v1", width_multiplier=0.25, num_classes=10)
     start = folder_of(builder.build(config, (32, 32, 3)), tmp_path, labels=())
-    words = [*TINY, "--prune_epochs=1", "--batch_size=400", "--prune_keep_best", f"--init_checkpoint={start}"]
+    words = [
+        *TINY,
+        "--prune_epochs=1",
+        "--batch_size=400",
+        "--prune_keep_best",
+        f"--init_checkpoint={start}",
+    ]
     words += ["--stages=prune", "--distill=start", "--distill_weight=0.5"]
     trainer.run([*words, f"--model_dir={tmp_path / 'run'}"])
     notes = json.loads((tmp_path / "run/prune/card.json").read_text())["notes"]
