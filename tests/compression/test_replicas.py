@@ -124,7 +124,7 @@ def found() -> dict:
         "CUDA_VISIBLE_DEVICES": "",
     }
     ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=900
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads(ran.stdout.splitlines()[-1])
