@@ -63,7 +63,7 @@ def run(argv: list[str]) -> int | None:
         from mobilenet.data import arrays
         from mobilenet.export import calibration_data
         from mobilenet.export import pipeline as export_pipeline
-        from mobilenet.export.source import open_source, preprocessing_of
+        from mobilenet.export.source import preprocessing_of
 
         form = ConversionConfig(**{spec.name: options[spec.name] for spec in flags.FORM})
     source = Path(options["model"])
@@ -71,7 +71,7 @@ def run(argv: list[str]) -> int | None:
     files.check_target(target, "--output")
     if options["fitted"] is not None:
         files.check_target(options["fitted"], "--fitted")
-    opened = open_source(source)
+    opened = _open_source(source)
     form.io_type(opened.quantized)
     shape = form.input_shape(opened.model.input_shape[1:])
     data = cli.dataset_of(parsed, opened.card.dataset)
@@ -96,6 +96,7 @@ def _freeze(parsed: cli.Parsed) -> list[tuple[str, object]]:
     _calibrated(parsed)
     number("--batch", options["batch"], least=0, most=MAX_BATCH, integer=True)
     with cli.starting_tensorflow():
+        from mobilenet.export import frozen_graph
         from mobilenet.export import pipeline as export_pipeline
     form = ConversionConfig(
         batch=options["batch"] or 1,
@@ -104,10 +105,23 @@ def _freeze(parsed: cli.Parsed) -> list[tuple[str, object]]:
     )
     source = Path(options["model"])
     target = Path(options["output"] or source.resolve().parent / "frozen_graph")
+    frozen_graph.check_target(target)
     count, batch = options["verify_images"], options["batch"] or None
     return export_pipeline.export_frozen_graph(
-        source, target, form, batch, count, lambda n: cli.dataset_of(parsed, n)
+        _open_source(source), target, form, batch, count, lambda n: cli.dataset_of(parsed, n)
     )
+
+
+def _open_source(path: Path) -> Any:
+    """Loads a model of any form, as a source for the conversion."""
+    from mobilenet.compression.quantization.int8 import saving as int8_saving
+    from mobilenet.export.source import Source
+    from mobilenet.loading import PACKED, detect_form, load_keras_model
+
+    if detect_form(path) == PACKED:  # its ranges would be lost
+        unpack = f"python -m mobilenet.packer unpack {path} FOLDER"
+        raise UsageError("--model", str(path), "a model that is not packed", unpack)
+    return Source(path, load_keras_model(path), int8_saving.has_ranges(path))
 
 
 def _check(options: dict[str, Any]) -> None:

@@ -142,7 +142,7 @@ def _matcher(*suffixes: str, file: str = "") -> Callable[[Path], bool]:
 
 
 _FORMS = (  # the first that matches is taken
-    _Form(FROZEN_GRAPH, _matcher(".pb", file=frozen_graph.GRAPH), _load_frozen_graph),
+    _Form(FROZEN_GRAPH, frozen_graph.is_frozen_graph, _load_frozen_graph),
     _Form(KERAS, _matcher(".keras", file=saving.MODEL), _load_keras),
     _Form(SAVED_MODEL, _matcher(file=saving.SAVED_MODEL), _load_keras),
     _Form(HDF5, _matcher(".h5", ".hdf5"), _load_keras),

@@ -251,7 +251,7 @@ def output_kind(card: Card, config: ConversionConfig) -> str:
 
 
 def export_frozen_graph(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Source,
     target: str | os.PathLike[str],
     config: ConversionConfig,
     batch: int | None,
@@ -278,7 +278,7 @@ def export_frozen_graph(
         UsageError: the model cannot be read or frozen, or the target not written.
     """
     frozen_graph.check_target(target)
-    opened = open_source(source)
+    opened = source if isinstance(source, Source) else open_source(source)
     card, shape = opened.card, config.input_shape(opened.model.input_shape[1:])
     data = data_of(card.dataset)
     inputs = arrays.load_images(data, "test", shape, preprocessing_of(card, data), images)

@@ -32,6 +32,7 @@ from mobilenet.export.rewrites import ai_edge, dynamic_range, int16x8
 from mobilenet.export.source import Source, open_source
 from mobilenet.export.verification import structure
 from mobilenet.models import saving
+from mobilenet.packing import model as packed_model
 from mobilenet.runtime.classifier import Classifier
 from mobilenet.tflite import model as tflite_model
 
@@ -77,6 +78,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(pixels).save(place / f"{n:02d}.png")
     (place / "notes.txt").write_text("no image")
     return place
+
+
+def test_a_packed_model_is_unpacked_before_it_is_converted(toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.packed").write_bytes(packed_model.pack(saving.load(toy)))
+    with pytest.raises(UsageError, match="not packed; python -m mobilenet.packer unpack"):
+        converter.run([f"--model={tmp_path / 'net.packed'}", f"--output={tmp_path / 'out'}"])
 
 
 def stored_types(data: bytes) -> dict[str, set[str]]:
