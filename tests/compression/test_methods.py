@@ -1,4 +1,4 @@
-"""The three verbs: every registered method is applied, trained for two steps and finalized."""
+"""The method interface: every registered method is applied, trained for two steps and finalized."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def values_are_few(model: Any, plain: Any, ranges: Any) -> None:
         assert 2 < len(np.unique(kernel)) <= 2**5 < kernel.size
 
 
-def every_place_has_a_range(model: Any, plain: Any, ranges: Any) -> None:
+def every_quantizer_has_a_range(model: Any, plain: Any, ranges: Any) -> None:
     scheme.check_ranges(ranges)
     again = scheme.wrap(plain, INCEPTION)
     scheme.set_ranges(again, ranges)
@@ -70,34 +70,34 @@ def every_place_has_a_range(model: Any, plain: Any, ranges: Any) -> None:
     )
 
 
-# What a method promises of the model that it hands back; one without an entry fails its test.
-PROMISES: dict[type[Config], Callable[[Any, Any, Any], None]] = {
+# What holds of the model that a method returns; a method without an entry fails its test.
+CONSTRAINTS: dict[type[Config], Callable[[Any, Any, Any], None]] = {
     MagnitudePruning: half_is_zero,
     DnsPruning: zeros_are_by_size,
     LinearQuantization: values_are_few,
     CodebookQuantization: values_are_few,
     TfmotClustering: values_are_few,
     TfmotPruning: half_is_zero,
-    QuantizationAwareTraining: every_place_has_a_range,
+    QuantizationAwareTraining: every_quantizer_has_a_range,
 }
 REGISTERED = [*PRUNING.values(), *QUANTIZATION.values()]
 
 
 # Eight bits, the default, are more values than a kernel of the toy has weights.
-FIELDS = {kind: {"pointwise": 5} for kind, hold in PROMISES.items() if hold is values_are_few}
+FIELDS = {kind: {"pointwise": 5} for kind, check in CONSTRAINTS.items() if check is values_are_few}
 
 
-# One gives a model of other shapes, the other does not train: `test_pruning_channel.py` and
-# `test_post_training.py` hold them.
-_ELSEWHERE = ("ChannelPruning", "PostTraining")
+# One returns a model of other shapes, the other does not train: see `test_channel_pruning.py` and
+# `test_post_training.py`.
+_TESTED_ELSEWHERE = ("ChannelPruning", "PostTraining")
 
 
 @pytest.mark.parametrize(
     "config",
-    [kind for kind in REGISTERED if kind.__name__ not in _ELSEWHERE],
+    [kind for kind in REGISTERED if kind.__name__ not in _TESTED_ELSEWHERE],
     ids=lambda kind: kind.__name__,
 )
-def test_method_gives_back_a_plain_net_that_keeps_its_promise(config: type[Config]) -> None:
+def test_a_method_returns_a_plain_model_that_meets_its_constraints(config: type[Config]) -> None:
     model = randomize_batch_norm(toy())
     method = methods.create(config(**FIELDS.get(config, {})), stage_context(2))
     assert type(method).config_type is config
@@ -114,10 +114,10 @@ def test_method_gives_back_a_plain_net_that_keeps_its_promise(config: type[Confi
     assert [w.shape for w in plain.weights] == [w.shape for w in model.weights]
     assert plain.output_shape == model.output_shape
     assert method.notes(trained)
-    PROMISES[config](trained, plain, ranges)
+    CONSTRAINTS[config](trained, plain, ranges)
 
 
-def test_a_config_without_a_method_is_told() -> None:
+def test_a_config_without_a_method_is_an_error() -> None:
     with pytest.raises(UsageError, match="MagnitudePruning"):
         methods.create(Config(), stage_context())
 
@@ -136,14 +136,14 @@ def pruned(model: Any, shares: dict[str, float], size: int = 16) -> Any:
     method = methods.create(
         MagnitudePruning(final_sparsity=shares, frequency=1), stage_context(3, size)
     )
-    net = method.apply(model)
-    train(net, method, 3, size, rate=0.001)
-    return method.finalize(net)
+    trained = method.apply(model)
+    train(trained, method, 3, size, rate=0.001)
+    return method.finalize(trained)
 
 
 def kernel_zeros(model: Any) -> dict[str, float]:
-    found = {layer.name: variables.kernel(layer) for layer in model.layers}
-    return {name: zero_fraction(kernel) for name, kernel in found.items() if kernel is not None}
+    kernels = {layer.name: variables.kernel(layer) for layer in model.layers}
+    return {name: zero_fraction(kernel) for name, kernel in kernels.items() if kernel is not None}
 
 
 def file_zeros(data: bytes) -> list[float]:
@@ -158,9 +158,9 @@ def quantized_twice(model: Any, path: Path, size: int, steps: int) -> tuple[Any,
     config = QuantizationAwareTraining(calibration_images=32)
     for turn in range(2):
         method = methods.create(config, stage_context(steps, size))
-        net = method.apply(model)
-        train(net, method, steps, size, rate=0.001)
-        ranges, plain = scheme.get_ranges(net), method.finalize(net)
+        trained = method.apply(model)
+        train(trained, method, steps, size, rate=0.001)
+        ranges, plain = scheme.get_ranges(trained), method.finalize(trained)
         target = path / str(turn)
         card = Card({}, (size, size, 3), INCEPTION, ("a",) * plain.output_shape[-1])
         saving.save(plain, target, card)
@@ -168,7 +168,7 @@ def quantized_twice(model: Any, path: Path, size: int, steps: int) -> tuple[Any,
         model = saving.load(target).model
     wrapped = int8_saving.load(target)
     np.testing.assert_array_equal(
-        wrapped(inputs(2, size), training=False), net(inputs(2, size), training=False)
+        wrapped(inputs(2, size), training=False), trained(inputs(2, size), training=False)
     )
     int8_saving.for_export(wrapped)
     return model, tflite_converter.int8_flatbuffer(wrapped)
@@ -206,36 +206,36 @@ def test_zeros_of_a_family_stay(name: str, tmp_path: Path) -> None:
 
 
 def trained_file() -> Int8Model:
-    """A toy that has learnt its task, by plain training and QAT."""
+    """The toy model trained on its task, plainly and by QAT."""
     model = toy()
     train(model, None, 60)
     method = methods.create(QuantizationAwareTraining(), stage_context(20))
-    net = method.apply(model)
-    train(net, method, 20, rate=0.005)
-    ranges = scheme.get_ranges(net)
-    wrapped = scheme.wrap(method.finalize(net), INCEPTION)
+    trained = method.apply(model)
+    train(trained, method, 20, rate=0.005)
+    ranges = scheme.get_ranges(trained)
+    wrapped = scheme.wrap(method.finalize(trained), INCEPTION)
     scheme.set_ranges(wrapped, ranges)
     int8_saving.for_export(wrapped)
-    said = net(inputs(300, seed=21), training=False).numpy()
-    return Int8Model(None, wrapped, ranges, tflite_converter.int8_flatbuffer(wrapped), said)
+    logits = trained(inputs(300, seed=21), training=False).numpy()
+    return Int8Model(None, wrapped, ranges, tflite_converter.int8_flatbuffer(wrapped), logits)
 
 
-def test_the_file_of_a_trained_net_answers_as_the_net_in_training() -> None:
-    made = trained_file()
-    images, said = pixels(300, seed=21), made.logits
+def test_the_file_of_a_trained_model_has_the_outputs_of_training() -> None:
+    int8 = trained_file()
+    images, logits = pixels(300, seed=21), int8.logits
     labels = inputs(300, seed=21)[:, :, :, 0].mean((1, 2)) > 0
-    assert np.mean(said.argmax(1) == labels) > 0.85
-    exported = made.wrapped(file_inputs(images), training=False).numpy()
-    np.testing.assert_allclose(exported, said, atol=1e-4)
-    found = verify(made.data, said, file_inputs(images), expect_int8=True, io="int8")
-    assert found.ok
-    assert found.clear_images > 200
-    assert found.agreement_clear == 1.0
-    assert found.mean_steps < 1
-    assert max(off.max() for off in operator_steps(made, images[:8]).values()) <= 1
+    assert np.mean(logits.argmax(1) == labels) > 0.85
+    exported = int8.wrapped(file_inputs(images), training=False).numpy()
+    np.testing.assert_allclose(exported, logits, atol=1e-4)
+    verification = verify(int8.data, logits, file_inputs(images), expect_int8=True, io="int8")
+    assert verification.ok
+    assert verification.clear_images > 200
+    assert verification.agreement_clear == 1.0
+    assert verification.mean_steps < 1
+    assert max(off.max() for off in operator_steps(int8, images[:8]).values()) <= 1
 
 
-def test_ranges_move_with_training_and_then_stand_still() -> None:
+def test_ranges_move_with_training_and_are_frozen_later() -> None:
     method = methods.create(QuantizationAwareTraining(freeze=0.5), stage_context(10))
     assert [method.statistics_frozen(step) for step in (0, 4, 5, 9)] == [
         False,
@@ -251,12 +251,12 @@ def test_ranges_move_with_training_and_then_stand_still() -> None:
 
 
 @pytest.mark.slow
-def test_foreign_nets_go_through() -> None:
+def test_models_of_keras_applications_go_through() -> None:
     """keras.applications' V1, built with tf_keras; its softmax is cut off first."""
     tf_keras.utils.set_random_seed(0)
     model = tf_keras.applications.MobileNet((32, 32, 3), 0.25, weights=None, classes=4)
     start = pruned(randomize_batch_norm(float32_copy(model)), {"pointwise": 0.5}, 32)
-    made = quantize_to_file(start, 32)
-    assert tflite_model.read(made.data).float_tensors() == []
-    shares = file_zeros(made.data)
+    int8 = quantize_to_file(start, 32)
+    assert tflite_model.read(int8.data).float_tensors() == []
+    shares = file_zeros(int8.data)
     assert sum(share >= 0.5 for share in shares) >= 13

@@ -1,4 +1,4 @@
-"""Groups of channels, against the tables of the papers and small models drawn by hand."""
+"""Dependency groups, against the tables of the papers and small models built by hand."""
 
 from __future__ import annotations
 
@@ -70,24 +70,24 @@ EXPECTED: dict[str, dict[str, list[int]]] = {
 }
 
 
-def sizes(found: tuple[dependency_groups.Group, ...]) -> dict[str, Counter[int]]:
-    roles = {group.role for group in found}
-    return {role: Counter(g.channels for g in found if g.role == role) for role in roles}
+def sizes(groups: tuple[dependency_groups.Group, ...]) -> dict[str, Counter[int]]:
+    roles = {group.role for group in groups}
+    return {role: Counter(g.channels for g in groups if g.role == role) for role in roles}
 
 
 @pytest.mark.parametrize("name", families())
-def test_the_groups_of_each_net(name: str) -> None:
-    found = dependency_groups.find_groups(build(archs.get(name, num_classes=10), (32, 32, 3)))
-    assert sizes(found) == {role: Counter(n) for role, n in EXPECTED[name].items()}
+def test_the_groups_of_each_model(name: str) -> None:
+    groups = dependency_groups.find_groups(build(archs.get(name, num_classes=10), (32, 32, 3)))
+    assert sizes(groups) == {role: Counter(n) for role, n in EXPECTED[name].items()}
     if name in ("mobilenet_v1", "mobilenet_v2"):
         counts = {"mobilenet_v1": (14, 5984), "mobilenet_v2": (25, 9128)}
-        assert (len(found), sum(group.channels for group in found)) == counts[name]
+        assert (len(groups), sum(group.channels for group in groups)) == counts[name]
 
 
 def test_a_group_shows_its_members_and_why(small_model: Callable[..., Any]) -> None:
-    found = dependency_groups.ChannelGraph(small_model("mobilenet_v3_small")).by_layer()
+    groups = dependency_groups.ChannelGraph(small_model("mobilenet_v3_small")).by_layer()
     block = "expanded_conv_4"
-    lines = str(found[f"{block}_expand"]).splitlines()
+    lines = str(groups[f"{block}_expand"]).splitlines()
     assert lines[0].endswith(f" channels of {block}_expand (pointwise)")
     assert [line.split(maxsplit=2) for line in lines[1:]] == [
         [f"{block}_expand", "out", "makes them"],
@@ -102,19 +102,19 @@ def test_a_group_shows_its_members_and_why(small_model: Callable[..., Any]) -> N
         ],
         [f"{block}_project", "in", "reads them"],
     ]
-    assert found[f"{block}_squeeze_excite_excite"] is found[f"{block}_expand"]
-    squeeze = found[f"{block}_squeeze_excite_squeeze"]
+    assert groups[f"{block}_squeeze_excite_excite"] is groups[f"{block}_expand"]
+    squeeze = groups[f"{block}_squeeze_excite_squeeze"]
     assert squeeze.role == "squeeze_excite" and len(squeeze.members) == 2
 
 
 def test_sums_tie_projections(small_model: Callable[..., Any]) -> None:
-    found = dependency_groups.ChannelGraph(small_model("mobilenet_v2")).by_layer()
+    groups = dependency_groups.ChannelGraph(small_model("mobilenet_v2")).by_layer()
     tied = [f"expanded_conv_{n}_project" for n in (13, 14, 15)]
-    assert len({found[name].number for name in tied}) == 1
-    assert found["expanded_conv_16_project"] is not found[tied[0]]
-    makers = [member.layer.name for member in found[tied[0]].members_on("out")]
+    assert len({groups[name].number for name in tied}) == 1
+    assert groups["expanded_conv_16_project"] is not groups[tied[0]]
+    makers = [member.layer.name for member in groups[tied[0]].members_on("out")]
     assert makers == tied
-    assert "makes what expanded_conv_15_add joins to them" in str(found[tied[0]])
+    assert "makes what expanded_conv_15_add joins to them" in str(groups[tied[0]])
 
 
 def test_the_classes_are_fixed(small_model: Callable[..., Any]) -> None:
@@ -142,7 +142,7 @@ def test_names_play_no_part(small_model: Callable[..., Any]) -> None:
     )
 
 
-def test_keras_3_nets_have_the_same_groups(small_model: Callable[..., Any]) -> None:
+def test_keras_3_models_have_the_same_groups(small_model: Callable[..., Any]) -> None:
     keras = pytest.importorskip("keras", minversion="3")
     model = small_model("mobilenet_v3_small")
     fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
@@ -156,10 +156,10 @@ def test_keras_3_nets_have_the_same_groups(small_model: Callable[..., Any]) -> N
     ("name", "ours"),
     [("MobileNet", "mobilenet_v1"), ("MobileNetV2", "mobilenet_v2")],
 )
-def test_nets_of_keras_applications(name: str, ours: str) -> None:
+def test_models_of_keras_applications(name: str, ours: str) -> None:
     make = getattr(tf_keras.applications, name)
-    found = dependency_groups.find_groups(make(weights=None, input_shape=(32, 32, 3), classes=5))
-    assert sizes(found) == {role: Counter(n) for role, n in EXPECTED[ours].items()}
+    groups = dependency_groups.find_groups(make(weights=None, input_shape=(32, 32, 3), classes=5))
+    assert sizes(groups) == {role: Counter(n) for role, n in EXPECTED[ours].items()}
 
 
 def head(*layers: Any, size: int = 8) -> Any:
@@ -170,7 +170,7 @@ def head(*layers: Any, size: int = 8) -> Any:
     return tf_keras.Model(source, x)
 
 
-def test_flattened_maps_are_read_at_every_place() -> None:
+def test_flattened_maps_are_read_at_every_position() -> None:
     model = head(L.Flatten(), L.BatchNormalization(name="norm"), L.Dense(4, name="dense"))
     (group,) = dependency_groups.find_groups(model)
     assert [(m.layer.name, m.side, m.repeats) for m in group.members] == [
@@ -205,7 +205,7 @@ def test_a_layer_that_is_used_twice_is_named() -> None:
         dependency_groups.find_groups(tf_keras.Model(source, shared(shared(source))))
 
 
-def test_numbers_by_channel_that_are_no_weights_hold_the_group() -> None:
+def test_constants_by_channel_fix_the_group() -> None:
     model = head(L.Rescaling([1.0, 2, 3, 4, 5, 6], name="table"), L.Conv2D(2, 1, name="end"))
     every = dependency_groups.ChannelGraph(model).by_layer()
     assert every["stem"].fixed == "table has a constant for each"

@@ -1,4 +1,4 @@
-"""Dynamic network surgery: every rule beside numpy, and weights that go, learn and come back."""
+"""Dynamic network surgery: every rule against numpy; pruned weights learn on and are regrown."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def surgery(steps: int = 20, seed: int = 0, **fields: Any) -> Any:
     st.floats(0, 1),
 )
 def test_threshold_is_numpys_nearest_percentile(kernel: np.ndarray, share: float) -> None:
-    """By rank, of all entries; halves go to the even place in both."""
+    """By rank, of all entries; halves go to the even rank in both."""
     share = float(np.float32(share))
-    found = magnitude_at(tf.constant(kernel), tf.constant(share, tf.float32))
-    place = int(np.round((kernel.size - 1) * share))
-    assert float(found) == np.sort(np.abs(kernel))[place]
+    threshold = magnitude_at(tf.constant(kernel), tf.constant(share, tf.float32))
+    index = int(np.round((kernel.size - 1) * share))
+    assert float(threshold) == np.sort(np.abs(kernel))[index]
 
 
 def test_threshold_of_a_large_kernel() -> None:
     kernel = np.random.default_rng(2).normal(size=(500, 500)).astype(np.float32)
-    found = magnitude_at(tf.constant(kernel), tf.constant(0.7, tf.float32))
-    assert float(found) == np.percentile(np.abs(kernel), 70, method="nearest")
+    threshold = magnitude_at(tf.constant(kernel), tf.constant(0.7, tf.float32))
+    assert float(threshold) == np.percentile(np.abs(kernel), 70, method="nearest")
 
 
 class Reference:
@@ -61,7 +61,7 @@ class Reference:
         self.mask_changes = np.zeros(3, int)
 
     def step(self, moved: np.ndarray, share: float | None, draw: float, chance: float) -> None:
-        """`share` is given in the steps that take a threshold."""
+        """`share` is set in the steps that compute a threshold."""
         self.dense = self.dense + moved
         magnitude = np.abs(self.dense)
         if share is not None:
@@ -69,29 +69,29 @@ class Reference:
             self.threshold = ordered[int(np.round((ordered.size - 1) * share))]
         if draw <= chance:
             prune = magnitude <= np.float32(0.9) * self.threshold
-            splice = magnitude >= np.float32(1.1) * self.threshold
-            self.become(np.minimum(self.mask * (1 - prune) + splice, 1))
+            regrow = magnitude >= np.float32(1.1) * self.threshold
+            self.replace_mask(np.minimum(self.mask * (1 - prune) + regrow, 1))
 
-    def become(self, mask: np.ndarray) -> None:
+    def replace_mask(self, mask: np.ndarray) -> None:
         self.mask_changes += [np.sum(mask < self.mask), np.sum(mask > self.mask), 1]
         self.mask = mask
 
-    def exactly(self, share: float) -> None:
-        gone = np.argsort(np.abs(self.dense), axis=None)[: int(np.round(self.dense.size * share))]
+    def prune_exactly(self, share: float) -> None:
+        pruned = np.argsort(np.abs(self.dense), axis=None)[: int(np.round(self.dense.size * share))]
         mask = np.ones(self.dense.size)
-        mask[gone] = 0
-        self.become(mask.reshape(self.dense.shape))
+        mask[pruned] = 0
+        self.replace_mask(mask.reshape(self.dense.shape))
 
 
 def chance_at(step: int, steps: int) -> float:
-    for edge, chance in ((1 / 60, 1.0), (0.05, 0.5), (0.1, 0.25), (1 / 6, 0.1)):
-        if step <= edge * steps:
+    for boundary, chance in ((1 / 60, 1.0), (0.05, 0.5), (0.1, 0.25), (1 / 6, 0.1)):
+        if step <= boundary * steps:
             return chance
     return 0.05
 
 
 def test_sixty_steps_are_those_of_numpy() -> None:
-    """Threshold, schedule, band, chance and draw, with updates that are given."""
+    """Threshold, schedule, band, probability and draw, under fixed updates."""
     steps, every = 60, 3
     method = surgery(
         steps, seed=11, end=0.5, frequency=every, probabilities=(1, 0.5, 0.25, 0.1, 0.05)
@@ -109,16 +109,16 @@ def test_sixty_steps_are_those_of_numpy() -> None:
     for step in range(1, steps + 1):
         before = [reference.mask_changes[:2].copy() for reference in expected.values()]
         draws = tf.random.stateless_uniform([3], [11, step]).numpy()
-        for place, (name, reference) in enumerate(expected.items()):
+        for index, (name, reference) in enumerate(expected.items()):
             target = 0.6 + 0.15 * reference.dense.size / largest
             moved = rng.normal(0, 0.05, reference.dense.shape).astype(np.float32)
             kernels[name].assign_add(moved)
             growing = target * (1 - (1 - min(step, 30) / 30) ** 3)
             share = growing if step % every == 0 and step < 42 else None
             chance = chance_at(step, steps) if step < 42 else -1.0
-            reference.step(moved, share, draws[place], chance)
+            reference.step(moved, share, draws[index], chance)
             if step == 42:
-                reference.exactly(target)
+                reference.prune_exactly(target)
         after(tf.constant(step, tf.int64))
         changes = [reference.mask_changes[:2] for reference in expected.values()]
         history[step // every, 1:] += np.sum(changes, axis=0) - np.sum(before, axis=0)
@@ -133,11 +133,10 @@ def test_sixty_steps_are_those_of_numpy() -> None:
             )
             assert method.surgery.counts()[name] == tuple(reference.mask_changes)
             assert not np.signbit(kernels[name].numpy()[mask == 0]).any()
-    assert all(
-        reference.mask_changes[1] > 0 for reference in expected.values()
-    )  # some were regrown
+    # some weights were regrown
+    assert all(reference.mask_changes[1] > 0 for reference in expected.values())
     assert method.report()["mask_changes"] == history.tolist()
-    assert method.average_restart_step == 41  # the average of the masks that stay
+    assert method.average_restart_step == 41  # the average is of the final masks
     assert zero_fraction(kernels["d"]) == 0.75
 
 
@@ -145,9 +144,9 @@ def test_sixty_steps_are_those_of_numpy() -> None:
 def test_chances_are_the_seeds_at_its_length(step: int) -> None:
     """In thousands of steps: 1 to 5, 0.5 to 15, 0.25 to 30, 0.1 to 50, then 0.05."""
     method = surgery(300_000)
-    found = method.probability(tf.constant(1000 * step, tf.int64))
+    probability = method.probability(tf.constant(1000 * step, tf.int64))
     table = ((5, 1.0), (15, 0.5), (30, 0.25), (50, 0.1), (300, 0.05))
-    assert float(found) == pytest.approx(next(p for last, p in table if step <= last))
+    assert float(probability) == pytest.approx(next(p for last, p in table if step <= last))
 
 
 def test_draws_differ_by_kernel_step_and_seed_and_are_even() -> None:
@@ -172,11 +171,11 @@ SEED = {  # depth multiplier: pointwise 1, 6, 7 to 11, 12, 13, logits; at 1001 c
 def test_targets_are_the_seeds(width: float) -> None:
     config = archs.MobileNetV1Config(width_multiplier=width, num_classes=1001)
     model = build(config, (32, 32, 3))
-    found = {t.layer: t for t in surgery()._assign(model)}
-    matrices = [t.sparsity for t in found.values() if t.role in ("pointwise", "classifier")]
-    shares = [matrices[place] for place in (0, 5, 6, 11, 12, 13)]
+    targets = {t.layer: t for t in surgery()._assign(model)}
+    matrices = [t.sparsity for t in targets.values() if t.role in ("pointwise", "classifier")]
+    shares = [matrices[index] for index in (0, 5, 6, 11, 12, 13)]
     assert [round(share, 4) for share in shares] == list(SEED[width])
-    rest = [t for t in found.values() if t.role in ("stem", "depthwise")]
+    rest = [t for t in targets.values() if t.role in ("stem", "depthwise")]
     assert len(rest) == 14
     assert all(t.sparsity is None for t in rest)
 
@@ -185,7 +184,7 @@ def test_targets_are_the_seeds(width: float) -> None:
 def test_gradients_are_those_at_the_masked_weights_and_move_the_dense_ones(
     momentum: float,
 ) -> None:
-    """Against a loop that holds dense weights, masks them for the gradient alone, and updates."""
+    """Against a loop with dense weights, which are masked for the gradient only, then updated."""
     steps = 12
     method = surgery(steps, end=0.5, frequency=1, probabilities=(1.0,), boundaries=(), train="all")
     model, other = method.apply(toy()), toy()
@@ -221,20 +220,20 @@ def test_gradients_are_those_at_the_masked_weights_and_move_the_dense_ones(
         assert (masks[6][name] == 0).any()
 
 
-def test_a_weight_that_was_removed_comes_back_with_what_it_has_learnt() -> None:
+def test_a_pruned_weight_regrows_with_its_dense_value() -> None:
     method = surgery(10, probabilities=(1.0,), boundaries=(), frequency=1, end=1.0, last=1.0)
     model = method.apply(toy())
     kernel = variables.kernel(model.get_layer("c"))
     for step in range(1, 6):
         method.after_step(model, tf.constant(step, tf.int64))
-    place = tuple(np.argwhere(kernel.numpy() == 0)[0])
-    before = method.surgery.dense["c"].numpy()[place]
+    index = tuple(np.argwhere(kernel.numpy() == 0)[0])
+    before = method.surgery.dense["c"].numpy()[index]
     assert before != 0
     update = np.zeros(kernel.shape, np.float32)
-    update[place] = 3.0
+    update[index] = 3.0
     kernel.assign_add(update)  # as an optimizer would
     method.after_step(model, tf.constant(6, tf.int64))
-    assert kernel.numpy()[place] == np.float32(before) + np.float32(3)
+    assert kernel.numpy()[index] == np.float32(before) + np.float32(3)
     assert method.surgery.counts()["c"][1] >= 1
 
 
@@ -246,23 +245,23 @@ def batch_norm(model: Any) -> dict[str, np.ndarray]:
 def test_which_weights_train(which: str, statistics: bool) -> None:
     method = surgery(6, train=which, statistics=statistics)
     model = randomize_batch_norm(toy())
-    net = method.apply(model)
+    trained = method.apply(model)
     assert method.statistics_frozen(0) is not statistics
-    before, bias = batch_norm(net), net.get_layer("e").bias.numpy()
-    train(net, method, 2)
-    after = batch_norm(net)
+    before, bias = batch_norm(trained), trained.get_layer("e").bias.numpy()
+    train(trained, method, 2)
+    after = batch_norm(trained)
     for name in ("gamma", "beta"):
         assert np.array_equal(before[name], after[name]) is (which == "kernels")
-    assert np.array_equal(bias, net.get_layer("e").bias.numpy()) is (which == "kernels")
+    assert np.array_equal(bias, trained.get_layer("e").bias.numpy()) is (which == "kernels")
     for name in ("moving_mean", "moving_variance"):
         assert np.any(before[name] != after[name])  # this loop always runs in training mode
     for name in "abcde":
         assert np.any(
-            variables.kernel(model.get_layer(name)) != variables.kernel(net.get_layer(name))
+            variables.kernel(model.get_layer(name)) != variables.kernel(trained.get_layer(name))
         )
 
 
-def test_state_is_in_the_checkpoint_and_the_rest_of_the_stage_is_the_same(tmp_path: Any) -> None:
+def test_a_stage_resumed_from_a_checkpoint_is_the_same(tmp_path: Any) -> None:
     def moved(method: Any, model: Any, steps: range) -> None:
         for step in steps:
             rng = np.random.default_rng(step)
@@ -311,7 +310,7 @@ def test_target_holds_from_the_last_surgery_on_also_in_averages() -> None:
     assert "dense, not a 1x1 kernel" in notes["a"]
 
 
-def test_zeros_that_are_there_stay_until_a_threshold_is_known() -> None:
+def test_initial_zeros_stay_until_the_first_threshold() -> None:
     model = toy()
     kernel = model.get_layer("c").kernel
     values = kernel.numpy()
@@ -319,17 +318,17 @@ def test_zeros_that_are_there_stay_until_a_threshold_is_known() -> None:
     kernel.assign(values)
     model.get_layer("d").kernel.assign(tf.zeros_like(model.get_layer("d").kernel))
     method = surgery(10, frequency=4, probabilities=(1.0,), boundaries=())
-    net = method.apply(model)
+    trained = method.apply(model)
 
     def watch(step: int) -> None:
-        now = net.get_layer("c").kernel.numpy()
+        now = trained.get_layer("c").kernel.numpy()
         if step < 4:
             np.testing.assert_array_equal(now == 0, values == 0)
         assert zero_fraction(now) >= 0.8
-        assert zero_fraction(net.get_layer("d").kernel) == 1
+        assert zero_fraction(trained.get_layer("d").kernel) == 1
 
-    train(net, method, 10, watch=watch)
-    assert zero_fraction(net.get_layer("c").kernel) == 0.875
+    train(trained, method, 10, watch=watch)
+    assert zero_fraction(trained.get_layer("c").kernel) == 0.875
 
 
 def test_master_weights_stay_float32_under_mixed_precision() -> None:
@@ -342,15 +341,15 @@ def test_master_weights_stay_float32_under_mixed_precision() -> None:
         tf_keras.mixed_precision.set_global_policy("float32")
     kernel = model.get_layer("d").kernel.numpy()
     assert kernel.dtype == np.float32 and zero_fraction(kernel) == 0.75
-    kept = kernel[kernel != 0]
-    assert np.mean(tf.cast(tf.cast(kept, tf.bfloat16), tf.float32).numpy() == kept) < 0.05
+    active = kernel[kernel != 0]
+    assert np.mean(tf.cast(tf.cast(active, tf.bfloat16), tf.float32).numpy() == active) < 0.05
     dense = method.surgery.dense["d"]
     assert dense.dtype == tf.float32
-    np.testing.assert_array_equal(dense.numpy()[kernel != 0], kept)
+    np.testing.assert_array_equal(dense.numpy()[kernel != 0], active)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("flags", "message"),
     [
         (["--dns_upper=0.5"], "--dns_upper: got 0.5, expected a number at least 1"),
         (["--dns_base=0.9", "--dns_slope=0.2"], "--dns_slope: got 0.2"),
@@ -363,18 +362,18 @@ def test_master_weights_stay_float32_under_mixed_precision() -> None:
         (["--final_sparsity=0.5"], "dns has no such thing"),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(words: list[str], said: str) -> None:
+def test_invalid_flags_are_refused(flags: list[str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        cli.run_config(COMMAND.parse(["--pruning=dns", *words]))
-    assert said in str(caught.value)
+        cli.run_config(COMMAND.parse(["--pruning=dns", *flags]))
+    assert message in str(caught.value)
 
 
-def test_a_pattern_that_matches_nothing_is_told_under_its_flag() -> None:
+def test_a_pattern_that_matches_nothing_is_an_error_of_its_flag() -> None:
     method = surgery(sparsity={"nothing": 0.5})
     with pytest.raises(UsageError, match="--dns_sparsity: got 'nothing'"):
         method.check(toy())
 
 
-def test_flags_pick_it_with_the_seeds_numbers() -> None:
+def test_flags_select_it_with_the_seeds_defaults() -> None:
     config = cli.run_config(COMMAND.parse(["--pruning=dns", "--dns_sparsity=0.7"]))
     assert config.pruning == DnsPruning(sparsity={"pointwise": 0.7})

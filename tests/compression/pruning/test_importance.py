@@ -1,4 +1,4 @@
-"""What channels are worth, computed again in numpy; and how many of them go."""
+"""Importance of channels, computed again in numpy; how many of them are removed, and which."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ def test_scales_of_the_batch_norms(model: Any, tied: dependency_groups.Group) ->
 
 
 def test_taylor_is_the_change_of_the_loss(model: Any) -> None:
-    """Against small steps towards a silent channel, weight by weight."""
+    """Against small steps towards a pruned channel, weight by weight."""
     images = inputs(8)
 
     def loss(model: Any) -> tf.Tensor:
         return tf.reduce_sum(tf.square(model(images, training=False)))
 
-    found = importance.gradients(model, loss)
+    gradients = importance.gradients(model, loss)
     group = dependency_groups.ChannelGraph(model).by_layer()["d"]
-    got = importance.score_channels(group, "taylor", importance.Evidence(found))
+    got = importance.score_channels(group, "taylor", importance.Evidence(gradients))
     layer, before, step = model.get_layer("d"), float(loss(model)), 1e-2
     weights = layer.get_weights()
     changes = []
@@ -87,13 +87,15 @@ def test_taylor_is_the_change_of_the_loss(model: Any) -> None:
 def test_taylor_sees_the_batch_norms_of_a_tied_group(
     model: Any, tied: dependency_groups.Group
 ) -> None:
-    found = importance.gradients(model, lambda model: tf.reduce_sum(model(inputs(4)) ** 2))
+    gradients = importance.gradients(model, lambda model: tf.reduce_sum(model(inputs(4)) ** 2))
     expected = 0.0
     for name in "abc":
         norm = model.get_layer(f"{name}_norm")
-        own = sum(getattr(norm, w).numpy() * found[f"{name}_norm/{w}"] for w in ("gamma", "beta"))
+        own = sum(
+            getattr(norm, w).numpy() * gradients[f"{name}_norm/{w}"] for w in ("gamma", "beta")
+        )
         expected = expected + np.square(own)
-    got = importance.score_channels(tied, "taylor", importance.Evidence(found))
+    got = importance.score_channels(tied, "taylor", importance.Evidence(gradients))
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
@@ -158,18 +160,18 @@ def test_a_function_of_your_own(tied: dependency_groups.Group) -> None:
 
 @given(st.integers(1, 400), st.floats(0, 0.999), st.sampled_from([1, 8, 16, 32]))
 def test_counts_are_whole_tiles(channels: int, ratio: float, round_to: int) -> None:
-    kept = selection.remaining_count(channels, ratio, round_to)
-    assert min(channels, round_to) <= kept <= channels
+    remaining = selection.remaining_count(channels, ratio, round_to)
+    assert min(channels, round_to) <= remaining <= channels
     if ratio == 0:
-        assert kept == channels
-    elif kept < channels:
-        assert kept % round_to == 0
-        off = abs(kept - channels * (1 - ratio))
-        assert off <= round_to / 2 + 1e-6 or kept == round_to
+        assert remaining == channels
+    elif remaining < channels:
+        assert remaining % round_to == 0
+        off = abs(remaining - channels * (1 - ratio))
+        assert off <= round_to / 2 + 1e-6 or remaining == round_to
 
 
 @pytest.mark.parametrize(
-    ("channels", "ratio", "round_to", "kept"),
+    ("channels", "ratio", "round_to", "remaining"),
     [
         (24, 1 / 16, 1, 23),  # 22.5: the seed's last update stands just below its ratio
         (24, 5 / 16, 1, 17),
@@ -182,51 +184,51 @@ def test_counts_are_whole_tiles(channels: int, ratio: float, round_to: int) -> N
         (512, 0.28, 32, 384),
     ],
 )
-def test_counts(channels: int, ratio: float, round_to: int, kept: int) -> None:
-    assert selection.remaining_count(channels, ratio, round_to) == kept
+def test_counts(channels: int, ratio: float, round_to: int, remaining: int) -> None:
+    assert selection.remaining_count(channels, ratio, round_to) == remaining
 
 
 def chosen(model: Any, ratio: Any, score: Any, **options: Any) -> dict[str, list[int]]:
-    found = dependency_groups.find_groups(model)
-    shares = selection.ratios_by_group(found, ratio)
-    kept = selection.choose_channels(found, shares, score, **options)
-    return {group.name: kept[group.number].tolist() for group in found}
+    groups = dependency_groups.find_groups(model)
+    shares = selection.ratios_by_group(groups, ratio)
+    remaining = selection.choose_channels(groups, shares, score, **options)
+    return {group.name: remaining[group.number].tolist() for group in groups}
 
 
-def test_exactly_k_stay_where_all_are_equal(model: Any) -> None:
-    kept = chosen(model, 0.5, lambda group: np.ones(group.channels))
-    assert kept == {"a": [*range(4)], "d": [*range(8)]}
+def test_exactly_k_remain_where_all_are_equal(model: Any) -> None:
+    remaining = chosen(model, 0.5, lambda group: np.ones(group.channels))
+    assert remaining == {"a": [*range(4)], "d": [*range(8)]}
 
 
-def test_the_least_go(model: Any) -> None:
+def test_the_least_important_are_removed(model: Any) -> None:
     scores = {"a": [3, 9, 1, 8, 2, 7, 4, 6], "d": [*range(16)]}
-    kept = chosen(model, {"stem": 0.5}, lambda group: np.array(scores[group.name], float))
-    assert kept == {"a": [1, 3, 5, 7], "d": [*range(16)]}
+    remaining = chosen(model, {"stem": 0.5}, lambda group: np.array(scores[group.name], float))
+    assert remaining == {"a": [1, 3, 5, 7], "d": [*range(16)]}
 
 
 def test_one_ranking_for_all_groups(model: Any) -> None:
-    """12 of 24 go; `d` is ten times louder, which the mean takes away."""
+    """12 of 24 go; the scores of `d` are ten times as large, which the mean evens out."""
     small = np.array([1, 1, 1, 1, 1, 9, 9, 9.0])
     scores = {"a": small, "d": 10 * np.concatenate([small, small])}
-    kept = chosen(model, 0.5, lambda group: scores[group.name], scope="global")
-    assert sum(map(len, kept.values())) == 12
-    assert kept["a"] == [
+    remaining = chosen(model, 0.5, lambda group: scores[group.name], scope="global")
+    assert sum(map(len, remaining.values())) == 12
+    assert remaining["a"] == [
         5,
         6,
         7,
     ]  # of equals those of the first group go, the first of a group stay
-    assert kept["d"] == [0, 1, 2, 5, 6, 7, 13, 14, 15]
+    assert remaining["d"] == [0, 1, 2, 5, 6, 7, 13, 14, 15]
     rounded = chosen(model, 0.9, lambda group: scores[group.name], scope="global", round_to=4)
     assert {name: len(indices) for name, indices in rounded.items()} == {"a": 4, "d": 4}
     assert rounded["a"] == [0, 5, 6, 7]
 
 
 def test_the_last_pattern_that_matches_decides(model: Any) -> None:
-    found = dependency_groups.find_groups(model)
+    groups = dependency_groups.find_groups(model)
     shares = selection.ratios_by_group(
-        found, {"stem": 0.1, "[a-d]": 0.2, "c": 0.3, "pointwise": 0.4}
+        groups, {"stem": 0.1, "[a-d]": 0.2, "c": 0.3, "pointwise": 0.4}
     )
-    assert shares == {found[0].number: 0.3, found[1].number: 0.4}
+    assert shares == {groups[0].number: 0.3, groups[1].number: 0.4}
 
 
 @pytest.mark.parametrize(
@@ -241,7 +243,7 @@ def test_the_last_pattern_that_matches_decides(model: Any) -> None:
         ({"(": 0.5}, r"--ratio: got '\(', expected a role or a regular expression"),
     ],
 )
-def test_ratios_that_do_not_fit(model: Any, ratio: Any, message: str) -> None:
+def test_invalid_ratios_are_refused(model: Any, ratio: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
         selection.ratios_by_group(dependency_groups.find_groups(model), ratio)
     assert "\n" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""Masks: the threshold against numpy, the schedule at every end, and what holds after a step."""
+"""Masks: the threshold against numpy, the schedule, and what holds after every step."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ KERNELS = st.one_of(
 @example(np.array([1e-30, 1e-20, 1.0], np.float32), 0.34)  # 100 powers of two below the largest
 @example(np.array([1, 1 + 2**-23, 1 + 2**-22, 9], np.float32), 0.5)  # one float apart
 def test_threshold_is_that_of_a_partition(kernel: np.ndarray, sparsity: float) -> None:
-    wanted = int(np.round(np.float32(kernel.size) * np.float32(sparsity)))
+    count = int(np.round(np.float32(kernel.size) * np.float32(sparsity)))
     magnitude = np.abs(kernel)
-    least = np.partition(magnitude, wanted - 1)[wanted - 1] if wanted else 0.0
+    least = np.partition(magnitude, count - 1)[count - 1] if count else 0.0
     expected = magnitude > least
-    found = keep_largest(tf.constant(kernel), tf.constant(sparsity, tf.float32))
-    assert found.dtype == tf.float32
-    np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
-    assert np.sum(found.numpy() == 0) >= wanted
+    mask = keep_largest(tf.constant(kernel), tf.constant(sparsity, tf.float32))
+    assert mask.dtype == tf.float32
+    np.testing.assert_array_equal(mask.numpy(), expected.astype(np.float32))
+    assert np.sum(mask.numpy() == 0) >= count
 
 
 @pytest.mark.parametrize("digits", [9, 2])  # no ties, many ties
@@ -50,10 +50,10 @@ def test_threshold_is_that_of_a_partition(kernel: np.ndarray, sparsity: float) -
 def test_threshold_of_a_large_kernel(digits: int, share: float) -> None:
     """Counted in two passes over large tables instead of three over small ones."""
     kernel = np.random.default_rng(1).normal(size=(400, 400)).round(digits).astype(np.float32)
-    wanted = int(np.round(np.float32(kernel.size) * np.float32(share)))
-    least = np.sort(np.abs(kernel), axis=None)[wanted - 1] if wanted else 0.0
-    found = keep_largest(tf.constant(kernel), tf.constant(share, tf.float32)).numpy()
-    np.testing.assert_array_equal(found == 1, np.abs(kernel) > least)
+    count = int(np.round(np.float32(kernel.size) * np.float32(share)))
+    least = np.sort(np.abs(kernel), axis=None)[count - 1] if count else 0.0
+    mask = keep_largest(tf.constant(kernel), tf.constant(share, tf.float32)).numpy()
+    np.testing.assert_array_equal(mask == 1, np.abs(kernel) > least)
 
 
 def test_a_kernel_sparser_than_the_target_keeps_its_zeros() -> None:
@@ -70,8 +70,8 @@ def magnitude(steps: int = 20, **fields: Any) -> Any:
 
 
 def kernels(model: Any) -> dict[str, np.ndarray]:
-    found = {layer.name: variables.kernel(layer) for layer in model.layers}
-    return {name: v.numpy() for name, v in found.items() if v is not None}
+    kernels = {layer.name: variables.kernel(layer) for layer in model.layers}
+    return {name: v.numpy() for name, v in kernels.items() if v is not None}
 
 
 @pytest.mark.parametrize(
@@ -122,20 +122,20 @@ def test_schedules_are_tfmots_own() -> None:
     assert constant.schedules["c"].get_config()["config"]["begin_step"] == 6
 
 
-def test_masks_hold_behind_the_optimizer_in_averages_and_checkpoints(tmp_path: Any) -> None:
+def test_masks_hold_after_the_optimizer_in_averages_and_checkpoints(tmp_path: Any) -> None:
     """tfmot's weights are dense here: its mask comes with the next forward pass."""
     method = magnitude(12, end=0.5, frequency=2)
     model = method.apply(toy())
     average = Average(model, 0.9)
     kernel = variables.kernel(model.get_layer("c"))
-    place = next(i for i, weight in enumerate(average.weights) if weight is kernel)
+    index = next(i for i, weight in enumerate(average.weights) if weight is kernel)
     seen = []
 
     def watch(step: int) -> None:
         seen.append(zero_fraction(kernel))
         mask = method.masks.masks["c"].numpy()
         np.testing.assert_array_equal(kernel.numpy() != 0, mask == 1)
-        np.testing.assert_array_equal(average.shadows[place].numpy() != 0, mask == 1)
+        np.testing.assert_array_equal(average.shadows[index].numpy() != 0, mask == 1)
         path = tf.train.Checkpoint(net=model, method=method, average=average).write(
             str(tmp_path / "step")
         )
@@ -195,7 +195,7 @@ def test_resumed_pruning_takes_its_masks_from_the_zeros() -> None:
     assert zero_fraction(kernels(again)["d"]) == 0.25
 
 
-def test_a_kernel_of_zeros_stays_and_troubles_nothing() -> None:
+def test_a_kernel_of_zeros_stays_so() -> None:
     model = toy()
     model.get_layer("c").kernel.assign(tf.zeros_like(model.get_layer("c").kernel))
     method = magnitude(4, final_sparsity={"pointwise": 0.5})
@@ -223,12 +223,12 @@ def test_master_weights_are_not_rounded_under_mixed_precision(mixed: None) -> No
     assert kernel.dtype == np.float32
     assert method.masks.masks["c"].dtype == tf.float32
     assert zero_fraction(kernel) == 0.75
-    kept = kernel[kernel != 0]
-    rounded = tf.cast(tf.cast(kept, tf.bfloat16), tf.float32).numpy()
-    assert np.mean(rounded == kept) < 0.05
+    active = kernel[kernel != 0]
+    rounded = tf.cast(tf.cast(active, tf.bfloat16), tf.float32).numpy()
+    assert np.mean(rounded == active) < 0.05
 
 
-def test_the_given_net_is_left_alone() -> None:
+def test_the_input_model_is_left_unchanged() -> None:
     model = toy()
     before = model.get_weights()
     method = magnitude(3)
@@ -252,7 +252,7 @@ def test_masks_of_any_shape_start_from_the_zeros() -> None:
 
 
 def test_removed_weights_are_plain_zeros() -> None:
-    """A product leaves -0.0 of a negative weight, which a packed model keeps as a value."""
+    """A product leaves -0.0 of a negative weight, which a packed model stores as a value."""
     kernel = tf.Variable([-1.0, 2.0, -3.0])
     masks = Masks({"k": kernel})
     masks.masks["k"].assign([0.0, 1.0, 0.0])

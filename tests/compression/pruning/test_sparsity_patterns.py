@@ -36,24 +36,24 @@ def mask_of(kernel: np.ndarray, share: float, **fields: Any) -> np.ndarray:
     return mask.numpy()
 
 
-def groups_of(array: np.ndarray, every: int) -> np.ndarray:
-    """`[groups, every]`: neighbours along the input axis, which is the last but one."""
-    return np.moveaxis(array, -2, -1).reshape(-1, every)
+def groups_of(array: np.ndarray, size: int) -> np.ndarray:
+    """`[groups, size]`: neighbors along the input axis, which is the last but one."""
+    return np.moveaxis(array, -2, -1).reshape(-1, size)
 
 
-def split(kernel: np.ndarray, kept: int, every: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each group: what stays at the full pattern, and the magnitude that it loses."""
-    groups = np.abs(groups_of(kernel, every))
+def split(kernel: np.ndarray, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each group: what remains at the full pattern, and the magnitude that it loses."""
+    groups = np.abs(groups_of(kernel, size))
     rank = np.argsort(np.argsort(-groups, axis=1, kind="stable"), axis=1, kind="stable")
-    return rank < kept, np.where(rank < kept, 0, groups).sum(axis=1)
+    return rank < count, np.where(rank < count, 0, groups).sum(axis=1)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("kept", "every"), [(2, 4), (1, 4), (3, 4), (1, 2)])
-def test_of_every_group_the_largest_stay(shape: tuple[int, ...], kept: int, every: int) -> None:
+@pytest.mark.parametrize(("count", "size"), [(2, 4), (1, 4), (3, 4), (1, 2)])
+def test_of_every_group_the_largest_stay(shape: tuple[int, ...], count: int, size: int) -> None:
     kernel = kernel_of(shape)
-    mask = mask_of(kernel, 1 - kept / every, pattern=f"{kept}:{every}")
-    np.testing.assert_array_equal(groups_of(mask, every) == 1, split(kernel, kept, every)[0])
+    mask = mask_of(kernel, 1 - count / size, pattern=f"{count}:{size}")
+    np.testing.assert_array_equal(groups_of(mask, size) == 1, split(kernel, count, size)[0])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -98,7 +98,7 @@ def test_a_sparser_start_never_regrows(fields: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(("rows", "columns"), [(4, 1), (1, 4), (2, 2)])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.75])
-def test_blocks_go_by_their_sum(rows: int, columns: int, share: float) -> None:
+def test_blocks_are_removed_by_their_sum(rows: int, columns: int, share: float) -> None:
     kernel = kernel_of((1, 1, 12, 8))
     blocks = np.abs(kernel[0, 0]).reshape(12 // rows, rows, 8 // columns, columns).sum((1, 3))
     count = int(np.round(blocks.size * share))
@@ -122,15 +122,15 @@ def test_layers_that_cannot_take_the_pattern_are_listed_with_the_reason() -> Non
     """tfmot gives the stem's three channels a third of zeros, and refuses blocks in any conv."""
     assert notes(final_sparsity={".*": 0.5}, pattern="2:4") == [
         "a (stem): dense, matches .*, but 3 input channels are no multiple of 4",
-        "b (depthwise): dense, matches .*, but 2:4 needs more than one input channel to an output",
+        "b (depthwise): dense, matches .*, but 2:4 needs more than one input channel per output",
         "c (pointwise): 50.0% zeros, matches .*",
         "d (pointwise): 50.0% zeros, matches .*",
         "e (classifier): 50.0% zeros, matches .*",
     ]
-    found = notes(final_sparsity={".*": 0.5}, pattern="block", block_size="2x16")
-    assert found[0].endswith("but blocks need a 1x1 kernel")
-    assert found[2].endswith("but 8 output channels are no multiple of 16")
-    assert found[3].startswith("d (pointwise): 50.0% zeros")
+    lines = notes(final_sparsity={".*": 0.5}, pattern="block", block_size="2x16")
+    assert lines[0].endswith("but blocks need a 1x1 kernel")
+    assert lines[2].endswith("but 8 output channels are no multiple of 16")
+    assert lines[3].startswith("d (pointwise): 50.0% zeros")
 
 
 def test_where_nothing_can_take_the_pattern_it_is_an_error() -> None:

@@ -1,4 +1,4 @@
-"""Which layers are pruned: by role, by regular expression, the last match deciding."""
+"""Which layers are pruned: by role, by regular expression; the last match decides."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mobilenet.configs.pruning import MagnitudePruning, TfmotPruning
 from mobilenet.errors import UsageError
 
 
-def shares(model: Any, wanted: dict[str, float]) -> dict[str, float | None]:
-    return {target.layer: target.sparsity for target in assign_targets(model, wanted)}
+def shares(model: Any, requested: dict[str, float]) -> dict[str, float | None]:
+    return {target.layer: target.sparsity for target in assign_targets(model, requested)}
 
 
 def test_roles_and_names_the_last_match_decides() -> None:
     model = toy()
-    found = shares(model, {"pointwise": 0.5, "depthwise": 0.3, "[cd]": 0.75, "d": 0.25})
-    assert found == {"a": None, "b": 0.3, "c": 0.75, "d": 0.25, "e": None}
+    by_layer = shares(model, {"pointwise": 0.5, "depthwise": 0.3, "[cd]": 0.75, "d": 0.25})
+    assert by_layer == {"a": None, "b": 0.3, "c": 0.75, "d": 0.25, "e": None}
     reverse = shares(model, {"d": 0.25, "pointwise": 0.5})
     assert reverse == {"a": None, "b": None, "c": 0.5, "d": 0.5, "e": None}
 
@@ -37,17 +37,19 @@ def test_an_expression_matches_whole_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("requested", "message"),
     [
         ({"squeeze_excite": 0.5}, "squeeze_excite"),
         ({"pointwise": 0.5, "Conv_99": 0.5}, "Conv_99"),
         ({"(": 0.5}, "unterminated"),
     ],
 )
-def test_a_pattern_that_matches_nothing_is_an_error(wanted: dict[str, float], said: str) -> None:
+def test_a_pattern_that_matches_nothing_is_an_error(
+    requested: dict[str, float], message: str
+) -> None:
     with pytest.raises(UsageError, match="--final_sparsity") as error:
-        assign_targets(toy(), wanted)
-    assert said in str(error.value)
+        assign_targets(toy(), requested)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -60,7 +62,7 @@ def test_sparsity_outside_its_range_is_refused(share: float) -> None:
 @pytest.mark.parametrize(
     "fields", [{"begin": 0.6, "end": 0.6}, {"frequency": 0}, {"power": 0}, {"schedule": "linear"}]
 )
-def test_a_schedule_that_cannot_be_is_refused(fields: dict[str, Any]) -> None:
+def test_an_invalid_schedule_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="--pruning_"):
         MagnitudePruning(**fields)
 
@@ -101,9 +103,11 @@ def test_every_role_can_be_a_target(small_model: Callable[..., Any]) -> None:
         "expanded_conv_3_expand": 0.6,
         "expanded_conv_10_expand": 0.6,
     }
-    found = {t.layer: t.sparsity for t in assign_targets(small_model("mobilenet_v3_small"), shares)}
-    assert {name: found[name] for name in expected} == expected
-    assert None not in found.values()
+    sparsity = {
+        t.layer: t.sparsity for t in assign_targets(small_model("mobilenet_v3_small"), shares)
+    }
+    assert {name: sparsity[name] for name in expected} == expected
+    assert None not in sparsity.values()
     fused = assign_targets(small_model("mobilenet_edgetpu"), {"fused": 0.7})
     chosen = [target.layer for target in fused if target.sparsity == 0.7]
     assert chosen[:2] == ["expanded_conv_1_expand", "expanded_conv_2_expand"]
@@ -132,7 +136,7 @@ def broken() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (wrapped, "prune_low_magnitude_d: got 'PruneLowMagnitude', expected a plain layer"),
         (keras_3, "expected a functional model of tf_keras; mobilenet.build makes one"),
@@ -141,21 +145,19 @@ def broken() -> Any:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 @pytest.mark.parametrize("config", [MagnitudePruning(), TfmotPruning()], ids=["ours", "tfmot"])
-def test_a_net_that_cannot_be_pruned_costs_one_line(
-    config: Any, make: Callable[[], Any], said: str
+def test_a_model_that_cannot_be_pruned_is_refused_in_one_line(
+    config: Any, make: Callable[[], Any], message: str
 ) -> None:
     method = methods.create(config, stage_context())
-    for verb in (method.check, method.apply):
+    for function in (method.check, method.apply):
         with pytest.raises(UsageError) as error:
-            verb(make())
-        assert said in str(error.value)
+            function(make())
+        assert message in str(error.value)
         assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", archs.names())
-def test_the_default_finds_the_bulk_of_every_net(
-    name: str, small_model: Callable[..., Any]
-) -> None:
+def test_the_default_covers_most_of_every_model(name: str, small_model: Callable[..., Any]) -> None:
     model = small_model(name)
     chosen = [t for t in assign_targets(model, MagnitudePruning().final_sparsity) if t.sparsity]
     assert {t.role for t in chosen} == {"pointwise"}

@@ -1,6 +1,4 @@
-"""Thin models answer as the models whose channels are silent, build again, and leave as int8
-files.
-"""
+"""Thin models: outputs of the masked original model, saved, rebuilt, converted to int8 files."""
 
 from __future__ import annotations
 
@@ -35,14 +33,14 @@ FIELDS: dict[str, Any] = {
 
 
 @functools.cache
-def net(name: str, width: float = 0.25, size: int = 32, **fields: Any) -> Any:
+def narrow_model(name: str, width: float = 0.25, size: int = 32, **fields: Any) -> Any:
     """A narrow model with statistics as training leaves them; do not change it."""
     tf_keras.utils.set_random_seed(1)
     config = archs.get(name, **{**FIELDS, "width_multiplier": width, **fields})
     return randomize_batch_norm(builder.build(config, (size, size, 3)))
 
 
-def answers(model: Any, size: int = 32) -> np.ndarray:
+def outputs_in_float64(model: Any, size: int = 32) -> np.ndarray:
     """In float64: a deep model of random weights makes 2e-5 of the order of float32's sums."""
     double = tf_keras.models.clone_model(
         model, clone_function=lambda x: type(x).from_config(x.get_config() | {"dtype": "float64"})
@@ -51,15 +49,13 @@ def answers(model: Any, size: int = 32) -> np.ndarray:
     return np.asarray(double(inputs(16, size, seed=7), training=False))
 
 
-def silent(model: Any, removed: Mapping[str, Sequence[int]]) -> np.ndarray:
-    """What the model answers when the channels make nothing: only what makes them is zeroed
-    here.
-    """
+def masked_outputs(model: Any, removed: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """Outputs without the channels: here, only the weights that make them are zeroed."""
     copy = tf_keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
-    owners = dependency_groups.ChannelGraph(copy).by_layer()
+    groups = dependency_groups.ChannelGraph(copy).by_layer()
     for layer, channels in removed.items():
-        for member in owners[layer].members_on("out", "all"):
+        for member in groups[layer].members_on("out", "all"):
             own = member.layer
             names = ("gamma", "beta") if hasattr(own, "gamma") else ("kernel", "bias")
             for weight in (getattr(own, name, None) for name in names):
@@ -67,7 +63,7 @@ def silent(model: Any, removed: Mapping[str, Sequence[int]]) -> np.ndarray:
                     value = weight.numpy()
                     value[..., list(channels)] = 0
                     weight.assign(value)
-    return answers(copy)
+    return outputs_in_float64(copy)
 
 
 def close(thin: np.ndarray, masked: np.ndarray) -> None:
@@ -84,10 +80,10 @@ def close(thin: np.ndarray, masked: np.ndarray) -> None:
     suppress_health_check=list(HealthCheck),
 )
 @given(data=st.data(), width=st.sampled_from([0.2, 0.35]))
-def test_any_channels_may_go(name: str, data: st.DataObject, width: float) -> None:
-    model = net(name, width)
-    found = dependency_groups.find_groups(model)
-    chosen = data.draw(st.lists(st.sampled_from(found), min_size=1, unique_by=id))
+def test_any_channels_can_be_removed(name: str, data: st.DataObject, width: float) -> None:
+    model = narrow_model(name, width)
+    groups = dependency_groups.find_groups(model)
+    chosen = data.draw(st.lists(st.sampled_from(groups), min_size=1, unique_by=id))
     removed = {}
     for group in chosen:
         most = group.channels - 1
@@ -95,23 +91,23 @@ def test_any_channels_may_go(name: str, data: st.DataObject, width: float) -> No
         layer = data.draw(st.sampled_from(group.members_on("out", "all"))).layer.name
         removed[layer] = data.draw(indices)
     thinned = surgery.remove_channels(model, removed)
-    close(answers(thinned.model), silent(model, removed))
+    close(outputs_in_float64(thinned.model), masked_outputs(model, removed))
     thinned.verify(inputs(4, 32))
     assert thinned.config == builder.config_of(thinned.model)
 
 
-def test_a_thin_net_is_one_like_any_other(tmp_path: Path) -> None:
+def test_a_thin_model_is_like_any_other(tmp_path: Path) -> None:
     """Saved, loaded, thinned again, built under Keras 3."""
     keras = pytest.importorskip("keras", minversion="3")
-    model = net("mobilenet_v3_small")
+    model = narrow_model("mobilenet_v3_small")
     once = surgery.thin(model, 0.3, 1, importance="l2")
-    assert np.abs(answers(once.model) - answers(model)).max() > 1e-3
+    assert np.abs(outputs_in_float64(once.model) - outputs_in_float64(model)).max() > 1e-3
     card = Card(architecture=once.config.to_json(), input_shape=(32, 32, 3))
     saving.save(once.model, tmp_path / "thin", card)
     loaded = saving.load(tmp_path / "thin")
     assert builder.config_of(loaded.model) == once.config
     assert archs.MobileNetConfig.from_json(loaded.card.architecture) == once.config
-    assert (answers(loaded.model) == answers(once.model)).all()
+    assert (outputs_in_float64(loaded.model) == outputs_in_float64(once.model)).all()
     twice = surgery.thin(loaded.model, {"pointwise": 0.5, "squeeze_excite": 0.5}, 1)
     assert twice.verify(inputs(4, 32)) <= 1e-5
     block = "expanded_conv_5"
@@ -124,8 +120,8 @@ def test_a_thin_net_is_one_like_any_other(tmp_path: Path) -> None:
     close(np.asarray(modern(images)), np.asarray(twice.model(images, training=False)))
 
 
-def test_the_net_before_stays_as_it_is() -> None:
-    model = net("mobilenet_v1")
+def test_the_original_model_is_left_unchanged() -> None:
+    model = narrow_model("mobilenet_v1")
     before = [value.copy() for value in model.get_weights()]
     surgery.thin(model, 0.5, 1)
     assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
@@ -187,7 +183,7 @@ def full(name: str) -> Any:
         for row in GOLDEN[name]
     ],
 )
-def test_sizes_of_uniformly_thinned_nets(name: str, sixteenths: int) -> None:
+def test_sizes_of_uniformly_thinned_models(name: str, sixteenths: int) -> None:
     thinned = surgery.thin(full(name), sixteenths / 16, round_to=1, importance="random")
     count = mobilenet.count(thinned.model)
     assert (count.trainable_params, count.thop_flops) == GOLDEN[name][sixteenths]
@@ -212,42 +208,42 @@ def test_four_tenths_of_the_pointwise_channels_are_six_tenths_of_the_parameters(
     for share, left in {0.25: 2602712, 0.42: 1703862, 0.5: 1343752, 0.7: 619390}.items():
         thinned = surgery.thin(model, {"pointwise": share}, round_to=1, importance="random")
         assert mobilenet.count(thinned.model).params == left
-        for layer, stay in thinned.remaining.items():
+        for layer, remaining in thinned.remaining.items():
             before = model.get_layer(layer).filters
             removed = round(before * share) if layer != "Conv2d_0" else 0
-            assert thinned.model.get_layer(layer).filters == len(stay) == before - removed
+            assert thinned.model.get_layer(layer).filters == len(remaining) == before - removed
     assert 1 - 1703862 / mobilenet.count(model).params == pytest.approx(0.60, abs=0.005)
     all_but_last = {r"Conv2d_([1-9]|1[0-2])_pointwise": 0.42}
     thinned = surgery.thin(model, all_but_last, round_to=1, importance="random")
-    kept = mobilenet.count(thinned.model).params / mobilenet.count(model).params
-    assert round(100 * (1 - kept), 1) == 43.8
+    share = mobilenet.count(thinned.model).params / mobilenet.count(model).params
+    assert round(100 * (1 - share), 1) == 43.8
 
 
-def test_tiles_are_whole() -> None:
-    model = net("mobilenet_v2", 1.0)
+def test_channel_counts_are_multiples() -> None:
+    model = narrow_model("mobilenet_v2", 1.0)
     thinned = surgery.thin(model, 0.5)
-    counts = [len(stay) for stay in thinned.remaining.values()]
+    counts = [len(remaining) for remaining in thinned.remaining.values()]
     assert all(count % 16 == 0 for count in counts) and min(counts) == 16
     assert thinned.config.channels["expanded_conv_1_expand"] == 48
     assert thinned.config.channels["expanded_conv_4_project"] == 16
 
 
 @pytest.mark.parametrize("name", families(quick=["mobilenet_v1"]))
-def test_thin_nets_are_trained_rounded_and_become_int8_files(name: str) -> None:
+def test_thin_models_become_int8_files(name: str) -> None:
     """Wrapped, calibrated, trained, converted; every operator within a step of the simulation."""
-    thinned = surgery.thin(net(name, size=64), 0.4, round_to=8)
+    thinned = surgery.thin(narrow_model(name, size=64), 0.4, round_to=8)
     made = quantize_to_file(thinned.model, 64, epochs=2)
     assert tflite_model.read(made.data).float_tensors() == []
     for layer, off in operator_steps(made, pixels(2, 64, seed=9)).items():
         assert off.max() <= 1, layer
-    assert mobilenet.count(thinned.model).params < mobilenet.count(net(name)).params
+    assert mobilenet.count(thinned.model).params < mobilenet.count(narrow_model(name)).params
 
 
-# --- models of foreign make
+# --- models that are not ours
 
 
 @pytest.mark.parametrize("name", ["MobileNet", pytest.param("MobileNetV2", marks=pytest.mark.slow)])
-def test_nets_of_keras_applications_are_rebuilt(name: str) -> None:
+def test_models_of_keras_applications_are_rebuilt(name: str) -> None:
     options = {"MobileNet": 0.25, "MobileNetV2": 0.35}
     model = randomize_batch_norm(
         getattr(tf_keras.applications, name)(
@@ -261,10 +257,10 @@ def test_nets_of_keras_applications_are_rebuilt(name: str) -> None:
     thinned = surgery.thin(model, 0.5, round_to=1)
     assert thinned.config is None and thinned.model.output_shape == (None, 6)
     removed = {
-        layer: np.setdiff1d(np.arange(model.get_layer(layer).filters), stay)
-        for layer, stay in thinned.remaining.items()
+        layer: np.setdiff1d(np.arange(model.get_layer(layer).filters), remaining)
+        for layer, remaining in thinned.remaining.items()
     }
-    close(answers(thinned.model), silent(model, removed))
+    close(outputs_in_float64(thinned.model), masked_outputs(model, removed))
 
 
 def flattened() -> Any:
@@ -289,8 +285,8 @@ def test_flattened_maps_and_reshapes() -> None:
     thinned = surgery.remove_channels(model, {"stem": [1, 4], "wide": [0, 9], "last": [2]})
     assert thinned.model.get_layer("map").target_shape == (1, 1, 8)
     kernel = model.get_layer("wide").kernel.numpy().reshape(9, 6, 10)
-    stay, wide = [0, 2, 3, 5], [1, 2, 3, 4, 5, 6, 7, 8]
-    expected = kernel[:, stay][:, :, wide].reshape(36, 8)
+    remaining, wide = [0, 2, 3, 5], [1, 2, 3, 4, 5, 6, 7, 8]
+    expected = kernel[:, remaining][:, :, wide].reshape(36, 8)
     assert (thinned.model.get_layer("wide").kernel.numpy() == expected).all()
     thinned.verify(inputs(4, 8))
 
@@ -304,40 +300,42 @@ def zeroed(model: Any, share: float, seed: int = 0) -> Any:
     copy.set_weights(model.get_weights())
     rng = np.random.default_rng(seed)
     for group in dependency_groups.find_groups(copy):
-        gone = rng.permutation(group.channels)[: int(share * group.channels)]
+        removed = rng.permutation(group.channels)[: int(share * group.channels)]
         if group.role in ("pointwise", "fused"):
             for member in group.members_on("out"):
                 kernel, *rest = member.layer.get_weights()
-                kernel[..., gone] = 0
+                kernel[..., removed] = 0
                 member.layer.set_weights([kernel, *rest])
     return copy
 
 
 @pytest.mark.parametrize("name", families(quick=["mobilenet_v1"]))
-def test_outputs_stay_without_zero_channels(name: str) -> None:
-    model = zeroed(net(name), 0.4)
-    thinned = surgery.remove_zero_channels(model, config=builder.config_of(net(name)))
+def test_removing_zero_channels_changes_no_output(name: str) -> None:
+    model = zeroed(narrow_model(name), 0.4)
+    thinned = surgery.remove_zero_channels(model, config=builder.config_of(narrow_model(name)))
     assert sum(thinned.config.channels.values()) > 0
-    close(answers(thinned.model), answers(model))
+    close(outputs_in_float64(thinned.model), outputs_in_float64(model))
     assert thinned.verify(inputs(4, 32)) <= 1e-5
     left = {channel for entry in thinned.leftovers for channel in entry.channels}
     assert left and {entry.reason for entry in thinned.leftovers} == {
         "padding makes its constant another value at the borders"
     }
-    bold = surgery.remove_zero_channels(model, borders=True, config=builder.config_of(net(name)))
+    bold = surgery.remove_zero_channels(
+        model, borders=True, config=builder.config_of(narrow_model(name))
+    )
     assert mobilenet.count(bold.model).params < mobilenet.count(thinned.model).params
     assert not bold.leftovers
 
 
-def test_a_constant_moves_into_what_reads_it() -> None:
+def test_a_constant_moves_into_its_consumer() -> None:
     """V1's last pointwise convolution: no padding follows, so every zero channel goes."""
-    model = tf_keras.models.clone_model(net("mobilenet_v1"))
-    model.set_weights(net("mobilenet_v1").get_weights())
+    model = tf_keras.models.clone_model(narrow_model("mobilenet_v1"))
+    model.set_weights(narrow_model("mobilenet_v1").get_weights())
     last, norm = "Conv2d_13_pointwise", model.get_layer("Conv2d_13_pointwise_batch_norm")
     kernel = model.get_layer(last).kernel.numpy()
     kernel[..., :5] = 0
     model.get_layer(last).set_weights([kernel])
-    config = builder.config_of(net("mobilenet_v1"))
+    config = builder.config_of(narrow_model("mobilenet_v1"))
     thinned = surgery.remove_zero_channels(model, config=config)
     assert thinned.remaining[last].tolist() == [*range(5, 256)] and not thinned.leftovers
     gamma, beta, mean, variance = (value[:5].astype(np.float64) for value in norm.get_weights())
@@ -358,17 +356,17 @@ def test_biases_and_activations_inside_layers_are_constants_too() -> None:
             kernel[..., channels] = 0
         bias[0] = -1.0 if name == "stem" else bias[0]
         model.get_layer(name).set_weights([kernel, bias])
-    before = answers(model, 8)
+    before = outputs_in_float64(model, 8)
     thinned = surgery.remove_zero_channels(model)
-    close(answers(thinned.model, 8), before)
-    assert thinned.remaining["stem"].tolist() == [2, 3, 4, 5]  # 3 is positive in front of a padding
+    close(outputs_in_float64(thinned.model, 8), before)
+    assert thinned.remaining["stem"].tolist() == [2, 3, 4, 5]  # 3 is positive before a padding
     assert [(entry.layer, entry.channels) for entry in thinned.leftovers] == [("stem", (3,))]
     assert thinned.remaining["last"].tolist() == [0, 1, 3, 4, 6]
     bold = surgery.remove_zero_channels(model, borders=True)
     assert bold.remaining["stem"].tolist() == [2, 4, 5] and not bold.unchanged
 
 
-def test_a_constant_needs_somewhere_to_go() -> None:
+def test_a_constant_needs_a_bias_or_batch_norm() -> None:
     source = L.Input((4, 4, 3))
     x = L.Conv2D(4, 1, activation="relu", name="first")(source)
     x = L.Conv2D(2, 1, use_bias=False, name="second")(x)
@@ -383,15 +381,15 @@ def test_a_constant_needs_somewhere_to_go() -> None:
     assert surgery.remove_zero_channels(model).remaining["first"].tolist() == [0]
 
 
-def test_a_constant_is_another_behind_a_padded_convolution() -> None:
-    """Its outer places add up fewer taps, so it is no constant there."""
+def test_a_constant_differs_after_a_padded_convolution() -> None:
+    """Its outer positions add up fewer taps, so it is not constant there."""
     source = L.Input((8, 8, 3))
     x = L.Conv2D(4, 1, name="first")(source)
     x = L.Conv2D(3, 3, padding="same", name="second")(x)
     model = tf_keras.Model(source, L.Conv2D(2, 1, name="third")(x))
     model.get_layer("first").set_weights([np.zeros((1, 1, 3, 4)), np.ones(4)])
     thinned = surgery.remove_zero_channels(model)
-    assert [len(stay) for stay in thinned.remaining.values()] == [4, 3]
+    assert [len(remaining) for remaining in thinned.remaining.values()] == [4, 3]
     assert [entry.layer for entry in thinned.leftovers] == ["first", "second"]
     padless = tf_keras.models.clone_model(
         model,
@@ -401,7 +399,7 @@ def test_a_constant_is_another_behind_a_padded_convolution() -> None:
     )
     padless.set_weights(model.get_weights())
     thinned = surgery.remove_zero_channels(padless)
-    assert [len(stay) for stay in thinned.remaining.values()] == [1, 1]
+    assert [len(remaining) for remaining in thinned.remaining.values()] == [1, 1]
     thinned.verify(inputs(4, 8))
 
 
@@ -421,9 +419,9 @@ def test_a_constant_is_another_behind_a_padded_convolution() -> None:
         ({"Conv2d_0": range(4), "Conv2d_1_depthwise": range(4, 8)}, "at least one that remains"),
     ],
 )
-def test_channels_that_cannot_go(channels: Any, message: str) -> None:
+def test_channels_that_cannot_be_removed(channels: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
-        surgery.remove_channels(net("mobilenet_v1"), channels)
+        surgery.remove_channels(narrow_model("mobilenet_v1"), channels)
     assert "\n" not in str(raised.value)
 
 
@@ -440,13 +438,13 @@ def test_channels_that_cannot_go(channels: Any, message: str) -> None:
         ({"config": archs.get("mobilenet_v1", num_classes=7)}, "config: got 'Logits of another"),
     ],
 )
-def test_what_cannot_be_thinned(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
-        surgery.thin(net("mobilenet_v1"), **options)
+        surgery.thin(narrow_model("mobilenet_v1"), **options)
     assert "\n" not in str(raised.value)
 
 
-def test_a_wrong_thin_net_is_not_proved() -> None:
+def test_a_wrong_thin_model_is_not_verified() -> None:
     model = randomize_batch_norm(toy())
     thinned = surgery.thin(model, 0.5, round_to=1)
     kernel, *rest = thinned.model.get_layer("e").get_weights()
@@ -460,11 +458,11 @@ def test_taylor_by_hand() -> None:
     model = randomize_batch_norm(toy())
     images = inputs(8)
 
-    def loss(net: Any) -> Any:
-        logits = net(images, training=False)
+    def loss(model: Any) -> Any:
+        logits = model(images, training=False)
         labels = np.arange(8) % 4
         return tf_keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
 
-    found = surgery.gradients(model, loss)
-    thinned = surgery.thin(model, 0.5, round_to=1, importance="taylor", gradients=found)
+    gradients = surgery.gradients(model, loss)
+    thinned = surgery.thin(model, 0.5, round_to=1, importance="taylor", gradients=gradients)
     assert thinned.verify(images) <= 1e-5

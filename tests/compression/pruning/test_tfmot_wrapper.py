@@ -1,4 +1,4 @@
-"""tfmot's wrapper: its faults as they are, and that both of our methods mend them."""
+"""Faults of tfmot's pruning wrapper, and that both of our methods avoid them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARES = {"pointwise": 0.5}
 BOTH = pytest.mark.parametrize("kind", [MagnitudePruning, TfmotPruning])
 
 
-def peer(start: float, final: float, end: int, frequency: int) -> Any:
+def tfmot_model(start: float, final: float, end: int, frequency: int) -> Any:
     """The toy's layer `d` under tfmot's wrapper, as its guide has it."""
     from tensorflow_model_optimization.sparsity import keras as sparsity
 
@@ -42,7 +42,7 @@ def peer(start: float, final: float, end: int, frequency: int) -> Any:
     return model
 
 
-def train_peer(model: Any, steps: int) -> list[float]:
+def train_tfmot(model: Any, steps: int) -> list[float]:
     """`fit` with tfmot's callback; the share of zeros of `d` after every step."""
     from tensorflow_model_optimization.sparsity import keras as sparsity
 
@@ -76,15 +76,15 @@ def pruned(
     return seen, method.finalize(model)
 
 
-def test_the_peer_never_prunes_where_the_end_comes_before_its_frequency() -> None:
-    model = peer(0.0, 0.5, end=9, frequency=10)
-    train_peer(model, 10)
+def test_tfmots_wrapper_never_prunes_where_the_end_comes_before_its_frequency() -> None:
+    model = tfmot_model(0.0, 0.5, end=9, frequency=10)
+    train_tfmot(model, 10)
     assert zero_fraction(kernel_of(model)) == 0
 
 
-def test_the_peer_misses_an_end_between_two_updates() -> None:
-    model = peer(0.0, 0.5, end=7, frequency=4)
-    train_peer(model, 10)
+def test_tfmots_wrapper_misses_an_end_between_two_updates() -> None:
+    model = tfmot_model(0.0, 0.5, end=7, frequency=4)
+    train_tfmot(model, 10)
     assert 0 < zero_fraction(kernel_of(model)) < 0.5
 
 
@@ -102,13 +102,13 @@ def test_the_wrapper_reaches_it_at_other_ends(end: float, frequency: int, schedu
     assert zero_fraction(kernel_of(plain)) == 0.5
 
 
-def test_the_peers_weights_are_dense_behind_every_step() -> None:
-    seen = train_peer(peer(0.5, 0.5, end=9, frequency=1), 8)
+def test_tfmots_weights_are_dense_after_every_step() -> None:
+    seen = train_tfmot(tfmot_model(0.5, 0.5, end=9, frequency=1), 8)
     assert max(seen) < 0.1
 
 
 @BOTH
-def test_ours_hold_behind_every_step(kind: Any) -> None:
+def test_our_masks_hold_after_every_step(kind: Any) -> None:
     seen, plain = pruned(kind, 8, end=0.25, frequency=1)
     assert seen[2:] == [0.5] * 6
     assert zero_fraction(kernel_of(plain)) == 0.5
@@ -120,11 +120,11 @@ def empty(model: Any) -> None:
     kernel.assign(kernel * (np.arange(128).reshape(kernel.shape) >= 124))
 
 
-def test_the_peer_lets_a_sparser_start_regrow() -> None:
-    model = peer(0.0, 0.5, end=6, frequency=1)
+def test_tfmots_wrapper_lets_a_sparser_start_regrow() -> None:
+    model = tfmot_model(0.0, 0.5, end=6, frequency=1)
     kernel = kernel_of(model)
     kernel.assign(kernel * (np.arange(128).reshape(kernel.shape) >= 124))
-    train_peer(model, 8)
+    train_tfmot(model, 8)
     assert zero_fraction(kernel) < 0.9
 
 
@@ -147,7 +147,7 @@ def test_the_wrapper_keeps_any_number_of_zeros(count: int) -> None:
     assert seen[-1] == max(count / 128, 0.5)
 
 
-def test_the_stripped_net_shares_no_layer() -> None:
+def test_the_stripped_model_shares_no_layer() -> None:
     """tfmot's own: writing one changes the other."""
     source = toy()
     method = methods.create(TfmotPruning(SHARES), stage_context(2))
@@ -157,8 +157,8 @@ def test_the_stripped_net_shares_no_layer() -> None:
     for layer in plain.layers:
         assert not hasattr(layer, "get_prunable_weights")
     before = [w.numpy() for w in [*model.weights, *source.weights]]
-    said = plain(inputs(4), training=False).numpy()
-    np.testing.assert_array_equal(model(inputs(4), training=False), said)
+    outputs = plain(inputs(4), training=False).numpy()
+    np.testing.assert_array_equal(model(inputs(4), training=False), outputs)
     for weight in plain.weights:
         weight.assign(weight + 1.0)
     for old, new in zip(before, [*model.weights, *source.weights], strict=True):
@@ -171,14 +171,14 @@ def test_what_tfmot_cannot_prune_is_listed() -> None:
     train(model, method, 2)
     assert method.notes(model) == [
         "a (stem): 50.0% zeros, matches .*",
-        "b (depthwise): dense, matches .*, but tfmot prunes no DepthwiseConv2D",
+        "b (depthwise): dense, matches .*, but tfmot does not prune DepthwiseConv2D",
         "c (pointwise): 50.0% zeros, matches .*",
         "d (pointwise): 50.0% zeros, matches .*",
         "e (classifier): 25.0% zeros, matches e",
     ]
 
 
-def test_mixed_precision_is_refused_and_the_way_out_named() -> None:
+def test_mixed_precision_is_refused_with_a_remedy() -> None:
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
         with pytest.raises(UsageError, match="--pruning magnitude") as error:
@@ -200,14 +200,14 @@ class Killed(tf_keras.callbacks.Callback):
         raise KeyboardInterrupt
 
 
-def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_resumed_stage_ends_with_the_same_weights(tmp_path: Path) -> None:
     """Steps, masks and thresholds of the wrappers are in the resume state; averages too."""
     config = TrainConfig(epochs=2, batch_size=8, optimizer_name="adam", lr=0.01, ma_decay_rate=0.5)
     images = inputs(32, seed=5)
     labels = (images[:, :, :, 0].mean((1, 2)) > 0).astype(np.int32)
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
 
-    def fit(place: str, *callbacks: Any) -> Any:
+    def fit(folder: str, *callbacks: Any) -> Any:
         method = methods.create(TfmotPruning(SHARES, frequency=3, end=0.9), stage_context(8))
         model = method.apply(toy())
         job = engine.Job(
@@ -217,16 +217,16 @@ def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
             lambda start: batches.repeat().skip(start),
             batches,
             4,
-            tmp_path / place,
+            tmp_path / folder,
             callbacks,
         )
         engine.fit(model, method, job)
         return method.finalize(model)
 
-    whole = fit("whole")
+    uninterrupted = fit("uninterrupted")
     with pytest.raises(KeyboardInterrupt):
         fit("cut", Killed())
     resumed = fit("cut")
-    for one, other in zip(whole.weights, resumed.weights, strict=True):
+    for one, other in zip(uninterrupted.weights, resumed.weights, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
     assert zero_fraction(kernel_of(resumed)) == 0.5
