@@ -12,12 +12,12 @@ import re
 import stat
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from mobilenet.errors import UsageError
+from mobilenet.typing import Array
 
 MAX_TOTAL_BYTES = 1 << 30  # uncompressed; the largest released checkpoint has 0.4 GiB
 MAX_RATIO = 20.0  # uncompressed to compressed bytes; the arrays of trained models reach 2
@@ -29,7 +29,6 @@ _ENCRYPTED = 1
 _FIRST, _END, _ZIP64 = b"PK\3\4", b"PK\5\6", b"PK\6\7"
 _END_BYTES, _ZIP64_BYTES, _MAX_COMMENT_BYTES = 22, 20, 1 << 16
 
-Array = npt.NDArray[Any]
 Shapes = dict[str, tuple[int, ...]]
 
 

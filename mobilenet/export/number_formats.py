@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mobilenet.compression.quantization.int8 import float_layers, scheme
 from mobilenet.compression.quantization.int8 import saving as int8_saving
@@ -22,8 +21,7 @@ from mobilenet.export.source import Source
 from mobilenet.models.graph import inference
 from mobilenet.runtime import images as image_ops
 from mobilenet.tflite import model as tflite_model
-
-Images = npt.NDArray[np.float32]
+from mobilenet.typing import Float32Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +37,7 @@ class ConversionJob:
     """
 
     source: Source
-    images: Images
+    images: Float32Array
     config: ConversionConfig
     shape: tuple[int, int, int]
     calibration: Calibration | None = None
@@ -73,8 +71,8 @@ class Conversion:
     """
 
     data: bytes
-    reference: Images
-    inputs: Images
+    reference: Float32Array
+    inputs: Float32Array
     simulated: Any = None
     float_layers: float_fallback.FloatLayers = float_fallback.NO_FLOAT_LAYERS
     repairs: tuple[Repair, ...] = ()
@@ -124,7 +122,7 @@ def _convert_int8(job: ConversionJob) -> Conversion:
     return Conversion(data, reference, inputs, simulated, floats, tuple(repairs), notes=notes)
 
 
-def _agreement_note(original: Any, images: Images, outputs: Images) -> str:
+def _agreement_note(original: Any, images: Float32Array, outputs: Float32Array) -> str:
     """How often the quantized model has the top-1 class of the float model it was made from."""
     expected = _outputs(original, images)
     agreement = float(np.mean(expected.argmax(axis=1) == outputs.argmax(axis=1)))
@@ -186,7 +184,7 @@ def _convert_with_ai_edge(job: ConversionJob) -> Conversion:
     return _compared_with_float(job, data, notes=notes)
 
 
-def _outputs(model: Any, images: Images) -> Images:
+def _outputs(model: Any, images: Float32Array) -> Float32Array:
     """Outputs `[n, classes]` of a model in inference mode."""
     return inference.run(inference.compile_model(model), images)
 

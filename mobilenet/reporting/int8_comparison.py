@@ -20,9 +20,9 @@ from mobilenet.metrics import signal_to_noise
 from mobilenet.models.graph.roles import Graph
 from mobilenet.runtime import quantized_io
 from mobilenet.tflite import model as tflite_model
+from mobilenet.typing import FloatArray
 
 log = logging.getLogger("mobilenet")
-Floats = npt.NDArray[np.floating]
 _PREFIX = "quant_"  # of the layers of a model with quantizers
 _KINDS = {"DEPTHWISE_CONV_2D": "depthwise", "CONV_2D": "kernel", "FULLY_CONNECTED": "kernel"}
 
@@ -57,8 +57,8 @@ class Line:
 def compare(
     content: tflite_model.Flatbuffer,
     plain: Any,
-    images: Floats,
-    inputs: Floats,
+    images: FloatArray,
+    inputs: FloatArray,
     runner: Any = None,
 ) -> list[Line]:
     """The rounded tensors of a file, in execution order.
@@ -125,7 +125,7 @@ def _line(
     content: tflite_model.Flatbuffer,
     codes: dict[int, npt.NDArray[Any]],
     signals: dict[int, error_diagnosis.Signal],
-    real: dict[str, Floats],
+    real: dict[str, FloatArray],
     index: int,
     layer: str,
     op: Any,
@@ -171,7 +171,7 @@ def _layer_of(name: str, order: dict[str, int]) -> str:
     return max(known, key=lambda word: order[word], default="")
 
 
-def _float_outputs(plain: Any, names: list[str], images: Floats) -> dict[str, Floats]:
+def _float_outputs(plain: Any, names: list[str], images: FloatArray) -> dict[str, FloatArray]:
     unique = list(dict.fromkeys(names))
     model = tf_keras.Model(plain.inputs, [plain.get_layer(name).output for name in unique])
     found = model(tf.constant(images.astype(np.float32)), training=False)

@@ -18,11 +18,11 @@ from PIL import Image
 from mobilenet import image_files
 from mobilenet.configs.dataset import MAX_PIXELS, Preprocessing
 from mobilenet.errors import UsageError
+from mobilenet.typing import Float32Array
 
 _CROP_PADDING = 32  # of the square crop: side = min(H, W) * size / (size + 32)
 
 Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 Size = int | tuple[int, int]
 
 
@@ -86,7 +86,9 @@ def crop_box(
     return (height - side + 1) // 2, (width - side + 1) // 2, side, side
 
 
-def _taps(length: int, size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Floats]:
+def _taps(
+    length: int, size: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Float32Array]:
     """Along a side: the two neighbours of each output pixel, the share of the second."""
     scale = np.float32(length) / np.float32(size)
     place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
@@ -96,7 +98,7 @@ def _taps(length: int, size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.
     return lower, np.maximum(upper, 0), (place - floor).astype(np.float32)
 
 
-def resize(image: npt.NDArray[np.generic], size: Size) -> Floats:
+def resize(image: npt.NDArray[np.generic], size: Size) -> Float32Array:
     """Bilinear, half-pixel centres, not antialiased: `[H, W, C]` to `[height, width, C]`."""
     height, width = (size, size) if isinstance(size, int) else size
     if image.shape[:2] == (height, width):
@@ -105,24 +107,26 @@ def resize(image: npt.NDArray[np.generic], size: Size) -> Floats:
     left, right, across = _taps(image.shape[1], width)
     share = across[None, :, None]
 
-    def row(rows: npt.NDArray[np.intp]) -> Floats:
+    def row(rows: npt.NDArray[np.intp]) -> Float32Array:
         lines = image[rows]
         first = lines[:, left].astype(np.float32)
-        mixed: Floats = first + (lines[:, right].astype(np.float32) - first) * share
+        mixed: Float32Array = first + (lines[:, right].astype(np.float32) - first) * share
         return mixed
 
     above = row(top)
-    out: Floats = above + (row(bottom) - above) * down[:, None, None]
+    out: Float32Array = above + (row(bottom) - above) * down[:, None, None]
     return out
 
 
-def preprocess(image: npt.NDArray[np.generic], preprocessing: Preprocessing, size: Size) -> Floats:
+def preprocess(
+    image: npt.NDArray[np.generic], preprocessing: Preprocessing, size: Size
+) -> Float32Array:
     """Crops and resizes pixels `[H, W, C]` to float32 `[height, width, C]`, still 0..255."""
     top, left, height, width = crop_box(image.shape[0], image.shape[1], preprocessing, size)
     return resize(image[top : top + height, left : left + width], size)
 
 
-def normalize(pixels: npt.NDArray[np.generic], preprocessing: Preprocessing) -> Floats:
+def normalize(pixels: npt.NDArray[np.generic], preprocessing: Preprocessing) -> Float32Array:
     """`(pixel - mean) / std`, a channel at a time where there are several."""
     mean, std = (np.asarray(v, np.float32) for v in (preprocessing.mean, preprocessing.std))
     return (pixels.astype(np.float32) - mean) / std

@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from mobilenet.errors import UsageError
 from mobilenet.tflite import tensors
-
-Floats = npt.NDArray[np.floating]
+from mobilenet.typing import FloatArray
 
 
 def scale_of(tensor: tensors.Tensor) -> tuple[float, int]:
@@ -22,7 +21,7 @@ def scale_of(tensor: tensors.Tensor) -> tuple[float, int]:
 
 
 def quantize(
-    values: Floats, dtype: npt.DTypeLike, scale: float, zero_point: int
+    values: FloatArray, dtype: npt.DTypeLike, scale: float, zero_point: int
 ) -> npt.NDArray[Any]:
     """Quantizes real values: `round(value / scale) + zero_point`, clipped to the type's range.
 
@@ -52,7 +51,7 @@ def batches(images: npt.NDArray[Any], size: int) -> Iterator[npt.NDArray[Any]]:
         yield np.resize(images[start : start + size], (size, *images.shape[1:]))
 
 
-def invoke_batches(runner: Any, inputs: Floats) -> Iterator[int]:
+def invoke_batches(runner: Any, inputs: FloatArray) -> Iterator[int]:
     """Runs an interpreter on images, in batches of the file's size.
 
     Args:
@@ -77,7 +76,7 @@ def invoke_batches(runner: Any, inputs: Floats) -> Iterator[int]:
         yield min(batch, len(inputs) - number * batch)
 
 
-def run(runner: Any, inputs: Floats) -> Floats:
+def run(runner: Any, inputs: FloatArray) -> FloatArray:
     """Runs an interpreter on images and returns its outputs.
 
     Args:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from mobilenet.tflite import model as tflite_model
 from mobilenet.tflite import tensors
+from mobilenet.typing import Array
 
-Array = npt.NDArray[Any]
 KERNEL_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 

@@ -6,11 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from mobilenet.metrics import MAX_SIGNAL_TO_NOISE
-
-Floats = npt.NDArray[np.floating]
+from mobilenet.typing import FloatArray
 
 PLACEHOLDER = 1e-3  # upper bound that calibration gives a tensor that was always zero
 _MAIN_SHARE = 0.5  # a cause of at least this share of the noise is the cause
@@ -31,7 +29,7 @@ class Signal:
     """
 
     layer: str
-    real: Floats
+    real: FloatArray
     scale: float
     zero_point: int
     ratio: float | None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.quantizer_placement import (
@@ -15,8 +14,7 @@ from mobilenet.compression.quantization.int8.quantizer_placement import (
 )
 from mobilenet.models.graph.batch_norm_folding import Folded
 from mobilenet.models.graph.roles import Graph, kind, unwrap
-
-Floats = npt.NDArray[np.float32]
+from mobilenet.typing import Float32Array
 
 
 def find_float_layers(wrapped: Any) -> tuple[str, ...]:
@@ -29,7 +27,7 @@ def find_all_float_layers(wrapped: Any) -> set[str]:
     return expand_float_layers(Graph(wrapped), set(find_float_layers(wrapped)))
 
 
-def folded_kernels(wrapped: Any) -> dict[str, tuple[Floats, Floats]]:
+def folded_kernels(wrapped: Any) -> dict[str, tuple[Float32Array, Float32Array]]:
     """Kernel and bias of each of `find_float_layers`, with its batch norm folded in.
 
     Returns:
@@ -49,7 +47,7 @@ def _layers(wrapped: Any, graph: Graph) -> list[Any]:
     ]
 
 
-def _folded(graph: Graph, layer: Any) -> tuple[Floats, Floats]:
+def _folded(graph: Graph, layer: Any) -> tuple[Float32Array, Float32Array]:
     pair = Folded(graph, layer)
     multiplier, bias = pair.affine()
     raw = np.asarray(pair.kernel, np.float64)
