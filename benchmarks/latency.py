@@ -86,7 +86,7 @@ def main() -> None:
                 f"{statistics.median(ratios):.3f}",
                 f"{min(ratios):.3f}-{max(ratios):.3f}",
                 f"{TARGETS[name]:.2f}" if kind == "int8" and name in TARGETS else "-",
-                interpreter.partitions(interpreter.make(keyed[key], words.threads)),
+                interpreter.partitions(interpreter.make_interpreter(keyed[key], words.threads)),
                 f"{len(keyed[key]):,}",
             ]
         )

@@ -90,7 +90,7 @@ class Bench:
         listed = datasets.get("image_list").replace(data_dir=words.data)
         self.images = arrays.load_images(listed, "test", shape, self.preprocessing, words.limit)
         self.labels = labels_of(listed, words.limit)
-        self.seen = calibration_data.load(
+        self.seen = calibration_data.load_calibration(
             None, words.calibration, listed, shape, self.preprocessing, max(words.images, 8)
         )
         self.expected = self.outputs(self.model)
@@ -112,7 +112,7 @@ class Bench:
         from mobilenet.runtime.quantized_io import run
 
         inputs = scheme.to_grid(self.images, self.preprocessing) if on_grid else self.images
-        outputs = run(interpreter.make(data, os.cpu_count() or 1), inputs)
+        outputs = run(interpreter.make_interpreter(data, os.cpu_count() or 1), inputs)
         right = outputs.argmax(1) == self.labels
         same = outputs.argmax(1) == self.expected.argmax(1)
         ratio = signal_to_noise(self.expected, outputs)
@@ -160,13 +160,13 @@ class Bench:
             data = make()
             seconds = time.monotonic() - started
             try:
-                interpreter.make(data)
+                interpreter.make_interpreter(data)
             except UsageError as error:
                 print(name, error, flush=True)
                 row = [name, "-", "-", "-", "does not run", "-", f"{seconds:.1f}"]
                 yield [*row, f"{len(data):,}"]
                 continue
-            parts = interpreter.partitions(interpreter.make(data))
+            parts = interpreter.partitions(interpreter.make_interpreter(data))
             times = interpreter.latency({"float": self._float(), "file": data})
             row = [
                 name,

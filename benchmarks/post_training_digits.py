@@ -51,7 +51,7 @@ def same_top1(folder: Path) -> float:
     )
     expected = model.model.predict(images, verbose=0).argmax(axis=1)
     (file,) = (folder / "export").glob("*.tflite")
-    runner = interpreter.make(file.read_bytes())
+    runner = interpreter.make_interpreter(file.read_bytes())
     classes = quantized_io.run(runner, scheme.to_grid(images, preprocessing)).argmax(axis=1)
     return float(100 * (classes == expected).mean())
 

@@ -38,7 +38,7 @@ def octaves(checkpoint: str, photos: str) -> Octaves:
     shape = (224, 224, 3)
     model = load_tf1_checkpoint(checkpoint, input_shape=shape).model
     preprocessing = PREPROCESSING["inception"]
-    calibration_images = calibration_data.load(
+    calibration_images = calibration_data.load_calibration(
         None, photos, DatasetConfig(), shape, preprocessing, 8
     ).images
     factors: Octaves = {True: [], False: []}
@@ -121,7 +121,7 @@ def main() -> None:
                 model, preprocessing, calibration_images, PostTraining(steps=steps)
             )
             int8_saving.for_export(quantized.wrapped, quantized.repair)
-            file = interpreter.make(tflite_converter.int8_flatbuffer(quantized.wrapped))
+            file = interpreter.make_interpreter(tflite_converter.int8_flatbuffer(quantized.wrapped))
             outputs = quantized_io.run(file, scheme.to_grid(images, preprocessing))
             same = 100 * (outputs.argmax(1) == expected.argmax(1)).mean()
             right = 100 * (outputs.argmax(1) == labels).mean()

@@ -80,7 +80,9 @@ def run(argv: list[str]) -> int | None:
     seen = None
     if calibrated:
         place = options["calibration_dataset"], options["calibration_dir"]
-        seen = calibration_data.load(*place, data, shape, way, options["calibration_images"])
+        seen = calibration_data.load_calibration(
+            *place, data, shape, way, options["calibration_images"]
+        )
     limits = VerificationLimits(**{spec.name: options[spec.name] for spec in flags.LIMITS[1:]})
     fits = fitting, options["fitted"]
     print(_told(export_pipeline.export(opened, target, images, form, limits, seen, *fits)))

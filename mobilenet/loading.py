@@ -146,7 +146,7 @@ _FORMS = (  # the first that matches is taken
     _Form(KERAS, _matcher(".keras", file=saving.MODEL), _load_keras),
     _Form(SAVED_MODEL, _matcher(file=saving.SAVED_MODEL), _load_keras),
     _Form(HDF5, _matcher(".h5", ".hdf5"), _load_keras),
-    _Form(PACKED, container.is_one, _load_packed),
+    _Form(PACKED, container.is_packed_file, _load_packed),
     _Form(FLATBUFFER, classifier.is_flatbuffer, _refuse_flatbuffer),
     _Form(CHECKPOINT, locate.is_checkpoint, _load_checkpoint),
 )

@@ -1,4 +1,4 @@
-"""`python -m mobilenet.packer`: a model to one small file and back, bit by bit."""
+"""`python -m mobilenet.packer`: packs a model into one small file without loss, and unpacks it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError, one_of
 
 _VERBS = {"pack": ("MODEL", "FILE"), "unpack": ("FILE", "MODEL"), "info": ("FILE",)}
-_FOLDING = ("images", "image_size", "dataset_name", "data_dir")  # of pack: for its effect
+_FOLDING = ("images", "image_size", "dataset_name", "data_dir")  # of pack: measure its effect
 _USERS = {
     "fold_batch_norm": ("pack",),
     **dict.fromkeys(("images", "dataset_name", "data_dir"), ("pack",)),
@@ -19,19 +19,21 @@ _USERS = {
 }
 COMMAND = cli.Command(
     "mobilenet.packer",
-    "Packs a model into one small file, unpacks it bit by bit, or shows what such a file holds.",
+    "Packs a model into one small file without loss, unpacks it, or lists what such a file holds.",
     [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir")],
     (
         cli.option(
             "fold_batch_norm",
             bool,
             False,
-            "pack: round batch norms to a 16-bit scale and offset a channel; loses a little",
+            "pack: round batch norms to a float16 scale and offset per channel; not lossless",
             group="model",
         ),
-        cli.option("images", int, 16, "test images on which the effect of that is measured"),
         cli.option(
-            "flatbuffer", bool, True, "info: make the float flatbuffer too, to compare with"
+            "images", int, 16, "pack: test images on which the effect of folding is measured"
+        ),
+        cli.option(
+            "flatbuffer", bool, True, "info: also convert to a float flatbuffer, for comparison"
         ),
         cli.option(
             "image_size", int, None, "height and width of a model that leaves its size open"
@@ -43,26 +45,26 @@ COMMAND = cli.Command(
 
 def run(argv: list[str]) -> int | None:
     parsed = COMMAND.parse(argv)
-    options, (verb, *places) = parsed.options, parsed.arguments or ("",)
+    options, (verb, *paths) = parsed.options, parsed.arguments or ("",)
     one_of(COMMAND.name, verb, _VERBS)
-    wanted = _VERBS[verb]
-    if len(places) != len(wanted):
-        raise UsageError(f"{COMMAND.name} {verb}", places or None, " and ".join(wanted))
+    names = _VERBS[verb]
+    if len(paths) != len(names):
+        raise UsageError(f"{COMMAND.name} {verb}", paths or None, " and ".join(names))
     for name, users in _USERS.items():
         if name in parsed.given and verb not in users:
-            raise UsageError(f"--{name}", options.get(name), f"{' or '.join(users)} beside it")
+            raise UsageError(f"--{name}", options.get(name), f"{' or '.join(users)}, which uses it")
         folded = verb != "pack" or options["fold_batch_norm"]
         if name in parsed.given and name in _FOLDING and not folded:
-            raise UsageError(f"--{name}", options.get(name), "--fold_batch_norm beside it")
+            raise UsageError(f"--{name}", options.get(name), "--fold_batch_norm, which uses it")
     for name in ("images", "image_size"):
         if options[name] is not None:
             number(f"--{name}", options[name], least=1, integer=True)
     if verb == "pack":
-        _pack(parsed, Path(places[0]), Path(places[1]))
+        _pack(parsed, Path(paths[0]), Path(paths[1]))
     elif verb == "unpack":
-        _unpack(parsed, Path(places[0]), Path(places[1]))
+        _unpack(parsed, Path(paths[0]), Path(paths[1]))
     else:
-        _info(parsed, Path(places[0]))
+        _info(parsed, Path(paths[0]))
     return None
 
 
@@ -70,7 +72,7 @@ def _pack(parsed: cli.Parsed, source: Path, target: Path) -> None:
     options = parsed.options
     with cli.starting_tensorflow():
         from mobilenet.packing import pipeline as packing_pipeline
-    told = packing_pipeline.pack(
+    rows = packing_pipeline.pack_saved_model(
         source,
         target,
         options["fold_batch_norm"],
@@ -78,35 +80,36 @@ def _pack(parsed: cli.Parsed, source: Path, target: Path) -> None:
         lambda name: cli.dataset_of(parsed, name),
         options["image_size"],
     )
-    print(cli.table(["what", "value"], told))
+    print(cli.table(["what", "value"], rows))
 
 
 def _unpack(parsed: cli.Parsed, source: Path, target: Path) -> None:
     _check(source)
     with cli.starting_tensorflow():
         from mobilenet.packing import pipeline as packing_pipeline
-    told = packing_pipeline.unpack(source, target, parsed.options["image_size"])
-    print(cli.table(["what", "value"], told))
+    rows = packing_pipeline.unpack_file(source, target, parsed.options["image_size"])
+    print(cli.table(["what", "value"], rows))
 
 
 def _info(parsed: cli.Parsed, source: Path) -> None:
     from mobilenet.reporting import packed_size, tables
 
-    found = packed_size.contents(source)
-    print(cli.table(*tables.of_packed(found)))
-    print(f"\n{found.total.plain:,} bytes of weights in {found.total.packed:,}: {found.ratio:.2f}")
+    contents = packed_size.contents(source)
+    print(cli.table(*tables.of_packed(contents)))
+    total = contents.total
+    print(f"\n{total.plain:,} bytes of weights in {total.packed:,}: {contents.ratio:.2f}")
     if not parsed.options["flatbuffer"]:
         return
     with cli.starting_tensorflow():
         from mobilenet.packing import model as packed_model
-        from mobilenet.packing import pipeline as models
-    data = models.flatbuffer(packed_model.unpack(source), parsed.options["image_size"])
-    told = ", ".join(f"{value} bytes {what}" for what, value in models.sizes(data))
-    print(told)
+        from mobilenet.packing import pipeline as packing_pipeline
+    data = packing_pipeline.flatbuffer(packed_model.unpack(source), parsed.options["image_size"])
+    sizes = packing_pipeline.sizes(data)
+    print(", ".join(f"{value} bytes {what}" for what, value in sizes))
 
 
 def _check(source: Path) -> None:
-    """Refuses what is no packed model before TensorFlow is waited for."""
+    """Refuses what is no packed model before TensorFlow is loaded."""
     from mobilenet.packing import container
 
     container.read(source)

@@ -104,7 +104,11 @@ def _file(path: Path, parsed: cli.Parsed) -> None:
 
     content = tflite_model.read(classifier.resolve_flatbuffer(path))
     where = content, parsed.options["isolated"], str(path)
-    needs = micro.needs(content, isolation.make(*where, "micro")) if parsed.options["micro"] else ()
+    needs = (
+        micro.describe_requirements(content, isolation.open_interpreter(*where, "micro"))
+        if parsed.options["micro"]
+        else ()
+    )
     print(cli.table(*tables.of_file(tflite_profile.lines(content))))
     summary = f"{len(content.content):,} bytes; {tflite_profile.operators(content)}"
     print("", *cli.wrap(summary), sep="\n")
@@ -124,7 +128,9 @@ def _compare(path: Path, parsed: cli.Parsed) -> None:
     model = load_keras_model(options["against"])
     int8_comparison.warn_of_another(file.card, model.card, options["against"])
     images = _images(parsed, model.card, file.card)
-    runner = isolation.make(file.flatbuffer, options["isolated"], str(path), keep_tensors=True)
+    runner = isolation.open_interpreter(
+        file.flatbuffer, options["isolated"], str(path), keep_tensors=True
+    )
     lines = int8_comparison.compare(
         file.flatbuffer, freeze.float32_copy(model.model), *images, runner
     )

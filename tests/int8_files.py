@@ -174,7 +174,7 @@ def logit_steps(model: Int8Model, images: np.ndarray) -> np.ndarray:
     logits = model.wrapped(file_inputs(images), training=False).numpy()
     content = tflite_model.read(model.data)
     step = float(content.tensors[content.outputs[0]].scales[0])
-    runner = runtime.make(model.data)
+    runner = runtime.make_interpreter(model.data)
     return np.abs(verify.run(runner, file_inputs(images)) - logits) / step
 
 

@@ -1,4 +1,4 @@
-"""The images that ranges are taken from: a training split, a list, or a folder without classes."""
+"""Calibration images: of a training split, a list, or a folder without classes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Calibration:
     """Images to calibrate on.
 
     Attributes:
-        images: `[n, height, width, channels]`, preprocessed as the model takes them.
-        source: where they are from, in words.
+        images: `[n, height, width, channels]`, preprocessed for the model.
+        source: where they are from.
     """
 
     images: npt.NDArray[np.float32]
@@ -36,9 +36,9 @@ class Calibration:
         return f"{len(self.images)} images of {self.source}"
 
 
-def load(
+def load_calibration(
     name: str | None,
-    place: str | None,
+    directory: str | None,
     default: DatasetConfig,
     shape: tuple[int, int, int],
     preprocessing: Preprocessing,
@@ -47,25 +47,30 @@ def load(
     """Reads calibration images, without their labels.
 
     Args:
-        name: `--calibration_dataset`; `None` takes what lies at `place`. A path will do as well.
-        place: `--calibration_dir`: what `--data_dir` is to a data set, or a folder of images
-            without classes. Of data without a training split all images are taken.
-        default: the data set of the command, whose training split is taken where neither is given.
+        name: `--calibration_dataset`; `None` takes the data at `directory`. May be a path.
+        directory: `--calibration_dir`: the `--data_dir` of the data set, or a folder of images
+            without classes. All images are used where there is no training split.
+        default: the data set of the command, whose training split is used if neither is given.
         shape: `(height, width, channels)` of the model.
         preprocessing: that of the model.
-        limit: at most so many images, spread evenly.
+        limit: maximum number of images, sampled evenly.
 
     Raises:
         UsageError: there are no or too few images, one is corrupt, or they cannot be a model's
             inputs (see `check_images`).
     """
-    if place is None and name is not None and name not in datasets.KNOWN and Path(name).exists():
-        name, place = None, name
-    chosen = _dataset(name, place, default)
+    if (
+        directory is None
+        and name is not None
+        and name not in datasets.KNOWN
+        and Path(name).exists()
+    ):
+        name, directory = None, name
+    chosen = _dataset(name, directory, default)
     try:
         info = data.describe(chosen)
         split = "train" if info.sizes.get("train") else "test"
-        if split == "test" and place is None:
+        if split == "test" and directory is None:
             raise UsageError(
                 "--calibration_dir",
                 None,
@@ -74,34 +79,36 @@ def load(
             )
         images = arrays.load_images(chosen, split, shape, preprocessing, limit)
     except UsageError as error:
-        if error.what != "--data_dir" or place is None:
+        if error.what != "--data_dir" or directory is None:
             raise
         raise UsageError("--calibration_dir", error.got, error.expected, error.remedy) from None
-    where = place or chosen.data_dir or chosen.name
+    location = directory or chosen.data_dir or chosen.name
     if len(images) < MIN_IMAGES:
         count = f"{len(images)} images"
         raise UsageError(
-            "--calibration_images", count, f"at least {MIN_IMAGES}; {where} has no more"
+            "--calibration_images", count, f"at least {MIN_IMAGES}; {location} has no more"
         )
     check_images(images, preprocessing)
-    return Calibration(images, str(where))
+    return Calibration(images, str(location))
 
 
-def _dataset(name: str | None, place: str | None, default: DatasetConfig) -> DatasetConfig:
-    """The data set that was asked for, by its name or by what lies at its place."""
-    if place is None:
+def _dataset(name: str | None, directory: str | None, default: DatasetConfig) -> DatasetConfig:
+    """The data set of that name, or of the kind found at the directory."""
+    if directory is None:
         return default if name is None else datasets.get(name)
     if name is None or name in _FOLDERS:
-        name = _kind(Path(place))
-    return datasets.get(name).replace(data_dir=place)
+        name = _kind(Path(directory))
+    return datasets.get(name).replace(data_dir=directory)
 
 
-def _kind(place: Path) -> str:
+def _kind(directory: Path) -> str:
     """A list is a file; a folder that holds images itself has no classes."""
-    if place.is_file():
+    if directory.is_file():
         return "image_list"
     try:
-        children = [child for child in place.iterdir() if not child.name.startswith((".", "__"))]
-    except OSError:  # told by what reads the folder
+        children = [
+            child for child in directory.iterdir() if not child.name.startswith((".", "__"))
+        ]
+    except OSError:  # reported by the reader of the folder
         children = []
     return "image_folder" if any(child.is_dir() for child in children) else "image_files"

@@ -96,7 +96,7 @@ def int16x8_flatbuffer(
         for block in quantized_io.batches(images, batch):
             yield [block]
 
-    net = int16x8.prepared(_plain(model, softmax), images)
+    net = int16x8.prepare_model(_plain(model, softmax), images)
     return _convert(freeze.freeze(net, batch, input_shape), settle)
 
 
@@ -153,7 +153,7 @@ def int8_flatbuffer(
         converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io)
 
     data = float_fallback.restore_float(_convert(frozen, codes), float_layers.kernels)
-    return space_to_depth_stem.pair(data) if target == "xnnpack" else data
+    return space_to_depth_stem.pair_pixels(data) if target == "xnnpack" else data
 
 
 def _convert(frozen: Any, settle: Callable[[Any], None] = lambda converter: None) -> bytes:

@@ -39,7 +39,7 @@ def attach(data: bytes, card: Card) -> bytes:
         card: preprocessing, labels and meaning of the outputs; of the file, not of the float model.
     """
     schema = tflite_model.schema()
-    model = editor.opened(data)
+    model = editor.open_flatbuffer(data)
     content = tflite_model.read(data)
     buffer = schema.BufferT()
     blob = model_metadata(card, content.tensors[content.inputs[0]].shape)
@@ -49,7 +49,7 @@ def attach(data: bytes, card: Card) -> bytes:
     model.buffers = [*model.buffers, buffer]
     model.metadata = [*(model.metadata or []), entry]
     packed = io.BytesIO()
-    packed.write(editor.packed(model))
+    packed.write(editor.pack_flatbuffer(model))
     with zipfile.ZipFile(packed, "a", zipfile.ZIP_STORED) as archive:
         archive.writestr(
             zipfile.ZipInfo(LABELS, _EARLIEST), "".join(f"{label}\n" for label in card.labels)

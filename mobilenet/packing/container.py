@@ -1,8 +1,8 @@
-"""The file of a packed model: a fixed front, a JSON header, the arrays; docs/packed.md has it
-whole.
+"""The file of a packed model: a fixed front, a JSON header, the arrays; docs/packed.md describes
+it.
 
-Nothing in a file is believed: lengths are held against its size and the limits here before anything
-is allocated, and a digest covers every byte.
+Nothing in a file is trusted: lengths are checked against its size and the limits here before
+anything is allocated, and a digest covers every byte.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from typing import Any
 from mobilenet import strict_json
 from mobilenet.errors import UsageError
 from mobilenet.packing import array_codec
-from mobilenet.packing.entropy_coding import Malformed
+from mobilenet.packing.entropy_coding import MalformedPackError
 
 MAGIC = b"\x89MNPACK\n"
 VERSION = 2
 WEIGHT, RANGE = "weight", "range"
 _FRONT = struct.Struct("<8sIIIQ")  # magic, version, header packed, header unpacked, arrays
 _START = _FRONT.size + hashlib.sha256().digest_size  # of the header
-_MOST_HEADER = 1 << 21  # bytes once unpacked: labels, history and a foreign model's layers
-_MOST_VALUES = 1 << 17  # of the header, by the marks in front of them; each takes memory and time
-_MOST_ARRAYS = 1 << 12
-_MOST_FILE = 1 << 31
-_MOST_AXES = 8
+_MAX_HEADER = 1 << 21  # bytes once unpacked: labels, history and a foreign model's layers
+_MAX_VALUES = 1 << 17  # of the header, by the marks before them; each takes memory and time
+_MAX_ARRAYS = 1 << 12
+_MAX_FILE = 1 << 31
+_MAX_AXES = 8
 # The most weights that a file may claim. Kernels of zeros cost nearly nothing, so some are free.
 _FREE_WEIGHTS = 1 << 22
-_WEIGHTS_A_BYTE = 1 << 6
+_WEIGHTS_PER_BYTE = 1 << 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Record:
 
     Attributes:
         name: of the weight, or of the layer that a range is of.
-        layer: whose weight it is.
+        layer: the layer of the weight.
         kind: `weight` or `range`.
-        dtype: one of `packed_array.DTYPES`.
+        dtype: one of `array_codec.DTYPES`.
         shape: its axes.
-        data: what `packed_array.pack` made.
+        data: the result of `array_codec.pack_array`.
     """
 
     name: str
@@ -67,9 +67,9 @@ class Record:
         """The values.
 
         Raises:
-            Malformed: there are none to be had from the bytes.
+            MalformedPackError: the bytes are not a packed array.
         """
-        return array_codec.unpack(self.data, self.dtype, self.shape)
+        return array_codec.unpack_array(self.data, self.dtype, self.shape)
 
 
 def assemble(header: dict[str, Any], records: Sequence[Record]) -> bytes:
@@ -91,9 +91,9 @@ def assemble(header: dict[str, Any], records: Sequence[Record]) -> bytes:
     try:
         _check_sizes(len(text), len(data), sum(record.size for record in records))
         _check_values(text)
-        _at_most(_MOST_ARRAYS, len(records), "arrays")
-    except Malformed as error:
-        raise UsageError("net", None, f"one that can be packed ({error})") from None
+        _check_limit(_MAX_ARRAYS, len(records), "arrays")
+    except MalformedPackError as error:
+        raise UsageError("model", None, f"one that can be packed ({error})") from None
     return data
 
 
@@ -113,18 +113,18 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record]]:
             sizes = _sizes(front, os.fstat(file.fileno()).st_size)
             packed, body = file.read(sizes[0]), file.read(sizes[2])
         if _digest(front[: _FRONT.size], packed, body) != front[_FRONT.size :]:
-            raise Malformed("its bytes are not those that were written")
+            raise MalformedPackError("its bytes are not those that were written")
         header = _header(packed, sizes[1])
         records = _records(header.pop("arrays", None), body)
         _check_sizes(sizes[1], _START + len(packed) + len(body), sum(r.size for r in records))
-    except Malformed as error:
-        raise damaged(path, error) from None
+    except MalformedPackError as error:
+        raise damaged_file_error(path, error) from None
     except OSError as error:
         raise UsageError(str(path), None, f"a file that can be read ({error.strerror})") from None
     return header, records
 
 
-def is_one(path: str | os.PathLike[str]) -> bool:
+def is_packed_file(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins like a packed model."""
     try:
         with open(path, "rb") as file:
@@ -133,17 +133,17 @@ def is_one(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def damaged(path: str | os.PathLike[str], error: Exception) -> UsageError:
-    """What is said of a file that is no longer what was written."""
+def damaged_file_error(path: str | os.PathLike[str], error: Exception) -> UsageError:
+    """The error for a file that is not what was written."""
     reason = str(error)[:200]
     return UsageError(str(path), None, f"a whole packed model ({reason})", "copy or pack it again")
 
 
 def _digest(*parts: bytes) -> bytes:
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in parts:
-        made.update(part)
-    return made.digest()
+        digest.update(part)
+    return digest.digest()
 
 
 def _check_kind(path: Path, front: bytes) -> None:
@@ -151,7 +151,7 @@ def _check_kind(path: Path, front: bytes) -> None:
         remedy = "python -m mobilenet.packer pack MODEL FILE makes one"
         raise UsageError(str(path), None, "a packed model; this is another kind of file", remedy)
     if len(front) < _START:
-        raise Malformed(f"it ends after {len(front)} bytes")
+        raise MalformedPackError(f"it ends after {len(front)} bytes")
     version = _FRONT.unpack(front[: _FRONT.size])[1]
     if version != VERSION:
         remedy = "a later mobilenet may read it"
@@ -162,25 +162,27 @@ def _sizes(front: bytes, size: int) -> tuple[int, int, int]:
     """Header packed and unpacked, and the arrays, in bytes."""
     _, _, packed, text, body = _FRONT.unpack(front[: _FRONT.size])
     if _START + packed + body != size:
-        raise Malformed(f"{size} bytes where {_START + packed + body} were written")
+        raise MalformedPackError(f"{size} bytes where {_START + packed + body} were written")
     _check_sizes(text, size, 0)
     return packed, text, body
 
 
 def _check_sizes(text: int, size: int, weights: int) -> None:
-    _at_most(_MOST_HEADER, text, "bytes of header")
-    _at_most(_MOST_FILE, size, "bytes")
-    _at_most(_FREE_WEIGHTS + _WEIGHTS_A_BYTE * size, weights, "weights")
+    _check_limit(_MAX_HEADER, text, "bytes of header")
+    _check_limit(_MAX_FILE, size, "bytes")
+    _check_limit(_FREE_WEIGHTS + _WEIGHTS_PER_BYTE * size, weights, "weights")
 
 
 def _check_values(text: bytes) -> None:
-    """Holds the values of JSON against their limit before they are made."""
-    _at_most(_MOST_VALUES, sum(map(text.count, (b",", b":", b"[", b"{"))), "values in the header")
+    """Counts the values of JSON before they are created."""
+    _check_limit(
+        _MAX_VALUES, sum(map(text.count, (b",", b":", b"[", b"{"))), "values in the header"
+    )
 
 
-def _at_most(most: int, count: int, what: str) -> None:
-    if count > most:
-        raise Malformed(f"{count} {what} where {most} is the most")
+def _check_limit(limit: int, count: int, what: str) -> None:
+    if count > limit:
+        raise MalformedPackError(f"{count} {what} where {limit} is the most")
 
 
 def _header(packed: bytes, size: int) -> dict[str, Any]:
@@ -188,41 +190,43 @@ def _header(packed: bytes, size: int) -> dict[str, Any]:
     try:
         text = unpacker.decompress(packed, size + 1)
     except zlib.error as error:
-        raise Malformed(f"a header that cannot be read: {error}") from None
+        raise MalformedPackError(f"a header that cannot be read: {error}") from None
     if len(text) != size or not unpacker.eof or unpacker.unused_data:
-        raise Malformed("a header of another length")
+        raise MalformedPackError("a header of another length")
     _check_values(text)
     try:
         header = strict_json.loads(text)
     except strict_json.InvalidJSON as error:
-        raise Malformed(f"a header that cannot be read: {error}") from None
+        raise MalformedPackError(f"a header that cannot be read: {error}") from None
     if not isinstance(header, dict):
-        raise Malformed("a header that is no JSON object")
+        raise MalformedPackError("a header that is no JSON object")
     return header
 
 
 def _records(listed: Any, body: bytes) -> list[Record]:
     if not isinstance(listed, list):
-        raise Malformed("a header without arrays")
-    _at_most(_MOST_ARRAYS, len(listed), "arrays")
-    found, place = [], 0
+        raise MalformedPackError("a header without arrays")
+    _check_limit(_MAX_ARRAYS, len(listed), "arrays")
+    records, position = [], 0
     for entry in listed:
         if not isinstance(entry, list) or len(entry) != 6:
-            raise Malformed("an array without name, layer, kind, type, shape and length")
+            raise MalformedPackError("an array without name, layer, kind, type, shape and length")
         name, layer, kind, dtype, shape, size = entry
         if not (isinstance(name, str) and isinstance(layer, str) and kind in (WEIGHT, RANGE)):
-            raise Malformed("an array without a name")
+            raise MalformedPackError("an array without a name")
         if dtype not in array_codec.DTYPES:
-            raise Malformed(f"an array of {dtype!r}")
-        if not isinstance(shape, list) or len(shape) > _MOST_AXES:
-            raise Malformed(f"an array without a shape of at most {_MOST_AXES} axes")
-        if not all(type(side) is int and 0 <= side < _MOST_FILE for side in (*shape, size)):
-            raise Malformed("an array with a length that cannot be")
-        if size > len(body) - place:
-            raise Malformed(f"an array of {size} bytes where {len(body) - place} are left")
-        data = body[place : place + size]
-        found.append(Record(name, layer, kind, dtype, tuple(shape), data))
-        place += size
-    if place != len(body):
-        raise Malformed(f"{len(body) - place} bytes that no array has")
-    return found
+            raise MalformedPackError(f"an array of {dtype!r}")
+        if not isinstance(shape, list) or len(shape) > _MAX_AXES:
+            raise MalformedPackError(f"an array without a shape of at most {_MAX_AXES} axes")
+        if not all(type(side) is int and 0 <= side < _MAX_FILE for side in (*shape, size)):
+            raise MalformedPackError("an array with a length that cannot be")
+        if size > len(body) - position:
+            raise MalformedPackError(
+                f"an array of {size} bytes where {len(body) - position} are left"
+            )
+        data = body[position : position + size]
+        records.append(Record(name, layer, kind, dtype, tuple(shape), data))
+        position += size
+    if position != len(body):
+        raise MalformedPackError(f"{len(body) - position} bytes that no array has")
+    return records

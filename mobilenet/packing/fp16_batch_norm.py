@@ -1,5 +1,5 @@
-"""Batch norms as a scale and an offset a channel in 16 bits: half the bytes of two of their four
-vectors, and nothing of the others. Loses what float16 cannot hold.
+"""Batch norms as a float16 scale and offset per channel: half the bytes of two of their four
+vectors, and none of the other two. Loses what float16 cannot represent.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from mobilenet.models.graph import rebuild
 Array = npt.NDArray[Any]
 
 
-def folded(model: tf_keras.Model) -> tf_keras.Model:
-    """A copy of a model whose batch norms are a scale and an offset of float16 a channel.
+def fold_to_float16(model: tf_keras.Model) -> tf_keras.Model:
+    """Copies a model with batch norms of a float16 scale and offset per channel.
 
     gamma becomes the scale, beta the offset, the mean 0 and the variance 1 - epsilon, so the layers
     stay what they are and do in inference what they did, but for the rounding. Where a layer has no
@@ -34,40 +34,40 @@ def folded(model: tf_keras.Model) -> tf_keras.Model:
         copy.mobilenet_config = config
     for layer in copy.layers:
         if isinstance(layer, tf_keras.layers.BatchNormalization):
-            layer.set_weights(_folded(layer))
+            layer.set_weights(_folded_weights(layer))
     return copy
 
 
-def _folded(layer: Any) -> list[Array]:
+def _folded_weights(layer: Any) -> list[Array]:
     """The weights of a batch norm, in Keras' order: gamma, beta, mean, variance."""
     epsilon = float(layer.epsilon)
     mean, variance = (np.asarray(w, np.float64) for w in layer.get_weights()[-2:])
     scale = 1 / np.sqrt(variance + epsilon)
     if layer.scale:
         scale *= np.asarray(layer.gamma, np.float64)
-    scale = _halves(layer, "scale", scale)
-    # From the rounded scale, so that the channel's mean is met whatever the scale lost.
+    scale = _round_to_float16(layer, "scale", scale)
+    # From the rounded scale, so that rounding the scale does not move the channel's mean.
     offset = -mean * scale
     if layer.center:
         offset += np.asarray(layer.beta, np.float64)
-    offset = _halves(layer, "offset", offset)
+    offset = _round_to_float16(layer, "offset", offset)
     weights = [scale] if layer.scale else []
     weights += [offset] if layer.center else []
     safe = np.where(scale == 0, 1.0, scale)
     new_mean = np.zeros_like(mean) if layer.center else -offset / safe
-    # Without gamma the scale is positive; a variance below 0 cannot be asked for.
+    # Without gamma the scale is positive; its variance cannot be below 0.
     new_variance = 1 - epsilon if layer.scale else np.maximum(1 / np.square(safe) - epsilon, 0)
     weights += [new_mean, np.broadcast_to(new_variance, mean.shape)]
     return [np.asarray(values, np.float32) for values in weights]
 
 
-def _halves(layer: Any, what: str, values: Array) -> Array:
+def _round_to_float16(layer: Any, what: str, values: Array) -> Array:
     with np.errstate(over="ignore"):
         halves = values.astype(np.float16).astype(np.float64)
     if not np.isfinite(halves).all():
         worst = float(np.abs(values).max())
-        most = f"at most {float(np.finfo(np.float16).max):.0f}, as float16 holds"
+        expected = f"at most {float(np.finfo(np.float16).max):.0f}, as float16 can represent"
         raise UsageError(
-            f"--fold_batch_norm {layer.name} {what}", worst, most, "leave the flag out"
+            f"--fold_batch_norm {layer.name} {what}", worst, expected, "leave the flag out"
         )
     return halves

@@ -19,7 +19,7 @@ from mobilenet.errors import UsageError, VerificationError
 from mobilenet.models import builder, layer_plan, safe_loading, saving
 from mobilenet.models.graph import variables
 from mobilenet.packing import array_codec, container
-from mobilenet.packing.entropy_coding import Malformed
+from mobilenet.packing.entropy_coding import MalformedPackError
 
 Array = npt.NDArray[Any]
 
@@ -38,11 +38,11 @@ class Unpacked:
 
 
 def pack(model: saving.LoadedModel, ranges: Mapping[str, Array] | None = None) -> bytes:
-    """The bytes of a packed model, read back and compared before they are given; see `records`."""
-    return records(model, ranges)[0]
+    """The bytes of a packed model, read back and compared first; see `pack_with_records`."""
+    return pack_with_records(model, ranges)[0]
 
 
-def records(
+def pack_with_records(
     model: saving.LoadedModel, ranges: Mapping[str, Array] | None = None
 ) -> tuple[bytes, list[container.Record]]:
     """The bytes of a packed model, and the arrays that are in them.
@@ -52,14 +52,14 @@ def records(
         ranges: of a quantized model, by layer name.
 
     Raises:
-        UsageError: a weight is not finite or of a type that is not kept, or the model is not made
-            of stock layers.
+        UsageError: a weight is not finite or of a type that cannot be packed, or the model is not
+            made of stock layers.
         VerificationError: what was packed is not what it was packed from.
     """
     variables.check_finite(model.model)
-    made = _weights(model.model)
+    records = _weights(model.model)
     for name, values in (ranges or {}).items():
-        made.append(_record(name, "", container.RANGE, values))
+        records.append(_record(name, "", container.RANGE, values))
     header = {
         "card": model.card.to_json(),
         "config": None,
@@ -67,7 +67,7 @@ def records(
         "ranges": ranges is not None,
         **_architecture(model.model),
     }
-    return container.assemble(header, made), made
+    return container.assemble(header, records), records
 
 
 def unpack(path: str | os.PathLike[str]) -> Unpacked:
@@ -82,12 +82,12 @@ def unpack(path: str | os.PathLike[str]) -> Unpacked:
         card = Card.from_json(_object(header, "card"))
         weights = [record for record in records if record.kind == container.WEIGHT]
         model = _build(header, sum(record.size for record in weights))
-        spans = [record for record in records if record.kind == container.RANGE]
+        range_records = [record for record in records if record.kind == container.RANGE]
         _check_weights(model, weights)
         model.set_weights([record.array() for record in weights])
-        ranges = {record.name: record.array() for record in spans}
-    except Malformed as error:
-        raise container.damaged(path, error) from None
+        ranges = {record.name: record.array() for record in range_records}
+    except MalformedPackError as error:
+        raise container.damaged_file_error(path, error) from None
     except UsageError as error:
         raise error.within(str(path)) from None
     if builder.config_of(model) is None:
@@ -107,17 +107,17 @@ def _record(name: str, layer: str, kind: str, values: Array) -> container.Record
     dtype = str(values.dtype)
     if dtype not in array_codec.DTYPES:
         raise UsageError(name, dtype, f"values of {', '.join(array_codec.DTYPES)}")
-    data = array_codec.pack(values)
+    data = array_codec.pack_array(values)
     record = container.Record(name, layer, kind, dtype, values.shape, data)
     if record.array().tobytes() != values.tobytes():
         raise VerificationError(
-            name, None, "bits that come back as they were", "nothing was written"
+            name, None, "bits that are the same after unpacking", "nothing was written"
         )
     return record
 
 
 def _architecture(model: Any) -> dict[str, Any]:
-    """Our config where it builds the very model, else Keras' own description."""
+    """Our config if it builds the same model, else Keras' own description."""
     config = builder.config_of(model)
     if config is not None:
         same = builder.build(config, model.input_shape[1:])
@@ -125,9 +125,9 @@ def _architecture(model: Any) -> dict[str, Any]:
             return {"config": config.to_json(), "input_shape": model.input_shape[1:]}
     plain = tf_keras.Model(model.inputs, model.outputs, name=model.name)
     described = _plain(tf_keras.saving.serialize_keras_object(plain))
-    made = _from_keras(described, plain.count_params())
+    rebuilt = _from_keras(described, plain.count_params())
     shapes = [(weight.name, weight.shape) for weight in plain.weights]
-    if [(weight.name, weight.shape) for weight in made.weights] != shapes:
+    if [(weight.name, weight.shape) for weight in rebuilt.weights] != shapes:
         raise UsageError(
             "model", model.name, "a model that Keras builds again from its description"
         )
@@ -135,7 +135,7 @@ def _architecture(model: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """The value after a round trip through JSON."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -148,9 +148,9 @@ def _build(header: Mapping[str, Any], values: int) -> Any:
         return _from_keras(_object(header, "keras"), values)
     config, shape = MobileNetConfig.from_json(_object(header, "config")), header.get("input_shape")
     if not isinstance(shape, list) or not all(s is None or type(s) is int for s in shape):
-        raise Malformed("a header without an input shape")
+        raise MalformedPackError("a header without an input shape")
     if len(shape) == 3 and shape[2] and layer_plan.count_parameters(config, shape[2]) != values:
-        raise Malformed("weights that are not those of its model")
+        raise MalformedPackError("weights that are not those of its model")
     return builder.build(config, shape)
 
 
@@ -161,11 +161,11 @@ def _from_keras(described: Any, values: int) -> Any:
 def _object(header: Mapping[str, Any], name: str) -> dict[str, Any]:
     value = header.get(name)
     if not isinstance(value, dict):
-        raise Malformed(f"a header without its {name}")
+        raise MalformedPackError(f"a header without its {name}")
     return value
 
 
 def _check_weights(model: Any, records: Sequence[container.Record]) -> None:
-    wanted = [(tuple(w.shape), w.dtype.name) for w in model.weights]
-    if wanted != [(record.shape, record.dtype) for record in records]:
-        raise Malformed("weights that are not those of its model")
+    expected = [(tuple(w.shape), w.dtype.name) for w in model.weights]
+    if expected != [(record.shape, record.dtype) for record in records]:
+        raise MalformedPackError("weights that are not those of its model")

@@ -204,7 +204,7 @@ def profile(
 
 def _packed(model: saving.LoadedModel, file: bytes, notes: list[str]) -> _Packed:
     try:
-        data, records = packed_model.records(model)
+        data, records = packed_model.pack_with_records(model)
     except UsageError as error:
         notes.append(f"not packed: {error}")
         return _Packed()

@@ -68,8 +68,8 @@ def contents(path: str | os.PathLike[str]) -> Contents:
     _, records = container.read(path)
     try:
         return of_records(records, os.path.getsize(path))
-    except entropy_coding.Malformed as error:
-        raise container.damaged(path, error) from None
+    except entropy_coding.MalformedPackError as error:
+        raise container.damaged_file_error(path, error) from None
 
 
 def of_records(records: Sequence[container.Record], size: int) -> Contents:
@@ -107,11 +107,11 @@ def measure(array: npt.NDArray[Any]) -> tuple[int, int, float, int]:
     bytes of a distinct value."""
     bits = np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
     filled = bits[bits != 0]
-    distinct = array_codec.distinct_of(filled)
+    distinct = array_codec.distinct_values(filled)
     codes = np.bincount(np.searchsorted(distinct, filled)) if len(filled) else np.zeros(0)
     zeros = bits.size - filled.size
     entropy = entropy_coding.entropy(np.array([zeros, filled.size])) + entropy_coding.entropy(codes)
-    halves = array_codec.halves_of(distinct, array.dtype)
+    halves = array_codec.as_float16_bits(distinct, array.dtype)
     return zeros, distinct.size, entropy, (distinct if halves is None else halves).itemsize
 
 

@@ -1,4 +1,4 @@
-"""A flatbuffer on any machine, by ai_edge_litert, numpy and Pillow: read, run, score."""
+"""Runs and scores flatbuffers on any machine, with ai_edge_litert, numpy and Pillow alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mobilenet.lazy import attributes
 if TYPE_CHECKING:
     from mobilenet.runtime.classifier import Classifier, predict
     from mobilenet.runtime.evaluation import evaluate
-    from mobilenet.runtime.interpreter import latency, make, outside, partitions
+    from mobilenet.runtime.interpreter import latency, make_interpreter, outside, partitions
     from mobilenet.tflite.model import Flatbuffer, read
 
 _SOURCES = {
@@ -17,7 +17,7 @@ _SOURCES = {
     "Flatbuffer": "mobilenet.tflite.model",
     "evaluate": "mobilenet.runtime.evaluation",
     "latency": "mobilenet.runtime.interpreter",
-    "make": "mobilenet.runtime.interpreter",
+    "make_interpreter": "mobilenet.runtime.interpreter",
     "outside": "mobilenet.runtime.interpreter",
     "partitions": "mobilenet.runtime.interpreter",
     "predict": "mobilenet.runtime.classifier",
@@ -28,7 +28,7 @@ __all__ = [
     "Flatbuffer",
     "evaluate",
     "latency",
-    "make",
+    "make_interpreter",
     "outside",
     "partitions",
     "predict",

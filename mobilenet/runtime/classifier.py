@@ -164,7 +164,9 @@ class Classifier(ImageClassifier):
             executor.shutdown(wait=True, cancel_futures=True)
 
     def _open(self) -> Any:
-        return isolation.make(self.flatbuffer, self._isolated, str(self.path), self._runtime)
+        return isolation.open_interpreter(
+            self.flatbuffer, self._isolated, str(self.path), self._runtime
+        )
 
     def _invoke(self, group: npt.NDArray[np.generic]) -> Floats:
         """Outputs of at most `batch` images, by an interpreter that is free or a new one."""

@@ -1,4 +1,4 @@
-"""Interpreters: made of checked bytes; partitions counted, latency measured side by side."""
+"""Interpreters of checked files: their delegate partitions and latency."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Source = str | os.PathLike[str] | bytes | tflite_model.Flatbuffer
 _RUNTIMES = (("ai_edge_litert.interpreter", "Interpreter"), ("tensorflow", "lite.Interpreter"))
 
 
-def make(source: Source, threads: int = 1, keep_tensors: bool = False) -> Any:
+def make_interpreter(source: Source, threads: int = 1, keep_tensors: bool = False) -> Any:
     """An interpreter with its tensors allocated.
 
     Args:
@@ -41,11 +41,11 @@ def make(source: Source, threads: int = 1, keep_tensors: bool = False) -> Any:
         "flatbuffer" if isinstance(source, (bytes, tflite_model.Flatbuffer)) else os.fspath(source)
     )
     checked = source if isinstance(source, tflite_model.Flatbuffer) else tflite_model.read(source)
-    kind = runtime()
+    interpreter_class = load_runtime()
     try:
         with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the memory that kept tensors take
-            interpreter = kind(
+            warnings.simplefilter("ignore")  # about the memory that preserved tensors take
+            interpreter = interpreter_class(
                 model_content=checked.content,
                 num_threads=threads,
                 experimental_preserve_all_tensors=keep_tensors,
@@ -59,16 +59,16 @@ def make(source: Source, threads: int = 1, keep_tensors: bool = False) -> Any:
     return interpreter
 
 
-def runtime() -> Any:
+def load_runtime() -> Any:
     """The interpreter's class, imported; that of `ai_edge_litert`, else of TensorFlow."""
     for module, attribute in _RUNTIMES:
         try:
-            found = importlib.import_module(module)
+            loaded = importlib.import_module(module)
         except ImportError:
             continue
         for part in attribute.split("."):
-            found = getattr(found, part)
-        return found
+            loaded = getattr(loaded, part)
+        return loaded
     raise UsageError(
         "ai_edge_litert", None, "an installed TensorFlow Lite runtime", "pip install ai-edge-litert"
     )
@@ -94,27 +94,27 @@ def partitions(interpreter: Any) -> int:
 def outside(interpreter: Any) -> list[str]:
     """Names of the operators that no delegate took, in execution order.
 
-    The runtime's list keeps the replaced nodes, so they are found by walking back from what each
-    delegate node makes to what it takes.
+    The runtime's list keeps the replaced nodes, so they are found by walking back from the outputs
+    of each delegate node to its inputs.
     """
     nodes = _nodes(interpreter)
     delegates = [node for node in nodes if node["op_name"] == "DELEGATE"]
     originals = [node for node in nodes if node["op_name"] != "DELEGATE"]
-    maker = {
+    producer = {
         int(tensor): number for number, node in enumerate(originals) for tensor in node["outputs"]
     }
-    taken: set[int] = set()
+    delegated: set[int] = set()
     for delegate in delegates:
         stop = {int(tensor) for tensor in delegate["inputs"]}
-        open_ends = [int(tensor) for tensor in delegate["outputs"]]
-        while open_ends:
-            tensor = open_ends.pop()
-            number = maker.get(tensor)
-            if tensor in stop or number is None or number in taken:
+        pending = [int(tensor) for tensor in delegate["outputs"]]
+        while pending:
+            tensor = pending.pop()
+            number = producer.get(tensor)
+            if tensor in stop or number is None or number in delegated:
                 continue
-            taken.add(number)
-            open_ends.extend(int(t) for t in originals[number]["inputs"])
-    return [node["op_name"] for number, node in enumerate(originals) if number not in taken]
+            delegated.add(number)
+            pending.extend(int(t) for t in originals[number]["inputs"])
+    return [node["op_name"] for number, node in enumerate(originals) if number not in delegated]
 
 
 def latency(
@@ -124,10 +124,10 @@ def latency(
     threads: int = 1,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Median seconds of one invocation of each model, measured side by side in this process.
+    """Median seconds of one invocation of each model, measured interleaved in this process.
 
-    In each round every model runs `invokes` times, in an order shuffled anew, so that a slow moment
-    of the machine falls on all of them. With one thread the clock is the thread's CPU time, which
+    In each round every model runs `invokes` times, in a new random order, so that a slow moment of
+    the machine affects all of them. With one thread the clock is the thread's CPU time, which
     another process on the core does not change; with more it is the wall clock. Inputs are random.
 
     Raises:
@@ -137,7 +137,7 @@ def latency(
         if value < 1:
             raise UsageError(what, value, "a whole number of at least 1")
     clock = time.thread_time if threads == 1 else time.perf_counter
-    interpreters = {name: make(source, threads) for name, source in models.items()}
+    interpreters = {name: make_interpreter(source, threads) for name, source in models.items()}
     noise = np.random.default_rng(seed)
     for interpreter in interpreters.values():
         for detail in interpreter.get_input_details():

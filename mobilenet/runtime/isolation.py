@@ -38,7 +38,7 @@ _REMEDY = "the file is damaged or hostile"
 
 
 class Interpreter:
-    """A file in a child process; of the calls of `interpreter.make` those of a classifier.
+    """A file in a child process, with the methods of a TFLite interpreter that a classifier uses.
 
     The child ends with this object, and with this process. After a failure the next call starts
     another one, and so does the first call in a process that was forked off. For one thread at a
@@ -61,8 +61,9 @@ class Interpreter:
         Args:
             content: the file, read and checked.
             runtime: `litert` or `micro`.
-            keep_tensors: inner tensors can be read after an invocation, see `interpreter.make`.
-            name: what errors name, as a rule the path.
+            keep_tensors: inner tensors can be read after an invocation, see
+                `interpreter.make_interpreter`.
+            name: its name in errors, usually the path.
             timeout: seconds that a call may take.
 
         Raises:
@@ -114,7 +115,7 @@ class Interpreter:
         return self._outputs[index]
 
     def arena(self) -> micro.Arena:
-        """What of its memory TensorFlow Lite Micro has taken."""
+        """The memory that TensorFlow Lite Micro has allocated."""
         reply = self._request("counted memory of", worker.ARENA, b"", worker.ARENA_SIZES.size)
         return micro.Arena(*worker.ARENA_SIZES.unpack(reply))
 
@@ -130,7 +131,7 @@ class Interpreter:
         return child
 
 
-def make(
+def open_interpreter(
     content: tflite_model.Flatbuffer,
     isolated: bool,
     name: str,
@@ -142,7 +143,7 @@ def make(
     Args:
         content: the file, read and checked.
         isolated: in a process of its own.
-        name: what errors name, as a rule the path.
+        name: its name in errors, usually the path.
         runtime: `litert` or `micro`.
         keep_tensors: inner tensors can be read after an invocation, of `litert` alone.
 
@@ -152,7 +153,7 @@ def make(
     if isolated:
         return Interpreter(content, runtime, keep_tensors, name)
     try:
-        return worker.make(content, runtime, keep_tensors)
+        return worker.make_runner(content, runtime, keep_tensors)
     except UsageError as error:
         raise error.within(name) from None
 
@@ -161,7 +162,7 @@ def latency(content: tflite_model.Flatbuffer, isolated: bool, name: str) -> floa
     """Median seconds of an invocation, by `interpreter.latency` in the process that runs the file.
 
     Args:
-        content, isolated, name: see `make`.
+        content, isolated, name: see `open_interpreter`.
 
     Raises:
         UsageError: see `Interpreter`.
@@ -231,7 +232,7 @@ class _Child:
             status, length = worker.HEADER.unpack(header)
             if (status, length) == (worker.DONE, size):
                 return worker.receive(self._socket, size, deadline)
-            if status == worker.REFUSED and length <= worker.MOST_TEXT:
+            if status == worker.REFUSED and length <= worker.MAX_TEXT:
                 text = worker.receive(self._socket, length, deadline)
                 raise _refusal(bytes(text)).within(self._name)
             raise _failure(self._name, f"gave {length:,} bytes instead of {size:,}", verb)
@@ -245,7 +246,7 @@ class _Child:
 
     @contextlib.contextmanager
     def _ending_with(self, error: Callable[[str], UsageError]) -> Iterator[None]:
-        """Ends the child on any exception, and makes `error` of what became of it."""
+        """Ends the child on any exception, and raises `error` with what happened to it."""
         try:
             yield
         except TimeoutError:
@@ -279,7 +280,7 @@ def _end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends, ours not on a number of the standard streams.
+    """Two connected sockets, ours not on a number of the standard streams.
 
     Where one of those is closed its number is free, and what a library prints would go to the
     child.

@@ -1,7 +1,7 @@
 """A flatbuffer under TensorFlow Lite Micro, the runtime of micro-controllers (the extra `[micro]`).
 
 Its interpreter for this machine computes by the reference kernels, which a controller without
-kernels of its own uses too: answers and memory are the controller's, the time is not.
+kernels of its own uses too: outputs and memory are the controller's, the time is not.
 """
 
 from __future__ import annotations
@@ -29,45 +29,47 @@ _OPERATORS = (
     *("RELU", "RELU6", "RESHAPE", "SOFTMAX", "SUB"),
 )
 _TYPES = ("int8", "uint8", "int16", "int32", "int64", "float32")
-_SPARE = 1 << 16  # bytes of an arena, beside what tensors and operators take
-_EACH = 256  # bytes that the runtime keeps of a tensor or an operator
-_TOLD = re.compile(r"Arena allocation (total|head|tail) (\d+) bytes")
-_PLACE = re.compile(r"^\S+\.(cc|h)(:\d+)? ")  # of its source, in front of what it says
+_SPARE = 1 << 16  # bytes of an arena, in addition to tensors and operators
+_STRUCTURE = 256  # bytes that the runtime allocates for a tensor or an operator
+_ALLOCATION = re.compile(r"Arena allocation (total|head|tail) (\d+) bytes")
+_SOURCE_LOCATION = re.compile(r"^\S+\.(cc|h)(:\d+)? ")  # in its sources, before the message
 
 
 @dataclasses.dataclass(frozen=True)
 class Arena:
-    """The memory that a file is run in, in bytes; weights stay where the file is.
+    """The memory of a running file, in bytes; weights stay in the file.
 
     Attributes:
-        total: of the whole, on a machine of 64 bits: pointers of a controller are half as long.
-        activations: shared by the tensors that are computed.
-        kept: what lasts from call to call.
+        total: all of it, on a 64-bit machine; pointers of a controller are half as long.
+        activations: shared by the computed tensors.
+        persistent: allocated from call to call.
     """
 
     total: int
     activations: int
-    kept: int
+    persistent: int
 
 
 class Interpreter:
-    """One file in an arena of its own; of the calls of `interpreter.make` those of a classifier."""
+    """One file in an arena of its own, with the methods of a TFLite interpreter that a
+    classifier uses.
+    """
 
     def __init__(self, content: Flatbuffer) -> None:
         """Takes the file and plans its memory.
 
         Raises:
-            UsageError: an operator or type that this runtime has not, or the package is absent.
+            UsageError: an operator or type that this runtime lacks, or the package is absent.
         """
         self._content = content
-        kind = runtime().Interpreter
+        kind = load_runtime().Interpreter
         _check(content)
         with _explained():
-            self._own = kind.from_bytes(content.content, arena_size=_enough(content))
+            self._own = kind.from_bytes(content.content, arena_size=_arena_bound(content))
 
-    def set_tensor(self, index: int, codes: npt.NDArray[np.generic]) -> None:
+    def set_tensor(self, index: int, values: npt.NDArray[np.generic]) -> None:
         """Fills the input that is tensor `index` of the graph."""
-        self._own.set_input(codes, self._content.inputs.index(index))
+        self._own.set_input(values, self._content.inputs.index(index))
 
     def invoke(self) -> None:
         """Runs the graph.
@@ -83,15 +85,15 @@ class Interpreter:
         return self._own.get_output(self._content.outputs.index(index))
 
     def arena(self) -> Arena:
-        """What of the arena the runtime has taken."""
-        with quiet() as said:
+        """What the runtime has allocated of the arena."""
+        with quiet() as messages:
             self._own.print_allocations()
-            found = {name: int(size) for name, size in _TOLD.findall(said())}
-        return Arena(found["total"], found["head"], found["tail"])
+            sizes = {name: int(size) for name, size in _ALLOCATION.findall(messages())}
+        return Arena(sizes["total"], sizes["head"], sizes["tail"])
 
 
-def needs(content: Flatbuffer, runner: Any = None) -> tuple[str, str]:
-    """What a program for a controller has to provide, in two lines for a person.
+def describe_requirements(content: Flatbuffer, runner: Any = None) -> tuple[str, str]:
+    """What a program for a controller has to provide, in two lines of text.
 
     Args:
         content: the file.
@@ -101,7 +103,7 @@ def needs(content: Flatbuffer, runner: Any = None) -> tuple[str, str]:
         UsageError: the runtime cannot run the file.
     """
     runner = Interpreter(content) if runner is None else runner
-    calls = registered(content)
+    calls = resolver_calls(content)
     for index in content.inputs:
         source = content.tensors[index]
         runner.set_tensor(index, np.zeros(source.shape, source.dtype))
@@ -109,12 +111,12 @@ def needs(content: Flatbuffer, runner: Any = None) -> tuple[str, str]:
     arena = runner.arena()
     return (
         f"{_NAME}: {arena.total:,} bytes of arena ({arena.activations:,} for activations, "
-        f"{arena.kept:,} for the whole time), {len(content.content):,} of flash",
+        f"{arena.persistent:,} for the whole time), {len(content.content):,} of flash",
         f"MicroMutableOpResolver<{len(calls)}>: {', '.join(calls)}",
     )
 
 
-def registered(content: Flatbuffer) -> tuple[str, ...]:
+def resolver_calls(content: Flatbuffer) -> tuple[str, ...]:
     """The calls of `MicroMutableOpResolver` that make the operators of a file known."""
     names = sorted({op.name for op in content.operators})
     return tuple("Add" + "".join(map(_capital, name.split("_"))) for name in names)
@@ -146,29 +148,29 @@ def _refusal(reason: str) -> UsageError:
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """Around a call of the runtime: what it says when it gives up becomes the input's error."""
-    with quiet() as said:
+    """Turns the messages of a runtime that fails into a `UsageError` about the file."""
+    with quiet() as messages:
         try:
             yield
         except (RuntimeError, ValueError) as error:
-            lines = [*said().strip().splitlines(), str(error)]
-            raise _refusal(_PLACE.sub("", lines[0])) from None
+            lines = [*messages().strip().splitlines(), str(error)]
+            raise _refusal(_SOURCE_LOCATION.sub("", lines[0])) from None
 
 
-def _enough(content: Flatbuffer) -> int:
-    """Bytes that a plan of these operators stays below: every tensor has a place of its own, and
-    every channel of a convolution two numbers beside its bias."""
+def _arena_bound(content: Flatbuffer) -> int:
+    """An upper bound on the arena: every tensor has memory of its own, and every channel of a
+    convolution two numbers in addition to its bias."""
     biases = [t for t in content.tensors if t.is_constant and t.dtype in ("int32", "int64")]
     channels = sum(t.elements for t in biases)
     return (
         content.computed_bytes()
         + 16 * channels
-        + _EACH * (len(content.tensors) + len(content.operators))
+        + _STRUCTURE * (len(content.tensors) + len(content.operators))
         + _SPARE
     )
 
 
-def runtime() -> Any:
+def load_runtime() -> Any:
     """The runtime's module, imported."""
     try:
         return importlib.import_module(MODULE)

@@ -33,8 +33,8 @@ DONE, REFUSED = range(2)  # replies
 READY = b"ready"
 ARENA_SIZES = struct.Struct("<3Q")
 SECONDS = struct.Struct("<d")
-MOST_TEXT = 1 << 14  # bytes of a refusal
-# What the runtime may take beside the process as it is when it has read the file: packed weights
+MAX_TEXT = 1 << 14  # bytes of a refusal
+# What the runtime may take in addition to the process once it has read the file: packed weights
 # and scratch memory as multiples of the tensors, and a fixed part for its own structures.
 _COPIES, _ALLOWANCE = 4, 512 << 20
 _FIRST_VICTIM = "1000"  # of the kernel, where the whole machine runs out of memory
@@ -77,11 +77,11 @@ def memory_limit(content: tflite_model.Flatbuffer) -> int:
     return _ALLOWANCE + _COPIES * (len(content.content) + content.computed_bytes())
 
 
-def make(content: tflite_model.Flatbuffer, runtime: str, keep_tensors: bool = False) -> Any:
-    """An interpreter of the file in this process; the micro runtime keeps no inner tensors."""
+def make_runner(content: tflite_model.Flatbuffer, runtime: str, keep_tensors: bool = False) -> Any:
+    """An interpreter of the file in this process; the micro runtime has no inner tensors."""
     if runtime == "micro":
         return micro.Interpreter(content)
-    return interpreter.make(content, keep_tensors=keep_tensors)
+    return interpreter.make_interpreter(content, keep_tensors=keep_tensors)
 
 
 class Worker:
@@ -121,12 +121,14 @@ class Worker:
     def _read(self, payload: bytearray) -> Iterable[bytes]:
         self._content = tflite_model.read(bytes(payload))
         del payload[:]
-        (micro if self.runtime == "micro" else interpreter).runtime()  # no import under the limits
+        (
+            micro if self.runtime == "micro" else interpreter
+        ).load_runtime()  # no import under the limits
         limit_resources(memory_limit(self._content))
         return ()
 
     def _open(self, payload: bytearray) -> Iterable[bytes]:
-        self._runner = make(self._content, self.runtime, self.keep_tensors)
+        self._runner = make_runner(self._content, self.runtime, self.keep_tensors)
         return ()
 
     def _invoke(self, payload: bytearray) -> Iterable[Any]:
@@ -142,7 +144,7 @@ class Worker:
 
     def _arena(self, payload: bytearray) -> Iterable[bytes]:
         arena = self._runner.arena()
-        return (ARENA_SIZES.pack(arena.total, arena.activations, arena.kept),)
+        return (ARENA_SIZES.pack(arena.total, arena.activations, arena.persistent),)
 
     def _latency(self, payload: bytearray) -> Iterable[bytes]:
         return (SECONDS.pack(interpreter.latency({"file": self._content})["file"]),)
@@ -150,7 +152,7 @@ class Worker:
 
 def _text(*lines: str) -> bytes:
     """What a `UsageError` is made of, a line each."""
-    return "\n".join(" ".join(line.split()) for line in lines).encode()[:MOST_TEXT]
+    return "\n".join(" ".join(line.split()) for line in lines).encode()[:MAX_TEXT]
 
 
 def limit_resources(memory: int) -> None:

@@ -1,7 +1,7 @@
 """FlatBuffers, read with every offset and length checked against the file.
 
-The generated accessors (`schema_py_generated`) follow whatever offset they find: a negative one
-wraps round, a wrong one reads a neighbour. These few reads refuse it instead. Layout:
+The generated accessors (`schema_py_generated`) follow any offset: a negative one wraps around, a
+wrong one reads a neighbor. These few reads refuse it instead. Layout:
 google.github.io/flatbuffers, "FlatBuffer Internals".
 """
 
@@ -12,17 +12,17 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
-_MOST_TABLES = (
+_MAX_TABLES = (
     200_000  # as in FlatBuffers' own verifier: shared tables could otherwise multiply without end
 )
 
 
-class Malformed(Exception):
+class MalformedFlatbufferError(Exception):
     """The bytes break the format; the text says where."""
 
 
-class Reader:
-    """The bytes of one file, and how much of them may still be read."""
+class BufferReader:
+    """The bytes of one file, and how many of them may still be read."""
 
     def __init__(self, data: bytes) -> None:
         self.data = memoryview(data)
@@ -33,7 +33,7 @@ class Reader:
 
     def scalar(self, layout: struct.Struct, position: int, what: str) -> int | float:
         if position < 0 or position + layout.size > self.size:
-            raise Malformed(f"{what} at byte {position} of {self.size}")
+            raise MalformedFlatbufferError(f"{what} at byte {position} of {self.size}")
         value: int | float = layout.unpack_from(self.data, position)[0]
         return value
 
@@ -43,14 +43,14 @@ class Reader:
     def table(self, position: int, what: str) -> Table:
         """The table at `position`, its fields inside itself and itself inside the file."""
         self._tables += 1
-        if self._tables > _MOST_TABLES:
-            raise Malformed(f"more than {_MOST_TABLES} tables")
+        if self._tables > _MAX_TABLES:
+            raise MalformedFlatbufferError(f"more than {_MAX_TABLES} tables")
         if position % 4:
-            raise Malformed(f"{what} at the odd byte {position}")
+            raise MalformedFlatbufferError(f"{what} at the odd byte {position}")
         start = position - self.integer(_INT32, position, what)
         length, fields = self._layout(start, what)
         if position + length > self.size:
-            raise Malformed(f"{what} ends after the file")
+            raise MalformedFlatbufferError(f"{what} ends after the file")
         return Table(self, position, fields, what)
 
     def _layout(self, start: int, what: str) -> tuple[int, tuple[int, ...]]:
@@ -58,26 +58,26 @@ class Reader:
             size = self.integer(_UINT16, start, what)
             length = self.integer(_UINT16, start + 2, what)
             if start % 2 or size < 4 or size % 2 or length < 4 or start + size > self.size:
-                raise Malformed(f"the layout of {what}")
+                raise MalformedFlatbufferError(f"the layout of {what}")
             fields = struct.unpack_from(f"<{size // 2 - 2}H", self.data, start + 4)
             if any(field and not 4 <= field < length for field in fields):
-                raise Malformed(f"the layout of {what}")
+                raise MalformedFlatbufferError(f"the layout of {what}")
             self._layouts[start] = length, fields
         return self._layouts[start]
 
     def vector(self, position: int, item: int, what: str) -> tuple[int, int]:
         """Where the items of a vector start, and how many there are."""
         if position % 4:
-            raise Malformed(f"{what} at the odd byte {position}")
+            raise MalformedFlatbufferError(f"{what} at the odd byte {position}")
         count = self.integer(_UINT32, position, what)
         if position + 4 + count * item > self.size:
-            raise Malformed(f"{what} of {count} items ends after the file")
+            raise MalformedFlatbufferError(f"{what} of {count} items ends after the file")
         return position + 4, count
 
     def spend(self, size: int, what: str) -> None:
         self._budget -= size
         if self._budget < 0:
-            raise Malformed(f"{what} is read over and over")
+            raise MalformedFlatbufferError(f"{what} is read repeatedly")
 
 
 _INT32 = struct.Struct("<i")
@@ -90,7 +90,9 @@ class Table:
 
     __slots__ = ("_fields", "_position", "_reader", "what")
 
-    def __init__(self, reader: Reader, position: int, fields: tuple[int, ...], what: str) -> None:
+    def __init__(
+        self, reader: BufferReader, position: int, fields: tuple[int, ...], what: str
+    ) -> None:
         self._reader, self._position, self._fields, self.what = reader, position, fields, what
 
     def _field(self, slot: int) -> int | None:
@@ -134,7 +136,7 @@ class Table:
         start, count = self._reader.vector(target, 1, what)
         self._reader.spend(count, what)
         if start + count >= self._reader.size or self._reader.data[start + count] != 0:
-            raise Malformed(f"{what} without its end")
+            raise MalformedFlatbufferError(f"{what} without its end")
         return bytes(self._reader.data[start : start + count]).decode("utf-8", "replace")
 
     def table(self, slot: int, what: str) -> Table | None:
@@ -145,15 +147,15 @@ class Table:
         target = self._target(slot, what)
         if target is None:
             if required:
-                raise Malformed(f"no {what}s")
+                raise MalformedFlatbufferError(f"no {what}s")
             return []
         start, count = self._reader.vector(target, 4, what)
-        if count > _MOST_TABLES:
-            raise Malformed(f"more than {_MOST_TABLES} tables")
-        places = range(start, start + 4 * count, 4)
+        if count > _MAX_TABLES:
+            raise MalformedFlatbufferError(f"more than {_MAX_TABLES} tables")
+        positions = range(start, start + 4 * count, 4)
         return [
             self._reader.table(
-                place + self._reader.integer(_UINT32, place, what), f"{what} {index}"
+                position + self._reader.integer(_UINT32, position, what), f"{what} {index}"
             )
-            for index, place in enumerate(places)
+            for index, position in enumerate(positions)
         ]

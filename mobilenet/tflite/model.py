@@ -1,5 +1,5 @@
-"""What is in a TensorFlow Lite file: operators, tensors, scales. Its structure is checked before
-any interpreter sees it.
+"""Reads a TensorFlow Lite file: operators, tensors, scales. Its structure is checked before any
+interpreter sees it.
 
 The interpreter trusts the file and may crash the process on a malformed one, so `read` follows
 every offset, index and length first. Schema: tensorflow/compiler/mlir/lite/schema/schema.fbs.
@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from mobilenet.errors import UsageError
 from mobilenet.tflite import validation
-from mobilenet.tflite.buffer_reader import Malformed, Reader, Table
+from mobilenet.tflite.buffer_reader import BufferReader, MalformedFlatbufferError, Table
 from mobilenet.tflite.tensors import Operator, Tensor, item_bits
-from mobilenet.tflite.validation import within
+from mobilenet.tflite.validation import check_indices
 
-_MOST_BYTES = 2**31 - 1  # offsets are 32 bit; also the largest tensor that is taken
+_MAX_BYTES = 2**31 - 1  # offsets are 32 bit; also the largest tensor that is taken
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
 # Operator options that hold more than numbers: type -> (slot, numpy dtype or "text").
 _OPTIONS = {
@@ -45,7 +45,7 @@ _WINDOWS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Flatbuffer:
-    """A file that was read and found whole. All but `subgraphs` is about the main graph, the first.
+    """The contents of a valid file. All but `subgraphs` describes the main graph, the first.
 
     Attributes:
         operators: in execution order.
@@ -73,7 +73,7 @@ class Flatbuffer:
         return sum(t.elements * item_bits(t.dtype) // 8 for t in self.tensors if not t.is_constant)
 
     def weights(self) -> list[Tensor]:
-        """Constants that were learnt, float or with a scale: no shapes, no axes."""
+        """Constants that were learned, float or with a scale: no shapes, no axes."""
         used = {index for operator in self.operators for index in operator.inputs}
         return [
             tensor
@@ -97,11 +97,11 @@ def read(source: str | os.PathLike[str] | bytes) -> Flatbuffer:
     content = source if isinstance(source, bytes) else _content(Path(source))
     try:
         return _model(content)
-    except Malformed as error:
+    except MalformedFlatbufferError as error:
         raise UsageError(
             name,
             None,
-            f"a whole TensorFlow Lite file (found wrong: {error})",
+            f"a whole TensorFlow Lite file ({error})",
             "export or copy it again",
         ) from None
 
@@ -111,7 +111,7 @@ def _content(path: Path) -> bytes:
         size = path.stat().st_size
         if path.is_dir():
             raise UsageError(str(path), None, "a .tflite file, not a folder")
-        if size > _MOST_BYTES:
+        if size > _MAX_BYTES:
             raise UsageError(
                 str(path), f"{size} bytes", "a TensorFlow Lite file of less than 2 GiB"
             )
@@ -146,22 +146,22 @@ def _names(enumeration: str) -> dict[int, str]:
 
 def _model(content: bytes) -> Flatbuffer:
     if len(content) < 8:
-        raise Malformed(f"only {len(content)} bytes")
+        raise MalformedFlatbufferError(f"only {len(content)} bytes")
     if content[4:8] != b"TFL3":
-        raise Malformed("no mark TFL3 at byte 4")
-    reader = Reader(content)
+        raise MalformedFlatbufferError("no mark TFL3 at byte 4")
+    reader = BufferReader(content)
     root = reader.table(int.from_bytes(content[:4], "little"), "the root")
     if root.number(0, "I") != 3:
-        raise Malformed(f"schema version {root.number(0, 'I')} instead of 3")
+        raise MalformedFlatbufferError(f"schema version {root.number(0, 'I')} instead of 3")
     root.text(3, "the description")
     codes = [_code(table) for table in root.tables(1, "operator code", required=True)]
     buffers = [_buffer(table, content) for table in root.tables(4, "buffer", required=True)]
     metadata = _metadata(root, buffers)
     if root.tables(8, "external group") or root.tables(9, "external buffer"):
-        raise Malformed("weights in other files, which are not read")
+        raise MalformedFlatbufferError("weights in other files, which are not read")
     graphs = [_graph(t, codes, buffers) for t in root.tables(2, "graph", required=True)]
     if not graphs:
-        raise Malformed("no graph")
+        raise MalformedFlatbufferError("no graph")
     for signature in root.tables(7, "signature"):
         _signature(signature, [len(graph.tensors) for graph in graphs])
     return dataclasses.replace(graphs[0], subgraphs=len(graphs), metadata=metadata, content=content)
@@ -172,7 +172,7 @@ def _code(table: Table) -> str:
     custom = table.text(1, "a custom operator's name")
     name = _names("BuiltinOperator").get(code)
     if name is None:
-        raise Malformed(f"operator code {code}, unknown to this runtime")
+        raise MalformedFlatbufferError(f"operator code {code}, unknown to this runtime")
     return custom if name == "CUSTOM" else name
 
 
@@ -182,31 +182,31 @@ def _buffer(table: Table, content: bytes) -> memoryview:
     if offset <= 1:  # 0 and 1 stand for "inside the table"
         return data
     if offset + size > len(content):
-        raise Malformed(f"{table.what} ends after the file")
+        raise MalformedFlatbufferError(f"{table.what} ends after the file")
     return memoryview(content)[offset : offset + size]
 
 
 def _metadata(root: Table, buffers: list[memoryview]) -> dict[str, memoryview]:
-    within(root.array(5, "<i4", "metadata buffers"), len(buffers), "a metadata buffer")
-    found = {}
+    check_indices(root.array(5, "<i4", "metadata buffers"), len(buffers), "a metadata buffer")
+    metadata = {}
     for table in root.tables(6, "metadata"):
         index = table.number(1, "I")
         if index >= len(buffers):
-            raise Malformed(f"{table.what} in buffer {index} of {len(buffers)}")
-        found[table.text(0, table.what)] = buffers[index]
-    return found
+            raise MalformedFlatbufferError(f"{table.what} in buffer {index} of {len(buffers)}")
+        metadata[table.text(0, table.what)] = buffers[index]
+    return metadata
 
 
 def _signature(table: Table, sizes: list[int]) -> None:
     table.text(2, table.what)
     graph = table.number(4, "I")
     if graph >= len(sizes):
-        raise Malformed(f"{table.what} of graph {graph} of {len(sizes)}")
+        raise MalformedFlatbufferError(f"{table.what} of graph {graph} of {len(sizes)}")
     for slot in (0, 1):
         for entry in table.tables(slot, table.what):
             entry.text(0, table.what)
             if entry.number(1, "I") >= sizes[graph]:
-                raise Malformed(
+                raise MalformedFlatbufferError(
                     f"{table.what} names tensor {entry.number(1, 'I')} of {sizes[graph]}"
                 )
 
@@ -215,23 +215,25 @@ def _graph(table: Table, codes: list[str], buffers: list[memoryview]) -> Flatbuf
     table.text(4, table.what)
     parts = table.tables(0, "tensor", required=True)
     tensors = tuple(_tensor(part, index, buffers) for index, part in enumerate(parts))
-    inputs = within(table.array(1, "<i4", "inputs"), len(tensors), "input tensor")
-    outputs = within(table.array(2, "<i4", "outputs"), len(tensors), "output tensor")
+    inputs = check_indices(table.array(1, "<i4", "inputs"), len(tensors), "input tensor")
+    outputs = check_indices(table.array(2, "<i4", "outputs"), len(tensors), "output tensor")
     operators = tuple(_operator(part, codes, len(tensors)) for part in table.tables(3, "operator"))
-    validation.order(operators, tensors, inputs, outputs)
-    validation.shapes(operators, tensors)
+    validation.check_order(operators, tensors, inputs, outputs)
+    validation.check_shapes(operators, tensors)
     return Flatbuffer(operators, tensors, inputs, outputs, 1, {}, b"")
 
 
 def _operator(table: Table, codes: list[str], tensors: int) -> Operator:
     code = table.number(0, "I")
     if code >= len(codes):
-        raise Malformed(f"{table.what} with code {code} of {len(codes)}")
-    inputs = within(
+        raise MalformedFlatbufferError(f"{table.what} with code {code} of {len(codes)}")
+    inputs = check_indices(
         table.array(1, "<i4", table.what), tensors, f"{table.what} with input tensor", least=-1
     )
-    outputs = within(table.array(2, "<i4", table.what), tensors, f"{table.what} with output tensor")
-    within(table.array(8, "<i4", table.what), tensors, f"{table.what} with inner tensor")
+    outputs = check_indices(
+        table.array(2, "<i4", table.what), tensors, f"{table.what} with output tensor"
+    )
+    check_indices(table.array(8, "<i4", table.what), tensors, f"{table.what} with inner tensor")
     table.raw(5, table.what)
     table.raw(7, table.what)
     options = table.table(4, table.what)
@@ -242,11 +244,13 @@ def _operator(table: Table, codes: list[str], tensors: int) -> Operator:
             slot, dtype, table.what
         )
     if table.number(11, "B") or table.number(9, "Q") > 1:
-        raise Malformed(f"{table.what} ({codes[code]}) with options of a kind that is not read")
+        raise MalformedFlatbufferError(
+            f"{table.what} ({codes[code]}) with options of a kind that is not read"
+        )
     numbers = _WINDOWS.get(kind, {}) if options else {}
-    values = {name: options.number(*where) for name, where in numbers.items()} if options else {}
+    values = {name: options.number(*field) for name, field in numbers.items()} if options else {}
     operator = Operator(codes[code], inputs, outputs, values)
-    validation.operands(operator, kind, _names("BuiltinOptions"))
+    validation.check_operands(operator, kind, _names("BuiltinOptions"))
     return operator
 
 
@@ -254,15 +258,15 @@ def _tensor(table: Table, index: int, buffers: list[memoryview]) -> Tensor:
     kind = table.number(1, "b")
     dtype = _names("TensorType").get(kind)
     if dtype is None:
-        raise Malformed(f"{table.what} of type {kind}")
+        raise MalformedFlatbufferError(f"{table.what} of type {kind}")
     dtype = dtype.lower()
     number = table.number(2, "I")
     if number >= len(buffers):
-        raise Malformed(f"{table.what} in buffer {number} of {len(buffers)}")
+        raise MalformedFlatbufferError(f"{table.what} in buffer {number} of {len(buffers)}")
     shape = tuple(int(size) for size in table.array(0, "<i4", table.what))
     signature = tuple(int(size) for size in table.array(7, "<i4", table.what))
     if table.tables(9, table.what):
-        raise Malformed(f"{table.what} of a kind that is not read")
+        raise MalformedFlatbufferError(f"{table.what} of a kind that is not read")
     scales, zero_points, axis = _quantization(table, shape)
     sparsity = table.table(6, table.what)
     tensor = Tensor(
@@ -271,20 +275,20 @@ def _tensor(table: Table, index: int, buffers: list[memoryview]) -> Tensor:
     )  # fmt: skip
     _check_size(tensor, table.what)
     if tensor.is_variable and tensor.is_constant:  # the interpreter would clear it in the file
-        raise Malformed(f"{table.what} is a variable and a constant")
+        raise MalformedFlatbufferError(f"{table.what} is a variable and a constant")
     if sparsity is not None:
-        validation.sparsity(sparsity, tensor, item_bits(tensor.dtype))
+        validation.check_sparsity(sparsity, tensor, item_bits(tensor.dtype))
     return tensor
 
 
 def _check_size(tensor: Tensor, what: str) -> None:
     bits = item_bits(tensor.dtype)
-    wanted = (tensor.elements * bits + 7) // 8
-    if any(size < 0 for size in tensor.shape) or len(tensor.shape) > 8 or wanted > _MOST_BYTES:
-        raise Malformed(f"{what} of shape {list(tensor.shape)[:9]}")
-    if tensor.is_constant and bits and not tensor.is_sparse and len(tensor.buffer) != wanted:
+    expected = (tensor.elements * bits + 7) // 8
+    if any(size < 0 for size in tensor.shape) or len(tensor.shape) > 8 or expected > _MAX_BYTES:
+        raise MalformedFlatbufferError(f"{what} of shape {list(tensor.shape)[:9]}")
+    if tensor.is_constant and bits and not tensor.is_sparse and len(tensor.buffer) != expected:
         shape = "x".join(map(str, tensor.shape))
-        raise Malformed(
+        raise MalformedFlatbufferError(
             f"{what} of {shape} {tensor.dtype} in a buffer of {len(tensor.buffer)} bytes"
         )
 
@@ -301,15 +305,17 @@ def _quantization(
     zero_points = part.array(3, "<i8", table.what).astype(np.int64)
     axis = part.number(6, "i")
     if part.number(4, "B"):
-        raise Malformed(f"{table.what} quantized in a way that is not read")
+        raise MalformedFlatbufferError(f"{table.what} quantized in a way that is not read")
     if not np.all(np.isfinite(scales)) or np.any(scales < 0):
-        raise Malformed(f"{table.what} with a scale that is negative or not finite")
+        raise MalformedFlatbufferError(f"{table.what} with a scale that is negative or not finite")
     if scales.size > 1 and not (0 <= axis < len(shape) and scales.size == shape[axis]):
-        raise Malformed(f"{table.what} with {scales.size} scales on axis {axis} of {list(shape)}")
+        raise MalformedFlatbufferError(
+            f"{table.what} with {scales.size} scales on axis {axis} of {list(shape)}"
+        )
     if scales.size and zero_points.size not in (1, scales.size):
-        raise Malformed(
+        raise MalformedFlatbufferError(
             f"{table.what} with {scales.size} scales and {zero_points.size} zero points"
         )
     if np.any(np.abs(zero_points) > 2**31 - 1):
-        raise Malformed(f"{table.what} with a zero point out of range")
+        raise MalformedFlatbufferError(f"{table.what} with a zero point out of range")
     return scales, np.broadcast_to(zero_points, scales.shape) if scales.size else zero_points, axis

@@ -1,4 +1,4 @@
-"""What a flatbuffer is made of: tensors and operators, as plain values."""
+"""Tensors and operators of a flatbuffer, as plain values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_PACKED = {"int4": 4, "uint4": 4, "int2": 2}  # bits an element
+_PACKED = {"int4": 4, "uint4": 4, "int2": 2}  # bits per element
 _FOREIGN = (*_PACKED, "bfloat16")  # numpy has these only where another package brings them
 
 
@@ -19,11 +19,11 @@ class Tensor:
 
     Attributes:
         index: its number in the graph.
-        name: its name; only for people.
+        name: its name, for messages.
         shape: sizes of its axes; an open batch shows as 1.
         dtype: numpy's name of its type (`int4`, `bfloat16`, `string` and the like have none in
             numpy).
-        scales: float32, empty (not quantized), one, or one a channel: `real = scale * (code -
+        scales: float32, empty (not quantized), one, or one per channel: `real = scale * (value -
             zero_point)`.
         zero_points: int64, as many as `scales`.
         quantized_dimension: the axis of the channels.

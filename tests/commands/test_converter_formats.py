@@ -390,7 +390,7 @@ def test_a_squeeze_that_is_always_zero_has_a_range_in_sixteen_bits(tmp_path: Pat
 
 
 def test_shared_biases_are_told_by_their_scales(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without `prepared` the converter keeps one constant for both, with the scales of one."""
+    """Without `prepare_model` the converter keeps one constant for both, with the scales of one."""
     import tf_keras
 
     layers = tf_keras.layers
@@ -406,27 +406,29 @@ def test_shared_biases_are_told_by_their_scales(monkeypatch: pytest.MonkeyPatch)
         return structure.format_faults(made, FORMATS["int16x8"])
 
     assert faults() == []
-    monkeypatch.setattr(int16x8, "prepared", lambda net, seen: net)
+    monkeypatch.setattr(int16x8, "prepare_model", lambda net, seen: net)
     assert [fault for fault in faults() if "its bias has other scales" in fault]
 
 
 def test_calibration_reads_what_lies_at_a_place(tmp_path: Path, photos: Path) -> None:
     """A plain folder, class folders, a list; pixels are those of the data's own pipeline."""
     shape = (16, 16, 3)
-    inside = calibration_data.load(None, str(photos), datasets.DIGITS, shape, WAY, 8)
+    inside = calibration_data.load_calibration(None, str(photos), datasets.DIGITS, shape, WAY, 8)
     assert inside.images.shape == (8, *shape)
-    whole = calibration_data.load(None, str(photos), datasets.DIGITS, shape, WAY)
+    whole = calibration_data.load_calibration(None, str(photos), datasets.DIGITS, shape, WAY)
     assert whole.summary == f"12 images of {photos}"
     kept = [int(np.argmin(np.abs(whole.images - one).sum((1, 2, 3)))) for one in inside.images]
     assert kept == [0, 2, 3, 5, 6, 8, 9, 11]
     root = write_class_folders(tmp_path / "classes", train=6, val=2)
-    sorted_ = calibration_data.load(None, str(root), datasets.DIGITS, shape, WAY)
+    sorted_ = calibration_data.load_calibration(None, str(root), datasets.DIGITS, shape, WAY)
     assert len(sorted_.images) == 12
     rows = "".join(f"{photos / f'{n:02d}.png'},{n},{'train' if n else 'test'}\n" for n in range(12))
     (tmp_path / "list.csv").write_text("file,label,split\n" + rows)
-    listed = calibration_data.load(None, str(tmp_path / "list.csv"), datasets.DIGITS, shape, WAY)
+    listed = calibration_data.load_calibration(
+        None, str(tmp_path / "list.csv"), datasets.DIGITS, shape, WAY
+    )
     np.testing.assert_array_equal(listed.images, whole.images[1:])
-    own = calibration_data.load(None, None, datasets.DIGITS, shape, WAY, 16)
+    own = calibration_data.load_calibration(None, None, datasets.DIGITS, shape, WAY, 16)
     assert own.summary == "16 images of digits"
 
 

@@ -64,10 +64,10 @@ def test_a_file_becomes_a_flatbuffer_that_answers_like_the_net(
     saved: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     packer.run(["unpack", str(file), str(tmp_path / "net.tflite")])
-    assert "its ranges are left out" in capsys.readouterr().out
+    assert "without its ranges" in capsys.readouterr().out
     model = saving.load(saved).model
     images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
-    runner = interpreter.make((tmp_path / "net.tflite").read_bytes())
+    runner = interpreter.make_interpreter((tmp_path / "net.tflite").read_bytes())
     runner.allocate_tensors()
     runner.set_tensor(runner.get_input_details()[0]["index"], images)
     runner.invoke()
@@ -91,7 +91,7 @@ def test_folding_is_smaller_and_says_what_it_moves(
 ) -> None:
     folded = tmp_path / "folded"
     packer.run(["pack", str(saved), str(folded), "--fold_batch_norm", "--images", "4"])
-    assert "outputs moved" in capsys.readouterr().out
+    assert "output difference" in capsys.readouterr().out
     assert folded.stat().st_size < file.stat().st_size
     packer.run(["unpack", str(folded), str(tmp_path / "back")])
     model, card = saving.load(tmp_path / "back").model, saving.load(tmp_path / "back").card
@@ -111,12 +111,12 @@ def test_folding_is_smaller_and_says_what_it_moves(
         (["pack", "{tmp}/absent", "{tmp}/new"], "there is nothing there"),
         (["pack", "{net}", "{tmp}/mine"], "a new file or an earlier packed model"),
         (["pack", "{net}", "{tmp}"], "a new file or an earlier packed model"),
-        (["pack", "{net}", "{tmp}/new", "--images", "3"], "--fold_batch_norm beside it"),
-        (["pack", "{net}", "{tmp}/new", "--image_size", "32"], "--fold_batch_norm beside it"),
+        (["pack", "{net}", "{tmp}/new", "--images", "3"], "--fold_batch_norm, which uses it"),
+        (["pack", "{net}", "{tmp}/new", "--image_size", "32"], "--fold_batch_norm, which uses it"),
         (["pack", "{net}", "{tmp}/new", "--fold_batch_norm", "--images", "0"], "--images"),
         (["unpack", "{file}", "{tmp}"], "a new folder or one that holds a model"),
         (["unpack", "{file}", "{tmp}/mine"], "a new folder or one that holds a model"),
-        (["unpack", "{file}", "{tmp}/new", "--fold_batch_norm"], "pack beside it"),
+        (["unpack", "{file}", "{tmp}/new", "--fold_batch_norm"], "expected pack, which uses it"),
         (["unpack", "{tmp}/mine", "{tmp}/new"], "another kind of file"),
         (["unpack", "{tmp}/absent", "{tmp}/new"], "there is no such file"),
         (["info", "{net}"], "there is no such file"),

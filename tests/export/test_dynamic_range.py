@@ -175,13 +175,13 @@ def test_zeros_clusters_and_dead_channels_stay() -> None:
 
 
 def test_a_weight_that_is_not_finite_is_named(original: bytes) -> None:
-    model = editor.opened(original)
+    model = editor.open_flatbuffer(original)
     tensor = next(t for t in model.subgraphs[0].tensors if b"point" in t.name and len(t.shape) == 4)
     values = np.frombuffer(model.buffers[tensor.buffer].data.tobytes(), np.float32).copy()
     values[7] = np.nan
     model.buffers[tensor.buffer].data = np.frombuffer(values.tobytes(), np.uint8)
     with pytest.raises(UsageError, match=r"kernel .*point.*: got 'NaN or infinity'"):
-        dynamic_range.quantize_kernels(editor.packed(model))
+        dynamic_range.quantize_kernels(editor.pack_flatbuffer(model))
 
 
 def twin_model() -> Any:
@@ -215,10 +215,10 @@ def test_shared_constants_are_left_to_those_that_share_them() -> None:
 
 
 def test_a_bias_that_a_depthwise_layer_reads_is_left_to_it(original: bytes) -> None:
-    model = editor.opened(original)
+    model = editor.open_flatbuffer(original)
     stem, depthwise = model.subgraphs[0].operators[:2]
     stem.inputs = np.array([*stem.inputs[:2], depthwise.inputs[2]], np.int32)
-    shared = editor.packed(model)
+    shared = editor.pack_flatbuffer(model)
     made = dynamic_range.quantize_kernels(shared, file_inputs(pixels(8)), narrow=0)
     assert (
         dynamic_range.find_faults(tflite_model.read(shared), tflite_model.read(made), narrow=0)
@@ -241,7 +241,7 @@ def test_every_net_is_one_partition_and_answers_alike(
     content = tflite_model.read(made)
     assert dynamic_range.find_faults(tflite_model.read(original), content) == []
     assert structure.format_faults(content, FORMATS["weights"]) == []
-    assert interpreter.partitions(interpreter.make(content)) == 1
+    assert interpreter.partitions(interpreter.make_interpreter(content)) == 1
     images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
     expected, said = invoke(original, images), invoke(made, images)
     # Measured: up to 0.03 of the largest logit; a wrong scale moves them by all of it.
@@ -328,9 +328,9 @@ def test_hard_swish_and_residuals_keep_their_answers() -> None:
 
 
 def broken(made: bytes, change: Callable[[Any], None]) -> tflite_model.Flatbuffer:
-    model = editor.opened(made)
+    model = editor.open_flatbuffer(made)
     change(model)
-    return tflite_model.read(editor.packed(model))
+    return tflite_model.read(editor.pack_flatbuffer(model))
 
 
 def changed(slot: int, operator: int, place: int) -> Callable[[Any], None]:

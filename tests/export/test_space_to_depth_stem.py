@@ -74,13 +74,13 @@ def test_a_kernel_on_pairs_holds_the_single_ones_and_a_column_of_zeros(
         part = paired.data[:, :, column // 2, 3 * (column % 2) : 3 * (column % 2) + 3]
         np.testing.assert_array_equal(part, single.data[:, :, column] if column < 3 else 0)
     assert len(made.data) < len(plain_file) + 1500
-    assert interpreter.partitions(interpreter.make(made.data)) == 1
+    assert interpreter.partitions(interpreter.make_interpreter(made.data)) == 1
 
 
 @pytest.mark.parametrize("io", ["int8", "uint8", "float32"])
 def test_codes_stay_what_they_were(made: Int8Model, io: str) -> None:
     plain = tflite_converter.int8_flatbuffer(made.wrapped, io, target="generic")
-    pair = space_to_depth_stem.pair(plain)
+    pair = space_to_depth_stem.pair_pixels(plain)
     fed = {"int8": codes(IMAGES), "uint8": IMAGES, "float32": file_inputs(IMAGES)}[io]
     assert convolution(pair)[1].shape == (8, 3, 2, 6)
     assert len(np.unique(answers(plain, fed), axis=0)) > 1
@@ -97,7 +97,7 @@ def test_batches_are_paired_too(made: Int8Model, plain_file: bytes, batch: int |
 def edited(data: bytes, tensors: dict[int, list[int]], options: dict[str, int]) -> bytes:
     """The first convolution of a file alone, with other options and shapes of its tensors:
     0 its input, 1 its kernel, 3 its output."""
-    model = editor.opened(data)
+    model = editor.open_flatbuffer(data)
     graph = model.subgraphs[0]
     graph.operators, model.signatureDefs = graph.operators[:1], None
     (operator,) = graph.operators
@@ -106,7 +106,7 @@ def edited(data: bytes, tensors: dict[int, list[int]], options: dict[str, int]) 
         graph.tensors[[*operator.inputs, *operator.outputs][place]].shape = shape
     for name, value in options.items():
         setattr(operator.builtinOptions, name, value)
-    return editor.packed(model)
+    return editor.pack_flatbuffer(model)
 
 
 OTHERS: dict[str, tuple[dict[int, list[int]], dict[str, int]]] = {
@@ -122,22 +122,22 @@ OTHERS: dict[str, tuple[dict[int, list[int]], dict[str, int]]] = {
 @pytest.mark.parametrize("case", OTHERS)
 def test_others_are_left_as_they_are(plain_file: bytes, case: str) -> None:
     same, data = edited(plain_file, {}, {}), edited(plain_file, *OTHERS[case])
-    assert space_to_depth_stem.pair(same) != same
-    assert space_to_depth_stem.pair(data) is data
+    assert space_to_depth_stem.pair_pixels(same) != same
+    assert space_to_depth_stem.pair_pixels(data) is data
 
 
 def test_float_files_are_left_as_they_are(made: Int8Model) -> None:
     data = tflite_converter.float_flatbuffer(made.plain)
-    assert space_to_depth_stem.pair(data) is data
+    assert space_to_depth_stem.pair_pixels(data) is data
 
 
 def test_a_constant_that_others_share_is_not_changed(plain_file: bytes) -> None:
-    model = editor.opened(plain_file)
+    model = editor.open_flatbuffer(plain_file)
     graph = model.subgraphs[0]
     op, kernel = convolution(plain_file)
     twin = copy.deepcopy(graph.tensors[op.inputs[1]])
     graph.tensors = [*graph.tensors, twin]
-    changed = editor.opened(space_to_depth_stem.pair(editor.packed(model)))
+    changed = editor.open_flatbuffer(space_to_depth_stem.pair_pixels(editor.pack_flatbuffer(model)))
     again = changed.subgraphs[0].tensors[len(graph.tensors) - 1]
     assert bytes(changed.buffers[again.buffer].data) == bytes(kernel.buffer)
 

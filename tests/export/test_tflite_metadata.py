@@ -96,7 +96,7 @@ def test_the_input_says_how_pixels_become_codes(attached: bytes) -> None:
     unit = source.first(4)
     assert unit.number(0, numbers.Uint8Flags) == 1  # NormalizationOptions
     mean, std = (float(unit.inner(1).floats(slot)[0]) for slot in (0, 1))
-    detail = interpreter.make(attached).get_input_details()[0]
+    detail = interpreter.make_interpreter(attached).get_input_details()[0]
     scale, zero = detail["quantization"]
     codes = np.round((np.arange(256) - mean) / std / scale) + zero
     np.testing.assert_array_equal(codes, np.arange(256) - 128)

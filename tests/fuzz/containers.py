@@ -417,7 +417,7 @@ def damaged_flatbuffer(rng: random.Random, data: bytes) -> bytes:
 
     if rng.random() < 0.33:
         return mutations.noise(rng, data)
-    model = editor.opened(data)
+    model = editor.open_flatbuffer(data)
     if rng.random() < 0.15:  # the task metadata, a flatbuffer of its own
         buffer = model.buffers[model.metadata[-1].buffer]
         buffer.data = list(mutations.noise(rng, bytes(buffer.data)))
@@ -425,7 +425,7 @@ def damaged_flatbuffer(rng: random.Random, data: bytes) -> bytes:
         holder, name = rng.choice(list(_members(model)))
         setattr(holder, name, _odd_member(rng, getattr(holder, name)))
     try:
-        return editor.packed(model)
+        return editor.pack_flatbuffer(model)
     except (struct.error, TypeError, AttributeError, ValueError, IndexError, OverflowError):
         return mutations.noise(rng, data)  # no flatbuffer can hold it
 

@@ -30,8 +30,8 @@ MAGIC, VERSION = b"\x89MNPACK\n", 2
 
 def there_and_back(array: np.ndarray[Any, Any]) -> int:
     """Bytes of an array that came back bit by bit."""
-    data = array_codec.pack(array)
-    back = array_codec.unpack(data, str(array.dtype), array.shape)
+    data = array_codec.pack_array(array)
+    back = array_codec.unpack_array(data, str(array.dtype), array.shape)
     assert (back.dtype, back.shape) == (array.dtype, array.shape)
     assert back.tobytes() == array.tobytes()
     return len(data)
@@ -123,8 +123,8 @@ def test_plain_floats_are_never_larger() -> None:
 @given(st.binary(max_size=60), st.sampled_from([(), (0,), (7,), (30, 10)]))
 def test_any_bytes_are_an_array_or_refused(data: bytes, shape: tuple[int, ...]) -> None:
     try:
-        assert array_codec.unpack(data, "float32", shape).shape == shape
-    except entropy_coding.Malformed as error:
+        assert array_codec.unpack_array(data, "float32", shape).shape == shape
+    except entropy_coding.MalformedPackError as error:
         assert str(error)
 
 
@@ -134,17 +134,17 @@ def test_changed_bytes_are_an_array_or_refused(place: int, value: int, seed: int
     """Without the digest in front: the codec by itself never fails otherwise."""
     rng = np.random.default_rng(seed % 5)
     array = rng.choice(np.float32([0, 0, 1, 2, -3]), 800)
-    data = bytearray(array_codec.pack(array))
+    data = bytearray(array_codec.pack_array(array))
     data[place % len(data)] = value
     try:
-        assert array_codec.unpack(bytes(data), "float32", (800,)).shape == (800,)
-    except entropy_coding.Malformed as error:
+        assert array_codec.unpack_array(bytes(data), "float32", (800,)).shape == (800,)
+    except entropy_coding.MalformedPackError as error:
         assert str(error)
 
 
 def small_file(folder: Path) -> Path:
     array = np.float32([[0, 1], [2, 0]])
-    data = array_codec.pack(array)
+    data = array_codec.pack_array(array)
     record = container.Record("a/kernel:0", "a", "weight", "float32", (2, 2), data)
     path = folder / "small.packed"
     path.write_bytes(container.assemble({"card": {}}, [record]))
@@ -511,7 +511,7 @@ def test_folded_norms_are_halves_that_do_the_same() -> None:
     model.get_layer("separable").set_weights(
         [np.full(w.shape, 0.1, np.float32) for w in model.get_layer("separable").get_weights()]
     )
-    halved = fp16_batch_norm.folded(model)
+    halved = fp16_batch_norm.fold_to_float16(model)
     gamma, beta, mean, variance = (
         w.astype(np.float64) for w in model.get_layer("whole").get_weights()
     )
@@ -542,7 +542,7 @@ def test_a_norm_beyond_halves_is_refused() -> None:
     layer.set_weights([np.full(w.shape, 1e6) for w in layer.get_weights()])
     layer.moving_variance.assign(np.ones(4))
     with pytest.raises(UsageError, match="whole scale"):
-        fp16_batch_norm.folded(model)
+        fp16_batch_norm.fold_to_float16(model)
 
 
 @pytest.mark.parametrize("reader", ["ranges", "model"])

@@ -60,7 +60,7 @@ def test_float_outputs_are_those_of_keras(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["int8", "uint8"])
 def test_codes_and_their_reals(kind: str, tmp_path: Path) -> None:
     """Codes are worked out here by hand and given to the bare interpreter."""
-    runner = interpreter.make(tflite_files.flatbuffer(kind))
+    runner = interpreter.make_interpreter(tflite_files.flatbuffer(kind))
     source, target = runner.get_input_details()[0], runner.get_output_details()[0]
     (scale, zero), (step, origin) = source["quantization"], target["quantization"]
     low, high = (-128, 127) if kind == "int8" else (0, 255)
@@ -307,9 +307,9 @@ def test_on_a_device_a_file_needs_five_packages(tmp_path: Path) -> None:
 
 
 def test_partitions() -> None:
-    one = interpreter.make(tflite_files.flatbuffer("int8"))
+    one = interpreter.make_interpreter(tflite_files.flatbuffer("int8"))
     assert (interpreter.partitions(one), interpreter.outside(one)) == (1, [])
-    softmax = interpreter.make(tflite_files.flatbuffer("int8", True))
+    softmax = interpreter.make_interpreter(tflite_files.flatbuffer("int8", True))
     assert interpreter.partitions(softmax) == 1
     assert interpreter.outside(softmax) == ["SOFTMAX"]  # XNNPACK has no int8 softmax
 
@@ -336,11 +336,11 @@ def test_latency_orders_nets_by_work() -> None:
 
 def test_no_runtime_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    made = interpreter.make(tflite_files.flatbuffer("float"))
+    made = interpreter.make_interpreter(tflite_files.flatbuffer("float"))
     assert type(made).__module__.startswith("tensorflow")
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(UsageError, match="pip install ai-edge-litert"):
-        interpreter.make(tflite_files.flatbuffer("float"))
+        interpreter.make_interpreter(tflite_files.flatbuffer("float"))
 
 
 def test_evaluating_loads_no_tensorflow(tmp_path: Path) -> None:

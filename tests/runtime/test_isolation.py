@@ -64,7 +64,7 @@ def exported(tmp_path: Path) -> Path:
 def appended(name: str, shapes: dict[str, Any], options: Any = None) -> bytes:
     """The int8 file with one more operator, of constants, whose output nobody reads."""
     schema = tflite_model.schema()
-    model = editor.opened(tflite_files.flatbuffer("int8"))
+    model = editor.open_flatbuffer(tflite_files.flatbuffer("int8"))
     graph, code, operator = model.subgraphs[0], schema.OperatorCodeT(), schema.OperatorT()
     code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, name)
     code.version = 1
@@ -75,8 +75,8 @@ def appended(name: str, shapes: dict[str, Any], options: Any = None) -> bytes:
         kind = schema.TensorType.INT32 if values is not None else schema.TensorType.INT8
         if values is not None and values.dtype == np.int8:
             kind = schema.TensorType.INT8
-        graph.tensors.append(editor.tensor(label.encode(), shape, kind))
-        graph.tensors[-1].buffer = 0 if values is None else editor.buffer(model, values)
+        graph.tensors.append(editor.new_tensor(label.encode(), shape, kind))
+        graph.tensors[-1].buffer = 0 if values is None else editor.add_buffer(model, values)
         indices.append(len(graph.tensors) - 1)
     operator.opcodeIndex, operator.builtinOptionsType = len(model.operatorCodes) - 1, 0
     *operator.inputs, last = indices
@@ -84,7 +84,7 @@ def appended(name: str, shapes: dict[str, Any], options: Any = None) -> bytes:
     if options is not None:
         operator.builtinOptionsType, operator.builtinOptions = options
     graph.operators.append(operator)
-    return editor.packed(model)
+    return editor.pack_flatbuffer(model)
 
 
 def crashing() -> bytes:
@@ -98,7 +98,7 @@ def test_outputs_are_those_of_the_runtime_in_this_process(kind: str, runtime: st
         pytest.importorskip(micro.MODULE)
     file = content(kind)
     child = isolation.Interpreter(file, runtime)
-    here = micro.Interpreter(file) if runtime == "micro" else interpreter.make(file)
+    here = micro.Interpreter(file) if runtime == "micro" else interpreter.make_interpreter(file)
     for seed in range(3):
         expected = outputs(here, file, seed)
         got = outputs(child, file, seed)
@@ -118,7 +118,9 @@ def test_outputs_are_those_of_the_runtime_in_this_process(kind: str, runtime: st
 
 def test_inner_tensors_are_those_of_the_runtime_in_this_process() -> None:
     file = content()
-    child, here = (isolation.make(file, x, "file", keep_tensors=True) for x in (True, False))
+    child, here = (
+        isolation.open_interpreter(file, x, "file", keep_tensors=True) for x in (True, False)
+    )
     for runner in (child, here):
         outputs(runner, file)
     assert len(file.operators) > 5
@@ -282,7 +284,7 @@ def test_a_script_without_a_guard_can_be_interrupted_and_leaves_no_process(
         process.kill()
         assert process.stderr.read() == ""
     assert is_gone(first) and is_gone(second)
-    here, file = interpreter.make(exported), content()
+    here, file = interpreter.make_interpreter(exported), content()
     here.set_tensor(file.inputs[0], np.full((1, 32, 32, 3), 50, np.int8))
     here.invoke()
     assert values == here.get_tensor(file.outputs[0])[0].tolist()

@@ -25,7 +25,7 @@ def content(kind: str, softmax: bool = False) -> tflite_model.Flatbuffer:
 def test_it_answers_as_the_other_runtime(kind: str, softmax: bool) -> None:
     pytest.importorskip(micro.MODULE)
     file = content(kind, softmax)
-    runners = interpreter.make(file), micro.Interpreter(file)
+    runners = interpreter.make_interpreter(file), micro.Interpreter(file)
     source = file.tensors[file.inputs[0]]
     noise = np.random.default_rng(0)
     for _ in range(5):
@@ -48,7 +48,7 @@ def test_the_arena_is_what_the_runtime_takes() -> None:
     runtime = pytest.importorskip(micro.MODULE)
     file = content("int8")
     arena = micro.Interpreter(file).arena()
-    assert arena.total == arena.activations + arena.kept
+    assert arena.total == arena.activations + arena.persistent
     # The largest that live side by side: what the last convolution reads and what it makes.
     assert arena.activations == 16 * 16 * (16 + 24)
     runtime.Interpreter.from_bytes(file.content, arena_size=arena.total + 256)
@@ -57,10 +57,10 @@ def test_the_arena_is_what_the_runtime_takes() -> None:
 
 
 def test_operators_are_named_as_a_program_registers_them() -> None:
-    assert micro.registered(content("int8", True)) == (
+    assert micro.resolver_calls(content("int8", True)) == (
         *("AddConv2D", "AddDepthwiseConv2D", "AddFullyConnected", "AddMean", "AddSoftmax"),
     )
-    assert "AddQuantize" in micro.registered(content("uint8"))
+    assert "AddQuantize" in micro.resolver_calls(content("uint8"))
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,10 @@ def test_what_would_end_the_process_costs_a_line(
     change: Callable[[Any], None], reason: str
 ) -> None:
     pytest.importorskip(micro.MODULE)
-    model = editor.opened(tflite_files.flatbuffer("int8"))
+    model = editor.open_flatbuffer(tflite_files.flatbuffer("int8"))
     change(model)
     with pytest.raises(UsageError, match=reason):
-        micro.needs(tflite_model.read(editor.packed(model)))
+        micro.describe_requirements(tflite_model.read(editor.pack_flatbuffer(model)))
 
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ KINDS = ("float", "float16", "dynamic", "sparse", "int8", "uint8")
 def test_tensors_and_operators_are_those_of_the_interpreter(kind: str) -> None:
     data = tflite_files.flatbuffer(kind)
     ours = tflite_model.read(data)
-    runner = interpreter.make(data)
+    runner = interpreter.make_interpreter(data)
     details = {d["index"]: d for d in runner.get_tensor_details()}
     assert ours.inputs == tuple(d["index"] for d in runner.get_input_details())
     assert ours.outputs == tuple(d["index"] for d in runner.get_output_details())
@@ -152,7 +152,7 @@ EDITS: dict[str, tuple[Callable[[Any], None], str]] = {
         lambda m: setattr(graph(m).tensors[0].quantization, "scale", [np.inf]),
         "finite",
     ),
-    "order": (lambda m: graph(m).operators.reverse(), "before it is made"),
+    "order": (lambda m: graph(m).operators.reverse(), "which is not yet computed"),
     "stride": (lambda m: setattr(graph(m).operators[0].builtinOptions, "strideH", 0), "strides"),
     "dilation": (
         lambda m: setattr(graph(m).operators[0].builtinOptions, "dilationHFactor", 0),
@@ -235,7 +235,7 @@ for path in sys.argv[1:]:
             for _ in range(chance.choice([1, 1, 1, 2, 4])):
                 data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         try:
-            interpreter.make(bytes(data)).invoke()
+            interpreter.make_interpreter(bytes(data)).invoke()
             counts["ran"] += 1
         except (UsageError, ValueError, RuntimeError):  # the last two: from a kernel in invoke
             counts["refused"] += 1

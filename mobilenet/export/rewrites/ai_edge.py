@@ -101,7 +101,7 @@ def _recipe(name: str, content: tflite_model.Flatbuffer, kernels: Collection[int
 
 def add_signature(data: bytes) -> bytes:
     """The file with a signature, by which the package finds its input and output."""
-    schema, model = tflite_model.schema(), editor.opened(data)
+    schema, model = tflite_model.schema(), editor.open_flatbuffer(data)
     graph, signature = model.subgraphs[0], schema.SignatureDefT()
     signature.signatureKey, signature.subgraphIndex = _SIGNATURE, 0
     maps = []
@@ -111,7 +111,7 @@ def add_signature(data: bytes) -> bytes:
         maps.append([tensor_map])
     signature.inputs, signature.outputs = maps
     model.signatureDefs = [signature]
-    return editor.packed(model)
+    return editor.pack_flatbuffer(model)
 
 
 def channel_steps(kernel: Floats) -> Floats | None:
@@ -159,7 +159,7 @@ def set_grid_values(
         float_file: the file that was quantized.
         scales: of `grid_scales`.
     """
-    model = editor.opened(data)
+    model = editor.open_flatbuffer(data)
     tensors = model.subgraphs[0].tensors
     for index, step in scales.items():
         kernel, tensor = float_file.tensors[index].data, tensors[index]
@@ -168,8 +168,8 @@ def set_grid_values(
         tensor.quantization.scale = step
         tensor.quantization.zeroPoint = np.zeros(len(step), np.int64)
         tensor.quantization.quantizedDimension = 0
-        editor.fill(model, tensor, pack_int4(values))
-    return editor.packed(model)
+        editor.set_constant(model, tensor, pack_int4(values))
+    return editor.pack_flatbuffer(model)
 
 
 def pack_int4(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:

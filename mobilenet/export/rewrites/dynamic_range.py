@@ -76,7 +76,7 @@ def quantize_kernels(data: bytes, images: Floats | None = None, narrow: int = NA
         source = content.operators[number].inputs[0]
         if source in means:
             file.add_to_bias(number, -_output_shift(kernel, values, scales, means[source]))
-    return editor.packed(file.model)
+    return editor.pack_flatbuffer(file.model)
 
 
 def noise_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> Floats:
@@ -117,7 +117,7 @@ def input_means(
     Returns:
         `[channels]` by index of the input tensor.
     """
-    runner = interpreter.make(content, keep_tensors=True)
+    runner = interpreter.make_interpreter(content, keep_tensors=True)
     sources = sorted({op.inputs[0] for op in content.operators if op.name in operators})
     sums = {index: np.zeros(content.tensors[index].shape[-1]) for index in sources}
     for count in quantized_io.invoke_batches(runner, images):
@@ -208,7 +208,7 @@ class _KernelEditor:
     def __init__(
         self, data: bytes, content: tflite_model.Flatbuffer, chosen: Collection[int]
     ) -> None:
-        self.model = editor.opened(data)
+        self.model = editor.open_flatbuffer(data)
         self._graph = self.model.subgraphs[0]
         self._content = content
         self._kernels: dict[int, int] = {}  # new tensor by the old one
@@ -232,7 +232,7 @@ class _KernelEditor:
             tensor.quantization.scale = scales
             tensor.quantization.zeroPoint = np.zeros(len(scales), np.int64)
             tensor.quantization.quantizedDimension = 0
-            editor.fill(self.model, tensor, values)
+            editor.set_constant(self.model, tensor, values)
         _set_input(operator, 1, self._kernels[old])
         if self._content.operators[number].name == "FULLY_CONNECTED":
             operator.builtinOptions.asymmetricQuantizeInputs = True
@@ -249,11 +249,11 @@ class _KernelEditor:
         else:
             own = self._new_bias(self._graph.tensors[operator.inputs[1]], len(change))
         _set_input(operator, 2, own)
-        editor.fill(self.model, self._graph.tensors[own], change.astype(np.float32))
+        editor.set_constant(self.model, self._graph.tensors[own], change.astype(np.float32))
 
     def _new_bias(self, kernel: Any, channels: int) -> int:
         float32 = tflite_model.schema().TensorType.FLOAT32
-        self._graph.tensors.append(editor.tensor(kernel.name + b"/bias", [channels], float32))
+        self._graph.tensors.append(editor.new_tensor(kernel.name + b"/bias", [channels], float32))
         return len(self._graph.tensors) - 1
 
     def _own_tensor(self, old: int, unshared: bool) -> int:

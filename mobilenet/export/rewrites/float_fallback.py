@@ -129,7 +129,7 @@ class _FloatRestorer:
     """Makes operators of a file float; constants that other operators share stay theirs."""
 
     def __init__(self, data: bytes, content: tflite_model.Flatbuffer) -> None:
-        self.model = editor.opened(data)
+        self.model = editor.open_flatbuffer(data)
         self.graph = self.model.subgraphs[0]
         self.users = Counter(index for op in content.operators for index in op.inputs)
 
@@ -157,7 +157,7 @@ class _FloatRestorer:
                 self._conversion("QUANTIZE", float_output, output),
             ]
         self.graph.operators = operators
-        return editor.packed(self.model)
+        return editor.pack_flatbuffer(self.model)
 
     def _float_copy(self, index: int) -> int:
         """A computed float tensor in the shape of a quantized one."""
@@ -170,9 +170,9 @@ class _FloatRestorer:
         if index is not None and self.users[index] == 1:
             tensor = self.graph.tensors[index]
         else:
-            tensor = editor.tensor(b"kept_float", values.shape, 0)
+            tensor = editor.new_tensor(b"kept_float", values.shape, 0)
             index = self._add(tensor)
-        editor.fill(self.model, tensor, values)
+        editor.set_constant(self.model, tensor, values)
         tensor.type, tensor.quantization = tflite_model.schema().TensorType.FLOAT32, None
         tensor.shape = list(values.shape)
         return index
@@ -185,6 +185,6 @@ class _FloatRestorer:
     def _conversion(self, name: str, source: int, output: int) -> Any:
         operator = tflite_model.schema().OperatorT()
         builtin = getattr(tflite_model.schema().BuiltinOperator, name)
-        operator.opcodeIndex = editor.code(self.model, builtin)
+        operator.opcodeIndex = editor.operator_code(self.model, builtin)
         operator.inputs, operator.outputs = [source], [output]
         return operator

@@ -328,7 +328,7 @@ def tensor_values(
         inputs: `[images, height, width, channels]`, float, preprocessed for the file.
         runner: an interpreter of the file with `keep_tensors`; one in this process when `None`.
     """
-    runner = runner or interpreter.make(content, keep_tensors=True)
+    runner = runner or interpreter.make_interpreter(content, keep_tensors=True)
     indices = [*content.inputs, *(index for op in content.operators for index in op.outputs)]
     values: dict[int, list[npt.NDArray[Any]]] = {index: [] for index in indices}
     for count in quantized_io.invoke_batches(runner, inputs):

@@ -157,7 +157,7 @@ def verify(
     check_rescaling(content)
     faults = structure_faults(content, expect_int8, io, pixel_std, float_layers)
     faults += [] if number_format is None else format_faults(content, number_format)
-    runner = interpreter.make(content, threads)
+    runner = interpreter.make_interpreter(content, threads)
     logits = run(runner, inputs)
     reference = _matching_reference(logits, reference_logits)
     layers, layer_faults = _verify_operators(content, simulated, plain, inputs, limits)

@@ -60,7 +60,7 @@ def test_v1_and_v2_are_pruned_quantized_and_converted(version: int) -> None:
     kernels = [op for op in content.operators if op.name == "CONV_2D"]
     sparse_kernels = [zero_fraction(content.tensors[op.inputs[1]].data) >= 0.49 for op in kernels]
     assert sum(sparse_kernels) >= len(kernels) - 2  # all but the stem and the classifier
-    found = verify.run(interpreter.make(data), file_inputs(pixels(32, 32)))
+    found = verify.run(interpreter.make_interpreter(data), file_inputs(pixels(32, 32)))
     apart = np.corrcoef((found - found.mean(0)).ravel(), (said - said.mean(0)).ravel())[0, 1]
     assert apart > 0.9, repaired
 

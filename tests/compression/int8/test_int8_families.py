@@ -108,7 +108,7 @@ def test_file_is_int8_inside_and_one_partition(name: str) -> None:
     assert [tensor.dtype for tensor in ends] == ["int8", "int8"]
     assert float(ends[0].scales[0]) == np.float32(1 / 127.5)
     assert int(ends[0].zero_points[0]) == 0
-    runner = interpreter.make(made.data)
+    runner = interpreter.make_interpreter(made.data)
     assert interpreter.partitions(runner) == 1
     assert len(verify.structure_faults(content, True, "int8")) == 0
 
@@ -124,7 +124,7 @@ def test_wrapped_and_calibrated_it_follows_the_float_net(name: str) -> None:
     images = pixels(48, 64, seed=7)
     plain = made.plain(inputs(48, 64, seed=7), training=False).numpy()
     simulated = made.wrapped(file_inputs(images), training=False).numpy()
-    file = verify.run(interpreter.make(made.data), file_inputs(images[:16]))
+    file = verify.run(interpreter.make_interpreter(made.data), file_inputs(images[:16]))
     assert alike(plain, simulated) > 0.5
     assert alike(simulated[:16], file) > 0.5
 

@@ -159,7 +159,7 @@ def test_a_net_with_gates_becomes_a_file_of_one_partition(bent: Any) -> None:
     int8_saving.for_export(made.wrapped, made.repair)
     data = tflite_converter.int8_flatbuffer(made.wrapped)
     assert tflite_model.read(data).float_tensors() == []
-    assert interpreter.partitions(interpreter.make(data)) == 1
+    assert interpreter.partitions(interpreter.make_interpreter(data)) == 1
     file = Int8Model(made.plain, made.wrapped, {}, data, np.zeros(0))
     for layer, off in operator_steps(file, pixels(2, seed=9)).items():
         assert off.max() <= 1, layer
