@@ -83,7 +83,7 @@ def _ours(wrapped: Any) -> bytes:
     from mobilenet.configs.card import Card
     from mobilenet.export import bundle, tflite_converter, tflite_metadata
 
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     data = tflite_converter.int8_flatbuffer(wrapped)
     return tflite_metadata.attach(data, bundle.file_card(Card(), 1000, quantized=True))
 

@@ -125,7 +125,7 @@ def changed(model: Any, change: Callable[[Any, bool, int], Any]) -> Any:
     """A copy whose kernels are `change(kernel, is 1x1 or dense, axis of the channels)`."""
     import tf_keras
 
-    from mobilenet.compression.quantization.weight_sharing.base import kind_of
+    from mobilenet.compression.quantization.weight_sharing.base import kernel_kind
     from mobilenet.models.graph.roles import Graph, kind
 
     copy = tf_keras.models.clone_model(model)
@@ -135,7 +135,7 @@ def changed(model: Any, change: Callable[[Any, bool, int], Any]) -> Any:
         kernel = graph.kernel(layer)
         if kernel is not None:
             axis = 2 if kind(layer) == "DepthwiseConv2D" else kernel.shape.rank - 1
-            kernel.assign(change(kernel.numpy(), kind_of(graph, layer) != "depthwise", axis))
+            kernel.assign(change(kernel.numpy(), kernel_kind(graph, layer) != "depthwise", axis))
     return copy
 
 

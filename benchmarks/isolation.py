@@ -61,7 +61,7 @@ def _files(name: str, width: float, size: int) -> dict[str, bytes]:
 
     files = {"float": tflite_converter.float_flatbuffer(models.build(name, width, size))}
     wrapped = models.quantized(models.build(name, width, size), size)
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     return files | {"int8": tflite_converter.int8_flatbuffer(wrapped)}
 
 

@@ -117,7 +117,7 @@ def _files(name: str, words: Any) -> dict[str, bytes]:
     if words.formats:
         return files | {kind: _format(model, kind, files["float"]) for kind in words.formats}
     wrapped = models.quantized(model, words.size)
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     files["int8"] = tflite_converter.int8_flatbuffer(wrapped)
     if words.stems:
         files["int8 plain stem"] = tflite_converter.int8_flatbuffer(wrapped, target="generic")

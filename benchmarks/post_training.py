@@ -131,7 +131,7 @@ class Bench:
 
         config = PostTraining(steps=steps, keep_float=self.floats)
         made = post_training_pipeline.quantize(self.model, self.preprocessing, images, config)
-        int8_saving.for_export(made.wrapped, made.repair)
+        int8_saving.prepare_export(made.wrapped, made.repair)
         floats = float_fallback.FloatLayers(
             float_layers.folded_kernels(made.wrapped),
             float_layers.find_all_float_layers(made.wrapped),

@@ -102,7 +102,7 @@ def both(model: Any, size: int) -> dict[str, bytes]:
     from mobilenet.export import tflite_converter
 
     wrapped = models.quantized(model, size)
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     return {
         "float": tflite_converter.float_flatbuffer(model),
         "int8": tflite_converter.int8_flatbuffer(wrapped),

@@ -120,7 +120,7 @@ def main() -> None:
             quantized = post_training_pipeline.quantize(
                 model, preprocessing, calibration_images, PostTraining(steps=steps)
             )
-            int8_saving.for_export(quantized.wrapped, quantized.repair)
+            int8_saving.prepare_export(quantized.wrapped, quantized.repair)
             file = interpreter.make_interpreter(tflite_converter.int8_flatbuffer(quantized.wrapped))
             outputs = quantized_io.run(file, scheme.to_grid(images, preprocessing))
             same = 100 * (outputs.argmax(1) == expected.argmax(1)).mean()

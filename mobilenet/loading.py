@@ -117,7 +117,7 @@ def _load_packed(path: Path, quantizers: bool) -> LoadedModel:
     if not quantizers or unpacked.ranges is None:
         return unpacked.loaded
     try:
-        wrapped = int8_saving.assembled(unpacked.loaded, unpacked.ranges, "xnnpack")
+        wrapped = int8_saving.assemble(unpacked.loaded, unpacked.ranges, "xnnpack")
     except UsageError as error:
         raise error.within(str(path)) from None
     return LoadedModel(wrapped, unpacked.loaded.card)

@@ -60,7 +60,7 @@ def quantize_to_file(
     ranges = scheme.get_ranges(wrapped)
     logits = wrapped(inputs(16, size), training=False).numpy()
     if workarounds:
-        int8_saving.for_export(wrapped)
+        int8_saving.prepare_export(wrapped)
     else:
         found = scheme.quantizers(wrapped)
         for layer in plain.layers:

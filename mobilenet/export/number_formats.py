@@ -103,7 +103,7 @@ def _convert_int8(job: ConversionJob) -> Conversion:
         wrapped = fitted.result.wrapped
     else:
         ranges = scheme.get_ranges(fitted.result.wrapped)
-        wrapped = int8_saving.assembled(source.loaded, ranges, config.target)
+        wrapped = int8_saving.assemble(source.loaded, ranges, config.target)
     simulated = freeze.with_softmax(wrapped) if config.softmax else wrapped
     reference = _outputs(simulated, job.images)
     if fitted is not None:
@@ -111,7 +111,7 @@ def _convert_int8(job: ConversionJob) -> Conversion:
             fitted.calibration_note,
             _agreement_note(fitted.original, job.images, reference),
         )
-    repairs = int8_saving.for_export(wrapped, fitted is None or fitted.result.repair)
+    repairs = int8_saving.prepare_export(wrapped, fitted is None or fitted.result.repair)
     floats = float_fallback.FloatLayers(
         float_layers.folded_kernels(wrapped), float_layers.find_all_float_layers(wrapped)
     )

@@ -299,7 +299,7 @@ class Pipeline:
             for row in rows
             if row.get("kept")
         ]
-        ranges, floats = int8_saving.ranges_of(model), int8_saving.kept_float(model)
+        ranges, floats = int8_saving.ranges_of(model), int8_saving.float_layers_of(model)
         plain = model if method is None else method.finalize(model)
         report = {} if method is None else method.report()
         fields = {} if method is None else method.card_fields()

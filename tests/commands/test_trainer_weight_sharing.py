@@ -100,7 +100,7 @@ def test_pruned_then_of_few_values_then_int8_is_so_in_the_file() -> None:
         plain = method.finalize(model)
     wrapped = scheme.wrap(plain, WAY)
     scheme.set_ranges(wrapped, scheme.get_ranges(model))
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     content = tflite_model.read(tflite_converter.int8_flatbuffer(wrapped))
     graph = Graph(before)
     layers = [layer for layer in graph.layers if graph.kernel(layer) is not None]

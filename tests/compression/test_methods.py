@@ -170,7 +170,7 @@ def quantized_twice(model: Any, path: Path, size: int, steps: int) -> tuple[Any,
     np.testing.assert_array_equal(
         wrapped(inputs(2, size), training=False), trained(inputs(2, size), training=False)
     )
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     return model, tflite_converter.int8_flatbuffer(wrapped)
 
 
@@ -215,7 +215,7 @@ def trained_file() -> Int8Model:
     ranges = scheme.get_ranges(trained)
     wrapped = scheme.wrap(method.finalize(trained), INCEPTION)
     scheme.set_ranges(wrapped, ranges)
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     logits = trained(inputs(300, seed=21), training=False).numpy()
     return Int8Model(None, wrapped, ranges, tflite_converter.int8_flatbuffer(wrapped), logits)
 

@@ -113,7 +113,7 @@ plain = freeze.float32_copy(plain)
 again = scheme.wrap(plain, stage_context().preprocessing)
 scheme.set_ranges(again, ranges)
 results["rebuilt"] = again(images[:8], training=False).numpy().tolist()
-saving.for_export(again)
+saving.prepare_export(again)
 results["bytes"] = len(convert.int8_flatbuffer(again))
 print(json.dumps(results))
 """

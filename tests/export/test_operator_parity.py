@@ -88,7 +88,7 @@ def test_a_wrong_range_is_told_at_its_layer_alone(made: Int8Model, factor: float
     wrapped = scheme.wrap(made.plain, INCEPTION)
     span = made.ranges["b_act"] * np.float32(factor)
     scheme.set_ranges(wrapped, {**made.ranges, "b_act": span})
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     rows, (fault,) = compare(made, simulated=wrapped)
     content = tflite_model.read(made.data)
     (depthwise,) = [op for op in content.operators if op.name == "DEPTHWISE_CONV_2D"]
@@ -105,7 +105,7 @@ def test_a_zero_point_halfway_between_two_codes_is_none_of_them_wrong(made: Int8
     """-3..15, a range of soft equalization, has its zero at -85.5; TensorFlow rounds it up."""
     wrapped = scheme.wrap(made.plain, INCEPTION)
     scheme.set_ranges(wrapped, {**made.ranges, "c_norm": np.float32((-3, 15))})
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     data = tflite_converter.int8_flatbuffer(wrapped)
     grids = [found[1:] for found in file_tensors(data, IMAGES[:1]).values()]
     assert [zero for scale, zero in grids if scale == pytest.approx(18 / 255)] == [-85]
@@ -217,7 +217,7 @@ def test_generic_keeps_one_hard_swish_each_and_is_proved(name: str) -> None:
     swish = {x.name for x in made.plain.layers if x.name.endswith("_hard_swish")}
     assert inside == {f"{n}_{part}" for n in swish for part in ("relu6", "scale")}
     scheme.set_ranges(wrapped, {n: made.ranges[n] for n in left})
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     content = tflite_model.read(tflite_converter.int8_flatbuffer(wrapped))
     assert verify.structure_faults(content, True, "int8") == []
     assert sum(op.name == "HARD_SWISH" for op in content.operators) == len(swish)

@@ -13,10 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import tf_keras
 
+from mobilenet.compression.quantization.int8.converter_workarounds import (
+    BIAS_SHIFT,
+    split_uniform_bias,
+)
 from mobilenet.models.graph.roles import Graph, kind
 
 _SIXTH = 1 / 6 + 1e-6  # not what the converter fuses, and no 16-bit step away
-_NUDGE = 1e-6  # survives after the 3 of a hard sigmoid, and is below a 16-bit step
 _DUMMY_VALUE = 1.0  # output of a channel that no layer reads
 _BATCH = 32
 
@@ -34,9 +37,9 @@ def prepare_model(model: tf_keras.Model, images: npt.NDArray[np.float32]) -> tf_
     for number, layer in enumerate(graph.layers):
         bias = getattr(layer, "bias", None)
         if bias is not None and np.ptp(bias.numpy()) == 0:
-            distinct = bias.numpy() + _NUDGE * number
-            distinct[0] += _NUDGE
-            bias.assign(distinct)
+            # Apart from those of other layers too; the shift is below a 16-bit step.
+            distinct = bias.numpy() + BIAS_SHIFT * number
+            bias.assign(split_uniform_bias(distinct, BIAS_SHIFT))
     _give_zero_outputs_a_range(copy, graph, images)
     return copy
 

@@ -166,7 +166,7 @@ collectives = sum("Collective" in op.type for op in graph.get_operations())
 plain = freeze.float32_copy(plain)
 again = scheme.wrap(plain, stage_context().preprocessing)
 scheme.set_ranges(again, ranges)
-stored.for_export(again)
+stored.prepare_export(again)
 content = flatbuffer.read(convert.int8_flatbuffer(again))
 print(json.dumps({
     "collectives": collectives,

@@ -61,7 +61,7 @@ def test_clusters_stay_through_training_saving_and_more_training(tmp_path: Path)
         method = methods.create(QuantizationAwareTraining(calibration_images=8), stage_context(4))
         model = method.apply(plain)
         train(model, method, 4, rate=0.005)
-        assert any("5 distinct weights held" in note for note in method.notes(model))
+        assert any("5 distinct weights preserved" in note for note in method.notes(model))
         ranges = scheme.get_ranges(model)
         plain = method.finalize(model)
         same_clusters(first, kernels(plain))
@@ -69,7 +69,7 @@ def test_clusters_stay_through_training_saving_and_more_training(tmp_path: Path)
         int8_saving.save_ranges(saved, ranges)
         plain = saving.load(saved).model
     wrapped = int8_saving.load(tmp_path / "again")
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     content = tflite_model.read(tflite_converter.int8_flatbuffer(wrapped))
     for op in content.operators:
         if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D"):

@@ -15,7 +15,7 @@ from small_models import CLASSES, INCEPTION, SIZE, L, file_inputs, inputs, pixel
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.calibration import calibrate
-from mobilenet.compression.quantization.int8.converter_workarounds import Repair, repair
+from mobilenet.compression.quantization.int8.converter_workarounds import Repair, repair_layers
 from mobilenet.export import tflite_converter
 from mobilenet.tflite import model as tflite_model
 
@@ -173,7 +173,7 @@ def test_negative_gamma_needs_no_repair() -> None:
     model = multiplier(-1.0)
     wrapped = scheme.wrap(model, INCEPTION)
     calibrate(wrapped, inputs(32))
-    assert repair(wrapped) == []
+    assert repair_layers(wrapped) == []
     steps = operator_steps(quantize_to_file(model), pixels(4))
     assert max(off.max() for off in steps.values()) <= 1
 
@@ -189,7 +189,7 @@ def test_repairs_are_told_by_layer() -> None:
     for case in ("kernel 1e-6", "uniform bias"):
         wrapped = scheme.wrap(CASES[case][0](), INCEPTION)
         calibrate(wrapped, inputs(32))
-        found[case] = repair(wrapped)
+        found[case] = repair_layers(wrapped)
     assert found["kernel 1e-6"] == [Repair(name, 1, False) for name in "abcd"]
     assert found["uniform bias"] == [Repair(name, 0, True) for name in "abcd"]
 
@@ -202,5 +202,5 @@ def test_a_dead_net_converts() -> None:
         kernel.assign(tf.zeros_like(kernel))
     wrapped = scheme.wrap(model, INCEPTION)
     calibrate(wrapped, inputs(8))
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     assert tflite_model.read(tflite_converter.int8_flatbuffer(wrapped)).float_tensors() == []

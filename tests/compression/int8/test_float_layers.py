@@ -45,7 +45,7 @@ class Made:
         self.wrapped = scheme.wrap(plain, INCEPTION, keep_float=patterns)
         calibrate(self.wrapped, inputs(24))
         self.said = self.wrapped(inputs(6, seed=9), training=False).numpy()
-        int8_saving.for_export(self.wrapped)
+        int8_saving.prepare_export(self.wrapped)
         self.floats = float_fallback.FloatLayers(
             float_layers.folded_kernels(self.wrapped),
             float_layers.find_all_float_layers(self.wrapped),

@@ -53,7 +53,7 @@ def test_v1_and_v2_are_pruned_quantized_and_converted(version: int) -> None:
     model = method.apply(sparse)
     train(model, method, 2, 32, rate=0.001)
     said = model(inputs(32, 32), training=False).numpy()
-    repaired = int8_saving.for_export(model)
+    repaired = int8_saving.prepare_export(model)
     data = tflite_converter.int8_flatbuffer(model)
     content = tflite_model.read(data)
     assert content.float_tensors() == []

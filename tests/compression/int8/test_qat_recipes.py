@@ -181,7 +181,7 @@ def test_a_tensor_that_stayed_zero_through_the_delay_gets_a_range() -> None:
     ("fields", "said"),
     [
         ({"quant_delay": 20}, "got 20, expected less than the 20 steps of the quantize stage"),
-        ({"quant_delay": 15, "freeze": 0.7}, "less than the 14 steps before ranges stand still"),
+        ({"quant_delay": 15, "freeze": 0.7}, "less than the 14 steps before ranges are frozen"),
     ],
 )
 def test_a_delay_beyond_the_stage_is_told_in_a_line(fields: dict[str, Any], said: str) -> None:
@@ -274,9 +274,9 @@ def test_ranges_from_elsewhere_are_taken_where_they_fit() -> None:
     for name, span in scheme.get_ranges(wrapped).items():
         wanted = GIVEN[name] if name in ("a_act", "sum", "c_norm") else expected[name]
         np.testing.assert_allclose(span, wanted, rtol=1e-6)
-    assert lines[0] == "3 of 7 activation ranges taken over, the others calibrated"
-    assert "not taken, the file does not round there: a_norm, elsewhere" in lines
-    assert "not taken, no range around zero: d_act, e, pool" in lines
+    assert lines[0] == "3 of 7 activation ranges from the checkpoint, the others calibrated"
+    assert "not used, not quantized in the file: a_norm, elsewhere" in lines
+    assert "not used, zero is outside: d_act, e, pool" in lines
     assert len(lines) == 3
 
 
@@ -289,7 +289,7 @@ def test_a_range_that_the_arithmetic_decides_is_not_taken() -> None:
     wrapped = scheme.wrap(tf_keras.Model(source, x), INCEPTION)
     lines = set_ranges_from_checkpoint(wrapped, {"six": (0.0, 5.0)}, inputs(4))
     assert tuple(scheme.get_ranges(wrapped)["six"]) == (0, 6)
-    assert "not taken, the arithmetic decides the range: six" in lines
+    assert "not used, fixed by the arithmetic: six" in lines
 
 
 def test_a_rectified_range_starts_at_zero() -> None:
@@ -307,7 +307,7 @@ def test_training_starts_from_the_ranges_of_its_stage_and_the_file_has_them() ->
     model = method.apply(randomize_batch_norm(toy()))
     assert scheme.get_ranges(model)["a_act"][1] == np.float32(5.5)
     assert any("2 of 7" in line for line in method.notes(model))
-    int8_saving.for_export(model)
+    int8_saving.prepare_export(model)
     content = tflite_model.read(tflite_converter.int8_flatbuffer(model))
     add = next(op for op in content.operators if op.name == "ADD")
     scale = float(content.tensors[add.outputs[0]].scales[0])
@@ -318,4 +318,4 @@ def test_training_starts_from_the_ranges_of_its_stage_and_the_file_has_them() ->
 
 def test_without_ranges_from_elsewhere_nothing_is_told_of_them() -> None:
     method = methods.create(QuantizationAwareTraining(calibration_images=8), stage_context())
-    assert not any("taken over" in line for line in method.notes(method.apply(toy())))
+    assert not any("from the checkpoint" in line for line in method.notes(method.apply(toy())))

@@ -106,7 +106,7 @@ def test_every_family_trains_exports_and_verifies(name: str, pruned: bool, size:
     images = inputs(16, size)
     said = wrapped(images, training=False).numpy()
     np.testing.assert_array_equal(said, net(images, training=False))
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     data = tflite_converter.int8_flatbuffer(wrapped)
     # Models of two steps answer almost alike: structure is demanded, top-1 is not.
     found = verify.verify(
@@ -152,7 +152,7 @@ def test_pruned_quantized_saved_loaded_and_trained_on_the_zeros_are_in_the_file(
         int8_saving.save_ranges(target, scheme.get_ranges(net))
         model = saving.load(target).model
     wrapped = int8_saving.load(target)
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     data = tflite_converter.int8_flatbuffer(wrapped)
     for layer, kernel in kernels(model).items():
         assert np.any(kernel != start[layer]), layer  # it has trained

@@ -60,7 +60,7 @@ def test_without_the_shift_pixels_fall_between_codes(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(scheme, "input_quantizer", lambda _: ActivationQuantizer((-1.0, 1.0)))
     wrapped = scheme.wrap(randomize_batch_norm(toy(16)), INCEPTION)
     calibrate(wrapped, inputs(32))
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     data = tflite_converter.int8_flatbuffer(wrapped)
     seen = tf_keras.Model(wrapped.input, wrapped.get_layer("quant_a_act").output)
     out = seen(inputs(48), training=False).numpy()
@@ -179,7 +179,7 @@ def test_the_file_says_what_training_evaluated() -> None:
     """The export phase reads its own input grid; the answers are the same."""
     wrapped = calibrated(randomize_batch_norm(toy()))
     before = wrapped(inputs(16), training=False).numpy()
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     after = wrapped(file_inputs(pixels(16)), training=False).numpy()
     np.testing.assert_allclose(after, before, atol=1e-5)
     np.testing.assert_allclose(
@@ -213,7 +213,7 @@ def test_it_trains_under_mixed_precision_and_leaves_in_float32(mixed: None) -> N
     assert {layer.compute_dtype for layer in plain.layers} == {"float32"}
     again = scheme.wrap(plain, INCEPTION)
     scheme.set_ranges(again, final)
-    int8_saving.for_export(again)
+    int8_saving.prepare_export(again)
     assert tflite_converter.int8_flatbuffer(again)
 
 
@@ -268,7 +268,7 @@ def test_calibration_refuses_what_is_no_image(images: np.ndarray) -> None:
 def test_ranges_that_never_moved_are_refused() -> None:
     wrapped = scheme.wrap(toy(), INCEPTION)
     with pytest.raises(UsageError, match="calibrate the model"):
-        int8_saving.for_export(wrapped)
+        int8_saving.prepare_export(wrapped)
     with pytest.raises(UsageError, match="calibrate the model"):
         scheme.set_ranges(wrapped, scheme.get_ranges(wrapped))
     ranges = scheme.get_ranges(calibrated(toy()))

@@ -156,7 +156,7 @@ def test_gates_let_unequal_channels_be_mended(bent: Any) -> None:
 def test_a_net_with_gates_becomes_a_file_of_one_partition(bent: Any) -> None:
     steps = ("gates", "equalize", "percentile", "clip", "bias", "repair")
     made = post_training_pipeline.quantize(bent, INCEPTION, inputs(24), PostTraining(steps=steps))
-    int8_saving.for_export(made.wrapped, made.repair)
+    int8_saving.prepare_export(made.wrapped, made.repair)
     data = tflite_converter.int8_flatbuffer(made.wrapped)
     assert tflite_model.read(data).float_tensors() == []
     assert interpreter.partitions(interpreter.make_interpreter(data)) == 1

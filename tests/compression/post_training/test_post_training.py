@@ -500,7 +500,7 @@ def test_a_channel_far_above_the_others_is_told_by_its_layer(layer: str) -> None
 
     def checked(config: PostTraining) -> None:
         made = post_training_pipeline.quantize(model, INCEPTION, images, config)
-        int8_saving.for_export(made.wrapped, made.repair)
+        int8_saving.prepare_export(made.wrapped, made.repair)
         floats = float_fallback.FloatLayers(
             float_layers.folded_kernels(made.wrapped),
             float_layers.find_all_float_layers(made.wrapped),
@@ -568,7 +568,7 @@ def test_every_family_is_fitted_and_becomes_a_file(name: str) -> None:
     made = post_training_pipeline.quantize(
         model, INCEPTION, inputs(40, PX), PostTraining(tuning_epochs=2)
     )
-    int8_saving.for_export(made.wrapped, made.repair)
+    int8_saving.prepare_export(made.wrapped, made.repair)
     data = tflite_converter.int8_flatbuffer(made.wrapped)
     assert tflite_model.read(data).float_tensors() == []
     file = Int8Model(model, made.wrapped, {}, data, np.zeros(0))

@@ -173,7 +173,7 @@ def test_the_pattern_holds_through_qat_and_in_the_file() -> None:
         np.testing.assert_array_equal(plain.get_layer(name).kernel.numpy() == 0, old == 0)
     wrapped = scheme.wrap(plain, INCEPTION)
     scheme.set_ranges(wrapped, ranges)
-    int8_saving.for_export(wrapped)
+    int8_saving.prepare_export(wrapped)
     assert np.isfinite(wrapped(inputs(2), training=False)).all()
     for data in (
         tflite_converter.int8_flatbuffer(wrapped),

@@ -1,1 +1,1 @@
-"""int8 quantization: where quantizers stand, calibration, training with them, saving."""
+"""int8 quantization: quantizer placement, calibration, quantization-aware training, saving."""

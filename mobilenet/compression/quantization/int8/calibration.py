@@ -1,4 +1,4 @@
-"""Activation ranges from data; a model whose ranges are unset answers nonsense."""
+"""Calibration: activation ranges from images, and checks of the images."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.quantizers import ActivationQuantizer
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError, shorten
+from mobilenet.typing import Float32Array
 
 _BATCH = 32
-_DECAY = 0.9
-MIN_IMAGES = 8  # four to fit, four to judge; a hundred are better
+_DECAY = 0.9  # of the moving ranges, per batch
+MIN_IMAGES = 8  # half of them fit post-training steps, half decide on them; 100 are better
 _WHAT = "calibration images"
-MIN_WIDTH = 1e-6  # width of a range: below that its scale has no use
-EMPTY_HIGH = 1e-3  # upper end of a range that images left empty
+MIN_WIDTH = 1e-6  # of a range; a scale below that is of no use
+EMPTY_HIGH = 1e-3  # upper end of the range of a tensor that is always zero
 
 
-def calibrate(wrapped: Any, images: npt.NDArray[np.float32]) -> None:
+def calibrate(wrapped: Any, images: Float32Array) -> None:
     """Sets the activation ranges of `wrapped` from a pass over `images` in inference mode.
 
     Args:
@@ -41,7 +41,7 @@ def calibrate(wrapped: Any, images: npt.NDArray[np.float32]) -> None:
 
     try:
         for start in range(0, len(images), _BATCH):
-            # Eager: tracing costs more than the few batches that a calibration takes.
+            # Eagerly: tracing costs more than the few batches of a calibration.
             wrapped(tf.constant(images[start : start + _BATCH]), training=False)
     finally:
         phase.decay, phase.observing = decay, False
@@ -49,20 +49,20 @@ def calibrate(wrapped: Any, images: npt.NDArray[np.float32]) -> None:
 
 
 def set_ranges_from_checkpoint(
-    wrapped: Any, given: Mapping[str, tuple[float, float]], images: npt.NDArray[np.float32]
+    wrapped: Any, ranges: Mapping[str, tuple[float, float]], images: Float32Array
 ) -> list[str]:
-    """Sets the activation ranges of `wrapped` from ranges that were learnt elsewhere.
+    """Sets the activation ranges of `wrapped` from those of a quantized checkpoint.
 
-    What has no range there, or one that does not fit, is calibrated. Ranges of kernels are not
-    needed: they follow the kernels.
+    Activations without a range there, or with an invalid one, are calibrated. Ranges of kernels are
+    not needed: they are computed from the kernels.
 
     Args:
         wrapped: a model from `scheme.wrap`.
-        given: low and high by layer name, as `Report.ranges` of `mobilenet.tf1_loader`.
+        ranges: low and high by layer name, as `Report.ranges` of `mobilenet.tf1_loader`.
         images: as in `calibrate`.
 
     Returns:
-        Lines for a person: how many were taken, and why others were not.
+        Human-readable notes: how many ranges were used, and why others were not.
 
     Raises:
         UsageError: as `calibrate`.
@@ -74,69 +74,70 @@ def set_ranges_from_checkpoint(
     }
     calibrate(wrapped, images)
     skipped: dict[str, list[str]] = {}
-    taken = 0
-    for name, span in given.items():
+    used = 0
+    for name, ends in ranges.items():
         if name.endswith("/kernel"):
             continue
-        low, high = (float(value) for value in span)
+        low, high = (float(value) for value in ends)
         reason = _invalid_range_reason(own.get(name), low, high)
         if reason:
             skipped.setdefault(reason, []).append(name)
             continue
         own[name].variables["low"].assign(0.0 if own[name].rectified else low)
         own[name].variables["high"].assign(high)
-        taken += 1
-    lines = [f"{taken} of {len(own)} activation ranges taken over, the others calibrated"]
-    return lines + [f"not taken, {reason}: {shorten(names)}" for reason, names in skipped.items()]
+        used += 1
+    notes = [f"{used} of {len(own)} activation ranges from the checkpoint, the others calibrated"]
+    return notes + [f"not used, {reason}: {shorten(names)}" for reason, names in skipped.items()]
 
 
 def _invalid_range_reason(quantizer: ActivationQuantizer | None, low: float, high: float) -> str:
-    """Why a range cannot be a quantizer's; empty where it can."""
+    """Why a quantizer cannot have this range; empty if it can."""
     if quantizer is None:
-        return "the file does not round there"
+        return "not quantized in the file"
     if quantizer.fixed is not None:
-        return "the arithmetic decides the range"
+        return "fixed by the arithmetic"
     if not (np.isfinite([low, high]).all() and low <= 0 <= high and high - low >= MIN_WIDTH):
-        return "no range around zero"
+        return "zero is outside"
     if quantizer.rectified and high < MIN_WIDTH:
-        return "no range above zero"
+        return "nothing above zero"
     return ""
 
 
 def fill_empty_ranges(wrapped: Any) -> None:
-    """Gives a tensor that was zero for every image a range that is not empty.
+    """Sets the range of tensors that were zero on every image, `EMPTY_HIGH` at the upper end.
 
     Raises:
         UsageError: a range is not finite.
     """
-    for name, span in scheme.get_ranges(wrapped).items():
-        if not np.isfinite(span).all():
+    for name, ends in scheme.get_ranges(wrapped).items():
+        if not np.isfinite(ends).all():
             raise UsageError(
                 f"range of {name}",
-                span.tolist(),
+                ends.tolist(),
                 "finite values",
                 "the model's weights are not finite",
             )
-        if span[1] - span[0] < MIN_WIDTH:
+        if ends[1] - ends[0] < MIN_WIDTH:
             scheme.quantizers(wrapped)[name].variables["high"].assign(EMPTY_HIGH)
 
 
-def check_images(images: npt.NDArray[np.float32], preprocessing: Preprocessing) -> None:
-    """Refuses images that no range can be taken from.
+def check_images(images: Float32Array, preprocessing: Preprocessing) -> None:
+    """Refuses images that give no useful range.
 
     Args:
         images: `[n, height, width, channels]`, preprocessed.
         preprocessing: how pixels 0..255 became them.
 
     Raises:
-        UsageError: too few, not finite, all alike, or in another range than the model's inputs.
+        UsageError: they are too few, not finite, of one color, or in another range than the
+            model's inputs.
     """
     if len(images) < MIN_IMAGES:
         raise UsageError(
-            _WHAT, len(images), f"at least {MIN_IMAGES}", "100 or more make a good file"
+            _WHAT, len(images), f"at least {MIN_IMAGES}", "100 or more are recommended"
         )
     if not np.isfinite(images).all():
-        raise UsageError(_WHAT, "NaN or infinity", "finite values", "look at how they are read")
+        raise UsageError(_WHAT, "NaN or infinity", "finite values", "check how they are read")
     if not np.ptp(images, axis=(1, 2)).any():
         raise UsageError(
             _WHAT, "one color in each image", "photos", "give photos as the model will see them"
@@ -150,7 +151,7 @@ def check_images(images: npt.NDArray[np.float32], preprocessing: Preprocessing) 
             _WHAT,
             f"values from {least:.3g} to {most:.3g}",
             f"values from {low:.3g} to {high:.3g}, as this model takes pixels 0 to 255",
-            f"preprocess them as its card says ({preprocessing.name})",
+            f"preprocess them as in its card ({preprocessing.name})",
         )
     if most - least < 0.05 * (high - low):
         raise UsageError(

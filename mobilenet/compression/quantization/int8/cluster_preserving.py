@@ -1,8 +1,8 @@
-"""Kernels that hold few values keep holding few: each weight stays in its cluster, whose value
-trains.
+"""Cluster-preserving training (tfmot: CQAT): a clustered kernel keeps its few distinct values.
 
-Behind an optimizer step every cluster takes the mean of its weights, which for plain gradient
-descent is the update by the cluster's mean gradient (Han et al., arXiv 1510.00149, section 3).
+Each weight stays in its cluster. After an optimizer step every cluster is set to the mean of its
+weights, which for plain gradient descent is the update by the cluster's mean gradient (Han et al.,
+arXiv 1510.00149, section 3).
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import tensorflow as tf
 
 from mobilenet.models.graph import variables
 
-_MOST = 256  # values of a kernel that counts as clustered: what a code of 8 bits tells apart
-_LEAST_WEIGHTS = 8  # a cluster, on average; a trained dense kernel hardly repeats a value
+_MAX_VALUES = 256  # of a kernel that counts as clustered: the indices of 8 bits
+_MIN_WEIGHTS = 8  # per cluster, on average; a trained dense kernel hardly repeats a value
 
 
 def is_clustered(kernel: npt.NDArray[Any]) -> bool:
-    """Whether the weights that are not zero share few values, more than one."""
+    """Whether the nonzero weights share a few distinct values, at least two."""
     weights = kernel[kernel != 0]
     values = len(np.unique(weights))
-    return 1 < values <= min(_MOST, len(weights) // _LEAST_WEIGHTS)
+    return 1 < values <= min(_MAX_VALUES, len(weights) // _MIN_WEIGHTS)
 
 
 class Clusters(tf.Module):
     """The cluster of every weight, int32 and of the kernel's shape, by layer name."""
 
     def __init__(self, kernels: Mapping[str, tf.Variable]) -> None:
-        """Takes those kernels that are clustered; zero is a cluster like the others."""
+        """Selects the kernels that are clustered; zero is a cluster like the others."""
         super().__init__(name="clusters")
         self.kernels = {n: k for n, k in kernels.items() if is_clustered(k.numpy())}
         self.labels: dict[str, tf.Variable] = {}
@@ -43,7 +43,7 @@ class Clusters(tf.Module):
             self.labels[name] = variables.state_variable(shaped, f"{name}_clusters")
 
     def apply(self) -> None:
-        """Gives every weight the mean of its cluster."""
+        """Sets every weight to the mean of its cluster."""
         for name, kernel in self.kernels.items():
             count = self.counts[name]
 

@@ -1,11 +1,12 @@
-"""Dead channels and uniform biases, mended before a converter that gets them wrong sees them.
+"""Workarounds for three faults of the TFLite converter.
 
-A convolution's int32 bias has the scale of its input times that of its channel. A channel whose
-folded kernel is (nearly) zero under a bias that is not would need more than 32 bits: the converter
-saturates it and the channel forgets its bias. A batch-norm multiplier of exactly zero leaves the
-whole operator in float. And a bias whose entries are all equal is stored once, with the scale of
-channel 0. All three are rewritten here into models that compute the same in float and convert
-exactly.
+1. A convolution's int32 bias has the scale of its input times that of its channel. A channel whose
+   folded kernel is (nearly) zero and whose bias is not would need more than 32 bits: the converter
+   saturates it, and the channel loses its bias.
+2. A batch-norm multiplier of exactly zero leaves the whole operator in float.
+3. A bias whose entries are all equal is stored once, with the scale of channel 0.
+
+Models are rewritten so that they compute the same in float and convert exactly.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from mobilenet.compression.quantization.int8.quantizers import (
 from mobilenet.models.graph import variables
 from mobilenet.models.graph.batch_norm_folding import Folded
 from mobilenet.models.graph.roles import Graph, kind, unwrap
-from mobilenet.typing import Float64Array
+from mobilenet.typing import Array
 
-# A quarter of the int32 range: the kernels add to it, and half is what they were seen to stand.
-_BIAS_CODES = 2.0**29
-_LEAST_SHARE = 1e-6  # of the median range: below that a channel contributes nothing to its layer
-_SAME = 4e-7  # relative: entries that are this close may round to one float32
-_NUDGE = 1e-6  # relative and absolute: the least that survives folding in float32
+# A quarter of the int32 range: the kernels' sums are added, and up to half of it was seen to work.
+_MAX_BIAS = 2.0**29
+_MIN_SHARE = 1e-6  # of the median range: below that a channel contributes nothing to its layer
+_UNIFORM = 4e-7  # relative difference of entries that may round to one float32
+BIAS_SHIFT = 1e-6  # relative and absolute: the smallest that survives folding in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +45,19 @@ class Repair:
     uniform_bias: bool
 
 
-def repair(wrapped: Any, mend: bool = True) -> list[Repair]:
-    """Stores the weight ranges of all kernels and mends what would not convert. In place.
+def split_uniform_bias(bias: Array, shift: float) -> Array:
+    """A bias whose entries are not all equal, so that each is stored: the first is shifted."""
+    split = np.array(bias)
+    split[0] += shift
+    return split
+
+
+def repair_layers(wrapped: Any, repair: bool = True) -> list[Repair]:
+    """Stores the ranges of all kernels and repairs what would not convert. In place.
 
     Args:
-        wrapped: a model from `scheme.wrap` with its ranges set, meant for export.
-        mend: without it nothing is mended.
+        wrapped: a model from `scheme.wrap` with its ranges set, to be exported.
+        repair: whether to repair; ranges are stored in any case.
 
     Raises:
         UsageError: a range was never set.
@@ -57,7 +65,7 @@ def repair(wrapped: Any, mend: bool = True) -> list[Repair]:
     scheme.check_ranges(scheme.get_ranges(wrapped))
     graph = Graph(wrapped)
     quantizers = scheme.quantizers(wrapped)
-    done = []
+    repairs = []
     for layer in graph.layers:
         if kind(layer) not in WEIGHTS:
             continue
@@ -65,53 +73,51 @@ def repair(wrapped: Any, mend: bool = True) -> list[Repair]:
         if quantizer is None:  # stays float
             continue
         quantizer.variables["absmax"].assign(quantizer.abs_max(variables.kernel(layer)))
-        # A dense kernel has one scale for all channels: neither fault can occur.
-        if mend and quantizer.kind != "dense":
+        # A dense kernel has one scale for all channels: none of the faults can occur.
+        if repair and quantizer.kind != "dense":
             entry = _Convolution(graph, layer, quantizer).repair()
             if entry.channels or entry.uniform_bias:
-                done.append(entry)
-    return done
+                repairs.append(entry)
+    return repairs
 
 
 class _Convolution(Folded):
-    """A convolution, depthwise or not, with what the converter folds into it."""
+    """A convolution with everything that the converter folds into it."""
 
     def __init__(self, graph: Graph, layer: Any, quantizer: WeightQuantizer) -> None:
         super().__init__(graph, layer)
         self.absmax = quantizer.variables["absmax"]
         self.input_scale = _input_scale(graph, layer)
-        self.shift_behind = folded_shift(graph, layer)
+        self.folded_shift = folded_shift(graph, layer)
 
     def repair(self) -> Repair:
-        reach = np.asarray(self.absmax, np.float64)
+        abs_max = np.asarray(self.absmax, np.float64)
         multiplier, bias = self.affine()
-        total = bias + self.shift_behind
-        folded = reach * np.abs(multiplier)
-        healthy = np.median(folded[folded > 0]) if (folded > 0).any() else 1.0
-        least = 127 * np.abs(total) / (self.input_scale * _BIAS_CODES)
-        least = np.maximum(least, _LEAST_SHARE * healthy)
-        bad = folded < least
-        if bad.any():
+        total = bias + self.folded_shift
+        folded = abs_max * np.abs(multiplier)
+        typical = np.median(folded[folded > 0]) if (folded > 0).any() else 1.0
+        least = 127 * np.abs(total) / (self.input_scale * _MAX_BIAS)
+        least = np.maximum(least, _MIN_SHARE * typical)
+        dead = folded < least
+        if dead.any():
             if self.norm is not None:
-                self._fold_into_kernel(self.norm, multiplier, bias, bad)
-            self.absmax.assign(np.where(bad, least, reach))
+                self._fold_into_kernel(self.norm, multiplier, bias, dead)
+            self.absmax.assign(np.where(dead, least, abs_max))
         largest = np.abs(total).max()
-        uniform = self.channels > 1 and largest > 0 and np.ptp(total) <= _SAME * largest
+        uniform = self.channels > 1 and largest > 0 and np.ptp(total) <= _UNIFORM * largest
         if uniform:
-            self._split_bias(_NUDGE * max(1.0, largest))
-        return Repair(self.name, int(bad.sum()), bool(uniform))
+            self._split_bias(BIAS_SHIFT * max(1.0, largest))
+        return Repair(self.name, int(dead.sum()), bool(uniform))
 
     def _fold_into_kernel(
-        self,
-        norm: dict[str, Any],
-        multiplier: Float64Array,
-        bias: Float64Array,
-        bad: npt.NDArray[np.bool_],
+        self, norm: dict[str, Any], multiplier: Array, bias: Array, dead: npt.NDArray[np.bool_]
     ) -> None:
-        """Moves the batch norm of the `bad` channels into the kernel; an identity stays behind."""
+        """Folds the batch norm of the `dead` channels into the kernel; it becomes an identity
+        there.
+        """
         raw = np.asarray(self.kernel, np.float64)
         shape = (1, 1, *raw.shape[2:]) if self.depthwise else (1, 1, 1, -1)
-        self.kernel.assign(raw * np.where(bad, multiplier, 1.0).reshape(shape))
+        self.kernel.assign(raw * np.where(dead, multiplier, 1.0).reshape(shape))
         plain = self.read(self.own, "bias", 0.0)
         mean = plain if "beta" in norm else plain - bias
         identity = {
@@ -122,23 +128,22 @@ class _Convolution(Folded):
         }
         for name, variable in norm.items():
             if name in identity:
-                variable.assign(np.where(bad, identity[name], np.asarray(variable, np.float64)))
+                variable.assign(np.where(dead, identity[name], np.asarray(variable, np.float64)))
 
-    def _split_bias(self, nudge: float) -> None:
-        """Moves the first entry by `nudge`, so that the constant is stored entry by entry."""
+    def _split_bias(self, shift: float) -> None:
+        """Shifts the first entry of what is added to the output last."""
         named, name = self.own, "bias"
         if self.norm is not None:
             name = "beta" if "beta" in self.norm else "moving_mean"
             named = self.norm
         if name == "moving_mean":
-            nudge = -nudge / self.affine()[0][0]
+            shift = -shift / self.affine()[0][0]
         value = self.read(named, name, 0.0).astype(np.float32)
-        value[0] += nudge
-        named[name].assign(value)
+        named[name].assign(split_uniform_bias(value, shift))
 
 
 def _input_scale(graph: Graph, layer: Any) -> float:
-    """The scale of the codes that a layer reads: that of the nearest quantizer in front of it."""
+    """The scale of a layer's input: that of the nearest quantizer before it."""
     name = unwrap(layer).name
     while producers := graph.producers(layer):
         layer = producers[0]
@@ -148,4 +153,4 @@ def _input_scale(graph: Graph, layer: Any) -> float:
             return 1.0 / quantizer.std
         if isinstance(quantizer, ActivationQuantizer):
             return float(quantizer.variables["high"] - quantizer.variables["low"]) / 255.0
-    raise ValueError(f"no quantizer stands in front of {name}")
+    raise ValueError(f"no quantizer is before {name}")

@@ -1,4 +1,4 @@
-"""What a model with quantizers computes in float, as its file is to hold it."""
+"""The layers of a quantized model that compute in float, and their kernels for the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mobilenet.typing import Float32Array
 
 def find_float_layers(wrapped: Any) -> tuple[str, ...]:
     """The layers with a kernel that compute in float, in execution order."""
-    return tuple(unwrap(layer).name for layer in _layers(wrapped, Graph(wrapped)))
+    return tuple(unwrap(layer).name for layer in _with_float_kernel(wrapped, Graph(wrapped)))
 
 
 def find_all_float_layers(wrapped: Any) -> set[str]:
@@ -35,19 +35,19 @@ def folded_kernels(wrapped: Any) -> dict[str, tuple[Float32Array, Float32Array]]
         layer, `[channels, inputs]` of a dense one; and `[channels]`.
     """
     graph = Graph(wrapped)
-    return {unwrap(layer).name: _folded(graph, layer) for layer in _layers(wrapped, graph)}
+    return {unwrap(layer).name: _fold(graph, layer) for layer in _with_float_kernel(wrapped, graph)}
 
 
-def _layers(wrapped: Any, graph: Graph) -> list[Any]:
-    rounded = scheme.quantizers(wrapped)
+def _with_float_kernel(wrapped: Any, graph: Graph) -> list[Any]:
+    quantizers = scheme.quantizers(wrapped)
     return [
         layer
         for layer in graph.layers
-        if kind(layer) in WEIGHTS and f"{unwrap(layer).name}/kernel" not in rounded
+        if kind(layer) in WEIGHTS and f"{unwrap(layer).name}/kernel" not in quantizers
     ]
 
 
-def _folded(graph: Graph, layer: Any) -> tuple[Float32Array, Float32Array]:
+def _fold(graph: Graph, layer: Any) -> tuple[Float32Array, Float32Array]:
     pair = Folded(graph, layer)
     multiplier, bias = pair.affine()
     raw = np.asarray(pair.kernel, np.float64)

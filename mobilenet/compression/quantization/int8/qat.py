@@ -1,7 +1,7 @@
-"""Quantization-aware training: the scheme, calibrated, trained through, unwrapped.
+"""Quantization-aware training (QAT).
 
-Zeros that are in the kernels stay zeros: a pruned model is trained under the masks of its own
-zeros. A kernel of few distinct values keeps their number, and the values train.
+Pruned weights stay zero: masks of the kernels' own zeros are applied. A clustered kernel keeps its
+clusters, whose values are trained.
 
 The two recipes are those of tensorflow/models research/slim/models/mobilenet_v1_train.py: a trained
 model is fine-tuned from calibrated ranges; from scratch, fake quantization starts after a delay in
@@ -33,7 +33,7 @@ from mobilenet.models.graph import batch_norm_statistics, variables
 from mobilenet.models.graph.roles import kind, unwrap
 
 log = logging.getLogger("mobilenet")
-_ALWAYS = 0.05  # share of zeros from which a kernel counts as pruned; a dense one has none
+_MIN_SPARSITY = 0.05  # from which a kernel counts as pruned; a dense one has no zeros
 
 
 @register
@@ -51,22 +51,21 @@ class TrainQuantized(Method):
         self._plain: Any = None
         self._phase: Any = None
         self._fill_empty_ranges: Callable[[], None] = lambda: None
-        self._started: list[str] = []
+        self._range_notes: list[str] = []
 
     def _check_delay(self) -> None:
-        """Quantization has to start before ranges stand still, or nothing trains with it."""
-        delay, still = self.config.quant_delay, self.config.freeze * self.context.steps
-        if not delay or delay < still:
+        """Checks that quantization starts before ranges are frozen; else nothing trains with it."""
+        delay, steps = self.config.quant_delay, self.context.steps
+        frozen_from = self.config.freeze * steps
+        if not delay or delay < frozen_from:
             return
-        whole = delay >= self.context.steps
-        what = "steps of the quantize stage" if whole else "steps before ranges stand still"
+        expected = f"less than the {round(frozen_from):,} steps before ranges are frozen"
         remedy = "a smaller delay or a larger --quantize_epochs"
-        raise UsageError(
-            "--quant_delay",
-            delay,
-            f"less than the {self.context.steps if whole else round(still):,} {what}",
-            remedy if whole else f"{remedy} or --quantize_freeze",
-        )
+        if delay >= steps:
+            expected = f"less than the {steps:,} steps of the quantize stage"
+        else:
+            remedy += " or --quantize_freeze"
+        raise UsageError("--quant_delay", delay, expected, remedy)
 
     def apply(self, model: Any) -> Any:
         self._plain = model
@@ -82,19 +81,21 @@ class TrainQuantized(Method):
             if kind(layer) in WEIGHTS
         }
         self.clusters = Clusters(kernels)
-        self.masks = Masks({name: v for name, v in kernels.items() if _zeros(v) >= _ALWAYS})
+        self.masks = Masks(
+            {name: v for name, v in kernels.items() if _sparsity(v) >= _MIN_SPARSITY}
+        )
         return wrapped
 
     def _start_ranges(self, wrapped: Any) -> None:
-        """From elsewhere, from images, or, before a delay, from the first training step."""
+        """Sets ranges from a checkpoint or from images; with a delay, training does it."""
         if wrapped.phase.delayed and not self.context.initial_ranges:
             return
         images = self.context.training_images(self.config.calibration_images)
-        if line := batch_norm_statistics.statistics_warning(self._plain, images):
-            log.warning("%s", line)
-            self._started.append(line)
+        if warning := batch_norm_statistics.statistics_warning(self._plain, images):
+            log.warning("%s", warning)
+            self._range_notes.append(warning)
         if self.context.initial_ranges:
-            self._started += set_ranges_from_checkpoint(
+            self._range_notes += set_ranges_from_checkpoint(
                 wrapped, self.context.initial_ranges, images
             )
         else:
@@ -126,10 +127,14 @@ class TrainQuantized(Method):
 
     def notes(self, model: Any) -> list[str]:
         assert self.masks is not None and self.clusters is not None
-        held = [f"{name}: {share:.1%} zeros held" for name, share in self.masks.sparsity().items()]
-        held += [f"{name}: {n} distinct weights held" for name, n in self.clusters.counts.items()]
-        return [f"ranges of {len(scheme.get_ranges(model))} activations", *self._started, *held]
+        sparsity, clusters = self.masks.sparsity(), self.clusters.counts
+        return [
+            f"ranges of {len(scheme.get_ranges(model))} activations",
+            *self._range_notes,
+            *(f"{name}: {share:.1%} zeros preserved" for name, share in sparsity.items()),
+            *(f"{name}: {count} distinct weights preserved" for name, count in clusters.items()),
+        ]
 
 
-def _zeros(kernel: tf.Variable) -> float:
+def _sparsity(kernel: tf.Variable) -> float:
     return float(tf.reduce_mean(tf.cast(tf.equal(kernel, 0), tf.float32)))

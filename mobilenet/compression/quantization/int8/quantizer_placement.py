@@ -1,12 +1,12 @@
-"""Where the file rounds: which layer's output gets an activation quantizer, read from the graph.
+"""Quantizer placement: which layers get quantizers for kernel and output, read from the graph.
 
-The runtime computes a convolution, its folded batch norm and a ReLU as one operator and rounds once
-behind it; the same holds for an addition and the ReLU behind it. One quantizer at the end of each
-such chain *is* the file's arithmetic.
+The runtime computes a convolution, its folded batch norm and a ReLU as one operator and rounds the
+result once; likewise an addition and the ReLU after it. One quantizer at the end of each such
+sequence reproduces the file's arithmetic.
 
 For XNNPACK, which has no int8 HARD_SWISH, every inner tensor of a hard-swish has a quantizer of its
-own: the operators stay as they are written. For other runtimes there are quantizers on both sides
-and none inside, and the converter fuses what is between them into one HARD_SWISH.
+own, and its operators stay separate. For other runtimes there are quantizers before and after it
+and none inside, and the converter fuses the layers between them into one HARD_SWISH.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mobilenet.errors import UsageError, one_of, shorten
 from mobilenet.models.graph.roles import Graph, kind, unwrap
 
 WEIGHTS = {"Conv2D": "conv", "DepthwiseConv2D": "depthwise", "Dense": "dense"}
-PASSED = (
+PASS_THROUGH = (
     "InputLayer",
     "Flatten",
     "Reshape",
@@ -31,7 +31,7 @@ PASSED = (
     "AveragePooling2D",
     "MaxPooling2D",
 )
-ROUNDED = (
+QUANTIZED = (
     *WEIGHTS,
     *("BatchNormalization", "ReLU", "Activation", "Add", "Multiply"),
     *("GlobalAveragePooling2D", "Rescaling"),
@@ -43,9 +43,10 @@ class QuantizerSpec:
     """What is quantized at a layer.
 
     Attributes:
-        weights: `conv`, `depthwise`, `dense`, or `None` for a layer without a kernel.
-        output: whether the output is rounded.
-        fixed: its range where the arithmetic decides it.
+        weights: kind of the kernel, `conv`, `depthwise` or `dense`; `None` without one, or where
+            it stays float.
+        output: whether the output is quantized.
+        fixed: its range, where the arithmetic fixes it.
     """
 
     weights: str | None = None
@@ -56,56 +57,56 @@ class QuantizerSpec:
 def place_quantizers(
     model: Any, target: str = "xnnpack", keep_float: Sequence[str] = ()
 ) -> dict[str, QuantizerSpec]:
-    """The place of every layer that is quantized, by name.
+    """The quantizers of a model, by layer name.
 
     Args:
         model: a plain model.
-        target: `xnnpack` writes a hard-swish out, `generic` keeps it one operator.
-        keep_float: names of layers with a kernel that stay float, or patterns of whole names.
+        target: `xnnpack` writes a hard-swish as separate operators, `generic` as one.
+        keep_float: names of layers with a kernel that stay float, or regular expressions of names.
 
     Raises:
-        UsageError: a layer is of a kind whose int8 form is not known, or nothing is called so.
+        UsageError: a layer is of a kind whose int8 form is not known, or a pattern matches no
+            layer.
     """
     graph = Graph(model)
-    kept = match_float_layers(graph, keep_float)
-    floats = expand_float_layers(graph, kept)
+    float_kernels = match_float_layers(graph, keep_float)
+    floats = expand_float_layers(graph, float_kernels)
     inside = (
         hard_swish_inner_layers(graph) if one_of("--target", target, TARGETS) == "generic" else ()
     )
     specs = {}
     for layer in graph.layers:
         name = kind(layer)
-        if name in PASSED or _is_idle_pool(layer):
+        if name in PASS_THROUGH or _is_trivial_pool(layer):
             continue
         _check_activation(layer)
-        if name not in ROUNDED:
+        if name not in QUANTIZED:
             raise UsageError(
                 f"layer {layer.name}",
                 name,
                 "a layer with a known int8 form",
-                f"known are {', '.join(ROUNDED)}",
+                f"known are {', '.join(QUANTIZED)}",
             )
-        rounded = not _fused(graph, layer) and layer.name not in inside
-        rounded = rounded and not (layer.name in floats and _read_within(graph, layer, floats))
-        weights = None if layer.name in kept else WEIGHTS.get(name)
-        specs[layer.name] = QuantizerSpec(weights, rounded, _fixed(graph, layer))
+        output = not _is_fused(graph, layer) and layer.name not in inside
+        output = output and not (layer.name in floats and _is_read_by(graph, layer, floats))
+        weights = None if layer.name in float_kernels else WEIGHTS.get(name)
+        specs[layer.name] = QuantizerSpec(weights, output, _fixed_range(graph, layer))
     return specs
 
 
-def _is_idle_pool(layer: Any) -> bool:
-    """Whether this is the mean of a map of one place, which the converter leaves out with whatever
-    rounds behind it."""
+def _is_trivial_pool(layer: Any) -> bool:
+    """Whether this is the mean of a 1x1 map, which the converter removes with its quantizer."""
     return kind(layer) == "GlobalAveragePooling2D" and tuple(layer.input_shape[1:3]) == (1, 1)
 
 
 def match_float_layers(graph: Graph, patterns: Sequence[str]) -> set[str]:
-    """Names of the layers with a kernel that the patterns match.
+    """The layers with a kernel that match one of the patterns, by name.
 
     Raises:
         UsageError: a pattern matches none, or is no regular expression.
     """
     names = [unwrap(layer).name for layer in graph.layers if kind(layer) in WEIGHTS]
-    found: set[str] = set()
+    chosen: set[str] = set()
     for pattern in patterns:
         try:
             matched = {n for n in names if n == pattern or re.fullmatch(pattern, n)}
@@ -120,35 +121,36 @@ def match_float_layers(graph: Graph, patterns: Sequence[str]) -> set[str]:
                 f"the name of a layer with a kernel: {shorten(names)}",
                 remedy,
             )
-        found |= matched
-    return found
+        chosen |= matched
+    return chosen
 
 
-def expand_float_layers(graph: Graph, kept: set[str]) -> set[str]:
-    """Names of all layers that compute in float where those of `kept` do.
+def expand_float_layers(graph: Graph, with_kernel: set[str]) -> set[str]:
+    """Names of all layers that compute in float if those of `with_kernel` do.
 
-    A layer without a kernel does where all that it reads is made in float and read in float alone.
-    So the tensors between two layers that are kept are not rounded, a hard-swish behind one is part
-    of it, and what leads to a layer of int8 is rounded once, in front of that.
+    A layer without a kernel does if all its inputs are computed in float and read only by float
+    layers. So tensors between two float layers are not quantized, a hard-swish after one is part of
+    it, and the input of an int8 layer is quantized once, right before that layer.
     """
     layers = {unwrap(layer).name: layer for layer in graph.layers}
-    free = {n for n, x in layers.items() if kind(x) not in WEIGHTS and graph.producers(x)}
-    found = kept | free
-    while out := {name for name in found & free if not _stays(graph, layers[name], found)}:
-        found -= out
-    return found
+    candidates = {n for n, x in layers.items() if kind(x) not in WEIGHTS and graph.producers(x)}
+    floats = with_kernel | candidates
+    while removed := {n for n in floats & candidates if not _is_float(graph, layers[n], floats)}:
+        floats -= removed
+    return floats
 
 
-def _stays(graph: Graph, layer: Any, floats: set[str]) -> bool:
-    before = graph.producers(layer)
-    if not all(unwrap(p).name in floats and _read_within(graph, p, floats) for p in before):
+def _is_float(graph: Graph, layer: Any, floats: set[str]) -> bool:
+    """Whether a layer without a kernel can be one of `floats`."""
+    inputs = graph.producers(layer)
+    if not all(unwrap(p).name in floats and _is_read_by(graph, p, floats) for p in inputs):
         return False
-    rounds = kind(layer) in ROUNDED and not _is_idle_pool(layer)
-    return rounds or _read_within(graph, layer, floats)
+    has_quantizer = kind(layer) in QUANTIZED and not _is_trivial_pool(layer)
+    return has_quantizer or _is_read_by(graph, layer, floats)
 
 
-def _read_within(graph: Graph, layer: Any, floats: set[str]) -> bool:
-    """Whether layers of `floats` alone read a layer's output, which is not the model's."""
+def _is_read_by(graph: Graph, layer: Any, floats: set[str]) -> bool:
+    """Whether only layers of `floats` read a layer's output, and it is not the model's output."""
     consumers = graph.consumers(layer)
     return bool(consumers) and all(unwrap(consumer).name in floats for consumer in consumers)
 
@@ -158,7 +160,7 @@ class HardSwish:
     """A tensor times its own hard sigmoid, in layers.
 
     Attributes:
-        source: the layer whose output goes in.
+        source: the layer whose output is the input.
         inside: shift, ReLU6 and scale, in this order.
         product: the layer that multiplies.
     """
@@ -171,9 +173,9 @@ class HardSwish:
 def find_hard_swishes(graph: Graph) -> list[HardSwish]:
     """Every hard-swish of a model, in execution order.
 
-    The hard sigmoid of a squeeze-excite gate multiplies another tensor and is not among them.
+    The hard sigmoid of a squeeze-excite block multiplies another tensor and is not among them.
     """
-    found = []
+    hard_swishes = []
     for product, layer, other in _products(graph):
         chain = [layer]
         while kind(chain[-1]) in ("Rescaling", "ReLU") and len(chain) < 4:
@@ -185,12 +187,12 @@ def find_hard_swishes(graph: Graph) -> list[HardSwish]:
             and kinds == ["Rescaling", "ReLU", "Rescaling"]
             and _is_shift(chain[2])
         ):
-            found.append(HardSwish(other, (chain[2], chain[1], chain[0]), product))
-    return found
+            hard_swishes.append(HardSwish(other, (chain[2], chain[1], chain[0]), product))
+    return hard_swishes
 
 
 def _products(graph: Graph) -> Iterator[tuple[Any, Any, Any]]:
-    """Every product of two tensors with its factors, in both orders."""
+    """Every product of two tensors, with its factors in both orders."""
     for product in graph.layers:
         factors = graph.producers(product)
         if kind(product) == "Multiply" and len(factors) == 2:
@@ -203,7 +205,7 @@ class DepthwiseHardSwish:
     """A tensor times the ReLU6 of its own 1x1 depthwise convolution: a hard-swish with a kernel.
 
     Attributes:
-        source: the layer whose output goes in.
+        source: the layer whose output is the input.
         convolution: the depthwise one, with a bias.
         product: the layer that multiplies.
     """
@@ -214,13 +216,13 @@ class DepthwiseHardSwish:
 
 
 def find_depthwise_hard_swishes(graph: Graph) -> list[DepthwiseHardSwish]:
-    """Every gate of a model, in execution order."""
-    found = []
+    """Every hard-swish with a kernel of a model, in execution order."""
+    hard_swishes = []
     for product, bounded, other in _products(graph):
         before = graph.producers(bounded) if kind(bounded) == "ReLU" else []
         if before and _is_shift_convolution(before[0]) and graph.producers(before[0])[0] is other:
-            found.append(DepthwiseHardSwish(other, before[0], product))
-    return found
+            hard_swishes.append(DepthwiseHardSwish(other, before[0], product))
+    return hard_swishes
 
 
 def _is_shift_convolution(layer: Any) -> bool:
@@ -235,7 +237,7 @@ def _is_shift_convolution(layer: Any) -> bool:
 
 def hard_swish_inner_layers(graph: Graph) -> set[str]:
     """Names of the layers between a tensor and its product with its own hard sigmoid."""
-    return {layer.name for found in find_hard_swishes(graph) for layer in found.inside}
+    return {layer.name for one in find_hard_swishes(graph) for layer in one.inside}
 
 
 def _check_activation(layer: Any) -> None:
@@ -251,8 +253,8 @@ def _check_activation(layer: Any) -> None:
         raise UsageError(f"layer {layer.name}", activation, "no activation, relu or relu6")
 
 
-def _fused(graph: Graph, layer: Any) -> bool:
-    """Whether the operator that this layer belongs to goes on with its one consumer."""
+def _is_fused(graph: Graph, layer: Any) -> bool:
+    """Whether the layer is computed in one operator with its only consumer."""
     consumers = graph.consumers(layer)
     if len(consumers) != 1:
         return False
@@ -267,7 +269,8 @@ def _fused(graph: Graph, layer: Any) -> bool:
 def folded_shift(graph: Graph, layer: Any) -> float:
     """The constant that the converter folds into the bias of a convolution: a hard sigmoid's 3.
 
-    A convolution without bias has no entry that `repair` could move, so nothing is folded there.
+    A convolution without a bias has nothing that `repair_layers` could change, so nothing is folded
+    there.
     """
     consumers = graph.consumers(layer)
     if len(consumers) != 1 or not _is_shift(consumers[0]) or not unwrap(layer).use_bias:
@@ -279,8 +282,8 @@ def _is_shift(layer: Any) -> bool:
     return kind(layer) == "Rescaling" and float(unwrap(layer).scale) == 1.0
 
 
-def _fixed(graph: Graph, layer: Any) -> tuple[float, float] | None:
-    """0..6 for the ReLU6 of a hard sigmoid, 0..1 for what is left of it after the division."""
+def _fixed_range(graph: Graph, layer: Any) -> tuple[float, float] | None:
+    """0..6 for the ReLU6 of a hard sigmoid, 0..1 for its division by 6."""
     producers = graph.producers(layer)
     if (
         kind(layer) == "ReLU"
@@ -289,7 +292,7 @@ def _fixed(graph: Graph, layer: Any) -> tuple[float, float] | None:
     ):
         return 0.0, float(layer.max_value)
     if kind(layer) == "Rescaling" and not _is_shift(layer):
-        inner = _fixed(graph, producers[0])
+        inner = _fixed_range(graph, producers[0])
         if inner is not None and float(layer.offset) == 0.0:
             high = inner[1] * float(layer.scale)
             return 0.0, 1.0 if abs(high - 1.0) < 1e-3 else high

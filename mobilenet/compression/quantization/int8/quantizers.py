@@ -1,10 +1,9 @@
-"""The two quantizers, and the one of the input: what the int8 file computes, said in float.
+"""The quantizers of kernels, activations and the input: the int8 file's arithmetic in float.
 
-Subclasses of tfmot's `Quantizer`, so that its `quantize_apply` can place them. Its stock quantizers
-give a depthwise kernel one range for all channels, start activation ranges at -6..6 and pay a
-gradient for the ranges; these keep a range per channel, take ranges from data and pass the gradient
-through (behind a ReLU6, whose own gradient masks, and with ranges that follow the extremes nothing
-is lost by that).
+They are tfmot `Quantizer`s. tfmot's own quantizers give a depthwise kernel one range for all
+channels, start activation ranges at -6..6 and compute gradients of the ranges. These have a range
+per channel, take ranges from data and pass the gradient through: after a ReLU6, whose own gradient
+masks, and with ranges that follow the extremes nothing is lost by that.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from tensorflow_model_optimization.quantization.keras import quantizers as tfmot
 
 BITS = 8
 LOWEST, HIGHEST = -128, 127
-_DEAD = 1e-20  # years of weight decay leave kernels whose scale has no inverse in float32
+_DEAD = 1e-20  # after long weight decay a kernel's scale may have no inverse in float32
 
 
 class Phase:
-    """What the quantizers of one model are doing; shared by them, read while a function is traced.
+    """The mode of a model's quantizers, which share it; read while a function is traced.
 
     Attributes:
-        observing: activations pass unchanged while their ranges are taken.
-        delayed: training steps are those of the float model; ranges are taken meanwhile. Inference
-            rounds as ever, so that an evaluation tells what the file would do.
-        exporting: weight ranges are the stored ones, and the input comes on the file's own grid.
+        observing: activations pass unchanged while their ranges are observed.
+        delayed: training steps are those of the float model, and ranges are observed. Inference
+            quantizes, so that an evaluation shows what the file would do.
+        exporting: weight ranges are the stored ones, and the input is on the file's own grid.
         tuning: gradients reach the activation ranges themselves.
         decay: of the moving activation ranges, by observation.
     """
@@ -40,7 +39,7 @@ class Phase:
 
 
 class _Quantizer(tfmot.Quantizer):
-    """A quantizer with a phase; tfmot hands its variables back at every call."""
+    """A quantizer with a phase; tfmot passes its variables to every call."""
 
     def __init__(self) -> None:
         self.phase = Phase()
@@ -54,7 +53,7 @@ class _Quantizer(tfmot.Quantizer):
             trainable=False,
             dtype=tf.float32,
             experimental_autocast=False,
-            # Each replica sees its own images: the range that counts is the mean of theirs.
+            # Each replica sees its own images; the range is the mean over replicas.
             synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.MEAN,
         )
@@ -93,26 +92,26 @@ class WeightQuantizer(_Quantizer):
         if self.phase.delayed and training:
             return inputs
         kernel = self._channels_last(inputs)
-        reach = weights["absmax"] if self.phase.exporting else self.abs_max(inputs)
+        abs_max = weights["absmax"] if self.phase.exporting else self.abs_max(inputs)
         if self.kind == "dense":
             quantized = tf.quantization.fake_quant_with_min_max_vars(
-                kernel, -reach, reach, BITS, narrow_range=True
+                kernel, -abs_max, abs_max, BITS, narrow_range=True
             )
         elif self.phase.exporting:  # the operator that the converter knows
             quantized = tf.quantization.fake_quant_with_min_max_vars_per_channel(
-                kernel, -reach, reach, BITS, narrow_range=True
+                kernel, -abs_max, abs_max, BITS, narrow_range=True
             )
         else:
-            quantized = _rounded(kernel, reach)
+            quantized = _fake_quantize(kernel, abs_max)
         quantized = tf.cast(tf.reshape(quantized, tf.shape(inputs)), inputs.dtype)
         return quantized if self.phase.exporting else _pass_gradient(inputs, quantized)
 
     def abs_max(self, kernel: Any) -> Any:
-        """The largest magnitude of each channel; a dead channel gets a harmless range."""
+        """The largest magnitude of each channel; that of the layer for a dead channel."""
         kernel = self._channels_last(kernel)
         axes = None if self.kind == "dense" else list(range(len(kernel.shape) - 1))
-        reach = tf.reduce_max(tf.abs(kernel), axes)
-        return tf.where(reach > _DEAD, reach, tf.maximum(tf.reduce_max(reach), 1e-3))
+        abs_max = tf.reduce_max(tf.abs(kernel), axes)
+        return tf.where(abs_max > _DEAD, abs_max, tf.maximum(tf.reduce_max(abs_max), 1e-3))
 
     def _channels_last(self, kernel: Any) -> Any:
         kernel = tf.cast(kernel, tf.float32)
@@ -126,13 +125,13 @@ class WeightQuantizer(_Quantizer):
 
 
 class ActivationQuantizer(_Quantizer):
-    """Asymmetric int8 of a tensor, one range that always holds zero.
+    """Asymmetric int8 of a tensor, one range that always includes zero.
 
     Args:
-        fixed: low and high where the arithmetic decides them (a ReLU6 inside a hard sigmoid);
-            `None` takes them from data: calibration's first batch assigns, later ones and
-            training move them by 1 - `Phase.decay`.
-        rectified: no value is below zero, so that low stays there and is not looked for.
+        fixed: low and high where the arithmetic fixes them (a ReLU6 inside a hard sigmoid); `None`
+            takes them from data: calibration's first batch assigns them, later ones and training
+            update them by 1 - `Phase.decay`.
+        rectified: no value is below zero, so that low stays zero and is not computed.
     """
 
     def __init__(self, fixed: tuple[float, float] | None = None, rectified: bool = False) -> None:
@@ -153,9 +152,9 @@ class ActivationQuantizer(_Quantizer):
         low, high = weights["low"], weights["high"]
         if self.fixed is None and (self.phase.observing or training):
             self._observe(values, low, high)
-        # A gate's own rounding costs a tuning time and teaches it nothing.
-        passed = self.phase.tuning and self.fixed is not None
-        if passed or self.phase.observing or (self.phase.delayed and training):
+        # Rounding where the range is fixed costs time and gives tuning no gradient to learn from.
+        skipped = self.phase.tuning and self.fixed is not None
+        if skipped or self.phase.observing or (self.phase.delayed and training):
             return inputs
         quantized = tf.quantization.fake_quant_with_min_max_vars(values, low, high, BITS)
         quantized = tf.cast(quantized, inputs.dtype)
@@ -166,24 +165,24 @@ class ActivationQuantizer(_Quantizer):
         values = tf.stop_gradient(values)
         share: Any = 1.0 - self.phase.decay
         if self.phase.observing or self.phase.delayed:
-            # Otherwise training starts from calibrated ranges, and operators cost.
+            # Otherwise ranges are calibrated before, and the operators cost time.
             share = tf.where(tf.equal(low, 0.0) & tf.equal(high, 0.0), 1.0, share)
-        most = tf.reduce_max(values)
+        maximum = tf.reduce_max(values)
         if not self.rectified:
-            most = tf.maximum(most, 0.0)
+            maximum = tf.maximum(maximum, 0.0)
             low.assign_add(share * (tf.minimum(tf.reduce_min(values), 0.0) - low))
-        high.assign_add(share * (most - high))
+        high.assign_add(share * (maximum - high))
 
     def get_config(self) -> dict[str, Any]:
         return {"fixed": self.fixed, "rectified": self.rectified}
 
 
 class InputQuantizer(_Quantizer):
-    """Pixels on the file's grid: the code of a pixel is exactly the pixel minus 128.
+    """Pixels on the file's grid: the quantized value of a pixel is exactly the pixel minus 128.
 
-    With the usual `p / 127.5 - 1` every pixel lies halfway between two codes, and the simulation
-    and the file round some of them apart. Inside the scheme an input is therefore moved to
-    `(p - 128) / std`; an exported file takes its input there already.
+    With the usual `p / 127.5 - 1` every pixel is halfway between two quantized values, and the
+    simulation and the file round some of them differently. The scheme therefore shifts its input to
+    `(p - 128) / std`; an exported file takes its input there.
 
     Args:
         mean, std: of the preprocessing, in pixels.
@@ -199,7 +198,7 @@ class InputQuantizer(_Quantizer):
 
     @property
     def offset(self) -> float:
-        """From an input of the float model to the file's grid."""
+        """What is added to an input of the float model to get to the file's grid."""
         return (self.mean + LOWEST) / self.std
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, tf.Variable]:
@@ -217,21 +216,21 @@ class InputQuantizer(_Quantizer):
         return {"mean": self.mean, "std": self.std}
 
 
-def _rounded(kernel: Any, reach: Any) -> Any:
-    """What the fake-quant operator makes of `[..., channels]`, bit for bit and 15 times as fast.
+def _fake_quantize(kernel: Any, abs_max: Any) -> Any:
+    """The fake-quant operator of `[..., channels]`, bit for bit and 15 times as fast.
 
-    The operator walks through memory channel by channel. Its clamp is left out: no weight is beyond
-    its own channel's reach. `divide_no_nan` keeps TensorFlow from turning a division by a constant
-    into a product that rounds otherwise.
+    The operator reads memory channel by channel. Its clamp is left out: no weight exceeds its own
+    channel's maximum. `divide_no_nan` keeps TensorFlow from turning a division by a constant into a
+    product that rounds differently.
     """
-    scale = tf.math.divide_no_nan(2.0 * reach, 254.0)
-    inverse = tf.math.divide_no_nan(254.0, 2.0 * reach)
+    scale = tf.math.divide_no_nan(2.0 * abs_max, 254.0)
+    inverse = tf.math.divide_no_nan(254.0, 2.0 * abs_max)
     return tf.floor((kernel + 127.0 * scale) * inverse - 126.5) * scale
 
 
 @tf.custom_gradient
 def _pass_gradient(inputs: Any, quantized: Any) -> Any:
-    """`quantized` going forward, the identity of `inputs` going back."""
+    """`quantized` in the forward pass, the gradient of `inputs` in the backward pass."""
 
     def gradient(upstream: Any) -> tuple[Any, None]:
         return upstream, None

@@ -1,4 +1,4 @@
-"""A quantized model on disk: the float model in a model folder, and `ranges.npz` beside it."""
+"""A quantized model on disk: a model folder of the float model, with `ranges.npz` in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from mobilenet import files
 from mobilenet.archives import load_npz
 from mobilenet.compression.quantization.int8 import float_layers, scheme
-from mobilenet.compression.quantization.int8.converter_workarounds import Repair, repair
+from mobilenet.compression.quantization.int8.converter_workarounds import Repair, repair_layers
 from mobilenet.compression.quantization.int8.quantizer_placement import hard_swish_inner_layers
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
@@ -31,8 +31,8 @@ def ranges_of(model: Any) -> scheme.Ranges | None:
     return scheme.get_ranges(model) if is_quantized(model) else None
 
 
-def kept_float(model: Any) -> tuple[str, ...]:
-    """The layers of a quantized model that compute in float."""
+def float_layers_of(model: Any) -> tuple[str, ...]:
+    """The layers with a kernel of a quantized model that compute in float; none of a plain one."""
     return float_layers.find_float_layers(model) if is_quantized(model) else ()
 
 
@@ -75,11 +75,11 @@ def load(
     model: model_folder.LoadedModel | None = None,
     target: str = "xnnpack",
 ) -> Any:
-    """The wrapped model of a quantized model folder, as it was evaluated in training.
+    """Loads the wrapped model of a quantized model folder, as it was evaluated in training.
 
     Args:
         folder: the model folder, with `ranges.npz` in it.
-        model: what is in it, where it was read before.
+        model: its float model and card, if they are loaded already.
         target: see `quantizer_placement.place_quantizers`; models are trained as for `xnnpack`.
 
     Raises:
@@ -91,17 +91,17 @@ def load(
     if ranges is None:
         raise UsageError(str(path), None, "the ranges of a quantized model", "quantize it again")
     try:
-        return assembled(model, ranges, target)
+        return assemble(model, ranges, target)
     except UsageError as error:
         raise error.within(str(path)) from None
 
 
-def assembled(model: model_folder.LoadedModel, ranges: scheme.Ranges, target: str) -> Any:
-    """The wrapped model of a float model and its ranges.
+def assemble(model: model_folder.LoadedModel, ranges: scheme.Ranges, target: str) -> Any:
+    """Builds the wrapped model from a float model and its ranges.
 
     Args:
         model: float model and card.
-        ranges: by layer name, of a model that was made for `xnnpack`.
+        ranges: by layer name, of a model that was trained for `xnnpack`.
         target: see `quantizer_placement.place_quantizers`.
 
     Raises:
@@ -110,18 +110,18 @@ def assembled(model: model_folder.LoadedModel, ranges: scheme.Ranges, target: st
     card = model.card
     wrapped = scheme.wrap(model.model, card.preprocessing, target, card.keep_float)
     inside = hard_swish_inner_layers(Graph(model.model)) if target == "generic" else ()
-    # Some tensors are not rounded for this target.
-    scheme.set_ranges(wrapped, {n: span for n, span in ranges.items() if n not in inside})
+    # Some tensors are not quantized for this target.
+    scheme.set_ranges(wrapped, {n: ends for n, ends in ranges.items() if n not in inside})
     return wrapped
 
 
-def for_export(wrapped: Any, mend: bool = True) -> list[Repair]:
-    """Makes a wrapped model what the converter is given: repaired, on the file's grid. In place.
+def prepare_export(wrapped: Any, repair: bool = True) -> list[Repair]:
+    """Prepares a wrapped model for the converter: repaired, with the file's input grid. In place.
 
     Args:
         wrapped: a model from `scheme.wrap` with its ranges set.
-        mend: the remedies of `repair`; without them only the ranges of the kernels are stored.
+        repair: see `repair_layers`.
     """
-    repaired = repair(wrapped, mend)
+    repairs = repair_layers(wrapped, repair)
     wrapped.phase.exporting = True
-    return repaired
+    return repairs

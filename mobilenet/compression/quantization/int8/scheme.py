@@ -1,11 +1,10 @@
-"""The scheme: our quantizers at their places, in tfmot's wrappers.
+"""The quantization scheme: a copy of a model in tfmot's wrappers, with our quantizers.
 
-tfmot's `quantize_apply` clones a model four times and builds every quantizer twice in each, 11 s of
-work for V3-small; the same wrappers are put around a copy here in one walk.
+tfmot's `quantize_apply` clones a model four times and builds every quantizer twice in each, which
+takes 11 s for V3-small; here the same wrappers are put around one copy in one pass.
 
-A quantized model is kept as two plain things: the float model with its weights as trained, and the
-ranges of its activations by layer name. The wrapped model is made from the two whenever it is
-needed, and never saved.
+A quantized model is stored as the float model with its weights as trained, and the ranges of its
+activations by layer name. The wrapped model is built from both when it is needed, and never saved.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
@@ -42,8 +40,9 @@ from mobilenet.models.graph import roles, variables
 from mobilenet.models.graph.rebuild import rebuild, single_or_list
 from mobilenet.models.graph.roles import is_quantized, kind
 from mobilenet.models.graph.variables import check_finite
+from mobilenet.typing import Float32Array
 
-Ranges = dict[str, npt.NDArray[np.float32]]
+Ranges = dict[str, Float32Array]
 _PREFIX = "quant_"
 INPUT = "input"
 _ON_TENSORS = ("TFOpLambda", "SlicingOpLambda", "Lambda")
@@ -102,9 +101,7 @@ def input_quantizer(preprocessing: Preprocessing) -> InputQuantizer | Activation
     return ActivationQuantizer()
 
 
-def to_grid(
-    images: npt.NDArray[np.float32], preprocessing: Preprocessing
-) -> npt.NDArray[np.float32]:
+def to_grid(images: Float32Array, preprocessing: Preprocessing) -> Float32Array:
     """Inputs of the float model as the file takes them: `(pixel - 128) / std` on an exact grid."""
     quantizer = input_quantizer(preprocessing)
     return (
@@ -118,7 +115,7 @@ def wrap(
     target: str = "xnnpack",
     keep_float: Sequence[str] = (),
 ) -> Any:
-    """A copy of a plain model with quantizers in it, whose ranges are still to be set.
+    """A copy of a plain model with quantizers, whose ranges are not set yet.
 
     Args:
         model: functional tf_keras model of stock layers; it is left as it is.
@@ -126,8 +123,8 @@ def wrap(
         target, keep_float: see `quantizer_placement.place_quantizers`.
 
     Returns:
-        A model of tfmot's wrappers, for `calibrate` or `set_ranges`, whose attribute `phase` steers
-        its quantizers.
+        A model of tfmot's wrappers, for `calibrate` or `set_ranges`; its attribute `phase` is the
+        mode of its quantizers.
 
     Raises:
         UsageError: the model is wrapped already, is of Keras 3, holds a layer whose int8 form is
@@ -146,15 +143,15 @@ def wrap(
     _check_layers(model)
     specs = place_quantizers(model, target, keep_float)
 
-    def called(layer: Any, copy: Any, inputs: list[Any]) -> Any:
+    def call_layer(layer: Any, copy: Any, inputs: list[Any]) -> Any:
         if kind(layer) == "InputLayer":
             copy = QuantizeLayer(input_quantizer(preprocessing), name=_PREFIX + INPUT)
         elif layer.name in specs:
-            config = LayerQuantizeConfig(**vars(specs[layer.name]), rectified=_rectified(layer))
+            config = LayerQuantizeConfig(**vars(specs[layer.name]), rectified=_is_rectified(layer))
             copy = QuantizeWrapperV2(copy, config, _PREFIX)
-        return _called(copy, single_or_list(inputs))
+        return _call(copy, single_or_list(inputs))
 
-    wrapped = rebuild(model, called)
+    wrapped = rebuild(model, call_layer)
     copy_weights(model, wrapped)
     wrapped.phase = Phase()
     for quantizer in quantizers(wrapped).values():
@@ -162,7 +159,7 @@ def wrap(
     return wrapped
 
 
-def _called(layer: Any, inputs: Any) -> Any:
+def _call(layer: Any, inputs: Any) -> Any:
     """The symbolic output of a new layer.
 
     A wrapper that is called before it is known whether the model trains builds both branches of
@@ -174,19 +171,19 @@ def _called(layer: Any, inputs: Any) -> Any:
 
 
 def _check_layers(model: Any) -> None:
-    """Tells what to do about keras.applications' V3, whose hard-swish is operators on tensors."""
+    """Refuses operators on tensors, as in the hard-swish of keras.applications' V3."""
     for layer in model.layers:
         if kind(layer) in _ON_TENSORS:
             raise UsageError(
                 f"layer {layer.name}",
                 kind(layer),
-                "stock layers; an operator on tensors has no place for a quantizer",
+                "stock layers; an operator on tensors cannot have a quantizer",
                 "rebuild it from its weights: model.save_weights('model.h5'), then "
                 "python -m mobilenet.trainer --init_checkpoint model.h5 with its --model_name",
             )
 
 
-def _rectified(layer: Any) -> bool:
+def _is_rectified(layer: Any) -> bool:
     """Whether the output of a layer is never below zero."""
     if kind(layer) == "ReLU":
         return float(layer.negative_slope) == 0.0 and float(layer.threshold) >= 0.0
@@ -203,27 +200,27 @@ def unwrap(wrapped: Any, like: Any) -> Any:
 
 def copy_weights(source: Any, target: Any) -> None:
     """Copies the variables of all layers by layer name and variable name, wrapped or not."""
-    found = {roles.unwrap(layer).name: variables.named(layer) for layer in source.layers}
+    by_layer = {roles.unwrap(layer).name: variables.named(layer) for layer in source.layers}
     for layer in target.layers:
-        values = found.get(roles.unwrap(layer).name, {})
+        values = by_layer.get(roles.unwrap(layer).name, {})
         for name, variable in variables.named(layer).items():
             if name in values:
                 variable.assign(tf.convert_to_tensor(values[name]))
 
 
 def quantizers(wrapped: Any) -> dict[str, Any]:
-    """All quantizers: `<layer>` for its output's, `<layer>/kernel` for its weights'."""
-    found: dict[str, Any] = {}
+    """All quantizers: `<layer>` is that of its output, `<layer>/kernel` that of its kernel."""
+    by_name: dict[str, Any] = {}
     for layer in wrapped.layers:
         if isinstance(layer, QuantizeLayer):
-            found[INPUT] = layer.quantizer
+            by_name[INPUT] = layer.quantizer
         elif isinstance(layer, QuantizeWrapperV2):
             config = layer.quantize_config
             if config.weight_quantizer is not None:
-                found[f"{layer.layer.name}/kernel"] = config.weight_quantizer
+                by_name[f"{layer.layer.name}/kernel"] = config.weight_quantizer
             if config.output_quantizer is not None:
-                found[layer.layer.name] = config.output_quantizer
-    return found
+                by_name[layer.layer.name] = config.output_quantizer
+    return by_name
 
 
 def get_ranges(wrapped: Any) -> Ranges:
@@ -237,16 +234,16 @@ def get_ranges(wrapped: Any) -> Ranges:
     }
 
 
-def set_ranges(wrapped: Any, ranges: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """Gives the activation quantizers of a fresh model the ranges that `get_ranges` returned.
+def set_ranges(wrapped: Any, ranges: Mapping[str, Float32Array]) -> None:
+    """Sets the ranges of all activation quantizers, as `get_ranges` returned them.
 
     Raises:
-        UsageError: a quantizer has no range, a range has no quantizer, or one never moved.
+        UsageError: a quantizer has no range, a range has no quantizer, or one is not valid.
     """
     own = {name: q for name, q in quantizers(wrapped).items() if isinstance(q, ActivationQuantizer)}
-    strange = sorted(set(own) ^ set(ranges))
-    if strange:
-        raise UsageError("ranges", shorten(strange), "one range for each quantizer of this model")
+    unmatched = sorted(set(own) ^ set(ranges))
+    if unmatched:
+        raise UsageError("ranges", shorten(unmatched), "one range for each quantizer of this model")
     check_ranges(ranges)
     for name, quantizer in own.items():
         low, high = (float(value) for value in ranges[name])
@@ -254,14 +251,14 @@ def set_ranges(wrapped: Any, ranges: Mapping[str, npt.NDArray[np.float32]]) -> N
         quantizer.variables["high"].assign(high)
 
 
-def check_ranges(ranges: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """Every range holds zero and something besides it.
+def check_ranges(ranges: Mapping[str, Float32Array]) -> None:
+    """Checks that every range includes zero and is not empty.
 
     Raises:
-        UsageError: one does not; it never moved, or was never set.
+        UsageError: one does not, or was never set.
     """
-    for name, span in ranges.items():
-        low, high = (float(value) for value in span)
+    for name, ends in ranges.items():
+        low, high = (float(value) for value in ends)
         if not (np.isfinite([low, high]).all() and low <= 0 <= high and low < high):
             raise UsageError(
                 f"range of {name}",

@@ -1,7 +1,7 @@
-"""Kernels made of few trained parameters: a wrapper that computes them, and the method around it.
+"""Kernels computed from few trained parameters: the layer wrapper and the method around it.
 
-The optimizer sees those parameters alone, so that any of its rules is applied to them and not to
-the weights. In the end the weights that they make are written into stock layers.
+Only those parameters are visible to the optimizer, so that every rule of the optimizer is applied
+to them and not to the weights. In the end the resulting weights are written into stock layers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
@@ -20,31 +19,32 @@ from mobilenet.configs.weight_sharing import FewValues
 from mobilenet.errors import UsageError
 from mobilenet.models.graph import variables
 from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.typing import Array, Float32Array
 
 _FLOAT = tf.float32
 
 
 class Parametrization:
-    """How a kernel is made of few parameters.
+    """How a kernel is computed from few parameters.
 
     Attributes:
-        parameters: initial values of what trains, float32, by name.
-        fixed: what else belongs to the state, by name.
+        parameters: initial values of the trained parameters, float32, by name.
+        fixed: further, frozen values, by name.
     """
 
-    parameters: dict[str, npt.NDArray[np.float32]]
-    fixed: Mapping[str, npt.NDArray[Any]] = MappingProxyType({})
+    parameters: dict[str, Float32Array]
+    fixed: Mapping[str, Array] = MappingProxyType({})
 
     def weights(self, kernel: Any, parameters: Mapping[str, Any]) -> tf.Tensor:
-        """The kernel, float32, that the parameters and what is fixed make of the dense one."""
+        """The kernel, float32, computed from the dense one and `parameters` with `fixed`."""
         raise NotImplementedError
 
     def constrain(self, parameters: Mapping[str, Any]) -> None:
-        """Restores behind an optimizer step what must hold of the parameters."""
+        """Restores the constraints on the parameters after an optimizer step."""
 
 
 class ParametrizedLayer(tf_keras.layers.Wrapper):
-    """A layer that computes with a coded kernel; its own weights do not train."""
+    """A layer that computes with a parametrized kernel; its own weights are frozen."""
 
     def __init__(self, layer: Any, parametrization: Parametrization, **options: Any) -> None:
         super().__init__(layer, **options)
@@ -61,7 +61,7 @@ class ParametrizedLayer(tf_keras.layers.Wrapper):
                 shape=value.shape,
                 dtype=_FLOAT,
                 initializer=tf_keras.initializers.Constant(value),
-                experimental_autocast=False,  # ends and values of 16 bits would move by whole steps
+                experimental_autocast=False,  # in 16 bits the kernel would change by whole steps
             )
         for name, value in self.parametrization.fixed.items():
             self.fixed[name] = self.add_weight(
@@ -72,41 +72,42 @@ class ParametrizedLayer(tf_keras.layers.Wrapper):
                 trainable=False,
             )
 
-    def coded(self) -> tf.Tensor:
-        """The kernel as it is now, float32."""
+    def effective_kernel(self) -> tf.Tensor:
+        """The kernel with the current parameters, float32."""
         kernel = variables.kernel(self.layer)
         return self.parametrization.weights(
             tf.cast(kernel, _FLOAT), {**self.parameters, **self.fixed}
         )
 
     def call(self, inputs: Any) -> Any:
-        own: Any = vars(self.layer)
-        place = next(name for name in ("depthwise_kernel", "kernel") if name in own)
-        variable = own[place]
-        own[place] = tf.cast(self.coded(), self.compute_dtype)  # no attribute: Keras would track it
+        attributes: Any = vars(self.layer)
+        name = next(name for name in ("depthwise_kernel", "kernel") if name in attributes)
+        variable = attributes[name]
+        # Not with setattr: Keras would track the tensor.
+        attributes[name] = tf.cast(self.effective_kernel(), self.compute_dtype)
         try:
             return self.layer.call(tf.cast(inputs, self.compute_dtype))
         finally:
-            own[place] = variable
+            attributes[name] = variable
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return self.layer.compute_output_shape(input_shape)
 
 
 class WeightSharingMethod(Method):
-    """Codes every kernel; biases and the gains of batch norms stand still."""
+    """Parametrizes every kernel; biases and the gains of batch norms are frozen."""
 
     config: FewValues
 
     def __init__(self, config: FewValues, context: StageContext) -> None:
         super().__init__(config, context)
-        self.coded: dict[str, ParametrizedLayer] = {}
-        self.held: variables.FrozenVariables | None = None
+        self.layers: dict[str, ParametrizedLayer] = {}
+        self.frozen: variables.FrozenVariables | None = None
         self._plain: Any = None
         self._bits: dict[str, int] = {}
 
-    def code(self, kernel: npt.NDArray[np.float32], bits: int, matrix: bool) -> Parametrization:
-        """The code of a kernel that is 1x1 or dense (`matrix`) or is not."""
+    def parametrize(self, kernel: Float32Array, bits: int, matrix: bool) -> Parametrization:
+        """The parametrization of a kernel that is 1x1 or dense (`matrix`) or is not."""
         raise NotImplementedError
 
     def check(self, model: Any) -> None:
@@ -117,47 +118,49 @@ class WeightSharingMethod(Method):
         self.check(model)
         self._plain = model
         graph = Graph(model)
-        kinds = {layer.name: kind_of(graph, layer) for layer in graph.layers}
+        kinds = {layer.name: kernel_kind(graph, layer) for layer in graph.layers}
 
-        def coded(layer: Any) -> Any:
+        def wrap(layer: Any) -> Any:
             copy = with_momentum(layer, self.config.momentum)
-            found = kinds[layer.name]
-            if found is None:
+            own_kind = kinds[layer.name]
+            if own_kind is None:
                 return copy
-            self._bits[layer.name] = self.config.bits(found)
+            self._bits[layer.name] = self.config.bits(own_kind)
             values = Graph.kernel(layer).numpy().astype(np.float32)
-            code = self.code(values, self._bits[layer.name], found != "depthwise")
-            self.coded[layer.name] = ParametrizedLayer(
-                copy, code, name=f"coded_{layer.name}", dtype=copy.dtype_policy
+            parametrization = self.parametrize(
+                values, self._bits[layer.name], own_kind != "depthwise"
             )
-            return self.coded[layer.name]
+            self.layers[layer.name] = ParametrizedLayer(
+                copy, parametrization, name=f"coded_{layer.name}", dtype=copy.dtype_policy
+            )
+            return self.layers[layer.name]
 
-        trained = tf_keras.models.clone_model(model, clone_function=coded)
+        trained = tf_keras.models.clone_model(model, clone_function=wrap)
         for layer in model.layers:
-            wrapper = self.coded.get(layer.name)
+            wrapper = self.layers.get(layer.name)
             copy = wrapper.layer if wrapper is not None else trained.get_layer(layer.name)
             copy.set_weights(layer.get_weights())
-        parameters = {id(v) for w in self.coded.values() for v in w.parameters.values()}
-        self.held = variables.FrozenVariables(
+        parameters = {id(v) for w in self.layers.values() for v in w.parameters.values()}
+        self.frozen = variables.FrozenVariables(
             v for v in trained.trainable_variables if id(v) not in parameters
         )
         return trained
 
     def after_step(self, model: Any, step: tf.Tensor) -> None:
         del model, step
-        assert self.held is not None
-        self.held.apply()
-        for wrapper in self.coded.values():
+        assert self.frozen is not None
+        self.frozen.apply()
+        for wrapper in self.layers.values():
             wrapper.parametrization.constrain(wrapper.parameters)
 
     def finalize(self, model: Any) -> Any:
         plain = tf_keras.models.clone_model(self._plain)
         for layer in plain.layers:
-            if layer.name in self.coded:
-                wrapper = self.coded[layer.name]
+            if layer.name in self.layers:
+                wrapper = self.layers[layer.name]
                 layer.set_weights(wrapper.layer.get_weights())
-                coded = wrapper.coded()
-                Graph.kernel(layer).assign(variables.apply_mask(coded, tf.not_equal(coded, 0)))
+                kernel = wrapper.effective_kernel()
+                Graph.kernel(layer).assign(variables.apply_mask(kernel, tf.not_equal(kernel, 0)))
             else:
                 layer.set_weights(model.get_layer(layer.name).get_weights())
         return plain
@@ -165,19 +168,19 @@ class WeightSharingMethod(Method):
     def notes(self, model: Any) -> list[str]:
         del model
         return [
-            told(name, self._bits[name], wrapper.coded().numpy())
-            for name, wrapper in self.coded.items()
+            summarize_kernel(name, self._bits[name], wrapper.effective_kernel().numpy())
+            for name, wrapper in self.layers.items()
         ]
 
 
-def told(name: str, bits: int, kernel: npt.NDArray[Any]) -> str:
-    """A line on a kernel for a person."""
+def summarize_kernel(name: str, bits: int, kernel: Array) -> str:
+    """A human-readable note on a kernel."""
     zeros = float(np.mean(kernel == 0))
     return f"{name}: {bits} bits, {len(np.unique(kernel))} distinct weights, {zeros:.1%} zeros"
 
 
-def kind_of(graph: Graph, layer: Any) -> str | None:
-    """`dense`, `pointwise` or `depthwise`: whose bits a layer takes; `None` without a kernel."""
+def kernel_kind(graph: Graph, layer: Any) -> str | None:
+    """`dense`, `pointwise` or `depthwise`, which decides the bits; `None` without a kernel."""
     if graph.kernel(layer) is None:
         return None
     if graph.role(layer) == "classifier" or kind(layer) == "Dense":
@@ -187,7 +190,7 @@ def kind_of(graph: Graph, layer: Any) -> str | None:
 
 
 def with_momentum(layer: Any, momentum: float | None) -> Any:
-    """A new layer of the same config, with another momentum where it is a batch norm."""
+    """A new layer of the same config, with another momentum if it is a batch norm."""
     config = layer.get_config()
     if momentum is not None and kind(layer) == "BatchNormalization":
         config["momentum"] = momentum

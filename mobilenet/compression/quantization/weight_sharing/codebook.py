@@ -1,7 +1,7 @@
-"""Codebook quantization of weights: each stays in its cluster of k-means, whose value trains.
+"""Codebook quantization of weights: each weight has the trained value of its k-means cluster.
 
 The rules are those of wendazhou/nnet-compression-generalization `nnet/quantization/_codebook.py`:
-one code is kept for zero, and a value takes the sum of its members' gradients.
+one of the values is zero and fixed, and the gradient of a value is the sum over its members.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet.compression.method import register
@@ -19,29 +18,30 @@ from mobilenet.compression.quantization.weight_sharing.base import (
     WeightSharingMethod,
 )
 from mobilenet.configs.weight_sharing import CodebookQuantization
+from mobilenet.typing import Float32Array, IntArray
 
 
 class Codebook(Parametrization):
-    """Values of a kernel, and `labels`, int32 and of its shape: which of them each weight has.
+    """The values of a kernel, and `labels`, int32 and of its shape: the index of each weight's.
 
-    Weights that are zero have label 0 and no value.
+    Weights that are zero have label 0 and stay zero.
     """
 
     def __init__(
         self,
-        kernel: npt.NDArray[np.float32],
+        kernel: Float32Array,
         bits: int,
         restarts: int = 10,
         seed: int = 0,
         cells: str = "kmeans",
     ) -> None:
         used, count = kernel != 0, 2**bits - 1
-        values: npt.NDArray[np.float32]
-        members: npt.NDArray[Any]
+        values: Float32Array
+        members: IntArray
         weights = kernel[used]
         values, members = np.unique(weights, return_inverse=True)
         if len(values) > count and cells == "even":
-            values, members = _even(weights, count)
+            values, members = _equal_width(weights, count)
         elif len(values) > count:
             values, members = _kmeans(weights, count, restarts, seed)
         if not len(values):
@@ -62,7 +62,7 @@ class CodebookMethod(WeightSharingMethod):
     config_type = CodebookQuantization
     config: CodebookQuantization
 
-    def code(self, kernel: npt.NDArray[np.float32], bits: int, matrix: bool) -> Parametrization:
+    def parametrize(self, kernel: Float32Array, bits: int, matrix: bool) -> Parametrization:
         del matrix
         config = self.config
         return Codebook(kernel, bits, config.restarts, self.context.seed, config.cells)
@@ -75,38 +75,36 @@ def spread(values: Any, labels: Any, mask: Any) -> tf.Tensor:
     """
 
     @tf.custom_gradient
-    def of(table: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    def gather(table: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
             return tf.math.unsorted_segment_sum(upstream * mask, labels, table.shape[0])
 
-        return tf.gather(_halved(table), labels) * mask, gradient
+        return tf.gather(_to_float16(table), labels) * mask, gradient
 
-    return of(tf.convert_to_tensor(values))
+    return gather(tf.convert_to_tensor(values))
 
 
-def _halved(values: tf.Tensor) -> tf.Tensor:
+def _to_float16(values: tf.Tensor) -> tf.Tensor:
     """The nearest float16 of each value, where it is neither zero nor infinite."""
     halves = tf.cast(tf.cast(values, tf.float16), tf.float32)
     return tf.where(tf.math.is_finite(halves) & (halves != 0), halves, values)
 
 
 def _kmeans(
-    weights: npt.NDArray[np.float32], count: int, restarts: int, seed: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    weights: Float32Array, count: int, restarts: int, seed: int
+) -> tuple[Float32Array, IntArray]:
     """`count` values, and the index of each weight's."""
     from sklearn.cluster import KMeans
 
-    found = KMeans(count, n_init=restarts, random_state=seed).fit(weights.reshape(-1, 1))
-    return found.cluster_centers_.ravel().astype(np.float32), found.labels_.astype(np.int32)
+    clusters = KMeans(count, n_init=restarts, random_state=seed).fit(weights.reshape(-1, 1))
+    return clusters.cluster_centers_.ravel().astype(np.float32), clusters.labels_.astype(np.int32)
 
 
-def _even(
-    weights: npt.NDArray[np.float32], count: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """The means of `count` cells of one width that cover the weights, without empty ones, and the
-    index of each weight's."""
-    edges = np.linspace(weights.min(), weights.max(), count + 1, dtype=np.float64)
-    cells = np.searchsorted(edges[1:-1], weights, side="right")
+def _equal_width(weights: Float32Array, count: int) -> tuple[Float32Array, IntArray]:
+    """The mean of each of `count` cells of equal width that is not empty, and the index of each
+    weight's."""
+    boundaries = np.linspace(weights.min(), weights.max(), count + 1, dtype=np.float64)
+    cells = np.searchsorted(boundaries[1:-1], weights, side="right")
     _, members = np.unique(cells, return_inverse=True)
     means = np.bincount(members, weights=weights.astype(np.float64)) / np.bincount(members)
     return means.astype(np.float32), members.astype(np.int32)

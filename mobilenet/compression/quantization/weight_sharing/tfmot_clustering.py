@@ -1,4 +1,4 @@
-"""tfmot's weight clustering as a method: its wrappers, and stock layers again."""
+"""tfmot's weight clustering as a compression method."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import tensorflow as tf
 import tf_keras
 
 from mobilenet.compression.method import Method, StageContext, check_plain, register
-from mobilenet.compression.quantization.weight_sharing.base import kind_of, told, with_momentum
+from mobilenet.compression.quantization.weight_sharing.base import (
+    kernel_kind,
+    summarize_kernel,
+    with_momentum,
+)
 from mobilenet.configs.weight_sharing import TfmotClustering
 from mobilenet.errors import UsageError
 from mobilenet.models.graph import variables
@@ -18,7 +22,7 @@ from mobilenet.models.graph.roles import Graph, kind
 
 @register
 class Cluster(Method):
-    """Wraps 1x1 and dense kernels, and the stem, in `cluster_weights`; strips them in the end."""
+    """Clusters 1x1 and dense kernels and the stem with tfmot's `cluster_weights`."""
 
     config_type = TfmotClustering
     config: TfmotClustering
@@ -48,23 +52,25 @@ class Cluster(Method):
         self.check(model)
         self._plain = model
         graph = Graph(model)
-        kinds = {layer.name: kind_of(graph, layer) for layer in graph.layers}
+        kinds = {layer.name: kernel_kind(graph, layer) for layer in graph.layers}
 
         def clustered(layer: Any) -> Any:
             copy = with_momentum(layer, self.config.momentum)
-            found = kinds[layer.name]
-            if found is None:
+            own_kind = kinds[layer.name]
+            if own_kind is None:
                 return copy
             values = Graph.kernel(layer).numpy()
             if kind(layer) == "DepthwiseConv2D":
                 self._skipped.append(f"{layer.name}: tfmot does not cluster it")
                 return copy
-            bits = self.config.bits(found)
+            bits = self.config.bits(own_kind)
             if len(np.unique(values)) <= 2**bits:
-                self._skipped.append(f"{layer.name}: holds no more than {2**bits} values already")
+                self._skipped.append(
+                    f"{layer.name}: has at most {2**bits} distinct weights already"
+                )
                 return copy
             self._bits[layer.name] = bits
-            copy.build(layer.input_shape)  # the wrapper takes its clusters from weights at once
+            copy.build(layer.input_shape)  # the wrapper reads the weights when it is created
             copy.set_weights(layer.get_weights())
             return clustering.cluster_weights(
                 copy,
@@ -96,7 +102,7 @@ class Cluster(Method):
     def notes(self, model: Any) -> list[str]:
         plain = self.finalize(model)
         lines = [
-            told(name, bits, Graph.kernel(plain.get_layer(name)).numpy())
+            summarize_kernel(name, bits, Graph.kernel(plain.get_layer(name)).numpy())
             for name, bits in self._bits.items()
         ]
         return [*lines, *self._skipped]

@@ -1,7 +1,8 @@
-"""Linear quantization of weights: evenly spaced values between two ends that train.
+"""Uniform quantization of weights: evenly spaced values between a trained minimum and maximum.
 
 The rules are those of wendazhou/nnet-compression-generalization `nnet/quantization/_minmax.py`;
-weights stand still, the ends take the gradients of tf.quantization.fake_quant_with_min_max_vars.
+weights are frozen, minimum and maximum have the gradients of
+tf.quantization.fake_quant_with_min_max_vars.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet.compression.method import register
@@ -20,14 +20,15 @@ from mobilenet.compression.quantization.weight_sharing.base import (
 )
 from mobilenet.configs.weight_sharing import LinearQuantization
 from mobilenet.models.graph import variables
+from mobilenet.typing import Float32Array
 
-_SPAN = 1e-6  # that is always left between the ends
+_MIN_WIDTH = 1e-6  # of the range
 
 
 class MinMax(Parametrization):
-    """The two ends of a k x k kernel, at first its extremes; 2^bits values."""
+    """Minimum and maximum of a k x k kernel, initially its extremes; 2^bits values."""
 
-    def __init__(self, kernel: npt.NDArray[np.float32], bits: int) -> None:
+    def __init__(self, kernel: Float32Array, bits: int) -> None:
         self.bits = bits
         low, high = float(kernel.min()), float(kernel.max())
         if low == high:  # one value; a range without extent has no steps
@@ -40,17 +41,17 @@ class MinMax(Parametrization):
         )
 
     def constrain(self, parameters: Mapping[str, Any]) -> None:
-        variables.update(parameters["max"], _stay_above, [parameters["min"]])
+        variables.update(parameters["max"], _keep_above, [parameters["min"]])
 
 
 class SignedMinMax(Parametrization):
-    """The two ends of the magnitudes of a 1x1 kernel; the sign has a bit, and zero stays zero.
+    """Minimum and maximum of the magnitudes of a 1x1 kernel; the sign has a bit, zero stays zero.
 
-    2^(bits - 1) - 1 magnitudes, zero among them: the operator moves a range that starts above zero
-    down to it.
+    There are 2^(bits - 1) - 1 magnitudes, zero among them: the operator extends a range that starts
+    above zero down to it.
     """
 
-    def __init__(self, kernel: npt.NDArray[np.float32], bits: int) -> None:
+    def __init__(self, kernel: Float32Array, bits: int) -> None:
         self.bits = bits - 1
         magnitudes = np.abs(kernel[kernel != 0])
         low, high = (magnitudes.min(), magnitudes.max()) if magnitudes.size else (0.0, 0.0)
@@ -65,23 +66,23 @@ class SignedMinMax(Parametrization):
         return magnitude * tf.sign(kernel)
 
     def constrain(self, parameters: Mapping[str, Any]) -> None:
-        variables.update(parameters["min"], _stay_positive, [])
-        variables.update(parameters["max"], _stay_above, [parameters["min"]])
+        variables.update(parameters["min"], _keep_positive, [])
+        variables.update(parameters["max"], _keep_above, [parameters["min"]])
 
 
 @register
 class Linear(WeightSharingMethod):
-    """Trains the ends of every kernel's range."""
+    """Trains minimum and maximum of every kernel."""
 
     config_type = LinearQuantization
 
-    def code(self, kernel: npt.NDArray[np.float32], bits: int, matrix: bool) -> Parametrization:
+    def parametrize(self, kernel: Float32Array, bits: int, matrix: bool) -> Parametrization:
         return SignedMinMax(kernel, bits) if matrix else MinMax(kernel, bits)
 
 
-def _stay_positive(variable: Any) -> None:
+def _keep_positive(variable: Any) -> None:
     variable.assign(tf.maximum(variable, 0.0))
 
 
-def _stay_above(variable: Any, low: Any) -> None:
-    variable.assign(tf.maximum(variable, low + _SPAN))
+def _keep_above(variable: Any, low: Any) -> None:
+    variable.assign(tf.maximum(variable, low + _MIN_WIDTH))
