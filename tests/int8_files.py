@@ -21,7 +21,6 @@ from mobilenet.configs import archs
 from mobilenet.export import tflite_converter
 from mobilenet.export.verification import verify
 from mobilenet.models.builder import build
-from mobilenet.models.graph import variables
 from mobilenet.models.graph.roles import Graph
 from mobilenet.runtime import interpreter as runtime
 from mobilenet.runtime import micro
@@ -59,15 +58,7 @@ def quantize_to_file(
         wrapped.fit(inputs(16, size), np.arange(16) % 10, 8, epochs, verbose=0)
     ranges = scheme.get_ranges(wrapped)
     logits = wrapped(inputs(16, size), training=False).numpy()
-    if workarounds:
-        int8_saving.prepare_export(wrapped)
-    else:
-        found = scheme.quantizers(wrapped)
-        for layer in plain.layers:
-            if f"{layer.name}/kernel" in found:
-                quantizer = found[f"{layer.name}/kernel"]
-                quantizer.variables["absmax"].assign(quantizer.reach(variables.kernel(layer)))
-        wrapped.phase.exporting = True
+    int8_saving.prepare_export(wrapped, repair=workarounds)
     return Int8Model(plain, wrapped, ranges, tflite_converter.int8_flatbuffer(wrapped), logits)
 
 
