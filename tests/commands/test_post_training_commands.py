@@ -1,4 +1,4 @@
-"""Post-training int8 as a user asks for it: converter, trainer, evaluator and profiler."""
+"""Post-training int8 from the command line: converter, trainer, evaluator and profiler."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def trained(finished_run: FinishedRun) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder that `converter --quantization ptq` made, and what it printed; beside it `fitted`,
-    the model that it ended with."""
+    """The folder that `converter --quantization ptq` made, and what it printed; next to it
+    `fitted`, the model that it ended with."""
     target = tmp_path_factory.mktemp("ptq") / "export"
     words = ("--quantization=ptq", "--calibration_images=64", f"--output={target}")
     words = (*words, f"--fitted={target.parent / 'fitted'}")
@@ -33,7 +33,7 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return target, done.stdout
 
 
-def test_a_float_net_becomes_an_int8_file(exported: tuple[Path, str], trained: Path) -> None:
+def test_a_float_model_becomes_an_int8_file(exported: tuple[Path, str], trained: Path) -> None:
     folder, printed = exported
     content = tflite_model.read(folder / "model.tflite")
     assert not content.float_tensors()
@@ -44,10 +44,18 @@ def test_a_float_net_becomes_an_int8_file(exported: tuple[Path, str], trained: P
     card = json.loads((folder / "card.json").read_text())
     assert any("fitted on 32 images, accepted on 32 others" in note for note in card["notes"])
     assert any(note.startswith("calibrated on 64 images of digits") for note in card["notes"])
+    assert (card["calibration"]["images"], card["calibration"]["source"]) == (64, "digits")
+    steps = card["quantization_steps"]
+    assert [step["name"] for step in steps] == ["maximum", "bias"]
+    assert all(0 <= step["agreement"] <= 1 and step["seconds"] >= 0 for step in steps)
+    fitted = json.loads((folder.parent / "fitted" / "card.json").read_text())
+    assert fitted["quantization_steps"] == steps
     assert not (trained / "ranges.npz").exists()
 
 
-def test_the_file_is_about_as_good_as_the_net(exported: tuple[Path, str], trained: Path) -> None:
+def test_the_file_is_about_as_accurate_as_the_model(
+    exported: tuple[Path, str], trained: Path
+) -> None:
     assert top1(exported[0]) >= top1(trained) - 2.0
 
 
@@ -57,7 +65,7 @@ def top1(model: Path, *words: str) -> float:
     return float(done.stdout.splitlines()[-1].split()[0])
 
 
-def test_a_micro_controller_scores_the_same_and_its_needs_are_told(
+def test_a_micro_controller_scores_the_same_and_its_needs_are_reported(
     exported: tuple[Path, str],
 ) -> None:
     pytest.importorskip(micro.MODULE)
@@ -69,7 +77,9 @@ def test_a_micro_controller_scores_the_same_and_its_needs_are_told(
     assert "AddConv2D, AddDepthwiseConv2D" in done.stdout
 
 
-def test_the_profiler_shows_every_rounded_tensor(exported: tuple[Path, str], trained: Path) -> None:
+def test_the_profiler_shows_every_quantized_tensor(
+    exported: tuple[Path, str], trained: Path
+) -> None:
     fitted = exported[0].parent / "fitted"
     done = start_command("profiler", exported[0], f"--against={fitted}", "--images=8")
     assert done.returncode == 0, done.stderr
@@ -99,7 +109,7 @@ def float_kernels(file: Path) -> set[str]:
     }
 
 
-def test_the_quantize_stage_fits_without_training(trained: Path, tmp_path: Path) -> None:
+def test_the_quantize_stage_needs_no_training(trained: Path, tmp_path: Path) -> None:
     words = (
         *(*command_runs.TINY, f"--init_checkpoint={trained}", "--stages=quantize,convert"),
         *("--quantization=ptq", "--calibration_images=40", "--ptq_steps=maximum,bias,repair"),
@@ -111,7 +121,10 @@ def test_the_quantize_stage_fits_without_training(trained: Path, tmp_path: Path)
     assert stages["quantize"]["history"] == []
     assert stages["convert"]["top1"] >= stages["quantize"]["top1"] - 1.0
     assert float_kernels(tmp_path / "run/export/model.tflite") == set(KEPT)
-    assert json.loads((tmp_path / "run/quantize/card.json").read_text())["keep_float"] == [*KEPT]
+    card = json.loads((tmp_path / "run/quantize/card.json").read_text())
+    assert card["keep_float"] == [*KEPT]
+    assert card["calibration"]["images"] == 40
+    assert [step["name"] for step in card["quantization_steps"]] == ["maximum", "bias"]
     again = run_command("trainer", *words, "--model_dir=run", cwd=tmp_path)
     assert "quantize: finished before" in again.stdout
     # A later conversion of the folder knows.
@@ -123,7 +136,7 @@ def test_the_quantize_stage_fits_without_training(trained: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--quantization=ptq", "--calibration_images=3"), "--calibration_images: got 3"),
         (("--quantization=ptq", "--ptq_steps=bias"), "--ptq_steps: got 'bias'"),
@@ -134,19 +147,19 @@ def test_the_quantize_stage_fits_without_training(trained: Path, tmp_path: Path)
         (("--quantization=ptq", "--calibration_dir=nowhere"), "--calibration_dir: got 'nowhere'"),
     ],
 )
-def test_bad_words_cost_one_line(
-    words: tuple[str, ...], told: str, trained: Path, tmp_path: Path
+def test_bad_arguments_cost_one_line(
+    words: tuple[str, ...], message: str, trained: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "export"
     done = run_command("converter", f"--model={trained}", f"--output={target}", *words)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
-    assert told in done.stderr
+    assert message in done.stderr
     assert not target.exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ((), "MODEL: expected one model"),
         (("FILE", "--against=nowhere"), "nowhere: expected a model folder"),
@@ -154,11 +167,11 @@ def test_bad_words_cost_one_line(
         (("NET", "--micro"), "--micro: got True, expected a flatbuffer alone"),
     ],
 )
-def test_bad_words_for_the_profiler(
-    words: tuple[str, ...], told: str, exported: tuple[Path, str], trained: Path
+def test_bad_arguments_for_the_profiler(
+    words: tuple[str, ...], message: str, exported: tuple[Path, str], trained: Path
 ) -> None:
     placed = [w.replace("FILE", str(exported[0])).replace("NET", str(trained)) for w in words]
     done = run_command("profiler", *placed)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
-    assert told in done.stderr
+    assert message in done.stderr

@@ -1,4 +1,4 @@
-"""Surgery and few values on the way: killed and gone on with, and read back from the int8 file."""
+"""Dynamic surgery and weight sharing: interrupted and resumed, and read back from the int8 file."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ class Killed(tf_keras.callbacks.Callback):
         pytest.param(TfmotClustering(**FIELDS), id="cluster", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_stage_goes_on_to_the_same_net(config: Config, tmp_path: Path) -> None:
-    """Twins, masks, thresholds, ends, values, labels and counts are in the resume state."""
+def test_a_killed_stage_resumes_to_the_same_model(config: Config, tmp_path: Path) -> None:
+    """Dense kernels, masks, thresholds, parameters, labels and counts are in the resume state."""
     recipe = TrainConfig(epochs=2, batch_size=8, optimizer_name="adam", lr=0.03, ma_decay_rate=0.5)
     images = inputs(40, seed=5)
     labels = (images[:, :, :, 0].mean((1, 2)) > 0).astype(np.int32)
     data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
     start = randomize_batch_norm(toy())
 
-    def fit(place: str, *callbacks: Any) -> tuple[Any, Any]:
+    def fit(name: str, *callbacks: Any) -> tuple[Any, Any]:
         method = methods.create(config, stage_context(10))
         model = method.apply(start)
         job = engine.Job(
@@ -67,13 +67,13 @@ def test_a_killed_stage_goes_on_to_the_same_net(config: Config, tmp_path: Path) 
             lambda done: data.repeat().skip(done),
             data,
             CLASSES,
-            tmp_path / place,
+            tmp_path / name,
             callbacks,
         )
         engine.fit(model, method, job)
         return method.finalize(model), method
 
-    whole, told = fit("whole")
+    whole, method = fit("whole")
     with pytest.raises(KeyboardInterrupt):
         fit("cut", Killed())
     resumed, again = fit("cut")
@@ -82,11 +82,11 @@ def test_a_killed_stage_goes_on_to_the_same_net(config: Config, tmp_path: Path) 
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
         moved = max(moved, float(tf.reduce_max(tf.abs(one - old))))
     assert moved > 0.01
-    assert told.report() == again.report()
-    assert told.notes(whole) == again.notes(resumed)
+    assert method.report() == again.report()
+    assert method.notes(whole) == again.notes(resumed)
 
 
-def test_pruned_then_of_few_values_then_int8_is_so_in_the_file() -> None:
+def test_zeros_and_shared_values_are_in_the_int8_file() -> None:
     """Zeros and clusters are read from the tensors of the file."""
     plain = randomize_batch_norm(toy(16))
     for config, steps in (
@@ -104,19 +104,22 @@ def test_pruned_then_of_few_values_then_int8_is_so_in_the_file() -> None:
     content = tflite_model.read(tflite_converter.int8_flatbuffer(wrapped))
     graph = Graph(before)
     layers = [layer for layer in graph.layers if graph.kernel(layer) is not None]
-    found = [op for op in content.operators if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D")]
+    convolutions = [op for op in content.operators if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D")]
     seen = 0
-    for op, layer in zip(found, layers, strict=True):
+    for op, layer in zip(convolutions, layers, strict=True):
         kernel = variables.kernel(layer).numpy()
-        codes = np.asarray(content.tensors[op.inputs[1]].data)
+        quantized = np.asarray(content.tensors[op.inputs[1]].data)
         if layer.name not in "cde":
             continue
         seen += 1
-        kernel, codes = kernel.reshape(-1, kernel.shape[-1]).T, codes.reshape(len(codes), -1)
+        kernel, quantized = (
+            kernel.reshape(-1, kernel.shape[-1]).T,
+            quantized.reshape(len(quantized), -1),
+        )
         assert zero_fraction(kernel) > 0.55
-        np.testing.assert_array_equal(codes == 0, kernel == 0)
+        np.testing.assert_array_equal(quantized == 0, kernel == 0)
         assert len(np.unique(kernel)) <= (4 if layer.name == "e" else 8)
-        for row, own in zip(codes, kernel, strict=True):  # a channel has a scale of its own
+        for row, own in zip(quantized, kernel, strict=True):  # a channel has a scale of its own
             for value in np.unique(own):
                 assert len(np.unique(row[own == value])) == 1
     assert seen == 3

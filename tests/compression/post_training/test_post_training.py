@@ -1,4 +1,6 @@
-"""The steps of post-training int8, each against numpy, and the chain that keeps those that help."""
+"""The steps of post-training int8, each against numpy, and the loop that accepts or reverts
+them.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ from mobilenet.models.graph.roles import Graph, kind
 from mobilenet.reporting import int8_comparison
 from mobilenet.tflite import model as tflite_model
 
-PX = 64  # squeeze-excite maps are larger than one place
+PX = 64  # squeeze-excite maps are larger than one position
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def clone(model: Any) -> Any:
 
 
 def spread(model: Any, seed: int = 0, octaves: float = 4.0) -> Any:
-    """The same function, whose channels differ by powers of two where nothing sees it."""
+    """The same function with channels that differ by powers of two inside."""
     copy, rng = clone(model), np.random.default_rng(seed)
     for group in ScalingGroups(Graph(copy)):
         if group.is_scalable:
@@ -87,7 +89,7 @@ def test_a_kernel_and_its_batch_norm_are_an_affine_map() -> None:
     np.testing.assert_allclose(plain * multiplier + offset, read(inputs(2)), atol=2e-5)
 
 
-def test_streams_end_at_convolutions_and_close_at_what_bends(small: Any) -> None:
+def test_scaling_groups_end_at_convolutions_and_at_barriers(small: Any) -> None:
     groups = ScalingGroups(Graph(small))
     named = {s.name: s for s in groups}
     residual = named["expanded_conv_1_project"]
@@ -112,7 +114,7 @@ def test_streams_end_at_convolutions_and_close_at_what_bends(small: Any) -> None
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v3_small", "mobilenet_edgetpu"])
-def test_scaling_a_stream_changes_no_output(name: str) -> None:
+def test_scaling_a_group_changes_no_output(name: str) -> None:
     tf_keras.utils.set_random_seed(2)
     fields = {"width_multiplier": 0.25, "num_classes": 5, "classifier_activation": None}
     model = randomize_batch_norm(build(archs.get(name, **fields), (PX, PX, 3)))
@@ -129,19 +131,19 @@ def test_tensors_are_observed_as_numpy_sees_them() -> None:
     np.testing.assert_allclose(seen["norm"].low, flat.min(0), rtol=1e-5)
     np.testing.assert_allclose(seen["norm"].high, flat.max(0), rtol=1e-5)
     np.testing.assert_allclose(seen["norm"].mean, flat.mean(0), atol=1e-5)
-    found, counts = seen["norm"].values()
+    centers, counts = seen["norm"].values()
     assert counts.sum() == flat.size
-    assert counts[found > 0].sum() == (flat > 0).sum()
+    assert counts[centers > 0].sum() == (flat > 0).sum()
     middle = np.sort(flat.ravel())[
         np.searchsorted(np.cumsum(counts), flat.size // 2) * 0 + flat.size // 2
     ]
-    assert np.interp(flat.size / 2, np.cumsum(counts), found) == pytest.approx(middle, abs=0.02)
+    assert np.interp(flat.size / 2, np.cumsum(counts), centers) == pytest.approx(middle, abs=0.02)
     sampled = seen["relu"].samples
     assert sampled is not None and sampled.shape[0] >= 40
     assert np.isin(sampled, np.maximum(values, 0).astype(np.float32)).all()
 
 
-def test_equalization_makes_ranges_alike_and_keeps_the_answers() -> None:
+def test_equalization_makes_ranges_similar_and_changes_no_output() -> None:
     model = spread(relu_model())
     before = model_outputs(model, inputs(8))
     names = ["relu", "again"]
@@ -149,10 +151,10 @@ def test_equalization_makes_ranges_alike_and_keeps_the_answers() -> None:
     factors = cross_layer_equalization.equalize_groups(ScalingGroups(Graph(model)), seen)
     after = Observer(model)(names, inputs(16))
     assert set(factors) == {"first", "middle"}
-    # In front of a depthwise layer all ranges are alike.
+    # Before a depthwise layer all ranges are equal.
     assert np.ptp(after["relu"].high) < 1e-3 * after["relu"].high.max()
     np.testing.assert_allclose(model_outputs(model, inputs(8)), before, rtol=1e-3, atol=1e-4)
-    # In front of a 1x1 kernel activations and weights share what there is to give.
+    # Before a 1x1 kernel activations and weights meet in the middle.
     kernel = np.abs(model.get_layer("last").kernel.numpy()).reshape(-1, 4)
     share = (kernel / kernel.max(axis=0)).max(axis=1)
     relative = after["again"].high / after["again"].high.max()
@@ -172,44 +174,46 @@ def test_factors_meet_in_the_middle() -> None:
 
 
 def rounded(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """int8 codes of a range that holds zero, written again here."""
+    """int8 values of a range that includes zero, computed again here."""
     scale = (high - low) / 255
     zero = np.round(-low / scale)
     return (np.clip(np.round(values / scale + zero), 0, 255) - zero) * scale
 
 
-def test_soft_equalization_lessens_the_error_of_small_and_large_channels() -> None:
+def test_hard_swish_equalization_reduces_the_error_of_small_and_large_channels() -> None:
     rng = np.random.default_rng(0)
     samples = np.stack(
         [rng.normal(0, 2, 500), rng.normal(-0.07, 0.05, 500), rng.normal(15, 5, 500)], axis=1
     )
     weights = np.array([1.0, 1e4, 1e-2])
-    made = hard_swish_equalization.choose_scaling(samples, weights, float(samples.max()))
+    scaling = hard_swish_equalization.choose_scaling(samples, weights, float(samples.max()))
 
-    def error(before: np.ndarray, behind: np.ndarray, high: float) -> float:
+    def error(before: np.ndarray, after: np.ndarray, high: float) -> float:
         def swish(x: np.ndarray) -> np.ndarray:
             return x * np.clip(x + 3, 0, 6) / 6
 
-        given = behind * rounded(swish(rounded(before * samples, -3, high)), -0.375, high)
-        return float(weights @ np.square(given - swish(samples)).mean(axis=0))
+        outputs = after * rounded(swish(rounded(before * samples, -3, high)), -0.375, high)
+        return float(weights @ np.square(outputs - swish(samples)).mean(axis=0))
 
     plain = error(np.ones(3), np.ones(3), float(samples.max()))
-    chosen = error(made.input_factors, made.output_factors, made.high)
-    assert chosen == pytest.approx(made.error, rel=0.1)
+    chosen = error(scaling.input_factors, scaling.output_factors, scaling.high)
+    assert chosen == pytest.approx(scaling.error, rel=0.1)
     assert chosen < plain / 10
-    assert made.input_factors[1] > 1 > made.input_factors[2]  # the tiny goes up, the outlier down
-    assert made.high < samples.max() / 2
+    assert (
+        scaling.input_factors[1] > 1 > scaling.input_factors[2]
+    )  # the small channel is scaled up, the large one down
+    assert scaling.high < samples.max() / 2
 
 
-def test_soft_equalization_reaches_every_hard_swish(small: Any) -> None:
+def test_hard_swish_equalization_reaches_every_hard_swish(small: Any) -> None:
     model, images = clone(small), inputs(16, PX)
     groups = ScalingGroups(Graph(model))
-    names = [found.source.name for found in groups.hard_swishes]
+    names = [one.source.name for one in groups.hard_swishes]
     seen = Observer(model)(names, images, sampled=dict.fromkeys(names, 200))
-    factors, spans, chosen = hard_swish_equalization.equalize_hard_swish(groups, seen)
+    factors, ranges, chosen = hard_swish_equalization.equalize_hard_swish(groups, seen)
     assert len(chosen) == len(names) == 19
     assert all(c.error <= c.original_error * 1.0001 for c in chosen.values())
-    assert {low for low, _ in spans.values()} == {-3.0, -0.375}
+    assert {low for low, _ in ranges.values()} == {-3.0, -0.375}
     before, after = model_outputs(small, images), model_outputs(model, images)
     assert np.square(after - before).mean() < 0.1 * np.square(before).mean()
     assert set(factors) <= {layer.name for layer in model.layers}
@@ -220,11 +224,11 @@ def seen_of(values: np.ndarray) -> Observation:
     return Observation(values.min(keepdims=True), values.max(keepdims=True), values, counts)
 
 
-def test_a_percentile_cuts_off_as_much_as_it_says() -> None:
+def test_a_percentile_clips_that_share() -> None:
     values = np.random.default_rng(0).standard_t(3, 200_000)
     low, high = range_setting.find_range(seen_of(values), "percentile")
-    wanted = np.percentile(values, [0.005, 99.995])
-    np.testing.assert_allclose([low, high], wanted, rtol=0.02)
+    expected = np.percentile(values, [0.005, 99.995])
+    np.testing.assert_allclose([low, high], expected, rtol=0.02)
     positive = np.abs(values)
     low, high = range_setting.find_range(seen_of(positive), "percentile")
     assert low == 0 and high == pytest.approx(np.percentile(positive, 99.99), rel=0.02)
@@ -246,11 +250,11 @@ def test_the_least_error_is_found() -> None:
     assert high < values.max() / 2
 
 
-def test_extremes_hold_zero_and_some_ranges_begin_higher() -> None:
+def test_ranges_include_zero_and_some_start_higher() -> None:
     assert range_setting.find_range(seen_of(np.array([2.0, 3.0])), "maximum") == (0.0, 3.0)
-    spans = {"swish": (-9.0, 5.0), "short": (-1.0, 0.0), "x": (-9.0, 5.0)}
+    ranges = {"swish": (-9.0, 5.0), "short": (-1.0, 0.0), "x": (-9.0, 5.0)}
     assert range_setting.raise_lower_bounds(
-        spans, {"swish": -3.0, "short": -3.0, "other": -1.0}
+        ranges, {"swish": -3.0, "short": -3.0, "other": -1.0}
     ) == {
         "swish": (-3.0, 5.0),
         "short": (-1.0, 1e-6),
@@ -265,12 +269,12 @@ def test_corrected_offsets_give_every_channel_its_mean() -> None:
     means = bias_correction.original_means(seen, Graph(model))
     wrapped = scheme.wrap(model, INCEPTION)
     calibrate(wrapped, images)
-    # A coarse first tensor: what is behind it is far off.
+    # A coarse first tensor, so that all after it are far off.
     scheme.quantizers(wrapped)["relu"].variables["high"].assign(40.0)
     off = model_outputs(wrapped, images) - model_outputs(model, images)
-    said, done = bias_correction.correct_biases(wrapped, images, means)
-    assert set(done) == set(pairs) and max(done.values()) > 1e-3
-    np.testing.assert_allclose(said, model_outputs(wrapped, images), atol=1e-5)
+    outputs, corrections = bias_correction.correct_biases(wrapped, images, means)
+    assert set(corrections) == set(pairs) and max(corrections.values()) > 1e-3
+    np.testing.assert_allclose(outputs, model_outputs(wrapped, images), atol=1e-5)
     now = model_outputs(wrapped, images) - model_outputs(model, images)
     assert np.abs(now.mean(0)).max() < 0.1 * np.abs(off.mean(0)).max()
     for name, output in pairs.items():
@@ -281,11 +285,11 @@ def test_corrected_offsets_give_every_channel_its_mean() -> None:
         np.testing.assert_allclose(mean, before, atol=step, err_msg=name)
 
 
-def test_images_are_varied_within_what_they_show() -> None:
+def test_augmented_images_are_crops_of_the_images() -> None:
     images = inputs(40)
-    found = output_tuning.augment(images, np.random.default_rng(0))
-    assert found.shape == images.shape
-    assert images.min() <= found.min() and found.max() <= images.max()
+    augmented = output_tuning.augment(images, np.random.default_rng(0))
+    assert augmented.shape == images.shape
+    assert images.min() <= augmented.min() and augmented.max() <= images.max()
     slope = np.arange(SIZE, dtype=np.float32)[None, None, :, None] * np.ones((40, SIZE, 1, 3), "f")
     steps = np.diff(
         output_tuning.augment(slope, np.random.default_rng(0))[:, 0, :, 0], axis=1
@@ -304,9 +308,9 @@ def test_tuning_moves_no_kernel_and_no_fixed_range() -> None:
     calibrate(wrapped, images)
     kernels = {w.name: w.numpy() for w in wrapped.weights if "kernel" in w.name}
     fixed = [n for n, q in scheme.quantizers(wrapped).items() if getattr(q, "fixed", None)]
-    held = scheme.get_ranges(wrapped)
-    held |= {name: span / 2 for name, span in held.items() if name not in fixed}
-    scheme.set_ranges(wrapped, held)  # too narrow: there is something to win
+    ranges = scheme.get_ranges(wrapped)
+    ranges |= {name: ends / 2 for name, ends in ranges.items() if name not in fixed}
+    scheme.set_ranges(wrapped, ranges)  # too narrow, so that tuning can improve them
     losses = output_tuning.Tuner(wrapped).tune(
         images, lambda x: model_outputs(small, x), epochs=6, rate=3e-3
     )
@@ -315,29 +319,31 @@ def test_tuning_moves_no_kernel_and_no_fixed_range() -> None:
         if weight.name in kernels:
             np.testing.assert_array_equal(weight.numpy(), kernels[weight.name])
     now = scheme.get_ranges(wrapped)
-    assert fixed and all((now[name] == held[name]).all() for name in fixed)
-    assert sum(bool((now[name] != held[name]).any()) for name in now) > len(now) // 4
+    assert fixed and all((now[name] == ranges[name]).all() for name in fixed)
+    assert sum(bool((now[name] != ranges[name]).any()) for name in now) > len(now) // 4
 
 
-def test_the_chain_wins_back_what_unequal_channels_cost() -> None:
+def test_the_steps_recover_what_unequal_channels_cost() -> None:
     model = spread(relu_model(), octaves=5)
     images, unseen = inputs(40), inputs(40, seed=9)
     naive = scheme.wrap(model, INCEPTION)
     calibrate(naive, images)
-    wanted = model_outputs(model, unseen)
-    made = post_training_pipeline.quantize(model, INCEPTION, images, PostTraining(tuning_epochs=2))
+    expected = model_outputs(model, unseen)
+    result = post_training_pipeline.quantize(
+        model, INCEPTION, images, PostTraining(tuning_epochs=2)
+    )
 
-    off = relative_error(model_outputs(naive, unseen), wanted)
-    assert relative_error(model_outputs(made.wrapped, unseen), wanted) < off / 10
-    assert [step.name for step in made.steps][:2] == ["maximum", "equalize"]
-    assert made.notes[0].startswith("steps fitted on 20 images, accepted on 20 others, ")
-    assert made.calibration == CalibrationSummary(40, float(images.min()), float(images.max()))
+    error = relative_error(model_outputs(naive, unseen), expected)
+    assert relative_error(model_outputs(result.wrapped, unseen), expected) < error / 10
+    assert [step.name for step in result.steps][:2] == ["maximum", "equalize"]
+    assert result.notes[0].startswith("steps fitted on 20 images, accepted on 20 others, ")
+    assert result.calibration == CalibrationSummary(40, float(images.min()), float(images.max()))
     np.testing.assert_allclose(
-        model_outputs(made.plain, unseen), wanted, atol=0.2 * np.abs(wanted).max()
+        model_outputs(result.plain, unseen), expected, atol=0.2 * np.abs(expected).max()
     )
 
 
-def test_a_step_that_does_not_help_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_does_not_help_is_reverted(monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(wrapped: Any, images: Any, targets: Any) -> Any:
         for layer in wrapped.layers:
             if kind(layer) == "BatchNormalization":
@@ -347,50 +353,50 @@ def test_a_step_that_does_not_help_is_taken_back(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(bias_correction, "correct_biases", spoil)
     model = relu_model()
-    made = post_training_pipeline.quantize(
+    result = post_training_pipeline.quantize(
         model, INCEPTION, inputs(40), PostTraining(steps=("maximum", "bias"))
     )
-    judged = [(step.name, step.accepted) for step in made.steps]
-    assert judged == [("maximum", True), ("bias", False)]
-    assert made.notes[2].endswith("; rejected: no improvement")
-    np.testing.assert_array_equal(made.plain.get_weights()[2], model.get_weights()[2])
+    verdicts = [(step.name, step.accepted) for step in result.steps]
+    assert verdicts == [("maximum", True), ("bias", False)]
+    assert result.notes[2].endswith("; rejected: no improvement")
+    np.testing.assert_array_equal(result.plain.get_weights()[2], model.get_weights()[2])
     np.testing.assert_allclose(
-        model_outputs(made.wrapped, inputs(4)), model_outputs(model, inputs(4)), atol=0.1
+        model_outputs(result.wrapped, inputs(4)), model_outputs(model, inputs(4)), atol=0.1
     )
 
 
-def test_the_image_furthest_off_judges_no_step() -> None:
+def test_one_image_far_off_decides_on_no_step() -> None:
     rng = np.random.default_rng(2)
-    wanted = rng.normal(size=(20, 10)).astype(np.float32)
-    near = wanted + rng.normal(size=wanted.shape).astype(np.float32) * 0.01
-    spoilt = wanted + rng.normal(size=wanted.shape).astype(np.float32) * 0.05
-    near[3] = 3 * np.roll(wanted[3], 1)  # leaves the ranges; the step brings it back
-    agreement, ratio = acceptance.compare_outputs(near, wanted)
+    expected = rng.normal(size=(20, 10)).astype(np.float32)
+    near = expected + rng.normal(size=expected.shape).astype(np.float32) * 0.01
+    spoilt = expected + rng.normal(size=expected.shape).astype(np.float32) * 0.05
+    near[3] = 3 * np.roll(expected[3], 1)  # exceeds the ranges, which the step repairs
+    agreement, ratio = acceptance.compare_outputs(near, expected)
     decibels = [
         10 * np.log10(np.sum(w**2) / np.sum((f - w) ** 2))
-        for f, w in zip(near, wanted, strict=True)
+        for f, w in zip(near, expected, strict=True)
     ]
     assert ratio == pytest.approx(np.median(decibels), abs=1e-3)
     assert agreement == np.mean(
-        [f.argmax() == w.argmax() for f, w in zip(near, wanted, strict=True)]
+        [f.argmax() == w.argmax() for f, w in zip(near, expected, strict=True)]
     )
-    assert relative_error(near, wanted) > 10 * relative_error(spoilt, wanted)
+    assert relative_error(near, expected) > 10 * relative_error(spoilt, expected)
     before = QuantizationStep("maximum", True, 1.0, ratio)
     assert not acceptance.is_improvement(
-        1.0, acceptance.compare_outputs(spoilt, wanted)[1], before, 20
+        1.0, acceptance.compare_outputs(spoilt, expected)[1], before, 20
     )
 
 
-@pytest.mark.parametrize(("agree", "kept"), [(10, False), (11, True), (12, True), (14, True)])
-def test_one_image_does_not_outvote_the_noise(agree: int, kept: bool) -> None:
+@pytest.mark.parametrize(("agree", "accepted"), [(10, False), (11, True), (12, True), (14, True)])
+def test_one_image_does_not_outvote_the_noise(agree: int, accepted: bool) -> None:
     """Shares such as 12 / 20 and 11 / 20 differ by a little more than one image in binary."""
     for images, last in ((20, 12), (100, 12), (50, 12)):
         before = QuantizationStep("maximum", True, last / images, 20.0)
-        assert acceptance.is_improvement(agree / images, 21.0, before, images) is kept
+        assert acceptance.is_improvement(agree / images, 21.0, before, images) is accepted
         assert acceptance.is_improvement(agree / images, 19.0, before, images) is (agree == 14)
 
 
-def test_statistics_of_another_net_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_statistics_of_another_model_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     model, images = relu_model(), inputs(20)
     config = PostTraining(steps=("maximum", "repair"))
     assert not any(
@@ -399,9 +405,9 @@ def test_statistics_of_another_net_are_told(caplog: pytest.LogCaptureFixture) ->
     )
     norm = model.get_layer("norm")
     norm.moving_variance.assign(norm.moving_variance / 1000)
-    made = post_training_pipeline.quantize(model, INCEPTION, images, config)
-    assert "moving statistics of 1 of 1 batch norms are not those of the images" in made.notes[0]
-    assert made.notes[0] in caplog.text
+    result = post_training_pipeline.quantize(model, INCEPTION, images, config)
+    assert "moving statistics of 1 of 1 batch norms are not those of the images" in result.notes[0]
+    assert result.notes[0] in caplog.text
     # A batch norm that came folded holds none that could be wrong.
     first = model.get_layer("first")
     first.kernel.assign(100 * first.kernel)
@@ -462,14 +468,14 @@ def test_the_record_of_the_steps_is_in_the_card_and_survives_json() -> None:
         ({"steps": 3}, "QuantizationStep field"),
     ],
 )
-def test_a_record_that_cannot_be_is_refused(change: dict[str, Any], words: str) -> None:
+def test_a_record_of_other_types_is_refused(change: dict[str, Any], words: str) -> None:
     step = QuantizationStep("bias", True, 0.5, 10.0, 1.0, "offsets").to_json()
     with pytest.raises(UsageError) as raised:
         Card.from_json({"quantization_steps": [{**step, **change}]})
     assert words in str(raised.value)
 
 
-def test_nets_with_relu6_alone_need_no_more_than_offsets(small: Any) -> None:
+def test_models_with_relu6_alone_need_only_bias_correction(small: Any) -> None:
     config = PostTraining()
     tf_keras.utils.set_random_seed(0)
     assert post_training_pipeline.chosen_steps(toy_relu6(), config) == ("maximum", "bias", "repair")
@@ -483,8 +489,8 @@ def toy_relu6() -> Any:
 
 
 @pytest.mark.parametrize("layer", ["point", "depth"])
-def test_a_channel_far_above_the_others_is_told_by_its_layer(layer: str) -> None:
-    """The file could not be run: XNNPACK refuses it by the number of a node alone."""
+def test_a_channel_far_above_the_others_is_reported_with_its_layer(layer: str) -> None:
+    """The file could not be run: XNNPACK refuses it and names only the number of a node."""
     tf_keras.utils.set_random_seed(0)
     source = L.Input((SIZE, SIZE, 3))
     x = L.ReLU(6.0)(L.Conv2D(4, 3, name="first")(source))
@@ -499,15 +505,15 @@ def test_a_channel_far_above_the_others_is_told_by_its_layer(layer: str) -> None
     steps = PostTraining(steps=("maximum", "repair"))
 
     def checked(config: PostTraining) -> None:
-        made = post_training_pipeline.quantize(model, INCEPTION, images, config)
-        int8_saving.prepare_export(made.wrapped, made.repair)
+        result = post_training_pipeline.quantize(model, INCEPTION, images, config)
+        int8_saving.prepare_export(result.wrapped, result.repair)
         floats = float_fallback.FloatLayers(
-            float_layers.folded_kernels(made.wrapped),
-            float_layers.find_all_float_layers(made.wrapped),
+            float_layers.folded_kernels(result.wrapped),
+            float_layers.find_all_float_layers(result.wrapped),
         )
-        data = tflite_converter.int8_flatbuffer(made.wrapped, float_layers=floats)
-        said, limits = model_outputs(made.wrapped, images), VerificationLimits()
-        verify.verify(data, said, images, expect_int8=True, limits=limits, float_layers=floats)
+        data = tflite_converter.int8_flatbuffer(result.wrapped, float_layers=floats)
+        outputs, limits = model_outputs(result.wrapped, images), VerificationLimits()
+        verify.verify(data, outputs, images, expect_int8=True, limits=limits, float_layers=floats)
 
     with pytest.raises(UsageError) as caught:
         checked(steps)
@@ -530,7 +536,7 @@ def test_a_channel_far_above_the_others_is_told_by_its_layer(layer: str) -> None
         (inputs(20) * np.float32(0.004), "they may have been scaled twice"),
     ],
 )
-def test_images_that_no_range_can_be_taken_from(images: np.ndarray, words: str) -> None:
+def test_images_that_give_no_useful_range_are_refused(images: np.ndarray, words: str) -> None:
     with pytest.raises(UsageError, match="^calibration images") as raised:
         post_training_pipeline.quantize(toy_relu6(), INCEPTION, images, PostTraining())
     assert words in str(raised.value)
@@ -545,56 +551,56 @@ def test_images_that_no_range_can_be_taken_from(images: np.ndarray, words: str) 
         (("bias",), "one of maximum, percentile, mse"),
     ],
 )
-def test_steps_that_cannot_be(steps: tuple[str, ...], words: str) -> None:
+def test_steps_that_do_not_fit_are_refused(steps: tuple[str, ...], words: str) -> None:
     with pytest.raises(UsageError, match="^--ptq_steps") as raised:
         PostTraining(steps=steps)
     assert words in str(raised.value)
 
 
-def test_an_unknown_layer_to_keep_float() -> None:
+def test_an_unknown_layer_to_keep_float_is_refused() -> None:
     with pytest.raises(UsageError, match="--keep_float: got 'frist'.*did you mean first"):
         scheme.wrap(relu_model(), INCEPTION, keep_float=("frist",))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", archs.names())
-def test_every_family_is_fitted_and_becomes_a_file(name: str) -> None:
+def test_every_family_is_quantized_and_becomes_a_file(name: str) -> None:
     """Whose operators are within a step of the simulation; benchmarks/post_training_digits.py has
     what it costs trained models."""
     tf_keras.utils.set_random_seed(4)
     width = 0.25 if name == "mobilenet_v1" else 0.35
     fields = {"width_multiplier": width, "num_classes": 10, "classifier_activation": None}
     model = randomize_batch_norm(build(archs.get(name, **fields), (PX, PX, 3)))
-    made = post_training_pipeline.quantize(
+    result = post_training_pipeline.quantize(
         model, INCEPTION, inputs(40, PX), PostTraining(tuning_epochs=2)
     )
-    int8_saving.prepare_export(made.wrapped, made.repair)
-    data = tflite_converter.int8_flatbuffer(made.wrapped)
+    int8_saving.prepare_export(result.wrapped, result.repair)
+    data = tflite_converter.int8_flatbuffer(result.wrapped)
     assert tflite_model.read(data).float_tensors() == []
-    file = Int8Model(model, made.wrapped, {}, data, np.zeros(0))
+    file = Int8Model(model, result.wrapped, {}, data, np.zeros(0))
     for layer, off in operator_steps(file, pixels(2, PX, seed=9)).items():
         assert off.max() <= 1, layer
 
 
 @pytest.mark.slow
-def test_unequal_channels_are_won_back_on_v3_large() -> None:
+def test_unequal_channels_are_recovered_on_v3_large() -> None:
     """Further apart than any real ones; `benchmarks/unequal_channels.py` takes those."""
     tf_keras.utils.set_random_seed(4)
     fields = {"width_multiplier": 0.35, "num_classes": 10, "classifier_activation": None}
     even = randomize_batch_norm(build(archs.get("mobilenet_v3_large", **fields), (PX, PX, 3)))
     uneven = spread(even)
     images, unseen = inputs(40, PX), inputs(40, PX, seed=9)
-    wanted = model_outputs(even, unseen)
+    expected = model_outputs(even, unseen)
     np.testing.assert_allclose(
-        model_outputs(uneven, unseen), wanted, atol=1e-3 * np.abs(wanted).max()
+        model_outputs(uneven, unseen), expected, atol=1e-3 * np.abs(expected).max()
     )
     config = PostTraining(steps=("equalize", "maximum", "bias", "repair"))
-    found = {}
+    errors = {}
     for tag, model in (("even", even), ("uneven", uneven)):
         naive = scheme.wrap(model, INCEPTION)
         calibrate(naive, images)
-        found[f"{tag} naive"] = relative_error(model_outputs(naive, unseen), wanted)
-        made = post_training_pipeline.quantize(model, INCEPTION, images, config)
-        found[tag] = relative_error(model_outputs(made.wrapped, unseen), wanted)
-    assert found["uneven naive"] > 2 * found["even naive"]
-    assert found["uneven"] < 1.25 * found["even"]
+        errors[f"{tag} naive"] = relative_error(model_outputs(naive, unseen), expected)
+        result = post_training_pipeline.quantize(model, INCEPTION, images, config)
+        errors[tag] = relative_error(model_outputs(result.wrapped, unseen), expected)
+    assert errors["uneven naive"] > 2 * errors["even naive"]
+    assert errors["uneven"] < 1.25 * errors["even"]

@@ -1,4 +1,4 @@
-"""Kernels of few values: linear, codebook and tfmot's clusters, each rule beside numpy."""
+"""Weight sharing: uniform, codebook and tfmot's clusters, each rule against numpy."""
 
 from __future__ import annotations
 
@@ -45,49 +45,59 @@ def kernel_of(model: Any, name: str) -> np.ndarray:
 
 
 def fake_quantized(x: np.ndarray, low: float, high: float, first: int, last: int) -> np.ndarray:
-    """What TensorFlow documents of the operator: the range is moved so that 0 is a level."""
+    """As TensorFlow documents the operator: the range is shifted so that 0 is a level."""
     step = (high - low) / (last - first)
-    place = first - low / step
-    place = first if place < first else last if place > last else np.floor(place + 0.5)
-    bottom, top = (first - place) * step, (last - place) * step
+    zero_point = first - low / step
+    zero_point = (
+        first if zero_point < first else last if zero_point > last else np.floor(zero_point + 0.5)
+    )
+    bottom, top = (first - zero_point) * step, (last - zero_point) * step
     return np.floor((np.clip(x, bottom, top) - bottom) / step + 0.5) * step + bottom
 
 
 def test_linear_levels_are_those_of_the_operator() -> None:
     draw = np.random.default_rng(0)
     kernel = draw.normal(0, 0.3, (3, 3, 8, 4)).astype(np.float32)
-    code = uniform.MinMax(kernel, 4)
-    assert (code.parameters["min"], code.parameters["max"]) == (kernel.min(), kernel.max())
-    found = code.weights(kernel, code.parameters).numpy()
-    np.testing.assert_allclose(
-        found, fake_quantized(kernel, kernel.min(), kernel.max(), 0, 15), atol=1e-6
+    parametrization = uniform.MinMax(kernel, 4)
+    assert (parametrization.parameters["min"], parametrization.parameters["max"]) == (
+        kernel.min(),
+        kernel.max(),
     )
-    assert len(np.unique(found)) == 16
+    weights = parametrization.weights(kernel, parametrization.parameters).numpy()
+    np.testing.assert_allclose(
+        weights, fake_quantized(kernel, kernel.min(), kernel.max(), 0, 15), atol=1e-6
+    )
+    assert len(np.unique(weights)) == 16
 
 
 def test_linear_sign_mode_keeps_zeros_and_signs() -> None:
     draw = np.random.default_rng(1)
     kernel = draw.normal(0, 0.3, (1, 1, 30, 20)).astype(np.float32)
     kernel[np.abs(kernel) < 0.2] = 0
-    code = uniform.SignedMinMax(kernel, 4)
+    parametrization = uniform.SignedMinMax(kernel, 4)
     used = np.abs(kernel[kernel != 0])
-    assert (code.parameters["min"], code.parameters["max"]) == (used.min(), used.max())
-    found = code.weights(kernel, code.parameters).numpy()
+    assert (parametrization.parameters["min"], parametrization.parameters["max"]) == (
+        used.min(),
+        used.max(),
+    )
+    weights = parametrization.weights(kernel, parametrization.parameters).numpy()
     expected = np.sign(kernel) * fake_quantized(np.abs(kernel), used.min(), used.max(), 1, 7)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert (found[kernel == 0] == 0).all()
-    assert len(np.unique(np.abs(found))) <= 2**3 - 1
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
+    assert (weights[kernel == 0] == 0).all()
+    assert len(np.unique(np.abs(weights))) <= 2**3 - 1
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, -0.25])
 @pytest.mark.parametrize("kind", [uniform.MinMax, uniform.SignedMinMax])
 def test_linear_takes_a_kernel_of_one_value(kind: Any, value: float) -> None:
     kernel = np.full((1, 1, 4, 4), value, np.float32)
-    code = kind(kernel, 4)
-    np.testing.assert_allclose(code.weights(kernel, code.parameters), kernel, atol=1e-6)
+    parametrization = kind(kernel, 4)
+    np.testing.assert_allclose(
+        parametrization.weights(kernel, parametrization.parameters), kernel, atol=1e-6
+    )
 
 
-def test_linear_ends_stay_in_order_and_magnitudes_above_zero() -> None:
+def test_minimum_and_maximum_stay_in_order_and_magnitudes_above_zero() -> None:
     kernel = np.random.default_rng(1).normal(size=(1, 1, 4, 4)).astype(np.float32)
     for kind, low in ((uniform.MinMax, -3.0), (uniform.SignedMinMax, 0.0)):
         parameters = {"min": tf.Variable(-3.0), "max": tf.Variable(-4.0)}
@@ -101,33 +111,37 @@ def test_codebook_is_that_of_scikit_learn_without_the_zeros() -> None:
 
     kernel = np.random.default_rng(3).normal(size=(1, 1, 20, 10)).astype(np.float32)
     kernel[np.abs(kernel) < 0.5] = 0
-    code = codebook.Codebook(kernel, 3, seed=4)
+    parametrization = codebook.Codebook(kernel, 3, seed=4)
     used = kernel[kernel != 0]
     expected = KMeans(7, n_init=10, random_state=4).fit(used.reshape(-1, 1))
-    values, labels = code.parameters["values"], code.fixed["labels"]
+    values, labels = parametrization.parameters["values"], parametrization.fixed["labels"]
     np.testing.assert_allclose(np.sort(values), np.sort(expected.cluster_centers_[:, 0]))
     nearest = np.abs(used[:, None] - values[None]).argmin(1)
     np.testing.assert_array_equal(labels[kernel != 0], nearest)
-    found = code.weights(kernel, {**code.parameters, **code.fixed}).numpy()
+    weights = parametrization.weights(
+        kernel, {**parametrization.parameters, **parametrization.fixed}
+    ).numpy()
     halves = values.astype(np.float16).astype(np.float32)
-    np.testing.assert_array_equal(found, np.where(kernel != 0, halves[labels], 0))
+    np.testing.assert_array_equal(weights, np.where(kernel != 0, halves[labels], 0))
 
 
 def test_even_cells_have_their_means_and_need_fewer_bits() -> None:
     kernel = np.random.default_rng(3).normal(size=(1, 1, 60, 50)).astype(np.float32)
     kernel[np.abs(kernel) < 0.8] = 0.0
-    code = codebook.Codebook(kernel, 4, cells="even")
+    parametrization = codebook.Codebook(kernel, 4, cells="even")
     low, high = kernel.min(), kernel.max()
-    made = code.weights(kernel, {**code.parameters, **code.fixed}).numpy()
+    shared = parametrization.weights(
+        kernel, {**parametrization.parameters, **parametrization.fixed}
+    ).numpy()
     for cell in range(15):
         least, most = (low + (high - low) * (cell + n) / 15 for n in (0, 1))
         inside = (kernel >= least) & ((kernel < most) | (cell == 14)) & (kernel != 0)
         if inside.any():
-            np.testing.assert_allclose(made[inside], kernel[inside].mean(), rtol=6e-4)
-    assert np.array_equal(made == 0, kernel == 0)
-    assert 1 < len(np.unique(made)) <= 16
+            np.testing.assert_allclose(shared[inside], kernel[inside].mean(), rtol=6e-4)
+    assert np.array_equal(shared == 0, kernel == 0)
+    assert 1 < len(np.unique(shared)) <= 16
     rival = codebook.Codebook(kernel, 4)
-    assert bits_of(made) < 0.95 * bits_of(
+    assert bits_of(shared) < 0.95 * bits_of(
         rival.weights(kernel, {**rival.parameters, **rival.fixed})
     )
 
@@ -142,12 +156,15 @@ def bits_of(kernel: Any) -> float:
 
 def test_few_values_are_their_own_codebook() -> None:
     kernel = np.array([[0.0, 0.5, -1.0], [0.5, 2.0, 0.0]], np.float32)
-    code = codebook.Codebook(kernel, 2)
-    np.testing.assert_array_equal(np.sort(code.parameters["values"]), [-1, 0.5, 2])
-    np.testing.assert_array_equal(code.weights(kernel, {**code.parameters, **code.fixed}), kernel)
+    parametrization = codebook.Codebook(kernel, 2)
+    np.testing.assert_array_equal(np.sort(parametrization.parameters["values"]), [-1, 0.5, 2])
+    np.testing.assert_array_equal(
+        parametrization.weights(kernel, {**parametrization.parameters, **parametrization.fixed}),
+        kernel,
+    )
     nothing = codebook.Codebook(np.zeros((2, 2), np.float32), 2)
-    found = nothing.weights(np.zeros((2, 2)), {**nothing.parameters, **nothing.fixed})
-    np.testing.assert_array_equal(found, np.zeros((2, 2)))
+    weights = nothing.weights(np.zeros((2, 2)), {**nothing.parameters, **nothing.fixed})
+    np.testing.assert_array_equal(weights, np.zeros((2, 2)))
 
 
 def test_a_value_takes_the_sum_of_its_members_gradients() -> None:
@@ -156,40 +173,40 @@ def test_a_value_takes_the_sum_of_its_members_gradients() -> None:
     table = tf.Variable([0.5, -0.5, 1.0, 9.0])
     with tf.GradientTape() as tape:
         value = tf.reduce_sum(codebook.spread(table, labels, mask) * upstream)
-    found = tf.convert_to_tensor(tape.gradient(value, table))
-    np.testing.assert_array_equal(found, [1 + 7, 2 + 3, 5, 0])
+    gradient = tf.convert_to_tensor(tape.gradient(value, table))
+    np.testing.assert_array_equal(gradient, [1 + 7, 2 + 3, 5, 0])
 
 
 def test_values_are_those_of_float16_where_it_has_them() -> None:
     table = tf.constant([1 / 3, 1e-9, -1e6, 1e-6])
     labels = np.arange(4)
-    found = codebook.spread(table, labels, np.ones(4, np.float32)).numpy()
+    weights = codebook.spread(table, labels, np.ones(4, np.float32)).numpy()
     near = [np.float32(np.float16(1 / 3)), 1e-9, -1e6, np.float32(np.float16(1e-6))]
-    np.testing.assert_array_equal(found, np.array(near, np.float32))
+    np.testing.assert_array_equal(weights, np.array(near, np.float32))
 
 
 @functools.cache
 def trained(kind: Any) -> tuple[Any, Any, Any, Any]:
-    """The model before, the method, the model in training, and what it left."""
+    """The model before, the method, the trained model, and the finalized one."""
     model = sparse()
     method = methods.create(kind(**FIELDS, momentum=0.5), stage_context(4))
     method.check(model)
-    net = method.apply(model)
-    before = method.finalize(net)
-    train(net, method, 4, rate=0.01)
-    return before, method, net, method.finalize(net)
+    wrapped = method.apply(model)
+    before = method.finalize(wrapped)
+    train(wrapped, method, 4, rate=0.01)
+    return before, method, wrapped, method.finalize(wrapped)
 
 
 OURS = [LinearQuantization, CodebookQuantization]
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_only_the_numbers_of_the_kernels_train(kind: Any) -> None:
-    before, method, net, plain = trained(kind)
+def test_only_the_parameters_of_the_kernels_train(kind: Any) -> None:
+    before, method, wrapped, plain = trained(kind)
     model = sparse()
     assert all(type(layer).__module__.startswith("tf_keras.") for layer in plain.layers)
     for name in BITS:
-        wrapper = net.get_layer(f"coded_{name}")
+        wrapper = wrapped.get_layer(f"coded_{name}")
         np.testing.assert_array_equal(kernel_of(model, name), variables.kernel(wrapper.layer))
     assert any(np.any(kernel_of(before, name) != kernel_of(plain, name)) for name in BITS)
     for layer in model.layers:
@@ -199,13 +216,13 @@ def test_only_the_numbers_of_the_kernels_train(kind: Any) -> None:
                 np.testing.assert_array_equal(value, now)
             elif name.startswith("moving_"):
                 assert np.any(value.numpy() != now)
-    assert net.get_layer("c_norm").momentum == 0.5
+    assert wrapped.get_layer("c_norm").momentum == 0.5
     assert plain.get_layer("c_norm").momentum == 0.8
-    assert int8_saving.ranges_of(net) is None
+    assert int8_saving.ranges_of(wrapped) is None
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_the_plain_net_answers_as_the_one_that_trained_and_holds_few_values(kind: Any) -> None:
+def test_the_plain_model_computes_as_the_trained_one_and_has_few_values(kind: Any) -> None:
     _, method, model, plain = trained(kind)
     np.testing.assert_allclose(
         model(inputs(4), training=False), plain(inputs(4), training=False), atol=1e-5
@@ -229,14 +246,16 @@ def test_members_of_a_cluster_stay_together() -> None:
         for value in np.unique(old):
             assert len(np.unique(new[old == value])) == 1
         assert np.any(old != new)
-    held = Clusters({name: variables.kernel(plain.get_layer(name)) for name in "cd"})
-    assert held.counts == {n: len(np.unique(kernel_of(plain, n))) for n in "cd"}  # QAT keeps them
+    clusters = Clusters({name: variables.kernel(plain.get_layer(name)) for name in "cd"})
+    assert clusters.counts == {
+        n: len(np.unique(kernel_of(plain, n))) for n in "cd"
+    }  # QAT keeps them
     assert {v.name.split("/")[-1] for v in model.get_layer("coded_c").trainable_weights} == {
         "values:0"
     }
 
 
-def test_tfmots_clusters_leave_few_values_and_the_zeros() -> None:
+def test_tfmots_clusters_leave_few_values_and_keep_zeros() -> None:
     _, method, model, plain = trained(TfmotClustering)
     start = sparse()
     for name in "acde":
@@ -251,7 +270,7 @@ def test_tfmots_clusters_leave_few_values_and_the_zeros() -> None:
     )
 
 
-def test_numbers_stay_float32_under_mixed_precision() -> None:
+def test_parameters_stay_float32_under_mixed_precision() -> None:
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
         method = methods.create(CodebookQuantization(**FIELDS), stage_context(2))
@@ -265,7 +284,7 @@ def test_numbers_stay_float32_under_mixed_precision() -> None:
     assert len(np.unique(kernel_of(method.finalize(model), "c"))) <= 2**4
 
 
-def test_bits_fall_from_one_kind_to_the_next() -> None:
+def test_bits_default_to_those_of_the_kind_before() -> None:
     for fields, expected in (
         ({}, (8, 8, 8)),
         ({"depthwise": 6}, (6, 6, 6)),
@@ -277,7 +296,7 @@ def test_bits_fall_from_one_kind_to_the_next() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["codebook", "--num_bits_depthwise=1"], "--num_bits_depthwise: got 1, expected a whole"),
         (["codebook", "--num_bits_dense=9"], "--num_bits_dense: got 9, expected a whole number"),
@@ -289,10 +308,10 @@ def test_bits_fall_from_one_kind_to_the_next() -> None:
         (["qat", "--num_bits_dense=5"], "qat has no such thing"),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(words: list[str], said: str) -> None:
+def test_invalid_input_is_one_line(words: list[str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         cli.run_config(COMMAND.parse([f"--quantization={words[0]}", *words[1:]]))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_flags_pick_the_method() -> None:
