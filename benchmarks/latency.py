@@ -9,11 +9,11 @@ int8 throughout, every hard-swish outside the delegate. `--stems` adds each int8
 convolution on single pixels. The targets are for a CPU with AVX-512 VNNI; with AVX2 alone int8 is
 no faster than float.
 
-    python benchmarks/latency.py --formats weights dynamic --models mobilenet_v1 mobilenet_v2
+    python benchmarks/latency.py --formats dynamic_range stock_dynamic --models mobilenet_v1
 
-compares number formats of float models instead: `weights` and `float16` of ours, `all` as `weights`
-with narrow kernels in int8 too, `dynamic` what `TFLiteConverter` makes with `Optimize.DEFAULT`
-alone. `weights` has a target over `dynamic`.
+compares number formats of float models instead: `dynamic_range` and `float16` of ours, `all` as the
+first with narrow kernels in int8 too, `stock_dynamic` what `TFLiteConverter` makes with
+`Optimize.DEFAULT` alone. `dynamic_range` has a target over `stock_dynamic`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TARGETS = {
     "mobilenet_edgetpu": 0.36,
 }
 STOCK = ("mobilenet_v3_small", "mobilenet_v3_large")
-FORMATS = ("weights", "all", "dynamic", "float16")
+FORMATS = ("dynamic_range", "all", "stock_dynamic", "float16")
 OVER_DYNAMIC = {
     "mobilenet_v1": 0.35,
     "mobilenet_v2": 0.35,
@@ -92,14 +92,14 @@ def main() -> None:
         )
     heads = ["model", "file", "ms", "/ float", "spread", "target", "partitions", "bytes"]
     tables.show(heads, rows, words.threads, words.csv)
-    if words.formats and {"weights", "dynamic"} <= set(words.formats):
+    if words.formats and {"dynamic_range", "stock_dynamic"} <= set(words.formats):
         over = [_over_dynamic(name, runs) for name in words.models]
-        heads = ["model", "weights / dynamic", "spread", "target"]
+        heads = ["model", "dynamic_range / stock", "spread", "target"]
         tables.show(heads, over, words.threads, None)
 
 
 def _over_dynamic(name: str, runs: list[dict[str, float]]) -> list[object]:
-    ratios = [run[f"{name} weights"] / run[f"{name} dynamic"] for run in runs]
+    ratios = [run[f"{name} dynamic_range"] / run[f"{name} stock_dynamic"] for run in runs]
     target = f"{OVER_DYNAMIC[name]:.2f}" if name in OVER_DYNAMIC else "-"
     spread = f"{min(ratios):.3f}-{max(ratios):.3f}"
     return [name, f"{statistics.median(ratios):.3f}", spread, target]
@@ -133,7 +133,7 @@ def _format(model: Any, kind: str, data: bytes) -> bytes:
     from mobilenet.export import tflite_converter
     from mobilenet.export.rewrites import dynamic_range
 
-    if kind == "weights":
+    if kind == "dynamic_range":
         return dynamic_range.quantize_kernels(data)
     if kind == "all":
         return dynamic_range.quantize_kernels(data, narrow=0)

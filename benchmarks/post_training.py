@@ -149,9 +149,8 @@ class Bench:
         for name, steps in ALONE.items():
             makers[name] = lambda steps=steps: self.fitted(steps, self.seen.images)
         makers["stock dynamic"] = lambda: models.dynamic(self.model)
-        names = [
-            name for name in number_formats.CONVERTERS if name != "edge_int4"
-        ]  # needs kernels on a grid
+        without = ("int8", "float32", "edge_int4")  # rows of their own; needs kernels on a grid
+        names = [name for name in number_formats.CONVERTERS if name not in without]
         makers |= {name: lambda name=name: self._format(name) for name in names}
         for name, make in makers.items():
             if name not in chosen if chosen is not None else name == "int16x8":
@@ -216,7 +215,7 @@ class Bench:
         from mobilenet.export.source import Source
 
         source = Source(Path("."), self.loaded, False)
-        form, few = ConversionConfig(quantization=name), self.images[:1]
+        form, few = ConversionConfig(number_format=name), self.images[:1]
         job = number_formats.ConversionJob(
             source, few, form, self.loaded.card.input_shape, self.seen
         )

@@ -1,4 +1,4 @@
-"""The seven models: one config class each, found by name; their rows are in `tables`.
+"""The seven models: one config class each, found by name; their rows are in `block_tables`.
 
 Source of fields and defaults: tensorflow/models research/mobilenet/configs/archs.py; width rules as
 in research/slim/models.
@@ -22,9 +22,8 @@ from mobilenet.configs.block_tables import (
     BlockConfig,
     minimalistic,
 )
-from mobilenet.errors import UsageError
 
-from .base import MAX_CLASSES, Config, flag, number, one_of
+from .base import MAX_CLASSES, Config, checked, flag, one_of
 
 NORMALIZATIONS = ("batch_norm", "layer_norm", "group_norm")
 CLASSIFIER_ACTIVATIONS = ("softmax", "sigmoid")
@@ -38,7 +37,8 @@ def _finegrain(default: bool) -> Any:
 
 
 def _weight_decay(default: float) -> Any:
-    return flag(default, "L2 added to the loss as weight_decay * sum(w^2)", "std_weight_decay")
+    help = "L2 added to the loss as weight_decay * sum(w^2)"
+    return flag(default, help, "std_weight_decay", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,74 +80,56 @@ class MobileNetConfig(Config):
 
     name: str = "MobileNet"
     num_classes: int | None = flag(
-        1001, "number of classes; 0 ends the model with the pooled features"
+        1001,
+        "number of classes; 0 ends the model with the pooled features",
+        least=0,
+        most=MAX_CLASSES,
+        integer=True,
+        remedy="0 gives features",
     )
-    width_multiplier: float = flag(1.0, "factor on the channels of every layer; " + _WIDTHS)
-    min_depth: int = flag(8, "least number of channels of a scaled convolution")
-    divisor: int = 8
-    output_stride: int | None = flag(None, "strides beyond this one become dilations: 8, 16, 32")
+    width_multiplier: float = flag(
+        1.0,
+        "factor on the channels of every layer; " + _WIDTHS,
+        above=0,
+        most=_WIDEST,
+        remedy=_WIDTHS,
+    )
+    min_depth: int = flag(
+        8, "least number of channels of a scaled convolution", least=1, integer=True
+    )
+    divisor: int = checked(8, least=1, integer=True)
+    output_stride: int | None = flag(
+        None,
+        "strides beyond this one become dilations: 8, 16, 32",
+        choices=OUTPUT_STRIDES,
+        remedy="leave it out to keep all strides",
+    )
     finegrain_classification_mode: bool = _finegrain(False)
     widen_last: bool = True
     use_explicit_padding: bool = flag(False, "pad evenly and convolve VALID, in place of SAME")
     global_pool: bool = True
     spatial_squeeze: bool = True
-    classifier_activation: str | None = "softmax"
-    dropout_keep_prob: float = 0.8
+    classifier_activation: str | None = checked("softmax", choices=CLASSIFIER_ACTIVATIONS)
+    dropout_keep_prob: float = checked(0.8, above=0, most=1)
     weight_decay: float = _weight_decay(4e-5)
     stddev: float = flag(
         0.09,
         "standard deviation of new kernels; negative selects Glorot's uniform",
         "truncated_normal_stddev",
+        remedy="a negative value selects Glorot's uniform",
     )
     regularize_depthwise: bool = flag(False, "apply the L2 to depthwise kernels as well")
-    activation_name: str = "relu6"
-    normalization_name: str = flag("batch_norm", "one of " + ", ".join(NORMALIZATIONS))
-    batch_norm_decay: float = flag(
-        0.9997, "momentum of the batch normalization's moving statistics"
+    activation_name: str = checked("relu6", choices=ACTIVATIONS)
+    normalization_name: str = flag(
+        "batch_norm", "one of " + ", ".join(NORMALIZATIONS), choices=NORMALIZATIONS
     )
-    batch_norm_epsilon: float = 0.001
-    hard_sigmoid_slope: float = 1 / 6
-    channels: dict[str, int] = dataclasses.field(default_factory=dict, hash=False)
+    batch_norm_decay: float = flag(
+        0.9997, "momentum of the batch normalization's moving statistics", least=0, below=1
+    )
+    batch_norm_epsilon: float = checked(0.001, above=0)
+    hard_sigmoid_slope: float = checked(1 / 6, above=0)
+    channels: dict[str, int] = checked({}, least=1, integer=True)
     blocks: tuple[BlockConfig, ...] = ()
-
-    def __post_init__(self) -> None:
-        number("--width_multiplier", self.width_multiplier, above=0, remedy=_WIDTHS)
-        number("--width_multiplier", self.width_multiplier, most=_WIDEST, remedy=_WIDTHS)
-        if self.num_classes is not None:
-            number(
-                "--num_classes",
-                self.num_classes,
-                least=0,
-                most=MAX_CLASSES,
-                integer=True,
-                remedy="0 gives features",
-            )
-        number("min_depth", self.min_depth, least=1, integer=True)
-        number("divisor", self.divisor, least=1, integer=True)
-        if self.output_stride not in (None, *OUTPUT_STRIDES):
-            raise UsageError(
-                "--output_stride",
-                self.output_stride,
-                f"one of {OUTPUT_STRIDES}",
-                "leave it out to keep all strides",
-            )
-        if self.classifier_activation is not None:
-            one_of("classifier_activation", self.classifier_activation, CLASSIFIER_ACTIVATIONS)
-        number("dropout_keep_prob", self.dropout_keep_prob, above=0, most=1)
-        number("--std_weight_decay", self.weight_decay, least=0)
-        number(
-            "--truncated_normal_stddev",
-            self.stddev,
-            remedy="a negative value selects Glorot's uniform",
-        )
-        one_of("activation_name", self.activation_name, ACTIVATIONS)
-        one_of("normalization_name", self.normalization_name, NORMALIZATIONS)
-        number("--batch_norm_decay", self.batch_norm_decay, least=0, below=1)
-        number("batch_norm_epsilon", self.batch_norm_epsilon, above=0)
-        number("hard_sigmoid_slope", self.hard_sigmoid_slope, above=0)
-        for layer, count in self.channels.items():
-            number(f"channels of {layer}", count, least=1, integer=True)
-        object.__setattr__(self, "channels", dict(self.channels))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +226,7 @@ def get(name: str, **overrides: Any) -> MobileNetConfig:
         >>> get("mobilenet_v3_small", width_multiplier=0.75).width_multiplier
         0.75
     """
-    return ALL[one_of("--model_name", name, ALL)]().replace(**overrides)
+    return ALL[one_of("model_name", name, ALL)]().replace(**overrides)
 
 
 def names(pattern: str = "*") -> list[str]:

@@ -1,4 +1,6 @@
-"""What every config has: it is frozen, checked, JSON both ways; a field with a `help` is a flag."""
+"""Base of the configs: frozen, JSON both ways; a field states its help as a flag, and its legal
+values.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from mobilenet import strict_json
@@ -20,16 +22,106 @@ MAX_BATCH = 1 << 13  # images at once; beyond 2^31 values kernels end the proces
 _MAX_INTEGER = 2**63 - 1  # what TensorFlow can hold
 
 
-def flag(default: Any, help: str, name: str | None = None, path: bool = False) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Which values a field may have; checked for each item of a tuple and each value of a mapping.
+
+    Attributes:
+        above, least: lower bound, without and with the bound itself.
+        below, most: upper bound, without and with the bound itself.
+        integer: only whole numbers.
+        choices: the legal values; then the field is no number.
+        remedy: what to do about an illegal value; may be empty.
+    """
+
+    above: float | None = None
+    least: float | None = None
+    below: float | None = None
+    most: float | None = None
+    integer: bool = False
+    choices: Collection[Any] = ()
+    remedy: str = ""
+
+    def check(self, name: str, value: object) -> None:
+        """Checks a value.
+
+        Args:
+            name: the parameter.
+            value: a number or one of the choices, or a tuple or mapping of such.
+
+        Raises:
+            UsageError: the value breaks the rule; it states the whole rule.
+        """
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                self.check(f"`{name}` {key}", item)
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                self.check(name, item)
+        elif self.choices:
+            if isinstance(value, str):
+                one_of(name, value, self.choices)
+            elif value not in tuple(self.choices):
+                raise UsageError(name, value, f"one of {self.choices}", self.remedy)
+        else:
+            self._check_number(name, value)
+
+    def _check_number(self, name: str, value: object) -> None:
+        if isinstance(value, int) and abs(value) > _MAX_INTEGER:
+            raise UsageError(name, value, f"{self._expected()} of at most 63 bits", self.remedy)
+        types = (int,) if self.integer else (int, float)
+        if (
+            not isinstance(value, types)
+            or isinstance(value, bool)
+            or not math.isfinite(value)
+            or (self.above is not None and value <= self.above)
+            or (self.least is not None and value < self.least)
+            or (self.below is not None and value >= self.below)
+            or (self.most is not None and value > self.most)
+        ):
+            raise UsageError(name, value, self._expected(), self.remedy)
+
+    def _expected(self) -> str:
+        bounds = (
+            ("above", self.above),
+            ("at least", self.least),
+            ("below", self.below),
+            ("at most", self.most),
+        )
+        limits = [f"{word} {bound}" for word, bound in bounds if bound is not None]
+        kind = "a whole number" if self.integer else "a number"
+        return f"{kind} {' and '.join(limits)}".strip()
+
+
+def check_number(name: str, value: object, **rule: Any) -> None:
+    """Checks that `value` is a finite number inside the bounds of `Rule(**rule)`.
+
+    Raises:
+        UsageError: it is not.
+    """
+    Rule(**rule).check(name, value)
+
+
+def checked(default: Any, **rule: Any) -> Any:
+    """A dataclass field that is no flag, whose values follow `Rule(**rule)`."""
+    return _field(default, rule=Rule(**rule))
+
+
+def flag(default: Any, help: str, name: str | None = None, path: bool = False, **rule: Any) -> Any:
     """A dataclass field that is also a command-line flag.
 
     Args:
         default: the field's default.
         help: one sentence for `--help`.
-        name: the flag's name where it differs from the field's (the seeds' names).
+        name: the flag's name where it differs from the field's.
         path: its text may be the path of a file or folder.
+        rule: which values are legal, see `Rule`; any when left out.
     """
     metadata = {"help": help, "flag": name, "path": path}
+    return _field(default, rule=Rule(**rule) if rule else None, **metadata)
+
+
+def _field(default: Any, **metadata: Any) -> Any:
     if isinstance(default, Mapping):  # every config gets its own; a hash cannot cover it
         return dataclasses.field(
             default_factory=lambda: dict(default), hash=False, metadata=metadata
@@ -41,20 +133,20 @@ def nested(
     default: Any,
     prefix: str = "",
     only: tuple[str, ...] | None = None,
-    kinds: Mapping[str, type[Config]] | None = None,
+    classes: Mapping[str, type[Config]] | None = None,
     help: str = "",
 ) -> Any:
     """A field that holds a config whose flags appear on the command line too.
 
     Args:
         default: the inner config.
-        prefix: put in front of the inner flags' names (`prune_` gives `--prune_epochs`).
+        prefix: of the inner flags' names (`prune_` gives `--prune_epochs`).
         only: the inner fields that become flags; all that have a `help` when `None`.
-        kinds: the classes that the inner config may have, by the name that picks one: the flag of
-            the field's own name.
+        classes: the classes that the inner config may have, by the name that selects one: the flag
+            of the field's own name.
         help: what that flag says; the names follow.
     """
-    metadata = {"prefix": prefix, "only": only, "kinds": kinds or {}, "help": help}
+    metadata = {"prefix": prefix, "only": only, "classes": classes or {}, "help": help}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -63,10 +155,28 @@ class Config:
     """Base of all configs: JSON both ways, `replace`, and a registry of classes by name."""
 
     _classes: ClassVar[dict[str, type[Config]]] = {}
+    _former_names: ClassVar[Mapping[str, str]] = {}  # of fields, as older JSON has them
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         Config._classes[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        """Checks every field that has a rule; `None` is legal where the field's type says so.
+
+        Raises:
+            UsageError: a value breaks its rule; the field is named.
+        """
+        for field in dataclasses.fields(self):
+            value, rule = getattr(self, field.name), field.metadata.get("rule")
+            if field.default_factory is not dataclasses.MISSING:
+                if not isinstance(value, Mapping):
+                    example = f", as in {field.default_factory()}"
+                    raise UsageError(field.name, value, f"a dictionary{example}")
+                object.__setattr__(self, field.name, dict(value))  # its own copy
+            optional = "None" in str(field.type)
+            if rule is not None and not (value is None and optional):
+                rule.check(field.name, value)
 
     def replace(self: C, **changes: Any) -> C:
         """The next config: this one with `changes`, checked again."""
@@ -87,15 +197,15 @@ class Config:
                 a key is unknown, or a value is not legal.
         """
         kind, data = _class_of((cls,), value)
+        data = {kind._former_names.get(key, key): item for key, item in data.items()}
         _known(kind, data)
         hints = typing.get_type_hints(kind)
         values = {key: _typed(hints[key], item) for key, item in data.items()}
         for key, item in values.items():
             if not _fits(hints[key], item):
-                wanted = (
-                    getattr(hints[key], "__name__", "") if _plain_class(hints[key]) else hints[key]
-                )
-                raise UsageError(f"{kind.__name__} {key}", item, f"a value of type {wanted}")
+                hint = hints[key]
+                name = getattr(hint, "__name__", "") if _plain_class(hint) else hint
+                raise UsageError(f"{kind.__name__} {key}", item, f"a value of type {name}")
         try:
             return kind(**values)
         except UsageError:
@@ -118,25 +228,25 @@ class Config:
             raise error.within(str(path)) from None
 
 
-def _class_of(able: tuple[type[C], ...], value: object) -> tuple[type[C], dict[str, Any]]:
+def _class_of(accepted: tuple[type[C], ...], value: object) -> tuple[type[C], dict[str, Any]]:
     """The class that a dictionary names, one of `able` or derived from one, and the rest of it."""
     if not isinstance(value, dict):
-        raise UsageError(able[0].__name__, value, "a JSON object")
+        raise UsageError(accepted[0].__name__, value, "a JSON object")
     data = dict(value)
-    name = data.pop("type", able[0].__name__)
-    names = sorted(name for name, kind in Config._classes.items() if issubclass(kind, able))
+    name = data.pop("type", accepted[0].__name__)
+    names = sorted(name for name, kind in Config._classes.items() if issubclass(kind, accepted))
     if isinstance(name, str) and name in Config._classes and name not in names:
-        expected = " or ".join(kind.__name__ for kind in able)
+        expected = " or ".join(kind.__name__ for kind in accepted)
         raise UsageError("type", name, f"{expected} or a config derived from it")
     return typing.cast(type[C], Config._classes[one_of("type", name, names)]), data
 
 
-def _of_class(able: tuple[type[Config], ...], value: dict[str, Any]) -> Any:
+def _of_class(accepted: tuple[type[Config], ...], value: dict[str, Any]) -> Any:
     """The config in a field of these classes; one of another class stays what it is in JSON."""
     name = value.get("type")
-    if isinstance(name, str) and not issubclass(Config._classes.get(name, able[0]), able):
+    if isinstance(name, str) and not issubclass(Config._classes.get(name, accepted[0]), accepted):
         return value
-    return _class_of(able, value)[0].from_json(value)
+    return _class_of(accepted, value)[0].from_json(value)
 
 
 def _known(kind: type[Config], names: typing.Iterable[str]) -> None:
@@ -160,9 +270,9 @@ def _typed(hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) is dict:
         return value
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    able = tuple(o for o in options if isinstance(o, type) and issubclass(o, Config))
-    if able and isinstance(value, dict):
-        return _of_class(able, value)
+    accepted = tuple(o for o in options if isinstance(o, type) and issubclass(o, Config))
+    if accepted and isinstance(value, dict):
+        return _of_class(accepted, value)
     for option in options:
         if typing.get_origin(option) is tuple and isinstance(value, list):
             inner = typing.get_args(option)[0]
@@ -198,50 +308,16 @@ def _fits(hint: Any, value: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else hint)
 
 
-def number(
-    what: str,
-    value: object,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
-    integer: bool = False,
-    remedy: str = "",
-) -> None:
-    """Checks that `value` is a finite number inside the given bounds.
-
-    Raises:
-        UsageError: states the whole rule, not just the part that failed.
-    """
-    kind = "a whole number" if integer else "a number"
-    bounds = (("above", above), ("at least", least), ("below", below), ("at most", most))
-    limits = [f"{word} {bound}" for word, bound in bounds if bound is not None]
-    rule = f"{kind} {' and '.join(limits)}".strip()
-    wanted = (int,) if integer else (int, float)
-    if isinstance(value, int) and abs(value) > _MAX_INTEGER:
-        raise UsageError(what, value, f"{rule} of at most 63 bits", remedy)
-    ok = isinstance(value, wanted) and not isinstance(value, bool) and math.isfinite(value)
-    if ok:
-        assert isinstance(value, (int, float))
-        ok = (
-            (above is None or value > above)
-            and (least is None or value >= least)
-            and (below is None or value < below)
-            and (most is None or value <= most)
-        )
-    if not ok:
-        raise UsageError(what, value, rule, remedy)
-
-
 __all__ = [
     "MAX_BATCH",
     "MAX_CLASSES",
     "MAX_SIDE",
     "Config",
+    "Rule",
+    "check_number",
+    "checked",
     "flag",
     "nested",
-    "number",
     "one_of",
     "shorten",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mobilenet.configs.base import Config, number, one_of
+from mobilenet.configs.base import Config, checked
 
 ACTIVATIONS = ("relu", "relu6", "elu", "swish", "hard_swish", "sigmoid", "hard_sigmoid", "softmax")
 BLOCK_TYPES = ("Conv", "DepSepConv", "InvertedResConv", "GlobalPooling")
@@ -34,28 +34,17 @@ class BlockConfig(Config):
         normalization: a normalization after a `Conv`.
     """
 
-    block_type: str = "Conv"
-    kernel: tuple[int, int] = (3, 3)
-    stride: int = 1
-    filters: int = 32
-    activation_name: str = "relu6"
-    expansion_size: float = 6.0
-    squeeze_factor: int | None = None
+    block_type: str = checked("Conv", choices=BLOCK_TYPES)
+    kernel: tuple[int, int] = checked((3, 3), least=1, most=_LARGEST_SIDE, integer=True)
+    stride: int = checked(1, least=1, integer=True)
+    filters: int = checked(32, least=1, integer=True)
+    activation_name: str = checked("relu6", choices=ACTIVATIONS)
+    expansion_size: float = checked(6.0, least=1, most=_LARGEST_EXPANSION)
+    squeeze_factor: int | None = checked(None, least=1, integer=True)
     depthwise: bool = True
     residual: bool = True
     use_bias: bool = False
     normalization: bool = True
-
-    def __post_init__(self) -> None:
-        one_of("block_type", self.block_type, BLOCK_TYPES)
-        one_of("activation_name", self.activation_name, ACTIVATIONS)
-        for side in self.kernel:
-            number("kernel", side, least=1, most=_LARGEST_SIDE, integer=True)
-        number("stride", self.stride, least=1, integer=True)
-        number("filters", self.filters, least=1, integer=True)
-        number("expansion_size", self.expansion_size, least=1, most=_LARGEST_EXPANSION)
-        if self.squeeze_factor is not None:
-            number("squeeze_factor", self.squeeze_factor, least=1, integer=True)
 
 
 def _conv(k: int, filters: int, stride: int, act: str, *, bare: bool = False) -> BlockConfig:

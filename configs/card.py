@@ -10,7 +10,7 @@ from typing import Any
 from mobilenet.errors import UsageError
 
 from .archs import MobileNetConfig
-from .base import MAX_SIDE, Config, number, one_of
+from .base import MAX_SIDE, Config, check_number, checked
 from .dataset import Preprocessing
 
 FORMAT = 1
@@ -22,14 +22,9 @@ _IO_TYPES = ("float32", "float16", "int8", "uint8", "int16")
 class Edge(Config):
     """One end of a flatbuffer: `real = scale * (code - zero_point)`; scale 0 means float."""
 
-    dtype: str = "float32"
-    scale: float = 0.0
-    zero_point: int = 0
-
-    def __post_init__(self) -> None:
-        one_of("dtype", self.dtype, _IO_TYPES)
-        number("scale", self.scale, least=0)
-        number("zero_point", self.zero_point, least=-128, most=255, integer=True)
+    dtype: str = checked("float32", choices=_IO_TYPES)
+    scale: float = checked(0.0, least=0)
+    zero_point: int = checked(0, least=-128, most=255, integer=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +37,14 @@ class CalibrationSummary(Config):
         source: the data set, or the path of the images.
     """
 
-    images: int = 0
-    input_low: float = 0.0
-    input_high: float = 0.0
+    images: int = checked(0, least=0, integer=True)
+    input_low: float = checked(0.0)
+    input_high: float = checked(0.0)
     source: str = ""
 
     def __post_init__(self) -> None:
-        number("images", self.images, least=0, integer=True)
-        number("input_low", self.input_low)
-        number("input_high", self.input_high, least=self.input_low)
+        super().__post_init__()
+        check_number("input_high", self.input_high, least=self.input_low)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,17 +65,10 @@ class QuantizationStep(Config):
 
     name: str
     accepted: bool
-    agreement: float | None = None
-    signal_to_noise_db: float | None = None
-    seconds: float = 0.0
+    agreement: float | None = checked(None, least=0, most=1)
+    signal_to_noise_db: float | None = checked(None)
+    seconds: float = checked(0.0, least=0)
     detail: str = ""
-
-    def __post_init__(self) -> None:
-        if self.agreement is not None:
-            number("agreement", self.agreement, least=0, most=1)
-        if self.signal_to_noise_db is not None:
-            number("signal_to_noise_db", self.signal_to_noise_db)
-        number("seconds", self.seconds, least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +100,8 @@ class Card(Config):
     input_shape: tuple[int, ...] = (224, 224, 3)
     preprocessing: Preprocessing = Preprocessing()
     labels: tuple[str, ...] = ()
-    label_offset: int = 0
-    outputs: str = "logits"
+    label_offset: int = checked(0, least=0, integer=True)
+    outputs: str = checked("logits", choices=OUTPUTS)
     dataset: str = ""
     stage: str = ""
     published: str = ""
@@ -126,14 +113,15 @@ class Card(Config):
     calibration: CalibrationSummary | None = None
     quantization_steps: tuple[QuantizationStep, ...] = ()
     notes: tuple[str, ...] = ()
-    format: int = FORMAT
+    format: int = checked(FORMAT, least=1, most=FORMAT, integer=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.input_shape) != 3:
             raise UsageError("input_shape", list(self.input_shape), "[height, width, channels]")
         for side in self.input_shape:
             if side is not None:  # an open size, which only a Keras model has
-                number("input_shape", side, least=1, most=MAX_SIDE, integer=True)
+                check_number("input_shape", side, least=1, most=MAX_SIDE, integer=True)
         channels = self.input_shape[2]
         for name, values in (("mean", self.preprocessing.mean), ("std", self.preprocessing.std)):
             if len(values) not in (1, channels):
@@ -142,9 +130,6 @@ class Card(Config):
                     list(values),
                     f"one value, or one for each of {channels}",
                 )
-        one_of("outputs", self.outputs, OUTPUTS)
-        number("label_offset", self.label_offset, least=0, integer=True)
-        number("format", self.format, least=1, most=FORMAT, integer=True)
 
     def model_config(self) -> MobileNetConfig | None:
         """The config in `architecture`; `None` without one, or if a later version wrote it."""

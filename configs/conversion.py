@@ -1,109 +1,120 @@
-"""What a flatbuffer is to look like: numbers, ends, batch, size, head and its runtime."""
+"""A conversion to TFLite: what the file is like, and which figures it must reach."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from mobilenet.configs import number_formats
-from mobilenet.configs.base import MAX_BATCH, MAX_SIDE, number
+from mobilenet.configs.base import MAX_BATCH, MAX_SIDE, Config, flag
+from mobilenet.configs.number_formats import FLOAT32, FORMATS, INT8
 from mobilenet.configs.quantization import TARGETS
-from mobilenet.errors import UsageError, one_of
+from mobilenet.errors import UsageError
 
-IO = ("int8", "uint8", "float32")
-ACTIVATIONS = ("none", "softmax")
+IO_TYPES = ("int8", "uint8", "float32")
+OUTPUT_ACTIVATIONS = ("none", "softmax")
 Shape = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class ConversionConfig:
-    """The choices of a conversion; the names are those of the converter's flags.
+class ConversionConfig(Config):
+    """The choices of a conversion.
 
     Attributes:
-        quantization: number format that a float model is given, one of `formats.FORMATS`; `None`
-            leaves it as it was trained: int8 with ranges, else float32.
-        io: type of both ends; `None` is int8 for a quantized model and float32 for a float one.
+        number_format: one of `number_formats.FORMATS`; `None` leaves the model as it was trained:
+            int8 with ranges, else float32.
+        io: type of the input and output; `None` is the first that the number format allows.
         batch: images a call.
-        image_size: height and width, wanted where the model leaves them open.
+        image_size: height and width, required where the model leaves them open.
         output_activation: `none` gives logits; int8 softmax resolves only 1/256.
         target: `xnnpack` writes int8 hard-swish out, which its delegate then takes whole, and lets
             the first convolution read pairs of pixels; `generic` keeps one HARD_SWISH each, for
             runtimes that have a kernel for it, and single pixels.
     """
 
-    quantization: str | None = None
-    io: str | None = None
-    batch: int = 1
-    image_size: int | None = None
-    output_activation: str = "none"
-    target: str = "xnnpack"
+    number_format: str | None = flag(
+        None, f"{', '.join(FORMATS)}; int8 for a model with ranges, else float32, when left out"
+    )
+    io: str | None = flag(
+        None,
+        f"type of the input and output: {', '.join(IO_TYPES)}; by the number format when left out",
+        choices=IO_TYPES,
+    )
+    batch: int = flag(1, "images a call", least=1, most=MAX_BATCH, integer=True)
+    image_size: int | None = flag(
+        None,
+        "height and width of a model that leaves its size open",
+        least=1,
+        most=MAX_SIDE,
+        integer=True,
+    )
+    output_activation: str = flag(
+        "none", "none (logits) or softmax (1/256 a step in int8)", choices=OUTPUT_ACTIVATIONS
+    )
+    target: str = flag(
+        "xnnpack",
+        "xnnpack (hard-swish written out, stem on pairs of pixels) or generic (neither)",
+        choices=TARGETS,
+    )
 
     def __post_init__(self) -> None:
-        if self.io is not None:
-            one_of("--io", self.io, IO)
-        wanted = self.format
-        if wanted is not None and self.io not in (None, *wanted.ends):
-            ends = f"{' or '.join(wanted.ends)}, the ends of a file of {self.quantization}"
-            raise UsageError("--io", self.io, ends, "leave it out")
-        number("--batch", self.batch, least=1, most=MAX_BATCH, integer=True)
-        if self.image_size is not None:
-            number("--image_size", self.image_size, least=1, most=MAX_SIDE, integer=True)
-        one_of("--output_activation", self.output_activation, ACTIVATIONS)
-        one_of("--target", self.target, TARGETS)
-
-    @property
-    def format(self) -> number_formats.Format | None:
-        """The number format that a float model is given."""
-        return None if self.quantization is None else number_formats.get(self.quantization)
+        super().__post_init__()
+        if self.number_format is not None:
+            self._check_io(number_formats.get(self.number_format).io_types, "leave it out")
 
     @property
     def softmax(self) -> bool:
-        """A softmax stands at the end of the file."""
+        """The file ends with a softmax."""
         return self.output_activation == "softmax"
 
-    def io_type(self, quantized: bool) -> str:
-        """The type of the file's input and output.
+    def resolve(self, quantized: bool) -> ConversionConfig:
+        """The config for a model, with its number format and type of input and output filled in.
+
+        Args:
+            quantized: the model has activation ranges.
 
         Raises:
-            UsageError: codes are asked of a float model, or a number format of a quantized one.
+            UsageError: the model cannot have the number format, or the format not the type.
         """
-        if self.format is not None:
-            if quantized:
-                raise UsageError(
-                    "--quantization",
-                    self.quantization,
-                    "a float model; this one has ranges and becomes int8 as it was trained",
-                    "leave it out, or give the folder of an earlier stage",
-                )
-            return self.io or self.format.ends[0]
-        if not quantized and self.io not in (None, "float32"):
+        name = self.number_format or (INT8 if quantized else FLOAT32)
+        if quantized and name not in number_formats.AS_TRAINED:
             raise UsageError(
-                "--io",
-                self.io,
-                "float32, the ends of a float model",
-                "quantize the model first: --stages quantize of the trainer",
+                "number_format",
+                name,
+                "a float model; this one has ranges and becomes int8 as it was trained",
+                "leave it out, or give the folder of an earlier stage",
             )
-        return self.io or ("int8" if quantized else "float32")
+        types = FORMATS[name].io_types
+        self._check_io(types, f"`number_format={INT8}` quantizes the model")
+        return self.replace(number_format=name, io=self.io or types[0])
 
-    def input_shape(self, own: tuple[int | None, ...]) -> Shape:
-        """`[height, width, channels]` of the file for a model that takes `own`.
+    def _check_io(self, types: tuple[str, ...], remedy: str) -> None:
+        if self.io not in (None, *types):
+            name = self.number_format or FLOAT32
+            expected = f"{' or '.join(types)}, the input and output type of {name}"
+            raise UsageError("io", self.io, expected, remedy)
+
+    def input_shape(self, model_shape: tuple[int | None, ...]) -> Shape:
+        """`[height, width, channels]` of the file for a model whose input is `model_shape`.
 
         Raises:
-            UsageError: the size is open and none was asked for, or another than the model's was.
+            UsageError: the model leaves its size open and there is no `image_size`, or its size is
+                another.
         """
-        height, width, channels = own
+        height, width, channels = model_shape
         size = self.image_size
         if channels is None:
-            raise UsageError("model", own, "a fixed number of channels", "build it for 3 channels")
+            expected = "a fixed number of channels"
+            raise UsageError("model", model_shape, expected, "build it for 3 channels")
         if size is None and (height is None or width is None):
             raise UsageError(
-                "--image_size",
+                "image_size",
                 None,
-                f"a size, as the model's input is open: {own}",
-                "as in --image_size 224",
+                f"a size, as the model's input is open: {model_shape}",
+                "as in `image_size=224`",
             )
         if size is not None and any(side not in (None, size) for side in (height, width)):
             raise UsageError(
-                "--image_size",
+                "image_size",
                 size,
                 f"{height} x {width}, the size of the model",
                 "leave it out, or build the model with that size",
@@ -112,7 +123,7 @@ class ConversionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class VerificationLimits:
+class VerificationLimits(Config):
     """Figures that a file must reach; a figure that misses its limit is a fault.
 
     Attributes:
@@ -124,8 +135,18 @@ class VerificationLimits:
         max_partitions: largest number of delegate partitions; `None` only warns from the second on.
     """
 
-    min_agreement: float = 0.0
-    min_clear_agreement: float = 0.0
-    max_mean_steps: float | None = None
-    max_operator_steps: int | None = 1
-    max_partitions: int | None = None
+    min_agreement: float = flag(
+        0.0, "smallest share of images with the model's top-1", least=0, most=1
+    )
+    min_clear_agreement: float = flag(
+        0.0, "the same where the model's margin exceeds two steps", least=0, most=1
+    )
+    max_mean_steps: float | None = flag(
+        None, "largest mean difference of an output, in quantization steps", least=0
+    )
+    max_operator_steps: int | None = flag(
+        1, "largest difference of one operator, in quantization steps", least=0
+    )
+    max_partitions: int | None = flag(
+        None, "maximum delegate partitions; reported only if unset", least=1, integer=True
+    )

@@ -9,9 +9,11 @@ research/slim/preprocessing (inception), official/vision/image_classification/pr
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from types import MappingProxyType
+from typing import ClassVar
 
-from .base import MAX_CLASSES, Config, flag, number, one_of
+from .base import MAX_CLASSES, Config, checked, flag
 
 CROPS = ("central", "square", "none")
 MAX_PIXELS = 200_000_000  # the largest phone sensors take 16,320 x 12,240 pixels
@@ -32,24 +34,16 @@ class Preprocessing(Config):
         name: what the field calls it.
         mean: subtracted from pixels 0..255; one value, or one a channel.
         std: divides after that; one value, or one a channel.
-        crop: `central` cuts the share of each side (slim), `square` the centred square of side
+        crop: `central` cuts the share of each side (slim), `square` the centered square of side
             `min(H, W) * size / (size + 32)` (official), `none` keeps the whole image.
         crop_fraction: the share that `central` keeps; 0.875 is slim's.
     """
 
     name: str = "inception"
-    mean: tuple[float, ...] = (127.5,)
-    std: tuple[float, ...] = (127.5,)
-    crop: str = "central"
-    crop_fraction: float = 0.875
-
-    def __post_init__(self) -> None:
-        one_of("crop", self.crop, CROPS)
-        number("crop_fraction", self.crop_fraction, above=0, most=1)
-        for value in self.mean:
-            number("mean", value)
-        for value in self.std:
-            number("std", value, above=0)
+    mean: tuple[float, ...] = checked((127.5,))
+    std: tuple[float, ...] = checked((127.5,), above=0)
+    crop: str = checked("central", choices=CROPS)
+    crop_fraction: float = checked(0.875, above=0, most=1)
 
 
 PREPROCESSING = MappingProxyType(
@@ -83,11 +77,11 @@ class DatasetConfig(Config):
         flip: random left-right mirroring in training (never for digits).
         area_min: least share of the image that a training crop covers; 1 keeps the whole image.
         aspect_max: widest aspect ratio of a training crop; its inverse is the narrowest.
-        rotation: training images are turned by up to this many degrees either way (digits: 10;
-            photos: 0).
-        shift: and moved by up to this share of a side (digits: 0.1).
-        zoom: and enlarged or reduced by up to this share (digits: 0.1).
-        shear: and slanted by up to this many pixels a pixel (digits: 0.1).
+        rotation: training images are rotated by up to this many degrees in both directions (digits:
+            10; photos: 0).
+        shift: largest translation, as a share of a side (digits: 0.1).
+        zoom: largest change of size, as a share (digits: 0.1).
+        shear: largest shear, in pixels per pixel (digits: 0.1).
         color: strength of the brightness (32/255) and saturation (0.5 to 1.5) change; 0 is none, 1
             is slim's.
         skip_corrupt: leave out images that cannot be decoded, counted, instead of stopping at the
@@ -95,6 +89,8 @@ class DatasetConfig(Config):
         max_pixels: an image whose header states more pixels is refused like a corrupt one, before
             anything is decoded; bounds the memory that a small file can take.
     """
+
+    _former_names: ClassVar[Mapping[str, str]] = MappingProxyType({"colour": "color"})
 
     name: str = flag(
         "digits",
@@ -108,31 +104,32 @@ class DatasetConfig(Config):
         "image_list, with the columns file and label)",
         path=True,
     )
-    preprocessing: str = flag("inception", "how pixels become inputs: " + ", ".join(PREPROCESSING))
+    preprocessing: str = flag(
+        "inception", "how pixels become inputs: " + ", ".join(PREPROCESSING), choices=PREPROCESSING
+    )
     label_offset: int = flag(
-        0, "label in the records or list minus class index in the model (slim's ImageNet: 1)"
+        0,
+        "label in the records or list minus class index in the model (slim's ImageNet: 1)",
+        least=0,
+        most=MAX_CLASSES,
+        integer=True,
     )
     flip: bool = flag(True, "mirror training images at random")
-    area_min: float = flag(0.05, "least share of the image in a training crop")
-    aspect_max: float = flag(4 / 3, "widest aspect ratio of a training crop")
-    rotation: float = flag(0.0, "training images are turned by up to this many degrees")
-    shift: float = flag(0.0, "training images are moved by up to this share of a side")
-    zoom: float = flag(0.0, "training images are enlarged or reduced by up to this share")
-    shear: float = flag(0.0, "training images are slanted by up to this share")
-    colour: float = flag(1.0, "strength of the color variation in training, 0 to 1")
+    area_min: float = flag(0.05, "least share of the image in a training crop", above=0, most=1)
+    aspect_max: float = flag(4 / 3, "widest aspect ratio of a training crop", least=1)
+    rotation: float = flag(
+        0.0, "training images are turned by up to this many degrees", least=0, most=180
+    )
+    shift: float = flag(
+        0.0, "training images are moved by up to this share of a side", least=0, below=1
+    )
+    zoom: float = flag(
+        0.0, "training images are enlarged or reduced by up to this share", least=0, below=1
+    )
+    shear: float = flag(0.0, "training images are slanted by up to this share", least=0, below=1)
+    color: float = flag(1.0, "strength of the color variation in training, 0 to 1", least=0, most=1)
     skip_corrupt: bool = flag(False, "leave out images that cannot be decoded, and count them")
-    max_pixels: int = flag(MAX_PIXELS, MAX_PIXELS_HELP)
-
-    def __post_init__(self) -> None:
-        one_of("--preprocessing", self.preprocessing, PREPROCESSING)
-        number("label_offset", self.label_offset, least=0, most=MAX_CLASSES, integer=True)
-        number("max_pixels", self.max_pixels, least=1, most=_DECODED_PIXELS, integer=True)
-        number("area_min", self.area_min, above=0, most=1)
-        number("aspect_max", self.aspect_max, least=1)
-        number("rotation", self.rotation, least=0, most=180)
-        for name in ("shift", "zoom", "shear"):
-            number(name, getattr(self, name), least=0, below=1)
-        number("colour", self.colour, least=0, most=1)
+    max_pixels: int = flag(MAX_PIXELS, MAX_PIXELS_HELP, least=1, most=_DECODED_PIXELS, integer=True)
 
 
 DIGITS = DatasetConfig(
@@ -145,7 +142,7 @@ DIGITS = DatasetConfig(
     shift=0.1,
     zoom=0.1,
     shear=0.1,
-    colour=0.0,
+    color=0.0,
 )
 MNIST = DIGITS.replace(name="mnist")
 FOLDER = DatasetConfig("image_folder", area_min=0.25)

@@ -1,17 +1,17 @@
-"""What a stage may learn from besides the labels: the answers of another model."""
+"""Distillation: a stage also learns from the outputs of another model."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from .base import Config, flag, number
+from .base import Config, flag
 
 AUTO, NONE, START = "auto", "none", "start"
 
 
 @dataclasses.dataclass(frozen=True)
 class Distillation(Config):
-    """Training towards the answers of a teacher (Hinton et al., arXiv 1503.02531).
+    """Training towards the outputs of a teacher (Hinton et al., arXiv 1503.02531).
 
     The loss of an image is (1 - weight) * cross-entropy with its label + weight * temperature^2 *
     KL(softmax(teacher / temperature) || softmax(model / temperature)).
@@ -19,9 +19,9 @@ class Distillation(Config):
     Attributes:
         teacher: `start` is the model that a stage began with, for stages that prune or quantize. A
             path is a model of the same classes and input, for every stage that trains. `auto`
-            becomes `start` or `none` as the data are known.
+            becomes `start` or `none` once the data are known.
         weight: share of the teacher in the loss.
-        temperature: divides the logits of both; higher ones say more of the wrong classes.
+        temperature: divides the logits of both; higher ones give more weight to the wrong classes.
     """
 
     teacher: str = flag(
@@ -31,14 +31,15 @@ class Distillation(Config):
         "distill",
         path=True,
     )
-    weight: float = flag(0.9, "share of the teacher in the loss, 0 to 1", "distill_weight")
-    temperature: float = flag(
-        2.0, "divides the logits of model and teacher, as in the paper", "distill_temperature"
+    weight: float = flag(
+        0.9, "share of the teacher in the loss, 0 to 1", "distill_weight", least=0, most=1
     )
-
-    def __post_init__(self) -> None:
-        number("--distill_weight", self.weight, least=0, most=1)
-        number("--distill_temperature", self.temperature, above=0)
+    temperature: float = flag(
+        2.0,
+        "divides the logits of model and teacher, as in the paper",
+        "distill_temperature",
+        above=0,
+    )
 
     @property
     def model(self) -> str | None:

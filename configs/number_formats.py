@@ -1,4 +1,4 @@
-"""The number formats that a trained float model can be given, and what a file of each must hold."""
+"""The number formats that a file can have, and what a file of each must hold."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Format:
 
     Attributes:
         inside: what the file holds, in words.
-        ends: the types that its two ends may have; the first when nothing is asked.
+        io_types: the types that its input and output may have; the first by default.
         kernel: type in which the kernels of convolutions and dense layers are stored.
         depthwise: the same of depthwise convolutions.
         unpacked: a DEQUANTIZE stands between each stored kernel and its operator.
         partly: other kernels may be float32, without a DEQUANTIZE.
-        computed: type of what the operators make.
+        computed: type of the operators' outputs.
         calibrated: ranges are taken from images.
         package: the optional package that makes it; empty for none.
     """
 
     inside: str
-    ends: tuple[str, ...] = ("float32",)
+    io_types: tuple[str, ...] = ("float32",)
     kernel: str = "int8"
     depthwise: str = "int8"
     unpacked: bool = False
@@ -40,19 +40,19 @@ class Format:
     package: str = ""
 
 
-POST_TRAINING = "ptq"
+INT8, FLOAT32 = "int8", "float32"
+AS_TRAINED = (INT8, FLOAT32)  # with ranges and without
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
-        POST_TRAINING: Format(
-            "int8", ("int8", "uint8", "float32"), computed="int8", calibrated=True
-        ),
-        "weights": Format(
+        INT8: Format("int8", ("int8", "uint8", "float32"), computed="int8", calibrated=True),
+        "dynamic_range": Format(
             "int8 kernels of wide convolutions and dense layers, the rest float32",
             depthwise="float32",
             partly=True,
         ),
         "float16": Format("float16 weights", kernel="float16", depthwise="float16", unpacked=True),
         "int16x8": Format("int8 kernels, int16 between layers", computed="int16", calibrated=True),
+        FLOAT32: Format("float32", kernel="float32", depthwise="float32"),
         "edge_dynamic": Format(
             "int8 kernels, depthwise too, the rest float32", package=_EDGE_PACKAGE
         ),
@@ -72,8 +72,6 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         ),
     }
 )
-
-
 CALIBRATED = tuple(name for name, kind in FORMATS.items() if kind.calibrated)
 
 
@@ -83,9 +81,8 @@ def get(name: str) -> Format:
     Raises:
         UsageError: there is none, or the package that makes it is not installed.
     """
-    found = FORMATS[one_of("--quantization", name, FORMATS)]
-    if found.package and importlib.util.find_spec(found.package) is None:
-        raise UsageError(
-            "--quantization", name, f"{found.package}, which is not installed", EDGE_REMEDY
-        )
-    return found
+    number_format = FORMATS[one_of("number_format", name, FORMATS)]
+    package = number_format.package
+    if package and importlib.util.find_spec(package) is None:
+        raise UsageError("number_format", name, f"{package}, which is not installed", EDGE_REMEDY)
+    return number_format

@@ -10,7 +10,7 @@ from mobilenet.configs.weight_sharing import FewValues
 from mobilenet.errors import UsageError
 
 from .archs import MobileNetConfig, MobileNetV1Config
-from .base import MAX_BATCH, MAX_SIDE, Config, flag, nested, number, one_of
+from .base import MAX_BATCH, MAX_SIDE, Config, flag, nested
 from .dataset import DatasetConfig
 from .distillation import Distillation
 from .pruning import PRUNING, ChannelPruning, DnsPruning, MagnitudePruning, TfmotPruning
@@ -19,6 +19,7 @@ from .quantization import QUANTIZATION, PostTraining, QuantizationAwareTraining
 STAGES = ("train", "prune", "quantize", "convert")
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam", "adamw")
 SCHEDULERS = ("exponential", "stepwise", "cosine", "constant")
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
 
 
@@ -70,8 +71,7 @@ class TrainConfig(Config):
     """How one stage trains. Epochs may be fractions where they measure a schedule.
 
     Attributes:
-        lr: peak learning rate of a step, whatever the batch size; nothing scales it behind your
-            back.
+        lr: peak learning rate of a step, whatever the batch size; it is never rescaled.
         lr_decay_rate: factor every `lr_decay_epochs` (exponential, in steps of whole periods as in
             the seeds' staircase), or at each of `lr_boundaries` (stepwise).
         warmup_epochs: the rate climbs from 0 to the schedule's value over these.
@@ -81,56 +81,49 @@ class TrainConfig(Config):
             and saved; 0 is off. Early on it is lowered to (1 + step) / (10 + step).
         batch_size: images a step and replica.
         keep_best: the stage ends with the (averaged) weights of the epoch of the best validation
-            top-1, the lower loss deciding between equals; only epochs behind which its method has
-            settled count.
+            top-1, the lower loss deciding between equals; only epochs after which its method has
+            reached its target count.
     """
 
-    epochs: int = flag(30, "epochs to train")
-    batch_size: int = flag(32, "images a step, on each replica")
-    optimizer_name: str = flag("rmsprop", ", ".join(OPTIMIZERS))
-    op_momentum: float = flag(0.9, "momentum of momentum and rmsprop, beta 1 of adam and adamw")
-    op_decay_rate: float = flag(0.9, "decay of the squared gradients in rmsprop")
-    op_epsilon: float = flag(0.002, "epsilon of rmsprop, adam and adamw")
-    learning_scheduler_name: str = flag("exponential", ", ".join(SCHEDULERS))
-    lr: float = flag(0.008, "peak learning rate")
-    lr_decay_rate: float = flag(0.97, "factor of the exponential and stepwise schedules")
-    lr_decay_epochs: float = flag(2.4, "epochs from one decay to the next")
+    epochs: int = flag(30, "epochs to train", least=0, integer=True)
+    batch_size: int = flag(
+        32,
+        "images a step, on each replica",
+        least=1,
+        most=MAX_BATCH,
+        integer=True,
+        remedy="common values are 32, 64, 96",
+    )
+    optimizer_name: str = flag("rmsprop", ", ".join(OPTIMIZERS), choices=OPTIMIZERS)
+    op_momentum: float = flag(
+        0.9, "momentum of momentum and rmsprop, beta 1 of adam and adamw", least=0, below=1
+    )
+    op_decay_rate: float = flag(0.9, "decay of the squared gradients in rmsprop", least=0, below=1)
+    op_epsilon: float = flag(0.002, "epsilon of rmsprop, adam and adamw", above=0)
+    learning_scheduler_name: str = flag("exponential", ", ".join(SCHEDULERS), choices=SCHEDULERS)
+    lr: float = flag(0.008, "peak learning rate", above=0, remedy="common values are 0.001 to 0.1")
+    lr_decay_rate: float = flag(
+        0.97, "factor of the exponential and stepwise schedules", above=0, most=1
+    )
+    lr_decay_epochs: float = flag(2.4, "epochs from one decay to the next", above=0)
     lr_boundaries: tuple[float, ...] = flag((), "epochs at which the stepwise schedule decays")
-    warmup_epochs: float = flag(0.0, "epochs over which the rate climbs from 0")
-    label_smoothing: float = flag(0.0, "share of the label spread over all classes")
-    ma_decay_rate: float = flag(0.0, "decay of the averaged weights; 0 is off")
-    decoupled_weight_decay: float = flag(0.0, "weight decay of adamw")
+    warmup_epochs: float = flag(0.0, "epochs over which the rate climbs from 0", least=0)
+    label_smoothing: float = flag(
+        0.0, "share of the label spread over all classes", least=0, below=1
+    )
+    ma_decay_rate: float = flag(0.0, "decay of the averaged weights; 0 is off", least=0, below=1)
+    decoupled_weight_decay: float = flag(0.0, "weight decay of adamw", least=0)
     keep_best: bool = flag(False, "end with the weights of the best epoch on validation images")
 
     def __post_init__(self) -> None:
-        number("--epochs", self.epochs, least=0, integer=True)
-        number(
-            "--batch_size",
-            self.batch_size,
-            least=1,
-            most=MAX_BATCH,
-            integer=True,
-            remedy="common values are 32, 64, 96",
-        )
-        one_of("--optimizer_name", self.optimizer_name, OPTIMIZERS)
-        one_of("--learning_scheduler_name", self.learning_scheduler_name, SCHEDULERS)
-        number("--lr", self.lr, above=0, remedy="common values are 0.001 to 0.1")
-        number("--op_momentum", self.op_momentum, least=0, below=1)
-        number("--op_decay_rate", self.op_decay_rate, least=0, below=1)
-        number("--op_epsilon", self.op_epsilon, above=0)
-        number("--lr_decay_rate", self.lr_decay_rate, above=0, most=1)
-        number("--lr_decay_epochs", self.lr_decay_epochs, above=0)
-        number("--warmup_epochs", self.warmup_epochs, least=0)
-        number("--label_smoothing", self.label_smoothing, least=0, below=1)
-        number("--ma_decay_rate", self.ma_decay_rate, least=0, below=1)
-        number("--decoupled_weight_decay", self.decoupled_weight_decay, least=0)
+        super().__post_init__()
         if list(self.lr_boundaries) != sorted(set(self.lr_boundaries)):
-            raise UsageError("--lr_boundaries", self.lr_boundaries, "epochs in rising order")
+            raise UsageError("lr_boundaries", self.lr_boundaries, "epochs in rising order")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Config):
-    """Everything that decides what a run computes. Where it is kept is not part of it.
+    """Everything that decides what a run computes; not where it is stored.
 
     Attributes:
         stages: any subset of train, prune, quantize, convert, in that order.
@@ -140,18 +133,20 @@ class RunConfig(Config):
 
     model: MobileNetConfig = nested(MobileNetV1Config())
     dataset: DatasetConfig = nested(DatasetConfig())
-    image_size: int = flag(224, "side of the square input in pixels")
+    image_size: int = flag(
+        224, "side of the square input in pixels", least=1, most=MAX_SIDE, integer=True
+    )
     stages: tuple[str, ...] = flag(
-        STAGES, "which of " + ",".join(STAGES) + " to run, in that order"
+        STAGES, "which of " + ",".join(STAGES) + " to run, in that order", choices=STAGES
     )
     train: TrainConfig = nested(TrainConfig())
     prune: TrainConfig = nested(TrainConfig(), "prune_", ("epochs", "lr", "keep_best"))
     quantize: TrainConfig = nested(TrainConfig(), "quantize_", ("epochs", "lr", "keep_best"))
     pruning: MagnitudePruning | ChannelPruning | DnsPruning | TfmotPruning = nested(
-        MagnitudePruning(), kinds=PRUNING, help="how to prune"
+        MagnitudePruning(), classes=PRUNING, help="how to prune"
     )
     quantization: QuantizationAwareTraining | PostTraining | FewValues = nested(
-        QuantizationAwareTraining(), kinds=QUANTIZATION, help="how to quantize"
+        QuantizationAwareTraining(), classes=QUANTIZATION, help="how to quantize"
     )
     distillation: Distillation = nested(Distillation())
     init_checkpoint: str | None = flag(
@@ -160,27 +155,20 @@ class RunConfig(Config):
         "keras.applications .h5",
         path=True,
     )
-    seed: int = flag(0, "seed of everything random")
-    distribution_strategy: str = flag("none", "tf.distribute: " + ", ".join(STRATEGIES))
-    mixed_precision: str = flag("float32", "float32, mixed_float16 or mixed_bfloat16")
+    seed: int = flag(0, "seed of everything random", least=0, integer=True)
+    distribution_strategy: str = flag(
+        "none", "tf.distribute: " + ", ".join(STRATEGIES), choices=STRATEGIES
+    )
+    mixed_precision: str = flag("float32", " or ".join(PRECISIONS), choices=PRECISIONS)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.stages:
-            raise UsageError("--stages", "", f"at least one of {', '.join(STAGES)}")
-        for stage in self.stages:
-            one_of("--stages", stage, STAGES)
+            raise UsageError("stages", "", f"at least one of {', '.join(STAGES)}")
         if list(self.stages) != sorted(set(self.stages), key=STAGES.index):
             raise UsageError(
-                "--stages", ",".join(self.stages), f"stages in the order {','.join(STAGES)}"
+                "stages", ",".join(self.stages), f"stages in the order {','.join(STAGES)}"
             )
-        number("--image_size", self.image_size, least=1, most=MAX_SIDE, integer=True)
-        number("--seed", self.seed, least=0, integer=True)
-        one_of("--distribution_strategy", self.distribution_strategy, STRATEGIES)
-        one_of(
-            "--mixed_precision",
-            self.mixed_precision,
-            ("float32", "mixed_float16", "mixed_bfloat16"),
-        )
 
     def parts(self, stages: Iterable[str]) -> tuple[Part, ...]:
         """What runs, in order: the stages, with all rounds of channel pruning.

@@ -1,46 +1,43 @@
-"""Kernels of few distinct values: how many bits by kind of layer, and how the values are found."""
+"""Weight sharing: kernels of few distinct values, with a number of bits for each kind of layer."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-from mobilenet.configs.base import Config, flag, number
-from mobilenet.errors import UsageError, one_of
+from mobilenet.configs.base import Config, flag
+from mobilenet.errors import UsageError
 
-_BITS = (2, 8)
+_BITS: dict[str, Any] = {"least": 2, "most": 8, "integer": True}
 CELLS = ("kmeans", "even")
 _SIGNED = 3  # bits of a kernel that spends one on the sign and has a level besides zero
 
 
 @dataclasses.dataclass(frozen=True)
 class FewValues(Config):
-    """What the ways to give a kernel few values share. Each ends with a float model.
+    """What the methods of weight sharing have in common. Each ends with a float model.
 
     Attributes:
         depthwise, pointwise, dense: bits of k x k kernels (the stem too), of 1x1 kernels, and of
-            the classifier; `None` takes those of the kind in front.
+            the classifier; `None` takes those of the kind before it.
         momentum: of batch-norm statistics in this stage; `None` leaves it. A smaller one lets them
             follow the coarser weights in fewer steps.
     """
 
-    depthwise: int = flag(8, "bits of k x k kernels, 2 to 8", "num_bits_depthwise")
+    depthwise: int = flag(8, "bits of k x k kernels, 2 to 8", "num_bits_depthwise", **_BITS)
     pointwise: int | None = flag(
-        None, "bits of 1x1 kernels; those of k x k when left out", "num_bits_pointwise"
+        None, "bits of 1x1 kernels; those of k x k when left out", "num_bits_pointwise", **_BITS
     )
     dense: int | None = flag(
-        None, "bits of the classifier; those of 1x1 when left out", "num_bits_dense"
+        None, "bits of the classifier; those of 1x1 when left out", "num_bits_dense", **_BITS
     )
     momentum: float | None = flag(
-        None, "momentum of batch-norm statistics in that stage", "batch_norm_momentum"
+        None,
+        "momentum of batch-norm statistics in that stage",
+        "batch_norm_momentum",
+        least=0,
+        most=1,
     )
-
-    def __post_init__(self) -> None:
-        for name in ("depthwise", "pointwise", "dense"):
-            bits = getattr(self, name)
-            if bits is not None:
-                number(f"--num_bits_{name}", bits, least=_BITS[0], most=_BITS[1], integer=True)
-        if self.momentum is not None:
-            number("--batch_norm_momentum", self.momentum, least=0, most=1)
 
     def bits(self, kind: str) -> int:
         """Bits of a kind: `depthwise`, `pointwise` or `dense`."""
@@ -51,7 +48,7 @@ class FewValues(Config):
 
 @dataclasses.dataclass(frozen=True)
 class LinearQuantization(FewValues):
-    """Evenly spaced values between two ends that train, by tf.quantization's fake quantization.
+    """Evenly spaced values between two trained limits, by tf.quantization's fake quantization.
 
     1x1 kernels and the classifier spend a bit on the sign; what is zero there stays zero.
     """
@@ -61,10 +58,10 @@ class LinearQuantization(FewValues):
         for kind in ("pointwise", "dense"):
             if self.bits(kind) < _SIGNED:
                 raise UsageError(
-                    f"--num_bits_{kind}",
+                    kind,
                     self.bits(kind),
                     f"at least {_SIGNED}, one of which is the sign",
-                    "--quantization codebook works with 2",
+                    "`quantization=codebook` works with 2",
                 )
 
 
@@ -78,16 +75,19 @@ class CodebookQuantization(FewValues):
             the least weight to the largest, each with its mean (the linear initialization of Han
             et al. 2016, arXiv:1510.00149, without its k-means). Small weights, of which there are
             most, then share values, so that an entropy coder needs fewer bits for as many values.
-        restarts: starts of k-means, of which the best is kept.
+        restarts: starts of k-means, the best of which is used.
     """
 
-    cells: str = flag("kmeans", "clusters of a codebook: " + " or ".join(CELLS), "codebook_cells")
-    restarts: int = flag(10, "starts of k-means, of which the best is kept", "kmeans_restarts")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("--codebook_cells", self.cells, CELLS)
-        number("--kmeans_restarts", self.restarts, least=1, integer=True)
+    cells: str = flag(
+        "kmeans", "clusters of a codebook: " + " or ".join(CELLS), "codebook_cells", choices=CELLS
+    )
+    restarts: int = flag(
+        10,
+        "starts of k-means, the best of which is used",
+        "kmeans_restarts",
+        least=1,
+        integer=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

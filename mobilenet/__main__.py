@@ -35,6 +35,7 @@ def summaries() -> list[tuple[str, str]]:
     return listed
 
 
+@COMMAND.entry_point
 def run(argv: list[str]) -> int | None:
     """Runs the command that the first word names; lists commands and models without one."""
     if argv and not argv[0].startswith("-"):

@@ -8,109 +8,147 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import cli, files
-from mobilenet.cli import flags
 from mobilenet.configs import number_formats
-from mobilenet.configs.base import MAX_BATCH, number
 from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
 from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.configs.number_formats import INT8
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError, one_of
 
 _DATA = [s for s in cli.flag_specs(DatasetConfig) if s.path in ("name", "data_dir")]
-_FITTING = [s for s in cli.flag_specs(PostTraining) if s.path != "calibration_images"]
+_POST_TRAINING = [s for s in cli.flag_specs(PostTraining) if s.path != "calibration_images"]
+_METHOD = cli.option(
+    "quantization",
+    str,
+    None,
+    "ptq: post-training int8 of a float model, as --number_format int8 is",
+)
+_CONVERSION = cli.options_of(
+    ConversionConfig, batch="images a call; 0 leaves it open in a frozen graph"
+)
+_LIMITS = cli.options_of(VerificationLimits)
 _FITTED = cli.option(
     "fitted", Path, None, "a folder for the model that ptq ends with and its ranges"
 )
-_WORST = 5  # layers in the table
-_FORMATS = ("tflite", "frozen_graph")
-_ALONE = ("quantization", "io", "target", *(s.name for s in flags.LIMITS[1:]))  # of flatbuffers
+_LOSSIEST = 5  # layers in the table
+_FILE_FORMATS = ("tflite", "frozen_graph")
+_OF_FLATBUFFERS = ("number_format", "quantization", "io", "target", *(s.name for s in _LIMITS))
+# What version 0.1 called a number format, by its --quantization.
+_FORMER_FORMATS = {"weights": "dynamic_range"}
 
 COMMAND = cli.Command(
     "mobilenet.converter",
     "Converts a model: int8 where it was trained for that, else float32; writes what is verified.",
-    [*_DATA, *_FITTING],
+    [*_DATA, *_POST_TRAINING],
     (
         cli.option("model", Path, None, "a model folder, .keras or SavedModel", group="model"),
         cli.option(
             "output",
             Path,
             None,
-            "the folder; `export` (or `frozen_graph`) beside the model folder when left out",
+            "the folder; `export` (or `frozen_graph`) next to the model folder when left out",
         ),
-        cli.option("format", str, "tflite", f"what is written: {' or '.join(_FORMATS)}"),
-        *flags.FORM,
+        cli.option("format", str, "tflite", f"what is written: {' or '.join(_FILE_FORMATS)}"),
+        *_CONVERSION,
+        _METHOD,
         *cli.CALIBRATION,
         _FITTED,
-        *flags.LIMITS,
+        cli.option(
+            "verify_images",
+            int,
+            200,
+            "held-out images used for the comparison",
+            least=1,
+            integer=True,
+        ),
+        *_LIMITS,
     ),
 )
 
 
+@COMMAND.entry_point
 def run(argv: list[str]) -> int | None:
     parsed = COMMAND.parse(argv)
     options = parsed.options
     if options["model"] is None:
         raise UsageError("--model", None, "a saved model", "python -m mobilenet.trainer makes one")
-    _check(options)
-    if one_of("--format", options["format"], _FORMATS) == "frozen_graph":
-        print(cli.table(["what", "value"], _freeze(parsed)))
-        return None
-    calibrated = _calibrated(parsed)
-    own = {spec.path for spec in _FITTING}
-    typed = {path: value for path, value in parsed.settings.items() if path in own}
-    fitting = cli.settle(PostTraining(), typed)
+    file_format = one_of("--format", options["format"], _FILE_FORMATS)
+    _check_method(options["quantization"], options["number_format"])
+    if options["quantization"] is not None:
+        options["number_format"] = INT8
+    _check_calibration(parsed, options["number_format"])
+    if file_format == "frozen_graph":
+        print(cli.table(["what", "value"], _export_frozen_graph(parsed)))
+    else:
+        print(_summary(_export_flatbuffer(parsed)))
+    return None
+
+
+def _export_flatbuffer(parsed: cli.Parsed) -> Any:
+    options = parsed.options
+    config = ConversionConfig(**{spec.name: options[spec.name] for spec in _CONVERSION})
+    limits = VerificationLimits(**{spec.name: options[spec.name] for spec in _LIMITS})
+    fields = {spec.path for spec in _POST_TRAINING}
+    post_training = cli.apply_overrides(
+        PostTraining(), {path: x for path, x in parsed.settings.items() if path in fields}
+    )
     with cli.starting_tensorflow():
         from mobilenet.data import arrays
         from mobilenet.export import calibration_data
         from mobilenet.export import pipeline as export_pipeline
         from mobilenet.export.source import preprocessing_of
-
-        form = ConversionConfig(**{spec.name: options[spec.name] for spec in flags.FORM})
-    source = Path(options["model"])
-    target = Path(options["output"] or source.resolve().parent / "export")
-    files.check_target(target, "--output")
+    path = Path(options["model"])
+    target = Path(options["output"] or path.resolve().parent / "export")
+    files.check_target(target, "output")
     if options["fitted"] is not None:
-        files.check_target(options["fitted"], "--fitted")
-    opened = _open_source(source)
-    form.io_type(opened.quantized)
-    shape = form.input_shape(opened.model.input_shape[1:])
-    data = cli.dataset_of(parsed, opened.card.dataset)
-    way = preprocessing_of(opened.card, data)
-    images = arrays.load_images(data, "test", shape, way, options["verify_images"])
-    seen = None
-    if calibrated:
-        place = options["calibration_dataset"], options["calibration_dir"]
-        seen = calibration_data.load_calibration(
-            *place, data, shape, way, options["calibration_images"]
+        files.check_target(options["fitted"], "fitted")
+    source = _open_source(path)
+    if source.quantized:
+        _check_calibration(parsed, None)
+    number_format = config.resolve(source.quantized).number_format
+    shape = config.input_shape(source.model.input_shape[1:])
+    data = cli.dataset_of(parsed, source.card.dataset)
+    preprocessing = preprocessing_of(source.card, data)
+    images = arrays.load_images(data, "test", shape, preprocessing, options["verify_images"])
+    calibration = None
+    if number_format in number_formats.CALIBRATED and not source.quantized:
+        calibration = calibration_data.load_calibration(
+            options["calibration_dataset"],
+            options["calibration_dir"],
+            data,
+            shape,
+            preprocessing,
+            options["calibration_images"],
         )
-    limits = VerificationLimits(**{spec.name: options[spec.name] for spec in flags.LIMITS[1:]})
-    fits = fitting, options["fitted"]
-    print(_told(export_pipeline.export(opened, target, images, form, limits, seen, *fits)))
-    return None
+    return export_pipeline.export(
+        source, target, images, config, limits, calibration, post_training, options["fitted"]
+    )
 
 
-def _freeze(parsed: cli.Parsed) -> list[tuple[str, object]]:
-    """Writes a frozen graph; returns what was made."""
+def _export_frozen_graph(parsed: cli.Parsed) -> list[tuple[str, object]]:
+    """Writes a frozen graph; returns the rows of its summary."""
     options = parsed.options
     for name in parsed.given:
-        if name in _ALONE and (name, options[name]) != ("io", "float32"):
+        if name in _OF_FLATBUFFERS and (name, options[name]) != ("io", "float32"):
             raise UsageError(f"--{name}", options[name], "--format tflite", "leave it out")
-    _calibrated(parsed)
-    number("--batch", options["batch"], least=0, most=MAX_BATCH, integer=True)
-    with cli.starting_tensorflow():
-        from mobilenet.export import frozen_graph
-        from mobilenet.export import pipeline as export_pipeline
-    form = ConversionConfig(
-        batch=options["batch"] or 1,
+    config = ConversionConfig(
+        batch=options["batch"] or 1,  # 0 leaves it open
         image_size=options["image_size"],
         output_activation=options["output_activation"],
     )
+    with cli.starting_tensorflow():
+        from mobilenet.export import frozen_graph
+        from mobilenet.export import pipeline as export_pipeline
     source = Path(options["model"])
     target = Path(options["output"] or source.resolve().parent / "frozen_graph")
     frozen_graph.check_target(target)
-    count, batch = options["verify_images"], options["batch"] or None
     return export_pipeline.export_frozen_graph(
-        _open_source(source), target, form, batch, count, lambda n: cli.dataset_of(parsed, n)
+        _open_source(source),
+        target,
+        config,
+        options["batch"] or None,
+        options["verify_images"],
+        lambda dataset: cli.dataset_of(parsed, dataset),
     )
 
 
@@ -126,43 +164,44 @@ def _open_source(path: Path) -> Any:
     return Source(path, load_keras_model(path), int8_saving.has_ranges(path))
 
 
-def _check(options: dict[str, Any]) -> None:
-    """Numbers that can be judged before anything is loaded."""
-    number("--verify_images", options["verify_images"], least=1, integer=True)
-    number("--calibration_images", options["calibration_images"], least=8, integer=True)
-    for name in ("min_agreement", "min_clear_agreement"):
-        number(f"--{name}", options[name], least=0, most=1)
-    for name in ("max_mean_steps", "max_operator_steps"):
-        if options[name] is not None:
-            number(f"--{name}", options[name], least=0)
-    if options["max_partitions"] is not None:
-        number("--max_partitions", options["max_partitions"], least=1, integer=True)
+def _check_method(method: str | None, number_format: str | None) -> None:
+    """Refuses a method that is not post-training int8."""
+    if method is None:
+        return
+    if method != "ptq":
+        name = _FORMER_FORMATS.get(method, method)
+        remedy = f"--number_format {name}" if name in number_formats.FORMATS else ""
+        raise UsageError("--quantization", method, "ptq, the method of int8", remedy)
+    if number_format not in (None, INT8):
+        raise UsageError("--quantization", method, f"--number_format {INT8}", "leave it out")
 
 
-def _calibrated(parsed: cli.Parsed) -> bool:
-    """Whether ranges are taken from images; flags that say which are refused where none are."""
-    wanted = parsed.options["quantization"]
-    calibrated = wanted is not None and number_formats.get(wanted).calibrated
-    users = (
-        {spec.name: number_formats.CALIBRATED for spec in cli.CALIBRATION} if not calibrated else {}
-    )
-    if wanted != number_formats.POST_TRAINING:
-        users |= {spec.name: (number_formats.POST_TRAINING,) for spec in (*_FITTING, _FITTED)}
-    for name, of in users.items():
+def _check_calibration(parsed: cli.Parsed, number_format: str | None) -> None:
+    """Refuses flags of calibration and of post-training int8 where the conversion has neither.
+
+    Args:
+        parsed: what was typed.
+        number_format: the one that a float model is converted to; `None` leaves it as it is.
+    """
+    calibrated = number_format in number_formats.CALIBRATED
+    users = {} if calibrated else {s.name: number_formats.CALIBRATED for s in cli.CALIBRATION}
+    if number_format != INT8:
+        users |= {spec.name: (INT8,) for spec in (*_POST_TRAINING, _METHOD, _FITTED)}
+    for name, formats in users.items():
         if name in parsed.given:
-            got = parsed.options.get(name)
-            raise UsageError(f"--{name}", got, f"--quantization {' or '.join(of)} beside it")
-    return calibrated
+            value = parsed.options.get(name)
+            required = f"a float model and --number_format {' or '.join(formats)}"
+            raise UsageError(f"--{name}", value, required)
 
 
-def _told(made: Any) -> str:
-    """What was made, and the layers that lose most of the signal."""
-    told = cli.table(["what", "value"], made.summary())
-    lossy = made.noisiest_layers(_WORST)
+def _summary(export: Any) -> str:
+    """The file's summary, and the layers that lose most of the signal."""
+    summary = cli.table(["what", "value"], export.summary())
+    lossy = export.noisiest_layers(_LOSSIEST)
     if not lossy:
-        return told
-    heads = ["layers that lose most", "operator", "dB in", "dB out", "likeliest cause"]
-    return f"{told}\n\n{cli.table(heads, lossy)}"
+        return summary
+    headers = ["layers that lose most", "operator", "dB in", "dB out", "likeliest cause"]
+    return f"{summary}\n\n{cli.table(headers, lossy)}"
 
 
 def main() -> None:

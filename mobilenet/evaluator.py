@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import cli, console
-from mobilenet.configs.base import MAX_BATCH, number
+from mobilenet.configs.base import MAX_BATCH
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.errors import UsageError, one_of
+from mobilenet.errors import UsageError
 from mobilenet.metrics import ClassMapping, Metrics, match_classes
 from mobilenet.runtime import classifier, evaluation, worker
 
@@ -33,36 +33,57 @@ COMMAND = cli.Command(
             "a model folder, .keras, SavedModel, .tflite, frozen graph (.pb) or export folder",
             group="model",
         ),
-        cli.option("split", str, "test", "train, validation or test", group="data"),
-        cli.option("batch_size", int, 32, "images a call of a Keras model", group="data"),
+        cli.option(
+            "split",
+            str,
+            "test",
+            "train, validation or test",
+            group="data",
+            choices=evaluation.SPLITS,
+        ),
+        cli.option(
+            "batch_size",
+            int,
+            32,
+            "images a call of a Keras model",
+            group="data",
+            least=1,
+            most=MAX_BATCH,
+            integer=True,
+        ),
         cli.option(
             "limit",
             int,
             None,
-            "at most so many images (flatbuffers on digits, class folders and lists)",
+            "maximum number of images (flatbuffers on digits, class folders and lists)",
             group="data",
         ),
         cli.option(
             "threads", int, None, "images at once through a flatbuffer; all cores when left out"
         ),
-        cli.option("runtime", str, "litert", f"of a flatbuffer: {' or '.join(worker.RUNTIMES)}"),
+        cli.option(
+            "runtime",
+            str,
+            "litert",
+            f"of a flatbuffer: {' or '.join(worker.RUNTIMES)}",
+            choices=worker.RUNTIMES,
+        ),
         cli.ISOLATED,
     ),
 )
 
 
+@COMMAND.entry_point
 def run(argv: list[str]) -> int | None:
     parsed = COMMAND.parse(argv)
     options = parsed.options
     if options["model"] is None:
         raise UsageError("--model", None, "a saved model", "python -m mobilenet.trainer makes one")
-    one_of("--split", options["split"], evaluation.SPLITS)
-    one_of("--runtime", options["runtime"], worker.RUNTIMES)
-    number("--batch_size", options["batch_size"], least=1, most=MAX_BATCH, integer=True)
     path = Path(options["model"])
     is_file = classifier.is_flatbuffer(path)
-    for name in () if is_file else sorted({"runtime", "isolated"} & parsed.given):
-        raise UsageError(f"--{name}", options[name], "a flatbuffer", f"{path} is none")
+    if not is_file:
+        for name in sorted({"runtime", "isolated"} & parsed.given):
+            raise UsageError(f"--{name}", options[name], "a flatbuffer", f"{path} is none")
     started = time.monotonic()
     score, data, card = (_flatbuffer if is_file else _keras)(path, parsed)
     seconds = time.monotonic() - started
@@ -89,20 +110,28 @@ def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig,
     if data.name in evaluation.DATASETS:
         left_out: list[UsageError] = []
         on_corrupt = left_out.append if data.skip_corrupt else None
-        place = data.name, data.data_dir, options["split"], options["limit"]
-        rest = data.label_offset, print, data.max_pixels
-        found = evaluation.evaluate(model, *place, on_corrupt, *rest)
+        metrics = evaluation.evaluate(
+            model,
+            data.name,
+            data.data_dir,
+            options["split"],
+            options["limit"],
+            on_corrupt=on_corrupt,
+            label_offset=data.label_offset,
+            on_note=print,
+            max_pixels=data.max_pixels,
+        )
         if left_out:
             print(f"{len(left_out)} images left out, first {left_out[0]}")
-        return found, data, model.card
+        return metrics, data, model.card
     with cli.starting_tensorflow():
         from mobilenet.data import arrays
         from mobilenet.evaluation import scoring
     with console.log_to_stdout(), arrays.explain_errors(data, options["split"]):
         names = evaluation.names(model)
         batches, matching = _batches(data, model.card, len(model.labels), names, options)
-        found = scoring.score_flatbuffer(model, batches, model.card.preprocessing, matching)
-        return found, data, model.card
+        metrics = scoring.score_flatbuffer(model, batches, model.card.preprocessing, matching)
+        return metrics, data, model.card
 
 
 def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card]:

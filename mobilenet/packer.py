@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from mobilenet import cli
-from mobilenet.configs.base import number
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError, one_of
 
@@ -30,19 +29,30 @@ COMMAND = cli.Command(
             group="model",
         ),
         cli.option(
-            "images", int, 16, "pack: test images on which the effect of folding is measured"
+            "images",
+            int,
+            16,
+            "pack: test images on which the effect of folding is measured",
+            least=1,
+            integer=True,
         ),
         cli.option(
             "flatbuffer", bool, True, "info: also convert to a float flatbuffer, for comparison"
         ),
         cli.option(
-            "image_size", int, None, "height and width of a model that leaves its size open"
+            "image_size",
+            int,
+            None,
+            "height and width of a model that leaves its size open",
+            least=1,
+            integer=True,
         ),
     ),
     arguments="pack MODEL FILE | unpack FILE MODEL | info FILE",
 )
 
 
+@COMMAND.entry_point
 def run(argv: list[str]) -> int | None:
     parsed = COMMAND.parse(argv)
     options, (verb, *paths) = parsed.options, parsed.arguments or ("",)
@@ -56,9 +66,6 @@ def run(argv: list[str]) -> int | None:
         folded = verb != "pack" or options["fold_batch_norm"]
         if name in parsed.given and name in _FOLDING and not folded:
             raise UsageError(f"--{name}", options.get(name), "--fold_batch_norm, which uses it")
-    for name in ("images", "image_size"):
-        if options[name] is not None:
-            number(f"--{name}", options[name], least=1, integer=True)
     if verb == "pack":
         _pack(parsed, Path(paths[0]), Path(paths[1]))
     elif verb == "unpack":

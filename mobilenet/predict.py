@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mobilenet import cli
-from mobilenet.configs.base import number
 from mobilenet.configs.dataset import MAX_PIXELS, MAX_PIXELS_HELP
 from mobilenet.errors import UsageError
 from mobilenet.runtime import classifier
@@ -24,9 +23,9 @@ COMMAND = cli.Command(
         cli.option(
             "model", Path, None, "a .tflite, .keras or .pb file, model folder or SavedModel"
         ),
-        cli.option("top_k", int, 5, "classes per image"),
+        cli.option("top_k", int, 5, "classes per image", least=1, integer=True),
         cli.ISOLATED,
-        cli.option("max_pixels", int, MAX_PIXELS, MAX_PIXELS_HELP),
+        cli.option("max_pixels", int, MAX_PIXELS, MAX_PIXELS_HELP, least=1, integer=True),
     ),
     arguments="IMAGE...",
 )
@@ -63,6 +62,7 @@ def rank_images(
     return [(image, model.top_k(image, top_k, max_pixels)) for image in images]
 
 
+@COMMAND.entry_point
 def run(argv: list[str]) -> None:
     """Prints a table per image.
 
@@ -76,9 +76,6 @@ def run(argv: list[str]) -> None:
         raise UsageError("--model", None, "a saved model", f"for instance {example}")
     if not images:
         raise UsageError("IMAGE", None, "at least one image file after the flags")
-    if top_k < 1:
-        raise UsageError("--top_k", top_k, "a whole number of at least 1")
-    number("--max_pixels", parsed.options["max_pixels"], least=1, integer=True)
     for image in images:  # before a model is loaded, which may take seconds
         if not Path(image).is_file():
             raise UsageError(image, None, "an image file; there is none")

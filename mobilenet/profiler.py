@@ -1,4 +1,4 @@
-"""`python -m mobilenet.profiler`: a model by layer, a file by operator, or a file beside its
+"""`python -m mobilenet.profiler`: a model by layer, a file by operator, or a file compared with its
 model.
 """
 
@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import cli
-from mobilenet.configs.base import number
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
 from mobilenet.runtime import classifier, isolation, micro
 from mobilenet.tflite import model as tflite_model
 
 _COMPARED = "a flatbuffer and --against"
-_USES = {  # what some flags go with
+_USES = {  # what some flags require
     **dict.fromkeys(("images", "worst", "dataset_name", "data_dir"), _COMPARED),
     **dict.fromkeys(("image_size", "packed", "groups", "histograms"), "a model"),
     "latency": "a model, or a flatbuffer alone",
@@ -24,34 +23,53 @@ _USES = {  # what some flags go with
 }
 COMMAND = cli.Command(
     "mobilenet.profiler",
-    "What each layer of a model holds, costs and takes; or where an int8 file loses the signal.",
+    "Parameters, cost and size of each layer; or where an int8 file loses the signal.",
     [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir")],
     (
-        cli.option("latency", bool, True, "measure every layer and the whole on this machine"),
-        cli.option("packed", bool, True, "pack and convert the model to show what it takes"),
-        cli.option("groups", bool, False, "list the groups of channels that must go together"),
         cli.option(
-            "histograms", Path, None, "a folder for pictures of weights; lists zeros as well"
+            "latency", bool, True, "measure every layer and the whole model on this machine"
+        ),
+        cli.option("packed", bool, True, "pack and convert the model to show its sizes"),
+        cli.option(
+            "groups", bool, False, "list the groups of channels that must be pruned together"
+        ),
+        cli.option(
+            "histograms", Path, None, "a folder for histograms of the weights; lists zeros as well"
         ),
         cli.option("micro", bool, False, "what a micro-controller needs to run a FILE.tflite"),
         cli.ISOLATED,
         cli.option(
-            "image_size", int, None, "height and width of a model that leaves its size open"
+            "image_size",
+            int,
+            None,
+            "height and width of a model that leaves its size open",
+            least=1,
+            integer=True,
         ),
         cli.option(
             "against",
             Path,
             None,
-            "the float model of a FILE.tflite: where the file loses its signal, and what mends it",
+            "the float model of a FILE.tflite: where the file loses its signal, and the remedy",
             group="model",
         ),
-        cli.option("images", int, 16, "held-out images that both are run on"),
-        cli.option("worst", int, None, "only so many lines, those of the least signal to noise"),
+        cli.option(
+            "images", int, 16, "held-out images that both are run on", least=1, integer=True
+        ),
+        cli.option(
+            "worst",
+            int,
+            None,
+            "maximum number of lines, those of the lowest signal-to-noise ratio",
+            least=1,
+            integer=True,
+        ),
     ),
     arguments="MODEL",
 )
 
 
+@COMMAND.entry_point
 def run(argv: list[str]) -> int | None:
     parsed = COMMAND.parse(argv)
     options = parsed.options
@@ -68,54 +86,51 @@ def run(argv: list[str]) -> int | None:
     for name, users in _USES.items():
         if name in parsed.given and kind not in users:
             raise UsageError(f"--{name}", parsed.options.get(name), users, f"here is {kind}")
-    for name in ("images", "worst", "image_size"):
-        if options[name] is not None:
-            number(f"--{name}", options[name], least=1, integer=True)
-    (_compare if compared else _file if is_file else _net)(path, parsed)
+    (_compare if compared else _profile_file if is_file else _profile_model)(path, parsed)
     return None
 
 
-def _net(path: Path, parsed: cli.Parsed) -> None:
+def _profile_model(path: Path, parsed: cli.Parsed) -> None:
     options = parsed.options
     with cli.starting_tensorflow():
         from mobilenet.configs.conversion import ConversionConfig
         from mobilenet.loading import load_keras_model
         from mobilenet.reporting import model_profile, plots, sparsity, tables
     if options["histograms"] is not None:
-        plots.check_folder("--histograms", options["histograms"])
-    net = load_keras_model(path)
-    model = net.model
+        plots.check_folder("histograms", options["histograms"])
+    loaded = load_keras_model(path)
+    model = loaded.model
     shape = ConversionConfig(image_size=options["image_size"]).input_shape(model.input_shape[1:])
-    card = net.card if options["packed"] else None
-    found = model_profile.profile(model, shape, options["latency"], card)
-    print(cli.table(*tables.of_layers(found)))
-    if found.told():
-        print("", *(line for note in found.told() for line in cli.wrap(note)), sep="\n")
+    card = loaded.card if options["packed"] else None
+    profile = model_profile.profile(model, shape, options["latency"], card)
+    print(cli.table(*tables.of_layers(profile)))
+    if profile.told():
+        print("", *(line for note in profile.told() for line in cli.wrap(note)), sep="\n")
     if options["groups"]:
-        print("", *found.groups, sep="\n")
+        print("", *profile.groups, sep="\n")
     if options["histograms"] is not None:
-        made = plots.histograms(model, options["histograms"])
+        files = plots.histograms(model, options["histograms"])
         print(f"\n{cli.table(*tables.of_zeros(sparsity.zeros(model)))}")
-        print(f"\n{len(made)} pictures in {options['histograms']}")
+        print(f"\n{len(files)} histograms in {options['histograms']}")
 
 
-def _file(path: Path, parsed: cli.Parsed) -> None:
+def _profile_file(path: Path, parsed: cli.Parsed) -> None:
     from mobilenet.reporting import tables, tflite_profile
 
     content = tflite_model.read(classifier.resolve_flatbuffer(path))
-    where = content, parsed.options["isolated"], str(path)
-    needs = (
-        micro.describe_requirements(content, isolation.open_interpreter(*where, "micro"))
-        if parsed.options["micro"]
-        else ()
-    )
+    isolated = parsed.options["isolated"]
+    requirements: tuple[str, ...] = ()
+    if parsed.options["micro"]:
+        runner = isolation.open_interpreter(content, isolated, str(path), "micro")
+        requirements = micro.describe_requirements(content, runner)
     print(cli.table(*tables.of_file(tflite_profile.lines(content))))
     summary = f"{len(content.content):,} bytes; {tflite_profile.operators(content)}"
     print("", *cli.wrap(summary), sep="\n")
     if parsed.options["latency"]:
-        print(f"{tables.milliseconds(1000 * isolation.latency(*where))} ms on one thread")
-    if needs:
-        print("", *needs, sep="\n")
+        latency = 1000 * isolation.latency(content, isolated, str(path))
+        print(f"{tables.milliseconds(latency)} ms on one thread")
+    if requirements:
+        print("", *requirements, sep="\n")
 
 
 def _compare(path: Path, parsed: cli.Parsed) -> None:
@@ -148,9 +163,12 @@ def _images(parsed: cli.Parsed, card: Any, file_card: Any) -> tuple[Any, Any]:
     from mobilenet.runtime import images as pixels
 
     data = cli.dataset_of(parsed, card.dataset)
-    way = preprocessing_of(card, data)
-    images = arrays.load_images(data, "test", card.input_shape, way, parsed.options["images"])
-    mean, std = np.asarray(way.mean, np.float32), np.asarray(way.std, np.float32)
+    preprocessing = preprocessing_of(card, data)
+    images = arrays.load_images(
+        data, "test", card.input_shape, preprocessing, parsed.options["images"]
+    )
+    mean = np.asarray(preprocessing.mean, np.float32)
+    std = np.asarray(preprocessing.std, np.float32)
     return images, pixels.normalize(images * std + mean, file_card.preprocessing)
 
 

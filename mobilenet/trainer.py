@@ -44,6 +44,7 @@ COMMAND = cli.Command(
 )
 
 
+@COMMAND.entry_point
 def run(argv: list[str]) -> int | None:
     parsed = COMMAND.parse(argv)
     config = cli.run_config(parsed)

@@ -244,7 +244,7 @@ def test_large_jpegs_are_decoded_at_half_their_sides(
     expected = tf.io.decode_jpeg(jpeg(5), 3, ratio=2, dct_method="INTEGER_ACCURATE")
     np.testing.assert_array_equal(decoding.decode(tf.constant(jpeg(5))), expected)
     assert np.abs(images.decode(path).astype(int) - expected).max() <= 3
-    config = DatasetConfig("image_folder", area_min=0.3, flip=False, colour=0.0)
+    config = DatasetConfig("image_folder", area_min=0.3, flip=False, color=0.0)
     seed = tf.constant([1, 2], tf.int64)
     crop = preprocessing.training_pixels(tf.constant(jpeg(5)), config, (16, 16), 3, seed)
     assert crop.shape == (16, 16, 3) and np.ptp(crop.numpy()) > 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mobilenet import cli
 from mobilenet.configs import released_models
-from mobilenet.configs.base import MAX_SIDE, number
+from mobilenet.configs.base import MAX_SIDE
 from mobilenet.errors import UsageError
 from mobilenet.tf1_loader import locate, tf2_formats
 
@@ -31,6 +31,9 @@ COMMAND = cli.Command(
             None,
             "side of the input; that in the file's name, or 224, when left out",
             group="model",
+            least=1,
+            most=MAX_SIDE,
+            integer=True,
         ),
         cli.option(
             "use_ema", bool, True, "moving averages where there are some, not raw", group="model"
@@ -41,6 +44,7 @@ COMMAND = cli.Command(
             0.16667,
             "of V3's gates: TF1's literal; keras.applications has 1/6",
             group="model",
+            above=0,
         ),
         cli.option("overwrite", bool, False, "replace a folder that holds a model"),
         cli.option("list", bool, False, "show the released models, with archives and figures"),
@@ -48,6 +52,7 @@ COMMAND = cli.Command(
 )
 
 
+@COMMAND.entry_point
 def run(argv: list[str]) -> int | None:
     options = COMMAND.parse(argv).options
     if options["list"]:
@@ -56,9 +61,6 @@ def run(argv: list[str]) -> int | None:
     for name, example in (("checkpoint", "mobilenet_v1_0.25_128.tgz"), ("output", "nets/v1")):
         if options[name] is None:
             raise UsageError(f"--{name}", None, "a path", f"as in --{name} {example}")
-    if options["image_size"] is not None:
-        number("--image_size", options["image_size"], least=1, most=MAX_SIDE, integer=True)
-    number("--hard_sigmoid_slope", options["hard_sigmoid_slope"], above=0)
     # Files that cannot be a checkpoint are refused before TensorFlow is loaded.
     locate.check_checkpoint(options["checkpoint"], options["use_ema"])
     target = Path(options["output"])

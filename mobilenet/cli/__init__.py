@@ -3,8 +3,8 @@
 from mobilenet.errors import UsageError
 
 from .command import Command, Parsed, dataset_of, run_config, typed_name
-from .flags import CALIBRATION, GROUPS, ISOLATED, FlagSpec, flag_specs, option
-from .overrides import settle
+from .flags import CALIBRATION, GROUPS, ISOLATED, FlagSpec, flag_specs, option, options_of
+from .overrides import apply_overrides
 from .process import main, resumable, starting_tensorflow
 from .tables import definitions, table, width, wrap
 
@@ -16,14 +16,15 @@ __all__ = [
     "FlagSpec",
     "Parsed",
     "UsageError",
+    "apply_overrides",
     "dataset_of",
     "definitions",
     "flag_specs",
     "main",
     "option",
+    "options_of",
     "resumable",
     "run_config",
-    "settle",
     "starting_tensorflow",
     "table",
     "typed_name",

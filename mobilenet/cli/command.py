@@ -7,6 +7,7 @@ A command is a module with two functions, for `python -m mobilenet.NAME` and for
         cli.option("model_dir", Path, None, "the run folder"),
     ), config=RunConfig)
 
+    @COMMAND.entry_point
     def run(argv: list[str]) -> int | None:
         parsed = COMMAND.parse(argv)     # --help and wrong flags end here, without TensorFlow
         config = cli.run_config(parsed)  # recipe or --config_file; then flags; then --override
@@ -21,28 +22,31 @@ A command is a module with two functions, for `python -m mobilenet.NAME` and for
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
+import functools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
 
-from mobilenet.cli import tables, values
-from mobilenet.cli.flags import GROUPS, FlagSpec, option
-from mobilenet.cli.overrides import settle
+from mobilenet.cli import tables
+from mobilenet.cli.flags import GROUPS, FlagSpec, field_types, option, parse, with_flags
+from mobilenet.cli.overrides import apply_overrides
 from mobilenet.configs import archs, recipes
 from mobilenet.configs import dataset as datasets
-from mobilenet.configs.base import Config, number
+from mobilenet.configs.base import Config, check_number
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError, one_of
 
 log = logging.getLogger("mobilenet")
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Command:
                 "--flag=value or --flag value; --help lists them",
             )
         texts = {s: typed[s.name] for s in specs if s.name in typed and s not in _REPLAY}
-        read = {s: values.convert(f"--{s.name}", s.kind, text[-1]) for s, text in texts.items()}
+        read = {s: s.parse(text[-1]) for s, text in texts.items()}
         settings = {s.path: _stored(s, value) for s, value in read.items() if s.path}
         for text in typed.get("override", ()):
             settings.update([self._override(text)])
@@ -121,6 +125,19 @@ class Command:
         options |= {s.name: value for s, value in read.items() if not s.path}
         config = self._from_file(typed["config_file"][-1]) if "config_file" in typed else None
         return Parsed(settings, options, arguments, frozenset(typed), config)
+
+    def entry_point(self, run: Callable[[list[str]], R]) -> Callable[[list[str]], R]:
+        """Decorates the command's `run`: errors that name parameters then name their flags."""
+        flags = _flags_of_parameters(self.flags())
+
+        @functools.wraps(run)
+        def wrapper(argv: list[str]) -> R:
+            try:
+                return run(argv)
+            except UsageError as error:
+                raise with_flags(error, flags.get) from error
+
+        return wrapper
 
     def help(self, full: bool = False) -> str:
         """The text of `--help`, or of `--helpfull`, as wide as the terminal at most."""
@@ -146,7 +163,7 @@ class Command:
         own = flags.FlagValues()
         for spec in specs:
             kept = flags.MultiFlag(
-                _Text(), None, spec.name, None, spec.help, spec.short, spec.kind is bool
+                _Text(), None, spec.name, None, spec.help, spec.short, spec.type is bool
             )
             flags.DEFINE_flag(kept, own)
         own.set_gnu_getopt(True)
@@ -180,7 +197,7 @@ class Command:
             raise UsageError(
                 "--override", text, "path.to.field=value", "as in --override train.lr=0.01"
             )
-        known = values.paths(self.config)
+        known = field_types(self.config)
         if path not in known:
             near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
             raise UsageError(
@@ -189,19 +206,32 @@ class Command:
                 f"the path of a field of {self.config.__name__}",
                 f"did you mean {near[0]}?",
             )
-        return path, _sparsity(path, values.convert(f"--override {path}", known[path], value))
+        return path, _sparsity(path, parse(f"--override {path}", known[path], value))
 
     def _from_file(self, text: str) -> Config:
         assert self.config is not None
-        path = values.convert("--config_file", Path, text)
+        path = parse("--config_file", Path, text)
         try:
             return self.config.from_file(path)
         except UsageError as error:
             raise error.within("--config_file") from None
 
 
+def _flags_of_parameters(specs: Sequence[FlagSpec]) -> dict[str, str]:
+    """The flag of each parameter: by the flag's name, the path of its field or, where only one has
+    that, the field's name."""
+    fields = {spec.path: spec.path.rpartition(".")[2] for spec in specs if spec.path}
+    count = collections.Counter(fields.values())
+    names: dict[str, str] = {}
+    for spec in specs:
+        if spec.path and count[fields[spec.path]] == 1:
+            names[fields[spec.path]] = f"--{spec.name}"
+    names |= {spec.path: f"--{spec.name}" for spec in specs if spec.path}
+    return names | {spec.name: f"--{spec.name}" for spec in specs}
+
+
 class _Text(flags.ArgumentParser):
-    """Returns what was typed; `values.convert` reads it and words the error."""
+    """Returns what was typed; `flags.parse` reads it and words the error."""
 
     def parse(self, argument: Any) -> str:
         return str(argument)
@@ -245,7 +275,7 @@ def typed_name(name: str) -> str:
 
 def _usage(spec: FlagSpec) -> str:
     short = f"-{spec.short}, " if spec.short else ""
-    if spec.kind is bool:
+    if spec.type is bool:
         return f"{short}--[no]{spec.name}" if spec.path or spec.default else f"{short}--{spec.name}"
     return f"{short}--{spec.name}=..."
 
@@ -267,7 +297,8 @@ def _shown(value: Any) -> str:
 def _stored(spec: FlagSpec, value: Any) -> Any:
     """The field's value where the flag means something else."""
     if spec.name == "dropout_rate":
-        number("--dropout_rate", value, least=0, below=1, remedy="0.2 is the published recipes'")
+        remedy = "0.2 is the published recipes'"
+        check_number("--dropout_rate", value, least=0, below=1, remedy=remedy)
         return round(1.0 - value, 12)
     return _sparsity(spec.path, value)
 
@@ -301,13 +332,13 @@ def run_config(parsed: Parsed) -> RunConfig:
             expected = "the model that --config_file describes"
             raise UsageError("--model_name", name, expected, "leave out one of the two")
     assert isinstance(config, RunConfig)
-    return settle(config, parsed.settings)
+    return apply_overrides(config, parsed.settings)
 
 
 def dataset_of(parsed: Parsed, trained_on: str) -> DatasetConfig:
     """The data set that was asked for, else the one that a model was trained on, else, with a
     warning, the digits."""
-    own = values.paths(DatasetConfig)
+    own = field_types(DatasetConfig)
     settings = {path: value for path, value in parsed.settings.items() if path in own}
     name = settings.get("name", trained_on)
     if not name:
@@ -317,4 +348,4 @@ def dataset_of(parsed: Parsed, trained_on: str) -> DatasetConfig:
             "--dataset_name and --data_dir give its own",
             name,
         )
-    return settle(datasets.get(name), settings)
+    return apply_overrides(datasets.get(name), settings)

@@ -1,17 +1,20 @@
-"""Which flags a config has: every field with a `help`, through the configs nested in it. And flags
-that several commands share, or that are many.
+"""The flags of a config: every field with a `help`, through the configs nested in it. How their
+text is parsed, and how errors of the library, which name parameters, come to name flags.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mobilenet.cli import values
-from mobilenet.configs import number_formats
-from mobilenet.configs.base import Config
+from mobilenet.configs.base import Config, Rule
+from mobilenet.errors import UsageError
 
 GROUPS = ("model", "data", "training", "compression", "run")
 _GROUP_OF = {"model": 0, "init_checkpoint": 0, "dataset": 1, "image_size": 1, "train": 2, "seed": 2}
@@ -37,36 +40,70 @@ class FlagSpec:
     Attributes:
         name: as typed after the two dashes.
         path: dotted path of the config field that it sets; empty for an option of the command.
-        kind: type of the value, see `values.convert`; `Path` marks text that may be a path.
+        type: of the value, see `parse`; `Path` marks text that may be a path.
         help: one sentence.
         default: of an option; a config's field has its default in the recipe.
         short: single letter, or `None`.
         group: heading in `--help`.
         main: shown by `--help`; the others by `--helpfull` alone.
+        rule: legal values of an option; a config checks its fields itself.
     """
 
     name: str
     path: str
-    kind: Any
+    type: Any
     help: str
     default: Any = None
     short: str | None = None
     group: str = "run"
     main: bool = True
+    rule: Rule | None = None
+
+    def parse(self, text: str) -> Any:
+        """The value of a text.
+
+        Raises:
+            UsageError: it is not of the flag's type, or the value is not legal.
+        """
+        value = parse(f"--{self.name}", self.type, text)
+        if self.rule is not None and value is not None:
+            self.rule.check(f"--{self.name}", value)
+        return value
 
 
 def option(
     name: str,
-    kind: Any,
+    type: Any,
     default: Any,
     help: str,
     *,
     short: str | None = None,
     group: str = "run",
     main: bool = True,
+    **rule: Any,
 ) -> FlagSpec:
-    """A flag of the command itself, outside any config."""
-    return FlagSpec(name, "", kind, help, default, short, group, main)
+    """A flag of the command itself, outside any config; `rule` is of `configs.base.Rule`."""
+    checked = Rule(**rule) if rule else None
+    return FlagSpec(name, "", type, help, default, short, group, main, checked)
+
+
+def options_of(config: type[Config], **changes: str) -> tuple[FlagSpec, ...]:
+    """The fields of a config as options of a command, which builds the config from them itself.
+
+    Args:
+        config: its fields with a `help`; their defaults are shown.
+        changes: another help, by field.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    return tuple(
+        option(
+            spec.name,
+            spec.type,
+            defaults[spec.path],
+            changes.get(spec.path, spec.help),
+        )
+        for spec in flag_specs(config)
+    )
 
 
 # Of the commands that run a flatbuffer which another process wrote.
@@ -86,52 +123,28 @@ CALIBRATION = (
         "calibration_dir",
         Path,
         None,
-        "its place, or a list or folder of images without classes",
+        "its data_dir, or a list or folder of images without classes",
         group="data",
     ),
-    option("calibration_images", int, 200, "at most so many of them, spread evenly", group="data"),
-)
-
-# Of the converter: what the file looks like, and which figures it must reach.
-FORM = (
     option(
-        "quantization",
-        str,
-        None,
-        f"format of a float model: {', '.join(number_formats.FORMATS)}; float32 when left out",
+        "calibration_images",
+        int,
+        200,
+        "maximum number of them, sampled evenly",
+        group="data",
+        least=8,
+        integer=True,
     ),
-    option(
-        "io", str, None, "type of both ends: int8, uint8 or float32; the inside's when left out"
-    ),
-    option("batch", int, 1, "images a call; 0 leaves it open in a frozen graph"),
-    option("image_size", int, None, "height and width of a model that leaves its size open"),
-    option("output_activation", str, "none", "none (logits) or softmax (1/256 a step in int8)"),
-    option(
-        "target",
-        str,
-        "xnnpack",
-        "xnnpack (hard-swish written out, stem on pairs of pixels) or generic (neither)",
-    ),
-)
-LIMITS = (
-    option("verify_images", int, 200, "held-out images that model and file must answer alike"),
-    option("min_agreement", float, 0.0, "least share of images with the model's top-1"),
-    option(
-        "min_clear_agreement", float, 0.0, "the same where the model's margin exceeds two steps"
-    ),
-    option("max_mean_steps", float, None, "largest mean difference of an output, in codes"),
-    option("max_operator_steps", int, 1, "largest difference of one operator, in codes"),
-    option("max_partitions", int, None, "most delegate partitions; only told when left out"),
 )
 
 
 def flag_specs(config: type[Config] | Config) -> list[FlagSpec]:
     """The flags of a config and of the configs nested in it: every field that has a `help`."""
     specs = list(_walk(config if isinstance(config, type) else type(config), "", "", None))
-    for place, spec in enumerate(specs):
-        if spec.path == "model.weight_decay":  # beside the other fields of the seeds' table
+    for index, spec in enumerate(specs):
+        if spec.path == "model.weight_decay":  # next to the other fields of the seeds' table
             specs.insert(
-                place, _spec("dropout_rate", "model.dropout_keep_prob", float, _DROPOUT_HELP)
+                index, _spec("dropout_rate", "model.dropout_keep_prob", float, _DROPOUT_HELP)
             )
             break
     return specs
@@ -141,16 +154,17 @@ _DROPOUT_HELP = "share dropped before the logits: 1 - model.dropout_keep_prob"
 
 
 def _walk(
-    kind: type[Config], place: str, prefix: str, only: tuple[str, ...] | None
+    config: type[Config], parent: str, prefix: str, only: tuple[str, ...] | None
 ) -> Iterator[FlagSpec]:
-    hints = values.field_kinds(kind)
-    for field in dataclasses.fields(kind):
-        path = f"{place}{field.name}"
+    hints = _field_types(config)
+    for field in dataclasses.fields(config):
+        path = f"{parent}{field.name}"
         if "prefix" in field.metadata:
-            kinds, seen = field.metadata["kinds"], set()
-            if kinds:
-                yield _spec(field.name, path, str, f"{field.metadata['help']}: {', '.join(kinds)}")
-            for inner in kinds.values() or (hints[field.name],):
+            classes, seen = field.metadata["classes"], set()
+            if classes:
+                names = ", ".join(classes)
+                yield _spec(field.name, path, str, f"{field.metadata['help']}: {names}")
+            for inner in classes.values() or (hints[field.name],):
                 for spec in _walk(
                     inner, f"{path}.", field.metadata["prefix"], field.metadata["only"]
                 ):
@@ -159,10 +173,109 @@ def _walk(
                         yield spec
         elif "help" in field.metadata and (only is None or field.name in only):
             name = prefix + (field.metadata["flag"] or field.name)
-            stage = f" ({place.rstrip('.')} stage)" if prefix else ""
+            stage = f" ({parent.rstrip('.')} stage)" if prefix else ""
             yield _spec(name, path, hints[field.name], field.metadata["help"] + stage)
 
 
-def _spec(name: str, path: str, kind: Any, help: str) -> FlagSpec:
+def _spec(name: str, path: str, type: Any, help: str) -> FlagSpec:
     group = GROUPS[_GROUP_OF.get(path.split(".")[0], 4)]
-    return FlagSpec(name, path, kind, help, group=group, main=name in _MAIN)
+    return FlagSpec(name, path, type, help, group=group, main=name in _MAIN)
+
+
+def field_types(config: type[Config], parent: str = "") -> dict[str, Any]:
+    """Type by dotted path of every field that one value can set."""
+    types_by_path: dict[str, Any] = {}
+    classes = {f.name: f.metadata.get("classes", {}) for f in dataclasses.fields(config)}
+    for name, hint in _field_types(config).items():
+        if classes.get(name):
+            types_by_path[f"{parent}{name}"] = str
+            for inner in classes[name].values():
+                types_by_path |= field_types(inner, f"{parent}{name}.")
+        elif isinstance(hint, type) and issubclass(hint, Config):
+            types_by_path |= field_types(hint, f"{parent}{name}.")
+        elif not name.startswith("_") and not _holds_configs(hint):
+            types_by_path[f"{parent}{name}"] = hint
+    return types_by_path
+
+
+def _field_types(config: type[Config]) -> dict[str, Any]:
+    """The type by which each field's text is parsed: its annotation, or `Path`."""
+    hints = typing.get_type_hints(config)
+    paths = {f.name for f in dataclasses.fields(config) if f.metadata.get("path")}
+    return {
+        name: (Path if hint is str else Path | None) if name in paths else hint
+        for name, hint in hints.items()
+    }
+
+
+def _holds_configs(hint: Any) -> bool:
+    return any(isinstance(t, type) and issubclass(t, Config) for t in typing.get_args(hint))
+
+
+_TRUTH = {
+    "true": True,
+    "t": True,
+    "1": True,
+    "yes": True,
+    "false": False,
+    "f": False,
+    "0": False,
+    "no": False,
+}
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def parse(name: str, type: Any, text: str) -> Any:
+    """Reads text as a value of a type: scalars, `X | None`, `tuple[X, ...]` and `dict[str, X]`.
+
+    Lists are split at commas, entries of a dictionary at their last `=`; a lone number for a
+    dictionary is kept under the empty name, for the caller to place. The text `none` is `None`
+    where the type allows it. `Path` gives text too, in which a leading `~` is the home folder.
+
+    Raises:
+        UsageError: names the flag, the text and the type.
+    """
+    origin, inner = typing.get_origin(type), typing.get_args(type)
+    if origin in (typing.Union, types.UnionType):
+        if text.lower() == "none":
+            return None
+        return parse(name, next(option for option in inner if option is not types.NoneType), text)
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if origin is tuple:
+        items = tuple(parse(name, inner[0], word) for word in words)
+        if inner[-1] is not Ellipsis and len(items) != len(inner):
+            raise UsageError(name, text, f"{len(inner)} values, split by commas")
+        return items
+    if origin is dict:
+        pairs = [word.rpartition("=") for word in words]
+        return {key.strip(): parse(name, inner[1], value) for key, _, value in pairs}
+    if type is Path:
+        return os.path.expanduser(text)
+    try:
+        return _TRUTH[text.lower()] if type is bool else type(text)
+    except (ValueError, KeyError):
+        raise UsageError(name, text, _EXPECTED.get(type, f"a {type.__name__}")) from None
+
+
+_PARAMETER = re.compile(r"`([a-z_][\w.]*)((?:=[^`]*)?)`")
+
+
+def with_flags(error: UsageError, flag_of: Callable[[str], str | None]) -> UsageError:
+    """The error of a library function as a user of the command line reads it.
+
+    The library names parameters: `what` is one, or its texts have some in backquotes, as in
+    `lr=0.1`. Those that are flags become `--lr` and `--lr=0.1`.
+
+    Args:
+        error: any error; one whose texts have no such names comes out equal.
+        flag_of: gives the flag of a parameter, with its dashes; `None` where it is no flag.
+    """
+
+    def in_text(text: str) -> str:
+        return _PARAMETER.sub(
+            lambda match: (flag_of(match[1]) or "") + match[2] if flag_of(match[1]) else match[0],
+            text,
+        )
+
+    what = flag_of(error.what) or in_text(error.what)
+    return type(error)(what, error.got, in_text(error.expected), in_text(error.remedy))

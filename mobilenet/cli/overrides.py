@@ -1,5 +1,4 @@
-"""The next config: values by dotted path into a frozen config, errors under the flags that were
-typed."""
+"""Overrides: values by dotted path into a frozen config."""
 
 from __future__ import annotations
 
@@ -7,60 +6,66 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from mobilenet.cli.flags import flag_specs
+from mobilenet.cli.flags import flag_specs, with_flags
 from mobilenet.configs.base import Config
 from mobilenet.errors import UsageError, one_of
 
 C = TypeVar("C", bound=Config)
 
 
-def settle(config: C, settings: Mapping[str, Any]) -> C:
-    """The next config: `config` with values set by dotted path.
+def apply_overrides(config: C, values: Mapping[str, Any]) -> C:
+    """A new config: `config` with values set by dotted path.
 
     Values of one nested config change together, so that rules between its fields see all of them.
 
     Raises:
         UsageError: no such field, or a value that breaks its rule; named as on the command line.
     """
-    names = {spec.path: f"--{spec.name}" for spec in flag_specs(config)}
-    return _settle(config, settings, "", names)
+    flags = {spec.path: f"--{spec.name}" for spec in flag_specs(config)}
+    return _apply(config, values, "", flags)
 
 
-def _settle(config: C, settings: Mapping[str, Any], place: str, names: Mapping[str, str]) -> C:
+def _apply(config: C, values: Mapping[str, Any], parent: str, flags: Mapping[str, str]) -> C:
+    """`apply_overrides` for the config at the path `parent`, which ends with a dot."""
     changes: dict[str, Any] = {}
-    deeper: dict[str, dict[str, Any]] = {}
+    inner: dict[str, dict[str, Any]] = {}
     fields = {f.name: f for f in dataclasses.fields(config)}
-    for path, value in settings.items():
-        head, _, rest = path.partition(".")
-        one_of(f"--override {place}{path}", head, list(fields))
+    for path, value in values.items():
+        name, _, rest = path.partition(".")
+        one_of(f"--override {parent}{path}", name, list(fields))
         if rest:
-            deeper.setdefault(head, {})[rest] = value
+            inner.setdefault(name, {})[rest] = value
         else:
-            changes[head] = value
-    for head, value in changes.items():
-        if kinds := fields[head].metadata.get("kinds"):
-            kind = kinds[one_of(names.get(f"{place}{head}", head), value, kinds)]
-            changes[head] = _of_kind(getattr(config, head), kind)
-    for head, inner in deeper.items():
-        before = changes.get(head, getattr(config, head))
-        _check_fields(fields[head], before, inner, f"{place}{head}.", names)
-        changes[head] = _settle(before, inner, f"{place}{head}.", names)
+            changes[name] = value
+    for name, value in changes.items():
+        if classes := fields[name].metadata.get("classes"):
+            chosen = classes[one_of(flags.get(f"{parent}{name}", name), value, classes)]
+            changes[name] = _of_class(getattr(config, name), chosen)
+    for name, inner_values in inner.items():
+        before = changes.get(name, getattr(config, name))
+        _check_fields(fields[name], before, inner_values, f"{parent}{name}.", flags)
+        changes[name] = _apply(before, inner_values, f"{parent}{name}.", flags)
+
+    def flag_of(name: str) -> str | None:
+        path = f"{parent}{name}"
+        return flags.get(path, f"--override {path}") if name in fields else None
+
     try:
         return config.replace(**changes)
     except UsageError as error:
-        raise _named(error, config, changes, place, names) from None
+        raise with_flags(error, flag_of) from None
 
 
-def _of_kind(config: Config, kind: type[Config]) -> Config:
+def _of_class(config: Config, chosen: type[Config]) -> Config:
     """A config of another class, with what was set of the fields that both have."""
-    if type(config) is kind:
+    if type(config) is chosen:
         return config
-    plain, shared = type(config)(), _fields(kind) & _fields(config)
+    default, shared = type(config)(), _field_names(chosen) & _field_names(config)
     values = {name: getattr(config, name) for name in shared}
-    return kind(**{name: x for name, x in values.items() if x != getattr(plain, name)})
+    return chosen(**{name: x for name, x in values.items() if x != getattr(default, name)})
 
 
-def _fields(config: Config | type[Config]) -> set[str]:
+def _field_names(config: Config | type[Config]) -> set[str]:
     return {field.name for field in dataclasses.fields(config)}
 
 
@@ -68,32 +73,15 @@ def _check_fields(
     holder: dataclasses.Field[Any],
     config: Config,
     paths: Iterable[str],
-    place: str,
-    names: Mapping[str, str],
+    parent: str,
+    flags: Mapping[str, str],
 ) -> None:
-    """Tells of a flag that belongs to another class of config than the one that was picked."""
+    """Refuses a flag that belongs to another class of config than the one that was selected."""
     for path in paths:
         name = path.partition(".")[0]
-        kinds = holder.metadata.get("kinds", {})
-        able = [choice for choice, kind in kinds.items() if name in _fields(kind)]
-        if able and name not in _fields(config):
-            chosen = next(choice for choice, kind in kinds.items() if kind is type(config))
-            expected = f"--{holder.name} {' or '.join(able)}"
-            raise UsageError(names[f"{place}{name}"], None, expected, f"{chosen} has no such thing")
-
-
-def _named(
-    error: UsageError,
-    config: Config,
-    changes: Mapping[str, Any],
-    place: str,
-    names: Mapping[str, str],
-) -> UsageError:
-    """The error under the flag that set the field: `--prune_lr` where the rule says `--lr`."""
-    word, _, rest = error.what.partition(" ")
-    for field in dataclasses.fields(config):
-        if field.name in changes and word.lstrip("-") in (field.name, field.metadata.get("flag")):
-            path = f"{place}{field.name}"
-            what = f"{names.get(path, f'--override {path}')} {rest}".strip()
-            return UsageError(what, error.got, error.expected, error.remedy)
-    return error
+        classes = holder.metadata.get("classes", {})
+        users = [choice for choice, other in classes.items() if name in _field_names(other)]
+        if users and name not in _field_names(config):
+            chosen = next(choice for choice, other in classes.items() if other is type(config))
+            expected = f"--{holder.name} {' or '.join(users)}"
+            raise UsageError(flags[f"{parent}{name}"], None, expected, f"{chosen} has no such flag")

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from mobilenet.configs import dataset as dataset_configs
-from mobilenet.configs.base import MAX_BATCH, number, one_of
+from mobilenet.configs.base import MAX_BATCH, check_number, one_of
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.data import datasets, decoding
 from mobilenet.data import preprocessing as images
@@ -64,11 +64,11 @@ def load(
             `explain`).
     """
     config = dataset_configs.get(dataset) if isinstance(dataset, str) else dataset
-    number("--batch_size", batch_size, least=1, most=MAX_BATCH, integer=True)
-    number("start_step", start_step, least=0, integer=True)
+    check_number("batch_size", batch_size, least=1, most=MAX_BATCH, integer=True)
+    check_number("start_step", start_step, least=0, integer=True)
     if limit is not None:
-        number("limit", limit, least=1, integer=True)
-    number("--seed", seed, integer=True)
+        check_number("limit", limit, least=1, integer=True)
+    check_number("seed", seed, integer=True)
     one_of("channels", str(channels), ("1", "3"))
     size = _size(image_size)
     scaling = _preprocessing(config, preprocessing, channels)
@@ -95,7 +95,7 @@ def _options() -> tf.data.Options:
 def _size(image_size: int | tuple[int, int]) -> Size:
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     for side in (height, width):
-        number("--image_size", side, least=1, integer=True)
+        check_number("image_size", side, least=1, integer=True)
     return int(height), int(width)
 
 
@@ -106,7 +106,7 @@ def _preprocessing(
         preprocessing = config.preprocessing
     if isinstance(preprocessing, str):
         preprocessing = dataset_configs.PREPROCESSING[
-            one_of("--preprocessing", preprocessing, dataset_configs.PREPROCESSING)
+            one_of("preprocessing", preprocessing, dataset_configs.PREPROCESSING)
         ]
     for values in (preprocessing.mean, preprocessing.std):
         if len(values) not in (1, channels):
@@ -175,8 +175,8 @@ def _finish_training(
             pixels = images.random_affine(pixels, config, seeds[0], crop=True, fill="CONSTANT")
         if config.flip:
             pixels = tf.image.stateless_random_flip_left_right(pixels, seeds[1])
-        if config.colour:
-            pixels = images.adjust_brightness(pixels, config.colour, seeds[2])
+        if config.color:
+            pixels = images.adjust_brightness(pixels, config.color, seeds[2])
         return images.normalize(tf.repeat(pixels, channels, axis=-1), scaling), labels
 
     return augment_digits if isinstance(opened, datasets.DigitSplit) else augment_images

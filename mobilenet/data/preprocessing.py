@@ -70,10 +70,10 @@ def training_pixels(
     pixels = tf.image.resize(image, size, "bilinear", antialias=False)
     if config.flip:
         pixels = tf.image.stateless_random_flip_left_right(pixels, seeds[1])
-    if config.colour:
-        pixels = adjust_brightness(pixels[None], config.colour, seeds[2])[0]
+    if config.color:
+        pixels = adjust_brightness(pixels[None], config.color, seeds[2])[0]
         if channels == 3:
-            reach = _SATURATION * config.colour
+            reach = _SATURATION * config.color
             pixels = tf.image.stateless_random_saturation(pixels, 1 - reach, 1 + reach, seeds[3])
     return tf.cast(tf.round(tf.clip_by_value(pixels, 0, 255)), tf.uint8)
 

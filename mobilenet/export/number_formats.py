@@ -13,6 +13,7 @@ from mobilenet.compression.quantization.int8 import float_layers, scheme
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8.converter_workarounds import Repair
 from mobilenet.configs.conversion import ConversionConfig
+from mobilenet.configs.number_formats import FLOAT32, FORMATS, INT8
 from mobilenet.errors import UsageError
 from mobilenet.export import freeze, tflite_converter
 from mobilenet.export.calibration_data import Calibration
@@ -50,7 +51,7 @@ class ConversionJob:
         """
         if self.calibration is None:
             raise UsageError(
-                "calibration images", None, f"images, as {self.config.quantization} takes ranges"
+                "calibration images", None, f"images, as {self.config.number_format} takes ranges"
             )
         return self.calibration
 
@@ -86,11 +87,8 @@ def convert(job: ConversionJob) -> Conversion:
     Raises:
         UsageError: it cannot be converted to that format.
     """
-    if job.config.quantization is not None:
-        return CONVERTERS[job.config.quantization](job)
-    if job.source.quantized:
-        return _convert_int8(job)
-    return _compared_with_float(job, _float_flatbuffer(job))
+    as_trained = INT8 if job.source.quantized else FLOAT32
+    return CONVERTERS[job.config.number_format or as_trained](job)
 
 
 def _convert_int8(job: ConversionJob) -> Conversion:
@@ -116,7 +114,7 @@ def _convert_int8(job: ConversionJob) -> Conversion:
         float_layers.folded_kernels(wrapped), float_layers.find_all_float_layers(wrapped)
     )
     data = tflite_converter.int8_flatbuffer(
-        simulated, config.io_type(True), config.batch, job.shape, config.target, floats
+        simulated, config.io or INT8, config.batch, job.shape, config.target, floats
     )
     inputs = scheme.to_grid(job.images, source.card.preprocessing)
     return Conversion(data, reference, inputs, simulated, floats, tuple(repairs), notes=notes)
@@ -144,6 +142,10 @@ def _compared_with_float(
     return Conversion(data, _outputs(model, job.images), job.images, faults=faults, notes=notes)
 
 
+def _convert_float32(job: ConversionJob) -> Conversion:
+    return _compared_with_float(job, _float_flatbuffer(job))
+
+
 def _convert_dynamic_range(job: ConversionJob) -> Conversion:
     data = _float_flatbuffer(job)
     noise = dynamic_range.noise_images(dynamic_range.NOISE_IMAGES, job.shape)
@@ -168,18 +170,19 @@ def _convert_int16x8(job: ConversionJob) -> Conversion:
         )
     except RuntimeError as error:
         raise UsageError(
-            "--quantization",
-            config.quantization,
+            "number_format",
+            config.number_format,
             f"a model of operators with 16-bit kernels ({error})",
         ) from error
     return _compared_with_float(job, data, notes=(f"calibrated on {calibration.summary}",))
 
 
 def _convert_with_ai_edge(job: ConversionJob) -> Conversion:
-    assert job.config.format is not None and job.config.quantization is not None
-    calibration = job.require_calibration() if job.config.format.calibrated else None
+    name = job.config.number_format
+    assert name is not None
+    calibration = job.require_calibration() if FORMATS[name].calibrated else None
     images = None if calibration is None else calibration.images
-    data = ai_edge.apply_recipe(_float_flatbuffer(job), job.config.quantization, images)
+    data = ai_edge.apply_recipe(_float_flatbuffer(job), name, images)
     notes = () if calibration is None else (f"calibrated on {calibration.summary}",)
     return _compared_with_float(job, data, notes=notes)
 
@@ -191,7 +194,9 @@ def _outputs(model: Any, images: Float32Array) -> Float32Array:
 
 CONVERTERS: MappingProxyType[str, Callable[[ConversionJob], Conversion]] = MappingProxyType(
     {
-        "weights": _convert_dynamic_range,
+        INT8: _convert_int8,
+        FLOAT32: _convert_float32,
+        "dynamic_range": _convert_dynamic_range,
         "float16": _convert_float16,
         "int16x8": _convert_int16x8,
         "edge_dynamic": _convert_with_ai_edge,

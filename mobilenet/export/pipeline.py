@@ -21,7 +21,7 @@ from mobilenet.compression.quantization.int8.converter_workarounds import Repair
 from mobilenet.configs.card import Card
 from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.configs.number_formats import POST_TRAINING
+from mobilenet.configs.number_formats import AS_TRAINED, FLOAT32, FORMATS, INT8
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError, VerificationError, shorten
@@ -152,26 +152,33 @@ def export(
         UsageError: the source cannot be read or converted, or the target not written.
     """
     opened = source if isinstance(source, Source) else open_source(source)
-    config.io_type(opened.quantized)
+    config = config.resolve(opened.quantized)
     shape = config.input_shape(opened.model.input_shape[1:])
     if calibration is not None:
         check_images(calibration.images, opened.card.preprocessing)
-    if calibration is not None and config.quantization == POST_TRAINING:
+    if config.number_format == INT8 and not opened.quantized:
+        if calibration is None:
+            raise UsageError("calibration images", None, f"images, as {INT8} takes ranges")
         with console.log_to_stdout():
             opened = quantize_source(opened, calibration, post_training or PostTraining())
-        config = dataclasses.replace(config, quantization=None)
+    ranges_dropped = config.number_format == FLOAT32 and opened.quantized
+    if ranges_dropped:
+        opened = _float_source(opened)
     figures = model_figures(opened.model, shape)
     job = number_formats.ConversionJob(opened, images, config, shape, calibration)
     conversion = number_formats.convert(job)
+    if ranges_dropped:
+        note = "the float model; its ranges are left out"
+        conversion = dataclasses.replace(conversion, notes=(note, *conversion.notes))
     card = opened.card.replace(
         outputs=output_kind(opened.card, config), notes=(*opened.card.notes, *conversion.notes)
     )
     try:
         data, verification = _verify(conversion, job, card, limits)
     except UsageError as error:
-        if config.format is None:
+        if config.number_format in AS_TRAINED:
             raise
-        expected = f"a file of {config.quantization} that can be run and compared ({error})"
+        expected = f"a file of {config.number_format} that can be run and compared ({error})"
         raise VerificationError(str(target), None, expected, "it was not written") from None
     _raise_or_warn(verification, target, config)
     path = bundle.write_export(target, data, card, verification)
@@ -184,6 +191,13 @@ def export(
     return Export(path, verification, conversion.repairs, figures, card, conversion.notes)
 
 
+def _float_source(source: Source) -> Source:
+    """The float model of a quantized one."""
+    card = source.card.replace(keep_float=())
+    loaded = dataclasses.replace(source.loaded, card=card)
+    return dataclasses.replace(source, loaded=loaded, quantized=False)
+
+
 def _verify(
     conversion: number_formats.Conversion,
     job: number_formats.ConversionJob,
@@ -192,6 +206,7 @@ def _verify(
 ) -> tuple[bytes, verify.Verification]:
     """The file with its metadata, and its verification."""
     quantized = job.source.quantized
+    name = job.config.number_format or FLOAT32
     content = tflite_model.read(conversion.data)
     classes = content.tensors[content.outputs[0]].shape[-1]
     data = tflite_metadata.attach(conversion.data, bundle.file_card(card, classes, quantized))
@@ -201,12 +216,12 @@ def _verify(
         conversion.reference,
         conversion.inputs,
         expect_int8=quantized,
-        io=job.config.io_type(quantized),
+        io=job.config.io or "float32",
         pixel_std=deviations.pop() if len(deviations) == 1 else None,
         limits=limits,
         simulated=conversion.simulated,
         plain=job.source.model,
-        number_format=job.config.format,
+        number_format=None if name in AS_TRAINED else FORMATS[name],
         float_layers=conversion.float_layers,
     )
     faults = (*conversion.faults, *verification.faults)
@@ -226,12 +241,12 @@ def _raise_or_warn(
         )
     for line in verification.warnings:
         log.warning("%s: %s", target, line)
-    if config.format is not None:
+    if config.number_format not in AS_TRAINED:
         if verification.agreement < _LOW_AGREEMENT:
             log.warning(
                 "%s: %s has the same top-1 as the model on only %0.1f %% of the images",
                 target,
-                config.quantization,
+                config.number_format,
                 100 * verification.agreement,
             )
     elif verification.agreement_clear < _EXPECTED_AGREEMENT:

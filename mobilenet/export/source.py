@@ -12,7 +12,7 @@ from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
-from mobilenet.configs.number_formats import POST_TRAINING
+from mobilenet.configs.number_formats import INT8
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
 from mobilenet.export import freeze
@@ -82,8 +82,8 @@ def quantize_source(source: Source, calibration: Calibration, config: PostTraini
     """
     if source.quantized:
         raise UsageError(
-            "--quantization",
-            POST_TRAINING,
+            "number_format",
+            INT8,
             "a float model; this one has ranges and becomes int8 as it was trained",
             "leave it out, or give the folder of an earlier stage",
         )

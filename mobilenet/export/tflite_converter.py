@@ -14,7 +14,7 @@ from tensorflow.lite.python.convert_phase import (
     ConverterError,  # tf.lite does not export it
 )
 
-from mobilenet.configs.conversion import IO
+from mobilenet.configs.conversion import IO_TYPES
 from mobilenet.configs.quantization import TARGETS
 from mobilenet.errors import UsageError, one_of
 from mobilenet.export import freeze
@@ -137,8 +137,8 @@ def int8_flatbuffer(
             `freeze.freeze`.
         RuntimeError: the converter refused; its messages are in the text.
     """
-    one_of("--io", io, IO)
-    one_of("--target", target, TARGETS)
+    one_of("io", io, IO_TYPES)
+    one_of("target", target, TARGETS)
     frozen = freeze.freeze(model, batch, input_shape)
     if not freeze.fake_quant_count(frozen):
         raise UsageError(

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobilenet import cli, trainer
-from mobilenet.cli import values
+from mobilenet.cli import flags as cli_flags
 from mobilenet.configs import recipes
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.pruning import PRUNING
@@ -282,17 +282,17 @@ def test_another_way_to_prune_begins_with_its_own_defaults() -> None:
 def test_fields_of_one_config_change_together() -> None:
     """Rules between two fields see both: each of these alone would break one."""
     settings = {"pruning.begin": 0.7, "pruning.end": 0.9}
-    assert cli.settle(RunConfig(), settings).pruning.begin == 0.7
+    assert cli.apply_overrides(RunConfig(), settings).pruning.begin == 0.7
     with pytest.raises(UsageError, match="--pruning_end: got 0.6, expected a share above"):
-        cli.settle(RunConfig(), {"pruning.begin": 0.7})
+        cli.apply_overrides(RunConfig(), {"pruning.begin": 0.7})
 
 
-def test_settle_leaves_the_old_config_alone_and_names_a_wrong_path() -> None:
+def test_overrides_leave_the_old_config_alone_and_name_a_wrong_path() -> None:
     old = RunConfig()
-    assert cli.settle(old, {"train.lr": 0.5}).train == TrainConfig(lr=0.5)
+    assert cli.apply_overrides(old, {"train.lr": 0.5}).train == TrainConfig(lr=0.5)
     assert old == RunConfig()
     with pytest.raises(UsageError, match="did you mean train"):
-        cli.settle(old, {"trian.lr": 0.5})
+        cli.apply_overrides(old, {"trian.lr": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -311,19 +311,19 @@ def test_the_data_set_is_typed_or_the_nets_own_else_the_digits_with_a_warning(
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(), st.booleans())
 def test_values_survive_the_way_through_text(number: float, whole: int, truth: bool) -> None:
-    assert values.convert("x", float, str(number)) == number
-    assert values.convert("x", int, str(whole)) == whole
-    assert values.convert("x", bool, str(truth)) is truth
-    assert values.convert("x", tuple[float, ...], f"{number}, {whole}") == (number, float(whole))
-    assert values.convert("x", int | None, str(whole)) == whole
-    assert values.convert("x", dict[str, float], f"a={number}") == {"a": number}
+    assert cli_flags.parse("x", float, str(number)) == number
+    assert cli_flags.parse("x", int, str(whole)) == whole
+    assert cli_flags.parse("x", bool, str(truth)) is truth
+    assert cli_flags.parse("x", tuple[float, ...], f"{number}, {whole}") == (number, float(whole))
+    assert cli_flags.parse("x", int | None, str(whole)) == whole
+    assert cli_flags.parse("x", dict[str, float], f"a={number}") == {"a": number}
 
 
 @given(st.text(max_size=12))
 def test_no_text_makes_a_number_parser_fail_otherwise(text: str) -> None:
     for kind in (int, float, bool, tuple[int, int], dict[str, int], float | None):
         try:
-            values.convert("x", kind, text)
+            cli_flags.parse("x", kind, text)
         except UsageError as error:
             assert str(error).startswith("x: got")
 
@@ -362,11 +362,11 @@ def test_the_home_folder_is_expanded_in_every_path_and_nowhere_else(
     flags = importlib.import_module(f"mobilenet.{command}").COMMAND
     expanded = set()
     for spec in flags.flags():
-        if spec.kind in (str, str | None, Path, Path | None):
-            text = values.convert(f"--{spec.name}", spec.kind, "~/x")
+        if spec.type in (str, str | None, Path, Path | None):
+            text = cli_flags.parse(f"--{spec.name}", spec.type, "~/x")
             expanded |= {spec.name} if text == "/home/me/x" else set()
             assert text in ("/home/me/x", "~/x")
-            assert values.convert(f"--{spec.name}", spec.kind, "a/~/x~") == "a/~/x~"
+            assert cli_flags.parse(f"--{spec.name}", spec.type, "a/~/x~") == "a/~/x~"
     assert expanded == PATHS[command]
 
 

@@ -1,4 +1,4 @@
-"""`--quantization`: every format through the converter, verified; and each way to ask wrongly."""
+"""`--number_format`: every format through the converter, verified; and each way to ask wrongly."""
 
 from __future__ import annotations
 
@@ -101,10 +101,11 @@ def stored_types(data: bytes) -> dict[str, set[str]]:
 # The types of the kernels, of the depthwise ones, of what is computed, and the delegate's parts
 # (11 depthwise convolutions are outside of `edge_dynamic`; XNNPACK takes nothing of 16 bits).
 EXPECTED = {
-    "ptq": ("int8", "int8", "int8", 1),
-    "weights": ("int8", "float32", "float32", 1),
+    "int8": ("int8", "int8", "int8", 1),
+    "dynamic_range": ("int8", "float32", "float32", 1),
     "float16": ("float16", "float16", "float32", 1),
     "int16x8": ("int8", "int8", "int16", 0),
+    "float32": ("float32", "float32", "float32", 1),
     "edge_dynamic": ("int8", "int8", "float32", 12),
     "edge_weights": ("int8", "int8", "float32", 1),
     "edge_static": ("int8", "int8", "int8", 1),
@@ -115,7 +116,7 @@ EXPECTED = {
 def test_a_net_becomes_a_proved_file_of_each_format(
     name: str, toy: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--verify_images=40", f"--quantization={name}"]
+    words = ["--verify_images=40", f"--number_format={name}"]
     if FORMATS[name].calibrated:
         words.append(f"--calibration_dir={photos}")
     converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", *words])
@@ -154,7 +155,7 @@ def test_hard_swish_and_squeeze_excite_have_each_format(
     opened = open_source(net)
     images = small_models.inputs(24, 32, seed=2)
     seen = calibration_data.Calibration(images, "here") if FORMATS[name].calibrated else None
-    form = ConversionConfig(quantization=name)
+    form = ConversionConfig(number_format=name)
     made = export_pipeline.export(opened, tmp_path / "out", images, form, calibration=seen)
     assert made.verification.ok
     # The recipe leaves HARD_SWISH as it is, and no delegate takes it in int8.
@@ -168,7 +169,7 @@ def test_evaluator_and_predict_take_the_file(
     toy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     converter.run(
-        [f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=weights",
+        [f"--model={toy}", f"--output={tmp_path / 'out'}", "--number_format=dynamic_range",
          "--verify_images=10"]
     )  # fmt: skip
     root = write_class_folders(tmp_path / "photos", train=2, val=3, classes="abcd")
@@ -185,7 +186,7 @@ def test_evaluator_and_predict_take_the_file(
 
 
 def test_softmax_and_batches_have_a_format_too(toy: Path, photos: Path, tmp_path: Path) -> None:
-    words = ["--quantization=int16x8", "--batch=3", "--output_activation=softmax"]
+    words = ["--number_format=int16x8", "--batch=3", "--output_activation=softmax"]
     converter.run(
         [f"--model={toy}", f"--output={tmp_path / 'out'}", f"--calibration_dataset={photos}",
          *words, "--verify_images=8"]
@@ -212,7 +213,9 @@ def test_a_file_that_lost_weights_is_not_kept(
     with pytest.raises(
         VerificationError, match=r"weights are more than a step.*it was not written"
     ):
-        converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=weights"])
+        converter.run(
+            [f"--model={toy}", f"--output={tmp_path / 'out'}", "--number_format=dynamic_range"]
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -221,7 +224,7 @@ def test_a_file_of_another_format_is_not_kept(
 ) -> None:
     monkeypatch.setattr(tflite_converter, "float16_flatbuffer", tflite_converter.float_flatbuffer)
     with pytest.raises(VerificationError, match=r"without a DEQUANTIZE.*it was not written"):
-        converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=float16"])
+        converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", "--number_format=float16"])
 
 
 def test_a_file_that_does_not_run_is_not_kept(
@@ -233,7 +236,7 @@ def test_a_file_that_does_not_run_is_not_kept(
         VerificationError, match=r"edge_dynamic that can be run.*it was not written"
     ):
         converter.run(
-            [f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=edge_dynamic"]
+            [f"--model={toy}", f"--output={tmp_path / 'out'}", "--number_format=edge_dynamic"]
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -287,7 +290,7 @@ def test_images_that_cannot_calibrate_cost_a_line(
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    words = [f"--model={toy}", f"--output={tmp_path / 'out'}", "--quantization=int16x8"]
+    words = [f"--model={toy}", f"--output={tmp_path / 'out'}", "--number_format=int16x8"]
     with pytest.raises(UsageError) as caught:
         converter.run([*words, *make(data), "--verify_images=4"])
     for part in parts:
@@ -299,14 +302,25 @@ def test_images_that_cannot_calibrate_cost_a_line(
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--quantization=weight"], ["--quantization: got 'weight'", "did you mean weights?"]),
-        (["--quantization=weights", "--io=int8"], ["--io: got 'int8', expected float32"]),
-        (["--quantization=int16x8", "--io=int8"], ["--io: got 'int8'", "file of int16x8"]),
         (
-            ["--quantization=weights", "--calibration_dir=photos"],
-            ["--calibration_dir: got 'photos'", "ptq or int16x8 or edge_static beside it"],
+            ["--number_format=dynamic"],
+            ["--number_format: got 'dynamic'", "did you mean edge_dynamic?"],
         ),
-        (["--calibration_images=100"], ["--calibration_images: got 100", "--quantization"]),
+        (["--number_format=dynamic_range", "--io=int8"], ["--io: got 'int8', expected float32"]),
+        (["--number_format=int16x8", "--io=int8"], ["--io: got 'int8'", "type of int16x8"]),
+        (
+            ["--number_format=dynamic_range", "--calibration_dir=photos"],
+            [
+                "--calibration_dir: got 'photos'",
+                "a float model and --number_format int8 or int16x8 or edge_static",
+            ],
+        ),
+        (["--calibration_images=100"], ["--calibration_images: got 100", "--number_format int8"]),
+        (
+            ["--quantization=ptq", "--number_format=float16"],
+            ["--quantization: got 'ptq'", "--number_format int8"],
+        ),
+        (["--quantization=qat"], ["--quantization: got 'qat', expected ptq"]),
     ],
 )
 def test_wishes_that_do_not_fit_leave_no_file(
@@ -320,8 +334,25 @@ def test_wishes_that_do_not_fit_leave_no_file(
 
 
 def test_a_quantized_net_keeps_the_format_it_was_trained_for() -> None:
-    with pytest.raises(UsageError, match=r"--quantization: got 'weights'.*earlier stage"):
-        ConversionConfig(quantization="weights").io_type(True)
+    with pytest.raises(UsageError, match=r"number_format: got 'dynamic_range'.*earlier stage"):
+        ConversionConfig(number_format="dynamic_range").resolve(True)
+
+
+@pytest.mark.parametrize(
+    ("former", "name"),
+    [("weights", "dynamic_range"), ("float16", "float16"), ("edge_static", "edge_static")],
+)
+def test_the_former_names_of_formats_are_refused_with_the_flag_of_today(
+    toy: Path, tmp_path: Path, former: str, name: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        converter.run(
+            [f"--model={toy}", f"--output={tmp_path / 'out'}", f"--quantization={former}"]
+        )
+    assert str(caught.value) == (
+        f"--quantization: got '{former}', expected ptq, the method of int8; --number_format {name}"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_extra_the_line_says_what_to_install(toy: Path, tmp_path: Path) -> None:
@@ -333,11 +364,11 @@ def test_without_the_extra_the_line_says_what_to_install(toy: Path, tmp_path: Pa
         "from mobilenet import converter; sys.argv = ['converter', *sys.argv[1:]]\n"
         "converter.main()"
     )
-    words = [f"--model={toy}", "--quantization=edge_static", f"--output={tmp_path / 'out'}"]
+    words = [f"--model={toy}", "--number_format=edge_static", f"--output={tmp_path / 'out'}"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "--quantization: got 'edge_static', expected ai_edge_quantizer, which is not installed; "
+        "--number_format: got 'edge_static', expected ai_edge_quantizer, which is not installed; "
         'pip install "mobilenet[edge]"\n'
     )
 
@@ -352,11 +383,11 @@ def test_a_net_without_sixteen_bit_kernels_is_told(tmp_path: Path) -> None:
     model = tf_keras.Model(source, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
     images = small_models.inputs(8)
     source_model = Source(tmp_path, saving.LoadedModel(model, Card(input_shape=(16, 16, 3))), False)
-    form = ConversionConfig(quantization="int16x8")
+    form = ConversionConfig(number_format="int16x8")
     with pytest.raises(UsageError, match="calibration images: expected images"):
         export_pipeline.export(source_model, tmp_path / "out", images, form)
     seen = calibration_data.Calibration(images, "here")
-    with pytest.raises(UsageError, match=r"--quantization: got 'int16x8'.*16-bit kernels"):
+    with pytest.raises(UsageError, match=r"number_format: got 'int16x8'.*16-bit kernels"):
         export_pipeline.export(source_model, tmp_path / "out", images, form, calibration=seen)
     assert tf.executing_eagerly() and list(tmp_path.iterdir()) == []
 
@@ -383,7 +414,7 @@ def test_a_squeeze_that_is_always_zero_has_a_range_in_sixteen_bits(tmp_path: Pat
     images = small_models.inputs(16)
     opened = Source(tmp_path, saving.LoadedModel(model, Card(input_shape=(16, 16, 3))), False)
     seen = calibration_data.Calibration(images, "here")
-    form = ConversionConfig(quantization="int16x8")
+    form = ConversionConfig(number_format="int16x8")
     made = export_pipeline.export(opened, tmp_path / "out", images, form, calibration=seen)
     assert made.verification.signal_to_noise is not None
     assert made.verification.signal_to_noise > 30
@@ -449,8 +480,6 @@ def test_images_that_are_no_inputs_of_the_net_are_refused(change: Any, words: st
 
 
 def test_formats_are_plain_facts() -> None:
-    assert {*number_formats.CONVERTERS, "ptq"} == set(
-        FORMATS
-    )  # which fits a model, and makes int8 of it
+    assert set(number_formats.CONVERTERS) == set(FORMATS)
     for kind in FORMATS.values():
-        assert dataclasses.asdict(kind)["ends"][0] in ("float32", "int8")
+        assert dataclasses.asdict(kind)["io_types"][0] in ("float32", "int8")

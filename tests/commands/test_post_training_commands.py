@@ -140,9 +140,15 @@ def test_the_quantize_stage_needs_no_training(trained: Path, tmp_path: Path) -> 
     [
         (("--quantization=ptq", "--calibration_images=3"), "--calibration_images: got 3"),
         (("--quantization=ptq", "--ptq_steps=bias"), "--ptq_steps: got 'bias'"),
-        (("--ptq_steps=maximum",), "--ptq_steps: expected --quantization ptq beside it"),
-        (("--fitted=there",), "--fitted: got 'there', expected --quantization ptq beside it"),
-        (("--keep_float=Conv2d_0",), "--keep_float: expected --quantization ptq beside it"),
+        (("--ptq_steps=maximum",), "--ptq_steps: expected a float model and --number_format int8"),
+        (
+            ("--fitted=there",),
+            "--fitted: got 'there', expected a float model and --number_format int8",
+        ),
+        (
+            ("--keep_float=Conv2d_0",),
+            "--keep_float: expected a float model and --number_format int8",
+        ),
         (("--quantization=ptq", "--keep_float=Conv2d_0_relu6"), "a layer with a kernel: Conv2d_0,"),
         (("--quantization=ptq", "--calibration_dir=nowhere"), "--calibration_dir: got 'nowhere'"),
     ],

@@ -79,7 +79,7 @@ def test_flags_keep_the_seeds_names() -> None:
         (
             "width_multiplier",
             0,
-            "--width_multiplier: got 0, expected a number above 0; "
+            "width_multiplier: got 0, expected a number above 0 and at most 100; "
             "common values are 0.25, 0.5, 0.75, 1.0",
         ),
         ("width_multiplier", -1.0, "above 0"),
@@ -101,7 +101,7 @@ def test_flags_keep_the_seeds_names() -> None:
         ("batch_norm_decay", 1, "below 1"),
         ("batch_norm_epsilon", 0, "above 0"),
         ("hard_sigmoid_slope", 0, "above 0"),
-        ("channels", {"Conv": 0}, "channels of Conv"),
+        ("channels", {"Conv": 0}, "`channels` Conv"),
         ("widht_multiplier", 1, "did you mean width_multiplier"),
     ],
 )

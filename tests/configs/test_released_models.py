@@ -174,7 +174,7 @@ def test_other_errors_of_the_pages_are_marked() -> None:
     assert "71 %" in notes("mobilenet_v1", 1.0, 224)
     assert "71 %" not in notes("mobilenet_v1", 1.0, 192)
     assert "72 %" in notes("mobilenet_v2", 1.0, 224)
-    assert "750.1 %" in notes("mobilenet_v3_large", 1.0, 224)
+    assert "75.1 %" in notes("mobilenet_v3_large", 1.0, 224)
     assert "labelled 0.50" in notes("mobilenet_v1", 0.5, 128)
     assert "checkpoint is float" in notes("mobilenet_edgetpu", 1.0, 224, "quantized")
     assert "no accuracy" in notes("mobilenet_v2", 1.4, 224, "quantized")

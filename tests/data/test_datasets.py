@@ -234,9 +234,7 @@ def test_a_prepared_tfds_set_is_read(tfds: Any, tmp_path: Path) -> None:
                 yield n, {"image": np.full((8, 8, 1), 20 * (n % 3), np.uint8), "label": n % 3}
 
     TinyGreys(data_dir=str(tmp_path), file_format="tfrecord").download_and_prepare()
-    raw = dataset_configs.get("mnist").replace(
-        name="tiny_greys", data_dir=str(tmp_path), colour=0.0
-    )
+    raw = dataset_configs.get("mnist").replace(name="tiny_greys", data_dir=str(tmp_path), color=0.0)
     info = data.describe(raw)
     assert info.sizes == {"train": 7, "validation": 3, "test": 3} and info.labels == ("x", "y", "z")
     images, labels = next(

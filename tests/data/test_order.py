@@ -16,7 +16,7 @@ from mobilenet.configs import dataset as datasets
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
 
-STILL: dict[str, Any] = {"area_min": 1.0, "flip": False, "colour": 0.0}
+STILL: dict[str, Any] = {"area_min": 1.0, "flip": False, "color": 0.0}
 
 
 @pytest.fixture(scope="module")

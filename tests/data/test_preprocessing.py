@@ -98,7 +98,7 @@ def test_a_training_crop_covers_what_it_may(kind: str) -> None:
     ramp = np.zeros((100, 100, 3), np.uint8)
     ramp[..., 0], ramp[..., 1] = np.arange(100)[None], np.arange(100)[:, None]
     encoded = tf.constant(encode(Image.fromarray(ramp), kind))
-    config = DatasetConfig(area_min=0.3, aspect_max=1.5, flip=False, colour=0.0)
+    config = DatasetConfig(area_min=0.3, aspect_max=1.5, flip=False, color=0.0)
     shares, ratios = [], []
     for number in range(60):
         seed = tf.constant([5, number], tf.int64)
@@ -112,10 +112,10 @@ def test_a_training_crop_covers_what_it_may(kind: str) -> None:
     assert 1 / 1.65 < min(ratios) < 0.85 and 1.15 < max(ratios) < 1.65
 
 
-def test_mirror_and_colour_do_what_they_say() -> None:
+def test_mirror_and_color_do_what_they_say() -> None:
     encoded = tf.constant(encode(smooth_image(4), "png"))
     image = np.asarray(smooth_image(4)).astype(int)
-    still = DatasetConfig(area_min=1.0, flip=False, colour=0.0)
+    still = DatasetConfig(area_min=1.0, flip=False, color=0.0)
     seeds = [tf.constant([1, n], tf.int64) for n in range(40)]
 
     def vary(config: DatasetConfig) -> list[np.ndarray]:
@@ -129,7 +129,7 @@ def test_mirror_and_colour_do_what_they_say() -> None:
     grey = preprocessing.adjust_brightness(tf.fill([200, 4, 4, 1], 128.0), 0.5, seeds[0]).numpy()
     levels = grey[:, 0, 0, 0] - 128
     assert -16 <= levels.min() < -12 and 12 < levels.max() <= 16 and np.ptp(grey[0]) == 0
-    spread = [np.ptp(one, axis=-1).mean() for one in vary(still.replace(colour=1.0))]
+    spread = [np.ptp(one, axis=-1).mean() for one in vary(still.replace(color=1.0))]
     assert min(spread) < 0.8 * np.ptp(image, axis=-1).mean() < max(spread)
 
 
@@ -166,7 +166,7 @@ def test_digits_are_evaluated_as_the_digits_module_draws_them() -> None:
 
 
 def test_unvaried_training_digits_are_the_evaluated_ones_but_for_rounding() -> None:
-    still = datasets.get("digits").replace(rotation=0.0, shift=0.0, zoom=0.0, shear=0.0, colour=0.0)
+    still = datasets.get("digits").replace(rotation=0.0, shift=0.0, zoom=0.0, shear=0.0, color=0.0)
     settings = {"image_size": 20, "batch_size": 1257, "preprocessing": "raw"}
     trained, _ = next(iter(data.load(still, "train", training=True, **settings)))
     raw = datasets.PREPROCESSING["raw"].replace(crop="none")

@@ -88,7 +88,7 @@ def test_a_net_of_four_bits_becomes_an_int4_file(
     net: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    converter.run([f"--model={net}", f"--output={out}", "--quantization=edge_int4"])
+    converter.run([f"--model={net}", f"--output={out}", "--number_format=edge_int4"])
     said, err = capfd.readouterr()
     assert err == "" and "int4 kernels" in said and "100.00%" in said
     content = tflite_model.read((out / "model.tflite").read_bytes())
@@ -132,7 +132,7 @@ def test_a_net_on_no_grid_is_refused(tmp_path: Path) -> None:
     model = small_models.randomize_batch_norm(small_models.toy(), 4)
     place = tmp_path / "net"
     saving.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=small_models.INCEPTION))
-    words = [f"--model={place}", f"--output={tmp_path / 'out'}", "--quantization=edge_int4"]
+    words = [f"--model={place}", f"--output={tmp_path / 'out'}", "--number_format=edge_int4"]
     with pytest.raises(UsageError, match="kernels on a 4-bit grid") as caught:
         converter.run(words)
     assert len(str(caught.value).splitlines()) == 1

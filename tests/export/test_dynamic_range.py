@@ -92,7 +92,7 @@ def test_kernels_are_the_rounded_ones_operator_by_operator(original: bytes, made
         dynamic_range.find_faults(tflite_model.read(original), tflite_model.read(made), narrow=0)
         == []
     )
-    assert structure.format_faults(tflite_model.read(made), FORMATS["weights"]) == []
+    assert structure.format_faults(tflite_model.read(made), FORMATS["dynamic_range"]) == []
 
 
 def layer_inputs(model: Any, images: np.ndarray) -> list[np.ndarray]:
@@ -240,7 +240,7 @@ def test_every_net_is_one_partition_and_answers_alike(
     made = dynamic_range.quantize_kernels(original, noise)
     content = tflite_model.read(made)
     assert dynamic_range.find_faults(tflite_model.read(original), content) == []
-    assert structure.format_faults(content, FORMATS["weights"]) == []
+    assert structure.format_faults(content, FORMATS["dynamic_range"]) == []
     assert interpreter.partitions(interpreter.make_interpreter(content)) == 1
     images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
     expected, said = invoke(original, images), invoke(made, images)
@@ -275,7 +275,7 @@ def test_narrow_kernels_stay_float_where_there_are_many_places() -> None:
     narrow = ("stem", "few_out", "few_in")
     assert {name for name, kind in found.items() if kind == "float32"} == set(narrow)
     assert set(found.values()) == {"float32", "int8"} and len(found) == 6
-    assert structure.format_faults(content, FORMATS["weights"]) == []
+    assert structure.format_faults(content, FORMATS["dynamic_range"]) == []
     assert dynamic_range.find_faults(tflite_model.read(original), content) == []
     assert set(formats(dynamic_range.quantize_kernels(original, narrow=0)).values()) == {"int8"}
     for other in (31, 33):  # another rule than the one that is verified
@@ -299,7 +299,7 @@ def test_a_net_of_narrow_kernels_alone_is_rounded_whole() -> None:
 
 
 def test_a_float_file_is_not_of_the_format(original: bytes) -> None:
-    faults = structure.format_faults(tflite_model.read(original), FORMATS["weights"])
+    faults = structure.format_faults(tflite_model.read(original), FORMATS["dynamic_range"])
     assert faults == ["no kernel is int8"]
 
 
@@ -390,6 +390,6 @@ def test_a_scale_for_all_channels_is_told(made: bytes) -> None:
         held = graph.tensors[graph.operators[2].inputs[1]].quantization
         held.scale, held.zeroPoint = held.scale[:1], np.ones(1, np.int64)
 
-    faults = structure.format_faults(broken(made, change), FORMATS["weights"])
+    faults = structure.format_faults(broken(made, change), FORMATS["dynamic_range"])
     assert len(faults) == 2
     assert "1 scales for 48 channels" in faults[0] and "zero points other than 0" in faults[1]

@@ -123,11 +123,17 @@ def test_another_net_is_no_proof(lively: Callable[[str], Any], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--quantization=weights"], "--quantization: got 'weights', expected --format tflite"),
+        (
+            ["--number_format=dynamic_range"],
+            "--number_format: got 'dynamic_range', expected --format",
+        ),
         (["--io=int8"], "--io: got 'int8', expected --format tflite"),
         (["--target=generic"], "--target: got 'generic', expected --format tflite"),
         (["--max_partitions=1"], "--max_partitions: got 1, expected --format tflite"),
-        (["--calibration_dir=x"], "--calibration_dir: got 'x', expected --quantization"),
+        (
+            ["--calibration_dir=x"],
+            "--calibration_dir: got 'x', expected a float model",
+        ),
         (["--batch=-1"], "--batch: got -1"),
         (["--output_activation=relu"], "--output_activation: got 'relu'"),
         (["--format=onnx"], "--format: got 'onnx', expected one of tflite, frozen_graph"),

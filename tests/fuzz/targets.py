@@ -160,9 +160,9 @@ def _flag(rng: random.Random, spec: Any) -> str:
     if spec.name in ("override", "config_file") and rng.random() < 0.5:
         paths = ("train.lr", "model", "model.channels", "seed", "train.lr_boundaries", "image_size")
         return f"--{spec.name}={rng.choice(paths)}={rng.choice(_WORDS)}"
-    typed = _TYPED.get(spec.kind, _WORDS)
+    typed = _TYPED.get(spec.type, _WORDS)
     word = rng.choice(typed if rng.random() < 0.5 else _WORDS)
-    if spec.kind is bool and rng.random() < 0.5:
+    if spec.type is bool and rng.random() < 0.5:
         return rng.choice((f"--{spec.name}", f"--no{spec.name}"))
     return f"--{spec.name}={word}"
 

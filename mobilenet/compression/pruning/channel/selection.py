@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet.compression.pruning.channel.dependency_groups import Group
-from mobilenet.configs.base import number
+from mobilenet.configs.base import check_number
 from mobilenet.configs.pruning import ALL_GROUPS, ROLES, SCOPES
 from mobilenet.errors import UsageError, one_of, shorten
 from mobilenet.typing import Float64Array
@@ -38,11 +38,11 @@ def ratios_by_group(
         UsageError: a number outside [0, 1), or a pattern that matches no layer.
     """
     if not isinstance(ratio, Mapping):
-        number(what, ratio, least=0, below=1, remedy="0.5 removes half of the channels")
+        check_number(what, ratio, least=0, below=1, remedy="0.5 removes half of the channels")
         ratio = {ALL_GROUPS: ratio}
     shares = dict.fromkeys((group.number for group in groups), 0.0)
     for pattern, share in ratio.items():
-        number(f"{what} {pattern}", share, least=0, below=1)
+        check_number(f"{what} {pattern}", share, least=0, below=1)
         hits = [group for group in groups if _matches(pattern, group)]
         if not hits:
             raise UsageError(
@@ -103,7 +103,7 @@ def choose_channels(
         scope: `group` takes its share from every group; `global` ranks the channels of all groups
             with a share together, after dividing each group's scores by their mean.
     """
-    number("--round_to", round_to, least=1, integer=True, remedy="16 for int8, 32 for float, 1")
+    check_number("round_to", round_to, least=1, integer=True, remedy="16 for int8, 32 for float, 1")
     one_of("scope", scope, SCOPES)
     scores = {group.number: score(group) for group in groups if shares[group.number] > 0}
     scores = {key: np.where(np.isnan(own), -np.inf, own) for key, own in scores.items()}
