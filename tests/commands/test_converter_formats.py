@@ -161,7 +161,7 @@ def test_hard_swish_and_squeeze_excite_have_each_format(
     # The recipe leaves HARD_SWISH as it is, and no delegate takes it in int8.
     assert made.verification.partitions == {"edge_static": 20}.get(name, EXPECTED[name][3])
     assert made.verification.signal_to_noise is not None
-    least = {"float16": 40, "weights": 15, "int16x8": 15}.get(name, 3)
+    least = {"float16": 40, "float32": 60, "int16x8": 15}.get(name, 3)
     assert made.verification.signal_to_noise > least
 
 

@@ -160,7 +160,7 @@ def test_float_file_says_what_keras_says_with_hard_swish_fused() -> None:
     assert "HARD_SWISH" in {op["op_name"] for op in runner._get_ops_details()}
 
 
-@pytest.mark.parametrize("io", tflite_converter.IO)
+@pytest.mark.parametrize("io", tflite_converter.IO_TYPES)
 def test_int8_edges(quantized: tf_keras.Model, int8_file: bytes, io: str) -> None:
     data = tflite_converter.int8_flatbuffer(quantized, io)
     source, sink = io_details(data)
