@@ -128,8 +128,7 @@ def test_a_set_that_is_not_there_names_what_needs_no_network(
 ) -> None:
     from mobilenet.data import tfds
 
-    pytest.importorskip("tensorflow_datasets")
-    monkeypatch.setattr(tfds, "_network", lambda: False)
+    monkeypatch.setattr(tfds, "_has_network", lambda: False)
     with pytest.raises(UsageError) as caught:
         trainer.run(["--dataset_name=cifar10", "--data_dir=sets"])
     told(

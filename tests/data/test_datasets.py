@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets
 from data_sets import encode_example, jpeg, write_class_folders, write_records
 
 from mobilenet import data
 from mobilenet.configs import dataset as dataset_configs
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.data import corrupt_images, datasets
+from mobilenet.data import corrupt_images, datasets, tfds
 from mobilenet.data.tfrecord import count_records
 from mobilenet.errors import UsageError
 
@@ -181,14 +182,7 @@ def test_tfds_names_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None
         data.describe("digts")
 
 
-@pytest.fixture
-def tfds() -> Any:
-    return pytest.importorskip(
-        "tensorflow_datasets", reason="the package tensorflow-datasets is absent"
-    )
-
-
-def test_unknown_tfds_names_offer_the_nearest(tfds: Any, tmp_path: Path) -> None:
+def test_unknown_tfds_names_offer_the_nearest(tmp_path: Path) -> None:
     config = DatasetConfig("imagenete", data_dir=str(tmp_path))
     with pytest.raises(UsageError, match="did you mean imagenette"):
         data.describe(config)
@@ -196,33 +190,33 @@ def test_unknown_tfds_names_offer_the_nearest(tfds: Any, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("network", [True, False])
 def test_a_tfds_set_that_cannot_be_fetched_names_the_offline_choices(
-    tfds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: bool
 ) -> None:
     def offline(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
-    monkeypatch.setattr(tfds, "_network", lambda: network)
+    monkeypatch.setattr(tensorflow_datasets.core.DatasetBuilder, "download_and_prepare", offline)
+    monkeypatch.setattr(tfds, "_has_network", lambda: network)
     with pytest.raises(UsageError, match="digits, image_folder or tfrecord needs no") as caught:
         data.load(DatasetConfig("cifar10", data_dir=str(tmp_path)), "train", **SMALL)
     assert ("no route to host" in str(caught.value)) is network
     assert not list(tmp_path.iterdir())
 
 
-def test_a_prepared_tfds_set_is_read(tfds: Any, tmp_path: Path) -> None:
-    class TinyGreys(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
+def test_a_prepared_tfds_set_is_read(tmp_path: Path) -> None:
+    class TinyGreys(tensorflow_datasets.core.GeneratorBasedBuilder):  # type: ignore[misc]
         """Ten grey pictures whose level is twenty times their label."""
 
-        VERSION = tfds.core.Version("1.0.0")
+        VERSION = tensorflow_datasets.core.Version("1.0.0")
 
         def _info(self) -> Any:
-            features = tfds.features.FeaturesDict(
+            features = tensorflow_datasets.features.FeaturesDict(
                 {
-                    "image": tfds.features.Image(shape=(8, 8, 1)),
-                    "label": tfds.features.ClassLabel(names=["x", "y", "z"]),
+                    "image": tensorflow_datasets.features.Image(shape=(8, 8, 1)),
+                    "label": tensorflow_datasets.features.ClassLabel(names=["x", "y", "z"]),
                 }
             )
-            return tfds.core.DatasetInfo(
+            return tensorflow_datasets.core.DatasetInfo(
                 builder=self, features=features, supervised_keys=("image", "label")
             )
 
