@@ -251,7 +251,7 @@ def layer_of(scope: str) -> str:
     return scope.replace("squeeze_excite/Conv", "squeeze_excite/squeeze").replace("/", "_")
 
 
-def place(model: Slim, name: str) -> str:
+def weight_name(model: Slim, name: str) -> str:
     """`<layer>/<weight>` of our model for a variable's name."""
     scope, _, leaf = name.removeprefix(model.scope).rpartition("/")
     if scope.endswith("/BatchNorm"):
@@ -260,9 +260,9 @@ def place(model: Slim, name: str) -> str:
     return f"{layer_of(scope)}/{own[leaf]}"
 
 
-def places(model: Slim, found: Values) -> Values:
+def by_weight_name(model: Slim, found: Values) -> Values:
     """The arrays by their places in our model; other variables than the model's are left out."""
-    return {place(model, name): found[name] for name in shapes(model)}
+    return {weight_name(model, name): found[name] for name in shapes(model)}
 
 
 def weights(model: Any) -> Values:

@@ -51,7 +51,7 @@ def refused(function: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def test_arrays_come_back_as_numpy_wrote_them(tmp_path: Path) -> None:
+def test_arrays_are_read_as_numpy_wrote_them(tmp_path: Path) -> None:
     arrays = {
         "a/b": ONES,
         "half": np.arange(5, dtype=np.float16),

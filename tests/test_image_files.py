@@ -220,8 +220,8 @@ def test_kinds_that_only_one_decoder_reads_are_refused(tmp_path: Path) -> None:
 def test_png_chunks_without_pixels_do_not_matter(tmp_path: Path) -> None:
     content = bytearray(png(30, 20, (b"tEXt", b"Comment\0text")))
     content[content.index(b"Comment")] ^= 1  # its checksum is now wrong
-    for kept in (bytes(content), png(30, 20, rows=22)):
-        found, ours = by_tensorflow(kept), by_pillow(kept, tmp_path)
+    for readable in (bytes(content), png(30, 20, rows=22)):
+        found, ours = by_tensorflow(readable), by_pillow(readable, tmp_path)
         assert found is not None and ours is not None and (found == ours).all()
     for lost in (png(30, 20)[:-12], png(30, 20, rows=19), png(30, 20, (b"NEED", b""))):
         assert by_tensorflow(lost) is None and by_pillow(lost, tmp_path) is None

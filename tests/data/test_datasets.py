@@ -1,4 +1,4 @@
-"""Sources of images: what they hold, and what is said when they are wrong."""
+"""Sources of images: their content, and the errors of wrong ones."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_a_tfds_set_that_cannot_be_fetched_names_the_offline_choices(
 
 def test_a_prepared_tfds_set_is_read(tmp_path: Path) -> None:
     class TinyGreys(tensorflow_datasets.core.GeneratorBasedBuilder):  # type: ignore[misc]
-        """Ten grey pictures whose level is twenty times their label."""
+        """Ten gray images whose level is twenty times their label."""
 
         VERSION = tensorflow_datasets.core.Version("1.0.0")
 

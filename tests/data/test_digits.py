@@ -47,10 +47,10 @@ def test_enlargement_is_tensorflows_bilinear_resize(size: int | tuple[int, int])
     ours = digits.load()
     side = (size, size) if isinstance(size, int) else size
     cells = ours.images[:50, ..., None].astype(np.float32) * (255 / 16)
-    wanted = tf.image.resize(cells, side, "bilinear", antialias=False).numpy()
+    expected = tf.image.resize(cells, side, "bilinear", antialias=False).numpy()
     enlarged = digits.enlarge(ours.images[:50], size)
     assert enlarged.shape == (50, *side, 3) and enlarged.dtype == np.uint8
-    assert np.abs(enlarged.astype(np.float32) - wanted).max() <= 0.5001
+    assert np.abs(enlarged.astype(np.float32) - expected).max() <= 0.5001
     np.testing.assert_array_equal(enlarged[..., 0], enlarged[..., 2])
     np.testing.assert_array_equal(ours.image(7, size, channels=1), enlarged[7, ..., :1])
 

@@ -1,4 +1,4 @@
-"""The example that a finished run points to is a held-out image."""
+"""The example image of a finished run is a held-out image."""
 
 from __future__ import annotations
 

@@ -14,14 +14,14 @@ def written(root: Path, text: str, *images: str, encoding: str = "utf-8") -> Pat
     for name in images:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
-    place = root / "list.csv"
-    place.write_bytes(text.encode(encoding))
-    return place
+    path = root / "list.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
 
 
 def test_files_labels_and_order(tmp_path: Path) -> None:
     """Other columns, their order, blanks, a byte order mark, line ends do not matter."""
-    place = written(
+    path = written(
         tmp_path,
         'label , file,name\r\n5,b.png,tench\r\n\r\n 0, sub/a b.jpg,\r\n17,../up.webp,"x, y"\r\n',
         "b.png",
@@ -29,22 +29,22 @@ def test_files_labels_and_order(tmp_path: Path) -> None:
         "../up.webp",
         encoding="utf-8-sig",
     )
-    found = image_csv.read_list(place)
+    images = image_csv.read_list(path)
     rows = (
         (tmp_path / "b.png", 5),
         (tmp_path / "sub/a b.jpg", 0),
         (tmp_path / "../up.webp", 17),
     )
-    assert found.splits == {"validation": rows, "test": rows}
-    assert found.num_classes == 18
-    assert found.labels == tuple(str(n) for n in range(18))
+    assert images.splits == {"validation": rows, "test": rows}
+    assert images.num_classes == 18
+    assert images.labels == tuple(str(n) for n in range(18))
 
 
 def test_absolute_paths_and_offset(tmp_path: Path) -> None:
-    place = written(tmp_path / "lists", f"file,label\n{tmp_path}/x.png,1000\n", "../x.png")
-    found = image_csv.read_list(str(place), label_offset=1)
-    assert found.splits["test"] == ((tmp_path / "x.png", 999),)
-    assert found.num_classes == 1000
+    path = written(tmp_path / "lists", f"file,label\n{tmp_path}/x.png,1000\n", "../x.png")
+    images = image_csv.read_list(str(path), label_offset=1)
+    assert images.splits["test"] == ((tmp_path / "x.png", 999),)
+    assert images.num_classes == 1000
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,11 @@ def test_absolute_paths_and_offset(tmp_path: Path) -> None:
 )
 def test_splits(tmp_path: Path, splits: str, expected: dict[str, list[int]]) -> None:
     rows = "".join(f"{n}.png,{n},{split}\n" for n, split in enumerate(splits.split()))
-    place = written(tmp_path, f"file,label,split\n{rows}", "0.png", "1.png", "2.png")
-    found = image_csv.read_list(place)
-    assert {k: [label for _, label in v] for k, v in found.splits.items()} == expected
-    assert list(found.splits) == list(expected)
-    assert found.num_classes == len(splits.split())
+    path = written(tmp_path, f"file,label,split\n{rows}", "0.png", "1.png", "2.png")
+    images = image_csv.read_list(path)
+    assert {k: [label for _, label in v] for k, v in images.splits.items()} == expected
+    assert list(images.splits) == list(expected)
+    assert images.num_classes == len(splits.split())
 
 
 @pytest.mark.parametrize(
@@ -90,20 +90,20 @@ def test_splits(tmp_path: Path, splits: str, expected: dict[str, list[int]]) -> 
     ],
 )
 def test_what_cannot_be_read(tmp_path: Path, text: str, parts: list[str]) -> None:
-    place = written(tmp_path, text, "a.png")
+    path = written(tmp_path, text, "a.png")
     with pytest.raises(UsageError) as caught:
-        image_csv.read_list(place)
+        image_csv.read_list(path)
     for part in parts:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    place = tmp_path / "list.csv"
+    path = tmp_path / "list.csv"
     for data in (b"\xff\xd8\xff\xe0file,label\n", b"file,label\na\x00.png,\xe9\n"):
-        place.write_bytes(data)
+        path.write_bytes(data)
         with pytest.raises(UsageError, match="a CSV file in UTF-8"):
-            image_csv.read_list(place)
+            image_csv.read_list(path)
 
 
 def test_no_list(tmp_path: Path) -> None:
@@ -116,12 +116,12 @@ def test_no_list(tmp_path: Path) -> None:
 
 
 def test_an_offset_above_a_label(tmp_path: Path) -> None:
-    place = written(tmp_path, "file,label\na.png,1\na.png,0\n", "a.png")
+    path = written(tmp_path, "file,label\na.png,1\na.png,0\n", "a.png")
     with pytest.raises(UsageError, match=r"--label_offset: got 1.*lowest.*line 3 has 0"):
-        image_csv.read_list(place, 1)
+        image_csv.read_list(path, 1)
 
 
 def test_many_missing_files_are_counted(tmp_path: Path) -> None:
-    place = written(tmp_path, "file,label\n" + "".join(f"{n}.png,0\n" for n in range(40)))
+    path = written(tmp_path, "file,label\n" + "".join(f"{n}.png,0\n" for n in range(40)))
     with pytest.raises(UsageError, match=r"4\.png in line 6, \.\.\. \(40\)"):
-        image_csv.read_list(place)
+        image_csv.read_list(path)

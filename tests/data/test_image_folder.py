@@ -1,4 +1,4 @@
-"""Folders of images by class: layouts, the held-out fifth, and each way to be wrong."""
+"""Folders of images by class: layouts, the held-out fifth, and each possible mistake."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def test_split_layout_keeps_its_splits(tmp_path: Path) -> None:
         ["train/b/2.JPG", "train/b/1.jpeg", "train/a/x.png", "val/a/y.webp", "val/b/z.bmp"],
     )
     touch(tmp_path, ["train/a/._x.png", "train/a/notes.txt", ".cache/q/1.jpg", "readme.txt"])
-    found = image_folder.list_images(tmp_path)
-    assert found.labels == ("a", "b")
+    images = image_folder.list_images(tmp_path)
+    assert images.labels == ("a", "b")
     names = {
-        k: [(p.relative_to(tmp_path).as_posix(), n) for p, n in v] for k, v in found.splits.items()
+        k: [(p.relative_to(tmp_path).as_posix(), n) for p, n in v] for k, v in images.splits.items()
     }
     held_out = [("val/a/y.webp", 0), ("val/b/z.bmp", 1)]
     assert names == {
@@ -72,9 +72,9 @@ def test_a_folder_without_split_holds_out_a_fixed_fifth_of_each_class(
 def test_names_come_from_classes_csv(tmp_path: Path) -> None:
     touch(tmp_path, ["val/n01/1.jpg", "val/n02/1.jpg", "val/n03/1.jpg"])
     (tmp_path / "classes.csv").write_text("folder,name\nn02,dog\nn01,cat\n")
-    found = image_folder.list_images(tmp_path)
-    assert found.labels == ("cat", "dog", "n03")
-    assert "train" not in found.splits
+    images = image_folder.list_images(tmp_path)
+    assert images.labels == ("cat", "dog", "n03")
+    assert "train" not in images.splits
     (tmp_path / "classes.csv").write_text("id;label\nn02;dog\n")
     with pytest.raises(UsageError, match="folder,name"):
         image_folder.list_images(tmp_path)
@@ -110,9 +110,9 @@ def test_missing_root(tmp_path: Path) -> None:
 
 
 def test_photos10(shared_data: Path) -> None:
-    found = image_folder.list_images(shared_data / "photos10")
-    assert found.labels[:2] == ("tench", "english_springer") and len(found.labels) == 10
-    assert {name: len(items) for name, items in found.splits.items()} == {
+    images = image_folder.list_images(shared_data / "photos10")
+    assert images.labels[:2] == ("tench", "english_springer") and len(images.labels) == 10
+    assert {name: len(items) for name, items in images.splits.items()} == {
         "train": 650,
         "validation": 250,
         "test": 250,

@@ -36,8 +36,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DatasetConfig]:
 
 def batches(config: DatasetConfig, count: int, **arguments: Any) -> list[tuple[Any, Any]]:
     settings = {"image_size": 16, "batch_size": 4, "training": True, "seed": 3, **arguments}
-    found = data.load(config, settings.pop("split", "train"), **settings)
-    return [(x.numpy(), y.numpy()) for x, y in islice(found, count)]
+    stream = data.load(config, settings.pop("split", "train"), **settings)
+    return [(x.numpy(), y.numpy()) for x, y in islice(stream, count)]
 
 
 def same(one: list[tuple[Any, Any]], other: list[tuple[Any, Any]]) -> bool:
@@ -58,13 +58,15 @@ def test_a_later_start_continues_the_same_run(sets: dict[str, DatasetConfig], na
 @pytest.mark.parametrize("name", ["digits", "image_folder", "tfrecord"])
 def test_the_seed_decides_the_order(sets: dict[str, DatasetConfig], name: str) -> None:
     still = sets[name].replace(**STILL, rotation=0.0, shift=0.0, zoom=0.0, shear=0.0)
-    found = [batches(still, 1, batch_size=14, seed=seed) for seed in (1, 2)]
-    assert not same(*found)
+    both = [batches(still, 1, batch_size=14, seed=seed) for seed in (1, 2)]
+    assert not same(*both)
 
 
 def test_the_seed_decides_the_variation(sets: dict[str, DatasetConfig]) -> None:
-    found = [batches(sets["image_folder"], 1, batch_size=14, seed=seed)[0][0] for seed in (1, 2)]
-    assert not {x.tobytes() for x in found[0]} & {x.tobytes() for x in found[1]}
+    first, second = (
+        batches(sets["image_folder"], 1, batch_size=14, seed=seed)[0][0] for seed in (1, 2)
+    )
+    assert not {x.tobytes() for x in first} & {x.tobytes() for x in second}
 
 
 def test_a_later_start_of_the_digits_crosses_the_epoch(sets: dict[str, DatasetConfig]) -> None:
@@ -83,12 +85,12 @@ def test_every_epoch_holds_each_image_once_in_an_order_of_its_own(
 ) -> None:
     config = sets[name].replace(**STILL, rotation=0.0, shift=0.0, zoom=0.0, shear=0.0)
     size = data.describe(config).sizes["train"]
-    found = batches(config, 2, batch_size=size)
-    keys = [[x.tobytes() for x in images] for images, _ in found]
+    stream = batches(config, 2, batch_size=size)
+    keys = [[x.tobytes() for x in images] for images, _ in stream]
     stored = next(iter(data.load(config, "train", image_size=16, batch_size=size)))
     assert Counter(keys[0]) == Counter(keys[1])
     assert keys[0] != keys[1]
-    assert Counter(found[0][1].tolist()) == Counter(stored[1].numpy().tolist())
+    assert Counter(stream[0][1].tolist()) == Counter(stored[1].numpy().tolist())
 
 
 def test_variation_differs_from_epoch_to_epoch(sets: dict[str, DatasetConfig]) -> None:
@@ -107,20 +109,20 @@ def test_evaluation_gives_each_image_once_and_the_rest_last(
 ) -> None:
     split = "train" if name == "tfrecord" else "test"
     count = data.describe(sets[name]).sizes[split]
-    found = data.load(sets[name], split, image_size=(16, 20), batch_size=5, channels=1)
-    shapes = [(tuple(x.shape), x.dtype, y.dtype) for x, y in found]
+    stream = data.load(sets[name], split, image_size=(16, 20), batch_size=5, channels=1)
+    shapes = [(tuple(x.shape), x.dtype, y.dtype) for x, y in stream]
     sides = [5] * (count // 5) + ([count % 5] if count % 5 else [])
     assert shapes == [((n, 16, 20, 1), tf.float32, tf.int32) for n in sides]
-    assert len(found) == len(sides)
+    assert len(stream) == len(sides)
 
 
 def test_folder_evaluation_is_in_file_order(sets: dict[str, DatasetConfig]) -> None:
-    found = data.load(sets["image_folder"], "test", image_size=16, batch_size=100)
-    assert next(iter(found))[1].numpy().tolist() == [0, 0, 0, 1, 1, 1]
+    stream = data.load(sets["image_folder"], "test", image_size=16, batch_size=100)
+    assert next(iter(stream))[1].numpy().tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_a_limit_takes_images_evenly_and_is_at_least_one(sets: dict[str, DatasetConfig]) -> None:
-    found = data.load(sets["image_folder"], "test", image_size=16, batch_size=9, limit=2)
-    assert [labels.numpy().tolist() for _, labels in found] == [[0, 1]]
+    stream = data.load(sets["image_folder"], "test", image_size=16, batch_size=9, limit=2)
+    assert [labels.numpy().tolist() for _, labels in stream] == [[0, 1]]
     with pytest.raises(UsageError, match="limit: got 0, expected a whole number at least 1"):
         data.load(sets["image_folder"], "test", image_size=16, batch_size=9, limit=0)

@@ -31,12 +31,12 @@ def test_evaluation_is_slims_recipe_on_real_photos(shared_data: Path) -> None:
     for path in sorted((shared_data / "photos/imagenet_samples").glob("*.jpg"))[:40:8]:
         image = tf.io.decode_jpeg(path.read_bytes(), channels=3, dct_method="INTEGER_ACCURATE")
         image = tf.image.central_crop(tf.image.convert_image_dtype(image, tf.float32), 0.875)
-        wanted = (tf.image.resize(image, [128, 128], "bilinear", antialias=False) - 0.5) * 2
+        expected = (tf.image.resize(image, [128, 128], "bilinear", antialias=False) - 0.5) * 2
         pixels = preprocessing.evaluation_pixels(
             preprocessing.decode(tf.constant(path.read_bytes())), INCEPTION, (128, 128)
         )
         ours = preprocessing.normalize(pixels, INCEPTION)
-        np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -44,9 +44,11 @@ def test_evaluation_is_slims_recipe_on_written_pictures(seed: int) -> None:
     encoded = tf.constant(encode(smooth_image(seed, 61 + seed, 90 - 7 * seed), "jpeg"))
     image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
     image = tf.image.central_crop(tf.image.convert_image_dtype(image, tf.float32), 0.875)
-    wanted = (tf.image.resize(image, [32, 40], "bilinear", antialias=False) - 0.5) * 2
+    expected = (tf.image.resize(image, [32, 40], "bilinear", antialias=False) - 0.5) * 2
     ours = preprocessing.evaluation_pixels(preprocessing.decode(encoded), INCEPTION, (32, 40))
-    np.testing.assert_allclose(preprocessing.normalize(ours, INCEPTION), wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        preprocessing.normalize(ours, INCEPTION), expected, rtol=0, atol=1e-6
+    )
 
 
 def test_photos10_comes_through_the_pipeline_as_the_recipe_says(shared_data: Path) -> None:
@@ -58,8 +60,8 @@ def test_photos10_comes_through_the_pipeline_as_the_recipe_says(shared_data: Pat
     for path, ours in zip(paths, images, strict=True):
         image = tf.io.decode_jpeg(path.read_bytes(), channels=3, dct_method="INTEGER_ACCURATE")
         image = tf.image.central_crop(tf.image.convert_image_dtype(image, tf.float32), 0.875)
-        wanted = (tf.image.resize(image, [96, 96], "bilinear", antialias=False) - 0.5) * 2
-        np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6)
+        expected = (tf.image.resize(image, [96, 96], "bilinear", antialias=False) - 0.5) * 2
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
     assert labels.numpy().tolist() == [0, 0, 0]
 
 
@@ -69,8 +71,8 @@ def test_square_crop_is_the_officials() -> None:
     ours = preprocessing.evaluation_pixels(tf.constant(image), square, (224, 224))
     side = int(60 * 224 / 256)
     top, left = (101 - side + 1) // 2, (60 - side + 1) // 2
-    wanted = tf.image.resize(image[top : top + side, left : left + side], (224, 224))
-    np.testing.assert_allclose(ours, wanted, atol=1e-5)
+    expected = tf.image.resize(image[top : top + side, left : left + side], (224, 224))
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
     scaled = preprocessing.normalize(tf.constant([[[255.0, 0.0, 127.5]]]), square).numpy()[0, 0]
     torch_says = (np.array([1, 0, 0.5]) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(scaled, torch_says, atol=1e-5)
@@ -79,10 +81,10 @@ def test_square_crop_is_the_officials() -> None:
 @pytest.mark.parametrize("kind", ["png", "bmp", "webp", "gif"])
 def test_other_formats_are_read_as_pillow_reads_them(kind: str) -> None:
     encoded = encode(smooth_image(1), kind)
-    wanted = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
-    np.testing.assert_array_equal(preprocessing.decode(tf.constant(encoded)), wanted)
-    grey = preprocessing.decode(tf.constant(encoded), 1).numpy()[..., 0].astype(int)
-    assert np.abs(grey - np.asarray(Image.fromarray(wanted).convert("L"))).max() <= 1
+    expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+    np.testing.assert_array_equal(preprocessing.decode(tf.constant(encoded)), expected)
+    gray = preprocessing.decode(tf.constant(encoded), 1).numpy()[..., 0].astype(int)
+    assert np.abs(gray - np.asarray(Image.fromarray(expected).convert("L"))).max() <= 1
 
 
 def test_grey_images_become_rgb() -> None:
@@ -126,9 +128,9 @@ def test_mirror_and_color_do_what_they_say() -> None:
     assert all(np.array_equal(one, image) for one in vary(still))
     mirrored = [np.array_equal(one, image[:, ::-1]) for one in vary(still.replace(flip=True))]
     assert 10 < sum(mirrored) < 30
-    grey = preprocessing.adjust_brightness(tf.fill([200, 4, 4, 1], 128.0), 0.5, seeds[0]).numpy()
-    levels = grey[:, 0, 0, 0] - 128
-    assert -16 <= levels.min() < -12 and 12 < levels.max() <= 16 and np.ptp(grey[0]) == 0
+    gray = preprocessing.adjust_brightness(tf.fill([200, 4, 4, 1], 128.0), 0.5, seeds[0]).numpy()
+    levels = gray[:, 0, 0, 0] - 128
+    assert -16 <= levels.min() < -12 and 12 < levels.max() <= 16 and np.ptp(gray[0]) == 0
     spread = [np.ptp(one, axis=-1).mean() for one in vary(still.replace(color=1.0))]
     assert min(spread) < 0.8 * np.ptp(image, axis=-1).mean() < max(spread)
 
@@ -157,12 +159,12 @@ def test_turning_moving_and_zooming_stay_within_their_strengths() -> None:
 
 
 def test_digits_are_evaluated_as_the_digits_module_draws_them() -> None:
-    held = digits.load()
+    embedded = digits.load()
     images, labels = next(iter(data.load("digits", "test", image_size=48, batch_size=1000)))
-    chosen = held.indices("test")
-    wanted = digits.enlarge(held.images[chosen], 48).astype(np.float32) / 127.5 - 1
-    np.testing.assert_allclose(images, wanted, atol=1e-6)
-    np.testing.assert_array_equal(labels, held.labels[chosen])
+    chosen = embedded.indices("test")
+    expected = digits.enlarge(embedded.images[chosen], 48).astype(np.float32) / 127.5 - 1
+    np.testing.assert_allclose(images, expected, atol=1e-6)
+    np.testing.assert_array_equal(labels, embedded.labels[chosen])
 
 
 def test_unvaried_training_digits_are_the_evaluated_ones_but_for_rounding() -> None:

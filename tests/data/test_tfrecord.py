@@ -70,8 +70,8 @@ def test_a_damaged_record_is_named_or_left_out(case: str, tmp_path: Path) -> Non
     config = folder(tmp_path, payload)
     with pytest.raises((UsageError, tf.errors.OpError)) as caught:
         labels_of(config)
-    told = data.explain(caught.value, config, "train")
-    assert f"{tmp_path}/train-0 record 1: expected" in str(told) and words in str(told)
+    message = data.explain(caught.value, config, "train")
+    assert f"{tmp_path}/train-0 record 1: expected" in str(message) and words in str(message)
     lenient = config.replace(skip_corrupt=True)
     info = data.describe(lenient)
     assert (info.sizes["train"], info.skipped["train"]) == (2, 1)
@@ -88,8 +88,8 @@ def test_a_damaged_record_of_a_large_set_is_named_on_reading(
     monkeypatch.setattr(tfrecord, "_SCANNED", 0)  # as of a set that is too large to be scanned
     with pytest.raises((tf.errors.OpError, UnicodeDecodeError)) as caught:
         labels_of(config)
-    told = str(data.explain(caught.value, config, "train"))
-    assert "train-0 record 1: expected" in told and words in told
+    message = str(data.explain(caught.value, config, "train"))
+    assert "train-0 record 1: expected" in message and words in message
 
 
 def test_only_damaged_records_are_an_error(tmp_path: Path) -> None:
@@ -114,11 +114,11 @@ def test_wrong_lengths_end_in_an_error_and_never_in_other_values() -> None:
     sound = encode_example(jpeg(1), 3, "three")
     parse = tf.function(RecordKeys().parse, input_signature=[tf.TensorSpec([], tf.string)])
     noise = random.Random(1)
-    places = [n for n in range(len(sound)) if n < 50 or n > len(sound) - 60]
+    positions = [n for n in range(len(sound)) if n < 50 or n > len(sound) - 60]
     agreed = 0
-    for place in places:
+    for position in positions:
         for value in (0, 127, 128, 255, noise.randrange(256)):
-            changed = sound[:place] + bytes([value]) + sound[place + 1 :]
+            changed = sound[:position] + bytes([value]) + sound[position + 1 :]
             try:
                 expected = RecordKeys().read(changed)
             except ValueError:
@@ -161,8 +161,8 @@ def test_images_of_too_many_pixels_are_left_out_like_corrupt_ones(tmp_path: Path
     config = folder(tmp_path, encode_example(jpeg(2), 2)).replace(max_pixels=1999)
     with pytest.raises(tf.errors.OpError) as caught:
         labels_of(config)
-    told = str(data.explain(caught.value, config, "train"))
-    assert "50 x 40 pixels, more than 1,999 (max_pixels)" in told
+    message = str(data.explain(caught.value, config, "train"))
+    assert "50 x 40 pixels, more than 1,999 (max_pixels)" in message
     with pytest.raises(UsageError, match="a record that can be used"):
         labels_of(config.replace(skip_corrupt=True))
     assert labels_of(config.replace(max_pixels=2000)) == [0, 1, 1]

@@ -1,4 +1,4 @@
-"""Moving statistics that are of another model: told in one line, and not where they fit."""
+"""Moving statistics that are of another model: a warning, and none where they fit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_high_decay_is_told_with_its_remedy() -> None:
     assert "\n" not in line
 
 
-def test_statistics_of_the_net_are_no_misfit() -> None:
+def test_own_statistics_give_no_warning() -> None:
     assert batch_norm_statistics.statistics_warning(trained(0.5), inputs(8)) == ""
     assert (
         batch_norm_statistics.statistics_warning(randomize_batch_norm(toy()), inputs(8, seed=3))
@@ -50,9 +50,9 @@ def test_statistics_of_the_net_are_no_misfit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("factor", "told"), [(10.0, False), (20.0, True), (1 / 10, False), (1 / 20, True)]
+    ("factor", "warned"), [(10.0, False), (20.0, True), (1 / 10, False), (1 / 20, True)]
 )
-def test_the_limit_is_a_factor_of_fifteen_of_the_deviation(factor: float, told: bool) -> None:
+def test_the_limit_is_a_factor_of_fifteen_of_the_deviation(factor: float, warned: bool) -> None:
     """One layer alone, both ways; the figure is recomputed here from what the layer is fed."""
     model = randomize_batch_norm(toy())
     norm = model.get_layer("b_norm")
@@ -62,11 +62,11 @@ def test_the_limit_is_a_factor_of_fifteen_of_the_deviation(factor: float, told: 
     line = batch_norm_statistics.statistics_warning(
         tf_keras.Model(model.input, norm.output), inputs(8)
     )
-    assert (f"up to {factor:.2g} times" in line) == told
-    assert bool(line) == told
+    assert (f"up to {factor:.2g} times" in line) == warned
+    assert bool(line) == warned
 
 
-def test_dead_channels_and_nets_without_batch_norm_are_no_misfit() -> None:
+def test_dead_channels_and_models_without_batch_norm_give_no_warning() -> None:
     model = randomize_batch_norm(toy())
     kernel, norm = model.get_layer("b").weights[0], model.get_layer("b_norm")
     kernel.assign(np.where(np.arange(8)[:, None] < 6, 0.0, kernel))

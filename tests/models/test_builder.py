@@ -172,8 +172,12 @@ def test_parameters_and_macs(
     model = build(archs.get(name, width_multiplier=width, num_classes=1000), (None, None, 3))
     assert model.count_params() == total
     for side, expected in zip(SIDES, macs, strict=True):
-        found = count(model, (side, side, 3))
-        assert (found.params, found.trainable_params, found.macs) == (total, trainable, expected)
+        counted = count(model, (side, side, 3))
+        assert (counted.params, counted.trainable_params, counted.macs) == (
+            total,
+            trainable,
+            expected,
+        )
 
 
 def test_macs_as_built_equal_macs_at_a_given_size(small_model: Callable[..., Any]) -> None:
@@ -232,7 +236,7 @@ def test_training_moves_every_weight(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", families())
-def test_keras_3_builds_the_same_net(name: str) -> None:
+def test_keras_3_builds_the_same_model(name: str) -> None:
     keras = pytest.importorskip("keras", minversion="3")
     config = archs.get(name, width_multiplier=0.25, num_classes=10, classifier_activation=None)
     ours, theirs = build(config, (48, 48, 3)), build(config, (48, 48, 3), keras=keras)
@@ -252,7 +256,7 @@ def test_keras_3_builds_the_same_net(name: str) -> None:
     np.testing.assert_array_equal(theirs.get_weights()[0], ours.get_weights()[0])
 
 
-def test_building_twice_gives_the_same_net() -> None:
+def test_building_twice_gives_the_same_model() -> None:
     for name in ("mobilenet_v2", "mobilenet_v3_small_minimalistic"):
         config = archs.get(name, width_multiplier=0.35, num_classes=10)
         first, second = (build(config, (32, 32, 3)) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Every field of the config does what it says, and no other."""
+"""Every field of the config has its effect, and no other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mobilenet.models.end_points import end_points  # noqa: E402
 from mobilenet.models.layer_plan import make_divisible, plan_rows  # noqa: E402
 
 
-def net(
+def build_model(
     name: str = "mobilenet_v2", shape: tuple[int | None, ...] = (32, 32, 3), **fields: Any
 ) -> Any:
     return build(archs.get(name, **{"width_multiplier": 0.25, "num_classes": 10, **fields}), shape)
@@ -158,7 +158,7 @@ def test_residuals_are_those_of_the_tables() -> None:
 @pytest.mark.parametrize("name", families())
 @pytest.mark.parametrize("shape", [(97, 65, 3), (None, None, 1)])
 def test_any_image_size(name: str, shape: tuple[int | None, ...]) -> None:
-    model = net(name, shape)
+    model = build_model(name, shape)
     pixels = np.zeros((2, *(side or 40 for side in shape)), np.float32)
     assert model(pixels).shape == (2, 10)
 
@@ -166,47 +166,47 @@ def test_any_image_size(name: str, shape: tuple[int | None, ...]) -> None:
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v3_small"])
 def test_too_small_an_image_names_the_least(name: str) -> None:
     with pytest.raises(UsageError, match="at least 32"):
-        net(name, (31, 64, 3))
-    assert net(name, (16, 16, 3), output_stride=16).output_shape == (None, 10)
+        build_model(name, (31, 64, 3))
+    assert build_model(name, (16, 16, 3), output_stride=16).output_shape == (None, 10)
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (32, 32, 0), (32, 32, None), (0, 32, 3)])
 def test_illegal_shapes(shape: tuple[Any, ...]) -> None:
     with pytest.raises(UsageError, match="input_shape"):
-        net(shape=shape)
+        build_model(shape=shape)
 
 
 def test_no_classes_gives_features() -> None:
     classes = None
-    assert net("mobilenet_v2", num_classes=0).output_shape == (None, 1280)
-    assert net("mobilenet_v1", num_classes=classes, spatial_squeeze=False).output_shape == (
+    assert build_model("mobilenet_v2", num_classes=0).output_shape == (None, 1280)
+    assert build_model("mobilenet_v1", num_classes=classes, spatial_squeeze=False).output_shape == (
         None,
         1,
         1,
         256,
     )
-    model = net("mobilenet_v3_small", num_classes=classes)
+    model = build_model("mobilenet_v3_small", num_classes=classes)
     assert model.output_shape == (None, 1024)
     assert not any(layer.name in ("dropout", "Logits", "Predictions") for layer in model.layers)
 
 
 def test_classifier_activation() -> None:
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
-    model = net(classifier_activation=None)
+    model = build_model(classifier_activation=None)
     assert model.layers[-1].name == "squeeze"
     logits = model(pixels).numpy()
     for activation, expected in (
         ("softmax", np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)),
         ("sigmoid", 1 / (1 + np.exp(-logits))),
     ):
-        other = net(classifier_activation=activation)
+        other = build_model(classifier_activation=activation)
         other.set_weights(model.get_weights())
         assert other.layers[-1].name == "Predictions"
         np.testing.assert_allclose(other(pixels).numpy(), expected, rtol=1e-5)
 
 
 def test_spatial_squeeze_off_keeps_the_map() -> None:
-    model = net(spatial_squeeze=False)
+    model = build_model(spatial_squeeze=False)
     assert model.output_shape == (None, 1, 1, 10)
     np.testing.assert_allclose(
         model(np.ones((1, 32, 32, 3), np.float32)).numpy().sum(-1), 1, rtol=1e-5
@@ -214,24 +214,26 @@ def test_spatial_squeeze_off_keeps_the_map() -> None:
 
 
 def test_fixed_pooling() -> None:
-    assert net(shape=(224, 224, 3), global_pool=False).output_shape == (None, 10)
-    assert net(shape=(96, 64, 3), global_pool=False).output_shape == (None, 10)
-    assert net(shape=(448, 448, 3), global_pool=False, spatial_squeeze=False).output_shape == (
+    assert build_model(shape=(224, 224, 3), global_pool=False).output_shape == (None, 10)
+    assert build_model(shape=(96, 64, 3), global_pool=False).output_shape == (None, 10)
+    assert build_model(
+        shape=(448, 448, 3), global_pool=False, spatial_squeeze=False
+    ).output_shape == (
         None,
         2,
         2,
         10,
     )
     with pytest.raises(UsageError, match="spatial_squeeze"):
-        net(shape=(448, 448, 3), global_pool=False)
+        build_model(shape=(448, 448, 3), global_pool=False)
     with pytest.raises(UsageError, match="fixed height and width"):
-        net(shape=(None, None, 3), global_pool=False)
+        build_model(shape=(None, None, 3), global_pool=False)
 
 
 def test_fixed_pooling_of_one_window_is_the_mean() -> None:
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
     whole, fixed = (
-        net(shape=(64, 64, 3), global_pool=flag, classifier_activation=None)
+        build_model(shape=(64, 64, 3), global_pool=flag, classifier_activation=None)
         for flag in (True, False)
     )
     fixed.set_weights(whole.get_weights())
@@ -251,28 +253,28 @@ def test_output_stride_bounds_the_plan(name: str, output_stride: int) -> None:
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v3_small"])
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_output_stride_bounds_the_maps(name: str, output_stride: int) -> None:
-    model = net(name, (64, 64, 3), output_stride=output_stride)
+    model = build_model(name, (64, 64, 3), output_stride=output_stride)
     last = list(end_points(model).items())[-1]
     assert last[0] == output_stride and last[1].shape[1] == 64 // output_stride
 
 
 def test_dilations_are_slims() -> None:
     def rates(output_stride: int) -> list[tuple[int, int]]:
-        model = net("mobilenet_v1", (64, 64, 3), output_stride=output_stride)
+        model = build_model("mobilenet_v1", (64, 64, 3), output_stride=output_stride)
         layers = [model.get_layer(f"Conv2d_{i}_depthwise") for i in range(5, 14)]
         return [(layer.strides[0], layer.dilation_rate[0]) for layer in layers]
 
     assert rates(32) == [(1, 1), (2, 1), *[(1, 1)] * 5, (2, 1), (1, 1)]
     assert rates(16) == [(1, 1), (2, 1), *[(1, 1)] * 5, (1, 1), (1, 2)]
     assert rates(8) == [(1, 1), (1, 1), *[(1, 2)] * 5, (1, 2), (1, 4)]
-    fused = net("mobilenet_edgetpu", output_stride=4)
+    fused = build_model("mobilenet_edgetpu", output_stride=4)
     assert fused.get_layer("expanded_conv_6_expand").dilation_rate == (2, 2)
 
 
 @pytest.mark.parametrize(
     "name", ["mobilenet_v2", pytest.param("mobilenet_edgetpu", marks=pytest.mark.slow)]
 )
-def test_a_dilated_net_computes_the_strided_one_densely(name: str) -> None:
+def test_a_dilated_model_computes_the_strided_one_densely(name: str) -> None:
     """Evenly padded, every fourth value of the dense map is the strided model's (arXiv
     1412.7062).
     """
@@ -280,7 +282,9 @@ def test_a_dilated_net_computes_the_strided_one_densely(name: str) -> None:
     maps = []
     weights = None
     for output_stride in (None, 8):
-        model = net(name, (96, 64, 3), output_stride=output_stride, use_explicit_padding=True)
+        model = build_model(
+            name, (96, 64, 3), output_stride=output_stride, use_explicit_padding=True
+        )
         weights = weights or [
             np.random.default_rng(i).normal(0.1, 0.2, w.shape) for i, w in enumerate(model.weights)
         ]
@@ -300,7 +304,9 @@ def test_a_dilated_net_computes_the_strided_one_densely(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v3_small"])
 def test_explicit_padding_keeps_the_sizes(name: str) -> None:
-    same, explicit = (net(name, (97, 64, 3), use_explicit_padding=flag) for flag in (False, True))
+    same, explicit = (
+        build_model(name, (97, 64, 3), use_explicit_padding=flag) for flag in (False, True)
+    )
     sizes = [
         [tuple(layer.output.shape[1:3]) for layer in model.layers if "Conv" in type(layer).__name__]
         for model in (same, explicit)
@@ -314,14 +320,16 @@ def test_explicit_padding_keeps_the_sizes(name: str) -> None:
 
 
 def test_explicit_padding_grows_with_the_rate() -> None:
-    model = net("mobilenet_v1", use_explicit_padding=True, output_stride=16)
+    model = build_model("mobilenet_v1", use_explicit_padding=True, output_stride=16)
     assert model.get_layer("Conv2d_13_depthwise_pad").padding == ((2, 2), (2, 2))
     assert model.get_layer("Conv2d_5_depthwise_pad").padding == ((1, 1), (1, 1))
 
 
 def test_regularizers() -> None:
     def with_l2(**fields: Any) -> set[str]:
-        layers = [layer for layer in net("mobilenet_v3_small", **fields).layers if layer.weights]
+        layers = [
+            layer for layer in build_model("mobilenet_v3_small", **fields).layers if layer.weights
+        ]
         names = ("kernel_regularizer", "depthwise_regularizer")
         return {
             layer.name
@@ -338,34 +346,38 @@ def test_regularizers() -> None:
         *(f"expanded_conv_{i}_depthwise" for i in range(1, 11)),
     }
     assert with_l2(weight_decay=0.0) == set()
-    model = net("mobilenet_v1", weight_decay=0.5)
+    model = build_model("mobilenet_v1", weight_decay=0.5)
     expected = sum(0.5 * np.sum(w.numpy() ** 2) for w in model.weights if "/kernel" in w.name)
     assert float(sum(model.losses)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_initializers() -> None:
-    kernel = net("mobilenet_v1", stddev=0.02).get_layer("Conv2d_13_pointwise").kernel.numpy()
+    kernel = (
+        build_model("mobilenet_v1", stddev=0.02).get_layer("Conv2d_13_pointwise").kernel.numpy()
+    )
     # a normal distribution cut at two deviations has 0.8796 of its deviation
     assert (
         np.std(kernel) == pytest.approx(0.02 * 0.8796, rel=0.02)
         and 0.038 < np.abs(kernel).max() <= 0.04
     )
-    kernel = net("mobilenet_v1", stddev=-1.0).get_layer("Conv2d_13_pointwise").kernel.numpy()
+    kernel = (
+        build_model("mobilenet_v1", stddev=-1.0).get_layer("Conv2d_13_pointwise").kernel.numpy()
+    )
     assert np.abs(kernel).max() <= np.sqrt(6 / 512) and np.std(kernel) == pytest.approx(
         np.sqrt(2 / 512), rel=0.05
     )
 
 
 def test_normalization_fields() -> None:
-    layer = net(batch_norm_decay=0.9, batch_norm_epsilon=0.01).get_layer("Conv_batch_norm")
+    layer = build_model(batch_norm_decay=0.9, batch_norm_epsilon=0.01).get_layer("Conv_batch_norm")
     assert (layer.momentum, layer.epsilon) == (0.9, 0.01)
-    assert net(dropout_keep_prob=0.75).get_layer("dropout").rate == 0.25
+    assert build_model(dropout_keep_prob=0.75).get_layer("dropout").rate == 0.25
 
 
 @pytest.mark.parametrize("normalization", ["layer_norm", "group_norm"])
 @pytest.mark.parametrize("name", ["mobilenet_v1"])
 def test_other_normalizations_train(name: str, normalization: str) -> None:
-    model = net(name, normalization_name=normalization, width_multiplier=0.35)
+    model = build_model(name, normalization_name=normalization, width_multiplier=0.35)
     assert not any(isinstance(layer, tf_keras.layers.BatchNormalization) for layer in model.layers)
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
@@ -394,12 +406,12 @@ def test_activations_by_name() -> None:
 
 
 def test_hard_sigmoid_slope_is_the_gates_alone() -> None:
-    model = net("mobilenet_v3_small", hard_sigmoid_slope=0.16667)
+    model = build_model("mobilenet_v3_small", hard_sigmoid_slope=0.16667)
     assert model.get_layer("expanded_conv_squeeze_excite_excite_scale").scale == 0.16667
     assert model.get_layer("Conv_hard_swish_scale").scale == pytest.approx(1 / 6, abs=1e-12)
 
 
-def test_channels_thin_a_net() -> None:
+def test_channels_thin_a_model() -> None:
     channels = {
         "Conv": 12,
         "expanded_conv_1_expand": 20,
@@ -413,12 +425,12 @@ def test_channels_thin_a_net() -> None:
         "Conv_1": 40,
         "Conv_2": 30,
     }
-    model = net("mobilenet_v3_small", channels=channels)
+    model = build_model("mobilenet_v3_small", channels=channels)
     for name, filters in channels.items():
         assert model.get_layer(name).filters == filters
     assert model.get_layer("expanded_conv_1_depthwise").output.shape[-1] == 20
     assert model.get_layer("expanded_conv_3_squeeze_excite_excite").filters == 18
-    plain = net("mobilenet_v3_small")
+    plain = build_model("mobilenet_v3_small")
     assert len(plain.layers) == len(model.layers)
     for layer in plain.layers:  # all others keep their width
         follows = layer.name in (
@@ -427,7 +439,7 @@ def test_channels_thin_a_net() -> None:
         )
         if hasattr(layer, "filters") and layer.name not in channels and not follows:
             assert model.get_layer(layer.name).filters == layer.filters
-    thin = net("mobilenet_v1", channels={"Conv2d_0": 3, "Conv2d_5_pointwise": 7})
+    thin = build_model("mobilenet_v1", channels={"Conv2d_0": 3, "Conv2d_5_pointwise": 7})
     assert thin.get_layer("Conv2d_6_depthwise").output.shape[-1] == 7
 
 
@@ -442,11 +454,11 @@ def test_channels_thin_a_net() -> None:
 )
 def test_channels_that_do_not_fit(channels: dict[str, int], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        net("mobilenet_v2", channels=channels)
+        build_model("mobilenet_v2", channels=channels)
 
 
 def test_equal_channels_by_thinning_add_no_residual() -> None:
-    model = net("mobilenet_v1")
+    model = build_model("mobilenet_v1")
     assert not any(isinstance(layer, tf_keras.layers.Add) for layer in model.layers)
     thin = build(
         archs.get("mobilenet_v2", num_classes=10, channels={"expanded_conv_project": 32}),

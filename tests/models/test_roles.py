@@ -113,7 +113,7 @@ def test_roles_of_keras_applications(name: str, ours: str, options: dict[str, An
     assert by_role(model) == EXPECTED[ours]
 
 
-def test_keras_3_nets_have_the_same_graph(small_model: Callable[..., Any]) -> None:
+def test_keras_3_models_have_the_same_graph(small_model: Callable[..., Any]) -> None:
     keras = pytest.importorskip("keras", minversion="3")
     config = archs.get(
         "mobilenet_v3_small", width_multiplier=0.25, num_classes=10, classifier_activation=None

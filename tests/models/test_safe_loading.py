@@ -35,19 +35,19 @@ Edit = Callable[[dict[str, Any]], None]
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One small model in every form."""
-    place = tmp_path_factory.mktemp("sound")
+    folder = tmp_path_factory.mktemp("sound")
     layers = tf_keras.layers
     image = layers.Input((8, 8, 3), name="image")
     x = layers.Conv2D(4, 3, activation="relu", kernel_regularizer="l2", name="conv")(image)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     model = tf_keras.Model(image, layers.Dense(2, name="dense")(x), name="sound")
     for name in ("x.keras", "x.h5"):
-        model.save(place / name)
-    model.save(place / "saved", save_format="tf")
-    (place / "x.packed").write_bytes(
+        model.save(folder / name)
+    model.save(folder / "saved", save_format="tf")
+    (folder / "x.packed").write_bytes(
         packed_model.pack(saving.LoadedModel(model, saving.card_of(model)))
     )
-    return {path.name: path for path in place.iterdir()}
+    return {path.name: path for path in folder.iterdir()}
 
 
 FORMS = ("x.keras", "x.h5", "saved", "x.packed")
@@ -172,9 +172,9 @@ def test_no_function_of_a_file_is_called(
         ("math.add", 1.0, {"y": 2.0}),  # harmless, but of constants alone
     ]
     for number, (function, value, arguments) in enumerate(attacks):
-        place = tmp_path / str(number)
-        place.mkdir()
-        path = edited(sound, form, place, operator_layer(function, value, arguments))
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = edited(sound, form, folder, operator_layer(function, value, arguments))
         refused(path, "layer 'extra'")
     assert not marker.exists() and not fetched[1]
 
@@ -202,8 +202,8 @@ def test_commands_refuse_before_anything_is_built(
 
 
 def first(config: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(x for x in config["config"]["layers"] if x["name"] == name)
-    return found
+    layer_config: dict[str, Any] = next(x for x in config["config"]["layers"] if x["name"] == name)
+    return layer_config
 
 
 def vocabulary(config: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ def outputs(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", families())
-def test_a_folder_comes_back_bit_equal(
+def test_a_folder_loads_bit_equal(
     name: str, small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
     model = small_model(name)
@@ -41,25 +41,23 @@ def test_a_folder_comes_back_bit_equal(
         metrics={"top1": 91.5},
         history=({"loss": 1.0},),
     )
-    assert saving.save(model, tmp_path / "net", card) == tmp_path / "net"
-    assert sorted(path.name for path in (tmp_path / "net").iterdir()) == [
+    assert saving.save(model, tmp_path / "model", card) == tmp_path / "model"
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
         "card.json",
         "model.keras",
     ]
-    assert [path.name for path in tmp_path.iterdir()] == ["net"]
-    net = saving.load(tmp_path / "net")
-    assert net.card == card
-    assert archs.MobileNetConfig.from_json(net.card.architecture) == config
-    np.testing.assert_array_equal(outputs(net.model), outputs(model))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    loaded = saving.load(tmp_path / "model")
+    assert loaded.card == card
+    assert archs.MobileNetConfig.from_json(loaded.card.architecture) == config
+    np.testing.assert_array_equal(outputs(loaded.model), outputs(model))
     plain = tf_keras.models.load_model(
-        tmp_path / "net" / "model.keras", safe_mode=True
+        tmp_path / "model" / "model.keras", safe_mode=True
     )  # by Keras alone
     np.testing.assert_array_equal(outputs(plain), outputs(model))
 
 
-def test_saved_model_and_h5_come_back_bit_equal(
-    small_model: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_saved_model_and_h5_load_bit_equal(small_model: Callable[..., Any], tmp_path: Path) -> None:
     model = small_model("mobilenet_v1")
     check_saved_model(model, tmp_path)
     model.save(tmp_path / "x.h5")
@@ -76,9 +74,9 @@ def test_saved_model_of_the_others(
 
 def check_saved_model(model: Any, tmp_path: Path) -> None:
     model.save(tmp_path / "saved", save_format="tf")
-    net = saving.load(tmp_path / "saved")
-    np.testing.assert_array_equal(outputs(net.model), outputs(model))
-    assert net.card.input_shape == (32, 32, 3) and net.card.outputs == "logits"
+    loaded = saving.load(tmp_path / "saved")
+    np.testing.assert_array_equal(outputs(loaded.model), outputs(model))
+    assert loaded.card.input_shape == (32, 32, 3) and loaded.card.outputs == "logits"
 
 
 def test_a_lone_file_gets_a_card_from_its_shapes(
@@ -97,34 +95,34 @@ def test_the_optimizer_is_left_out(tmp_path: Path) -> None:
     model = build(archs.get("mobilenet_v1", width_multiplier=0.25, num_classes=10), (32, 32, 3))
     model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
     model.train_on_batch(PIXELS, np.array([1, 2]))
-    saving.save(model, tmp_path / "net", Card())
+    saving.save(model, tmp_path / "model", Card())
     assert (
-        tmp_path / "net" / "model.keras"
+        tmp_path / "model" / "model.keras"
     ).stat().st_size < 2 * 4 * model.count_params()  # with Adam's two slots three times
     assert model.optimizer is not None
-    np.testing.assert_array_equal(outputs(saving.load(tmp_path / "net").model), outputs(model))
+    np.testing.assert_array_equal(outputs(saving.load(tmp_path / "model").model), outputs(model))
 
 
-def test_saving_again_replaces_the_net(small_model: Callable[..., Any], tmp_path: Path) -> None:
-    saving.save(small_model("mobilenet_v1"), tmp_path / "net", Card(stage="train"))
-    saving.save(small_model("mobilenet_v2"), tmp_path / "net", Card(stage="prune"))
-    model = saving.load(tmp_path / "net")
+def test_saving_again_replaces_the_model(small_model: Callable[..., Any], tmp_path: Path) -> None:
+    saving.save(small_model("mobilenet_v1"), tmp_path / "model", Card(stage="train"))
+    saving.save(small_model("mobilenet_v2"), tmp_path / "model", Card(stage="prune"))
+    model = saving.load(tmp_path / "model")
     assert model.card.stage == "prune" and model.model.name == "MobileNetV2"
 
 
-def test_a_failed_save_leaves_the_old_net(
+def test_a_failed_save_leaves_the_old_model(
     small_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saving.save(small_model("mobilenet_v1"), tmp_path / "net", Card(stage="train"))
+    saving.save(small_model("mobilenet_v1"), tmp_path / "model", Card(stage="train"))
 
     def fail(*_: Any) -> None:
         raise RuntimeError("power cut")
 
     monkeypatch.setattr(saving.files, "write_json", fail)
     with pytest.raises(RuntimeError):
-        saving.save(small_model("mobilenet_v2"), tmp_path / "net", Card(stage="prune"))
-    assert saving.load(tmp_path / "net").card.stage == "train"
-    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+        saving.save(small_model("mobilenet_v2"), tmp_path / "model", Card(stage="prune"))
+    assert saving.load(tmp_path / "model").card.stage == "train"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_folder_of_other_things_is_not_replaced(
@@ -142,7 +140,7 @@ def refused(path: Path, match: str) -> None:
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
-def test_what_is_not_a_net_is_refused(small_model: Callable[..., Any], tmp_path: Path) -> None:
+def test_what_is_not_a_model_is_refused(small_model: Callable[..., Any], tmp_path: Path) -> None:
     refused(tmp_path / "absent", "nothing there")
     refused(tmp_path, "holds no model.keras")
     (tmp_path / "x.txt").write_text("text")
@@ -159,8 +157,8 @@ def test_what_is_not_a_net_is_refused(small_model: Callable[..., Any], tmp_path:
 
 
 def test_damaged_files_are_refused(small_model: Callable[..., Any], tmp_path: Path) -> None:
-    saving.save(small_model("mobilenet_v1"), tmp_path / "net", Card())
-    data = (tmp_path / "net" / "model.keras").read_bytes()
+    saving.save(small_model("mobilenet_v1"), tmp_path / "model", Card())
+    data = (tmp_path / "model" / "model.keras").read_bytes()
     (tmp_path / "cut.keras").write_bytes(data[: len(data) // 2])
     refused(tmp_path / "cut.keras", "cut short")
     flipped = bytearray(data)
@@ -168,10 +166,10 @@ def test_damaged_files_are_refused(small_model: Callable[..., Any], tmp_path: Pa
     flipped[middle : middle + 64] = bytes(64)
     (tmp_path / "flipped.keras").write_bytes(bytes(flipped))
     refused(tmp_path / "flipped.keras", "whole Keras model")
-    (tmp_path / "net" / "card.json").write_text("{")
-    refused(tmp_path / "net", "JSON")
-    (tmp_path / "net" / "card.json").write_text('{"type": "Card", "lables": []}')
-    refused(tmp_path / "net", "did you mean labels")
+    (tmp_path / "model" / "card.json").write_text("{")
+    refused(tmp_path / "model", "JSON")
+    (tmp_path / "model" / "card.json").write_text('{"type": "Card", "lables": []}')
+    refused(tmp_path / "model", "did you mean labels")
 
 
 def test_a_keras_3_file_is_named(tmp_path: Path) -> None:
@@ -181,23 +179,23 @@ def test_a_keras_3_file_is_named(tmp_path: Path) -> None:
     model.save(tmp_path / "x.keras")
     refused(tmp_path / "x.keras", r"keras_version 3\..*set_weights")
     with pytest.raises(UsageError, match="tf_keras model"):
-        saving.save(model, tmp_path / "net", Card())
+        saving.save(model, tmp_path / "model", Card())
 
 
 @pytest.mark.parametrize("ending", [".keras", ".h5"])
-def test_a_net_that_tfmot_has_wrapped_is_named(tmp_path: Path, ending: str) -> None:
+def test_a_model_that_tfmot_has_wrapped_is_named(tmp_path: Path, ending: str) -> None:
     """As tfmot's own users save it; Keras knows these classes in a scope alone."""
     tfmot = pytest.importorskip("tensorflow_model_optimization")
     image = tf_keras.layers.Input((4, 4, 1))
-    net = tf_keras.Model(image, tf_keras.layers.Conv2D(2, 1)(image))
-    pruned = tfmot.sparsity.keras.prune_low_magnitude(net)
-    quantized = tfmot.quantization.keras.quantize_model(net)
-    for name, model, said in (
+    plain = tf_keras.Model(image, tf_keras.layers.Conv2D(2, 1)(image))
+    pruned = tfmot.sparsity.keras.prune_low_magnitude(plain)
+    quantized = tfmot.quantization.keras.quantize_model(plain)
+    for name, model, words in (
         ("pruned", pruned, "PruneLowMagnitude.*strip_pruning"),
         ("quantized", quantized, "Quantize.*the float model from before"),
     ):
         model.save(tmp_path / f"{name}{ending}")
-        refused(tmp_path / f"{name}{ending}", said)
+        refused(tmp_path / f"{name}{ending}", words)
 
 
 def test_a_lambda_is_never_read(tmp_path: Path) -> None:
@@ -220,8 +218,8 @@ def test_a_lambda_is_never_read(tmp_path: Path) -> None:
 def test_a_class_of_another_module_is_never_imported(
     small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    saving.save(small_model("mobilenet_v1"), tmp_path / "net", Card())
-    with zipfile.ZipFile(tmp_path / "net" / "model.keras") as archive:
+    saving.save(small_model("mobilenet_v1"), tmp_path / "model", Card())
+    with zipfile.ZipFile(tmp_path / "model" / "model.keras") as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     config = json.loads(parts["config.json"])
     config["config"]["layers"][1]["module"] = "os"
@@ -236,5 +234,5 @@ def test_a_class_of_another_module_is_never_imported(
 def test_a_card_of_another_size_gets_that_of_the_model(
     small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    saving.save(small_model("mobilenet_v1"), tmp_path / "net", Card(input_shape=(224, 224, 3)))
-    assert saving.load(tmp_path / "net").card.input_shape == (32, 32, 3)
+    saving.save(small_model("mobilenet_v1"), tmp_path / "model", Card(input_shape=(224, 224, 3)))
+    assert saving.load(tmp_path / "model").card.input_shape == (32, 32, 3)

@@ -27,7 +27,7 @@ pytest.importorskip("tensorflow")
 
 # Of CPU time, which other work on the machine does not lengthen much; a process imports TensorFlow.
 SECONDS = {"here": 5.0, "process": 20.0}
-NET = Slim("mobilenet_v3_small_minimalistic")
+MODEL = Slim("mobilenet_v3_small_minimalistic")
 
 
 Ended = subprocess.CompletedProcess[str]
@@ -56,13 +56,13 @@ def here(
 @pytest.fixture(scope="session")
 def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound checkpoint; copy it to damage it."""
-    return slim.written(tmp_path_factory.getbasetemp(), NET)[1]
+    return slim.written(tmp_path_factory.getbasetemp(), MODEL)[1]
 
 
-def copied(prefix: Path, place: Path) -> Path:
+def copied(prefix: Path, folder: Path) -> Path:
     for path in prefix.parent.glob(prefix.name + ".*"):
-        (place / path.name).write_bytes(path.read_bytes())
-    return place / prefix.name
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder / prefix.name
 
 
 def part(prefix: Path, suffix: str) -> Path:
@@ -72,42 +72,42 @@ def part(prefix: Path, suffix: str) -> Path:
 INDEX, DATA = ".index", ".data-00000-of-00001"
 
 
-def nothing_there(prefix: Path, place: Path) -> Path:
-    return place / "model.ckpt"
+def nothing_there(prefix: Path, folder: Path) -> Path:
+    return folder / "model.ckpt"
 
 
-def text(prefix: Path, place: Path) -> Path:
-    path = place / "notes.txt"
+def text(prefix: Path, folder: Path) -> Path:
+    path = folder / "notes.txt"
     path.write_text("no weights here\n" * 99)
     return path
 
 
-def empty_folder(prefix: Path, place: Path) -> Path:
-    (place / "empty").mkdir()
-    return place / "empty"
+def empty_folder(prefix: Path, folder: Path) -> Path:
+    (folder / "empty").mkdir()
+    return folder / "empty"
 
 
-def index_alone(prefix: Path, place: Path) -> Path:
-    damaged = copied(prefix, place)
+def index_alone(prefix: Path, folder: Path) -> Path:
+    damaged = copied(prefix, folder)
     part(damaged, DATA).unlink()
     return damaged
 
 
-def truncated_index(prefix: Path, place: Path) -> Path:
-    damaged = copied(prefix, place)
+def truncated_index(prefix: Path, folder: Path) -> Path:
+    damaged = copied(prefix, folder)
     path = part(damaged, INDEX)
     path.write_bytes(path.read_bytes()[:-100])
     return damaged
 
 
-def empty_index(prefix: Path, place: Path) -> Path:
-    damaged = copied(prefix, place)
+def empty_index(prefix: Path, folder: Path) -> Path:
+    damaged = copied(prefix, folder)
     part(damaged, INDEX).write_bytes(b"")
     return damaged
 
 
-def keras_3(prefix: Path, place: Path) -> Path:
-    path = place / "net.keras"
+def keras_3(prefix: Path, folder: Path) -> Path:
+    path = folder / "net.keras"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("metadata.json", '{"keras_version": "3.5.0"}')
         archive.writestr("config.json", '{"module": "keras", "class_name": "Functional"}')
@@ -115,54 +115,54 @@ def keras_3(prefix: Path, place: Path) -> Path:
     return path
 
 
-def archive_of_none(prefix: Path, place: Path) -> Path:
-    return slim.write_archive(place / "net.tgz", {"readme.txt": b"no weights"})
+def archive_of_none(prefix: Path, folder: Path) -> Path:
+    return slim.write_archive(folder / "net.tgz", {"readme.txt": b"no weights"})
 
 
-def archive_of_two(prefix: Path, place: Path) -> Path:
+def archive_of_two(prefix: Path, folder: Path) -> Path:
     both = slim.parts(prefix, "a/") | slim.parts(prefix, "b/")
-    return slim.write_archive(place / "net.tgz", both)
+    return slim.write_archive(folder / "net.tgz", both)
 
 
-def archive_with_two_names(prefix: Path, place: Path) -> Path:
+def archive_with_two_names(prefix: Path, folder: Path) -> Path:
     members = slim.parts(prefix)
     members |= {"other.ckpt" + name.removeprefix(prefix.name): content
                 for name, content in members.items()}  # fmt: skip
-    return slim.write_archive(place / "net.tgz", members)
+    return slim.write_archive(folder / "net.tgz", members)
 
 
-def escaping(prefix: Path, place: Path) -> Path:
+def escaping(prefix: Path, folder: Path) -> Path:
     members = slim.parts(prefix) | {"../escaped.txt": b"out"}
-    return slim.write_archive(place / "net.tgz", members)
+    return slim.write_archive(folder / "net.tgz", members)
 
 
-def escaping_checkpoint(prefix: Path, place: Path) -> Path:
-    return slim.write_archive(place / "net.tgz", slim.parts(prefix, "a/../../"))
+def escaping_checkpoint(prefix: Path, folder: Path) -> Path:
+    return slim.write_archive(folder / "net.tgz", slim.parts(prefix, "a/../../"))
 
 
-def absolute(prefix: Path, place: Path) -> Path:
-    members = slim.parts(prefix) | {str(place.parent / "escaped.txt"): b"out"}
-    return slim.write_archive(place / "net.tgz", members)
+def absolute(prefix: Path, folder: Path) -> Path:
+    members = slim.parts(prefix) | {str(folder.parent / "escaped.txt"): b"out"}
+    return slim.write_archive(folder / "net.tgz", members)
 
 
 def link(kind: bytes) -> Callable[[Path, Path], Path]:
-    def make(prefix: Path, place: Path) -> Path:
+    def make(prefix: Path, folder: Path) -> Path:
         entry = tarfile.TarInfo("model.ckpt" + DATA)
         entry.type, entry.linkname = kind, "/etc/passwd"
         members = {"model.ckpt" + INDEX: part(prefix, INDEX), entry.name: entry}
-        return slim.write_archive(place / "net.tgz", members)
+        return slim.write_archive(folder / "net.tgz", members)
 
     return make
 
 
-def broken_archive(prefix: Path, place: Path) -> Path:
-    path = slim.write_archive(place / "net.tgz", slim.parts(prefix))
+def broken_archive(prefix: Path, folder: Path) -> Path:
+    path = slim.write_archive(folder / "net.tgz", slim.parts(prefix))
     path.write_bytes(path.read_bytes()[:5000])
     return path
 
 
-def truncated_npz(prefix: Path, place: Path) -> Path:
-    path = slim.write_npz(place / "net.npz", slim.values(NET))
+def truncated_npz(prefix: Path, folder: Path) -> Path:
+    path = slim.write_npz(folder / "net.npz", slim.values(MODEL))
     path.write_bytes(path.read_bytes()[:-1000])
     return path
 
@@ -204,26 +204,26 @@ def short(where: str) -> Iterator[None]:
     assert spent() - start < SECONDS[where]
 
 
-def refused(ended: Ended, *said: str) -> None:
+def refused(ended: Ended, *fragments: str) -> None:
     assert ended.returncode == 2, ended.stderr
     assert ended.stdout == ""
     assert ended.stderr.endswith("\n")
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert "Traceback" not in ended.stderr
-    for words in said:
+    for words in fragments:
         assert words in ended.stderr
 
 
-def tree(place: Path) -> dict[str, bytes]:
+def tree(folder: Path) -> dict[str, bytes]:
     return {
-        str(path.relative_to(place)): path.read_bytes()
-        for path in place.rglob("*")
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
         if path.is_file()
     }
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "inner" / "work"
     folder.mkdir(parents=True)
     (tmp_path / "aside").mkdir()
@@ -231,17 +231,18 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", LIGHT)
-def test_what_is_no_checkpoint_is_one_line(case: str, place: Path, prefix: Path) -> None:
-    make, said = LIGHT[case]
-    path = make(prefix, place)
-    aside = place.parents[1] / "aside"
-    before = tree(place.parent)
+def test_what_is_no_checkpoint_is_one_line(case: str, folder: Path, prefix: Path) -> None:
+    make, fragments = LIGHT[case]
+    path = make(prefix, folder)
+    aside = folder.parents[1] / "aside"
+    before = tree(folder.parent)
     with short("process"):
         refused(
-            start_command("tf1_loader", "-i", path, "-o", "out", cwd=place, TMPDIR=str(aside)), said
+            start_command("tf1_loader", "-i", path, "-o", "out", cwd=folder, TMPDIR=str(aside)),
+            fragments,
         )
-    assert tree(place.parent) == before
-    assert not (place / "out").exists()
+    assert tree(folder.parent) == before
+    assert not (folder / "out").exists()
     assert list(aside.iterdir()) == []
 
 
@@ -252,29 +253,29 @@ def flip(path: Path, share: int) -> None:
     path.write_bytes(data)
 
 
-def truncated_data(prefix: Path, place: Path) -> Path:
-    damaged = copied(prefix, place)
+def truncated_data(prefix: Path, folder: Path) -> Path:
+    damaged = copied(prefix, folder)
     path = part(damaged, DATA)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return damaged
 
 
-def flipped_data(prefix: Path, place: Path) -> Path:
-    damaged = copied(prefix, place)
+def flipped_data(prefix: Path, folder: Path) -> Path:
+    damaged = copied(prefix, folder)
     path = part(damaged, DATA)
     flip(path, 2)
     return damaged
 
 
-def flipped_index(prefix: Path, place: Path) -> Path:
-    damaged = copied(prefix, place)
+def flipped_index(prefix: Path, folder: Path) -> Path:
+    damaged = copied(prefix, folder)
     path = part(damaged, INDEX)
     flip(path, 3)
     return damaged
 
 
-def flipped_npz(prefix: Path, place: Path) -> Path:
-    path = slim.write_npz(place / "net.npz", slim.values(NET))
+def flipped_npz(prefix: Path, folder: Path) -> Path:
+    path = slim.write_npz(folder / "net.npz", slim.values(MODEL))
     flip(path, 2)
     return path
 
@@ -282,7 +283,7 @@ def flipped_npz(prefix: Path, place: Path) -> Path:
 def foreign(root: str, convolutions: tuple[str, ...]) -> Callable[[Path, Path], Path]:
     """A checkpoint of another of slim's models, by its names."""
 
-    def make(prefix: Path, place: Path) -> Path:
+    def make(prefix: Path, folder: Path) -> Path:
         found: slim.Values = {}
         for scope in convolutions:
             found[f"{root}/{scope}/weights"] = np.ones((3, 3, 3, 8), np.float32)
@@ -290,19 +291,19 @@ def foreign(root: str, convolutions: tuple[str, ...]) -> Callable[[Path, Path], 
                 found[f"{root}/{scope}/BatchNorm/{leaf}"] = np.ones(8, np.float32)
         found[f"{root}/Logits/Conv2d_1c_1x1/weights"] = np.ones((1, 1, 8, 10), np.float32)
         found[f"{root}/Logits/Conv2d_1c_1x1/biases"] = np.ones(10, np.float32)
-        return slim.write_checkpoint(place / "model.ckpt", found)
+        return slim.write_checkpoint(folder / "model.ckpt", found)
 
     return make
 
 
-def object_based(prefix: Path, place: Path) -> Path:
+def object_based(prefix: Path, folder: Path) -> Path:
     import tensorflow as tf
 
     model = tf.train.Checkpoint(step=tf.Variable(1), kernel=tf.Variable(tf.ones((3, 3, 3, 8))))
-    return Path(model.write(str(place / "ckpt-1")))
+    return Path(model.write(str(folder / "ckpt-1")))
 
 
-def sound(prefix: Path, place: Path) -> Path:
+def sound(prefix: Path, folder: Path) -> Path:
     return prefix
 
 
@@ -330,46 +331,46 @@ HEAVY: dict[str, tuple[Callable[[Path, Path], Path], tuple[str, ...], str]] = {
 
 @pytest.mark.parametrize("case", HEAVY)
 def test_what_cannot_be_loaded_is_one_line(
-    case: str, place: Path, prefix: Path, here: Callable[..., Ended]
+    case: str, folder: Path, prefix: Path, here: Callable[..., Ended]
 ) -> None:
-    make, words, said = HEAVY[case]
-    path = make(prefix, place)
-    before = tree(place)
+    make, words, fragments = HEAVY[case]
+    path = make(prefix, folder)
+    before = tree(folder)
     with short("here"):
-        refused(here("-i", path, "-o", place / "out", *words), said)
-    assert tree(place) == before
-    assert not (place / "out").exists()
+        refused(here("-i", path, "-o", folder / "out", *words), fragments)
+    assert tree(folder) == before
+    assert not (folder / "out").exists()
 
 
-def test_a_flipped_bit_is_one_line_in_a_process_too(place: Path, prefix: Path) -> None:
-    path = flipped_data(prefix, place)
+def test_a_flipped_bit_is_one_line_in_a_process_too(folder: Path, prefix: Path) -> None:
+    path = flipped_data(prefix, folder)
     with short("process"):
-        refused(start_command("tf1_loader", "-i", path, "-o", "out", cwd=place), "damaged")
-    assert not (place / "out").exists()
+        refused(start_command("tf1_loader", "-i", path, "-o", "out", cwd=folder), "damaged")
+    assert not (folder / "out").exists()
 
 
 @pytest.mark.parametrize("words", [(), ("-i", "x.ckpt"), ("-o", "out"), ("--chekpoint=x",)])
-def test_missing_and_unknown_flags_are_one_line(words: tuple[str, ...], place: Path) -> None:
-    refused(start_command("tf1_loader", *words, cwd=place), "--")
+def test_missing_and_unknown_flags_are_one_line(words: tuple[str, ...], folder: Path) -> None:
+    refused(start_command("tf1_loader", *words, cwd=folder), "--")
 
 
 def test_a_place_that_is_taken_is_left_alone(
-    place: Path, prefix: Path, here: Callable[..., Ended]
+    folder: Path, prefix: Path, here: Callable[..., Ended]
 ) -> None:
-    (place / "letters").mkdir()
-    (place / "letters/one.txt").write_text("dear")
+    (folder / "letters").mkdir()
+    (folder / "letters/one.txt").write_text("dear")
     for words in ((), ("--overwrite",)):
-        refused(here("-i", prefix, "-o", place / "letters", *words), "letters")
-    (place / "file").write_text("mine")
-    refused(here("-i", prefix, "-o", place / "file"), "file")
-    assert tree(place) == {"letters/one.txt": b"dear", "file": b"mine"}
+        refused(here("-i", prefix, "-o", folder / "letters", *words), "letters")
+    (folder / "file").write_text("mine")
+    refused(here("-i", prefix, "-o", folder / "file"), "file")
+    assert tree(folder) == {"letters/one.txt": b"dear", "file": b"mine"}
 
 
 @pytest.mark.parametrize(("limit", "most"), [("_MOST_BYTES", 10_000), ("_MOST_MEMBERS", 1)])
 def test_an_archive_may_not_grow_without_bounds(
-    limit: str, most: int, place: Path, prefix: Path, monkeypatch: pytest.MonkeyPatch
+    limit: str, most: int, folder: Path, prefix: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = slim.write_archive(place / "net.tgz", slim.parts(prefix))
+    path = slim.write_archive(folder / "net.tgz", slim.parts(prefix))
     with locate.checkpoint_prefix(path) as found:
         assert Path(found).with_name(Path(found).name + INDEX).exists()
     monkeypatch.setattr(locate, limit, most)

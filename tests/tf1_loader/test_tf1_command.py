@@ -14,17 +14,17 @@ from slim_checkpoints import PIXELS, Slim
 
 pytest.importorskip("tensorflow")
 
-Made = tuple[Path, str, slim.Values]
+Converted = tuple[Path, str, slim.Values]
 
 
-def done(place: Path, *words: object) -> str:
+def done(folder: Path, *words: object) -> str:
     """What the command prints; it ends well and has no complaint."""
-    ended = start_command("tf1_loader", *words, cwd=place)
+    ended = start_command("tf1_loader", *words, cwd=folder)
     assert (ended.returncode, ended.stderr) == (0, "")
     return ended.stdout
 
 
-def test_the_released_nets_are_listed(tmp_path: Path) -> None:
+def test_the_released_models_are_listed(tmp_path: Path) -> None:
     listed = done(tmp_path, "--list")
     for words in (
         "mobilenet_v1_0.25_128.tgz",
@@ -36,28 +36,30 @@ def test_the_released_nets_are_listed(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A quantized model of 1001 classes in an archive, made into one of 1000, in a process."""
-    place = tmp_path_factory.mktemp("tf1_made")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    """A quantized model of 1001 classes in an archive, converted into one of 1000, in a process."""
+    folder = tmp_path_factory.mktemp("tf1_converted")
     model = Slim("mobilenet_v1", classes=1001)
     raw = slim.values(model)
-    source = slim.write_checkpoint(place / "in/model.ckpt", raw | slim.ranges(model)[0] | slim.STEP)
-    slim.write_archive(place / "net.tgz", slim.parts(source, "./"))
+    source = slim.write_checkpoint(
+        folder / "in/model.ckpt", raw | slim.ranges(model)[0] | slim.STEP
+    )
+    slim.write_archive(folder / "net.tgz", slim.parts(source, "./"))
     words = ("-i", "net.tgz", "-o", "out", "--num_classes", 1000, "--image_size", 32)
-    printed = done(place, *words)
-    expected = slim.places(model, raw)
+    printed = done(folder, *words)
+    expected = slim.by_weight_name(model, raw)
     for name in ("Logits/kernel", "Logits/bias"):
         expected[name] = expected[name][..., 1:]
-    return place / "out", printed, expected
+    return folder / "out", printed, expected
 
 
 def test_a_good_checkpoint_is_written_in_three_forms_and_proved(
-    made: Made,
+    converted: Converted,
 ) -> None:
     import tensorflow as tf
     import tf_keras
 
-    out, printed, expected = made
+    out, printed, expected = converted
     last = printed.rstrip().splitlines()[-1]
     assert last.startswith("verified")
     assert "equal" in last
@@ -75,8 +77,8 @@ def test_a_good_checkpoint_is_written_in_three_forms_and_proved(
     slim.same(fresh, expected)
 
 
-def test_what_was_found_is_told_and_kept(made: Made) -> None:
-    out, printed, _ = made
+def test_the_report_is_printed_and_stored(converted: Converted) -> None:
+    out, printed, _ = converted
     assert "mobilenet_v1 of width 0.1" in printed
     card = json.loads((out / "card.json").read_text())
     assert card["label_offset"] == 1  # the data's label 1 is class 0 now
@@ -98,8 +100,8 @@ def test_long_flags_raw_values_and_overwriting(tmp_path: Path) -> None:
     for more in ((), ("--nouse_ema", "--overwrite", "--hard_sigmoid_slope", "0.2")):
         done(tmp_path, *words, *more)
         model = tf_keras.models.load_model(tmp_path / "out/model.keras", compile=False)
-        found = slim.weights(model)["Conv/kernel"]
-        assert np.array_equal(found, raw["MobilenetV3/Conv/weights"]) == bool(more)
+        kernel = slim.weights(model)["Conv/kernel"]
+        assert np.array_equal(kernel, raw["MobilenetV3/Conv/weights"]) == bool(more)
     ended = start_command("tf1_loader", *words, cwd=tmp_path)
     assert ended.returncode == 2
     assert "--overwrite" in ended.stderr

@@ -1,4 +1,4 @@
-"""Loading into a given config, other class counts, and what is told when the two do not fit."""
+"""Loading into a given config, other class counts, and the error when the two do not fit."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def refused(path: Path, config: Any = None, loader: Any = None, **options: Any) 
     ["mobilenet_v2", "mobilenet_v3_small", "mobilenet_edgetpu"],
 )
 def test_each_loader_takes_a_config_and_leaves_it_as_it_is(family: str, written: Written) -> None:
-    net, raw, path = written(family)
-    config = config_of(net)
+    spec, raw, path = written(family)
+    config = config_of(spec)
     before = dataclasses.replace(config)
     model = LOADERS[family](checkpoint_path=path, config=config, input_shape=PIXELS)
-    slim.same(model, slim.places(net, raw))
+    slim.same(model, slim.by_weight_name(spec, raw))
     assert config == before
     assert model.input_shape == (None, *PIXELS)
 
@@ -70,26 +70,26 @@ def test_each_loader_takes_a_config_and_leaves_it_as_it_is(family: str, written:
 @pytest.mark.parametrize("family", ["mobilenet_v1", "mobilenet_v3_large_minimalistic"])
 def test_without_a_config_a_loader_finds_it(family: str, written: Written) -> None:
     model, raw, path = written(family)
-    slim.same(LOADERS[family](path, input_shape=PIXELS), slim.places(model, raw))
+    slim.same(LOADERS[family](path, input_shape=PIXELS), slim.by_weight_name(model, raw))
 
 
 def test_the_loader_of_all_v3_goes_by_the_config(written: Written) -> None:
-    net, raw, path = written("mobilenet_v3_small_minimalistic")
-    model = tf1_loader.load_mobilenet_v3(path, config_of(net), input_shape=PIXELS)
-    slim.same(model, slim.places(net, raw))
+    spec, raw, path = written("mobilenet_v3_small_minimalistic")
+    model = tf1_loader.load_mobilenet_v3(path, config_of(spec), input_shape=PIXELS)
+    slim.same(model, slim.by_weight_name(spec, raw))
     assert "mobilenet_v2" in refused(
         path, archs.MobileNetV2Config(), tf1_loader.load_mobilenet_v3
     ).lower().replace("mobilenetv2", "mobilenet_v2")
 
 
 def test_building_twice_narrows_once(written: Written) -> None:
-    net, _, path = written("mobilenet_v2", width=0.35, finegrain=True)
-    shared = archs.MobileNetV2Config(width_multiplier=0.35, num_classes=net.classes)
+    spec, _, path = written("mobilenet_v2", width=0.35, finegrain=True)
+    shared = archs.MobileNetV2Config(width_multiplier=0.35, num_classes=spec.classes)
     models = [
         tf1_loader.load_mobilenet_v2(path, config, input_shape=PIXELS)
         for config in (shared, shared)
     ]
-    expected = sum(int(np.prod(shape)) for shape in slim.shapes(net).values())
+    expected = sum(int(np.prod(shape)) for shape in slim.shapes(spec).values())
     assert [model.count_params() for model in models] == [expected] * 2
     for model in models:  # the seed's loader narrowed the stem twice, to 8
         assert model.get_layer("Conv").kernel.shape == (3, 3, 3, 16)
@@ -104,26 +104,26 @@ def test_edgetpus_block_13_adds_nothing(written: Written) -> None:
 
 def test_a_stem_of_one_channel_sets_the_input(written: Written) -> None:
     model, raw, path = written("mobilenet_v3_small_minimalistic", channels=1)
-    found = slim.loaded(path, input_shape=None)
-    assert found.model.input_shape == (None, 224, 224, 1)
-    slim.same(found.model, slim.places(model, raw))
-    assert "1 input channel" in found.report.description
+    loaded = slim.loaded(path, input_shape=None)
+    assert loaded.model.input_shape == (None, 224, 224, 1)
+    slim.same(loaded.model, slim.by_weight_name(model, raw))
+    assert "1 input channel" in loaded.report.description
     assert "channel" in refused(path, input_shape=(32, 32, 3))
 
 
 def test_1001_classes_become_1000_without_the_background(written: Written) -> None:
     model, raw, path = written("mobilenet_v3_small_minimalistic", classes=1001)
-    expected = slim.places(model, raw)
-    kept = slim.loaded(path)
-    assert (kept.config.num_classes, kept.report.notes) == (1001, ())
-    slim.same(kept.model, expected)
-    found = slim.loaded(path, num_classes=1000)
-    assert found.config.num_classes == 1000
+    expected = slim.by_weight_name(model, raw)
+    unchanged = slim.loaded(path)
+    assert (unchanged.config.num_classes, unchanged.report.notes) == (1001, ())
+    slim.same(unchanged.model, expected)
+    loaded = slim.loaded(path, num_classes=1000)
+    assert loaded.config.num_classes == 1000
     expected["Logits/kernel"] = expected["Logits/kernel"][..., 1:]
     expected["Logits/bias"] = expected["Logits/bias"][1:]
-    slim.same(found.model, expected)
-    assert any("background" in note for note in found.report.notes)
-    assert set(found.report.loaded.values()) == set(raw)
+    slim.same(loaded.model, expected)
+    assert any("background" in note for note in loaded.report.notes)
+    assert set(loaded.report.loaded.values()) == set(raw)
     slim.same(
         tf1_loader.load_mobilenet_v3_small(
             path, config_of(model, num_classes=1000), input_shape=PIXELS
@@ -135,20 +135,22 @@ def test_1001_classes_become_1000_without_the_background(written: Written) -> No
 def test_no_classes_leave_the_logits_out(written: Written) -> None:
     model, raw, path = written("mobilenet_v3_small_minimalistic", classes=1001)
     logits = {f"MobilenetV3/{LOGITS}/weights", f"MobilenetV3/{LOGITS}/biases"}
-    found = slim.loaded(path, num_classes=0)
+    loaded = slim.loaded(path, num_classes=0)
     headless = {name: array for name, array in raw.items() if name not in logits}
-    slim.same(found.model, {slim.place(model, name): array for name, array in headless.items()})
-    assert set(found.report.left_aside["logits"]) == logits
-    assert set(found.report.loaded.values()) == set(headless)
+    slim.same(
+        loaded.model, {slim.weight_name(model, name): array for name, array in headless.items()}
+    )
+    assert set(loaded.report.left_aside["logits"]) == logits
+    assert set(loaded.report.loaded.values()) == set(headless)
 
 
-@pytest.mark.parametrize(("classes", "wanted"), [(1001, 17), (1001, 1002), (5, 4), (1000, 1001)])
-def test_other_class_counts_are_refused(classes: int, wanted: int, written: Written) -> None:
+@pytest.mark.parametrize(("classes", "requested"), [(1001, 17), (1001, 1002), (5, 4), (1000, 1001)])
+def test_other_class_counts_are_refused(classes: int, requested: int, written: Written) -> None:
     _, _, path = written("mobilenet_v3_small_minimalistic", classes=classes)
-    line = refused(path, num_classes=wanted)
+    line = refused(path, num_classes=requested)
     assert "num_classes" in line
     assert str(classes) in line
-    assert str(wanted) in line
+    assert str(requested) in line
 
 
 # Family, changes of the config, and what the line must say: what is off, how much, and why.
@@ -162,13 +164,13 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "changes", "said"), WRONG, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(("family", "changes", "words"), WRONG, ids=lambda v: str(v)[:40])
 def test_a_wrong_config_is_told_with_its_cause(
-    family: str, changes: dict[str, Any], said: tuple[str, ...], written: Written
+    family: str, changes: dict[str, Any], words: tuple[str, ...], written: Written
 ) -> None:
     model, _, path = written(family)
     line = refused(path, config_of(model, **changes), LOADERS[family])
-    for part in said:
+    for part in words:
         assert part in line
 
 
@@ -234,13 +236,13 @@ def test_nothing_may_be_missing_left_over_or_of_another_shape(
     damage: str, written: Written, tmp_path: Path
 ) -> None:
     _, raw, _ = written("mobilenet_v3_small_minimalistic")
-    changes, said = DAMAGE[damage]
+    changes, words = DAMAGE[damage]
     changed = {name: array for name, array in raw.items() if name not in changes}
     for name, shape in changes.items():
         if shape is not None:
             changed[name] = np.zeros(shape, np.float32)
     line = refused(slim.write_npz(tmp_path / "damaged.npz", changed))
-    for part in said:
+    for part in words:
         assert part in line
 
 
@@ -257,9 +259,9 @@ def test_keras_checkpoints_are_written_and_read(written: Written, tmp_path: Path
     import tensorflow as tf
     import tf_keras
 
-    net, raw, path = written("mobilenet_v3_small_minimalistic")
+    spec, raw, path = written("mobilenet_v3_small_minimalistic")
     model = slim.loaded(path).model
-    expected = slim.places(net, raw)
+    expected = slim.by_weight_name(spec, raw)
     saved = tf1_loader.save_keras_checkpoint(model, tmp_path / "net.keras", "keras")
     slim.same(tf_keras.models.load_model(saved, compile=False), expected)
     saved = tf1_loader.save_keras_checkpoint(model, tmp_path / "net", "tf")

@@ -26,7 +26,7 @@ CASES = (
 )  # fmt: skip
 # Model, file, and how far its logits may be from the original's: V1's weights are exact, the other
 # two were rounded to float16.
-PHOTO_NETS = {
+PHOTO_MODELS = {
     "mobilenet_v1_0.25_128": ("mobilenet_v1_0.25_128.ckpt", 128, 1e-3),
     "mobilenet_v1_0.25_224": ("mobilenet_v1_0.25_224.ckpt", 224, 1e-3),
     "mobilenet_v2_1.0_224": ("mobilenet_v2_1.0_224_slim_f16.npz", 224, 5e-3),
@@ -147,7 +147,7 @@ def test_raw_and_averaged_weights_are_told_apart(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_net_is_found_from_names_and_shapes(
+def test_the_model_is_detected_from_names_and_shapes(
     name: str, loaded: Callable[..., Any], shared_data: Path
 ) -> None:
     case = case_of(shared_data / "tf1_golden" / name)[0]
@@ -226,7 +226,7 @@ def test_a_real_training_run(use_ema: bool, shared_data: Path) -> None:
 
 
 def photo(path: Path, side: int) -> Any:
-    """The preprocessing that the stored outputs were made with."""
+    """The preprocessing that the stored outputs were computed with."""
     image = tf.io.decode_jpeg(tf.io.read_file(str(path)), channels=3, dct_method="INTEGER_ACCURATE")
     image = tf.image.central_crop(tf.image.convert_image_dtype(image, tf.float32), 0.875)
     return (tf.image.resize(image, [side, side], "bilinear", antialias=False) - 0.5) * 2
@@ -234,39 +234,39 @@ def photo(path: Path, side: int) -> Any:
 
 @functools.cache
 def photo_model(data: Path, model: str) -> Any:
-    file = PHOTO_NETS[model][0]
+    file = PHOTO_MODELS[model][0]
     return tf1_loader.load_tf1_checkpoint(data / "checkpoints" / file, classifier_activation=None)
 
 
-def photo_logits(data: Path, net: str, files: list[str]) -> np.ndarray:
-    side = PHOTO_NETS[net][1]
-    model = photo_model(data, net).model
-    assert model.input_shape == (None, side, side, 3)  # as the file's name says
+def photo_logits(data: Path, name: str, files: list[str]) -> np.ndarray:
+    side = PHOTO_MODELS[name][1]
+    model = photo_model(data, name).model
+    assert model.input_shape == (None, side, side, 3)  # as in the file's name
     folder = data / "photos/imagenet_samples"
     batches = [files[at : at + 40] for at in range(0, len(files), 40)]
     images = ([photo(folder / file, side) for file in batch] for batch in batches)
     return np.concatenate([model(tf.stack(batch), training=False) for batch in images])
 
 
-@pytest.mark.parametrize("model", PHOTO_NETS)
-def test_logits_of_real_nets_on_photos(model: str, shared_data: Path) -> None:
+@pytest.mark.parametrize("model", PHOTO_MODELS)
+def test_logits_of_real_models_on_photos(model: str, shared_data: Path) -> None:
     with np.load(shared_data / "photos/expected.npz") as expected:
         where = {int(index): str(file) for index, file in
                  zip(expected["index"], expected["filename"], strict=True)}  # fmt: skip
         files = [where[int(index)] for index in expected["full_index"]]
         found = photo_logits(shared_data, model, files)
         assert found.shape == (8, 1000)
-        assert np.abs(found - expected[f"{model}/logits"]).max() < PHOTO_NETS[model][2]
+        assert np.abs(found - expected[f"{model}/logits"]).max() < PHOTO_MODELS[model][2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", PHOTO_NETS)
-def test_top_5_of_real_nets_on_200_photos(model: str, shared_data: Path) -> None:
+@pytest.mark.parametrize("model", PHOTO_MODELS)
+def test_top_5_of_real_models_on_200_photos(model: str, shared_data: Path) -> None:
     with np.load(shared_data / "photos/expected.npz") as expected:
         files = [str(file) for file in expected["filename"]]
-        wanted, truth = expected[f"{model}/top5"], expected["index"]
+        expected_top5, truth = expected[f"{model}/top5"], expected["index"]
     top = np.argsort(-photo_logits(shared_data, model, files), axis=1)[:, :5]
-    same = np.all(top == wanted, axis=1)
+    same = np.all(top == expected_top5, axis=1)
     assert same.mean() >= 0.99, f"other top-5 on {np.flatnonzero(~same)}"
     scores = (top[:, 0] == truth).mean() * 100, (top == truth[:, None]).any(1).mean() * 100
     assert scores == pytest.approx(PHOTO_SCORES[model], abs=0.5)

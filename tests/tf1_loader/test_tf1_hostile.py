@@ -1,4 +1,6 @@
-"""Archives and checkpoints that were made to do harm end in one line, soon and in little memory."""
+"""Archives and checkpoints that were crafted to do harm end in one line, soon and in little
+memory.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ from mobilenet.weights import tf2_object
 
 tf = pytest.importorskip("tensorflow")
 
-NET = slim.Slim("mobilenet_v3_small_minimalistic")
+MODEL = slim.Slim("mobilenet_v3_small_minimalistic")
 DATA = ".data-00000-of-00001"
 WEIGHTS = np.arange(72, dtype="<f4").tobytes()  # of one variable of [3, 3, 8]
 

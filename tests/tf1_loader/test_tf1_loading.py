@@ -71,17 +71,17 @@ def test_shapes_written_for_these_tests_have_the_published_count(family: str, wi
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_weight_is_what_was_written(family: str, plain: Load) -> None:
     model, raw, prefix = plain(family)
-    found = slim.loaded(prefix)
-    slim.same(found.model, slim.places(model, raw))
-    report = found.report
-    assert report.loaded == {slim.place(model, name): name for name in raw}
+    loaded = slim.loaded(prefix)
+    slim.same(loaded.model, slim.by_weight_name(model, raw))
+    report = loaded.report
+    assert report.loaded == {slim.weight_name(model, name): name for name in raw}
     assert report.left_aside == {"step": ("global_step",)}
     assert (report.averaged, report.ranges, report.unnamed_ranges) == (0, {}, {})
     assert report.prefix == str(prefix)
-    assert type(found.config) is archs.ALL[family]
-    assert found.config.num_classes == 5
-    assert str(found.config.width_multiplier) in report.description
-    probabilities = found.model(np.zeros((2, *slim.PIXELS), np.float32), training=False).numpy()
+    assert type(loaded.config) is archs.ALL[family]
+    assert loaded.config.num_classes == 5
+    assert str(loaded.config.width_multiplier) in report.description
+    probabilities = loaded.model(np.zeros((2, *slim.PIXELS), np.float32), training=False).numpy()
     np.testing.assert_allclose(probabilities.sum(1), [1, 1], rtol=1e-5)
 
 
@@ -113,14 +113,14 @@ TRAINED = ("mobilenet_v1", "mobilenet_v3_small_minimalistic")
 @pytest.mark.parametrize("family", TRAINED)
 def test_averages_are_taken_variable_by_variable(family: str, trained: Load) -> None:
     model, raw, others, prefix = trained(family)
-    found = slim.loaded(prefix)
+    loaded = slim.loaded(prefix)
     chosen = {name: name + AVERAGE if name + AVERAGE in others else name for name in raw}
     slim.same(
-        found.model,
-        {slim.place(model, name): (raw | others)[chosen[name]] for name in raw},
+        loaded.model,
+        {slim.weight_name(model, name): (raw | others)[chosen[name]] for name in raw},
     )
-    report = found.report
-    assert report.loaded == {slim.place(model, name): taken for name, taken in chosen.items()}
+    report = loaded.report
+    assert report.loaded == {slim.weight_name(model, name): taken for name, taken in chosen.items()}
     shadows = {name for name in others if name.endswith(AVERAGE)}
     assert report.averaged == len(shadows)
     assert (len(shadows) < len(raw)) == (family == "mobilenet_v1")
@@ -132,9 +132,9 @@ def test_averages_are_taken_variable_by_variable(family: str, trained: Load) -> 
 @pytest.mark.parametrize("family", TRAINED)
 def test_raw_values_are_taken_when_asked(family: str, trained: Load) -> None:
     model, raw, others, prefix = trained(family)
-    found = slim.loaded(prefix, use_ema=False)
-    slim.same(found.model, slim.places(model, raw))
-    report = found.report
+    loaded = slim.loaded(prefix, use_ema=False)
+    slim.same(loaded.model, slim.by_weight_name(model, raw))
+    report = loaded.report
     assert report.averaged == 0
     shadows = {name for name in others if name.endswith(AVERAGE)}
     assert set(report.left_aside["average"]) == shadows
@@ -162,26 +162,26 @@ def test_adam_and_a_loss_with_a_shadow_are_left_aside(folder: Path) -> None:
         "total_loss/ExponentialMovingAverage": np.asarray(2.0, np.float32),
     }
     prefix = slim.write_checkpoint(folder / "adam/model.ckpt", raw | others)
-    found = slim.loaded(prefix)
-    slim.same(found.model, slim.places(model, raw))
-    counted(found.report, raw | others)
-    assert found.report.averaged == 0
-    assert {name for name in others if "/Adam" in name} <= set(found.report.left_aside["slot"])
+    loaded = slim.loaded(prefix)
+    slim.same(loaded.model, slim.by_weight_name(model, raw))
+    counted(loaded.report, raw | others)
+    assert loaded.report.averaged == 0
+    assert {name for name in others if "/Adam" in name} <= set(loaded.report.left_aside["slot"])
 
 
 @pytest.mark.parametrize("family", ["mobilenet_v1", "mobilenet_v2"])
-def test_a_quantized_net_loads_as_float_and_tells_its_ranges(family: str, folder: Path) -> None:
+def test_a_quantized_model_loads_as_float_and_reports_its_ranges(family: str, folder: Path) -> None:
     model = Slim(family)
     raw = slim.values(model)
     others, expected = slim.ranges(model)
     prefix = slim.write_checkpoint(folder / f"{family}_quant/model.ckpt", raw | others | STEP)
-    found = slim.loaded(prefix)
-    slim.same(found.model, slim.places(model, raw))
-    report = found.report
+    loaded = slim.loaded(prefix)
+    slim.same(loaded.model, slim.by_weight_name(model, raw))
+    report = loaded.report
     assert set(report.ranges) == set(expected)
     for key, pair in expected.items():
         assert report.ranges[key] == pytest.approx(pair, abs=1e-6), key
-    layers = {layer.name for layer in found.model.layers}
+    layers = {layer.name for layer in loaded.model.layers}
     assert {key.removesuffix("/kernel") for key in report.ranges} <= layers
     assert report.unnamed_ranges == {}
     assert set(report.left_aside["quantization"]) == set(others)
@@ -215,21 +215,21 @@ def test_ranges_without_a_place_are_kept_by_scope(folder: Path) -> None:
     counted(report, raw | others)
 
 
-def test_a_net_without_its_root_scope_loads(folder: Path) -> None:
+def test_a_model_without_its_root_scope_loads(folder: Path) -> None:
     model = Slim("mobilenet_edgetpu", width=0.125, channels=1, finegrain=True, root="")
     raw = slim.values(model)
-    found = slim.loaded(slim.write_npz(folder / "no_root.npz", raw), input_shape=(32, 32, 1))
-    assert type(found.config) is archs.ALL["mobilenet_edgetpu"]
-    slim.same(found.model, slim.places(model, raw))
+    loaded = slim.loaded(slim.write_npz(folder / "no_root.npz", raw), input_shape=(32, 32, 1))
+    assert type(loaded.config) is archs.ALL["mobilenet_edgetpu"]
+    slim.same(loaded.model, slim.by_weight_name(model, raw))
 
 
 def test_leading_scopes_and_a_missing_head_load(folder: Path) -> None:
     model = Slim("mobilenet_v2", classes=0, root="FeatureExtractor/MobilenetV2/")
     raw = slim.values(model)
-    found = slim.loaded(slim.write_npz(folder / "headless.npz", raw))
-    slim.same(found.model, slim.places(model, raw))
-    assert found.config.num_classes in (0, None)
-    assert found.model.output_shape == (None, 128)
+    loaded = slim.loaded(slim.write_npz(folder / "headless.npz", raw))
+    slim.same(loaded.model, slim.by_weight_name(model, raw))
+    assert loaded.config.num_classes in (0, None)
+    assert loaded.model.output_shape == (None, 128)
 
 
 def test_the_size_is_in_the_files_name_or_the_usual_one(folder: Path) -> None:
@@ -240,14 +240,14 @@ def test_the_size_is_in_the_files_name_or_the_usual_one(folder: Path) -> None:
         ("model.ckpt-540000", small, 224),
     ):
         path = slim.write_checkpoint(folder / name, slim.values(model))
-        found = slim.loaded(path, input_shape=None)
-        assert found.model.input_shape == (None, side, side, 3), name
+        loaded = slim.loaded(path, input_shape=None)
+        assert loaded.model.input_shape == (None, side, side, 3), name
 
 
 def test_any_size_runs(plain: Load) -> None:
-    found = slim.loaded(plain("mobilenet_v3_small")[2], input_shape=(33, 47, 3))
+    loaded = slim.loaded(plain("mobilenet_v3_small")[2], input_shape=(33, 47, 3))
     image = np.random.default_rng(0).uniform(-1, 1, (1, 33, 47, 3)).astype(np.float32)
-    assert np.isfinite(found.model(image, training=False).numpy()).all()
+    assert np.isfinite(loaded.model(image, training=False).numpy()).all()
 
 
 @pytest.mark.parametrize("finegrain", [True, False])
@@ -256,9 +256,9 @@ def test_every_width_is_found_from_names_and_shapes(family: str, finegrain: bool
     for width in (*COMMON, *ODD):
         for root in (None, "", "backbone/", "FeatureExtractor/" + Slim(family).scope):
             model = Slim(family, width, 17, 1, finegrain, root)
-            found = architecture_detection.detect(slim.shapes(model))
-            detected(found.config, model)
-            assert found.channels == 1
+            loaded = architecture_detection.detect(slim.shapes(model))
+            detected(loaded.config, model)
+            assert loaded.channels == 1
 
 
 def detected(config: Any, model: Slim) -> None:
@@ -288,9 +288,9 @@ RELEASED = {
 def test_every_released_width_loads_and_runs(family: str, width: float, tmp_path: Path) -> None:
     model = Slim(family, width, 2, finegrain=True)
     raw = slim.values(model)
-    found = tf1_loader.load_tf1_checkpoint(
+    loaded = tf1_loader.load_tf1_checkpoint(
         slim.write_npz(tmp_path / "net.npz", raw), input_shape=slim.PIXELS
     )
-    detected(found.config, model)
-    slim.same(found.model, slim.places(model, raw))
-    assert np.isfinite(found.model(np.ones((1, *slim.PIXELS), np.float32)).numpy()).all()
+    detected(loaded.config, model)
+    slim.same(loaded.model, slim.by_weight_name(model, raw))
+    assert np.isfinite(loaded.model(np.ones((1, *slim.PIXELS), np.float32)).numpy()).all()

@@ -131,7 +131,7 @@ def test_a_file_without_its_top(tmp_path: Path) -> None:
     np.testing.assert_allclose(model(images()).numpy(), theirs(images()).numpy(), atol=1e-5)
 
 
-def test_the_head_of_the_file_is_unused_by_a_net_of_features(tmp_path: Path) -> None:
+def test_the_head_of_the_file_is_unused_by_a_model_of_features(tmp_path: Path) -> None:
     peer("mobilenet_v1", 0.25).save_weights(tmp_path / "x.h5")
     config = archs.get("mobilenet_v1", width_multiplier=0.25, num_classes=0)
     assert load_weights(build(config, (32, 32, 3)), tmp_path / "x.h5", config).unused == ("Logits",)
