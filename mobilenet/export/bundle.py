@@ -1,4 +1,4 @@
-"""The folder that travels: flatbuffer, card, labels, and a README that shows how to run it."""
+"""The export folder: flatbuffer, card, labels, and a README that shows how to run it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mobilenet.errors import UsageError
 from mobilenet.export.verification.verify import Verification
 
 MODEL, CARD, LABELS, README = "model.tflite", "card.json", "labels.txt", "README.md"
-_PIXEL_CODES = 128.0  # mean of an int8 file: code = pixel - 128
+_INT8_MEAN = 128.0  # of an int8 file: quantized value = pixel - 128
 
 
 def write_export(
@@ -21,16 +21,16 @@ def write_export(
     """Writes `model.tflite`, `card.json`, `labels.txt` and `README.md`, all or nothing.
 
     Args:
-        folder: the export folder; one that is there is replaced.
+        folder: the export folder; an existing one is replaced.
         data: the flatbuffer.
-        card: of the model that was converted; shape, ends and preprocessing are brought up to date.
-        verification: what `verify` found in `data`.
+        card: of the model that was converted; shape, input, output and preprocessing are updated.
+        verification: the result of `verify` for `data`.
 
     Returns:
         The path of the flatbuffer.
 
     Raises:
-        UsageError: the folder cannot be written, or the labels are not as many as the classes.
+        UsageError: the folder cannot be written, or labels and classes differ in number.
     """
     card = export_card(card, verification)
     with files.replacing(folder) as temporary:
@@ -43,14 +43,14 @@ def write_export(
 
 
 def export_card(card: Card, verification: Verification) -> Card:
-    """The card of the flatbuffer: its ends, shape, a label a class, the mean of its codes.
+    """The card of the flatbuffer, with its input, output, shape, labels and preprocessing.
 
     Args:
-        card: of the model; `outputs` says already what the file gives.
-        verification: what was found in the file.
+        card: of the model, with the `outputs` of the file.
+        verification: of the file.
     """
-    content_card = file_card(card, verification.output_shape[-1], verification.quantized)
-    return content_card.replace(
+    updated = file_card(card, verification.output_shape[-1], verification.quantized)
+    return updated.replace(
         input_shape=verification.input_shape[1:],
         stage="convert",
         input=verification.input,
@@ -59,36 +59,39 @@ def export_card(card: Card, verification: Verification) -> Card:
 
 
 def file_card(card: Card, classes: int, quantized: bool) -> Card:
-    """What `attach` and `export_card` share: a label a class, the preprocessing of the codes.
+    """The card with a label per class, and the preprocessing of the file.
 
     Raises:
-        UsageError: the labels are not as many as the classes.
+        UsageError: labels and classes differ in number.
     """
     labels = tuple(" ".join(label.split()) for label in card.labels)
     if labels and len(labels) != classes:
         raise UsageError("labels", len(labels), f"{classes}, as many as the file has classes")
     return card.replace(
-        preprocessing=_coded(card.preprocessing) if quantized else card.preprocessing,
+        preprocessing=_int8_preprocessing(card.preprocessing) if quantized else card.preprocessing,
         labels=labels or tuple(str(i) for i in range(classes)),
     )
 
 
-def _coded(preprocessing: Preprocessing) -> Preprocessing:
-    """A mean for all channels becomes 128: a pixel falls on a code, not between two."""
+def _int8_preprocessing(preprocessing: Preprocessing) -> Preprocessing:
+    """The preprocessing with a mean of 128 for all channels: pixels are integers of int8."""
     if len(set(preprocessing.mean)) == 1 and len(set(preprocessing.std)) == 1:
-        return preprocessing.replace(mean=tuple(_PIXEL_CODES for _ in preprocessing.mean))
+        return preprocessing.replace(mean=tuple(_INT8_MEAN for _ in preprocessing.mean))
     return preprocessing
 
 
 def readme(card: Card, verification: Verification) -> str:
-    """The text that goes with the file; its Python block runs as it stands, in this folder."""
-    name = str(card.architecture.get("type", "net")).removesuffix("Config")
+    """The README of the export folder; its Python block runs as printed, in this folder."""
+    name = str(card.architecture.get("type", "model")).removesuffix("Config")
     height, width, channels = card.input_shape
     operators = ", ".join(f"{count} {op}" for op, count in sorted(verification.operators.items()))
     rows = [
         ("contents", verification.contents),
-        ("input", f"{_end(verification.input)}, {height} x {width} x {channels}"),
-        ("output", f"{_end(verification.output)}, {verification.output_shape[-1]} {card.outputs}"),
+        ("input", f"{_describe_io(verification.input)}, {height} x {width} x {channels}"),
+        (
+            "output",
+            f"{_describe_io(verification.output)}, {verification.output_shape[-1]} {card.outputs}",
+        ),
         ("bytes", f"{verification.bytes:,} ({verification.gzip_bytes:,} under gzip)"),
         ("delegate partitions", str(verification.partitions)),
         (
@@ -104,7 +107,7 @@ def readme(card: Card, verification: Verification) -> str:
     return f"""# {name}
 
 TensorFlow Lite flatbuffer ({verification.contents}) of {name}{trained}.
-`card.json` says how an image becomes its input, `labels.txt` names its classes.
+`card.json` describes how an image becomes its input, `labels.txt` names its classes.
 
 | what | value |
 |---|---|
@@ -122,18 +125,18 @@ def _operator_rows(verification: Verification) -> list[tuple[str, str]]:
     if not verification.layers:
         return []
     steps = max(layer.max_steps for layer in verification.layers)
-    text = f"{len(verification.layers)}, at most {steps} codes from their simulated layers"
+    text = f"{len(verification.layers)}, at most {steps} steps from their simulated layers"
     return [("operators verified one by one", text)]
 
 
 def snippet(card: Card, batch: int = 1) -> str:
-    """Python that classifies `photo.jpg`: crop, bilinear resize (half-pixel), codes, top-1."""
+    """Python that classifies `photo.jpg`: crop, bilinear resize (half-pixel), quantize, top-1."""
     height, width, channels = card.input_shape
     assert card.input is not None
     assert card.output is not None
     name = card.outputs
     repeated = f".repeat({batch}, axis=0)" if batch > 1 else ""
-    codes = 'model.get_tensor(model.get_output_details()[0]["index"])[0]'
+    output = 'model.get_tensor(model.get_output_details()[0]["index"])[0]'
     lines = [
         "import numpy as np",
         "from ai_edge_litert.interpreter import Interpreter",
@@ -144,12 +147,12 @@ def snippet(card: Card, batch: int = 1) -> str:
         f"size, box = ({width}, {height}), (0, 0, *image.size)",
         "how = size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR",
         'bands = [band.convert("F").transform(*how) for band in image.split()]',
-        f"batch = {_coding(card.preprocessing, card.input)}[None]{repeated}",
+        f"batch = {_input_expression(card.preprocessing, card.input)}[None]{repeated}",
         f'model = Interpreter("{MODEL}")',
         "model.allocate_tensors()",
         'model.set_tensor(model.get_input_details()[0]["index"], batch)',
         "model.invoke()",
-        f"{name} = {codes}",
+        f"{name} = {output}",
     ]
     if card.output.scale:
         zero, scale = card.output.zero_point, card.output.scale
@@ -158,29 +161,29 @@ def snippet(card: Card, batch: int = 1) -> str:
     return "\n".join([*lines, f"print(labels[{name}.argmax()])"])
 
 
-def _coding(way: Preprocessing, edge: Edge) -> str:
-    """The expression that turns `bands` into what the file's input takes."""
+def _input_expression(preprocessing: Preprocessing, source: Edge) -> str:
+    """The expression that turns `bands` into the file's input."""
     pixels = "np.stack(bands, axis=-1)"
-    normal = f"({pixels} - {_literal(way.mean)}) / {_literal(way.std)}"
-    if not edge.scale:
+    normal = f"({pixels} - {_literal(preprocessing.mean)}) / {_literal(preprocessing.std)}"
+    if not source.scale:
         return f"({normal}).astype(np.float32)"
-    if set(way.mean) == {_PIXEL_CODES} and abs(edge.scale * 127.5 - 1) < 1e-6:
-        shift = f" - {128 - edge.zero_point}" if edge.zero_point != 128 else ""
-        return f"(np.round({pixels}){shift}).astype(np.{edge.dtype})"
-    low, high = (0, 255) if edge.dtype == "uint8" else (-128, 127)
-    codes = f"np.round({normal} / {edge.scale!r}) + {edge.zero_point}"
-    return f"np.clip({codes}, {low}, {high}).astype(np.{edge.dtype})"
+    if set(preprocessing.mean) == {_INT8_MEAN} and abs(source.scale * 127.5 - 1) < 1e-6:
+        shift = f" - {128 - source.zero_point}" if source.zero_point != 128 else ""
+        return f"(np.round({pixels}){shift}).astype(np.{source.dtype})"
+    low, high = (0, 255) if source.dtype == "uint8" else (-128, 127)
+    values = f"np.round({normal} / {source.scale!r}) + {source.zero_point}"
+    return f"np.clip({values}, {low}, {high}).astype(np.{source.dtype})"
 
 
-def _crop(way: Preprocessing, size: int) -> list[str]:
-    if way.crop == "central":
-        share = way.crop_fraction
+def _crop(preprocessing: Preprocessing, size: int) -> list[str]:
+    if preprocessing.crop == "central":
+        share = preprocessing.crop_fraction
         return [
             "w, h = image.size",
             f"x, y = int((w - w * {share}) / 2), int((h - h * {share}) / 2)  # {share:.1%}",
             "image = image.crop((x, y, w - x, h - y))",
         ]
-    if way.crop == "square":
+    if preprocessing.crop == "square":
         return [
             "w, h = image.size",
             f"side = int({size} / {size + 32} * min(w, h))",
@@ -194,6 +197,6 @@ def _literal(values: tuple[float, ...]) -> str:
     return f"{values[0]:g}" if len(set(values)) == 1 else f"np.array({list(values)})"
 
 
-def _end(edge: Edge) -> str:
-    dtype, scale, zero = edge.dtype, edge.scale, edge.zero_point
+def _describe_io(tensor: Edge) -> str:
+    dtype, scale, zero = tensor.dtype, tensor.scale, tensor.zero_point
     return f"{dtype}, scale {scale:.6g}, zero point {zero}" if scale else dtype

@@ -22,7 +22,7 @@ from mobilenet import console
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models.graph.variables import check_finite
 
-PROBABILITIES = "probabilities"  # the layer that `with_softmax` adds
+PROBABILITIES = "probabilities"  # name of the layer that `with_softmax` adds
 _SOFTMAX = "softmax"
 
 
@@ -64,7 +64,7 @@ def float32_copy(model: tf_keras.Model, logits: bool = True) -> tf_keras.Model:
 
 
 def with_softmax(model: tf_keras.Model) -> tf_keras.Model:
-    """The model, sharing its layers, with a softmax behind its logits.
+    """The model, sharing its layers, with a softmax after its logits.
 
     Raises:
         UsageError: its output is not `[batch, classes]`.
@@ -74,7 +74,7 @@ def with_softmax(model: tf_keras.Model) -> tf_keras.Model:
         raise UsageError(
             "--output_activation",
             _SOFTMAX,
-            f"none, as the model gives no logits but {model.output_shape[1:]}",
+            f"none, as the outputs of the model are no logits but {model.output_shape[1:]}",
         )
     probabilities = tf_keras.layers.Softmax(name=PROBABILITIES)(model.output)
     return tf_keras.Model(model.inputs, probabilities, name=model.name)
@@ -89,8 +89,8 @@ def freeze(
 
     Args:
         model: a model in float32 outside any strategy: `float32_copy` of a float model, or a model
-            with fake-quant operators as its quantization method hands it over.
-        batch: images a call; `None` leaves it open (the file then has to be resized by its user).
+            with fake-quant operators as its quantization method returns it.
+        batch: images per call; `None` leaves it open (the file then has to be resized by its user).
         input_shape: `[height, width, channels]` where the model leaves its size open.
 
     Returns:
@@ -119,7 +119,7 @@ def fake_quant_count(frozen: Any) -> int:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[list[str]]:
-    """Keeps what TensorFlow's C++ side and Python's warnings would write to standard error.
+    """Captures what TensorFlow's C++ code writes to standard error; silences Python's warnings.
 
     Yields:
         A list that holds the lines once the block has ended; see `console.quiet`.
@@ -151,13 +151,13 @@ def _check_functional(model: object) -> None:
     if not getattr(model, "_is_graph_network", False):
         raise UsageError("model", type(model).__name__, "a functional or sequential tf_keras model")
     if len(model.inputs) != 1 or len(model.outputs) != 1:
-        ends = f"{len(model.inputs)} inputs and {len(model.outputs)} outputs"
-        raise UsageError("model", ends, "one input and one output")
+        counts = f"{len(model.inputs)} inputs and {len(model.outputs)} outputs"
+        raise UsageError("model", counts, "one input and one output")
 
 
-def _fixed_shape(model: tf_keras.Model, asked: tuple[int, ...] | None) -> tuple[int, ...]:
+def _fixed_shape(model: tf_keras.Model, requested: tuple[int, ...] | None) -> tuple[int, ...]:
     own = tuple(model.inputs[0].shape[1:])
-    shape = own if asked is None else tuple(asked)
+    shape = own if requested is None else tuple(requested)
     if None in shape:
         raise UsageError(
             "input shape",

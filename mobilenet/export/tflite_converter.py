@@ -1,4 +1,4 @@
-"""A model to the bytes of a flatbuffer, quietly: the converter's chatter stays off the terminal."""
+"""Conversion of a Keras model to the bytes of a flatbuffer, without the converter's log output."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def float_flatbuffer(
     input_shape: tuple[int, ...] | None = None,
     softmax: bool = False,
 ) -> bytes:
-    """Converts a float model: float32 at both ends, hard-swish fused to HARD_SWISH.
+    """Converts a float model: float32 input and output, hard-swish fused to HARD_SWISH.
 
     Args:
         model: a functional model of plain layers, as trained; mixed precision and strategies are
             undone.
-        batch: images a call; `None` leaves it open.
+        batch: images per call; `None` leaves it open.
         input_shape: `[height, width, channels]` where the model leaves its size open.
-        softmax: probabilities out instead of logits.
+        softmax: probabilities as outputs instead of logits.
 
     Returns:
         The bytes of the `.tflite` file.
@@ -58,14 +58,14 @@ def float16_flatbuffer(
 ) -> bytes:
     """As `float_flatbuffer`, with every weight stored as float16: half the size, the same speed.
 
-    A DEQUANTIZE in front of each operator makes it float32 again; the delegate does that once.
+    A DEQUANTIZE before each operator makes it float32 again; the delegate does that once.
     """
 
-    def halves(converter: Any) -> None:
+    def set_float16(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
 
-    return _convert(freeze.freeze(_plain(model, softmax), batch, input_shape), halves)
+    return _convert(freeze.freeze(_plain(model, softmax), batch, input_shape), set_float16)
 
 
 def int16x8_flatbuffer(
@@ -75,17 +75,17 @@ def int16x8_flatbuffer(
     input_shape: tuple[int, ...] | None = None,
     softmax: bool = False,
 ) -> bytes:
-    """Converts a float model to int8 kernels and int16 activations with float32 ends.
+    """Converts a float model to int8 kernels and int16 activations with float32 input and output.
 
-    What the converter would get wrong is rewritten first, see `sixteen_bits`.
+    What the converter would get wrong is rewritten first, see `int16x8`.
 
     Args:
         model, batch, input_shape, softmax: as in `float_flatbuffer`.
-        images: `[n, height, width, channels]`, preprocessed as the model takes them; the ranges are
-            those of their activations.
+        images: `[n, height, width, channels]`, preprocessed for the model; the ranges are those of
+            their activations.
     """
 
-    def settle(converter: Any) -> None:
+    def set_int16x8(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
@@ -96,8 +96,8 @@ def int16x8_flatbuffer(
         for block in quantized_io.batches(images, batch):
             yield [block]
 
-    net = int16x8.prepare_model(_plain(model, softmax), images)
-    return _convert(freeze.freeze(net, batch, input_shape), settle)
+    prepared = int16x8.prepare_model(_plain(model, softmax), images)
+    return _convert(freeze.freeze(prepared, batch, input_shape), set_int16x8)
 
 
 def _plain(model: tf_keras.Model, softmax: bool) -> tf_keras.Model:
@@ -115,18 +115,17 @@ def int8_flatbuffer(
 ) -> bytes:
     """Converts a model that carries fake-quant operators, on its input too, to int8.
 
-    The ranges are those of the operators, so no representative data is wanted. An operator without
-    ranges stays float in the file without a word from the converter: `verify` must look at what
-    came out.
+    The ranges are those of the operators, so no representative data is needed. The converter
+    silently leaves an operator without ranges in float: `verify` must check the result.
 
     Args:
         model: the quantized model, in float32, outside any strategy; its input is
             `(pixel - 128) / 127.5`.
-        io: type of both ends; `float32` puts QUANTIZE and DEQUANTIZE there.
-        batch: images a call; `None` leaves it open.
+        io: type of input and output; `float32` adds QUANTIZE and DEQUANTIZE.
+        batch: images per call; `None` leaves it open.
         input_shape: `[height, width, channels]` where the model leaves its size open.
-        target: `xnnpack` lets the first convolution read pairs of pixels, see `stem.pair`;
-            `generic` leaves it.
+        target: `xnnpack` lets the first convolution read pairs of pixels, see
+            `space_to_depth_stem.pair_pixels`; `generic` leaves it.
         float_layers: layers without a fake-quant operator on their kernel, which compute in float.
 
     Returns:
@@ -148,27 +147,27 @@ def int8_flatbuffer(
             "quantize it first, or convert it to float",
         )
 
-    def codes(converter: Any) -> None:
+    def set_int8(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io)
 
-    data = float_fallback.restore_float(_convert(frozen, codes), float_layers.kernels)
+    data = float_fallback.restore_float(_convert(frozen, set_int8), float_layers.kernels)
     return space_to_depth_stem.pair_pixels(data) if target == "xnnpack" else data
 
 
-def _convert(frozen: Any, settle: Callable[[Any], None] = lambda converter: None) -> bytes:
-    refused: Exception | None = None
+def _convert(frozen: Any, configure: Callable[[Any], None] = lambda converter: None) -> bytes:
+    refusal: Exception | None = None
     with freeze.quiet() as messages:
         try:
             converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
-            settle(converter)
+            configure(converter)
             data = bytes(converter.convert())
         except (ConverterError, RuntimeError, ValueError) as error:
-            refused = error
-    if refused is not None:
-        reason = " ".join(str(refused).split())[:_SHOWN] or type(refused).__name__
-        raise RuntimeError(f"the TFLite converter refused the model: {reason}") from refused
+            refusal = error
+    if refusal is not None:
+        reason = " ".join(str(refusal).split())[:_SHOWN] or type(refusal).__name__
+        raise RuntimeError(f"the TFLite converter refused the model: {reason}") from refusal
     for line in messages:
-        if "error:" in line:  # told by the converter without failing: an operator has stayed float
+        if "error:" in line:  # the converter does not fail: an operator has stayed float
             _log.warning("converter: %s", line.strip()[:_SHOWN])
     return data

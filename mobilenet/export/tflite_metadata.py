@@ -1,8 +1,8 @@
-"""TFLite Metadata inside the file: what its ends mean, and its labels packed behind it.
+"""TFLite Metadata in the file: the meaning of input and output, and the labels appended to it.
 
 Apps that use the Task Library or MediaPipe read how an image becomes the input, and the class
 names, from the file alone. Schema: tensorflow/tflite-support, metadata_schema.fbs; the Python
-package of that name is no longer kept, and its few tables that matter here are written directly.
+package of that name is no longer maintained, and the few tables needed here are written directly.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _EARLIEST = (1980, 1, 1, 0, 0, 0)  # the file depends on the model alone
 
 
 def attach(data: bytes, card: Card) -> bytes:
-    """A flatbuffer with its metadata in it and its labels behind it.
+    """Adds metadata to a flatbuffer, and appends its labels.
 
     Args:
-        data: the file as the converter made it.
+        data: the file as converted.
         card: preprocessing, labels and meaning of the outputs; of the file, not of the float model.
     """
     schema = tflite_model.schema()
@@ -48,13 +48,13 @@ def attach(data: bytes, card: Card) -> bytes:
     entry.name, entry.buffer = NAME, len(model.buffers)
     model.buffers = [*model.buffers, buffer]
     model.metadata = [*(model.metadata or []), entry]
-    packed = io.BytesIO()
-    packed.write(editor.pack_flatbuffer(model))
-    with zipfile.ZipFile(packed, "a", zipfile.ZIP_STORED) as archive:
+    output = io.BytesIO()
+    output.write(editor.pack_flatbuffer(model))
+    with zipfile.ZipFile(output, "a", zipfile.ZIP_STORED) as archive:
         archive.writestr(
             zipfile.ZipInfo(LABELS, _EARLIEST), "".join(f"{label}\n" for label in card.labels)
         )
-    return packed.getvalue()
+    return output.getvalue()
 
 
 def model_metadata(card: Card, shape: Sequence[int]) -> bytes:
@@ -64,61 +64,65 @@ def model_metadata(card: Card, shape: Sequence[int]) -> bytes:
         card: of the file.
         shape: of its input, `[batch, height, width, channels]`.
     """
-    make = _Tables()
-    size = make.table([_uint(shape[2]), _uint(shape[1])])
+    tables = _Tables()
+    size = tables.table([_uint(shape[2]), _uint(shape[1])])
     color = _RGB if shape[3] == 3 else _GRAYSCALE
-    image = make.table([_byte(color), _part(size)])
+    image = tables.table([_byte(color), _part(size)])
     mean, std = (
         np.asarray(v, np.float32) for v in (card.preprocessing.mean, card.preprocessing.std)
     )
-    options = make.table([_part(make.floats(mean)), _part(make.floats(std))])
-    unit = make.table([_union(_NORMALIZATION), _part(options)])
-    stats = make.table(
-        [_part(make.floats((255 - mean) / std)), _part(make.floats((0 - mean) / std))]
+    options = tables.table([_part(tables.floats(mean)), _part(tables.floats(std))])
+    unit = tables.table([_union(_NORMALIZATION), _part(options)])
+    stats = tables.table(
+        [_part(tables.floats((255 - mean) / std)), _part(tables.floats((0 - mean) / std))]
     )
-    source = make.table(
+    source = tables.table(
         [
-            _part(make.text("image")),
-            _part(make.text("Pixels, normalized by (pixel - mean) / std.")),
+            _part(tables.text("image")),
+            _part(tables.text("Pixels, normalized by (pixel - mean) / std.")),
             None,
-            _part(make.table([_union(_IMAGE), _part(image)])),
-            _part(make.parts([unit])),
+            _part(tables.table([_union(_IMAGE), _part(image)])),
+            _part(tables.parts([unit])),
             _part(stats),
         ]
     )
-    sink = _output(make, card)
-    graph = make.table([None, None, _part(make.parts([source])), _part(make.parts([sink]))])
+    sink = _output(tables, card)
+    graph = tables.table([None, None, _part(tables.parts([source])), _part(tables.parts([sink]))])
     title = str(card.architecture.get("type", "net")).removesuffix("Config")
     trained = f", trained on {card.dataset}" if card.dataset else ""
-    root = make.table(
+    root = tables.table(
         [
-            _part(make.text(title)),
-            _part(make.text(f"Image classifier{trained}.")),
-            _part(make.text("1")),
-            _part(make.parts([graph])),
+            _part(tables.text(title)),
+            _part(tables.text(f"Image classifier{trained}.")),
+            _part(tables.text("1")),
+            _part(tables.parts([graph])),
             None,
             None,
             None,
-            _part(make.text(_PARSER)),
+            _part(tables.text(_PARSER)),
         ]
     )
-    return make.finish(root)
+    return tables.finish(root)
 
 
-def _output(make: _Tables, card: Card) -> int:
-    labels = make.table(
-        [_part(make.text(LABELS)), _part(make.text("Class names by index.")), _byte(_AXIS_LABELS)]
+def _output(tables: _Tables, card: Card) -> int:
+    labels = tables.table(
+        [
+            _part(tables.text(LABELS)),
+            _part(tables.text("Class names by index.")),
+            _byte(_AXIS_LABELS),
+        ]
     )
     name = "probability" if card.outputs == "probabilities" else card.outputs
-    return make.table(
+    return tables.table(
         [
-            _part(make.text(name)),
-            _part(make.text(f"The {card.outputs} of {len(card.labels)} classes.")),
+            _part(tables.text(name)),
+            _part(tables.text(f"The {card.outputs} of {len(card.labels)} classes.")),
             None,
-            _part(make.table([_union(_FEATURES), _part(make.table([]))])),
+            _part(tables.table([_union(_FEATURES), _part(tables.table([]))])),
             None,
             None,
-            _part(make.parts([labels])),
+            _part(tables.parts([labels])),
         ]
     )
 
@@ -148,7 +152,7 @@ def _part(offset: int) -> _Field:
 
 
 class _Tables:
-    """A flatbuffer made from its leaves to its root."""
+    """Builds a flatbuffer from its leaves to its root."""
 
     def __init__(self) -> None:
         self._builder = flatbuffers.Builder(1024)

@@ -20,7 +20,7 @@ from mobilenet.runtime.classifier import Classifier, Floats
 DATASETS = ("digits", "image_folder", "image_list")
 SPLITS = ("train", "validation", "test")
 
-Skip = Callable[[UsageError], None]
+OnCorrupt = Callable[[UsageError], None]
 
 
 def evaluate(
@@ -29,7 +29,7 @@ def evaluate(
     data_dir: str | os.PathLike[str] | None = None,
     split: str = "test",
     limit: int | None = None,
-    on_corrupt: Skip | None = None,
+    on_corrupt: OnCorrupt | None = None,
     label_offset: int = 0,
     on_note: Callable[[str], object] | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -41,11 +41,11 @@ def evaluate(
         dataset_name: `digits`, `image_folder` or `image_list`.
         data_dir: the root of the class folders, or the list.
         split: `train`, `validation` or `test`.
-        limit: at most so many images, spread evenly over the split.
-        on_corrupt: called with the fault of each image that cannot be decoded, which is then left
+        limit: maximum number of images, sampled evenly from the split.
+        on_corrupt: called with the error of each image that cannot be decoded, which is then left
             out; without it the first such image ends the evaluation.
         label_offset: label in the list minus class index.
-        on_note: called with one line where the classes of model and data are not the same.
+        on_note: called with a note where the classes of model and data differ.
         max_pixels: an image file of more is refused like a corrupt one.
 
     Raises:
@@ -80,7 +80,7 @@ Work = tuple[Load, Items, ClassMapping]
 
 
 def _outputs(
-    classifier: Classifier, load: Load, items: Items, on_corrupt: Skip | None
+    classifier: Classifier, load: Load, items: Items, on_corrupt: OnCorrupt | None
 ) -> tuple[list[Floats], list[int]]:
     """Outputs and class indices of the images that can be decoded."""
 
@@ -96,12 +96,12 @@ def _outputs(
 
     rows = classifier.map(guarded, [source for source, _ in items])
     pairs = zip(rows, (label for _, label in items), strict=True)
-    kept = [(row, label) for row, label in pairs if row is not None]
-    return [row for row, _ in kept], [label for _, label in kept]
+    decoded = [(row, label) for row, label in pairs if row is not None]
+    return [row for row, _ in decoded], [label for _, label in decoded]
 
 
 def names(classifier: Classifier) -> tuple[str, ...]:
-    """The names of its classes; none where the file has no card that knows them."""
+    """The names of its classes; none if the file has no card with them."""
     numbers = tuple(str(index) for index in range(len(classifier.labels)))
     return () if classifier.is_bare and classifier.labels == numbers else classifier.labels
 
@@ -126,16 +126,18 @@ def _files(
     label_offset: int,
     max_pixels: int,
 ) -> Work:
-    found = (
+    listing = (
         image_folder.list_images(data_dir)
         if dataset_name == "image_folder"
         else image_csv.read_list(data_dir, label_offset)
     )
-    if split not in found.splits:
-        raise UsageError("split", split, f"one of {', '.join(found.splits)}, which {data_dir} has")
-    matching = _match(classifier, found.labels, dataset_name)
+    if split not in listing.splits:
+        raise UsageError(
+            "split", split, f"one of {', '.join(listing.splits)}, which {data_dir} has"
+        )
+    matching = _match(classifier, listing.labels, dataset_name)
     load = functools.partial(classifier.pixels, max_pixels=max_pixels)
-    return load, list(found.splits[split]), matching
+    return load, list(listing.splits[split]), matching
 
 
 def _match(classifier: Classifier, labels: tuple[str, ...], dataset: str) -> ClassMapping:

@@ -1,4 +1,4 @@
-"""Images into the inputs of a model, with Pillow and numpy, as TensorFlow's own operators would.
+"""Preprocessing of images with Pillow and numpy, equal to TensorFlow's own operators.
 
 Crops and resizing follow `tf.image.central_crop`, `tf.image.resize(..., "bilinear",
 antialias=False)` and `official/vision/image_classification/preprocessing.py` of tensorflow/models
@@ -29,8 +29,8 @@ Size = int | tuple[int, int]
 def decode(path: str | os.PathLike[str], channels: int = 3, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Reads a JPEG, PNG, BMP, GIF (its first frame) or WebP as `[height, width, channels]`.
 
-    Grey is repeated, CMYK and palettes become RGB, transparency is dropped, of 16 bits the upper 8
-    are kept. What is read here is what `mobilenet.data` reads (`mobilenet.image_files`).
+    Gray is repeated, CMYK and palettes become RGB, transparency is dropped, and 16 bits are reduced
+    to the upper 8. `mobilenet.data` reads the same formats (`mobilenet.image_files`).
 
     Args:
         path: the file.
@@ -54,8 +54,8 @@ def decode(path: str | os.PathLike[str], channels: int = 3, max_pixels: int = MA
 
 def _pixels(image: Image.Image, channels: int) -> Pixels:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], channels, axis=2)
+        gray = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        return np.repeat(gray[:, :, None], channels, axis=2)
     if channels == 1:
         return np.array(image.convert("L"))[:, :, None]
     if image.mode in (
@@ -64,15 +64,15 @@ def _pixels(image: Image.Image, channels: int) -> Pixels:
         "LA",
         "La",
     ):  # the colors as stored: no blending with a background
-        colours = np.asarray(image)[:, :, :-1]
-        return np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3)))
+        colors = np.asarray(image)[:, :, :-1]
+        return np.ascontiguousarray(np.broadcast_to(colors, (*colors.shape[:2], 3)))
     return np.array(image.convert("RGB"))
 
 
 def crop_box(
     height: int, width: int, preprocessing: Preprocessing, size: Size
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the part of an image that is kept."""
+    """Top, left, height and width of the crop of an image."""
     if preprocessing.crop == "none":
         return 0, 0, height, width
     if preprocessing.crop == "central":
@@ -89,17 +89,17 @@ def crop_box(
 def _taps(
     length: int, size: int
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Float32Array]:
-    """Along a side: the two neighbours of each output pixel, the share of the second."""
+    """Along a side: the two neighbors of each output pixel, the weight of the second."""
     scale = np.float32(length) / np.float32(size)
-    place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
-    floor = np.floor(place)
+    position = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    floor = np.floor(position)
     lower = np.maximum(floor, 0).astype(np.intp)
-    upper = np.minimum(np.ceil(place), length - 1).astype(np.intp)
-    return lower, np.maximum(upper, 0), (place - floor).astype(np.float32)
+    upper = np.minimum(np.ceil(position), length - 1).astype(np.intp)
+    return lower, np.maximum(upper, 0), (position - floor).astype(np.float32)
 
 
 def resize(image: npt.NDArray[np.generic], size: Size) -> Float32Array:
-    """Bilinear, half-pixel centres, not antialiased: `[H, W, C]` to `[height, width, C]`."""
+    """Bilinear, half-pixel centers, not antialiased: `[H, W, C]` to `[height, width, C]`."""
     height, width = (size, size) if isinstance(size, int) else size
     if image.shape[:2] == (height, width):
         return image.astype(np.float32)
@@ -127,6 +127,6 @@ def preprocess(
 
 
 def normalize(pixels: npt.NDArray[np.generic], preprocessing: Preprocessing) -> Float32Array:
-    """`(pixel - mean) / std`, a channel at a time where there are several."""
+    """`(pixel - mean) / std`, per channel where there are several."""
     mean, std = (np.asarray(v, np.float32) for v in (preprocessing.mean, preprocessing.std))
     return (pixels.astype(np.float32) - mean) / std
