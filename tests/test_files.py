@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,3 +115,36 @@ def test_errors_name_the_path_that_was_asked_for(kind: type[UsageError], tmp_pat
         raise OSError(errno.ENOSPC, "No space left on device", str(temporary))
     assert ".writing-" not in str(caught.value)
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("file", {}, "a file is in its place"),
+        ("file/below", {}, "can be written"),
+        ("letters", {"replaces": ("model.keras", "a model")}, "a new folder or one that holds a"),
+        ("older", {"replaces": ("model.keras", "a model"), "overwrite": False}, "a new folder;"),
+    ],
+)
+def test_a_target_that_would_lose_files_is_refused(
+    name: str, options: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder, content in (("letters", "one.txt"), ("older", "model.keras")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / content).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match="^target: got") as caught:
+        files.check_target(tmp_path / name, "target", **options)
+    assert str(tmp_path / name) in str(caught.value) and reason in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_target_that_can_be_written_is_accepted_and_not_created(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older/model.keras").write_text("replaced later")
+    for name in ("new", "new/below", "empty", "older"):
+        files.check_target(tmp_path / name, replaces=("model.keras", "a model"))
+    files.check_target(tmp_path / "empty", replaces=("model.keras", "a model"), overwrite=False)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "model.keras", "older"]

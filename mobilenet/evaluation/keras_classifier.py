@@ -7,7 +7,8 @@ import numpy as np
 from mobilenet.errors import UsageError
 from mobilenet.models.saving import LoadedModel
 from mobilenet.runtime import images
-from mobilenet.runtime.classifier import Floats, ImageClassifier
+from mobilenet.runtime.classifier import ImageClassifier
+from mobilenet.typing import Float32Array
 
 
 class KerasClassifier(ImageClassifier):
@@ -34,8 +35,8 @@ class KerasClassifier(ImageClassifier):
             expected = f"{shape[0]} labels in its card.json, one a class"
             raise UsageError("--model", len(self.labels), expected)
 
-    def run(self, pixels: Floats) -> Floats:
+    def run(self, pixels: Float32Array) -> Float32Array:
         """Outputs `[classes]` of one image of the model's size, pixels 0 to 255."""
         batch = images.normalize(pixels, self.card.preprocessing)[None]
-        outputs: Floats = np.asarray(self.model(batch, training=False))[0]
+        outputs: Float32Array = np.asarray(self.model(batch, training=False))[0]
         return outputs

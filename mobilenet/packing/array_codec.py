@@ -9,7 +9,6 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mobilenet.packing.entropy_coding import (
     ByteReader,
@@ -18,8 +17,8 @@ from mobilenet.packing.entropy_coding import (
     encode,
     encode_number,
 )
+from mobilenet.typing import Array
 
-Array = npt.NDArray[Any]
 DTYPES = ("float16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 _DENSE, _MASK, _GAPS = range(3)  # every value; a bit per weight; zeros before each non-zero
 _PLANES, _HALVES, _CODEBOOK = range(3)  # byte by byte; as float16; indices of distinct values

@@ -22,6 +22,7 @@ from mobilenet import strict_json
 from mobilenet.errors import UsageError
 from mobilenet.packing import array_codec
 from mobilenet.packing.entropy_coding import MalformedPackError
+from mobilenet.typing import Array
 
 MAGIC = b"\x89MNPACK\n"
 VERSION = 2
@@ -63,7 +64,7 @@ class Record:
         """How many values there are."""
         return math.prod(self.shape)
 
-    def array(self) -> array_codec.Array:
+    def array(self) -> Array:
         """The values.
 
         Raises:

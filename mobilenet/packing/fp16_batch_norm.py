@@ -7,14 +7,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tf_keras
 
 from mobilenet.errors import UsageError
 from mobilenet.models import builder
 from mobilenet.models.graph import rebuild
-
-Array = npt.NDArray[Any]
+from mobilenet.typing import Array
 
 
 def fold_to_float16(model: tf_keras.Model) -> tf_keras.Model:

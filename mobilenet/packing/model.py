@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy.typing as npt
 import tf_keras
 
 from mobilenet.configs.archs import MobileNetConfig
@@ -20,8 +19,7 @@ from mobilenet.models import builder, layer_plan, safe_loading, saving
 from mobilenet.models.graph import variables
 from mobilenet.packing import array_codec, container
 from mobilenet.packing.entropy_coding import MalformedPackError
-
-Array = npt.NDArray[Any]
+from mobilenet.typing import Array
 
 
 @dataclasses.dataclass(frozen=True)

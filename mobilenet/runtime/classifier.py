@@ -19,6 +19,7 @@ from mobilenet.errors import UsageError, one_of
 from mobilenet.runtime import images, isolation, quantized_io, worker
 from mobilenet.tflite import model as tflite_model
 from mobilenet.tflite import tensors
+from mobilenet.typing import Float32Array
 
 MODEL, CARD, LABELS = "model.tflite", "card.json", "labels.txt"
 _QUANTIZED = ("int8", "uint8")
@@ -26,7 +27,6 @@ _QUANTIZED = ("int8", "uint8")
 T = TypeVar("T")
 R = TypeVar("R")
 Image = str | os.PathLike[str] | npt.NDArray[np.generic]
-Floats = npt.NDArray[np.float32]
 Ranking = list[tuple[str, float]]
 
 
@@ -48,11 +48,11 @@ class ImageClassifier:
     labels: tuple[str, ...]
     input_shape: tuple[int, int, int]
 
-    def run(self, pixels: Floats) -> Floats:
+    def run(self, pixels: Float32Array) -> Float32Array:
         """Outputs `[classes]` of one image of the model's size, pixels 0 to 255."""
         raise NotImplementedError
 
-    def pixels(self, image: Image, max_pixels: int = MAX_PIXELS) -> Floats:
+    def pixels(self, image: Image, max_pixels: int = MAX_PIXELS) -> Float32Array:
         """An image file or uint8 array `[H, W, C]` at the model's size: float32, 0 to 255.
 
         A file of more than `max_pixels` is refused before it is decoded.
@@ -130,7 +130,7 @@ class Classifier(ImageClassifier):
         self._pool: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pool.put(self._open())
 
-    def logits(self, batch: npt.NDArray[np.generic]) -> Floats:
+    def logits(self, batch: npt.NDArray[np.generic]) -> Float32Array:
         """Outputs of images that already have the model's size.
 
         Args:
@@ -148,11 +148,11 @@ class Classifier(ImageClassifier):
         rows = [np.empty((0, self._classes), np.float32), *self.map(self._invoke, groups)]
         return np.concatenate(rows)
 
-    def run(self, pixels: Floats) -> Floats:
+    def run(self, pixels: Float32Array) -> Float32Array:
         """Outputs `[classes]` of one image of the model's size; threads may call it
         concurrently.
         """
-        row: Floats = self._invoke(pixels[None])[0]
+        row: Float32Array = self._invoke(pixels[None])[0]
         return row
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -168,7 +168,7 @@ class Classifier(ImageClassifier):
             self.flatbuffer, self._isolated, str(self.path), self._runtime
         )
 
-    def _invoke(self, group: npt.NDArray[np.generic]) -> Floats:
+    def _invoke(self, group: npt.NDArray[np.generic]) -> Float32Array:
         """Outputs of at most `batch` images, by an interpreter that is free or a new one."""
         try:
             runner = self._pool.get_nowait()
@@ -209,7 +209,9 @@ def resolve_flatbuffer(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def rank_classes(outputs: Floats, labels: Sequence[str], k: int, kind: str = "logits") -> Ranking:
+def rank_classes(
+    outputs: Float32Array, labels: Sequence[str], k: int, kind: str = "logits"
+) -> Ranking:
     """The best `k` classes of one image's outputs, after a softmax unless `kind` is probabilities.
 
     Args:

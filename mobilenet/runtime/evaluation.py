@@ -15,7 +15,8 @@ from mobilenet.configs.dataset import MAX_PIXELS
 from mobilenet.data.sources import digits, image_csv, image_folder
 from mobilenet.errors import UsageError, one_of
 from mobilenet.metrics import ClassMapping, Metrics, match_classes
-from mobilenet.runtime.classifier import Classifier, Floats
+from mobilenet.runtime.classifier import Classifier
+from mobilenet.typing import Float32Array
 
 DATASETS = ("digits", "image_folder", "image_list")
 SPLITS = ("train", "validation", "test")
@@ -74,17 +75,17 @@ def evaluate(
     )
 
 
-Load = Callable[[Any], Floats]
+Load = Callable[[Any], Float32Array]
 Items = list[tuple[Any, int]]
 Work = tuple[Load, Items, ClassMapping]
 
 
 def _outputs(
     classifier: Classifier, load: Load, items: Items, on_corrupt: OnCorrupt | None
-) -> tuple[list[Floats], list[int]]:
+) -> tuple[list[Float32Array], list[int]]:
     """Outputs and class indices of the images that can be decoded."""
 
-    def guarded(source: Any) -> Floats | None:
+    def guarded(source: Any) -> Float32Array | None:
         try:
             pixels = load(source)
         except UsageError as error:
@@ -111,7 +112,7 @@ def _digits(classifier: Classifier, data_dir: str | os.PathLike[str] | None, spl
     matching = _match(classifier, digits.LABELS, "digits")
     height, width, channels = classifier.input_shape
 
-    def load(index: int) -> Floats:
+    def load(index: int) -> Float32Array:
         return data.image(index, (height, width), channels).astype(np.float32)
 
     items = [(int(index), int(data.labels[index])) for index in data.indices(split)]

@@ -26,6 +26,7 @@ from mobilenet.export import freeze
 from mobilenet.runtime import quantized_io
 from mobilenet.tflite import editor
 from mobilenet.tflite import model as tflite_model
+from mobilenet.typing import Float32Array
 
 _RECIPES = {
     "edge_dynamic": "dynamic_wi8_afp32",
@@ -37,10 +38,9 @@ _INT4_OPERATORS = ("CONV_2D", "FULLY_CONNECTED")
 _INT4_MAX = 7  # the range is symmetric
 _GRID_TOLERANCE = 1e-4  # of a step; folding a batch norm rounds each weight by 1e-7 of itself
 _SIGNATURE, _INPUT, _OUTPUT = "serving_default", "input", "output"
-Floats = npt.NDArray[np.float32]
 
 
-def apply_recipe(data: bytes, name: str, images: Floats | None = None) -> bytes:
+def apply_recipe(data: bytes, name: str, images: Float32Array | None = None) -> bytes:
     """Quantizes a float file by a recipe of ai-edge-quantizer.
 
     Args:
@@ -114,7 +114,7 @@ def add_signature(data: bytes) -> bytes:
     return editor.pack_flatbuffer(model)
 
 
-def channel_steps(kernel: Floats) -> Floats | None:
+def channel_steps(kernel: Float32Array) -> Float32Array | None:
     """The step of each channel of a kernel on a 4-bit grid.
 
     Args:
@@ -137,7 +137,7 @@ def channel_steps(kernel: Floats) -> Floats | None:
     return steps.astype(np.float32) if steps.all() else None
 
 
-def grid_scales(content: tflite_model.Flatbuffer) -> dict[int, Floats]:
+def grid_scales(content: tflite_model.Flatbuffer) -> dict[int, Float32Array]:
     """The steps of each kernel of a float file that lies on a 4-bit grid, by tensor index."""
     scales = {}
     for operator in content.operators:
@@ -150,7 +150,7 @@ def grid_scales(content: tflite_model.Flatbuffer) -> dict[int, Floats]:
 
 
 def set_grid_values(
-    data: bytes, float_file: tflite_model.Flatbuffer, scales: Mapping[int, Floats]
+    data: bytes, float_file: tflite_model.Flatbuffer, scales: Mapping[int, Float32Array]
 ) -> bytes:
     """Gives the kernels of an int4 file the scales and values of their grid.
 

@@ -31,6 +31,7 @@ from mobilenet.runtime import interpreter, quantized_io
 from mobilenet.tflite import editor, kernels, tensors
 from mobilenet.tflite import model as tflite_model
 from mobilenet.tflite.tensors import layer_name
+from mobilenet.typing import FloatArray
 
 OPERATORS = ("CONV_2D", "FULLY_CONNECTED")
 NARROW = 32  # products summed for one output, or channels; 16, 24, 48 and 64 were tried too
@@ -44,11 +45,10 @@ _CONTRAST = 64.0
 # Opponent colors: gray carries most of a photo's contrast, blue to yellow and red to green little.
 _COLORS = np.array([[0.9, 0.9, 0.9], [0.3, 0.0, -0.3], [0.1, -0.2, 0.1]])
 
-Floats = npt.NDArray[np.floating]
 Int8 = npt.NDArray[np.int8]
 
 
-def quantize_kernels(data: bytes, images: Floats | None = None, narrow: int = NARROW) -> bytes:
+def quantize_kernels(data: bytes, images: FloatArray | None = None, narrow: int = NARROW) -> bytes:
     """Rounds the wide kernels of a float file to int8 and corrects their biases.
 
     Args:
@@ -79,7 +79,7 @@ def quantize_kernels(data: bytes, images: Floats | None = None, narrow: int = NA
     return editor.pack_flatbuffer(file.model)
 
 
-def noise_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> Floats:
+def noise_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> FloatArray:
     """Colored noise with the spectrum, brightness and contrast of photos.
 
     Args:
@@ -100,13 +100,13 @@ def noise_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> Floa
     planes *= _CONTRAST / planes.std(axis=(1, 2, 3), keepdims=True)
     colors = _COLORS if channels == 3 else _COLORS[:, :1]
     brightness = noise.normal(*_BRIGHTNESS, (count, 1, 1, 1))
-    pixels: Floats = np.clip(np.moveaxis(planes, 1, -1) @ colors + brightness, 0, 255)
+    pixels: FloatArray = np.clip(np.moveaxis(planes, 1, -1) @ colors + brightness, 0, 255)
     return pixels
 
 
 def input_means(
-    content: tflite_model.Flatbuffer, images: Floats, operators: Collection[str]
-) -> dict[int, Floats]:
+    content: tflite_model.Flatbuffer, images: FloatArray, operators: Collection[str]
+) -> dict[int, FloatArray]:
     """Mean of each channel of the operators' inputs, over images and positions.
 
     Args:
@@ -127,16 +127,16 @@ def input_means(
     return {index: total / len(images) for index, total in sums.items()}
 
 
-def _chosen_kernels(content: tflite_model.Flatbuffer, narrow: int) -> dict[int, Floats]:
+def _chosen_kernels(content: tflite_model.Flatbuffer, narrow: int) -> dict[int, FloatArray]:
     """The kernels that become int8, by number of the operator."""
     found = _float_kernels(content)
     wide = {n: k for n, k in found.items() if not _is_narrow(content.operators[n], content, narrow)}
     return wide or found
 
 
-def _float_kernels(content: tflite_model.Flatbuffer) -> dict[int, Floats]:
+def _float_kernels(content: tflite_model.Flatbuffer) -> dict[int, FloatArray]:
     """The float kernels of convolutions and dense layers, by number of the operator."""
-    found: dict[int, Floats] = {}
+    found: dict[int, FloatArray] = {}
     for number, op in enumerate(content.operators):
         kernel = content.tensors[op.inputs[1]] if op.name in OPERATORS else None
         if kernel is None or kernel.dtype != "float32" or kernel.data is None:
@@ -156,7 +156,7 @@ def _is_narrow(op: tensors.Operator, content: tflite_model.Flatbuffer, narrow: i
     )
 
 
-def round_kernel(weights: Floats) -> tuple[Int8, npt.NDArray[np.float32]]:
+def round_kernel(weights: FloatArray) -> tuple[Int8, npt.NDArray[np.float32]]:
     """Quantized values and scales of a kernel, symmetric, with a scale per channel.
 
     The scale is the largest magnitude over 127; a channel of zeros has scale 1. Some weights close
@@ -175,7 +175,7 @@ def round_kernel(weights: Floats) -> tuple[Int8, npt.NDArray[np.float32]]:
     return values.astype(np.int8).reshape(weights.shape), scales
 
 
-def _rounded_to_equal_sum(steps: Floats) -> Floats:
+def _rounded_to_equal_sum(steps: FloatArray) -> FloatArray:
     """A channel rounded to whole numbers of nearly the same sum."""
     values, inverse, counts = np.unique(steps, return_inverse=True, return_counts=True)
     whole = np.clip(np.rint(values), -_MAX_VALUE, _MAX_VALUE)
@@ -188,17 +188,17 @@ def _rounded_to_equal_sum(steps: Floats) -> Floats:
         if counts[index] < 2 * abs(excess) and abs(whole[index] - sign) <= _MAX_VALUE:
             whole[index] -= sign
             excess -= sign * counts[index]
-    rounded: Floats = whole[inverse.reshape(-1)]
+    rounded: FloatArray = whole[inverse.reshape(-1)]
     return rounded
 
 
 def _output_shift(
-    weights: Floats, values: Int8, scales: npt.NDArray[np.float32], mean: Floats
-) -> Floats:
+    weights: FloatArray, values: Int8, scales: npt.NDArray[np.float32], mean: FloatArray
+) -> FloatArray:
     """What the rounding adds to each output channel where the inputs are at their mean."""
     broad = scales.reshape(-1, *[1] * (values.ndim - 1)).astype(np.float64)
     error = (values * broad - weights).reshape(len(weights), -1, weights.shape[-1])
-    shift: Floats = error.sum(axis=1) @ mean
+    shift: FloatArray = error.sum(axis=1) @ mean
     return shift
 
 
@@ -237,7 +237,7 @@ class _KernelEditor:
         if self._content.operators[number].name == "FULLY_CONNECTED":
             operator.builtinOptions.asymmetricQuantizeInputs = True
 
-    def add_to_bias(self, number: int, change: Floats) -> None:
+    def add_to_bias(self, number: int, change: FloatArray) -> None:
         """Changes an operator's bias, or gives it one; operators that shared it keep it."""
         operator = self._graph.operators[number]
         slots = self._content.operators[number].inputs
@@ -299,7 +299,7 @@ def find_faults(
     return faults
 
 
-def _kernel_faults(name: str, weights: Floats, tensor: Any) -> list[str]:
+def _kernel_faults(name: str, weights: FloatArray, tensor: Any) -> list[str]:
     values = tensor.data
     if tensor.dtype != "int8":
         return [f"{name}: {tensor.dtype} instead of int8"]

@@ -12,16 +12,13 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from mobilenet.tflite import editor, tensors
 from mobilenet.tflite import model as tflite_model
 from mobilenet.tflite.kernels import KERNEL_OPERATORS
+from mobilenet.typing import Float32Array
 
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 _PREFIX = "quant_"  # of the layers of a model with quantizers
-Floats = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +32,9 @@ class FloatLayers:
         layers: names of all layers that compute in float with them.
     """
 
-    kernels: Mapping[str, tuple[Floats, Floats]] = dataclasses.field(default_factory=dict)
+    kernels: Mapping[str, tuple[Float32Array, Float32Array]] = dataclasses.field(
+        default_factory=dict
+    )
     layers: Collection[str] = ()
 
 
@@ -99,7 +98,7 @@ def kernel_operators(content: tflite_model.Flatbuffer, layer: str) -> list[int]:
     ]
 
 
-def restore_float(data: bytes, kernels: Mapping[str, tuple[Floats, Floats]]) -> bytes:
+def restore_float(data: bytes, kernels: Mapping[str, tuple[Float32Array, Float32Array]]) -> bytes:
     """Makes the operators of some layers float again.
 
     Args:
@@ -133,7 +132,7 @@ class _FloatRestorer:
         self.graph = self.model.subgraphs[0]
         self.users = Counter(index for op in content.operators for index in op.inputs)
 
-    def restore(self, chosen: Mapping[int, tuple[Floats, Floats]]) -> bytes:
+    def restore(self, chosen: Mapping[int, tuple[Float32Array, Float32Array]]) -> bytes:
         """The new file; `chosen` holds kernel and bias by number of the operator."""
         operators = []
         for number, operator in enumerate(self.graph.operators):
@@ -165,7 +164,7 @@ class _FloatRestorer:
         tensor.name, tensor.quantization, tensor.buffer = bytes(tensor.name) + b"/float", None, 0
         return self._add(tensor)
 
-    def _float_constant(self, index: int | None, values: Floats) -> int:
+    def _float_constant(self, index: int | None, values: Float32Array) -> int:
         """A float constant in place of a quantized one."""
         if index is not None and self.users[index] == 1:
             tensor = self.graph.tensors[index]

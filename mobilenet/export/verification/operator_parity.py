@@ -26,8 +26,8 @@ from mobilenet.runtime import interpreter, quantized_io
 from mobilenet.tflite import kernels, tensors
 from mobilenet.tflite import model as tflite_model
 from mobilenet.tflite.tensors import layer_name
+from mobilenet.typing import FloatArray
 
-Floats = npt.NDArray[np.floating]
 # Operators that move values without computing, or whose results are compared after the next one.
 MOVING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "PAD", "PADV2", "MAX_POOL_2D")
 _SAME = 1e-5  # relative: scales that float32 arithmetic can tell apart
@@ -64,7 +64,7 @@ class OperatorParity:
 
 
 def compare_operators(
-    content: tflite_model.Flatbuffer, simulated: Any, plain: Any, inputs: Floats
+    content: tflite_model.Flatbuffer, simulated: Any, plain: Any, inputs: FloatArray
 ) -> tuple[tuple[OperatorParity, ...], list[str]]:
     """Compares every operator of an int8 file with its simulated layer on a few images.
 
@@ -114,7 +114,7 @@ class _ParityRun:
     """The simulated model in execution order, compared with what the file computed."""
 
     def __init__(
-        self, content: tflite_model.Flatbuffer, simulated: Any, plain: Any, inputs: Floats
+        self, content: tflite_model.Flatbuffer, simulated: Any, plain: Any, inputs: FloatArray
     ) -> None:
         self.content, self.inputs = content, inputs.astype(np.float32)
         self.graph = Graph(simulated)
@@ -146,7 +146,7 @@ class _ParityRun:
         is_output = op.outputs[0] in self.content.outputs
         return not is_output or not len(self.content.tensors[op.inputs[0]].scales)
 
-    def _run_float_model(self, plain: Any) -> dict[str, Floats]:
+    def _run_float_model(self, plain: Any) -> dict[str, FloatArray]:
         """Outputs of the float model on the same images, of each layer that rounds in the file."""
         rounding = [unwrap(x).name for x in self.graph.layers if _rounds(x)]
         names = [name for name in rounding if name in self.plain]
@@ -188,7 +188,9 @@ class _ParityRun:
                 index = op.outputs[0]
         self._take(layer, "input", index, self.inputs)
 
-    def _take(self, layer: Any, name: str, index: int, expected: Floats) -> error_diagnosis.Signal:
+    def _take(
+        self, layer: Any, name: str, index: int, expected: FloatArray
+    ) -> error_diagnosis.Signal:
         """Continues with the file's tensor in place of the simulated one."""
         scale, zero_point = quantized_io.scale_of(self.content.tensors[index])
         values = quantized_io.dequantize(self.file_values[index], scale, zero_point)
@@ -319,7 +321,7 @@ def _simulated_kernel(layer: Any) -> npt.NDArray[np.int16]:
 
 
 def tensor_values(
-    content: tflite_model.Flatbuffer, inputs: Floats, runner: Any = None
+    content: tflite_model.Flatbuffer, inputs: FloatArray, runner: Any = None
 ) -> dict[int, npt.NDArray[Any]]:
     """The stored values of every operator's output and of the input, by tensor: `[images, ...]`.
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mobilenet.configs.card import Edge
 from mobilenet.configs.conversion import VerificationLimits
@@ -32,10 +31,10 @@ from mobilenet.metrics import signal_to_noise
 from mobilenet.runtime import interpreter
 from mobilenet.runtime.quantized_io import run
 from mobilenet.tflite import model as tflite_model
+from mobilenet.typing import FloatArray
 
 __all__ = ["Verification", "gzip_size", "run", "structure_faults", "verify"]
 
-Floats = npt.NDArray[np.floating]
 
 CLEAR_STEPS = 2.0  # a Keras margin of more output steps than this is no tie
 # Single-step flips grow with depth: on pure noise MobileNetV2 agrees on 0.976 of the clear images.
@@ -120,8 +119,8 @@ class Verification:
 
 def verify(
     data: bytes,
-    reference_logits: Floats,
-    inputs: Floats,
+    reference_logits: FloatArray,
+    inputs: FloatArray,
     *,
     expect_int8: bool,
     io: str = "float32",
@@ -184,7 +183,7 @@ def _verify_operators(
     content: tflite_model.Flatbuffer,
     simulated: Any,
     plain: Any,
-    inputs: Floats,
+    inputs: FloatArray,
     limits: VerificationLimits,
 ) -> tuple[tuple[OperatorParity, ...], list[str]]:
     """Compares each operator with its simulated layer, where there is one; lists the faults."""
@@ -194,7 +193,7 @@ def _verify_operators(
     return layers, faults + operator_parity.step_faults(layers, limits.max_operator_steps)
 
 
-def _matching_reference(logits: Floats, reference_logits: Floats) -> Floats:
+def _matching_reference(logits: FloatArray, reference_logits: FloatArray) -> FloatArray:
     """The model's outputs in the shape of the file's."""
     reference = np.asarray(reference_logits, np.float64).reshape(len(reference_logits), -1)
     if reference.shape != logits.shape:
@@ -202,10 +201,10 @@ def _matching_reference(logits: Floats, reference_logits: Floats) -> Floats:
     return reference
 
 
-def _sample(inputs: Floats) -> Floats:
+def _sample(inputs: FloatArray) -> FloatArray:
     """A few of the images, sampled evenly."""
     chosen = np.linspace(0, len(inputs) - 1, min(len(inputs), OPERATOR_IMAGES)).round()
-    sample: Floats = inputs[chosen.astype(int)]
+    sample: FloatArray = inputs[chosen.astype(int)]
     return sample
 
 
@@ -250,7 +249,7 @@ def gzip_size(data: bytes) -> int:
     return len(gzip.compress(data, compresslevel=9, mtime=0))
 
 
-def _compare(reference: Floats, logits: Floats, step: float) -> dict[str, Any]:
+def _compare(reference: FloatArray, logits: FloatArray, step: float) -> dict[str, Any]:
     best = np.sort(reference, axis=1)
     margin = best[:, -1] - best[:, -2] if reference.shape[1] > 1 else np.zeros(len(best))
     clear = margin > CLEAR_STEPS * step
