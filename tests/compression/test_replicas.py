@@ -110,7 +110,7 @@ with strategy.scope():
     results["outputs"] = model(images[:8], training=False).numpy().tolist()
     plain = method.finalize(model)
 plain = freeze.float32_copy(plain)
-again = scheme.wrap(plain, stage_context().preprocessing)
+again = scheme.wrap(plain, INCEPTION)
 scheme.set_ranges(again, ranges)
 results["rebuilt"] = again(images[:8], training=False).numpy().tolist()
 saving.prepare_export(again)
@@ -127,7 +127,7 @@ def results() -> dict:
         "CUDA_VISIBLE_DEVICES": "",
     }
     process = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=900
     )
     assert process.returncode == 0, process.stderr[-3000:]
     return json.loads(process.stdout.splitlines()[-1])

@@ -21,16 +21,16 @@ class LayerwiseRunner:
     """Runs a model in inference mode, one layer after the other.
 
     Args:
-        model: functional; its layers take tensors alone.
+        graph: of a functional model; its layers take tensors alone.
         images: `[n, height, width, channels]`, preprocessed.
         is_stored: whether a layer's output of all images stays in memory until all its consumers
             have been computed; other outputs are computed again each time they are read.
     """
 
     def __init__(
-        self, model: Any, images: Float32Array, is_stored: Callable[[Graph, Any], bool]
+        self, graph: Graph, images: Float32Array, is_stored: Callable[[Graph, Any], bool]
     ) -> None:
-        self.graph = Graph(model)
+        self.graph = graph
         self.images = images
         self._is_stored = is_stored
         self._stored: dict[int, list[Any]] = {}

@@ -14,6 +14,7 @@ from mobilenet.configs import archs
 from mobilenet.errors import UsageError
 from mobilenet.models import builder
 from mobilenet.models.builder import config_of
+from mobilenet.models.graph.roles import Graph
 
 REMAINING = {"a": np.arange(0, 8, 2), "d": np.arange(10)}
 
@@ -25,7 +26,7 @@ def outputs(model: Any, layer: str, images: Any) -> np.ndarray:
 
 def fitted(model: Any, images: Any) -> tuple[Any, dict[str, float]]:
     masked = surgery.mask_channels(model, REMAINING)
-    return masked, reconstruction.reconstruct_consumers(model, masked, images)
+    return masked, reconstruction.reconstruct_consumers(Graph(model), Graph(masked), images)
 
 
 def ridge(reads: np.ndarray, target: np.ndarray, kernel: np.ndarray) -> tuple[Any, Any]:
@@ -97,7 +98,7 @@ def test_a_duplicate_channel_takes_over_completely() -> None:
     remaining = {"a": np.arange(8), "d": np.arange(0, 16, 2)}
     masked = surgery.mask_channels(model, remaining)
     before = np.abs(masked(images) - model(images)).max()
-    errors = reconstruction.reconstruct_consumers(model, masked, images)
+    errors = reconstruction.reconstruct_consumers(Graph(model), Graph(masked), images)
     assert set(errors) == {"e"} and errors["e"] < 0.01
     assert np.abs(masked(images) - model(images)).max() < 0.15 * before
 

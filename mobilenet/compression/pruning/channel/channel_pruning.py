@@ -31,7 +31,7 @@ from mobilenet.errors import UsageError
 from mobilenet.models import counting
 from mobilenet.models.builder import build, config_of
 from mobilenet.models.graph import rebuild, variables
-from mobilenet.models.graph.roles import kind
+from mobilenet.models.graph.roles import Graph, kind
 from mobilenet.models.layer_plan import layer_channels
 from mobilenet.typing import Float32Array, Float64Array
 
@@ -295,16 +295,16 @@ class ChannelPruner(Method):
         remaining = selection.choose_channels(
             masks.groups, shares, score, config.round_to, config.scope
         )
-        before = rebuild.copy(model) if config.reconstruct else None
+        before = Graph(rebuild.copy(model)) if config.reconstruct else None
         pruned = [masks.prune(group, remaining[group.number]) for group in masks.groups]
         masks.apply()
         if before is not None and any(pruned):
-            self._reconstruct(before, model)
+            self._reconstruct(before, self.channel_graph.graph)
 
-    def _reconstruct(self, before: Any, model: Any) -> None:
+    def _reconstruct(self, before: Graph, masked: Graph) -> None:
         source = self.context.calibration_images or self.context.training_images
         images = source(self.config.reconstruct)
-        errors = reconstruction.reconstruct_consumers(before, model, images)
+        errors = reconstruction.reconstruct_consumers(before, masked, images)
         if not errors:  # no consumer has a bias or batch norm offset
             return
         log.info(

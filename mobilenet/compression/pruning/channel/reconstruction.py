@@ -30,12 +30,12 @@ _MIN_IMAGES = 64  # on which a layer is fitted, even where fewer images have eno
 _MAX_BYTES = 1 << 28  # of a feature map of all images; a larger one is computed when it is read
 
 
-def reconstruct_consumers(original: Any, masked: Any, images: Float32Array) -> dict[str, float]:
-    """Fits the layers that read pruned channels. `masked` is changed in place.
+def reconstruct_consumers(original: Graph, masked: Graph, images: Float32Array) -> dict[str, float]:
+    """Fits the layers that read pruned channels. The layers of `masked` are changed in place.
 
     Args:
-        original: the model with all of its channels.
-        masked: a model of the same shapes in which some channels are pruned.
+        original: graph of the model with all of its channels.
+        masked: graph of a model of the same shapes in which some channels are pruned.
         images: `[n, height, width, channels]`, preprocessed. A few hundred: every position of a map
             is a sample, but layers after the last pooling have one sample an image.
 
@@ -44,7 +44,7 @@ def reconstruct_consumers(original: Any, masked: Any, images: Float32Array) -> d
     """
     images = np.random.default_rng(0).permutation(images)  # so that the first ones are of any class
     before, after = (
-        LayerwiseRunner(model, images, _fits_in_memory(len(images))) for model in (original, masked)
+        LayerwiseRunner(graph, images, _fits_in_memory(len(images))) for graph in (original, masked)
     )
     errors: dict[str, float] = {}
     for target_layer, layer in zip(before.graph.layers, after.graph.layers, strict=True):

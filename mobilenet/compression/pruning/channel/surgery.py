@@ -24,7 +24,7 @@ from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.errors import UsageError, VerificationError, one_of
 from mobilenet.models.builder import build, config_of
 from mobilenet.models.graph import rebuild, variables
-from mobilenet.models.graph.roles import kind
+from mobilenet.models.graph.roles import Graph, kind
 from mobilenet.models.layer_plan import layer_channels
 from mobilenet.typing import Array, Float32Array, Float64Array
 
@@ -167,7 +167,7 @@ def reconstruct(
     if images.ndim != 4 or images.shape[1:] != shape or not len(images):
         raise UsageError("images", images.shape, f"[n, {', '.join(map(str, shape))}], n above 0")
     masked = _mask(ChannelGraph(rebuild.copy(model)), thinned.remaining)
-    reconstruction.reconstruct_consumers(model, masked.model, images)
+    reconstruction.reconstruct_consumers(Graph(model), masked.graph, images)
     return cut_channels(masked, thinned.remaining, config_of(model) if config is None else config)
 
 

@@ -42,7 +42,7 @@ def correct_biases(
         The outputs of the corrected model, `[n, classes]`, and the largest correction of each
         convolution, by name.
     """
-    runner = LayerwiseRunner(wrapped, images, _is_stored)
+    runner = LayerwiseRunner(Graph(wrapped), images, _is_stored)
     corrections: dict[str, float] = {}
     for layer in runner.graph.layers:
         if kind(layer) in WEIGHTS:
