@@ -1,10 +1,9 @@
-"""Dynamic network surgery: weights are pruned and regrown while the model trains (arXiv
-1608.04493).
+"""Dynamic network surgery: weights are pruned and regrown while the model trains.
 
-The model holds masked kernels, so that gradients are taken there; a dense copy of each kernel
-receives the same updates. After the optimizer step an active weight is copied to the dense kernel.
-A pruned weight was 0 before the step, so its value now is the update, which is added to the dense
-kernel.
+The method is that of arXiv 1608.04493. The model holds masked kernels, so that gradients are taken
+there; a dense copy of each kernel receives the same updates. After the optimizer step an active
+weight is copied to the dense kernel. A pruned weight was 0 before the step, so its value now is the
+update, which is added to the dense kernel.
 """
 
 from __future__ import annotations

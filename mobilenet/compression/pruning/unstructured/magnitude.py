@@ -1,6 +1,4 @@
-"""Magnitude pruning: removes the smallest weights of each kernel (Zhu and Gupta, arXiv
-1710.01878).
-"""
+"""Magnitude pruning: removes the smallest weights (Zhu and Gupta, arXiv 1710.01878)."""
 
 from __future__ import annotations
 

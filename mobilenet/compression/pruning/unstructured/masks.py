@@ -60,9 +60,8 @@ class Masks(tf.Module):
 
             tf.cond(now, one, lambda: now)
 
-        if (
-            variables.is_single_replica()
-        ):  # one branch for all masks is cheaper in steps that are not due
+        if variables.is_single_replica():
+            # One branch for all masks is cheaper in steps that are not due.
             tf.cond(due, renew_all, lambda: due)
             return
         for name in rules:

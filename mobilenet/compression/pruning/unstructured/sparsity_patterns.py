@@ -18,9 +18,7 @@ MaskRule = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def mask_rule(config: MagnitudePruning) -> MaskRule:
-    """The rule of the config's pattern: `(kernel, share) -> mask`, both float32 and of one
-    shape.
-    """
+    """The rule of the config's pattern: `(kernel, share) -> mask`, float32 of one shape."""
     group, block = config.group, config.block
     if group is not None:
         return lambda kernel, share: keep_largest_of_groups(kernel, share, *group)
@@ -81,9 +79,7 @@ def keep_largest_of_groups(kernel: tf.Tensor, share: tf.Tensor, count: int, size
 
 
 def keep_largest_blocks(kernel: tf.Tensor, share: tf.Tensor, rows: int, columns: int) -> tf.Tensor:
-    """Removes the blocks (`rows` input x `columns` output channels) of the smallest magnitude
-    sum.
-    """
+    """Removes the blocks (`rows` input x `columns` output channels) of the smallest sums."""
     inputs, outputs = kernel.shape[-2:]
     size = tf.abs(tf.reshape(kernel, [inputs // rows, rows, outputs // columns, columns]))
     blocks = keep_largest(tf.reduce_sum(size, [1, 3], keepdims=True), share)
