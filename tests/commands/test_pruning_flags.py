@@ -66,7 +66,7 @@ def test_another_name_keeps_what_both_methods_have(tmp_path: Path) -> None:
         ),
         (
             ["--pruning=tfmot", "--sparsity_pattern=2:4"],
-            "--sparsity_pattern: expected --pruning magnitude; tfmot has no such thing",
+            "--sparsity_pattern: expected --pruning magnitude; tfmot has no such flag",
         ),
         (["--override=pruning.patern=2:4"], "did you mean pruning.pattern?"),
         (["--sparsity_pattern=4:2"], "--sparsity_pattern: got '4:2', expected unstructured, block"),

@@ -25,7 +25,7 @@ class Timing:
         self.end = max(round(config.end * steps), self.begin + 1)
         if self.end > steps:
             raise UsageError(
-                "--prune_epochs",
+                "prune_epochs",
                 None,
                 f"a stage longer than {steps} steps",
                 "train for at least two steps",

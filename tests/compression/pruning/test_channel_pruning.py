@@ -164,7 +164,7 @@ def test_as_few_channels_are_pruned_as_the_macs_allow() -> None:
 
         assert macs(share) <= target * dense < macs(share - 2e-6)
     message = (
-        f"--target_macs: got 0.001, expected at least {macs(0.999, 8) / dense:.4f}, what is left"
+        f"target_macs: got 0.001, expected at least {macs(0.999, 8) / dense:.4f}, what is left"
     )
     with pytest.raises(UsageError, match=re.escape(message)):
         prepared(model, 4, target_macs=0.001, round_to=8)
@@ -258,19 +258,19 @@ def test_names_in_the_config_are_those_of_the_registry() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"ratio": {"all": 1.0}}, "--channel_ratio all: got 1.0, expected a number at least 0"),
-        ({"ratio": {"all": -0.5}}, "--channel_ratio all: got -0.5"),
-        ({"importance": "beauty"}, "--importance: got 'beauty'"),
-        ({"stages": 0}, "--channel_stages: got 0"),
-        ({"stages": 3, "stage_epochs": 0}, "--stage_epochs: got 0"),
-        ({"target_macs": 1.0}, "--target_macs: got 1.0, expected a number above 0 and below 1"),
-        ({"target_latency": 0.0}, "--target_latency: got 0.0"),
-        ({"target_macs": 0.5, "target_latency": 0.5}, "--target_latency: got 0.5, expected one of"),
-        ({"target_macs": 0.5, "scope": "global"}, "--channel_scope: got 'global'"),
-        ({"scope": "model"}, "--channel_scope: got 'model'"),
-        ({"round_to": 0}, "--round_to: got 0"),
-        ({"reconstruct": -1}, "--reconstruct: got -1"),
-        ({"end": 0.0}, "--pruning_end: got 0.0"),
+        ({"ratio": {"all": 1.0}}, "^`ratio` all: got 1.0, expected a number at least 0"),
+        ({"ratio": {"all": -0.5}}, "^`ratio` all: got -0.5"),
+        ({"importance": "beauty"}, "^importance: got 'beauty'"),
+        ({"stages": 0}, "^stages: got 0"),
+        ({"stages": 3, "stage_epochs": 0}, "^stage_epochs: got 0"),
+        ({"target_macs": 1.0}, "^target_macs: got 1.0, expected a number above 0 and below 1"),
+        ({"target_latency": 0.0}, "^target_latency: got 0.0"),
+        ({"target_macs": 0.5, "target_latency": 0.5}, "^target_latency: got 0.5, expected one of"),
+        ({"target_macs": 0.5, "scope": "global"}, "^scope: got 'global'"),
+        ({"scope": "model"}, "^scope: got 'model'"),
+        ({"round_to": 0}, "^round_to: got 0"),
+        ({"reconstruct": -1}, "^reconstruct: got -1"),
+        ({"end": 0.0}, "^end: got 0.0"),
     ],
 )
 def test_invalid_configs_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -280,7 +280,7 @@ def test_invalid_configs_are_refused(fields: dict[str, Any], message: str) -> No
 
 def test_patterns_without_a_match_are_refused_before_training() -> None:
     method = methods.create(ChannelPruning({"conv_pw.*": 0.5}), stage_context())
-    with pytest.raises(UsageError, match=r"--channel_ratio: got 'conv_pw.\*', expected a role"):
+    with pytest.raises(UsageError, match=r"^ratio: got 'conv_pw.\*', expected a role"):
         method.check(toy())
     with pytest.raises(UsageError, match="train for at least two steps"):
         methods.create(ChannelPruning(), stage_context(1))

@@ -359,7 +359,7 @@ def test_master_weights_stay_float32_under_mixed_precision() -> None:
         (["--dns_probabilities=2"], "--dns_probabilities: got 2.0"),
         (["--dns_train=some"], "--dns_train: got 'some', expected one of kernels, all"),
         (["--dns_sparsity=pointwise=1"], "--dns_sparsity pointwise: got 1.0"),
-        (["--final_sparsity=0.5"], "dns has no such thing"),
+        (["--final_sparsity=0.5"], "dns has no such flag"),
     ],
 )
 def test_invalid_flags_are_refused(flags: list[str], message: str) -> None:
@@ -368,9 +368,9 @@ def test_invalid_flags_are_refused(flags: list[str], message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_a_pattern_that_matches_nothing_is_an_error_of_its_flag() -> None:
+def test_a_pattern_that_matches_nothing_is_refused() -> None:
     method = surgery(sparsity={"nothing": 0.5})
-    with pytest.raises(UsageError, match="--dns_sparsity: got 'nothing'"):
+    with pytest.raises(UsageError, match="^sparsity: got 'nothing'"):
         method.check(toy())
 
 

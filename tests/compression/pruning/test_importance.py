@@ -234,13 +234,13 @@ def test_the_last_pattern_that_matches_decides(model: Any) -> None:
 @pytest.mark.parametrize(
     ("ratio", "message"),
     [
-        (1.0, "--ratio: got 1.0, expected a number at least 0 and below 1"),
-        (-0.1, "--ratio: got -0.1"),
-        (math.nan, "--ratio: got nan"),
-        ({"pointwise": 1}, "--ratio pointwise: got 1,"),
-        ({"conv_pw.*": 0.5}, "--ratio: got 'conv_pw.*', expected a role"),
-        ({"squeeze_excite": 0.5}, "--ratio: got 'squeeze_excite'"),
-        ({"(": 0.5}, r"--ratio: got '\(', expected a role or a regular expression"),
+        (1.0, "^ratio: got 1.0, expected a number at least 0 and below 1"),
+        (-0.1, "^ratio: got -0.1"),
+        (math.nan, "^ratio: got nan"),
+        ({"pointwise": 1}, "^`ratio` pointwise: got 1,"),
+        ({"conv_pw.*": 0.5}, "^ratio: got 'conv_pw.*', expected a role"),
+        ({"squeeze_excite": 0.5}, "^ratio: got 'squeeze_excite'"),
+        ({"(": 0.5}, r"^ratio: got '\(', expected a role or a regular expression"),
     ],
 )
 def test_invalid_ratios_are_refused(model: Any, ratio: Any, message: str) -> None:

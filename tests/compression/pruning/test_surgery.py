@@ -428,11 +428,11 @@ def test_channels_that_cannot_be_removed(channels: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ratio": 1}, "--ratio: got 1, expected a number at least 0 and below 1"),
-        ({"ratio": {"conv.*": 0.5}}, "--ratio: got 'conv.*'"),
-        ({"importance": "magnitud"}, "--importance: got 'magnitud'.*did you mean magnitude"),
+        ({"ratio": 1}, "^ratio: got 1, expected a number at least 0 and below 1"),
+        ({"ratio": {"conv.*": 0.5}}, "^ratio: got 'conv.*'"),
+        ({"importance": "magnitud"}, "^importance: got 'magnitud'.*did you mean magnitude"),
         ({"importance": "taylor"}, "gradients=surgery.gradients"),
-        ({"round_to": 0}, "--round_to: got 0"),
+        ({"round_to": 0}, "^round_to: got 0"),
         ({"scope": "layer"}, "scope: got 'layer'"),
         ({"config": archs.get("mobilenet_v2", **FIELDS)}, "config: got .*config of this model"),
         ({"config": archs.get("mobilenet_v1", num_classes=7)}, "config: got 'Logits of another"),

@@ -181,7 +181,7 @@ def test_what_tfmot_cannot_prune_is_listed() -> None:
 def test_mixed_precision_is_refused_with_a_remedy() -> None:
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
-        with pytest.raises(UsageError, match="--pruning magnitude") as error:
+        with pytest.raises(UsageError, match="`pruning=magnitude`") as error:
             methods.create(TfmotPruning(SHARES), stage_context()).check(toy())
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")

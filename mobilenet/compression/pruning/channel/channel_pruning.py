@@ -37,7 +37,6 @@ from mobilenet.typing import Float32Array, Float64Array
 
 log = logging.getLogger("mobilenet")
 
-_FLAG = "--channel_ratio"
 _VERIFICATION_IMAGES = 8
 _EXAMPLES = 32  # on which the gradients of an importance are taken
 # tfmot's schedules refuse a final sparsity of 1. They run to this value instead, and dividing by it
@@ -115,7 +114,7 @@ class ChannelPruner(Method):
     def check(self, model: Any) -> None:
         check_plain(model)
         groups = ChannelGraph(model).groups
-        shares = selection.ratios_by_group(groups, self.config.ratio, _FLAG)
+        shares = selection.ratios_by_group(groups, self.config.ratio)
         if self.config.target_macs is not None:
             self._shares_within_macs(model, groups, shares)
 
@@ -194,7 +193,7 @@ class ChannelPruner(Method):
 
     def _final_shares(self) -> dict[int, float]:
         assert self.channel_graph is not None
-        shares = selection.ratios_by_group(self.groups, self.config.ratio, _FLAG)
+        shares = selection.ratios_by_group(self.groups, self.config.ratio)
         if self.config.target_macs is not None:
             return self._shares_within_macs(self.channel_graph.model, self.groups, shares)
         if self.config.target_latency is not None:
@@ -216,9 +215,7 @@ class ChannelPruner(Method):
         self, channel_graph: ChannelGraph, shares: dict[int, float]
     ) -> dict[int, float]:
         if self.context.measure_latency is None:
-            raise UsageError(
-                "--target_latency", self.config.target_latency, "a stage that measures"
-            )
+            raise UsageError("target_latency", self.config.target_latency, "a stage that measures")
         original = self.original_counts
         measure = self.context.measure_latency(self._model_of_widths(channel_graph, original))
 
@@ -245,7 +242,7 @@ class ChannelPruner(Method):
         round_to = self.config.round_to
         prunable = {key: count for key, count in original.items() if shares[key] > 0}
         share = budget.smallest_share(
-            f"--{name}",
+            name,
             target,
             lambda share: cost({**original, **budget.counts_at_share(share, prunable, round_to)}),
             budget.candidate_shares(prunable, round_to),

@@ -77,7 +77,7 @@ def score_channels(
             result is no finite vector of that length.
     """
     if isinstance(importance, str):
-        function = REGISTRY[one_of("--importance", importance, REGISTRY)]
+        function = REGISTRY[one_of("importance", importance, REGISTRY)]
         scores: npt.ArrayLike = function(group, evidence or Evidence())
     else:
         scores = importance(group)
@@ -161,7 +161,7 @@ def taylor(group: Group, evidence: Evidence) -> Scores:
         key = f"{member.layer.name}/{name}"
         if key not in evidence.gradients:
             raise UsageError(
-                "--importance",
+                "importance",
                 "taylor",
                 f"a gradient for {key}",
                 "give gradients=surgery.gradients(model, loss)",

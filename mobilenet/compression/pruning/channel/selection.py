@@ -22,7 +22,7 @@ OPTIONAL_ROLES = ("squeeze_excite",)  # pruned only where a ratio names them
 
 
 def ratios_by_group(
-    groups: Sequence[Group], ratio: float | Mapping[str, float], what: str = "--ratio"
+    groups: Sequence[Group], ratio: float | Mapping[str, float]
 ) -> dict[int, float]:
     """The share of channels to remove, by the group's number.
 
@@ -32,21 +32,20 @@ def ratios_by_group(
             and projections alike); or a number by role, or by a regular expression that matches
             the whole name of a layer that makes the channels, or for `all` groups but the squeezes.
             The last entry that matches decides.
-        what: name of the argument, for errors.
 
     Raises:
         UsageError: a number outside [0, 1), or a pattern that matches no layer.
     """
     if not isinstance(ratio, Mapping):
-        check_number(what, ratio, least=0, below=1, remedy="0.5 removes half of the channels")
+        check_number("ratio", ratio, least=0, below=1, remedy="0.5 removes half of the channels")
         ratio = {ALL_GROUPS: ratio}
     shares = dict.fromkeys((group.number for group in groups), 0.0)
     for pattern, share in ratio.items():
-        check_number(f"{what} {pattern}", share, least=0, below=1)
+        check_number(f"`ratio` {pattern}", share, least=0, below=1)
         hits = [group for group in groups if _matches(pattern, group)]
         if not hits:
             raise UsageError(
-                what,
+                "ratio",
                 pattern,
                 f"a role ({', '.join(sorted({group.role for group in groups}))}) or a regular"
                 " expression that matches a layer name",
@@ -64,7 +63,7 @@ def _matches(pattern: str, group: Group) -> bool:
     try:
         return any(re.fullmatch(pattern, member.layer.name) for member in group.members_on("out"))
     except re.error as error:
-        raise UsageError("--ratio", pattern, f"a role or a regular expression ({error})") from None
+        raise UsageError("ratio", pattern, f"a role or a regular expression ({error})") from None
 
 
 def remaining_count(channels: int, ratio: float, round_to: int = 1) -> int:

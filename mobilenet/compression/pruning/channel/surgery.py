@@ -125,7 +125,7 @@ def thin(
     shares = selection.ratios_by_group(groups, ratio)
     evidence = channel_importance.Evidence(gradients or {}, seed)
     if isinstance(importance, str):
-        one_of("--importance", importance, channel_importance.REGISTRY)
+        one_of("importance", importance, channel_importance.REGISTRY)
     remaining = selection.choose_channels(
         groups,
         shares,

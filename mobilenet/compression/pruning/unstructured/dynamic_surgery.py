@@ -22,8 +22,6 @@ from mobilenet.configs.pruning import DnsPruning
 from mobilenet.models.graph import rebuild, variables
 from mobilenet.models.graph.roles import Graph, kind
 
-_FLAG = "--dns_sparsity"
-
 
 class SurgeryState(tf.Module):
     """Masks, the dense kernels and counts of changes, all by layer name.
@@ -105,7 +103,7 @@ class DynamicSurgery(Method):
     def _assign(self, model: Any) -> list[sparsity_targets.Target]:
         """Targets by the size of the kernel, except where the config names a share."""
         config = self.config
-        targets = sparsity_targets.assign_targets(model, config.sparsity, flag=_FLAG)
+        targets = sparsity_targets.assign_targets(model, config.sparsity, parameter="sparsity")
         sizes = {
             target.layer: math.prod(Graph.kernel(model.get_layer(target.layer)).shape)
             for target in targets

@@ -32,7 +32,7 @@ def assign_targets(
     model: Any,
     shares: Mapping[str, float],
     obstacle: Callable[[Any], str] = lambda layer: "",
-    flag: str = "--final_sparsity",
+    parameter: str = "final_sparsity",
 ) -> list[Target]:
     """Returns the target of every layer with a kernel.
 
@@ -40,7 +40,7 @@ def assign_targets(
         model: a plain functional model.
         shares: share of zeros by role, or by a regular expression of whole layer names.
         obstacle: why a layer that a pattern matches cannot be pruned; empty where it can.
-        flag: the flag that set the shares, for errors.
+        parameter: the config's field that holds the shares, for errors.
 
     Raises:
         UsageError: a pattern matches no layer or is no regular expression, or none of the matched
@@ -52,7 +52,7 @@ def assign_targets(
     targets, refused = [], []
     for layer in layers:
         name, role = layer.name, graph.role(layer)
-        hits = [pattern for pattern in shares if _matches(pattern, name, role, flag)]
+        hits = [pattern for pattern in shares if _matches(pattern, name, role, parameter)]
         for pattern in hits:
             unused.pop(pattern, None)
         reason = f"matches {hits[-1]}" if hits else "no pattern matches"
@@ -64,7 +64,7 @@ def assign_targets(
             targets.append(Target(name, role, share, reason))
     if unused:
         raise UsageError(
-            flag,
+            parameter,
             shorten(unused),
             f"a role ({', '.join(sorted({t.role for t in targets}))}) or a regular expression that"
             " matches a layer name",
@@ -72,7 +72,7 @@ def assign_targets(
         )
     if refused and not any(target.sparsity for target in targets):
         raise UsageError(
-            flag,
+            parameter,
             shorten(shares),
             "a layer that can be pruned",
             f"{refused[0].layer} {refused[0].reason}",
@@ -80,10 +80,10 @@ def assign_targets(
     return targets
 
 
-def _matches(pattern: str, name: str, role: str, flag: str) -> bool:
+def _matches(pattern: str, name: str, role: str, parameter: str) -> bool:
     if pattern in ROLES:
         return pattern == role
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
-        raise UsageError(flag, pattern, f"a role or a regular expression ({error})") from None
+        raise UsageError(parameter, pattern, f"a role or a regular expression ({error})") from None

@@ -44,17 +44,17 @@ class TfmotPruner(Method):
                 continue
             if layer.compute_dtype != "float32":
                 raise UsageError(
-                    "--pruning tfmot",
+                    "`pruning=tfmot`",
                     f"a model of {layer.compute_dtype}",
-                    "--mixed_precision float32 (its wrapper rounds the weights to 16 bits)",
-                    "--pruning magnitude works under mixed precision",
+                    "`mixed_precision=float32` (its wrapper rounds the weights to 16 bits)",
+                    "`pruning=magnitude` works under mixed precision",
                 )
             if not np.any(variables.kernel(layer)):
                 raise UsageError(
-                    "--pruning tfmot",
+                    "`pruning=tfmot`",
                     f"{layer.name}, whose weights are all zero",
                     "a kernel with nonzero weights (an all-zero one would regrow)",
-                    "--pruning magnitude leaves it at zero",
+                    "`pruning=magnitude` leaves it at zero",
                 )
 
     def _assign(self, model: Any) -> list[sparsity_targets.Target]:
