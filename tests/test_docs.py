@@ -1,4 +1,4 @@
-"""What README and docs show, runs: Python blocks are executed, commands are parsed."""
+"""README and docs are right: Python blocks run, commands are parsed, links lead to files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import command_runs
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -24,19 +25,19 @@ def blocks(kind: str) -> list[tuple[str, str]]:
     return [
         (f"{page.name}-{number}", text)
         for page in PAGES
-        for number, (found, text) in enumerate(BLOCK.findall(page.read_text()))
-        if found == kind
+        for number, (language, text) in enumerate(BLOCK.findall(page.read_text()))
+        if language == kind
     ]
 
 
 def python_blocks(needs: str | None = None) -> list[object]:
     """Blocks that need a run or real checkpoints, or neither."""
-    found = []
+    params: list[object] = []
     for name, text in blocks("python"):
         need = next((mark for mark in (NEEDS_RUN, NEEDS_THIN, NEEDS_DATA) if mark in text), None)
         if need == needs:
-            found.append(pytest.param(text, id=name))
-    return found
+            params.append(pytest.param(text, id=name))
+    return params
 
 
 @pytest.mark.parametrize("text", python_blocks())
@@ -44,11 +45,24 @@ def test_python_runs(text: str) -> None:
     exec(compile(text, "block", "exec"), {})  # noqa: S102
 
 
+@pytest.mark.parametrize("text", python_blocks(NEEDS_RUN))
+def test_python_runs_on_a_finished_run(
+    text: str,
+    finished_run: command_runs.FinishedRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/mobilenet_v1_digits").symlink_to(finished_run[0])
+    exec(compile(text, "block", "exec"), {})  # noqa: S102
+
+
 @pytest.mark.parametrize("text", python_blocks(NEEDS_DATA))
 def test_python_runs_on_real_checkpoints(
     text: str, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a folder with `checkpoints/` and `photos/labels.csv`, as the pages suppose."""
+    """In a folder with `checkpoints/` and `photos/labels.csv`, as the pages assume."""
     monkeypatch.chdir(tmp_path)
     Path("checkpoints").symlink_to(shared_data / "checkpoints")
     Path("photos").mkdir()
@@ -63,10 +77,10 @@ def test_python_runs_on_real_checkpoints(
     exec(compile(text, "block", "exec"), {})  # noqa: S102
 
 
-def test_the_steps_of_a_thin_net_follow_each_other(
+def test_the_steps_to_a_thin_model_run_in_order(
     small_model: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the page's order, on a model that stands for the trained one."""
+    """In the page's order, on an untrained model in place of the trained one."""
     from mobilenet.configs import recipes
     from mobilenet.configs.card import Card
     from mobilenet.models import builder, saving
@@ -92,9 +106,15 @@ def test_the_steps_of_a_thin_net_follow_each_other(
     assert thin.count_params() < 0.4 * saving.load("runs/thin/masked").model.count_params()
 
 
-def test_every_page_starts_with_its_command() -> None:
+def test_every_page_starts_with_its_purpose_and_a_command() -> None:
     for page in (ROOT / "docs").glob("*.md"):
-        assert re.match(r"# .+\n\n```bash\n", page.read_text()), page.name
+        assert re.match(r"# .+\n\n([^#`\n|].*\n)+\n```bash\n", page.read_text()), page.name
+
+
+def test_links_lead_to_files() -> None:
+    for page in [*PAGES, *ROOT.glob("[A-Z]*.md")]:
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def commands() -> list[object]:
@@ -108,7 +128,7 @@ def commands() -> list[object]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_commands_take_their_flags(
+def test_commands_accept_their_flags(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, _, module, *argv = shlex.split(line)
@@ -120,7 +140,7 @@ def test_commands_take_their_flags(
     assert parsed.given or parsed.arguments
 
 
-def test_scripts_that_pages_name_exist() -> None:
+def test_scripts_named_in_pages_exist() -> None:
     for page in PAGES:
         for script in re.findall(r"scripts/\w+\.sh", page.read_text()):
             assert (ROOT / script).is_file(), f"{page.name}: {script}"
