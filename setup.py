@@ -1,4 +1,4 @@
-"""Maps the two top-level folders into the package; all metadata is in pyproject.toml."""
+"""Maps two top-level folders into the package; all metadata is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 

@@ -1,5 +1,5 @@
-# Sourced by the other scripts. `make_environment [dev]` makes .venv in the checkout and installs the
-# package there with the tested versions; `use_environment` only looks for it. Both set PYTHON.
+# Sourced by the other scripts. `make_environment [dev]` creates .venv in the checkout and installs the
+# package with the tested versions; `use_environment` uses an existing one. Both set PYTHON.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -39,7 +39,7 @@ make_environment() {
     rm -rf "$ROOT/.venv"
     "$name" -m venv "$ROOT/.venv"
   fi
-  echo "Installing into $ROOT/.venv (minutes the first time; not again until the requirements change)" >&2
+  echo "Installing into $ROOT/.venv (takes minutes; repeated only when the requirements change)" >&2
   "$PYTHON" -m pip install --quiet --disable-pip-version-check \
     -c "$ROOT/constraints.txt" -e "$ROOT${extra:+[$extra]}"
   fingerprint >"$ROOT/.venv/installed"
@@ -69,7 +69,7 @@ train_model() {
         --model_dir "${MODEL_DIR:-$ROOT/runs/${name}_script_test}" --overwrite --stages train \
         --epochs 2 --batch_size "$batch" --image_size 32 --width_multiplier 0.25 "$@"
       ;;
-    *) stop "$0: got '$mode', expected train or test; DATA_DIR and MODEL_DIR say where, trainer flags may follow" ;;
+    *) stop "$0: got '$mode', expected train or test; DATA_DIR and MODEL_DIR set the folders, trainer flags may follow" ;;
   esac
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Damages every kind of input, 2,000 cases each, and counts what comes of it: scripts/fuzz.sh [TARGET ...] [--cases N]
+# Damages every kind of input, 2,000 cases each, and counts the outcomes: scripts/fuzz.sh [TARGET ...] [--cases N]
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"

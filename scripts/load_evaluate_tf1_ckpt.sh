@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Loads a TF1 checkpoint (prefix, folder, .npz or released .tgz) and evaluates it, with Google's figure beside it
-# where it is a released model: CHECKPOINT [evaluator flags]; DATASET_NAME and DATA_DIR say on what.
+# Loads a TF1 checkpoint (prefix, folder, .npz or released .tgz) and evaluates it; for a released model it also prints the
+# published accuracy: CHECKPOINT [evaluator flags]. DATASET_NAME and DATA_DIR select the data.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
@@ -9,8 +9,8 @@ set -euo pipefail
 use_environment
 checkpoint="$1"
 shift
-aside="$(mktemp -d)"
-trap 'rm -rf "$aside"' EXIT
-"$PYTHON" -m mobilenet.tf1_loader --checkpoint "$checkpoint" --output "$aside/model"
-"$PYTHON" -m mobilenet.evaluator --model "$aside/model" --dataset_name "${DATASET_NAME:-imagenet2012}" \
+temporary="$(mktemp -d)"
+trap 'rm -rf "$temporary"' EXIT
+"$PYTHON" -m mobilenet.tf1_loader --checkpoint "$checkpoint" --output "$temporary/model"
+"$PYTHON" -m mobilenet.evaluator --model "$temporary/model" --dataset_name "${DATASET_NAME:-imagenet2012}" \
   ${DATA_DIR:+--data_dir "$DATA_DIR"} "$@"

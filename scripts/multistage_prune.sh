@@ -12,7 +12,7 @@ case "$mode" in
   *) stop "$0: got '$name $mode', expected a model and 8stage or 16stage, as in mobilenet_v1 8stage" ;;
 esac
 use_environment
-# Four epochs of each stage prune, the rest recover; the rate starts again at .01 in every stage.
+# Each stage prunes for four epochs and recovers in the others; its learning rate starts at 0.01.
 exec "$PYTHON" -m mobilenet.trainer --model_name "$name" --dataset_name imagenet2012 \
   ${DATA_DIR:+--data_dir "$DATA_DIR"} --model_dir "${MODEL_DIR:-$ROOT/runs/${name}_$mode}" --stages train,prune \
   --pruning channel --channel_ratio "$ratio" --channel_stages "$stages" --round_to 1 --importance magnitude \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs into .venv and takes MobileNetV1 from training to a proved int8 file; trainer flags may follow.
+# Installs into .venv and takes MobileNetV1 from training to a verified int8 file; trainer flags may follow.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"

@@ -1,4 +1,4 @@
-"""The wheel and the sdist hold the whole package, and the wheel works where the checkout is not."""
+"""Wheel and sdist are complete, and the wheel works without the checkout."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, set[str
     setuptools = pytest.importorskip("setuptools")
     isolation = int(setuptools.__version__.partition(".")[0]) < 77  # then pip fetches a newer one
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    excluded = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for folder in (*FOLDERS, *EXTRA_FOLDERS):
-        shutil.copytree(ROOT / folder, source / folder, ignore=unwanted)
+        shutil.copytree(ROOT / folder, source / folder, ignore=excluded)
     for name in FILES:
         shutil.copy(ROOT / name, source / name)
     words = [sys.executable, "-m", "build", "--outdir", str(out), str(source)]
@@ -58,13 +58,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, set[str
 
 
 def files_of(source: Path) -> set[str]:
-    """Names inside the wheel of every file that belongs there."""
-    found = set()
+    """Names of all files that the wheel must contain."""
+    names = set()
     for folder, inside in FOLDERS.items():
         for path in (source / folder).rglob("*"):
             if path.suffix in (".py", ".npz") or path.name == "py.typed":
-                found.add(f"{inside}/{path.relative_to(source / folder).as_posix()}")
-    return found
+                names.add(f"{inside}/{path.relative_to(source / folder).as_posix()}")
+    return names
 
 
 def test_the_wheel_holds_every_file_and_nothing_else(built: tuple[Path, Path, set[str]]) -> None:
@@ -73,7 +73,9 @@ def test_the_wheel_holds_every_file_and_nothing_else(built: tuple[Path, Path, se
     assert {"mobilenet/digits.npz", "mobilenet/py.typed", "mobilenet/configs/archs.py"} <= names
 
 
-def test_the_wheel_carries_licence_and_console_scripts(built: tuple[Path, Path, set[str]]) -> None:
+def test_the_wheel_has_license_metadata_and_console_scripts(
+    built: tuple[Path, Path, set[str]],
+) -> None:
     wheel = zipfile.ZipFile(built[1])
     names = [name for name in wheel.namelist() if ".dist-info/" in name]
     texts = {name.partition(".dist-info/")[2]: wheel.read(name).decode() for name in names}
@@ -196,11 +198,11 @@ def test_a_device_runs_files_without_tensorflow(
     run = functools.partial(
         subprocess.run, cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    made = run(
+    trained = run(
         [sys.executable, "-m", "mobilenet.trainer", "--width_multiplier=0.25", "--image_size=32"]
         + ["--epochs=1", "--stages=train,convert", "--model_dir=run"]
     )
-    assert made.returncode == 0, made.stderr
+    assert trained.returncode == 0, trained.stderr
     lines = install_on_a_device()
     assert len(lines) == 3
     run([sys.executable, "-m", "venv", "device"])

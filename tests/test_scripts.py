@@ -1,4 +1,4 @@
-"""The scripts run from any folder, by `bash` and by `sh`, and call the commands as they say."""
+"""The scripts run from any folder, with `bash` and `sh`, and call the commands as documented."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mobilenet.configs.pruning import ChannelPruning
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
-NETS = {"1": "mobilenet_v1", "2": "mobilenet_v2", "3": "mobilenet_v3_large"}
+MODELS = {"1": "mobilenet_v1", "2": "mobilenet_v2", "3": "mobilenet_v3_large"}
 
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """In Python's place: prints the words it is called with, a line each."""
+    """A stand-in for Python that prints its arguments, one per line."""
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
@@ -29,14 +29,14 @@ def python(tmp_path: Path) -> Path:
 def call(
     script: str, *words: str, python: Path, shell: str = "bash", status: int = 0, **variables: str
 ) -> tuple[list[str], str]:
-    """The words that the script called Python with, and its stderr; run from another folder."""
-    kept = {
+    """The arguments of the script's calls of Python, and its stderr; run from another folder."""
+    environment = {
         k: v for k, v in os.environ.items() if k not in ("DATA_DIR", "MODEL_DIR", "DATASET_NAME")
     }
     done = subprocess.run(
         [shell, os.path.relpath(SCRIPTS / script, python.parent), *words],
         cwd=python.parent,
-        env={**kept, "PYTHON": str(python), **variables},
+        env={**environment, "PYTHON": str(python), **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -46,63 +46,63 @@ def call(
 
 
 def flags_of(words: list[str], module: str) -> dict[str, str]:
-    """Flags by name of `-m module --flag value ...`; one without a value is true."""
+    """Flags by name of `-m module --flag value ...`; 'true' for one without a value."""
     assert words[:2] == ["-m", module]
-    found: dict[str, str] = {}
+    flags: dict[str, str] = {}
     name = ""
     for word in words[2:]:
         if word.startswith("--"):
             name = word[2:]
-            found[name] = "true"
+            flags[name] = "true"
         else:
-            found[name] = word
-    return found
+            flags[name] = word
+    return flags
 
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])
-@pytest.mark.parametrize("number", NETS)
+@pytest.mark.parametrize("number", MODELS)
 def test_train_runs_the_imagenet_recipe(number: str, shell: str, python: Path) -> None:
     words, _ = call(f"train_mbnv{number}.sh", "train", python=python, shell=shell, DATA_DIR="/a b")
     flags = flags_of(words, "mobilenet.trainer")
-    assert flags.pop("model_dir") == str(ROOT / "runs" / f"{NETS[number]}_imagenet2012")
+    assert flags.pop("model_dir") == str(ROOT / "runs" / f"{MODELS[number]}_imagenet2012")
     assert flags == {
-        "model_name": NETS[number],
+        "model_name": MODELS[number],
         "dataset_name": "imagenet2012",
         "data_dir": "/a b",
         "stages": "train",
     }
 
 
-@pytest.mark.parametrize("number", NETS)
+@pytest.mark.parametrize("number", MODELS)
 def test_test_is_two_short_epochs_of_digits(number: str, python: Path) -> None:
     words, _ = call(f"train_mbnv{number}.sh", "test", "--seed", "3", python=python, MODEL_DIR="m")
     flags = flags_of(words, "mobilenet.trainer")
-    assert (flags["model_name"], flags["dataset_name"]) == (NETS[number], "digits")
+    assert (flags["model_name"], flags["dataset_name"]) == (MODELS[number], "digits")
     assert (flags["epochs"], flags["seed"], flags["model_dir"]) == ("2", "3", "m")
     assert int(flags["batch_size"]) <= 8
 
 
 @pytest.mark.parametrize("mode", ["train", "test"])
-def test_the_trainer_knows_every_flag_that_the_scripts_use(mode: str, python: Path) -> None:
+def test_the_trainer_accepts_every_flag_of_the_scripts(mode: str, python: Path) -> None:
     from mobilenet import trainer
 
-    for number in NETS:
+    for number in MODELS:
         words, _ = call(f"train_mbnv{number}.sh", mode, python=python, DATA_DIR="/data")
         parsed = trainer.COMMAND.parse(words[2:])
         assert cli.run_config(parsed).stages == ("train",)
 
 
 @pytest.mark.parametrize("words", [(), ("Train",), ("--help",)])
-def test_another_mode_is_one_line(words: tuple[str, ...], python: Path) -> None:
-    said, error = call("train_mbnv1.sh", *words, python=python, status=2)
-    assert said == []
+def test_an_unknown_mode_costs_one_line(words: tuple[str, ...], python: Path) -> None:
+    output, error = call("train_mbnv1.sh", *words, python=python, status=2)
+    assert output == []
     assert f"got '{''.join(words)}', expected train or test" in error
     assert error.count("\n") == 1
 
 
-def test_training_on_imagenet_wants_its_folder(python: Path) -> None:
-    said, error = call("train_mbnv2.sh", "train", python=python, status=2)
-    assert (said, error.count("\n")) == ([], 1)
+def test_training_on_imagenet_requires_its_folder(python: Path) -> None:
+    output, error = call("train_mbnv2.sh", "train", python=python, status=2)
+    assert (output, error.count("\n")) == ([], 1)
     assert error.startswith("DATA_DIR: expected the folder of ImageNet; ")
     words, _ = call("train_mbnv2.sh", "train", "--data_dir=/data", python=python)
     assert words[-1] == "--data_dir=/data"
@@ -111,10 +111,10 @@ def test_training_on_imagenet_wants_its_folder(python: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "stages", "ratio", "epochs"), [("8stage", 7, 0.875, 30), ("16stage", 15, 0.9375, 15)]
 )
-def test_stages_of_pruning_are_those_of_the_seed(
+def test_pruning_stages_are_those_of_the_original(
     mode: str, stages: int, ratio: float, epochs: int, python: Path
 ) -> None:
-    """Ratios that rise by an eighth or a sixteenth, of which four epochs prune."""
+    """Ratios that grow by an eighth or a sixteenth per stage; four epochs of each stage prune."""
     from mobilenet import trainer
 
     words, _ = call("multistage_prune.sh", "mobilenet_v1", mode, "--seed=3", python=python)
@@ -135,19 +135,19 @@ def test_stages_of_pruning_are_those_of_the_seed(
 
 
 @pytest.mark.parametrize("words", [(), ("mobilenet_v1",), ("mobilenet_v1", "4stage")])
-def test_other_stages_are_one_line(words: tuple[str, ...], python: Path) -> None:
-    said, error = call("multistage_prune.sh", *words, python=python, status=2)
-    assert (said, error.count("\n")) == ([], 1)
+def test_unknown_stages_cost_one_line(words: tuple[str, ...], python: Path) -> None:
+    output, error = call("multistage_prune.sh", *words, python=python, status=2)
+    assert (output, error.count("\n")) == ([], 1)
     assert "expected a model and 8stage or 16stage" in error
 
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])
-@pytest.mark.parametrize("number", NETS)
-def test_evaluation_reads_what_training_wrote(number: str, shell: str, python: Path) -> None:
+@pytest.mark.parametrize("number", MODELS)
+def test_evaluation_uses_the_trained_model(number: str, shell: str, python: Path) -> None:
     script = f"eval_mbnv{number}.sh"
     words, _ = call(script, "--batch_size", "8", python=python, shell=shell, DATA_DIR="/data")
     assert flags_of(words, "mobilenet.evaluator") == {
-        "model": str(ROOT / "runs" / f"{NETS[number]}_imagenet2012" / "train"),
+        "model": str(ROOT / "runs" / f"{MODELS[number]}_imagenet2012" / "train"),
         "dataset_name": "imagenet2012",
         "data_dir": "/data",
         "batch_size": "8",
@@ -171,7 +171,7 @@ def test_a_tf1_checkpoint_is_loaded_and_evaluated(shell: str, python: Path) -> N
     evaluated = flags_of(words[second:], "mobilenet.evaluator")
     assert loaded["checkpoint"] == "a model.tgz"
     assert evaluated.pop("model") == loaded["output"]
-    assert not Path(loaded["output"]).parent.exists()  # nothing stays behind
+    assert not Path(loaded["output"]).parent.exists()  # removed at the end
     assert evaluated == {"dataset_name": "imagenet2012", "data_dir": "/a b", "batch_size": "8"}
 
 
@@ -202,7 +202,7 @@ def test_tensorboard_starts_with_the_installed_packages() -> None:
 
 
 def checkout(folder: Path) -> Path:
-    """A copy of what makes the environment, with an environment that seems to be complete."""
+    """A copy of the files that determine the environment, and an empty folder for programs."""
     for name in ("pyproject.toml", "setup.py", "constraints.txt"):
         (folder / name).write_text((ROOT / name).read_text())
     (folder / "scripts").mkdir()
@@ -217,12 +217,12 @@ def run_quickstart(folder: Path, *words: str) -> subprocess.CompletedProcess[str
 
 
 def run_bash(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """With nothing but the copy's bin/ and the base tools in reach."""
+    """With only the copy's bin/ and the base tools on the path."""
     for tool in ("bash", "cat", "cksum", "dirname", "rm", "sh", "chmod", "cp", "mkdir"):
         target = folder / "bin" / tool
         if not target.exists():
-            found = next(d for d in ("/usr/bin", "/bin") if Path(d, tool).exists())
-            target.symlink_to(Path(found, tool))
+            folders = (d for d in ("/usr/bin", "/bin") if Path(d, tool).exists())
+            target.symlink_to(Path(next(folders), tool))
     return subprocess.run(
         ["bash", *words],
         cwd=folder,
@@ -233,7 +233,7 @@ def run_bash(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_no_python_of_a_tested_version_is_one_line(tmp_path: Path) -> None:
+def test_without_a_supported_python_the_scripts_end_with_one_line(tmp_path: Path) -> None:
     folder = checkout(tmp_path)
     old = folder / "bin" / "python3"
     old.write_text("#!/bin/sh\nexit 1\n")
@@ -262,7 +262,7 @@ def test_a_python_without_venv_names_the_package(version: str, tmp_path: Path) -
     assert done.stderr == expected
 
 
-def test_an_environment_is_made_once_and_again_after_a_change(tmp_path: Path) -> None:
+def test_an_environment_is_updated_only_after_a_change(tmp_path: Path) -> None:
     """A stand-in for Python records its calls: venv, pip, then the trainer."""
     folder = checkout(tmp_path)
     record = folder / "calls"
@@ -298,15 +298,15 @@ def test_an_environment_is_made_once_and_again_after_a_change(tmp_path: Path) ->
 
 
 def test_every_script_is_valid_and_can_be_executed() -> None:
-    found = sorted(SCRIPTS.glob("*.sh"))
-    assert len(found) == 14
-    for path in [*found, ROOT / ".ci" / "run"]:
+    scripts = sorted(SCRIPTS.glob("*.sh"))
+    assert len(scripts) == 14
+    for path in [*scripts, ROOT / ".ci" / "run"]:
         subprocess.run(["bash", "-n", str(path)], check=True)
         if path.name != "environment.sh":
             assert os.access(path, os.X_OK), path
             assert "set -euo pipefail" in path.read_text()
 
 
-def test_fuzzing_calls_the_suite_with_its_words(python: Path) -> None:
+def test_fuzzing_passes_its_arguments_on(python: Path) -> None:
     words, _ = call("fuzz.sh", "flags", "--cases", "5", python=python)
     assert words == ["-m", "fuzz", "flags", "--cases", "5"]
