@@ -61,7 +61,7 @@ class Bench:
 
         dns = self.train("dns", "prune", start, "--pruning=dns", *self.words.dns)
         self.pack(dns, False)
-        lines = packed_size.contents(dns.parent / "model.packed").lines
+        lines = packed_size.contents(dns.parent / "model.packed").arrays
         hit = [line for line in lines if line.distinct is not None and line.zeros]
         share = sum(line.zeros for line in hit) / sum(line.weights for line in hit)
         flat = f"--final_sparsity=pointwise={share:.6f},classifier={share:.6f}"
@@ -86,7 +86,7 @@ class Bench:
         back = model.parent / "back"
         run("packer", ["unpack", str(model.parent / "folded.packed"), str(back)])
         printed = run("evaluator", [f"--model={back}", *self.data])
-        kernels = [line for line in whole.lines if line.distinct is not None]
+        kernels = [line for line in whole.arrays if line.distinct is not None]
         coded = [line for line in kernels if line.entropy is not None]
         bound = sum((line.entropy or 0) + (line.codebook or 0) for line in coded)
         row = {

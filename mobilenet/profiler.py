@@ -104,8 +104,8 @@ def _profile_model(path: Path, parsed: cli.Parsed) -> None:
     card = loaded.card if options["packed"] else None
     profile = model_profile.profile(model, shape, options["latency"], card)
     print(cli.table(*tables.of_layers(profile)))
-    if profile.told():
-        print("", *(line for note in profile.told() for line in cli.wrap(note)), sep="\n")
+    if profile.summary():
+        print("", *(line for note in profile.summary() for line in cli.wrap(note)), sep="\n")
     if options["groups"]:
         print("", *profile.groups, sep="\n")
     if options["histograms"] is not None:
@@ -123,8 +123,8 @@ def _profile_file(path: Path, parsed: cli.Parsed) -> None:
     if parsed.options["micro"]:
         runner = isolation.open_interpreter(content, isolated, str(path), "micro")
         requirements = micro.describe_requirements(content, runner)
-    print(cli.table(*tables.of_file(tflite_profile.lines(content))))
-    summary = f"{len(content.content):,} bytes; {tflite_profile.operators(content)}"
+    print(cli.table(*tables.of_file(tflite_profile.profile(content))))
+    summary = f"{len(content.content):,} bytes; {tflite_profile.operator_summary(content)}"
     print("", *cli.wrap(summary), sep="\n")
     if parsed.options["latency"]:
         latency = 1000 * isolation.latency(content, isolated, str(path))

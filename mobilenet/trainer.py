@@ -145,7 +145,7 @@ def _row(report: StageReport) -> list[str | None]:
     ]
 
 
-def _next_steps(folder: Path, config: RunConfig, reports: list[StageReport], picture: str) -> str:
+def _next_steps(folder: Path, config: RunConfig, reports: list[StageReport], image: str) -> str:
     """Three things to do with what is there now."""
     last = reports[-1].part
     model = folder / (run_folder.EXPORT if last.stage == "convert" else last.name)
@@ -154,11 +154,11 @@ def _next_steps(folder: Path, config: RunConfig, reports: list[StageReport], pic
         name += f" --data_dir {config.dataset.data_dir}"
     use = f"mobilenet.load_model({str(model)!r}).model"
     if last.stage == "convert":
-        use = f"mobilenet.runtime.Classifier({str(model)!r}).top_k({picture!r})"
+        use = f"mobilenet.runtime.Classifier({str(model)!r}).top_k({image!r})"
     return (
         "Next:\n"
         f"  python -m mobilenet.evaluator --model {model} {name}\n"
-        f"  python -m mobilenet.predict --model {model} {picture}\n"
+        f"  python -m mobilenet.predict --model {model} {image}\n"
         f'  python -c "import mobilenet; print({use})"'
     )
 

@@ -1,4 +1,4 @@
-"""Figures of a Keras model on a data set, by the same definitions as for a flatbuffer."""
+"""Metrics of a Keras model on a data set, defined as those of a flatbuffer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def outputs(
     infer: Infer, dataset: tf.data.Dataset
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Outputs `[images, classes]` and labels of all batches, in the data's order."""
-    found = [(infer(images).numpy(), labels.numpy()) for images, labels in dataset]
-    if not found:
+    batches = [(infer(images).numpy(), labels.numpy()) for images, labels in dataset]
+    if not batches:
         raise UsageError("data set", None, "at least one image")
-    return np.concatenate([scores for scores, _ in found]), np.concatenate(
-        [labels for _, labels in found]
+    return np.concatenate([scores for scores, _ in batches]), np.concatenate(
+        [labels for _, labels in batches]
     )
 
 
@@ -36,7 +36,7 @@ def score(
     Args:
         infer: the model.
         dataset: batches of images and class indices.
-        probabilities: its outputs are no logits.
+        probabilities: its outputs are probabilities, not logits.
         matching: its output for each class; class and output number alike when `None`.
 
     Raises:
@@ -51,7 +51,7 @@ def score(
 def score_flatbuffer(
     classifier: Classifier,
     dataset: tf.data.Dataset,
-    way: Preprocessing,
+    preprocessing: Preprocessing,
     matching: metrics.ClassMapping | None = None,
 ) -> metrics.Metrics:
     """As `score`, of a flatbuffer, in all its threads.
@@ -59,10 +59,10 @@ def score_flatbuffer(
     Args:
         classifier: the file.
         dataset: batches of images, preprocessed for its float model, and class indices.
-        way: that preprocessing.
+        preprocessing: of those images.
         matching: its output for each class; class and output number alike when `None`.
     """
-    mean, std = np.asarray(way.mean, np.float32), np.asarray(way.std, np.float32)
+    mean, std = (np.asarray(value, np.float32) for value in (preprocessing.mean, preprocessing.std))
 
     def infer(images: tf.Tensor) -> tf.Tensor:
         return tf.constant(classifier.logits(images.numpy() * std + mean))

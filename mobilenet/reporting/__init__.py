@@ -1,1 +1,1 @@
-"""What a person reads of a model, a file or a run."""
+"""Profiles, comparisons and plots of models and files, and their tables."""

@@ -1,4 +1,4 @@
-"""An int8 file beside the float model that it should be: where the signal is lost, and to what."""
+"""Compares an int8 file with its float model, tensor by tensor: where signal is lost, and why."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _KINDS = {"DEPTHWISE_CONV_2D": "depthwise", "CONV_2D": "kernel", "FULLY_CONNECTE
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
-    """One rounded tensor of a file.
+class TensorComparison:
+    """One quantized tensor of a file.
 
     Attributes:
         layer: of the float model whose output it is.
         operator: what computes it; the last with a kernel of several in float.
-        low, high: the values that its first and last code stand for.
-        reached: the least and the largest value of the float model.
-        outliers: the channel of the largest magnitude over the median channel.
-        alone: signal-to-noise in dB where only this tensor is rounded; `None` without a signal.
-        accumulated: the same as the file computes it, with all that was rounded before.
-        cause, remedy: in plain words; no remedy where nothing is wrong.
+        low, high: smallest and largest value that it can represent.
+        reached: smallest and largest value of the float model.
+        outliers: largest absolute value of a channel, over that of the median channel.
+        alone: signal-to-noise in dB if only this tensor is quantized; `None` without a signal.
+        accumulated: the same as the file computes it, with all quantization before it.
+        cause, remedy: human-readable; no remedy if nothing is wrong.
     """
 
     layer: str
@@ -60,8 +60,8 @@ def compare(
     images: FloatArray,
     inputs: FloatArray,
     runner: Any = None,
-) -> list[Line]:
-    """The rounded tensors of a file, in execution order.
+) -> list[TensorComparison]:
+    """The quantized tensors of a file, in execution order.
 
     Tensors and layers are matched by the names that the converter keeps.
 
@@ -70,14 +70,14 @@ def compare(
         plain: the float model.
         images: `[n, height, width, channels]`, as `plain` takes them.
         inputs: the same, as the file takes them.
-        runner: what runs the file, see `operator_parity.tensor_values`.
+        runner: runs the file, see `operator_parity.tensor_values`.
 
     Raises:
-        UsageError: no tensor of the file is named after a layer of the model, or shapes differ.
+        UsageError: no quantized tensor is named after a layer of the model, or shapes differ.
     """
-    codes = operator_parity.tensor_values(content, inputs, runner)
+    quantized = operator_parity.tensor_values(content, inputs, runner)
     graph = Graph(plain)
-    order = {layer.name: place for place, layer in enumerate(graph.layers)}
+    order = {layer.name: index for index, layer in enumerate(graph.layers)}
     named = {}
     for op in content.operators:
         tensor = content.tensors[op.outputs[0]]
@@ -88,27 +88,27 @@ def compare(
         raise UsageError(
             "--against",
             plain.name,
-            "the model that the file was made of: no rounded tensor has the name of a layer",
+            "the model of the file: no quantized tensor has the name of a layer",
             "give the model folder that was converted",
         )
     real = _float_outputs(plain, [layer for layer, _ in named.values()], images)
     signals: dict[int, error_diagnosis.Signal] = {}
     floats = float_fallback.find_float_regions(content)
     return [
-        _line(content, codes, signals, real, index, *named[index], floats.get(index))
+        _compare(content, quantized, signals, real, index, *named[index], floats.get(index))
         for index in named
     ]
 
 
 def warn_of_another(file: Card, model: Card, where: str) -> None:
-    """Warns where post-training int8 has scaled the channels of a file's model, and this is not it.
+    """Warns if post-training int8 scaled the channels of a file's model, and `model` is another.
 
-    Offsets alone are moved to take back what rounding does: the model before that is a fair
-    measure.
+    Steps that only change offsets compensate for quantization: a comparison with the model before
+    them is fair.
 
     Args:
         file, model: the cards of both.
-        where: the model was read.
+        where: path of the model.
     """
     steps = file.quantization_steps
     scaled = any(step.accepted and scales_channels(step.name) for step in steps)
@@ -121,42 +121,42 @@ def warn_of_another(file: Card, model: Card, where: str) -> None:
         )
 
 
-def _line(
+def _compare(
     content: tflite_model.Flatbuffer,
-    codes: dict[int, npt.NDArray[Any]],
+    quantized: dict[int, npt.NDArray[Any]],
     signals: dict[int, error_diagnosis.Signal],
     real: dict[str, FloatArray],
     index: int,
     layer: str,
     op: Any,
     region: float_fallback.FloatRegion | None,
-) -> Line:
+) -> TensorComparison:
     scale, zero = quantized_io.scale_of(content.tensors[index])
-    wanted = real[layer]
-    held = quantized_io.dequantize(codes[index], scale, zero)
-    if held.size != wanted.size:
+    expected = real[layer]
+    actual = quantized_io.dequantize(quantized[index], scale, zero)
+    if actual.size != expected.size:
         raise UsageError(
             "--against",
-            f"{layer} of {list(wanted.shape)}",
-            f"a layer of {list(held.shape)}, as in the file",
+            f"{layer} of {list(expected.shape)}",
+            f"a layer of {list(actual.shape)}, as in the file",
             "give the model folder that was converted",
         )
-    ratio = signal_to_noise(wanted, held.reshape(wanted.shape))
-    signal = error_diagnosis.Signal(layer, wanted, scale, zero, ratio)
+    ratio = signal_to_noise(expected, actual.reshape(expected.shape))
+    signal = error_diagnosis.Signal(layer, expected, scale, zero, ratio)
     signals[index] = signal
-    rounded = quantized_io.quantize(wanted, "int8", scale, zero)
+    rounded = quantized_io.quantize(expected, "int8", scale, zero)
     sources = op.inputs if region is None else region.sources
     cause = error_diagnosis.diagnose(
         signal, [signals[i] for i in sources if i in signals], _KINDS.get(op.name, "other")
     )
-    return Line(
+    return TensorComparison(
         layer=layer,
         operator=op.name if region is None else region.name,
         low=signal.low,
         high=signal.high,
-        reached=(float(wanted.min()), float(wanted.max())),
+        reached=(float(expected.min()), float(expected.max())),
         outliers=signal.largest_channel()[1],
-        alone=signal_to_noise(wanted, quantized_io.dequantize(rounded, scale, zero)),
+        alone=signal_to_noise(expected, quantized_io.dequantize(rounded, scale, zero)),
         accumulated=ratio,
         cause=cause.text,
         remedy=cause.remedy,
@@ -166,14 +166,14 @@ def _line(
 def _layer_of(name: str, order: dict[str, int]) -> str:
     """The last of the layers that a tensor's name is joined from; empty where there is none."""
     words = [word for part in name.split(";") for word in part.split("/")]
-    found = [word.removeprefix(_PREFIX) for word in words]
-    known = [word for word in found if word in order]
+    names = [word.removeprefix(_PREFIX) for word in words]
+    known = [name for name in names if name in order]
     return max(known, key=lambda word: order[word], default="")
 
 
 def _float_outputs(plain: Any, names: list[str], images: FloatArray) -> dict[str, FloatArray]:
     unique = list(dict.fromkeys(names))
     model = tf_keras.Model(plain.inputs, [plain.get_layer(name).output for name in unique])
-    found = model(tf.constant(images.astype(np.float32)), training=False)
-    listed = found if len(unique) > 1 else [found]
+    outputs = model(tf.constant(images.astype(np.float32)), training=False)
+    listed = outputs if len(unique) > 1 else [outputs]
     return {name: value.numpy() for name, value in zip(unique, listed, strict=True)}

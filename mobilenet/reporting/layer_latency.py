@@ -1,8 +1,8 @@
-"""What each layer costs on this machine: measured times of one-layer flatbuffers.
+"""Measured times of the layers of a model on this machine, as one-layer flatbuffers.
 
-A model falls into pieces: a layer with its batch norm and activation, a pool, a sum. Each distinct
-piece is converted and timed once, whatever its weights are. The sum of the pieces is not the time
-of the model: measure the whole file beside them to see how far it is off.
+A model is split into pieces: a layer with its batch norm and activation, a pool, a sum. Each
+distinct piece is converted and timed once, whatever its weights are. The times do not add up to
+that of the model: measure the whole file along with them to see the difference.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mobilenet.models.graph.roles import Graph, kind
 from mobilenet.runtime import interpreter
 
 ROUNDS, INVOKES = 30, 2
-_IDLE = "a call"  # of a file that does next to nothing: what every measured time holds beside
+_IDLE = "idle"  # a file that computes next to nothing: the overhead in every measured time
 _JOINING = ("Add", "Average", "Concatenate", "Maximum", "Minimum", "Multiply", "Subtract")
 # Of a layer's config, what changes nothing in its time.
 _IDLE_SETTINGS = ("name", "dtype", "trainable", "batch_input_shape", "momentum", "epsilon", "rate")
@@ -37,8 +37,8 @@ class Piece:
     """What is timed as one. Pieces that are equal take the same time.
 
     Attributes:
-        inputs: shape of each tensor that it takes, without the batch: `[height, width, channels]`.
-            The first comes in as images do; the others are constants in the file.
+        inputs: shape of each input, without the batch: `[height, width, channels]`. The first is
+            an input of the file; the others are constants in it.
         parts: its layers in the order of execution, each the JSON of `[class, config, sources]`. A
             source is the number of a part, or -1 for the first input, -2 for the second.
     """
@@ -47,11 +47,11 @@ class Piece:
     parts: tuple[str, ...]
 
     def narrowed(self, inputs: int, outputs: int) -> Piece:
-        """The same layers on other numbers of channels, for what a thinner model would cost.
+        """The same layers with other numbers of channels, for the cost of a thinner model.
 
         Args:
-            inputs: channels of every tensor that it takes.
-            outputs: channels that a convolution or dense layer makes; the others keep `inputs`.
+            inputs: channels of every input.
+            outputs: of a convolution or dense layer; the outputs of others have `inputs` channels.
         """
         parts = []
         for part in self.parts:
@@ -62,16 +62,16 @@ class Piece:
         return Piece(tuple((*shape[:-1], inputs) for shape in self.inputs), tuple(parts))
 
     def build(self) -> Any:
-        """A model of these layers alone, with weights of their initializers."""
+        """A model of these layers alone, with initial weights."""
         source = tf_keras.Input(self.inputs[0])
-        given = [source, *(_Constant(shape)(source) for shape in self.inputs[1:])]
-        made: list[Any] = []
+        inputs = [source, *(_Constant(shape)(source) for shape in self.inputs[1:])]
+        outputs: list[Any] = []
         for part in self.parts:
             name, config, sources = json.loads(part)
             layer = getattr(tf_keras.layers, name).from_config(config)
-            tensors = [given[-1 - number] if number < 0 else made[number] for number in sources]
-            made.append(layer(tensors if name in _JOINING else tensors[0]))
-        return tf_keras.Model(source, made[-1])
+            tensors = [inputs[-1 - n] if n < 0 else outputs[n] for n in sources]
+            outputs.append(layer(tensors if name in _JOINING else tensors[0]))
+        return tf_keras.Model(source, outputs[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,14 +86,14 @@ class LayerTimes:
     """Seconds of one image by piece, on one thread of this machine.
 
     Attributes:
-        seconds: what was measured so far; a piece is measured once.
-        refused: pieces that the converter or the runtime does not take, with the reason.
+        seconds: measured so far, by piece.
+        refused: pieces that the converter or the runtime rejects, with the reason.
 
     Example:
         >>> times = LayerTimes()
-        >>> found = spans(model)
-        >>> whole = times.measure((s.piece for s in found), {"model": float_flatbuffer(model)})
-        >>> sum(times.seconds[s.piece] for s in found), whole["model"]  # doctest: +SKIP
+        >>> parts = spans(model)
+        >>> whole = times.measure((s.piece for s in parts), {"model": float_flatbuffer(model)})
+        >>> sum(times.seconds[s.piece] for s in parts), whole["model"]  # doctest: +SKIP
         (0.0049, 0.0051)
     """
 
@@ -104,36 +104,36 @@ class LayerTimes:
     def measure(
         self,
         pieces: Iterable[Piece],
-        beside: Mapping[str, bytes] | None = None,
+        files: Mapping[str, bytes] | None = None,
         rounds: int = ROUNDS,
         invokes: int = INVOKES,
     ) -> dict[str, float]:
-        """Measures the pieces that are new, side by side in one process.
+        """Measures new pieces, interleaved in one process.
 
         Args:
             pieces: of one model or of several; equal ones are measured once.
-            beside: whole files by name, measured in the same rounds.
+            files: whole models by name, measured in the same rounds.
             rounds, invokes: see `interpreter.latency`.
 
         Returns:
-            Seconds of one invocation of each file of `beside`.
+            Seconds of one invocation of each of `files`.
         """
-        files: dict[str, bytes] = {_IDLE: tflite_converter.float_flatbuffer(_idle())}
-        places: dict[str, Piece] = {}
+        timed: dict[str, bytes] = {_IDLE: tflite_converter.float_flatbuffer(_idle())}
+        names: dict[str, Piece] = {}
         for piece in dict.fromkeys(pieces):
             if piece in self.seconds or piece in self.refused:
                 continue
             try:
-                files[f"piece {len(places)}"] = tflite_converter.float_flatbuffer(piece.build())
+                timed[f"piece {len(names)}"] = tflite_converter.float_flatbuffer(piece.build())
             except (RuntimeError, TypeError, ValueError, AttributeError) as error:
                 self.refused[piece] = str(error)
             else:
-                places[f"piece {len(places)}"] = piece
-        whole = {f"whole {name}": data for name, data in (beside or {}).items()}
-        found = interpreter.latency({**files, **whole}, rounds, invokes)
-        for name, piece in places.items():
-            self.seconds[piece] = max(found[name] - found[_IDLE], 0.0)
-        return {name.removeprefix("whole "): found[name] for name in whole}
+                names[f"piece {len(names)}"] = piece
+        whole = {f"whole {name}": data for name, data in (files or {}).items()}
+        seconds = interpreter.latency({**timed, **whole}, rounds, invokes)
+        for name, piece in names.items():
+            self.seconds[piece] = max(seconds[name] - seconds[_IDLE], 0.0)
+        return {name.removeprefix("whole "): seconds[name] for name in whole}
 
 
 def spans(model: Any, input_shape: Sequence[int] | None = None) -> list[Span]:
@@ -159,12 +159,12 @@ def spans(model: Any, input_shape: Sequence[int] | None = None) -> list[Span]:
         if kind(layer) == "InputLayer":
             continue
         owners = {owner.get(id(producer)) for producer in graph.producers(layer)}
-        place = owners.pop() if len(owners) == 1 else None
-        if place is None or graph.kernel(layer) is not None or "Pooling" in kind(layer):
-            place = len(members)
+        index = owners.pop() if len(owners) == 1 else None
+        if index is None or graph.kernel(layer) is not None or "Pooling" in kind(layer):
+            index = len(members)
             members.append([])
-        members[place].append(layer)
-        owner[id(layer)] = place
+        members[index].append(layer)
+        owner[id(layer)] = index
     return [Span(tuple(layers), _described(graph, layers, shapes)) for layers in members]
 
 
@@ -189,14 +189,14 @@ def _described(graph: Graph, layers: list[Any], shapes: Mapping[int, Any]) -> Pi
 
 
 def _text(name: str, config: Mapping[str, Any], sources: Sequence[int]) -> str:
-    kept = {
+    settings = {
         key: value
         for key, value in config.items()
         if key not in _IDLE_SETTINGS and not key.endswith(_IDLE_ENDINGS)
     }
     if name == "Dropout":
-        kept["rate"] = 0.0
-    return json.dumps([name, kept, list(sources)], sort_keys=True, default=_plain)
+        settings["rate"] = 0.0
+    return json.dumps([name, settings, list(sources)], sort_keys=True, default=_plain)
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A model layer by layer: what each one holds, computes and takes, and its group of channels."""
+"""A model layer by layer: parameters, MACs, zeros, time, packed size and dependency group."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ FLOAT_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class LayerProfile:
     """A layer with its batch norm and activation; or a pool, a sum, a product.
 
     Attributes:
-        layer: name of the one that leads.
-        role: of its kernel, else what it is (`GlobalAveragePooling2D`, `Add`).
-        shape: of what it makes, without the batch: `[height, width, channels]`.
-        params: all values, batch norm and its statistics included.
+        layer: name of the first one.
+        role: of its kernel, or its class (`GlobalAveragePooling2D`, `Add`).
+        shape: of its output, without the batch: `[height, width, channels]`.
+        params: all values, including batch norm and its statistics.
         macs: by the rule of `counting.layer_macs`.
         thop: by that of `counting.layer_thop_flops`.
         zeros: values of the kernel that are exactly zero.
         weights: values of the kernel; 0 without one.
-        distinct: how many different values the kernel holds.
-        seconds: measured, of one image on one thread; `None` where it was not.
-        group: number of the group that its output channels belong to.
-        entropy: bytes that the positions and codes of the kernel take at their zeroth-order
-            entropy, see `packed.Line`.
-        packed: bytes of all its arrays in the packed file; `None` where the model was not packed.
+        distinct: number of different values of the kernel.
+        seconds: measured, of one image on one thread; `None` if it was not.
+        group: number of the dependency group of its output channels.
+        entropy: bytes of the kernel's zero mask and value indices at their zeroth-order entropy,
+            see `packed_size.PackedArray`.
+        packed: bytes of all its arrays in the packed file; `None` if the model was not packed.
     """
 
     layer: str
@@ -73,15 +73,15 @@ class Profile:
     """A model, layer by layer.
 
     Attributes:
-        lines: in the order of execution; every parameter is in one of them.
-        groups: the groups of channels, those that cannot lose any too.
-        distinct: how many different values all kernels together hold.
-        whole: measured seconds of the whole float file, beside those of the lines.
-        notes: what could not be found, a line each.
-        sizes: bytes of the whole model by the kind of file, where it was packed.
+        layers: in the order of execution; every parameter is in one of them.
+        groups: the dependency groups of channels, including those that cannot be pruned.
+        distinct: number of different values of all kernels together.
+        whole: seconds of the whole float file, measured along with the layers.
+        notes: what could not be determined, one line each.
+        sizes: bytes of the whole model by kind of file, if it was packed.
     """
 
-    lines: tuple[Line, ...]
+    layers: tuple[LayerProfile, ...]
     groups: tuple[dependency_groups.Group, ...]
     distinct: int = 0
     whole: float | None = None
@@ -90,18 +90,18 @@ class Profile:
 
     @property
     def seconds(self) -> float:
-        """The sum of the lines."""
-        return sum(line.seconds or 0.0 for line in self.lines)
+        """The sum over the layers."""
+        return sum(layer.seconds or 0.0 for layer in self.layers)
 
-    def total(self) -> Line:
-        """All lines as one."""
+    def total(self) -> LayerProfile:
+        """All layers as one."""
         sums = {
-            name: sum(getattr(line, name) for line in self.lines)
+            name: sum(getattr(layer, name) for layer in self.layers)
             for name in ("params", "macs", "thop", "zeros", "weights")
         }
         measured = self.seconds if self.whole is not None else None
-        known = [line.entropy for line in self.lines if line.weights]
-        return Line(
+        known = [layer.entropy for layer in self.layers if layer.weights]
+        return LayerProfile(
             "total",
             "",
             (),
@@ -109,12 +109,12 @@ class Profile:
             seconds=measured,
             group=None,
             entropy=None if None in known else sum(bound or 0.0 for bound in known),
-            packed=sum(line.packed or 0 for line in self.lines) if self.sizes else None,
+            packed=sum(layer.packed or 0 for layer in self.layers) if self.sizes else None,
             **sums,
         )
 
-    def told(self) -> list[str]:
-        """What the table has no place for, a line each."""
+    def summary(self) -> list[str]:
+        """What is not in the table of layers, one line each."""
         lines = list(self.notes)
         if self.sizes:
             lines.insert(0, ", ".join(f"{size:,} {what}" for what, size in self.sizes.items()))
@@ -129,15 +129,15 @@ class Profile:
 
 @dataclasses.dataclass(frozen=True)
 class _Packed:
-    """Bytes of a model by the kind of file; entropy bounds and packed bytes by layer."""
+    """Bytes of a model by kind of file; entropy and packed bytes by layer."""
 
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     bounds: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
-    held: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    layer_bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def of(self, layers: Sequence[str]) -> int | None:
-        """Packed bytes of some layers together; `None` where nothing was packed."""
-        return sum(self.held.get(name, 0) for name in layers) if self.sizes else None
+        """Packed bytes of several layers together; `None` if nothing was packed."""
+        return sum(self.layer_bytes.get(name, 0) for name in layers) if self.sizes else None
 
 
 def profile(
@@ -146,14 +146,14 @@ def profile(
     latency: bool = True,
     card: Card | None = None,
 ) -> Profile:
-    """Counts, and measures on this machine.
+    """Counts a model's layers and measures them on this machine.
 
     Args:
         model: a plain functional model of tf_keras.
-        input_shape: `[height, width, channels]` where the model leaves its size open.
-        latency: measure every distinct layer as a one-layer float file, and the whole file beside
-            them; seconds of work.
-        card: of the model; with it, the model is packed and converted to learn what it takes.
+        input_shape: `[height, width, channels]` if the model leaves its size open.
+        latency: measure every distinct layer as a one-layer float file, along with the whole file;
+            takes seconds.
+        card: of the model; with it, the model is packed and converted to get the sizes.
 
     Raises:
         UsageError: a size is open, or the model cannot be converted.
@@ -169,17 +169,17 @@ def profile(
     shape = None if input_shape is None else tuple(input_shape)
     file = tflite_converter.float_flatbuffer(model, input_shape=shape) if latency or card else b""
     if latency:
-        whole = times.measure((span.piece for span in spans), {"net": file})["net"]
-    small = _Packed() if card is None else _packed(saving.LoadedModel(model, card), file, notes)
-    lines, values = [], []
+        whole = times.measure((span.piece for span in spans), {"model": file})["model"]
+    packed = _Packed() if card is None else _packed(saving.LoadedModel(model, card), file, notes)
+    layers, values = [], []
     for span in spans:
         head, owner = span.layers[0], owners.get(span.layers[0].name)
         kernel = graph.kernel(head)
         values.append(np.empty(0) if kernel is None else np.unique(np.asarray(kernel)))
         size = 0 if kernel is None else math.prod(kernel.shape)
         weights = [weight for layer in span.layers for weight in layer.weights]
-        lines.append(
-            Line(
+        layers.append(
+            LayerProfile(
                 layer=head.name,
                 role=graph.role(head) if kernel is not None else kind(head),
                 shape=_shown(shapes[id(span.layers[-1])]),
@@ -191,15 +191,15 @@ def profile(
                 distinct=len(values[-1]),
                 seconds=times.seconds.get(span.piece),
                 group=None if owner is None else owner.number,
-                entropy=small.bounds.get(head.name),
-                packed=small.of([layer.name for layer in span.layers]),
+                entropy=packed.bounds.get(head.name),
+                packed=packed.of([layer.name for layer in span.layers]),
             )
         )
-    if untimed := [line.layer for line in lines if latency and line.seconds is None]:
-        notes.append(f"not timed, as they cannot stand alone: {', '.join(untimed)}")
+    if untimed := [layer.layer for layer in layers if latency and layer.seconds is None]:
+        notes.append(f"not timed, as they cannot be run alone: {', '.join(untimed)}")
     distinct = len(np.unique(np.concatenate(values)))
     groups = () if channel_graph is None else channel_graph.all_groups
-    return Profile(tuple(lines), groups, distinct, whole, tuple(notes), small.sizes)
+    return Profile(tuple(layers), groups, distinct, whole, tuple(notes), packed.sizes)
 
 
 def _packed(model: saving.LoadedModel, file: bytes, notes: list[str]) -> _Packed:
@@ -208,16 +208,16 @@ def _packed(model: saving.LoadedModel, file: bytes, notes: list[str]) -> _Packed
     except UsageError as error:
         notes.append(f"not packed: {error}")
         return _Packed()
-    held: dict[str, int] = {}
+    layer_bytes: dict[str, int] = {}
     for record in records:
-        held[record.layer] = held.get(record.layer, 0) + len(record.data)
-    lines = packed_size.of_records(records, len(data)).lines
+        layer_bytes[record.layer] = layer_bytes.get(record.layer, 0) + len(record.data)
+    arrays = packed_size.of_records(records, len(data)).arrays
     sizes = {
         "bytes of float flatbuffer": len(file),
         "under gzip": verify.gzip_size(file),
         "packed": len(data),
     }
-    return _Packed(sizes, {line.name: line.entropy for line in lines}, held)
+    return _Packed(sizes, {array.name: array.entropy for array in arrays}, layer_bytes)
 
 
 def _shown(shape: Sequence[int | None]) -> tuple[int, ...]:
@@ -225,7 +225,7 @@ def _shown(shape: Sequence[int | None]) -> tuple[int, ...]:
 
 
 def _channel_graph(model: Any) -> tuple[dependency_groups.ChannelGraph | None, list[str]]:
-    """The groups of channels; `None`, and why, for a model whose channels cannot be followed."""
+    """The groups of channels; `None`, and why, for a model whose channels cannot be traced."""
     try:
         return dependency_groups.ChannelGraph(model), []
     except UsageError as error:

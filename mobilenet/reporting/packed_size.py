@@ -16,16 +16,16 @@ from mobilenet.packing import array_codec, container, entropy_coding
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
-    """One kernel, or all arrays of one sort together.
+class PackedArray:
+    """One kernel, or all arrays of one kind together.
 
     Attributes:
-        name: layer, or what is counted together.
-        weights, zeros: values, and those whose every bit is 0.
-        distinct: different values that are no zero, by their bits; `None` for several arrays.
-        entropy: bytes that positions and codes take at their zeroth-order entropy: a bit's worth a
-            weight for whether it is zero, a code's worth a non-zero for which value. `None` where
-            most values differ, so that a codebook would hold nearly the weights themselves.
+        name: layer, or the kind of the arrays.
+        weights, zeros: number of values, and of those whose bits are all 0.
+        distinct: number of different nonzero values, by their bits; `None` for several arrays.
+        entropy: bytes of the zero mask and of the indices of nonzero values in the codebook, at
+            their zeroth-order entropy; `None` if most values differ, so that a codebook would be
+            nearly as large as the weights.
         codebook: bytes of the distinct values.
         packed: bytes in the file.
         plain: bytes of the values as they are.
@@ -46,12 +46,12 @@ class Contents:
     """A packed model.
 
     Attributes:
-        lines: the kernels, then the rest.
+        arrays: the kernels, then the rest.
         total: of the whole file; its weights are those of the model.
     """
 
-    lines: list[Line]
-    total: Line
+    arrays: list[PackedArray]
+    total: PackedArray
 
     @property
     def ratio(self) -> float:
@@ -60,7 +60,7 @@ class Contents:
 
 
 def contents(path: str | os.PathLike[str]) -> Contents:
-    """What is in a file; the model is not built, so TensorFlow has nothing to do.
+    """Reads a file; the model is not built, so TensorFlow is not needed.
 
     Raises:
         UsageError: see `container.read`.
@@ -73,7 +73,7 @@ def contents(path: str | os.PathLike[str]) -> Contents:
 
 
 def of_records(records: Sequence[container.Record], size: int) -> Contents:
-    """What the arrays of a file of `size` bytes hold.
+    """Measures the arrays of a file of `size` bytes.
 
     Raises:
         Malformed: an array cannot be had from its bytes.
@@ -82,24 +82,24 @@ def of_records(records: Sequence[container.Record], size: int) -> Contents:
     kernels = [record for record in weights if len(record.shape) > 1]
     others = [record for record in weights if len(record.shape) <= 1]
     ranges = [record for record in records if record.kind == container.RANGE]
-    lines = [_line(record) for record in kernels]
+    arrays = [_measured(record) for record in kernels]
     if others:
-        lines.append(_together("norms and biases", others))
+        arrays.append(_together("norms and biases", others))
     if ranges:
-        lines.append(_together("ranges", ranges))
-    lines.append(_empty("header", size - sum(line.packed for line in lines)))
-    whole = [line for line in lines if line.name != "ranges"]
-    total = Line(
+        arrays.append(_together("ranges", ranges))
+    arrays.append(_empty("header", size - sum(array.packed for array in arrays)))
+    weights_alone = [array for array in arrays if array.name != "ranges"]
+    total = PackedArray(
         name="total",
-        weights=sum(line.weights for line in whole),
-        zeros=sum(line.zeros for line in whole),
+        weights=sum(array.weights for array in weights_alone),
+        zeros=sum(array.zeros for array in weights_alone),
         distinct=None,
         entropy=None,
         codebook=None,
         packed=size,
-        plain=sum(line.plain for line in whole),
+        plain=sum(array.plain for array in weights_alone),
     )
-    return Contents(lines, total)
+    return Contents(arrays, total)
 
 
 def measure(array: npt.NDArray[Any]) -> tuple[int, int, float, int]:
@@ -108,30 +108,32 @@ def measure(array: npt.NDArray[Any]) -> tuple[int, int, float, int]:
     bits = np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
     filled = bits[bits != 0]
     distinct = array_codec.distinct_values(filled)
-    codes = np.bincount(np.searchsorted(distinct, filled)) if len(filled) else np.zeros(0)
+    counts = np.bincount(np.searchsorted(distinct, filled)) if len(filled) else np.zeros(0)
     zeros = bits.size - filled.size
-    entropy = entropy_coding.entropy(np.array([zeros, filled.size])) + entropy_coding.entropy(codes)
+    entropy = entropy_coding.entropy(np.array([zeros, filled.size])) + entropy_coding.entropy(
+        counts
+    )
     halves = array_codec.as_float16_bits(distinct, array.dtype)
     return zeros, distinct.size, entropy, (distinct if halves is None else halves).itemsize
 
 
-def _line(record: container.Record) -> Line:
+def _measured(record: container.Record) -> PackedArray:
     zeros, distinct, entropy, value = measure(record.array())
     item = np.dtype(record.dtype).itemsize
-    has_codes = distinct <= (record.size - zeros) // 2
-    return Line(
+    has_codebook = distinct <= (record.size - zeros) // 2
+    return PackedArray(
         name=record.layer or record.name,
         weights=record.size,
         zeros=zeros,
         distinct=distinct,
-        entropy=entropy if has_codes else None,
-        codebook=value * distinct if has_codes else None,
+        entropy=entropy if has_codebook else None,
+        codebook=value * distinct if has_codebook else None,
         packed=len(record.data),
         plain=item * record.size,
     )
 
 
-def _together(name: str, records: Sequence[container.Record]) -> Line:
+def _together(name: str, records: Sequence[container.Record]) -> PackedArray:
     return dataclasses.replace(
         _empty(name, sum(len(record.data) for record in records)),
         weights=sum(record.size for record in records),
@@ -140,5 +142,5 @@ def _together(name: str, records: Sequence[container.Record]) -> Line:
     )
 
 
-def _empty(name: str, packed: int) -> Line:
-    return Line(name, 0, 0, None, None, None, packed, 0)
+def _empty(name: str, packed: int) -> PackedArray:
+    return PackedArray(name, 0, 0, None, None, None, packed, 0)

@@ -1,4 +1,4 @@
-"""Pictures of a model's weights and of what pruning did to them, a file each."""
+"""Plots of a model's weights and of what pruning did to them, one file each."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _BARS, _ZEROS = "tab:blue", "tab:red"
 
 
 def check_folder(what: str, folder: str | os.PathLike[str]) -> None:
-    """Refuses a place where a file stands.
+    """Refuses a path at which there is a file.
 
     Raises:
-        UsageError: names the flag `what`.
+        UsageError: names `what`.
     """
     if Path(folder).exists() and not Path(folder).is_dir():
-        expected = "a folder; a file is in its place"
+        expected = "a folder; a file has that name"
         raise UsageError(what, str(folder), expected, "choose another folder")
 
 
@@ -50,13 +50,13 @@ def histograms(model: Any, folder: str | os.PathLike[str]) -> list[Path]:
 
     check_folder("folder", folder)
     check_finite(model)
-    made = []
+    paths = []
     for number, (layer, role, kernel) in enumerate(sparsity.kernels(model), start=1):
         path = Path(folder) / f"{number:02d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', layer.name)}.png"
         with files.replacing(path) as temporary:
             _draw(temporary, f"{layer.name} ({role})", kernel)
-        made.append(path)
-    return made
+        paths.append(path)
+    return paths
 
 
 def mask_changes(rows: Sequence[Sequence[int]], title: str, path: str | os.PathLike[str]) -> Path:
@@ -64,7 +64,7 @@ def mask_changes(rows: Sequence[Sequence[int]], title: str, path: str | os.PathL
 
     Args:
         rows: at least one: step, weights removed and weights regrown until the next row.
-        title: above the picture.
+        title: of the plot.
         path: the file, replaced where there is one; counts are on a logarithmic scale from 1 on.
 
     Returns:
@@ -91,7 +91,7 @@ def mask_changes(rows: Sequence[Sequence[int]], title: str, path: str | os.PathL
 def counted(
     kernel: npt.NDArray[np.float32],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], int]:
-    """Counts of the values that are not zero, the edges of their bins, and how many are zero."""
+    """Counts of nonzero values, the bounds of their bins, and how many are zero."""
     filled = kernel[kernel != 0].astype(np.float64)
     counts, edges = np.histogram(filled, _BINS)
     return counts, edges, kernel.size - filled.size

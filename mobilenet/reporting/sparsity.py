@@ -1,4 +1,4 @@
-"""Zeros of a model: single weights, and whole channels that surgery could cut out."""
+"""Zeros of a model: single weights, and whole channels that surgery can remove."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Zeros:
     """The zeros of one kernel.
 
     Attributes:
-        layer, role: whose it is.
-        weights, zeros: how many values it holds, and how many are exactly zero.
-        outputs, zero_outputs: channels that it makes, and those whose every weight is zero. What
-            their bias and batch norm make of it need not be zero.
-        inputs, zero_inputs: channels that it reads, and those that no weight reads.
+        layer, role: of the kernel.
+        weights, zeros: number of values, and of those that are exactly zero.
+        outputs, zero_outputs: number of output channels, and of those whose weights are all zero;
+            with bias and batch norm, the outputs themselves need not be zero.
+        inputs, zero_inputs: the same of input channels.
     """
 
     layer: str
@@ -52,18 +52,18 @@ def zeros(model: Any) -> list[Zeros]:
 
 
 def _zeros(layer: Any, role: str, kernel: npt.NDArray[np.float32]) -> Zeros:
-    *_, read, made = kernel.shape
+    *_, inputs, outputs = kernel.shape
     # A depthwise kernel is [height, width, channels, filters a channel].
-    makers = read * made if kind(layer) == "DepthwiseConv2D" else made
-    silent = ~kernel.reshape(-1, makers).any(axis=0)
-    unread = ~kernel.reshape(-1, read, made).any(axis=(0, 2))
+    count = inputs * outputs if kind(layer) == "DepthwiseConv2D" else outputs
+    zero_outputs = ~kernel.reshape(-1, count).any(axis=0)
+    zero_inputs = ~kernel.reshape(-1, inputs, outputs).any(axis=(0, 2))
     return Zeros(
         layer=layer.name,
         role=role,
         weights=kernel.size,
         zeros=kernel.size - int(np.count_nonzero(kernel)),
-        outputs=silent.size,
-        zero_outputs=int(silent.sum()),
-        inputs=unread.size,
-        zero_inputs=int(unread.sum()),
+        outputs=zero_outputs.size,
+        zero_outputs=int(zero_outputs.sum()),
+        inputs=zero_inputs.size,
+        zero_inputs=int(zero_inputs.sum()),
     )

@@ -1,4 +1,4 @@
-"""Findings as the rows of a table."""
+"""Profiles and comparisons as headers and rows of tables."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:  # a file alone is shown without TensorFlow
 Rows = tuple[list[str], list[list[object]]]
 
 
-def of_layers(found: model_profile.Profile) -> Rows:
-    """A line a layer, and the total."""
+def of_layers(profile: model_profile.Profile) -> Rows:
+    """One row a layer, and the total."""
     heads = ["layer", "role", "output", "params", "MACs", "thop FLOPs", "zeros %", "distinct"]
     heads += ["bytes", "entropy", "packed", "time %", "ms", "group"]
-    return heads, [_layer(line, found.seconds) for line in (*found.lines, found.total())]
+    return heads, [_layer(layer, profile.seconds) for layer in (*profile.layers, profile.total())]
 
 
-def _layer(line: model_profile.Line, sum_of_all: float) -> list[object]:
+def _layer(line: model_profile.LayerProfile, sum_of_all: float) -> list[object]:
     seconds = line.seconds
     return [
         line.layer,
@@ -44,8 +44,8 @@ def _layer(line: model_profile.Line, sum_of_all: float) -> list[object]:
     ]
 
 
-def of_zeros(found: Sequence[sparsity.Zeros]) -> Rows:
-    """A line a kernel."""
+def of_zeros(kernels: Sequence[sparsity.Zeros]) -> Rows:
+    """One row a kernel."""
     heads = ["layer", "role", "weights", "zeros", "zeros %"]
     heads += ["outputs", "zero outputs", "inputs", "zero inputs"]
     rows: list[list[object]] = [
@@ -54,31 +54,31 @@ def of_zeros(found: Sequence[sparsity.Zeros]) -> Rows:
             f"{100 * line.zeros / line.weights:.2f}",
             *(line.outputs, line.zero_outputs, line.inputs, line.zero_inputs),
         ]
-        for line in found
+        for line in kernels
     ]
     return heads, rows
 
 
-def of_file(found: Sequence[tflite_profile.Line]) -> Rows:
-    """A line an operator, and the total of what they hold."""
+def of_file(operators: Sequence[tflite_profile.OperatorProfile]) -> Rows:
+    """One row an operator, and the total of their constants."""
     heads = ["#", "operator", "output", "type", "output bytes", "kernel", "bytes", "zeros %"]
     heads += ["distinct"]
     rows: list[list[object]] = [
         [
-            *(number, line.operator, _sides(line.shape), line.dtype, f"{line.made_bytes:,}"),
-            *(line.kernel or "-", f"{line.held_bytes:,}"),
+            *(number, line.operator, _sides(line.shape), line.dtype, f"{line.output_bytes:,}"),
+            *(line.kernel or "-", f"{line.constant_bytes:,}"),
             None if line.zeros is None else f"{100 * line.zeros / (line.weights or 1):.2f}",
             None if line.distinct is None else f"{line.distinct:,}",
         ]
-        for number, line in enumerate(found)
+        for number, line in enumerate(operators)
     ]
-    held = sum(line.held_bytes for line in found)
-    rows.append([None, "total", "", "", None, "", f"{held:,}", None, None])
+    constants = sum(line.constant_bytes for line in operators)
+    rows.append([None, "total", "", "", None, "", f"{constants:,}", None, None])
     return heads, rows
 
 
-def of_comparison(found: Sequence[int8_comparison.Line]) -> Rows:
-    """A line a rounded tensor."""
+def of_comparison(tensors: Sequence[int8_comparison.TensorComparison]) -> Rows:
+    """One row a quantized tensor."""
     heads = ["layer", "operator", "range", "reached", "outlier", "dB alone", "dB", "cause"]
     rows: list[list[object]] = [
         [
@@ -88,13 +88,13 @@ def of_comparison(found: Sequence[int8_comparison.Line]) -> Rows:
             *(_decibels(line.alone), _decibels(line.accumulated)),
             *(line.cause, line.remedy or "-"),
         ]
-        for line in found
+        for line in tensors
     ]
     return [*heads, "remedy"], rows
 
 
-def of_packed(found: packed_size.Contents) -> Rows:
-    """A line a kernel, the rest, and the total of a packed model."""
+def of_packed(contents: packed_size.Contents) -> Rows:
+    """One row a kernel, the rest, and the total of a packed model."""
     heads = ["layer", "weights", "zeros %", "distinct", "entropy", "codebook", "packed", "float"]
     rows: list[list[object]] = [
         [
@@ -105,7 +105,7 @@ def of_packed(found: packed_size.Contents) -> Rows:
             None if line.codebook is None else f"{line.codebook:,}",
             *(f"{line.packed:,}", f"{line.plain:,}"),
         ]
-        for line in (*found.lines, found.total)
+        for line in (*contents.arrays, contents.total)
     ]
     return heads, rows
 

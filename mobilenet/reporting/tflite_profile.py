@@ -1,4 +1,4 @@
-"""What a flatbuffer holds, operator by operator, without the model that it was made of."""
+"""A flatbuffer operator by operator, without the model that it was converted from."""
 
 from __future__ import annotations
 
@@ -12,61 +12,61 @@ from mobilenet.tflite import tensors
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class OperatorProfile:
     """One operator.
 
     Attributes:
         operator: its name, as in `CONV_2D`.
-        shape, dtype: of what it makes.
-        made_bytes: of what it makes.
-        kernel: type and shape of the largest constant that it takes; empty without one.
-        held_bytes: of all constants that it takes; shared ones count where they come first.
-        weights: values of that largest constant.
-        zeros: those that stand for 0; `None` where they cannot be read.
-        distinct: how many different ones; `None` where they cannot be read.
+        shape, dtype: of its output.
+        output_bytes: of its output.
+        kernel: type and shape of its largest constant; empty without one.
+        constant_bytes: of all its constants; shared ones count at their first use.
+        weights: number of values of the largest constant.
+        zeros: number of those that represent 0; `None` if they cannot be read.
+        distinct: number of different values; `None` if they cannot be read.
     """
 
     operator: str
     shape: tuple[int, ...]
     dtype: str
-    made_bytes: int
+    output_bytes: int
     kernel: str
-    held_bytes: int
+    constant_bytes: int
     weights: int
     zeros: int | None
     distinct: int | None
 
 
-def lines(content: tflite_model.Flatbuffer) -> list[Line]:
+def profile(content: tflite_model.Flatbuffer) -> list[OperatorProfile]:
     """The operators of the main graph, in the order of execution."""
     seen: set[int] = set()
-    found = []
+    profiles = []
     for op in content.operators:
-        made = content.tensors[op.outputs[0]]
+        output = content.tensors[op.outputs[0]]
         taken = [content.tensors[index] for index in op.inputs if index >= 0]
         constants = [tensor for tensor in taken if tensor.is_constant]
         new = [tensor for tensor in constants if tensor.index not in seen]
         seen.update(tensor.index for tensor in new)
         kernel = max(constants, key=lambda tensor: len(tensor.buffer), default=None)
         zeros, distinct = (None, None) if kernel is None else _values(kernel)
-        found.append(
-            Line(
+        profiles.append(
+            OperatorProfile(
                 operator=op.name,
-                shape=made.shape,
-                dtype=made.dtype,
-                made_bytes=(made.elements * tensors.item_bits(made.dtype) + 7) // 8,
+                shape=output.shape,
+                dtype=output.dtype,
+                output_bytes=(output.elements * tensors.item_bits(output.dtype) + 7) // 8,
                 kernel="" if kernel is None else f"{kernel.dtype} {_sides(kernel.shape)}",
-                held_bytes=sum(len(tensor.buffer) for tensor in new),
+                constant_bytes=sum(len(tensor.buffer) for tensor in new),
                 weights=0 if kernel is None else kernel.elements,
                 zeros=zeros,
                 distinct=distinct,
             )
         )
-    return found
+    return profiles
 
 
-def operators(content: tflite_model.Flatbuffer) -> str:
-    """How often each operator stands in the file, the most frequent first."""
+def operator_summary(content: tflite_model.Flatbuffer) -> str:
+    """The number of operators of each kind, the most frequent first."""
     counts = Counter(op.name for op in content.operators)
     return ", ".join(f"{count} {name}" for name, count in counts.most_common())
 

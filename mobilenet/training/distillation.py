@@ -111,7 +111,7 @@ class Teachers:
 def load(
     path: str, info: data.DatasetInfo, image_size: int, preprocessing: Preprocessing
 ) -> TeacherModel:
-    """Reads a teacher, and checks that it can answer for the images and classes of a run.
+    """Reads a teacher, and checks that it fits the images and classes of a run.
 
     Must be called outside any strategy.
 
@@ -127,8 +127,8 @@ def load(
     """
     shape = (image_size, image_size, 3)
     try:
-        net, own, labels = _read(path, info.num_classes, shape, preprocessing)
-        model = freeze.float32_copy(net)
+        source, own, labels = _read(path, info.num_classes, shape, preprocessing)
+        model = freeze.float32_copy(source)
     except UsageError as error:
         raise error.within(_FLAG) from None
     classes = model.output_shape[1:]
@@ -136,7 +136,7 @@ def load(
         raise UsageError(
             _FLAG,
             path,
-            f"a teacher of {info.num_classes} classes; this one gives {_told(classes)}",
+            f"a teacher of {info.num_classes} classes; this one gives {_format_shape(classes)}",
             "give a model that was trained on these classes",
         )
     if labels and info.labels and labels != info.labels:
@@ -151,7 +151,8 @@ def load(
         raise UsageError(
             _FLAG,
             path,
-            f"a teacher that takes images of {_told(shape)}; this one takes {_told(takes)}",
+            f"a teacher that takes images of {_format_shape(shape)}; "
+            f"this one takes {_format_shape(takes)}",
             "give the --image_size of the teacher, or another teacher",
         )
     return TeacherModel(model, own, path)
@@ -187,7 +188,7 @@ def _conversion(from_: Preprocessing, to: Preprocessing) -> Callable[[tf.Tensor]
     return lambda images: images * scale + shift
 
 
-def _told(shape: tuple[int | None, ...]) -> str:
+def _format_shape(shape: tuple[int | None, ...]) -> str:
     return "x".join("any" if side is None else str(side) for side in shape)
 
 

@@ -1,4 +1,4 @@
-"""A moving average of the weights that is really what is evaluated and saved."""
+"""The exponential moving average of the weights, which is what is evaluated and saved."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Average(tf.Module):
 
         Args:
             step: int64.
-            pruned: weights may have become zero; looking costs a tenth of a step, so a stage that
-                does not prune says no.
+            pruned: weights may have become zero; the check costs a tenth of a step, so stages that
+                do not prune skip it.
         """
         move = _move_and_zero if pruned else _move
         count = tf.cast(step, tf.float32)
@@ -61,13 +61,13 @@ class Average(tf.Module):
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
-        """The model has the averaged weights inside the block and its own again behind it."""
-        kept = [weight.numpy() for weight in self.weights]
+        """The model has the averaged weights inside the block, and its own again after it."""
+        own = [weight.numpy() for weight in self.weights]
         self.assign()
         try:
             yield
         finally:
-            for weight, value in zip(self.weights, kept, strict=True):
+            for weight, value in zip(self.weights, own, strict=True):
                 weight.assign(value)
 
 

@@ -82,20 +82,20 @@ def _by_name(model: Any, theirs: Mapping[str, Sequence[Any]], path: str) -> Star
     problems = [f"{name}: left over" for name in theirs if name not in ours and name != _HEAD]
     new = []
     for name, layer in ours.items():
-        wanted = [tuple(w.shape) for w in layer.weights]
+        expected = [tuple(w.shape) for w in layer.weights]
         got = [w.shape for w in theirs.get(name, [])]
-        if got == wanted:
+        if got == expected:
             values[name] = list(theirs[name])
-        elif name == _HEAD and (not got or got[0][:-1] == wanted[0][:-1]):
+        elif name == _HEAD and (not got or got[0][:-1] == expected[0][:-1]):
             new.append(name)
         else:
-            problems.append(f"{name}: there {got or 'absent'}, here {wanted}")
+            problems.append(f"{name}: there {got or 'absent'}, here {expected}")
     if problems:
         raise UsageError(
             "--init_checkpoint",
             path,
             f"weights of this model; {len(problems)} layers do not fit: {shorten(problems)}",
-            "give the --model_name and --width_multiplier that it was made with",
+            "give the --model_name and --width_multiplier that it was trained with",
         )
     for name, arrays in values.items():
         ours[name].set_weights(arrays)

@@ -16,8 +16,8 @@ from mobilenet.configs.run import TrainConfig
 class LearningRate(tf_keras.optimizers.schedules.LearningRateSchedule):
     """The rate of a stage.
 
-    During the first `warmup_epochs` the rate climbs linearly from 0 to `lr`; after them it is what
-    the schedule says at that step, counted from the start of the stage (tensorflow/models
+    During the first `warmup_epochs` the rate climbs linearly from 0 to `lr`; after them it follows
+    the schedule, counted from the start of the stage (tensorflow/models
     official/modeling/optimization, and the published MobileNet recipes).
 
     Args:

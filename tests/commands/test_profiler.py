@@ -65,7 +65,7 @@ def test_every_parameter_and_product_is_in_one_line(
 def test_a_line_is_what_a_hand_computes(small_model: Callable[..., Any]) -> None:
     """Conv2d_3_pointwise of a quarter: 32 to 32 channels on 8 x 8, two zero columns, a zero row."""
     found = model_profile.profile(planted(small_model), latency=False)
-    line = next(line for line in found.lines if line.layer == "Conv2d_3_pointwise")
+    line = next(line for line in found.layers if line.layer == "Conv2d_3_pointwise")
     assert (line.role, line.shape) == ("pointwise", (8, 8, 32))
     assert line.params == 32 * 32 + 4 * 32
     assert line.macs == 8 * 8 * 32 * 32
@@ -86,14 +86,14 @@ def test_packed_bytes_are_those_of_the_file(
     layer.set_weights([np.random.default_rng(0).permutation(values).reshape(1, 1, 32, 32)])
     card = Card(input_shape=(32, 32, 3))
     found = model_profile.profile(model, latency=False, card=card)
-    line = next(line for line in found.lines if line.layer == "Conv2d_3_pointwise")
+    line = next(line for line in found.layers if line.layer == "Conv2d_3_pointwise")
     codes = 512 * -(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25))
     assert line.entropy == pytest.approx((1024 + codes) / 8)
     assert line.entropy < line.packed < line.entropy + 60  # tables, the codebook, even norms
     path = tmp_path / "net"
     path.write_bytes(packed_model.pack(saving.LoadedModel(model, card)))
     told = packed_size.contents(path)
-    header = next(line.packed for line in told.lines if line.name == "header")
+    header = next(line.packed for line in told.arrays if line.name == "header")
     assert found.sizes["packed"] == path.stat().st_size
     assert found.total().packed == path.stat().st_size - header
     assert found.total().entropy is None  # of the other kernels
@@ -182,7 +182,7 @@ def test_equal_layers_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.slow
 def test_measured_layers_add_up_to_about_the_whole(small_model: Callable[..., Any]) -> None:
     found = model_profile.profile(small_model("mobilenet_v1"))
-    assert found.whole and all(line.seconds is not None for line in found.lines)
+    assert found.whole and all(line.seconds is not None for line in found.layers)
     assert 0.3 < found.seconds / found.whole < 3.0  # another job on the core moves it
     assert not found.notes
 
@@ -191,7 +191,7 @@ def test_a_net_whose_channels_cannot_be_followed_has_no_groups() -> None:
     source = tf_keras.Input((8, 8, 4))
     x = tf_keras.layers.Conv2D(4, 3, groups=2)(source)
     found = model_profile.profile(tf_keras.Model(source, x), latency=False)
-    assert found.groups == () and found.lines[0].group is None
+    assert found.groups == () and found.layers[0].group is None
     assert "no groups of channels" in found.notes[0]
 
 
@@ -220,14 +220,14 @@ def test_mask_changes_are_drawn_in_a_file(tmp_path: Path) -> None:
 
 def test_a_file_alone_is_read(float_file: Callable[[str], bytes]) -> None:
     content = tflite_model.read(float_file("mobilenet_v1"))
-    found = tflite_profile.lines(content)
+    found = tflite_profile.profile(content)
     held = sum(len(t.buffer) for t in content.tensors)
-    assert sum(line.held_bytes for line in found) == held
+    assert sum(line.constant_bytes for line in found) == held
     assert [line.operator for line in found] == [op.name for op in content.operators]
     stem = found[0]
     assert (stem.shape, stem.kernel) == ((1, 16, 16, 8), "float32 8x3x3x3")
-    assert stem.made_bytes == 4 * 16 * 16 * 8 and stem.distinct == 216 and stem.zeros == 0
-    assert "15 CONV_2D, 13 DEPTHWISE_CONV_2D" in tflite_profile.operators(content)
+    assert stem.output_bytes == 4 * 16 * 16 * 8 and stem.distinct == 216 and stem.zeros == 0
+    assert "15 CONV_2D, 13 DEPTHWISE_CONV_2D" in tflite_profile.operator_summary(content)
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +276,7 @@ def test_every_table_fits_the_terminal(
     file.write_bytes(float_file("mobilenet_v1"))
     profiler.run([str(saved), "--nolatency", f"--histograms={tmp_path / 'h'}"])
     profiler.run([str(file), "--nolatency"])
-    line = int8_comparison.Line(
+    line = int8_comparison.TensorComparison(
         layer="expanded_conv_10_depthwise_activation",
         operator="DEPTHWISE_CONV_2D",
         low=-0.000123,

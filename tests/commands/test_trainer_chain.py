@@ -60,7 +60,9 @@ def test_an_epoch_is_a_line_and_a_stage_ends_with_its_figure(printed: str) -> No
     for stage, epochs in EPOCHS.items():
         assert sum(line.startswith(f"{stage:<8} epoch ") for line in lines) == epochs
     for stage in CHAIN:
-        assert any(re.match(rf"{stage}: top-1 \d+\.\d\d % on the held-out", line) for line in lines)
+        assert any(
+            re.match(rf"{stage}: top-1 \d+\.\d\d % on the test images", line) for line in lines
+        )
     assert not re.search(r"\x1b|\r", printed)
 
 

@@ -395,7 +395,7 @@ def test_every_net_comes_back_from_its_config(
     told = reports.contents(tmp_path / "net")
     assert told.total.weights == model.count_params()
     assert told.total.packed == (tmp_path / "net").stat().st_size
-    assert sum(line.packed for line in told.lines) == told.total.packed
+    assert sum(line.packed for line in told.arrays) == told.total.packed
 
 
 def foreign() -> Any:
