@@ -182,7 +182,7 @@ class RunConfig(Config):
         return tuple(parts)
 
     def recipe(self, part: Part) -> TrainConfig:
-        """How a part trains; `--stage_epochs` is that of all rounds of pruning but the last."""
+        """How a part trains; `stage_epochs` is that of all rounds of pruning but the last."""
         recipe: TrainConfig = getattr(self, part.stage)
         epochs = getattr(self.pruning, "stage_epochs", None)
         return recipe if part.is_last or epochs is None else recipe.replace(epochs=epochs)

@@ -27,8 +27,8 @@ class UsageError(ValueError):
         status: with which the command ends.
 
     Example:
-        >>> str(UsageError("--width_multiplier", 0, "a number above 0", "common values are 0.25,
-        1.0")) '--width_multiplier: got 0, expected a number above 0; common values are 0.25, 1.0'
+        >>> str(UsageError("width_multiplier", 0, "a number above 0", "common values are 0.25,
+        1.0")) 'width_multiplier: got 0, expected a number above 0; common values are 0.25, 1.0'
     """
 
     status = 2

@@ -153,7 +153,7 @@ def check_target(
         expected = f"a new folder or one that holds {result}"
         raise UsageError(parameter, str(target), expected, "choose another folder")
     if not overwrite:
-        remedy = f"choose another, or replace {result} with overwrite (--overwrite)"
+        remedy = f"choose another, or replace {result} with `overwrite`"
         raise UsageError(parameter, str(target), "a new folder", remedy)
 
 

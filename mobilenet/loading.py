@@ -126,7 +126,7 @@ def _load_packed(path: Path, quantizers: bool) -> LoadedModel:
 def _load_checkpoint(path: Path, quantizers: bool) -> LoadedModel:
     if tf2_object.is_tf2_checkpoint(path):
         expected = "a model with its architecture; a TF2 checkpoint has none"
-        raise UsageError(str(path), None, expected, "load it with --init_checkpoint")
+        raise UsageError(str(path), None, expected, "load it as `init_checkpoint`")
     loaded = tf1_loading.load_tf1_checkpoint(path)
     return LoadedModel(loaded.model, loaded.card)
 

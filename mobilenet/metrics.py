@@ -131,7 +131,7 @@ def check_labels(labels: npt.NDArray[np.integer], classes: int) -> None:
             "labels",
             [int(labels.min()), int(labels.max())],
             f"class indices 0 to {classes - 1}, as the model has {classes} classes",
-            "set --num_classes or --override dataset.label_offset",
+            "set `num_classes` or `label_offset`",
         )
 
 
@@ -171,7 +171,7 @@ def match_classes(
         return _without_background(outputs, classes)
     if is_list and outputs > classes:
         if _has_background(outputs, model):
-            hint = f" (where the list has 1 to {outputs - 1}, give --label_offset 1)"
+            hint = f" (where the list has 1 to {outputs - 1}, give label_offset 1)"
             return _without_background(outputs, outputs - 1, hint)
         return identity_mapping(outputs)
     names = data if by_name or outputs == classes else ()  # else only the counts are compared
@@ -191,7 +191,7 @@ def match_classes(
     unknown = next((label for label in names if label not in model), None)
     hint = f", or some of them by name ({unknown} is none)" if unknown is not None else ""
     raise UsageError(
-        "--model",
+        "model",
         f"{outputs} classes",
         f"the {classes} classes that {dataset} has{hint}",
         "choose the data set it was trained on",

@@ -43,8 +43,8 @@ SCRIPTS = {
     ),
     "latency formats": (
         "--models mobilenet_v1 --width=0.25 --size=32 --rounds=1 --repeats=1"
-        " --formats weights all dynamic float16",
-        "weights / dynamic",
+        " --formats dynamic_range all stock_dynamic float16",
+        "dynamic_range / stock",
     ),
     "mask_update": ("--rounds=1", "1024x1024"),
     "post_training": (

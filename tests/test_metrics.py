@@ -90,7 +90,7 @@ def test_an_imagenet_model_of_1001_classes_on_a_list_of_some_of_the_1000() -> No
         assert (scores.top1, scores.images) == (100, 2)
         assert scores.loss == pytest.approx(np.log(np.exp(2) + 999) - 2)
         assert "1001 classes and the data 1000" in matching.note
-        assert "list has 1 to 1000, give --label_offset 1" in matching.note
+        assert "list has 1 to 1000, give label_offset 1" in matching.note
     whole = metrics.match_classes(
         1001, (), 1001, (), "image_list"
     )  # labels reach 1000: background is 0

@@ -74,7 +74,7 @@ def open_checkpoint(path: str | os.PathLike[str], use_average: bool = True) -> I
                 str(path),
                 "an object checkpoint of TF2",
                 "a TF1 checkpoint",
-                "the trainer's --init_checkpoint reads it",
+                "the trainer reads it as `init_checkpoint`",
             )
         yield source
 

@@ -63,7 +63,7 @@ def corrupt_files(paths: Sequence[str], max_pixels: int) -> dict[str, str]:
 
 def corrupt_error(names: Sequence[str], reason: str = "") -> UsageError:
     """The error that names corrupt images; `reason` is that of the first."""
-    remedy = "repair or remove, or leave such images out with --skip_corrupt"
+    remedy = "repair or remove, or leave such images out with `skip_corrupt`"
     return image_files.refused(names, reason, remedy)
 
 

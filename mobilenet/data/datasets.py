@@ -184,6 +184,6 @@ def _files(config: DatasetConfig, items: Sequence[image_folder.Item], split: str
         left_out = set(corrupt)
         items = tuple((path, label) for path, label in items if str(path) not in left_out)
     if not items:
-        raise UsageError("--data_dir", config.data_dir, f"an image of {split} that can be decoded")
+        raise UsageError("data_dir", config.data_dir, f"an image of {split} that can be decoded")
     labels = np.array([label for _, label in items], np.int32)
     return FileSplit(labels, tuple(str(path) for path, _ in items))

@@ -183,7 +183,7 @@ def _damaged_error(name: str, reason: str) -> UsageError:
         name,
         None,
         f"a record with {_IMAGE} and {_LABEL} ({reason})",
-        "write ImageNet's keys, or leave such records out with --skip_corrupt",
+        "write ImageNet's keys, or leave such records out with `skip_corrupt`",
     )
 
 

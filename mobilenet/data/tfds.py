@@ -22,7 +22,7 @@ from mobilenet.data.tfrecord import RecordSplit, without_corrupt
 from mobilenet.errors import UsageError
 
 OWN = ("digits", "image_folder", "image_list", "tfrecord")
-_OFFLINE = "--dataset_name digits, image_folder or tfrecord needs no network"
+_OFFLINE = "`dataset_name=digits`, image_folder or tfrecord needs no network"
 _RESOLVE_TIMEOUT = 5.0  # seconds for a name to resolve
 _UNLABELED_TEST = ("imagenet2012", "imagenet_v2_missing_labels")
 
@@ -35,9 +35,7 @@ def _unknown(name: str, known: list[str]) -> UsageError:
         if near
         else "https://www.tensorflow.org/datasets lists the names"
     )
-    return UsageError(
-        "--dataset_name", name, "digits, image_folder, tfrecord or a TFDS name", remedy
-    )
+    return UsageError("dataset_name", name, "digits, image_folder, tfrecord or a TFDS name", remedy)
 
 
 def _package(name: str) -> Any:
@@ -48,7 +46,7 @@ def _package(name: str) -> Any:
         if near:
             raise _unknown(name, []) from None
         raise UsageError(
-            "--dataset_name",
+            "dataset_name",
             name,
             "digits, image_folder or tfrecord, or the package of TFDS names",
             "pip install tensorflow-datasets importlib_resources",
@@ -68,7 +66,7 @@ def _builder(config: DatasetConfig) -> Any:
         raise _unknown(config.name, tfds.list_builders(with_community_datasets=False)) from None
     except (ValueError, ImportError, AssertionError) as error:
         raise UsageError(
-            "--dataset_name", config.name, f"a set that TFDS can open ({_first_line(error)})"
+            "dataset_name", config.name, f"a set that TFDS can open ({_first_line(error)})"
         ) from None
     if not _is_prepared(builder):
         _prepare(builder, config)
@@ -97,7 +95,7 @@ def _prepare(builder: Any, config: DatasetConfig) -> None:
     folder = config.data_dir or "~/tensorflow_datasets"
     if not _has_network():
         raise UsageError(
-            "--data_dir",
+            "data_dir",
             folder,
             f"{config.name}, prepared by TFDS, or a network to fetch it",
             _OFFLINE,
@@ -113,7 +111,7 @@ def _prepare(builder: Any, config: DatasetConfig) -> None:
         ) from None
     except Exception as error:  # TFDS lets through whatever its many parts raise
         raise UsageError(
-            "--data_dir",
+            "data_dir",
             folder,
             f"{config.name}, prepared by TFDS, or a network ({_first_line(error)})",
             _OFFLINE,
@@ -132,7 +130,7 @@ def _keys(builder: Any) -> tuple[str, str]:
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
     candidates = [[key for key in features if isinstance(features[key], kind)] for kind in kinds]
     if not all(candidates):
-        raise UsageError("--dataset_name", builder.name, "a set with an image and a class label")
+        raise UsageError("dataset_name", builder.name, "a set with an image and a class label")
     supervised = builder.info.supervised_keys or ()
     image, label = ([key for key in keys if key in supervised] or keys for keys in candidates)
     return str(image[0]), str(label[0])
@@ -156,13 +154,13 @@ def _open(builder: Any, config: DatasetConfig, split: str) -> RecordSplit:
     stored = builder.info.splits[_splits(builder)[split]]
     if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
         raise UsageError(
-            "--dataset_name", builder.name, "a set prepared as TFRecord files", "prepare it again"
+            "dataset_name", builder.name, "a set prepared as TFRecord files", "prepare it again"
         )
 
     classes = (features[label].num_classes or 0) - config.label_offset
     if not 0 < classes <= MAX_CLASSES:
-        bounds = f"1 to {MAX_CLASSES:,} classes after --label_offset"
-        raise UsageError("--dataset_name", builder.name, f"a set of {bounds}; it has {classes}")
+        bounds = f"1 to {MAX_CLASSES:,} classes after `label_offset`"
+        raise UsageError("dataset_name", builder.name, f"a set of {bounds}; it has {classes}")
     files = [str(path) for path in stored.filepaths]
     shards = [(file, n) for file, n in zip(files, stored.shard_lengths, strict=True) if n]
     return RecordSplit(

@@ -28,7 +28,7 @@ _SCANNED = 20_000  # sets up to this many records are read once for their classe
 _IMAGENET = 1000
 _PATTERNS = {"train": "train*", "validation": "val*", "test": "test*"}
 _NAME = 200  # bytes of a class name, on average over a million of them
-_RANGE = "label out of range for --label_offset"
+_RANGE = "label out of range for label_offset"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _list_files(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
     root = config.data_dir
     if not root or not tf.io.gfile.isdir(root):
         raise UsageError(
-            "--data_dir",
+            "data_dir",
             root,
             "a folder of record files",
             "name them train-00000-of-00008, validation-...",
@@ -158,7 +158,7 @@ def _list_files(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
         if files:
             splits[split] = tuple(files)
     if not splits:
-        raise UsageError("--data_dir", root, "files named train*, val* or test*; there are none")
+        raise UsageError("data_dir", root, "files named train*, val* or test*; there are none")
     return splits
 
 
@@ -205,10 +205,10 @@ def _labels(
     lowest, highest = min(texts), max(texts)
     if lowest < config.label_offset:
         raise UsageError(
-            "--label_offset",
+            "label_offset",
             config.label_offset,
             f"at most the lowest label in the records, {lowest}",
-            f"give --label_offset {lowest}",
+            f"give `label_offset={lowest}`",
         )
     indices = range(config.label_offset, highest + 1)
     return tuple(texts.get(index) or str(index - config.label_offset) for index in indices)
@@ -236,7 +236,7 @@ def explain(error: Exception, opened: RecordSplit, config: DatasetConfig) -> Usa
     if _RANGE in message:
         label = int(message.split(_RANGE, 1)[1].split("[", 1)[-1].split("]", 1)[0])
         return UsageError(
-            "--label_offset",
+            "label_offset",
             config.label_offset,
             f"labels from the offset to below offset plus {opened.num_classes}; "
             f"{record_scan.find_label(label, opened.files, opened.keys)} holds {label}",

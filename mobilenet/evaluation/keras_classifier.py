@@ -29,11 +29,11 @@ class KerasClassifier(ImageClassifier):
         self.input_shape = (height, width, channels)
         shape = self.model.output_shape[1:]
         if len(shape) != 1 or self.card.outputs == "features":
-            raise UsageError("--model", list(shape), "a model that has classes, not features")
+            raise UsageError("model", list(shape), "a model that has classes, not features")
         self.labels = self.card.labels or tuple(str(index) for index in range(shape[0]))
         if len(self.labels) != shape[0]:
             expected = f"{shape[0]} labels in its card.json, one a class"
-            raise UsageError("--model", len(self.labels), expected)
+            raise UsageError("model", len(self.labels), expected)
 
     def run(self, pixels: Float32Array) -> Float32Array:
         """Outputs `[classes]` of one image of the model's size, pixels 0 to 255."""

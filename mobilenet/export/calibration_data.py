@@ -47,8 +47,8 @@ def load_calibration(
     """Reads calibration images, without their labels.
 
     Args:
-        name: `--calibration_dataset`; `None` takes the data at `directory`. May be a path.
-        directory: `--calibration_dir`: the `--data_dir` of the data set, or a folder of images
+        name: of the data set; `None` takes the data at `directory`. May be a path.
+        directory: the `data_dir` of the data set, or a folder of images
             without classes. All images are used where there is no training split.
         default: the data set of the command, whose training split is used if neither is given.
         shape: `(height, width, channels)` of the model.
@@ -72,21 +72,21 @@ def load_calibration(
         split = "train" if info.sizes.get("train") else "test"
         if split == "test" and directory is None:
             raise UsageError(
-                "--calibration_dir",
+                "calibration_dir",
                 None,
                 f"images to calibrate on; {chosen.name} has no training split",
                 "give a folder of photos, or a list",
             )
         images = arrays.load_images(chosen, split, shape, preprocessing, limit)
     except UsageError as error:
-        if error.what != "--data_dir" or directory is None:
+        if error.what != "data_dir" or directory is None:
             raise
-        raise UsageError("--calibration_dir", error.got, error.expected, error.remedy) from None
+        raise UsageError("calibration_dir", error.got, error.expected, error.remedy) from None
     location = directory or chosen.data_dir or chosen.name
     if len(images) < MIN_IMAGES:
         count = f"{len(images)} images"
         raise UsageError(
-            "--calibration_images", count, f"at least {MIN_IMAGES}; {location} has no more"
+            "calibration_images", count, f"at least {MIN_IMAGES}; {location} has no more"
         )
     check_images(images, preprocessing)
     return Calibration(images, str(location))

@@ -72,7 +72,7 @@ def with_softmax(model: tf_keras.Model) -> tf_keras.Model:
     _check_functional(model)
     if len(model.output_shape) != 2:
         raise UsageError(
-            "--output_activation",
+            "output_activation",
             _SOFTMAX,
             f"none, as the outputs of the model are no logits but {model.output_shape[1:]}",
         )
@@ -163,7 +163,7 @@ def _fixed_shape(model: tf_keras.Model, requested: tuple[int, ...] | None) -> tu
             "input shape",
             own,
             "a fixed height, width and channel count",
-            "give --image_size, or build the model with the size it will run at",
+            "give `image_size`, or build the model with the size it will run at",
         )
     if len(own) != len(shape) or any(a not in (None, b) for a, b in zip(own, shape, strict=True)):
         raise UsageError("input shape", shape, f"one that the model takes, {own}")

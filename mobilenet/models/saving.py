@@ -177,7 +177,7 @@ def _load_h5(path: Path) -> Any:
             str(path),
             None,
             "a whole model; this file holds weights alone",
-            "give it to --init_checkpoint",
+            "give it to `init_checkpoint`",
         )
     _check_version(path, version)
     model = safe_loading.build(safe_loading.sanitize(_json(config)), numbers)

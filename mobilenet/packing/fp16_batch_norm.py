@@ -65,7 +65,5 @@ def _round_to_float16(layer: Any, what: str, values: Array) -> Array:
     if not np.isfinite(halves).all():
         worst = float(np.abs(values).max())
         expected = f"at most {float(np.finfo(np.float16).max):.0f}, as float16 can represent"
-        raise UsageError(
-            f"--fold_batch_norm {layer.name} {what}", worst, expected, "leave the flag out"
-        )
+        raise UsageError(f"`fold_batch_norm` {layer.name} {what}", worst, expected, "leave it out")
     return halves

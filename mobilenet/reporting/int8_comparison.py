@@ -86,7 +86,7 @@ def compare(
             named[op.outputs[0]] = (layer, op)
     if not named:
         raise UsageError(
-            "--against",
+            "against",
             plain.name,
             "the model of the file: no quantized tensor has the name of a layer",
             "give the model folder that was converted",
@@ -115,8 +115,8 @@ def warn_of_another(file: Card, model: Card, where: str) -> None:
     if scaled and steps != model.quantization_steps:
         log.warning(
             "%s: the file is of a model whose channels post-training int8 has scaled, so that "
-            "inner tensors differ by more than rounding; compare with the folder that --fitted of "
-            "the converter, or the stage quantize, wrote",
+            "inner tensors differ by more than rounding; compare with the folder `fitted` of "
+            "the converter, or that of the stage quantize",
             where,
         )
 
@@ -136,7 +136,7 @@ def _compare(
     actual = quantized_io.dequantize(quantized[index], scale, zero)
     if actual.size != expected.size:
         raise UsageError(
-            "--against",
+            "against",
             f"{layer} of {list(expected.shape)}",
             f"a layer of {list(actual.shape)}, as in the file",
             "give the model folder that was converted",

@@ -224,7 +224,7 @@ def rank_classes(
         UsageError: `k` is below 1, or an output is not finite.
     """
     if k < 1:
-        raise UsageError("--top_k", k, "a whole number of at least 1")
+        raise UsageError("k", k, "a whole number of at least 1")
     scores = outputs.astype(np.float64)
     if not np.isfinite(scores).all():
         expected, remedy = "finite numbers from the model", "its weights are damaged"

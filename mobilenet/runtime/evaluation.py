@@ -53,7 +53,7 @@ def evaluate(
         UsageError: the data cannot be used, an image is corrupt, or the classes do not match the
             model's.
     """
-    one_of("--dataset_name", dataset_name, DATASETS)
+    one_of("dataset_name", dataset_name, DATASETS)
     one_of("split", split, SPLITS)
     if limit is not None and limit < 1:
         raise UsageError("limit", limit, "a whole number of at least 1")

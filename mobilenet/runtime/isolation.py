@@ -323,6 +323,4 @@ def _failure(name: str, reason: str, verb: str) -> UsageError:
 
 def _not_started(reason: str) -> UsageError:
     expected = f"a child process that can import mobilenet.runtime ({reason})"
-    return UsageError(
-        "isolated", None, expected, "isolated=False (--noisolated) runs the file in this process"
-    )
+    return UsageError("isolated", None, expected, "`isolated=False` runs the file in this process")

@@ -27,7 +27,7 @@ from mobilenet.training.losses import Teacher
 from mobilenet.weights import tf2_object
 
 log = logging.getLogger("mobilenet")
-_FLAG = "--distill"
+_PARAMETER = "teacher"
 _IMAGENET = 1000
 
 
@@ -130,18 +130,18 @@ def load(
         source, own, labels = _read(path, info.num_classes, shape, preprocessing)
         model = freeze.float32_copy(source)
     except UsageError as error:
-        raise error.within(_FLAG) from None
+        raise error.within(f"`{_PARAMETER}`") from None
     classes = model.output_shape[1:]
     if classes != (info.num_classes,):
         raise UsageError(
-            _FLAG,
+            _PARAMETER,
             path,
             f"a teacher of {info.num_classes} classes; this one gives {_format_shape(classes)}",
             "give a model that was trained on these classes",
         )
     if labels and info.labels and labels != info.labels:
         raise UsageError(
-            _FLAG,
+            _PARAMETER,
             path,
             f"a teacher of the classes {_begin(info.labels)}; this one has {_begin(labels)}",
             "give a model that was trained on these classes",
@@ -149,11 +149,11 @@ def load(
     takes = model.input_shape[1:]
     if len(takes) != 3 or any(a not in (None, b) for a, b in zip(takes, shape, strict=True)):
         raise UsageError(
-            _FLAG,
+            _PARAMETER,
             path,
             f"a teacher that takes images of {_format_shape(shape)}; "
             f"this one takes {_format_shape(takes)}",
-            "give the --image_size of the teacher, or another teacher",
+            "give the `image_size` of the teacher, or another teacher",
         )
     return TeacherModel(model, own, path)
 

@@ -256,8 +256,7 @@ class _EpochCallback(tf_keras.callbacks.Callback):
     def _check_finite(self, what: str, value: float, epoch: int) -> None:
         """Ends the run before a resume state with NaN or infinity is saved."""
         if not math.isfinite(value):
-            flag = "--lr" if self.job.name == "train" else f"--{self.job.name}_lr"
-            remedy = (
-                f"try {flag} {self.job.config.lr / 10:g} with --overwrite or another --model_dir"
-            )
+            stage = self.job.name.partition("_")[0]  # `prune_2` is of the stage `prune`
+            lr = f"`{stage}.lr={self.job.config.lr / 10:g}`"
+            remedy = f"try {lr} with `overwrite` or another `model_dir`"
             raise UsageError(what, f"{value} in epoch {epoch + 1}", "a finite number", remedy)

@@ -92,10 +92,10 @@ def _by_name(model: Any, theirs: Mapping[str, Sequence[Any]], path: str) -> Star
             problems.append(f"{name}: there {got or 'absent'}, here {expected}")
     if problems:
         raise UsageError(
-            "--init_checkpoint",
+            "init_checkpoint",
             path,
             f"weights of this model; {len(problems)} layers do not fit: {shorten(problems)}",
-            "give the --model_name and --width_multiplier that it was trained with",
+            "give the `model_name` and `width_multiplier` that it was trained with",
         )
     for name, arrays in values.items():
         ours[name].set_weights(arrays)

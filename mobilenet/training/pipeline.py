@@ -140,10 +140,10 @@ class Pipeline:
         )
         if not from_scratch and self.config.init_checkpoint is None:
             raise UsageError(
-                "--stages",
+                "stages",
                 part.stage,
                 "a trained model in the run folder",
-                f"run --stages train,{part.stage}, or give --init_checkpoint",
+                f"run `stages=train,{part.stage}`, or give `init_checkpoint`",
             )
         model = self._built()
         if self.config.init_checkpoint is not None:
@@ -171,7 +171,7 @@ class Pipeline:
         smallest = layer_plan.min_input_side(layer_plan.plan_rows(config))
         if size < smallest:
             expected = f"at least {smallest}, the product of the strides"
-            raise UsageError("--image_size", size, expected, f"use {smallest} or more")
+            raise UsageError("image_size", size, expected, f"use {smallest} or more")
         return builder.build(config, (size, size, 3))
 
     def _check(self, plain: Any) -> None:
@@ -311,10 +311,10 @@ class Pipeline:
         before = self.source(part)
         if before is None:
             raise UsageError(
-                "--stages",
+                "stages",
                 part.stage,
                 "a trained model in the run folder",
-                "run --stages train,convert",
+                "run `stages=train,convert`",
             )
         images = self.data.held_out(limit=export_pipeline.VERIFY_IMAGES)
         exported = export_pipeline.export(before, self.run.folder(part), images)

@@ -55,7 +55,7 @@ def resolve(
     model = _with_channels_of_start(config).replace(classifier_activation=None)
     if explicit.num_classes and model.num_classes != info.num_classes:
         raise UsageError(
-            "--num_classes",
+            "num_classes",
             model.num_classes,
             f"{info.num_classes}, the classes of {config.dataset.name}",
             "leave it out",
@@ -105,11 +105,11 @@ def _check_teacher(config: RunConfig) -> None:
     if teacher in (AUTO, NONE) or able or stages == ("convert",):
         return
     raise UsageError(
-        "--distill",
+        "teacher",
         teacher,
         "a stage that has a use for it: prune, or quantize with training"
         + ("" if teacher == START else ", or train"),
-        "leave it out, or add the stage to --stages",
+        "leave it out, or add the stage to `stages`",
     )
 
 
@@ -128,7 +128,7 @@ def steps_per_epoch(info: data.DatasetInfo, batch: int) -> int:
     """
     images = info.sizes.get("train", 0)
     if not images:
-        raise UsageError("--data_dir", None, "images to train on; all are held out", "add a split")
+        raise UsageError("data_dir", None, "images to train on; all are held out", "add a split")
     if images < batch:
-        raise UsageError("--batch_size", batch, f"at most {images}, the number of training images")
+        raise UsageError("batch_size", batch, f"at most {images}, the number of training images")
     return images // batch

@@ -50,7 +50,7 @@ class Checkpoints:
                 status.expect_partial()  # or TensorFlow lists every weight on the terminal
             reason = str(error).splitlines()[0]
             raise UsageError(
-                latest, None, f"the state of this stage ({reason})", "start again with --overwrite"
+                latest, None, f"the state of this stage ({reason})", "start again with `overwrite`"
             ) from None
         return int(self.epoch.numpy()), rows
 

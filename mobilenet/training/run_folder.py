@@ -63,7 +63,7 @@ class RunFolder:
     begun: bool = False
 
     def begin(self) -> None:
-        """Keeps the folder from now on, and removes the run that `--overwrite` replaces."""
+        """Keeps the folder from now on, and removes the run that `overwrite` replaces."""
         self.begun = True
         if (self.path / _ASIDE).is_dir():  # renamed first: a half-removed run is never restored
             (self.path / _ASIDE).rename(self.path / _TRASH)
@@ -210,14 +210,14 @@ def _locked(folder: Path) -> filelock.BaseFileLock:
         lock.acquire()
     except filelock.Timeout:
         raise UsageError(
-            "--model_dir",
+            "model_dir",
             str(folder),
             "a folder that no other process trains in",
             "wait, or choose another",
         ) from None
     except (OSError, NotImplementedError) as error:
         raise UsageError(
-            "--model_dir",
+            "model_dir",
             str(folder),
             f"a folder that can be written ({_reason(error)})",
             "choose another folder",
@@ -232,18 +232,18 @@ def _reason(error: BaseException) -> str:
 def _check_is_run(folder: Path) -> None:
     """Refuses a folder that holds something other than a run."""
     if folder.exists() and not folder.is_dir():
-        raise UsageError("--model_dir", str(folder), "a folder", "choose another name")
+        raise UsageError("model_dir", str(folder), "a folder", "choose another name")
     if not folder.is_dir():
         return
     try:
         names = {p.name for p in folder.iterdir()} - {_LOCK, _ASIDE, _TRASH}
     except OSError as error:
         raise UsageError(
-            "--model_dir", str(folder), f"a folder that can be read ({_reason(error)})"
+            "model_dir", str(folder), f"a folder that can be read ({_reason(error)})"
         ) from None
     if names and CONFIG not in names:
         raise UsageError(
-            "--model_dir",
+            "model_dir",
             str(folder),
             "a new folder or one that holds a run",
             "choose another folder",
@@ -266,7 +266,7 @@ def _move(source: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def _restore_replaced(folder: Path) -> None:
-    """Undoes an `--overwrite` that did not get as far as training."""
+    """Undoes an `overwrite` that did not get as far as training."""
     aside = folder / _ASIDE
     if aside.is_dir():
         names = [child.name for child in aside.iterdir()]
@@ -299,10 +299,10 @@ def _same_run(folder: Path, config: RunConfig) -> RunConfig:
         name, there, here = differences[0]
         more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
         raise UsageError(
-            "--model_dir",
+            "model_dir",
             str(folder),
             f"a run of this config; there {name} is {shown(there)}, here {shown(here)}{more}",
-            "choose another --model_dir, or --overwrite to start again",
+            "choose another `model_dir`, or `overwrite` to start again",
         )
     return before
 
@@ -318,7 +318,7 @@ def _read_reports(folder: Path) -> list[StageReport]:
         return [StageReport.from_json(entry) for entry in stages]
     except ValueError:
         expected = "the report of a run: its stages with their figures"
-        remedy = "restore it, or --overwrite to start again"
+        remedy = "restore it, or `overwrite` to start again"
         raise UsageError(str(path), None, expected, remedy) from None
 
 

@@ -17,7 +17,7 @@ def make(name: str) -> tf.distribute.Strategy:
     Raises:
         UsageError: no such name, or its devices are not there.
     """
-    one_of("--distribution_strategy", name, STRATEGIES)
+    one_of("distribution_strategy", name, STRATEGIES)
     try:
         if name == "mirrored":
             return tf.distribute.MirroredStrategy()
@@ -30,7 +30,7 @@ def make(name: str) -> tf.distribute.Strategy:
             return tf.distribute.TPUStrategy(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         raise UsageError(
-            "--distribution_strategy", name, f"its devices ({error})", "none runs anywhere"
+            "distribution_strategy", name, f"its devices ({error})", "none runs anywhere"
         ) from None
     return tf.distribute.get_strategy()
 

@@ -81,5 +81,5 @@ def test_the_wrapper_refuses_mixed_precision_before_it_trains(tmp_path: Path) ->
     words = (*WORDS, "--pruning=tfmot", "--mixed_precision=mixed_bfloat16")
     done = run_command("trainer", *words, f"--model_dir={tmp_path / 'run'}")
     assert done.returncode == 2
-    assert "--pruning magnitude works under mixed precision" in done.stderr.splitlines()[-1]
+    assert "--pruning=magnitude works under mixed precision" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "run").exists()

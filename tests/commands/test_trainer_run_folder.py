@@ -360,7 +360,7 @@ def test_prune_may_start_from_a_checkpoint(finished: Path, tmp_path: Path) -> No
 def test_a_nan_ends_the_run_in_one_line(tmp_path: Path) -> None:
     words = [*TINY, "--optimizer_name=sgd", "--lr=1e30", "--epochs=3", "--stages=train"]
     said = error_of(*words, "--warmup_epochs=0", f"--model_dir={tmp_path / 'run'}")
-    assert "loss: got 'nan in epoch 1', expected a finite number; try --lr 1e+29" in said
+    assert "loss: got 'nan in epoch 1', expected a finite number; try --lr=1e+29" in said
     assert "--overwrite" in said
 
 

@@ -108,7 +108,7 @@ def test_records_hold_images_labels_and_names(tmp_path: Path) -> None:
 
 def test_labels_outside_the_classes_name_the_flag(tmp_path: Path) -> None:
     config = record_set(write_records(tmp_path, [0, 1, 2]))
-    with pytest.raises(UsageError, match="give --label_offset 0"):
+    with pytest.raises(UsageError, match="give `label_offset=0`"):
         data.describe(config)
     for names, offset, found in (("one\ntwo\n", 1, 0), ("zero\none\n", 0, 2)):
         (tmp_path / "labels.txt").write_text(names)
@@ -116,7 +116,7 @@ def test_labels_outside_the_classes_name_the_flag(tmp_path: Path) -> None:
         with pytest.raises(tf.errors.InvalidArgumentError) as caught:
             labels_of(config)
         message = str(data.explain(caught.value, config))
-        assert message.startswith("--label_offset") and f"holds {found}" in message
+        assert message.startswith("label_offset: got") and f"holds {found}" in message
 
 
 def test_corrupt_records_are_named_or_left_out(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_file_is_small() -> None:
 def test_a_place_for_them_is_told() -> None:
     """Photos that lie there would be passed over for digits, in silence."""
     for read in (lambda: digits.load("photos"), lambda: data.describe(DIGITS)):
-        with pytest.raises(UsageError, match=r"--data_dir: got 'photos'.*--dataset_name"):
+        with pytest.raises(UsageError, match=r"^data_dir: got 'photos'.*`dataset_name="):
             read()
 
 

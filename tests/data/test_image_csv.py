@@ -107,7 +107,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_no_list(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--data_dir: expected a CSV file; .*file,label"):
+    with pytest.raises(UsageError, match="^data_dir: expected a CSV file; .*file,label"):
         image_csv.read_list(None)
     with pytest.raises(UsageError, match="this is a folder"):
         image_csv.read_list(tmp_path)
@@ -117,7 +117,7 @@ def test_no_list(tmp_path: Path) -> None:
 
 def test_an_offset_above_a_label(tmp_path: Path) -> None:
     path = written(tmp_path, "file,label\na.png,1\na.png,0\n", "a.png")
-    with pytest.raises(UsageError, match=r"--label_offset: got 1.*lowest.*line 3 has 0"):
+    with pytest.raises(UsageError, match=r"^label_offset: got 1.*lowest.*line 3 has 0"):
         image_csv.read_list(path, 1)
 
 

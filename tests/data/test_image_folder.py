@@ -102,7 +102,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, files: list[str], message: str) -
 def test_missing_root(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a folder that exists"):
         image_folder.list_images(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="--data_dir: expected a folder"):
+    with pytest.raises(UsageError, match="^data_dir: expected a folder"):
         image_folder.list_images(None)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="this is a file"):

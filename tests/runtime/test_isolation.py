@@ -209,8 +209,8 @@ def reply(status, size, data=b""):
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("s.sendall(b'hello')", "isolated: .*gave b'hello' instead of b'ready'.*--noisolated"),
-        ("os._exit(3)", "isolated: .*it ended with status 3.*--noisolated"),
+        ("s.sendall(b'hello')", "isolated: .*gave b'hello' instead of b'ready'.*`isolated=False`"),
+        ("os._exit(3)", "isolated: .*it ended with status 3.*`isolated=False`"),
         ("s.sendall(b'ready'); os._exit(0)", f"ended with status 0 while it read.*{HOSTILE}"),
         ("s.sendall(b'ready'); reply(0, 1 << 50)", "gave 1,125,899,906,842,624 bytes instead of 0"),
         ("s.sendall(b'ready'); reply(1, 1 << 50)", "gave 1,125,899,906,842,624 bytes instead of 0"),

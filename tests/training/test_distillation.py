@@ -175,7 +175,9 @@ def test_who_cannot_teach_is_told_why(net: Any, tmp_path: Path) -> None:
     def refused(path: str, info: data.DatasetInfo = INFO, size: int = 32) -> str:
         with pytest.raises(UsageError) as caught:
             distillation.load(path, info, size, WAY)
-        assert str(caught.value).startswith("--distill: ")
+        assert str(caught.value).startswith("`teacher`: ") or str(caught.value).startswith(
+            "teacher: "
+        )
         return str(caught.value)
 
     path = folder_of(net, tmp_path)
@@ -237,7 +239,7 @@ def test_a_teacher_without_a_stage_is_refused(
     teacher: str, changes: dict[str, Any], expected: str
 ) -> None:
     config = run_of(distillation=Distillation(teacher), **changes)
-    with pytest.raises(UsageError, match=f"--distill: got '{teacher}', .*{expected}"):
+    with pytest.raises(UsageError, match=f"^teacher: got '{teacher}', .*{expected}"):
         resolve_config.resolve(config, Explicit(teacher=True))
     assert resolve_config.resolve(config)[0] is not None  # one of a file replays
 

@@ -132,7 +132,7 @@ def test_the_state_of_another_net_is_refused_with_its_file(tmp_path: Path) -> No
     other = tf_keras.Model(
         source, tf_keras.layers.Dense(CLASSES)(tf_keras.layers.Flatten()(source))
     )
-    with pytest.raises(UsageError, match="ckpt-4.*expected the state of this stage.*--overwrite"):
+    with pytest.raises(UsageError, match="ckpt-4.*expected the state of this stage.*`overwrite`"):
         engine.fit(other, None, make_job(tmp_path))
 
 
@@ -140,7 +140,7 @@ def test_a_truncated_state_is_refused(tmp_path: Path) -> None:
     engine.fit(two_layer_model(), None, make_job(tmp_path))
     data = next(tmp_path.glob("ckpt-4.data*"))
     data.write_bytes(data.read_bytes()[:100])
-    with pytest.raises(UsageError, match="ckpt-4.*--overwrite"):
+    with pytest.raises(UsageError, match="ckpt-4.*`overwrite`"):
         engine.fit(two_layer_model(), None, make_job(tmp_path))
 
 
@@ -150,7 +150,8 @@ def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path: Path) -> No
 
     job = dataclasses.replace(make_job(tmp_path), training=poisoned)
     with pytest.raises(
-        UsageError, match="loss: got 'nan in epoch 1', expected a finite number; try --lr 0.002"
+        UsageError,
+        match="loss: got 'nan in epoch 1', expected a finite number; try `train.lr=0.002`",
     ):
         engine.fit(two_layer_model(), None, job)
     assert not list(tmp_path.glob("ckpt*"))  # the state before the fault stays the newest

@@ -105,7 +105,7 @@ def test_a_report_has_every_figure_of_its_entry() -> None:
 def test_a_damaged_report_is_one_line(value: dict[str, Any], folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(value))
     line = refusal(folder)
-    assert str(folder / "report.json") in line and "--overwrite" in line
+    assert str(folder / "report.json") in line and "`overwrite`" in line
 
 
 def test_a_long_difference_of_configs_is_cut(folder: Path) -> None:

@@ -95,5 +95,5 @@ def test_a_strategy_by_name(name: str) -> None:
 def test_an_unknown_strategy_and_absent_devices_are_told() -> None:
     with pytest.raises(UsageError, match="did you mean mirrored"):
         strategy.make("miror")
-    with pytest.raises(UsageError, match="--distribution_strategy: got 'tpu'.*its devices"):
+    with pytest.raises(UsageError, match="^distribution_strategy: got 'tpu'.*its devices"):
         strategy.make("tpu")

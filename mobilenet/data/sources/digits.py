@@ -69,10 +69,10 @@ def load(data_dir: str | os.PathLike[str] | None = None) -> Digits:
     """
     if data_dir is not None:
         raise UsageError(
-            "--data_dir",
+            "data_dir",
             os.fspath(data_dir),
             "none with the digits, which are part of the package",
-            "name the data set there: --dataset_name image_folder, image_list or tfrecord",
+            "name the data set there: `dataset_name=image_folder`, image_list or tfrecord",
         )
     path = resources.files("mobilenet").joinpath("digits.npz")
     with path.open("rb") as file, np.load(file) as arrays:

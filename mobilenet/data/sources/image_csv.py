@@ -55,11 +55,11 @@ def read_list(path: str | os.PathLike[str] | None, label_offset: int = 0) -> Ima
             there, or a label is no class index.
     """
     if not path:
-        raise UsageError("--data_dir", None, "a CSV file", f"give one with the columns {LAYOUT}")
+        raise UsageError("data_dir", None, "a CSV file", f"give one with the columns {LAYOUT}")
     path = Path(path)
     if not path.is_file():
         problem = "a CSV file, this is a folder" if path.exists() else "a CSV file that exists"
-        raise UsageError("--data_dir", str(path), problem, f"give one with the columns {LAYOUT}")
+        raise UsageError("data_dir", str(path), problem, f"give one with the columns {LAYOUT}")
     items_by_split: dict[str, list[Item]] = {}
     missing = []
     for line, row in _rows(path):
@@ -123,7 +123,7 @@ def _label(path: str, text: str, offset: int) -> int:
         )
     if label < offset:
         raise UsageError(
-            "--label_offset", offset, f"at most the lowest label in the list; {path} has {label}"
+            "label_offset", offset, f"at most the lowest label in the list; {path} has {label}"
         )
     return label - offset
 

@@ -52,17 +52,17 @@ def list_images(root: str | os.PathLike[str] | None) -> ClassFolders:
     """
     if not root:
         raise UsageError(
-            "--data_dir", None, "a folder of class folders", f"give one laid out as {LAYOUT}"
+            "data_dir", None, "a folder of class folders", f"give one laid out as {LAYOUT}"
         )
     base = Path(root)
     if not base.is_dir():
         problem = "a folder, this is a file" if base.exists() else "a folder that exists"
-        raise UsageError("--data_dir", str(root), problem, f"lay out images as {LAYOUT}")
+        raise UsageError("data_dir", str(root), problem, f"lay out images as {LAYOUT}")
     folders = _folders(base)
     if not folders:
         state = "holds files but no folder" if any(base.iterdir()) else "is empty"
         raise UsageError(
-            "--data_dir",
+            "data_dir",
             str(root),
             f"class folders with images; it {state}",
             f"lay out as {LAYOUT}",
@@ -100,11 +100,11 @@ def list_unlabeled_images(root: str | os.PathLike[str]) -> ClassFolders:
     """
     base = Path(root)
     if not base.is_dir():
-        raise UsageError("--data_dir", str(root), "a folder that exists")
+        raise UsageError("data_dir", str(root), "a folder that exists")
     files = _image_files(base)
     if not files:
         kinds = " ".join(EXTENSIONS)
-        raise UsageError("--data_dir", str(root), f"a folder with images ({kinds}); there is none")
+        raise UsageError("data_dir", str(root), f"a folder with images ({kinds}); there is none")
     return ClassFolders(("",), {"train": tuple((path, 0) for path in files)})
 
 
@@ -115,7 +115,7 @@ def _folders(base: Path) -> list[Path]:
         )
     except OSError as error:
         raise UsageError(
-            "--data_dir", str(base), f"a folder that can be read ({error.strerror})"
+            "data_dir", str(base), f"a folder that can be read ({error.strerror})"
         ) from None
 
 
@@ -127,11 +127,11 @@ def _images(base: Path) -> dict[str, list[Path]]:
     empty = [name for name, files in files_by_class.items() if not files]
     if not files_by_class:
         raise UsageError(
-            "--data_dir", str(base), "class folders in it; there are none", f"lay out as {LAYOUT}"
+            "data_dir", str(base), "class folders in it; there are none", f"lay out as {LAYOUT}"
         )
     if empty:
         raise UsageError(
-            "--data_dir",
+            "data_dir",
             str(base),
             f"images ({' '.join(EXTENSIONS)}) in every class folder; none in {shorten(empty)}",
             "add images or remove the folder",
@@ -145,7 +145,7 @@ def _image_files(folder: Path) -> list[Path]:
         names = os.listdir(folder)
     except OSError as error:
         raise UsageError(
-            "--data_dir", str(folder), f"a folder that can be read ({error.strerror})"
+            "data_dir", str(folder), f"a folder that can be read ({error.strerror})"
         ) from None
     names = [n for n in names if n.lower().endswith(EXTENSIONS) and not n.startswith(".")]
     return [folder / name for name in sorted(names)]
@@ -158,7 +158,7 @@ def _split_folders(
     for folder in folders:
         if _NAMES[folder.name] in files_by_split:
             raise UsageError(
-                "--data_dir", str(base), "either val or validation, not both", "remove one"
+                "data_dir", str(base), "either val or validation, not both", "remove one"
             )
         files_by_split[_NAMES[folder.name]] = _images(folder)
     first, *others = files_by_split
@@ -166,7 +166,7 @@ def _split_folders(
         difference = sorted(set(files_by_split[first]) ^ set(files_by_split[other]))
         if difference:
             raise UsageError(
-                "--data_dir",
+                "data_dir",
                 str(base),
                 f"the same classes in {first} and {other}; only one has {shorten(difference)}",
                 "add the missing class folders or remove the others",

@@ -3,7 +3,7 @@
 They are what Google offers beyond TensorFlow's converter; here they run as published, so that
 their files can be compared with ours in one table.
 
-int4 is ours where kernels lie on a 4-bit grid. A kernel after `--quantization linear` with 4 bits
+int4 is ours where kernels lie on a 4-bit grid. A kernel after linear quantization with 4 bits
 is a multiple of one step, and with the batch norm folded in of one step per channel.
 ai-edge-quantizer writes int4, but its scales are a channel's largest weight over 7: a channel whose
 largest is 5 steps leaves the grid, which most do. Its file is therefore given the scales and
@@ -59,10 +59,9 @@ def apply_recipe(data: bytes, name: str, images: Float32Array | None = None) -> 
     batch = content.tensors[content.inputs[0]].shape[0]
     scales = grid_scales(content) if name == _INT4 else {}
     if name == _INT4 and not scales:
-        expected = (
-            "kernels on a 4-bit grid, as --quantization linear --num_bits_pointwise 4 trains them"
-        )
-        raise UsageError("--quantization", name, expected)
+        trained = "`quantization=linear` with `num_bits_pointwise=4` trains them"
+        expected = f"kernels on a 4-bit grid, as {trained}"
+        raise UsageError("number_format", name, expected)
     refusal: Exception | None = None
     output = io.StringIO()
     with freeze.quiet(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
@@ -80,7 +79,7 @@ def apply_recipe(data: bytes, name: str, images: Float32Array | None = None) -> 
     if refusal is not None:
         reason = " ".join(str(refusal).split())[:300]
         expected = f"a model that ai-edge-quantizer takes ({reason})"
-        raise UsageError("--quantization", name, expected) from refusal
+        raise UsageError("number_format", name, expected) from refusal
     return set_grid_values(bytes(quantized), content, scales) if scales else bytes(quantized)
 
 

@@ -94,7 +94,7 @@ def diagnose(own: Signal, inputs: Sequence[Signal], kind: str) -> Cause:
         float(np.sum(np.square(own.real - clipped, dtype=np.float64)))
         >= _MAIN_SHARE * noise * signal
     ):
-        return Cause(_clipping(own), "a wider range: --ptq_steps with maximum or mse")
+        return Cause(_clipping(own), "a wider range: ptq_steps with maximum or mse")
     rounded = np.round(clipped / own.scale) * own.scale
     if (
         float(np.sum(np.square(own.real - rounded, dtype=np.float64)))
@@ -117,7 +117,7 @@ def _clipping(own: Signal) -> str:
     )
 
 
-_EQUALIZE = "equalize its channels: --ptq_steps with equalize,hard_swish"
+_EQUALIZE = "equalize its channels: ptq_steps with equalize,hard_swish"
 
 
 def _rounding(own: Signal, kind: str) -> Cause:
@@ -132,7 +132,7 @@ def _rounding(own: Signal, kind: str) -> Cause:
     excess = (own.high - own.low) / value_range
     if excess >= _WIDE:
         text = f"range {excess:.0f} times that of the values"
-        return Cause(text, "a narrower range: --ptq_steps with percentile or mse")
+        return Cause(text, "a narrower range: ptq_steps with percentile or mse")
     return Cause("its own rounding, evenly spread")
 
 
@@ -149,5 +149,5 @@ def _amplified(inputs: Sequence[Signal], kind: str) -> Cause:
     if kind == "other":
         return Cause("it amplifies the noise of its inputs")
     return Cause(
-        "rounding of its kernel and of its inputs", "correct its offsets: --ptq_steps with bias"
+        "rounding of its kernel and of its inputs", "correct its offsets: ptq_steps with bias"
     )

@@ -86,7 +86,7 @@ def check_rescaling(content: tflite_model.Flatbuffer) -> None:
             layer,
             f"channel {channel} at {ratio:,.0f} times the median channel",
             "channels that one int8 layer can hold",
-            f"--keep_float {layer} computes it in float; or train on with weight decay",
+            f"`keep_float={layer}` computes it in float; or train on with weight decay",
         )
 
 

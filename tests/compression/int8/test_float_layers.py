@@ -233,7 +233,7 @@ def test_post_training_int8_keeps_layers_float(net: Any) -> None:
     ],
 )
 def test_layers_that_cannot_be_kept_float(net: Any, pattern: str, words: str) -> None:
-    with pytest.raises(UsageError, match="^--keep_float: got ") as raised:
+    with pytest.raises(UsageError, match="^keep_float: got ") as raised:
         post_training_pipeline.quantize(
             net, INCEPTION, inputs(24), PostTraining(keep_float=(pattern,))
         )

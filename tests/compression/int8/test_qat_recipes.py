@@ -194,7 +194,7 @@ def test_a_delay_beyond_the_stage_is_told_in_a_line(fields: dict[str, Any], said
 
 @pytest.mark.parametrize("delay", [-1, 0.5])
 def test_a_delay_is_a_number_of_steps(delay: Any) -> None:
-    with pytest.raises(UsageError, match="--quant_delay.*a whole number at least 0"):
+    with pytest.raises(UsageError, match="^quant_delay.*a whole number at least 0"):
         QuantizationAwareTraining(quant_delay=delay)
 
 
@@ -204,7 +204,7 @@ def test_the_trainer_says_so_before_it_makes_anything(
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     words = ["--width_multiplier=0.25", "--image_size=32", "--stages=quantize"]
-    with pytest.raises(UsageError, match="--quant_delay: got 40, expected less than the 39 steps"):
+    with pytest.raises(UsageError, match="^quant_delay: got 40, expected less than the 39 steps"):
         trainer.run([*words, "--quantize_epochs=1", "--quant_delay=40", "--model_dir=run"])
     assert os.listdir(tmp_path) == []
 

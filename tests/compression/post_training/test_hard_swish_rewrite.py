@@ -203,5 +203,5 @@ def test_gates_precede_the_automatic_steps(small: Any) -> None:
 
 @pytest.mark.parametrize("steps", [("auto", "gates"), ("gates",), ("maximum", "gates")])
 def test_gates_in_the_wrong_order_are_refused(steps: tuple[str, ...]) -> None:
-    with pytest.raises(UsageError, match="^--ptq_steps: got .*steps in the order gates,"):
+    with pytest.raises(UsageError, match="^steps: got .*steps in the order gates,"):
         PostTraining(steps=steps)

@@ -521,7 +521,7 @@ def test_a_channel_far_above_the_others_is_reported_with_its_layer(layer: str) -
     assert str(caught.value) == (
         f"{layer}: got 'channel 3 at {reach[3] / np.median(reach):,.0f} times the median "
         "channel', expected channels that one int8 layer can hold; "
-        f"--keep_float {layer} computes it in float; or train on with weight decay"
+        f"`keep_float={layer}` computes it in float; or train on with weight decay"
     )
     checked(steps.replace(keep_float=(layer,)))
 
@@ -552,13 +552,13 @@ def test_images_that_give_no_useful_range_are_refused(images: np.ndarray, words:
     ],
 )
 def test_steps_that_do_not_fit_are_refused(steps: tuple[str, ...], words: str) -> None:
-    with pytest.raises(UsageError, match="^--ptq_steps") as raised:
+    with pytest.raises(UsageError, match="^steps: got") as raised:
         PostTraining(steps=steps)
     assert words in str(raised.value)
 
 
 def test_an_unknown_layer_to_keep_float_is_refused() -> None:
-    with pytest.raises(UsageError, match="--keep_float: got 'frist'.*did you mean first"):
+    with pytest.raises(UsageError, match="^keep_float: got 'frist'.*did you mean first"):
         scheme.wrap(relu_model(), INCEPTION, keep_float=("frist",))
 
 

@@ -304,8 +304,8 @@ def test_bits_default_to_those_of_the_kind_before() -> None:
         (["linear", "--batch_norm_momentum=2"], "--batch_norm_momentum: got 2.0"),
         (["codebook", "--kmeans_restarts=0"], "--kmeans_restarts: got 0"),
         (["codebook", "--codebook_cells=wide"], "--codebook_cells: got 'wide', expected one of"),
-        (["linear", "--kmeans_restarts=3"], "linear has no such thing"),
-        (["qat", "--num_bits_dense=5"], "qat has no such thing"),
+        (["linear", "--kmeans_restarts=3"], "linear has no such flag"),
+        (["qat", "--num_bits_dense=5"], "qat has no such flag"),
     ],
 )
 def test_invalid_input_is_one_line(words: list[str], message: str) -> None:

@@ -33,7 +33,7 @@ def calibrate(wrapped: Any, images: Float32Array) -> None:
         UsageError: no images, or images that are not finite.
     """
     if not len(images):
-        raise UsageError("calibration images", 0, "at least 1", "raise --calibration_images")
+        raise UsageError("calibration images", 0, "at least 1", "raise `calibration_images`")
     if not np.isfinite(images).all():
         raise UsageError("calibration images", None, "finite values")
     phase = wrapped.phase

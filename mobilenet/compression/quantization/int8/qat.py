@@ -60,12 +60,12 @@ class TrainQuantized(Method):
         if not delay or delay < frozen_from:
             return
         expected = f"less than the {round(frozen_from):,} steps before ranges are frozen"
-        remedy = "a smaller delay or a larger --quantize_epochs"
+        remedy = "a smaller delay or a larger `quantize.epochs`"
         if delay >= steps:
             expected = f"less than the {steps:,} steps of the quantize stage"
         else:
-            remedy += " or --quantize_freeze"
-        raise UsageError("--quant_delay", delay, expected, remedy)
+            remedy += " or `quantization.freeze`"
+        raise UsageError("quant_delay", delay, expected, remedy)
 
     def apply(self, model: Any) -> Any:
         self._plain = model

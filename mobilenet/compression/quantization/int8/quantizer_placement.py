@@ -72,7 +72,7 @@ def place_quantizers(
     float_kernels = match_float_layers(graph, keep_float)
     floats = expand_float_layers(graph, float_kernels)
     inside = (
-        hard_swish_inner_layers(graph) if one_of("--target", target, TARGETS) == "generic" else ()
+        hard_swish_inner_layers(graph) if one_of("target", target, TARGETS) == "generic" else ()
     )
     specs = {}
     for layer in graph.layers:
@@ -111,12 +111,12 @@ def match_float_layers(graph: Graph, patterns: Sequence[str]) -> set[str]:
         try:
             matched = {n for n in names if n == pattern or re.fullmatch(pattern, n)}
         except re.error as error:
-            raise UsageError("--keep_float", pattern, f"a regular expression ({error})") from None
+            raise UsageError("keep_float", pattern, f"a regular expression ({error})") from None
         if not matched:
             near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3)
             remedy = f"did you mean {near[0]}?" if near else ""
             raise UsageError(
-                "--keep_float",
+                "keep_float",
                 pattern,
                 f"the name of a layer with a kernel: {shorten(names)}",
                 remedy,

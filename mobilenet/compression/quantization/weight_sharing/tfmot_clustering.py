@@ -38,10 +38,10 @@ class Cluster(Method):
         for layer in model.layers:
             if Graph.kernel(layer) is not None and layer.compute_dtype != "float32":
                 raise UsageError(
-                    "--quantization cluster",
+                    "`quantization=cluster`",
                     f"a model of {layer.compute_dtype}",
-                    "--mixed_precision float32",
-                    "--quantization codebook works under mixed precision",
+                    "`mixed_precision=float32`",
+                    "`quantization=codebook` works under mixed precision",
                 )
         if not any(kind(layer) in ("Conv2D", "Dense") for layer in model.layers):
             raise UsageError("model", model.name, "a model with convolutions or dense layers")
