@@ -1,8 +1,7 @@
 """Faults of the backends that the scheme is designed around, each seen to exist and then avoided.
 
-Others are held where they belong: dead channels and biases in `test_quantization_repair.py`, places
-and scales in `test_quantization_families.py`, zeros in `test_compression_methods.py`, replicas in
-`test_compression_replicas.py`.
+Others are in `test_converter_workarounds.py` (dead channels and biases), `test_int8_families.py`
+(quantizers and scales), `test_methods.py` (zeros) and `test_replicas.py` (replicas).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from mobilenet.tflite import model as tflite_model
     ("kind", "shape"),
     [("conv", (1, 1, 96, 64)), ("conv", (3, 3, 8, 5)), ("depthwise", (5, 5, 64, 1))],
 )
-def test_rounding_is_that_of_the_fake_quant_operator_bit_for_bit(
+def test_rounding_equals_the_fake_quant_operator_bit_for_bit(
     kind: str, shape: tuple[int, ...], traced: bool
 ) -> None:
     """Training rounds by other operators than the file is made from; they must not differ."""
@@ -49,23 +48,23 @@ def test_rounding_is_that_of_the_fake_quant_operator_bit_for_bit(
         kernel = rng.normal(size=shape) * (spread[:, None] if kind == "depthwise" else spread)
         kernel = kernel.astype(np.float32)
         flat = kernel.reshape(-1, channels)
-        reach = np.abs(flat).max(0)
+        abs_max = np.abs(flat).max(0)
         expected = tf.quantization.fake_quant_with_min_max_vars_per_channel(
-            flat, -reach, reach, 8, narrow_range=True
+            flat, -abs_max, abs_max, 8, narrow_range=True
         )
         call = lambda k: quantizer(k, True, {})  # noqa: E731
-        found = (tf.function(call) if traced else call)(tf.constant(kernel))
-        np.testing.assert_array_equal(found.numpy().reshape(-1, channels), expected.numpy())
+        rounded = (tf.function(call) if traced else call)(tf.constant(kernel))
+        np.testing.assert_array_equal(rounded.numpy().reshape(-1, channels), expected.numpy())
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-44, 2e-38, 3e-37, 1e-30, 1e-19])
-def test_a_kernel_of_almost_nothing_is_a_number(size: float) -> None:
+def test_a_tiny_kernel_stays_finite(size: float) -> None:
     """Weight decay leaves dead channels of 1e-37 in released models; their scale has no inverse."""
     kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 6)).astype(np.float32)
     kernel[..., 2] = size
-    found = WeightQuantizer("conv")(tf.constant(kernel), True, {}).numpy()
-    assert np.isfinite(found).all()
-    assert np.abs(found[..., 2]).max() <= max(2 * size, 0)
+    rounded = WeightQuantizer("conv")(tf.constant(kernel), True, {}).numpy()
+    assert np.isfinite(rounded).all()
+    assert np.abs(rounded[..., 2]).max() <= max(2 * size, 0)
     assert np.isfinite(WeightQuantizer("conv")(tf.zeros((3, 3, 4, 6)) + size, True, {})).all()
 
 
@@ -74,30 +73,30 @@ def test_a_dense_classifier_has_one_scale_and_converts() -> None:
     source = L.Input((SIZE, SIZE, 3))
     x = L.ReLU(6.0, name="a_act")(L.Conv2D(8, 3, 2, name="a")(source))
     x = L.GlobalAveragePooling2D(name="pool")(x)
-    made = quantize_to_file(tf_keras.Model(source, L.Dense(CLASSES, name="e")(x)))
-    content = tflite_model.read(made.data)
+    quantized = quantize_to_file(tf_keras.Model(source, L.Dense(CLASSES, name="e")(x)))
+    content = tflite_model.read(quantized.data)
     dense = next(op for op in content.operators if op.name == "FULLY_CONNECTED")
     kernel = content.tensors[dense.inputs[1]]
     assert kernel.dtype == "int8"
     assert len(kernel.scales) == 1
     assert content.float_tensors() == []
-    assert max(off.max() for off in operator_steps(made, pixels(8)).values()) <= 1
+    assert max(off.max() for off in operator_steps(quantized, pixels(8)).values()) <= 1
 
 
-def test_the_kernel_of_a_called_wrapper_is_a_tensor_and_we_find_the_variable() -> None:
+def test_the_variable_of_a_called_wrappers_kernel_is_found() -> None:
     """Code that reads `layer.kernel` works on a stale value from the first call on."""
     wrapped = scheme.wrap(toy(), INCEPTION)
     calibrate(wrapped, inputs(4))
     layer = wrapped.get_layer("quant_c")
     assert not isinstance(layer.layer.kernel, tf.Variable)
-    found = variables.kernel(layer)
-    assert isinstance(found, tf.Variable)
-    found.assign(found + 1.0)
+    kernel = variables.kernel(layer)
+    assert isinstance(kernel, tf.Variable)
+    kernel.assign(kernel + 1.0)
     plain = scheme.unwrap(wrapped, toy())
-    np.testing.assert_array_equal(plain.get_layer("c").kernel, found)
+    np.testing.assert_array_equal(plain.get_layer("c").kernel, kernel)
 
 
-def test_a_bright_batch_leaves_the_input_grid_alone_and_ranges_come_back() -> None:
+def test_a_bright_batch_does_not_change_the_input_grid_and_ranges_recover() -> None:
     """tfmot's input range keeps the largest value it ever saw."""
     method = methods.create(QuantizationAwareTraining(calibration_images=32), stage_context())
     model = method.apply(randomize_batch_norm(toy()))
@@ -116,19 +115,19 @@ def test_a_bright_batch_leaves_the_input_grid_alone_and_ranges_come_back() -> No
     assert set(before) == set(scheme.get_ranges(model))
 
 
-def test_rectified_outputs_are_found_and_their_low_stands_at_zero() -> None:
+def test_the_low_of_rectified_outputs_stays_zero() -> None:
     wrapped = scheme.wrap(randomize_batch_norm(toy()), INCEPTION)
-    found = {
+    rectified = {
         name
         for name, quantizer in scheme.quantizers(wrapped).items()
         if isinstance(quantizer, ActivationQuantizer) and quantizer.rectified
     }
-    assert found == {"a_act", "b_act", "d_act"}
+    assert rectified == {"a_act", "b_act", "d_act"}
     calibrate(wrapped, inputs(8))
     for _ in range(3):
         wrapped(inputs(8, seed=1), training=True)
     for name, (low, _) in scheme.get_ranges(wrapped).items():
-        assert (low == 0) == (name in found | {"pool"})
+        assert (low == 0) == (name in rectified | {"pool"})
 
 
 WORKER = """
@@ -148,8 +147,8 @@ images = inputs(64, seed=5)
 labels = (images[:, :, :, 0].mean((1, 2)) > 0).astype(np.int32)
 with strategy.scope():
     method = methods.create(QuantizationAwareTraining(calibration_images=16), stage_context(4))
-    net = method.apply(toy())
-    learner = Learner(net, lambda step: method.after_step(net, step))
+    model = method.apply(toy())
+    learner = Learner(model, lambda step: method.after_step(model, step))
     learner.compile(
         tf_keras.optimizers.SGD(0.05),
         tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -158,9 +157,9 @@ with strategy.scope():
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(16).with_options(options)
     learner.fit(data.repeat(), steps_per_epoch=4, epochs=1, verbose=0)
-    ranges = scheme.get_ranges(net)
-    plain = method.finalize(net)
-trained = tf.function(lambda x: net(x, training=False))
+    ranges = scheme.get_ranges(model)
+    plain = method.finalize(model)
+trained = tf.function(lambda x: model(x, training=False))
 graph = trained.get_concrete_function(tf.TensorSpec((1, 16, 16, 3))).graph
 collectives = sum("Collective" in op.type for op in graph.get_operations())
 plain = freeze.float32_copy(plain)
@@ -179,13 +178,13 @@ print(json.dumps({
 
 
 def _port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return int(listener.getsockname()[1])
 
 
 @pytest.mark.slow
-def test_two_workers_train_one_net_and_each_can_convert_it() -> None:
+def test_two_workers_train_one_model_and_each_can_convert_it() -> None:
     """The trained model's own graph reads its statistics by collectives, which no file can hold."""
     workers = [f"localhost:{_port()}" for _ in range(2)]
     started = []
@@ -208,16 +207,16 @@ def test_two_workers_train_one_net_and_each_can_convert_it() -> None:
                 text=True,
             )
         )
-    found: list[dict[str, Any]] = []
+    reports: list[dict[str, Any]] = []
     try:
         for process in started:
             out, error = process.communicate(timeout=400)
             assert process.returncode == 0, error[-3000:]
-            found.append(json.loads(out.splitlines()[-1]))
+            reports.append(json.loads(out.splitlines()[-1]))
     finally:
         for process in started:
             process.kill()
-    first, second = found
+    first, second = reports
     assert first["collectives"] > 0
     assert (first["float"], first["operators"]) == (0, second["operators"])
     assert first["range"] == second["range"]

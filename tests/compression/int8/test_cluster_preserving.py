@@ -46,9 +46,9 @@ def partition(kernel: np.ndarray) -> np.ndarray:
 
 
 def same_clusters(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> None:
-    held = [name for name, kernel in before.items() if len(np.unique(kernel)) == len(VALUES)]
-    assert len(held) >= 3
-    for name in held:
+    clustered = [name for name, kernel in before.items() if len(np.unique(kernel)) == len(VALUES)]
+    assert len(clustered) >= 3
+    for name in clustered:
         np.testing.assert_array_equal(partition(after[name]), partition(before[name]))
         assert (after[name][before[name] == 0] == 0).all()
         assert not np.array_equal(after[name], before[name])  # the values train
@@ -57,7 +57,7 @@ def same_clusters(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -
 def test_clusters_stay_through_training_saving_and_more_training(tmp_path: Path) -> None:
     plain = clustered()
     first = kernels(plain)
-    for place in ("once", "again"):
+    for name in ("once", "again"):
         method = methods.create(QuantizationAwareTraining(calibration_images=8), stage_context(4))
         model = method.apply(plain)
         train(model, method, 4, rate=0.005)
@@ -65,7 +65,7 @@ def test_clusters_stay_through_training_saving_and_more_training(tmp_path: Path)
         ranges = scheme.get_ranges(model)
         plain = method.finalize(model)
         same_clusters(first, kernels(plain))
-        saved = saving.save(plain, tmp_path / place, Card(preprocessing=INCEPTION))
+        saved = saving.save(plain, tmp_path / name, Card(preprocessing=INCEPTION))
         int8_saving.save_ranges(saved, ranges)
         plain = saving.load(saved).model
     wrapped = int8_saving.load(tmp_path / "again")
@@ -73,9 +73,9 @@ def test_clusters_stay_through_training_saving_and_more_training(tmp_path: Path)
     content = tflite_model.read(tflite_converter.int8_flatbuffer(wrapped))
     for op in content.operators:
         if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-            codes = content.tensors[op.inputs[1]].data
-            if codes.size >= 64:
-                rows = codes if op.name == "CONV_2D" else np.moveaxis(codes, 3, 0)
+            quantized = content.tensors[op.inputs[1]].data
+            if quantized.size >= 64:
+                rows = quantized if op.name == "CONV_2D" else np.moveaxis(quantized, 3, 0)
                 assert max(len(np.unique(row)) for row in rows) <= len(VALUES)
 
 

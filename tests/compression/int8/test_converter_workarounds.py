@@ -1,4 +1,4 @@
-"""What the converter gets wrong and `repair` mends; each hazard is first seen to exist."""
+"""Faults of the converter and their workarounds; each fault is first seen to exist."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def dead_gate() -> Any:
 
 
 def plain_norm() -> Any:
-    """Dead channels in front of batch norms without gamma and beta."""
+    """Dead channels before batch norms without gamma and beta."""
     tf_keras.utils.set_random_seed(5)
     source = L.Input((SIZE, SIZE, 3))
     x = L.Conv2D(8, 3, 2, use_bias=False, name="a")(source)
@@ -130,33 +130,33 @@ CASES = {
 
 
 @functools.cache
-def made(case: str, mend: bool) -> Int8Model:
-    return quantize_to_file(CASES[case][0](), workarounds=mend)
+def quantized(case: str, repair: bool) -> Int8Model:
+    return quantize_to_file(CASES[case][0](), workarounds=repair)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_unrepaired_the_file_is_wrong(case: str) -> None:
-    """The guard: when this turns green by itself, the converter was mended and repair can go."""
-    steps = operator_steps(made(case, False), pixels(4))
+    """If this fails, the converter was fixed and the workaround can go."""
+    steps = operator_steps(quantized(case, False), pixels(4))
     wrong = {layer for layer, off in steps.items() if off.max() > 3}
     assert wrong == CASES[case][1]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_repaired_every_operator_is_within_a_step(case: str) -> None:
-    steps = operator_steps(made(case, True), pixels(4))
+    steps = operator_steps(quantized(case, True), pixels(4))
     assert CASES[case][1] <= set(steps)
     assert max(off.max() for off in steps.values()) <= 1
-    assert tflite_model.read(made(case, True).data).float_tensors() == []
+    assert tflite_model.read(quantized(case, True).data).float_tensors() == []
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_repair_leaves_the_answers_alone(case: str) -> None:
+def test_repair_changes_no_output(case: str) -> None:
     """Within a step of the logits: the wider range of a dead channel may round it to zero."""
-    after = made(case, True)
-    found = after.wrapped(file_inputs(pixels(16)), training=False).numpy()
+    after = quantized(case, True)
+    outputs = after.wrapped(file_inputs(pixels(16)), training=False).numpy()
     low, high = after.ranges[after.plain.layers[-2].name]
-    assert np.abs(found - after.logits).max() <= 1.01 * (high - low) / 255
+    assert np.abs(outputs - after.logits).max() <= 1.01 * (high - low) / 255
 
 
 def test_gamma_of_exactly_zero_stays_float_unless_repaired() -> None:
@@ -184,17 +184,17 @@ def test_a_kernel_of_exact_zeros_needs_no_repair() -> None:
     assert max(off.max() for off in steps.values()) <= 1
 
 
-def test_repairs_are_told_by_layer() -> None:
-    found = {}
+def test_repairs_are_reported_by_layer() -> None:
+    repairs = {}
     for case in ("kernel 1e-6", "uniform bias"):
         wrapped = scheme.wrap(CASES[case][0](), INCEPTION)
         calibrate(wrapped, inputs(32))
-        found[case] = repair_layers(wrapped)
-    assert found["kernel 1e-6"] == [Repair(name, 1, False) for name in "abcd"]
-    assert found["uniform bias"] == [Repair(name, 0, True) for name in "abcd"]
+        repairs[case] = repair_layers(wrapped)
+    assert repairs["kernel 1e-6"] == [Repair(name, 1, False) for name in "abcd"]
+    assert repairs["uniform bias"] == [Repair(name, 0, True) for name in "abcd"]
 
 
-def test_a_dead_net_converts() -> None:
+def test_a_model_of_dead_layers_converts() -> None:
     """All channels of a layer at once, and a classifier of zeros."""
     model = toy()
     for name in ("c", "e"):

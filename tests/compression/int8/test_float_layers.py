@@ -37,14 +37,14 @@ from mobilenet.tflite import model as tflite_model
 IMAGES = pixels(6, seed=9)
 
 
-class Made:
-    """A model that was taken to int8 with some layers in float."""
+class PartlyFloat:
+    """An int8 model with some layers in float."""
 
     def __init__(self, plain: Any, *patterns: str, io: str = "int8", restored: bool = True) -> None:
         self.plain, self.io = plain, io
         self.wrapped = scheme.wrap(plain, INCEPTION, keep_float=patterns)
         calibrate(self.wrapped, inputs(24))
-        self.said = self.wrapped(inputs(6, seed=9), training=False).numpy()
+        self.outputs = self.wrapped(inputs(6, seed=9), training=False).numpy()
         int8_saving.prepare_export(self.wrapped)
         self.floats = float_fallback.FloatLayers(
             float_layers.folded_kernels(self.wrapped),
@@ -58,7 +58,7 @@ class Made:
     ) -> Any:
         return verify.verify(
             data or self.data,
-            self.said,
+            self.outputs,
             file_inputs(IMAGES),
             expect_int8=True,
             io=self.io,
@@ -70,75 +70,77 @@ class Made:
     def kernels(self) -> dict[str, str]:
         """Type of each kernel by the layer that its operator is named after."""
         content = tflite_model.read(self.data)
-        found = {}
+        types = {}
         for op in content.operators:
             names = float_fallback.layers_of(content.tensors[op.outputs[0]])
             if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
                 (name,) = names & {"first", "middle", "last", "dense", *"abcde"}
-                found[name] = content.tensors[op.inputs[1]].dtype
-        return found
+                types[name] = content.tensors[op.inputs[1]].dtype
+        return types
 
 
 @pytest.fixture(scope="module")
-def net() -> Any:
+def model() -> Any:
     """Do not change it."""
     return hard_swish_model()
 
 
 @pytest.fixture(scope="module")
-def alone() -> Made:
-    """A 1x1 convolution with codes on both sides."""
-    return Made(randomize_batch_norm(toy()), "c")
+def single() -> PartlyFloat:
+    """A single 1x1 convolution in float between int8 layers."""
+    return PartlyFloat(randomize_batch_norm(toy()), "c")
 
 
-def rounded(model: Any, *patterns: str) -> list[str]:
+def quantized_outputs(model: Any, *patterns: str) -> list[str]:
     return [name for name, p in place_quantizers(model, keep_float=patterns).items() if p.output]
 
 
-def test_nothing_is_rounded_between_layers_in_float(net: Any) -> None:
+def test_nothing_is_quantized_between_float_layers(model: Any) -> None:
     every = ["norm", "six", "scale", "swish", "relu", "sum", "last", "pool", "dense"]
-    assert rounded(net) == every
-    # A hard-swish is part of what is in front of it; int8 is led to by one rounding.
-    assert rounded(net, "first") == ["swish", "relu", "sum", "last", "pool", "dense"]
-    # What the sum reads comes from float layers alone, so that it is one.
-    assert rounded(net, "first", "middle") == ["sum", "last", "pool", "dense"]
-    assert rounded(net, "middle") == every
-    assert rounded(net, "last") == [x for x in every if x != "last"]
-    assert rounded(net, ".*") == ["dense"]
-    assert rounded(net, "dense") == every
+    assert quantized_outputs(model) == every
+    # A hard-swish is part of the layer before it; an int8 layer's input is quantized once.
+    assert quantized_outputs(model, "first") == ["swish", "relu", "sum", "last", "pool", "dense"]
+    # All inputs of the sum are float, so it is float too.
+    assert quantized_outputs(model, "first", "middle") == ["sum", "last", "pool", "dense"]
+    assert quantized_outputs(model, "middle") == every
+    assert quantized_outputs(model, "last") == [x for x in every if x != "last"]
+    assert quantized_outputs(model, ".*") == ["dense"]
+    assert quantized_outputs(model, "dense") == every
 
 
-def test_a_layer_between_codes_computes_as_numpy_does(alone: Made) -> None:
-    content = tflite_model.read(alone.data)
-    codes = operator_parity.tensor_values(content, file_inputs(IMAGES))
+def test_a_float_layer_between_int8_layers_computes_as_numpy_does(single: PartlyFloat) -> None:
+    content = tflite_model.read(single.data)
+    values = operator_parity.tensor_values(content, file_inputs(IMAGES))
     (end, region), *others = float_fallback.find_float_regions(content).items()
     assert not others and [op.name for op in region.operators] == [
         "DEQUANTIZE",
         "CONV_2D",
         "QUANTIZE",
     ]
-    read = content.tensors[region.sources[0]]
-    real = (codes[read.index].astype(np.float64) - read.zero_points[0]) * read.scales[0]
-    convolution, norm = (alone.plain.get_layer(name) for name in ("c", "c_norm"))
+    source = content.tensors[region.sources[0]]
+    real = (values[source.index].astype(np.float64) - source.zero_points[0]) * source.scales[0]
+    convolution, norm = (single.plain.get_layer(name) for name in ("c", "c_norm"))
     gamma, beta, mean, variance = (w.astype(np.float64) for w in norm.get_weights())
     kernel = convolution.kernel.numpy()[0, 0].astype(np.float64)
     value = (real @ kernel - mean) / np.sqrt(variance + norm.epsilon) * gamma + beta
-    made = content.tensors[end]
-    wanted = np.clip(np.round(value / made.scales[0]) + made.zero_points[0], -128, 127)
-    assert np.mean(codes[end] != wanted) < 1e-3  # a tie falls either way in float32
+    output = content.tensors[end]
+    expected = np.clip(np.round(value / output.scales[0]) + output.zero_points[0], -128, 127)
+    assert np.mean(values[end] != expected) < 1e-3  # a tie falls either way in float32
     folded = content.tensors[region.operators[1].inputs[1]].data
     scaled = kernel * gamma / np.sqrt(variance + norm.epsilon)
     np.testing.assert_allclose(folded[:, 0, 0].T, scaled, rtol=1e-5)
 
 
-def test_a_file_with_layers_in_float_is_proved_and_runs_in_one_part(alone: Made) -> None:
-    found = alone.verified()
-    assert found.faults == () and found.partitions == 1
-    assert found.contents == "int8, 1 layer in float"
-    assert {p.layer: p.operator for p in found.layers}["c_norm"] == "CONV_2D in float"
-    assert max(p.max_steps for p in found.layers) <= 1
-    assert found.float_tensors == 4  # what it reads and makes, kernel, bias
-    assert {name for name, dtype in alone.kernels().items() if dtype == "float32"} == {"c"}
+def test_a_file_with_float_layers_is_verified_and_runs_in_one_partition(
+    single: PartlyFloat,
+) -> None:
+    verification = single.verified()
+    assert verification.faults == () and verification.partitions == 1
+    assert verification.contents == "int8, 1 layer in float"
+    assert {p.layer: p.operator for p in verification.layers}["c_norm"] == "CONV_2D in float"
+    assert max(p.max_steps for p in verification.layers) <= 1
+    assert verification.float_tensors == 4  # its input, output, kernel and bias
+    assert {name for name, dtype in single.kernels().items() if dtype == "float32"} == {"c"}
 
 
 @pytest.mark.parametrize("io", ["int8", "float32"])
@@ -153,51 +155,53 @@ def test_a_file_with_layers_in_float_is_proved_and_runs_in_one_part(alone: Made)
     ],
 )
 def test_any_layer_can_stay_float(
-    net: Any, patterns: tuple[str, ...], floats: set[str], io: str
+    model: Any, patterns: tuple[str, ...], floats: set[str], io: str
 ) -> None:
-    made = Made(net, *patterns, io=io)
-    found = made.verified()
-    assert found.faults == () and found.partitions == 1
-    assert {name for name, dtype in made.kernels().items() if dtype == "float32"} == floats
+    quantized = PartlyFloat(model, *patterns, io=io)
+    verification = quantized.verified()
+    assert verification.faults == () and verification.partitions == 1
+    assert {name for name, dtype in quantized.kernels().items() if dtype == "float32"} == floats
 
 
-def test_float_elsewhere_is_a_fault(net: Any, alone: Made) -> None:
-    two = Made(net, "middle", "last")
+def test_float_elsewhere_is_a_fault(model: Any, single: PartlyFloat) -> None:
+    two = PartlyFloat(model, "middle", "last")
     few = float_fallback.FloatLayers({"middle": two.floats.kernels["middle"]}, {"middle", "relu"})
     faults = two.verified(floats=few).faults
     assert any(fault.startswith("float operators: DEQUANTIZE, CONV_2D") for fault in faults)
     assert any("float tensors inside" in fault and "last" in fault for fault in faults)
-    none = alone.verified(floats=float_fallback.NO_FLOAT_LAYERS).faults
+    none = single.verified(floats=float_fallback.NO_FLOAT_LAYERS).faults
     assert "float operators: DEQUANTIZE, CONV_2D, QUANTIZE" in none
 
 
-def test_codes_where_float_was_asked_for_are_a_fault() -> None:
-    made = Made(randomize_batch_norm(toy()), "c", restored=False)
-    assert "c does not compute in float" in made.verified().faults
+def test_int8_instead_of_float_is_a_fault() -> None:
+    quantized = PartlyFloat(randomize_batch_norm(toy()), "c", restored=False)
+    assert "c does not compute in float" in quantized.verified().faults
 
 
-def test_a_wrong_float_kernel_is_told_at_its_layer(alone: Made) -> None:
-    content = tflite_model.read(alone.data)
+def test_a_wrong_float_kernel_is_a_fault_of_its_layer(single: PartlyFloat) -> None:
+    content = tflite_model.read(single.data)
     (region,) = float_fallback.find_float_regions(content).values()
     kernel = content.tensors[region.operators[1].inputs[1]]
     old = bytes(kernel.buffer)
-    assert alone.data.count(old) == 1
-    spoilt = alone.data.replace(old, (1.3 * kernel.data).astype(np.float32).tobytes())
-    faults = alone.verified(spoilt).faults
+    assert single.data.count(old) == 1
+    spoilt = single.data.replace(old, (1.3 * kernel.data).astype(np.float32).tobytes())
+    faults = single.verified(spoilt).faults
     assert [fault.split(" (")[0] for fault in faults] == ["c_norm"]
 
 
-def test_the_profiler_shows_what_is_float(alone: Made) -> None:
-    content = tflite_model.read(alone.data)
-    found = int8_comparison.compare(content, alone.plain, inputs(6, seed=9), file_inputs(IMAGES))
-    lines = {line.layer: line for line in found}
+def test_the_profiler_shows_float_layers(single: PartlyFloat) -> None:
+    content = tflite_model.read(single.data)
+    comparison = int8_comparison.compare(
+        content, single.plain, inputs(6, seed=9), file_inputs(IMAGES)
+    )
+    lines = {line.layer: line for line in comparison}
     assert lines["c_norm"].operator == "CONV_2D in float"
     assert lines["b_act"].operator == "DEPTHWISE_CONV_2D"
     before, own = lines["b_act"].accumulated, lines["c_norm"].accumulated
     assert before is not None and own is not None and abs(own - before) < 6
 
 
-def test_constants_that_others_read_stay_codes() -> None:
+def test_constants_that_int8_layers_share_stay_int8() -> None:
     """Two convolutions of the same kernel and bias share them in the file."""
     tf_keras.utils.set_random_seed(2)
     source = L.Input((SIZE, SIZE, 3))
@@ -209,19 +213,19 @@ def test_constants_that_others_read_stay_codes() -> None:
     first = model.get_layer("middle")
     first.set_weights([rng.normal(size=(1, 1, 4, 4)), rng.normal(size=4)])
     model.get_layer("last").set_weights(first.get_weights())
-    made = Made(model, "middle")
-    assert made.kernels() == {"first": "int8", "middle": "float32", "last": "int8"}
-    assert made.verified().faults == ()
+    quantized = PartlyFloat(model, "middle")
+    assert quantized.kernels() == {"first": "int8", "middle": "float32", "last": "int8"}
+    assert quantized.verified().faults == ()
 
 
-def test_post_training_int8_keeps_layers_float(net: Any) -> None:
+def test_post_training_int8_keeps_layers_float(model: Any) -> None:
     steps = ("equalize", "hard_swish", "percentile", "clip", "bias", "repair")
     config = PostTraining(steps=steps, keep_float=("first", "mid.*"))
-    made = post_training_pipeline.quantize(net, INCEPTION, inputs(24), config)
-    assert float_layers.find_float_layers(made.wrapped) == ("first", "middle")
-    assert "swish" not in scheme.get_ranges(made.wrapped)
-    assert made.notes[-1] == "in float, with the layers between them: first, middle"
-    assert not any(step.name == "hard_swish" for step in made.steps)  # none is of int8
+    result = post_training_pipeline.quantize(model, INCEPTION, inputs(24), config)
+    assert float_layers.find_float_layers(result.wrapped) == ("first", "middle")
+    assert "swish" not in scheme.get_ranges(result.wrapped)
+    assert result.notes[-1] == "in float, with the layers between them: first, middle"
+    assert not any(step.name == "hard_swish" for step in result.steps)  # none is of int8
 
 
 @pytest.mark.parametrize(
@@ -232,9 +236,9 @@ def test_post_training_int8_keeps_layers_float(net: Any) -> None:
         ("mid(", "expected a regular expression"),
     ],
 )
-def test_layers_that_cannot_be_kept_float(net: Any, pattern: str, words: str) -> None:
-    with pytest.raises(UsageError, match="^keep_float: got ") as raised:
+def test_layers_that_cannot_stay_float(model: Any, pattern: str, words: str) -> None:
+    with pytest.raises(UsageError, match="^--keep_float: got ") as raised:
         post_training_pipeline.quantize(
-            net, INCEPTION, inputs(24), PostTraining(keep_float=(pattern,))
+            model, INCEPTION, inputs(24), PostTraining(keep_float=(pattern,))
         )
     assert words in str(raised.value)

@@ -1,4 +1,4 @@
-"""Models of keras.applications, built with tf_keras: V1 and V2 go through, V3 is told the way."""
+"""Models of keras.applications in tf_keras: V1 and V2 are converted, V3 is refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_v1_and_v2_are_pruned_quantized_and_converted(version: int) -> None:
     method = methods.create(QuantizationAwareTraining(calibration_images=32), stage_context(2, 32))
     model = method.apply(sparse)
     train(model, method, 2, 32, rate=0.001)
-    said = model(inputs(32, 32), training=False).numpy()
+    simulated = model(inputs(32, 32), training=False).numpy()
     repaired = int8_saving.prepare_export(model)
     data = tflite_converter.int8_flatbuffer(model)
     content = tflite_model.read(data)
@@ -60,9 +60,11 @@ def test_v1_and_v2_are_pruned_quantized_and_converted(version: int) -> None:
     kernels = [op for op in content.operators if op.name == "CONV_2D"]
     sparse_kernels = [zero_fraction(content.tensors[op.inputs[1]].data) >= 0.49 for op in kernels]
     assert sum(sparse_kernels) >= len(kernels) - 2  # all but the stem and the classifier
-    found = verify.run(interpreter.make_interpreter(data), file_inputs(pixels(32, 32)))
-    apart = np.corrcoef((found - found.mean(0)).ravel(), (said - said.mean(0)).ravel())[0, 1]
-    assert apart > 0.9, repaired
+    outputs = verify.run(interpreter.make_interpreter(data), file_inputs(pixels(32, 32)))
+    correlation = np.corrcoef(
+        (outputs - outputs.mean(0)).ravel(), (simulated - simulated.mean(0)).ravel()
+    )[0, 1]
+    assert correlation > 0.9, repaired
 
 
 def test_with_its_softmax_it_is_refused_with_the_way_out() -> None:
@@ -77,21 +79,21 @@ def refusal(model: Any) -> str:
 
 
 def test_v3_is_refused_with_layer_and_remedy() -> None:
-    said = refusal(foreign(3))
-    assert said.startswith("layer tf.__operators__.add")
-    assert "rebuild it from its weights" in said
-    assert "\n" not in said
+    message = refusal(foreign(3))
+    assert message.startswith("layer tf.__operators__.add")
+    assert "rebuild it from its weights" in message
+    assert "\n" not in message
 
 
 @pytest.mark.slow
 def test_the_remedy_works_as_it_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = foreign(3)
-    said = refusal(model)
-    found = re.search(r"(model\.save_weights\('model\.h5'\)), then (.*?) with its", said)
-    assert found is not None
+    message = refusal(model)
+    match = re.search(r"(model\.save_weights\('model\.h5'\)), then (.*?) with its", message)
+    assert match is not None
     monkeypatch.chdir(tmp_path)
-    exec(found[1], {"model": model})  # as typed
-    words = shlex.split(found[2])
+    exec(match[1], {"model": model})  # as typed
+    words = shlex.split(match[2])
     assert words[:3] == ["python", "-m", "mobilenet.trainer"]
     more = ["--model_name=mobilenet_v3_small", "--width_multiplier=0.75", "--image_size=32"]
     trainer.run([*words[3:], *more, "--stages=train", "--epochs=0", "--model_dir=run"])

@@ -1,4 +1,4 @@
-"""The two recipes, from scratch with a delay and from a trained model; ranges from elsewhere."""
+"""The two recipes, from scratch with a delay and from a trained model; ranges of a checkpoint."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CONFIG = TrainConfig(
 
 
 class Watch(tf_keras.callbacks.Callback):
-    """Keeps weights and ranges after every step; ends the run after an epoch, as a kill would."""
+    """Records weights and ranges after every step; can interrupt the run after an epoch."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         super().__init__()
@@ -64,8 +64,8 @@ class Watch(tf_keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def job_of(folder: Path, shift: float, *watchers: Any, **fields: Any) -> engine.Job:
-    """Batches that are a function of their number; `shift` moves the float model to the grid."""
+def make_job(folder: Path, shift: float, *watchers: Any, **fields: Any) -> engine.Job:
+    """Batches that are a function of their number; `shift` moves the images to the file's grid."""
     images = inputs(8 * EPOCH * EPOCHS, seed=5)
     labels = (images[:, :, :, 0].mean((1, 2)) > 0).astype(np.int32)
     data = tf.data.Dataset.from_tensor_slices((images + np.float32(shift), labels)).batch(8)
@@ -90,41 +90,43 @@ def delayed(**fields: Any) -> methods.Method:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Watch]:
-    """A run with a delay, and what was seen of it."""
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Watch]:
+    """A run with a delay, and its record."""
     method, watch = delayed(), Watch()
     model = method.apply(toy())
-    engine.fit(model, method, job_of(tmp_path_factory.mktemp("whole"), 0.0, watch))
+    engine.fit(model, method, make_job(tmp_path_factory.mktemp("full_run"), 0.0, watch))
     return model, watch
 
 
-def test_before_the_delay_the_net_trains_in_float_and_behind_it_quantized(
-    tmp_path: Path, whole: tuple[Any, Watch]
+def test_the_model_trains_in_float_before_the_delay_and_quantized_after_it(
+    tmp_path: Path, full_run: tuple[Any, Watch]
 ) -> None:
-    """Held against a plain model that is given the same pixels on the same grid."""
-    floats, found = Watch(), whole[1]
-    engine.fit(toy(), None, job_of(tmp_path, -0.5 / 127.5, floats))
-    apart = [float(np.abs(a - b).max()) for a, b in zip(floats.kernels, found.kernels, strict=True)]
-    assert max(apart[:DELAY]) < 1e-6
-    assert min(apart[DELAY:]) > 1e-5
-    assert found.highs[0] > 0  # observed from the first step on
-    still = round(0.8 * EPOCH * EPOCHS)
-    assert len(set(found.highs[:still])) > 10
-    assert len(set(found.highs[still - 1 :])) == 1  # and then frozen
+    """Compared with a plain model on the same pixels and grid."""
+    floats, watch = Watch(), full_run[1]
+    engine.fit(toy(), None, make_job(tmp_path, -0.5 / 127.5, floats))
+    differences = [
+        float(np.abs(a - b).max()) for a, b in zip(floats.kernels, watch.kernels, strict=True)
+    ]
+    assert max(differences[:DELAY]) < 1e-6
+    assert min(differences[DELAY:]) > 1e-5
+    assert watch.highs[0] > 0  # observed from the first step on
+    frozen_from = round(0.8 * EPOCH * EPOCHS)
+    assert len(set(watch.highs[:frozen_from])) > 10
+    assert len(set(watch.highs[frozen_from - 1 :])) == 1  # and then frozen
 
 
 def test_the_first_observation_is_the_range() -> None:
-    """The -6..6 that tfmot starts with takes thousands of steps to leave."""
-    net = delayed().apply(toy())
-    before = scheme.get_ranges(net)
-    assert all(tuple(span) == (0, 0) for span in before.values())
-    net(inputs(8), training=True)
+    """tfmot's initial -6..6 takes thousands of steps to change."""
+    wrapped = delayed().apply(toy())
+    before = scheme.get_ranges(wrapped)
+    assert all(tuple(ends) == (0, 0) for ends in before.values())
+    wrapped(inputs(8), training=True)
     model = toy()
-    for name, span in scheme.get_ranges(net).items():
+    for name, ends in scheme.get_ranges(wrapped).items():
         layer = tf_keras.Model(model.input, model.get_layer(name).output)
         seen = layer(inputs(8) - np.float32(0.5 / 127.5), training=True).numpy()
         np.testing.assert_allclose(
-            span, [min(seen.min(), 0), max(seen.max(), 0)], rtol=1e-3, atol=1e-5
+            ends, [min(seen.min(), 0), max(seen.max(), 0)], rtol=1e-3, atol=1e-5
         )
 
 
@@ -135,7 +137,7 @@ def operators(model: Any) -> list[str]:
     return [op.type for op in graph.get_operations()]
 
 
-def test_a_step_before_the_delay_pays_for_no_rounding() -> None:
+def test_a_step_before_the_delay_has_no_quantization_operators() -> None:
     method = delayed()
     model = method.apply(toy())
     early = operators(model)
@@ -152,16 +154,16 @@ def test_a_step_before_the_delay_pays_for_no_rounding() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_killed_run_goes_on_before_the_delay_and_behind_it(
-    tmp_path: Path, stop: int, whole: tuple[Any, Watch]
+def test_a_killed_run_resumes_before_and_after_the_delay(
+    tmp_path: Path, stop: int, full_run: tuple[Any, Watch]
 ) -> None:
     method = delayed()
     with pytest.raises(KeyboardInterrupt):
-        engine.fit(method.apply(toy()), method, job_of(tmp_path, 0.0, Watch(stop)))
+        engine.fit(method.apply(toy()), method, make_job(tmp_path, 0.0, Watch(stop)))
     method = delayed()
     resumed = method.apply(toy())
-    engine.fit(resumed, method, job_of(tmp_path, 0.0))
-    for one, other in zip(resumed.get_weights(), whole[0].get_weights(), strict=True):
+    engine.fit(resumed, method, make_job(tmp_path, 0.0))
+    for one, other in zip(resumed.get_weights(), full_run[0].get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
@@ -170,35 +172,35 @@ def test_a_tensor_that_stayed_zero_through_the_delay_gets_a_range() -> None:
     for part in (model.get_layer("d").kernel, model.get_layer("d").bias):
         part.assign(tf.zeros_like(part))
     method = delayed()
-    net = method.apply(model)
-    net(inputs(8), training=True)
-    assert tuple(scheme.get_ranges(net)["d_act"]) == (0, 0)
+    wrapped = method.apply(model)
+    wrapped(inputs(8), training=True)
+    assert tuple(scheme.get_ranges(wrapped)["d_act"]) == (0, 0)
     method.before_step(DELAY)
-    scheme.check_ranges(scheme.get_ranges(net))
+    scheme.check_ranges(scheme.get_ranges(wrapped))
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"quant_delay": 20}, "got 20, expected less than the 20 steps of the quantize stage"),
         ({"quant_delay": 15, "freeze": 0.7}, "less than the 14 steps before ranges are frozen"),
     ],
 )
-def test_a_delay_beyond_the_stage_is_told_in_a_line(fields: dict[str, Any], said: str) -> None:
+def test_a_delay_beyond_the_stage_is_one_line(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as error:
         methods.create(QuantizationAwareTraining(**fields), stage_context(20))
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
     methods.create(QuantizationAwareTraining(quant_delay=19, freeze=1.0), stage_context(20))
 
 
 @pytest.mark.parametrize("delay", [-1, 0.5])
 def test_a_delay_is_a_number_of_steps(delay: Any) -> None:
-    with pytest.raises(UsageError, match="^quant_delay.*a whole number at least 0"):
+    with pytest.raises(UsageError, match="--quant_delay.*a full_run number at least 0"):
         QuantizationAwareTraining(quant_delay=delay)
 
 
-def test_the_trainer_says_so_before_it_makes_anything(
+def test_the_trainer_refuses_it_before_it_writes_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("sklearn")
@@ -210,49 +212,51 @@ def test_the_trainer_says_so_before_it_makes_anything(
 
 
 @pytest.mark.slow
-def test_from_scratch_with_a_delay_the_digits_are_learnt(
+def test_the_digits_are_learned_from_scratch_with_a_delay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No float stage in front; without a delay a model from scratch is refused."""
+    """No float stage before; without a delay a model from scratch is refused."""
     monkeypatch.chdir(tmp_path)
     words = ["--width_multiplier=0.25", "--image_size=32", "--stages=quantize,convert"]
     with pytest.raises(UsageError, match="a trained model in the run folder"):
         trainer.run([*words, "--model_dir=refused"])
     recipe = ["--quantize_epochs=20", "--quantize_lr=0.004", "--quant_delay=300"]
     trainer.run([*words, *recipe, "--model_dir=run"])
-    found = tflite_model.read(tmp_path / "run/export/model.tflite")
-    assert found.float_tensors() == []
+    content = tflite_model.read(tmp_path / "run/export/model.tflite")
+    assert content.float_tensors() == []
     stages = json.loads((tmp_path / "run/report.json").read_text())["stages"]
     assert [entry["stage"] for entry in stages] == ["quantize", "convert"]
     assert min(entry["top1"] for entry in stages) > 90
 
 
-def test_averaged_weights_fit_the_ranges_of_the_weights_that_made_them() -> None:
-    """Ranges follow the weights in training; what is kept at the end is the average of those."""
+def test_averaged_weights_fit_the_ranges_of_the_trained_weights() -> None:
+    """Ranges follow the weights in training; the final weights are an average of those."""
     model = toy()
     train(model, None, 60)
     method = methods.create(QuantizationAwareTraining(), stage_context(60))
-    net = method.apply(model)
-    average = Average(net, 0.95)
-    train(net, method, 60, rate=0.02, after_update=lambda step: average.update(step))
-    kept = scheme.get_ranges(net)
-    own = net.get_weights()
+    wrapped = method.apply(model)
+    average = Average(wrapped, 0.95)
+    train(wrapped, method, 60, rate=0.02, after_update=lambda step: average.update(step))
+    ranges = scheme.get_ranges(wrapped)
+    own = wrapped.get_weights()
     average.assign()
-    assert any(np.any(a != b) for a, b in zip(own, net.get_weights(), strict=True))
-    for name, span in scheme.get_ranges(net).items():
-        np.testing.assert_array_equal(span, kept[name])  # no average of ranges: they are one
-    fresh = scheme.wrap(method.finalize(net), INCEPTION)
+    assert any(np.any(a != b) for a, b in zip(own, wrapped.get_weights(), strict=True))
+    for name, ends in scheme.get_ranges(wrapped).items():
+        np.testing.assert_array_equal(
+            ends, ranges[name]
+        )  # ranges are not averaged: they are moving averages already
+    fresh = scheme.wrap(method.finalize(wrapped), INCEPTION)
     calibrate(fresh, inputs(256, seed=5))
-    for name, span in scheme.get_ranges(fresh).items():
-        assert 0.6 < np.ptp(kept[name]) / np.ptp(span) < 1.6, name
+    for name, ends in scheme.get_ranges(fresh).items():
+        assert 0.6 < np.ptp(ranges[name]) / np.ptp(ends) < 1.6, name
     images = inputs(300, seed=21)
-    plain = method.finalize(net)(images, training=False).numpy().argmax(1)
-    simulated = net(images, training=False).numpy().argmax(1)
+    plain = method.finalize(wrapped)(images, training=False).numpy().argmax(1)
+    simulated = wrapped(images, training=False).numpy().argmax(1)
     assert np.mean(plain == simulated) > 0.97
     assert np.mean(simulated == (images[:, :, :, 0].mean((1, 2)) > 0)) > 0.85
 
 
-GIVEN = {
+CHECKPOINT_RANGES = {
     "a_act": (-0.0, 5.5),
     "sum": (-3.25, 4.5),
     "c_norm": (-2.0, 0.0),
@@ -265,35 +269,35 @@ GIVEN = {
 }
 
 
-def test_ranges_from_elsewhere_are_taken_where_they_fit() -> None:
+def test_valid_ranges_of_a_checkpoint_are_used() -> None:
     model = randomize_batch_norm(toy())
     wrapped, calibrated = scheme.wrap(model, INCEPTION), scheme.wrap(model, INCEPTION)
     calibrate(calibrated, inputs(32))
     expected = scheme.get_ranges(calibrated)
-    lines = set_ranges_from_checkpoint(wrapped, GIVEN, inputs(32))
-    for name, span in scheme.get_ranges(wrapped).items():
-        wanted = GIVEN[name] if name in ("a_act", "sum", "c_norm") else expected[name]
-        np.testing.assert_allclose(span, wanted, rtol=1e-6)
-    assert lines[0] == "3 of 7 activation ranges from the checkpoint, the others calibrated"
-    assert "not used, not quantized in the file: a_norm, elsewhere" in lines
-    assert "not used, zero is outside: d_act, e, pool" in lines
-    assert len(lines) == 3
+    notes = set_ranges_from_checkpoint(wrapped, CHECKPOINT_RANGES, inputs(32))
+    for name, ends in scheme.get_ranges(wrapped).items():
+        own = CHECKPOINT_RANGES[name] if name in ("a_act", "sum", "c_norm") else expected[name]
+        np.testing.assert_allclose(ends, own, rtol=1e-6)
+    assert notes[0] == "3 of 7 activation ranges from the checkpoint, the others calibrated"
+    assert "not used, not quantized in the file: a_norm, elsewhere" in notes
+    assert "not used, zero is outside: d_act, e, pool" in notes
+    assert len(notes) == 3
 
 
-def test_a_range_that_the_arithmetic_decides_is_not_taken() -> None:
+def test_a_range_that_the_arithmetic_fixes_is_not_used() -> None:
     source = tf_keras.layers.Input((16, 16, 3))
     x = tf_keras.layers.Conv2D(4, 3, 2, name="conv")(source)
     y = tf_keras.layers.Rescaling(1.0, 3.0, name="shift")(x)
     y = tf_keras.layers.ReLU(6.0, name="six")(y)
     x = tf_keras.layers.Multiply(name="product")([x, y])
     wrapped = scheme.wrap(tf_keras.Model(source, x), INCEPTION)
-    lines = set_ranges_from_checkpoint(wrapped, {"six": (0.0, 5.0)}, inputs(4))
+    notes = set_ranges_from_checkpoint(wrapped, {"six": (0.0, 5.0)}, inputs(4))
     assert tuple(scheme.get_ranges(wrapped)["six"]) == (0, 6)
-    assert "not used, fixed by the arithmetic: six" in lines
+    assert "not used, fixed by the arithmetic: six" in notes
 
 
 def test_a_rectified_range_starts_at_zero() -> None:
-    """Elsewhere a range of a ReLU6 may reach a little below; no value ever does."""
+    """In a checkpoint the range of a ReLU6 may start a little below zero; no value ever is."""
     wrapped = scheme.wrap(randomize_batch_norm(toy()), INCEPTION)
     set_ranges_from_checkpoint(wrapped, {"a_act": (-0.02, 6.0), "sum": (-0.02, 6.0)}, inputs(4))
     assert tuple(scheme.get_ranges(wrapped)["a_act"]) == (0, 6)
@@ -302,8 +306,8 @@ def test_a_rectified_range_starts_at_zero() -> None:
 
 def test_training_starts_from_the_ranges_of_its_stage_and_the_file_has_them() -> None:
     ranges = {"a_act": (0.0, 5.5), "sum": (-13.0, 14.0)}
-    given = StageContext(20, INCEPTION, lambda count: inputs(count), initial_ranges=ranges)
-    method = methods.create(QuantizationAwareTraining(calibration_images=32), given)
+    context = StageContext(20, INCEPTION, lambda count: inputs(count), initial_ranges=ranges)
+    method = methods.create(QuantizationAwareTraining(calibration_images=32), context)
     model = method.apply(randomize_batch_norm(toy()))
     assert scheme.get_ranges(model)["a_act"][1] == np.float32(5.5)
     assert any("2 of 7" in line for line in method.notes(model))
@@ -312,10 +316,10 @@ def test_training_starts_from_the_ranges_of_its_stage_and_the_file_has_them() ->
     add = next(op for op in content.operators if op.name == "ADD")
     scale = float(content.tensors[add.outputs[0]].scales[0])
     assert scale == pytest.approx(27 / 255, rel=1e-6)
-    said = model(file_inputs(pixels(4)), training=False).numpy()
-    assert np.isfinite(said).all()
+    outputs = model(file_inputs(pixels(4)), training=False).numpy()
+    assert np.isfinite(outputs).all()
 
 
-def test_without_ranges_from_elsewhere_nothing_is_told_of_them() -> None:
+def test_without_ranges_of_a_checkpoint_there_is_no_note_of_them() -> None:
     method = methods.create(QuantizationAwareTraining(calibration_images=8), stage_context())
     assert not any("from the checkpoint" in line for line in method.notes(method.apply(toy())))

@@ -44,22 +44,24 @@ def fresh(name: str, size: int, **fields: Any) -> Any:
 
 def train_eagerly(method: methods.Method, model: Any, steps: int, size: int) -> Any:
     """Some steps without a trace, which would cost more than they do."""
-    net = method.apply(model)
+    trained = method.apply(model)
     tf.config.run_functions_eagerly(True)
     try:
-        assert np.isfinite(train(net, method, steps, size, rate=1e-4))
+        assert np.isfinite(train(trained, method, steps, size, rate=1e-4))
     finally:
         tf.config.run_functions_eagerly(False)
-    return net
+    return trained
 
 
 def kernels(model: Any) -> dict[str, np.ndarray]:
-    found = {layer.name: variables.kernel(layer) for layer in model.layers}
-    return {name: kernel.numpy() for name, kernel in found.items() if kernel is not None}
+    variables_by_layer = {layer.name: variables.kernel(layer) for layer in model.layers}
+    return {
+        name: kernel.numpy() for name, kernel in variables_by_layer.items() if kernel is not None
+    }
 
 
 def same_zeros(model: Any, data: bytes) -> dict[str, float]:
-    """Of each kernel, the share of the model's zeros that are zero codes in the file."""
+    """Of each kernel, the share of the model's zeros that are zero in the file."""
     content = tflite_model.read(data)
     operators = [op for op in content.operators if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D")]
     graph = Graph(model)
@@ -67,15 +69,15 @@ def same_zeros(model: Any, data: bytes) -> dict[str, float]:
     shares = {}
     for op, layer in zip(operators, layers, strict=True):
         kernel = variables.kernel(layer).numpy()
-        codes = np.asarray(content.tensors[op.inputs[1]].data)
+        quantized = np.asarray(content.tensors[op.inputs[1]].data)
         depthwise = op.name == "DEPTHWISE_CONV_2D"
         # files have [1, height, width, channels] and [outputs, height, width, inputs]
         own = kernel[None, ..., 0] if depthwise else kernel.transpose(3, 0, 1, 2)
-        if codes.size != own.size:  # the stem on pairs of pixels, which is not pruned here
+        if quantized.size != own.size:  # the stem on pairs of pixels, which is not pruned here
             continue
-        dead = (own == 0).reshape(codes.shape)
-        if dead.any():
-            shares[layer.name] = float(np.mean(codes[dead] == 0))
+        zeros = (own == 0).reshape(quantized.shape)
+        if zeros.any():
+            shares[layer.name] = float(np.mean(quantized[zeros] == 0))
     return shares
 
 
@@ -99,26 +101,26 @@ def test_every_family_trains_exports_and_verifies(name: str, pruned: bool, size:
     method = methods.create(
         QuantizationAwareTraining(calibration_images=32), stage_context(2, size)
     )
-    net = train_eagerly(method, plain, 2, size)
-    model, ranges = method.finalize(net), scheme.get_ranges(net)
+    trained = train_eagerly(method, plain, 2, size)
+    model, ranges = method.finalize(trained), scheme.get_ranges(trained)
     wrapped = scheme.wrap(model, INCEPTION)
     scheme.set_ranges(wrapped, ranges)
     images = inputs(16, size)
-    said = wrapped(images, training=False).numpy()
-    np.testing.assert_array_equal(said, net(images, training=False))
+    outputs = wrapped(images, training=False).numpy()
+    np.testing.assert_array_equal(outputs, trained(images, training=False))
     int8_saving.prepare_export(wrapped)
     data = tflite_converter.int8_flatbuffer(wrapped)
-    # Models of two steps answer almost alike: structure is demanded, top-1 is not.
-    found = verify.verify(
+    # After two steps all outputs are similar: structure is required, top-1 is not.
+    verification = verify.verify(
         data,
-        said,
+        outputs,
         scheme.to_grid(images, INCEPTION),
         expect_int8=True,
         io="int8",
         limits=VerificationLimits(),
     )
-    assert found.ok, found.faults
-    assert (found.float_tensors, found.partitions) == (0, 1)
+    assert verification.ok, verification.faults
+    assert (verification.float_tensors, verification.partitions) == (0, 1)
     if pruned:
         graph = Graph(model)
         for layer in graph.layers:
@@ -134,9 +136,7 @@ def test_every_family_trains_exports_and_verifies(name: str, pruned: bool, size:
 @pytest.mark.parametrize(
     "name", ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_edgetpu"]
 )
-def test_pruned_quantized_saved_loaded_and_trained_on_the_zeros_are_in_the_file(
-    name: str, tmp_path: Path
-) -> None:
+def test_zeros_survive_pruning_qat_saving_and_more_training(name: str, tmp_path: Path) -> None:
     size = 32
     config = MagnitudePruning(SHARES, end=1.0, frequency=1)
     method = methods.create(config, stage_context(2, size))
@@ -146,10 +146,10 @@ def test_pruned_quantized_saved_loaded_and_trained_on_the_zeros_are_in_the_file(
         method = methods.create(
             QuantizationAwareTraining(calibration_images=32), stage_context(20, size)
         )
-        net = train_eagerly(method, model, steps, size)
-        model, target = method.finalize(net), tmp_path / str(turn)
+        trained = train_eagerly(method, model, steps, size)
+        model, target = method.finalize(trained), tmp_path / str(turn)
         saving.save(model, target, Card({}, (size, size, 3), INCEPTION, ("x",) * 10))
-        int8_saving.save_ranges(target, scheme.get_ranges(net))
+        int8_saving.save_ranges(target, scheme.get_ranges(trained))
         model = saving.load(target).model
     wrapped = int8_saving.load(target)
     int8_saving.prepare_export(wrapped)
@@ -157,13 +157,13 @@ def test_pruned_quantized_saved_loaded_and_trained_on_the_zeros_are_in_the_file(
     for layer, kernel in kernels(model).items():
         assert np.any(kernel != start[layer]), layer  # it has trained
         np.testing.assert_array_equal(kernel == 0, start[layer] == 0)
-    found = same_zeros(model, data)
-    assert len(found) > 10
-    assert min(found.values()) >= 0.999
+    shares = same_zeros(model, data)
+    assert len(shares) > 10
+    assert min(shares.values()) >= 0.999
 
 
 @pytest.mark.slow
-def test_a_pruned_file_travels_in_less_than_half_of_a_dense_one() -> None:
+def test_a_pruned_file_compresses_to_less_than_half_of_a_dense_one() -> None:
     """V1 at full width; narrower models have more biases and scales, which do not shrink."""
     model = fresh("mobilenet_v1", 32, width_multiplier=1.0)
     dense = verify.gzip_size(quantize_to_file(model, 32).data)

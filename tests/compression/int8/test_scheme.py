@@ -1,4 +1,4 @@
-"""The scheme: its grid, its gradients, what is kept of it, and what it refuses."""
+"""The quantization scheme: grid, gradients, what is saved, and what is refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def calibrated(model: Any) -> Any:
     return wrapped
 
 
-def test_codes_behind_the_first_convolution_are_the_simulated_ones() -> None:
+def test_outputs_of_the_first_convolution_equal_the_simulation() -> None:
     """From uint8 pixels on; one in a thousand may round apart."""
     off = operator_steps(quantize_to_file(randomize_batch_norm(toy(16))), pixels(48))["a_act"]
     assert off.size == 48 * 64 * 16
@@ -55,8 +55,10 @@ def test_codes_behind_the_first_convolution_are_the_simulated_ones() -> None:
     assert off.max() <= 1
 
 
-def test_without_the_shift_pixels_fall_between_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`p / 127.5 - 1` over [-1, 1], as others have it: the hazard that the shift is for."""
+def test_without_the_shift_pixels_fall_between_quantized_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`p / 127.5 - 1` over [-1, 1], as elsewhere: the reason for the shift."""
     monkeypatch.setattr(scheme, "input_quantizer", lambda _: ActivationQuantizer((-1.0, 1.0)))
     wrapped = scheme.wrap(randomize_batch_norm(toy(16)), INCEPTION)
     calibrate(wrapped, inputs(32))
@@ -64,10 +66,10 @@ def test_without_the_shift_pixels_fall_between_codes(monkeypatch: pytest.MonkeyP
     data = tflite_converter.int8_flatbuffer(wrapped)
     seen = tf_keras.Model(wrapped.input, wrapped.get_layer("quant_a_act").output)
     out = seen(inputs(48), training=False).numpy()
-    codes, scale, zero = next(
+    quantized, scale, zero = next(
         value for name, value in file_tensors(data, pixels(48)).items() if "quant_a_" in name
     )
-    off = np.abs(np.round(out / scale) + zero - codes)
+    off = np.abs(np.round(out / scale) + zero - quantized)
     assert np.mean(off > 0) > 0.01
 
 
@@ -75,8 +77,8 @@ def test_input_quantizer_is_pixel_minus_128() -> None:
     pixel = np.arange(256, dtype=np.float32)
     for mean, std in ((127.5, 127.5), (0.0, 255.0), (0.0, 1.0), (128.0, 64.0)):
         quantizer = InputQuantizer(mean, std)
-        given = tf.constant((pixel - mean) / std)
-        simulated = quantizer(given, False, {}).numpy()
+        images = tf.constant((pixel - mean) / std)
+        simulated = quantizer(images, False, {}).numpy()
         np.testing.assert_allclose(simulated, (pixel - 128) / std, rtol=1e-5, atol=1e-7 / std)
         quantizer.phase.exporting = True
         np.testing.assert_allclose(quantizer(simulated, False, {}).numpy(), simulated, rtol=1e-6)
@@ -94,8 +96,8 @@ def test_weights_are_rounded_as_the_formula_says() -> None:
         kernel = rng.normal(size=shape).astype(np.float32)
         scale = np.abs(kernel).max(axes, keepdims=True) / 127
         expected = np.round(kernel / scale) * scale
-        found = WeightQuantizer(kind)(tf.constant(kernel), True, {}).numpy()
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        rounded = WeightQuantizer(kind)(tf.constant(kernel), True, {}).numpy()
+        np.testing.assert_allclose(rounded, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_pass_both_quantizers_unchanged() -> None:
@@ -132,7 +134,7 @@ def test_ranges_are_extremes_first_and_a_moving_average_after() -> None:
     np.testing.assert_allclose([weights["low"], weights["high"]], [low, high], rtol=1e-5)
 
 
-def test_calibration_finds_the_extremes_of_the_float_net() -> None:
+def test_calibration_finds_the_extremes_of_the_float_model() -> None:
     model = randomize_batch_norm(toy())
     images = inputs(32)
     ranges = scheme.get_ranges(calibrated(model))
@@ -143,7 +145,7 @@ def test_calibration_finds_the_extremes_of_the_float_net() -> None:
         assert high == pytest.approx(max(float(seen.max()), 0), abs=0.05 * float(np.ptp(seen)))
 
 
-def test_a_trained_net_keeps_its_accuracy_straight_after_calibration() -> None:
+def test_a_trained_model_keeps_its_accuracy_after_calibration() -> None:
     """No step of training; tfmot's fresh wrapping falls to chance."""
     method = methods.create(QuantizationAwareTraining(), stage_context(1))
     model = toy()
@@ -161,7 +163,7 @@ def test_a_trained_net_keeps_its_accuracy_straight_after_calibration() -> None:
     assert np.mean(fresh == labels) < 0.7
 
 
-def test_what_is_kept_gives_the_same_net_bit_for_bit() -> None:
+def test_the_saved_parts_give_the_same_model_bit_for_bit() -> None:
     model = randomize_batch_norm(toy())
     wrapped = calibrated(model)
     plain = scheme.unwrap(wrapped, model)
@@ -171,12 +173,12 @@ def test_what_is_kept_gives_the_same_net_bit_for_bit() -> None:
     again = scheme.wrap(plain, INCEPTION)
     scheme.set_ranges(again, scheme.get_ranges(wrapped))
     np.testing.assert_array_equal(wrapped(inputs(8)), again(inputs(8)))
-    for name, span in scheme.get_ranges(again).items():
-        np.testing.assert_array_equal(span, scheme.get_ranges(wrapped)[name])
+    for name, ends in scheme.get_ranges(again).items():
+        np.testing.assert_array_equal(ends, scheme.get_ranges(wrapped)[name])
 
 
-def test_the_file_says_what_training_evaluated() -> None:
-    """The export phase reads its own input grid; the answers are the same."""
+def test_the_file_computes_what_training_evaluated() -> None:
+    """The export phase reads its own input grid; the outputs are the same."""
     wrapped = calibrated(randomize_batch_norm(toy()))
     before = wrapped(inputs(16), training=False).numpy()
     int8_saving.prepare_export(wrapped)
@@ -194,7 +196,7 @@ def mixed() -> Iterator[None]:
     tf_keras.mixed_precision.set_global_policy("float32")
 
 
-def test_it_trains_under_mixed_precision_and_leaves_in_float32(mixed: None) -> None:
+def test_it_trains_under_mixed_precision_and_ends_in_float32(mixed: None) -> None:
     method = methods.create(QuantizationAwareTraining(calibration_images=32), stage_context(6))
     model = toy()
     wrapped = method.apply(model)
@@ -206,7 +208,7 @@ def test_it_trains_under_mixed_precision_and_leaves_in_float32(mixed: None) -> N
     assert all(v.dtype == tf.float32 for v in wrapped.variables if v.dtype.is_floating)
     for old, variable in zip(before, wrapped.trainable_variables, strict=True):
         assert np.any(old != variable.numpy())
-    assert any(np.any(span != ranges[name]) for name, span in scheme.get_ranges(wrapped).items())
+    assert any(np.any(ends != ranges[name]) for name, ends in scheme.get_ranges(wrapped).items())
     final = scheme.get_ranges(wrapped)
     tf_keras.mixed_precision.set_global_policy("float32")
     plain = freeze.float32_copy(method.finalize(wrapped))
@@ -222,7 +224,7 @@ def keras_3() -> Any:
     return keras.Sequential([keras.Input((SIZE, SIZE, 3)), keras.layers.Conv2D(4, 3)])
 
 
-def net(*layers: Any) -> Any:
+def sequential(*layers: Any) -> Any:
     source = x = L.Input((SIZE, SIZE, 3))
     for layer in layers:
         x = layer(x)
@@ -238,34 +240,37 @@ def poisoned() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (keras_3, "a tf_keras model"),
         (lambda: scheme.wrap(toy(), INCEPTION), "quantized already"),
-        (lambda: net(L.Conv2D(4, 1), L.LayerNormalization(name="odd")), "layer odd"),
-        (lambda: net(L.Conv2D(4, 1), L.Activation("tanh", name="odd")), "tanh"),
-        (lambda: net(L.Conv2D(4, 1, activation="swish", name="odd")), "swish"),
-        (lambda: net(L.Conv2D(4, 1), L.Softmax(name="odd")), "classifier_activation=None"),
-        (lambda: net(L.Flatten(), L.Dense(4, activation="softmax")), "classifier_activation=None"),
+        (lambda: sequential(L.Conv2D(4, 1), L.LayerNormalization(name="odd")), "layer odd"),
+        (lambda: sequential(L.Conv2D(4, 1), L.Activation("tanh", name="odd")), "tanh"),
+        (lambda: sequential(L.Conv2D(4, 1, activation="swish", name="odd")), "swish"),
+        (lambda: sequential(L.Conv2D(4, 1), L.Softmax(name="odd")), "classifier_activation=None"),
+        (
+            lambda: sequential(L.Flatten(), L.Dense(4, activation="softmax")),
+            "classifier_activation=None",
+        ),
         (poisoned, "NaN"),
     ],
 )
-def test_what_cannot_be_quantized_is_told_in_a_line(make: Any, said: str) -> None:
+def test_what_cannot_be_quantized_is_one_line(make: Any, message: str) -> None:
     with pytest.raises(UsageError) as error:
         scheme.wrap(make(), INCEPTION)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     "images", [np.zeros((0, SIZE, SIZE, 3)), np.full((4, SIZE, SIZE, 3), np.nan)]
 )
-def test_calibration_refuses_what_is_no_image(images: np.ndarray) -> None:
+def test_calibration_refuses_invalid_images(images: np.ndarray) -> None:
     with pytest.raises(UsageError, match="calibration images"):
         calibrate(scheme.wrap(toy(), INCEPTION), images.astype(np.float32))
 
 
-def test_ranges_that_never_moved_are_refused() -> None:
+def test_ranges_that_were_never_set_are_refused() -> None:
     wrapped = scheme.wrap(toy(), INCEPTION)
     with pytest.raises(UsageError, match="calibrate the model"):
         int8_saving.prepare_export(wrapped)
@@ -301,7 +306,7 @@ def test_a_preprocessing_by_channel_is_calibrated_instead() -> None:
     np.testing.assert_array_equal(scheme.to_grid(images, PREPROCESSING["imagenet"]), images)
 
 
-def test_wrapping_leaves_the_net_alone() -> None:
+def test_wrapping_does_not_change_the_model() -> None:
     model = toy()
     before = model.get_weights()
     wrapped = calibrated(model)
@@ -314,7 +319,7 @@ def test_wrapping_leaves_the_net_alone() -> None:
 
 
 @pytest.mark.parametrize(("size", "rounded"), [(32, False), (64, True)])
-def test_the_mean_of_one_place_is_not_rounded_again(size: int, rounded: bool) -> None:
+def test_the_mean_of_one_position_is_not_quantized_again(size: int, rounded: bool) -> None:
     """The converter leaves such a mean out: a range of its own, which training moves apart from
     that of its input, would round where the file does not."""
     config = archs.get("mobilenet_v1", width_multiplier=0.25, classifier_activation=None)
