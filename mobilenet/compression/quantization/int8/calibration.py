@@ -75,10 +75,10 @@ def set_ranges_from_checkpoint(
     calibrate(wrapped, images)
     skipped: dict[str, list[str]] = {}
     used = 0
-    for name, ends in ranges.items():
+    for name, limits in ranges.items():
         if name.endswith("/kernel"):
             continue
-        low, high = (float(value) for value in ends)
+        low, high = (float(value) for value in limits)
         reason = _invalid_range_reason(own.get(name), low, high)
         if reason:
             skipped.setdefault(reason, []).append(name)
@@ -109,15 +109,15 @@ def fill_empty_ranges(wrapped: Any) -> None:
     Raises:
         UsageError: a range is not finite.
     """
-    for name, ends in scheme.get_ranges(wrapped).items():
-        if not np.isfinite(ends).all():
+    for name, limits in scheme.get_ranges(wrapped).items():
+        if not np.isfinite(limits).all():
             raise UsageError(
                 f"range of {name}",
-                ends.tolist(),
+                limits.tolist(),
                 "finite values",
                 "the model's weights are not finite",
             )
-        if ends[1] - ends[0] < MIN_WIDTH:
+        if limits[1] - limits[0] < MIN_WIDTH:
             scheme.quantizers(wrapped)[name].variables["high"].assign(EMPTY_HIGH)
 
 

@@ -111,7 +111,7 @@ def assemble(model: model_folder.LoadedModel, ranges: scheme.Ranges, target: str
     wrapped = scheme.wrap(model.model, card.preprocessing, target, card.keep_float)
     inside = hard_swish_inner_layers(Graph(model.model)) if target == "generic" else ()
     # Some tensors are not quantized for this target.
-    scheme.set_ranges(wrapped, {n: ends for n, ends in ranges.items() if n not in inside})
+    scheme.set_ranges(wrapped, {n: limits for n, limits in ranges.items() if n not in inside})
     return wrapped
 
 

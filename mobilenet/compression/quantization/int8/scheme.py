@@ -257,8 +257,8 @@ def check_ranges(ranges: Mapping[str, Float32Array]) -> None:
     Raises:
         UsageError: one does not, or was never set.
     """
-    for name, ends in ranges.items():
-        low, high = (float(value) for value in ends)
+    for name, limits in ranges.items():
+        low, high = (float(value) for value in limits)
         if not (np.isfinite([low, high]).all() and low <= 0 <= high and low < high):
             raise UsageError(
                 f"range of {name}",
