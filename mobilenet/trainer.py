@@ -25,7 +25,7 @@ HEADERS = (
 
 COMMAND = cli.Command(
     "mobilenet.trainer",
-    "Trains a MobileNet, prunes it, trains it for int8 and converts it, in one run folder.",
+    "Trains a MobileNet, prunes it, quantizes it and converts it, in one run folder.",
     cli.flag_specs(RunConfig),
     (
         cli.option(

@@ -1,1 +1,1 @@
-"""Training: one engine for every stage, and the chain of stages in one run folder."""
+"""Training: one engine for every stage, and the pipeline of stages in one run folder."""

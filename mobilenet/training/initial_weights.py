@@ -1,4 +1,4 @@
-"""Weights to start from: what is loaded by name and shape is listed, and so is what is not."""
+"""Initial weights from files; layers are matched by name and shape, and the rest is listed."""
 
 from __future__ import annotations
 

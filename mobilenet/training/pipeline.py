@@ -92,7 +92,7 @@ class Pipeline:
         self.stages = run.config.stages if stages is None else stages
         self.run, self.config, self.info = run, run.config, info
         self.preprocessing = PREPROCESSING[self.config.dataset.preprocessing]
-        self.strategy = strategy.make(self.config.distribution_strategy)
+        self.strategy = strategy.create_strategy(self.config.distribution_strategy)
         self.data = RunData(self.config, self.preprocessing)
         self._learned_ranges: Mapping[str, tuple[float, float]] = {}  # by fake quantization in TF1
         self._teachers = distillation.Teachers(self.config, info)

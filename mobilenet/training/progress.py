@@ -1,4 +1,4 @@
-"""What a person sees while a stage trains: a bar with the time left on a terminal, and lines."""
+"""Progress of a stage: a bar on a terminal, one line an epoch, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PLOTTED = ("loss", "top1", "val_loss", "val_top1", "lr")
 
 
 class Progress(tf_keras.callbacks.Callback):
-    """One bar a stage (only on a terminal), one line an epoch (always, in the log too).
+    """One bar a stage (on a terminal only), and one line an epoch, also in the log.
 
     Args:
         stage: its name.
@@ -67,7 +67,7 @@ class Progress(tf_keras.callbacks.Callback):
 
 
 class Board(tf_keras.callbacks.Callback):
-    """The epoch's figures for TensorBoard.
+    """The metrics of each epoch for TensorBoard.
 
     Args:
         folder: of the event files of this stage.

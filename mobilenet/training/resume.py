@@ -1,4 +1,4 @@
-"""Resume state: everything a stage needs to go on after a kill, whole or not there."""
+"""Resume state: all that a stage needs to continue after it was killed, written atomically."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Row = dict[str, float]
 
 
 class Checkpoints:
-    """The newest states of one stage; TensorFlow names a state only when it is complete.
+    """The newest states of one stage; TensorFlow lists a state only when it is complete.
 
     Args:
         folder: `checkpoints/<stage>` of the run.
-        keep: how many states stay.
+        keep: number of states that are kept.
         objects: what is saved, by name.
     """
 
@@ -55,11 +55,11 @@ class Checkpoints:
         return int(self.epoch.numpy()), rows
 
     def save(self, epoch: int, rows: list[Row]) -> None:
-        """Keeps the state after `epoch` epochs."""
+        """Saves the state after `epoch` epochs."""
         self.epoch.assign(epoch)
         self.rows.assign(json.dumps(rows))
         self.manager.save(checkpoint_number=epoch)
 
     def clear(self) -> None:
-        """Removes the states of a stage that is finished."""
+        """Removes the states of a finished stage."""
         shutil.rmtree(self.folder, ignore_errors=True)

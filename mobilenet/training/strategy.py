@@ -1,4 +1,4 @@
-"""tf.distribute by name; nothing of ours moves a gradient between machines."""
+"""Strategies of tf.distribute by name, and the precision in which models are built."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mobilenet.configs.run import STRATEGIES
 from mobilenet.errors import UsageError, one_of
 
 
-def make(name: str) -> tf.distribute.Strategy:
-    """The strategy called `name`.
+def create_strategy(name: str) -> tf.distribute.Strategy:
+    """The strategy with this name.
 
     Raises:
-        UsageError: no such name, or its devices are not there.
+        UsageError: no such name, or its devices are not available.
     """
     one_of("distribution_strategy", name, STRATEGIES)
     try:
@@ -36,6 +36,6 @@ def make(name: str) -> tf.distribute.Strategy:
 
 
 def set_precision(name: str) -> None:
-    """Sets the dtype policy under which the models of this process are built."""
+    """Sets the dtype policy of models that are built from now on."""
     policy: Any = tf_keras.mixed_precision.Policy(name)
     tf_keras.mixed_precision.set_global_policy(policy)

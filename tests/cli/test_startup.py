@@ -65,18 +65,18 @@ def test_the_import_costs_under_a_third_of_a_second() -> None:
         "import mobilenet.cli, mobilenet.__main__; mobilenet.__main__.run([])",
     ],
 )
-def test_light_rooms_load_nothing_heavy(code: str) -> None:
+def test_light_packages_load_nothing_heavy(code: str) -> None:
     assert loaded_after(code) == "[]"
 
 
-def test_configs_answer_in_under_a_second() -> None:
+def test_configs_load_in_under_a_second() -> None:
     taken, _ = seconds(
         "-c", "import mobilenet.configs.archs as a; print(a.get('mobilenet_v2'))", below=1
     )
     assert taken < 1
 
 
-def test_the_list_of_commands_answers_in_under_a_second() -> None:
+def test_the_list_of_commands_takes_under_a_second() -> None:
     taken, done = seconds("-m", "mobilenet", below=1)
     assert taken < 1
     for name in ("mobilenet_v1", "mobilenet_v3_large_minimalistic", "mobilenet_edgetpu"):
@@ -87,7 +87,7 @@ def test_the_list_of_commands_answers_in_under_a_second() -> None:
 
 @pytest.mark.parametrize("flag", ["--help", "--helpfull"])
 @pytest.mark.parametrize("module", COMMANDS)
-def test_help_answers_in_under_a_second(module: str, flag: str) -> None:
+def test_help_takes_under_a_second(module: str, flag: str) -> None:
     taken, done = seconds("-m", module, flag, below=1)
     assert taken < 1
     assert f"python -m {module}" in done.stdout

@@ -145,7 +145,7 @@ def test_a_second_process_is_refused(run: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_overwrite_that_fails_gives_the_old_run_back(run: Path) -> None:
+def test_overwrite_that_fails_restores_the_old_run(run: Path) -> None:
     before = content(run)
     for words in (["--image_size=16"], ["--final_sparsity=nothing=0.5"], ["--stages=convert"]):
         error_of(*LEARNED, *words, "--overwrite", "--model_dir", run)
@@ -234,7 +234,7 @@ def test_stages_are_added_in_the_same_folder(
     assert f"there prune.lr is {CONFIG.prune.lr}, here 0.5" in said
 
 
-def test_a_teacher_may_change_until_it_has_taught(tmp_path: Path) -> None:
+def test_a_teacher_may_change_until_a_stage_learned_from_it(tmp_path: Path) -> None:
     place, start = tmp_path / "run", CONFIG.replace(distillation=Distillation("start"))
     none, other = (
         CONFIG.replace(distillation=Distillation(name)) for name in ("none", "models/other")
@@ -295,7 +295,7 @@ def loaded(checkpoint: Path) -> dict[str, list[np.ndarray]]:
 
 
 @pytest.mark.parametrize("form", ["folder", "file"])
-def test_a_run_starts_from_a_net_of_ours(finished: Path, form: str) -> None:
+def test_a_run_starts_from_a_saved_model(finished: Path, form: str) -> None:
     file = finished / "train/model.keras"
     found = loaded(file if form == "file" else file.parent)
     expected = weights(tf_keras.models.load_model(file, compile=False))
@@ -334,7 +334,7 @@ def test_a_file_of_other_classes_gives_all_but_the_head(
     assert "; new: Logits" in capfd.readouterr().out
 
 
-def test_weights_of_another_net_are_refused(net: Callable[..., Any], tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused(net: Callable[..., Any], tmp_path: Path) -> None:
     net(10, 0.5).save_weights(tmp_path / "weights.h5")
     other = tmp_path / "other"
     words = [*TINY, "--stages=train", f"--model_dir={other}"]
@@ -386,7 +386,7 @@ def wait_for(path: Path, seconds: float = 240) -> None:
     ("number", "status"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
 )
-def test_a_process_that_is_stopped_goes_on_with_the_same_command(
+def test_a_stopped_run_continues_with_the_same_command(
     tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     folder = tmp_path / "run"
@@ -413,7 +413,7 @@ def test_a_process_that_is_stopped_goes_on_with_the_same_command(
     assert not list(folder.rglob(".writing*"))
 
 
-def test_what_a_run_is_said_to_be_is_what_it_is(finished: Path) -> None:
+def test_the_card_describes_the_run(finished: Path) -> None:
     card = json.loads((finished / "prune/card.json").read_text())
     assert card["architecture"]["type"] == MobileNetV1Config.__name__
     assert (card["dataset"], card["stage"], card["input_shape"]) == ("digits", "prune", [32, 32, 3])

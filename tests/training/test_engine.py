@@ -25,7 +25,7 @@ from mobilenet.training.ema import Average  # noqa: E402
 from mobilenet.training.resume import Checkpoints  # noqa: E402
 
 
-def test_the_average_is_the_formula_and_the_net_ends_with_it(tmp_path: Path) -> None:
+def test_the_average_follows_the_formula_and_the_model_ends_with_it(tmp_path: Path) -> None:
     """decay = min(d, (1 + t) / (10 + t)), as tf.train.ExponentialMovingAverage has it."""
     model, watch = two_layer_model(), Recorder()
     shadows = [w.numpy().astype(np.float64) for w in model.weights]
@@ -126,7 +126,7 @@ def test_the_newest_states_are_kept(tmp_path: Path) -> None:
     assert not tmp_path.exists()
 
 
-def test_the_state_of_another_net_is_refused_with_its_file(tmp_path: Path) -> None:
+def test_the_state_of_another_model_is_refused_with_its_file(tmp_path: Path) -> None:
     engine.fit(two_layer_model(), None, make_job(tmp_path))
     source = tf_keras.layers.Input((6, 6, 2))
     other = tf_keras.Model(
@@ -168,7 +168,7 @@ def test_rows_hold_what_was_seen(tmp_path: Path) -> None:
     assert 0 <= rows[-1]["top1"] <= 100
 
 
-def test_no_epochs_leave_the_net_as_it_is(tmp_path: Path) -> None:
+def test_no_epochs_leave_the_model_unchanged(tmp_path: Path) -> None:
     model = two_layer_model()
     before = model.get_weights()
     assert engine.fit(model, None, make_job(tmp_path, CONFIG.replace(epochs=0))) == []
@@ -194,7 +194,7 @@ class Clamp(Method):
         return step >= 2 * STEPS
 
 
-def test_a_method_has_the_last_word_after_every_update(tmp_path: Path) -> None:
+def test_after_step_runs_after_every_update(tmp_path: Path) -> None:
     model, watch = two_layer_model(), Recorder()
     config = CONFIG.replace(ma_decay_rate=0.0)
     engine.fit(model, Clamp(model), make_job(tmp_path, config, watch))
@@ -202,7 +202,7 @@ def test_a_method_has_the_last_word_after_every_update(tmp_path: Path) -> None:
     assert seen == list(range(1, 4 * STEPS + 1))
 
 
-def test_statistics_stand_still_where_a_method_says_so(tmp_path: Path) -> None:
+def test_statistics_are_frozen_while_the_method_asks_for_it(tmp_path: Path) -> None:
     model, watch = two_layer_model(), Recorder()
     engine.fit(model, Clamp(model), make_job(tmp_path, CONFIG.replace(ma_decay_rate=0.0), watch))
     place = next(i for i, w in enumerate(model.weights) if "moving_mean" in w.name)
@@ -248,13 +248,13 @@ def test_scores_are_those_of_keras_on_every_image() -> None:
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES])
-def test_a_label_outside_the_classes_is_told(label: int) -> None:
+def test_a_label_outside_the_classes_is_refused(label: int) -> None:
     data = as_dataset(np.zeros((9, 6, 6, 2), np.float32), np.array([0] * 8 + [label], np.int32))
     with pytest.raises(UsageError, match="class indices 0 to 3.*label_offset"):
         scoring.score(inference.compile_model(two_layer_model()), data)
 
 
-def test_no_images_are_told() -> None:
+def test_no_images_are_refused() -> None:
     data = as_dataset(np.zeros((1, 6, 6, 2), np.float32), np.zeros(1, np.int32)).take(0)
     with pytest.raises(UsageError, match="at least one image"):
         scoring.score(inference.compile_model(two_layer_model()), data)
@@ -276,7 +276,7 @@ def test_one_trace_serves_batches_of_any_size(caplog: pytest.LogCaptureFixture) 
     assert "retracing" not in caplog.text
 
 
-def test_the_average_begins_anew_behind_the_update_that_the_method_names() -> None:
+def test_the_average_restarts_after_the_update_that_the_method_names() -> None:
     """Right behind it the average is nearly the weights themselves."""
     model = tf_keras.Sequential([tf_keras.layers.Dense(1, use_bias=False, input_shape=(1,))])
     weight, method = (

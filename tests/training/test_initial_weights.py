@@ -1,5 +1,5 @@
 """Weights to start from: every form of a checkpoint gives the same model, a new head is told, and
-batch norms that came folded train as they answer.
+folded batch norms compute the same in both modes.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def test_a_head_of_other_classes_is_new(
 
 
 @pytest.mark.parametrize("form", [keras_file, checkpoint_of_model])
-def test_another_net_is_refused_and_nothing_is_set(
+def test_another_model_is_refused_and_nothing_is_set(
     form: Callable[[Any, Path], Path], trained: Any, tmp_path: Path
 ) -> None:
     config = CONFIG.replace(width_multiplier=0.25)
@@ -123,7 +123,7 @@ def folded(model: Any) -> None:
             )
 
 
-def test_folded_batch_norms_train_as_they_answer() -> None:
+def test_folded_batch_norms_compute_the_same_in_training() -> None:
     model = builder.build(CONFIG.replace(dropout_keep_prob=1.0), (32, 32, 3))
     draw = np.random.default_rng(2)
     for layer in model.layers:

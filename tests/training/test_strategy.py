@@ -89,11 +89,11 @@ def test_a_teacher_and_the_best_epoch_on_two_replicas(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["none", "mirrored"])
 def test_a_strategy_by_name(name: str) -> None:
     kinds = {"none": "_DefaultDistributionStrategy", "mirrored": "MirroredStrategy"}
-    assert type(strategy.make(name)).__name__ == kinds[name]
+    assert type(strategy.create_strategy(name)).__name__ == kinds[name]
 
 
 def test_an_unknown_strategy_and_absent_devices_are_told() -> None:
     with pytest.raises(UsageError, match="did you mean mirrored"):
-        strategy.make("miror")
+        strategy.create_strategy("miror")
     with pytest.raises(UsageError, match="^distribution_strategy: got 'tpu'.*its devices"):
-        strategy.make("tpu")
+        strategy.create_strategy("tpu")
