@@ -230,7 +230,7 @@ def test_a_file_of_another_format_is_not_kept(
 def test_a_file_that_does_not_run_is_not_kept(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ai_edge, "quantize", lambda data, name, images: data[: len(data) // 2])
+    monkeypatch.setattr(ai_edge, "apply_recipe", lambda data, name, images: data[: len(data) // 2])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(
         VerificationError, match=r"edge_dynamic that can be run.*it was not written"

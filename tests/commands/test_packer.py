@@ -46,7 +46,7 @@ def file(saved: Path) -> Path:
     return path
 
 
-def test_a_folder_comes_back_with_card_and_ranges(
+def test_a_folder_is_unpacked_with_card_and_ranges(
     saved: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     packer.run(["unpack", str(file), str(tmp_path / "back")])
@@ -60,7 +60,7 @@ def test_a_folder_comes_back_with_card_and_ranges(
         assert all(a[n].tobytes() == b[n].tobytes() and a[n].dtype == b[n].dtype for n in a.files)
 
 
-def test_a_file_becomes_a_flatbuffer_that_answers_like_the_net(
+def test_a_file_becomes_a_flatbuffer_with_equal_outputs(
     saved: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     packer.run(["unpack", str(file), str(tmp_path / "net.tflite")])
@@ -71,8 +71,8 @@ def test_a_file_becomes_a_flatbuffer_that_answers_like_the_net(
     runner.allocate_tensors()
     runner.set_tensor(runner.get_input_details()[0]["index"], images)
     runner.invoke()
-    said = runner.get_tensor(runner.get_output_details()[0]["index"])
-    np.testing.assert_allclose(said, model(images), atol=1e-4)
+    outputs = runner.get_tensor(runner.get_output_details()[0]["index"])
+    np.testing.assert_allclose(outputs, model(images), atol=1e-4)
 
 
 def test_info_lists_layers_and_totals(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +86,7 @@ def test_info_lists_layers_and_totals(file: Path, capsys: pytest.CaptureFixture[
     assert "flatbuffer" not in capsys.readouterr().out
 
 
-def test_folding_is_smaller_and_says_what_it_moves(
+def test_folding_is_smaller_and_reports_its_effect(
     saved: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folded = tmp_path / "folded"
@@ -102,7 +102,7 @@ def test_folding_is_smaller_and_says_what_it_moves(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ([], "one of pack, unpack, info"),
         (["pak", "a", "b"], "did you mean pack?"),
@@ -123,15 +123,15 @@ def test_folding_is_smaller_and_says_what_it_moves(
     ],
 )
 def test_bad_commands_cost_one_line(
-    words: list[str], told: str, saved: Path, file: Path, tmp_path: Path
+    words: list[str], message: str, saved: Path, file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine").write_text("mine")
-    places = {"{net}": str(saved), "{file}": str(file), "{tmp}": str(tmp_path)}
-    for mark, place in places.items():
-        words = [word.replace(mark, place) for word in words]
+    paths = {"{net}": str(saved), "{file}": str(file), "{tmp}": str(tmp_path)}
+    for mark, folder in paths.items():
+        words = [word.replace(mark, folder) for word in words]
     with pytest.raises(UsageError) as caught:
         packer.run(words)
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert (tmp_path / "mine").read_text() == "mine"
 

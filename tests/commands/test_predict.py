@@ -54,12 +54,12 @@ def keras_shares(path: Path) -> np.ndarray:
 
 def parse(text: str) -> dict[str, dict[str, float]]:
     """Probability in percent by image and label, from what was printed."""
-    found = {}
+    actual = {}
     for block in text.strip().split("\n\n"):
-        picture, header, _, *rows = block.splitlines()
+        image, header, _, *rows = block.splitlines()
         assert header.split() == ["label", "probability"]
-        found[picture] = {row.rsplit(maxsplit=2)[0].strip(): float(row.split()[-2]) for row in rows}
-    return found
+        actual[image] = {row.rsplit(maxsplit=2)[0].strip(): float(row.split()[-2]) for row in rows}
+    return actual
 
 
 def test_tables_of_a_flatbuffer(export: Path, photos: list[Path]) -> None:
@@ -74,7 +74,7 @@ def test_tables_of_a_flatbuffer(export: Path, photos: list[Path]) -> None:
         np.testing.assert_allclose(list(tables[str(path)].values()), 100 * shares[best], atol=0.02)
 
 
-def test_keras_models_answer_alike(export: Path, photos: list[Path], tmp_path: Path) -> None:
+def test_keras_models_have_equal_outputs(export: Path, photos: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "train"
     folder.mkdir()
     small_models.tiny_v1().save(folder / "model.keras")

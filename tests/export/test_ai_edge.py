@@ -1,4 +1,4 @@
-"""int4 files of kernels on a 4-bit grid: the grid is found, kept to the bit, and computed with."""
+"""int4 files of kernels on a 4-bit grid: the grid is recovered, stored exactly, and used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ needs_edge = pytest.mark.skipif(
 
 
 def unpacked(stored: memoryview, shape: tuple[int, ...]) -> np.ndarray:
-    """The codes of an int4 tensor."""
+    """The values of an int4 tensor."""
     halves = np.frombuffer(stored, np.uint8)
     both = np.stack([halves & 15, halves >> 4], axis=1).ravel()[: int(np.prod(shape))]
     return ((both.astype(np.int8) ^ 8) - 8).reshape(shape)
@@ -36,31 +36,31 @@ def unpacked(stored: memoryview, shape: tuple[int, ...]) -> np.ndarray:
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model whose 1x1 kernels have the values of `--quantization linear`, 4 bits."""
-    place = tmp_path_factory.mktemp("four") / "net"
+    folder = tmp_path_factory.mktemp("four") / "net"
     model = small_models.randomize_batch_norm(small_models.toy(), 4)
     for layer in model.layers:
         if kind(layer) == "Conv2D" and layer.kernel.shape[0] == 1:
             kernel = layer.kernel.numpy()
             code = SignedMinMax(kernel, 4)
             layer.kernel.assign(code.weights(kernel, code.parameters))
-    saving.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=small_models.INCEPTION))
-    return place
+    saving.save(model, folder, Card(input_shape=(16, 16, 3), preprocessing=small_models.INCEPTION))
+    return folder
 
 
 @given(st.integers(0, 1 << 32), st.integers(1, 6), st.integers(1, 9))
-def test_the_step_of_each_channel_is_found(seed: int, channels: int, weights: int) -> None:
+def test_the_step_of_each_channel_is_recovered(seed: int, channels: int, weights: int) -> None:
     rng = np.random.default_rng(seed)
-    codes = rng.integers(-7, 8, (channels, 1, 1, weights))
+    values = rng.integers(-7, 8, (channels, 1, 1, weights))
     gains = np.exp(rng.normal(size=(channels, 1, 1, 1)) * 3)
-    kernel = (np.float32(0.37) * codes.astype(np.float32)) * gains.astype(np.float32)
-    found = ai_edge.channel_steps(kernel)
-    assert found is not None and found.shape == (channels,)
-    multiples = kernel / found.reshape(-1, 1, 1, 1)
+    kernel = (np.float32(0.37) * values.astype(np.float32)) * gains.astype(np.float32)
+    actual = ai_edge.channel_steps(kernel)
+    assert actual is not None and actual.shape == (channels,)
+    multiples = kernel / actual.reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(multiples, np.rint(multiples), atol=1e-4)
     assert np.abs(multiples).max() < 7.001
 
 
-def test_a_channel_may_leave_out_steps_and_be_silent() -> None:
+def test_a_channel_may_skip_steps_or_be_zero() -> None:
     kernel = np.array([[0.0, 3.0, -5.0], [0.0, 0.0, 0.0], [0.5, 0.0, 0.5]], np.float32)
     np.testing.assert_allclose(ai_edge.channel_steps(kernel), [1.0, 1.0, 0.5])  # type: ignore[arg-type]
 
@@ -75,7 +75,7 @@ def test_other_kernels_lie_on_no_grid(kernel: list[list[float]]) -> None:
 
 
 @given(st.lists(st.integers(-8, 7), min_size=1, max_size=9))
-def test_codes_are_packed_and_come_back(codes: list[int]) -> None:
+def test_values_are_packed_without_loss(codes: list[int]) -> None:
     values = np.array(codes, np.int8)
     stored = ai_edge.pack_int4(values)
     assert len(stored) == (len(codes) + 1) // 2
@@ -84,13 +84,13 @@ def test_codes_are_packed_and_come_back(codes: list[int]) -> None:
 
 
 @needs_edge
-def test_a_net_of_four_bits_becomes_an_int4_file(
+def test_a_4_bit_model_becomes_an_int4_file(
     net: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     converter.run([f"--model={net}", f"--output={out}", "--number_format=edge_int4"])
-    said, err = capfd.readouterr()
-    assert err == "" and "int4 kernels" in said and "100.00%" in said
+    outputs, err = capfd.readouterr()
+    assert err == "" and "int4 kernels" in outputs and "100.00%" in outputs
     content = tflite_model.read((out / "model.tflite").read_bytes())
     stored = [tensor for tensor in content.tensors if tensor.dtype == "int4"]
     model = saving.load(net).model
@@ -100,22 +100,22 @@ def test_a_net_of_four_bits_becomes_an_int4_file(
     for layer in layers:
         kernel = layer.kernel.numpy()[0, 0].T  # [channels, inputs]; the norm's gain is not in it
         tensor = by_shape[len(kernel), 1, 1, kernel.shape[1]]
-        codes = unpacked(tensor.buffer, tensor.shape)[:, 0, 0]
+        values = unpacked(tensor.buffer, tensor.shape)[:, 0, 0]
         # The file's steps hold the norm's gain, which may turn a channel's sign.
-        ratio = (codes * kernel).sum(1) / np.maximum(np.square(kernel).sum(1), 1e-12)
-        np.testing.assert_allclose(codes, ratio[:, None] * kernel, atol=1e-3)
-        assert np.array_equal(codes == 0, kernel == 0)
+        ratio = (values * kernel).sum(1) / np.maximum(np.square(kernel).sum(1), 1e-12)
+        np.testing.assert_allclose(values, ratio[:, None] * kernel, atol=1e-3)
+        assert np.array_equal(values == 0, kernel == 0)
 
 
 @needs_edge
 def test_the_packages_own_scales_leave_the_grid(net: Path) -> None:
-    """What `on_grid` mends: most channels' largest weight is no multiple of 7."""
+    """What `set_grid_values` corrects: most channels' largest weight is no multiple of 7."""
     from mobilenet.export import freeze, tflite_converter
     from mobilenet.export.rewrites import ai_edge
 
     data = tflite_converter.float_flatbuffer(freeze.float32_copy(saving.load(net).model))
     mended = ai_edge.apply_recipe(data, "edge_int4")
-    plain, made = tflite_model.read(data), tflite_model.read(mended)
+    plain, converted = tflite_model.read(data), tflite_model.read(mended)
     grid = ai_edge.grid_scales(plain)
     off = []
     for index, scale in grid.items():
@@ -123,16 +123,16 @@ def test_the_packages_own_scales_leave_the_grid(net: Path) -> None:
         assert kernel is not None
         steps = kernel / (np.abs(kernel).max((1, 2, 3), keepdims=True) / 7)
         off.append(np.abs(steps - np.rint(steps)) > 0.01)
-        np.testing.assert_allclose(made.tensors[index].scales, scale)
+        np.testing.assert_allclose(converted.tensors[index].scales, scale)
     assert np.concatenate([x.ravel() for x in off]).mean() > 0.2
 
 
 @needs_edge
-def test_a_net_on_no_grid_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_a_grid_is_refused(tmp_path: Path) -> None:
     model = small_models.randomize_batch_norm(small_models.toy(), 4)
-    place = tmp_path / "net"
-    saving.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=small_models.INCEPTION))
-    words = [f"--model={place}", f"--output={tmp_path / 'out'}", "--number_format=edge_int4"]
+    folder = tmp_path / "net"
+    saving.save(model, folder, Card(input_shape=(16, 16, 3), preprocessing=small_models.INCEPTION))
+    words = [f"--model={folder}", f"--output={tmp_path / 'out'}", "--number_format=edge_int4"]
     with pytest.raises(UsageError, match="kernels on a 4-bit grid") as caught:
         converter.run(words)
     assert len(str(caught.value).splitlines()) == 1

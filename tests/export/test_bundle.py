@@ -1,4 +1,6 @@
-"""The export folder: whole or absent, a true card, and a README whose program runs as it stands."""
+"""The export folder: whole or absent, a correct card, and a README whose program runs as
+printed.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +45,8 @@ class Exported:
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, Exported]:
-    """One file a kind of edge; `float` is a float model, the others are int8 inside."""
-    found = {}
+    """A file per input type; `float` is a float model, the others are int8 inside."""
+    actual = {}
     for name in ("int8", "uint8", "float32", "float"):
         model = hard_swish_model(softmax=True) if name == "float" else fake_quant_model()
         data = (
@@ -57,7 +59,7 @@ def files() -> dict[str, Exported]:
             np.zeros((8, CLASSES)) if name == "float" else model(file_inputs(pixels(8))).numpy()
         )
         limits = VerificationLimits()
-        found[name] = Exported(
+        actual[name] = Exported(
             data,
             verify.verify(
                 data,
@@ -68,11 +70,11 @@ def files() -> dict[str, Exported]:
                 limits=limits,
             ),
         )
-    return found
+    return actual
 
 
 def bilinear(image: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
-    """Bilinear resize of a box (left, top, width, height), half-pixel centres, no antialiasing."""
+    """Bilinear resize of a box (left, top, width, height), half-pixel centers, no antialiasing."""
     left, top, width, height = box
     cut = image[int(top) : int(top + height), int(left) : int(left + width)].astype(np.float64)
 
@@ -88,33 +90,38 @@ def bilinear(image: np.ndarray, box: tuple[float, float, float, float], size: in
 
 
 def photo(path: Path, height: int, width: int) -> np.ndarray:
-    """A smooth picture, written as a JPEG; returns what its decoder gives."""
+    """A smooth image, written as a JPEG; returns what its decoder gives."""
     rows, columns = np.mgrid[0:height, 0:width]
     waves = [128 + 120 * np.sin(rows / a + columns / b) for a, b in ((7, 11), (13, 5), (9, 17))]
     Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(path, quality=95)
     return np.asarray(Image.open(path))
 
 
-def test_folder_holds_what_was_made(files: dict[str, Exported], tmp_path: Path) -> None:
-    made = files["int8"]
-    path = bundle.write_export(tmp_path / "run" / "export", made.data, CARD, made.verification)
+def test_folder_holds_all_files(files: dict[str, Exported], tmp_path: Path) -> None:
+    converted = files["int8"]
+    path = bundle.write_export(
+        tmp_path / "run" / "export", converted.data, CARD, converted.verification
+    )
     assert path == tmp_path / "run" / "export" / "model.tflite"
-    assert path.read_bytes() == made.data
+    assert path.read_bytes() == converted.data
     names = {item.name for item in path.parent.iterdir()}
     assert names == {"model.tflite", "card.json", "labels.txt", "README.md"}
     assert (path.parent / "labels.txt").read_text().splitlines() == list(LABELS)
     text = (path.parent / "README.md").read_text()
-    assert f"{len(made.data):,} ({len(gzip.compress(made.data, 9, mtime=0)):,} under gzip)" in text
+    assert (
+        f"{len(converted.data):,} ({len(gzip.compress(converted.data, 9, mtime=0)):,} under gzip)"
+        in text
+    )
     assert "98.50" in text
     assert [item.name for item in path.parent.parent.iterdir()] == ["export"]
 
 
 @pytest.mark.parametrize("name", ["int8", "uint8", "float32", "float"])
 def test_card_is_that_of_the_file(files: dict[str, Exported], tmp_path: Path, name: str) -> None:
-    made = files[name]
-    path = bundle.write_export(tmp_path / "export", made.data, CARD, made.verification)
+    converted = files[name]
+    path = bundle.write_export(tmp_path / "export", converted.data, CARD, converted.verification)
     card = Card.from_json(json.loads((path.parent / "card.json").read_text()))
-    for edge, detail in zip((card.input, card.output), io_details(made.data), strict=True):
+    for edge, detail in zip((card.input, card.output), io_details(converted.data), strict=True):
         assert edge is not None
         assert np.dtype(edge.dtype) == detail["dtype"]
         assert (edge.scale, edge.zero_point) == detail["quantization"]
@@ -126,41 +133,43 @@ def test_card_is_that_of_the_file(files: dict[str, Exported], tmp_path: Path, na
 
 def test_other_normalisations_are_left_alone(files: dict[str, Exported]) -> None:
     card = CARD.replace(preprocessing=PREPROCESSING["imagenet"])
-    found = bundle.export_card(card, files["int8"].verification)
-    assert found.preprocessing == PREPROCESSING["imagenet"]
+    actual = bundle.export_card(card, files["int8"].verification)
+    assert actual.preprocessing == PREPROCESSING["imagenet"]
 
 
 def test_labels_fit_the_classes(files: dict[str, Exported]) -> None:
-    found = bundle.export_card(CARD.replace(labels=()), files["int8"].verification)
-    assert found.labels == ("0", "1", "2", "3")
+    actual = bundle.export_card(CARD.replace(labels=()), files["int8"].verification)
+    assert actual.labels == ("0", "1", "2", "3")
     odd = CARD.replace(labels=("a\nb", *LABELS[1:]))
     assert bundle.export_card(odd, files["int8"].verification).labels[0] == "a b"
     with pytest.raises(UsageError, match="labels: got 3, expected 4"):
         bundle.export_card(CARD.replace(labels=LABELS[:3]), files["int8"].verification)
 
 
-def test_folder_is_replaced_whole_or_kept(files: dict[str, Exported], tmp_path: Path) -> None:
-    made = files["int8"]
+def test_folder_is_replaced_as_a_whole_or_not_at_all(
+    files: dict[str, Exported], tmp_path: Path
+) -> None:
+    converted = files["int8"]
     folder = tmp_path / "export"
-    bundle.write_export(folder, made.data, CARD, made.verification)
+    bundle.write_export(folder, converted.data, CARD, converted.verification)
     (folder / "old").write_text("left by someone")
     broken = CARD.replace(metrics={"top1": float("nan")})
     with pytest.raises(ValueError, match="JSON"):
-        bundle.write_export(folder, b"", broken, made.verification)
-    assert (folder / "model.tflite").read_bytes() == made.data
+        bundle.write_export(folder, b"", broken, converted.verification)
+    assert (folder / "model.tflite").read_bytes() == converted.data
     assert [item.name for item in tmp_path.iterdir()] == ["export"]
-    bundle.write_export(folder, made.data, CARD, made.verification)
+    bundle.write_export(folder, converted.data, CARD, converted.verification)
     assert not (folder / "old").exists()
 
 
-def test_place_that_cannot_be_written_is_told(files: dict[str, Exported], tmp_path: Path) -> None:
+def test_folder_that_cannot_be_written_is_named(files: dict[str, Exported], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UsageError, match="can be written"):
         bundle.write_export(tmp_path / "file" / "export", b"", CARD, files["int8"].verification)
 
 
 @pytest.mark.parametrize(
-    ("name", "way", "size", "box"),
+    ("name", "preprocessing", "size", "box"),
     [
         # int(83 / 16), int(61 / 16) and their mirror images
         ("int8", PREPROCESSING["inception"], (61, 83), (5, 3, 73, 55)),
@@ -176,13 +185,15 @@ def test_program_in_the_readme_runs(
     files: dict[str, Exported],
     tmp_path: Path,
     name: str,
-    way: Preprocessing,
+    preprocessing: Preprocessing,
     size: tuple[int, int],
     box: tuple[int, int, int, int],
 ) -> None:
-    made = files[name]
-    card = CARD.replace(preprocessing=way)
-    folder = bundle.write_export(tmp_path / "export", made.data, card, made.verification).parent
+    converted = files[name]
+    card = CARD.replace(preprocessing=preprocessing)
+    folder = bundle.write_export(
+        tmp_path / "export", converted.data, card, converted.verification
+    ).parent
     pixels = bilinear(photo(folder / "photo.jpg", *size), box, SIZE)
     (program,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     keep = "import sys; assert 'tensorflow' not in sys.modules; np.save('logits.npy', logits)"
@@ -191,15 +202,19 @@ def test_program_in_the_readme_runs(
         [sys.executable, "program.py"], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    mean, std = (np.array(way.mean), np.array(way.std)) if name == "float" else (128, 127.5)
+    mean, std = (
+        (np.array(preprocessing.mean), np.array(preprocessing.std))
+        if name == "float"
+        else (128, 127.5)
+    )
     batch = ((pixels - mean) / std)[None].astype(np.float32)
     if name == "int8":
         batch = (np.round(pixels) - 128).astype(np.int8)[None]
     if name == "uint8":
         batch = np.round(pixels).astype(np.uint8)[None]
-    said = invoke(made.data, batch)[0]
-    scale, zero = io_details(made.data)[1]["quantization"]
-    logits = (said.astype(np.float64) - zero) * scale if scale else said
+    outputs = invoke(converted.data, batch)[0]
+    scale, zero = io_details(converted.data)[1]["quantization"]
+    logits = (outputs.astype(np.float64) - zero) * scale if scale else outputs
     np.testing.assert_allclose(np.load(folder / "logits.npy"), logits, atol=1e-4)
     assert done.stdout.strip() == LABELS[logits.argmax()]
     classifier = Classifier(folder, threads=1)

@@ -37,12 +37,12 @@ def kernels(data: bytes) -> list[tuple[str, Any]]:
 def biases(data: bytes) -> list[np.ndarray]:
     """Of the operators whose kernels become int8; one that has none adds 0."""
     content = tflite_model.read(data)
-    found = []
+    actual = []
     for op in content.operators:
         if op.name in QUANTIZED:
             none = len(op.inputs) < 3 or op.inputs[2] < 0
-            found.append(np.zeros(1) if none else content.tensors[op.inputs[2]].data)
-    return found
+            actual.append(np.zeros(1) if none else content.tensors[op.inputs[2]].data)
+    return actual
 
 
 def mixed_model() -> Any:
@@ -63,12 +63,14 @@ def original() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def made(original: bytes) -> bytes:
+def converted(original: bytes) -> bytes:
     return dynamic_range.quantize_kernels(original, file_inputs(pixels(8)), narrow=0)
 
 
-def test_kernels_are_the_rounded_ones_operator_by_operator(original: bytes, made: bytes) -> None:
-    pairs = list(zip(kernels(original), kernels(made), strict=True))
+def test_kernels_are_the_rounded_ones_operator_by_operator(
+    original: bytes, converted: bytes
+) -> None:
+    pairs = list(zip(kernels(original), kernels(converted), strict=True))
     assert [name for (name, _), _ in pairs] == [
         "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D", "FULLY_CONNECTED",
     ]  # fmt: skip
@@ -81,40 +83,42 @@ def test_kernels_are_the_rounded_ones_operator_by_operator(original: bytes, made
         assert after.dtype == "int8" and after.quantized_dimension == 0
         np.testing.assert_allclose(after.scales, scales, rtol=1e-6)
         assert not after.zero_points.any()
-        codes = after.data.reshape(rows.shape)
-        assert np.abs(codes).max() == 127
-        steps = codes - rows / scales[:, None]
+        values = after.data.reshape(rows.shape)
+        assert np.abs(values).max() == 127
+        steps = values - rows / scales[:, None]
         assert np.abs(steps).max() <= 0.7501  # a quarter past the tie at most
         assert np.mean(np.abs(steps) > 0.5) < 0.1
         nearest = np.round(rows / scales[:, None]) - rows / scales[:, None]
         assert np.abs(steps.sum(axis=1)).mean() < 0.6 * np.abs(nearest.sum(axis=1)).mean()
     assert (
-        dynamic_range.find_faults(tflite_model.read(original), tflite_model.read(made), narrow=0)
+        dynamic_range.find_faults(
+            tflite_model.read(original), tflite_model.read(converted), narrow=0
+        )
         == []
     )
-    assert structure.format_faults(tflite_model.read(made), FORMATS["dynamic_range"]) == []
+    assert structure.format_faults(tflite_model.read(converted), FORMATS["dynamic_range"]) == []
 
 
 def layer_inputs(model: Any, images: np.ndarray) -> list[np.ndarray]:
-    """What the float model hands to `point` and `out`, `[places, channels]`."""
-    wanted = [model.get_layer(name).input for name in ("point", "out")]
-    found = tf_keras.Model(model.inputs, wanted)(images, training=False)
-    return [values.numpy().reshape(-1, values.shape[-1]) for values in found]
+    """The float model's inputs of `point` and `out`, `[positions, channels]`."""
+    expected = [model.get_layer(name).input for name in ("point", "out")]
+    actual = tf_keras.Model(model.inputs, expected)(images, training=False)
+    return [values.numpy().reshape(-1, values.shape[-1]) for values in actual]
 
 
 def errors(data: bytes, model: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of the same layers: the rounding error of the kernel `[inputs, channels]`, and the bias."""
-    found = []
+    actual = []
     for (_, tensor), bias, name in zip(
         kernels(data)[2:], biases(data)[1:], ("point", "out"), strict=True
     ):
         kernel = model.get_layer(name).kernel.numpy()
         kernel = kernel.reshape(-1, kernel.shape[-1])
-        found.append((tensor.data.reshape(len(tensor.data), -1).T * tensor.scales - kernel, bias))
-    return found
+        actual.append((tensor.data.reshape(len(tensor.data), -1).T * tensor.scales - kernel, bias))
+    return actual
 
 
-def test_biases_take_the_mean_shift_back(original: bytes) -> None:
+def test_biases_are_corrected_for_the_mean_shift(original: bytes) -> None:
     """By numpy; the dense layer's bias is 0, and the converter has left it out."""
     model, images = mixed_model(), file_inputs(pixels(8))
     mended = errors(dynamic_range.quantize_kernels(original, images, narrow=0), model)
@@ -133,13 +137,13 @@ def test_biases_take_the_mean_shift_back(original: bytes) -> None:
     )
 
 
-def test_noise_mends_the_shift_that_other_images_see(original: bytes) -> None:
+def test_correction_on_noise_helps_other_images(original: bytes) -> None:
     model = mixed_model()
     noise = dynamic_range.noise_images(8, (SIZE, SIZE, 3)) / 127.5 - 1
     values = layer_inputs(model, file_inputs(pixels(40)))[0].mean(axis=0)
     (error, old), (_, bias) = (
-        errors(dynamic_range.quantize_kernels(original, pictures, narrow=0), model)[0]
-        for pictures in (None, noise)
+        errors(dynamic_range.quantize_kernels(original, images, narrow=0), model)[0]
+        for images in (None, noise)
     )
     before, after = values @ error, values @ error + bias - old
     assert np.abs(after).mean() < 0.3 * np.abs(before).mean()
@@ -147,14 +151,14 @@ def test_noise_mends_the_shift_that_other_images_see(original: bytes) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_noise_looks_like_photos_in_its_figures(channels: int) -> None:
-    pictures = dynamic_range.noise_images(16, (48, 64, channels), seed=1)
-    assert pictures.shape == (16, 48, 64, channels)
-    assert pictures.min() >= 0 and pictures.max() <= 255
-    assert 95 < pictures.mean() < 135 and 40 < pictures.std() < 75
-    beside = np.corrcoef(pictures[:, :, 1:].ravel(), pictures[:, :, :-1].ravel())[0, 1]
-    assert beside > 0.7  # white noise has 0
+    images = dynamic_range.noise_images(16, (48, 64, channels), seed=1)
+    assert images.shape == (16, 48, 64, channels)
+    assert images.min() >= 0 and images.max() <= 255
+    assert 95 < images.mean() < 135 and 40 < images.std() < 75
+    neighbor_correlation = np.corrcoef(images[:, :, 1:].ravel(), images[:, :, :-1].ravel())[0, 1]
+    assert neighbor_correlation > 0.7  # white noise has 0
     np.testing.assert_array_equal(
-        pictures, dynamic_range.noise_images(16, (48, 64, channels), seed=1)
+        images, dynamic_range.noise_images(16, (48, 64, channels), seed=1)
     )
 
 
@@ -164,13 +168,13 @@ def test_zeros_clusters_and_dead_channels_stay() -> None:
     weights = rng.choice([0.0, *values], size=(12, 3, 3, 10)).astype(np.float32)
     weights[3] = 0
     weights[4] = 1e-42  # no scale of normal size reaches it
-    codes, scales = dynamic_range.round_kernel(weights)
-    assert codes.dtype == np.int8 and codes.shape == weights.shape
-    assert np.all(codes[weights == 0] == 0)
-    assert scales[3] == scales[4] == 1 and not codes[3].any() and not codes[4].any()
+    quantized, scales = dynamic_range.round_kernel(weights)
+    assert quantized.dtype == np.int8 and quantized.shape == weights.shape
+    assert np.all(quantized[weights == 0] == 0)
+    assert scales[3] == scales[4] == 1 and not quantized[3].any() and not quantized[4].any()
     assert np.all(scales >= np.finfo(np.float32).tiny)
-    for channel, (held, real) in enumerate(zip(codes, weights, strict=True)):
-        pairs = set(zip(held.ravel().tolist(), real.ravel().tolist(), strict=True))
+    for channel, (stored, real) in enumerate(zip(quantized, weights, strict=True)):
+        pairs = set(zip(stored.ravel().tolist(), real.ravel().tolist(), strict=True))
         assert len(pairs) == len(np.unique(real)), f"channel {channel} splits equal weights"
 
 
@@ -203,14 +207,16 @@ def test_shared_constants_are_left_to_those_that_share_them() -> None:
     content = tflite_model.read(original)
     used = [op.inputs[1:3] for op in content.operators if op.name in QUANTIZED]
     assert len(set(used)) < len(used), "the converter merges no equal constants any more"
-    made = dynamic_range.quantize_kernels(original, file_inputs(pixels(8)), narrow=0)
-    assert dynamic_range.find_faults(content, tflite_model.read(made), narrow=0) == []
-    expected, said = (
+    converted = dynamic_range.quantize_kernels(original, file_inputs(pixels(8)), narrow=0)
+    assert dynamic_range.find_faults(content, tflite_model.read(converted), narrow=0) == []
+    expected, outputs = (
         invoke(original, file_inputs(pixels(20))),
-        invoke(made, file_inputs(pixels(20))),
+        invoke(converted, file_inputs(pixels(20))),
     )
-    np.testing.assert_allclose(said, expected, atol=0.03 * np.abs(expected).max())
-    shared = [index for index, t in enumerate(tflite_model.read(made).tensors) if t.dtype == "int8"]
+    np.testing.assert_allclose(outputs, expected, atol=0.03 * np.abs(expected).max())
+    shared = [
+        index for index, t in enumerate(tflite_model.read(converted).tensors) if t.dtype == "int8"
+    ]
     assert len(shared) == len({kernel for kernel, _ in used})
 
 
@@ -219,33 +225,33 @@ def test_a_bias_that_a_depthwise_layer_reads_is_left_to_it(original: bytes) -> N
     stem, depthwise = model.subgraphs[0].operators[:2]
     stem.inputs = np.array([*stem.inputs[:2], depthwise.inputs[2]], np.int32)
     shared = editor.pack_flatbuffer(model)
-    made = dynamic_range.quantize_kernels(shared, file_inputs(pixels(8)), narrow=0)
+    converted = dynamic_range.quantize_kernels(shared, file_inputs(pixels(8)), narrow=0)
     assert (
-        dynamic_range.find_faults(tflite_model.read(shared), tflite_model.read(made), narrow=0)
+        dynamic_range.find_faults(tflite_model.read(shared), tflite_model.read(converted), narrow=0)
         == []
     )
-    assert np.abs(biases(made)[0] - biases(shared)[0]).max() > 0
-    content = tflite_model.read(made)
+    assert np.abs(biases(converted)[0] - biases(shared)[0]).max() > 0
+    content = tflite_model.read(converted)
     first, second = content.operators[:2]
     assert content.tensors[second.inputs[2]].data is not None
     assert first.inputs[2] != second.inputs[2]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_net_is_one_partition_and_answers_alike(
+def test_every_model_is_one_partition_with_equal_outputs(
     name: str, float_file: Callable[[str], bytes]
 ) -> None:
     original = float_file(name)
     noise = dynamic_range.noise_images(2, (32, 32, 3)) / 127.5 - 1
-    made = dynamic_range.quantize_kernels(original, noise)
-    content = tflite_model.read(made)
+    converted = dynamic_range.quantize_kernels(original, noise)
+    content = tflite_model.read(converted)
     assert dynamic_range.find_faults(tflite_model.read(original), content) == []
     assert structure.format_faults(content, FORMATS["dynamic_range"]) == []
     assert interpreter.partitions(interpreter.make_interpreter(content)) == 1
     images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
-    expected, said = invoke(original, images), invoke(made, images)
+    expected, outputs = invoke(original, images), invoke(converted, images)
     # Measured: up to 0.03 of the largest logit; a wrong scale moves them by all of it.
-    np.testing.assert_allclose(said, expected, atol=0.1 * np.abs(expected).max())
+    np.testing.assert_allclose(outputs, expected, atol=0.1 * np.abs(expected).max())
 
 
 def formats(data: bytes) -> dict[str, str]:
@@ -258,7 +264,9 @@ def formats(data: bytes) -> dict[str, str]:
 
 
 def wide_model() -> Any:
-    """Kernels of 27 values to 32 channels, 32 to 31, 31 to 32, 32 to 32; then of single places."""
+    """Kernels of 27 values to 32 channels, 32 to 31, 31 to 32, 32 to 32; then of single
+    positions.
+    """
     source = L.Input((SIZE, SIZE, 3))
     x = L.Conv2D(32, 3, name="stem")(source)
     for channels, name in ((31, "few_out"), (32, "few_in"), (32, "wide")):
@@ -268,13 +276,13 @@ def wide_model() -> Any:
     return tf_keras.Model(source, L.Dense(CLASSES, name="out")(L.Flatten()(x)))
 
 
-def test_narrow_kernels_stay_float_where_there_are_many_places() -> None:
+def test_narrow_kernels_stay_float_on_feature_maps() -> None:
     original = tflite_converter.float_flatbuffer(wide_model())
     content = tflite_model.read(dynamic_range.quantize_kernels(original, file_inputs(pixels(8))))
-    found = formats(content.content)
+    actual = formats(content.content)
     narrow = ("stem", "few_out", "few_in")
-    assert {name for name, kind in found.items() if kind == "float32"} == set(narrow)
-    assert set(found.values()) == {"float32", "int8"} and len(found) == 6
+    assert {name for name, kind in actual.items() if kind == "float32"} == set(narrow)
+    assert set(actual.values()) == {"float32", "int8"} and len(actual) == 6
     assert structure.format_faults(content, FORMATS["dynamic_range"]) == []
     assert dynamic_range.find_faults(tflite_model.read(original), content) == []
     assert set(formats(dynamic_range.quantize_kernels(original, narrow=0)).values()) == {"int8"}
@@ -289,13 +297,13 @@ def test_narrow_kernels_stay_float_where_there_are_many_places() -> None:
         assert faults and all("another constant than in the float" in x for x in faults)
 
 
-def test_a_net_of_narrow_kernels_alone_is_rounded_whole() -> None:
+def test_a_model_of_narrow_kernels_is_rounded_entirely() -> None:
     source = L.Input((SIZE, SIZE, 3))
     model = tf_keras.Model(
         source, L.Conv2D(4, 3, name="second")(L.Conv2D(4, 3, name="first")(source))
     )
-    found = formats(dynamic_range.quantize_kernels(tflite_converter.float_flatbuffer(model)))
-    assert found == {"first": "int8", "second": "int8"}
+    actual = formats(dynamic_range.quantize_kernels(tflite_converter.float_flatbuffer(model)))
+    assert actual == {"first": "int8", "second": "int8"}
 
 
 def test_a_float_file_is_not_of_the_format(original: bytes) -> None:
@@ -304,66 +312,70 @@ def test_a_float_file_is_not_of_the_format(original: bytes) -> None:
 
 
 def test_a_kernel_that_a_narrow_operator_shares_stays_float_there() -> None:
-    """The same layer on a map and on a single place; on the place alone int8 pays."""
+    """The same layer on a map and on a single position; only on the latter int8 is faster."""
     tf_keras.utils.set_random_seed(8)
     source = L.Input((SIZE, SIZE, 8))
     twice = L.Conv2D(8, 1, bias_initializer="normal")
     x = L.GlobalAveragePooling2D(keepdims=True)(L.ReLU(6.0)(twice(source)))
     original = tflite_converter.float_flatbuffer(tf_keras.Model(source, L.Flatten()(twice(x))))
-    made = dynamic_range.quantize_kernels(original)
-    assert [tensor.dtype for _, tensor in kernels(made)] == ["float32", "int8"]
-    assert dynamic_range.find_faults(tflite_model.read(original), tflite_model.read(made)) == []
+    converted = dynamic_range.quantize_kernels(original)
+    assert [tensor.dtype for _, tensor in kernels(converted)] == ["float32", "int8"]
+    assert (
+        dynamic_range.find_faults(tflite_model.read(original), tflite_model.read(converted)) == []
+    )
     images = np.random.default_rng(0).normal(size=(4, SIZE, SIZE, 8)).astype(np.float32)
     expected = invoke(original, images)
-    np.testing.assert_allclose(invoke(made, images), expected, atol=0.03 * np.abs(expected).max())
-
-
-def test_hard_swish_and_residuals_keep_their_answers() -> None:
-    original = tflite_converter.float_flatbuffer(hard_swish_model(softmax=True))
-    made = dynamic_range.quantize_kernels(original, file_inputs(pixels(8)), narrow=0)
-    expected = invoke(original, file_inputs(pixels(40)))
     np.testing.assert_allclose(
-        invoke(made, file_inputs(pixels(40))), expected, atol=0.02 * np.abs(expected).max()
+        invoke(converted, images), expected, atol=0.03 * np.abs(expected).max()
     )
 
 
-def broken(made: bytes, change: Callable[[Any], None]) -> tflite_model.Flatbuffer:
-    model = editor.open_flatbuffer(made)
+def test_hard_swish_and_residuals_keep_their_outputs() -> None:
+    original = tflite_converter.float_flatbuffer(hard_swish_model(softmax=True))
+    converted = dynamic_range.quantize_kernels(original, file_inputs(pixels(8)), narrow=0)
+    expected = invoke(original, file_inputs(pixels(40)))
+    np.testing.assert_allclose(
+        invoke(converted, file_inputs(pixels(40))), expected, atol=0.02 * np.abs(expected).max()
+    )
+
+
+def broken(converted: bytes, change: Callable[[Any], None]) -> tflite_model.Flatbuffer:
+    model = editor.open_flatbuffer(converted)
     change(model)
     return tflite_model.read(editor.pack_flatbuffer(model))
 
 
-def changed(slot: int, operator: int, place: int) -> Callable[[Any], None]:
+def changed(slot: int, operator: int, folder: int) -> Callable[[Any], None]:
     def change(model: Any) -> None:
         graph = model.subgraphs[0]
         buffer = model.buffers[graph.tensors[graph.operators[operator].inputs[slot]].buffer]
         buffer.data = np.array(buffer.data)
-        buffer.data[place] ^= 0x40
+        buffer.data[folder] ^= 0x40
 
     return change
 
 
-def test_what_a_file_lost_is_told(original: bytes, made: bytes) -> None:
+def test_what_a_file_lost_is_reported(original: bytes, converted: bytes) -> None:
     before = tflite_model.read(original)
-    (fault,) = dynamic_range.find_faults(before, broken(made, changed(1, 0, 5)), narrow=0)
+    (fault,) = dynamic_range.find_faults(before, broken(converted, changed(1, 0, 5)), narrow=0)
     assert "1 weights are more than a step" in fault
-    (fault,) = dynamic_range.find_faults(before, broken(made, changed(1, 1, 3)), narrow=0)
+    (fault,) = dynamic_range.find_faults(before, broken(converted, changed(1, 1, 3)), narrow=0)
     assert "another constant than in the float file" in fault
     assert dynamic_range.find_faults(
         before, tflite_model.read(tflite_converter.float_flatbuffer(hard_swish_model(softmax=True)))
     ) == ["the operators are not those of the float file"]
     half = np.where(np.arange(27) % 2, 0.5, 0).astype(np.float32)
-    found = dynamic_range._kernel_faults("k", half[None], _kernel(np.ones((1, 27)), [0.5]))
-    assert found == ["k: 14 zeros of the kernel are not zero in the file"]
-    found = dynamic_range._kernel_faults("k", half[None], _kernel(np.arange(27)[None], [0.5]))
-    assert "1 channels have more distinct weights" in found[-1]
+    actual = dynamic_range._kernel_faults("k", half[None], _kernel(np.ones((1, 27)), [0.5]))
+    assert actual == ["k: 14 zeros of the kernel are not zero in the file"]
+    actual = dynamic_range._kernel_faults("k", half[None], _kernel(np.arange(27)[None], [0.5]))
+    assert "1 channels have more distinct weights" in actual[-1]
     (fault,) = dynamic_range._kernel_faults("k", half[None], _kernel(np.ones((2, 27)), [1, 1]))
     assert "another shape" in fault
 
 
-def _kernel(codes: np.ndarray, scales: list[float]) -> Any:
+def _kernel(values: np.ndarray, scales: list[float]) -> Any:
     class Stored:
-        data = codes.astype(np.int8)
+        data = values.astype(np.int8)
         dtype = "int8"
 
     Stored.scales = np.array(scales, np.float32)  # type: ignore[attr-defined]
@@ -378,18 +390,20 @@ def _kernel(codes: np.ndarray, scales: list[float]) -> Any:
         ("int16x8", ["is float32 instead of int8", "tensors are not int16"]),
     ],
 )
-def test_a_file_of_another_format_is_told(made: bytes, name: str, parts: list[str]) -> None:
-    faults = "; ".join(structure.format_faults(tflite_model.read(made), FORMATS[name]))
+def test_a_file_of_another_format_is_reported(
+    converted: bytes, name: str, parts: list[str]
+) -> None:
+    faults = "; ".join(structure.format_faults(tflite_model.read(converted), FORMATS[name]))
     for part in parts:
         assert part in faults
 
 
-def test_a_scale_for_all_channels_is_told(made: bytes) -> None:
+def test_one_scale_for_all_channels_is_reported(converted: bytes) -> None:
     def change(model: Any) -> None:
         graph = model.subgraphs[0]
-        held = graph.tensors[graph.operators[2].inputs[1]].quantization
-        held.scale, held.zeroPoint = held.scale[:1], np.ones(1, np.int64)
+        stored = graph.tensors[graph.operators[2].inputs[1]].quantization
+        stored.scale, stored.zeroPoint = stored.scale[:1], np.ones(1, np.int64)
 
-    faults = structure.format_faults(broken(made, change), FORMATS["dynamic_range"])
+    faults = structure.format_faults(broken(converted, change), FORMATS["dynamic_range"])
     assert len(faults) == 2
     assert "1 scales for 48 channels" in faults[0] and "zero points other than 0" in faults[1]

@@ -1,4 +1,4 @@
-"""`--format frozen_graph`: a GraphDef that answers like the model, or one line and no file."""
+"""`--format frozen_graph`: a GraphDef with the model's outputs, or one line and no file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LABELS = tuple("abcdefghij")
 
 
 @pytest.fixture(scope="module")
-def lively(small_model: Callable[..., Any]) -> Callable[[str], Any]:
+def trained_like(small_model: Callable[..., Any]) -> Callable[[str], Any]:
     """A model whose outputs are as large as a trained one's: about 10."""
 
     def make(name: str) -> Any:
@@ -41,18 +41,18 @@ def lively(small_model: Callable[..., Any]) -> Callable[[str], Any]:
 
 
 @pytest.fixture(scope="module")
-def saved(lively: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("frozen") / "net"
+def saved(trained_like: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("frozen") / "net"
     card = Card(input_shape=(32, 32, 3), labels=LABELS, dataset="digits")
-    saving.save(lively("mobilenet_v3_small"), place, card)
-    return place
+    saving.save(trained_like("mobilenet_v3_small"), folder, card)
+    return folder
 
 
 def pictures(count: int = 5) -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (count, 32, 32, 3)).astype(np.float32)
 
 
-def answers(path: Path, images: np.ndarray) -> np.ndarray:
+def run_graph(path: Path, images: np.ndarray) -> np.ndarray:
     """By TensorFlow's own session, as a program of TF1 would."""
     graph_def = tf.compat.v1.GraphDef()
     graph_def.ParseFromString(path.read_bytes())
@@ -63,7 +63,7 @@ def answers(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("batch", [1, 0])
-def test_the_graph_answers_like_the_net(
+def test_the_graph_has_the_outputs_of_the_model(
     batch: int, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [f"--batch={batch}", "--verify_images=8", f"--output={tmp_path / 'out'}"]
@@ -73,13 +73,13 @@ def test_the_graph_answers_like_the_net(
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "card.json", "frozen_graph.pb", "labels.txt",
     ]  # fmt: skip
-    wanted = saving.load(saved).model(pictures()).numpy()
+    expected = saving.load(saved).model(pictures()).numpy()
     blocks = [pictures()] if batch == 0 else np.split(pictures(), 5)
-    found = [answers(tmp_path / "out/frozen_graph.pb", block) for block in blocks]
-    assert 5 < np.abs(wanted).max() < 20
-    np.testing.assert_allclose(np.concatenate(found), wanted, atol=1e-4)  # 1e-5 of the largest
+    actual = [run_graph(tmp_path / "out/frozen_graph.pb", block) for block in blocks]
+    assert 5 < np.abs(expected).max() < 20
+    np.testing.assert_allclose(np.concatenate(actual), expected, atol=1e-4)  # 1e-5 of the largest
     model = frozen_graph.load(tmp_path / "out")
-    np.testing.assert_allclose(model.model(pictures()).numpy(), wanted, atol=1e-4)
+    np.testing.assert_allclose(model.model(pictures()).numpy(), expected, atol=1e-4)
     card = json.loads((tmp_path / "out/card.json").read_text())
     assert card["notes"][-1] == "frozen graph: input input:0, output output:0"
     assert (tmp_path / "out/labels.txt").read_text().split() == list(LABELS)
@@ -92,8 +92,8 @@ def test_a_graph_of_two_a_call_takes_any_number(
     (tmp_path / "two.pb").write_bytes(export_frozen_graph.serialize_graph(model, 2, softmax=True))
     runner = frozen_graph.load(tmp_path / "two.pb").model
     assert (runner.input_shape, runner.output_shape) == ((2, 32, 32, 3), (2, 10))
-    wanted = tf.nn.softmax(model(pictures())).numpy()
-    np.testing.assert_allclose(runner(pictures()).numpy(), wanted, atol=1e-5)
+    expected = tf.nn.softmax(model(pictures())).numpy()
+    np.testing.assert_allclose(runner(pictures()).numpy(), expected, atol=1e-5)
 
 
 def test_the_evaluator_takes_it(
@@ -109,8 +109,8 @@ def test_the_evaluator_takes_it(
     assert figures[0] == figures[1] == figures[2]
 
 
-def test_another_net_is_no_proof(lively: Callable[[str], Any], tmp_path: Path) -> None:
-    model = lively("mobilenet_v1")
+def test_another_model_is_refused(trained_like: Callable[[str], Any], tmp_path: Path) -> None:
+    model = trained_like("mobilenet_v1")
     data = export_frozen_graph.serialize_graph(model)
     layer = model.get_layer("Conv2d_13_pointwise")
     layer.set_weights([weight * 1.001 for weight in layer.get_weights()])
@@ -121,7 +121,7 @@ def test_another_net_is_no_proof(lively: Callable[[str], Any], tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (
             ["--number_format=dynamic_range"],
@@ -142,13 +142,15 @@ def test_another_net_is_no_proof(lively: Callable[[str], Any], tmp_path: Path) -
         (["--output={full}"], "expected a new folder or one that holds a frozen graph"),
     ],
 )
-def test_words_that_make_no_sense(words: list[str], told: str, saved: Path, tmp_path: Path) -> None:
+def test_flags_that_make_no_sense(
+    words: list[str], message: str, saved: Path, tmp_path: Path
+) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine").write_text("mine")
     words = [f"--output={tmp_path / 'out'}", *(w.format(full=tmp_path / "full") for w in words)]
     with pytest.raises(UsageError) as caught:
         converter.run([f"--model={saved}", "--format=frozen_graph", *words])
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["full"]
     assert (tmp_path / "full/mine").read_text() == "mine"
 
@@ -161,7 +163,7 @@ def graph_of(*operators: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"no graph at all", "no GraphDef"),
         (b"", "no node input and none output"),
@@ -169,11 +171,11 @@ def graph_of(*operators: str) -> bytes:
         (graph_of("Placeholder"), "no node input"),
     ],
 )
-def test_a_strange_file_costs_one_line(data: bytes, told: str, tmp_path: Path) -> None:
+def test_a_strange_file_costs_one_line(data: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.pb").write_bytes(data)
     with pytest.raises(UsageError) as caught:
         frozen_graph.load(tmp_path / "x.pb")
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="cannot|can be read"):
         frozen_graph.load(tmp_path / "y.pb")
 

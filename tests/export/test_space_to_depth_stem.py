@@ -1,4 +1,4 @@
-"""The first convolution on pairs of pixels: the same codes, a checked kernel, and where not."""
+"""The first convolution on pairs of pixels: the same values, a checked kernel, and exceptions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGES = pixels(6, seed=4)
 
 
 @pytest.fixture(scope="module")
-def made() -> Int8Model:
+def converted() -> Int8Model:
     model = toy(bias=True)
     kernel = model.get_layer("a").kernel
     kernel.assign(np.where(np.abs(kernel) < np.median(np.abs(kernel)), 0, kernel))
@@ -30,8 +30,8 @@ def made() -> Int8Model:
 
 
 @pytest.fixture(scope="module")
-def plain_file(made: Int8Model) -> bytes:
-    return tflite_converter.int8_flatbuffer(made.wrapped, target="generic")
+def plain_file(converted: Int8Model) -> bytes:
+    return tflite_converter.int8_flatbuffer(converted.wrapped, target="generic")
 
 
 def convolution(data: bytes) -> tuple[Any, Any]:
@@ -41,8 +41,10 @@ def convolution(data: bytes) -> tuple[Any, Any]:
     return first, content.tensors[first.inputs[1]]
 
 
-def answers(data: bytes, images: np.ndarray) -> np.ndarray:
-    """Codes out of codes in, by the runtime alone; all images at once where the batch is open."""
+def run_graph(data: bytes, images: np.ndarray) -> np.ndarray:
+    """Quantized outputs of quantized inputs, by the runtime alone; all images at once where the
+    batch is open.
+    """
     runner = Interpreter(model_content=data, num_threads=1)
     (source,) = runner.get_input_details()
     batch = source["shape_signature"][0]
@@ -58,14 +60,14 @@ def answers(data: bytes, images: np.ndarray) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def codes(images: np.ndarray) -> np.ndarray:
+def quantized(images: np.ndarray) -> np.ndarray:
     return (images.astype(np.int16) - 128).astype(np.int8)
 
 
 def test_a_kernel_on_pairs_holds_the_single_ones_and_a_column_of_zeros(
-    made: Int8Model, plain_file: bytes
+    converted: Int8Model, plain_file: bytes
 ) -> None:
-    op, paired = convolution(made.data)
+    op, paired = convolution(converted.data)
     before, single = convolution(plain_file)
     assert single.shape == (8, 3, 3, 3)
     assert paired.shape == (8, 3, 2, 6)
@@ -73,25 +75,27 @@ def test_a_kernel_on_pairs_holds_the_single_ones_and_a_column_of_zeros(
     for column in range(4):
         part = paired.data[:, :, column // 2, 3 * (column % 2) : 3 * (column % 2) + 3]
         np.testing.assert_array_equal(part, single.data[:, :, column] if column < 3 else 0)
-    assert len(made.data) < len(plain_file) + 1500
-    assert interpreter.partitions(interpreter.make_interpreter(made.data)) == 1
+    assert len(converted.data) < len(plain_file) + 1500
+    assert interpreter.partitions(interpreter.make_interpreter(converted.data)) == 1
 
 
 @pytest.mark.parametrize("io", ["int8", "uint8", "float32"])
-def test_codes_stay_what_they_were(made: Int8Model, io: str) -> None:
-    plain = tflite_converter.int8_flatbuffer(made.wrapped, io, target="generic")
+def test_values_stay_the_same(converted: Int8Model, io: str) -> None:
+    plain = tflite_converter.int8_flatbuffer(converted.wrapped, io, target="generic")
     pair = space_to_depth_stem.pair_pixels(plain)
-    fed = {"int8": codes(IMAGES), "uint8": IMAGES, "float32": file_inputs(IMAGES)}[io]
+    fed = {"int8": quantized(IMAGES), "uint8": IMAGES, "float32": file_inputs(IMAGES)}[io]
     assert convolution(pair)[1].shape == (8, 3, 2, 6)
-    assert len(np.unique(answers(plain, fed), axis=0)) > 1
-    np.testing.assert_array_equal(answers(pair, fed), answers(plain, fed))
+    assert len(np.unique(run_graph(plain, fed), axis=0)) > 1
+    np.testing.assert_array_equal(run_graph(pair, fed), run_graph(plain, fed))
 
 
 @pytest.mark.parametrize("batch", [2, None])
-def test_batches_are_paired_too(made: Int8Model, plain_file: bytes, batch: int | None) -> None:
-    data = tflite_converter.int8_flatbuffer(made.wrapped, batch=batch)
+def test_batches_are_paired_too(converted: Int8Model, plain_file: bytes, batch: int | None) -> None:
+    data = tflite_converter.int8_flatbuffer(converted.wrapped, batch=batch)
     assert convolution(data)[1].shape == (8, 3, 2, 6)
-    np.testing.assert_array_equal(answers(data, codes(IMAGES)), answers(plain_file, codes(IMAGES)))
+    np.testing.assert_array_equal(
+        run_graph(data, quantized(IMAGES)), run_graph(plain_file, quantized(IMAGES))
+    )
 
 
 def edited(data: bytes, tensors: dict[int, list[int]], options: dict[str, int]) -> bytes:
@@ -102,8 +106,8 @@ def edited(data: bytes, tensors: dict[int, list[int]], options: dict[str, int]) 
     graph.operators, model.signatureDefs = graph.operators[:1], None
     (operator,) = graph.operators
     graph.outputs = operator.outputs
-    for place, shape in tensors.items():
-        graph.tensors[[*operator.inputs, *operator.outputs][place]].shape = shape
+    for folder, shape in tensors.items():
+        graph.tensors[[*operator.inputs, *operator.outputs][folder]].shape = shape
     for name, value in options.items():
         setattr(operator.builtinOptions, name, value)
     return editor.pack_flatbuffer(model)
@@ -126,8 +130,8 @@ def test_others_are_left_as_they_are(plain_file: bytes, case: str) -> None:
     assert space_to_depth_stem.pair_pixels(data) is data
 
 
-def test_float_files_are_left_as_they_are(made: Int8Model) -> None:
-    data = tflite_converter.float_flatbuffer(made.plain)
+def test_float_files_are_left_as_they_are(converted: Int8Model) -> None:
+    data = tflite_converter.float_flatbuffer(converted.plain)
     assert space_to_depth_stem.pair_pixels(data) is data
 
 
@@ -142,30 +146,30 @@ def test_a_constant_that_others_share_is_not_changed(plain_file: bytes) -> None:
     assert bytes(changed.buffers[again.buffer].data) == bytes(kernel.buffer)
 
 
-def test_the_proof_looks_through_pairs(made: Int8Model) -> None:
+def test_verification_unpairs_pixels(converted: Int8Model) -> None:
     rows, faults = operator_parity.compare_operators(
-        tflite_model.read(made.data), made.wrapped, made.plain, file_inputs(IMAGES)
+        tflite_model.read(converted.data), converted.wrapped, converted.plain, file_inputs(IMAGES)
     )
     assert faults == []
     (own,) = [row for row in rows if row.layer == "a_act"]
-    kernel = made.plain.get_layer("a").kernel.numpy()
+    kernel = converted.plain.get_layer("a").kernel.numpy()
     assert own.kernel_zeros == pytest.approx(np.mean(kernel == 0), abs=0.02)
     assert own.max_steps <= 1
 
 
-def test_a_weight_behind_the_kernel_is_a_fault(made: Int8Model) -> None:
-    _, kernel = convolution(made.data)
+def test_a_weight_after_the_last_column_is_a_fault(converted: Int8Model) -> None:
+    _, kernel = convolution(converted.data)
     values = kernel.data.copy()
     values[2, 1, 1, 4] = 1
-    data = made.data.replace(bytes(kernel.buffer), values.tobytes())
-    assert len(data) == len(made.data)
-    found = verify.verify(
+    data = converted.data.replace(bytes(kernel.buffer), values.tobytes())
+    assert len(data) == len(converted.data)
+    actual = verify.verify(
         data,
-        made.wrapped(file_inputs(IMAGES), training=False).numpy(),
+        converted.wrapped(file_inputs(IMAGES), training=False).numpy(),
         file_inputs(IMAGES),
         expect_int8=True,
         io="int8",
-        simulated=made.wrapped,
-        plain=made.plain,
+        simulated=converted.wrapped,
+        plain=converted.plain,
     )
-    assert "a: a kernel of [36, 8] instead of [27, 8]" in found.faults
+    assert "a: a kernel of [36, 8] instead of [27, 8]" in actual.faults

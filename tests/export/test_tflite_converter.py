@@ -1,4 +1,6 @@
-"""Freezing and converting: against Keras, on edges, and on models that cannot be converted."""
+"""Freezing and converting: against Keras, with all input types, and on models that cannot be
+converted.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,12 @@ def int8_file(quantized: tf_keras.Model) -> bytes:
     return tflite_converter.int8_flatbuffer(quantized)
 
 
-def test_frozen_function_says_what_the_net_says() -> None:
+def test_frozen_function_has_the_outputs_of_the_model() -> None:
     model = hard_swish_model()
     frozen = freeze.freeze(model, batch=None)
     assert not frozen.graph.variables
-    (said,) = frozen(tf.constant(file_inputs(pixels(4))))
-    np.testing.assert_allclose(said, model(file_inputs(pixels(4)), training=False), atol=1e-6)
+    (outputs,) = frozen(tf.constant(file_inputs(pixels(4))))
+    np.testing.assert_allclose(outputs, model(file_inputs(pixels(4)), training=False), atol=1e-6)
 
 
 def test_batch_is_fixed_unless_left_open() -> None:
@@ -67,7 +69,7 @@ def test_batch_is_fixed_unless_left_open() -> None:
     ]
 
 
-def test_float32_copy_stands_alone() -> None:
+def test_float32_copy_is_independent() -> None:
     model = hard_swish_model(softmax=True)
     copy = freeze.float32_copy(model)
     before = copy(file_inputs(pixels(2))).numpy()
@@ -76,7 +78,7 @@ def test_float32_copy_stands_alone() -> None:
     np.testing.assert_array_equal(copy(file_inputs(pixels(2))), before)
 
 
-def test_mixed_precision_net_becomes_float32() -> None:
+def test_mixed_precision_model_becomes_float32() -> None:
     plain = hard_swish_model()
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
@@ -89,7 +91,7 @@ def test_mixed_precision_net_becomes_float32() -> None:
     np.testing.assert_array_equal(*(invoke(data, file_inputs(pixels(3))) for data in files))
 
 
-def test_net_of_a_strategy_leaves_it() -> None:
+def test_model_of_a_strategy_is_copied_out_of_it() -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with strategy.scope():
         model = hard_swish_model(softmax=True)
@@ -114,9 +116,9 @@ def test_softmax_is_left_out(head: str) -> None:
         x = L.Softmax()(x) if head == "softmax layer" else L.Activation("softmax")(x)
     model = tf_keras.Model(source, x)
     kernel, bias = model.get_weights()
-    said = invoke(tflite_converter.float_flatbuffer(model), file_inputs(pixels(3)))
+    outputs = invoke(tflite_converter.float_flatbuffer(model), file_inputs(pixels(3)))
     np.testing.assert_allclose(
-        said, file_inputs(pixels(3)).mean(axis=(1, 2)) @ kernel + bias, atol=1e-5
+        outputs, file_inputs(pixels(3)).mean(axis=(1, 2)) @ kernel + bias, atol=1e-5
     )
 
 
@@ -149,7 +151,7 @@ def test_models_that_cannot_be_frozen_are_refused() -> None:
         freeze.float32_copy(wrapped)
 
 
-def test_float_file_says_what_keras_says_with_hard_swish_fused() -> None:
+def test_float_file_has_keras_outputs_and_fused_hard_swish() -> None:
     model = hard_swish_model()
     data = tflite_converter.float_flatbuffer(model)
     np.testing.assert_allclose(
@@ -162,49 +164,49 @@ def test_float_file_says_what_keras_says_with_hard_swish_fused() -> None:
 
 
 @pytest.mark.parametrize("io", IO_TYPES)
-def test_int8_edges(quantized: tf_keras.Model, int8_file: bytes, io: str) -> None:
+def test_int8_inputs_and_outputs(quantized: tf_keras.Model, int8_file: bytes, io: str) -> None:
     data = tflite_converter.int8_flatbuffer(quantized, io)
     source, sink = io_details(data)
     assert {source["dtype"], sink["dtype"]} == {np.dtype(io).type}
-    codes = invoke(int8_file, (pixels(40).astype(np.int16) - 128).astype(np.int8)).astype(
+    values = invoke(int8_file, (pixels(40).astype(np.int16) - 128).astype(np.int8)).astype(
         np.float64
     )
     scale, zero = io_details(int8_file)[1]["quantization"]
     if io == "uint8":
         assert source["quantization"] == (pytest.approx(1 / 127.5), 128)
-        np.testing.assert_array_equal(invoke(data, pixels(40)).astype(int) - 128, codes)
+        np.testing.assert_array_equal(invoke(data, pixels(40)).astype(int) - 128, values)
     if io == "float32":
         np.testing.assert_allclose(
-            invoke(data, file_inputs(pixels(40))), (codes - zero) * scale, atol=1e-5
+            invoke(data, file_inputs(pixels(40))), (values - zero) * scale, atol=1e-5
         )
 
 
-def test_int8_code_of_a_pixel_is_the_pixel_minus_128(int8_file: bytes) -> None:
+def test_int8_pixel_is_the_pixel_minus_128(int8_file: bytes) -> None:
     scale, zero = io_details(int8_file)[0]["quantization"]
-    codes = (np.arange(256) - 128) / 127.5 / scale + zero
-    np.testing.assert_allclose(codes, np.arange(256) - 128, atol=1e-4)
+    values = (np.arange(256) - 128) / 127.5 / scale + zero
+    np.testing.assert_allclose(values, np.arange(256) - 128, atol=1e-4)
 
 
-def test_float_net_is_not_converted_to_int8() -> None:
+def test_float_model_is_not_converted_to_int8() -> None:
     with pytest.raises(UsageError, match="fake-quant"):
         tflite_converter.int8_flatbuffer(hard_swish_model(softmax=True))
     with pytest.raises(UsageError, match="did you mean int8"):
         tflite_converter.int8_flatbuffer(fake_quant_model(), "int9")
 
 
-def test_net_wrapped_by_tfmot_becomes_int8() -> None:
+def test_model_wrapped_by_tfmot_becomes_int8() -> None:
     tfmot = pytest.importorskip("tensorflow_model_optimization")
     source = L.Input((SIZE, SIZE, 3))
     x = L.ReLU(6.0)(L.BatchNormalization()(L.Conv2D(8, 3, use_bias=False)(source)))
     model = tf_keras.Model(source, L.Dense(CLASSES)(L.Flatten()(L.AveragePooling2D(7)(x))))
     wrapped = tfmot.quantization.keras.quantize_model(model)
     wrapped(file_inputs(pixels(40)), training=True)
-    found = tflite_model.read(tflite_converter.int8_flatbuffer(wrapped))
-    assert found.float_tensors() == []
-    assert "CONV_2D" in {op.name for op in found.operators}
+    actual = tflite_model.read(tflite_converter.int8_flatbuffer(wrapped))
+    assert actual.float_tensors() == []
+    assert "CONV_2D" in {op.name for op in actual.operators}
 
 
-def test_refusal_of_the_converter_is_told() -> None:
+def test_refusal_of_the_converter_is_reported() -> None:
     class Unsupported(L.Layer):
         def call(self, file_inputs: tf.Tensor) -> tf.Tensor:
             return tf.nest.map_structure(tf.stop_gradient, tf.raw_ops.Digamma(x=file_inputs))
@@ -217,7 +219,7 @@ def test_refusal_of_the_converter_is_told() -> None:
     assert caught.value.__cause__ is not None
 
 
-def test_quiet_keeps_what_c_code_writes(capfd: pytest.CaptureFixture[str]) -> None:
+def test_quiet_captures_what_c_code_writes(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyError), freeze.quiet() as lines:
         os.write(2, b"first\nsecond \xff\n")
         warnings.warn("third", UserWarning, stacklevel=1)

@@ -1,4 +1,4 @@
-"""TFLite Metadata in the file and labels behind it, read by means that are not ours."""
+"""TFLite Metadata in the file and labels after it, read by independent means."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def metadata(data: bytes) -> Read:
     return Read.root(blob)
 
 
-def test_the_input_says_how_pixels_become_codes(attached: bytes) -> None:
+def test_the_input_describes_how_pixels_are_quantized(attached: bytes) -> None:
     root = metadata(attached)
     assert (root.text(0), root.text(7)) == ("MobileNetV1", "1.0.0")
     source = root.first(3).first(2)
@@ -98,8 +98,8 @@ def test_the_input_says_how_pixels_become_codes(attached: bytes) -> None:
     mean, std = (float(unit.inner(1).floats(slot)[0]) for slot in (0, 1))
     detail = interpreter.make_interpreter(attached).get_input_details()[0]
     scale, zero = detail["quantization"]
-    codes = np.round((np.arange(256) - mean) / std / scale) + zero
-    np.testing.assert_array_equal(codes, np.arange(256) - 128)
+    values = np.round((np.arange(256) - mean) / std / scale) + zero
+    np.testing.assert_array_equal(values, np.arange(256) - 128)
     most, least = (source.inner(5).floats(slot)[0] for slot in (0, 1))
     np.testing.assert_allclose([least, most], [-128 / 127.5, 127 / 127.5], rtol=1e-6)
 
@@ -115,7 +115,7 @@ def test_the_output_names_its_labels(attached: bytes) -> None:
         assert archive.read("labels.txt").decode().splitlines() == list(LABELS)
 
 
-def test_probabilities_and_grey_images_are_named() -> None:
+def test_probabilities_and_gray_images_are_named() -> None:
     card = CARD.replace(outputs="probabilities")
     root = Read.root(tflite_metadata.model_metadata(card, (1, 8, 6, 1)))
     graph = root.first(3)
@@ -130,9 +130,9 @@ def test_probabilities_and_grey_images_are_named() -> None:
     np.testing.assert_allclose(unit.floats(1), PREPROCESSING["imagenet"].std, rtol=1e-6)
 
 
-def test_the_net_is_the_same_and_its_constants_are_aligned(bare: bytes, attached: bytes) -> None:
-    codes = (pixels(8).astype(np.int16) - 128).astype(np.int8)
-    np.testing.assert_array_equal(invoke(attached, codes), invoke(bare, codes))
+def test_the_model_is_the_same_and_its_constants_are_aligned(bare: bytes, attached: bytes) -> None:
+    values = (pixels(8).astype(np.int16) - 128).astype(np.int8)
+    np.testing.assert_array_equal(invoke(attached, values), invoke(bare, values))
     content, before = tflite_model.read(attached), tflite_model.read(bare)
     assert [op.name for op in content.operators] == [op.name for op in before.operators]
     assert set(before.metadata) < set(content.metadata)
@@ -144,7 +144,7 @@ def test_the_net_is_the_same_and_its_constants_are_aligned(bare: bytes, attached
     assert len(attached) - len(bare) < 2000
 
 
-def test_the_file_depends_on_the_net_alone(bare: bytes, attached: bytes) -> None:
+def test_the_file_depends_on_the_model_alone(bare: bytes, attached: bytes) -> None:
     assert tflite_metadata.attach(bare, CARD) == attached
 
 

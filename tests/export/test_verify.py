@@ -1,4 +1,4 @@
-"""Verification: against the runtime's own codes, and on files wrong in each of the known ways."""
+"""Verification: against the runtime's own values, and on files with each known fault."""
 
 from __future__ import annotations
 
@@ -46,82 +46,84 @@ def reference(quantized: tf_keras.Model) -> np.ndarray:
 
 
 def check(data: bytes, reference: np.ndarray, **changes: object) -> verify.Verification:
-    wanted = {"expect_int8": True, "io": "int8", **changes}
-    return verify.verify(data, reference, file_inputs(pixels(len(reference))), **wanted)
+    expected = {"expect_int8": True, "io": "int8", **changes}
+    return verify.verify(data, reference, file_inputs(pixels(len(reference))), **expected)
 
 
 def test_good_file_passes(int8_file: bytes, reference: np.ndarray) -> None:
-    found = check(int8_file, reference)
-    assert found.ok, found.faults
-    assert found.operators == {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 1, "MEAN": 1, "RESHAPE": 1}
-    assert (found.float_tensors, found.partitions, found.images) == (0, 1, 40)
-    assert found.input_shape == (1, SIZE, SIZE, 3)
-    assert found.output_shape == (1, CLASSES)
-    assert (found.input.dtype, found.input.zero_point) == ("int8", 0)
-    assert found.output.scale == pytest.approx(24 / 255)
-    assert found.bytes == len(int8_file)
-    assert len(gzip.decompress(gzip.compress(int8_file, 9))) == found.bytes > found.gzip_bytes > 500
-    assert found.agreement_clear == 1.0
-    assert found.mean_steps < 0.5
+    actual = check(int8_file, reference)
+    assert actual.ok, actual.faults
+    assert actual.operators == {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 1, "MEAN": 1, "RESHAPE": 1}
+    assert (actual.float_tensors, actual.partitions, actual.images) == (0, 1, 40)
+    assert actual.input_shape == (1, SIZE, SIZE, 3)
+    assert actual.output_shape == (1, CLASSES)
+    assert (actual.input.dtype, actual.input.zero_point) == ("int8", 0)
+    assert actual.output.scale == pytest.approx(24 / 255)
+    assert actual.bytes == len(int8_file)
+    assert (
+        len(gzip.decompress(gzip.compress(int8_file, 9))) == actual.bytes > actual.gzip_bytes > 500
+    )
+    assert actual.agreement_clear == 1.0
+    assert actual.mean_steps < 0.5
 
 
 def test_comparison_is_in_output_steps(int8_file: bytes) -> None:
-    codes = invoke(int8_file, (pixels(40).astype(np.int16) - 128).astype(np.int8)).astype(
+    values = invoke(int8_file, (pixels(40).astype(np.int16) - 128).astype(np.int8)).astype(
         np.float64
     )
     scale, zero = io_details(int8_file)[1]["quantization"]
-    own = (codes - zero) * scale
+    own = (values - zero) * scale
     keras = own.copy()
     order = own.argsort(axis=1)
     for image in range(20):  # twenty near ties the other way, by one step
         keras[image, order[image, -2]] = own[image].max() + scale
     keras[20, order[20, -2]] = own[20].max() + 5 * scale  # one clear disagreement
-    found = check(int8_file, keras)
-    assert found.agreement == pytest.approx(19 / 40)
-    assert found.clear_images == 20
-    assert found.agreement_clear == pytest.approx(19 / 20)
+    actual = check(int8_file, keras)
+    assert actual.agreement == pytest.approx(19 / 40)
+    assert actual.clear_images == 20
+    assert actual.agreement_clear == pytest.approx(19 / 20)
     steps = np.abs(keras - own) / scale
-    assert found.mean_steps == pytest.approx(steps.mean())
-    assert found.max_steps == pytest.approx(steps.max())
+    assert actual.mean_steps == pytest.approx(steps.mean())
+    assert actual.max_steps == pytest.approx(steps.max())
 
 
 @pytest.mark.parametrize("io", ["uint8", "float32"])
-def test_other_edges_pass(quantized: tf_keras.Model, reference: np.ndarray, io: str) -> None:
-    found = check(tflite_converter.int8_flatbuffer(quantized, io), reference, io=io)
-    assert found.ok, found.faults
-    assert found.input.dtype == found.output.dtype == io
-    assert found.mean_steps < 0.5
+def test_other_input_types_pass(quantized: tf_keras.Model, reference: np.ndarray, io: str) -> None:
+    actual = check(tflite_converter.int8_flatbuffer(quantized, io), reference, io=io)
+    assert actual.ok, actual.faults
+    assert actual.input.dtype == actual.output.dtype == io
+    assert actual.mean_steps < 0.5
 
 
 def test_float_file_passes() -> None:
     model = hard_swish_model()
     data = tflite_converter.float_flatbuffer(model)
-    found = check(data, model(file_inputs(pixels(40))).numpy(), expect_int8=False, io="float32")
-    assert found.ok, found.faults
-    assert found.operators["HARD_SWISH"] == 1
-    assert found.max_steps < 0.1
-    assert found.float_tensors > 0
-    found = check(data, model(file_inputs(pixels(40))).numpy())
-    assert any("float tensors inside" in fault for fault in found.faults)
-    assert any("input is float32 instead of int8" in fault for fault in found.faults)
+    actual = check(data, model(file_inputs(pixels(40))).numpy(), expect_int8=False, io="float32")
+    assert actual.ok, actual.faults
+    assert actual.operators["HARD_SWISH"] == 1
+    assert actual.max_steps < 0.1
+    assert actual.float_tensors > 0
+    actual = check(data, model(file_inputs(pixels(40))).numpy())
+    assert any("float tensors inside" in fault for fault in actual.faults)
+    assert any("input is float32 instead of int8" in fault for fault in actual.faults)
 
 
 def test_open_and_larger_batches_are_run_to_the_last_image(
     quantized: tf_keras.Model, reference: np.ndarray
 ) -> None:
     for batch in (None, 16):
-        found = check(tflite_converter.int8_flatbuffer(quantized, batch=batch), reference)
-        assert found.images == 40
-        assert found.mean_steps < 0.5
+        actual = check(tflite_converter.int8_flatbuffer(quantized, batch=batch), reference)
+        assert actual.images == 40
+        assert actual.mean_steps < 0.5
 
 
-def test_float_island_is_a_fault(reference: np.ndarray) -> None:
+def test_float_region_is_a_fault(reference: np.ndarray) -> None:
     model = fake_quant_model(island=True)
-    found = check(tflite_converter.int8_flatbuffer(model), model(file_inputs(pixels(40))).numpy())
-    assert not found.ok
-    assert any("float tensors inside" in fault for fault in found.faults)
-    assert "float operators: DEQUANTIZE, DEPTHWISE_CONV_2D, CONV_2D, QUANTIZE" in found.faults
-    assert not any(";" in fault for fault in found.faults)
+    actual = check(tflite_converter.int8_flatbuffer(model), model(file_inputs(pixels(40))).numpy())
+    assert not actual.ok
+    assert any("float tensors inside" in fault for fault in actual.faults)
+    assert "float operators: DEQUANTIZE, DEPTHWISE_CONV_2D, CONV_2D, QUANTIZE" in actual.faults
+    assert not any(";" in fault for fault in actual.faults)
 
 
 def test_kernel_scale_per_tensor_is_a_fault() -> None:
@@ -134,11 +136,11 @@ def test_kernel_scale_per_tensor_is_a_fault() -> None:
 
 def test_input_grid_off_the_pixels_is_a_fault() -> None:
     model = fake_quant_model(low=-0.9)
-    found = check(tflite_converter.int8_flatbuffer(model), model(file_inputs(pixels(40))).numpy())
-    assert any("instead of 1/127.5 and 0" in fault for fault in found.faults)
+    actual = check(tflite_converter.int8_flatbuffer(model), model(file_inputs(pixels(40))).numpy())
+    assert any("instead of 1/127.5 and 0" in fault for fault in actual.faults)
 
 
-def test_wrong_edges_are_a_fault(
+def test_wrong_input_types_are_a_fault(
     quantized: tf_keras.Model, int8_file: bytes, reference: np.ndarray
 ) -> None:
     assert any(
@@ -159,8 +161,8 @@ def test_saturated_bias_is_a_fault() -> None:
     kernel, bias = layer.get_weights()
     kernel[..., 3], bias[3] = 1e-9, 1.5
     layer.set_weights([kernel, bias])
-    found = check(tflite_converter.int8_flatbuffer(model), model(file_inputs(pixels(40))).numpy())
-    assert any("1 biases out of int32's range" in fault for fault in found.faults)
+    actual = check(tflite_converter.int8_flatbuffer(model), model(file_inputs(pixels(40))).numpy())
+    assert any("1 biases out of int32's range" in fault for fault in actual.faults)
 
 
 def test_uniform_bias_is_a_fault() -> None:
@@ -170,14 +172,14 @@ def test_uniform_bias_is_a_fault() -> None:
     )
     kernel, bias = layer.get_weights()
     layer.set_weights([kernel, np.full_like(bias, 0.5)])
-    found = check(tflite_converter.int8_flatbuffer(model), model(file_inputs(pixels(40))).numpy())
-    assert any("one bias code for all channels" in fault for fault in found.faults)
+    actual = check(tflite_converter.int8_flatbuffer(model), model(file_inputs(pixels(40))).numpy())
+    assert any("one quantized bias for all channels" in fault for fault in actual.faults)
 
 
-def test_another_net_is_a_fault(int8_file: bytes, reference: np.ndarray) -> None:
+def test_another_model_is_a_fault(int8_file: bytes, reference: np.ndarray) -> None:
     other = np.roll(reference, 1, axis=1)
-    found = check(int8_file, other)
-    assert any(fault.startswith("top-1 agreement on 40 clear images") for fault in found.faults)
+    actual = check(int8_file, other)
+    assert any(fault.startswith("top-1 agreement on 40 clear images") for fault in actual.faults)
     limits = VerificationLimits(min_agreement=0.9, max_mean_steps=1.0)
     faults = check(int8_file, other, limits=limits).faults
     assert [fault.split()[0] for fault in faults] == ["top-1", "logits"]
@@ -189,26 +191,26 @@ def test_another_net_is_a_fault(int8_file: bytes, reference: np.ndarray) -> None
 class Outside(L.Layer):
     """An operator that XNNPACK does not take."""
 
-    def call(self, file_inputs: tf.Tensor) -> tf.Tensor:
-        return tf.cumsum(file_inputs, axis=-1)
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.cumsum(inputs, axis=-1)
 
 
-def test_partitions_warn_or_fail_as_told() -> None:
+def test_partitions_warn_or_fail_by_their_limit() -> None:
     source = L.Input((SIZE, SIZE, 3))
     x = L.Conv2D(CLASSES, 3)(Outside()(L.Conv2D(4, 3)(source)))
     model = tf_keras.Model(source, L.GlobalAveragePooling2D()(x))
     data, logits = tflite_converter.float_flatbuffer(model), model(file_inputs(pixels(40))).numpy()
-    told = ("2 delegate partitions instead of 1 (outside: 1 CUMSUM)",)
-    found = check(data, logits, expect_int8=False, io="float32")
-    assert (found.partitions, found.faults, found.warnings) == (2, (), told)
-    found = check(
+    message = ("2 delegate partitions instead of 1 (outside: 1 CUMSUM)",)
+    actual = check(data, logits, expect_int8=False, io="float32")
+    assert (actual.partitions, actual.faults, actual.warnings) == (2, (), message)
+    actual = check(
         data,
         logits,
         expect_int8=False,
         io="float32",
         limits=VerificationLimits(min_clear_agreement=0.97, max_partitions=1),
     )
-    assert (found.faults, found.warnings) == (told, ())
+    assert (actual.faults, actual.warnings) == (message, ())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9])
@@ -226,27 +228,27 @@ def test_images_that_do_not_fit_are_refused(int8_file: bytes, reference: np.ndar
         verify.verify(
             int8_file, reference[:0], file_inputs(pixels(40))[:0], expect_int8=True, io="int8"
         )
-    with pytest.raises(UsageError, match=r"reference logits: got .40, 4.*as the file gives"):
-        check(int8_file, reference[:, :4])
+    with pytest.raises(UsageError, match=r"reference logits: got .40, 3.*as the file gives"):
+        check(int8_file, reference[:, :3])
 
 
 def test_verification_is_frozen_and_goes_into_json(int8_file: bytes, reference: np.ndarray) -> None:
-    found = check(int8_file, reference)
+    actual = check(int8_file, reference)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        found.bytes = 0
-    assert found.to_json()["ok"] is True
-    assert found.to_json()["input"]["dtype"] == "int8"
+        actual.bytes = 0
+    assert actual.to_json()["ok"] is True
+    assert actual.to_json()["input"]["dtype"] == "int8"
 
 
 @pytest.mark.parametrize("name", sorted(archs.ALL))
-def test_float_file_of_every_net_is_one_partition(
+def test_float_file_of_every_model_is_one_partition(
     name: str, small_model: Callable[..., Any], float_file: Callable[[str], bytes]
 ) -> None:
     model, data = small_model(name), float_file(name)
     batch = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
-    found = verify.verify(data, model(batch).numpy(), batch, expect_int8=False)
-    assert (found.partitions, found.faults, found.warnings) == (1, (), ())
+    actual = verify.verify(data, model(batch).numpy(), batch, expect_int8=False)
+    assert (actual.partitions, actual.faults, actual.warnings) == (1, (), ())
     swish = sum(layer.name.endswith("_hard_swish") for layer in model.layers)
-    assert found.operators.get("HARD_SWISH", 0) == swish
-    said = invoke(data, batch)
-    np.testing.assert_allclose(said, model(batch), atol=1e-3 * np.abs(said).max())
+    assert actual.operators.get("HARD_SWISH", 0) == swish
+    outputs = invoke(data, batch)
+    np.testing.assert_allclose(outputs, model(batch), atol=1e-3 * np.abs(outputs).max())

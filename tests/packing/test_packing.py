@@ -1,4 +1,4 @@
-"""The packed model: bits come back, sizes meet the entropy, and no file is believed."""
+"""The packed model: bits are preserved, sizes reach the entropy, and no file is trusted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAGIC, VERSION = b"\x89MNPACK\n", 2
 
 
 def there_and_back(array: np.ndarray[Any, Any]) -> int:
-    """Bytes of an array that came back bit by bit."""
+    """Bytes of an array that was unpacked bit by bit."""
     data = array_codec.pack_array(array)
     back = array_codec.unpack_array(data, str(array.dtype), array.shape)
     assert (back.dtype, back.shape) == (array.dtype, array.shape)
@@ -47,7 +47,9 @@ def there_and_back(array: np.ndarray[Any, Any]) -> int:
 @example([], 500, 0.5, 0)  # no codebook: all zeros
 @example([0x80000000], 9, 1.0, 0)  # -0.0 alone
 @example([1, 0x7F7FFFFF, 0xFF7FFFFF, 0x007FFFFF], 50, 0.3, 1)  # least, largest, denormal
-def test_layers_come_back_bit_by_bit(book: list[int], size: int, share: float, seed: int) -> None:
+def test_layers_are_unpacked_bit_by_bit(
+    book: list[int], size: int, share: float, seed: int
+) -> None:
     """Any codebook of any bits, any share of zeros."""
     rng = np.random.default_rng(seed)
     values = rng.choice(np.array([*book, 0] if book else [0], np.uint32), size)
@@ -57,20 +59,20 @@ def test_layers_come_back_bit_by_bit(book: list[int], size: int, share: float, s
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 3000), st.sampled_from(array_codec.DTYPES), st.integers(0, 2**32 - 1))
-def test_arrays_of_every_type_come_back(size: int, dtype: str, seed: int) -> None:
+def test_arrays_of_every_type_are_unpacked_unchanged(size: int, dtype: str, seed: int) -> None:
     raw = np.random.default_rng(seed).bytes(size * np.dtype(dtype).itemsize)
     array = np.frombuffer(raw, np.uint8) % 2 == 1 if dtype == "bool" else np.frombuffer(raw, dtype)
     there_and_back(array)
 
 
-@pytest.mark.parametrize("places", [[], [0], [9999], [4094], [4095], [4096], [0, 8191], [1, 8192]])
-def test_long_runs_of_zeros_come_back(places: list[int]) -> None:
+@pytest.mark.parametrize("paths", [[], [0], [9999], [4094], [4095], [4096], [0, 8191], [1, 8192]])
+def test_long_runs_of_zeros_are_unpacked_unchanged(paths: list[int]) -> None:
     array = np.zeros((100, 100), np.float32)
-    array.reshape(-1)[places] = 1.5
+    array.reshape(-1)[paths] = 1.5
     assert there_and_back(array) < 40
 
 
-def test_special_shapes_come_back() -> None:
+def test_special_shapes_are_unpacked_unchanged() -> None:
     for shape in [(), (0,), (3, 0, 2), (1, 1, 1, 1)]:
         there_and_back(np.full(shape, -0.0, np.float32))
 
@@ -81,32 +83,32 @@ def test_values_of_sixteen_bits_take_sixteen_bits() -> None:
 
 
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 1.0])
-@pytest.mark.parametrize("codes", [2, 16, 256])
-def test_size_is_that_of_the_entropy(share: float, codes: int) -> None:
+@pytest.mark.parametrize("values", [2, 16, 256])
+def test_size_is_that_of_the_entropy(share: float, values: int) -> None:
     """Entropy by numpy here: whether a weight is zero, and which value a non-zero has."""
-    rng = np.random.default_rng(codes)
+    rng = np.random.default_rng(values)
     size = 1 << 18
-    chances = rng.dirichlet(np.ones(codes))
-    book = rng.normal(size=codes).astype(np.float32)
-    array = book[rng.choice(codes, size, p=chances)]
+    chances = rng.dirichlet(np.ones(values))
+    book = rng.normal(size=values).astype(np.float32)
+    array = book[rng.choice(values, size, p=chances)]
     array[rng.random(size) > share] = 0
 
     def bits(labels: np.ndarray[Any, Any]) -> float:
         _, counts = np.unique(labels, return_counts=True)
         return -float((counts * np.log2(counts / counts.sum())).sum())
 
-    kept = array[array != 0]
-    entropy = (bits(array != 0) + bits(kept)) / 8
-    assert entropy > 3000 or codes == 2
+    remaining = array[array != 0]
+    entropy = (bits(array != 0) + bits(remaining)) / 8
+    assert entropy > 3000 or values == 2
     packed = there_and_back(array.reshape(512, 512))
-    assert packed <= 1.05 * (entropy + 4 * codes) + 64
-    zeros, distinct, told, _ = reports.measure(array)
-    assert (zeros, distinct) == (size - len(kept), len(np.unique(kept)))
-    assert told == pytest.approx(entropy, rel=1e-9)
+    assert packed <= 1.05 * (entropy + 4 * values) + 64
+    zeros, distinct, message, _ = reports.measure(array)
+    assert (zeros, distinct) == (size - len(remaining), len(np.unique(remaining)))
+    assert message == pytest.approx(entropy, rel=1e-9)
 
 
 def test_runs_code_better_than_their_entropy() -> None:
-    """Zero rows: positions as gaps take less than a bit's worth a weight."""
+    """Zero rows: positions as gaps take less than a bit per weight."""
     array = np.random.default_rng(0).choice(np.array([1, 2, 3, 4], np.float32), (512, 256))
     array[::2] = 0
     _, _, entropy, _ = reports.measure(array)
@@ -131,7 +133,7 @@ def test_any_bytes_are_an_array_or_refused(data: bytes, shape: tuple[int, ...]) 
 @settings(deadline=None, max_examples=100)
 @given(st.integers(0, 10_000), st.integers(0, 255), st.integers(0, 2**32 - 1))
 def test_changed_bytes_are_an_array_or_refused(place: int, value: int, seed: int) -> None:
-    """Without the digest in front: the codec by itself never fails otherwise."""
+    """Without the digest before it: the codec by itself never fails otherwise."""
     rng = np.random.default_rng(seed % 5)
     array = rng.choice(np.float32([0, 0, 1, 2, -3]), 800)
     data = bytearray(array_codec.pack_array(array))
@@ -152,7 +154,7 @@ def small_file(folder: Path) -> Path:
 
 
 def refused(path: Path) -> str:
-    """The one line, told within a second and 100 MB."""
+    """The error line, raised within a second and 100 MB."""
     tracemalloc.start()
     start = time.process_time()
     with pytest.raises(UsageError) as caught:
@@ -160,12 +162,12 @@ def refused(path: Path) -> str:
     assert time.process_time() - start < 1
     assert tracemalloc.get_traced_memory()[1] < 100e6
     tracemalloc.stop()
-    told = str(caught.value)
-    assert told.startswith(str(path)) and "\n" not in told and len(told) < 600
-    return told
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "\n" not in message and len(message) < 600
+    return message
 
 
-def test_a_file_comes_back_and_its_front_is_as_documented(tmp_path: Path) -> None:
+def test_a_file_is_read_back_and_its_front_is_as_documented(tmp_path: Path) -> None:
     path = small_file(tmp_path)
     header, (record,) = container.read(path)
     assert header == {"card": {}}
@@ -191,10 +193,10 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:
     path = small_file(tmp_path)
     data = path.read_bytes()
-    for place in range(len(data)):
+    for folder in range(len(data)):
         for bit in (0, 3, 7):
             changed = bytearray(data)
-            changed[place] ^= 1 << bit
+            changed[folder] ^= 1 << bit
             path.write_bytes(changed)
             with pytest.raises(UsageError):
                 container.read(path)
@@ -212,7 +214,7 @@ def test_foreign_files_are_refused(content: bytes, tmp_path: Path) -> None:
 def forged(
     path: Path, text: bytes, body: bytes = b"", lengths: tuple[int, int, int] | None = None
 ) -> Path:
-    """A file whose digest is right, whatever else it says."""
+    """A file whose digest is right, whatever else it holds."""
     packed = zlib.compress(text)
     lengths = lengths or (len(packed), len(text), len(body))
     front = FRONT.pack(MAGIC, VERSION, *lengths, b"")[:-32]
@@ -241,7 +243,7 @@ ENTRY = ["k", "k", "weight", "float32", [2], 2]
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({4: [2**63]}, "cannot be"),
         ({4: [2**31]}, "cannot be"),
@@ -262,11 +264,11 @@ ENTRY = ["k", "k", "weight", "float32", [2], 2]
     ],
 )
 def test_entries_that_cannot_be_are_refused(
-    change: dict[int, Any], told: str, tmp_path: Path
+    change: dict[int, Any], message: str, tmp_path: Path
 ) -> None:
-    entry = [change.get(place, value) for place, value in enumerate(ENTRY)]
+    entry = [change.get(folder, value) for folder, value in enumerate(ENTRY)]
     path = forged(tmp_path / "x", json.dumps({"arrays": [entry]}).encode(), b"\0\0")
-    assert told in refused(path)
+    assert message in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +290,7 @@ MANY = 2_000_000  # bytes, of a header that is not too long
 
 
 @pytest.mark.parametrize(
-    ("what", "told"),
+    ("what", "message"),
     [
         (b'{"arrays": [%s0]}' % (b"0," * (MANY // 2)), "values in the header"),
         (b'{"arrays": [%s[]]}' % (b"[]," * (MANY // 3)), "values in the header"),
@@ -298,8 +300,10 @@ MANY = 2_000_000  # bytes, of a header that is not too long
         (b" " * (1 << 22), "bytes of header"),
     ],
 )
-def test_headers_of_a_million_values_are_not_parsed(what: bytes, told: str, tmp_path: Path) -> None:
-    assert told in refused(forged(tmp_path / "x", what, b"\0\0\0\0" * 5000))
+def test_headers_of_a_million_values_are_not_parsed(
+    what: bytes, message: str, tmp_path: Path
+) -> None:
+    assert message in refused(forged(tmp_path / "x", what, b"\0\0\0\0" * 5000))
 
 
 def test_a_file_cannot_claim_gigabytes(tmp_path: Path) -> None:
@@ -332,7 +336,7 @@ HUGE = b"\xff" * 8 + b"\x7f"  # 2^63 - 1
         b"\x07",
     ],
 )
-def test_lengths_inside_arrays_are_not_believed(body: bytes, tmp_path: Path) -> None:
+def test_lengths_inside_arrays_are_not_trusted(body: bytes, tmp_path: Path) -> None:
     entry = [*ENTRY[:4], [2, 1], len(body)]
     path = forged(tmp_path / "x", json.dumps({"arrays": [entry]}).encode(), body)
     assert "whole packed model" in refused(path)
@@ -348,7 +352,7 @@ L = tf_keras.layers
 
 
 def packed(model: Any, path: Path, card: Card | None = None, ranges: Any = None) -> Any:
-    """The model behind a file."""
+    """The model in a file."""
     net = saving.LoadedModel(model, card or Card(input_shape=(32, 32, 3)))
     path.write_bytes(packed_model.pack(net, ranges))
     return packed_model.unpack(path)
@@ -370,15 +374,15 @@ FILLS: dict[str, Callable[[np.random.Generator, Any], Any]] = {
 
 
 def filled(model: Any, seed: int) -> None:
-    """Every array of a model in one of the ways that are hard to keep."""
+    """Every array of a model with values that are hard to preserve."""
     rng = np.random.default_rng(seed)
     ways = list(FILLS.values())
-    places = (seed + np.arange(len(model.weights))) % len(ways)
-    model.set_weights([ways[p](rng, w.shape) for p, w in zip(places, model.weights, strict=True)])
+    paths = (seed + np.arange(len(model.weights))) % len(ways)
+    model.set_weights([ways[p](rng, w.shape) for p, w in zip(paths, model.weights, strict=True)])
 
 
 @pytest.mark.parametrize("name", archs.ALL)
-def test_every_net_comes_back_from_its_config(
+def test_every_model_is_rebuilt_from_its_config(
     name: str, small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
     source = small_model(name)
@@ -386,16 +390,16 @@ def test_every_net_comes_back_from_its_config(
     model.mobilenet_config = source.mobilenet_config
     filled(model, 1)
     card = Card(architecture=model.mobilenet_config.to_json(), labels=("a", "b"), notes=("n",))
-    found = packed(model, tmp_path / "net", card)
-    assert same_bits(model, found.loaded.model)
-    assert found.loaded.model.get_config() == model.get_config()
-    assert found.loaded.card == card and found.ranges is None
-    assert builder.config_of(found.loaded.model) == model.mobilenet_config
+    actual = packed(model, tmp_path / "net", card)
+    assert same_bits(model, actual.loaded.model)
+    assert actual.loaded.model.get_config() == model.get_config()
+    assert actual.loaded.card == card and actual.ranges is None
+    assert builder.config_of(actual.loaded.model) == model.mobilenet_config
     assert container.read(tmp_path / "net")[0]["keras"] is None
-    told = reports.contents(tmp_path / "net")
-    assert told.total.weights == model.count_params()
-    assert told.total.packed == (tmp_path / "net").stat().st_size
-    assert sum(line.packed for line in told.arrays) == told.total.packed
+    contents = reports.contents(tmp_path / "net")
+    assert contents.total.weights == model.count_params()
+    assert contents.total.packed == (tmp_path / "net").stat().st_size
+    assert sum(line.packed for line in contents.arrays) == contents.total.packed
 
 
 def foreign() -> Any:
@@ -419,14 +423,14 @@ def foreign() -> Any:
 @given(st.lists(st.sampled_from(list(FILLS)), min_size=7, max_size=7), st.integers(0, 2**32 - 1))
 @example(["empty"] * 7, 0)
 @example(["extremes"] * 7, 0)
-def test_any_weights_of_a_net_come_back(ways: list[str], seed: int) -> None:
+def test_any_weights_of_a_model_are_unpacked_unchanged(ways: list[str], seed: int) -> None:
     source = L.Input((6, 6, 3))
     x = L.BatchNormalization(scale=False)(L.Conv2D(5, 3, name="c")(source))
     model = tf_keras.Model(source, L.Dense(4)(L.Flatten()(x)))
     rng = np.random.default_rng(seed)
     model.set_weights([FILLS[w](rng, v.shape) for w, v in zip(ways, model.weights, strict=True)])
-    with tempfile.TemporaryDirectory() as place:
-        assert same_bits(model, packed(model, Path(place) / "net").loaded.model)
+    with tempfile.TemporaryDirectory() as folder:
+        assert same_bits(model, packed(model, Path(folder) / "net").loaded.model)
 
 
 @pytest.mark.slow
@@ -437,16 +441,16 @@ def test_a_whole_v1_is_packed_in_twenty_seconds_of_one_core(tmp_path: Path) -> N
     assert time.process_time() - start < 20
 
 
-def test_a_foreign_net_comes_back_from_its_description(tmp_path: Path) -> None:
+def test_a_foreign_model_is_rebuilt_from_its_description(tmp_path: Path) -> None:
     model = foreign()
-    found = packed(model, tmp_path / "net").loaded.model
-    assert same_bits(model, found)
-    assert np.signbit(found.get_weights()[0].reshape(-1)[0])
-    assert [layer.name for layer in found.layers] == [layer.name for layer in model.layers]
+    actual = packed(model, tmp_path / "net").loaded.model
+    assert same_bits(model, actual)
+    assert np.signbit(actual.get_weights()[0].reshape(-1)[0])
+    assert [layer.name for layer in actual.layers] == [layer.name for layer in model.layers]
     assert container.read(tmp_path / "net")[0]["config"] is None
 
 
-def test_a_net_that_left_its_config_is_described(
+def test_a_model_that_differs_from_its_config_is_described(
     small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
     source = small_model("mobilenet_v1")
@@ -466,7 +470,7 @@ def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
         packed_model.pack(saving.LoadedModel(model, Card()))
 
 
-def test_a_net_with_code_is_refused_on_both_sides(tmp_path: Path) -> None:
+def test_a_model_with_code_is_refused_on_both_sides(tmp_path: Path) -> None:
     source = L.Input((4,))
     model = tf_keras.Model(source, L.Lambda(lambda x: x + 1)(source))
     with pytest.raises(UsageError, match="Lambda"):
@@ -496,7 +500,7 @@ def test_architectures_that_cannot_be_are_refused(header: dict[str, Any], tmp_pa
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
-def test_weights_of_another_net_are_refused(
+def test_weights_of_another_model_are_refused(
     small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
     model = small_model("mobilenet_v1")
@@ -506,7 +510,7 @@ def test_weights_of_another_net_are_refused(
         packed_model.unpack(forged(tmp_path / "x", text))
 
 
-def test_folded_norms_are_halves_that_do_the_same() -> None:
+def test_folded_batch_norms_are_float16_with_equal_outputs() -> None:
     model = foreign()
     model.get_layer("separable").set_weights(
         [np.full(w.shape, 0.1, np.float32) for w in model.get_layer("separable").get_weights()]
@@ -529,14 +533,14 @@ def test_folded_norms_are_halves_that_do_the_same() -> None:
         )
         assert not np.array_equal(before, after)
         np.testing.assert_allclose(after, before, rtol=0.01, atol=0.01 * np.abs(before).max())
-    kept = [w for w in model.get_weights() if w.ndim > 1]
+    remaining = [w for w in model.get_weights() if w.ndim > 1]
     assert all(
         np.array_equal(a, b)
-        for a, b in zip(kept, [w for w in halved.get_weights() if w.ndim > 1], strict=True)
+        for a, b in zip(remaining, [w for w in halved.get_weights() if w.ndim > 1], strict=True)
     )
 
 
-def test_a_norm_beyond_halves_is_refused() -> None:
+def test_a_batch_norm_beyond_float16_is_refused() -> None:
     model = foreign()
     layer = model.get_layer("whole")
     layer.set_weights([np.full(w.shape, 1e6) for w in layer.get_weights()])

@@ -42,7 +42,7 @@ def export(folder: Path, kind: str = "float", softmax: bool = False, **fields: A
 
 
 def pixels(count: int, seed: int = 0) -> np.ndarray:
-    """Pictures of 8 x 8 patches: unlike pixel noise, they do not look alike to a model."""
+    """Images of 8 x 8 patches: unlike pixel noise, a model tells them apart."""
     patches = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), np.uint8)
     return patches.repeat(SIDE // 8, axis=1).repeat(SIDE // 8, axis=2)
 
@@ -58,8 +58,8 @@ def test_float_outputs_are_those_of_keras(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8"])
-def test_codes_and_their_reals(kind: str, tmp_path: Path) -> None:
-    """Codes are worked out here by hand and given to the bare interpreter."""
+def test_quantized_outputs_and_their_real_values(kind: str, tmp_path: Path) -> None:
+    """Inputs are quantized here by hand and fed to the bare interpreter."""
     runner = interpreter.make_interpreter(tflite_files.flatbuffer(kind))
     source, target = runner.get_input_details()[0], runner.get_output_details()[0]
     (scale, zero), (step, origin) = source["quantization"], target["quantization"]
@@ -69,8 +69,8 @@ def test_codes_and_their_reals(kind: str, tmp_path: Path) -> None:
     expected = []
     for image in batch:
         x = (image.astype(np.float64) - [100, 120, 140]) / [50, 60, 70]  # partly out of range
-        codes = np.clip(np.round(x / scale) + zero, low, high).astype(kind)
-        runner.set_tensor(source["index"], codes[None])
+        values = np.clip(np.round(x / scale) + zero, low, high).astype(kind)
+        runner.set_tensor(source["index"], values[None])
         runner.invoke()
         expected.append(step * (runner.get_tensor(target["index"])[0].astype(np.float64) - origin))
     ours = Classifier(export(tmp_path, kind, preprocessing=card)).logits(batch)
@@ -93,26 +93,26 @@ def test_top_k_is_softmax_of_logits(tmp_path: Path) -> None:
     classifier = Classifier(export(tmp_path))
     logits = classifier.logits(pixels(1))[0].astype(float)
     shares = np.exp(logits) / np.exp(logits).sum()
-    found = classifier.top_k(pixels(1)[0], k=10)
+    actual = classifier.top_k(pixels(1)[0], k=10)
     whole = Classifier(export(tmp_path, preprocessing=Preprocessing(crop="none"))).top_k(
         pixels(1)[0], 10
     )
     assert [label for label, _ in whole] == [LABELS[i] for i in np.argsort(-shares)]
     np.testing.assert_allclose([share for _, share in whole], np.sort(shares)[::-1], rtol=1e-4)
-    assert found != whole  # the crop took part
+    assert actual != whole  # the crop took part
 
 
-def test_probabilities_are_not_squashed_again(tmp_path: Path) -> None:
+def test_probabilities_get_no_second_softmax(tmp_path: Path) -> None:
     whole = Preprocessing(crop="none")
     classifier = Classifier(
         export(tmp_path, softmax=True, outputs="probabilities", preprocessing=whole)
     )
     expected = small_models.tiny_v1(True)((pixels(1) / 127.5 - 1).astype(np.float32)).numpy()[0]
-    found = dict(classifier.top_k(pixels(1)[0], 10))
-    np.testing.assert_allclose([found[label] for label in LABELS], expected, atol=1e-4)
+    actual = dict(classifier.top_k(pixels(1)[0], 10))
+    np.testing.assert_allclose([actual[label] for label in LABELS], expected, atol=1e-4)
 
 
-def test_bare_file_is_told_to_be_bare(tmp_path: Path) -> None:
+def test_bare_file_has_a_note(tmp_path: Path) -> None:
     (tmp_path / "a.tflite").write_bytes(tflite_files.flatbuffer("float", True))
     classifier = Classifier(tmp_path / "a.tflite")
     assert classifier.input_shape == (SIDE, SIDE, 3)
@@ -170,7 +170,7 @@ def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
 
 
 def test_digits_are_scored(tmp_path: Path) -> None:
-    """The figures again, from Keras' outputs, a digit at a time."""
+    """The figures computed again from Keras' outputs, one digit at a time."""
     data = digits.load()
     chosen = np.flatnonzero(data.split == 2)
     right = among = loss = 0.0
@@ -229,7 +229,7 @@ def test_corrupt_image_stops_or_is_counted(tmp_path: Path) -> None:
 
 
 def test_folders_with_some_of_the_classes_are_matched_by_name(tmp_path: Path) -> None:
-    """Pictures score the same whether or not other classes are there."""
+    """Images score the same whether or not other classes are there."""
     classifier = Classifier(export(tmp_path / "net"))
     root = folders(tmp_path / "data")
     for name in LABELS[:7]:
@@ -264,13 +264,13 @@ ON_A_DEVICE = ("ai-edge-litert", "numpy", "pillow", "absl-py", "rich")
 def absent() -> list[str]:
     """What is imported of packages that neither these five nor what they require bring."""
     there: set[str] = set()
-    wanted = list(ON_A_DEVICE)
-    while wanted:
-        name = utils.canonicalize_name(wanted.pop())
+    expected = list(ON_A_DEVICE)
+    while expected:
+        name = utils.canonicalize_name(expected.pop())
         if name not in there:
             there.add(name)
-            found = [requirements.Requirement(x) for x in metadata.requires(name) or ()]
-            wanted += [x.name for x in found if not x.marker or x.marker.evaluate({"extra": ""})]
+            actual = [requirements.Requirement(x) for x in metadata.requires(name) or ()]
+            expected += [x.name for x in actual if not x.marker or x.marker.evaluate({"extra": ""})]
     others = {
         module: {utils.canonicalize_name(name) for name in names}
         for module, names in metadata.packages_distributions().items()
@@ -319,7 +319,7 @@ def test_partitions_need_the_runtimes_listing() -> None:
         interpreter.partitions(object())
 
 
-def test_latency_orders_nets_by_work() -> None:
+def test_latency_orders_models_by_work() -> None:
     import tensorflow as tf
     import tf_keras as keras
 
@@ -336,8 +336,8 @@ def test_latency_orders_nets_by_work() -> None:
 
 def test_no_runtime_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    made = interpreter.make_interpreter(tflite_files.flatbuffer("float"))
-    assert type(made).__module__.startswith("tensorflow")
+    converted = interpreter.make_interpreter(tflite_files.flatbuffer("float"))
+    assert type(converted).__module__.startswith("tensorflow")
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(UsageError, match="pip install ai-edge-litert"):
         interpreter.make_interpreter(tflite_files.flatbuffer("float"))

@@ -29,7 +29,7 @@ def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.nda
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """A picture that JPEG keeps well, with a different slope in each channel."""
+    """An image that JPEG preserves well, with a different slope in each channel."""
     y, x = np.mgrid[:height, :width]
     return np.stack([255 * x / width, 255 * y / height, 128 + 80 * np.sin(x / 9)], axis=-1).astype(
         np.uint8
@@ -62,9 +62,9 @@ def test_central_crop_is_tensorflows(
 def test_crop_boxes_of_all_sides_match_central_crop() -> None:
     tf = pytest.importorskip("tensorflow")
     for side in range(1, 80):
-        kept = tf.image.central_crop(np.zeros((side, 3, 1), np.uint8), 0.875).shape[0]
+        remaining = tf.image.central_crop(np.zeros((side, 3, 1), np.uint8), 0.875).shape[0]
         top, _, height, _ = images.crop_box(side, 3, Preprocessing(), 8)
-        assert (top, height) == ((side - kept) // 2, kept)
+        assert (top, height) == ((side - remaining) // 2, remaining)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_square_crop(height: int, width: int, size: int, box: tuple[int, int, in
     assert images.crop_box(height, width, PREPROCESSING["imagenet"], size) == box
 
 
-def test_normalise_takes_channels_apart() -> None:
+def test_normalize_works_per_channel() -> None:
     pixels = np.full((1, 1, 3), 128, np.float32)
     expected = [(128 - 123.675) / 58.395, (128 - 116.28) / 57.12, (128 - 103.53) / 57.375]
     np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Files in a child process: the same outputs, and one line whatever becomes of the child."""
+"""Files in a child process: the same outputs, and one line whatever happens to the child."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def test_it_works_without_standard_streams(exported: Path, tmp_path: Path) -> No
     assert result.read_text() == best[0][0]
 
 
-def test_commands_isolate_unless_told_otherwise(
+def test_commands_isolate_by_default(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     starts: list[dict[str, Any]] = []
@@ -345,7 +345,7 @@ def test_commands_isolate_unless_told_otherwise(
             assert printed[0] == printed[1]
 
 
-def test_a_keras_net_takes_no_such_flag(tmp_path: Path) -> None:
+def test_a_keras_model_takes_no_such_flag(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     for command, words in ((evaluator, ("--model",)), (profiler, ())):
         for flag in ("--isolated", "--noisolated"):

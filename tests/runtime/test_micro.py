@@ -1,4 +1,4 @@
-"""Files under TensorFlow Lite Micro: the same answers, the memory it takes, and what it refuses."""
+"""Files under TensorFlow Lite Micro: the same outputs, the memory it takes, and what it refuses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def content(kind: str, softmax: bool = False) -> tflite_model.Flatbuffer:
 
 @pytest.mark.parametrize("kind", ["int8", "uint8", "float"])
 @pytest.mark.parametrize("softmax", [False, True])
-def test_it_answers_as_the_other_runtime(kind: str, softmax: bool) -> None:
+def test_it_has_the_outputs_of_the_other_runtime(kind: str, softmax: bool) -> None:
     pytest.importorskip(micro.MODULE)
     file = content(kind, softmax)
     runners = interpreter.make_interpreter(file), micro.Interpreter(file)
@@ -93,7 +93,7 @@ def of_another_kind(model: Any) -> None:
 
 
 def of_hybrid_kernels(model: Any) -> None:
-    """Codes in front of a float input."""
+    """An operator of int8 weights with a float input."""
     graph = model.subgraphs[0]
     graph.tensors[graph.operators[1].inputs[0]].type = tflite_model.schema().TensorType.FLOAT32
 

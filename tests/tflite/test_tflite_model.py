@@ -1,4 +1,4 @@
-"""The reader of flatbuffers against the interpreter's own listing, and against files that lie."""
+"""The reader of flatbuffers against the interpreter's own listing, and against invalid files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_tensors_and_operators_are_those_of_the_interpreter(kind: str) -> None:
             np.testing.assert_array_equal(tensor.data, runner.get_tensor(tensor.index))
 
 
-def test_weights_are_the_nets_own() -> None:
+def test_weights_are_those_of_the_model() -> None:
     weights = tflite_model.read(tflite_files.flatbuffer("float")).weights()
     expected = [w for w in small_models.tiny_v1().get_weights() if np.any(w)]
     assert sum(tensor.elements for tensor in weights) >= sum(w.size for w in expected)
@@ -63,7 +63,7 @@ def test_float_tensors() -> None:
     )
 
 
-def test_depthwise_kernel_has_a_scale_a_channel_on_its_last_axis() -> None:
+def test_depthwise_kernel_has_a_scale_per_channel_on_its_last_axis() -> None:
     read = tflite_model.read(tflite_files.flatbuffer("int8"))
     operator = next(op for op in read.operators if op.name == "DEPTHWISE_CONV_2D")
     kernel = read.tensors[operator.inputs[1]]
@@ -183,7 +183,7 @@ def test_an_unchanged_file_survives_the_editing() -> None:
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_lies_are_refused_by_name(name: str) -> None:
+def test_invalid_fields_are_refused_by_name(name: str) -> None:
     change, words = EDITS[name]
     assert words in refused(edited(change))
 
@@ -204,7 +204,7 @@ def test_bad_sparse_indices_are_refused() -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 not a model", b"\0\0\0\0TFL3"])
-def test_files_that_are_not_nets_are_named(content: bytes | None, tmp_path: Path) -> None:
+def test_files_that_are_not_models_are_named(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "a.tflite"
     if content is not None:
         path.write_bytes(content)
