@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from mobilenet.errors import UsageError, one_of
 
-EDGE_REMEDY = 'pip install "mobilenet[edge]"'
+EDGE_REMEDY = "pip install ai-edge-quantizer"
 _EDGE_PACKAGE = "ai_edge_quantizer"
 
 

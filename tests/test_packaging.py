@@ -129,6 +129,15 @@ def test_the_wheel_works_in_a_clean_folder(
     assert lines[3] == "1797 7"
 
 
+def test_no_text_installs_the_package_from_an_index() -> None:
+    """It is on no package index: a checkout or a wheel is installed."""
+    for folder in (*FOLDERS, "docs", "scripts", "."):
+        for pattern in ("*.py", "*.md", "*.sh"):
+            walk = (ROOT / folder).glob if folder == "." else (ROOT / folder).rglob
+            for path in walk(pattern):
+                assert not re.search(r"pip install \W?mobilenet\b(?!-)", path.read_text()), path
+
+
 def requirement_groups() -> list[str]:
     """Every requirement of pyproject.toml, of the package and of its extras."""
     text = (ROOT / "pyproject.toml").read_text()

@@ -151,7 +151,7 @@ def _absent(error: Exception) -> str | None:
     package = error.name.partition(".")[0]
     if importlib.util.find_spec(package) is not None:
         return None
-    remedy = "pip install mobilenet, without --no-deps, brings all that the commands need"
+    remedy = "install this package without --no-deps: that installs all that the commands need"
     return str(UsageError(package, None, "an installed package", remedy))
 
 

@@ -369,7 +369,7 @@ def test_without_the_extra_the_line_says_what_to_install(toy: Path, tmp_path: Pa
     assert done.returncode == 2
     assert done.stderr == (
         "--number_format: got 'edge_static', expected ai_edge_quantizer, which is not installed; "
-        'pip install "mobilenet[edge]"\n'
+        "pip install ai-edge-quantizer\n"
     )
 
 
