@@ -237,7 +237,7 @@ def test_post_training_int8_keeps_layers_float(model: Any) -> None:
     ],
 )
 def test_layers_that_cannot_stay_float(model: Any, pattern: str, words: str) -> None:
-    with pytest.raises(UsageError, match="^--keep_float: got ") as raised:
+    with pytest.raises(UsageError, match="^keep_float: got ") as raised:
         post_training_pipeline.quantize(
             model, INCEPTION, inputs(24), PostTraining(keep_float=(pattern,))
         )

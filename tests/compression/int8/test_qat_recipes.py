@@ -196,7 +196,7 @@ def test_a_delay_beyond_the_stage_is_one_line(fields: dict[str, Any], message: s
 
 @pytest.mark.parametrize("delay", [-1, 0.5])
 def test_a_delay_is_a_number_of_steps(delay: Any) -> None:
-    with pytest.raises(UsageError, match="--quant_delay.*a whole number at least 0"):
+    with pytest.raises(UsageError, match="^quant_delay.*a whole number at least 0"):
         QuantizationAwareTraining(quant_delay=delay)
 
 
