@@ -17,13 +17,13 @@ from small_models import (
     L,
     QuantConv,
     fake_quant_model,
+    families,
     file_inputs,
     hard_swish_model,
     pixels,
 )
 from tflite_files import invoke, io_details
 
-from mobilenet.configs import archs
 from mobilenet.configs.conversion import VerificationLimits
 from mobilenet.errors import UsageError
 from mobilenet.export import tflite_converter
@@ -240,7 +240,7 @@ def test_verification_is_frozen_and_goes_into_json(int8_file: bytes, reference: 
     assert actual.to_json()["input"]["dtype"] == "int8"
 
 
-@pytest.mark.parametrize("name", sorted(archs.ALL))
+@pytest.mark.parametrize("name", families())
 def test_float_file_of_every_model_is_one_partition(
     name: str, small_model: Callable[..., Any], float_file: Callable[[str], bytes]
 ) -> None:

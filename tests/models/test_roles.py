@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from small_models import families
 
 from mobilenet.configs import archs
 
@@ -60,7 +61,7 @@ def by_role(model: Any) -> dict[str, int]:
     )
 
 
-@pytest.mark.parametrize("name", archs.ALL)
+@pytest.mark.parametrize("name", families())
 def test_roles_of_our_nets(name: str, small_model: Callable[..., Any]) -> None:
     assert by_role(small_model(name)) == EXPECTED[name]
     graph = Graph(small_model(name))

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from small_models import families
 
 from mobilenet.configs import archs
 from mobilenet.configs.card import Card
@@ -381,7 +382,7 @@ def filled(model: Any, seed: int) -> None:
     model.set_weights([ways[p](rng, w.shape) for p, w in zip(paths, model.weights, strict=True)])
 
 
-@pytest.mark.parametrize("name", archs.ALL)
+@pytest.mark.parametrize("name", families())
 def test_every_model_is_rebuilt_from_its_config(
     name: str, small_model: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import slim_checkpoints as slim
 from slim_checkpoints import AVERAGE, FAMILIES, LOSSES, STEP, Slim
+from small_models import families
 
 from mobilenet import tf1_loader
 from mobilenet.configs import archs
@@ -68,7 +69,7 @@ def test_shapes_written_for_these_tests_have_the_published_count(family: str, wi
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == PARAMETERS[family, width]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families())
 def test_every_weight_is_what_was_written(family: str, plain: Load) -> None:
     model, raw, prefix = plain(family)
     loaded = slim.loaded(prefix)

@@ -41,7 +41,8 @@ def run(method: Any, model: Any, steps: int = STEPS, watch: Any = lambda step: N
             assert method.before_step(step) is False
 
     method.before_step(0)
-    train(model, method, steps, model.input_shape[1], rate=0.01, watch=after_step)
+    few = steps < STEPS  # tracing a whole family takes longer
+    train(model, method, steps, model.input_shape[1], rate=0.01, watch=after_step, eager=few)
 
 
 def pruned_channels(model: Any, name: str) -> list[int]:

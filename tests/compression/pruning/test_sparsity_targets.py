@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import tf_keras
 from short_training import stage_context, train
-from small_models import toy
+from small_models import families, toy
 
 from mobilenet.compression import method as methods
 from mobilenet.compression.pruning.unstructured.sparsity_targets import assign_targets
-from mobilenet.configs import archs
 from mobilenet.configs.pruning import MagnitudePruning, TfmotPruning
 from mobilenet.errors import UsageError
 
@@ -156,7 +155,7 @@ def test_a_model_that_cannot_be_pruned_is_refused_in_one_line(
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", archs.names())
+@pytest.mark.parametrize("name", families())
 def test_the_default_covers_most_of_every_model(name: str, small_model: Callable[..., Any]) -> None:
     model = small_model(name)
     chosen = [t for t in assign_targets(model, MagnitudePruning().final_sparsity) if t.sparsity]
