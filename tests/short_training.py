@@ -40,12 +40,8 @@ def train(
     rate: float = 0.05,
     watch: Callable[[int], None] = lambda step: None,
     after_update: Callable[[tf.Tensor], None] = lambda step: None,
-    eager: bool = False,
 ) -> float:
-    """Some steps as the engine takes them, `watch` called after each; returns the last loss.
-
-    `eager` is for a few steps of a large model, whose tracing takes longer.
-    """
+    """Some steps as the engine takes them, `watch` called after each; returns the last loss."""
 
     def after_step(step: tf.Tensor) -> None:
         if method is not None:
@@ -54,7 +50,7 @@ def train(
 
     learner = engine.Learner(model, after_step)
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    learner.compile(tf_keras.optimizers.SGD(rate, momentum=0.9), loss, run_eagerly=eager)
+    learner.compile(tf_keras.optimizers.SGD(rate, momentum=0.9), loss)
     images = inputs(8 * steps, size, seed=5)
     labels = (images[:, :, :, 0].mean((1, 2)) > 0).astype(np.int32)
     value = 0.0
