@@ -262,7 +262,7 @@ def test_a_missing_model_costs_a_line(tmp_path: Path) -> None:
 
 
 def test_a_flatbuffer_is_no_net_to_convert(run: Path) -> None:
-    with pytest.raises(UsageError, match="a .keras or .h5 file"):
+    with pytest.raises(UsageError, match="a model with layers or a graph; a flatbuffer has none"):
         converter.run([f"--model={run / 'export/model.tflite'}"])
 
 
