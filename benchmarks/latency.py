@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="tables to take the median of")
     parser.add_argument("--threads", type=int, default=1, help="default %(default)s")
     parser.add_argument("--stems", action="store_true", help="also with a stem of single pixels")
-    parser.add_argument("--formats", nargs="*", choices=FORMATS, help="these, in place of int8")
+    parser.add_argument("--formats", nargs="*", choices=FORMATS, help="these, instead of int8")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
     import tables

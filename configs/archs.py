@@ -57,11 +57,11 @@ class MobileNetConfig(Config):
         finegrain_classification_mode: keeps the last row unscaled below width 1.
         widen_last: whether that mode still scales the last row above width 1 (slim: V2 does, V3
             and EdgeTPU never do; keras.applications' V3 wider than 1 is this mode switched off).
-        use_explicit_padding: pads evenly and convolves VALID, in place of SAME (other alignment,
+        use_explicit_padding: pads evenly and convolves VALID, instead of SAME (other alignment,
             same sizes).
-        global_pool: False pools 7x7 windows (less where the map is smaller) in place of the whole
+        global_pool: False pools 7x7 windows (less where the map is smaller) instead of the whole
             map.
-        spatial_squeeze: `[batch, classes]` in place of `[batch, 1, 1, classes]`.
+        spatial_squeeze: `[batch, classes]` instead of `[batch, 1, 1, classes]`.
         classifier_activation: `softmax`, `sigmoid`, or `None` for logits.
         dropout_keep_prob: share kept by the dropout before the logits.
         weight_decay: L2 on convolution kernels, depthwise ones only with `regularize_depthwise`.
@@ -106,7 +106,7 @@ class MobileNetConfig(Config):
     )
     finegrain_classification_mode: bool = _finegrain(False)
     widen_last: bool = True
-    use_explicit_padding: bool = flag(False, "pad evenly and convolve VALID, in place of SAME")
+    use_explicit_padding: bool = flag(False, "pad evenly and convolve VALID, instead of SAME")
     global_pool: bool = True
     spatial_squeeze: bool = True
     classifier_activation: str | None = checked("softmax", choices=CLASSIFIER_ACTIVATIONS)

@@ -48,7 +48,7 @@ class BlockConfig(Config):
 
 
 def _conv(k: int, filters: int, stride: int, act: str, *, bare: bool = False) -> BlockConfig:
-    """A convolution; `bare` has a bias in place of a normalization."""
+    """A convolution; `bare` has a bias instead of a normalization."""
     return BlockConfig("Conv", (k, k), stride, filters, act, use_bias=bare, normalization=not bare)
 
 

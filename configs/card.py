@@ -1,5 +1,5 @@
-"""A saved model's card: what it is, what it wants and what it reached. Written beside every model
-and flatbuffer.
+"""A saved model's card: its architecture, preprocessing, labels and metrics; stored with every
+model and flatbuffer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ _IO_TYPES = ("float32", "float16", "int8", "uint8", "int16")
 
 
 @dataclasses.dataclass(frozen=True)
-class Edge(Config):
-    """One end of a flatbuffer: `real = scale * (code - zero_point)`; scale 0 means float."""
+class TensorType(Config):
+    """The type of a flatbuffer's input or output: `real = scale * (quantized - zero_point)`; scale
+    0 means float.
+    """
 
     dtype: str = checked("float32", choices=_IO_TYPES)
     scale: float = checked(0.0, least=0)
@@ -77,23 +79,23 @@ class Card(Config):
 
     Attributes:
         architecture: the model's config as JSON (`MobileNetConfig.to_json`); empty for a model of
-            foreign make.
+            another origin.
         input_shape: `[height, width, channels]`.
         preprocessing: how an image becomes the input. For an int8 file the mean is 128, so that
-            the code of a pixel is exactly the pixel minus 128.
+            the quantized value of a pixel is exactly the pixel minus 128.
         labels: class names by index.
         label_offset: label in the data minus class index (see `DatasetConfig`).
         outputs: `logits`, `probabilities` or `features`.
         dataset: the data set it was trained on.
-        stage: the stage that made it (`train`, `prune`, `quantize`, `convert`; `tf1`).
+        stage: the stage that wrote it (`train`, `prune`, `quantize`, `convert`; `tf1`).
         published: what was published of the released model whose weights it holds, in a line.
         metrics: held-out figures, `top1` and `top5` in percent, `loss`.
         history: one dictionary an epoch.
-        input, output: ends of a flatbuffer; `None` for a Keras model.
+        input, output: types of a flatbuffer's input and output; `None` for a Keras model.
         keep_float: layers that an int8 file of it computes in float.
         calibration: the images of post-training quantization; `None` for other models.
         quantization_steps: the steps of post-training quantization, in order.
-        notes: one line each; what a person should know (how it was pruned, what was repaired).
+        notes: human-readable, one line each (how it was pruned, what was repaired).
     """
 
     architecture: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -107,8 +109,8 @@ class Card(Config):
     published: str = ""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     history: tuple[dict[str, float], ...] = ()
-    input: Edge | None = None
-    output: Edge | None = None
+    input: TensorType | None = None
+    output: TensorType | None = None
     keep_float: tuple[str, ...] = ()
     calibration: CalibrationSummary | None = None
     quantization_steps: tuple[QuantizationStep, ...] = ()

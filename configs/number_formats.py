@@ -1,4 +1,4 @@
-"""The number formats that a file can have, and what a file of each must hold."""
+"""The number formats of a file, and what a file of each must contain."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ class Format:
     """One number format.
 
     Attributes:
-        inside: what the file holds, in words.
+        contents: what the file holds, in words.
         io_types: the types that its input and output may have; the first by default.
         kernel: type in which the kernels of convolutions and dense layers are stored.
         depthwise: the same of depthwise convolutions.
-        unpacked: a DEQUANTIZE stands between each stored kernel and its operator.
-        partly: other kernels may be float32, without a DEQUANTIZE.
+        dequantized: there is a DEQUANTIZE between each stored kernel and its operator.
+        mixed: other kernels may be float32, without a DEQUANTIZE.
         computed: type of the operators' outputs.
         calibrated: ranges are taken from images.
-        package: the optional package that makes it; empty for none.
+        package: the optional package that writes it; empty for none.
     """
 
-    inside: str
+    contents: str
     io_types: tuple[str, ...] = ("float32",)
     kernel: str = "int8"
     depthwise: str = "int8"
-    unpacked: bool = False
-    partly: bool = False
+    dequantized: bool = False
+    mixed: bool = False
     computed: str = "float32"
     calibrated: bool = False
     package: str = ""
@@ -48,16 +48,20 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "dynamic_range": Format(
             "int8 kernels of wide convolutions and dense layers, the rest float32",
             depthwise="float32",
-            partly=True,
+            mixed=True,
         ),
-        "float16": Format("float16 weights", kernel="float16", depthwise="float16", unpacked=True),
+        "float16": Format(
+            "float16 weights", kernel="float16", depthwise="float16", dequantized=True
+        ),
         "int16x8": Format("int8 kernels, int16 between layers", computed="int16", calibrated=True),
         FLOAT32: Format("float32", kernel="float32", depthwise="float32"),
         "edge_dynamic": Format(
             "int8 kernels, depthwise too, the rest float32", package=_EDGE_PACKAGE
         ),
         "edge_weights": Format(
-            "int8 kernels, made float32 before they are used", unpacked=True, package=_EDGE_PACKAGE
+            "int8 kernels, dequantized before they are used",
+            dequantized=True,
+            package=_EDGE_PACKAGE,
         ),
         "edge_static": Format(
             "int8", ("int8",), computed="int8", calibrated=True, package=_EDGE_PACKAGE
@@ -66,8 +70,8 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             "int4 kernels where they lie on a 4-bit grid, the rest float32",
             kernel="int4",
             depthwise="float32",
-            unpacked=True,
-            partly=True,
+            dequantized=True,
+            mixed=True,
             package=_EDGE_PACKAGE,
         ),
     }
@@ -79,7 +83,7 @@ def get(name: str) -> Format:
     """The format of that name.
 
     Raises:
-        UsageError: there is none, or the package that makes it is not installed.
+        UsageError: there is none, or the package that writes it is not installed.
     """
     number_format = FORMATS[one_of("number_format", name, FORMATS)]
     package = number_format.package

@@ -174,7 +174,7 @@ class ChannelPruning(Pruning):
             model; as many as the last by default, as in that repository.
         reconstruct: images of the training split on which the consuming layers are fitted again to
             their former outputs by least squares (He et al., arXiv 1707.06168); 0 disables it.
-        target_macs, target_latency: in place of a ratio, the share of the MACs, or of the time of
+        target_macs, target_latency: instead of a ratio, the share of the MACs, or of the time of
             the float file on this machine, that may be left. All groups that `ratio` names lose
             the same share of their channels, the least that suffices.
     """
@@ -254,7 +254,7 @@ class DnsPruning(Pruning):
 
     Attributes:
         sparsity: share of zeros by role, or by a regular expression that matches whole layer names,
-            in place of that of `base` and `slope`.
+            instead of that of `base` and `slope`.
         base, slope: a 1x1 or dense kernel loses `base + slope * size / largest`, where `largest` is
             the size of the model's largest such kernel. All other kernels stay dense.
         lower, upper: factors of the threshold: weights up to the lower one are removed, weights
@@ -269,7 +269,7 @@ class DnsPruning(Pruning):
 
     sparsity: dict[str, float] = flag(
         MappingProxyType({}),
-        "share of zeros in place of that by size: role=share,regex=share",
+        "share of zeros instead of that by size: role=share,regex=share",
         "dns_sparsity",
         least=0,
         below=1,

@@ -177,7 +177,7 @@ def _fault(member: zipfile.ZipInfo, names: str) -> str:
     if stat.S_ISLNK(member.external_attr >> 16):
         return "is a link"
     if member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
-        return f"has {member.compress_size:,} bytes in place of {member.file_size:,}"
+        return f"has {member.compress_size:,} bytes instead of {member.file_size:,}"
     return ""
 
 

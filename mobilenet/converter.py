@@ -128,7 +128,7 @@ def _export_flatbuffer(parsed: cli.Parsed) -> Any:
 def _export_frozen_graph(parsed: cli.Parsed) -> list[tuple[str, object]]:
     """Writes a frozen graph; returns the rows of its summary."""
     options = parsed.options
-    for name in parsed.given:
+    for name in parsed.typed:
         if name in _OF_FLATBUFFERS and (name, options[name]) != ("io", "float32"):
             raise UsageError(f"--{name}", options[name], "--format tflite", "leave it out")
     config = ConversionConfig(
@@ -188,7 +188,7 @@ def _check_calibration(parsed: cli.Parsed, number_format: str | None) -> None:
     if number_format != INT8:
         users |= {spec.name: (INT8,) for spec in (*_POST_TRAINING, _METHOD, _FITTED)}
     for name, formats in users.items():
-        if name in parsed.given:
+        if name in parsed.typed:
             value = parsed.options.get(name)
             required = f"a float model and --number_format {' or '.join(formats)}"
             raise UsageError(f"--{name}", value, required)

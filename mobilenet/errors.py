@@ -1,7 +1,7 @@
-"""The one kind of error a user meets: what was given, what was expected, what to do.
+"""Errors that a user can correct: the value, what was expected, and a remedy.
 
-Every command prints a `UsageError` as one line and exits with status 2. Deep code raises it with
-the fact it knows; the edge adds the place with `within`.
+Every command prints a `UsageError` as one line and exits with status 2. The library raises it with
+the parameter or layer that it knows; callers add the file with `within`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _LONGEST_CHOICES = 300  # of all legal names
 
 
 class UsageError(ValueError):
-    """Input that cannot be used, told in one line.
+    """Input that cannot be used, as one line.
 
     Attributes:
         what: the flag, field, file or layer that is wrong.
-        got: the value as it was given; `None` leaves the clause out.
+        got: the value; `None` leaves the clause out.
         expected: the rule that the value breaks.
         remedy: a command or the nearest legal value; may be empty.
-        status: with which the command ends.
+        status: exit status of the command.
 
     Example:
         >>> str(UsageError("width_multiplier", 0, "a number above 0", "common values are 0.25,
@@ -40,12 +40,12 @@ class UsageError(ValueError):
         line = f"{name}: {'' if got is None else value}expected {rule}"
         super().__init__(" ".join(line.split()))
 
-    def within(self, place: str) -> UsageError:
-        """The same fact, told from further out (`place` is put in front of `what`)."""
-        return type(self)(f"{place}: {self.what}", self.got, self.expected, self.remedy)
+    def within(self, context: str) -> UsageError:
+        """The same error with the file or field that contains `what` before it."""
+        return type(self)(f"{context}: {self.what}", self.got, self.expected, self.remedy)
 
     def renamed(self, old: str, new: str) -> UsageError:
-        """The same fact with another text for a path, which was a temporary one."""
+        """The same error with a path replaced, which was a temporary one."""
         got = self.got.replace(old, new) if isinstance(self.got, str) else self.got
         texts = (text.replace(old, new) for text in (self.what, self.expected, self.remedy))
         what, expected, remedy = texts
@@ -53,7 +53,7 @@ class UsageError(ValueError):
 
 
 class VerificationError(UsageError):
-    """What was made is not what was promised, and was therefore not kept."""
+    """A result failed its verification and was not written."""
 
     status = 3
 

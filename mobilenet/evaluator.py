@@ -82,7 +82,7 @@ def run(argv: list[str]) -> int | None:
     path = Path(options["model"])
     is_file = classifier.is_flatbuffer(path)
     if not is_file:
-        for name in sorted({"runtime", "isolated"} & parsed.given):
+        for name in sorted({"runtime", "isolated"} & parsed.typed):
             raise UsageError(f"--{name}", options[name], "a flatbuffer", f"{path} is none")
     started = time.monotonic()
     score, data, card = (_flatbuffer if is_file else _keras)(path, parsed)

@@ -141,7 +141,7 @@ def check_target(
     above = next(folder for folder in target.absolute().parents if folder.exists())
     try:
         if target.exists() and not target.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "a file is in its place")
+            raise NotADirectoryError(errno.ENOTDIR, "a file has that name")
         os.rmdir(tempfile.mkdtemp(prefix=".writing-", dir=above))
     except OSError as error:
         expected = f"a folder that can be written ({error.strerror})"

@@ -61,10 +61,10 @@ def run(argv: list[str]) -> int | None:
     if len(paths) != len(names):
         raise UsageError(f"{COMMAND.name} {verb}", paths or None, " and ".join(names))
     for name, users in _USERS.items():
-        if name in parsed.given and verb not in users:
+        if name in parsed.typed and verb not in users:
             raise UsageError(f"--{name}", options.get(name), f"{' or '.join(users)}, which uses it")
         folded = verb != "pack" or options["fold_batch_norm"]
-        if name in parsed.given and name in _FOLDING and not folded:
+        if name in parsed.typed and name in _FOLDING and not folded:
             raise UsageError(f"--{name}", options.get(name), "--fold_batch_norm, which uses it")
     if verb == "pack":
         _pack(parsed, Path(paths[0]), Path(paths[1]))

@@ -80,7 +80,7 @@ def run(argv: list[str]) -> None:
         if not Path(image).is_file():
             raise UsageError(image, None, "an image file; there is none")
     model = open_classifier(parsed.options["model"], parsed.options["isolated"])
-    if "isolated" in parsed.given and not isinstance(model, classifier.Classifier):
+    if "isolated" in parsed.typed and not isinstance(model, classifier.Classifier):
         raise UsageError("--isolated", None, "a flatbuffer", f"{parsed.options['model']} is none")
     results = rank_images(model, images, top_k, parsed.options["max_pixels"])
     if isinstance(model, classifier.Classifier) and model.is_bare:

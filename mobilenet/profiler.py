@@ -84,7 +84,7 @@ def run(argv: list[str]) -> int | None:
         raise UsageError(f"{path} --against {options['against']}", None, expected)
     kind = _COMPARED if compared else "a flatbuffer alone" if is_file else "a model"
     for name, users in _USES.items():
-        if name in parsed.given and kind not in users:
+        if name in parsed.typed and kind not in users:
             raise UsageError(f"--{name}", parsed.options.get(name), users, f"here is {kind}")
     (_compare if compared else _profile_file if is_file else _profile_model)(path, parsed)
     return None

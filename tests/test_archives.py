@@ -181,7 +181,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "many members": (listed_often, "more than 10,000 members"),
     "encrypted": (encrypted, "'a' is encrypted"),
     "Zip64": (zip64, "Zip64"),
-    "stored size": (stored_larger, "'a' has 3 bytes in place of 4"),
+    "stored size": (stored_larger, "'a' has 3 bytes instead of 4"),
     "link": (linked, "'a' is a link"),
     "bzip2": (lambda p: zipped(p, [("a", b"abc")], zipfile.ZIP_BZIP2), "than deflate"),
     "lzma": (lambda p: zipped(p, [("a", b"abc")], zipfile.ZIP_LZMA), "than deflate"),

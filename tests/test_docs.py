@@ -80,7 +80,7 @@ def test_python_runs_on_real_checkpoints(
 def test_the_steps_to_a_thin_model_run_in_order(
     small_model: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the page's order, on an untrained model in place of the trained one."""
+    """In the page's order, on an untrained model instead of the trained one."""
     from mobilenet.configs import recipes
     from mobilenet.configs.card import Card
     from mobilenet.models import builder, saving
@@ -137,7 +137,7 @@ def test_commands_accept_their_flags(
     assert spec is not None
     module += ".__main__" * bool(spec.submodule_search_locations)
     parsed = importlib.import_module(module).COMMAND.parse(argv)
-    assert parsed.given or parsed.arguments
+    assert parsed.typed or parsed.arguments
 
 
 def test_scripts_named_in_pages_exist() -> None:

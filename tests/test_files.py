@@ -120,7 +120,7 @@ def test_errors_name_the_path_that_was_asked_for(kind: type[UsageError], tmp_pat
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
-        ("file", {}, "a file is in its place"),
+        ("file", {}, "a file has that name"),
         ("file/below", {}, "can be written"),
         ("letters", {"replaces": ("model.keras", "a model")}, "a new folder or one that holds a"),
         ("older", {"replaces": ("model.keras", "a model"), "overwrite": False}, "a new folder;"),

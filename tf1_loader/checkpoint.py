@@ -46,7 +46,7 @@ class Checkpoint:
         try:
             value = np.asarray(self._get(name))
             if value.dtype.kind not in "fV":  # V: bfloat16 to numpy
-                raise ValueError(f"{value.dtype} in place of floats")
+                raise ValueError(f"{value.dtype} instead of floats")
             floats = value.astype(np.float32)
         except Exception as error:  # whatever TensorFlow, numpy or zipfile makes of damage
             raise self._damaged(name, _reason(error)) from None
@@ -106,7 +106,7 @@ def open_bundle(prefix: str, shown: str = "") -> Checkpoint:
     def get(name: str) -> Array:
         dtype = entries[name].dtype
         if not dtype.is_floating:  # strings are not even read: their lengths are unchecked
-            raise ValueError(f"{dtype.name} in place of floats")
+            raise ValueError(f"{dtype.name} instead of floats")
         try:
             return np.asarray(reader.get_tensor(name))
         except Exception as error:  # whatever TensorFlow makes of damage

@@ -57,14 +57,14 @@ class Parsed:
         settings: value by dotted path, for the config's flags that were given and for `--override`.
         options: value by name of the command's own options, given or default.
         arguments: what was not a flag.
-        given: names of the flags that were typed.
+        typed: names of the flags that were typed.
         config: read from `--config_file`, or `None`.
     """
 
     settings: dict[str, Any]
     options: dict[str, Any]
     arguments: list[str]
-    given: frozenset[str] = frozenset()
+    typed: frozenset[str] = frozenset()
     config: Config | None = None
 
 
@@ -326,7 +326,7 @@ def run_config(parsed: Parsed) -> RunConfig:
     name, config = parsed.options.get("model_name"), parsed.config
     if config is None:
         config = recipes.get(name or "mobilenet_v1", parsed.settings.get("dataset.name", "digits"))
-    elif name is not None and "model_name" in parsed.given:
+    elif name is not None and "model_name" in parsed.typed:
         one_of("--model_name", name, archs.ALL)
         if type(config.model) is not archs.ALL[name]:  # type: ignore[attr-defined]
             expected = "the model that --config_file describes"

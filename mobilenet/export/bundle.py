@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from mobilenet import files
-from mobilenet.configs.card import Card, Edge
+from mobilenet.configs.card import Card, TensorType
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.export.verification.verify import Verification
@@ -161,7 +161,7 @@ def snippet(card: Card, batch: int = 1) -> str:
     return "\n".join([*lines, f"print(labels[{name}.argmax()])"])
 
 
-def _input_expression(preprocessing: Preprocessing, source: Edge) -> str:
+def _input_expression(preprocessing: Preprocessing, source: TensorType) -> str:
     """The expression that turns `bands` into the file's input."""
     pixels = "np.stack(bands, axis=-1)"
     normal = f"({pixels} - {_literal(preprocessing.mean)}) / {_literal(preprocessing.std)}"
@@ -197,6 +197,6 @@ def _literal(values: tuple[float, ...]) -> str:
     return f"{values[0]:g}" if len(set(values)) == 1 else f"np.array({list(values)})"
 
 
-def _describe_io(tensor: Edge) -> str:
+def _describe_io(tensor: TensorType) -> str:
     dtype, scale, zero = tensor.dtype, tensor.scale, tensor.zero_point
     return f"{dtype}, scale {scale:.6g}, zero point {zero}" if scale else dtype

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet import files
-from mobilenet.configs.card import Card, Edge
+from mobilenet.configs.card import Card, TensorType
 from mobilenet.errors import VerificationError
 from mobilenet.export import bundle, freeze
 from mobilenet.models.frozen_graph import GRAPH, INPUT, OUTPUT, FrozenGraph
@@ -100,8 +100,8 @@ def write_frozen_graph(
         card = card.replace(
             input_shape=graph.input_shape[1:],
             stage="convert",
-            input=Edge(),
-            output=Edge(),
+            input=TensorType(),
+            output=TensorType(),
             notes=(*card.notes, note),
         )
         files.write_json(temporary / bundle.CARD, card.to_json())

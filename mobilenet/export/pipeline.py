@@ -118,7 +118,7 @@ class Export:
         ]
 
     def write_metrics(self, scores: dict[str, float]) -> None:
-        """Writes the file's own held-out figures to its card, in place of those of the model."""
+        """Writes the file's own held-out figures to its card, instead of those of the model."""
         card = self.card.replace(metrics=scores)
         bundle.write_export(self.path.parent, self.path.read_bytes(), card, self.verification)
 

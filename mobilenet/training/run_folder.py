@@ -12,14 +12,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import filelock
+from typing import TYPE_CHECKING, Any
 
 from mobilenet import files, strict_json
 from mobilenet.configs.run import STAGES, Part, RunConfig
 from mobilenet.errors import UsageError, shown
 from mobilenet.training.stage_report import StageReport
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 CONFIG, REPORT, ENVIRONMENT, LOG, METRICS = (
     "config.json",
@@ -203,7 +204,9 @@ def _with_stages_of(before: RunConfig, config: RunConfig) -> RunConfig:
     return config.replace(stages=stages)
 
 
-def _locked(folder: Path) -> filelock.BaseFileLock:
+def _locked(folder: Path) -> BaseFileLock:
+    import filelock  # not needed to refuse bad flags
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / _LOCK, blocking=False)

@@ -149,7 +149,7 @@ def test_options_have_defaults_short_names_and_stay_out_of_the_config() -> None:
     parsed = COMMAND.parse(["-k", "3", "--overwrite"])
     assert parsed.options == {"model_name": "mobilenet_v1", "top_k": 3, "overwrite": True}
     assert parsed.settings == {}
-    assert parsed.given == {"top_k", "overwrite"}
+    assert parsed.typed == {"top_k", "overwrite"}
 
 
 def test_arguments_stand_anywhere_where_the_command_takes_them() -> None:

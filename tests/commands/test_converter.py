@@ -127,7 +127,7 @@ def test_a_lone_net_is_proved_on_the_digits(
         (["--verify_images=0"], ["--verify_images: got 0", "at least 1"]),
         (["--dataset_name=digit"], ["'digit'", "did you mean digits?"]),
         (["--dataset_name=image_folder"], ["--data_dir", "a folder of class folders"]),
-        (["--output={file}"], ["--output: got '{file}'", "a file is in its place"]),
+        (["--output={file}"], ["--output: got '{file}'", "a file has that name"]),
         (["--output=/proc/out"], ["--output: got '/proc/out'", "that can be written", "another"]),
     ],
 )

@@ -44,7 +44,7 @@ needs_edge = pytest.mark.skipif(
 NAMES = [
     pytest.param(name, marks=needs_edge if kind.package else ())
     for name, kind in FORMATS.items()
-    if not kind.partly  # `edge_int4` is for kernels on a grid: test_four_bits.py
+    if not kind.mixed  # `edge_int4` is for kernels on a grid: test_four_bits.py
 ]
 
 
@@ -87,7 +87,7 @@ def test_a_packed_model_is_unpacked_before_it_is_converted(toy: Path, tmp_path: 
 
 
 def stored_types(data: bytes) -> dict[str, set[str]]:
-    """Types of the kernels as they lie in the file, by operator; behind a DEQUANTIZE too."""
+    """Types of the kernels as they lie in the file, by operator; before a DEQUANTIZE too."""
     content = tflite_model.read(data)
     behind = {op.outputs[0]: op.inputs[0] for op in content.operators if op.name == "DEQUANTIZE"}
     found: dict[str, set[str]] = {}
@@ -122,7 +122,7 @@ def test_a_net_becomes_a_proved_file_of_each_format(
     converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", *words])
     out, err = capfd.readouterr()
     assert err == ""
-    assert FORMATS[name].inside in out
+    assert FORMATS[name].contents in out
     assert (f"calibrated on 12 images of {photos}" in out) == FORMATS[name].calibrated
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "README.md", "card.json", "labels.txt", "model.tflite",
@@ -137,7 +137,7 @@ def test_a_net_becomes_a_proved_file_of_each_format(
     assert {content.tensors[index].dtype for index in made} == {computed}
     with zipfile.ZipFile(tmp_path / "out/model.tflite") as archive:
         assert archive.namelist() == ["labels.txt"]
-    assert FORMATS[name].inside in (tmp_path / "out/README.md").read_text()
+    assert FORMATS[name].contents in (tmp_path / "out/README.md").read_text()
     plain = saving.load(toy).model
     images = small_models.pixels(20, 16, seed=3)
     expected = plain(images / np.float32(127.5) - 1, training=False).numpy()
@@ -223,7 +223,7 @@ def test_a_file_of_another_format_is_not_kept(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tflite_converter, "float16_flatbuffer", tflite_converter.float_flatbuffer)
-    with pytest.raises(VerificationError, match=r"without a DEQUANTIZE.*it was not written"):
+    with pytest.raises(VerificationError, match=r"lacks a DEQUANTIZE.*it was not written"):
         converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", "--number_format=float16"])
 
 

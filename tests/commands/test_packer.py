@@ -115,7 +115,7 @@ def test_folding_is_smaller_and_reports_its_effect(
         (["pack", "{net}", "{tmp}/new", "--image_size", "32"], "--fold_batch_norm, which uses it"),
         (["pack", "{net}", "{tmp}/new", "--fold_batch_norm", "--images", "0"], "--images"),
         (["unpack", "{file}", "{tmp}"], "a new folder or one that holds a model"),
-        (["unpack", "{file}", "{tmp}/mine"], "a file is in its place"),
+        (["unpack", "{file}", "{tmp}/mine"], "a file has that name"),
         (["unpack", "{file}", "{tmp}/new", "--fold_batch_norm"], "expected pack, which uses it"),
         (["unpack", "{tmp}/mine", "{tmp}/new"], "another kind of file"),
         (["unpack", "{tmp}/absent", "{tmp}/new"], "there is no such file"),

@@ -352,7 +352,7 @@ def test_a_card_survives_json() -> None:
         labels=("cat", "dög"),
         metrics={"top1": 98.0, "loss": 1},
         history=({"epoch": 1.0, "loss": 0.5},),
-        input=card.Edge("int8", 1 / 127.5, 0),
+        input=card.TensorType("int8", 1 / 127.5, 0),
         notes=("pruned",),
     )
     again = through_json(full)

@@ -385,7 +385,7 @@ def _kernel(values: np.ndarray, scales: list[float]) -> Any:
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("float16", ["without a DEQUANTIZE", "is int8 instead of float16"]),
+        ("float16", ["lacks a DEQUANTIZE", "is int8 instead of float16"]),
         ("edge_dynamic", ["is float32 instead of int8"]),
         ("int16x8", ["is float32 instead of int8", "tensors are not int16"]),
     ],

@@ -165,7 +165,7 @@ class _FloatRestorer:
         return self._add(tensor)
 
     def _float_constant(self, index: int | None, values: Float32Array) -> int:
-        """A float constant in place of a quantized one."""
+        """A float constant instead of a quantized one."""
         if index is not None and self.users[index] == 1:
             tensor = self.graph.tensors[index]
         else:

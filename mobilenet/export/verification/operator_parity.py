@@ -191,7 +191,7 @@ class _ParityRun:
     def _take(
         self, layer: Any, name: str, index: int, expected: FloatArray
     ) -> error_diagnosis.Signal:
-        """Continues with the file's tensor in place of the simulated one."""
+        """Continues with the file's tensor instead of the simulated one."""
         scale, zero_point = quantized_io.scale_of(self.content.tensors[index])
         values = quantized_io.dequantize(self.file_values[index], scale, zero_point)
         values = values.reshape(expected.shape)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mobilenet.configs.card import Edge
+from mobilenet.configs.card import TensorType
 from mobilenet.configs.number_formats import Format
 from mobilenet.errors import UsageError, one_of, shorten
 from mobilenet.export.rewrites import float_fallback
@@ -103,16 +103,16 @@ def format_faults(content: tflite_model.Flatbuffer, number_format: Format) -> li
         if op.name not in _KERNEL_AXIS:
             continue
         kernel = content.tensors[op.inputs[1]]
-        if number_format.partly and kernel.is_constant and kernel.dtype == "float32":
+        if number_format.mixed and kernel.is_constant and kernel.dtype == "float32":
             continue
-        if (kernel.index in unpacked) != number_format.unpacked:
-            relation = "without" if number_format.unpacked else "behind"
-            faults.append(f"the kernel {layer_name(kernel)} is {relation} a DEQUANTIZE")
+        if (kernel.index in unpacked) != number_format.dequantized:
+            relation = "lacks" if number_format.dequantized else "has"
+            faults.append(f"the kernel {layer_name(kernel)} {relation} a DEQUANTIZE")
         constant = unpacked.get(kernel.index, kernel)
         stored.add(constant.dtype)
         faults += _kernel_faults(op.name, constant, number_format)
         faults += _bias_faults(op, content)
-    if number_format.partly and number_format.kernel not in stored:
+    if number_format.mixed and number_format.kernel not in stored:
         faults.append(f"no kernel is {number_format.kernel}")
     io = {*content.inputs, *content.outputs}
     others = [
@@ -250,8 +250,8 @@ def _convolution_faults(op: tensors.Operator, content: tflite_model.Flatbuffer) 
         yield f"{layer_name(kernel)}: one quantized bias for all channels, whose scales differ"
 
 
-def io_of(tensor: tensors.Tensor) -> Edge:
+def io_of(tensor: tensors.Tensor) -> TensorType:
     """Type and quantization of an input or output."""
     if not len(tensor.scales):
-        return Edge(tensor.dtype)
-    return Edge(tensor.dtype, float(tensor.scales[0]), int(tensor.zero_points[0]))
+        return TensorType(tensor.dtype)
+    return TensorType(tensor.dtype, float(tensor.scales[0]), int(tensor.zero_points[0]))

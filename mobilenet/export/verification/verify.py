@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mobilenet.configs.card import Edge
+from mobilenet.configs.card import TensorType
 from mobilenet.configs.conversion import VerificationLimits
 from mobilenet.configs.number_formats import Format
 from mobilenet.errors import UsageError
@@ -75,8 +75,8 @@ class Verification:
     contents: str
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
-    input: Edge
-    output: Edge
+    input: TensorType
+    output: TensorType
     partitions: int
     images: int
     agreement: float
@@ -232,7 +232,7 @@ def _describe(
     source, sink = content.tensors[content.inputs[0]], content.tensors[content.outputs[0]]
     contents = int8_contents if int8 else "float32"
     if number_format is not None:
-        contents = number_format.inside
+        contents = number_format.contents
     return {
         "contents": contents,
         "operators": dict(collections.Counter(op.name for op in content.operators)),

@@ -10,7 +10,7 @@ from mobilenet.errors import UsageError
 from mobilenet.models.safe_loading import allowed
 
 Json = Any
-CONSTANT = "_CONSTANT_VALUE"  # in place of a layer's name: a constant operand
+CONSTANT = "_CONSTANT_VALUE"  # instead of a layer's name: a constant operand
 
 
 class RefusedModel(UsageError):

@@ -1,6 +1,6 @@
 """Constant channels: those with the same value at every position and for every image.
 
-Constants are propagated through the graph with one number per channel in place of a feature map:
+Constants are propagated through the graph with one number per channel instead of a feature map:
 known where zero weights make the channel a constant, NaN elsewhere. A constant channel can be
 removed if the layers that read it can absorb its value into a bias or batch norm.
 """
