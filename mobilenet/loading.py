@@ -132,6 +132,8 @@ def _load_checkpoint(path: Path, quantizers: bool) -> LoadedModel:
 
 
 def _refuse_flatbuffer(path: Path, quantizers: bool) -> LoadedModel:
+    if not path.exists():
+        raise UsageError(str(path), None, f"{_EXPECTED}; there is nothing there")
     expected = "a model with layers or a graph; a flatbuffer has none"
     raise UsageError(str(path), None, expected, "mobilenet.runtime.Classifier runs it")
 

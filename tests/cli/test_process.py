@@ -61,7 +61,7 @@ def process(body: str, *, wait: bool = True, **kwargs: Any) -> Any:
             143,
             "interrupted; go on\n",
         ),
-        ("import none_of_ours.part", 2, "none_of_ours: expected an installed package; pip"),
+        ("import none_of_ours.part", 2, "none_of_ours: expected an installed package; install"),
     ],
 )
 def test_the_process_ends_with_its_status_and_one_line(body: str, status: int, stderr: str) -> None:

@@ -178,7 +178,7 @@ def test_a_net_without_names_finds_some_folders_by_number(
     words = "--dataset_name=image_folder", f"--data_dir={data}"
     found, note = figures(capfd, f"--model={lone}", *words)
     same(found, expected(("3", "5"), [3, 5]))
-    assert "the 2 classes of the data are found by name" in note
+    assert "the 2 classes of the data are matched by name" in note
 
 
 def test_folders_of_numbers_are_taken_by_index_where_nobody_named_the_classes() -> None:

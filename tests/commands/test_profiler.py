@@ -251,7 +251,7 @@ def test_the_command_shows_net_groups_and_zeros(
     zero_row = [line.split() for line in out.splitlines() if line.startswith("Conv2d_3_pointwise ")]
     assert zero_row[-1][2:] == ["1,024", "94", "9.18", "32", "2", "32", "1"]
     assert re.search(r"[\d,]+ bytes of float flatbuffer, [\d,]+ under gzip, [\d,]+ packed", out)
-    assert "28 pictures" in out and len(os.listdir(tmp_path / "h")) == 28
+    assert "28 histograms" in out and len(os.listdir(tmp_path / "h")) == 28
 
 
 def test_the_command_shows_a_file_alone(

@@ -341,7 +341,7 @@ def test_weights_of_another_model_are_refused(net: Callable[..., Any], tmp_path:
     assert "width_multiplier" in error_of(*words, "--init_checkpoint", tmp_path / "weights.h5")
     assert not other.exists()
     net(10, 0.5).save(tmp_path / "net.keras")
-    with pytest.raises(UsageError, match="--init_checkpoint: got .*layers do not fit"):
+    with pytest.raises(UsageError, match="init_checkpoint: got .*layers do not fit"):
         loaded(tmp_path / "net.keras")
 
 

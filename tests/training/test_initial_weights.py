@@ -109,7 +109,7 @@ def test_tf1_of_another_family_names_the_flag(tmp_path: Path) -> None:
     values = slim.values(slim.Slim("mobilenet_v2", classes=5))
     path = slim.write_checkpoint(tmp_path / "model.ckpt", values)
     model = builder.build(CONFIG, (32, 32, 3))
-    with pytest.raises(UsageError, match="`model_name=mobilenet_v2`"):
+    with pytest.raises(UsageError, match="`model_name=mobilenet_v2"):
         initial_weights.load_into(model, str(path), CONFIG)
 
 

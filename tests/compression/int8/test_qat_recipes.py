@@ -206,7 +206,7 @@ def test_the_trainer_refuses_it_before_it_writes_anything(
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     words = ["--width_multiplier=0.25", "--image_size=32", "--stages=quantize"]
-    with pytest.raises(UsageError, match="^quant_delay: got 40, expected less than the 39 steps"):
+    with pytest.raises(UsageError, match="^--quant_delay: got 40, expected less than the 39 steps"):
         trainer.run([*words, "--quantize_epochs=1", "--quant_delay=40", "--model_dir=run"])
     assert os.listdir(tmp_path) == []
 

@@ -276,7 +276,7 @@ def test_parameters_stay_float32_under_mixed_precision() -> None:
         method = methods.create(CodebookQuantization(**FIELDS), stage_context(2))
         model = method.apply(toy())
         assert np.isfinite(train(model, method, 2))
-        with pytest.raises(UsageError, match="codebook works under mixed precision"):
+        with pytest.raises(UsageError, match="`quantization=codebook` works under mixed precision"):
             methods.create(TfmotClustering(), stage_context(2)).check(toy())
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
