@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mobilenet.compression.quantization.post_training.observer import Observation, Range
 from mobilenet.compression.quantization.post_training.scaling_groups import ScalingGroups
 from mobilenet.models.graph.roles import unwrap
+from mobilenet.runtime import quantized_io
 from mobilenet.typing import Float64Array
 
 LOW, PRODUCT_LOW = -3.0, -0.375  # below -3 hard-swish is zero; its minimum is that at -1.5
 SAMPLES = 400  # values of a channel
 _HIGHS = (3.2, 4.5, 6.0, 8.0, 11.0, 15.0, 20.0, 28.0, 40.0, 56.0)
 _FACTORS = 2.0 ** np.arange(-4, 5.5, 0.5)  # 1/16 to 32 in half octaves
-_STEPS = 255  # of a range of int8
+_STEPS = 255  # of a range of 8 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +115,17 @@ def _errors(
     samples: Float64Array, reference: Float64Array, factor: float, high: float
 ) -> tuple[Float64Array, Float64Array]:
     """Mean squared error of each channel, and the output factor that minimizes it."""
-    quantized = _quantize(factor * samples, LOW, high)
+    source, product = _scale_and_zero_point(LOW, high), _scale_and_zero_point(PRODUCT_LOW, high)
+    quantized = quantized_io.quantize(factor * samples, np.uint8, *source)
     # The arithmetic's output for each of its 256 inputs.
-    inputs = _dequantize(np.arange(_STEPS + 1), LOW, high)
-    table = _dequantize(_quantize(hard_swish(inputs), PRODUCT_LOW, high), PRODUCT_LOW, high)
+    inputs = quantized_io.dequantize(np.arange(_STEPS + 1), *source)
+    table = quantized_io.dequantize(
+        quantized_io.quantize(hard_swish(inputs), np.uint8, *product), *product
+    )
     outputs = table[quantized]
     power = np.einsum("ij,ij->j", outputs, outputs)
-    product = np.einsum("ij,ij->j", outputs, reference)
-    factors = np.where(power > 0, product / np.where(power > 0, power, 1), 1.0)
+    correlation = np.einsum("ij,ij->j", outputs, reference)
+    factors = np.where(power > 0, correlation / np.where(power > 0, power, 1), 1.0)
     factors = np.where(factors > 0, factors, 1.0)
     outputs *= factors
     outputs -= reference
@@ -136,13 +138,7 @@ def hard_swish(values: Float64Array) -> Float64Array:
     return result
 
 
-def _quantize(values: Float64Array, low: float, high: float) -> npt.NDArray[np.uint8]:
-    step = (high - low) / _STEPS
-    steps = np.rint((values - np.rint(low / step) * step) / step)  # zero is exact
-    return np.asarray(np.clip(steps, 0, _STEPS), np.uint8)
-
-
-def _dequantize(quantized: npt.NDArray[Any], low: float, high: float) -> Float64Array:
-    step = (high - low) / _STEPS
-    values: Float64Array = (quantized + np.rint(low / step)) * step
-    return values
+def _scale_and_zero_point(low: float, high: float) -> tuple[float, int]:
+    """Of 8-bit values from 0 whose range is `low` to `high`; zero is exact."""
+    scale = (high - low) / _STEPS
+    return scale, -round(low / scale)

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet.compression.quantization.post_training.observer import Observation, Range
+from mobilenet.runtime import quantized_io
 from mobilenet.typing import Float64Array
 
 PERCENT = 99.99
 _SHARES = np.geomspace(0.02, 1.0, 80)  # of the extremes, tried for the least error
-_STEPS = 255  # of a range of int8
+_STEPS = 255  # of a range of 8 bits
 Counts = npt.NDArray[np.int64]
 
 
@@ -49,9 +50,10 @@ def least_error_range(values: Float64Array, counts: Counts) -> Range:
     errors = []
     for share in _SHARES:
         step = share * (high - low) / _STEPS
-        zero = np.round(-low * share / step)
-        quantized = np.clip(np.round(values / step) + zero, 0, _STEPS)
-        errors.append(float(counts @ np.square((quantized - zero) * step - values)))
+        zero_point = int(np.round(-low * share / step))
+        quantized = quantized_io.quantize(values, np.uint8, step, zero_point)
+        rounded = quantized_io.dequantize(quantized, step, zero_point)
+        errors.append(float(counts @ np.square(rounded - values)))
     share = float(_SHARES[int(np.argmin(errors))])
     return share * low, share * high
 
