@@ -17,13 +17,7 @@ done
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 
-# Types are checked below links: there configs/ and tf1_loader/ are in the package, as when installed.
-types="$ROOT/.venv/types"
-rm -rf "$types"
-mkdir -p "$types/mobilenet"
-ln -s "$ROOT"/mobilenet/* "$ROOT/configs" "$ROOT/tf1_loader" "$types/mobilenet/"
-(cd "$types" && MYPYPATH="$types" "$bin/mypy" --config-file "$ROOT/pyproject.toml" \
-  --cache-dir "$ROOT/.mypy_cache" -p mobilenet)
+bash scripts/types.sh
 
 # tests/conftest.py groups the tests by what they share. More workers than two cores do not pay, as
 # each imports TensorFlow; the last -n counts.
