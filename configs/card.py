@@ -13,6 +13,7 @@ from .archs import MobileNetConfig
 from .base import MAX_SIDE, Config, check_number, checked
 from .dataset import Preprocessing
 
+CARD = "card.json"  # its name in the folder of a model or file
 FORMAT = 1
 OUTPUTS = ("logits", "probabilities", "features")
 _IO_TYPES = ("float32", "float16", "int8", "uint8", "int16")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet import files
-from mobilenet.configs.card import Card
+from mobilenet.configs.card import CARD, Card
 from mobilenet.errors import UsageError, VerificationError, one_of
 from mobilenet.models import saving
 from mobilenet.models.builder import IMAGENET_SHAPE
@@ -80,7 +80,7 @@ def save_formats(
     with files.replacing(target) as temporary:
         saving.save(model, temporary, card)
         save_keras_checkpoint(model, temporary / SAVED_MODEL, "tf")
-        files.write_json(temporary / SAVED_MODEL / saving.CARD, card.to_json())
+        files.write_json(temporary / SAVED_MODEL / CARD, card.to_json())
         prefix = save_keras_checkpoint(model, temporary / CHECKPOINT, "ckpt")
         for name, value in (extra or {}).items():
             files.write_json(temporary / name, value)

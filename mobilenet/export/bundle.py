@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 
 from mobilenet import files
-from mobilenet.configs.card import Card, TensorType
+from mobilenet.configs.card import CARD, Card, TensorType
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.export.verification.verify import Verification
+from mobilenet.runtime.classifier import LABELS, MODEL
 
-MODEL, CARD, LABELS, README = "model.tflite", "card.json", "labels.txt", "README.md"
+README = "README.md"
 _INT8_MEAN = 128.0  # of an int8 file: quantized value = pixel - 128
 
 

@@ -14,10 +14,11 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet import files
-from mobilenet.configs.card import Card, TensorType
+from mobilenet.configs.card import CARD, Card, TensorType
 from mobilenet.errors import VerificationError
 from mobilenet.export import bundle, freeze
 from mobilenet.models.frozen_graph import GRAPH, INPUT, OUTPUT, FrozenGraph
+from mobilenet.runtime.classifier import LABELS
 
 TOLERANCE = 1e-5  # of the largest output
 _BATCH = 32
@@ -104,9 +105,9 @@ def write_frozen_graph(
             output=TensorType(),
             notes=(*card.notes, note),
         )
-        files.write_json(temporary / bundle.CARD, card.to_json())
+        files.write_json(temporary / CARD, card.to_json())
         labels = "".join(f"{label}\n" for label in card.labels)
-        files.write_text(temporary / bundle.LABELS, labels)
+        files.write_text(temporary / LABELS, labels)
     return Path(target) / GRAPH, difference
 
 

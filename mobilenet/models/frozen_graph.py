@@ -14,7 +14,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from mobilenet import console
-from mobilenet.configs.card import Card
+from mobilenet.configs.card import CARD, Card
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models import safe_loading, saving
 
@@ -90,7 +90,7 @@ def load(path: str | os.PathLike[str]) -> saving.LoadedModel:
     file = Path(path) / GRAPH if Path(path).is_dir() else Path(path)
     graph = FrozenGraph(file)
     shape = graph.input_shape[1:]
-    card_file = file.with_name(saving.CARD)
+    card_file = file.with_name(CARD)
     card = Card.from_file(card_file) if card_file.is_file() else Card(input_shape=shape)
     if card.input_shape != shape:
         expected = f"{list(shape)}, the input of {file.name}"

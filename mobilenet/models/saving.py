@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import archives, files, strict_json
-from mobilenet.configs.card import Card
+from mobilenet.configs.card import CARD, Card
 from mobilenet.errors import UsageError
 from mobilenet.models import checkpoint_index, hdf5, safe_loading
 from mobilenet.models.graph.roles import Graph, kind
 
 MODEL = "model.keras"
 SAVED_MODEL = "saved_model.pb"  # the file that makes a folder a SavedModel
-CARD = "card.json"
 _MEMBERS = ("metadata.json", "config.json", "model.weights.h5")  # of a .keras file
 _KINDS = "a model folder, a .keras or .h5 file or a SavedModel folder"
 

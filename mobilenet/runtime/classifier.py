@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mobilenet.configs.card import Card
+from mobilenet.configs.card import CARD, Card
 from mobilenet.configs.dataset import MAX_PIXELS
 from mobilenet.errors import UsageError, one_of
 from mobilenet.runtime import images, isolation, quantized_io, worker
@@ -21,7 +21,7 @@ from mobilenet.tflite import model as tflite_model
 from mobilenet.tflite import tensors
 from mobilenet.typing import Float32Array
 
-MODEL, CARD, LABELS = "model.tflite", "card.json", "labels.txt"
+MODEL, LABELS = "model.tflite", "labels.txt"
 _QUANTIZED = ("int8", "uint8")
 
 T = TypeVar("T")

@@ -15,12 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from mobilenet import data, loading
+from mobilenet.configs.card import CARD
 from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
 from mobilenet.configs.distillation import START, Distillation
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError
 from mobilenet.export import freeze
-from mobilenet.models import saving
 from mobilenet.models.graph import rebuild
 from mobilenet.tf1_loader.loading import load_tf1_checkpoint
 from mobilenet.training.losses import Teacher
@@ -172,7 +172,7 @@ def _read(
         )
         return checkpoint.model, Preprocessing(), ()
     loaded = loading.load_keras_model(path)
-    has_card = form == loading.PACKED or (Path(path) / saving.CARD).is_file()
+    has_card = form == loading.PACKED or (Path(path) / CARD).is_file()
     own = loaded.card.preprocessing if has_card else preprocessing
     return loaded.model, own, loaded.card.labels
 

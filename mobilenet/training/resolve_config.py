@@ -8,13 +8,11 @@ from pathlib import Path
 from mobilenet import data
 from mobilenet.configs import recipes
 from mobilenet.configs.archs import MobileNetConfig
-from mobilenet.configs.card import Card
+from mobilenet.configs.card import CARD, Card
 from mobilenet.configs.distillation import AUTO, NONE, START, Distillation
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError
-
-_CARD = "card.json"  # of a model folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +86,9 @@ def resolve_as(config: RunConfig, stored: RunConfig, explicit: Explicit) -> RunC
 def _with_channels_of_start(config: RunConfig) -> MobileNetConfig:
     """The model, with the channels of the one that the weights come from if that was thinned."""
     folder = Path(config.init_checkpoint or "")
-    if config.init_checkpoint is None or not (folder / _CARD).is_file():
+    if config.init_checkpoint is None or not (folder / CARD).is_file():
         return config.model
-    start = Card.from_file(folder / _CARD).model_config()
+    start = Card.from_file(folder / CARD).model_config()
     if start is None or config.model.channels or type(start) is not type(config.model):
         return config.model
     return config.model.replace(channels=start.channels)
