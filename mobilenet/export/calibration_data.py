@@ -36,6 +36,17 @@ class Calibration:
         return f"{len(self.images)} images of {self.source}"
 
 
+def require_calibration(calibration: Calibration | None, number_format: str | None) -> Calibration:
+    """The calibration of a number format that takes activation ranges.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if calibration is None:
+        raise UsageError("calibration images", None, f"images, as {number_format} takes ranges")
+    return calibration
+
+
 def load_calibration(
     name: str | None,
     directory: str | None,

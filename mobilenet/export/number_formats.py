@@ -16,7 +16,7 @@ from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.configs.number_formats import FLOAT32, FORMATS, INT8
 from mobilenet.errors import UsageError
 from mobilenet.export import freeze, tflite_converter
-from mobilenet.export.calibration_data import Calibration
+from mobilenet.export.calibration_data import Calibration, require_calibration
 from mobilenet.export.rewrites import ai_edge, dynamic_range, float_fallback
 from mobilenet.export.source import Source
 from mobilenet.models.graph import inference
@@ -42,18 +42,6 @@ class ConversionJob:
     config: ConversionConfig
     shape: tuple[int, int, int]
     calibration: Calibration | None = None
-
-    def require_calibration(self) -> Calibration:
-        """The calibration images.
-
-        Raises:
-            UsageError: there are none.
-        """
-        if self.calibration is None:
-            raise UsageError(
-                "calibration images", None, f"images, as {self.config.number_format} takes ranges"
-            )
-        return self.calibration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +151,8 @@ def _convert_float16(job: ConversionJob) -> Conversion:
 
 
 def _convert_int16x8(job: ConversionJob) -> Conversion:
-    config, model, calibration = job.config, job.source.model, job.require_calibration()
+    config, model = job.config, job.source.model
+    calibration = require_calibration(job.calibration, config.number_format)
     try:
         data = tflite_converter.int16x8_flatbuffer(
             model, calibration.images, config.batch, job.shape, config.softmax
@@ -180,7 +169,9 @@ def _convert_int16x8(job: ConversionJob) -> Conversion:
 def _convert_with_ai_edge(job: ConversionJob) -> Conversion:
     name = job.config.number_format
     assert name is not None
-    calibration = job.require_calibration() if FORMATS[name].calibrated else None
+    calibration = None
+    if FORMATS[name].calibrated:
+        calibration = require_calibration(job.calibration, name)
     images = None if calibration is None else calibration.images
     data = ai_edge.apply_recipe(_float_flatbuffer(job), name, images)
     notes = () if calibration is None else (f"calibrated on {calibration.summary}",)

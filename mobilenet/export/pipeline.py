@@ -26,7 +26,7 @@ from mobilenet.configs.quantization import PostTraining
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError, VerificationError, shorten
 from mobilenet.export import bundle, frozen_graph, number_formats, tflite_metadata
-from mobilenet.export.calibration_data import Calibration
+from mobilenet.export.calibration_data import Calibration, require_calibration
 from mobilenet.export.source import (
     Source,
     model_figures,
@@ -157,8 +157,7 @@ def export(
     if calibration is not None:
         check_images(calibration.images, opened.card.preprocessing)
     if config.number_format == INT8 and not opened.quantized:
-        if calibration is None:
-            raise UsageError("calibration images", None, f"images, as {INT8} takes ranges")
+        calibration = require_calibration(calibration, INT8)
         with console.log_to_stdout():
             opened = quantize_source(opened, calibration, post_training or PostTraining())
     ranges_dropped = config.number_format == FLOAT32 and opened.quantized
