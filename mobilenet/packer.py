@@ -39,14 +39,7 @@ COMMAND = cli.Command(
         cli.option(
             "flatbuffer", bool, True, "info: also convert to a float flatbuffer, for comparison"
         ),
-        cli.option(
-            "image_size",
-            int,
-            None,
-            "height and width of a model that leaves its size open",
-            least=1,
-            integer=True,
-        ),
+        cli.IMAGE_SIZE,
     ),
     arguments="pack MODEL FILE | unpack FILE MODEL | info FILE",
 )

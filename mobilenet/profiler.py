@@ -38,14 +38,7 @@ COMMAND = cli.Command(
         ),
         cli.option("micro", bool, False, "what a micro-controller needs to run a FILE.tflite"),
         cli.ISOLATED,
-        cli.option(
-            "image_size",
-            int,
-            None,
-            "height and width of a model that leaves its size open",
-            least=1,
-            integer=True,
-        ),
+        cli.IMAGE_SIZE,
         cli.option(
             "against",
             Path,

@@ -3,7 +3,16 @@
 from mobilenet.errors import UsageError
 
 from .command import Command, Parsed, dataset_of, run_config, typed_name
-from .flags import CALIBRATION, GROUPS, ISOLATED, FlagSpec, flag_specs, option, options_of
+from .flags import (
+    CALIBRATION,
+    GROUPS,
+    IMAGE_SIZE,
+    ISOLATED,
+    FlagSpec,
+    flag_specs,
+    option,
+    options_of,
+)
 from .overrides import apply_overrides
 from .process import main, resumable, starting_tensorflow
 from .tables import definitions, table, width, wrap
@@ -11,6 +20,7 @@ from .tables import definitions, table, width, wrap
 __all__ = [
     "CALIBRATION",
     "GROUPS",
+    "IMAGE_SIZE",
     "ISOLATED",
     "Command",
     "FlagSpec",

@@ -110,6 +110,15 @@ def options_of(config: type[Config], **changes: str) -> tuple[FlagSpec, ...]:
 ISOLATED = option(
     "isolated", bool, True, "a flatbuffer runs in a process of its own, which it may crash or hang"
 )
+# Of the commands that count or convert a model on the way.
+IMAGE_SIZE = option(
+    "image_size",
+    int,
+    None,
+    "height and width of a model that leaves its size open",
+    least=1,
+    integer=True,
+)
 CALIBRATION = (
     option(
         "calibration_dataset",
