@@ -197,6 +197,17 @@ def two_layer_model() -> Any:
     return tf_keras.Model(source, L.Dense(CLASSES)(L.Flatten()(x)))
 
 
+def rename_layers(model: Any) -> Any:
+    """A model of the same layers under names that say something wrong; its weights are new."""
+    numbers = iter(range(1000))
+    return tf_keras.models.clone_model(
+        model,
+        clone_function=lambda layer: type(layer).from_config(
+            layer.get_config() | {"name": f"depthwise_{next(numbers)}"}
+        ),
+    )
+
+
 def randomize_batch_norm(model: Any, seed: int = 0) -> Any:
     """Gives batch norms random scales and offsets and fitting statistics. In place.
 

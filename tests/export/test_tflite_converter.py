@@ -31,16 +31,6 @@ from mobilenet.export import freeze, tflite_converter
 from mobilenet.tflite import model as tflite_model
 
 
-@pytest.fixture(scope="module")
-def quantized() -> tf_keras.Model:
-    return fake_quant_model()
-
-
-@pytest.fixture(scope="module")
-def int8_file(quantized: tf_keras.Model) -> bytes:
-    return tflite_converter.int8_flatbuffer(quantized)
-
-
 def test_frozen_function_has_the_outputs_of_the_model() -> None:
     model = hard_swish_model()
     frozen = freeze.freeze(model, batch=None)

@@ -31,16 +31,6 @@ from mobilenet.export.verification import verify
 
 
 @pytest.fixture(scope="module")
-def quantized() -> tf_keras.Model:
-    return fake_quant_model()
-
-
-@pytest.fixture(scope="module")
-def int8_file(quantized: tf_keras.Model) -> bytes:
-    return tflite_converter.int8_flatbuffer(quantized)
-
-
-@pytest.fixture(scope="module")
 def reference(quantized: tf_keras.Model) -> np.ndarray:
     return quantized(file_inputs(pixels(40)), training=False).numpy()
 
