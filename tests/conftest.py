@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,13 @@ def pytest_collection_finish() -> None:
     """The garbage collector need not look at the hundred thousands of objects of TensorFlow."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def random_seed() -> None:
+    """Every test starts from one seed, so that random kernels are the same in each run."""
+    if tf_keras := sys.modules.get("tf_keras"):
+        tf_keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(autouse=True)
