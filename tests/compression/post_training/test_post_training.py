@@ -39,12 +39,13 @@ from mobilenet.compression.quantization.post_training import (
     range_setting,
 )
 from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
+from mobilenet.compression.quantization.post_training import steps as ptq_steps
 from mobilenet.compression.quantization.post_training.observer import Observation, Observer
 from mobilenet.compression.quantization.post_training.scaling_groups import ScalingGroups
 from mobilenet.configs import archs
 from mobilenet.configs.card import CalibrationSummary, Card, QuantizationStep
 from mobilenet.configs.conversion import VerificationLimits
-from mobilenet.configs.quantization import PostTraining
+from mobilenet.configs.quantization import PTQ_STEPS, PostTraining
 from mobilenet.errors import UsageError
 from mobilenet.export import tflite_converter
 from mobilenet.export.rewrites import float_fallback
@@ -341,6 +342,18 @@ def test_the_steps_recover_what_unequal_channels_cost() -> None:
     np.testing.assert_allclose(
         model_outputs(result.plain, unseen), expected, atol=0.2 * np.abs(expected).max()
     )
+
+
+def test_every_step_of_the_config_is_registered_or_part_of_the_pipeline() -> None:
+    handled = ("gates", "maximum", "repair")  # before all steps, compared with each, at the export
+    assert sorted(PTQ_STEPS) == sorted((*handled, *ptq_steps.STEPS))
+
+
+def test_a_step_that_is_not_registered_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(ptq_steps.STEPS, "bias")
+    config = PostTraining(steps=("maximum", "bias", "repair"))
+    with pytest.raises(ValueError, match="registered as bias"):
+        post_training_pipeline.quantize(relu_model(), INCEPTION, inputs(20), config)
 
 
 def test_a_step_that_does_not_help_is_reverted(monkeypatch: pytest.MonkeyPatch) -> None:

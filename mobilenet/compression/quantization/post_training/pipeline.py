@@ -27,10 +27,10 @@ from mobilenet.compression.quantization.post_training.acceptance import (
 )
 from mobilenet.compression.quantization.post_training.scaling_groups import ScalingGroups
 from mobilenet.compression.quantization.post_training.state import Simulation, State
-from mobilenet.compression.quantization.post_training.steps import STEPS, Step
+from mobilenet.compression.quantization.post_training.steps import Step, registered_steps
 from mobilenet.configs.card import CalibrationSummary, QuantizationStep
 from mobilenet.configs.dataset import Preprocessing
-from mobilenet.configs.quantization import PTQ_STEPS, PostTraining
+from mobilenet.configs.quantization import PostTraining
 from mobilenet.models.graph import batch_norm_statistics
 from mobilenet.models.graph.roles import Graph, kind
 from mobilenet.typing import Float32Array
@@ -105,12 +105,13 @@ def quantize(
     if warning:
         log.warning("%s", warning)
     names = chosen_steps(model, config)
+    steps = registered_steps(names)
     records = []
     if "gates" in names:
         model, record = _rewrite_hard_swish(model, config)
         records.append(record)
     simulation = Simulation(model, preprocessing, config, seed)
-    records += _fit(simulation, images, [STEPS[n] for n in PTQ_STEPS if n in names and n in STEPS])
+    records += _fit(simulation, images, steps)
     return Quantized(
         simulation.wrapped,
         simulation.model,

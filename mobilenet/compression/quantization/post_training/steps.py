@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Collection
 from typing import ClassVar, TypeVar
 
 from mobilenet.compression.quantization.int8 import scheme
@@ -14,8 +15,12 @@ from mobilenet.compression.quantization.post_training import (
     range_setting,
 )
 from mobilenet.compression.quantization.post_training.state import COUNTS, SAMPLES, State
+from mobilenet.configs.quantization import PTQ_STEPS
 
 log = logging.getLogger("mobilenet")
+# Names of `PTQ_STEPS` that are no `Step`: the pipeline rewrites hard-swishes before all steps,
+# compares every step with ranges from the extremes, and has the export repaired.
+PIPELINE_STEPS = ("gates", "maximum", "repair")
 
 
 class Step:
@@ -48,6 +53,19 @@ def register(step: S) -> S:
     """Class decorator: registers a step by its name."""
     STEPS[step.name] = step()
     return step
+
+
+def registered_steps(names: Collection[str]) -> list[Step]:
+    """The registered steps among `names`, in the order of `PTQ_STEPS`.
+
+    Raises:
+        ValueError: a name has no registered step and the pipeline does not handle it either.
+    """
+    chosen = [name for name in PTQ_STEPS if name in names and name not in PIPELINE_STEPS]
+    missing = [name for name in chosen if name not in STEPS]
+    if missing:
+        raise ValueError(f"no step of post-training int8 is registered as {', '.join(missing)}")
+    return [STEPS[name] for name in chosen]
 
 
 def scales_channels(name: str) -> bool:
