@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = {"configs": "mobilenet.configs", "tf1_loader": "mobilenet.tf1_loader"}
 COMMAND_MODULES = ("mobilenet.tf1_loader.__main__",)  # commands inside a package
 COMMANDS = (
-    *("trainer", "evaluator", "converter", "predict", "profiler", "packer", "report"),
+    *("trainer", "evaluator", "converter", "predict", "profiler", "packer"),
     *COMMAND_MODULES,
 )
 FOUNDATION = (
@@ -75,7 +75,7 @@ def tree(name: str) -> ast.Module:
 def package_of(name: str) -> str:
     """`models` for `mobilenet.models.builder`; `__init__` for the package's own file.
 
-    A command inside a room is one of the commands.
+    A command inside a package is one of the commands.
     """
     if name in COMMAND_MODULES:
         return name
