@@ -44,6 +44,7 @@ def _group(item: pytest.Item) -> str:
     return path.parent.as_posix() if len(path.parts) > 1 else path.stem
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {name: rank for rank, name in enumerate(LONGEST)}
     for item in items:
