@@ -25,11 +25,11 @@ FinishedRun = tuple[Path, subprocess.CompletedProcess[str]]  # the fixture `fini
 
 
 def start_command(
-    name: str, *words: object, cwd: Path | None = None, **environment: str
+    name: str, *args: object, cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """`python -m mobilenet.NAME WORDS` as a process of its own, ended, with what it wrote."""
     return subprocess.run(
-        [sys.executable, "-m", f"mobilenet.{name}", *map(str, words)],
+        [sys.executable, "-m", f"mobilenet.{name}", *map(str, args)],
         capture_output=True,
         text=True,
         check=False,
@@ -39,7 +39,7 @@ def start_command(
 
 
 def run_command(
-    name: str, *words: object, cwd: Path | None = None
+    name: str, *args: object, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """The same in this process, which has imported TensorFlow: status, stdout and stderr.
 
@@ -52,14 +52,14 @@ def run_command(
     os.chdir(cwd or before)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            process.main(run, [*map(str, words)])
+            process.main(run, [*map(str, args)])
     except SystemExit as end:
         status = end.code
     finally:
         os.chdir(before)
         signal.signal(signal.SIGTERM, handler)
     assert isinstance(status, int)
-    return subprocess.CompletedProcess([name, *words], status, out.getvalue(), err.getvalue())
+    return subprocess.CompletedProcess([name, *args], status, out.getvalue(), err.getvalue())
 
 
 def report(folder: Path) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 TESTS = Path(__file__).parent
 SHARED_DATA = TESTS / "../../shared/data"
-# With several workers a group of tests stays on one, so that what its tests share is made once. The
+# With several workers a group of tests stays on one, so that what they share is created once. The
 # longest groups start first, so that the workers end together.
 LONGEST = (
     "finished_run",
@@ -117,15 +117,15 @@ def float_file(small_model: Callable[..., Any]) -> Callable[[str], bytes]:
 def finished_run(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The folder of a run with all stages on the digits, and the process that made it.
+    """The folder of a run with all stages on the digits, and the process that created it.
 
     Copy the folder to change it.
     """
     import command_runs
 
     folder = tmp_path_factory.mktemp("finished")
-    words = (*command_runs.LEARNED, "--model_dir=run")
-    done = command_runs.start_command("trainer", *words, cwd=folder)
+    args = (*command_runs.LEARNED, "--model_dir=run")
+    done = command_runs.start_command("trainer", *args, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "run", done
 

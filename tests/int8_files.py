@@ -78,15 +78,15 @@ class MicroKernels:
 
     def __init__(self, content: tflite_model.Flatbuffer) -> None:
         small = importlib.import_module(micro.MODULE)
-        way = small.InterpreterConfig.kPreserveAllTensors
+        preserve_all = small.InterpreterConfig.kPreserveAllTensors
         self._content = content
         self._own = small.Interpreter.from_bytes(
-            content.content, arena_size=1 << 24, intrepreter_config=way
+            content.content, arena_size=1 << 24, intrepreter_config=preserve_all
         )
 
-    def set_tensor(self, index: int, codes: np.ndarray) -> None:
+    def set_tensor(self, index: int, values: np.ndarray) -> None:
         assert (index,) == self._content.inputs
-        self._own.set_input(codes, 0)
+        self._own.set_input(values, 0)
 
     def invoke(self) -> None:
         self._own.invoke()
@@ -101,20 +101,20 @@ Runner = Callable[[tflite_model.Flatbuffer], Any]
 def file_tensors(
     data: bytes, images: np.ndarray, make: Runner = plain_kernels
 ) -> dict[str, tuple[np.ndarray, float, int]]:
-    """Codes, scale and zero point of every operator's output, by the first part of its name."""
+    """Values, scale and zero point of every operator's output, by the first part of its name."""
     content = tflite_model.read(data)
     runner = make(content)
-    wanted = [content.tensors[index] for op in content.operators for index in op.outputs]
-    rows: dict[int, list[np.ndarray]] = {tensor.index: [] for tensor in wanted}
+    outputs = [content.tensors[index] for op in content.operators for index in op.outputs]
+    rows: dict[int, list[np.ndarray]] = {tensor.index: [] for tensor in outputs}
     for image in images:
-        codes = (image.astype(np.int16) - 128).astype(np.int8)
-        runner.set_tensor(content.inputs[0], codes[None])
+        pixels = (image.astype(np.int16) - 128).astype(np.int8)
+        runner.set_tensor(content.inputs[0], pixels[None])
         runner.invoke()
         for index in rows:
             rows[index].append(runner.get_tensor(index)[0].copy())
     return {
         t.name.split(";")[0]: (np.stack(rows[t.index]), float(t.scales[0]), int(t.zero_points[0]))
-        for t in wanted
+        for t in outputs
     }
 
 
@@ -123,7 +123,7 @@ def operator_steps(
 ) -> dict[str, np.ndarray]:
     """How far the file is from the simulation, operator by operator, in steps.
 
-    Every simulated operator is fed the *file's* codes, so that errors do not add up.
+    Every simulated operator is fed the *file's* values, so that errors do not add up.
 
     Args:
         model: from `quantize_to_file`.
@@ -131,7 +131,7 @@ def operator_steps(
         make: whose kernels run the file.
 
     Returns:
-        By the layer whose output is rounded: absolute difference of each code.
+        By the layer whose output is rounded: absolute difference of each value.
     """
     tensors = file_tensors(model.data, images, make)
     graph = Graph(model.wrapped)
@@ -148,11 +148,11 @@ def operator_steps(
         if config is not None and config.get_output_quantizers(layer):
             names = [n for n in tensors if n.split("/")[1] in chain[id(layer)]]
             assert len(names) == 1, (layer.name, names)
-            codes, scale, zero = tensors[names[0]]
+            quantized, scale, zero = tensors[names[0]]
             own = np.round(out.numpy().astype(np.float64) / scale) + zero
-            codes = codes.reshape(own.shape)
-            steps[layer.layer.name] = np.abs(own - codes)
-            out = tf.constant(((codes.astype(np.float64) - zero) * scale).astype(np.float32))
+            quantized = quantized.reshape(own.shape)
+            steps[layer.layer.name] = np.abs(own - quantized)
+            out = tf.constant(((quantized.astype(np.float64) - zero) * scale).astype(np.float32))
             chain[id(layer)] = []
         elif "quantizer" in vars(layer):
             chain[id(layer)] = []

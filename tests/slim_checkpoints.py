@@ -114,13 +114,13 @@ def rows(model: Slim) -> list[tuple[int, float, int, str]]:
             (3, factor, channels, "") for factor, channels, count, _ in V2 for _ in range(count)
         ]
     table = {"mobilenet_v3_small": SMALL, "mobilenet_v3_large": LARGE, "mobilenet_edgetpu": EDGETPU}
-    found = []
+    blocks = []
     for row in table[model.base]:
         kernel, factor, channels, flags = (row + " -").split()[:4]
         if model.family.endswith("minimalistic"):
             kernel, flags = "3", "-"
-        found.append((int(kernel), EXACT.get(factor, float(factor)), int(channels), flags))
-    return found
+        blocks.append((int(kernel), EXACT.get(factor, float(factor)), int(channels), flags))
+    return blocks
 
 
 def block_activation(model: Slim, flags: str) -> str:
@@ -176,34 +176,34 @@ def _last(model: Slim, before: int) -> Iterator[Unit]:
 
 def units(model: Slim) -> list[Unit]:
     """The convolutions of a model in order, the logits last."""
-    found = list(_v1(model) if model.family == "mobilenet_v1" else _blocks(model))
+    convolutions = list(_v1(model) if model.family == "mobilenet_v1" else _blocks(model))
     if model.family != "mobilenet_v1":
-        found += _last(model, found[-1].shape[3])
+        convolutions += _last(model, convolutions[-1].shape[3])
     if model.classes:
-        shape = (1, 1, found[-1].shape[3], model.classes)
-        found.append(Unit("Logits/Conv2d_1c_1x1", shape, biases=True))
-    return found
+        shape = (1, 1, convolutions[-1].shape[3], model.classes)
+        convolutions.append(Unit("Logits/Conv2d_1c_1x1", shape, biases=True))
+    return convolutions
 
 
 def shapes(model: Slim) -> dict[str, tuple[int, ...]]:
     """Shape by name of a model's variables in a checkpoint."""
-    found: dict[str, tuple[int, ...]] = {}
+    variables: dict[str, tuple[int, ...]] = {}
     for unit in units(model):
         scope = model.scope + unit.scope
         channels = unit.shape[2] if unit.depthwise else unit.shape[3]
-        found[scope + ("/depthwise_weights" if unit.depthwise else "/weights")] = unit.shape
+        variables[scope + ("/depthwise_weights" if unit.depthwise else "/weights")] = unit.shape
         if unit.biases:
-            found[scope + "/biases"] = (channels,)
+            variables[scope + "/biases"] = (channels,)
             continue
         for part in ("gamma", "beta", "moving_mean", "moving_variance"):
-            found[f"{scope}/BatchNorm/{part}"] = (channels,)
-    return found
+            variables[f"{scope}/BatchNorm/{part}"] = (channels,)
+    return variables
 
 
 def values(model: Slim, seed: int = 0) -> Values:
-    """Random values under which signals neither die nor explode; no two variables are alike."""
+    """Random values under which signals neither die nor explode; no two variables are equal."""
     random = np.random.default_rng(seed)
-    found: Values = {}
+    arrays: Values = {}
     for name, shape in shapes(model).items():
         leaf = name.rpartition("/")[2]
         if leaf.endswith("weights"):
@@ -213,8 +213,8 @@ def values(model: Slim, seed: int = 0) -> Values:
             array = random.uniform(0.6, 1.4, shape)
         else:
             array = random.normal(0, 0.2, shape)
-        found[name] = array.astype(np.float32)
-    return found
+        arrays[name] = array.astype(np.float32)
+    return arrays
 
 
 def averages(raw: Values, moving: bool = True) -> Values:
@@ -260,9 +260,9 @@ def weight_name(model: Slim, name: str) -> str:
     return f"{layer_of(scope)}/{own[leaf]}"
 
 
-def by_weight_name(model: Slim, found: Values) -> Values:
-    """The arrays by their places in our model; other variables than the model's are left out."""
-    return {weight_name(model, name): found[name] for name in shapes(model)}
+def by_weight_name(model: Slim, arrays: Values) -> Values:
+    """The arrays by their names in our model; other variables than the model's are left out."""
+    return {weight_name(model, name): arrays[name] for name in shapes(model)}
 
 
 def weights(model: Any) -> Values:
@@ -275,14 +275,14 @@ def weights(model: Any) -> Values:
 
 
 def _range(scope: str, kind: str, number: int, average: bool) -> tuple[Values, tuple[float, float]]:
-    """Variables of one fake quantization, and the range they say."""
+    """Variables of one fake quantization, and the range they give."""
     low, high = -1.0 - number / 64, 2.0 + number / 64
-    found = {f"{scope}/{kind}/min": low, f"{scope}/{kind}/max": high}
+    arrays = {f"{scope}/{kind}/min": low, f"{scope}/{kind}/max": high}
     if average:
         for end in ("min", "max"):
             helper = f"{scope}/{kind}/{scope}/{kind}/{end}"
-            found |= {f"{helper}/biased": -50.0 - number, f"{helper}/local_step": 1000.0 + number}
-    return {name: np.asarray(value, np.float32) for name, value in found.items()}, (low, high)
+            arrays |= {f"{helper}/biased": -50.0 - number, f"{helper}/local_step": 1000.0 + number}
+    return {name: np.asarray(value, np.float32) for name, value in arrays.items()}, (low, high)
 
 
 def v2_residuals(model: Slim) -> list[bool]:
@@ -295,14 +295,14 @@ def v2_residuals(model: Slim) -> list[bool]:
 
 def ranges(model: Slim) -> tuple[Values, Ranges]:
     """What contrib/quantize adds to V1 (doubled scope) and V2 (single), and the ranges by layer."""
-    found: Values = {}
+    variables: Values = {}
     expected: Ranges = {}
 
     def add(scope: str, kind: str, key: str) -> None:
         doubled = model.family == "mobilenet_v1" and not scope.startswith("Logits")
         scope = model.scope * (2 if doubled else 1) + scope
         more, pair = _range(scope, kind, len(expected), kind != "weights_quant")
-        found.update(more)
+        variables.update(more)
         expected[key] = pair
 
     for unit in units(model):
@@ -317,10 +317,10 @@ def ranges(model: Slim) -> tuple[Values, Ranges]:
             add(block, "add_quant", layer_of(block) + "_add")
         else:
             add(unit.scope, "act_quant", f"{layer}_batch_norm")
-    return found, expected
+    return variables, expected
 
 
-def write_checkpoint(prefix: Path, found: Values, state: bool = False) -> Path:
+def write_checkpoint(prefix: Path, arrays: Values, state: bool = False) -> Path:
     """Saves variables of these names with TF1's Saver; `state` also writes `checkpoint`."""
     import tensorflow as tf
 
@@ -328,7 +328,7 @@ def write_checkpoint(prefix: Path, found: Values, state: bool = False) -> Path:
     prefix.parent.mkdir(parents=True, exist_ok=True)
     with tf.Graph().as_default(), v1.Session() as session:
         feed = {}
-        for name, array in found.items():
+        for name, array in arrays.items():
             variable = v1.get_variable(
                 name, array.shape, array.dtype, v1.zeros_initializer(), use_resource=False
             )
@@ -338,8 +338,8 @@ def write_checkpoint(prefix: Path, found: Values, state: bool = False) -> Path:
     return prefix
 
 
-def write_npz(path: Path, found: Values) -> Path:
-    np.savez(path, **found)
+def write_npz(path: Path, arrays: Values) -> Path:
+    np.savez(path, **arrays)
     return path
 
 
@@ -367,22 +367,22 @@ def written(base: Path, model: Slim) -> tuple[Values, Path]:
     """Values and prefix of a checkpoint of the model and `global_step`, written once under
     `base`.
     """
-    found = values(model)
+    arrays = values(model)
     fields = "_".join(map(str, dataclasses.astuple(model))).replace("/", "-")
-    return found, write_checkpoint(base / "slim" / fields / "model.ckpt-7", found | STEP)
+    return arrays, write_checkpoint(base / "slim" / fields / "model.ckpt-7", arrays | STEP)
 
 
 @functools.cache
 def loaded(path: Path, **options: Any) -> Any:
-    """What `load_tf1_checkpoint` makes of a file at 32 x 32, made once: leave it as it is."""
+    """What `load_tf1_checkpoint` makes of a file at 32 x 32, loaded once: leave it as it is."""
     from mobilenet import tf1_loader
 
     return tf1_loader.load_tf1_checkpoint(path, **{"input_shape": PIXELS, **options})
 
 
 def same(model: Any, expected: Values) -> None:
-    """The weights of a model are these arrays by place, all of them."""
-    found = weights(model)
-    assert set(found) == set(expected), set(found) ^ set(expected)
+    """The weights of a model are these arrays by name, all of them."""
+    actual = weights(model)
+    assert set(actual) == set(expected), set(actual) ^ set(expected)
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        np.testing.assert_array_equal(actual[name], array, err_msg=name)

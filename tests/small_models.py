@@ -1,4 +1,4 @@
-"""Small models, their images, and the model names as test parameters: one place for all tests."""
+"""Small models, their images, and the model names as test parameters, for all tests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def families(quick: Iterable[str] = ("mobilenet_v1", "mobilenet_v3_small")) -> l
 def toy(channels: int = 8, bias: bool = False) -> tf_keras.Model:
     """Stem, depthwise, pointwise, residual, squeeze without batch norm, pool, logits; 16 px.
 
-    The names say nothing about the roles.
+    The names do not contain the roles.
     """
     tf_keras.utils.set_random_seed(3)
 
@@ -198,7 +198,7 @@ def two_layer_model() -> Any:
 
 
 def rename_layers(model: Any) -> Any:
-    """A model of the same layers under names that say something wrong; its weights are new."""
+    """A model of the same layers under misleading names; its weights are new."""
     numbers = iter(range(1000))
     return tf_keras.models.clone_model(
         model,

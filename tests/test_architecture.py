@@ -23,7 +23,7 @@ FOUNDATION = (
     *("configs", "errors", "files", "metrics", "console", "lazy", "strict_json", "archives"),
     *("image_files", "typing"),
 )
-# From the bottom; CONTRIBUTING.md says what each package holds.
+# From the bottom; CONTRIBUTING.md lists what each package contains.
 LAYERS = (
     FOUNDATION,
     ("tflite", "models", "data"),
@@ -54,15 +54,15 @@ MAY_FALL_BACK = {"mobilenet.runtime.interpreter"}
 
 def modules() -> dict[str, Path]:
     """Path by dotted name of every file of the package."""
-    found = {}
+    paths = {}
     for folder in ("mobilenet", "configs", "tf1_loader"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = [
                 FOLDERS.get(folder, folder),
                 *path.relative_to(ROOT / folder).with_suffix("").parts,
             ]
-            found[".".join(parts)] = path
-    return found
+            paths[".".join(parts)] = path
+    return paths
 
 
 MODULES = modules()

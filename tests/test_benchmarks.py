@@ -23,7 +23,7 @@ from mobilenet.models import builder, saving  # noqa: E402
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SHARED = {"models", "tables"}  # modules of the scripts
 RUN = "--epochs=1 --prune_epochs=2 --quantize_epochs=1"
-# Flags, and a word of the table; {} is a folder with a model, photos and checkpoints.
+# Flags, and a part of the table; {} is a folder with a model, photos and checkpoints.
 SCRIPTS = {
     "channel_pruning": (
         "--variants=stages --seeds=1 --image_size=32 --epochs=1 --prune_epochs=8 --round_to=8",
@@ -109,9 +109,9 @@ def test_every_script_is_run() -> None:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_benchmark_ends_with_its_table(name: str, files: Path) -> None:
     flags, expected = SCRIPTS[name]
-    words = shlex.split(flags.replace("{}", str(files)))
+    args = shlex.split(flags.replace("{}", str(files)))
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / f"{name.split()[0]}.py"), *words],
+        [sys.executable, str(BENCHMARKS / f"{name.split()[0]}.py"), *args],
         capture_output=True,
         text=True,
         cwd=files,

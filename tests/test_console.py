@@ -1,4 +1,4 @@
-"""Lines that libraries write to file descriptor 2 are captured, and the descriptor comes back."""
+"""Lines that libraries write to file descriptor 2 are captured, and the descriptor is restored."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_threads_do_not_take_each_others_descriptor(capfd: pytest.CaptureFixture
     assert capfd.readouterr().err == "after\n"
 
 
-def test_without_a_folder_for_temporary_files_nothing_is_kept(
+def test_without_a_folder_for_temporary_files_nothing_is_captured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:  # pytest's own capture needs the folder afterward
@@ -66,5 +66,5 @@ try:
 except OSError:
     os._exit(7)
 """
-    words = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code]
-    assert subprocess.run(words, check=False).returncode == 7
+    args = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code]
+    assert subprocess.run(args, check=False).returncode == 7

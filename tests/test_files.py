@@ -59,7 +59,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["b.txt"]
 
 
-def test_a_folder_that_was_whole_when_its_process_was_killed_is_kept(tmp_path: Path) -> None:
+def test_a_folder_that_was_whole_when_its_process_was_killed_remains(tmp_path: Path) -> None:
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").touch()

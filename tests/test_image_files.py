@@ -22,7 +22,7 @@ from mobilenet.data import corrupt_images, decoding, preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.runtime import images
 
-MOST = 100_000  # pixels; the pictures have 2000
+MOST = 100_000  # pixels; the images have 2000
 
 
 def encoded(kind: str, image: Image.Image | None = None, **options: object) -> bytes:
@@ -100,26 +100,26 @@ def test_sound_files_have_the_same_pixels(tmp_path: Path, channels: int) -> None
 
 def damaged(content: bytes, seed: int) -> list[bytes]:
     noise, size = random.Random(seed), len(content)
-    found = [content[:-cut] for cut in (1, 2, 4, 12, size // 3, size // 2)]
+    variants = [content[:-cut] for cut in (1, 2, 4, 12, size // 3, size // 2)]
     for _ in range(6):
-        place, changed = noise.randrange(min(size, 64)), bytearray(content)
-        changed[place] ^= 1 << noise.randrange(8)
-        found.append(bytes(changed))
-        place, changed = noise.randrange(size), bytearray(content)
-        changed[place] ^= 1 << noise.randrange(8)
-        found.append(bytes(changed))
-        place, count = noise.randrange(size), 1 + noise.randrange(size // 8)
-        found.append(content[:place] + content[place + count :])
-        found.append(content[:place] + noise.randbytes(count) + content[place + count :])
-    return [*found, content + b"\0", content + b"text behind the end"]
+        index, changed = noise.randrange(min(size, 64)), bytearray(content)
+        changed[index] ^= 1 << noise.randrange(8)
+        variants.append(bytes(changed))
+        index, changed = noise.randrange(size), bytearray(content)
+        changed[index] ^= 1 << noise.randrange(8)
+        variants.append(bytes(changed))
+        index, count = noise.randrange(size), 1 + noise.randrange(size // 8)
+        variants.append(content[:index] + content[index + count :])
+        variants.append(content[:index] + noise.randbytes(count) + content[index + count :])
+    return [*variants, content + b"\0", content + b"text behind the end"]
 
 
 @pytest.mark.parametrize("name", [name for name in readable() if "gif" not in name])
 def test_damaged_files_are_read_by_both_or_by_none(name: str, tmp_path: Path) -> None:
     for number, content in enumerate(damaged(readable()[name], len(name))):
-        found = by_tensorflow(content), by_pillow(content, tmp_path)
-        assert (found[0] is None) == (found[1] is None), (number, found)
-        assert (corrupt_images.find_fault(content, MOST) == "") == (found[1] is not None), number
+        decoded = by_tensorflow(content), by_pillow(content, tmp_path)
+        assert (decoded[0] is None) == (decoded[1] is None), (number, decoded)
+        assert (corrupt_images.find_fault(content, MOST) == "") == (decoded[1] is not None), number
 
 
 def test_gif_damage_that_tensorflow_overlooks_is_found_where_files_are_checked(
@@ -212,17 +212,17 @@ def test_kinds_that_only_one_decoder_reads_are_refused(tmp_path: Path) -> None:
         "bits": encoded("bmp", smooth_image(3).convert("1")),
         "cover": bytes(partial),
     }
-    for words, content in kinds.items():
-        assert by_tensorflow(content) is None and by_pillow(content, tmp_path) is None, words
-        assert words in corrupt_images.find_fault(content, MOST)
+    for message, content in kinds.items():
+        assert by_tensorflow(content) is None and by_pillow(content, tmp_path) is None, message
+        assert message in corrupt_images.find_fault(content, MOST)
 
 
 def test_png_chunks_without_pixels_do_not_matter(tmp_path: Path) -> None:
     content = bytearray(png(30, 20, (b"tEXt", b"Comment\0text")))
     content[content.index(b"Comment")] ^= 1  # its checksum is now wrong
     for readable in (bytes(content), png(30, 20, rows=22)):
-        found, ours = by_tensorflow(readable), by_pillow(readable, tmp_path)
-        assert found is not None and ours is not None and (found == ours).all()
+        reference, ours = by_tensorflow(readable), by_pillow(readable, tmp_path)
+        assert reference is not None and ours is not None and (reference == ours).all()
     for lost in (png(30, 20)[:-12], png(30, 20, rows=19), png(30, 20, (b"NEED", b""))):
         assert by_tensorflow(lost) is None and by_pillow(lost, tmp_path) is None
 

@@ -24,7 +24,7 @@ def draw(seed: int, images: int = 200) -> tuple[np.ndarray, np.ndarray]:
 
 @given(st.integers(0, 2**31))
 @settings(max_examples=25, deadline=None)
-def test_figures_are_those_of_scikit_learn(seed: int) -> None:
+def test_metrics_are_those_of_scikit_learn(seed: int) -> None:
     logits, labels = draw(seed)
     scores = metrics.classification(logits, labels)
     shares = np.exp(logits.astype(np.float64))
@@ -35,7 +35,7 @@ def test_figures_are_those_of_scikit_learn(seed: int) -> None:
     assert scores.images == len(labels)
 
 
-def test_probabilities_give_the_figures_of_their_logits() -> None:
+def test_probabilities_give_the_metrics_of_their_logits() -> None:
     logits, labels = draw(3)
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     scores = metrics.classification(shares, labels, probabilities=True)
@@ -56,11 +56,11 @@ def test_of_equal_scores_the_lower_class_comes_first() -> None:
 @settings(max_examples=25, deadline=None)
 def test_top_1_is_argmax_with_ties(seed: int) -> None:
     noise = np.random.default_rng(seed)
-    codes = noise.integers(-3, 3, (50, CLASSES)).astype(np.float32)
+    logits = noise.integers(-3, 3, (50, CLASSES)).astype(np.float32)
     labels = noise.integers(0, CLASSES, 50)
-    best = np.argsort(-codes, axis=1, kind="stable")
-    scores = metrics.classification(codes, labels)
-    assert scores.top1 == pytest.approx(100 * np.mean(codes.argmax(axis=1) == labels))
+    best = np.argsort(-logits, axis=1, kind="stable")
+    scores = metrics.classification(logits, labels)
+    assert scores.top1 == pytest.approx(100 * np.mean(logits.argmax(axis=1) == labels))
     inside = (best[:, :5] == labels[:, None]).any(axis=1)
     assert scores.top5 == pytest.approx(100 * np.mean(inside))
 
@@ -101,7 +101,7 @@ def test_an_imagenet_model_of_1001_classes_on_a_list_of_some_of_the_1000() -> No
     assert fewer.score(np.eye(12)[[10]], np.array([10])).top1 == 100 and not fewer.note
 
 
-def test_names_of_other_sets_say_nothing_where_counts_differ() -> None:
+def test_names_of_other_sets_are_ignored_where_counts_differ() -> None:
     digits = tuple("0123456789")
     assert metrics.match_classes(11, tuple(map(str, range(11))), 10, digits, "digits").background
     named = metrics.match_classes(10, tuple("abcdefghij"), 10, digits, "digits")

@@ -45,9 +45,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, set[str
         shutil.copytree(ROOT / folder, source / folder, ignore=excluded)
     for name in FILES:
         shutil.copy(ROOT / name, source / name)
-    words = [sys.executable, "-m", "build", "--outdir", str(out), str(source)]
+    args = [sys.executable, "-m", "build", "--outdir", str(out), str(source)]
     done = subprocess.run(
-        [*words, *([] if isolation else ["--no-isolation"])],
+        [*args, *([] if isolation else ["--no-isolation"])],
         capture_output=True,
         text=True,
         check=False,
@@ -144,7 +144,7 @@ def requirement_groups() -> list[str]:
     lists = r"^(?:dependencies|edge|micro|dev) = \[(.*?)\]$"
     blocks = re.findall(lists, text, flags=re.M | re.S)
     assert len(blocks) == 4
-    return [word for block in blocks for word in re.findall(r'"(.*?)"', block)]
+    return [requirement for block in blocks for requirement in re.findall(r'"(.*?)"', block)]
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
@@ -164,7 +164,7 @@ def test_the_pins_fit_the_declared_ranges(python: str) -> None:
             name = utils.canonicalize_name(pin.name)
             assert name not in pins, f"{name} has two pins for Python {python}"
             pins[name] = next(iter(pin.specifier)).version
-    declared = [requirements.Requirement(word) for word in requirement_groups()]
+    declared = [requirements.Requirement(text) for text in requirement_groups()]
     assert len(declared) > 15
     for requirement in (x for x in declared if x.name != "tflite-micro"):
         version = pins.get(utils.canonicalize_name(requirement.name))
@@ -196,7 +196,7 @@ def install_on_a_device() -> list[str]:
 def test_a_device_runs_files_without_tensorflow(
     built: tuple[Path, Path, set[str]], tmp_path: Path
 ) -> None:
-    """predict, evaluator and profiler in an empty environment, made as docs/tflite.md says."""
+    """predict, evaluator and profiler in an empty environment, created as in docs/tflite.md."""
     index = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(tmp_path), "absl-py"],
         capture_output=True,
@@ -217,16 +217,16 @@ def test_a_device_runs_files_without_tensorflow(
     run([sys.executable, "-m", "venv", "device"])
     python = str(tmp_path / "device/bin/python")
     for line in lines:
-        words = [str(built[1]) if word == "." else word for word in line.split()]
+        args = [str(built[1]) if word == "." else word for word in line.split()]
         pins = ["-c", str(ROOT / "constraints.txt")]
-        done = run([python, "-m", *words, *pins])
+        done = run([python, "-m", *args, *pins])
         assert done.returncode == 0, f"{line}: {done.stderr}"
     assert run([python, "-c", "import tensorflow"]).returncode == 1
-    for words in (
+    for args in (
         ["predict", "--model=run/export", "run/example.png"],
         ["evaluator", "--model=run/export", "--dataset_name=digits", "--limit=10"],
         ["profiler", "run/export"],
     ):
-        done = run([python, "-m", f"mobilenet.{words[0]}", *words[1:]])
-        assert (done.returncode, done.stderr) == (0, ""), words[0]
+        done = run([python, "-m", f"mobilenet.{args[0]}", *args[1:]])
+        assert (done.returncode, done.stderr) == (0, ""), args[0]
         assert done.stdout

@@ -45,7 +45,7 @@ def test_the_list_is_this_one() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_every_name_leads_somewhere_and_says_what_it_is(name: str) -> None:
+def test_every_name_is_importable_and_documented(name: str) -> None:
     value = getattr(mobilenet, name)
     if name == "__version__":
         assert value == importlib.metadata.version("mobilenet")

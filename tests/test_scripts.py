@@ -19,7 +19,7 @@ MODELS = {"1": "mobilenet_v1", "2": "mobilenet_v2", "3": "mobilenet_v3_large"}
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """A stand-in for Python that prints its arguments, one per line."""
+    """A fake Python that prints its arguments, one per line."""
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
@@ -27,14 +27,14 @@ def python(tmp_path: Path) -> Path:
 
 
 def call(
-    script: str, *words: str, python: Path, shell: str = "bash", status: int = 0, **variables: str
+    script: str, *args: str, python: Path, shell: str = "bash", status: int = 0, **variables: str
 ) -> tuple[list[str], str]:
     """The arguments of the script's calls of Python, and its stderr; run from another folder."""
     environment = {
         k: v for k, v in os.environ.items() if k not in ("DATA_DIR", "MODEL_DIR", "DATASET_NAME")
     }
     done = subprocess.run(
-        [shell, os.path.relpath(SCRIPTS / script, python.parent), *words],
+        [shell, os.path.relpath(SCRIPTS / script, python.parent), *args],
         cwd=python.parent,
         env={**environment, "PYTHON": str(python), **variables},
         capture_output=True,
@@ -45,12 +45,12 @@ def call(
     return done.stdout.splitlines(), done.stderr
 
 
-def flags_of(words: list[str], module: str) -> dict[str, str]:
+def flags_of(args: list[str], module: str) -> dict[str, str]:
     """Flags by name of `-m module --flag value ...`; 'true' for one without a value."""
-    assert words[:2] == ["-m", module]
+    assert args[:2] == ["-m", module]
     flags: dict[str, str] = {}
     name = ""
-    for word in words[2:]:
+    for word in args[2:]:
         if word.startswith("--"):
             name = word[2:]
             flags[name] = "true"
@@ -62,8 +62,8 @@ def flags_of(words: list[str], module: str) -> dict[str, str]:
 @pytest.mark.parametrize("shell", ["bash", "sh"])
 @pytest.mark.parametrize("number", MODELS)
 def test_train_runs_the_imagenet_recipe(number: str, shell: str, python: Path) -> None:
-    words, _ = call(f"train_mbnv{number}.sh", "train", python=python, shell=shell, DATA_DIR="/a b")
-    flags = flags_of(words, "mobilenet.trainer")
+    args, _ = call(f"train_mbnv{number}.sh", "train", python=python, shell=shell, DATA_DIR="/a b")
+    flags = flags_of(args, "mobilenet.trainer")
     assert flags.pop("model_dir") == str(ROOT / "runs" / f"{MODELS[number]}_imagenet2012")
     assert flags == {
         "model_name": MODELS[number],
@@ -75,8 +75,8 @@ def test_train_runs_the_imagenet_recipe(number: str, shell: str, python: Path) -
 
 @pytest.mark.parametrize("number", MODELS)
 def test_test_is_two_short_epochs_of_digits(number: str, python: Path) -> None:
-    words, _ = call(f"train_mbnv{number}.sh", "test", "--seed", "3", python=python, MODEL_DIR="m")
-    flags = flags_of(words, "mobilenet.trainer")
+    args, _ = call(f"train_mbnv{number}.sh", "test", "--seed", "3", python=python, MODEL_DIR="m")
+    flags = flags_of(args, "mobilenet.trainer")
     assert (flags["model_name"], flags["dataset_name"]) == (MODELS[number], "digits")
     assert (flags["epochs"], flags["seed"], flags["model_dir"]) == ("2", "3", "m")
     assert int(flags["batch_size"]) <= 8
@@ -87,16 +87,16 @@ def test_the_trainer_accepts_every_flag_of_the_scripts(mode: str, python: Path) 
     from mobilenet import trainer
 
     for number in MODELS:
-        words, _ = call(f"train_mbnv{number}.sh", mode, python=python, DATA_DIR="/data")
-        parsed = trainer.COMMAND.parse(words[2:])
+        args, _ = call(f"train_mbnv{number}.sh", mode, python=python, DATA_DIR="/data")
+        parsed = trainer.COMMAND.parse(args[2:])
         assert cli.run_config(parsed).stages == ("train",)
 
 
-@pytest.mark.parametrize("words", [(), ("Train",), ("--help",)])
-def test_an_unknown_mode_costs_one_line(words: tuple[str, ...], python: Path) -> None:
-    output, error = call("train_mbnv1.sh", *words, python=python, status=2)
+@pytest.mark.parametrize("args", [(), ("Train",), ("--help",)])
+def test_an_unknown_mode_costs_one_line(args: tuple[str, ...], python: Path) -> None:
+    output, error = call("train_mbnv1.sh", *args, python=python, status=2)
     assert output == []
-    assert f"got '{''.join(words)}', expected train or test" in error
+    assert f"got '{''.join(args)}', expected train or test" in error
     assert error.count("\n") == 1
 
 
@@ -104,8 +104,8 @@ def test_training_on_imagenet_requires_its_folder(python: Path) -> None:
     output, error = call("train_mbnv2.sh", "train", python=python, status=2)
     assert (output, error.count("\n")) == ([], 1)
     assert error.startswith("DATA_DIR: expected the folder of ImageNet; ")
-    words, _ = call("train_mbnv2.sh", "train", "--data_dir=/data", python=python)
-    assert words[-1] == "--data_dir=/data"
+    args, _ = call("train_mbnv2.sh", "train", "--data_dir=/data", python=python)
+    assert args[-1] == "--data_dir=/data"
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_pruning_stages_are_those_of_the_original(
     """Ratios that grow by an eighth or a sixteenth per stage; four epochs of each stage prune."""
     from mobilenet import trainer
 
-    words, _ = call("multistage_prune.sh", "mobilenet_v1", mode, "--seed=3", python=python)
-    config = cli.run_config(trainer.COMMAND.parse(words[2:]))
+    args, _ = call("multistage_prune.sh", "mobilenet_v1", mode, "--seed=3", python=python)
+    config = cli.run_config(trainer.COMMAND.parse(args[2:]))
     pruning, recipe = config.pruning, config.prune
     assert isinstance(pruning, ChannelPruning)
     assert (pruning.stages, pruning.ratio, pruning.round_to) == (stages, {"all": ratio}, 1)
@@ -134,9 +134,9 @@ def test_pruning_stages_are_those_of_the_original(
     assert (config.distillation.teacher, config.seed) == ("none", 3)
 
 
-@pytest.mark.parametrize("words", [(), ("mobilenet_v1",), ("mobilenet_v1", "4stage")])
-def test_unknown_stages_cost_one_line(words: tuple[str, ...], python: Path) -> None:
-    output, error = call("multistage_prune.sh", *words, python=python, status=2)
+@pytest.mark.parametrize("args", [(), ("mobilenet_v1",), ("mobilenet_v1", "4stage")])
+def test_unknown_stages_cost_one_line(args: tuple[str, ...], python: Path) -> None:
+    output, error = call("multistage_prune.sh", *args, python=python, status=2)
     assert (output, error.count("\n")) == ([], 1)
     assert "expected a model and 8stage or 16stage" in error
 
@@ -145,30 +145,30 @@ def test_unknown_stages_cost_one_line(words: tuple[str, ...], python: Path) -> N
 @pytest.mark.parametrize("number", MODELS)
 def test_evaluation_uses_the_trained_model(number: str, shell: str, python: Path) -> None:
     script = f"eval_mbnv{number}.sh"
-    words, _ = call(script, "--batch_size", "8", python=python, shell=shell, DATA_DIR="/data")
-    assert flags_of(words, "mobilenet.evaluator") == {
+    args, _ = call(script, "--batch_size", "8", python=python, shell=shell, DATA_DIR="/data")
+    assert flags_of(args, "mobilenet.evaluator") == {
         "model": str(ROOT / "runs" / f"{MODELS[number]}_imagenet2012" / "train"),
         "dataset_name": "imagenet2012",
         "data_dir": "/data",
         "batch_size": "8",
     }
-    words, _ = call(script, python=python, MODEL_DIR="/m", DATASET_NAME="digits")
-    flags = flags_of(words, "mobilenet.evaluator")
+    args, _ = call(script, python=python, MODEL_DIR="/m", DATASET_NAME="digits")
+    flags = flags_of(args, "mobilenet.evaluator")
     assert (flags["model"], flags["dataset_name"]) == ("/m/train", "digits")
 
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])
 def test_a_tf1_checkpoint_is_loaded_and_evaluated(shell: str, python: Path) -> None:
-    words, _ = call(
+    args, _ = call(
         "load_evaluate_tf1_ckpt.sh",
         *("a model.tgz", "--batch_size", "8"),
         python=python,
         shell=shell,
         DATA_DIR="/a b",
     )
-    second = words.index("-m", 1)
-    loaded = flags_of(words[:second], "mobilenet.tf1_loader")
-    evaluated = flags_of(words[second:], "mobilenet.evaluator")
+    second = args.index("-m", 1)
+    loaded = flags_of(args[:second], "mobilenet.tf1_loader")
+    evaluated = flags_of(args[second:], "mobilenet.evaluator")
     assert loaded["checkpoint"] == "a model.tgz"
     assert evaluated.pop("model") == loaded["output"]
     assert not Path(loaded["output"]).parent.exists()  # removed at the end
@@ -176,17 +176,17 @@ def test_a_tf1_checkpoint_is_loaded_and_evaluated(shell: str, python: Path) -> N
 
 
 def test_a_checkpoint_must_be_named(python: Path) -> None:
-    words, error = call("load_evaluate_tf1_ckpt.sh", python=python, status=2)
-    assert not words
+    args, error = call("load_evaluate_tf1_ckpt.sh", python=python, status=2)
+    assert not args
     assert "expected a checkpoint" in error
 
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])
 def test_tensorboard_shows_all_runs_or_one(shell: str, python: Path) -> None:
-    words, _ = call("start_tensorboard.sh", "--port", "7", python=python, shell=shell)
-    assert words == ["-m", "tensorboard.main", "--logdir", str(ROOT / "runs"), "--port", "7"]
-    words, _ = call("start_tensorboard.sh", python=python, shell=shell, MODEL_DIR="here")
-    assert words[-1] == "here"
+    args, _ = call("start_tensorboard.sh", "--port", "7", python=python, shell=shell)
+    assert args == ["-m", "tensorboard.main", "--logdir", str(ROOT / "runs"), "--port", "7"]
+    args, _ = call("start_tensorboard.sh", python=python, shell=shell, MODEL_DIR="here")
+    assert args[-1] == "here"
 
 
 def test_tensorboard_starts_with_the_installed_packages() -> None:
@@ -212,11 +212,11 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
-def run_quickstart(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return run_bash(folder, "scripts/quickstart.sh", *words)
+def run_quickstart(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    return run_bash(folder, "scripts/quickstart.sh", *args)
 
 
-def run_bash(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run_bash(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     """With only the copy's bin/ and the base tools on the path."""
     for tool in ("bash", "cat", "cksum", "dirname", "rm", "sh", "chmod", "cp", "mkdir"):
         target = folder / "bin" / tool
@@ -224,7 +224,7 @@ def run_bash(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
             folders = (d for d in ("/usr/bin", "/bin") if Path(d, tool).exists())
             target.symlink_to(Path(next(folders), tool))
     return subprocess.run(
-        ["bash", *words],
+        ["bash", *args],
         cwd=folder,
         env={"PATH": str(folder / "bin")},
         capture_output=True,
@@ -263,20 +263,20 @@ def test_a_python_without_venv_names_the_package(version: str, tmp_path: Path) -
 
 
 def test_an_environment_is_updated_only_after_a_change(tmp_path: Path) -> None:
-    """A stand-in for Python records its calls: venv, pip, then the trainer."""
+    """A fake Python records its calls: venv, pip, then the trainer."""
     folder = checkout(tmp_path)
     record = folder / "calls"
-    stand_in = folder / "bin" / "python3.11"
-    stand_in.write_text(
+    fake_python = folder / "bin" / "python3.11"
+    fake_python.write_text(
         "#!/bin/bash\n"
         f'echo "$*" >>{record}\n'
         'if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi\n'
     )
-    stand_in.chmod(0o755)
+    fake_python.chmod(0o755)
 
-    def calls(*words: str, script: str = "scripts/quickstart.sh") -> list[str]:
+    def calls(*args: str, script: str = "scripts/quickstart.sh") -> list[str]:
         record.write_text("")
-        done = run_bash(folder, script, *words)
+        done = run_bash(folder, script, *args)
         assert done.returncode == 0, done.stderr
         return [c for c in record.read_text().splitlines() if c.startswith("-m")]
 
@@ -308,5 +308,5 @@ def test_every_script_is_valid_and_can_be_executed() -> None:
 
 
 def test_fuzzing_passes_its_arguments_on(python: Path) -> None:
-    words, _ = call("fuzz.sh", "flags", "--cases", "5", python=python)
-    assert words == ["-m", "fuzz", "flags", "--cases", "5"]
+    args, _ = call("fuzz.sh", "flags", "--cases", "5", python=python)
+    assert args == ["-m", "fuzz", "flags", "--cases", "5"]

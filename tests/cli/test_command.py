@@ -1,4 +1,4 @@
-"""Flags, from the words that are typed to the config that a command gets."""
+"""Flags, from the arguments that are typed to the config that a command gets."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ COMMAND = cli.Command(
 )
 
 
-def config_of(*words: str) -> RunConfig:
-    return cli.run_config(COMMAND.parse(words))
+def config_of(*args: str) -> RunConfig:
+    return cli.run_config(COMMAND.parse(args))
 
 
 def at(config: Any, path: str) -> Any:
@@ -77,9 +77,9 @@ def at(config: Any, path: str) -> Any:
     return config
 
 
-def error_of(*words: str) -> str:
+def error_of(*args: str) -> str:
     with pytest.raises(UsageError) as caught:
-        config_of(*words)
+        config_of(*args)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -89,8 +89,8 @@ def error_of(*words: str) -> str:
 def test_a_flag_sets_its_field_and_no_other(flag: str, form: str) -> None:
     path, text, expected = (PUBLISHED | OURS)[flag]
     config = config_of(*([f"--{flag}={text}"] if form == "equals" else [f"--{flag}", text]))
-    wanted = pytest.approx(expected) if isinstance(expected, float) else expected
-    assert at(config, path) == wanted
+    reference = pytest.approx(expected) if isinstance(expected, float) else expected
+    assert at(config, path) == reference
     assert type(at(config, path)) is type(expected)
     if flag != "dataset_name":  # which picks another recipe
         plain = recipes.get("mobilenet_v1", "digits")
@@ -98,13 +98,13 @@ def test_a_flag_sets_its_field_and_no_other(flag: str, form: str) -> None:
         assert changed == {path}
 
 
-def leaves(config: Any, place: str = "") -> list[str]:
-    found = []
+def leaves(config: Any, prefix: str = "") -> list[str]:
+    paths = []
     for name in type(config).__dataclass_fields__:
         value = getattr(config, name)
         inner = hasattr(value, "__dataclass_fields__")
-        found += leaves(value, f"{place}{name}.") if inner else [f"{place}{name}"]
-    return found
+        paths += leaves(value, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
+    return paths
 
 
 def test_no_flag_is_defined_twice_and_every_path_leads_to_a_field() -> None:
@@ -132,7 +132,7 @@ def test_a_prefix_and_a_choice_of_fields_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("args", "expected"),
     [
         (["--flip"], True),
         (["--noflip"], False),
@@ -141,8 +141,8 @@ def test_a_prefix_and_a_choice_of_fields_hold() -> None:
         (["--noflip", "--flip"], True),
     ],
 )
-def test_booleans_are_typed_as_in_absl(words: list[str], expected: bool) -> None:
-    assert COMMAND.parse(words).settings == {"dataset.flip": expected}
+def test_booleans_are_typed_as_in_absl(args: list[str], expected: bool) -> None:
+    assert COMMAND.parse(args).settings == {"dataset.flip": expected}
 
 
 def test_options_have_defaults_short_names_and_stay_out_of_the_config() -> None:
@@ -152,7 +152,7 @@ def test_options_have_defaults_short_names_and_stay_out_of_the_config() -> None:
     assert parsed.typed == {"top_k", "overwrite"}
 
 
-def test_arguments_stand_anywhere_where_the_command_takes_them() -> None:
+def test_arguments_may_be_anywhere_where_the_command_takes_them() -> None:
     command = cli.Command("x", "", extra=[cli.option("top_k", int, 5, "")], arguments="IMAGE...")
     parsed = command.parse(["a.png", "--top_k", "3", "b.png", "--", "--c.png"])
     assert (parsed.arguments, parsed.options) == (["a.png", "b.png", "--c.png"], {"top_k": 3})
@@ -172,9 +172,9 @@ def test_the_last_of_two_wins_and_an_override_wins_over_a_flag() -> None:
 
 
 def test_overrides_reach_fields_without_a_flag_typed_by_the_field() -> None:
-    words = ["--override", "model.classifier_activation=none", "--override", "model.divisor=4"]
-    words += ["--override", "model.channels=Conv2d_0=16,Conv2d_1_pointwise=24"]
-    model = config_of(*words).model
+    args = ["--override", "model.classifier_activation=none", "--override", "model.divisor=4"]
+    args += ["--override", "model.channels=Conv2d_0=16,Conv2d_1_pointwise=24"]
+    model = config_of(*args).model
     assert (model.classifier_activation, model.divisor) == (None, 4)
     assert model.channels == {"Conv2d_0": 16, "Conv2d_1_pointwise": 24}
 
@@ -228,7 +228,7 @@ def test_a_wrong_config_file_is_one_line(tmp_path: Path, text: str, expected: st
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("args", "expected"),
     [
         ("--lr=abc", "--lr: got 'abc', expected a number"),
         ("--epochs=1.5", "--epochs: got '1.5', expected a whole number"),
@@ -268,15 +268,15 @@ def test_a_wrong_config_file_is_one_line(tmp_path: Path, text: str, expected: st
         ("--config_file=/nowhere/run.json", "/nowhere/run.json: expected a JSON file"),
     ],
 )
-def test_wrong_words_cost_one_line(words: str, expected: str) -> None:
-    assert expected in error_of(*words.split())
+def test_invalid_flags_cost_one_line(args: str, expected: str) -> None:
+    assert expected in error_of(*args.split())
 
 
-def test_another_way_to_prune_begins_with_its_own_defaults() -> None:
+def test_another_pruning_method_begins_with_its_own_defaults() -> None:
     assert config_of("--pruning=channel").pruning.schedule == "constant"
     assert config_of("--pruning=dns").pruning.schedule == "polynomial"
-    given = config_of("--pruning_schedule=polynomial", "--pruning_end=0.4", "--pruning=channel")
-    assert (given.pruning.schedule, given.pruning.end) == ("polynomial", 0.4)
+    config = config_of("--pruning_schedule=polynomial", "--pruning_end=0.4", "--pruning=channel")
+    assert (config.pruning.schedule, config.pruning.end) == ("polynomial", 0.4)
 
 
 def test_fields_of_one_config_change_together() -> None:
@@ -299,18 +299,18 @@ def test_overrides_leave_the_old_config_alone_and_name_a_wrong_path() -> None:
     ("typed", "trained_on", "expected"),
     [((), "", "digits"), ((), "cifar10", "cifar10"), (("--dataset_name=mnist",), "", "mnist")],
 )
-def test_the_data_set_is_typed_or_the_nets_own_else_the_digits_with_a_warning(
+def test_the_data_set_is_typed_or_the_models_own_else_the_digits_with_a_warning(
     caplog: pytest.LogCaptureFixture, typed: tuple[str, ...], trained_on: str, expected: str
 ) -> None:
     command = cli.Command("test", "Tests.", cli.flag_specs(DatasetConfig))
     with caplog.at_level(logging.WARNING, "mobilenet"):
-        found = cli.dataset_of(command.parse(list(typed)), trained_on)
-    assert found.name == expected
+        config = cli.dataset_of(command.parse(list(typed)), trained_on)
+    assert config.name == expected
     assert ("names no data set" in caplog.text) == (not typed and not trained_on)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(), st.booleans())
-def test_values_survive_the_way_through_text(number: float, whole: int, truth: bool) -> None:
+def test_values_survive_conversion_to_text(number: float, whole: int, truth: bool) -> None:
     assert cli_flags.parse("x", float, str(number)) == number
     assert cli_flags.parse("x", int, str(whole)) == whole
     assert cli_flags.parse("x", bool, str(truth)) is truth
@@ -335,12 +335,12 @@ def test_help_is_short_and_helpfull_is_whole() -> None:
     assert "--op_decay_rate" not in short
     for spec in COMMAND.flags():
         assert f"--{spec.name}" in full or f"--[no]{spec.name}" in full
-    places = [full.index(f"\n{group}:") for group in cli.GROUPS]
-    assert places == sorted(places)
+    positions = [full.index(f"\n{group}:") for group in cli.GROUPS]
+    assert positions == sorted(positions)
     assert "recipe" in short
 
 
-# The flags of the commands that take a path, by what their help says.
+# The flags of the commands that take a path, by their help texts.
 PATHS = {
     "trainer": {"config_file", "data_dir", "distill", "init_checkpoint", "model_dir"},
     "evaluator": {"data_dir", "model"},
@@ -375,13 +375,13 @@ def test_the_home_folder_is_expanded_where_it_is_typed(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     parsed = trainer.COMMAND.parse(
-        ["--model_dir=~/run", "--data_dir", "~/d", "--override", "distillation.teacher=~/net"]
+        ["--model_dir=~/run", "--data_dir", "~/d", "--override", "distillation.teacher=~/model"]
     )
     assert parsed.options["model_dir"] == f"{tmp_path}/run"
     config = cli.run_config(parsed)
     assert config.dataset.data_dir == f"{tmp_path}/d"
-    assert config.distillation.teacher == f"{tmp_path}/net"
-    stored = config.replace(init_checkpoint="~/kept")
+    assert config.distillation.teacher == f"{tmp_path}/model"
+    stored = config.replace(init_checkpoint="~/stored")
     (tmp_path / "config.json").write_text(json.dumps(stored.to_json()))
     again = cli.run_config(trainer.COMMAND.parse(["--config_file=~/config.json"]))
     assert again == stored  # what a file holds stays as it is

@@ -112,17 +112,17 @@ def test_a_closed_pipe_is_quiet() -> None:
     os.close(reading)
     running = process("print('x' * 100_000)", wait=False, stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
-    _, said = running.communicate(timeout=30)
-    assert (running.returncode, said) == (141, "")
+    _, stderr = running.communicate(timeout=30)
+    assert (running.returncode, stderr) == (141, "")
 
 
-def test_what_is_printed_at_start_is_kept_aside_and_shown_after_a_failure() -> None:
+def test_what_is_printed_at_start_is_captured_and_shown_after_a_failure() -> None:
     quiet = "with cli.starting_tensorflow(): os.write(2, b'chatter')\n"
     assert process(f"{quiet}    print('after', file=sys.stderr)").stderr == "after\n"
     assert process(f"{quiet[:-1]}; 1 / 0").stderr.startswith("chatter")
 
 
-def test_tensorflow_starts_without_a_word_and_below_warnings() -> None:
+def test_tensorflow_starts_without_output() -> None:
     body = "with cli.starting_tensorflow(): import tensorflow as tf\n"
     done = process(f"{body}    print(tf.reduce_sum(tf.ones(3)).numpy())")
     assert (done.returncode, done.stdout, done.stderr) == (0, "3.0\n", "")
@@ -130,9 +130,9 @@ def test_tensorflow_starts_without_a_word_and_below_warnings() -> None:
 
 def shell(redirection: str, body: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command with this body, started by a shell that redirects its streams."""
-    words = ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-c"]
+    args = ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-c"]
     return subprocess.run(
-        [*words, BODY.format(body=body), "\u00e9"],
+        [*args, BODY.format(body=body), "\u00e9"],
         text=True,
         capture_output=True,
         check=False,
@@ -141,7 +141,7 @@ def shell(redirection: str, body: str, **environment: str) -> subprocess.Complet
 
 
 QUIET = (
-    "from mobilenet import console\n    with console.quiet() as said: os.write(2, b'a line\\n')\n"
+    "from mobilenet import console\n    with console.quiet() as output: os.write(2, b'a line\\n')\n"
 )
 
 
@@ -169,7 +169,7 @@ def test_no_file_takes_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     assert path.read_text() == ""
 
 
-def test_a_full_disk_behind_stdout_is_one_line() -> None:
+def test_a_full_disk_under_stdout_is_one_line() -> None:
     done = shell(">/dev/full", "print('x' * 9999)")
     assert done.returncode == 2
     assert "No space left on device" in done.stderr and done.stderr.count("\n") == 1
@@ -193,8 +193,8 @@ def test_arguments_that_are_no_text_are_one_line() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("name of a file: got '\\udcc3\\udca9', expected text in UTF-8;")
     assert "set PYTHONUTF8=1" in done.stderr and done.stderr.count("\n") == 1
-    words = [sys.executable, "-c", BODY.format(body="print(argv)"), b"\xff"]
-    ended = subprocess.run(words, capture_output=True, check=False)
+    args = [sys.executable, "-c", BODY.format(body="print(argv)"), b"\xff"]
+    ended = subprocess.run(args, capture_output=True, check=False)
     assert ended.returncode == 2 and ended.stderr.endswith(b"rename the file\n")
 
 

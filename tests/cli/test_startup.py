@@ -1,4 +1,4 @@
-"""Configs, help texts and bad flags answer at once: nothing of TensorFlow is loaded for them."""
+"""Configs, help texts and bad flags respond at once: nothing of TensorFlow is loaded for them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def entry(module: str) -> str:
 
 
 def seconds(
-    *words: str, below: float, status: int = 0
+    *args: str, below: float, status: int = 0
 ) -> tuple[float, subprocess.CompletedProcess[str]]:
     """Least CPU time of up to three runs, as the machine may be busy; the first below is enough."""
     times: list[float] = []
     while len(times) < 3 and not (times and times[-1] < below):
         before = os.times()
-        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False)
         after = os.times()
         times.append(
             after.children_user
@@ -111,7 +111,7 @@ def test_help_loads_nothing_heavy(module: str) -> None:
 
 
 def test_every_command_is_there() -> None:
-    """And each is a file beside its entry in `[project.scripts]`."""
+    """And each is a file next to its entry in `[project.scripts]`."""
     settings = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     for module in COMMANDS:
         assert importlib.util.find_spec(module), module

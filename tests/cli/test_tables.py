@@ -65,7 +65,7 @@ def test_a_word_that_is_too_long_is_folded_not_cut() -> None:
     assert squeezed(text).endswith(f"folder{path}")
 
 
-def test_columns_without_room_follow_below_with_the_first_column_again() -> None:
+def test_columns_that_do_not_fit_follow_below_with_the_first_column_again() -> None:
     headers = ["layer", *(f"count {n}" for n in range(12))]
     rows = [[f"layer_{r}", *(f"{10**8 + 100 * r + c:,}" for c in range(12))] for r in range(3)]
     text = cli.table(headers, rows)

@@ -39,17 +39,17 @@ def run(finished_run: FinishedRun) -> Path:
     return finished_run[0]
 
 
-def converted(capfd: pytest.CaptureFixture[str], *words: object) -> dict[str, str]:
+def converted(capfd: pytest.CaptureFixture[str], *args: object) -> dict[str, str]:
     """The table that it prints."""
     capfd.readouterr()
-    converter.run([*map(str, words)])
+    converter.run([*map(str, args)])
     out, err = capfd.readouterr()
     assert err == ""
     rows = [line.split("  ", 1) for line in out.splitlines() if "  " in line]
     return {row[0].strip(): row[1].strip() for row in rows}
 
 
-def ends(path: Path) -> tuple[Any, Any, tflite_model.Flatbuffer]:
+def input_and_output(path: Path) -> tuple[Any, Any, tflite_model.Flatbuffer]:
     content = tflite_model.read(path)
     return content.tensors[content.inputs[0]], content.tensors[content.outputs[0]], content
 
@@ -57,46 +57,46 @@ def ends(path: Path) -> tuple[Any, Any, tflite_model.Flatbuffer]:
 def test_a_quantized_folder_gives_the_file_of_the_chain(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    said = converted(capfd, "--model", run / "quantize", "--output", tmp_path / "out")
+    table = converted(capfd, "--model", run / "quantize", "--output", tmp_path / "out")
     data = (tmp_path / "out/model.tflite").read_bytes()
     assert data == (run / "export/model.tflite").read_bytes()
-    assert said["float tensors inside"] == "0"
-    assert said["input"] == "int8 [1, 32, 32, 3]"
-    assert said["operators verified"] == "28, 1 steps apart at most"
-    assert said["bytes"].startswith(f"{len(data):,} ")
+    assert table["float tensors inside"] == "0"
+    assert table["input"] == "int8 [1, 32, 32, 3]"
+    assert table["operators verified"] == "28, 1 steps apart at most"
+    assert table["bytes"].startswith(f"{len(data):,} ")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "README.md", "card.json", "labels.txt", "model.tflite",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("io", ["uint8", pytest.param("float32", marks=pytest.mark.slow)])
-def test_the_ends_of_an_int8_file_are_chosen(
+def test_int8_inputs_and_outputs_get_the_chosen_type(
     run: Path, tmp_path: Path, io: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--io", io, "--verify_images=40"]
-    said = converted(capfd, "--model", run / "quantize", "--output", tmp_path / "out", *words)
-    source, target, content = ends(tmp_path / "out/model.tflite")
+    args = ["--io", io, "--verify_images=40"]
+    table = converted(capfd, "--model", run / "quantize", "--output", tmp_path / "out", *args)
+    source, target, content = input_and_output(tmp_path / "out/model.tflite")
     assert source.dtype == target.dtype == io
     assert all(
         t.dtype != "float32" or t.index in (*content.inputs, *content.outputs)
         for t in content.tensors
     )
-    assert "of 40 images" in said["same top-1 as the model"]
+    assert "of 40 images" in table["same top-1 as the model"]
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
-    both = [Classifier(place).logits(images) for place in (tmp_path / "out", run / "export")]
-    step = float(ends(run / "export/model.tflite")[1].scales[0])
+    both = [Classifier(path).logits(images) for path in (tmp_path / "out", run / "export")]
+    step = float(input_and_output(run / "export/model.tflite")[1].scales[0])
     np.testing.assert_allclose(*both, atol=1.01 * step)
 
 
-def test_a_float_folder_gives_a_float_file_that_answers_like_keras(
+def test_a_float_folder_gives_a_float_file_with_the_outputs_of_keras(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With nothing said, it stands beside the model's folder."""
-    shutil.copytree(run / "train", tmp_path / "net")
-    said = converted(capfd, "--model", tmp_path / "net")
-    assert said["file"] == str(tmp_path / "export/model.tflite")
-    assert said["same top-1 as the model"].startswith("100.00%")
-    source, target, _ = ends(tmp_path / "export/model.tflite")
+    """By default, it is written next to the model's folder."""
+    shutil.copytree(run / "train", tmp_path / "model")
+    table = converted(capfd, "--model", tmp_path / "model")
+    assert table["file"] == str(tmp_path / "export/model.tflite")
+    assert table["same top-1 as the model"].startswith("100.00%")
+    source, target, _ = input_and_output(tmp_path / "export/model.tflite")
     assert source.dtype == target.dtype == "float32"
     model = tf_keras.models.load_model(run / "train/model.keras", compile=False)
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
@@ -104,18 +104,18 @@ def test_a_float_folder_gives_a_float_file_that_answers_like_keras(
     np.testing.assert_allclose(Classifier(tmp_path / "export").logits(images), expected, atol=1e-4)
 
 
-def test_a_lone_net_is_proved_on_the_digits(
+def test_a_model_without_a_folder_is_verified_on_the_digits(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = tf_keras.models.load_model(run / "train/model.keras", compile=False)
-    model.save(tmp_path / "net.keras")
-    said = converted(capfd, "--model", tmp_path / "net.keras", "--output", tmp_path / "out")
-    assert said["same top-1 as the model"] == "100.00% of 200 images"
-    assert ends(tmp_path / "out/model.tflite")[0].dtype == "float32"
+    model.save(tmp_path / "model.keras")
+    table = converted(capfd, "--model", tmp_path / "model.keras", "--output", tmp_path / "out")
+    assert table["same top-1 as the model"] == "100.00% of 200 images"
+    assert input_and_output(tmp_path / "out/model.tflite")[0].dtype == "float32"
 
 
 @pytest.mark.parametrize(
-    ("words", "parts"),
+    ("args", "parts"),
     [
         (["--io=int4"], ["--io: got 'int4'", "one of int8, uint8, float32", "did you mean int8?"]),
         (["--target=tpu"], ["--target: got 'tpu'", "one of xnnpack, generic"]),
@@ -131,22 +131,22 @@ def test_a_lone_net_is_proved_on_the_digits(
         (["--output=/proc/out"], ["--output: got '/proc/out'", "that can be written", "another"]),
     ],
 )
-def test_wrong_words_leave_no_file(
-    run: Path, tmp_path: Path, words: list[str], parts: list[str]
+def test_invalid_flags_leave_no_file(
+    run: Path, tmp_path: Path, args: list[str], parts: list[str]
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    words = [word.replace("{file}", str(tmp_path / "file")) for word in words]
-    if not words[0].startswith("--output"):
-        words.append(f"--output={tmp_path / 'out'}")
+    args = [word.replace("{file}", str(tmp_path / "file")) for word in args]
+    if not args[0].startswith("--output"):
+        args.append(f"--output={tmp_path / 'out'}")
     with pytest.raises(UsageError) as caught:
-        converter.run([f"--model={run / 'train'}", *words])
+        converter.run([f"--model={run / 'train'}", *args])
     for part in parts:
         assert part.replace("{file}", str(tmp_path / "file")) in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_int8_ends_of_a_float_net_are_refused(run: Path, tmp_path: Path) -> None:
+def test_int8_inputs_and_outputs_of_a_float_model_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="int8"):
         converter.run([f"--model={run / 'train'}", "--io=int8", f"--output={tmp_path / 'out'}"])
     assert list(tmp_path.iterdir()) == []
@@ -155,11 +155,11 @@ def test_int8_ends_of_a_float_net_are_refused(run: Path, tmp_path: Path) -> None
 def test_batch_softmax_and_labels_go_into_the_file(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--batch=3", "--output_activation=softmax", "--verify_images=40"]
-    said = converted(capfd, "--model", run / "quantize", "--output", tmp_path / "out", *words)
-    assert said["input"] == "int8 [3, 32, 32, 3]"
-    assert said["output"] == "int8 [3, 10], probabilities"
-    assert said["operators verified"].startswith("29, ")  # the softmax is one
+    args = ["--batch=3", "--output_activation=softmax", "--verify_images=40"]
+    table = converted(capfd, "--model", run / "quantize", "--output", tmp_path / "out", *args)
+    assert table["input"] == "int8 [3, 32, 32, 3]"
+    assert table["output"] == "int8 [3, 10], probabilities"
+    assert table["operators verified"].startswith("29, ")  # the softmax is one
     with zipfile.ZipFile(tmp_path / "out/model.tflite") as archive:
         assert archive.namelist() == ["labels.txt"]
     model, other = Classifier(tmp_path / "out"), Classifier(run / "export")
@@ -170,19 +170,19 @@ def test_batch_softmax_and_labels_go_into_the_file(
     np.testing.assert_allclose(model.logits(images), expected, atol=2 / 256)
 
 
-def test_figures_below_a_limit_leave_no_file(run: Path, tmp_path: Path) -> None:
+def test_results_outside_a_limit_leave_no_file(run: Path, tmp_path: Path) -> None:
     """Status 3 and one line; nothing new is in the folder, what was there stays."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out/model.tflite").write_bytes(b"older")
-    words = ["--model", run / "quantize", "--output", tmp_path / "out", "--verify_images=40"]
-    done = command_runs.run_command("converter", *words, "--max_operator_steps=0")
+    args = ["--model", run / "quantize", "--output", tmp_path / "out", "--verify_images=40"]
+    done = command_runs.run_command("converter", *args, "--max_operator_steps=0")
     assert done.returncode == 3
     assert re.search(r"steps from the simulated layer, above 0.*it was not written", done.stderr)
     assert done.stderr.count("\n") == 1
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "model.tflite"]
     assert (tmp_path / "out/model.tflite").read_bytes() == b"older"
     with pytest.raises(VerificationError, match="output steps on average, above 0"):
-        converter.run([*map(str, words), "--max_mean_steps=0"])
+        converter.run([*map(str, args), "--max_mean_steps=0"])
 
 
 def test_an_open_size_is_asked_for(
@@ -191,69 +191,69 @@ def test_an_open_size_is_asked_for(
     model = mobilenet.build(
         archs.MobileNetV1Config(width_multiplier=0.25, num_classes=10), (None, None, 3)
     )
-    model.save(tmp_path / "net.keras")
-    words = ["--model", tmp_path / "net.keras", "--output", tmp_path / "out"]
+    model.save(tmp_path / "model.keras")
+    args = ["--model", tmp_path / "model.keras", "--output", tmp_path / "out"]
     with pytest.raises(UsageError, match=r"--image_size: expected a size, .*input is open"):
-        converter.run([*map(str, words)])
-    assert [p.name for p in tmp_path.iterdir()] == ["net.keras"]
-    said = converted(capfd, *words, "--image_size=48", "--verify_images=20")
-    assert said["input"] == "float32 [1, 48, 48, 3]"
-    assert said["output"] == "float32 [1, 10], logits"
-    assert said["same top-1 as the model"].startswith("100.00%")
+        converter.run([*map(str, args)])
+    assert [p.name for p in tmp_path.iterdir()] == ["model.keras"]
+    table = converted(capfd, *args, "--image_size=48", "--verify_images=20")
+    assert table["input"] == "float32 [1, 48, 48, 3]"
+    assert table["output"] == "float32 [1, 10], logits"
+    assert table["same top-1 as the model"].startswith("100.00%")
 
 
 @pytest.mark.slow
-def test_generic_is_told_and_counted(
+def test_partitions_of_the_generic_target_are_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """V3-small with its ranges as the trainer leaves them, on the digits."""
-    made = int8_files.int8_family("mobilenet_v3_small")
+    int8_model = int8_files.int8_family("mobilenet_v3_small")
     card = Card(input_shape=(64, 64, 3), dataset="digits", preprocessing=small_models.INCEPTION)
-    saving.save(made.plain, tmp_path / "net", card)
-    int8_saving.save_ranges(tmp_path / "net", made.ranges)
-    words = ["--model", tmp_path / "net", "--output", tmp_path / "out", "--verify_images=8"]
-    said = converted(capfd, *words, "--target=generic")
-    assert said["delegate partitions"] == "20"
+    saving.save(int8_model.plain, tmp_path / "model", card)
+    int8_saving.save_ranges(tmp_path / "model", int8_model.ranges)
+    args = ["--model", tmp_path / "model", "--output", tmp_path / "out", "--verify_images=8"]
+    table = converted(capfd, *args, "--target=generic")
+    assert table["delegate partitions"] == "20"
     assert "20 delegate partitions instead of 1 (outside: 19 HARD_SWISH)" in caplog.text
     content = tflite_model.read(tmp_path / "out/model.tflite")
     assert sum(op.name == "HARD_SWISH" for op in content.operators) == 19
     with pytest.raises(VerificationError, match="20 delegate partitions instead of 1"):
-        converter.run([*map(str, words), "--target=generic", "--max_partitions=1"])
+        converter.run([*map(str, args), "--target=generic", "--max_partitions=1"])
 
 
-def keras3(place: Path) -> str:
+def keras3(folder: Path) -> str:
     import keras
 
     source = keras.Input((32, 32, 3))
-    keras.Model(source, keras.layers.Flatten()(source)).save(place / "net.keras")
+    keras.Model(source, keras.layers.Flatten()(source)).save(folder / "model.keras")
     return "keras_version 3"
 
 
-def wrapped(place: Path) -> str:
-    scheme.wrap(small_models.toy(), small_models.INCEPTION).save(place / "net.h5")
-    return "net.h5"
+def wrapped(folder: Path) -> str:
+    scheme.wrap(small_models.toy(), small_models.INCEPTION).save(folder / "model.h5")
+    return "model.h5"
 
 
-def not_finite(place: Path) -> str:
+def not_finite(folder: Path) -> str:
     model = small_models.toy()
     model.get_layer("d").bias.assign(np.full(16, np.nan))
-    model.save(place / "net.keras")
+    model.save(folder / "model.keras")
     return r"weight d/bias:0: got 'NaN or infinity'"
 
 
 @pytest.mark.parametrize("make", [keras3, wrapped, not_finite])
-def test_nets_that_cannot_be_converted_cost_a_line(
+def test_models_that_cannot_be_converted_cost_one_line(
     tmp_path: Path, make: Callable[[Path], str]
 ) -> None:
-    words = make(tmp_path)
+    message = make(tmp_path)
     (path,) = tmp_path.iterdir()
-    with pytest.raises(UsageError, match=words) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         converter.run([f"--model={path}", f"--output={tmp_path / 'out'}", "--verify_images=4"])
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_missing_model_costs_a_line(tmp_path: Path) -> None:
+def test_a_missing_model_costs_one_line(tmp_path: Path) -> None:
     done = command_runs.start_command("converter", "--model", tmp_path / "none")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "there is nothing there" in done.stderr
@@ -261,13 +261,13 @@ def test_a_missing_model_costs_a_line(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.startswith("--model: expected a saved model")
 
 
-def test_a_flatbuffer_is_no_net_to_convert(run: Path) -> None:
+def test_a_flatbuffer_is_no_model_to_convert(run: Path) -> None:
     with pytest.raises(UsageError, match="a model with layers or a graph; a flatbuffer has none"):
         converter.run([f"--model={run / 'export/model.tflite'}"])
 
 
 def damaged(run: Path, tmp_path: Path, name: str) -> Path:
-    folder = Path(shutil.copytree(run / "quantize", tmp_path / "net"))
+    folder = Path(shutil.copytree(run / "quantize", tmp_path / "model"))
     if name == "ranges cut":
         (folder / "ranges.npz").write_bytes((folder / "ranges.npz").read_bytes()[:300])
     elif name == "ranges of another model":
@@ -290,21 +290,21 @@ def damaged(run: Path, tmp_path: Path, name: str) -> Path:
         pytest.param("ranges of another model", marks=pytest.mark.slow),
         pytest.param("ranges empty", marks=pytest.mark.slow),
         "card",
-        "net",
+        "model",
     ],
 )
-def test_a_damaged_folder_is_told_by_its_file(run: Path, tmp_path: Path, name: str) -> None:
+def test_the_damaged_file_of_a_folder_is_named(run: Path, tmp_path: Path, name: str) -> None:
     folder = damaged(run, tmp_path, name)
     with pytest.raises(UsageError) as caught:
         converter.run([f"--model={folder}", f"--output={tmp_path / 'out'}"])
-    file = {"card": "card.json", "net": "model.keras"}.get(name, "ranges.npz")
+    file = {"card": "card.json", "model": "model.keras"}.get(name, "ranges.npz")
     assert str(folder) in str(caught.value)
-    assert file in str(caught.value) or name == "net"
+    assert file in str(caught.value) or name == "model"
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_does_not_prove_equal_is_not_kept(
+def test_a_file_that_fails_verification_is_not_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A converter that returns another model's file."""

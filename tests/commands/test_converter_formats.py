@@ -1,4 +1,4 @@
-"""`--number_format`: every format through the converter, verified; and each way to ask wrongly."""
+"""`--number_format`: every format through the converter, verified; and each invalid request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from mobilenet.packing import model as packed_model
 from mobilenet.runtime.classifier import Classifier
 from mobilenet.tflite import model as tflite_model
 
-WAY = small_models.INCEPTION
+INCEPTION = small_models.INCEPTION
 needs_edge = pytest.mark.skipif(
     importlib.util.find_spec("ai_edge_quantizer") is None,
     reason="ai-edge-quantizer (extra `edge`) is not installed",
@@ -49,53 +49,55 @@ NAMES = [
 
 
 @pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def v3_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A V3-small of a quarter of its width, 32 px, 10 classes, in a folder of its own."""
     from mobilenet.configs import archs
     from mobilenet.models.builder import build
 
     fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
     model = build(archs.get("mobilenet_v3_small", **fields), (32, 32, 3))
-    place = tmp_path_factory.mktemp("v3") / "net"
-    card = Card(input_shape=(32, 32, 3), dataset="digits", preprocessing=WAY)
-    saving.save(small_models.randomize_batch_norm(model), place, card)
-    return place
+    path = tmp_path_factory.mktemp("v3") / "model"
+    card = Card(input_shape=(32, 32, 3), dataset="digits", preprocessing=INCEPTION)
+    saving.save(small_models.randomize_batch_norm(model), path, card)
+    return path
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("toy") / "net"
+    path = tmp_path_factory.mktemp("toy") / "model"
     model = small_models.randomize_batch_norm(small_models.toy(), 4)
-    saving.save(model, place, Card(input_shape=(16, 16, 3), preprocessing=WAY))
-    return place
+    saving.save(model, path, Card(input_shape=(16, 16, 3), preprocessing=INCEPTION))
+    return path
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of images without classes."""
-    place = tmp_path_factory.mktemp("photos")
+    folder = tmp_path_factory.mktemp("photos")
     for n, pixels in enumerate(small_models.pixels(12)):
-        Image.fromarray(pixels).save(place / f"{n:02d}.png")
-    (place / "notes.txt").write_text("no image")
-    return place
+        Image.fromarray(pixels).save(folder / f"{n:02d}.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
 
 
 def test_a_packed_model_is_unpacked_before_it_is_converted(toy: Path, tmp_path: Path) -> None:
-    (tmp_path / "net.packed").write_bytes(packed_model.pack(saving.load(toy)))
+    (tmp_path / "model.packed").write_bytes(packed_model.pack(saving.load(toy)))
     with pytest.raises(UsageError, match="not packed; python -m mobilenet.packer unpack"):
-        converter.run([f"--model={tmp_path / 'net.packed'}", f"--output={tmp_path / 'out'}"])
+        converter.run([f"--model={tmp_path / 'model.packed'}", f"--output={tmp_path / 'out'}"])
 
 
 def stored_types(data: bytes) -> dict[str, set[str]]:
     """Types of the kernels as they lie in the file, by operator; before a DEQUANTIZE too."""
     content = tflite_model.read(data)
-    behind = {op.outputs[0]: op.inputs[0] for op in content.operators if op.name == "DEQUANTIZE"}
-    found: dict[str, set[str]] = {}
+    dequantized = {
+        op.outputs[0]: op.inputs[0] for op in content.operators if op.name == "DEQUANTIZE"
+    }
+    types: dict[str, set[str]] = {}
     for op in content.operators:
         if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
-            index = behind.get(op.inputs[1], op.inputs[1])
-            found.setdefault(op.name, set()).add(content.tensors[index].dtype)
-    return found
+            index = dequantized.get(op.inputs[1], op.inputs[1])
+            types.setdefault(op.name, set()).add(content.tensors[index].dtype)
+    return types
 
 
 # The types of the kernels, of the depthwise ones, of what is computed, and the delegate's parts
@@ -113,13 +115,13 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_net_becomes_a_proved_file_of_each_format(
+def test_a_model_becomes_a_verified_file_of_each_format(
     name: str, toy: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--verify_images=40", f"--number_format={name}"]
+    args = ["--verify_images=40", f"--number_format={name}"]
     if FORMATS[name].calibrated:
-        words.append(f"--calibration_dir={photos}")
-    converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", *words])
+        args.append(f"--calibration_dir={photos}")
+    converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", *args])
     out, err = capfd.readouterr()
     assert err == ""
     assert FORMATS[name].contents in out
@@ -129,40 +131,42 @@ def test_a_net_becomes_a_proved_file_of_each_format(
     ]  # fmt: skip
     data = (tmp_path / "out/model.tflite").read_bytes()
     kernel, depthwise, computed, _ = EXPECTED[name]
-    found = stored_types(data)
-    assert found["CONV_2D"] == {kernel} and found["DEPTHWISE_CONV_2D"] == {depthwise}
+    types = stored_types(data)
+    assert types["CONV_2D"] == {kernel} and types["DEPTHWISE_CONV_2D"] == {depthwise}
     content = tflite_model.read(data)
-    ends = {*content.inputs, *content.outputs}
-    made = {i for op in content.operators if op.name != "DEQUANTIZE" for i in op.outputs} - ends
-    assert {content.tensors[index].dtype for index in made} == {computed}
+    inputs_and_outputs = {*content.inputs, *content.outputs}
+    inner = {
+        i for op in content.operators if op.name != "DEQUANTIZE" for i in op.outputs
+    } - inputs_and_outputs
+    assert {content.tensors[index].dtype for index in inner} == {computed}
     with zipfile.ZipFile(tmp_path / "out/model.tflite") as archive:
         assert archive.namelist() == ["labels.txt"]
     assert FORMATS[name].contents in (tmp_path / "out/README.md").read_text()
     plain = saving.load(toy).model
     images = small_models.pixels(20, 16, seed=3)
     expected = plain(images / np.float32(127.5) - 1, training=False).numpy()
-    said = Classifier(tmp_path / "out").logits(images)
+    outputs = Classifier(tmp_path / "out").logits(images)
     # A few of these images leave the ranges of the twelve; a wrong scale leaves no decibel.
-    noise = np.square(said - expected).sum() / np.square(expected).sum()
+    noise = np.square(outputs - expected).sum() / np.square(expected).sum()
     assert -10 * np.log10(noise) > 12
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_hard_swish_and_squeeze_excite_have_each_format(
-    name: str, net: Path, tmp_path: Path
+    name: str, v3_small: Path, tmp_path: Path
 ) -> None:
-    opened = open_source(net)
+    opened = open_source(v3_small)
     images = small_models.inputs(24, 32, seed=2)
     seen = calibration_data.Calibration(images, "here") if FORMATS[name].calibrated else None
     form = ConversionConfig(number_format=name)
-    made = export_pipeline.export(opened, tmp_path / "out", images, form, calibration=seen)
-    assert made.verification.ok
+    exported = export_pipeline.export(opened, tmp_path / "out", images, form, calibration=seen)
+    assert exported.verification.ok
     # The recipe leaves HARD_SWISH as it is, and no delegate takes it in int8.
-    assert made.verification.partitions == {"edge_static": 20}.get(name, EXPECTED[name][3])
-    assert made.verification.signal_to_noise is not None
+    assert exported.verification.partitions == {"edge_static": 20}.get(name, EXPECTED[name][3])
+    assert exported.verification.signal_to_noise is not None
     least = {"float16": 40, "float32": 60, "int16x8": 15}.get(name, 3)
-    assert made.verification.signal_to_noise > least
+    assert exported.verification.signal_to_noise > least
 
 
 def test_evaluator_and_predict_take_the_file(
@@ -173,10 +177,10 @@ def test_evaluator_and_predict_take_the_file(
          "--verify_images=10"]
     )  # fmt: skip
     root = write_class_folders(tmp_path / "photos", train=2, val=3, classes="abcd")
-    words = ["--dataset_name=image_folder", f"--data_dir={root}"]
+    args = ["--dataset_name=image_folder", f"--data_dir={root}"]
     capfd.readouterr()
     for model in (toy, tmp_path / "out"):
-        evaluator.run([f"--model={model}", *words])
+        evaluator.run([f"--model={model}", *args])
     rows = [line.split() for line in capfd.readouterr().out.splitlines() if " 12 " in line]
     assert len(rows) == 2 and abs(float(rows[0][2]) - float(rows[1][2])) < 0.1  # the losses
     predict.run([f"--model={tmp_path / 'out'}", str(root / "val/a/00.jpg")])
@@ -186,28 +190,28 @@ def test_evaluator_and_predict_take_the_file(
 
 
 def test_softmax_and_batches_have_a_format_too(toy: Path, photos: Path, tmp_path: Path) -> None:
-    words = ["--number_format=int16x8", "--batch=3", "--output_activation=softmax"]
+    args = ["--number_format=int16x8", "--batch=3", "--output_activation=softmax"]
     converter.run(
         [f"--model={toy}", f"--output={tmp_path / 'out'}", f"--calibration_dataset={photos}",
-         *words, "--verify_images=8"]
+         *args, "--verify_images=8"]
     )  # fmt: skip
-    net = Classifier(tmp_path / "out")
-    assert net.card.outputs == "probabilities" and net.batch == 3
+    classifier = Classifier(tmp_path / "out")
+    assert classifier.card.outputs == "probabilities" and classifier.batch == 3
     images = small_models.pixels(4, 16)
     logits = saving.load(toy).model(images / np.float32(127.5) - 1).numpy().astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(net.logits(images), expected, atol=0.02)
+    np.testing.assert_allclose(classifier.logits(images), expected, atol=0.02)
 
 
-def test_a_file_that_lost_weights_is_not_kept(
+def test_a_file_that_lost_weights_is_not_written(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounding that takes half of a kernel away."""
     honest = dynamic_range.round_kernel
 
     def lossy(weights: Any) -> Any:
-        codes, scales = honest(weights)
-        return codes // 2, scales
+        values, scales = honest(weights)
+        return values // 2, scales
 
     monkeypatch.setattr(dynamic_range, "round_kernel", lossy)
     with pytest.raises(
@@ -219,7 +223,7 @@ def test_a_file_that_lost_weights_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_of_another_format_is_not_kept(
+def test_a_file_of_another_format_is_not_written(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tflite_converter, "float16_flatbuffer", tflite_converter.float_flatbuffer)
@@ -227,7 +231,7 @@ def test_a_file_of_another_format_is_not_kept(
         converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", "--number_format=float16"])
 
 
-def test_a_file_that_does_not_run_is_not_kept(
+def test_a_file_that_does_not_run_is_not_written(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ai_edge, "apply_recipe", lambda data, name, images: data[: len(data) // 2])
@@ -241,34 +245,34 @@ def test_a_file_that_does_not_run_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
-def few(place: Path) -> list[str]:
+def few(folder: Path) -> list[str]:
     for n in range(5):
-        (place / f"{n}.png").write_bytes(jpeg(n))
-    return [f"--calibration_dir={place}"]
+        (folder / f"{n}.png").write_bytes(jpeg(n))
+    return [f"--calibration_dir={folder}"]
 
 
-def corrupt(place: Path) -> list[str]:
-    few(place)
-    (place / "3.png").write_bytes(jpeg(3)[:200])
-    return [f"--calibration_dir={place}"]
+def corrupt(folder: Path) -> list[str]:
+    few(folder)
+    (folder / "3.png").write_bytes(jpeg(3)[:200])
+    return [f"--calibration_dir={folder}"]
 
 
-def empty(place: Path) -> list[str]:
-    (place / "notes.txt").touch()
-    return [f"--calibration_dir={place}"]
+def empty(folder: Path) -> list[str]:
+    (folder / "notes.txt").touch()
+    return [f"--calibration_dir={folder}"]
 
 
-def constant(place: Path) -> list[str]:
+def constant(folder: Path) -> list[str]:
     for n in range(9):
-        smooth_image(0).resize((1, 1)).resize((20, 20)).save(place / f"{n}.png")
-    return [f"--calibration_dir={place}"]
+        smooth_image(0).resize((1, 1)).resize((20, 20)).save(folder / f"{n}.png")
+    return [f"--calibration_dir={folder}"]
 
 
-def held_out(place: Path) -> list[str]:
-    few(place)
+def held_out(folder: Path) -> list[str]:
+    few(folder)
     rows = "".join(f"{n}.png,{n % 4}\n" for n in range(5))
-    (place / "list.csv").write_text("file,label\n" + rows)
-    return ["--dataset_name=image_list", f"--data_dir={place / 'list.csv'}"]
+    (folder / "list.csv").write_text("file,label\n" + rows)
+    return ["--dataset_name=image_list", f"--data_dir={folder / 'list.csv'}"]
 
 
 @pytest.mark.parametrize(
@@ -279,20 +283,20 @@ def held_out(place: Path) -> list[str]:
         (empty, ["--calibration_dir: got", "a folder with images", "there is none"]),
         (constant, ["calibration images: got 'one color in each image', expected photos"]),
         (held_out, ["--calibration_dir", "image_list has no training split", "folder of photos"]),
-        (lambda place: [f"--calibration_dir={place / 'none'}"], ["a folder that exists"]),
-        (lambda place: ["--calibration_dataset=digit"], ["'digit'", "did you mean digits?"]),
-        (lambda place: ["--calibration_dataset=image_folder"], ["--data_dir", "class folders"]),
-        (lambda place: ["--calibration_images=0"], ["--calibration_images: got 0", "at least 8"]),
+        (lambda folder: [f"--calibration_dir={folder / 'none'}"], ["a folder that exists"]),
+        (lambda folder: ["--calibration_dataset=digit"], ["'digit'", "did you mean digits?"]),
+        (lambda folder: ["--calibration_dataset=image_folder"], ["--data_dir", "class folders"]),
+        (lambda folder: ["--calibration_images=0"], ["--calibration_images: got 0", "at least 8"]),
     ],
 )
-def test_images_that_cannot_calibrate_cost_a_line(
+def test_unusable_calibration_images_cost_one_line(
     toy: Path, tmp_path: Path, make: Callable[[Path], list[str]], parts: list[str]
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    words = [f"--model={toy}", f"--output={tmp_path / 'out'}", "--number_format=int16x8"]
+    args = [f"--model={toy}", f"--output={tmp_path / 'out'}", "--number_format=int16x8"]
     with pytest.raises(UsageError) as caught:
-        converter.run([*words, *make(data), "--verify_images=4"])
+        converter.run([*args, *make(data), "--verify_images=4"])
     for part in parts:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -300,7 +304,7 @@ def test_images_that_cannot_calibrate_cost_a_line(
 
 
 @pytest.mark.parametrize(
-    ("words", "parts"),
+    ("args", "parts"),
     [
         (
             ["--number_format=dynamic"],
@@ -323,17 +327,17 @@ def test_images_that_cannot_calibrate_cost_a_line(
         (["--quantization=qat"], ["--quantization: got 'qat', expected ptq"]),
     ],
 )
-def test_wishes_that_do_not_fit_leave_no_file(
-    toy: Path, tmp_path: Path, words: list[str], parts: list[str]
+def test_invalid_flags_leave_no_file(
+    toy: Path, tmp_path: Path, args: list[str], parts: list[str]
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", *words])
+        converter.run([f"--model={toy}", f"--output={tmp_path / 'out'}", *args])
     for part in parts:
         assert part in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_quantized_net_keeps_the_format_it_was_trained_for() -> None:
+def test_a_quantized_model_keeps_the_format_it_was_trained_for() -> None:
     with pytest.raises(UsageError, match=r"number_format: got 'dynamic_range'.*earlier stage"):
         ConversionConfig(number_format="dynamic_range").resolve(True)
 
@@ -342,7 +346,7 @@ def test_a_quantized_net_keeps_the_format_it_was_trained_for() -> None:
     ("former", "name"),
     [("weights", "dynamic_range"), ("float16", "float16"), ("edge_static", "edge_static")],
 )
-def test_the_former_names_of_formats_are_refused_with_the_flag_of_today(
+def test_former_names_of_formats_are_refused_with_the_current_flag(
     toy: Path, tmp_path: Path, former: str, name: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -355,7 +359,7 @@ def test_the_former_names_of_formats_are_refused_with_the_flag_of_today(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_the_extra_the_line_says_what_to_install(toy: Path, tmp_path: Path) -> None:
+def test_without_the_extra_the_message_names_the_package(toy: Path, tmp_path: Path) -> None:
     """As a process that cannot see the package."""
     code = (
         "import sys; sys.modules['ai_edge_quantizer'] = None\n"
@@ -364,8 +368,8 @@ def test_without_the_extra_the_line_says_what_to_install(toy: Path, tmp_path: Pa
         "from mobilenet import converter; sys.argv = ['converter', *sys.argv[1:]]\n"
         "converter.main()"
     )
-    words = [f"--model={toy}", "--number_format=edge_static", f"--output={tmp_path / 'out'}"]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    args = [f"--model={toy}", "--number_format=edge_static", f"--output={tmp_path / 'out'}"]
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
         "--number_format: got 'edge_static', expected ai_edge_quantizer, which is not installed; "
@@ -373,7 +377,7 @@ def test_without_the_extra_the_line_says_what_to_install(toy: Path, tmp_path: Pa
     )
 
 
-def test_a_net_without_sixteen_bit_kernels_is_told(tmp_path: Path) -> None:
+def test_a_model_without_sixteen_bit_kernels_is_refused(tmp_path: Path) -> None:
     import tensorflow as tf
     import tf_keras
 
@@ -393,7 +397,7 @@ def test_a_net_without_sixteen_bit_kernels_is_told(tmp_path: Path) -> None:
 
 
 def test_a_squeeze_that_is_always_zero_has_a_range_in_sixteen_bits(tmp_path: Path) -> None:
-    """Layers whose biases are alike keep each its own; hard-swish is written out: the stock
+    """Layers whose biases are equal keep each its own; hard-swish is written out: the stock
     converter fails on all three."""
     import tf_keras
 
@@ -415,12 +419,12 @@ def test_a_squeeze_that_is_always_zero_has_a_range_in_sixteen_bits(tmp_path: Pat
     opened = Source(tmp_path, saving.LoadedModel(model, Card(input_shape=(16, 16, 3))), False)
     seen = calibration_data.Calibration(images, "here")
     form = ConversionConfig(number_format="int16x8")
-    made = export_pipeline.export(opened, tmp_path / "out", images, form, calibration=seen)
-    assert made.verification.signal_to_noise is not None
-    assert made.verification.signal_to_noise > 30
+    exported = export_pipeline.export(opened, tmp_path / "out", images, form, calibration=seen)
+    assert exported.verification.signal_to_noise is not None
+    assert exported.verification.signal_to_noise > 30
 
 
-def test_shared_biases_are_told_by_their_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_biases_are_detected_by_their_scales(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without `prepare_model` the converter keeps one constant for both, with the scales of one."""
     import tf_keras
 
@@ -433,53 +437,55 @@ def test_shared_biases_are_told_by_their_scales(monkeypatch: pytest.MonkeyPatch)
     images = small_models.inputs(16, 8)
 
     def faults() -> list[str]:
-        made = tflite_model.read(tflite_converter.int16x8_flatbuffer(model, images))
-        return structure.format_faults(made, FORMATS["int16x8"])
+        content = tflite_model.read(tflite_converter.int16x8_flatbuffer(model, images))
+        return structure.format_faults(content, FORMATS["int16x8"])
 
     assert faults() == []
-    monkeypatch.setattr(int16x8, "prepare_model", lambda net, seen: net)
+    monkeypatch.setattr(int16x8, "prepare_model", lambda prepared, seen: prepared)
     assert [fault for fault in faults() if "its bias has other scales" in fault]
 
 
-def test_calibration_reads_what_lies_at_a_place(tmp_path: Path, photos: Path) -> None:
+def test_calibration_reads_every_kind_of_path(tmp_path: Path, photos: Path) -> None:
     """A plain folder, class folders, a list; pixels are those of the data's own pipeline."""
     shape = (16, 16, 3)
-    inside = calibration_data.load_calibration(None, str(photos), datasets.DIGITS, shape, WAY, 8)
+    inside = calibration_data.load_calibration(
+        None, str(photos), datasets.DIGITS, shape, INCEPTION, 8
+    )
     assert inside.images.shape == (8, *shape)
-    whole = calibration_data.load_calibration(None, str(photos), datasets.DIGITS, shape, WAY)
+    whole = calibration_data.load_calibration(None, str(photos), datasets.DIGITS, shape, INCEPTION)
     assert whole.summary == f"12 images of {photos}"
-    kept = [int(np.argmin(np.abs(whole.images - one).sum((1, 2, 3)))) for one in inside.images]
-    assert kept == [0, 2, 3, 5, 6, 8, 9, 11]
+    indices = [int(np.argmin(np.abs(whole.images - one).sum((1, 2, 3)))) for one in inside.images]
+    assert indices == [0, 2, 3, 5, 6, 8, 9, 11]
     root = write_class_folders(tmp_path / "classes", train=6, val=2)
-    sorted_ = calibration_data.load_calibration(None, str(root), datasets.DIGITS, shape, WAY)
+    sorted_ = calibration_data.load_calibration(None, str(root), datasets.DIGITS, shape, INCEPTION)
     assert len(sorted_.images) == 12
     rows = "".join(f"{photos / f'{n:02d}.png'},{n},{'train' if n else 'test'}\n" for n in range(12))
     (tmp_path / "list.csv").write_text("file,label,split\n" + rows)
     listed = calibration_data.load_calibration(
-        None, str(tmp_path / "list.csv"), datasets.DIGITS, shape, WAY
+        None, str(tmp_path / "list.csv"), datasets.DIGITS, shape, INCEPTION
     )
     np.testing.assert_array_equal(listed.images, whole.images[1:])
-    own = calibration_data.load_calibration(None, None, datasets.DIGITS, shape, WAY, 16)
+    own = calibration_data.load_calibration(None, None, datasets.DIGITS, shape, INCEPTION, 16)
     assert own.summary == "16 images of digits"
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda x: x * np.where(np.arange(len(x)) == 3, np.nan, 1)[:, None, None, None], "NaN"),
         (lambda x: (x + 1) * 127.5, r"values from .* to .*, expected values from -1 to 1"),
         (lambda x: x * 0 + np.linspace(-1, 1, len(x))[:, None, None, None], "one color"),
     ],
 )
-def test_images_that_are_no_inputs_of_the_net_are_refused(change: Any, words: str) -> None:
+def test_images_that_are_no_inputs_of_the_model_are_refused(change: Any, message: str) -> None:
     images = small_models.inputs(8)
-    calibration.check_images(images, WAY)
-    with pytest.raises(UsageError, match=words):
-        calibration.check_images(change(images).astype(np.float32), WAY)
+    calibration.check_images(images, INCEPTION)
+    with pytest.raises(UsageError, match=message):
+        calibration.check_images(change(images).astype(np.float32), INCEPTION)
     calibration.check_images((images + 1) * 127.5, PREPROCESSING["raw"])
 
 
-def test_formats_are_plain_facts() -> None:
+def test_every_format_has_a_converter() -> None:
     assert set(number_formats.CONVERTERS) == set(FORMATS)
     for kind in FORMATS.values():
         assert dataclasses.asdict(kind)["io_types"][0] in ("float32", "int8")

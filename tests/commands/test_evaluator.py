@@ -26,10 +26,10 @@ def run(finished_run: FinishedRun) -> Path:
     return finished_run[0]
 
 
-def figures(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[float, float, float, int]:
+def metrics_of(capfd: pytest.CaptureFixture[str], *args: object) -> tuple[float, float, float, int]:
     """top-1, top-5, loss, images, as printed."""
     capfd.readouterr()
-    evaluator.run([*map(str, words)])
+    evaluator.run([*map(str, args)])
     out, err = capfd.readouterr()
     assert err == ""
     top1, top5, loss, images, _ = out.strip().splitlines()[-1].split()
@@ -41,7 +41,9 @@ def test_it_gives_what_the_run_reports(
     run: Path, stage: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     entry = report(run)[stage]
-    top1, top5, loss, images = figures(capfd, "--model", run / stage.replace("convert", "export"))
+    top1, top5, loss, images = metrics_of(
+        capfd, "--model", run / stage.replace("convert", "export")
+    )
     assert images == 360
     assert top1 == pytest.approx(entry["top1"], abs=0.006)
     assert top5 == pytest.approx(entry["top5"], abs=0.006)
@@ -60,35 +62,35 @@ def float_file(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export
 
 
-def test_a_net_and_its_float_file_have_one_figure(
+def test_a_model_and_its_float_file_have_the_same_metrics(
     run: Path, float_file: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    keras, file = (figures(capfd, "--model", place) for place in (run / "prune", float_file))
+    keras, file = (metrics_of(capfd, "--model", path) for path in (run / "prune", float_file))
     assert keras[0] == file[0]
     assert keras[1] == file[1]
     assert keras[2] == pytest.approx(file[2], abs=2e-4)
     assert keras[3] == file[3] == 360
 
 
-def test_the_figure_is_that_of_plain_keras(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_metrics_are_those_of_plain_keras(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = tf_keras.models.load_model(run / "train/model.keras", compile=False)
-    held = digits.load()
-    chosen = held.indices("validation")
-    pixels = digits.enlarge(held.images[chosen], (32, 32)).astype(np.float32)
+    data = digits.load()
+    chosen = data.indices("validation")
+    pixels = digits.enlarge(data.images[chosen], (32, 32)).astype(np.float32)
     logits = model.predict(pixels / 127.5 - 1, verbose=0)
-    expected = 100 * (logits.argmax(axis=1) == held.labels[chosen]).mean()
-    found = figures(capfd, "--model", run / "train", "--split=validation", "--batch_size=50")
-    assert found[0] == pytest.approx(expected, abs=0.006)
-    assert found[3] == len(chosen)
+    expected = 100 * (logits.argmax(axis=1) == data.labels[chosen]).mean()
+    result = metrics_of(capfd, "--model", run / "train", "--split=validation", "--batch_size=50")
+    assert result[0] == pytest.approx(expected, abs=0.006)
+    assert result[3] == len(chosen)
 
 
-def test_a_quantized_folder_is_evaluated_as_the_int8_net_that_it_will_be(
+def test_a_quantized_folder_is_evaluated_as_its_int8_model(
     run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = figures(capfd, "--model", run / "quantize")
+    folder = metrics_of(capfd, "--model", run / "quantize")
     assert folder[0] == pytest.approx(report(run)["quantize"]["top1"], abs=0.006)
-    file = figures(capfd, "--model", run / "export")
-    plain = figures(capfd, "--model", run / "quantize/model.keras", "--dataset_name=digits")
+    file = metrics_of(capfd, "--model", run / "export")
+    plain = metrics_of(capfd, "--model", run / "quantize/model.keras", "--dataset_name=digits")
     assert folder[0] == pytest.approx(file[0], abs=1.0)
     assert folder[2] == pytest.approx(file[2], abs=0.01)
     assert abs(plain[2] - folder[2]) > 1e-4  # the lone float model is another model
@@ -97,21 +99,21 @@ def test_a_quantized_folder_is_evaluated_as_the_int8_net_that_it_will_be(
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Test digits as class folders of PNG files."""
-    held = digits.load()
-    for index in held.indices("test")[:120]:
-        folder = tmp_path / "photos/val" / str(held.labels[index])
+    data = digits.load()
+    for index in data.indices("test")[:120]:
+        folder = tmp_path / "photos/val" / str(data.labels[index])
         folder.mkdir(parents=True, exist_ok=True)
-        picture = digits.enlarge(held.images[index : index + 1], (32, 32))[0]
-        Image.fromarray(picture).save(folder / f"{index}.png")
+        pixels = digits.enlarge(data.images[index : index + 1], (32, 32))[0]
+        Image.fromarray(pixels).save(folder / f"{index}.png")
     return tmp_path / "photos"
 
 
-def test_class_folders_are_read_alike_with_and_without_tensorflow(
+def test_class_folders_are_read_equally_with_and_without_tensorflow(
     run: Path, float_file: Path, photos: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--dataset_name=image_folder", f"--data_dir={photos}"]
-    plain = figures(capfd, "--model", float_file, *words)
-    keras = figures(capfd, "--model", run / "prune", *words)
+    args = ["--dataset_name=image_folder", f"--data_dir={photos}"]
+    plain = metrics_of(capfd, "--model", float_file, *args)
+    keras = metrics_of(capfd, "--model", run / "prune", *args)
     assert plain[3] == keras[3] == 120
     assert abs(plain[0] - keras[0]) <= 100 / 120 + 1e-6  # one image
 
@@ -127,20 +129,20 @@ def test_a_file_is_scored_without_tensorflow_and_soon(run: Path, tmp_path: Path)
     assert seconds < 10  # under 1 s on an idle machine
 
 
-def test_a_lone_file_of_a_net_with_probabilities(
+def test_a_file_without_a_card_of_a_model_with_probabilities(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = tf_keras.models.load_model(run / "train/model.keras", compile=False)
     shares = tf_keras.Model(model.input, tf_keras.layers.Softmax()(model.output))
     shares.save(tmp_path / "shares.keras")
-    found = figures(capfd, "--model", tmp_path / "shares.keras", "--dataset_name=digits")
-    expected = figures(capfd, "--model", run / "train")
-    assert found[:2] == expected[:2]
-    assert found[2] == pytest.approx(expected[2], abs=2e-4)
+    result = metrics_of(capfd, "--model", tmp_path / "shares.keras", "--dataset_name=digits")
+    expected = metrics_of(capfd, "--model", run / "train")
+    assert result[:2] == expected[:2]
+    assert result[2] == pytest.approx(expected[2], abs=2e-4)
 
 
 @pytest.mark.parametrize(
-    ("words", "parts"),
+    ("args", "parts"),
     [
         (["--split=tset"], ["--split: got 'tset'", "did you mean test?"]),
         (["--batch_size=0"], ["--batch_size: got 0", "at least 1"]),
@@ -151,33 +153,33 @@ def test_a_lone_file_of_a_net_with_probabilities(
         (["--modle=x"], ["--modle", "did you mean --model"]),
     ],
 )
-def test_wrong_words(run: Path, words: list[str], parts: list[str]) -> None:
+def test_invalid_flags(run: Path, args: list[str], parts: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
-        evaluator.run([f"--model={run / 'export'}", *words])
+        evaluator.run([f"--model={run / 'export'}", *args])
     for part in parts:
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("place", ["export", "train"])
-def test_data_of_other_classes(run: Path, photos: Path, place: str) -> None:
+@pytest.mark.parametrize("folder", ["export", "train"])
+def test_data_of_other_classes(run: Path, photos: Path, folder: str) -> None:
     shutil.rmtree(photos / "val/3")
     (photos / "val/4").rename(photos / "val/four")
     with pytest.raises(UsageError, match="classes"):
         evaluator.run(
-            [f"--model={run / place}", "--dataset_name=image_folder", f"--data_dir={photos}"]
+            [f"--model={run / folder}", "--dataset_name=image_folder", f"--data_dir={photos}"]
         )
 
 
-@pytest.mark.parametrize("place", ["export", "train"])
+@pytest.mark.parametrize("folder", ["export", "train"])
 def test_a_corrupt_image_is_named_or_counted(
-    run: Path, photos: Path, place: str, capfd: pytest.CaptureFixture[str]
+    run: Path, photos: Path, folder: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     bad = next((photos / "val/5").glob("*.png"))
     bad.write_bytes(bad.read_bytes()[:60])
-    words = [f"--model={run / place}", "--dataset_name=image_folder", f"--data_dir={photos}"]
+    args = [f"--model={run / folder}", "--dataset_name=image_folder", f"--data_dir={photos}"]
     with pytest.raises(UsageError, match=f"{bad.name}.*can be decoded"):
-        evaluator.run(words)
-    evaluator.run([*words, "--skip_corrupt"])
+        evaluator.run(args)
+    evaluator.run([*args, "--skip_corrupt"])
     out = capfd.readouterr().out
     assert " 119 " in out
     assert out.count("left out") == 1

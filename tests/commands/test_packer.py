@@ -41,7 +41,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, small_model: Callable[..., A
 @pytest.fixture(scope="module")
 def file(saved: Path) -> Path:
     """That folder, packed."""
-    path = saved.parent / "net.packed"
+    path = saved.parent / "model.packed"
     packer.run(["pack", str(saved), str(path)])
     return path
 
@@ -63,11 +63,11 @@ def test_a_folder_is_unpacked_with_card_and_ranges(
 def test_a_file_becomes_a_flatbuffer_with_equal_outputs(
     saved: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    packer.run(["unpack", str(file), str(tmp_path / "net.tflite")])
+    packer.run(["unpack", str(file), str(tmp_path / "model.tflite")])
     assert "without its ranges" in capsys.readouterr().out
     model = saving.load(saved).model
     images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
-    runner = interpreter.make_interpreter((tmp_path / "net.tflite").read_bytes())
+    runner = interpreter.make_interpreter((tmp_path / "model.tflite").read_bytes())
     runner.allocate_tensors()
     runner.set_tensor(runner.get_input_details()[0]["index"], images)
     runner.invoke()
@@ -102,35 +102,38 @@ def test_folding_is_smaller_and_reports_its_effect(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ([], "one of pack, unpack, info"),
         (["pak", "a", "b"], "did you mean pack?"),
-        (["pack", "{net}"], "MODEL and FILE"),
+        (["pack", "{model}"], "MODEL and FILE"),
         (["info", "{file}", "{file}"], "expected FILE"),
         (["pack", "{tmp}/absent", "{tmp}/new"], "there is nothing there"),
-        (["pack", "{net}", "{tmp}/mine"], "a new file or an earlier packed model"),
-        (["pack", "{net}", "{tmp}"], "a new file or an earlier packed model"),
-        (["pack", "{net}", "{tmp}/new", "--images", "3"], "--fold_batch_norm, which uses it"),
-        (["pack", "{net}", "{tmp}/new", "--image_size", "32"], "--fold_batch_norm, which uses it"),
-        (["pack", "{net}", "{tmp}/new", "--fold_batch_norm", "--images", "0"], "--images"),
+        (["pack", "{model}", "{tmp}/mine"], "a new file or an earlier packed model"),
+        (["pack", "{model}", "{tmp}"], "a new file or an earlier packed model"),
+        (["pack", "{model}", "{tmp}/new", "--images", "3"], "--fold_batch_norm, which uses it"),
+        (
+            ["pack", "{model}", "{tmp}/new", "--image_size", "32"],
+            "--fold_batch_norm, which uses it",
+        ),
+        (["pack", "{model}", "{tmp}/new", "--fold_batch_norm", "--images", "0"], "--images"),
         (["unpack", "{file}", "{tmp}"], "a new folder or one that holds a model"),
         (["unpack", "{file}", "{tmp}/mine"], "a file has that name"),
         (["unpack", "{file}", "{tmp}/new", "--fold_batch_norm"], "expected pack, which uses it"),
         (["unpack", "{tmp}/mine", "{tmp}/new"], "another kind of file"),
         (["unpack", "{tmp}/absent", "{tmp}/new"], "there is no such file"),
-        (["info", "{net}"], "there is no such file"),
+        (["info", "{model}"], "there is no such file"),
     ],
 )
 def test_bad_commands_cost_one_line(
-    words: list[str], message: str, saved: Path, file: Path, tmp_path: Path
+    args: list[str], message: str, saved: Path, file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine").write_text("mine")
-    paths = {"{net}": str(saved), "{file}": str(file), "{tmp}": str(tmp_path)}
+    paths = {"{model}": str(saved), "{file}": str(file), "{tmp}": str(tmp_path)}
     for mark, folder in paths.items():
-        words = [word.replace(mark, folder) for word in words]
+        args = [word.replace(mark, folder) for word in args]
     with pytest.raises(UsageError) as caught:
-        packer.run(words)
+        packer.run(args)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert (tmp_path / "mine").read_text() == "mine"
@@ -138,8 +141,8 @@ def test_bad_commands_cost_one_line(
 
 def test_broken_ranges_are_refused(saved: Path, tmp_path: Path) -> None:
     model = saving.load(saved)
-    saving.save(model.model, tmp_path / "net", model.card)
-    (tmp_path / "net/ranges.npz").write_bytes(b"PK")
+    saving.save(model.model, tmp_path / "model", model.card)
+    (tmp_path / "model/ranges.npz").write_bytes(b"PK")
     with pytest.raises(UsageError, match=r"ranges\.npz"):
-        packer.run(["pack", str(tmp_path / "net"), str(tmp_path / "new")])
+        packer.run(["pack", str(tmp_path / "model"), str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()

@@ -23,12 +23,12 @@ def trained(finished_run: FinishedRun) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder that `converter --quantization ptq` made, and what it printed; next to it
+    """The folder that `converter --quantization ptq` wrote, and what it printed; next to it
     `fitted`, the model that it ended with."""
     target = tmp_path_factory.mktemp("ptq") / "export"
-    words = ("--quantization=ptq", "--calibration_images=64", f"--output={target}")
-    words = (*words, f"--fitted={target.parent / 'fitted'}")
-    done = start_command("converter", f"--model={trained}", *words)
+    args = ("--quantization=ptq", "--calibration_images=64", f"--output={target}")
+    args = (*args, f"--fitted={target.parent / 'fitted'}")
+    done = start_command("converter", f"--model={trained}", *args)
     assert done.returncode == 0, done.stderr
     return target, done.stdout
 
@@ -59,8 +59,8 @@ def test_the_file_is_about_as_accurate_as_the_model(
     assert top1(exported[0]) >= top1(trained) - 2.0
 
 
-def top1(model: Path, *words: str) -> float:
-    done = run_command("evaluator", f"--model={model}", "--dataset_name=digits", *words)
+def top1(model: Path, *args: str) -> float:
+    done = run_command("evaluator", f"--model={model}", "--dataset_name=digits", *args)
     assert done.returncode == 0, done.stderr
     return float(done.stdout.splitlines()[-1].split()[0])
 
@@ -94,7 +94,7 @@ def test_the_profiler_shows_every_quantized_tensor(
     assert len(few.stdout.splitlines()) == 5
 
 
-KEPT = ("Conv2d_0", "Conv2d_1_depthwise", "Conv2d_3_pointwise")
+FLOAT_LAYERS = ("Conv2d_0", "Conv2d_1_depthwise", "Conv2d_3_pointwise")
 
 
 def float_kernels(file: Path) -> set[str]:
@@ -104,39 +104,39 @@ def float_kernels(file: Path) -> set[str]:
         name
         for op in content.operators
         if "CONV_2D" in op.name and content.tensors[op.inputs[1]].dtype == "float32"
-        for name in KEPT
+        for name in FLOAT_LAYERS
         if f"quant_{name}/" in content.tensors[op.outputs[0]].name
     }
 
 
 def test_the_quantize_stage_needs_no_training(trained: Path, tmp_path: Path) -> None:
-    words = (
+    args = (
         *(*command_runs.TINY, f"--init_checkpoint={trained}", "--stages=quantize,convert"),
         *("--quantization=ptq", "--calibration_images=40", "--ptq_steps=maximum,bias,repair"),
         "--keep_float=Conv2d_[01](_depthwise)?,Conv2d_3_pointwise",
     )
-    done = run_command("trainer", *words, "--model_dir=run", cwd=tmp_path)
+    done = run_command("trainer", *args, "--model_dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     stages = report(tmp_path / "run")
     assert stages["quantize"]["history"] == []
     assert stages["convert"]["top1"] >= stages["quantize"]["top1"] - 1.0
-    assert float_kernels(tmp_path / "run/export/model.tflite") == set(KEPT)
+    assert float_kernels(tmp_path / "run/export/model.tflite") == set(FLOAT_LAYERS)
     card = json.loads((tmp_path / "run/quantize/card.json").read_text())
-    assert card["keep_float"] == [*KEPT]
+    assert card["keep_float"] == [*FLOAT_LAYERS]
     assert card["calibration"]["images"] == 40
     assert [step["name"] for step in card["quantization_steps"]] == ["maximum", "bias"]
-    again = run_command("trainer", *words, "--model_dir=run", cwd=tmp_path)
+    again = run_command("trainer", *args, "--model_dir=run", cwd=tmp_path)
     assert "quantize: finished before" in again.stdout
     # A later conversion of the folder knows.
     later = run_command("converter", "--model=run/quantize", "--output=later", cwd=tmp_path)
     assert later.returncode == 0, later.stderr
     assert "int8, 3 layers in float" in later.stdout
-    assert float_kernels(tmp_path / "later/model.tflite") == set(KEPT)
-    assert json.loads((tmp_path / "later/card.json").read_text())["keep_float"] == [*KEPT]
+    assert float_kernels(tmp_path / "later/model.tflite") == set(FLOAT_LAYERS)
+    assert json.loads((tmp_path / "later/card.json").read_text())["keep_float"] == [*FLOAT_LAYERS]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (("--quantization=ptq", "--calibration_images=3"), "--calibration_images: got 3"),
         (("--quantization=ptq", "--ptq_steps=bias"), "--ptq_steps: got 'bias'"),
@@ -154,10 +154,10 @@ def test_the_quantize_stage_needs_no_training(trained: Path, tmp_path: Path) -> 
     ],
 )
 def test_bad_arguments_cost_one_line(
-    words: tuple[str, ...], message: str, trained: Path, tmp_path: Path
+    args: tuple[str, ...], message: str, trained: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "export"
-    done = run_command("converter", f"--model={trained}", f"--output={target}", *words)
+    done = run_command("converter", f"--model={trained}", f"--output={target}", *args)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert message in done.stderr
@@ -165,19 +165,19 @@ def test_bad_arguments_cost_one_line(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ((), "MODEL: expected one model"),
         (("FILE", "--against=nowhere"), "nowhere: expected a model folder"),
-        (("FILE", "--against=NET", "--images=0"), "--images: got 0"),
-        (("NET", "--micro"), "--micro: got True, expected a flatbuffer alone"),
+        (("FILE", "--against=MODEL", "--images=0"), "--images: got 0"),
+        (("MODEL", "--micro"), "--micro: got True, expected a flatbuffer alone"),
     ],
 )
 def test_bad_arguments_for_the_profiler(
-    words: tuple[str, ...], message: str, exported: tuple[Path, str], trained: Path
+    args: tuple[str, ...], message: str, exported: tuple[Path, str], trained: Path
 ) -> None:
-    placed = [w.replace("FILE", str(exported[0])).replace("NET", str(trained)) for w in words]
-    done = run_command("profiler", *placed)
+    filled = [w.replace("FILE", str(exported[0])).replace("MODEL", str(trained)) for w in args]
+    done = run_command("profiler", *filled)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert message in done.stderr

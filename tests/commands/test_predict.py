@@ -87,7 +87,7 @@ def test_keras_models_have_equal_outputs(export: Path, photos: list[Path], tmp_p
     assert by_keras[str(photos[0])] == pytest.approx(by_file[str(photos[0])], abs=0.02)
 
 
-def test_bare_file_says_what_it_assumes(photos: list[Path], tmp_path: Path) -> None:
+def test_bare_file_reports_what_it_assumes(photos: list[Path], tmp_path: Path) -> None:
     (tmp_path / "a.tflite").write_bytes(tflite_files.flatbuffer("float"))
     done = run_command("predict", "--model", tmp_path / "a.tflite", photos[0])
     assert done.returncode == 0
@@ -108,7 +108,7 @@ def test_no_tensorflow_for_a_flatbuffer(export: Path, photos: list[Path]) -> Non
 
 
 def bad(case: str, export: Path, photos: list[Path], folder: Path) -> list[object]:
-    """Words of a command that cannot work."""
+    """Arguments of a command that cannot work."""
     broken = folder / "broken.png"
     broken.write_bytes(photos[0].read_bytes()[:50])
     text = folder / "text.tflite"
@@ -130,7 +130,7 @@ def bad(case: str, export: Path, photos: list[Path], folder: Path) -> list[objec
 
 
 @pytest.mark.parametrize(
-    ("case", "words"),
+    ("case", "message"),
     [
         ("no model", "--model"),
         ("no image", "IMAGE"),
@@ -147,11 +147,11 @@ def bad(case: str, export: Path, photos: list[Path], folder: Path) -> list[objec
     ],
 )
 def test_bad_input_is_one_line(
-    case: str, words: str, export: Path, photos: list[Path], tmp_path: Path
+    case: str, message: str, export: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     done = run_command("predict", *bad(case, export, photos, tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
-    assert words in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 

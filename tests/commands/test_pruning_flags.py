@@ -15,8 +15,8 @@ from mobilenet.errors import UsageError
 from mobilenet.trainer import COMMAND
 
 
-def config_of(*words: str) -> RunConfig:
-    return cli.run_config(COMMAND.parse(words))
+def config_of(*args: str) -> RunConfig:
+    return cli.run_config(COMMAND.parse(args))
 
 
 def test_magnitude_is_the_default() -> None:
@@ -24,11 +24,11 @@ def test_magnitude_is_the_default() -> None:
     assert config_of("--pruning=magnitude").pruning == MagnitudePruning()
 
 
-@pytest.mark.parametrize("words", [["--pruning=tfmot"], ["--override", "pruning=tfmot"]])
-def test_a_name_picks_the_class_and_flags_set_its_fields(words: list[str]) -> None:
-    assert config_of(*words).pruning == TfmotPruning()
-    words = ["--final_sparsity=0.7", *words, "--override=pruning.frequency=3"]
-    assert config_of(*words).pruning == TfmotPruning({"pointwise": 0.7}, frequency=3)
+@pytest.mark.parametrize("args", [["--pruning=tfmot"], ["--override", "pruning=tfmot"]])
+def test_a_name_picks_the_class_and_flags_set_its_fields(args: list[str]) -> None:
+    assert config_of(*args).pruning == TfmotPruning()
+    args = ["--final_sparsity=0.7", *args, "--override=pruning.frequency=3"]
+    assert config_of(*args).pruning == TfmotPruning({"pointwise": 0.7}, frequency=3)
 
 
 @pytest.mark.parametrize("pruning", [kind() for kind in PRUNING.values()], ids=list(PRUNING))
@@ -54,7 +54,7 @@ def test_another_name_keeps_what_both_methods_have(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("args", "message"),
     [
         (
             ["--pruning=random"],
@@ -79,10 +79,10 @@ def test_another_name_keeps_what_both_methods_have(tmp_path: Path) -> None:
         (["--pruning=tfmot", "--final_sparsity=1"], "--final_sparsity pointwise: got 1.0"),
     ],
 )
-def test_what_cannot_be_costs_one_line(words: list[str], said: str) -> None:
+def test_invalid_flags_cost_one_line(args: list[str], message: str) -> None:
     with pytest.raises(UsageError) as error:
-        config_of(*words)
-    assert said in str(error.value)
+        config_of(*args)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 

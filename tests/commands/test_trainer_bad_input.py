@@ -1,4 +1,4 @@
-"""Whatever is wrong costs one line and leaves nothing behind."""
+"""Invalid input costs one line and leaves no files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mobilenet.errors import UsageError
 
 pytest.importorskip("tensorflow")
 
-# Words behind the trainer's, and what the line must say: value, expectation, remedy.
+# Flags after the trainer's, and what the message must contain: value, expectation, remedy.
 BEFORE_TENSORFLOW = [
     ("--model_name=mobilenet_v4", ["got 'mobilenet_v4'", "one of ", "did you mean mobilenet_v"]),
     ("--stages=train,purne", ["got 'purne'", "one of train, prune", "did you mean prune?"]),
@@ -44,8 +44,8 @@ BEFORE_TENSORFLOW = [
     ("--override=train.lrr=1", ["train.lrr", "did you mean train.lr?"]),
 ]  # fmt: skip
 
-# The same for what only the data, the model or the folder can tell; {} is an empty folder.
-BEHIND_TENSORFLOW = [
+# The same for what only the data, the model or the folder shows; {} is an empty folder.
+AFTER_TENSORFLOW = [
     ("--dataset_name=digit", ["--dataset_name", "'digit'", "did you mean digits?"]),
     ("--image_size=16", ["--image_size: got 16", "at least 32", "use 32"]),
     ("--num_classes=7", ["--num_classes: got 7", "10, the classes of digits", "leave it out"]),
@@ -69,58 +69,58 @@ BEHIND_TENSORFLOW = [
 ]  # fmt: skip
 
 
-def left(place: Path) -> list[str]:
-    return sorted(str(path.relative_to(place)) for path in place.rglob("*"))
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def told(parts: list[str], line: str) -> None:
-    assert "\n" not in line
+def assert_message(parts: list[str], message: str) -> None:
+    assert "\n" not in message
     for part in parts:
-        assert part in line
+        assert part in message
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that commands of this process run in."""
-    place = tmp_path / "here"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    return place
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.mark.parametrize(
-    ("word", "parts"), BEFORE_TENSORFLOW, ids=lambda v: v if isinstance(v, str) else ""
+    ("flag", "parts"), BEFORE_TENSORFLOW, ids=lambda v: v if isinstance(v, str) else ""
 )
-def test_a_wrong_flag_is_told_before_anything_is_made(
-    word: str, parts: list[str], here: Path
+def test_an_invalid_flag_is_reported_before_anything_is_written(
+    flag: str, parts: list[str], here: Path
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        trainer.run([*SHORT, word, "--model_dir=run"])
-    told(parts, str(caught.value))
-    assert left(here) == []
+        trainer.run([*SHORT, flag, "--model_dir=run"])
+    assert_message(parts, str(caught.value))
+    assert files_in(here) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "parts"), BEHIND_TENSORFLOW, ids=lambda v: v if isinstance(v, str) else ""
+    ("flags", "parts"), AFTER_TENSORFLOW, ids=lambda v: v if isinstance(v, str) else ""
 )
-def test_what_does_not_fit_is_told_and_leaves_nothing(
-    words: str, parts: list[str], here: Path, tmp_path: Path
+def test_a_mismatch_is_reported_and_leaves_no_files(
+    flags: str, parts: list[str], here: Path, tmp_path: Path
 ) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UsageError) as caught:
-        trainer.run([*SHORT, *words.replace("{}", str(empty)).split(), "--model_dir=deep/run"])
-    told(parts, str(caught.value))
-    assert left(here) == []
+        trainer.run([*SHORT, *flags.replace("{}", str(empty)).split(), "--model_dir=deep/run"])
+    assert_message(parts, str(caught.value))
+    assert files_in(here) == []
 
 
-@pytest.mark.parametrize("word", ["--lr=nan", "--image_size=16"])
-def test_as_a_process_it_is_one_line_and_status_2(word: str, tmp_path: Path) -> None:
-    done = start_command("trainer", *SHORT, word, cwd=tmp_path)
+@pytest.mark.parametrize("flag", ["--lr=nan", "--image_size=16"])
+def test_as_a_process_it_is_one_line_and_status_2(flag: str, tmp_path: Path) -> None:
+    done = start_command("trainer", *SHORT, flag, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert re.match(r"--\w+: got .*, expected .*; .+\n$", done.stderr)
-    assert left(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
 def test_a_set_that_is_not_there_names_what_needs_no_network(
@@ -131,7 +131,7 @@ def test_a_set_that_is_not_there_names_what_needs_no_network(
     monkeypatch.setattr(tfds, "_has_network", lambda: False)
     with pytest.raises(UsageError) as caught:
         trainer.run(["--dataset_name=cifar10", "--data_dir=sets"])
-    told(
+    assert_message(
         ["--data_dir: got 'sets'", "cifar10", "digits, image_folder or tfrecord"], str(caught.value)
     )
     assert not (here / "runs").exists()
@@ -139,7 +139,7 @@ def test_a_set_that_is_not_there_names_what_needs_no_network(
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two classes of eight noisy pictures, to train, and three of each held out."""
+    """Two classes of eight noisy images, to train, and three of each held out."""
     noise = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 3)):
         for label in ("cat", "dog"):
@@ -155,15 +155,15 @@ FOLDER = (*TINY, "--dataset_name=image_folder", "--epochs=1", "--batch_size=8", 
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_corrupt_photo_is_named_before_anything_is_made(
+def test_a_corrupt_photo_is_named_before_anything_is_written(
     split: str, photos: Path, here: Path
 ) -> None:
     bad = photos / split / "dog" / "1.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
     with pytest.raises(UsageError) as caught:
         trainer.run([*FOLDER, f"--data_dir={photos}", "--model_dir=run"])
-    told([str(bad), "an image that can be decoded", "--skip_corrupt"], str(caught.value))
-    assert left(here) == []
+    assert_message([str(bad), "an image that can be decoded", "--skip_corrupt"], str(caught.value))
+    assert files_in(here) == []
 
 
 def test_a_corrupt_photo_is_left_out_when_asked_and_counted(
@@ -193,63 +193,65 @@ def test_a_photo_that_breaks_in_the_middle_of_an_epoch_is_named(
     bad.write_bytes(bad.read_bytes()[:150])
     with pytest.raises(UsageError) as caught:
         trainer.run([*FOLDER, f"--data_dir={photos}", "--model_dir=run"])
-    told([str(bad), "an image that can be decoded", "--skip_corrupt"], str(caught.value))
+    assert_message([str(bad), "an image that can be decoded", "--skip_corrupt"], str(caught.value))
 
 
 def test_too_few_photos_for_a_batch(photos: Path, here: Path) -> None:
     with pytest.raises(UsageError) as caught:
         trainer.run([*FOLDER, f"--data_dir={photos}", "--batch_size=17"])
-    told(["--batch_size: got 17", "at most 16"], str(caught.value))
-    assert left(here) == []
+    assert_message(["--batch_size: got 17", "at most 16"], str(caught.value))
+    assert files_in(here) == []
 
 
-def test_a_file_in_place_of_the_run_folder(here: Path) -> None:
+def test_a_file_instead_of_the_run_folder(here: Path) -> None:
     (here / "run").write_text("mine")
-    for place in ("run", "run/deeper"):
+    for path in ("run", "run/deeper"):
         with pytest.raises(UsageError) as caught:
-            trainer.run([*SHORT, f"--model_dir={place}"])
-        told(["--model_dir", "expected", "choose another"], str(caught.value))
-    assert left(here) == ["run"]
+            trainer.run([*SHORT, f"--model_dir={path}"])
+        assert_message(["--model_dir", "expected", "choose another"], str(caught.value))
+    assert files_in(here) == ["run"]
     assert (here / "run").read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_written(here: Path) -> None:
     with pytest.raises(UsageError) as caught:
         trainer.run([*SHORT, "--model_dir=/proc/run"])
-    told(["--model_dir: got '/proc/run'", "a folder that can be written"], str(caught.value))
+    assert_message(
+        ["--model_dir: got '/proc/run'", "a folder that can be written"], str(caught.value)
+    )
 
 
 def test_a_folder_of_something_else_is_left_alone(here: Path) -> None:
     (here / "letters").mkdir()
     (here / "letters/one.txt").write_text("dear")
-    for words in ([], ["--overwrite"]):
+    for args in ([], ["--overwrite"]):
         with pytest.raises(UsageError) as caught:
-            trainer.run([*SHORT, "--model_dir=letters", *words])
-        told(
+            trainer.run([*SHORT, "--model_dir=letters", *args])
+        assert_message(
             ["--model_dir: got 'letters'", "a new folder or one that holds a run"],
             str(caught.value),
         )
-    assert left(here) == ["letters", "letters/one.txt"]
+    assert files_in(here) == ["letters", "letters/one.txt"]
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)], check=False
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], check=False
     )
-    if made.returncode:
+    if mounted.returncode:
         pytest.skip("a small file system can be mounted by root alone")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_is_one_line_and_no_half_file(small_disk: Path) -> None:
     done = start_command("trainer", *SHORT, "--stages=train", f"--model_dir={small_disk}/run")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
-    told(["No space left on device", "free space or choose another"], done.stderr.strip())
+    assert_message(["No space left on device", "free space or choose another"], done.stderr.strip())
     assert not list(small_disk.rglob("model.keras"))
     assert not list(small_disk.rglob(".writing*"))
 
@@ -258,7 +260,7 @@ def test_a_full_disk_is_one_line_and_no_half_file(small_disk: Path) -> None:
 class Broken:
     name: str
     content: bytes | None
-    said: str
+    message: str
 
 
 BROKEN = [
@@ -273,18 +275,16 @@ BROKEN = [
 
 @pytest.mark.parametrize("module", [evaluator, converter, predict], ids=lambda m: m.__name__)
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda b: b.name)
-def test_a_broken_model_is_told_by_every_command(
-    module: object, broken: Broken, here: Path
-) -> None:
+def test_every_command_reports_a_broken_model(module: object, broken: Broken, here: Path) -> None:
     if broken.content is not None:
         (here / broken.name).write_bytes(broken.content)
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(here / "photo.png")
-    before = left(here)
-    words = [f"--model={broken.name}", *(["photo.png"] if module is predict else [])]
+    before = files_in(here)
+    args = [f"--model={broken.name}", *(["photo.png"] if module is predict else [])]
     with pytest.raises(UsageError) as caught:
-        module.run(words)  # type: ignore[attr-defined]
-    told([broken.name, "expected", broken.said], str(caught.value))
-    assert left(here) == before
+        module.run(args)  # type: ignore[attr-defined]
+    assert_message([broken.name, "expected", broken.message], str(caught.value))
+    assert files_in(here) == before
 
 
 @pytest.mark.parametrize("module", [evaluator, converter, predict], ids=lambda m: m.__name__)

@@ -55,7 +55,7 @@ def test_nothing_is_printed_on_stderr(finished_run: FinishedRun) -> None:
     assert finished_run[1].stderr == ""
 
 
-def test_an_epoch_is_a_line_and_a_stage_ends_with_its_figure(printed: str) -> None:
+def test_an_epoch_is_a_line_and_a_stage_ends_with_its_accuracy(printed: str) -> None:
     lines = printed.splitlines()
     for stage, epochs in EPOCHS.items():
         assert sum(line.startswith(f"{stage:<8} epoch ") for line in lines) == epochs
@@ -66,26 +66,26 @@ def test_an_epoch_is_a_line_and_a_stage_ends_with_its_figure(printed: str) -> No
     assert not re.search(r"\x1b|\r", printed)
 
 
-def test_the_closing_table_says_what_the_report_says(run: Path, printed: str) -> None:
+def test_the_closing_table_agrees_with_the_report(run: Path, printed: str) -> None:
     rows = {line.split()[0]: line.split() for line in printed.splitlines() if line[:1].islower()}
     assert "stage      top-1 %   top-5 %    params      MACs   non-zero     bytes" in printed
     for name, entry in report(run).items():
         cells = rows[name][1:]
         assert cells[0] == f"{entry['top1']:.2f}"
-        wanted = [entry[key] for key in ("params", "macs", "nonzero_weights")]
-        assert cells[2:5] == [f"{value:,}" for value in wanted]
+        counts = [entry[key] for key in ("params", "macs", "nonzero_weights")]
+        assert cells[2:5] == [f"{value:,}" for value in counts]
     assert rows["convert"][6] == f"{(run / 'export/model.tflite').stat().st_size:,}"
 
 
-def test_the_folder_holds_what_it_should_and_nothing_half_written(run: Path) -> None:
-    found = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
-    events = {name for name in found if name.startswith("tensorboard/")}
+def test_the_folder_contains_the_expected_complete_files(run: Path) -> None:
+    files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    events = {name for name in files if name.startswith("tensorboard/")}
     assert {Path(name).parts[1] for name in events} == {"train", "prune", "quantize"}
-    assert sorted(found - events - {".lock"}) == FILES
+    assert sorted(files - events - {".lock"}) == FILES
     assert not list((run / "checkpoints").iterdir())  # the resume state of finished stages
 
 
-def test_the_report_holds_every_figure(run: Path) -> None:
+def test_the_report_contains_every_metric(run: Path) -> None:
     entries = report(run)
     assert list(entries) == list(CHAIN)
     for name, entry in entries.items():
@@ -114,11 +114,11 @@ def test_metrics_csv_has_a_line_an_epoch(run: Path) -> None:
 
 
 def test_environment_names_what_the_run_ran_on(run: Path) -> None:
-    found = json.loads((run / "environment.json").read_text())
-    assert found["packages"]["tensorflow"].startswith("2.")
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert found["cores"] >= 1
-    assert "--model_dir=run" in found["command"]
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["packages"]["tensorflow"].startswith("2.")
+    assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert environment["cores"] >= 1
+    assert "--model_dir=run" in environment["command"]
 
 
 def test_half_of_the_pointwise_weights_are_zero_in_the_file_itself(run: Path) -> None:
@@ -133,7 +133,7 @@ def test_half_of_the_pointwise_weights_are_zero_in_the_file_itself(run: Path) ->
         assert (kernel.data == 0).mean() >= 0.5 - 1 / kernel.elements
 
 
-def test_the_file_is_int8_from_edge_to_edge(run: Path) -> None:
+def test_the_file_is_int8_from_input_to_output(run: Path) -> None:
     content = tflite_model.read(run / "export/model.tflite")
     kinds = {tensor.dtype for tensor in content.tensors}
     assert "float32" not in kinds
@@ -151,26 +151,26 @@ def test_the_three_next_steps_run_as_they_are_printed(
     steps = [line.strip() for line in printed.split("Next:\n")[1].splitlines() if line]
     assert len(steps) == 3
     (tmp_path / "run").symlink_to(run)
-    said = []
+    outputs = []
     for step in steps:
-        words = shlex.split(step)
-        assert words[0] == "python"
+        args = shlex.split(step)
+        assert args[0] == "python"
         done = subprocess.run(
-            [sys.executable, *words[1:]], capture_output=True, text=True, cwd=tmp_path
+            [sys.executable, *args[1:]], capture_output=True, text=True, cwd=tmp_path
         )
         assert (done.returncode, done.stderr) == (0, "")
-        said.append(done.stdout)
-    assert f" {report(run)['convert']['top1']:.2f} " in said[0]
-    assert "example.png" in said[1]
-    assert said[2].startswith("[('")
+        outputs.append(done.stdout)
+    assert f" {report(run)['convert']['top1']:.2f} " in outputs[0]
+    assert "example.png" in outputs[1]
+    assert outputs[2].startswith("[('")
 
 
 def test_a_config_replays_to_the_same_config(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     again = tmp_path / "again"
-    words = [f"--config_file={run / 'config.json'}", f"--model_dir={again}"]
-    trainer.run([*words, "--override", "stages=train", "--override=train.epochs=0"])
+    args = [f"--config_file={run / 'config.json'}", f"--model_dir={again}"]
+    trainer.run([*args, "--override", "stages=train", "--override=train.epochs=0"])
     assert capfd.readouterr().err == ""
     old = json.loads((run / "config.json").read_text())
     new = json.loads((again / "config.json").read_text())
@@ -179,7 +179,7 @@ def test_a_config_replays_to_the_same_config(
     assert new == old
 
 
-def test_the_same_command_says_that_the_run_is_finished(
+def test_the_same_command_reports_that_the_run_is_finished(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(run, tmp_path / "run")

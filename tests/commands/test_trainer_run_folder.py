@@ -45,20 +45,20 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def error_of(*words: object) -> str:
+def error_of(*args: object) -> str:
     with pytest.raises(UsageError) as caught:
-        trainer.run([*map(str, words)])
+        trainer.run([*map(str, args)])
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def content(place: Path) -> dict[str, bytes]:
-    files = (p for p in place.rglob("*") if p.is_file() and p.name != ".lock")
-    return {str(p.relative_to(place)): p.read_bytes() for p in files}
+def content(folder: Path) -> dict[str, bytes]:
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 @pytest.mark.parametrize(
-    ("words", "first"),
+    ("args", "first"),
     [
         (["--lr=0.5"], "train.lr is {lr}, here 0.5"),
         (["--seed=3"], "seed is 0, here 3"),
@@ -67,32 +67,32 @@ def content(place: Path) -> dict[str, bytes]:
         (["--model_name=mobilenet_v2"], "type is 'MobileNetV1Config', here 'MobileNetV2Config'"),
     ],
 )
-def test_the_folder_of_another_config_is_refused(run: Path, words: list[str], first: str) -> None:
+def test_the_folder_of_another_config_is_refused(run: Path, args: list[str], first: str) -> None:
     before = content(run)
-    said = error_of(*LEARNED, *words, "--model_dir", run)
-    assert "a run of this config; there " in said
-    assert first.format(lr=CONFIG.train.lr) in said
-    assert "choose another --model_dir, or --overwrite to start again" in said
+    message = error_of(*LEARNED, *args, "--model_dir", run)
+    assert "a run of this config; there " in message
+    assert first.format(lr=CONFIG.train.lr) in message
+    assert "choose another --model_dir, or --overwrite to start again" in message
     assert content(run) == before
 
 
-def loaded_by(words: list[str]) -> subprocess.CompletedProcess[str]:
+def loaded_by(args: list[str]) -> subprocess.CompletedProcess[str]:
     """The trainer in a process of its own; its last line lists the heavy libraries it loaded."""
     heavy = "{'tensorflow', 'tf_keras', 'keras', 'ai_edge_litert', 'sklearn', 'matplotlib'}"
     code = (
         "import sys\nfrom mobilenet import trainer\n"
-        f"try: trainer.run({words!r})\nexcept ValueError as error: print(error)\n"
+        f"try: trainer.run({args!r})\nexcept ValueError as error: print(error)\n"
         f"print(sorted({heavy} & set(sys.modules)))"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
 
-def cpu_seconds(words: list[str]) -> tuple[float, subprocess.CompletedProcess[str]]:
+def cpu_seconds(args: list[str]) -> tuple[float, subprocess.CompletedProcess[str]]:
     """CPU time of `loaded_by`, the least of three, as other processes may slow one down."""
     times = []
     for _ in range(3):
         before = os.times()
-        done = loaded_by(words)
+        done = loaded_by(args)
         after = os.times()
         times.append(
             sum(after[2:4]) - sum(before[2:4])  # user and system time of the children
@@ -101,7 +101,7 @@ def cpu_seconds(words: list[str]) -> tuple[float, subprocess.CompletedProcess[st
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("args", "expected"),
     [
         ([], "convert: finished before, top-1 "),
         (["--stages=train,prune"], "prune: finished before, top-1 "),
@@ -112,31 +112,31 @@ def cpu_seconds(words: list[str]) -> tuple[float, subprocess.CompletedProcess[st
         (["--distill=start"], "there distillation.teacher is 'none', here 'start'"),
     ],
 )
-def test_a_finished_run_and_a_refusal_answer_without_tensorflow(
-    run: Path, words: list[str], expected: str
+def test_a_finished_run_and_a_refusal_need_no_tensorflow(
+    run: Path, args: list[str], expected: str
 ) -> None:
     before = content(run)
-    seconds, done = cpu_seconds([*LEARNED, *words, f"--model_dir={run}"])
+    seconds, done = cpu_seconds([*LEARNED, *args, f"--model_dir={run}"])
     assert seconds < 1
     assert expected in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
     assert content(run) == before
 
 
-def test_a_replayed_config_of_a_finished_run_answers_without_tensorflow(run: Path) -> None:
+def test_a_replayed_config_of_a_finished_run_needs_no_tensorflow(run: Path) -> None:
     done = loaded_by([f"--config_file={run / 'config.json'}", f"--model_dir={run}"])
     assert "convert: finished before, top-1 " in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_noresume_wants_a_new_folder(run: Path) -> None:
+def test_noresume_requires_a_new_folder(run: Path) -> None:
     before = content(run)
     assert "--model_dir" in error_of(*LEARNED, "--noresume", "--model_dir", run)
     assert content(run) == before
 
 
 def test_a_second_process_is_refused(run: Path) -> None:
-    """The lock is held by this process; the other one is real."""
+    """This process has the lock; the other one is real."""
     with filelock.FileLock(run / ".lock"):
         done = start_command("trainer", *LEARNED, "--model_dir", run)
     assert done.returncode == 2
@@ -147,14 +147,14 @@ def test_a_second_process_is_refused(run: Path) -> None:
 
 def test_overwrite_that_fails_restores_the_old_run(run: Path) -> None:
     before = content(run)
-    for words in (["--image_size=16"], ["--final_sparsity=nothing=0.5"], ["--stages=convert"]):
-        error_of(*LEARNED, *words, "--overwrite", "--model_dir", run)
+    for args in (["--image_size=16"], ["--final_sparsity=nothing=0.5"], ["--stages=convert"]):
+        error_of(*LEARNED, *args, "--overwrite", "--model_dir", run)
         assert content(run) == before
 
 
 def test_overwrite_starts_again(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = [*TINY, "--epochs=0", "--stages=train", "--batch_size=100", "--model_dir", str(run)]
-    trainer.run([*words, "--overwrite"])
+    args = [*TINY, "--epochs=0", "--stages=train", "--batch_size=100", "--model_dir", str(run)]
+    trainer.run([*args, "--overwrite"])
     assert list(report(run)) == ["train"]
     assert not (run / "export").exists()
     assert not (run / ".replaced").exists()
@@ -165,25 +165,25 @@ def test_overwrite_starts_again(run: Path, capfd: pytest.CaptureFixture[str]) ->
 
 
 def test_a_process_killed_before_it_began_is_undone_by_the_next(tmp_path: Path) -> None:
-    place = tmp_path / "run"
-    with run_folder.opened(place, CONFIG) as opened:
+    folder = tmp_path / "run"
+    with run_folder.opened(folder, CONFIG) as opened:
         opened.begin()
-        (place / "mine").write_text("kept")
+        (folder / "mine").write_text("kept")
     # What a SIGKILL leaves in the middle of an --overwrite.
-    (place / ".replaced").mkdir()
+    (folder / ".replaced").mkdir()
     for name in ("config.json", "mine", "environment.json", "log.txt"):
-        (place / name).rename(place / ".replaced" / name)
-    (place / "config.json").write_text("{")
-    with run_folder.opened(place, CONFIG) as opened:
+        (folder / name).rename(folder / ".replaced" / name)
+    (folder / "config.json").write_text("{")
+    with run_folder.opened(folder, CONFIG) as opened:
         assert opened.begun
-    assert (place / "mine").read_text() == "kept"
-    assert not (place / ".replaced").exists()
+    assert (folder / "mine").read_text() == "kept"
+    assert not (folder / ".replaced").exists()
 
 
 def test_the_resume_state_of_a_finished_stage_is_removed_when_the_run_is_opened(
     run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It is there where a process was killed after recording the stage; others are still needed."""
+    """It is there where a process was killed after recording the stage; others are needed."""
     assert not list((run / "checkpoints").glob("*"))
     for stage in ("train", "prune_1", "prune"):
         (run / "checkpoints" / stage).mkdir(parents=True)
@@ -211,37 +211,37 @@ def test_stages_are_added_in_the_same_folder(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """And the config grows with them, so that it replays the whole run."""
-    words = [*TINY, "--epochs=0", "--prune_epochs=1", f"--model_dir={tmp_path / 'run'}"]
-    trainer.run([*words, "--stages=train"])
+    args = [*TINY, "--epochs=0", "--prune_epochs=1", f"--model_dir={tmp_path / 'run'}"]
+    trainer.run([*args, "--stages=train"])
     first = content(tmp_path / "run")
-    trainer.run([*words, "--stages=train,prune"])
+    trainer.run([*args, "--stages=train,prune"])
     out = capfd.readouterr().out
     assert out.count("prune    epoch   1/1") == 1
     assert "train: finished before" in out
     after = content(tmp_path / "run")
     assert after["train/model.keras"] == first["train/model.keras"]
     assert list(report(tmp_path / "run")) == ["train", "prune"]
-    trainer.run([*words, "--stages=prune"])  # is there
-    trainer.run([*words, "--stages=convert"])
+    trainer.run([*args, "--stages=prune"])  # is there
+    trainer.run([*args, "--stages=convert"])
     assert list(report(tmp_path / "run")) == ["train", "prune", "convert"]
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["stages"] == ["train", "prune", "convert"]
     # How a stage trains that has not begun may still change; of one that has, not.
-    trainer.run([*words, "--quantize_epochs=7", "--stages=train"])
+    trainer.run([*args, "--quantize_epochs=7", "--stages=train"])
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["quantize"]["epochs"] == 7
-    said = error_of(*words, "--prune_lr=0.5")
-    assert f"there prune.lr is {CONFIG.prune.lr}, here 0.5" in said
+    message = error_of(*args, "--prune_lr=0.5")
+    assert f"there prune.lr is {CONFIG.prune.lr}, here 0.5" in message
 
 
 def test_a_teacher_may_change_until_a_stage_learned_from_it(tmp_path: Path) -> None:
-    place, start = tmp_path / "run", CONFIG.replace(distillation=Distillation("start"))
+    folder, start = tmp_path / "run", CONFIG.replace(distillation=Distillation("start"))
     none, other = (
         CONFIG.replace(distillation=Distillation(name)) for name in ("none", "models/other")
     )
 
     def go(config: RunConfig, *begins: str) -> None:
-        with run_folder.opened(place, config) as opened:
+        with run_folder.opened(folder, config) as opened:
             opened.begin()
             for stage in begins:
                 opened.checkpoints(Part(stage)).mkdir(parents=True)
@@ -272,7 +272,7 @@ def test_a_stage_whose_files_are_gone_runs_again(
 
 
 @pytest.fixture
-def net() -> Callable[..., Any]:
+def keras_mobilenet() -> Callable[..., Any]:
     def build(classes: int, width: float = 0.25) -> Any:
         tf_keras.utils.set_random_seed(4)
         return tf_keras.applications.MobileNet(
@@ -297,52 +297,54 @@ def loaded(checkpoint: Path) -> dict[str, list[np.ndarray]]:
 @pytest.mark.parametrize("form", ["folder", "file"])
 def test_a_run_starts_from_a_saved_model(finished: Path, form: str) -> None:
     file = finished / "train/model.keras"
-    found = loaded(file if form == "file" else file.parent)
+    result = loaded(file if form == "file" else file.parent)
     expected = weights(tf_keras.models.load_model(file, compile=False))
-    assert set(found) == set(expected)
+    assert set(result) == set(expected)
     for name, arrays in expected.items():
-        for one, other in zip(found[name], arrays, strict=True):
+        for one, other in zip(result[name], arrays, strict=True):
             np.testing.assert_array_equal(one, other)
 
 
-def is_theirs(found: dict[str, list[np.ndarray]], theirs: Any) -> None:
+def assert_same_weights(result: dict[str, list[np.ndarray]], theirs: Any) -> None:
     for ours, name in (("Conv2d_0", "conv1"), ("Conv2d_13_pointwise", "conv_pw_13")):
-        np.testing.assert_array_equal(found[ours][0], theirs.get_layer(name).get_weights()[0])
+        np.testing.assert_array_equal(result[ours][0], theirs.get_layer(name).get_weights()[0])
 
 
 def test_a_run_starts_from_a_file_of_keras_applications(
-    net: Callable[..., Any], tmp_path: Path
+    keras_mobilenet: Callable[..., Any], tmp_path: Path
 ) -> None:
-    theirs = net(10)
+    theirs = keras_mobilenet(10)
     theirs.save_weights(tmp_path / "weights.h5")
-    found = loaded(tmp_path / "weights.h5")
-    is_theirs(found, theirs)
+    result = loaded(tmp_path / "weights.h5")
+    assert_same_weights(result, theirs)
     head = theirs.get_layer("conv_preds").get_weights()[0]
-    np.testing.assert_array_equal(found["Logits"][0], head)
+    np.testing.assert_array_equal(result["Logits"][0], head)
 
 
 def test_a_file_of_other_classes_gives_all_but_the_head(
-    net: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    keras_mobilenet: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    theirs = net(7)
+    theirs = keras_mobilenet(7)
     theirs.save_weights(tmp_path / "weights.h5")
-    words = [*TINY, "--epochs=0", "--stages=train", f"--model_dir={tmp_path / 'run'}"]
-    trainer.run([*words, f"--init_checkpoint={tmp_path / 'weights.h5'}"])
-    found = weights(tf_keras.models.load_model(tmp_path / "run/train/model.keras", compile=False))
-    is_theirs(found, theirs)
-    assert found["Logits"][0].shape == (1, 1, 256, 10)
+    args = [*TINY, "--epochs=0", "--stages=train", f"--model_dir={tmp_path / 'run'}"]
+    trainer.run([*args, f"--init_checkpoint={tmp_path / 'weights.h5'}"])
+    result = weights(tf_keras.models.load_model(tmp_path / "run/train/model.keras", compile=False))
+    assert_same_weights(result, theirs)
+    assert result["Logits"][0].shape == (1, 1, 256, 10)
     assert "; new: Logits" in capfd.readouterr().out
 
 
-def test_weights_of_another_model_are_refused(net: Callable[..., Any], tmp_path: Path) -> None:
-    net(10, 0.5).save_weights(tmp_path / "weights.h5")
+def test_weights_of_another_model_are_refused(
+    keras_mobilenet: Callable[..., Any], tmp_path: Path
+) -> None:
+    keras_mobilenet(10, 0.5).save_weights(tmp_path / "weights.h5")
     other = tmp_path / "other"
-    words = [*TINY, "--stages=train", f"--model_dir={other}"]
-    assert "width_multiplier" in error_of(*words, "--init_checkpoint", tmp_path / "weights.h5")
+    args = [*TINY, "--stages=train", f"--model_dir={other}"]
+    assert "width_multiplier" in error_of(*args, "--init_checkpoint", tmp_path / "weights.h5")
     assert not other.exists()
-    net(10, 0.5).save(tmp_path / "net.keras")
+    keras_mobilenet(10, 0.5).save(tmp_path / "model.keras")
     with pytest.raises(UsageError, match="init_checkpoint: got .*layers do not fit"):
-        loaded(tmp_path / "net.keras")
+        loaded(tmp_path / "model.keras")
 
 
 @pytest.mark.slow
@@ -358,15 +360,15 @@ def test_prune_may_start_from_a_checkpoint(finished: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_nan_ends_the_run_in_one_line(tmp_path: Path) -> None:
-    words = [*TINY, "--optimizer_name=sgd", "--lr=1e30", "--epochs=3", "--stages=train"]
-    said = error_of(*words, "--warmup_epochs=0", f"--model_dir={tmp_path / 'run'}")
-    assert "loss: got 'nan in epoch 1', expected a finite number; try --lr=1e+29" in said
-    assert "--overwrite" in said
+    args = [*TINY, "--optimizer_name=sgd", "--lr=1e30", "--epochs=3", "--stages=train"]
+    message = error_of(*args, "--warmup_epochs=0", f"--model_dir={tmp_path / 'run'}")
+    assert "loss: got 'nan in epoch 1', expected a finite number; try --lr=1e+29" in message
+    assert "--overwrite" in message
 
 
-def started(*words: object) -> subprocess.Popen[str]:
+def started(*args: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "mobilenet.trainer", *map(str, words)],
+        [sys.executable, "-m", "mobilenet.trainer", *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -390,8 +392,8 @@ def test_a_stopped_run_continues_with_the_same_command(
     tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     folder = tmp_path / "run"
-    words = [*TINY, "--epochs=40", "--stages=train", f"--model_dir={folder}"]
-    running = started(*words)
+    args = [*TINY, "--epochs=40", "--stages=train", f"--model_dir={folder}"]
+    running = started(*args)
     try:
         wait_for(folder / "checkpoints/train/ckpt-3.index")
         running.send_signal(number)
@@ -402,7 +404,7 @@ def test_a_stopped_run_continues_with_the_same_command(
     line = "" if number == signal.SIGKILL else "interrupted; the same command continues the run\n"
     assert err == line
     assert not (folder / "train").exists()
-    done = start_command("trainer", *words)
+    done = start_command("trainer", *args)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"^train: continues after epoch \d+ of 40$", done.stdout, re.MULTILINE)
     epochs = [line for line in done.stdout.splitlines() if line.startswith("train    epoch")]

@@ -30,7 +30,7 @@ from mobilenet.models.graph.roles import Graph
 from mobilenet.tflite import model as tflite_model
 from mobilenet.training import engine
 
-WAY = stage_context().preprocessing
+PREPROCESSING = stage_context().preprocessing
 SURGERY = DnsPruning(frequency=2, probabilities=(1.0,), boundaries=(), lower=0.95, upper=1.02)
 FIELDS = {"depthwise": 5, "pointwise": 4, "dense": 4}
 
@@ -98,7 +98,7 @@ def test_zeros_and_shared_values_are_in_the_int8_file() -> None:
         model = method.apply(plain)
         train(model, method, steps, rate=0.005)
         plain = method.finalize(model)
-    wrapped = scheme.wrap(plain, WAY)
+    wrapped = scheme.wrap(plain, PREPROCESSING)
     scheme.set_ranges(wrapped, scheme.get_ranges(model))
     int8_saving.prepare_export(wrapped)
     content = tflite_model.read(tflite_converter.int8_flatbuffer(wrapped))

@@ -147,7 +147,7 @@ def kernel_zeros(model: Any) -> dict[str, float]:
 
 
 def file_zeros(data: bytes) -> list[float]:
-    """Share of zero codes of every kernel, in execution order."""
+    """Share of quantized zeros of every kernel, in execution order."""
     content = tflite_model.read(data)
     kernels = [op for op in content.operators if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D")]
     return [zero_fraction(content.tensors[op.inputs[1]].data) for op in kernels]

@@ -111,7 +111,7 @@ def test_illegal_values_cost_one_line(field: str, value: Any, message: str) -> N
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_unknown_name_offers_the_nearest() -> None:
+def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean mobilenet_v3_large"):
         archs.get("mobilenet_v3_larg")
 

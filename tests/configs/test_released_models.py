@@ -82,8 +82,8 @@ def test_every_row_of_the_pages_is_there_once() -> None:
         ("2018_08_02", "quantized", (930.7, 1284.5)),
         ("2018_02_22", "quantized", (940.4, 1303.6)),
     ):
-        found = [r for r in released_models.ALL if release in r.archive and r.kind == kind]
-        assert totals(found) == pytest.approx((2776, 34.56, *sums))
+        releases = [r for r in released_models.ALL if release in r.archive and r.kind == kind]
+        assert totals(releases) == pytest.approx((2776, 34.56, *sums))
     v2 = [r for r in released_models.ALL if r.model_name == "mobilenet_v2" and r.kind == "float"]
     assert totals(v2) == pytest.approx((2929, 59.85, 1382.9, 1857.7))
     assert sum(r.latency_ms["Pixel 1"] for r in v2) == pytest.approx(776.4)
@@ -95,7 +95,7 @@ def totals(releases: list[Release]) -> tuple[float, ...]:
 
 
 @functools.cache
-def net(name: str, width: float) -> Any:
+def built_model(name: str, width: float) -> Any:
     pytest.importorskip("tf_keras")
     from mobilenet.models.builder import build
 
@@ -107,18 +107,18 @@ def counted(release: Release) -> tuple[float, float, float, float]:
     these with three of the four values of a batch normalization channel."""
     from mobilenet.models import counting
 
-    model = net(release.model_name, release.width)
+    model = built_model(release.model_name, release.width)
     size = (release.image_size, release.image_size, 3)
     macs = counting.layer_macs(model, size)
     norms = [w for w in model.weights if w.name.split("/")[-1].startswith(("gamma", "moving_mean"))]
     channels = sum(math.prod(w.shape) for w in norms) / 2
     plain = model.count_params() - 4 * channels
     stem = macs.get("Conv2d_0") or macs["Conv"]
-    found = sum(macs.values()), stem, plain, plain + 3 * channels
-    return tuple(value / 1e6 for value in found)  # type: ignore[return-value]
+    counts = sum(macs.values()), stem, plain, plain + 3 * channels
+    return tuple(value / 1e6 for value in counts)  # type: ignore[return-value]
 
 
-NETS = sorted({(r.model_name, r.width) for r in released_models.ALL})
+MODELS = sorted({(r.model_name, r.width) for r in released_models.ALL})
 
 
 def check_v1(r: released_models.Release, macs: float, stem: float, with_norms: float) -> None:
@@ -137,8 +137,8 @@ def check_v1(r: released_models.Release, macs: float, stem: float, with_norms: f
         assert "misprint" not in notes and "first convolution" not in notes
 
 
-@pytest.mark.parametrize(("name", "width"), NETS)
-def test_figures_are_those_of_our_nets_on_the_basis_that_the_notes_state(
+@pytest.mark.parametrize(("name", "width"), MODELS)
+def test_counts_are_those_of_our_models_on_the_basis_that_the_notes_state(
     name: str, width: float
 ) -> None:
     for r in released_models.ALL:
@@ -167,9 +167,9 @@ def test_figures_are_those_of_our_nets_on_the_basis_that_the_notes_state(
 
 def test_other_errors_of_the_pages_are_marked() -> None:
     def notes(*key: Any) -> str:
-        found = released_models.find(*key)
-        assert found is not None
-        return " ".join(found.notes)
+        release = released_models.find(*key)
+        assert release is not None
+        return " ".join(release.notes)
 
     assert "71 %" in notes("mobilenet_v1", 1.0, 224)
     assert "71 %" not in notes("mobilenet_v1", 1.0, 192)
@@ -223,14 +223,14 @@ V1, V2, V3 = "mobilenet_v1", "mobilenet_v2", "mobilenet_v3"
     ],
 )
 def test_a_path_names_its_release(path: str, expected: tuple[Any, ...] | None) -> None:
-    found = released_models.of_path(path)
+    release = released_models.of_path(path)
     if expected is None:
-        assert found is None
+        assert release is None
     else:
-        assert found is not None
-        shown = (found.model_name, found.width, found.image_size, found.kind, found.top1)
+        assert release is not None
+        shown = (release.model_name, release.width, release.image_size, release.kind, release.top1)
         assert shown == expected
-        assert found is released_models.of_path(path.replace("/", "\\"))
+        assert release is released_models.of_path(path.replace("/", "\\"))
 
 
 @pytest.mark.parametrize("release", released_models.ALL, ids=lambda r: r.archive.split("/", 3)[-1])
@@ -239,8 +239,8 @@ def test_every_archive_names_its_own_row(release: Release) -> None:
 
 
 def test_the_newest_release_is_found() -> None:
-    found = released_models.find("mobilenet_v1", 0.25, 128, "quantized")
-    assert found is not None and found.top1 == 39.5 and "2018_08_02" in found.archive
+    release = released_models.find("mobilenet_v1", 0.25, 128, "quantized")
+    assert release is not None and release.top1 == 39.5 and "2018_08_02" in release.archive
     assert released_models.find("mobilenet_edgetpu", 1.0, 224) is None
     assert released_models.find("mobilenet_v2", 1.0, 300) is None
     with pytest.raises(UsageError, match="did you mean quantized"):

@@ -1,4 +1,4 @@
-"""The configs of a run: JSON both ways, rules and their messages, unknown keys, the recipes."""
+"""The configs of a run: JSON and back, rules and their messages, unknown keys, the recipes."""
 
 from __future__ import annotations
 
@@ -238,10 +238,10 @@ def test_two_configs_share_no_dictionary() -> None:
     first, second = MagnitudePruning(), MagnitudePruning()
     first.final_sparsity["stem"] = 0.1
     assert second.final_sparsity == {"pointwise": 0.5} == MagnitudePruning().final_sparsity
-    given_shares = {"pointwise": 0.3}
-    kept = MagnitudePruning(final_sparsity=given_shares)
-    given_shares["pointwise"] = 0.9
-    assert kept.final_sparsity == {"pointwise": 0.3}
+    shares = {"pointwise": 0.3}
+    config = MagnitudePruning(final_sparsity=shares)
+    shares["pointwise"] = 0.9
+    assert config.final_sparsity == {"pointwise": 0.3}
 
 
 def test_a_dictionary_as_default_of_a_flag_is_each_configs_own() -> None:
@@ -254,7 +254,7 @@ def test_a_dictionary_as_default_of_a_flag_is_each_configs_own() -> None:
     assert hash(Example()) == hash(Example(shares={"a": 0.1}))
 
 
-def test_rules_hold_for_items_and_none_only_where_the_type_says_so() -> None:
+def test_rules_hold_for_items_and_none_only_where_the_type_allows_it() -> None:
     @dataclasses.dataclass(frozen=True)
     class Example(Config):
         numbers: tuple[float, ...] = flag((1.0,), "numbers", least=0)
@@ -274,7 +274,7 @@ def test_rules_hold_for_items_and_none_only_where_the_type_says_so() -> None:
 
 
 def test_a_config_of_version_0_1_still_loads() -> None:
-    """`colour` is `color` since."""
+    """The field was `colour` then."""
     old = dataset.DIGITS.to_json()
     old["colour"] = old.pop("color")
     assert dataset.DatasetConfig.from_json(old) == dataset.DIGITS
@@ -291,11 +291,11 @@ def test_a_number_is_legal_inside_its_bounds(value: float, low: float, high: flo
             check_number("x", value, above=low, most=high)
 
 
-@pytest.mark.parametrize("net", list(IMAGENET))
-def test_imagenet_recipes_are_the_published_ones(net: str) -> None:
-    config = recipes.get(net, "imagenet2012")
+@pytest.mark.parametrize("name", list(IMAGENET))
+def test_imagenet_recipes_are_the_published_ones(name: str) -> None:
+    config = recipes.get(name, "imagenet2012")
     train, model = config.train, config.model
-    assert IMAGENET[net] == (
+    assert IMAGENET[name] == (
         train.lr,
         train.lr_decay_rate,
         train.lr_decay_epochs,
@@ -313,7 +313,7 @@ def test_imagenet_recipes_are_the_published_ones(net: str) -> None:
 
 @pytest.mark.parametrize("model", list(archs.ALL))
 @pytest.mark.parametrize("data", SETS)
-def test_a_recipe_is_of_its_net_and_data_set_and_later_stages_are_gentler(
+def test_a_recipe_is_of_its_model_and_data_set_and_later_stages_are_gentler(
     model: str, data: str
 ) -> None:
     config = recipes.get(model, data)
@@ -383,7 +383,7 @@ def test_only_names_of_parts_are_parsed(name: str) -> None:
         run.Part.parse(name)
 
 
-def test_parts_in_front_of_the_last_may_be_shorter() -> None:
+def test_parts_before_the_last_may_be_shorter() -> None:
     config = recipes.get("mobilenet_v1", "digits")
     for epochs, expected in ((None, (24, 8, 8, 8, 4)), (2, (24, 2, 2, 8, 4))):
         several = config.replace(pruning=ChannelPruning(stages=3, stage_epochs=epochs))

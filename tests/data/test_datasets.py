@@ -110,13 +110,13 @@ def test_labels_outside_the_classes_name_the_flag(tmp_path: Path) -> None:
     config = record_set(write_records(tmp_path, [0, 1, 2]))
     with pytest.raises(UsageError, match="give `label_offset=0`"):
         data.describe(config)
-    for names, offset, found in (("one\ntwo\n", 1, 0), ("zero\none\n", 0, 2)):
+    for names, offset, bad_label in (("one\ntwo\n", 1, 0), ("zero\none\n", 0, 2)):
         (tmp_path / "labels.txt").write_text(names)
         config = config.replace(label_offset=offset)
         with pytest.raises(tf.errors.InvalidArgumentError) as caught:
             labels_of(config)
         message = str(data.explain(caught.value, config))
-        assert message.startswith("label_offset: got") and f"holds {found}" in message
+        assert message.startswith("label_offset: got") and f"holds {bad_label}" in message
 
 
 def test_corrupt_records_are_named_or_left_out(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_corrupt_records_are_named_or_left_out(tmp_path: Path) -> None:
     assert sorted(next(iter(varied))[1].numpy()) == [0, 0, 0, 1, 1]
 
 
-def test_wrong_record_folders_are_told(tmp_path: Path) -> None:
+def test_wrong_record_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a folder of record files"):
         data.describe(record_set(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="there are none"):
@@ -161,7 +161,7 @@ def test_records_are_counted_by_their_lengths(tmp_path: Path) -> None:
         count_records([str(path)])
 
 
-def test_a_missing_split_is_told(tmp_path: Path) -> None:
+def test_a_missing_split_is_refused(tmp_path: Path) -> None:
     for config in (
         record_set(write_records(tmp_path / "r", [1, 2], 1)),
         folder_set(tmp_path / "f"),
@@ -182,7 +182,7 @@ def test_tfds_names_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None
         data.describe("digts")
 
 
-def test_unknown_tfds_names_offer_the_nearest(tmp_path: Path) -> None:
+def test_unknown_tfds_names_suggest_the_nearest(tmp_path: Path) -> None:
     config = DatasetConfig("imagenete", data_dir=str(tmp_path))
     with pytest.raises(UsageError, match="did you mean imagenette"):
         data.describe(config)

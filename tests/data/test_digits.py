@@ -20,7 +20,7 @@ from mobilenet.errors import UsageError
 DIGITS = dataset.get("digits").replace(data_dir="photos")
 
 
-def test_pictures_and_labels_are_scikit_learns() -> None:
+def test_images_and_labels_are_scikit_learns() -> None:
     ours, theirs = digits.load(), load_digits()
     np.testing.assert_array_equal(ours.images, theirs.images)
     np.testing.assert_array_equal(ours.labels, theirs.target)
@@ -65,14 +65,14 @@ def test_file_is_small() -> None:
     assert (Path(mobilenet.__file__).parent / "digits.npz").stat().st_size < 100_000
 
 
-def test_a_place_for_them_is_told() -> None:
-    """Photos that lie there would be passed over for digits, in silence."""
+def test_a_data_folder_for_the_digits_is_refused() -> None:
+    """Photos that lie there would be ignored for digits, without a message."""
     for read in (lambda: digits.load("photos"), lambda: data.describe(DIGITS)):
         with pytest.raises(UsageError, match=r"^data_dir: got 'photos'.*`dataset_name="):
             read()
 
 
-def test_bad_split_and_size_are_told() -> None:
+def test_bad_split_and_size_are_refused() -> None:
     with pytest.raises(UsageError, match="did you mean train"):
         digits.load().indices("trian")
     with pytest.raises(UsageError, match="image size"):

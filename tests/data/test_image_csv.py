@@ -1,4 +1,4 @@
-"""Lists of images: what is read, and each way to be wrong."""
+"""Lists of images: what is read, and each possible fault."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def written(root: Path, text: str, *images: str, encoding: str = "utf-8") -> Pat
 
 
 def test_files_labels_and_order(tmp_path: Path) -> None:
-    """Other columns, their order, blanks, a byte order mark, line ends do not matter."""
+    """Other columns, their order, blanks, a byte order mark, line endings do not matter."""
     path = written(
         tmp_path,
         'label , file,name\r\n5,b.png,tench\r\n\r\n 0, sub/a b.jpg,\r\n17,../up.webp,"x, y"\r\n',

@@ -39,7 +39,7 @@ def test_split_layout_keeps_its_splits(tmp_path: Path) -> None:
     }
 
 
-def test_three_splits_are_told_apart(tmp_path: Path) -> None:
+def test_three_splits_are_distinguished(tmp_path: Path) -> None:
     touch(
         tmp_path,
         [f"{split}/{name}/1.jpg" for split in ("train", "validation", "test") for name in "ab"],
@@ -92,7 +92,7 @@ def test_names_come_from_classes_csv(tmp_path: Path) -> None:
         (["train/a/1.jpg", "val/a/1.jpg", "validation/a/1.jpg"], "not both"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, files: list[str], message: str) -> None:
+def test_faults_are_reported(tmp_path: Path, files: list[str], message: str) -> None:
     touch(tmp_path, files)
     with pytest.raises(UsageError, match=message) as caught:
         image_folder.list_images(tmp_path)

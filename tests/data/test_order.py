@@ -16,7 +16,7 @@ from mobilenet.configs import dataset as datasets
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
 
-STILL: dict[str, Any] = {"area_min": 1.0, "flip": False, "color": 0.0}
+UNVARIED: dict[str, Any] = {"area_min": 1.0, "flip": False, "color": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def test_a_later_start_continues_the_same_run(sets: dict[str, DatasetConfig], na
 
 @pytest.mark.parametrize("name", ["digits", "image_folder", "tfrecord"])
 def test_the_seed_decides_the_order(sets: dict[str, DatasetConfig], name: str) -> None:
-    still = sets[name].replace(**STILL, rotation=0.0, shift=0.0, zoom=0.0, shear=0.0)
-    both = [batches(still, 1, batch_size=14, seed=seed) for seed in (1, 2)]
+    unvaried = sets[name].replace(**UNVARIED, rotation=0.0, shift=0.0, zoom=0.0, shear=0.0)
+    both = [batches(unvaried, 1, batch_size=14, seed=seed) for seed in (1, 2)]
     assert not same(*both)
 
 
@@ -83,7 +83,7 @@ def test_a_later_start_of_the_digits_crosses_the_epoch(sets: dict[str, DatasetCo
 def test_every_epoch_holds_each_image_once_in_an_order_of_its_own(
     sets: dict[str, DatasetConfig], name: str
 ) -> None:
-    config = sets[name].replace(**STILL, rotation=0.0, shift=0.0, zoom=0.0, shear=0.0)
+    config = sets[name].replace(**UNVARIED, rotation=0.0, shift=0.0, zoom=0.0, shear=0.0)
     size = data.describe(config).sizes["train"]
     stream = batches(config, 2, batch_size=size)
     keys = [[x.tobytes() for x in images] for images, _ in stream]

@@ -40,7 +40,7 @@ def test_evaluation_is_slims_recipe_on_real_photos(shared_data: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_evaluation_is_slims_recipe_on_written_pictures(seed: int) -> None:
+def test_evaluation_is_slims_recipe_on_written_images(seed: int) -> None:
     encoded = tf.constant(encode(smooth_image(seed, 61 + seed, 90 - 7 * seed), "jpeg"))
     image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
     image = tf.image.central_crop(tf.image.convert_image_dtype(image, tf.float32), 0.875)
@@ -51,7 +51,7 @@ def test_evaluation_is_slims_recipe_on_written_pictures(seed: int) -> None:
     )
 
 
-def test_photos10_comes_through_the_pipeline_as_the_recipe_says(shared_data: Path) -> None:
+def test_photos10_is_preprocessed_by_the_recipe(shared_data: Path) -> None:
     config = datasets.get("image_folder").replace(data_dir=str(shared_data / "photos10"))
     info = data.describe(config)
     assert info.sizes == {"train": 650, "validation": 250, "test": 250}
@@ -74,8 +74,8 @@ def test_square_crop_is_the_officials() -> None:
     expected = tf.image.resize(image[top : top + side, left : left + side], (224, 224))
     np.testing.assert_allclose(ours, expected, atol=1e-5)
     scaled = preprocessing.normalize(tf.constant([[[255.0, 0.0, 127.5]]]), square).numpy()[0, 0]
-    torch_says = (np.array([1, 0, 0.5]) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(scaled, torch_says, atol=1e-5)
+    expected_scaled = (np.array([1, 0, 0.5]) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(scaled, expected_scaled, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["png", "bmp", "webp", "gif"])
@@ -114,24 +114,24 @@ def test_a_training_crop_covers_what_it_may(kind: str) -> None:
     assert 1 / 1.65 < min(ratios) < 0.85 and 1.15 < max(ratios) < 1.65
 
 
-def test_mirror_and_color_do_what_they_say() -> None:
+def test_mirroring_and_color_changes_have_their_documented_effect() -> None:
     encoded = tf.constant(encode(smooth_image(4), "png"))
     image = np.asarray(smooth_image(4)).astype(int)
-    still = DatasetConfig(area_min=1.0, flip=False, color=0.0)
+    unvaried = DatasetConfig(area_min=1.0, flip=False, color=0.0)
     seeds = [tf.constant([1, n], tf.int64) for n in range(40)]
 
     def vary(config: DatasetConfig) -> list[np.ndarray]:
         size = (40, 50)
-        found = [preprocessing.training_pixels(encoded, config, size, 3, seed) for seed in seeds]
-        return [one.numpy().astype(int) for one in found]
+        images = [preprocessing.training_pixels(encoded, config, size, 3, seed) for seed in seeds]
+        return [one.numpy().astype(int) for one in images]
 
-    assert all(np.array_equal(one, image) for one in vary(still))
-    mirrored = [np.array_equal(one, image[:, ::-1]) for one in vary(still.replace(flip=True))]
+    assert all(np.array_equal(one, image) for one in vary(unvaried))
+    mirrored = [np.array_equal(one, image[:, ::-1]) for one in vary(unvaried.replace(flip=True))]
     assert 10 < sum(mirrored) < 30
     gray = preprocessing.adjust_brightness(tf.fill([200, 4, 4, 1], 128.0), 0.5, seeds[0]).numpy()
     levels = gray[:, 0, 0, 0] - 128
     assert -16 <= levels.min() < -12 and 12 < levels.max() <= 16 and np.ptp(gray[0]) == 0
-    spread = [np.ptp(one, axis=-1).mean() for one in vary(still.replace(color=1.0))]
+    spread = [np.ptp(one, axis=-1).mean() for one in vary(unvaried.replace(color=1.0))]
     assert min(spread) < 0.8 * np.ptp(image, axis=-1).mean() < max(spread)
 
 
@@ -168,11 +168,13 @@ def test_digits_are_evaluated_as_the_digits_module_draws_them() -> None:
 
 
 def test_unvaried_training_digits_are_the_evaluated_ones_but_for_rounding() -> None:
-    still = datasets.get("digits").replace(rotation=0.0, shift=0.0, zoom=0.0, shear=0.0, color=0.0)
+    unvaried = datasets.get("digits").replace(
+        rotation=0.0, shift=0.0, zoom=0.0, shear=0.0, color=0.0
+    )
     settings = {"image_size": 20, "batch_size": 1257, "preprocessing": "raw"}
-    trained, _ = next(iter(data.load(still, "train", training=True, **settings)))
+    trained, _ = next(iter(data.load(unvaried, "train", training=True, **settings)))
     raw = datasets.PREPROCESSING["raw"].replace(crop="none")
-    stored, _ = next(iter(data.load(still, "train", **{**settings, "preprocessing": raw})))
+    stored, _ = next(iter(data.load(unvaried, "train", **{**settings, "preprocessing": raw})))
     one = np.sort(trained.numpy().sum(axis=(1, 2, 3)))
     other = np.sort(stored.numpy().sum(axis=(1, 2, 3)))
     assert np.abs(one - other).max() < 0.5 * 20 * 20 * 3

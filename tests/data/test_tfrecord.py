@@ -66,12 +66,12 @@ def labels_of(config: DatasetConfig) -> list[int]:
 
 @pytest.mark.parametrize("case", DAMAGED)
 def test_a_damaged_record_is_named_or_left_out(case: str, tmp_path: Path) -> None:
-    payload, words = DAMAGED[case]
+    payload, fragment = DAMAGED[case]
     config = folder(tmp_path, payload)
     with pytest.raises((UsageError, tf.errors.OpError)) as caught:
         labels_of(config)
     message = data.explain(caught.value, config, "train")
-    assert f"{tmp_path}/train-0 record 1: expected" in str(message) and words in str(message)
+    assert f"{tmp_path}/train-0 record 1: expected" in str(message) and fragment in str(message)
     lenient = config.replace(skip_corrupt=True)
     info = data.describe(lenient)
     assert (info.sizes["train"], info.skipped["train"]) == (2, 1)
@@ -83,13 +83,13 @@ def test_a_damaged_record_is_named_or_left_out(case: str, tmp_path: Path) -> Non
 def test_a_damaged_record_of_a_large_set_is_named_on_reading(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    payload, words = DAMAGED[case]
+    payload, fragment = DAMAGED[case]
     config = folder(tmp_path, payload)
     monkeypatch.setattr(tfrecord, "_SCANNED", 0)  # as of a set that is too large to be scanned
     with pytest.raises((tf.errors.OpError, UnicodeDecodeError)) as caught:
         labels_of(config)
     message = str(data.explain(caught.value, config, "train"))
-    assert "train-0 record 1: expected" in message and words in message
+    assert "train-0 record 1: expected" in message and fragment in message
 
 
 def test_only_damaged_records_are_an_error(tmp_path: Path) -> None:
@@ -134,17 +134,17 @@ def test_wrong_lengths_end_in_an_error_and_never_in_other_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b"", "0 names"),
         (b"a\xff\n", "UTF-8"),
         (b"a\n" * (MAX_CLASSES + 1), "1 to 1,000,000 class names"),
     ],
 )
-def test_label_files_that_cannot_be_used(content: bytes, words: str, tmp_path: Path) -> None:
+def test_label_files_that_cannot_be_used(content: bytes, message: str, tmp_path: Path) -> None:
     config = folder(tmp_path, encode_example(jpeg(2), 2))
     (tmp_path / "labels.txt").write_bytes(content)
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=message):
         data.describe(config)
 
 

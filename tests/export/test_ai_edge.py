@@ -34,9 +34,9 @@ def unpacked(stored: memoryview, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model whose 1x1 kernels have the values of `--quantization linear`, 4 bits."""
-    folder = tmp_path_factory.mktemp("four") / "net"
+    folder = tmp_path_factory.mktemp("four") / "model"
     model = small_models.randomize_batch_norm(small_models.toy(), 4)
     for layer in model.layers:
         if kind(layer) == "Conv2D" and layer.kernel.shape[0] == 1:
@@ -75,25 +75,25 @@ def test_other_kernels_lie_on_no_grid(kernel: list[list[float]]) -> None:
 
 
 @given(st.lists(st.integers(-8, 7), min_size=1, max_size=9))
-def test_values_are_packed_without_loss(codes: list[int]) -> None:
-    values = np.array(codes, np.int8)
+def test_values_are_packed_without_loss(numbers: list[int]) -> None:
+    values = np.array(numbers, np.int8)
     stored = ai_edge.pack_int4(values)
-    assert len(stored) == (len(codes) + 1) // 2
-    assert stored[0] & 15 == codes[0] & 15  # the first in the lower half, as the runtime reads it
-    np.testing.assert_array_equal(unpacked(memoryview(stored), (len(codes),)), values)
+    assert len(stored) == (len(numbers) + 1) // 2
+    assert stored[0] & 15 == numbers[0] & 15  # the first in the lower half, as the runtime reads it
+    np.testing.assert_array_equal(unpacked(memoryview(stored), (len(numbers),)), values)
 
 
 @needs_edge
 def test_a_4_bit_model_becomes_an_int4_file(
-    net: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    saved_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    converter.run([f"--model={net}", f"--output={out}", "--number_format=edge_int4"])
+    converter.run([f"--model={saved_model}", f"--output={out}", "--number_format=edge_int4"])
     outputs, err = capfd.readouterr()
     assert err == "" and "int4 kernels" in outputs and "100.00%" in outputs
     content = tflite_model.read((out / "model.tflite").read_bytes())
     stored = [tensor for tensor in content.tensors if tensor.dtype == "int4"]
-    model = saving.load(net).model
+    model = saving.load(saved_model).model
     layers = [x for x in model.layers if kind(x) == "Conv2D" and x.kernel.shape[0] == 1]
     assert len(stored) == len(layers) > 0
     by_shape = {tuple(t.shape): t for t in stored}
@@ -108,12 +108,12 @@ def test_a_4_bit_model_becomes_an_int4_file(
 
 
 @needs_edge
-def test_the_packages_own_scales_leave_the_grid(net: Path) -> None:
+def test_the_packages_own_scales_leave_the_grid(saved_model: Path) -> None:
     """What `set_grid_values` corrects: most channels' largest weight is no multiple of 7."""
     from mobilenet.export import freeze, tflite_converter
     from mobilenet.export.rewrites import ai_edge
 
-    data = tflite_converter.float_flatbuffer(freeze.float32_copy(saving.load(net).model))
+    data = tflite_converter.float_flatbuffer(freeze.float32_copy(saving.load(saved_model).model))
     mended = ai_edge.apply_recipe(data, "edge_int4")
     plain, converted = tflite_model.read(data), tflite_model.read(mended)
     grid = ai_edge.grid_scales(plain)
@@ -130,9 +130,9 @@ def test_the_packages_own_scales_leave_the_grid(net: Path) -> None:
 @needs_edge
 def test_a_model_without_a_grid_is_refused(tmp_path: Path) -> None:
     model = small_models.randomize_batch_norm(small_models.toy(), 4)
-    folder = tmp_path / "net"
+    folder = tmp_path / "model"
     saving.save(model, folder, Card(input_shape=(16, 16, 3), preprocessing=small_models.INCEPTION))
-    words = [f"--model={folder}", f"--output={tmp_path / 'out'}", "--number_format=edge_int4"]
+    args = [f"--model={folder}", f"--output={tmp_path / 'out'}", "--number_format=edge_int4"]
     with pytest.raises(UsageError, match="kernels on a 4-bit grid") as caught:
-        converter.run(words)
+        converter.run(args)
     assert len(str(caught.value).splitlines()) == 1

@@ -121,17 +121,17 @@ def test_card_is_that_of_the_file(files: dict[str, Exported], tmp_path: Path, na
     converted = files[name]
     path = bundle.write_export(tmp_path / "export", converted.data, CARD, converted.verification)
     card = Card.from_json(json.loads((path.parent / "card.json").read_text()))
-    for edge, detail in zip((card.input, card.output), io_details(converted.data), strict=True):
-        assert edge is not None
-        assert np.dtype(edge.dtype) == detail["dtype"]
-        assert (edge.scale, edge.zero_point) == detail["quantization"]
+    for tensor, detail in zip((card.input, card.output), io_details(converted.data), strict=True):
+        assert tensor is not None
+        assert np.dtype(tensor.dtype) == detail["dtype"]
+        assert (tensor.scale, tensor.zero_point) == detail["quantization"]
     assert card.input_shape == (SIZE, SIZE, 3)
     assert (card.stage, card.outputs, card.labels) == ("convert", "logits", LABELS)
     assert card.preprocessing.mean == ((127.5,) if name == "float" else (128.0,))
     assert (card.preprocessing.std, card.preprocessing.crop) == ((127.5,), "central")
 
 
-def test_other_normalisations_are_left_alone(files: dict[str, Exported]) -> None:
+def test_other_normalizations_are_left_alone(files: dict[str, Exported]) -> None:
     card = CARD.replace(preprocessing=PREPROCESSING["imagenet"])
     actual = bundle.export_card(card, files["int8"].verification)
     assert actual.preprocessing == PREPROCESSING["imagenet"]

@@ -33,7 +33,7 @@ def trained_like(small_model: Callable[..., Any]) -> Callable[[str], Any]:
         model.set_weights(small_model(name).get_weights())
         kernel, bias = model.get_layer("Logits").get_weights()
         model.get_layer("Logits").set_weights(
-            [kernel * 10 / np.abs(model(pictures()).numpy()).max(), bias + 0.5]
+            [kernel * 10 / np.abs(model(sample_images()).numpy()).max(), bias + 0.5]
         )
         return model
 
@@ -42,13 +42,13 @@ def trained_like(small_model: Callable[..., Any]) -> Callable[[str], Any]:
 
 @pytest.fixture(scope="module")
 def saved(trained_like: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("frozen") / "net"
+    folder = tmp_path_factory.mktemp("frozen") / "model"
     card = Card(input_shape=(32, 32, 3), labels=LABELS, dataset="digits")
     saving.save(trained_like("mobilenet_v3_small"), folder, card)
     return folder
 
 
-def pictures(count: int = 5) -> np.ndarray:
+def sample_images(count: int = 5) -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (count, 32, 32, 3)).astype(np.float32)
 
 
@@ -66,20 +66,20 @@ def run_graph(path: Path, images: np.ndarray) -> np.ndarray:
 def test_the_graph_has_the_outputs_of_the_model(
     batch: int, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [f"--batch={batch}", "--verify_images=8", f"--output={tmp_path / 'out'}"]
-    converter.run([f"--model={saved}", "--format=frozen_graph", *words])
+    args = [f"--batch={batch}", "--verify_images=8", f"--output={tmp_path / 'out'}"]
+    converter.run([f"--model={saved}", "--format=frozen_graph", *args])
     out = capsys.readouterr().out
     assert "input:0, float32" in out and "output:0, float32" in out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "card.json", "frozen_graph.pb", "labels.txt",
     ]  # fmt: skip
-    expected = saving.load(saved).model(pictures()).numpy()
-    blocks = [pictures()] if batch == 0 else np.split(pictures(), 5)
+    expected = saving.load(saved).model(sample_images()).numpy()
+    blocks = [sample_images()] if batch == 0 else np.split(sample_images(), 5)
     actual = [run_graph(tmp_path / "out/frozen_graph.pb", block) for block in blocks]
     assert 5 < np.abs(expected).max() < 20
     np.testing.assert_allclose(np.concatenate(actual), expected, atol=1e-4)  # 1e-5 of the largest
     model = frozen_graph.load(tmp_path / "out")
-    np.testing.assert_allclose(model.model(pictures()).numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(model.model(sample_images()).numpy(), expected, atol=1e-4)
     card = json.loads((tmp_path / "out/card.json").read_text())
     assert card["notes"][-1] == "frozen graph: input input:0, output output:0"
     assert (tmp_path / "out/labels.txt").read_text().split() == list(LABELS)
@@ -92,15 +92,15 @@ def test_a_graph_of_two_a_call_takes_any_number(
     (tmp_path / "two.pb").write_bytes(export_frozen_graph.serialize_graph(model, 2, softmax=True))
     runner = frozen_graph.load(tmp_path / "two.pb").model
     assert (runner.input_shape, runner.output_shape) == ((2, 32, 32, 3), (2, 10))
-    expected = tf.nn.softmax(model(pictures())).numpy()
-    np.testing.assert_allclose(runner(pictures()).numpy(), expected, atol=1e-5)
+    expected = tf.nn.softmax(model(sample_images())).numpy()
+    np.testing.assert_allclose(runner(sample_images()).numpy(), expected, atol=1e-5)
 
 
 def test_the_evaluator_takes_it(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--format=frozen_graph", "--verify_images=2", f"--output={tmp_path / 'out'}"]
-    converter.run([f"--model={saved}", "--batch=0", *words])
+    args = ["--format=frozen_graph", "--verify_images=2", f"--output={tmp_path / 'out'}"]
+    converter.run([f"--model={saved}", "--batch=0", *args])
     figures = []
     for model in (saved, tmp_path / "out", tmp_path / "out/frozen_graph.pb"):
         capsys.readouterr()
@@ -116,12 +116,14 @@ def test_another_model_is_refused(trained_like: Callable[[str], Any], tmp_path: 
     layer.set_weights([weight * 1.001 for weight in layer.get_weights()])
     other = export_frozen_graph.reference_model(model)
     with pytest.raises(VerificationError, match="outputs within 1e-05"):
-        export_frozen_graph.write_frozen_graph(tmp_path / "out", data, Card(), other, pictures())
+        export_frozen_graph.write_frozen_graph(
+            tmp_path / "out", data, Card(), other, sample_images()
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (
             ["--number_format=dynamic_range"],
@@ -143,13 +145,13 @@ def test_another_model_is_refused(trained_like: Callable[[str], Any], tmp_path: 
     ],
 )
 def test_flags_that_make_no_sense(
-    words: list[str], message: str, saved: Path, tmp_path: Path
+    args: list[str], message: str, saved: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine").write_text("mine")
-    words = [f"--output={tmp_path / 'out'}", *(w.format(full=tmp_path / "full") for w in words)]
+    args = [f"--output={tmp_path / 'out'}", *(w.format(full=tmp_path / "full") for w in args)]
     with pytest.raises(UsageError) as caught:
-        converter.run([f"--model={saved}", "--format=frozen_graph", *words])
+        converter.run([f"--model={saved}", "--format=frozen_graph", *args])
     assert message in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["full"]
     assert (tmp_path / "full/mine").read_text() == "mine"

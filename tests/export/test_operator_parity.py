@@ -1,4 +1,4 @@
-"""Each operator of a file against its layer: on sound files, and on files wrong in one place."""
+"""Each operator of a file against its layer: on sound files, and on files with one fault."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_wrong_range_is_reported_at_its_layer_alone(converted: Int8Model, fact
     assert operator_parity.step_faults(rows.values(), None) == []
 
 
-def test_a_zero_point_halfway_may_be_rounded_either_way(converted: Int8Model) -> None:
+def test_a_zero_point_halfway_may_be_rounded_up_or_down(converted: Int8Model) -> None:
     """-3..15, a range of hard-swish equalization, has its zero at -85.5; TensorFlow rounds it
     up.
     """
@@ -211,7 +211,7 @@ def test_average_pooling_and_softmax_are_verified() -> None:
     "name", ["mobilenet_v3_small", pytest.param("mobilenet_v3_large", marks=pytest.mark.slow)]
 )
 def test_generic_keeps_one_hard_swish_each_and_is_verified(name: str) -> None:
-    """Quantizers stand on both sides of a hard-swish and none inside; nothing stays float."""
+    """Quantizers are on both sides of a hard-swish and none inside; nothing stays float."""
     converted = int8_family(name)
     wrapped = scheme.wrap(converted.plain, INCEPTION, "generic")
     left = {n for n, q in scheme.quantizers(wrapped).items() if n in converted.ranges}

@@ -131,7 +131,7 @@ def test_models_that_cannot_be_frozen_are_refused() -> None:
     with pytest.raises(UsageError, match=r"input shape: got .8, 6, 1.*one that the model takes"):
         freeze.freeze(open_size, input_shape=(8, 6, 1))
     with pytest.raises(UsageError, match=r"model: .*str.*a tf_keras model"):
-        freeze.freeze("net")
+        freeze.freeze("model")
     with pytest.raises(UsageError, match="one input and one output"):
         freeze.freeze(tf_keras.Model(source, [L.ReLU()(source), L.ReLU()(source)]))
     wrapped = tf_keras.Sequential(
@@ -219,7 +219,7 @@ def test_quiet_captures_what_c_code_writes(capfd: pytest.CaptureFixture[str]) ->
     assert capfd.readouterr().err == "afterwards\n"
 
 
-def test_conversion_is_silent(int8_file: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+def test_conversion_prints_nothing(int8_file: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     tflite_converter.int8_flatbuffer(fake_quant_model())
     tflite_converter.float_flatbuffer(hard_swish_model(softmax=True))
     print("still here", file=sys.stderr)

@@ -65,7 +65,7 @@ def test_comparison_is_in_output_steps(int8_file: bytes) -> None:
     own = (values - zero) * scale
     keras = own.copy()
     order = own.argsort(axis=1)
-    for image in range(20):  # twenty near ties the other way, by one step
+    for image in range(20):  # twenty near ties rounded differently, by one step
         keras[image, order[image, -2]] = own[image].max() + scale
     keras[20, order[20, -2]] = own[20].max() + 5 * scale  # one clear disagreement
     actual = check(int8_file, keras)
@@ -137,10 +137,8 @@ def test_wrong_input_types_are_a_fault(
         "input is int8 instead of uint8" in f
         for f in check(int8_file, reference, io="uint8").faults
     )
-    float_edges = tflite_converter.int8_flatbuffer(quantized, "float32")
-    assert any(
-        "output is float32 instead of int8" in f for f in check(float_edges, reference).faults
-    )
+    float_io = tflite_converter.int8_flatbuffer(quantized, "float32")
+    assert any("output is float32 instead of int8" in f for f in check(float_io, reference).faults)
 
 
 def test_saturated_bias_is_a_fault() -> None:

@@ -2,7 +2,7 @@
 
 A child works on a batch of cases and writes the number of each before it begins, so that a crash or
 a hang has a number; the batch then goes on after it. A table is printed and written, and the input
-of every failure is kept. `--case NUMBER` runs one case of one target and shows what comes of it.
+of every failure is saved. `--case NUMBER` runs one case of one target and shows what comes of it.
 """
 
 from __future__ import annotations
@@ -110,14 +110,14 @@ def _batch(
     """One process; returns the number of the case that comes next."""
     results, log = folder / "results.jsonl", folder / "log.txt"
     results.write_text("")
-    words = [*map(str, (tally.name, "--first", numbers[0], "--cases", numbers[1] - numbers[0]))]
-    words += ["--memory", str(options.memory), "--output", str(folder), "--child", str(results)]
-    with log.open("wb") as said:
+    args = [*map(str, (tally.name, "--first", numbers[0], "--cases", numbers[1] - numbers[0]))]
+    args += ["--memory", str(options.memory), "--output", str(folder), "--child", str(results)]
+    with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fuzz", *words],
+            [sys.executable, "-m", "fuzz", *args],
             stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
         killed = hangs(process, results)
@@ -163,26 +163,26 @@ def counted(
 
 
 def _keep(folder: Path, name: str, number: int, text: str) -> None:
-    """Keeps the input of a failure."""
-    place = folder / "failures" / f"{name}-{number}"
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(folder / "work/case/in", place, symlinks=True)
+    """Saves the input of a failure."""
+    target = folder / "failures" / f"{name}-{number}"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(folder / "work/case/in", target, symlinks=True)
     if text:
-        (place / "outcome.txt").write_text(text, "utf-8", "backslashreplace")
+        (target / "outcome.txt").write_text(text, "utf-8", "backslashreplace")
 
 
 def _seeds(name: str, folder: Path) -> Path:
-    """The sound files of a target, made once in a folder."""
+    """The sound files of a target, created once in a folder."""
     from fuzz.targets import TARGETS
 
-    made = folder / "seeds" / name
-    if not made.exists():
+    seeds = folder / "seeds" / name
+    if not seeds.exists():
         half = folder / "seeds" / f".{name}"
         shutil.rmtree(half, ignore_errors=True)
         half.mkdir(parents=True)
         TARGETS[name].make(half)
-        half.rename(made)
-    return made
+        half.rename(seeds)
+    return seeds
 
 
 def _work(options: argparse.Namespace) -> int:

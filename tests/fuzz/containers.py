@@ -56,7 +56,7 @@ def damaged_zip(rng: random.Random, data: bytes) -> bytes:
 
 
 def zipped(members: Sequence[tuple[str, bytes]], method: int = zipfile.ZIP_STORED) -> bytes:
-    """A zip archive; of members of one name all are kept."""
+    """A zip archive; of members of one name all remain."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, content in members:
@@ -485,9 +485,9 @@ def damaged_packed(rng: random.Random, data: bytes) -> bytes:
     else:
         plain = rng.choice((0, 1, 2**31, 2**32 - 1))
     header = zlib.compress(text)
-    front = struct.pack("<8sIIIQ", magic, version, len(header), plain, body_size)
-    digest = hashlib.sha256(front + header + body).digest()
-    return front + digest + header + body
+    fields = struct.pack("<8sIIIQ", magic, version, len(header), plain, body_size)
+    digest = hashlib.sha256(fields + header + body).digest()
+    return fields + digest + header + body
 
 
 def _resized(rng: random.Random, text: bytes, size: int) -> bytes:
@@ -582,7 +582,7 @@ def _damage_array(rng: random.Random, array: Any) -> None:
     elif action < 0.6:
         parent[name] = values.reshape(-1)[: rng.choice((0, 1, 3))]
     elif action < 0.7:
-        parent.create_dataset(name, (2**40,), np.float32)  # takes no room in the file
+        parent.create_dataset(name, (2**40,), np.float32)  # takes no bytes in the file
     elif action < 0.8:
         parent.create_group(name)
 

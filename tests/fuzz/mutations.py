@@ -113,19 +113,19 @@ def odd(rng: random.Random) -> Any:
 def odd_json(rng: random.Random, value: Any) -> Any:
     """A copy of a JSON value in which one part is odd: absent, of another type, extreme."""
     value = copy.deepcopy(value)
-    places = list(_places(value))
-    if not places or rng.random() < 0.03:
+    positions = list(_positions(value))
+    if not positions or rng.random() < 0.03:
         return odd(rng)
-    holder, key = rng.choice(places)
+    holder, key = rng.choice(positions)
     change = rng.choice((_replace, _replace, _replace, _nudge, _nudge, _drop, _add, _exchange))
-    change(rng, holder, key, places)
+    change(rng, holder, key, positions)
     return value
 
 
-Place = tuple[Any, Any]
+Position = tuple[Any, Any]
 
 
-def _places(value: Any) -> Iterator[Place]:
+def _positions(value: Any) -> Iterator[Position]:
     """Every list or dictionary with each of its keys."""
     keys = (
         list(value)
@@ -136,14 +136,14 @@ def _places(value: Any) -> Iterator[Place]:
     )
     for key in keys:
         yield value, key
-        yield from _places(value[key])
+        yield from _positions(value[key])
 
 
-def _replace(rng: random.Random, holder: Any, key: Any, places: list[Place]) -> None:
+def _replace(rng: random.Random, holder: Any, key: Any, positions: list[Position]) -> None:
     holder[key] = odd(rng)
 
 
-def _nudge(rng: random.Random, holder: Any, key: Any, places: list[Place]) -> None:
+def _nudge(rng: random.Random, holder: Any, key: Any, positions: list[Position]) -> None:
     """A value that looks like the one before."""
     before = holder[key]
     if isinstance(before, bool) or before is None:
@@ -160,20 +160,20 @@ def _nudge(rng: random.Random, holder: Any, key: Any, places: list[Place]) -> No
         holder[key] = rng.choice((list(before), list(before.values()), [before]))
 
 
-def _drop(rng: random.Random, holder: Any, key: Any, places: list[Place]) -> None:
+def _drop(rng: random.Random, holder: Any, key: Any, positions: list[Position]) -> None:
     del holder[key]
 
 
-def _add(rng: random.Random, holder: Any, key: Any, places: list[Place]) -> None:
+def _add(rng: random.Random, holder: Any, key: Any, positions: list[Position]) -> None:
     if isinstance(holder, list):
         holder.insert(key, odd(rng))
     else:
         holder[rng.choice(("x", "", "type", "__class__", "name", f"{key}_"))] = odd(rng)
 
 
-def _exchange(rng: random.Random, holder: Any, key: Any, places: list[Place]) -> None:
+def _exchange(rng: random.Random, holder: Any, key: Any, positions: list[Position]) -> None:
     """Another part of the document in its position."""
-    other, there = rng.choice(places)
+    other, there = rng.choice(positions)
     holder[key] = copy.deepcopy(other[there])
 
 

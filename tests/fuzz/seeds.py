@@ -47,7 +47,7 @@ def card() -> Any:
 
 
 def photo(size: tuple[int, int] = (40, 36), seed: int = 1) -> Any:
-    """A smooth picture."""
+    """A smooth image."""
     from PIL import Image
 
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)

@@ -69,7 +69,7 @@ def write_occupied(folder: Path) -> None:
 
 # Flags
 
-_WORDS = (
+_VALUES = (
     "",
     "x",
     "0",
@@ -84,7 +84,7 @@ _WORDS = (
     "9" * 400,
     "1e-320",
 )
-_WORDS += (
+_VALUES += (
     "/dev/zero",
     "/dev/null",
     ".",
@@ -98,7 +98,7 @@ _WORDS += (
     "٣",
     "é",
 )
-_WORDS += (
+_VALUES += (
     "\udcff",
     "a\nb",
     "\x1b[2J",
@@ -120,7 +120,7 @@ _TYPED = {
 
 
 def commands() -> dict[str, tuple[Any, list[str]]]:
-    """Each command with sound words; a `{}` is the folder of the case."""
+    """Each command with valid arguments; a `{}` is the folder of the case."""
     from mobilenet import converter
     from mobilenet.tf1_loader import __main__ as tf1_loader
 
@@ -144,34 +144,34 @@ def make_flags(folder: Path) -> None:
 
 
 def damage_flags(rng: random.Random, folder: Path) -> None:
-    """Writes a command and its words: one to three flags more, and now and then a word changed."""
+    """Writes a command and its arguments: one to three flags more, and sometimes one changed."""
     name = rng.choice(sorted(commands()))
-    module, words = commands()[name]
+    module, args = commands()[name]
     specs = module.COMMAND.flags()
     more = [_flag(rng, rng.choice(specs)) for _ in range(rng.choice((1, 1, 2, 3)))]
     if rng.random() < 0.2 and name not in ("trainer", "tf1_loader"):
-        words[rng.randrange(len(words))] = rng.choice(_WORDS)
+        args[rng.randrange(len(args))] = rng.choice(_VALUES)
     if rng.random() < 0.1:
         more.append(rng.choice(("--no_such_flag", "-", "-x", "--=", "---", "--lr", "--override")))
-    seeds.write_json(folder / "words.json", [name, *more, *words])
+    seeds.write_json(folder / "words.json", [name, *more, *args])
 
 
 def _flag(rng: random.Random, spec: Any) -> str:
     if spec.name in ("override", "config_file") and rng.random() < 0.5:
         paths = ("train.lr", "model", "model.channels", "seed", "train.lr_boundaries", "image_size")
-        return f"--{spec.name}={rng.choice(paths)}={rng.choice(_WORDS)}"
-    typed = _TYPED.get(spec.type, _WORDS)
-    word = rng.choice(typed if rng.random() < 0.5 else _WORDS)
+        return f"--{spec.name}={rng.choice(paths)}={rng.choice(_VALUES)}"
+    typed = _TYPED.get(spec.type, _VALUES)
+    value = rng.choice(typed if rng.random() < 0.5 else _VALUES)
     if spec.type is bool and rng.random() < 0.5:
         return rng.choice((f"--{spec.name}", f"--no{spec.name}"))
-    return f"--{spec.name}={word}"
+    return f"--{spec.name}={value}"
 
 
 def use_flags(folder: Path) -> None:
-    name, *words = json.loads((folder / "words.json").read_text())
+    name, *args = json.loads((folder / "words.json").read_text())
     module = commands()[name][0]
-    words = [word.replace("{}/", f"{folder}/") for word in words]
-    stopped_by(_OCCUPIED, lambda: module.run(words))
+    args = [word.replace("{}/", f"{folder}/") for word in args]
+    stopped_by(_OCCUPIED, lambda: module.run(args))
 
 
 # Configs, cards, reports
@@ -211,9 +211,9 @@ def damage_config(rng: random.Random, folder: Path) -> None:
 def use_config(folder: Path) -> None:
     """By the trainer, up to the run folder; then its model is built."""
     path = str(folder / "damaged.json")
-    words = [f"--config_file={path}", f"--model_dir={folder / 'occupied'}"]
+    args = [f"--config_file={path}", f"--model_dir={folder / 'occupied'}"]
     try:
-        stopped_by(_OCCUPIED, lambda: trainer.run(words))
+        stopped_by(_OCCUPIED, lambda: trainer.run(args))
     except Accepted:
         from mobilenet.configs.run import RunConfig
         from mobilenet.models import builder
@@ -258,8 +258,8 @@ def make_report(folder: Path) -> None:
 
 def use_report(folder: Path) -> None:
     """Goes on with the run; a stage that is not finished would begin with what is not there."""
-    words = [f"--config_file={folder / 'config.json'}", f"--model_dir={folder / 'run'}"]
-    stopped_by("absent.keras", lambda: trainer.run(words))
+    args = [f"--config_file={folder / 'config.json'}", f"--model_dir={folder / 'run'}"]
+    stopped_by("absent.keras", lambda: trainer.run(args))
 
 
 # TF1 checkpoints and archives
@@ -379,11 +379,11 @@ def use_model(name: str) -> Callable[[Path], None]:
 
 
 def with_photo(make: Callable[[Path], object]) -> Callable[[Path], None]:
-    def made(folder: Path) -> None:
+    def make_both(folder: Path) -> None:
         seeds.write_photo(folder / "photo.png")
         make(folder)
 
-    return made
+    return make_both
 
 
 def make_packed(folder: Path) -> None:
@@ -428,8 +428,8 @@ def make_records(folder: Path) -> None:
 
 
 def use_records(folder: Path) -> None:
-    words = ["--dataset_name=tfrecord", f"--data_dir={folder / 'records'}", "--label_offset=1"]
-    evaluator.run([f"--model={folder / 'small.keras'}", *words])
+    args = ["--dataset_name=tfrecord", f"--data_dir={folder / 'records'}", "--label_offset=1"]
+    evaluator.run([f"--model={folder / 'small.keras'}", *args])
 
 
 _KINDS = ("jpg", "png", "bmp", "webp", "gif")
@@ -453,9 +453,9 @@ def damage_image(rng: random.Random, folder: Path) -> None:
     if rng.random() < 0.67:
         return
     for number in range(seeds.CLASSES):
-        place = folder / "images/test" / str(number)
-        place.mkdir(parents=True)
-        shutil.copy(damaged if number == 3 else seeds.write_photo(folder / "sound.png"), place)
+        images = folder / "images/test" / str(number)
+        images.mkdir(parents=True)
+        shutil.copy(damaged if number == 3 else seeds.write_photo(folder / "sound.png"), images)
 
 
 def use_image(folder: Path) -> None:

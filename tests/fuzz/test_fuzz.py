@@ -21,7 +21,7 @@ MEMORY = 6 << 30  # bytes on top of what the process has
 
 @pytest.fixture(scope="session")
 def seed_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`seed_files(target)`: a folder of its sound files, made once."""
+    """`seed_files(target)`: a folder of its sound files, created once."""
     base = tmp_path_factory.mktemp("seeds")
 
     def make(name: str) -> Path:

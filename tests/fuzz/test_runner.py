@@ -64,8 +64,8 @@ def test_a_case_that_takes_too_long_is_killed(
 ) -> None:
     monkeypatch.setattr(runner, "PATIENCE", 0.3)
     monkeypatch.setattr(runner, "START", 0.0)
-    words = [sys.executable, "-c", "import time; time.sleep(60)"]
-    with subprocess.Popen(words, start_new_session=True) as process:
+    args = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(args, start_new_session=True) as process:
         assert runner.hangs(process, written(folder))
         assert process.returncode == -9
     with subprocess.Popen([sys.executable, "-c", ""], start_new_session=True) as process:

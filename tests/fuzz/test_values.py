@@ -1,4 +1,4 @@
-"""Any JSON value and any words of a command line are a config or one line."""
+"""Any JSON value and any arguments of a command line are a config or one line."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ _COMMANDS = (trainer, evaluator, converter, predict, profiler, packer)
 
 @_FAST
 @given(data=st.data())
-def test_any_words_are_flags_or_one_line(data: st.DataObject) -> None:
+def test_any_arguments_are_flags_or_one_line(data: st.DataObject) -> None:
     command = data.draw(st.sampled_from(_COMMANDS)).COMMAND
     names = st.sampled_from([spec.name for spec in command.flags() if spec.name != "config_file"])
     text = st.text(st.characters(exclude_characters="\0"), max_size=20)
     numbers = st.integers().map(str) | st.floats().map(str) | st.just("9" * 5000)
-    word = st.builds("--{}={}".format, names, text | numbers) | names.map("--{}".format) | text
+    argument = st.builds("--{}={}".format, names, text | numbers) | names.map("--{}".format) | text
     try:
-        parsed = command.parse(data.draw(st.lists(word, max_size=4)))
+        parsed = command.parse(data.draw(st.lists(argument, max_size=4)))
         if command is trainer.COMMAND:
             layer_plan.plan_rows(cli.run_config(parsed).model)
     except UsageError as error:

@@ -33,7 +33,7 @@ def trained(decay: float, steps: int = 12) -> Any:
     return model
 
 
-def test_a_high_decay_is_told_with_its_remedy() -> None:
+def test_a_high_decay_is_reported_with_its_remedy() -> None:
     line = batch_norm_statistics.statistics_warning(trained(0.9997), inputs(8))
     assert "moving statistics of 2 of 3 batch norms" in line
     assert "from b_norm on" in line
@@ -53,7 +53,7 @@ def test_own_statistics_give_no_warning() -> None:
     ("factor", "warned"), [(10.0, False), (20.0, True), (1 / 10, False), (1 / 20, True)]
 )
 def test_the_limit_is_a_factor_of_fifteen_of_the_deviation(factor: float, warned: bool) -> None:
-    """One layer alone, both ways; the figure is recomputed here from what the layer is fed."""
+    """One layer alone, in both modes; the value is recomputed here from what the layer is fed."""
     model = randomize_batch_norm(toy())
     norm = model.get_layer("b_norm")
     fed = tf_keras.Model(model.input, norm.input)(inputs(8), training=False).numpy().reshape(-1, 8)
@@ -87,7 +87,7 @@ def test_dead_channels_and_models_without_batch_norm_give_no_warning() -> None:
     )
 
 
-def test_values_that_overflow_are_told() -> None:
+def test_values_that_overflow_are_reported() -> None:
     model = randomize_batch_norm(toy())
     model.get_layer("a").weights[0].assign(np.full((3, 3, 3, 8), 3e38, np.float32))
     assert "up to inf times" in batch_norm_statistics.statistics_warning(model, inputs(8))

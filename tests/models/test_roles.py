@@ -62,7 +62,7 @@ def by_role(model: Any) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", families())
-def test_roles_of_our_nets(name: str, small_model: Callable[..., Any]) -> None:
+def test_roles_of_our_models(name: str, small_model: Callable[..., Any]) -> None:
     assert by_role(small_model(name)) == EXPECTED[name]
     graph = Graph(small_model(name))
     for layer in graph.layers:  # here names and roles happen to agree

@@ -275,7 +275,7 @@ def registered(config: dict[str, Any]) -> None:
         registered,
     ],
 )
-def test_no_object_of_a_file_is_made(
+def test_no_object_of_a_file_is_created(
     edit: Edit, form: str, sound: dict[str, Path], tmp_path: Path
 ) -> None:
     refused(edited(sound, form, tmp_path, edit), "expected")

@@ -1,4 +1,4 @@
-"""A saved model comes back bit-equal; whatever is not a model is refused in one line."""
+"""A saved model is loaded bit-equal; whatever is not a model is refused in one line."""
 
 from __future__ import annotations
 
@@ -190,12 +190,12 @@ def test_a_model_that_tfmot_has_wrapped_is_named(tmp_path: Path, ending: str) ->
     plain = tf_keras.Model(image, tf_keras.layers.Conv2D(2, 1)(image))
     pruned = tfmot.sparsity.keras.prune_low_magnitude(plain)
     quantized = tfmot.quantization.keras.quantize_model(plain)
-    for name, model, words in (
+    for name, model, message in (
         ("pruned", pruned, "PruneLowMagnitude.*strip_pruning"),
         ("quantized", quantized, "Quantize.*the float model from before"),
     ):
         model.save(tmp_path / f"{name}{ending}")
-        refused(tmp_path / f"{name}{ending}", words)
+        refused(tmp_path / f"{name}{ending}", message)
 
 
 def test_a_lambda_is_never_read(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from mobilenet.errors import UsageError
 from mobilenet.packing import array_codec, container, entropy_coding
 from mobilenet.reporting import packed_size as reports
 
-FRONT = struct.Struct("<8sIIIQ32s")
+PREAMBLE = struct.Struct("<8sIIIQ32s")
 MAGIC, VERSION = b"\x89MNPACK\n", 2
 
 
@@ -133,12 +133,12 @@ def test_any_bytes_are_an_array_or_refused(data: bytes, shape: tuple[int, ...]) 
 
 @settings(deadline=None, max_examples=100)
 @given(st.integers(0, 10_000), st.integers(0, 255), st.integers(0, 2**32 - 1))
-def test_changed_bytes_are_an_array_or_refused(place: int, value: int, seed: int) -> None:
+def test_changed_bytes_are_an_array_or_refused(index: int, value: int, seed: int) -> None:
     """Without the digest before it: the codec by itself never fails otherwise."""
     rng = np.random.default_rng(seed % 5)
     array = rng.choice(np.float32([0, 0, 1, 2, -3]), 800)
     data = bytearray(array_codec.pack_array(array))
-    data[place % len(data)] = value
+    data[index % len(data)] = value
     try:
         assert array_codec.unpack_array(bytes(data), "float32", (800,)).shape == (800,)
     except entropy_coding.MalformedPackError as error:
@@ -168,17 +168,17 @@ def refused(path: Path) -> str:
     return message
 
 
-def test_a_file_is_read_back_and_its_front_is_as_documented(tmp_path: Path) -> None:
+def test_a_file_is_read_back_and_its_preamble_is_as_documented(tmp_path: Path) -> None:
     path = small_file(tmp_path)
     header, (record,) = container.read(path)
     assert header == {"card": {}}
     np.testing.assert_array_equal(record.array(), np.float32([[0, 1], [2, 0]]))
     data = path.read_bytes()
-    magic, version, packed, text, body, digest = FRONT.unpack(data[: FRONT.size])
+    magic, version, packed, text, body, digest = PREAMBLE.unpack(data[: PREAMBLE.size])
     assert (magic, version) == (MAGIC, VERSION)
-    assert len(zlib.decompress(data[FRONT.size :][:packed])) == text
-    assert FRONT.size + packed + body == len(data)
-    assert hashlib.sha256(data[: FRONT.size - 32] + data[FRONT.size :]).digest() == digest
+    assert len(zlib.decompress(data[PREAMBLE.size :][:packed])) == text
+    assert PREAMBLE.size + packed + body == len(data)
+    assert hashlib.sha256(data[: PREAMBLE.size - 32] + data[PREAMBLE.size :]).digest() == digest
 
 
 def test_every_truncation_is_refused(tmp_path: Path) -> None:
@@ -218,9 +218,9 @@ def forged(
     """A file whose digest is right, whatever else it holds."""
     packed = zlib.compress(text)
     lengths = lengths or (len(packed), len(text), len(body))
-    front = FRONT.pack(MAGIC, VERSION, *lengths, b"")[:-32]
-    digest = hashlib.sha256(front + packed + body).digest()
-    path.write_bytes(front + digest + packed + body)
+    preamble = PREAMBLE.pack(MAGIC, VERSION, *lengths, b"")[:-32]
+    digest = hashlib.sha256(preamble + packed + body).digest()
+    path.write_bytes(preamble + digest + packed + body)
     return path
 
 
@@ -328,8 +328,8 @@ HUGE = b"\xff" * 8 + b"\x7f"  # 2^63 - 1
         b"\x00\x00\x02\x02\x10\x01\x48",  # its order
         b"\x00\x00\x02\x02\x00\x01\x08",  # one count of the two
         b"\x00\x00\x02\x02\x00\x01\x00",  # none
-        b"\x00\x00\x02\x02\x00\x02\x48\x00",  # a byte behind them
-        b"\x00\x00\x02\x02\x00\x01\x4a",  # a bit behind them
+        b"\x00\x00\x02\x02\x00\x02\x48\x00",  # a byte after them
+        b"\x00\x00\x02\x02\x00\x01\x4a",  # a bit after them
         b"\x00\x00\x02\x02\x00\x01\x48" + HUGE,  # words
         b"\x00\x00\x00" + HUGE,  # symbol
         b"\x02\x01\x00\x00\xff",  # a number that goes on
@@ -354,8 +354,8 @@ L = tf_keras.layers
 
 def packed(model: Any, path: Path, card: Card | None = None, ranges: Any = None) -> Any:
     """The model in a file."""
-    net = saving.LoadedModel(model, card or Card(input_shape=(32, 32, 3)))
-    path.write_bytes(packed_model.pack(net, ranges))
+    loaded = saving.LoadedModel(model, card or Card(input_shape=(32, 32, 3)))
+    path.write_bytes(packed_model.pack(loaded, ranges))
     return packed_model.unpack(path)
 
 
@@ -369,7 +369,7 @@ FILLS: dict[str, Callable[[np.random.Generator, Any], Any]] = {
     "minus zero": lambda rng, shape: np.full(shape, -0.0),
     "full": lambda rng, shape: rng.normal(size=shape),
     "one value": lambda rng, shape: np.full(shape, rng.normal()),
-    "codes": lambda rng, shape: rng.choice([0, 0, 0, 0.25, -1.5, 1 / 3], shape),
+    "few values": lambda rng, shape: rng.choice([0, 0, 0, 0.25, -1.5, 1 / 3], shape),
     "extremes": lambda rng, shape: rng.choice([3.4028235e38, -3.4028235e38, 1e-45, -1e-40], shape),
 }
 
@@ -377,9 +377,9 @@ FILLS: dict[str, Callable[[np.random.Generator, Any], Any]] = {
 def filled(model: Any, seed: int) -> None:
     """Every array of a model with values that are hard to preserve."""
     rng = np.random.default_rng(seed)
-    ways = list(FILLS.values())
-    paths = (seed + np.arange(len(model.weights))) % len(ways)
-    model.set_weights([ways[p](rng, w.shape) for p, w in zip(paths, model.weights, strict=True)])
+    fills = list(FILLS.values())
+    indices = (seed + np.arange(len(model.weights))) % len(fills)
+    model.set_weights([fills[p](rng, w.shape) for p, w in zip(indices, model.weights, strict=True)])
 
 
 @pytest.mark.parametrize("name", families())
@@ -391,15 +391,15 @@ def test_every_model_is_rebuilt_from_its_config(
     model.mobilenet_config = source.mobilenet_config
     filled(model, 1)
     card = Card(architecture=model.mobilenet_config.to_json(), labels=("a", "b"), notes=("n",))
-    actual = packed(model, tmp_path / "net", card)
+    actual = packed(model, tmp_path / "model", card)
     assert same_bits(model, actual.loaded.model)
     assert actual.loaded.model.get_config() == model.get_config()
     assert actual.loaded.card == card and actual.ranges is None
     assert builder.config_of(actual.loaded.model) == model.mobilenet_config
-    assert container.read(tmp_path / "net")[0]["keras"] is None
-    contents = reports.contents(tmp_path / "net")
+    assert container.read(tmp_path / "model")[0]["keras"] is None
+    contents = reports.contents(tmp_path / "model")
     assert contents.total.weights == model.count_params()
-    assert contents.total.packed == (tmp_path / "net").stat().st_size
+    assert contents.total.packed == (tmp_path / "model").stat().st_size
     assert sum(line.packed for line in contents.arrays) == contents.total.packed
 
 
@@ -424,14 +424,14 @@ def foreign() -> Any:
 @given(st.lists(st.sampled_from(list(FILLS)), min_size=7, max_size=7), st.integers(0, 2**32 - 1))
 @example(["empty"] * 7, 0)
 @example(["extremes"] * 7, 0)
-def test_any_weights_of_a_model_are_unpacked_unchanged(ways: list[str], seed: int) -> None:
+def test_any_weights_of_a_model_are_unpacked_unchanged(fills: list[str], seed: int) -> None:
     source = L.Input((6, 6, 3))
     x = L.BatchNormalization(scale=False)(L.Conv2D(5, 3, name="c")(source))
     model = tf_keras.Model(source, L.Dense(4)(L.Flatten()(x)))
     rng = np.random.default_rng(seed)
-    model.set_weights([FILLS[w](rng, v.shape) for w, v in zip(ways, model.weights, strict=True)])
+    model.set_weights([FILLS[w](rng, v.shape) for w, v in zip(fills, model.weights, strict=True)])
     with tempfile.TemporaryDirectory() as folder:
-        assert same_bits(model, packed(model, Path(folder) / "net").loaded.model)
+        assert same_bits(model, packed(model, Path(folder) / "model").loaded.model)
 
 
 @pytest.mark.slow
@@ -444,11 +444,11 @@ def test_a_whole_v1_is_packed_in_twenty_seconds_of_one_core(tmp_path: Path) -> N
 
 def test_a_foreign_model_is_rebuilt_from_its_description(tmp_path: Path) -> None:
     model = foreign()
-    actual = packed(model, tmp_path / "net").loaded.model
+    actual = packed(model, tmp_path / "model").loaded.model
     assert same_bits(model, actual)
     assert np.signbit(actual.get_weights()[0].reshape(-1)[0])
     assert [layer.name for layer in actual.layers] == [layer.name for layer in model.layers]
-    assert container.read(tmp_path / "net")[0]["config"] is None
+    assert container.read(tmp_path / "model")[0]["config"] is None
 
 
 def test_a_model_that_differs_from_its_config_is_described(
@@ -457,8 +457,8 @@ def test_a_model_that_differs_from_its_config_is_described(
     source = small_model("mobilenet_v1")
     model = tf_keras.Model(source.inputs, source.layers[-4].output)
     model.mobilenet_config = source.mobilenet_config
-    assert same_bits(model, packed(model, tmp_path / "net").loaded.model)
-    assert container.read(tmp_path / "net")[0]["config"] is None
+    assert same_bits(model, packed(model, tmp_path / "model").loaded.model)
+    assert container.read(tmp_path / "model")[0]["config"] is None
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

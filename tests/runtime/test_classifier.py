@@ -42,7 +42,7 @@ def export(folder: Path, kind: str = "float", softmax: bool = False, **fields: A
 
 
 def pixels(count: int, seed: int = 0) -> np.ndarray:
-    """Images of 8 x 8 patches: unlike pixel noise, a model tells them apart."""
+    """Images of 8 x 8 patches: unlike pixel noise, a model distinguishes them."""
     patches = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), np.uint8)
     return patches.repeat(SIDE // 8, axis=1).repeat(SIDE // 8, axis=2)
 
@@ -85,7 +85,7 @@ def test_threads_and_order_do_not_matter(tmp_path: Path) -> None:
     one, many = Classifier(export(tmp_path), threads=1), Classifier(tmp_path, threads=5)
     expected = np.concatenate([one.logits(batch[i : i + 1]) for i in range(40)])
     np.testing.assert_array_equal(many.logits(batch), expected)
-    assert np.ptp(expected, axis=0).max() > 0.1  # the pictures differ, so a mix-up would show
+    assert np.ptp(expected, axis=0).max() > 0.1  # the images differ, so a mix-up would show
     assert one.logits(batch[:0]).shape == (0, 10)
 
 
@@ -131,7 +131,7 @@ def test_labels_txt_serves_where_there_is_no_card(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "message"),
     [
         ({"labels": ("a", "b")}, "labels: got 2, expected 10"),
         ({"input_shape": (64, 64, 3)}, "input_shape"),
@@ -139,9 +139,9 @@ def test_labels_txt_serves_where_there_is_no_card(tmp_path: Path) -> None:
     ],
 )
 def test_card_that_does_not_fit_is_refused(
-    fields: dict[str, Any], words: str, tmp_path: Path
+    fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=message):
         Classifier(export(tmp_path, **fields))
 
 
@@ -204,7 +204,9 @@ def test_photos_score_as_through_tensorflows_decoder(shared_data: Path, tmp_path
         right += best[-1] == label
     figures = runtime.evaluate(classifier, "image_folder", root, "validation")
     assert figures.images == len(items) == 250
-    assert len(set(best)) > 2  # the model tells photos apart, or the comparison would say nothing
+    assert (
+        len(set(best)) > 2
+    )  # the model distinguishes photos, or the comparison would be meaningless
     assert abs(figures.top1 / 100 * 250 - right) <= 250 / 200
 
 
@@ -217,7 +219,7 @@ def folders(root: Path, names: tuple[str, ...] = LABELS) -> Path:
 
 
 def test_corrupt_image_stops_or_is_counted(tmp_path: Path) -> None:
-    classifier = Classifier(export(tmp_path / "net"))
+    classifier = Classifier(export(tmp_path / "model"))
     root = folders(tmp_path / "data")
     broken = root / "val" / LABELS[3] / "1.png"
     broken.write_bytes(broken.read_bytes()[:60])
@@ -230,7 +232,7 @@ def test_corrupt_image_stops_or_is_counted(tmp_path: Path) -> None:
 
 def test_folders_with_some_of_the_classes_are_matched_by_name(tmp_path: Path) -> None:
     """Images score the same whether or not other classes are there."""
-    classifier = Classifier(export(tmp_path / "net"))
+    classifier = Classifier(export(tmp_path / "model"))
     root = folders(tmp_path / "data")
     for name in LABELS[:7]:
         shutil.rmtree(root / "val" / name)
@@ -244,7 +246,7 @@ def test_folders_with_some_of_the_classes_are_matched_by_name(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ({"dataset_name": "digit"}, "did you mean digits"),
         ({"dataset_name": "digits", "split": "tests"}, "did you mean test"),
@@ -252,8 +254,8 @@ def test_folders_with_some_of_the_classes_are_matched_by_name(tmp_path: Path) ->
         ({"dataset_name": "image_folder"}, "data_dir"),
     ],
 )
-def test_bad_requests(arguments: dict[str, Any], words: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_bad_requests(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
         runtime.evaluate(Classifier(export(tmp_path)), **arguments)
 
 
@@ -278,11 +280,11 @@ def absent() -> list[str]:
     return [m for m, names in others.items() if not names & (there | {"mobilenet", "setuptools"})]
 
 
-def on_a_device(command: str, *words: str) -> subprocess.CompletedProcess[str]:
+def on_a_device(command: str, *args: str) -> subprocess.CompletedProcess[str]:
     """A command where only what `docs/tflite.md` names for a device is installed."""
     code = (
         f"import runpy, sys; sys.modules.update(dict.fromkeys({absent()})); "
-        f"sys.argv = {['mobilenet', *words]}; "
+        f"sys.argv = {['mobilenet', *args]}; "
         f"runpy.run_module('mobilenet.{command}', run_name='__main__')"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -292,12 +294,12 @@ def test_on_a_device_a_file_needs_five_packages(tmp_path: Path) -> None:
     assert {"tensorflow", "tf_keras", "sklearn", "constriction", "matplotlib"} <= set(absent())
     folder, photo = export(tmp_path, "int8"), tmp_path / "photo.png"
     Image.fromarray(pixels(1)[0]).save(photo)
-    for command, words in (
+    for command, args in (
         ("predict", (f"--model={folder}", str(photo))),
         ("evaluator", (f"--model={folder}", "--dataset_name=digits", "--limit=10")),
         ("profiler", (str(folder),)),
     ):
-        done = on_a_device(command, *words)
+        done = on_a_device(command, *args)
         assert (done.returncode, done.stderr) == (0, ""), command
         assert done.stdout
     refused = on_a_device("trainer")

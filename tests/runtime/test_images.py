@@ -24,7 +24,7 @@ SIZES = [
 ]
 
 
-def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+def random_image(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
 
 
@@ -39,7 +39,7 @@ def smooth(height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize(("shape", "size"), SIZES)
 def test_resize_is_tensorflows(shape: tuple[int, int], size: int | tuple[int, int]) -> None:
     tf = pytest.importorskip("tensorflow")
-    image = picture(*shape)
+    image = random_image(*shape)
     target = (size, size) if isinstance(size, int) else size
     expected = tf.image.resize(image, target, "bilinear", antialias=False).numpy()
     assert np.abs(images.resize(image, size) - expected).max() < PIXEL
@@ -51,7 +51,7 @@ def test_central_crop_is_tensorflows(
     shape: tuple[int, int], size: int | tuple[int, int], fraction: float
 ) -> None:
     tf = pytest.importorskip("tensorflow")
-    image = picture(*shape)
+    image = random_image(*shape)
     target = (size, size) if isinstance(size, int) else size
     expected = tf.image.resize(tf.image.central_crop(image, fraction), target, "bilinear").numpy()
     ours = images.preprocess(image, Preprocessing(crop_fraction=fraction), size)
@@ -141,7 +141,7 @@ def test_orientation_is_left_alone(tmp_path: Path) -> None:
 
 def test_one_channel_is_the_stored_luma(tmp_path: Path) -> None:
     tf = pytest.importorskip("tensorflow")
-    Image.fromarray(picture(40, 56)).save(tmp_path / "a.jpg", quality=95)
+    Image.fromarray(random_image(40, 56)).save(tmp_path / "a.jpg", quality=95)
     expected = tf.io.decode_jpeg(
         (tmp_path / "a.jpg").read_bytes(), channels=1, dct_method="INTEGER_ACCURATE"
     ).numpy()

@@ -335,12 +335,12 @@ def test_commands_isolate_by_default(
         evaluator: [f"--model={exported}", "--dataset_name=digits", "--limit=3", "--threads=1"],
         profiler: [str(exported)],
     }
-    for command, words in commands.items():
+    for command, args in commands.items():
         printed = []
         for flag, count in ((), 1), (("--noisolated",), 0):
             starts.clear()
             capsys.readouterr()
-            command.run([*flag, *words])
+            command.run([*flag, *args])
             assert len(starts) == count, command
             printed.append(capsys.readouterr().out)
         if command is predict:
@@ -348,8 +348,8 @@ def test_commands_isolate_by_default(
 
 
 def test_a_keras_model_takes_no_such_flag(tmp_path: Path) -> None:
-    (tmp_path / "net").mkdir()
-    for command, words in ((evaluator, ("--model",)), (profiler, ())):
+    (tmp_path / "model").mkdir()
+    for command, args in ((evaluator, ("--model",)), (profiler, ())):
         for flag in ("--isolated", "--noisolated"):
             with pytest.raises(UsageError, match="--isolated: .*expected a flatbuffer"):
-                command.run([flag, *words, str(tmp_path / "net")])
+                command.run([flag, *args, str(tmp_path / "model")])

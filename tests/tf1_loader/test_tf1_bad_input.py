@@ -1,4 +1,4 @@
-"""`python -m mobilenet.tf1_loader` tells bad input in one line and writes nothing."""
+"""`python -m mobilenet.tf1_loader` reports bad input in one line and writes nothing."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def here(
     """The command in this process, which has TensorFlow already."""
     handler = signal.getsignal(signal.SIGTERM)
 
-    def run(*words: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["mobilenet.tf1_loader", *map(str, words)])
+    def run(*args: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["mobilenet.tf1_loader", *map(str, args)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as caught:
             runpy.run_module("mobilenet.tf1_loader", run_name="__main__")
@@ -107,7 +107,7 @@ def empty_index(prefix: Path, folder: Path) -> Path:
 
 
 def keras_3(prefix: Path, folder: Path) -> Path:
-    path = folder / "net.keras"
+    path = folder / "model.keras"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("metadata.json", '{"keras_version": "3.5.0"}')
         archive.writestr("config.json", '{"module": "keras", "class_name": "Functional"}')
@@ -116,33 +116,33 @@ def keras_3(prefix: Path, folder: Path) -> Path:
 
 
 def archive_of_none(prefix: Path, folder: Path) -> Path:
-    return slim.write_archive(folder / "net.tgz", {"readme.txt": b"no weights"})
+    return slim.write_archive(folder / "model.tgz", {"readme.txt": b"no weights"})
 
 
 def archive_of_two(prefix: Path, folder: Path) -> Path:
     both = slim.parts(prefix, "a/") | slim.parts(prefix, "b/")
-    return slim.write_archive(folder / "net.tgz", both)
+    return slim.write_archive(folder / "model.tgz", both)
 
 
 def archive_with_two_names(prefix: Path, folder: Path) -> Path:
     members = slim.parts(prefix)
     members |= {"other.ckpt" + name.removeprefix(prefix.name): content
                 for name, content in members.items()}  # fmt: skip
-    return slim.write_archive(folder / "net.tgz", members)
+    return slim.write_archive(folder / "model.tgz", members)
 
 
 def escaping(prefix: Path, folder: Path) -> Path:
     members = slim.parts(prefix) | {"../escaped.txt": b"out"}
-    return slim.write_archive(folder / "net.tgz", members)
+    return slim.write_archive(folder / "model.tgz", members)
 
 
 def escaping_checkpoint(prefix: Path, folder: Path) -> Path:
-    return slim.write_archive(folder / "net.tgz", slim.parts(prefix, "a/../../"))
+    return slim.write_archive(folder / "model.tgz", slim.parts(prefix, "a/../../"))
 
 
 def absolute(prefix: Path, folder: Path) -> Path:
     members = slim.parts(prefix) | {str(folder.parent / "escaped.txt"): b"out"}
-    return slim.write_archive(folder / "net.tgz", members)
+    return slim.write_archive(folder / "model.tgz", members)
 
 
 def link(kind: bytes) -> Callable[[Path, Path], Path]:
@@ -150,24 +150,24 @@ def link(kind: bytes) -> Callable[[Path, Path], Path]:
         entry = tarfile.TarInfo("model.ckpt" + DATA)
         entry.type, entry.linkname = kind, "/etc/passwd"
         members = {"model.ckpt" + INDEX: part(prefix, INDEX), entry.name: entry}
-        return slim.write_archive(folder / "net.tgz", members)
+        return slim.write_archive(folder / "model.tgz", members)
 
     return make
 
 
 def broken_archive(prefix: Path, folder: Path) -> Path:
-    path = slim.write_archive(folder / "net.tgz", slim.parts(prefix))
+    path = slim.write_archive(folder / "model.tgz", slim.parts(prefix))
     path.write_bytes(path.read_bytes()[:5000])
     return path
 
 
 def truncated_npz(prefix: Path, folder: Path) -> Path:
-    path = slim.write_npz(folder / "net.npz", slim.values(MODEL))
+    path = slim.write_npz(folder / "model.npz", slim.values(MODEL))
     path.write_bytes(path.read_bytes()[:-1000])
     return path
 
 
-# What cannot be a checkpoint, and what the line must say.
+# What cannot be a checkpoint, and what the message must contain.
 LIGHT: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "nothing there": (nothing_there, "there is nothing there"),
     "text": (text, "checkpoint"),
@@ -184,8 +184,8 @@ LIGHT: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "absolute": (absolute, "escaped.txt"),
     "symlink": (link(tarfile.SYMTYPE), "link"),
     "hard link": (link(tarfile.LNKTYPE), "link"),
-    "broken archive": (broken_archive, "net.tgz"),
-    "truncated npz": (truncated_npz, "net.npz"),
+    "broken archive": (broken_archive, "model.tgz"),
+    "truncated npz": (truncated_npz, "model.npz"),
 }
 
 
@@ -210,8 +210,8 @@ def refused(ended: Ended, *fragments: str) -> None:
     assert ended.stderr.endswith("\n")
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert "Traceback" not in ended.stderr
-    for words in fragments:
-        assert words in ended.stderr
+    for fragment in fragments:
+        assert fragment in ended.stderr
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -275,7 +275,7 @@ def flipped_index(prefix: Path, folder: Path) -> Path:
 
 
 def flipped_npz(prefix: Path, folder: Path) -> Path:
-    path = slim.write_npz(folder / "net.npz", slim.values(MODEL))
+    path = slim.write_npz(folder / "model.npz", slim.values(MODEL))
     flip(path, 2)
     return path
 
@@ -284,14 +284,14 @@ def foreign(root: str, convolutions: tuple[str, ...]) -> Callable[[Path, Path], 
     """A checkpoint of another of slim's models, by its names."""
 
     def make(prefix: Path, folder: Path) -> Path:
-        found: slim.Values = {}
+        arrays: slim.Values = {}
         for scope in convolutions:
-            found[f"{root}/{scope}/weights"] = np.ones((3, 3, 3, 8), np.float32)
+            arrays[f"{root}/{scope}/weights"] = np.ones((3, 3, 3, 8), np.float32)
             for leaf in ("beta", "gamma", "moving_mean", "moving_variance"):
-                found[f"{root}/{scope}/BatchNorm/{leaf}"] = np.ones(8, np.float32)
-        found[f"{root}/Logits/Conv2d_1c_1x1/weights"] = np.ones((1, 1, 8, 10), np.float32)
-        found[f"{root}/Logits/Conv2d_1c_1x1/biases"] = np.ones(10, np.float32)
-        return slim.write_checkpoint(folder / "model.ckpt", found)
+                arrays[f"{root}/{scope}/BatchNorm/{leaf}"] = np.ones(8, np.float32)
+        arrays[f"{root}/Logits/Conv2d_1c_1x1/weights"] = np.ones((1, 1, 8, 10), np.float32)
+        arrays[f"{root}/Logits/Conv2d_1c_1x1/biases"] = np.ones(10, np.float32)
+        return slim.write_checkpoint(folder / "model.ckpt", arrays)
 
     return make
 
@@ -311,7 +311,7 @@ HEAVY: dict[str, tuple[Callable[[Path, Path], Path], tuple[str, ...], str]] = {
     "truncated data": (truncated_data, (), "data"),
     "flipped data": (flipped_data, (), "damaged"),
     "flipped index": (flipped_index, (), "a whole checkpoint"),
-    "flipped npz": (flipped_npz, (), "net.npz"),
+    "flipped npz": (flipped_npz, (), "model.npz"),
     "Inception": (
         foreign("InceptionV3", ("Conv2d_1a_3x3", "Mixed_5b/Branch_0/Conv2d_0a_1x1")),
         (),
@@ -325,7 +325,7 @@ HEAVY: dict[str, tuple[Callable[[Path, Path], Path], tuple[str, ...], str]] = {
     "TF2": (object_based, (), "TF2"),
     "17 classes": (sound, ("--num_classes=17",), "num_classes"),
     "a narrow image": (sound, ("--image_size=0",), "image_size"),
-    "no such place": (sound, ("--output=/proc/out",), "/proc/out"),
+    "no such folder": (sound, ("--output=/proc/out",), "/proc/out"),
 }
 
 
@@ -333,11 +333,11 @@ HEAVY: dict[str, tuple[Callable[[Path, Path], Path], tuple[str, ...], str]] = {
 def test_what_cannot_be_loaded_is_one_line(
     case: str, folder: Path, prefix: Path, here: Callable[..., Ended]
 ) -> None:
-    make, words, fragments = HEAVY[case]
+    make, args, fragments = HEAVY[case]
     path = make(prefix, folder)
     before = tree(folder)
     with short("here"):
-        refused(here("-i", path, "-o", folder / "out", *words), fragments)
+        refused(here("-i", path, "-o", folder / "out", *args), fragments)
     assert tree(folder) == before
     assert not (folder / "out").exists()
 
@@ -349,18 +349,18 @@ def test_a_flipped_bit_is_one_line_in_a_process_too(folder: Path, prefix: Path) 
     assert not (folder / "out").exists()
 
 
-@pytest.mark.parametrize("words", [(), ("-i", "x.ckpt"), ("-o", "out"), ("--chekpoint=x",)])
-def test_missing_and_unknown_flags_are_one_line(words: tuple[str, ...], folder: Path) -> None:
-    refused(start_command("tf1_loader", *words, cwd=folder), "--")
+@pytest.mark.parametrize("args", [(), ("-i", "x.ckpt"), ("-o", "out"), ("--chekpoint=x",)])
+def test_missing_and_unknown_flags_are_one_line(args: tuple[str, ...], folder: Path) -> None:
+    refused(start_command("tf1_loader", *args, cwd=folder), "--")
 
 
-def test_a_place_that_is_taken_is_left_alone(
+def test_an_existing_output_path_is_left_alone(
     folder: Path, prefix: Path, here: Callable[..., Ended]
 ) -> None:
     (folder / "letters").mkdir()
     (folder / "letters/one.txt").write_text("dear")
-    for words in ((), ("--overwrite",)):
-        refused(here("-i", prefix, "-o", folder / "letters", *words), "letters")
+    for args in ((), ("--overwrite",)):
+        refused(here("-i", prefix, "-o", folder / "letters", *args), "letters")
     (folder / "file").write_text("mine")
     refused(here("-i", prefix, "-o", folder / "file"), "file")
     assert tree(folder) == {"letters/one.txt": b"dear", "file": b"mine"}
@@ -370,9 +370,9 @@ def test_a_place_that_is_taken_is_left_alone(
 def test_an_archive_may_not_grow_without_bounds(
     limit: str, most: int, folder: Path, prefix: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = slim.write_archive(folder / "net.tgz", slim.parts(prefix))
-    with locate.checkpoint_prefix(path) as found:
-        assert Path(found).with_name(Path(found).name + INDEX).exists()
+    path = slim.write_archive(folder / "model.tgz", slim.parts(prefix))
+    with locate.checkpoint_prefix(path) as extracted:
+        assert Path(extracted).with_name(Path(extracted).name + INDEX).exists()
     monkeypatch.setattr(locate, limit, most)
     with pytest.raises(UsageError, match="at most"), locate.checkpoint_prefix(path):
         pass

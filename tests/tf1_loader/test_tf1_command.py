@@ -17,22 +17,22 @@ pytest.importorskip("tensorflow")
 Converted = tuple[Path, str, slim.Values]
 
 
-def done(folder: Path, *words: object) -> str:
-    """What the command prints; it ends well and has no complaint."""
-    ended = start_command("tf1_loader", *words, cwd=folder)
+def done(folder: Path, *args: object) -> str:
+    """What the command prints; it succeeds and reports nothing on stderr."""
+    ended = start_command("tf1_loader", *args, cwd=folder)
     assert (ended.returncode, ended.stderr) == (0, "")
     return ended.stdout
 
 
 def test_the_released_models_are_listed(tmp_path: Path) -> None:
     listed = done(tmp_path, "--list")
-    for words in (
+    for args in (
         "mobilenet_v1_0.25_128.tgz",
         "mobilenet_v2_1.4_224.tgz",
         "v3-large_224_1.0_float.tgz",
         "edgetpu",
     ):
-        assert words in listed
+        assert args in listed
 
 
 @pytest.fixture(scope="session")
@@ -44,16 +44,16 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     source = slim.write_checkpoint(
         folder / "in/model.ckpt", raw | slim.ranges(model)[0] | slim.STEP
     )
-    slim.write_archive(folder / "net.tgz", slim.parts(source, "./"))
-    words = ("-i", "net.tgz", "-o", "out", "--num_classes", 1000, "--image_size", 32)
-    printed = done(folder, *words)
+    slim.write_archive(folder / "model.tgz", slim.parts(source, "./"))
+    args = ("-i", "model.tgz", "-o", "out", "--num_classes", 1000, "--image_size", 32)
+    printed = done(folder, *args)
     expected = slim.by_weight_name(model, raw)
     for name in ("Logits/kernel", "Logits/bias"):
         expected[name] = expected[name][..., 1:]
     return folder / "out", printed, expected
 
 
-def test_a_good_checkpoint_is_written_in_three_forms_and_proved(
+def test_a_good_checkpoint_is_written_in_three_forms_and_verified(
     converted: Converted,
 ) -> None:
     import tensorflow as tf
@@ -95,14 +95,14 @@ def test_long_flags_raw_values_and_overwriting(tmp_path: Path) -> None:
     import tf_keras
 
     raw = slim.values(Slim("mobilenet_v3_small_minimalistic"))
-    source = slim.write_npz(tmp_path / "net.npz", raw | slim.averages(raw))
-    words = ("--checkpoint", source, "--output", "out", "--image_size=64")
+    source = slim.write_npz(tmp_path / "model.npz", raw | slim.averages(raw))
+    args = ("--checkpoint", source, "--output", "out", "--image_size=64")
     for more in ((), ("--nouse_ema", "--overwrite", "--hard_sigmoid_slope", "0.2")):
-        done(tmp_path, *words, *more)
+        done(tmp_path, *args, *more)
         model = tf_keras.models.load_model(tmp_path / "out/model.keras", compile=False)
         kernel = slim.weights(model)["Conv/kernel"]
         assert np.array_equal(kernel, raw["MobilenetV3/Conv/weights"]) == bool(more)
-    ended = start_command("tf1_loader", *words, cwd=tmp_path)
+    ended = start_command("tf1_loader", *args, cwd=tmp_path)
     assert ended.returncode == 2
     assert "--overwrite" in ended.stderr
     card = json.loads((tmp_path / "out/card.json").read_text())

@@ -153,7 +153,7 @@ def test_other_class_counts_are_refused(classes: int, requested: int, written: W
     assert str(requested) in line
 
 
-# Family, changes of the config, and what the line must say: what is off, how much, and why.
+# Family, changes of the config, and what the message must contain: what is off, how much, and why.
 WRONG = [
     ("mobilenet_v1", {"width_multiplier": 0.25}, ("another shape", "/weights", "width", "0.1")),
     ("mobilenet_v2", {"width_multiplier": 0.35}, ("another shape", "width", "0.1")),
@@ -164,13 +164,13 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "changes", "words"), WRONG, ids=lambda v: str(v)[:40])
-def test_a_wrong_config_is_told_with_its_cause(
-    family: str, changes: dict[str, Any], words: tuple[str, ...], written: Written
+@pytest.mark.parametrize(("family", "changes", "fragments"), WRONG, ids=lambda v: str(v)[:40])
+def test_a_wrong_config_is_refused_with_its_cause(
+    family: str, changes: dict[str, Any], fragments: tuple[str, ...], written: Written
 ) -> None:
     model, _, path = written(family)
     line = refused(path, config_of(model, **changes), LOADERS[family])
-    for part in words:
+    for part in fragments:
         assert part in line
 
 
@@ -216,7 +216,7 @@ def test_another_family_is_refused_and_named(family: str, loader: str, written: 
     refused(path, config_of(Slim(loader)), LOADERS[loader])
 
 
-# A change of what was written, and what the line must say.
+# A change of what was written, and what the message must contain.
 SCOPE = "MobilenetV3/expanded_conv_3/project"
 DAMAGE: dict[str, tuple[dict[str, tuple[int, ...] | None], tuple[str, ...]]] = {
     "one missing": ({f"{SCOPE}/weights": None}, ("missing", f"{SCOPE}/weights", "not the whole")),
@@ -236,13 +236,13 @@ def test_nothing_may_be_missing_left_over_or_of_another_shape(
     damage: str, written: Written, tmp_path: Path
 ) -> None:
     _, raw, _ = written("mobilenet_v3_small_minimalistic")
-    changes, words = DAMAGE[damage]
+    changes, fragments = DAMAGE[damage]
     changed = {name: array for name, array in raw.items() if name not in changes}
     for name, shape in changes.items():
         if shape is not None:
             changed[name] = np.zeros(shape, np.float32)
     line = refused(slim.write_npz(tmp_path / "damaged.npz", changed))
-    for part in words:
+    for part in fragments:
         assert part in line
 
 
@@ -262,18 +262,20 @@ def test_keras_checkpoints_are_written_and_read(written: Written, tmp_path: Path
     spec, raw, path = written("mobilenet_v3_small_minimalistic")
     model = slim.loaded(path).model
     expected = slim.by_weight_name(spec, raw)
-    saved = tf1_loader.save_keras_checkpoint(model, tmp_path / "net.keras", "keras")
+    saved = tf1_loader.save_keras_checkpoint(model, tmp_path / "model.keras", "keras")
     slim.same(tf_keras.models.load_model(saved, compile=False), expected)
-    saved = tf1_loader.save_keras_checkpoint(model, tmp_path / "net", "tf")
+    saved = tf1_loader.save_keras_checkpoint(model, tmp_path / "model", "tf")
     slim.same(tf_keras.models.load_model(saved, compile=False), expected)
-    prefix = tf1_loader.save_keras_checkpoint(model, tmp_path / "ckpt" / "net")
+    prefix = tf1_loader.save_keras_checkpoint(model, tmp_path / "ckpt" / "model")
     fresh = tf_keras.models.clone_model(model)
     assert not np.array_equal(fresh.get_layer("Conv").kernel, expected["Conv/kernel"])
     tf.train.Checkpoint(model=fresh).restore(str(prefix)).assert_existing_objects_matched()
     slim.same(fresh, expected)
 
 
-@pytest.mark.parametrize(("name", "form"), [("net", "keras"), ("net.h5", "h5"), ("net", "onnx")])
+@pytest.mark.parametrize(
+    ("name", "form"), [("model", "keras"), ("model.h5", "h5"), ("model", "onnx")]
+)
 def test_other_forms_are_refused(name: str, form: str, written: Written, tmp_path: Path) -> None:
     model = slim.loaded(written("mobilenet_v3_small_minimalistic")[2]).model
     with pytest.raises(UsageError):
@@ -286,8 +288,8 @@ def test_a_folder_of_other_things_is_left_alone(
     form: str, written: Written, tmp_path: Path
 ) -> None:
     model = slim.loaded(written("mobilenet_v3_small_minimalistic")[2]).model
-    (tmp_path / "net.keras").mkdir()
-    (tmp_path / "net.keras/one.txt").write_text("dear")
+    (tmp_path / "model.keras").mkdir()
+    (tmp_path / "model.keras/one.txt").write_text("dear")
     with pytest.raises(UsageError, match="save_path"):
-        tf1_loader.save_keras_checkpoint(model, tmp_path / "net.keras", form)
-    assert (tmp_path / "net.keras/one.txt").read_text() == "dear"
+        tf1_loader.save_keras_checkpoint(model, tmp_path / "model.keras", form)
+    assert (tmp_path / "model.keras/one.txt").read_text() == "dear"

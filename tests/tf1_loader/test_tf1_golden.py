@@ -32,7 +32,7 @@ PHOTO_MODELS = {
     "mobilenet_v2_1.0_224": ("mobilenet_v2_1.0_224_slim_f16.npz", 224, 5e-3),
     "mobilenet_v3_small_1.0_224": ("mobilenet_v3_small_1.0_224_slim_f16.npz", 224, 5e-3),
 }
-# Top-1 and top-5 of the original graph on the 200 photos, from the README beside them.
+# Top-1 and top-5 of the original graph on the 200 photos, from the README next to them.
 PHOTO_SCORES = {
     "mobilenet_v1_0.25_128": (53.5, 78.0),
     "mobilenet_v1_0.25_224": (55.0, 77.0),
@@ -116,8 +116,8 @@ def test_end_points_are_the_original_graphs(
     assert len(expected) == 4
     taps = tf_keras.Model(model.input, [points[key] for key in expected] + [points["Logits"]])
     *maps, logits = taps(golden["input"], training=False)
-    for found, (key, value) in zip(maps, expected.items(), strict=True):
-        np.testing.assert_allclose(found[:1].numpy(), value, rtol=0, atol=CLOSE, err_msg=key)
+    for actual, (key, value) in zip(maps, expected.items(), strict=True):
+        np.testing.assert_allclose(actual[:1].numpy(), value, rtol=0, atol=CLOSE, err_msg=key)
     assert np.abs(logits.numpy() - golden["logits"]).max() < CLOSE
 
 
@@ -133,7 +133,7 @@ def test_another_slope_of_the_gates_costs_the_last_digits(
 
 
 @pytest.mark.parametrize("name", ["v2_w010_ema_rmsprop", "v3_small_w010_ema_rmsprop"])
-def test_raw_and_averaged_weights_are_told_apart(
+def test_raw_and_averaged_weights_are_distinguished(
     name: str, loaded: Callable[..., Any], shared_data: Path
 ) -> None:
     golden = case_of(shared_data / "tf1_golden" / name)[1]
@@ -152,11 +152,11 @@ def test_the_model_is_detected_from_names_and_shapes(
 ) -> None:
     case = case_of(shared_data / "tf1_golden" / name)[0]
     model = model_of(case)
-    found = loaded(name)
-    config = found.config
+    result = loaded(name)
+    config = result.config
     assert type(config) is archs.ALL[model.family]
     assert config.num_classes == case["num_classes"]
-    assert found.model.input_shape[1:] == tuple(case["input_shape"])
+    assert result.model.input_shape[1:] == tuple(case["input_shape"])
     if model.family != "mobilenet_v1":
         assert config.finegrain_classification_mode == model.finegrain
     assert config.width_multiplier == pytest.approx(case["depth_multiplier"], abs=0.02)
@@ -174,16 +174,16 @@ def test_every_variable_is_accounted_for_once(
     accounted_for(loaded(name), folder / "model.ckpt", case_of(folder)[0]["variables"])
 
 
-def accounted_for(found: Any, prefix: Path, count: int) -> None:
-    report = found.report
+def accounted_for(result: Any, prefix: Path, count: int) -> None:
+    report = result.report
     names = sorted([*report.loaded.values(), *sum(report.left_aside.values(), ())])
     reader = tf.train.load_checkpoint(str(prefix))
     assert names == sorted(reader.get_variable_to_shape_map())
     assert len(names) == count
-    weights = slim.weights(found.model)
+    weights = slim.weights(result.model)
     assert set(report.loaded) == set(weights)
-    for place, variable in report.loaded.items():
-        np.testing.assert_array_equal(weights[place], reader.get_tensor(variable), place)
+    for weight, variable in report.loaded.items():
+        np.testing.assert_array_equal(weights[weight], reader.get_tensor(variable), weight)
 
 
 def test_ranges_of_quantized_training_are_all_named(
@@ -211,18 +211,18 @@ def test_ranges_of_quantized_training_are_all_named(
 @pytest.mark.parametrize("use_ema", [True, False])
 def test_a_real_training_run(use_ema: bool, shared_data: Path) -> None:
     folder = shared_data / "checkpoints/tinypose_v1_0.25_96_gray"
-    found = tf1_loader.load_tf1_checkpoint(
+    result = tf1_loader.load_tf1_checkpoint(
         folder, use_ema, input_shape=(96, 96, 1), classifier_activation=None
     )
     with np.load(folder / "golden.npz") as golden:
         expected = golden["logits_ema" if use_ema else "logits_raw"]
         assert np.abs(golden["logits_ema"] - golden["logits_raw"]).max() > 0.005
-        assert difference(found.model, golden["input"], expected) < CLOSE
-    accounted_for(found, folder / "model.ckpt-963849", 441)
-    assert found.report.averaged == (137 if use_ema else 0)
-    assert found.report.left_aside["step"] == ("global_step",)
-    assert len(found.report.left_aside["slot"]) == 2 * 83  # RMSProp's two of all that is trained
-    assert (found.config.width_multiplier, found.config.num_classes) == (0.25, 2)
+        assert difference(result.model, golden["input"], expected) < CLOSE
+    accounted_for(result, folder / "model.ckpt-963849", 441)
+    assert result.report.averaged == (137 if use_ema else 0)
+    assert result.report.left_aside["step"] == ("global_step",)
+    assert len(result.report.left_aside["slot"]) == 2 * 83  # RMSProp's two of all that is trained
+    assert (result.config.width_multiplier, result.config.num_classes) == (0.25, 2)
 
 
 def photo(path: Path, side: int) -> Any:
@@ -254,9 +254,9 @@ def test_logits_of_real_models_on_photos(model: str, shared_data: Path) -> None:
         where = {int(index): str(file) for index, file in
                  zip(expected["index"], expected["filename"], strict=True)}  # fmt: skip
         files = [where[int(index)] for index in expected["full_index"]]
-        found = photo_logits(shared_data, model, files)
-        assert found.shape == (8, 1000)
-        assert np.abs(found - expected[f"{model}/logits"]).max() < PHOTO_MODELS[model][2]
+        logits = photo_logits(shared_data, model, files)
+        assert logits.shape == (8, 1000)
+        assert np.abs(logits - expected[f"{model}/logits"]).max() < PHOTO_MODELS[model][2]
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def test_an_archive_is_refused_before_it_is_inflated(
     case: str, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make, reason = ARCHIVES[case]
-    path, content = tmp_path / "net.tgz", make() + bytes(1024)
+    path, content = tmp_path / "model.tgz", make() + bytes(1024)
     path.write_bytes(gzip.compress(content, 1) if packed else content)
     if case == "long headers" and not packed:
         reason = "a whole tar archive"  # its bytes are there
@@ -119,7 +119,7 @@ def test_an_archive_is_refused_before_it_is_inflated(
 
 def test_a_real_archive_that_inflates_is_refused(tmp_path: Path) -> None:
     """600 MB in 0.6 MB, all of it there."""
-    path = tmp_path / "net.tgz"
+    path = tmp_path / "model.tgz"
     one = gzip.compress(block(member("m" + DATA, 600 << 20)), 1)
     zeros = gzip.compress(bytes(60 << 20), 1)
     path.write_bytes(one + zeros * 10)
@@ -130,7 +130,7 @@ def test_a_real_archive_that_inflates_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["many streams", "bzip2", "xz", "cut"])
 def test_another_compression_is_no_archive(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "net.tgz"
+    path = tmp_path / "model.tgz"
     buffer = io.BytesIO()
     if kind == "many streams":
         buffer.write(gzip.compress(b"") * 200_000)
@@ -290,7 +290,7 @@ def test_an_index_is_refused_before_anything_is_allocated(case: str, tmp_path: P
     assert time.process_time() - start < 1
 
 
-def test_a_pipe_in_place_of_a_data_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_instead_of_a_data_file_is_not_waited_for(tmp_path: Path) -> None:
     path = written(tmp_path, table(SOUND))
     (tmp_path / f"m{DATA}").unlink()
     os.mkfifo(tmp_path / f"m{DATA}")
@@ -344,6 +344,6 @@ def test_an_npz_checkpoint_is_refused(case: str, tmp_path: Path) -> None:
         "records": np.zeros(2, [("x", "f4"), ("y", "f4")]),
         "inflates": np.zeros(40 << 20, np.uint8),
     }
-    np.savez_compressed(tmp_path / "net.npz", a=arrays[case])
+    np.savez_compressed(tmp_path / "model.npz", a=arrays[case])
     reasons = {"objects": "Python objects", "records": "undamaged data", "inflates": "20 times"}
-    assert reasons[case] in refused(tmp_path / "net.npz")
+    assert reasons[case] in refused(tmp_path / "model.npz")

@@ -190,7 +190,7 @@ def test_a_quantized_model_loads_as_float_and_reports_its_ranges(family: str, fo
     counted(report, raw | others | STEP)
 
 
-def test_ranges_without_a_place_are_kept_by_scope(folder: Path) -> None:
+def test_ranges_without_a_layer_are_reported_by_scope(folder: Path) -> None:
     model = Slim("mobilenet_v3_small")
     raw = slim.values(model)
     scopes = {
@@ -253,7 +253,7 @@ def test_any_size_runs(plain: Load) -> None:
 
 @pytest.mark.parametrize("finegrain", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_width_is_found_from_names_and_shapes(family: str, finegrain: bool) -> None:
+def test_every_width_is_detected_from_names_and_shapes(family: str, finegrain: bool) -> None:
     for width in (*COMMON, *ODD):
         for root in (None, "", "backbone/", "FeatureExtractor/" + Slim(family).scope):
             model = Slim(family, width, 17, 1, finegrain, root)
@@ -290,7 +290,7 @@ def test_every_released_width_loads_and_runs(family: str, width: float, tmp_path
     model = Slim(family, width, 2, finegrain=True)
     raw = slim.values(model)
     loaded = tf1_loader.load_tf1_checkpoint(
-        slim.write_npz(tmp_path / "net.npz", raw), input_shape=slim.PIXELS
+        slim.write_npz(tmp_path / "model.npz", raw), input_shape=slim.PIXELS
     )
     detected(loaded.config, model)
     slim.same(loaded.model, slim.by_weight_name(model, raw))

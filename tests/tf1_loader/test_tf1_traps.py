@@ -135,7 +135,7 @@ def test_t04_the_gate_is_relu6_of_x_plus_3_times_the_slope(slope: float, written
 
 
 def strided(x: np.ndarray, kernel: np.ndarray, pads: tuple[int, int]) -> np.ndarray:
-    """A 3 x 3 convolution of stride 2 behind this padding of both axes, in plain sums."""
+    """A 3 x 3 convolution of stride 2 after this padding of both axes, in plain sums."""
     x = np.pad(x.astype(np.float64), ((0, 0), pads, pads, (0, 0)))
     side = (x.shape[1] - 3) // 2 + 1
     output = np.zeros((x.shape[0], side, side, kernel.shape[3]))

@@ -71,7 +71,7 @@ def test_depthwise_kernel_has_a_scale_per_channel_on_its_last_axis() -> None:
     assert operator.options["stride_h"] == 1 and read.operators[0].options["stride_w"] == 2
 
 
-def test_sparse_file_is_found_sparse() -> None:
+def test_sparse_file_is_detected_as_sparse() -> None:
     read = tflite_model.read(tflite_files.flatbuffer("sparse"))
     sparse = [tensor for tensor in read.tensors if tensor.is_sparse]
     assert sparse and all(len(t.buffer) < 4 * t.elements and t.data is None for t in sparse)
@@ -184,8 +184,8 @@ def test_an_unchanged_file_survives_the_editing() -> None:
 
 @pytest.mark.parametrize("name", EDITS)
 def test_invalid_fields_are_refused_by_name(name: str) -> None:
-    change, words = EDITS[name]
-    assert words in refused(edited(change))
+    change, message = EDITS[name]
+    assert message in refused(edited(change))
 
 
 def test_bad_sparse_indices_are_refused() -> None:

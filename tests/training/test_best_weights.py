@@ -1,4 +1,4 @@
-"""The best epoch ends a stage: by top-1, then loss, and only where the method has settled."""
+"""The best epoch ends a stage: by top-1, then loss, and only after the method's target."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def test_top1_decides_and_of_equals_the_lower_loss() -> None:
     model = two_layer_model()
     best = BestWeights(model)
     assert best.restore() == 0
-    kept = []
+    best_epochs = []
     for epoch, (top1, loss) in enumerate([(0, 9), (50, 2), (50, 3), (40, 1), (50, 1), (50, 1)], 1):
         model.set_weights([np.full_like(w, epoch) for w in model.get_weights()])
         best.update_if_better(epoch, Metrics(top1, 100, loss, 9))
-        kept.append(int(best.epoch))
-    assert kept == [1, 2, 2, 2, 5, 5]
+        best_epochs.append(int(best.epoch))
+    assert best_epochs == [1, 2, 2, 2, 5, 5]
     assert best.restore() == 5
     for weight in model.get_weights():
         np.testing.assert_array_equal(weight, 5)
 
 
-class Spoils(Method):
-    """Makes one class of all images from the third epoch on; settles when it is told to."""
+class ClassBiasMethod(Method):
+    """Makes one class of all images from the third epoch on; reaches its target at a given step."""
 
     config_type = MagnitudePruning
 
-    def __init__(self, model: Any, settles: int) -> None:
+    def __init__(self, model: Any, reached_at: int) -> None:
         super().__init__(None, short_training.stage_context())
-        self.kernel, self.settles = model.layers[-1].kernel, settles
+        self.kernel, self.reached_at = model.layers[-1].kernel, reached_at
 
     def after_step(self, model: Any, step: Any) -> None:
         shape = self.kernel.shape
@@ -57,18 +57,18 @@ class Spoils(Method):
         self.kernel.assign(self.kernel * (1 - late))
 
     def target_reached(self, step: int) -> bool:
-        return step >= self.settles
+        return step >= self.reached_at
 
 
 @pytest.mark.parametrize(
-    ("settles", "able"), [(0, (1, 2, 3, 4)), (3 * STEPS, (3, 4)), (9 * STEPS, (4,))]
+    ("reached_at", "candidates"), [(0, (1, 2, 3, 4)), (3 * STEPS, (3, 4)), (9 * STEPS, (4,))]
 )
-def test_a_stage_ends_with_its_best_settled_epoch(
-    tmp_path: Path, settles: int, able: tuple[int, ...]
+def test_a_stage_ends_with_its_best_epoch_after_the_target(
+    tmp_path: Path, reached_at: int, candidates: tuple[int, ...]
 ) -> None:
     model, watch = two_layer_model(), Recorder()
-    rows = engine.fit(model, Spoils(model, settles), make_job(tmp_path, PLAIN, watch))
-    best = max(able, key=lambda e: (rows[e - 1]["val_top1"], -rows[e - 1]["val_loss"]))
+    rows = engine.fit(model, ClassBiasMethod(model, reached_at), make_job(tmp_path, PLAIN, watch))
+    best = max(candidates, key=lambda e: (rows[e - 1]["val_top1"], -rows[e - 1]["val_loss"]))
     assert rows[1]["val_top1"] > rows[2]["val_top1"]  # the first epochs were the better ones
     assert [row["kept"] for row in rows] == [int(epoch == best) for epoch in (1, 2, 3, 4)]
     for weight, then in zip(model.get_weights(), watch.weights[best * STEPS - 1], strict=True):
@@ -76,7 +76,7 @@ def test_a_stage_ends_with_its_best_settled_epoch(
 
 
 SHARES = {"pointwise": 0.5}
-WAYS = [
+CONFIGS = [
     MagnitudePruning(SHARES, end=0.7, frequency=4),
     TfmotPruning(SHARES, end=0.7, frequency=4),
     ChannelPruning(
@@ -85,21 +85,21 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("config", WAYS, ids=lambda config: type(config).__name__)
-def test_a_pruning_has_settled_from_the_step_on_at_which_its_target_stands(config: Any) -> None:
-    """Zeros are counted in the kernel `d`, behind each update, as the end of an epoch sees them."""
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+def test_the_pruning_target_is_reached_from_the_step_of_the_final_sparsity(config: Any) -> None:
+    """Zeros are counted in the kernel `d`, after each update, as the end of an epoch sees them."""
     steps = 10
     method = methods.create(config, short_training.stage_context(steps))
     model = method.apply(small_models.randomize_batch_norm(small_models.toy()))
     name = next(x.name for x in model.layers if x.name in ("d", "prune_low_magnitude_d"))
     shares: list[float] = []
 
-    def behind(step: int) -> None:
+    def after_update(step: int) -> None:
         shares.append(small_models.zero_fraction(variables.kernel(model.get_layer(name))))
         method.before_step(step)
 
     method.before_step(0)
-    short_training.train(model, method, steps, rate=0.01, watch=behind)
+    short_training.train(model, method, steps, rate=0.01, watch=after_update)
     final = shares[-1]
     assert final >= 0.5
     first = next(step for step in range(steps + 1) if method.target_reached(step))
@@ -110,15 +110,15 @@ def test_a_pruning_has_settled_from_the_step_on_at_which_its_target_stands(confi
     assert shares[first - 1 :] == [final] * (steps + 1 - first)
 
 
-def test_quantization_has_settled_once_it_has_begun() -> None:
-    def settled(delay: int) -> list[bool]:
+def test_the_target_of_quantization_is_reached_once_it_has_begun() -> None:
+    def reached(delay: int) -> list[bool]:
         method = methods.create(
             QuantizationAwareTraining(quant_delay=delay), short_training.stage_context()
         )
         return [method.target_reached(step) for step in (1, 4, 5)]
 
-    assert settled(0) == [True, True, True]
-    assert settled(4) == [False, False, True]
+    assert reached(0) == [True, True, True]
+    assert reached(4) == [False, False, True]
 
 
 def test_masks_hold_in_the_best_weights(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_masks_hold_in_the_best_weights(tmp_path: Path) -> None:
     model = method.apply(two_layer_model())
     training = CONFIG.replace(keep_best=True, lr=0.3)
     rows = engine.fit(model, method, make_job(tmp_path, training))
-    kept = next(row["epoch"] for row in rows if row["kept"])
-    assert kept >= 3
+    best_epoch = next(row["epoch"] for row in rows if row["kept"])
+    assert best_epoch >= 3
     kernel = model.layers[-1].get_weights()[0]
     assert np.mean(kernel == 0) == pytest.approx(0.75, abs=1 / kernel.size)

@@ -99,11 +99,11 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_a_whole_history(
             two_layer_model(), None, make_job(tmp_path / "cut", CONFIG, Recorder(stop_after))
         )
     resumed, watch = two_layer_model(), Recorder()
-    found = engine.fit(resumed, None, make_job(tmp_path / "cut", CONFIG, watch))
+    history = engine.fit(resumed, None, make_job(tmp_path / "cut", CONFIG, watch))
     assert len(watch.logs) == 4 - stop_after  # the epochs that were done are not done again
-    assert [row["epoch"] for row in found] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
     for key in ("loss", "top1", "val_loss", "val_top1", "lr"):
-        assert [row[key] for row in found] == pytest.approx([row[key] for row in rows], abs=1e-4)
+        assert [row[key] for row in history] == pytest.approx([row[key] for row in rows], abs=1e-4)
     for one, other in zip(resumed.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
@@ -118,10 +118,10 @@ def test_a_finished_fit_is_not_run_again(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_newest_states_are_kept(tmp_path: Path) -> None:
+def test_only_the_newest_states_remain(tmp_path: Path) -> None:
     engine.fit(two_layer_model(), None, make_job(tmp_path))
-    kept = sorted(path.name for path in tmp_path.glob("*.index"))
-    assert kept == ["ckpt-3.index", "ckpt-4.index"]
+    saved = sorted(path.name for path in tmp_path.glob("*.index"))
+    assert saved == ["ckpt-3.index", "ckpt-4.index"]
     Checkpoints(tmp_path).clear()
     assert not tmp_path.exists()
 
@@ -177,7 +177,7 @@ def test_no_epochs_leave_the_model_unchanged(tmp_path: Path) -> None:
 
 
 class Clamp(Method):
-    """Sets a weight to the number of the update, and stands still from step 10 on."""
+    """Sets a weight to the number of the update, and is frozen from step 10 on."""
 
     config_type = MagnitudePruning
 
@@ -205,8 +205,8 @@ def test_after_step_runs_after_every_update(tmp_path: Path) -> None:
 def test_statistics_are_frozen_while_the_method_asks_for_it(tmp_path: Path) -> None:
     model, watch = two_layer_model(), Recorder()
     engine.fit(model, Clamp(model), make_job(tmp_path, CONFIG.replace(ma_decay_rate=0.0), watch))
-    place = next(i for i, w in enumerate(model.weights) if "moving_mean" in w.name)
-    means = [weights[place] for weights in watch.weights]
+    index = next(i for i, w in enumerate(model.weights) if "moving_mean" in w.name)
+    means = [weights[index] for weights in watch.weights]
     assert not np.array_equal(means[8], means[9])
     for mean in means[10:]:
         np.testing.assert_array_equal(mean, means[9])
@@ -233,7 +233,7 @@ def test_scores_are_those_of_keras_on_every_image() -> None:
     noise = np.random.default_rng(5)
     images = noise.normal(size=(40, 6, 6, 2)).astype(np.float32)
     labels = noise.integers(0, CLASSES, 40).astype(np.int32)
-    found = scoring.score(inference.compile_model(model), as_dataset(images, labels))
+    scores = scoring.score(inference.compile_model(model), as_dataset(images, labels))
     model.compile(
         loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[
@@ -242,9 +242,9 @@ def test_scores_are_those_of_keras_on_every_image() -> None:
         ],
     )
     loss, top1, _ = model.evaluate(as_dataset(images, labels), verbose=0)
-    assert found.loss == pytest.approx(loss, rel=1e-5)
-    assert found.top1 == pytest.approx(100 * top1, rel=1e-5)
-    assert (found.top5, found.images) == (100, 40)
+    assert scores.loss == pytest.approx(loss, rel=1e-5)
+    assert scores.top1 == pytest.approx(100 * top1, rel=1e-5)
+    assert (scores.top5, scores.images) == (100, 40)
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES])
@@ -277,7 +277,7 @@ def test_one_trace_serves_batches_of_any_size(caplog: pytest.LogCaptureFixture) 
 
 
 def test_the_average_restarts_after_the_update_that_the_method_names() -> None:
-    """Right behind it the average is nearly the weights themselves."""
+    """Right after it the average is nearly the weights themselves."""
     model = tf_keras.Sequential([tf_keras.layers.Dense(1, use_bias=False, input_shape=(1,))])
     weight, method = (
         model.weights[0],

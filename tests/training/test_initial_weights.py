@@ -1,5 +1,5 @@
-"""Weights to start from: every form of a checkpoint gives the same model, a new head is told, and
-folded batch norms compute the same in both modes.
+"""Weights to start from: every form of a checkpoint gives the same model, a new head is reported,
+and folded batch norms compute the same in both modes.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ def trained() -> Any:
     return model
 
 
-def keras_file(model: Any, place: Path) -> Path:
-    model.save(place / "net.keras")
-    return place / "net.keras"
+def keras_file(model: Any, folder: Path) -> Path:
+    model.save(folder / "model.keras")
+    return folder / "model.keras"
 
 
-def model_folder(model: Any, place: Path) -> Path:
-    return saving.save(model, place / "net", Card(input_shape=(32, 32, 3)))
+def model_folder(model: Any, folder: Path) -> Path:
+    return saving.save(model, folder / "model", Card(input_shape=(32, 32, 3)))
 
 
-def checkpoint_of_model(model: Any, place: Path) -> Path:
-    return Path(tf.train.Checkpoint(model=model).save(str(place / "net")))
+def checkpoint_of_model(model: Any, folder: Path) -> Path:
+    return Path(tf.train.Checkpoint(model=model).save(str(folder / "model")))
 
 
-def checkpoint_with_optimizer(model: Any, place: Path) -> Path:
+def checkpoint_with_optimizer(model: Any, folder: Path) -> Path:
     optimizer = tf_keras.optimizers.SGD(momentum=0.9)
     optimizer.build(model.trainable_variables)
     manager = tf.train.CheckpointManager(
-        tf.train.Checkpoint(model=model, optimizer=optimizer), str(place / "kept"), 1
+        tf.train.Checkpoint(model=model, optimizer=optimizer), str(folder / "manager"), 1
     )
     manager.save()
-    return place / "kept"
+    return folder / "manager"
 
 
-def saved_weights(model: Any, place: Path) -> Path:
-    model.save_weights(str(place / "weights"), save_format="tf")
-    return place / "weights"
+def saved_weights(model: Any, folder: Path) -> Path:
+    model.save_weights(str(folder / "weights"), save_format="tf")
+    return folder / "weights"
 
 
 FORMS = (keras_file, model_folder, checkpoint_of_model, checkpoint_with_optimizer, saved_weights)
@@ -101,8 +101,8 @@ def test_another_model_is_refused_and_nothing_is_set(
     before = model.get_weights()
     with pytest.raises(UsageError, match="width_multiplier"):
         initial_weights.load_into(model, str(form(trained, tmp_path)), config)
-    for ours, kept in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(ours, kept)
+    for ours, original in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, original)
 
 
 def test_tf1_of_another_family_names_the_flag(tmp_path: Path) -> None:
@@ -133,13 +133,13 @@ def test_folded_batch_norms_compute_the_same_in_training() -> None:
         elif layer.weights:
             layer.set_weights([3 * w for w in layer.get_weights()])
     folded(model)
-    answer, kept = model(IMAGES, training=False).numpy(), model.get_weights()
-    assert np.abs(answer - model(IMAGES, training=True).numpy()).max() > 0.01  # the fault
-    model.set_weights(kept)  # that moved the statistics
+    outputs, original = model(IMAGES, training=False).numpy(), model.get_weights()
+    assert np.abs(outputs - model(IMAGES, training=True).numpy()).max() > 0.01  # the fault
+    model.set_weights(original)  # that moved the statistics
     filled = batch_norm_statistics.fill_statistics(model, lambda: IMAGES)
     assert len(filled) == 27
-    np.testing.assert_allclose(model(IMAGES, training=False).numpy(), answer, atol=1e-5)
-    np.testing.assert_allclose(model(IMAGES, training=True).numpy(), answer, atol=1e-3)
+    np.testing.assert_allclose(model(IMAGES, training=False).numpy(), outputs, atol=1e-5)
+    np.testing.assert_allclose(model(IMAGES, training=True).numpy(), outputs, atol=1e-3)
 
 
 def test_batch_norms_with_statistics_are_left_alone(trained: Any) -> None:
@@ -148,5 +148,5 @@ def test_batch_norms_with_statistics_are_left_alone(trained: Any) -> None:
         batch_norm_statistics.fill_statistics(trained, lambda: pytest.fail("images are not needed"))
         == []
     )
-    for ours, kept in zip(trained.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(ours, kept)
+    for ours, original in zip(trained.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, original)

@@ -67,7 +67,7 @@ def test_what_a_stage_records_is_read_again(entry: dict[str, Any], folder: Path)
     assert entries(folder) == [entry]
 
 
-def test_a_report_has_every_figure_of_its_entry() -> None:
+def test_a_report_has_every_metric_of_its_entry() -> None:
     entry = {**ENTRY, "stage": "convert", "agreement": 99.5, "verification": {"clear": 1.0}}
     del entry["history"]
     report = StageReport.from_json(entry)

@@ -68,10 +68,10 @@ def test_a_schedule_is_its_formula(name: str, warmup: float) -> None:
     """The warm-up of tensorflow/models' trainer: linear to the base rate over W epochs, then the
     schedule at the absolute step."""
     fields, formula = SCHEDULES[name]
-    found = rates(learning_scheduler_name=name.partition(",")[0], warmup_epochs=warmup, **fields)
+    result = rates(learning_scheduler_name=name.partition(",")[0], warmup_epochs=warmup, **fields)
     until = warmup * STEPS
     expected = [0.3 * t / until if t < until else formula(t) for t in range(EPOCHS * STEPS)]
-    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(result, expected, rtol=2e-5, atol=1e-7)
 
 
 def test_a_staircase_falls_on_the_first_step_of_a_period_in_a_long_run() -> None:
@@ -158,10 +158,10 @@ def test_adamw_decays_no_bias_and_no_normalization(name: str) -> None:
 def test_label_smoothing_spreads_its_share_over_all_classes(smoothing: float) -> None:
     noise = np.random.default_rng(1)
     logits, labels = noise.normal(size=(6, 4)).astype(np.float32), np.array([0, 3, 1, 1, 2, 0])
-    wanted = np.full((6, 4), smoothing / 4)
-    for row, label in itertools.zip_longest(wanted, labels):
+    targets = np.full((6, 4), smoothing / 4)
+    for row, label in itertools.zip_longest(targets, labels):
         row[label] += 1 - smoothing
     logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    expected = -(wanted * logs).sum(axis=1)
-    found = losses.cross_entropy(4, smoothing)(tf.constant(labels), tf.constant(logits))
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+    expected = -(targets * logs).sum(axis=1)
+    result = losses.cross_entropy(4, smoothing)(tf.constant(labels), tf.constant(logits))
+    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5)

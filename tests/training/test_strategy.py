@@ -30,9 +30,9 @@ trainer.run(sys.argv[1:])
 
 @pytest.mark.slow
 def test_all_stages_on_two_replicas(tmp_path: Path) -> None:
-    words = [*SHORT, "--batch_size=16", "--distribution_strategy=mirrored", "--model_dir=run"]
+    args = [*SHORT, "--batch_size=16", "--distribution_strategy=mirrored", "--model_dir=run"]
     done = subprocess.run(
-        [sys.executable, "-c", TWO, *words], capture_output=True, text=True, cwd=tmp_path,
+        [sys.executable, "-c", TWO, *args], capture_output=True, text=True, cwd=tmp_path,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -55,27 +55,27 @@ from mobilenet.configs.dataset import PREPROCESSING
 from mobilenet.configs.distillation import Distillation
 from mobilenet.training import distillation, engine
 
-way, watch = PREPROCESSING["inception"], Recorder()
-guide = distillation.TeacherModel(two_layer_model(), way, "twin")
+preprocessing, watch = PREPROCESSING["inception"], Recorder()
+teacher = distillation.TeacherModel(two_layer_model(), preprocessing, "twin")
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-    net = two_layer_model()
+    model = two_layer_model()
     config = CONFIG.replace(keep_best=True, epochs=2, ma_decay_rate=0.0)
     job = make_job(pathlib.Path(sys.argv[1]), config, watch)
-    job = dataclasses.replace(job, teacher=guide.teacher(Distillation(weight=1.0), way))
-    rows = engine.fit(net, None, job)
+    job = dataclasses.replace(job, teacher=teacher.teacher(Distillation(weight=1.0), preprocessing))
+    rows = engine.fit(model, None, job)
     again = two_layer_model()
-    assert engine.fit(again, None, job) == rows  # from the state behind the last epoch
-kept = next(int(row["epoch"]) for row in rows if row["kept"])
-for weight, then in zip(net.get_weights(), watch.weights[5 * kept - 1], strict=True):
+    assert engine.fit(again, None, job) == rows  # from the state after the last epoch
+best_epoch = next(int(row["epoch"]) for row in rows if row["kept"])
+for weight, then in zip(model.get_weights(), watch.weights[5 * best_epoch - 1], strict=True):
     np.testing.assert_allclose(weight, then, rtol=1e-6)
-for weight, first in zip(again.get_weights(), net.get_weights(), strict=True):
+for weight, first in zip(again.get_weights(), model.get_weights(), strict=True):
     np.testing.assert_array_equal(weight, first)
 print("loss", rows[0]["loss"])
 """
 
 
 def test_a_teacher_and_the_best_epoch_on_two_replicas(tmp_path: Path) -> None:
-    """The model starts as its teacher, so that their distance stays small beside a
+    """The model starts as its teacher, so that their distance stays small next to a
     cross-entropy.
     """
     done = subprocess.run(
@@ -92,7 +92,7 @@ def test_a_strategy_by_name(name: str) -> None:
     assert type(strategy.create_strategy(name)).__name__ == kinds[name]
 
 
-def test_an_unknown_strategy_and_absent_devices_are_told() -> None:
+def test_an_unknown_strategy_and_absent_devices_are_refused() -> None:
     with pytest.raises(UsageError, match="did you mean mirrored"):
         strategy.create_strategy("miror")
     with pytest.raises(UsageError, match="^distribution_strategy: got 'tpu'.*its devices"):

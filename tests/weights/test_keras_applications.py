@@ -88,7 +88,9 @@ def check_equal(name: str, width: float, folder: Path) -> None:
     assert report.matched == "names" and not report.new and not report.unused
     assert len(report.loaded) == sum(bool(layer.weights) for layer in theirs.layers)
     expected = theirs(images(), training=False).numpy()
-    assert np.ptp(expected, axis=0).max() > 0.01, "the two images must not look alike to the model"
+    assert np.ptp(expected, axis=0).max() > 0.01, (
+        "the model's outputs must differ between the images"
+    )
     np.testing.assert_allclose(ours(images(), training=False).numpy(), expected, atol=1e-5)
 
 

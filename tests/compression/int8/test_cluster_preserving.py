@@ -26,8 +26,8 @@ VALUES = np.array([-0.3, -0.1, 0.0, 0.15, 0.4], np.float32)
 
 
 def kernels(model: Any) -> dict[str, np.ndarray]:
-    found = {unwrap(x).name: variables.kernel(x) for x in model.layers}
-    return {name: kernel.numpy() for name, kernel in found.items() if kernel is not None}
+    by_name = {unwrap(x).name: variables.kernel(x) for x in model.layers}
+    return {name: kernel.numpy() for name, kernel in by_name.items() if kernel is not None}
 
 
 def clustered() -> tf_keras.Model:

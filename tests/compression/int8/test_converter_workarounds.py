@@ -160,7 +160,7 @@ def test_repair_changes_no_output(case: str) -> None:
 
 
 def test_gamma_of_exactly_zero_stays_float_unless_repaired() -> None:
-    """The converter says `scale out of expressed type range` and raises nothing."""
+    """The converter reports `scale out of expressed type range` and raises nothing."""
     wrong = quantize_to_file(multiplier(0.0), workarounds=False)
     assert tflite_model.read(wrong.data).float_tensors()
     right = quantize_to_file(multiplier(0.0))

@@ -125,7 +125,7 @@ def test_a_float_layer_between_int8_layers_computes_as_numpy_does(single: Partly
     value = (real @ kernel - mean) / np.sqrt(variance + norm.epsilon) * gamma + beta
     output = content.tensors[end]
     expected = np.clip(np.round(value / output.scales[0]) + output.zero_points[0], -128, 127)
-    assert np.mean(values[end] != expected) < 1e-3  # a tie falls either way in float32
+    assert np.mean(values[end] != expected) < 1e-3  # a tie is rounded up or down in float32
     folded = content.tensors[region.operators[1].inputs[1]].data
     scaled = kernel * gamma / np.sqrt(variance + norm.epsilon)
     np.testing.assert_allclose(folded[:, 0, 0].T, scaled, rtol=1e-5)
@@ -229,16 +229,16 @@ def test_post_training_int8_keeps_layers_float(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "words"),
+    ("pattern", "message"),
     [
         ("frist", "did you mean first?"),
         ("swish", "expected the name of a layer with a kernel: first, middle, last, dense"),
         ("mid(", "expected a regular expression"),
     ],
 )
-def test_layers_that_cannot_stay_float(model: Any, pattern: str, words: str) -> None:
+def test_layers_that_cannot_stay_float(model: Any, pattern: str, message: str) -> None:
     with pytest.raises(UsageError, match="^keep_float: got ") as raised:
         post_training_pipeline.quantize(
             model, INCEPTION, inputs(24), PostTraining(keep_float=(pattern,))
         )
-    assert words in str(raised.value)
+    assert message in str(raised.value)

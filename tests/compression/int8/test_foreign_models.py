@@ -67,7 +67,7 @@ def test_v1_and_v2_are_pruned_quantized_and_converted(version: int) -> None:
     assert correlation > 0.9, repaired
 
 
-def test_with_its_softmax_it_is_refused_with_the_way_out() -> None:
+def test_with_its_softmax_it_is_refused_with_the_remedy() -> None:
     with pytest.raises(UsageError, match="classifier_activation=None"):
         scheme.wrap(foreign(1), INCEPTION)
 
@@ -93,10 +93,10 @@ def test_the_remedy_works_as_it_is_typed(tmp_path: Path, monkeypatch: pytest.Mon
     assert match is not None
     monkeypatch.chdir(tmp_path)
     exec(match[1], {"model": model})  # as typed
-    words = shlex.split(match[2])
-    assert words[:3] == ["python", "-m", "mobilenet.trainer"]
+    args = shlex.split(match[2])
+    assert args[:3] == ["python", "-m", "mobilenet.trainer"]
     more = ["--model_name=mobilenet_v3_small", "--width_multiplier=0.75", "--image_size=32"]
-    trainer.run([*words[3:], *more, "--stages=train", "--epochs=0", "--model_dir=run"])
+    trainer.run([*args[3:], *more, "--stages=train", "--epochs=0", "--model_dir=run"])
     built = saving.load(tmp_path / "run/train").model
     theirs = model.get_layer("Conv").get_weights()[0]
     np.testing.assert_array_equal(built.get_layer("Conv").get_weights()[0], theirs)

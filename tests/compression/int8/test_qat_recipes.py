@@ -119,14 +119,14 @@ def test_the_first_observation_is_the_range() -> None:
     """tfmot's initial -6..6 takes thousands of steps to change."""
     wrapped = delayed().apply(toy())
     before = scheme.get_ranges(wrapped)
-    assert all(tuple(ends) == (0, 0) for ends in before.values())
+    assert all(tuple(bounds) == (0, 0) for bounds in before.values())
     wrapped(inputs(8), training=True)
     model = toy()
-    for name, ends in scheme.get_ranges(wrapped).items():
+    for name, bounds in scheme.get_ranges(wrapped).items():
         layer = tf_keras.Model(model.input, model.get_layer(name).output)
         seen = layer(inputs(8) - np.float32(0.5 / 127.5), training=True).numpy()
         np.testing.assert_allclose(
-            ends, [min(seen.min(), 0), max(seen.max(), 0)], rtol=1e-3, atol=1e-5
+            bounds, [min(seen.min(), 0), max(seen.max(), 0)], rtol=1e-3, atol=1e-5
         )
 
 
@@ -205,9 +205,9 @@ def test_the_trainer_refuses_it_before_it_writes_anything(
 ) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
-    words = ["--width_multiplier=0.25", "--image_size=32", "--stages=quantize"]
+    args = ["--width_multiplier=0.25", "--image_size=32", "--stages=quantize"]
     with pytest.raises(UsageError, match="^--quant_delay: got 40, expected less than the 39 steps"):
-        trainer.run([*words, "--quantize_epochs=1", "--quant_delay=40", "--model_dir=run"])
+        trainer.run([*args, "--quantize_epochs=1", "--quant_delay=40", "--model_dir=run"])
     assert os.listdir(tmp_path) == []
 
 
@@ -217,11 +217,11 @@ def test_the_digits_are_learned_from_scratch_with_a_delay(
 ) -> None:
     """No float stage before; without a delay a model from scratch is refused."""
     monkeypatch.chdir(tmp_path)
-    words = ["--width_multiplier=0.25", "--image_size=32", "--stages=quantize,convert"]
+    args = ["--width_multiplier=0.25", "--image_size=32", "--stages=quantize,convert"]
     with pytest.raises(UsageError, match="a trained model in the run folder"):
-        trainer.run([*words, "--model_dir=refused"])
+        trainer.run([*args, "--model_dir=refused"])
     recipe = ["--quantize_epochs=20", "--quantize_lr=0.004", "--quant_delay=300"]
-    trainer.run([*words, *recipe, "--model_dir=run"])
+    trainer.run([*args, *recipe, "--model_dir=run"])
     content = tflite_model.read(tmp_path / "run/export/model.tflite")
     assert content.float_tensors() == []
     stages = json.loads((tmp_path / "run/report.json").read_text())["stages"]
@@ -241,14 +241,14 @@ def test_averaged_weights_fit_the_ranges_of_the_trained_weights() -> None:
     own = wrapped.get_weights()
     average.assign()
     assert any(np.any(a != b) for a, b in zip(own, wrapped.get_weights(), strict=True))
-    for name, ends in scheme.get_ranges(wrapped).items():
+    for name, bounds in scheme.get_ranges(wrapped).items():
         np.testing.assert_array_equal(
-            ends, ranges[name]
+            bounds, ranges[name]
         )  # ranges are not averaged: they are moving averages already
     fresh = scheme.wrap(method.finalize(wrapped), INCEPTION)
     calibrate(fresh, inputs(256, seed=5))
-    for name, ends in scheme.get_ranges(fresh).items():
-        assert 0.6 < np.ptp(ranges[name]) / np.ptp(ends) < 1.6, name
+    for name, bounds in scheme.get_ranges(fresh).items():
+        assert 0.6 < np.ptp(ranges[name]) / np.ptp(bounds) < 1.6, name
     images = inputs(300, seed=21)
     plain = method.finalize(wrapped)(images, training=False).numpy().argmax(1)
     simulated = wrapped(images, training=False).numpy().argmax(1)
@@ -275,9 +275,9 @@ def test_valid_ranges_of_a_checkpoint_are_used() -> None:
     calibrate(calibrated, inputs(32))
     expected = scheme.get_ranges(calibrated)
     notes = set_ranges_from_checkpoint(wrapped, CHECKPOINT_RANGES, inputs(32))
-    for name, ends in scheme.get_ranges(wrapped).items():
+    for name, bounds in scheme.get_ranges(wrapped).items():
         own = CHECKPOINT_RANGES[name] if name in ("a_act", "sum", "c_norm") else expected[name]
-        np.testing.assert_allclose(ends, own, rtol=1e-6)
+        np.testing.assert_allclose(bounds, own, rtol=1e-6)
     assert notes[0] == "3 of 7 activation ranges from the checkpoint, the others calibrated"
     assert "not used, not quantized in the file: a_norm, elsewhere" in notes
     assert "not used, zero is outside: d_act, e, pool" in notes

@@ -84,7 +84,7 @@ def test_input_quantizer_is_pixel_minus_128() -> None:
         np.testing.assert_allclose(quantizer(simulated, False, {}).numpy(), simulated, rtol=1e-6)
 
 
-def test_weights_are_rounded_as_the_formula_says() -> None:
+def test_weights_are_rounded_by_the_formula() -> None:
     """Symmetric int8 without -128, recomputed by numpy; depthwise by channel, dense as a whole."""
     rng = np.random.default_rng(0)
     for kind, shape, axes in (
@@ -101,7 +101,7 @@ def test_weights_are_rounded_as_the_formula_says() -> None:
 
 
 def test_gradients_pass_both_quantizers_unchanged() -> None:
-    """Inside and outside the range alike."""
+    """Both inside and outside the range."""
     values = tf.constant([[-9.0, -0.4, 0.1, 3.0, 20.0]])
     upstream = tf.constant([[1.0, -2.0, 3.0, -4.0, 5.0]])
     ranges = {"low": tf.constant(-1.0), "high": tf.constant(6.0)}
@@ -173,8 +173,8 @@ def test_the_saved_parts_give_the_same_model_bit_for_bit() -> None:
     again = scheme.wrap(plain, INCEPTION)
     scheme.set_ranges(again, scheme.get_ranges(wrapped))
     np.testing.assert_array_equal(wrapped(inputs(8)), again(inputs(8)))
-    for name, ends in scheme.get_ranges(again).items():
-        np.testing.assert_array_equal(ends, scheme.get_ranges(wrapped)[name])
+    for name, bounds in scheme.get_ranges(again).items():
+        np.testing.assert_array_equal(bounds, scheme.get_ranges(wrapped)[name])
 
 
 def test_the_file_computes_what_training_evaluated() -> None:
@@ -196,7 +196,7 @@ def mixed() -> Iterator[None]:
     tf_keras.mixed_precision.set_global_policy("float32")
 
 
-def test_it_trains_under_mixed_precision_and_ends_in_float32(mixed: None) -> None:
+def test_it_trains_under_mixed_precision_and_is_float32_afterwards(mixed: None) -> None:
     method = methods.create(QuantizationAwareTraining(calibration_images=32), stage_context(6))
     model = toy()
     wrapped = method.apply(model)
@@ -208,7 +208,9 @@ def test_it_trains_under_mixed_precision_and_ends_in_float32(mixed: None) -> Non
     assert all(v.dtype == tf.float32 for v in wrapped.variables if v.dtype.is_floating)
     for old, variable in zip(before, wrapped.trainable_variables, strict=True):
         assert np.any(old != variable.numpy())
-    assert any(np.any(ends != ranges[name]) for name, ends in scheme.get_ranges(wrapped).items())
+    assert any(
+        np.any(bounds != ranges[name]) for name, bounds in scheme.get_ranges(wrapped).items()
+    )
     final = scheme.get_ranges(wrapped)
     tf_keras.mixed_precision.set_global_policy("float32")
     plain = freeze.float32_copy(method.finalize(wrapped))

@@ -310,7 +310,7 @@ def test_tuning_moves_no_kernel_and_no_fixed_range() -> None:
     kernels = {w.name: w.numpy() for w in wrapped.weights if "kernel" in w.name}
     fixed = [n for n, q in scheme.quantizers(wrapped).items() if getattr(q, "fixed", None)]
     ranges = scheme.get_ranges(wrapped)
-    ranges |= {name: ends / 2 for name, ends in ranges.items() if name not in fixed}
+    ranges |= {name: bounds / 2 for name, bounds in ranges.items() if name not in fixed}
     scheme.set_ranges(wrapped, ranges)  # too narrow, so that tuning can improve them
     losses = output_tuning.Tuner(wrapped).tune(
         images, lambda x: model_outputs(small, x), epochs=6, rate=3e-3
@@ -473,7 +473,7 @@ def test_the_record_of_the_steps_is_in_the_card_and_survives_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"agreement": 1.5}, "agreement: got 1.5"),
         ({"accepted": "yes"}, "accepted: got 'yes'"),
@@ -481,11 +481,11 @@ def test_the_record_of_the_steps_is_in_the_card_and_survives_json() -> None:
         ({"steps": 3}, "QuantizationStep field"),
     ],
 )
-def test_a_record_of_other_types_is_refused(change: dict[str, Any], words: str) -> None:
+def test_a_record_of_other_types_is_refused(change: dict[str, Any], message: str) -> None:
     step = QuantizationStep("bias", True, 0.5, 10.0, 1.0, "offsets").to_json()
     with pytest.raises(UsageError) as raised:
         Card.from_json({"quantization_steps": [{**step, **change}]})
-    assert words in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_models_with_relu6_alone_need_only_bias_correction(small: Any) -> None:
@@ -540,7 +540,7 @@ def test_a_channel_far_above_the_others_is_reported_with_its_layer(layer: str) -
 
 
 @pytest.mark.parametrize(
-    ("images", "words"),
+    ("images", "message"),
     [
         (inputs(3), "calibration images: got 3, expected at least 8"),
         (np.full((20, SIZE, SIZE, 3), 0.5, np.float32), "one color in each image"),
@@ -549,14 +549,14 @@ def test_a_channel_far_above_the_others_is_reported_with_its_layer(layer: str) -
         (inputs(20) * np.float32(0.004), "they may have been scaled twice"),
     ],
 )
-def test_images_that_give_no_useful_range_are_refused(images: np.ndarray, words: str) -> None:
+def test_images_that_give_no_useful_range_are_refused(images: np.ndarray, message: str) -> None:
     with pytest.raises(UsageError, match="^calibration images") as raised:
         post_training_pipeline.quantize(toy_relu6(), INCEPTION, images, PostTraining())
-    assert words in str(raised.value)
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("steps", "words"),
+    ("steps", "message"),
     [
         (("equalise",), "did you mean equalize?"),
         (("bias", "maximum"), "steps in the order"),
@@ -564,10 +564,10 @@ def test_images_that_give_no_useful_range_are_refused(images: np.ndarray, words:
         (("bias",), "one of maximum, percentile, mse"),
     ],
 )
-def test_steps_that_do_not_fit_are_refused(steps: tuple[str, ...], words: str) -> None:
+def test_steps_that_do_not_fit_are_refused(steps: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match="^steps: got") as raised:
         PostTraining(steps=steps)
-    assert words in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_an_unknown_layer_to_keep_float_is_refused() -> None:

@@ -234,7 +234,7 @@ def test_consumers_of_pruned_channels_are_reconstructed_once() -> None:
 
 
 def test_statistics_and_averages_follow_the_thinner_model() -> None:
-    """A stage is shorter than what made the model: its statistics would be those of wider ones."""
+    """A stage is shorter than the first training: its statistics would be those of wider ones."""
     model = randomize_batch_norm(toy())
     for layer in model.layers:
         if hasattr(layer, "momentum"):
@@ -289,10 +289,10 @@ def test_patterns_without_a_match_are_refused_before_training() -> None:
 @pytest.mark.slow
 def test_later_stages_work_on_the_thin_model(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = (*SHORT, "--image_size=64", "--pruning=channel", "--channel_ratio=0.5", "^round_to=8")
-    first = run_command("trainer", *words, f"--model_dir={folder}", "--stages=train,prune")
+    args = (*SHORT, "--image_size=64", "--pruning=channel", "--channel_ratio=0.5", "^round_to=8")
+    first = run_command("trainer", *args, f"--model_dir={folder}", "--stages=train,prune")
     assert first.returncode == 0, first.stderr
-    done = run_command("trainer", *words, f"--model_dir={folder}")
+    done = run_command("trainer", *args, f"--model_dir={folder}")
     assert done.returncode == 0, done.stderr
     entries = report(folder)
     assert tuple(entries) == CHAIN
@@ -318,11 +318,11 @@ def test_later_stages_work_on_the_thin_model(tmp_path: Path) -> None:
 def test_every_part_saves_a_thin_model_and_can_be_resumed(tmp_path: Path) -> None:
     """Each learns from the model before the first; one that was deleted is trained again."""
     folder = tmp_path / "run"
-    words = [
+    args = [
         *(*SHORT, "--pruning=channel", "--channel_ratio=0.6", "^stages=3"),
         *("^round_to=1", "--prune_keep_best", "--distill=start", f"--model_dir={folder}"),
     ]
-    done = run_command("trainer", *words, "--stages=train,prune")
+    done = run_command("trainer", *args, "--stages=train,prune")
     assert done.returncode == 0, done.stderr
     entries = report(folder)
     assert list(entries) == ["train", "prune_1", "prune_2", "prune"]
@@ -335,10 +335,10 @@ def test_every_part_saves_a_thin_model_and_can_be_resumed(tmp_path: Path) -> Non
         if share:
             assert any(note.startswith("distilled from train,") for note in model.card.notes)
     shutil.rmtree(folder / "prune")
-    again = run_command("trainer", *words, "--stages=train,prune")
+    again = run_command("trainer", *args, "--stages=train,prune")
     epochs = re.compile(r"^\w+ +epoch +\d+/", re.MULTILINE)
     assert "prune_2: finished before" in again.stdout and len(epochs.findall(again.stdout)) == 1
     assert report(folder)["prune"]["top1"] == entries["prune"]["top1"]
     shutil.rmtree(folder / "prune_1")
-    third = run_command("trainer", *words, "--stages=train,prune")
+    third = run_command("trainer", *args, "--stages=train,prune")
     assert third.returncode == 0 and not epochs.search(third.stdout)

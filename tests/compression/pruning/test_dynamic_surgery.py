@@ -272,11 +272,11 @@ def test_a_stage_resumed_from_a_checkpoint_is_the_same(tmp_path: Any) -> None:
     method = surgery(20, frequency=3)
     model = method.apply(toy())
     moved(method, model, range(1, 11))
-    path = tf.train.Checkpoint(net=model, method=method).write(str(tmp_path / "state"))
+    path = tf.train.Checkpoint(model=model, method=method).write(str(tmp_path / "state"))
     moved(method, model, range(11, 21))
     again = surgery(20, frequency=3)
     resumed = again.apply(toy())
-    status = tf.train.Checkpoint(net=resumed, method=again).read(path)
+    status = tf.train.Checkpoint(model=resumed, method=again).read(path)
     status.assert_existing_objects_matched()
     moved(again, resumed, range(11, 21))
     for old, new in zip(model.weights, resumed.weights, strict=True):

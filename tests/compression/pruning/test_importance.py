@@ -173,7 +173,7 @@ def test_counts_are_whole_tiles(channels: int, ratio: float, round_to: int) -> N
 @pytest.mark.parametrize(
     ("channels", "ratio", "round_to", "remaining"),
     [
-        (24, 1 / 16, 1, 23),  # 22.5: the seed's last update stands just below its ratio
+        (24, 1 / 16, 1, 23),  # 22.5: the seed's last update is just below its ratio
         (24, 5 / 16, 1, 17),
         (1024, 0.42, 1, 594),
         (96, 0.5, 16, 48),

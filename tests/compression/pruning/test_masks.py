@@ -136,7 +136,7 @@ def test_masks_hold_after_the_optimizer_in_averages_and_checkpoints(tmp_path: An
         mask = method.masks.masks["c"].numpy()
         np.testing.assert_array_equal(kernel.numpy() != 0, mask == 1)
         np.testing.assert_array_equal(average.shadows[index].numpy() != 0, mask == 1)
-        path = tf.train.Checkpoint(net=model, method=method, average=average).write(
+        path = tf.train.Checkpoint(model=model, method=method, average=average).write(
             str(tmp_path / "step")
         )
         reader = tf.train.load_checkpoint(path)

@@ -70,10 +70,10 @@ def test_a_batch_norm_is_fitted_through() -> None:
     kernel, offset = ridge(reads, target, start)
     got = outputs(masked, "c_norm", images).reshape(-1, 8)[:, ::2]
     np.testing.assert_allclose(got, reads @ kernel + offset, atol=1e-4)
-    made = outputs(masked, "c", images).reshape(-1, 8)[:, ::2]
+    conv_outputs = outputs(masked, "c", images).reshape(-1, 8)[:, ::2]
     norm = masked.get_layer("c_norm")
-    np.testing.assert_allclose(norm.moving_mean.numpy()[::2], made.mean(0), atol=1e-4)
-    np.testing.assert_allclose(norm.moving_variance.numpy()[::2], made.var(0), rtol=1e-3)
+    np.testing.assert_allclose(norm.moving_mean.numpy()[::2], conv_outputs.mean(0), atol=1e-4)
+    np.testing.assert_allclose(norm.moving_variance.numpy()[::2], conv_outputs.var(0), rtol=1e-3)
     assert set(errors) == {"c", "d", "e"}  # the stem's input is unchanged
 
 

@@ -77,8 +77,8 @@ def test_a_larger_share_removes_more_inside_the_pattern() -> None:
     assert zero_fraction(mask) == 0.75
     stay, _ = split(kernel, 2, 4)
     assert not np.any(groups_of(mask, 4).astype(bool) & ~stay)
-    kept = np.sort(np.abs(groups_of(kernel, 4)[stay]))[-kernel.size // 4 :]
-    np.testing.assert_array_equal(np.sort(np.abs(kernel[mask == 1])), kept)
+    remaining = np.sort(np.abs(groups_of(kernel, 4)[stay]))[-kernel.size // 4 :]
+    np.testing.assert_array_equal(np.sort(np.abs(kernel[mask == 1])), remaining)
 
 
 def test_equal_magnitudes_keep_to_the_pattern() -> None:
@@ -102,9 +102,9 @@ def test_blocks_are_removed_by_their_sum(rows: int, columns: int, share: float) 
     kernel = kernel_of((1, 1, 12, 8))
     blocks = np.abs(kernel[0, 0]).reshape(12 // rows, rows, 8 // columns, columns).sum((1, 3))
     count = int(np.round(blocks.size * share))
-    kept = np.ones(blocks.size, bool)
-    kept[np.argsort(blocks, axis=None)[:count]] = False
-    expected = kept.reshape(blocks.shape).repeat(rows, 0).repeat(columns, 1)
+    remaining = np.ones(blocks.size, bool)
+    remaining[np.argsort(blocks, axis=None)[:count]] = False
+    expected = remaining.reshape(blocks.shape).repeat(rows, 0).repeat(columns, 1)
     mask = mask_of(kernel, share, pattern="block", block_size=f"{rows}x{columns}")
     np.testing.assert_array_equal(mask[0, 0] == 1, expected)
     dense = mask_of(kernel[0, 0], share, pattern="block", block_size=f"{rows}x{columns}")

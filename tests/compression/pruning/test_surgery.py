@@ -192,7 +192,7 @@ def test_sizes_of_uniformly_thinned_models(name: str, sixteenths: int) -> None:
 def test_the_papers_rows_have_half_the_ratio_that_they_name() -> None:
     """The rows 0.75x, 0.50x and 0.25x of ivclab/Multistage_Pruning's first README, in millions.
 
-    Its first row says 579.8479 where 579.8497 is meant.
+    Its first row has 579.8479 where 579.8497 is meant.
     """
     rows = {0.75: (448.3615, 3.3597), 0.5: (333.7325, 2.5856), 0.25: (235.9626, 1.9095)}
     for label, row in rows.items():
@@ -232,9 +232,9 @@ def test_channel_counts_are_multiples() -> None:
 def test_thin_models_become_int8_files(name: str) -> None:
     """Wrapped, calibrated, trained, converted; every operator within a step of the simulation."""
     thinned = surgery.thin(narrow_model(name, size=64), 0.4, round_to=8)
-    made = quantize_to_file(thinned.model, 64, epochs=2)
-    assert tflite_model.read(made.data).float_tensors() == []
-    for layer, off in operator_steps(made, pixels(2, 64, seed=9)).items():
+    converted = quantize_to_file(thinned.model, 64, epochs=2)
+    assert tflite_model.read(converted.data).float_tensors() == []
+    for layer, off in operator_steps(converted, pixels(2, 64, seed=9)).items():
         assert off.max() <= 1, layer
     assert mobilenet.count(thinned.model).params < mobilenet.count(narrow_model(name)).params
 

@@ -97,7 +97,9 @@ def test_ours_reach_the_target_there(kind: Any, end: float, frequency: int) -> N
 
 @pytest.mark.parametrize(("end", "frequency"), [(1.0, 3), (0.1, 1)])
 @pytest.mark.parametrize("schedule", ["polynomial", "constant"])
-def test_the_wrapper_reaches_it_at_other_ends(end: float, frequency: int, schedule: str) -> None:
+def test_the_wrapper_reaches_it_at_other_end_steps(
+    end: float, frequency: int, schedule: str
+) -> None:
     _, plain = pruned(TfmotPruning, 10, end=end, frequency=frequency, schedule=schedule)
     assert zero_fraction(kernel_of(plain)) == 0.5
 

@@ -296,7 +296,7 @@ def test_bits_default_to_those_of_the_kind_before() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["codebook", "--num_bits_depthwise=1"], "--num_bits_depthwise: got 1, expected a whole"),
         (["codebook", "--num_bits_dense=9"], "--num_bits_dense: got 9, expected a whole number"),
@@ -308,14 +308,14 @@ def test_bits_default_to_those_of_the_kind_before() -> None:
         (["qat", "--num_bits_dense=5"], "qat has no such flag"),
     ],
 )
-def test_invalid_input_is_one_line(words: list[str], message: str) -> None:
+def test_invalid_input_is_one_line(args: list[str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        cli.run_config(COMMAND.parse([f"--quantization={words[0]}", *words[1:]]))
+        cli.run_config(COMMAND.parse([f"--quantization={args[0]}", *args[1:]]))
     assert message in str(caught.value)
 
 
 def test_flags_pick_the_method() -> None:
-    words = ["--num_bits_depthwise=8", "--num_bits_pointwise=6", "--num_bits_dense=5"]
-    config = cli.run_config(COMMAND.parse(["--quantization=codebook", *words]))
+    args = ["--num_bits_depthwise=8", "--num_bits_pointwise=6", "--num_bits_dense=5"]
+    config = cli.run_config(COMMAND.parse(["--quantization=codebook", *args]))
     assert config.quantization == CodebookQuantization(8, 6, 5)
     assert type(config).from_json(config.to_json()) == config
