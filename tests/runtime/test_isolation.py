@@ -265,8 +265,8 @@ def test_a_script_without_a_guard_can_be_interrupted_and_leaves_no_process(
             signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
             file = flatbuffer.read({str(exported)!r})
             runner = isolation.Interpreter(file)
-            print(runner.pid, flush=True)
             try:
+                print(runner.pid, flush=True)  # inside: the signal may come at once
                 while True:
                     runner.invoke()
             except KeyboardInterrupt:
