@@ -1,6 +1,7 @@
 """What every command is made of: flags to configs, errors as one line, tables."""
 
 from mobilenet.errors import UsageError
+from mobilenet.text_tables import definitions, table, width, wrap
 
 from .command import Command, Parsed, dataset_of, run_config, typed_name
 from .flags import (
@@ -15,7 +16,6 @@ from .flags import (
 )
 from .overrides import apply_overrides
 from .process import main, resumable, starting_tensorflow
-from .tables import definitions, table, width, wrap
 
 __all__ = [
     "CALIBRATION",

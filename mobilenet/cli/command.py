@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from mobilenet.cli import tables
+from mobilenet import text_tables
 from mobilenet.cli.flags import GROUPS, FlagSpec, field_types, option, parse, with_flags
 from mobilenet.cli.overrides import apply_overrides
 from mobilenet.configs import archs, recipes
@@ -142,9 +142,9 @@ class Command:
     def help(self, full: bool = False) -> str:
         """The text of `--help`, or of `--helpfull`, as wide as the terminal at most."""
         usage = f"Usage: {typed_name(self.name)} [flags] {self.arguments}".rstrip()
-        lines = [*tables.wrap(self.summary), "", *tables.wrap(usage)]
+        lines = [*text_tables.wrap(self.summary), "", *text_tables.wrap(usage)]
         if self.specs:
-            lines += tables.wrap(
+            lines += text_tables.wrap(
                 "A flag that is left out takes its value from the recipe of the model and data set."
             )
         specs = [spec for spec in self.flags() if full or spec.main]
@@ -153,7 +153,7 @@ class Command:
                 (_usage(spec), _meaning(spec, full)) for spec in specs if spec.group == group
             ]
             if members:
-                lines += ["", f"{group}:", *tables.definitions(members)]
+                lines += ["", f"{group}:", *text_tables.definitions(members)]
         return "\n".join(lines)
 
     def _read(

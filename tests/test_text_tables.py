@@ -9,8 +9,7 @@ import random
 import pytest
 
 from mobilenet import __main__ as commands
-from mobilenet import cli
-from mobilenet.cli import tables
+from mobilenet import cli, text_tables
 from mobilenet.configs import released_models
 
 HEADERS = ("layer", "params", "cause")
@@ -34,9 +33,9 @@ def test_the_width_is_that_of_the_terminal_and_80_without_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "123")
-    assert tables.width() == 123
+    assert text_tables.width() == 123
     monkeypatch.delenv("COLUMNS")
-    assert tables.width() == 80  # the output of tests is no terminal
+    assert text_tables.width() == 80  # the output of tests is no terminal
 
 
 def test_a_table_is_plain_text_with_numbers_to_the_right() -> None:
