@@ -22,6 +22,7 @@ from mobilenet.configs.block_tables import (
     BlockConfig,
     minimalistic,
 )
+from mobilenet.errors import UsageError
 
 from .base import MAX_CLASSES, Config, checked, flag, one_of
 
@@ -229,6 +230,20 @@ def get(name: str, **overrides: Any) -> MobileNetConfig:
     return ALL[one_of("model_name", name, ALL)]().replace(**overrides)
 
 
+def config_of(name_or_config: object, fields: Mapping[str, Any]) -> MobileNetConfig:
+    """The config of a model by its name, or one that there is, with fields replaced.
+
+    Raises:
+        UsageError: it is neither; or see `get`.
+    """
+    if isinstance(name_or_config, MobileNetConfig):
+        return name_or_config.with_values(fields)
+    if not isinstance(name_or_config, str):
+        expected = "the name of a model or a config of `mobilenet.configs.archs`"
+        raise UsageError("name_or_config", type(name_or_config).__name__, expected)
+    return ALL[one_of("name_or_config", name_or_config, ALL)]().with_values(fields)
+
+
 def names(pattern: str = "*") -> list[str]:
     """Names of the models that match a shell pattern, as in `names("*v3*")`."""
     return [name for name in ALL if fnmatch.fnmatchcase(name, pattern)]
@@ -247,6 +262,7 @@ __all__ = [
     "MobileNetV3LargeMinimalisticConfig",
     "MobileNetV3SmallConfig",
     "MobileNetV3SmallMinimalisticConfig",
+    "config_of",
     "get",
     "names",
 ]

@@ -183,6 +183,16 @@ class Config:
         _known(type(self), changes)
         return dataclasses.replace(self, **changes)
 
+    def with_values(self: C, values: Mapping[str, Any]) -> C:
+        """As `replace`, with values of any origin: their types are checked, lists become tuples.
+
+        Raises:
+            UsageError: there is no such field, or a value is not legal; the field is named.
+        """
+        _known(type(self), values)
+        hints = typing.get_type_hints(type(self))
+        return self.replace(**{name: fitted(name, hints[name], x) for name, x in values.items()})
+
     def to_json(self) -> dict[str, Any]:
         """A dictionary of plain JSON values; `type` names the class."""
         fields = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
@@ -200,12 +210,9 @@ class Config:
         data = {kind._former_names.get(key, key): item for key, item in data.items()}
         _known(kind, data)
         hints = typing.get_type_hints(kind)
-        values = {key: _typed(hints[key], item) for key, item in data.items()}
-        for key, item in values.items():
-            if not _fits(hints[key], item):
-                hint = hints[key]
-                name = getattr(hint, "__name__", "") if _plain_class(hint) else hint
-                raise UsageError(f"{kind.__name__} {key}", item, f"a value of type {name}")
+        values = {
+            key: fitted(f"{kind.__name__} {key}", hints[key], item) for key, item in data.items()
+        }
         try:
             return kind(**values)
         except UsageError:
@@ -226,6 +233,19 @@ class Config:
             return cls.from_json(value)
         except UsageError as error:
             raise error.within(str(path)) from None
+
+
+def fitted(name: str, hint: Any, value: Any) -> Any:
+    """A value as a field of that type holds it: lists become tuples, dictionaries configs.
+
+    Raises:
+        UsageError: it is of another type; `name` says of what.
+    """
+    item = _typed(hint, value)
+    if not _fits(hint, item):
+        kind = getattr(hint, "__name__", "") if _plain_class(hint) else hint
+        raise UsageError(name, item, f"a value of type {kind}")
+    return item
 
 
 def _class_of(accepted: tuple[type[C], ...], value: object) -> tuple[type[C], dict[str, Any]]:
@@ -316,6 +336,7 @@ __all__ = [
     "Rule",
     "check_number",
     "checked",
+    "fitted",
     "flag",
     "nested",
     "one_of",

@@ -7,7 +7,8 @@ the parameter or layer that it knows; callers add the file with `within`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 
 _SHOWN = 5  # names in a list before it is cut, with a count
 _LONGEST_VALUE = 120  # characters of a value
@@ -56,6 +57,35 @@ class VerificationError(UsageError):
     """A result failed its verification and was not written."""
 
     status = 3
+
+
+_PARAMETER = re.compile(r"`([a-z_][\w.]*)((?:=[^`]*)?)`")
+
+
+def rename_parameters(error: UsageError, name_of: Callable[[str], str | None]) -> UsageError:
+    """The error of a library function in the names of another interface.
+
+    The library names parameters: `what` is one, or its texts have some in backquotes, as in
+    `lr=0.1`. Flags stand without them: on the command line these become --lr and --lr=0.1.
+
+    Args:
+        error: any error; one whose texts have no such names comes out equal.
+        name_of: gives the name of a parameter there, of a flag with its dashes; `None` where it
+            has no other.
+    """
+
+    def in_text(text: str) -> str:
+        return _PARAMETER.sub(renamed, text)
+
+    def renamed(match: re.Match[str]) -> str:
+        name = name_of(match[1])
+        if not name:
+            return match[0]
+        text = name + match[2]
+        return text if name.startswith("-") else f"`{text}`"
+
+    what = name_of(error.what) or in_text(error.what)
+    return type(error)(what, error.got, in_text(error.expected), in_text(error.remedy))
 
 
 def shown(value: object) -> str:

@@ -36,14 +36,14 @@ from typing import Any, TypeVar
 from absl import flags
 
 from mobilenet import text_tables
-from mobilenet.cli.flags import GROUPS, FlagSpec, field_types, option, parse, with_flags
+from mobilenet.cli.flags import GROUPS, FlagSpec, field_types, option, parse
 from mobilenet.cli.overrides import apply_overrides
 from mobilenet.configs import archs, recipes
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.base import Config, check_number
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.run import RunConfig
-from mobilenet.errors import UsageError, one_of
+from mobilenet.errors import UsageError, one_of, rename_parameters
 
 log = logging.getLogger("mobilenet")
 R = TypeVar("R")
@@ -135,7 +135,7 @@ class Command:
             try:
                 return run(argv)
             except UsageError as error:
-                raise with_flags(error, flags.get) from error
+                raise rename_parameters(error, flags.get) from error
 
         return wrapper
 

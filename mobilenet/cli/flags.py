@@ -1,15 +1,14 @@
 """The flags of a config: every field with a `help`, through the configs nested in it. How their
-text is parsed, and how errors of the library, which name parameters, come to name flags.
+text is parsed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -264,27 +263,3 @@ def parse(name: str, type: Any, text: str) -> Any:
         return _TRUTH[text.lower()] if type is bool else type(text)
     except (ValueError, KeyError):
         raise UsageError(name, text, _EXPECTED.get(type, f"a {type.__name__}")) from None
-
-
-_PARAMETER = re.compile(r"`([a-z_][\w.]*)((?:=[^`]*)?)`")
-
-
-def with_flags(error: UsageError, flag_of: Callable[[str], str | None]) -> UsageError:
-    """The error of a library function as a user of the command line reads it.
-
-    The library names parameters: `what` is one, or its texts have some in backquotes, as in
-    `lr=0.1`. Those that are flags become `--lr` and `--lr=0.1`.
-
-    Args:
-        error: any error; one whose texts have no such names comes out equal.
-        flag_of: gives the flag of a parameter, with its dashes; `None` where it is no flag.
-    """
-
-    def in_text(text: str) -> str:
-        return _PARAMETER.sub(
-            lambda match: (flag_of(match[1]) or "") + match[2] if flag_of(match[1]) else match[0],
-            text,
-        )
-
-    what = flag_of(error.what) or in_text(error.what)
-    return type(error)(what, error.got, in_text(error.expected), in_text(error.remedy))

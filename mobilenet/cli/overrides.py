@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from mobilenet.cli.flags import flag_specs, with_flags
+from mobilenet.cli.flags import flag_specs
 from mobilenet.configs.base import Config
-from mobilenet.errors import UsageError, one_of
+from mobilenet.errors import UsageError, one_of, rename_parameters
 
 C = TypeVar("C", bound=Config)
 
@@ -53,7 +53,7 @@ def _apply(config: C, values: Mapping[str, Any], parent: str, flags: Mapping[str
     try:
         return config.replace(**changes)
     except UsageError as error:
-        raise with_flags(error, flag_of) from None
+        raise rename_parameters(error, flag_of) from None
 
 
 def _of_class(config: Config, chosen: type[Config]) -> Config:

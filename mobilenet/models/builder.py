@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,13 +19,16 @@ MAX_PARAMETERS = 1 << 29  # 2 GiB of float32; the largest published model has 11
 
 
 def build(
-    config: MobileNetConfig, input_shape: Sequence[int | None] = IMAGENET_SHAPE, keras: Any = None
+    config: MobileNetConfig,
+    input_shape: int | Sequence[int | None] = IMAGENET_SHAPE,
+    keras: Any = None,
 ) -> Any:
     """Builds a model from its config.
 
     Args:
         config: of the model.
         input_shape: `[height, width, channels]`; height and width may be `None` with `global_pool`.
+            One number is the side of a square RGB image.
         keras: the package of the layers: `tf_keras` by default, or Keras 3's `keras`. The order of
             the weights is the same, so `get_weights()` of one goes into `set_weights()` of the
             other.
@@ -92,11 +96,13 @@ def _head(x: Tensor, blocks: BlockBuilder) -> Tensor:
 
 
 def _checked_shape(
-    config: MobileNetConfig, rows: tuple[Row, ...], input_shape: Sequence[int | None]
+    config: MobileNetConfig, rows: tuple[Row, ...], input_shape: int | Sequence[int | None]
 ) -> tuple[int | None, ...]:
-    shape = tuple(None if side is None else int(side) for side in input_shape)
+    shape = _shape_of(input_shape)
     if len(shape) != 3 or shape[2] is None or any(side is not None and side < 1 for side in shape):
-        raise UsageError("input_shape", shape, "[height, width, channels]", "such as (224, 224, 3)")
+        raise UsageError(
+            "input_shape", input_shape, "[height, width, channels]", "such as (224, 224, 3)"
+        )
     least = min_input_side(rows)
     if any(side is not None and side < least for side in shape[:2]):
         raise UsageError(
@@ -117,6 +123,17 @@ def _checked_shape(
     if None in shape[:2] and not config.global_pool:
         raise UsageError("input_shape", shape, "a fixed height and width, since global_pool is off")
     return shape
+
+
+def _shape_of(input_shape: int | Sequence[int | None]) -> tuple[int | None, ...]:
+    """The shape that an argument means; empty if it is none."""
+    try:
+        if not isinstance(input_shape, Sequence):
+            side = operator.index(input_shape)
+            return side, side, 3
+        return tuple(None if side is None else operator.index(side) for side in input_shape)
+    except TypeError:
+        return ()
 
 
 def _of_kind(config: MobileNetConfig | None, *names: str) -> MobileNetConfig:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tf_keras
 
 from mobilenet import loading
 from mobilenet.configs.archs import MobileNetConfig
-from mobilenet.errors import UsageError, shorten
+from mobilenet.errors import UsageError, rename_parameters, shorten
+from mobilenet.models import builder
 from mobilenet.tf1_loader import loading as tf1_loading
+from mobilenet.training.resolve_config import with_channels_of
+from mobilenet.typing import KerasModel
 from mobilenet.weights import keras_applications, tf2_object
 
 log = logging.getLogger("mobilenet")
 _HEAD = "Logits"
+_OF_BUILD = {"init_checkpoint": "weights", "model_name": "name_or_config"}  # parameters' names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +40,43 @@ class Start:
     new: Sequence[str]
     notes: Sequence[str] = ()
     ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+
+def build(
+    config: MobileNetConfig,
+    input_shape: int | Sequence[int | None],
+    weights: str | os.PathLike[str],
+    keras: Any = None,
+) -> KerasModel:
+    """Builds a model that starts from weights.
+
+    Args:
+        config: of the model.
+        input_shape: see `builder.build`.
+        weights: path of them, see `load_into`. Those of a thinned model set the channels.
+        keras: see `builder.build`.
+
+    Raises:
+        UsageError: see `load_into`; it names `weights`.
+    """
+    try:
+        path = os.path.expanduser(os.fspath(weights))
+    except TypeError:
+        raise UsageError("weights", type(weights).__name__, "a path") from None
+    try:
+        config = with_channels_of(config, path)
+        model: KerasModel = builder.build(config, input_shape)
+        load_into(model, path, config)
+    except UsageError as error:
+        renamed = rename_parameters(error, _OF_BUILD.get)
+        if renamed.what != path:
+            raise renamed from None
+        raise UsageError("weights", path, renamed.expected, renamed.remedy) from None
+    if keras is None or keras.layers.Layer is tf_keras.layers.Layer:
+        return model
+    other: KerasModel = builder.build(config, input_shape, keras)
+    other.set_weights(model.get_weights())
+    return other
 
 
 def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:

@@ -84,14 +84,18 @@ def resolve_as(config: RunConfig, stored: RunConfig, explicit: Explicit) -> RunC
 
 
 def _with_channels_of_start(config: RunConfig) -> MobileNetConfig:
-    """The model, with the channels of the one that the weights come from if that was thinned."""
-    folder = Path(config.init_checkpoint or "")
-    if config.init_checkpoint is None or not (folder / CARD).is_file():
-        return config.model
-    start = Card.from_file(folder / CARD).model_config()
-    if start is None or config.model.channels or type(start) is not type(config.model):
-        return config.model
-    return config.model.replace(channels=start.channels)
+    path = config.init_checkpoint
+    return config.model if path is None else with_channels_of(config.model, path)
+
+
+def with_channels_of(model: MobileNetConfig, path: str) -> MobileNetConfig:
+    """The model, with the channels of the one that the weights at `path` are of, if that was
+    thinned."""
+    card = Path(path) / CARD
+    start = Card.from_file(card).model_config() if card.is_file() else None
+    if start is None or model.channels or type(start) is not type(model):
+        return model
+    return model.replace(channels=start.channels)
 
 
 def _check_teacher(config: RunConfig) -> None:
