@@ -208,7 +208,56 @@ def rename_layers(model: Any) -> Any:
     )
 
 
-def randomize_batch_norm(model: Any, seed: int = 0) -> Any:
+OWN_MODELS = ("v2_with_head", "nested_v2", "nested_v2_rescaling", "v3", "v3_of_pixels", "cnn")
+OWN_SIZE = 32
+
+
+def own_model(name: str) -> Any:
+    """A model as users build it with tf_keras alone, of ten classes, for images of 32 px.
+
+    Args:
+        name: one of `OWN_MODELS`: V2 of keras.applications with a head; V2 called as a layer
+            after augmentation and `preprocess_input` or `Rescaling`, as the transfer-learning
+            tutorial of tensorflow.org does; V3-small without and with its `Rescaling`; a
+            Sequential model of convolution, batch norm, ReLU, pooling and a dense layer.
+    """
+    tf_keras.utils.set_random_seed(2)
+    shape = (OWN_SIZE, OWN_SIZE, 3)
+    if name == "cnn":
+        layers = [L.Conv2D(8, 3), L.BatchNormalization(), L.ReLU(), L.MaxPooling2D(), L.Flatten()]
+        return randomize_batch_norm(tf_keras.Sequential([L.Input(shape), *layers, L.Dense(10)]))
+    if name.startswith("v3"):
+        model = tf_keras.applications.MobileNetV3Small(
+            shape, 0.35, weights=None, classes=10, include_preprocessing=name == "v3_of_pixels"
+        )
+        return randomize_batch_norm(model, pixel_inputs=name == "v3_of_pixels")
+    base = tf_keras.applications.MobileNetV2(shape, 0.35, weights=None, include_top=False)
+    randomize_batch_norm(base)
+    if name == "v2_with_head":
+        return tf_keras.Model(base.input, _own_head(base.output))
+    base.trainable = False
+    source = L.Input(shape)
+    x = tf_keras.Sequential([L.RandomFlip("horizontal"), L.RandomRotation(0.2)])(source)
+    if name == "nested_v2":
+        x = tf_keras.applications.mobilenet_v2.preprocess_input(x)
+    else:
+        x = L.Rescaling(1 / 127.5, offset=-1)(x)
+    return tf_keras.Model(source, _own_head(base(x, training=False)))
+
+
+def _own_head(x: Any) -> Any:
+    x = L.Dropout(0.2)(L.GlobalAveragePooling2D()(x))
+    return L.Dense(10, activation="softmax")(x)
+
+
+def own_inputs(name: str, count: int, seed: int = 0) -> np.ndarray:
+    """Inputs of an own model: pixels where it scales them itself, else in [-1, 1]."""
+    if name in ("nested_v2", "nested_v2_rescaling", "v3_of_pixels"):
+        return pixels(count, OWN_SIZE, seed).astype(np.float32)
+    return inputs(count, OWN_SIZE, seed)
+
+
+def randomize_batch_norm(model: Any, seed: int = 0, pixel_inputs: bool = False) -> Any:
     """Gives batch norms random scales and offsets and fitting statistics. In place.
 
     Mean and variance are those of a batch, so that images still differ at the end of a deep model.
@@ -221,7 +270,8 @@ def randomize_batch_norm(model: Any, seed: int = 0) -> Any:
         n = layer.moving_mean.shape[0]
         layer.gamma.assign(rng.uniform(0.5, 1.5, n))
         layer.beta.assign(rng.normal(0, 0.3, n))
-    model(inputs(32, model.input_shape[1], seed), training=True)
+    images = inputs(32, model.input_shape[1], seed)
+    model(images * 127.5 + 127.5 if pixel_inputs else images, training=True)
     for layer, value in zip(norms, momentum, strict=True):
         layer.momentum = value
     return model

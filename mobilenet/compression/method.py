@@ -20,14 +20,12 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-import tf_keras
 
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
-from mobilenet.models.graph import variables
-from mobilenet.models.graph.roles import is_quantization_layer, is_wrapper
+from mobilenet.models.graph import flatten, variables
 
 Images = Callable[[int], npt.NDArray[np.float32]]
 LabeledExamples = Callable[[int], tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
@@ -207,20 +205,6 @@ def check_plain(model: Any) -> None:
         UsageError: it is no functional model of tf_keras, has wrapped or quantized layers, or a
             weight that is not finite.
     """
-    if not isinstance(model, tf_keras.Model) or not model._is_graph_network:
-        kind = f"{type(model).__module__}.{type(model).__qualname__}"
-        raise UsageError(
-            "model",
-            kind,
-            "a functional model of tf_keras",
-            "mobilenet.build makes one; of a Keras 3 model take the weights: set_weights on it",
-        )
-    for layer in model.layers:
-        if is_wrapper(layer) or is_quantization_layer(layer):
-            raise UsageError(
-                layer.name,
-                type(layer).__name__,
-                "a plain layer",
-                "finalize the pruned or quantized model first, or load it from its folder",
-            )
+    flatten.check_functional(model)
+    flatten.check_unwrapped(model)
     variables.check_finite(model)

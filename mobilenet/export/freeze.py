@@ -19,7 +19,8 @@ from tensorflow.python.framework.convert_to_constants import (  # no public alia
 )
 
 from mobilenet import console
-from mobilenet.errors import UsageError, shorten
+from mobilenet.errors import UsageError
+from mobilenet.models.graph import final_activation, flatten
 from mobilenet.models.graph.variables import check_finite
 
 PROBABILITIES = "probabilities"  # name of the layer that `with_softmax` adds
@@ -27,14 +28,15 @@ _SOFTMAX = "softmax"
 
 
 def float32_copy(model: tf_keras.Model, logits: bool = True) -> tf_keras.Model:
-    """Builds the same functional model again, in float32 and outside any distribution strategy.
+    """Builds the same model again, flat, in float32 and outside any distribution strategy.
 
     The graph of a model trained under a strategy holds collective operators, that of a model
     trained in mixed precision holds 16-bit ones; the converter takes neither. Every worker must
     call this, since reading distributed weights is itself a collective operation.
 
     Args:
-        model: a functional model of stock layers.
+        model: a functional or Sequential model; nested models are flattened, and layers that do
+            nothing in inference left out.
         logits: leave out a softmax at the end; int8 softmax resolves only 1/256.
 
     Returns:
@@ -48,19 +50,12 @@ def float32_copy(model: tf_keras.Model, logits: bool = True) -> tf_keras.Model:
         raise RuntimeError(
             "float32_copy was called inside a strategy scope; call it after the scope has closed"
         )
-    _check_functional(model)
-    wrapped = [layer.name for layer in model.layers if isinstance(layer, tf_keras.layers.Wrapper)]
-    if wrapped:
-        raise UsageError(
-            "model",
-            shorten(wrapped),
-            "plain layers",
-            "finalize the pruning or quantization of the model first",
-        )
-    copy = tf_keras.models.clone_model(model, clone_function=_float32_layer)
-    for layer in model.layers:
-        copy.get_layer(layer.name).set_weights(layer.get_weights())
-    return _without_softmax(copy) if logits else copy
+    _check_one_image(model)
+    flatten.check_unwrapped(model)
+    calls = flatten.inline_calls(model)
+    if logits:
+        final_activation.cut_final_activation(calls, [_SOFTMAX])
+    return calls.build("float32", distributed=False)
 
 
 def with_softmax(model: tf_keras.Model) -> tf_keras.Model:
@@ -69,7 +64,7 @@ def with_softmax(model: tf_keras.Model) -> tf_keras.Model:
     Raises:
         UsageError: its output is not `[batch, classes]`.
     """
-    _check_functional(model)
+    _check_one_image(model)
     if len(model.output_shape) != 2:
         raise UsageError(
             "output_activation",
@@ -100,7 +95,7 @@ def freeze(
         UsageError: the size is open, there is not one input and one output, or a weight is not
             finite.
     """
-    _check_functional(model)
+    _check_one_image(model)
     shape = _fixed_shape(model, input_shape)
     check_finite(model)
 
@@ -139,17 +134,8 @@ def quiet() -> Iterator[list[str]]:
             lines.extend(written().splitlines())
 
 
-def _check_functional(model: object) -> None:
-    if not isinstance(model, tf_keras.Model):
-        kind = f"{type(model).__module__}.{type(model).__qualname__}"
-        raise UsageError(
-            "model",
-            kind,
-            "a tf_keras model",
-            "build it with mobilenet.build and without keras=",
-        )
-    if not getattr(model, "_is_graph_network", False):
-        raise UsageError("model", type(model).__name__, "a functional or sequential tf_keras model")
+def _check_one_image(model: Any) -> None:
+    flatten.check_functional(model)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         counts = f"{len(model.inputs)} inputs and {len(model.outputs)} outputs"
         raise UsageError("model", counts, "one input and one output")
@@ -168,25 +154,3 @@ def _fixed_shape(model: tf_keras.Model, requested: tuple[int, ...] | None) -> tu
     if len(own) != len(shape) or any(a not in (None, b) for a, b in zip(own, shape, strict=True)):
         raise UsageError("input shape", shape, f"one that the model takes, {own}")
     return shape
-
-
-def _float32_layer(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
-    config = layer.get_config()
-    config["dtype"] = "float32"
-    return type(layer).from_config(config)
-
-
-def _without_softmax(model: tf_keras.Model) -> tf_keras.Model:
-    """Cuts a softmax layer off, or drops the softmax activation of the last layer."""
-    last = model.outputs[0]._keras_history.layer
-    if isinstance(last, tf_keras.layers.Softmax) or (
-        isinstance(last, tf_keras.layers.Activation) and _is_softmax(last)
-    ):
-        return tf_keras.Model(model.inputs, last.input, name=model.name)
-    if _is_softmax(last):
-        last.activation = tf_keras.activations.linear  # read when the graph is traced
-    return model
-
-
-def _is_softmax(layer: tf_keras.layers.Layer) -> bool:
-    return getattr(getattr(layer, "activation", None), "__name__", "") == _SOFTMAX

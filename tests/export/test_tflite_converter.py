@@ -130,14 +130,14 @@ def test_models_that_cannot_be_frozen_are_refused() -> None:
     assert freeze.freeze(open_size, input_shape=(8, 6, 3)).inputs[0].shape.as_list() == [1, 8, 6, 3]
     with pytest.raises(UsageError, match=r"input shape: got .8, 6, 1.*one that the model takes"):
         freeze.freeze(open_size, input_shape=(8, 6, 1))
-    with pytest.raises(UsageError, match=r"model: .*str.*a tf_keras model"):
+    with pytest.raises(UsageError, match=r"model: .*str.*model of tf_keras"):
         freeze.freeze("model")
     with pytest.raises(UsageError, match="one input and one output"):
         freeze.freeze(tf_keras.Model(source, [L.ReLU()(source), L.ReLU()(source)]))
     wrapped = tf_keras.Sequential(
         [L.Input((4, 8, 8, 3)), L.TimeDistributed(L.Conv2D(2, 1), name="outer")]
     )
-    with pytest.raises(UsageError, match=r"'outer'.*plain layers"):
+    with pytest.raises(UsageError, match=r"outer.*plain layers"):
         freeze.float32_copy(wrapped)
 
 

@@ -1,29 +1,36 @@
-"""Models of keras.applications in tf_keras: V1 and V2 are converted, V3 is refused."""
+"""Models of keras.applications in tf_keras are pruned, quantized and converted."""
 
 from __future__ import annotations
 
-import re
-import shlex
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tf_keras
 from short_training import stage_context, train
-from small_models import INCEPTION, file_inputs, inputs, pixels, randomize_batch_norm, zero_fraction
+from small_models import (
+    INCEPTION,
+    file_inputs,
+    inputs,
+    model_outputs,
+    own_model,
+    pixels,
+    randomize_batch_norm,
+    zero_fraction,
+)
 
-from mobilenet import trainer
 from mobilenet.compression import method as methods
+from mobilenet.compression.quantization.int8 import calibration, scheme
 from mobilenet.compression.quantization.int8 import saving as int8_saving
-from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.compression.quantization.int8.quantizer_placement import find_hard_swishes
 from mobilenet.configs.pruning import MagnitudePruning
 from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.errors import UsageError
 from mobilenet.export import tflite_converter
 from mobilenet.export.freeze import float32_copy
 from mobilenet.export.verification import verify
-from mobilenet.models import saving
+from mobilenet.models.graph.final_activation import split_final_activation
+from mobilenet.models.graph.roles import Graph
 from mobilenet.runtime import interpreter
 from mobilenet.tflite import model as tflite_model
 
@@ -78,25 +85,20 @@ def refusal(model: Any) -> str:
     return str(error.value)
 
 
-def test_v3_is_refused_with_layer_and_remedy() -> None:
+def test_the_operators_of_v3_are_refused_with_layer_and_remedy() -> None:
     message = refusal(foreign(3))
     assert message.startswith("layer tf.__operators__.add")
-    assert "rebuild it from its weights" in message
+    assert "mobilenet.quantize makes a flat model of stock layers" in message
     assert "\n" not in message
 
 
-@pytest.mark.slow
-def test_the_remedy_works_as_it_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = foreign(3)
-    message = refusal(model)
-    match = re.search(r"(model\.save_weights\('model\.h5'\)), then (.*?) with its", message)
-    assert match is not None
-    monkeypatch.chdir(tmp_path)
-    exec(match[1], {"model": model})  # as typed
-    args = shlex.split(match[2])
-    assert args[:3] == ["python", "-m", "mobilenet.trainer"]
-    more = ["--model_name=mobilenet_v3_small", "--width_multiplier=0.75", "--image_size=32"]
-    trainer.run([*args[3:], *more, "--stages=train", "--epochs=0", "--model_dir=run"])
-    built = saving.load(tmp_path / "run/train").model
-    theirs = model.get_layer("Conv").get_weights()[0]
-    np.testing.assert_array_equal(built.get_layer("Conv").get_weights()[0], theirs)
+def test_v3_is_quantized_once_its_operators_are_stock_layers() -> None:
+    model, _ = split_final_activation(own_model("v3"))
+    wrapped = scheme.wrap(model, INCEPTION)
+    images = inputs(32, 32)
+    calibration.calibrate(wrapped, scheme.to_grid(images, INCEPTION))
+    scheme.check_ranges(scheme.get_ranges(wrapped))
+    hard_swishes = find_hard_swishes(Graph(model))
+    assert len(hard_swishes) == 19
+    outputs, expected = model_outputs(wrapped, images), model_outputs(model, images)
+    assert np.corrcoef(outputs.ravel(), expected.ravel())[0, 1] > 0.9

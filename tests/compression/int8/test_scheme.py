@@ -244,7 +244,7 @@ def poisoned() -> Any:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (keras_3, "a tf_keras model"),
+        (keras_3, "model of tf_keras"),
         (lambda: scheme.wrap(toy(), INCEPTION), "quantized already"),
         (lambda: sequential(L.Conv2D(4, 1), L.LayerNormalization(name="odd")), "layer odd"),
         (lambda: sequential(L.Conv2D(4, 1), L.Activation("tanh", name="odd")), "tanh"),

@@ -137,8 +137,8 @@ def broken() -> Any:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (wrapped, "prune_low_magnitude_d: got 'PruneLowMagnitude', expected a plain layer"),
-        (keras_3, "expected a functional model of tf_keras; mobilenet.build makes one"),
+        (wrapped, "model: got 'wrapped layers prune_low_magnitude_d', expected plain layers"),
+        (keras_3, "expected a functional or Sequential model of tf_keras; build it in tf_keras"),
         (broken, "expected finite values"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from mobilenet.configs.quantization import TARGETS
 from mobilenet.errors import UsageError, one_of, shorten
 from mobilenet.models.graph.roles import Graph, kind, unwrap
@@ -279,7 +281,10 @@ def folded_shift(graph: Graph, layer: Any) -> float:
 
 
 def _is_shift(layer: Any) -> bool:
-    return kind(layer) == "Rescaling" and float(unwrap(layer).scale) == 1.0
+    """Whether the layer adds one constant to its input."""
+    inner = unwrap(layer)
+    is_scalar = kind(layer) == "Rescaling" and np.size(inner.scale) == np.size(inner.offset) == 1
+    return is_scalar and float(inner.scale) == 1.0
 
 
 def _fixed_range(graph: Graph, layer: Any) -> tuple[float, float] | None:
@@ -293,7 +298,7 @@ def _fixed_range(graph: Graph, layer: Any) -> tuple[float, float] | None:
         return 0.0, float(layer.max_value)
     if kind(layer) == "Rescaling" and not _is_shift(layer):
         inner = _fixed_range(graph, producers[0])
-        if inner is not None and float(layer.offset) == 0.0:
+        if inner is not None and np.size(layer.scale) == 1 and layer.offset == 0.0:
             high = inner[1] * float(layer.scale)
             return 0.0, 1.0 if abs(high - 1.0) < 1e-3 else high
     return None

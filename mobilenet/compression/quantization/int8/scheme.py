@@ -36,7 +36,8 @@ from mobilenet.compression.quantization.int8.quantizers import (
 )
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError, shorten
-from mobilenet.models.graph import roles, variables
+from mobilenet.models.graph import flatten, roles, variables
+from mobilenet.models.graph.operators import ON_TENSORS
 from mobilenet.models.graph.rebuild import rebuild, single_or_list
 from mobilenet.models.graph.roles import is_quantized, kind
 from mobilenet.models.graph.variables import check_finite
@@ -45,7 +46,6 @@ from mobilenet.typing import Float32Array
 Ranges = dict[str, Float32Array]
 _PREFIX = "quant_"
 INPUT = "input"
-_ON_TENSORS = ("TFOpLambda", "SlicingOpLambda", "Lambda")
 
 
 class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
@@ -127,16 +127,10 @@ def wrap(
         mode of its quantizers.
 
     Raises:
-        UsageError: the model is wrapped already, is of Keras 3, holds a layer whose int8 form is
-            not known, or a weight that is not finite.
+        UsageError: the model is wrapped already, is not functional, is of Keras 3, holds a nested
+            model or a layer whose int8 form is not known, or a weight that is not finite.
     """
-    if not isinstance(model, tf_keras.Model):
-        raise UsageError(
-            "model",
-            type(model).__module__,
-            "a tf_keras model",
-            "build it with mobilenet.build(config) and set_weights",
-        )
+    flatten.check_functional(model)
     if is_quantized(model):
         raise UsageError("model", model.name, "a plain model; this one is quantized already")
     check_finite(model)
@@ -171,15 +165,15 @@ def _call(layer: Any, inputs: Any) -> Any:
 
 
 def _check_layers(model: Any) -> None:
-    """Refuses operators on tensors, as in the hard-swish of keras.applications' V3."""
+    """Refuses nested models and operators on tensors."""
     for layer in model.layers:
-        if kind(layer) in _ON_TENSORS:
+        if kind(layer) in ON_TENSORS or isinstance(layer, tf_keras.Model):
             raise UsageError(
                 f"layer {layer.name}",
                 kind(layer),
-                "stock layers; an operator on tensors cannot have a quantizer",
-                "rebuild it from its weights: model.save_weights('model.h5'), then "
-                "python -m mobilenet.trainer --init_checkpoint model.h5 with its --model_name",
+                "stock layers; an operator on tensors or a nested model cannot have quantizers",
+                "mobilenet.quantize makes a flat model of stock layers first, as "
+                "mobilenet.models.graph.flatten does",
             )
 
 
