@@ -161,7 +161,7 @@ def _open_source(path: Path) -> Any:
     if detect_form(path) == PACKED:  # its ranges would be lost
         unpack = f"python -m mobilenet.packer unpack {path} FOLDER"
         raise UsageError("--model", str(path), "a model that is not packed", unpack)
-    return Source(path, load_keras_model(path), int8_saving.has_ranges(path))
+    return Source(load_keras_model(path), int8_saving.has_ranges(path), path)
 
 
 def _check_method(method: str | None, number_format: str | None) -> None:
@@ -197,7 +197,7 @@ def _check_calibration(parsed: cli.Parsed, number_format: str | None) -> None:
 def _summary(export: Any) -> str:
     """The file's summary, and the layers that lose most of the signal."""
     summary = cli.table(["what", "value"], export.summary())
-    lossy = export.noisiest_layers(_LOSSIEST)
+    lossy = export.file.noisiest_layers(_LOSSIEST)
     if not lossy:
         return summary
     headers = ["layers that lose most", "operator", "dB in", "dB out", "likeliest cause"]

@@ -157,6 +157,29 @@ def check_target(
         raise UsageError(parameter, str(target), "a new folder", remedy)
 
 
+def check_file_target(
+    path: str | os.PathLike[str], parameter: str = "path", *, overwrite: bool = True
+) -> None:
+    """Refuses, before any work is done, a file that cannot be written or would replace another.
+
+    Args:
+        path: the file to be written; it may be absent.
+        parameter: its name in errors.
+        overwrite: whether a file of that name may be replaced.
+
+    Raises:
+        UsageError: a folder has that name, the folder above cannot be written, or there is a file
+            that may not be replaced.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise UsageError(parameter, str(target), "a file; a folder has that name", "choose another")
+    if target.exists() and not overwrite:
+        remedy = "choose another, or replace the file with `overwrite`"
+        raise UsageError(parameter, str(target), "a new file", remedy)
+    check_target(target.absolute().parent, parameter)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
     with replacing(path) as temporary:

@@ -10,7 +10,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from mobilenet.compression.quantization.int8 import quantized_model
 from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
 from mobilenet.errors import UsageError
 from mobilenet.models import frozen_graph, saving
 from mobilenet.models.saving import LoadedModel
@@ -56,7 +58,7 @@ def load_model(path: str | os.PathLike[str], quantizers: bool = True) -> LoadedM
 
     Returns:
         The model (of a frozen graph a callable that runs it) and its card; where none is stored,
-        one with what can be read from the model.
+        one with what can be read from the model. With quantizers a `QuantizedModel`.
 
     Raises:
         UsageError: there is no saved model, or it is damaged, or holds layers, operators or
@@ -109,18 +111,19 @@ def _load_keras(path: Path, quantizers: bool) -> LoadedModel:
     loaded = saving.load(path)
     if not (quantizers and int8_saving.has_ranges(path)):
         return loaded
-    return LoadedModel(int8_saving.load(path, loaded), loaded.card)
+    return quantized_model.load(path, loaded)
 
 
 def _load_packed(path: Path, quantizers: bool) -> LoadedModel:
     unpacked = packed_model.unpack(path)
     if not quantizers or unpacked.ranges is None:
         return unpacked.loaded
+    model, card = unpacked.loaded.model, unpacked.loaded.card
     try:
         wrapped = int8_saving.assemble(unpacked.loaded, unpacked.ranges, "xnnpack")
     except UsageError as error:
         raise error.within(str(path)) from None
-    return LoadedModel(wrapped, unpacked.loaded.card)
+    return QuantizedModel(wrapped, card, model, card.quantization_steps)
 
 
 def _load_checkpoint(path: Path, quantizers: bool) -> LoadedModel:

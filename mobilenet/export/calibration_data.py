@@ -9,7 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet import data
-from mobilenet.compression.quantization.int8.calibration import MIN_IMAGES, check_images
+from mobilenet.compression.quantization.int8.calibration import (
+    CALIBRATION,
+    MIN_IMAGES,
+    check_images,
+)
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.data import arrays
@@ -24,7 +28,7 @@ class Calibration:
 
     Attributes:
         images: `[n, height, width, channels]`, preprocessed for the model.
-        source: where they are from.
+        source: where they are from; empty where that is not known.
     """
 
     images: npt.NDArray[np.float32]
@@ -33,7 +37,7 @@ class Calibration:
     @property
     def summary(self) -> str:
         """Their number and source."""
-        return f"{len(self.images)} images of {self.source}"
+        return f"{len(self.images)} images" + (f" of {self.source}" if self.source else "")
 
 
 def require_calibration(calibration: Calibration | None, number_format: str | None) -> Calibration:
@@ -43,7 +47,7 @@ def require_calibration(calibration: Calibration | None, number_format: str | No
         UsageError: there is none.
     """
     if calibration is None:
-        raise UsageError("calibration images", None, f"images, as {number_format} takes ranges")
+        raise UsageError(CALIBRATION, None, f"images, as {number_format} takes ranges")
     return calibration
 
 
@@ -99,7 +103,7 @@ def load_calibration(
         raise UsageError(
             "calibration_images", count, f"at least {MIN_IMAGES}; {location} has no more"
         )
-    check_images(images, preprocessing)
+    check_images(images, preprocessing, CALIBRATION)
     return Calibration(images, str(location))
 
 

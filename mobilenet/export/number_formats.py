@@ -1,4 +1,4 @@
-"""The conversion of a saved model to each number format, before its verification."""
+"""The conversion of a model to each number format, before its verification."""
 
 from __future__ import annotations
 
@@ -80,16 +80,24 @@ def convert(job: ConversionJob) -> Conversion:
 
 
 def _convert_int8(job: ConversionJob) -> Conversion:
+    prepared, config = prepare_int8(job), job.config
+    data = tflite_converter.int8_flatbuffer(
+        prepared.simulated,
+        config.io or INT8,
+        config.batch,
+        job.shape,
+        config.target,
+        prepared.float_layers,
+    )
+    return dataclasses.replace(prepared, data=data)
+
+
+def prepare_int8(job: ConversionJob) -> Conversion:
+    """What an int8 file of a quantized model must compute; without its bytes."""
     source, config = job.source, job.config
     fitted = source.fitted
     notes: tuple[str, ...] = ()
-    if fitted is None:
-        wrapped = int8_saving.load(source.path, source.loaded, config.target)
-    elif config.target == "xnnpack":
-        wrapped = fitted.result.wrapped
-    else:
-        ranges = scheme.get_ranges(fitted.result.wrapped)
-        wrapped = int8_saving.assemble(source.loaded, ranges, config.target)
+    wrapped = source.with_quantizers(config.target)
     simulated = freeze.with_softmax(wrapped) if config.softmax else wrapped
     reference = _outputs(simulated, job.images)
     if fitted is not None:
@@ -97,15 +105,12 @@ def _convert_int8(job: ConversionJob) -> Conversion:
             fitted.calibration_note,
             _agreement_note(fitted.original, job.images, reference),
         )
-    repairs = int8_saving.prepare_export(wrapped, fitted is None or fitted.result.repair)
+    repairs = int8_saving.prepare_export(wrapped, source.repair)
     floats = float_fallback.FloatLayers(
         float_layers.folded_kernels(wrapped), float_layers.find_all_float_layers(wrapped)
     )
-    data = tflite_converter.int8_flatbuffer(
-        simulated, config.io or INT8, config.batch, job.shape, config.target, floats
-    )
     inputs = scheme.to_grid(job.images, source.card.preprocessing)
-    return Conversion(data, reference, inputs, simulated, floats, tuple(repairs), notes=notes)
+    return Conversion(b"", reference, inputs, simulated, floats, tuple(repairs), notes=notes)
 
 
 def _agreement_note(original: Any, images: Float32Array, outputs: Float32Array) -> str:
@@ -121,7 +126,7 @@ def _float_flatbuffer(job: ConversionJob) -> bytes:
     )
 
 
-def _compared_with_float(
+def compared_with_float(
     job: ConversionJob, data: bytes, faults: tuple[str, ...] = (), notes: tuple[str, ...] = ()
 ) -> Conversion:
     """A file whose outputs are compared with those of the float model."""
@@ -131,7 +136,7 @@ def _compared_with_float(
 
 
 def _convert_float32(job: ConversionJob) -> Conversion:
-    return _compared_with_float(job, _float_flatbuffer(job))
+    return compared_with_float(job, _float_flatbuffer(job))
 
 
 def _convert_dynamic_range(job: ConversionJob) -> Conversion:
@@ -141,13 +146,13 @@ def _convert_dynamic_range(job: ConversionJob) -> Conversion:
     quantized = dynamic_range.quantize_kernels(data, inputs)
     faults = dynamic_range.find_faults(tflite_model.read(data), tflite_model.read(quantized))
     note = f"no calibration data; biases corrected for rounding on {len(noise)} images of noise"
-    return _compared_with_float(job, quantized, tuple(faults), (note,))
+    return compared_with_float(job, quantized, tuple(faults), (note,))
 
 
 def _convert_float16(job: ConversionJob) -> Conversion:
     config, model = job.config, job.source.model
     data = tflite_converter.float16_flatbuffer(model, config.batch, job.shape, config.softmax)
-    return _compared_with_float(job, data)
+    return compared_with_float(job, data)
 
 
 def _convert_int16x8(job: ConversionJob) -> Conversion:
@@ -163,7 +168,7 @@ def _convert_int16x8(job: ConversionJob) -> Conversion:
             config.number_format,
             f"a model of operators with 16-bit kernels ({error})",
         ) from error
-    return _compared_with_float(job, data, notes=(f"calibrated on {calibration.summary}",))
+    return compared_with_float(job, data, notes=(f"calibrated on {calibration.summary}",))
 
 
 def _convert_with_ai_edge(job: ConversionJob) -> Conversion:
@@ -175,7 +180,7 @@ def _convert_with_ai_edge(job: ConversionJob) -> Conversion:
     images = None if calibration is None else calibration.images
     data = ai_edge.apply_recipe(_float_flatbuffer(job), name, images)
     notes = () if calibration is None else (f"calibrated on {calibration.summary}",)
-    return _compared_with_float(job, data, notes=notes)
+    return compared_with_float(job, data, notes=notes)
 
 
 def _outputs(model: Any, images: Float32Array) -> Float32Array:

@@ -1,7 +1,4 @@
-"""Conversion of a saved model to the folder of a verified flatbuffer or frozen graph.
-
-The trainer's last stage and the converter both call it.
-"""
+"""Conversion of a model to a verified flatbuffer, in memory or written; or to a frozen graph."""
 
 from __future__ import annotations
 
@@ -10,23 +7,22 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from types import MappingProxyType
 
 from mobilenet import console
 from mobilenet.compression.quantization.int8 import saving as int8_saving
-from mobilenet.compression.quantization.int8.calibration import check_images
-from mobilenet.compression.quantization.int8.converter_workarounds import Repair
+from mobilenet.compression.quantization.int8.calibration import CALIBRATION, check_images
 from mobilenet.configs.card import Card
 from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.number_formats import AS_TRAINED, FLOAT32, FORMATS, INT8
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.data import arrays
-from mobilenet.errors import UsageError, VerificationError, shorten
+from mobilenet.errors import UsageError, VerificationError
 from mobilenet.export import bundle, frozen_graph, number_formats, tflite_metadata
 from mobilenet.export.calibration_data import Calibration, require_calibration
+from mobilenet.export.converted_file import ConvertedFile
+from mobilenet.export.rewrites import dynamic_range
 from mobilenet.export.source import (
     Source,
     model_figures,
@@ -34,9 +30,11 @@ from mobilenet.export.source import (
     preprocessing_of,
     quantize_source,
 )
-from mobilenet.export.verification import operator_parity, verify
+from mobilenet.export.verification import verify
 from mobilenet.models.frozen_graph import INPUT, OUTPUT
+from mobilenet.runtime import images as image_ops
 from mobilenet.tflite import model as tflite_model
+from mobilenet.typing import Float32Array
 
 log = logging.getLogger("mobilenet")
 VERIFY_IMAGES = 500
@@ -47,86 +45,35 @@ _AS_TRAINED = ConversionConfig()
 _EXPECTED_AGREEMENT = 0.97
 _LOW_AGREEMENT = 0.9  # below, a number format loses more top-1 accuracy than most uses can spare
 _SHOWN_FAULTS = 3
+_NOISE_IMAGES = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """The result of a conversion.
+    """The result of a conversion that was written.
 
     Attributes:
         path: the flatbuffer.
-        verification: its comparison with the model.
-        repairs: layers that were changed to avoid faults of the converter.
-        figures: of the model that was converted, as in `model_figures`.
-        card: of the model that was converted.
-        notes: how the file was made, where that needs a remark.
+        file: its content, verification and card.
     """
 
     path: Path
-    verification: verify.Verification
-    repairs: tuple[Repair, ...]
-    figures: dict[str, int]
-    card: Card
-    notes: tuple[str, ...] = ()
+    file: ConvertedFile
 
     def summary(self) -> list[tuple[str, object]]:
         """Rows of a table about the file: what, value."""
-        verified = self.verification
-        floats = self.card.keep_float
-        rows: list[tuple[str, object]] = [
-            ("file", self.path),
-            ("contents", verified.contents),
-            *(("note", note) for note in self.notes),
-            ("bytes", f"{verified.bytes:,} ({verified.gzip_bytes:,} under gzip)"),
-            ("input", f"{verified.input.dtype} {list(verified.input_shape)}"),
-            (
-                "output",
-                f"{verified.output.dtype} {list(verified.output_shape)}, {self.card.outputs}",
-            ),
-            *((("layers in float", shorten(floats)),) if floats else ()),
-            ("float tensors inside", verified.float_tensors),
-            ("delegate partitions", verified.partitions),
-            (
-                "same top-1 as the model",
-                f"{verified.agreement:.2%} of {verified.images} images",
-            ),
-            ("output difference", verified.output_difference),
-            ("channels repaired", sum(repair.channels for repair in self.repairs)),
-        ]
-        if verified.layers:
-            steps = max(layer.max_steps for layer in verified.layers)
-            rows.append(
-                ("operators verified", f"{len(verified.layers)}, {steps} steps apart at most")
-            )
-        return rows
-
-    def noisiest_layers(self, count: int) -> list[tuple[str, str, str, str, str]]:
-        """The layers that add most noise: name, operator, dB before and after, likeliest cause."""
-
-        def decibels(value: float | None) -> str:
-            return "-" if value is None else f"{value:.1f}"
-
-        return [
-            (
-                layer.layer,
-                layer.operator,
-                decibels(layer.input_signal_to_noise),
-                decibels(layer.signal_to_noise),
-                layer.diagnosis,
-            )
-            for layer in operator_parity.noisiest(self.verification.layers, count)
-        ]
+        return [("file", self.path), *self.file.summary()]
 
     def write_metrics(self, scores: dict[str, float]) -> None:
         """Writes the file's own held-out figures to its card, instead of those of the model."""
-        card = self.card.replace(metrics=scores)
-        bundle.write_export(self.path.parent, self.path.read_bytes(), card, self.verification)
+        card = self.file.card.replace(metrics=scores)
+        bundle.write_export(self.path.parent, self.file.content, card, self.file.verification)
 
 
 def export(
     source: str | os.PathLike[str] | Source,
     target: str | os.PathLike[str],
-    images: npt.NDArray[np.float32],
+    images: Float32Array,
     config: ConversionConfig = _AS_TRAINED,
     limits: VerificationLimits = _NO_LIMITS,
     calibration: Calibration | None = None,
@@ -153,24 +100,65 @@ def export(
     """
     opened = source if isinstance(source, Source) else open_source(source)
     config = config.resolve(opened.quantized)
-    shape = config.input_shape(opened.model.input_shape[1:])
+    config.input_shape(opened.model.input_shape[1:])
     if calibration is not None:
-        check_images(calibration.images, opened.card.preprocessing)
+        check_images(calibration.images, opened.card.preprocessing, CALIBRATION)
     if config.number_format == INT8 and not opened.quantized:
         calibration = require_calibration(calibration, INT8)
         with console.log_to_stdout():
             opened = quantize_source(opened, calibration, post_training or PostTraining())
-    ranges_dropped = config.number_format == FLOAT32 and opened.quantized
+    try:
+        file = convert(opened, images, config, limits, calibration, str(target))
+    except VerificationError as error:
+        raise VerificationError(error.what, None, error.expected, "it was not written") from None
+    path = bundle.write_export(target, file.content, file.card, file.verification)
+    if fitted_folder is not None and opened.fitted is not None:
+        quantized = opened.fitted.quantized
+        int8_saving.save_stage(
+            quantized.float_model, fitted_folder, quantized.card, quantized.ranges
+        )
+    return Export(path, file)
+
+
+def convert(
+    source: Source,
+    images: Float32Array | None,
+    config: ConversionConfig = _AS_TRAINED,
+    limits: VerificationLimits = _NO_LIMITS,
+    calibration: Calibration | None = None,
+    name: str = "file",
+) -> ConvertedFile:
+    """Converts a model in memory and verifies the file on `images`; writes nothing.
+
+    Args:
+        source: the model; quantized for an int8 file.
+        images: `[n, height, width, channels]`, preprocessed for the model; `None` verifies the
+            file on noise, on which the agreement of top-1 says little.
+        config: number format, input and output types, batch, size and target of the file.
+        limits: figures that the file must reach.
+        calibration: images for the activation ranges of a number format that has some.
+        name: of the file, in messages.
+
+    Raises:
+        VerificationError: the file differs from the model.
+        UsageError: the model cannot be converted.
+    """
+    config = config.resolve(source.quantized)
+    shape = config.input_shape(source.model.input_shape[1:])
+    ranges_dropped = config.number_format == FLOAT32 and source.quantized
     if ranges_dropped:
-        opened = _float_source(opened)
-    figures = model_figures(opened.model, shape)
-    job = number_formats.ConversionJob(opened, images, config, shape, calibration)
+        source = source.without_quantizers()
+    figures = model_figures(source.model, shape)
+    verified_on = _noise(shape, source.card) if images is None else images
+    job = number_formats.ConversionJob(source, verified_on, config, shape, calibration)
     conversion = number_formats.convert(job)
-    if ranges_dropped:
-        note = "the float model; its ranges are left out"
-        conversion = dataclasses.replace(conversion, notes=(note, *conversion.notes))
-    card = opened.card.replace(
-        outputs=output_kind(opened.card, config), notes=(*opened.card.notes, *conversion.notes)
+    notes = (
+        *(("the float model; its ranges are left out",) if ranges_dropped else ()),
+        *conversion.notes,
+        *((f"verified on {len(verified_on)} images of noise",) if images is None else ()),
+    )
+    card = source.card.replace(
+        outputs=output_kind(source.card, config), notes=(*source.card.notes, *notes)
     )
     try:
         data, verification = _verify(conversion, job, card, limits)
@@ -178,23 +166,22 @@ def export(
         if config.number_format in AS_TRAINED:
             raise
         expected = f"a file of {config.number_format} that can be run and compared ({error})"
-        raise VerificationError(str(target), None, expected, "it was not written") from None
-    _raise_or_warn(verification, target, config)
-    path = bundle.write_export(target, data, card, verification)
-    if fitted_folder is not None and opened.fitted is not None:
-        fitted_card = opened.card.replace(
-            stage="quantize", outputs=output_kind(opened.card, _AS_TRAINED), metrics={}
-        )
-        ranges = int8_saving.ranges_of(opened.fitted.result.wrapped)
-        int8_saving.save_stage(opened.model, Path(fitted_folder), fitted_card, ranges)
-    return Export(path, verification, conversion.repairs, figures, card, conversion.notes)
+        raise VerificationError(name, None, expected) from None
+    raise_faults(verification, name)
+    for line in verification.warnings:
+        log.warning("%s: %s", name, line)
+    if images is not None:
+        _warn_of_disagreement(verification, name, config)
+    card = bundle.export_card(card, verification)
+    return ConvertedFile(
+        data, verification, card, conversion.repairs, notes, MappingProxyType(figures)
+    )
 
 
-def _float_source(source: Source) -> Source:
-    """The float model of a quantized one."""
-    card = source.card.replace(keep_float=())
-    loaded = dataclasses.replace(source.loaded, card=card)
-    return dataclasses.replace(source, loaded=loaded, quantized=False)
+def _noise(shape: tuple[int, int, int], card: Card) -> Float32Array:
+    """Images of noise that use the range of the model's inputs."""
+    pixels = dynamic_range.noise_images(_NOISE_IMAGES, shape)
+    return image_ops.normalize(pixels, card.preprocessing)
 
 
 def _verify(
@@ -204,12 +191,33 @@ def _verify(
     limits: VerificationLimits,
 ) -> tuple[bytes, verify.Verification]:
     """The file with its metadata, and its verification."""
-    quantized = job.source.quantized
-    name = job.config.number_format or FLOAT32
     content = tflite_model.read(conversion.data)
     classes = content.tensors[content.outputs[0]].shape[-1]
-    data = tflite_metadata.attach(conversion.data, bundle.file_card(card, classes, quantized))
-    deviations = set(card.preprocessing.std)
+    file_card = bundle.file_card(card, classes, job.source.quantized)
+    data = tflite_metadata.attach(conversion.data, file_card)
+    return data, compare(data, conversion, job, limits)
+
+
+def compare(
+    data: bytes,
+    conversion: number_formats.Conversion,
+    job: number_formats.ConversionJob,
+    limits: VerificationLimits,
+) -> verify.Verification:
+    """Compares a file with the model that it was made from.
+
+    Args:
+        data: the file.
+        conversion: what the model computes.
+        job: the model, and the form of the file.
+        limits: figures that the file must reach.
+
+    Raises:
+        UsageError: see `verify.verify`.
+    """
+    quantized = job.source.quantized
+    name = job.config.number_format or FLOAT32
+    deviations = set(job.source.card.preprocessing.std)
     verification = verify.verify(
         data,
         conversion.reference,
@@ -224,27 +232,31 @@ def _verify(
         float_layers=conversion.float_layers,
     )
     faults = (*conversion.faults, *verification.faults)
-    return data, dataclasses.replace(verification, faults=faults)
+    return dataclasses.replace(verification, faults=faults)
 
 
-def _raise_or_warn(
-    verification: verify.Verification, target: str | os.PathLike[str], config: ConversionConfig
-) -> None:
-    """Refuses a file with faults; logs what is unusual about one without."""
+def raise_faults(verification: verify.Verification, name: str) -> None:
+    """Refuses a file with faults.
+
+    Raises:
+        VerificationError: names `name`, and the first faults.
+    """
     if not verification.ok:
         faults = verification.faults
         shown = "; ".join(faults[:_SHOWN_FAULTS])
         more = f"; {len(faults)} faults in all" if len(faults) > _SHOWN_FAULTS else ""
-        raise VerificationError(
-            str(target), None, f"a file that equals its model ({shown}{more})", "it was not written"
-        )
-    for line in verification.warnings:
-        log.warning("%s: %s", target, line)
+        raise VerificationError(name, None, f"a file that equals its model ({shown}{more})")
+
+
+def _warn_of_disagreement(
+    verification: verify.Verification, name: str, config: ConversionConfig
+) -> None:
+    """Logs that the file has another top-1 than the model on many images."""
     if config.number_format not in AS_TRAINED:
         if verification.agreement < _LOW_AGREEMENT:
             log.warning(
                 "%s: %s has the same top-1 as the model on only %0.1f %% of the images",
-                target,
+                name,
                 config.number_format,
                 100 * verification.agreement,
             )
@@ -252,7 +264,7 @@ def _raise_or_warn(
         log.warning(
             "%s: the file has the same top-1 as the model on only %0.1f %% of the clear images; "
             "is the model trained?",
-            target,
+            name,
             100 * verification.agreement_clear,
         )
 

@@ -1,4 +1,4 @@
-"""A saved model that is to be converted: read once, described, and quantized where asked for."""
+"""A model that is to be converted: read once, described, and quantized where asked for."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mobilenet.compression.quantization.int8 import float_layers
 from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
 from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
@@ -25,30 +26,34 @@ class Fitted:
     """A float model after post-training int8 quantization.
 
     Attributes:
-        result: the model with its quantizers, and the steps that were taken.
+        quantized: the model with its quantizers, and the steps that were taken.
         original: the float model before, in float32 and without softmax.
         calibration_note: what it was calibrated on.
     """
 
-    result: post_training_pipeline.Quantized
+    quantized: QuantizedModel
     original: Any
     calibration_note: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A saved model that is to be converted.
+    """A model that is to be converted.
 
     Attributes:
-        path: where it was read.
         loaded: the float model and its card.
         quantized: it has activation ranges, from training or from post-training quantization.
-        fitted: the result of post-training quantization.
+        path: the folder that it was read from; `None` for a model in memory.
+        ranges: of a quantized model in memory; of another one they are in its folder.
+        repair: whether layers may be changed to avoid faults of the converter.
+        fitted: the result of post-training quantization, where that is part of the conversion.
     """
 
-    path: Path
     loaded: saving.LoadedModel
-    quantized: bool
+    quantized: bool = False
+    path: Path | None = None
+    ranges: scheme.Ranges | None = None
+    repair: bool = True
     fitted: Fitted | None = None
 
     @property
@@ -61,6 +66,25 @@ class Source:
         """The model's card."""
         return self.loaded.card
 
+    def with_quantizers(self, target: str) -> Any:
+        """A new model with quantizers, which a conversion may change.
+
+        Args:
+            target: see `quantizer_placement.place_quantizers`.
+
+        Raises:
+            UsageError: the ranges are damaged, or of another model.
+        """
+        if self.ranges is not None:
+            return int8_saving.assemble(self.loaded, self.ranges, target)
+        assert self.path is not None
+        return int8_saving.load(self.path, self.loaded, target)
+
+    def without_quantizers(self) -> Source:
+        """The float model of a quantized one."""
+        card = self.card.replace(keep_float=())
+        return Source(dataclasses.replace(self.loaded, card=card), path=self.path)
+
 
 def open_source(path: str | os.PathLike[str]) -> Source:
     """Reads a model once, for what is asked about it and for its conversion.
@@ -68,7 +92,15 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     Raises:
         UsageError: see `saving.load`.
     """
-    return Source(Path(path), saving.load(path), int8_saving.has_ranges(path))
+    return Source(saving.load(path), int8_saving.has_ranges(path), Path(path))
+
+
+def source_of(model: saving.LoadedModel) -> Source:
+    """A model in memory and its card, as a source; int8 if it is a `QuantizedModel`."""
+    if not isinstance(model, QuantizedModel):
+        return Source(model)
+    loaded = saving.LoadedModel(model.float_model, model.card)
+    return Source(loaded, True, ranges=model.ranges, repair=model.repair)
 
 
 def quantize_source(source: Source, calibration: Calibration, config: PostTraining) -> Source:
@@ -88,17 +120,14 @@ def quantize_source(source: Source, calibration: Calibration, config: PostTraini
             "leave it out, or give the folder of an earlier stage",
         )
     original = freeze.float32_copy(source.model)
-    result = post_training_pipeline.quantize(
-        original, source.card.preprocessing, calibration.images, config
+    quantized = post_training_pipeline.quantize_model(
+        saving.LoadedModel(original, source.card), calibration.images, config, calibration.source
     )
-    card = source.card.replace(
-        notes=(*source.card.notes, *result.notes),
-        keep_float=float_layers.find_float_layers(result.wrapped),
-        calibration=result.calibration.replace(source=calibration.source),
-        quantization_steps=result.steps,
-    )
-    fitted = Fitted(result, original, f"calibrated on {calibration.summary}")
-    return Source(source.path, saving.LoadedModel(result.plain, card), True, fitted)
+    fitted = Fitted(quantized, original, f"calibrated on {calibration.summary}")
+    # The card of the file has the figures of the model that was converted.
+    card = quantized.card.replace(metrics=source.card.metrics)
+    loaded = saving.LoadedModel(quantized.float_model, card)
+    return dataclasses.replace(source_of(quantized), loaded=loaded, fitted=fitted)
 
 
 def preprocessing_of(card: Card, data: DatasetConfig) -> Preprocessing:

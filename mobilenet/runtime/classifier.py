@@ -74,9 +74,9 @@ class Classifier(ImageClassifier):
     """An image classifier in a `.tflite` file.
 
     Attributes:
-        path: the file.
-        card: read from the file's folder; derived from the file itself where there is none
-            (`card.notes` says so).
+        path: the file; `None` where its bytes were given.
+        card: as given, or read from the file's folder; derived from the file itself where there is
+            none (`card.notes` says so).
         labels: class names by index.
         input_shape: `(height, width, channels)`.
         flatbuffer: the parsed file.
@@ -92,40 +92,50 @@ class Classifier(ImageClassifier):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | bytes,
         threads: int | None = None,
         runtime: str = "litert",
         isolated: bool = False,
+        card: Card | None = None,
     ) -> None:
         """Reads and checks the file, its card, and makes the first interpreter.
 
         Args:
-            path: a `.tflite` file, or a folder that holds `model.tflite`.
+            path: a `.tflite` file, a folder that holds `model.tflite`, or the bytes of a file.
             threads: images at once; by default one per core.
             runtime: `litert`, or `micro`, TensorFlow Lite Micro as on a micro-controller.
             isolated: each interpreter runs in a process of its own, so that a file which crashes
                 it, hangs it or takes all memory costs a `UsageError` and not this process. Use True
                 for files from others; False for files that you made, and on small devices, as a
                 process takes some 50 MB.
+            card: of the file; by default it is read from the file's folder.
 
         Raises:
             UsageError: the file is malformed or no image classifier, does not fit its card, or
                 crashes its isolated process.
         """
-        self.path = resolve_flatbuffer(path)
+        self.path = None if isinstance(path, bytes) else resolve_flatbuffer(path)
+        self._name = "flatbuffer" if self.path is None else str(self.path)
         self.threads = cores() if threads is None else threads
         if self.threads < 1:
             raise UsageError("threads", threads, "a whole number of at least 1")
         self._runtime = one_of("runtime", runtime, worker.RUNTIMES)
         self._isolated = isolated
-        self.flatbuffer = tflite_model.read(self.path)
-        source, target = _input_and_output(self.flatbuffer, str(self.path))
+        self.flatbuffer = tflite_model.read(path if isinstance(path, bytes) else self._name)
+        source, target = _input_and_output(self.flatbuffer, self._name)
         self.batch, *shape = source.shape
         self.input_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
         self._source, self._target = source, target
         self._classes = target.elements // self.batch
-        self.is_bare = not self.path.with_name(CARD).is_file()
-        self.card = _card(self.path, self.flatbuffer, self.input_shape, self._classes)
+        card_file = None if self.path is None else self.path.with_name(CARD)
+        if card is None and card_file is not None and card_file.is_file():
+            card = Card.from_file(card_file)
+        self.is_bare = card is None
+        if card is None:
+            self.card = _derived_card(self.path, self.flatbuffer, self.input_shape, self._classes)
+        else:
+            name = "card" if card_file is None else str(card_file)
+            self.card = _checked_card(card, name, self._name, self.input_shape, self._classes)
         self.labels = self.card.labels
         self._pool: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pool.put(self._open())
@@ -165,7 +175,7 @@ class Classifier(ImageClassifier):
 
     def _open(self) -> Any:
         return isolation.open_interpreter(
-            self.flatbuffer, self._isolated, str(self.path), self._runtime
+            self.flatbuffer, self._isolated, self._name, self._runtime
         )
 
     def _invoke(self, group: npt.NDArray[np.generic]) -> Float32Array:
@@ -266,23 +276,25 @@ def _input_and_output(
     return source, target
 
 
-def _card(
-    path: Path, graph: tflite_model.Flatbuffer, shape: tuple[int, int, int], classes: int
+def _checked_card(
+    card: Card, name: str, file: str, shape: tuple[int, int, int], classes: int
 ) -> Card:
-    card_file = path.with_name(CARD)
-    if not card_file.is_file():
-        return _derived_card(path, graph, shape, classes)
-    card = Card.from_file(card_file)
+    """The card of a file, with a label for each class.
+
+    Raises:
+        UsageError: it is of another file, or of one that has no classes.
+    """
+    file_name = Path(file).name
     if card.input_shape != shape:
         raise UsageError(
-            f"{card_file} input_shape",
+            f"{name} input_shape",
             list(card.input_shape),
-            f"{list(shape)}, the input of {path.name}",
+            f"{list(shape)}, the input of {file_name}",
             "export again",
         )
     if card.outputs == "features":
         raise UsageError(
-            str(path),
+            file,
             "features",
             "a classifier (card.json: outputs)",
             "export a model that has classes",
@@ -290,34 +302,35 @@ def _card(
     labels = card.labels or _class_numbers(classes)
     if len(labels) != classes:
         raise UsageError(
-            f"{card_file} labels",
+            f"{name} labels",
             len(labels),
-            f"{classes}, the classes of {path.name}",
+            f"{classes}, the classes of {file_name}",
             "export again",
         )
     return card.replace(labels=labels)
 
 
 def _derived_card(
-    path: Path, graph: tflite_model.Flatbuffer, shape: tuple[int, int, int], classes: int
+    path: Path | None, graph: tflite_model.Flatbuffer, shape: tuple[int, int, int], classes: int
 ) -> Card:
     """A card for a bare file: from its tensors, labels file and the usual preprocessing."""
-    names = path.with_name(LABELS)
+    file = "the flatbuffer" if path is None else path.name
+    names = None if path is None else path.with_name(LABELS)
+    if names is not None and not names.is_file():
+        names = None
     labels = _class_numbers(classes)
-    if names.is_file():
+    if names is not None:
         labels = tuple(names.read_text(encoding="utf-8", errors="replace").splitlines())
         if len(labels) != classes:
-            raise UsageError(
-                str(names), len(labels), f"{classes} lines, the classes of {path.name}"
-            )
+            raise UsageError(str(names), len(labels), f"{classes} lines, the classes of {file}")
     last = next(
         (op.name for op in reversed(graph.operators) if op.name not in ("QUANTIZE", "DEQUANTIZE")),
         "",
     )
     outputs = "probabilities" if last == "SOFTMAX" else "logits"
-    unnamed = "" if names.is_file() else ", classes by number"
+    unnamed = "" if names is not None else ", classes by number"
     note = (
-        f"no {CARD} with {path.name}: assuming pixels to [-1, 1], the central 0.875 of the image, "
+        f"no {CARD} with {file}: assuming pixels to [-1, 1], the central 0.875 of the image, "
         f"{outputs} out{unnamed}"
     )
     return dataclasses.replace(

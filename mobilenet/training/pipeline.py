@@ -34,7 +34,6 @@ from mobilenet.export.verification import verify
 from mobilenet.models import builder, layer_plan, saving
 from mobilenet.models.graph import batch_norm_statistics, inference
 from mobilenet.runtime import interpreter
-from mobilenet.runtime.classifier import Classifier
 from mobilenet.training import distillation, engine, initial_weights, progress, strategy
 from mobilenet.training.resolve_config import steps_per_epoch
 from mobilenet.training.resume import Checkpoints, Row
@@ -318,16 +317,18 @@ class Pipeline:
             )
         images = self.data.held_out(limit=export_pipeline.VERIFY_IMAGES)
         exported = export_pipeline.export(before, self.run.folder(part), images)
-        file = Classifier(exported.path)
-        held_out = scoring.score_flatbuffer(file, self.data.dataset("test"), self.preprocessing)
+        file = exported.file
+        held_out = scoring.score_flatbuffer(
+            file.classifier(), self.data.dataset("test"), self.preprocessing
+        )
         exported.write_metrics(_scores(held_out))
         details = {
-            "agreement": round(100 * exported.verification.agreement, 3),
-            "verification": exported.verification.to_json(),
-            "repaired": [dataclasses.asdict(repair) for repair in exported.repairs],
+            "agreement": round(100 * file.verification.agreement, 3),
+            "verification": file.verification.to_json(),
+            "repaired": [dataclasses.asdict(repair) for repair in file.repairs],
         }
-        counts: dict[str, Any] = exported.figures
-        size = _file_size(exported.path.read_bytes())
+        counts: dict[str, Any] = dict(file.figures)
+        size = _file_size(file.content)
         return StageReport(part, **_scores(held_out), **counts, **size, details=details)
 
     def _job(self, part: Part, config: TrainConfig) -> engine.Job:

@@ -161,12 +161,12 @@ def test_hard_swish_and_squeeze_excite_have_each_format(
     seen = calibration_data.Calibration(images, "here") if FORMATS[name].calibrated else None
     form = ConversionConfig(number_format=name)
     exported = export_pipeline.export(opened, tmp_path / "out", images, form, calibration=seen)
-    assert exported.verification.ok
+    assert exported.file.verification.ok
     # The recipe leaves HARD_SWISH as it is, and no delegate takes it in int8.
-    assert exported.verification.partitions == {"edge_static": 20}.get(name, EXPECTED[name][3])
-    assert exported.verification.signal_to_noise is not None
+    assert exported.file.verification.partitions == {"edge_static": 20}.get(name, EXPECTED[name][3])
+    assert exported.file.verification.signal_to_noise is not None
     least = {"float16": 40, "float32": 60, "int16x8": 15}.get(name, 3)
-    assert exported.verification.signal_to_noise > least
+    assert exported.file.verification.signal_to_noise > least
 
 
 def test_evaluator_and_predict_take_the_file(
@@ -386,7 +386,7 @@ def test_a_model_without_sixteen_bit_kernels_is_refused(tmp_path: Path) -> None:
     x = layers.Activation("softsign")(layers.Conv2D(4, 3)(source))
     model = tf_keras.Model(source, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
     images = small_models.inputs(8)
-    source_model = Source(tmp_path, saving.LoadedModel(model, Card(input_shape=(16, 16, 3))), False)
+    source_model = Source(saving.LoadedModel(model, Card(input_shape=(16, 16, 3))))
     form = ConversionConfig(number_format="int16x8")
     with pytest.raises(UsageError, match="calibration images: expected images"):
         export_pipeline.export(source_model, tmp_path / "out", images, form)

@@ -84,7 +84,7 @@ def noise_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> Floa
 
     Args:
         count: how many images.
-        shape: `[height, width, channels]` of each; 1 or 3 channels.
+        shape: `[height, width, channels]` of each.
         seed: of the noise.
 
     Returns:
@@ -98,7 +98,7 @@ def noise_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> Floa
     planes = np.fft.ifft2(spectrum).real
     planes -= planes.mean(axis=(2, 3), keepdims=True)
     planes *= _CONTRAST / planes.std(axis=(1, 2, 3), keepdims=True)
-    colors = _COLORS if channels == 3 else _COLORS[:, :1]
+    colors = _COLORS[:, np.arange(channels) % 3]
     brightness = noise.normal(*_BRIGHTNESS, (count, 1, 1, 1))
     pixels: FloatArray = np.clip(np.moveaxis(planes, 1, -1) @ colors + brightness, 0, 255)
     return pixels

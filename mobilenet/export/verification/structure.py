@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mobilenet.configs.card import TensorType
-from mobilenet.configs.number_formats import Format
+from mobilenet.configs.number_formats import FORMATS, INT8, Format
 from mobilenet.errors import UsageError, one_of, shorten
 from mobilenet.export.rewrites import float_fallback
 from mobilenet.tflite import model as tflite_model
@@ -149,6 +149,31 @@ def _bias_faults(op: tensors.Operator, content: tflite_model.Flatbuffer) -> Iter
     expected = source.scales[0].astype(np.float64) * kernel.scales
     if not np.allclose(bias.scales, expected, rtol=_SCALE_SLACK, atol=0):
         yield f"{layer_name(kernel)}: its bias has other scales than input times kernel"
+
+
+def is_int8(content: tflite_model.Flatbuffer) -> bool:
+    """Whether a file computes convolutions or dense layers in int8."""
+    return any(
+        op.name in _KERNEL_AXIS and content.tensors[op.outputs[0]].dtype == INT8
+        for op in content.operators
+    )
+
+
+def find_format(content: tflite_model.Flatbuffer) -> str | None:
+    """The number format of a file, `None` for none that is known."""
+    if is_int8(content):
+        return INT8
+    return next((name for name, kind in FORMATS.items() if not format_faults(content, kind)), None)
+
+
+def has_pixel_grid(content: tflite_model.Flatbuffer, std: float) -> bool:
+    """Whether a file quantizes a pixel to the pixel minus 128.
+
+    Args:
+        content: the file.
+        std: of the preprocessing.
+    """
+    return not _input_grid_faults(content, std)
 
 
 def inner_float_tensors(content: tflite_model.Flatbuffer) -> list[str]:

@@ -542,15 +542,15 @@ def test_a_channel_far_above_the_others_is_reported_with_its_layer(layer: str) -
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (inputs(3), "calibration images: got 3, expected at least 8"),
+        (inputs(3), "images: got 3, expected at least 8"),
         (np.full((20, SIZE, SIZE, 3), 0.5, np.float32), "one color in each image"),
         (inputs(20) * np.float32(127.5) + np.float32(127.5), "expected values from -1 to 1"),
-        (inputs(20) * np.float32(np.nan), "calibration images: got 'NaN or infinity'"),
+        (inputs(20) * np.float32(np.nan), "images: got 'NaN or infinity'"),
         (inputs(20) * np.float32(0.004), "they may have been scaled twice"),
     ],
 )
 def test_images_that_give_no_useful_range_are_refused(images: np.ndarray, message: str) -> None:
-    with pytest.raises(UsageError, match="^calibration images") as raised:
+    with pytest.raises(UsageError, match="^images: got") as raised:
         post_training_pipeline.quantize(toy_relu6(), INCEPTION, images, PostTraining())
     assert message in str(raised.value)
 

@@ -17,7 +17,7 @@ from mobilenet.typing import Float32Array
 _BATCH = 32
 _DECAY = 0.9  # of the moving ranges, per batch
 MIN_IMAGES = 8  # half of them fit post-training steps, half decide on them; 100 are better
-_WHAT = "calibration images"
+CALIBRATION = "calibration images"  # what errors of a command call them
 MIN_WIDTH = 1e-6  # of a range; a scale below that is of no use
 EMPTY_HIGH = 1e-3  # upper end of the range of a tensor that is always zero
 
@@ -121,12 +121,15 @@ def fill_empty_ranges(wrapped: Any) -> None:
             scheme.quantizers(wrapped)[name].variables["high"].assign(EMPTY_HIGH)
 
 
-def check_images(images: Float32Array, preprocessing: Preprocessing) -> None:
+def check_images(
+    images: Float32Array, preprocessing: Preprocessing, parameter: str = "images"
+) -> None:
     """Refuses images that give no useful range.
 
     Args:
         images: `[n, height, width, channels]`, preprocessed.
         preprocessing: how pixels 0..255 became them.
+        parameter: their name in errors.
 
     Raises:
         UsageError: they are too few, not finite, of one color, or in another range than the
@@ -134,29 +137,60 @@ def check_images(images: Float32Array, preprocessing: Preprocessing) -> None:
     """
     if len(images) < MIN_IMAGES:
         raise UsageError(
-            _WHAT, len(images), f"at least {MIN_IMAGES}", "100 or more are recommended"
+            parameter, len(images), f"at least {MIN_IMAGES}", "100 or more are recommended"
         )
-    if not np.isfinite(images).all():
-        raise UsageError(_WHAT, "NaN or infinity", "finite values", "check how they are read")
+    _check_finite(images, parameter)
     if not np.ptp(images, axis=(1, 2)).any():
         raise UsageError(
-            _WHAT, "one color in each image", "photos", "give photos as the model will see them"
+            parameter,
+            "one color in each image",
+            "photos",
+            "give photos as the model will see them",
         )
-    mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
-    low, high = float(((0 - mean) / std).min()), float(((255 - mean) / std).max())
-    tolerance = 0.02 * (high - low)
+    check_range(images, preprocessing, parameter)
+    low, high = _input_range(preprocessing)
     least, most = float(images.min()), float(images.max())
-    if least < low - tolerance or most > high + tolerance:
-        raise UsageError(
-            _WHAT,
-            f"values from {least:.3g} to {most:.3g}",
-            f"values from {low:.3g} to {high:.3g}, as this model takes pixels 0 to 255",
-            f"preprocess them as in its card ({preprocessing.name})",
-        )
     if most - least < 0.05 * (high - low):
         raise UsageError(
-            _WHAT,
+            parameter,
             f"values from {least:.3g} to {most:.3g}",
             f"photos that use the range from {low:.3g} to {high:.3g}",
             "they may have been scaled twice",
         )
+
+
+def check_range(
+    images: Float32Array, preprocessing: Preprocessing, parameter: str = "images"
+) -> None:
+    """Refuses images whose values cannot be a model's inputs.
+
+    Args:
+        images: `[n, height, width, channels]`, preprocessed; at least one.
+        preprocessing: how pixels 0..255 became them.
+        parameter: their name in errors.
+
+    Raises:
+        UsageError: they are not finite, or in another range than the model's inputs.
+    """
+    _check_finite(images, parameter)
+    low, high = _input_range(preprocessing)
+    tolerance = 0.02 * (high - low)
+    least, most = float(images.min()), float(images.max())
+    if least < low - tolerance or most > high + tolerance:
+        raise UsageError(
+            parameter,
+            f"values from {least:.3g} to {most:.3g}",
+            f"values from {low:.3g} to {high:.3g}, as this model takes pixels 0 to 255",
+            f"preprocess them as in its card ({preprocessing.name})",
+        )
+
+
+def _check_finite(images: Float32Array, parameter: str) -> None:
+    if not np.isfinite(images).all():
+        raise UsageError(parameter, "NaN or infinity", "finite values", "check how they are read")
+
+
+def _input_range(preprocessing: Preprocessing) -> tuple[float, float]:
+    """The values that pixels 0 and 255 become, of all channels."""
+    mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
+    return float(((0 - mean) / std).min()), float(((255 - mean) / std).max())

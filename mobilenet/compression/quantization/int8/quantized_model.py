@@ -15,21 +15,19 @@ from mobilenet.models import saving as model_folder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class QuantizedModel:
+class QuantizedModel(model_folder.LoadedModel):
     """A model with quantizers, from post-training quantization or from training (QAT).
 
     Attributes:
         model: with quantizers; computes as the int8 file will, from the inputs of the float model.
             Outputs are logits.
-        float_model: the same weights without quantizers.
         card: preprocessing, labels, and how the model was quantized.
+        float_model: the same weights without quantizers.
         steps: of post-training quantization, in order, rejected ones too; empty after QAT.
         repair: whether a conversion may change layers to avoid faults of the converter.
     """
 
-    model: Any
     float_model: Any
-    card: Card
     steps: tuple[QuantizationStep, ...] = ()
     repair: bool = True
 
@@ -84,11 +82,12 @@ def quantized_model(
     scheme.check_ranges(scheme.get_ranges(wrapped))
     card = card.replace(
         stage="quantize",
+        outputs="features" if card.outputs == "features" else "logits",
         metrics={},
         keep_float=float_layers.find_float_layers(wrapped),
         quantization_steps=tuple(steps),
     )
-    return QuantizedModel(wrapped, float_model, card, tuple(steps), repair)
+    return QuantizedModel(wrapped, card, float_model, tuple(steps), repair)
 
 
 def assemble(
@@ -112,12 +111,18 @@ def assemble(
     return quantized_model(saving.assemble(loaded, ranges, "xnnpack"), float_model, card, steps)
 
 
-def load(path: str | os.PathLike[str]) -> QuantizedModel:
+def load(
+    path: str | os.PathLike[str], loaded: model_folder.LoadedModel | None = None
+) -> QuantizedModel:
     """Reads a folder that `QuantizedModel.save` or a stage wrote.
+
+    Args:
+        path: the folder.
+        loaded: its float model and card, if they are loaded already.
 
     Raises:
         UsageError: there is no quantized model, or it is damaged.
     """
-    loaded = model_folder.load(path)
+    loaded = loaded or model_folder.load(path)
     wrapped = saving.load(path, loaded)
-    return QuantizedModel(wrapped, loaded.model, loaded.card, loaded.card.quantization_steps)
+    return QuantizedModel(wrapped, loaded.card, loaded.model, loaded.card.quantization_steps)

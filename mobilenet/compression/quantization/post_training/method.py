@@ -7,6 +7,7 @@ from typing import Any
 
 from mobilenet.compression.method import Method, StageContext, register
 from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.compression.quantization.int8.calibration import CALIBRATION, check_images
 from mobilenet.compression.quantization.int8.quantizer_placement import place_quantizers
 from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
 from mobilenet.configs.quantization import PostTraining
@@ -30,6 +31,7 @@ class QuantizePostTraining(Method):
     def apply(self, model: Any) -> Any:
         load_images = self.context.calibration_images or self.context.training_images
         images = load_images(self.config.calibration_images)
+        check_images(images, self.context.preprocessing, CALIBRATION)
         self.result = post_training_pipeline.quantize(
             model, self.context.preprocessing, images, self.config
         )

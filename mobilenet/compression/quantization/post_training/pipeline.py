@@ -13,8 +13,10 @@ import logging
 import time
 from typing import Any
 
+from mobilenet.compression.quantization.int8 import quantized_model
 from mobilenet.compression.quantization.int8.calibration import check_images
 from mobilenet.compression.quantization.int8.float_layers import find_float_layers
+from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
 from mobilenet.compression.quantization.int8.quantizer_placement import (
     expand_float_layers,
     match_float_layers,
@@ -33,6 +35,7 @@ from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.models.graph import batch_norm_statistics
 from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.models.saving import LoadedModel
 from mobilenet.typing import Float32Array
 
 log = logging.getLogger("mobilenet")
@@ -119,6 +122,35 @@ def quantize(
         CalibrationSummary(len(images), float(images.min()), float(images.max())),
         "repair" in names,
         (warning,) if warning else (),
+    )
+
+
+def quantize_model(
+    loaded: LoadedModel,
+    images: Float32Array,
+    config: PostTraining,
+    source: str = "",
+    seed: int = 0,
+) -> QuantizedModel:
+    """Quantizes a float model to int8 without training; its card tells how.
+
+    Args:
+        loaded: the model, as `quantize` takes it, and its card.
+        images: `[n, height, width, channels]`, preprocessed as the card says; no labels.
+        config: the steps, and how long the tuning takes.
+        source: where the images are from.
+        seed: of sampling and of the order of tuning.
+
+    Raises:
+        UsageError: see `quantize`.
+    """
+    card = loaded.card
+    result = quantize(loaded.model, card.preprocessing, images, config, seed)
+    card = card.replace(
+        notes=(*card.notes, *result.notes), calibration=result.calibration.replace(source=source)
+    )
+    return quantized_model.quantized_model(
+        result.wrapped, result.plain, card, result.steps, result.repair
     )
 
 
