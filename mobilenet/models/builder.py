@@ -10,6 +10,7 @@ from typing import Any
 from mobilenet.configs import archs
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import MAX_SIDE
+from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.models.blocks import BlockBuilder, Tensor
 from mobilenet.models.layer_plan import Row, count_parameters, min_input_side, plan_rows
@@ -62,6 +63,7 @@ def build(
         x = blocks.pool(x)
     model = keras.Model(image, _head(x, blocks), name=config.name)
     model.mobilenet_config = config
+    model.mobilenet_preprocessing = Preprocessing()
     return model
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mobilenet.errors import UsageError
+from mobilenet.models.graph import flatten
 from mobilenet.models.graph.roles import Graph, kind, unwrap
 
 
@@ -36,25 +37,26 @@ def count(model: Any, input_shape: Sequence[int] | None = None) -> Count:
     """Counts parameters and MACs.
 
     Args:
-        model: a functional model.
+        model: a functional or Sequential model; layers of nested models count as its own.
         input_shape: `[height, width, channels]` at which the MACs are counted; the model's own
             when left out.
 
     Raises:
-        UsageError: the model has no fixed image size and none is given.
+        UsageError: the model has no fixed image size and none is given, or no graph of layers.
     """
+    flat = flatten.inline(model)
     trainable = sum(math.prod(weight.shape) for weight in model.trainable_weights)
     return Count(
         model.count_params(),
         int(trainable),
-        sum(layer_macs(model, input_shape).values()),
-        sum(layer_thop_flops(model, input_shape).values()),
+        sum(layer_macs(flat, input_shape).values()),
+        sum(layer_thop_flops(flat, input_shape).values()),
     )
 
 
 def layer_macs(model: Any, input_shape: Sequence[int] | None = None) -> dict[str, int]:
-    """MACs by layer name, of layers that have a kernel."""
-    graph = Graph(model)
+    """MACs by layer name, of layers that have a kernel; those of nested models too."""
+    graph = Graph(flatten.inline(model))
     shapes = output_shapes(graph, input_shape)
     return {
         layer.name: math.prod(graph.kernel(layer).shape) * _map_size(shapes[id(layer)])
@@ -72,7 +74,7 @@ def layer_thop_flops(model: Any, input_shape: Sequence[int] | None = None) -> di
 
     Source: Lyken17/pytorch-OpCounter thop/count_hooks.py, commit 3ab72b2.
     """
-    graph = Graph(model)
+    graph = Graph(flatten.inline(model))
     shapes = output_shapes(graph, input_shape)
     flops: dict[str, int] = {}
     for layer in graph.layers:
@@ -128,7 +130,7 @@ def output_shapes(
 def nonzero_weights(model: Any) -> int:
     """Entries that are not zero in all weights but the moving statistics of normalizations."""
     total = 0
-    for layer in model.layers:
+    for layer in flatten.inline(model).layers:
         inner = unwrap(layer)
         for variable, value in zip(inner.weights, inner.get_weights(), strict=True):
             if kind(layer) == "BatchNormalization" and variable.name.split("/")[-1].startswith(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import tf_keras
+
+from mobilenet.models.graph import flatten
+from mobilenet.models.graph.calls import CallList
 from mobilenet.models.graph.roles import Graph, kind, stride
 
 _PADDINGS = ("ZeroPadding2D", "InputLayer")
@@ -24,13 +28,21 @@ def end_points(model: Any) -> dict[int, Any]:
     map before the pooling.
 
     Args:
-        model: a functional model of `build` or keras.applications.
+        model: a functional model of `build` or keras.applications, or one around it.
 
     Returns:
         From stride (2, 4, 8, 16, 32; fewer with an `output_stride`) to the symbolic tensor
         `[batch, height, width, channels]`, ready for `Model(model.input,
-        list(end_points(model).values()))`.
+        list(end_points(model).values()))`. Layers of nested models are called again on
+        `model.input`, so that a model of these tensors shares their weights.
+
+    Raises:
+        UsageError: two layers of nested models have one name.
     """
+    if isinstance(model, tf_keras.Model):
+        flatten.check_functional(model)
+        if flatten.has_nested(model):
+            model = CallList(model).call_again()
     graph = Graph(model)
     strides: dict[int, int] = {}
     tensors: dict[int, Any] = {}

@@ -90,6 +90,8 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
             str(path), None, f"a whole Keras model ({_first_line(error)})", "save it again"
         ) from None
     model.mobilenet_config = card.model_config()
+    if has_own:
+        model.mobilenet_preprocessing = card.preprocessing
     return LoadedModel(model, card)
 
 

@@ -90,6 +90,7 @@ def unpack(path: str | os.PathLike[str]) -> Unpacked:
         raise error.within(str(path)) from None
     if builder.config_of(model) is None:
         model.mobilenet_config = card.model_config()
+    model.mobilenet_preprocessing = card.preprocessing
     return Unpacked(saving.LoadedModel(model, card), ranges if header.get("ranges") else None)
 
 

@@ -15,6 +15,8 @@ import tf_keras
 
 from mobilenet.errors import UsageError
 
+_PREPROCESSING = "mobilenet_preprocessing"  # attribute of a model, see `input_preprocessing`
+
 
 class Tensor:
     """One output of a call."""
@@ -146,14 +148,27 @@ class CallList:
         for call, (_, layer) in made.items():
             if call.layer is not None and call.layer.weights:
                 layer.set_weights(call.layer.get_weights())
+        if hasattr(self.model, _PREPROCESSING):
+            setattr(built, _PREPROCESSING, getattr(self.model, _PREPROCESSING))
         return built
 
     def call_again(self) -> Any:
-        """A functional model of the original layers, called on the original model's inputs."""
-        self.prune()
-        made = self._call_all(lambda call: call.layer or _new_layer(call, None))
+        """A flat functional model of the original layers, on the original model's inputs.
+
+        Raises:
+            UsageError: two layers have one name.
+        """
+        made = self._call_all(lambda call: call.layer)
         outputs = [made[tensor.call][0][tensor.index] for tensor in self.outputs]
-        return tf_keras.Model(self.model.inputs, outputs, name=self.model.name)
+        try:
+            return tf_keras.Model(self.model.inputs, outputs, name=self.model.name)
+        except ValueError as error:
+            raise UsageError(
+                "model",
+                f"{self.model.name} ({error})",
+                "layers of different names, in nested models too",
+                "mobilenet.models.graph.flatten.flatten(model) renames them",
+            ) from None
 
     def _call_all(self, layer_of: Callable[[Call], Any]) -> dict[Call, tuple[list[Any], Any]]:
         """Outputs and layer of every call."""
@@ -162,7 +177,8 @@ class CallList:
         for call in self.calls:
             layer = layer_of(call)
             if not call.inputs:
-                made[call] = tf.nest.flatten(layer.output), layer
+                own = [layer.output] if layer is not call.layer else call.outputs
+                made[call] = own, layer
                 continue
             args, kwargs = _map_tensors(
                 lambda tensor: made[tensor.call][0][tensor.index], (call.args, call.kwargs)

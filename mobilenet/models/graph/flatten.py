@@ -74,7 +74,8 @@ def plain_calls(model: Any) -> CallList:
     check_functional(model)
     check_unwrapped(model)
     calls = CallList(model)
-    _leave_out_augmentation(calls)
+    if left_out := _leave_out_augmentation(calls):
+        log.info("left out, as they do nothing in inference: %s", shorten(left_out))
     operators.rewrite(calls)
     return calls
 
@@ -96,7 +97,7 @@ def inline(model: Any) -> Any:
     """A model without nested ones; operators that equal no stock layer stay.
 
     What reads a model without changing it (counting, profiles) needs no more. A model without
-    nested models is returned itself, whatever its layers are.
+    nested models and augmentation is returned itself, whatever its other layers are.
 
     Raises:
         UsageError: see `flatten`.
@@ -104,7 +105,8 @@ def inline(model: Any) -> Any:
     if not isinstance(model, tf_keras.Model):  # of Keras 3, which the graph reads too
         return model
     check_graph(model)
-    return inline_calls(model).build() if has_nested(model) else model
+    augments = any(type(layer).__name__ in _AUGMENTATION for layer in model.layers)
+    return inline_calls(model).build() if augments or has_nested(model) else model
 
 
 def has_nested(model: Any) -> bool:
@@ -148,8 +150,9 @@ def check_unwrapped(model: Any) -> None:
         )
 
 
-def _leave_out_augmentation(calls: CallList) -> None:
-    left_out = []
+def _leave_out_augmentation(calls: CallList) -> list[str]:
+    """Removes the layers; returns their names."""
+    left_out: list[str] = []
 
     def find(call: Any) -> Replacement | None:
         name = call.kind.__name__
@@ -161,8 +164,7 @@ def _leave_out_augmentation(calls: CallList) -> None:
         return [], call.inputs[0]
 
     calls.substitute(find)
-    if left_out:
-        log.info("left out, as they do nothing in inference: %s", shorten(left_out))
+    return left_out
 
 
 def _keeps_size(call: Any) -> bool:
