@@ -11,7 +11,7 @@ from mobilenet.errors import UsageError
 
 from .archs import MobileNetConfig
 from .base import MAX_SIDE, Config, check_number, checked
-from .dataset import Preprocessing
+from .dataset import PREPROCESSING, DatasetConfig, Preprocessing
 
 CARD = "card.json"  # its name in the folder of a model or file
 FORMAT = 1
@@ -134,9 +134,19 @@ class Card(Config):
                     f"one value, or one for each of {channels}",
                 )
 
+    @property
+    def is_derived(self) -> bool:
+        """Whether the card was not stored with a model, but holds what can be seen in it."""
+        return not (self.architecture or self.labels or self.dataset)
+
     def model_config(self) -> MobileNetConfig | None:
         """The config in `architecture`; `None` without one, or if a later version wrote it."""
         try:
             return MobileNetConfig.from_json(self.architecture) if self.architecture else None
         except UsageError:
             return None
+
+
+def preprocessing_of(card: Card, data: DatasetConfig) -> Preprocessing:
+    """The preprocessing on a model's card, or that of the data set if the model has no card."""
+    return PREPROCESSING[data.preprocessing] if card.is_derived else card.preprocessing

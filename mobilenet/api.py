@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
     from mobilenet.configs.archs import MobileNetConfig
+    from mobilenet.configs.dataset import DatasetConfig, Preprocessing
+    from mobilenet.evaluation.result import Evaluation
+    from mobilenet.models.saving import LoadedModel
+    from mobilenet.runtime.classifier import Classifier
     from mobilenet.typing import KerasModel
 
 
@@ -97,3 +104,74 @@ def list_weights(pattern: str = "*") -> list[str]:
     from mobilenet.configs import released_models
 
     return released_models.names(pattern)
+
+
+def evaluate(
+    model: KerasModel | LoadedModel | QuantizedModel | Classifier | str | os.PathLike[str],
+    data: str | os.PathLike[str] | DatasetConfig | tuple[Any, Any] | tf.data.Dataset,
+    *,
+    preprocessing: str | Preprocessing | None = None,
+    split: str = "test",
+    batch_size: int = 32,
+    limit: int | None = None,
+    labels: Sequence[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> Evaluation:
+    """Top-1, top-5 and loss of a classifier on labeled images.
+
+    A file on arrays, the digits, class folders or a list of images is evaluated without TensorFlow.
+
+    Args:
+        model: a functional or Sequential tf_keras model with one output a class, as logits or
+            after a softmax or sigmoid (one output for two classes is that of the second); what
+            `load_model` or `quantize` returns; a file that `convert` returns; or the path of a
+            saved model in any form or of a `.tflite` file.
+        data: images with labels, as
+
+            - a path: class folders (`ROOT/<class>/*.jpg`, maybe below `train`, `val` and `test`), a
+              CSV list with the columns `file` and `label`, or a folder of ImageNet-like records;
+            - the name of a data set: `digits`, or one of TFDS;
+            - `(images, labels)`: `[n, height, width, channels]` as the model takes them (of a file
+              also uint8 pixels), and class indices `[n]` or one-hot vectors `[n, classes]`;
+            - a batched `tf.data.Dataset` of such pairs;
+            - a `DatasetConfig`, to leave out corrupt images or shift labels.
+        preprocessing: how pixels 0..255 become the model's inputs, which arrays and batches are
+            already. By default what is stored with the model or read from its first layers.
+        split: of a path or name: `train`, `validation` or `test`. Where only one set is held out,
+            validation and test are both that set.
+        batch_size: images a call of a Keras model. 32 fits into any memory.
+        limit: the largest number of images, spread evenly; all by default.
+        labels: class names by index, where they are not stored with the model. Class folders are
+            then matched by name.
+        data_dir: where a data set that is named lies.
+
+    Returns:
+        The figures; `str()` shows them as a table.
+
+    Raises:
+        UsageError: the model is no classifier or cannot be read; images have another shape or range
+            than the model's inputs or are not finite; labels are no class indices; there are no
+            images; or the classes of data and model do not match. Names the parameter.
+
+    Example:
+        >>> images = np.random.default_rng(0).uniform(-1, 1, (8, 32, 32, 3)).astype(np.float32)
+        >>> evaluate(model, (images, np.arange(8))).images
+        8
+    """
+    from mobilenet.evaluation import pipeline
+
+    options = pipeline.Options(split, batch_size, limit, labels, preprocessing)
+    if isinstance(model, (str, os.PathLike)):
+        return pipeline.evaluate(_opened(model), data, options, data_dir, os.fspath(model))
+    return pipeline.evaluate(model, data, options, data_dir)
+
+
+def _opened(path: str | os.PathLike[str]) -> LoadedModel | Classifier:
+    """The model or file at a path."""
+    from mobilenet.runtime import classifier
+
+    if classifier.is_flatbuffer(path):
+        return classifier.Classifier(path)
+    from mobilenet.loading import load_model
+
+    return load_model(path)

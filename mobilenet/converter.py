@@ -93,10 +93,10 @@ def _export_flatbuffer(parsed: cli.Parsed) -> Any:
         PostTraining(), {path: x for path, x in parsed.settings.items() if path in fields}
     )
     with cli.starting_tensorflow():
+        from mobilenet.configs.card import preprocessing_of
         from mobilenet.data import arrays
         from mobilenet.export import calibration_data
         from mobilenet.export import pipeline as export_pipeline
-        from mobilenet.export.source import preprocessing_of
     path = Path(options["model"])
     target = Path(options["output"] or path.resolve().parent / "export")
     files.check_target(target, "output")

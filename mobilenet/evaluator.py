@@ -5,16 +5,15 @@ A flatbuffer on the digits, class folders or a list of images is scored without 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
-from mobilenet import cli, console
+from mobilenet import api, cli, console
 from mobilenet.configs.base import MAX_BATCH
-from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
-from mobilenet.metrics import ClassMapping, Metrics, match_classes
 from mobilenet.runtime import classifier, evaluation, worker
 
 COMMAND = cli.Command(
@@ -55,7 +54,7 @@ COMMAND = cli.Command(
             "limit",
             int,
             None,
-            "maximum number of images (flatbuffers on digits, class folders and lists)",
+            "maximum number of images, spread evenly",
             group="data",
         ),
         cli.option(
@@ -85,92 +84,30 @@ def run(argv: list[str]) -> int | None:
         for name in sorted({"runtime", "isolated"} & parsed.typed):
             raise UsageError(f"--{name}", options[name], "a flatbuffer", f"{path} is none")
     started = time.monotonic()
-    score, data, card = (_flatbuffer if is_file else _keras)(path, parsed)
-    seconds = time.monotonic() - started
-    rows = [
-        [
-            f"{score.top1:.2f}",
-            f"{score.top5:.2f}",
-            f"{score.loss:.4f}",
-            f"{score.images:,}",
-            f"{seconds:.1f}",
-        ]
-    ]
-    print(f"{path} on {data.name}, {options['split']}")
-    print(cli.table(["top-1 %", "top-5 %", "loss", "images", "seconds"], rows))
-    if card.published:
-        print(f"published: {card.published}")
-    return None
-
-
-def _flatbuffer(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card]:
-    options = parsed.options
-    model = classifier.Classifier(path, options["threads"], options["runtime"], options["isolated"])
+    model: Any
+    if is_file:
+        runtime, isolated = options["runtime"], options["isolated"]
+        model = classifier.Classifier(path, options["threads"], runtime, isolated)
+    else:
+        with cli.starting_tensorflow():
+            from mobilenet.evaluation import scoring  # noqa: F401 - what `evaluate` imports
+            from mobilenet.loading import load_model
+        model = load_model(path)
     data = cli.dataset_of(parsed, model.card.dataset)
-    if data.name in evaluation.DATASETS:
-        left_out: list[UsageError] = []
-        on_corrupt = left_out.append if data.skip_corrupt else None
-        metrics = evaluation.evaluate(
+    if is_file and data.name not in evaluation.DATASETS:
+        with cli.starting_tensorflow():
+            from mobilenet.evaluation import scoring  # noqa: F401
+    with console.log_to_stdout():
+        found = api.evaluate(
             model,
-            data.name,
-            data.data_dir,
-            options["split"],
-            options["limit"],
-            on_corrupt=on_corrupt,
-            label_offset=data.label_offset,
-            on_note=print,
-            max_pixels=data.max_pixels,
+            data,
+            split=options["split"],
+            batch_size=options["batch_size"],
+            limit=options["limit"],
         )
-        if left_out:
-            print(f"{len(left_out)} images left out, first {left_out[0]}")
-        return metrics, data, model.card
-    with cli.starting_tensorflow():
-        from mobilenet.data import arrays
-        from mobilenet.evaluation import scoring
-    with console.log_to_stdout(), arrays.explain_errors(data, options["split"]):
-        names = evaluation.names(model)
-        batches, matching = _batches(data, model.card, len(model.labels), names, options)
-        metrics = scoring.score_flatbuffer(model, batches, model.card.preprocessing, matching)
-        return metrics, data, model.card
-
-
-def _keras(path: Path, parsed: cli.Parsed) -> tuple[Metrics, DatasetConfig, Card]:
-    with cli.starting_tensorflow():
-        from mobilenet.data import arrays
-        from mobilenet.evaluation import scoring
-        from mobilenet.loading import load_model
-        from mobilenet.models.graph import inference
-    model = load_model(path)
-    data = cli.dataset_of(parsed, model.card.dataset)
-    probabilities = model.card.outputs == "probabilities"
-    with console.log_to_stdout(), arrays.explain_errors(data, parsed.options["split"]):
-        classes = model.model.output_shape[-1]
-        batches, matching = _batches(data, model.card, classes, model.card.labels, parsed.options)
-        infer = inference.compile_model(model.model)
-        return scoring.score(infer, batches, probabilities, matching), data, model.card
-
-
-def _batches(
-    data: DatasetConfig, card: Card, classes: int, names: tuple[str, ...], options: dict[str, Any]
-) -> tuple[Any, ClassMapping]:
-    """The split as the model takes it, and which of its `classes` are those of the data."""
-    from mobilenet import data as datasets
-    from mobilenet.export import source
-
-    info = datasets.describe(data)
-    matching = match_classes(classes, names, info.num_classes, info.labels, data.name)
-    if matching.note:
-        print(matching.note)
-    height, width, channels = card.input_shape
-    batches = datasets.load(
-        data,
-        options["split"],
-        image_size=(height, width),
-        batch_size=options["batch_size"],
-        channels=channels,
-        preprocessing=source.preprocessing_of(card, data),
-    )
-    return batches, matching
+    seconds = time.monotonic() - started  # with those of loading
+    print(dataclasses.replace(found, model=str(path), seconds=seconds))
+    return None
 
 
 def main() -> None:

@@ -83,7 +83,8 @@ class ClassMapping:
 
     Attributes:
         indices: the output of each class index of the data.
-        outputs: how many outputs the model has.
+        outputs: how many outputs the model has; a model of one output and two classes gives the
+            probability, or the logit, of the second class.
         background: the first output is not scored.
         note: how model and data differ, for the user; empty if they do not.
     """
@@ -108,6 +109,8 @@ class ClassMapping:
         labels = np.asarray(labels)
         check_labels(labels, len(self.indices))
         scores, own = np.asarray(outputs, np.float64), np.asarray(self.indices)[labels]
+        if scores.shape[1] == 1 and len(self.indices) == 2:
+            scores = np.concatenate([1 - scores if probabilities else 0 * scores, scores], axis=1)
         if self.background:
             scores, own = scores[:, 1:], own - 1
             if probabilities:
@@ -118,6 +121,11 @@ class ClassMapping:
 def identity_mapping(classes: int) -> ClassMapping:
     """The mapping of a model whose outputs are the classes of the data, in their order."""
     return ClassMapping(tuple(range(classes)), classes)
+
+
+def binary_mapping() -> ClassMapping:
+    """The mapping of a model whose one output is that of the second of two classes."""
+    return ClassMapping((0, 1), 1)
 
 
 def check_labels(labels: npt.NDArray[np.integer], classes: int) -> None:
@@ -159,6 +167,8 @@ def match_classes(
     Raises:
         UsageError: the classes do not match.
     """
+    if outputs == 1 and classes == 2:
+        return binary_mapping()
     by_name, is_list = dataset == "image_folder", dataset == "image_list"
     if (
         len(model) != outputs

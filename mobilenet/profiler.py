@@ -151,8 +151,8 @@ def _images(parsed: cli.Parsed, card: Any, file_card: Any) -> tuple[Any, Any]:
     """Held-out images as the float model takes them, and as the file does."""
     import numpy as np
 
+    from mobilenet.configs.card import preprocessing_of
     from mobilenet.data import arrays
-    from mobilenet.export.source import preprocessing_of
     from mobilenet.runtime import images as pixels
 
     data = cli.dataset_of(parsed, card.dataset)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
+import tensorflow as tf
+
+from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
+from mobilenet.models.graph import inference
+from mobilenet.models.graph.final_activation import FINAL_ACTIVATIONS, final_activation
+from mobilenet.models.graph.flatten import check_functional
 from mobilenet.models.saving import LoadedModel
 from mobilenet.runtime import images
 from mobilenet.runtime.classifier import ImageClassifier
-from mobilenet.typing import Float32Array
+from mobilenet.typing import Array, Float32Array
 
 
 class KerasClassifier(ImageClassifier):
@@ -40,3 +49,28 @@ class KerasClassifier(ImageClassifier):
         batch = images.normalize(pixels, self.card.preprocessing)[None]
         outputs: Float32Array = np.asarray(self.model(batch, training=False))[0]
         return outputs
+
+
+def with_card(model: Any) -> LoadedModel:
+    """A classifier in memory, and a card of what can be seen in it.
+
+    Raises:
+        UsageError: names `model`: it is no functional or Sequential tf_keras model, has several
+            inputs or outputs, or takes no images or has no classes.
+    """
+    check_functional(model)
+    if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4:
+        shapes = [list(tensor.shape) for tensor in model.inputs]
+        raise UsageError("model", f"inputs {shapes}", "one input [batch, height, width, channels]")
+    shapes = [list(tensor.shape) for tensor in model.outputs]
+    if len(shapes) != 1 or None in shapes[0][1:] or math.prod(shapes[0][1:]) != shapes[0][-1]:
+        expected = "a classifier, with outputs [batch, classes]"
+        raise UsageError("model", f"outputs {shapes}", expected)
+    outputs = "probabilities" if final_activation(model) in FINAL_ACTIVATIONS else "logits"
+    return LoadedModel(model, Card(input_shape=model.input_shape[1:], outputs=outputs))
+
+
+def compiled(model: Any) -> Callable[[Array], Float32Array]:
+    """Runs a model on batches: images `[n, height, width, channels]` to outputs `[n, classes]`."""
+    infer = inference.compile_model(model)
+    return lambda images: np.asarray(infer(tf.constant(images.astype(np.float32))))

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from mobilenet import console
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8.calibration import CALIBRATION, check_images
-from mobilenet.configs.card import Card
+from mobilenet.configs.card import Card, preprocessing_of
 from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.number_formats import AS_TRAINED, FLOAT32, FORMATS, INT8
@@ -23,13 +23,7 @@ from mobilenet.export import bundle, frozen_graph, number_formats, tflite_metada
 from mobilenet.export.calibration_data import Calibration, require_calibration
 from mobilenet.export.converted_file import ConvertedFile
 from mobilenet.export.rewrites import dynamic_range
-from mobilenet.export.source import (
-    Source,
-    model_figures,
-    open_source,
-    preprocessing_of,
-    quantize_source,
-)
+from mobilenet.export.source import Source, model_figures, open_source, quantize_source
 from mobilenet.export.verification import verify
 from mobilenet.models.frozen_graph import INPUT, OUTPUT
 from mobilenet.runtime import images as image_ops

@@ -12,7 +12,6 @@ from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
 from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
 from mobilenet.configs.card import Card
-from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
 from mobilenet.configs.number_formats import INT8
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
@@ -128,12 +127,6 @@ def quantize_source(source: Source, calibration: Calibration, config: PostTraini
     card = quantized.card.replace(metrics=source.card.metrics)
     loaded = saving.LoadedModel(quantized.float_model, card)
     return dataclasses.replace(source_of(quantized), loaded=loaded, fitted=fitted)
-
-
-def preprocessing_of(card: Card, data: DatasetConfig) -> Preprocessing:
-    """The preprocessing on a model's card, or that of the data set if the model has no card."""
-    has_card = card.architecture or card.labels or card.dataset
-    return card.preprocessing if has_card else PREPROCESSING[data.preprocessing]
 
 
 def model_figures(model: Any, input_shape: tuple[int, int, int] | None = None) -> dict[str, int]:

@@ -12,12 +12,12 @@ import numpy as np
 
 from mobilenet import files
 from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.configs.card import preprocessing_of
 from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError
 from mobilenet.export import tflite_converter
-from mobilenet.export.source import preprocessing_of
 from mobilenet.models import saving
 from mobilenet.packing import container, fp16_batch_norm
 from mobilenet.packing import model as packed_model

@@ -1,0 +1,315 @@
+"""Evaluates a model or a file on a data set, on arrays or on batches.
+
+A flatbuffer on arrays, the digits, class folders or a list of images is scored without TensorFlow.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from mobilenet import metrics
+from mobilenet.configs.base import MAX_BATCH, check_number
+from mobilenet.configs.card import Card
+from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
+from mobilenet.errors import UsageError, one_of
+from mobilenet.evaluation import arrays, data_source
+from mobilenet.evaluation.result import Evaluation
+from mobilenet.runtime import evaluation as file_evaluation
+from mobilenet.runtime.classifier import Classifier
+from mobilenet.typing import Array, Float32Array
+
+if TYPE_CHECKING:
+    from mobilenet.models.saving import LoadedModel
+
+log = logging.getLogger("mobilenet")
+_GRID_MEAN = 128.0  # of an int8 file: quantized value = pixel - 128
+
+EvaluatedModel: TypeAlias = "LoadedModel | Classifier"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a model is evaluated; see `mobilenet.evaluate`."""
+
+    split: str = "test"
+    batch_size: int = 32
+    limit: int | None = None
+    labels: Sequence[str] | None = None
+    preprocessing: str | Preprocessing | None = None
+
+    def __post_init__(self) -> None:
+        one_of("split", self.split, file_evaluation.SPLITS)
+        check_number("batch_size", self.batch_size, least=1, most=MAX_BATCH, integer=True)
+        if self.limit is not None:
+            check_number("limit", self.limit, least=1, integer=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """A model that is evaluated.
+
+    Attributes:
+        model: with the names of its classes and the preprocessing that were given.
+        preprocessing: stored with the model or given; `None` where neither is.
+    """
+
+    model: EvaluatedModel
+    preprocessing: Preprocessing | None
+
+    @property
+    def is_probabilities(self) -> bool:
+        return self.model.card.outputs == "probabilities"
+
+
+def evaluate(
+    model: Any,
+    data: Any,
+    options: Options,
+    data_dir: str | os.PathLike[str] | None = None,
+    name: str = "",
+) -> Evaluation:
+    """Top-1, top-5 and loss; see `mobilenet.evaluate`.
+
+    Args:
+        model: a Keras model, a `LoadedModel`, `QuantizedModel`, `ConvertedFile` or `Classifier`.
+        data: see `mobilenet.evaluate`.
+        options: how.
+        data_dir: where a data set that is named lies.
+        name: of the model in the result.
+
+    Raises:
+        UsageError: see `mobilenet.evaluate`.
+    """
+    started = time.monotonic()
+    opened = evaluated_model(model)
+    case = _case(opened, options)
+    notes: list[str] = []
+    if isinstance(data, DatasetConfig):
+        source, split = data.name, options.split
+        found = _on_dataset(case, data, options, notes)
+    elif isinstance(data, (str, os.PathLike)):
+        source, split = os.fspath(data), options.split
+        config = data_source.find_dataset(data, data_dir)
+        with data_source.naming_data(data_dir):
+            found = _on_dataset(case, config, options, notes)
+    else:
+        source, split = "batches" if hasattr(data, "element_spec") else "arrays", ""
+        if data_dir is not None:
+            raise UsageError("data_dir", str(data_dir), "nothing, as `data` holds the images")
+        found = _on_arrays(case, data, options)
+    if math.isnan(found.loss):
+        raise UsageError("model", "outputs with NaN", "finite outputs", "its weights are damaged")
+    return Evaluation(
+        top1=found.top1,
+        top5=found.top5,
+        loss=found.loss,
+        images=found.images,
+        seconds=time.monotonic() - started,
+        model=name or _name(opened),
+        data=source,
+        split=split,
+        notes=tuple(notes),
+        published=opened.card.published,
+    )
+
+
+def evaluated_model(model: Any) -> EvaluatedModel:
+    """A model in memory with its card, or a file.
+
+    Args:
+        model: a Keras model, a `LoadedModel`, `QuantizedModel`, `ConvertedFile` or `Classifier`.
+
+    Raises:
+        UsageError: names `model`: it is none of these, or has no classes.
+    """
+    if isinstance(model, Classifier):
+        return model
+    tf_keras = sys.modules.get("tf_keras")
+    is_keras = tf_keras is not None and isinstance(model, tf_keras.Model)
+    if not is_keras and callable(getattr(model, "classifier", None)):
+        return evaluated_model(model.classifier())
+    if is_keras or not isinstance(getattr(model, "card", None), Card):
+        from mobilenet.evaluation import keras_classifier
+
+        return keras_classifier.with_card(model)
+    shape = model.model.output_shape
+    if not isinstance(shape, tuple) or len(shape) < 2 or math.prod(shape[1:]) != shape[-1]:
+        raise UsageError("model", f"outputs {shape}", "a classifier, with outputs [batch, classes]")
+    loaded: LoadedModel = model
+    return loaded
+
+
+def _name(model: EvaluatedModel) -> str:
+    if isinstance(model, Classifier):
+        return str(model.path or "flatbuffer")
+    return str(getattr(model.model, "name", "model"))
+
+
+def _classes(model: EvaluatedModel) -> int:
+    return len(model.labels) if isinstance(model, Classifier) else int(model.model.output_shape[-1])
+
+
+def _case(model: EvaluatedModel, options: Options) -> _Case:
+    """The model as it was asked for.
+
+    Raises:
+        UsageError: there are not as many labels as classes.
+    """
+    is_stored = not (model.is_bare if isinstance(model, Classifier) else model.card.is_derived)
+    preprocessing = model.card.preprocessing if is_stored else None
+    changes: dict[str, Any] = {}
+    if options.labels is not None:
+        changes["labels"] = _checked_labels(options.labels, _classes(model))
+    if options.preprocessing is not None:
+        preprocessing = changes["preprocessing"] = _named(options.preprocessing)
+    card = model.card.replace(**changes)
+    if not isinstance(model, Classifier):
+        return _Case(dataclasses.replace(model, card=card), preprocessing)
+    changed = copy.copy(model)  # shares its interpreters
+    changed.card, changed.labels = card, card.labels
+    return _Case(changed, preprocessing)
+
+
+def _named(preprocessing: str | Preprocessing) -> Preprocessing:
+    if isinstance(preprocessing, Preprocessing):
+        return preprocessing
+    return PREPROCESSING[one_of("preprocessing", preprocessing, PREPROCESSING)]
+
+
+def _checked_labels(labels: Sequence[str], classes: int) -> tuple[str, ...]:
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise UsageError("labels", labels, "a list of class names")
+    if len(labels) != classes:
+        expected = f"{classes} names, one for each output of the model"
+        raise UsageError("labels", f"{len(labels)} names", expected)
+    return tuple(labels)
+
+
+def _on_dataset(
+    case: _Case, data: DatasetConfig, options: Options, notes: list[str]
+) -> metrics.Metrics:
+    def note(text: str) -> None:
+        notes.append(text)
+        log.info("%s", text)
+
+    if isinstance(case.model, Classifier) and data.name in file_evaluation.DATASETS:
+        return _of_file(case.model, data, options, note)
+    return _with_tensorflow(case, data, options, note)
+
+
+def _of_file(
+    file: Classifier, data: DatasetConfig, options: Options, note: Callable[[str], None]
+) -> metrics.Metrics:
+    left_out: list[UsageError] = []
+    found = file_evaluation.evaluate(
+        file,
+        data.name,
+        data.data_dir,
+        options.split,
+        options.limit,
+        on_corrupt=left_out.append if data.skip_corrupt else None,
+        label_offset=data.label_offset,
+        on_note=note,
+        max_pixels=data.max_pixels,
+    )
+    if left_out:
+        note(f"{len(left_out)} images left out, first {left_out[0]}")
+    return found
+
+
+def _with_tensorflow(
+    case: _Case, data: DatasetConfig, options: Options, note: Callable[[str], None]
+) -> metrics.Metrics:
+    from mobilenet import data as datasets
+    from mobilenet.data.arrays import explain_errors
+    from mobilenet.evaluation import scoring
+    from mobilenet.models.graph import inference
+
+    model = case.model
+    is_file = isinstance(model, Classifier)
+    names = file_evaluation.names(model) if isinstance(model, Classifier) else model.card.labels
+    height, width, channels = model.card.input_shape
+    preprocessing = case.preprocessing or PREPROCESSING[data.preprocessing]
+    with explain_errors(data, options.split):
+        info = datasets.describe(data)
+        counts = _classes(model), info.num_classes
+        matching = metrics.match_classes(counts[0], names, counts[1], info.labels, data.name)
+        if matching.note:
+            note(matching.note)
+        batches = datasets.load(
+            data,
+            options.split,
+            image_size=(height, width),
+            batch_size=options.batch_size,
+            channels=channels,
+            preprocessing=model.card.preprocessing if is_file else preprocessing,
+            limit=options.limit,
+        )
+        if isinstance(model, Classifier):
+            return scoring.score_flatbuffer(model, batches, model.card.preprocessing, matching)
+        infer = inference.compile_model(model.model)
+        return scoring.score(infer, batches, case.is_probabilities, matching)
+
+
+def _on_arrays(case: _Case, data: Any, options: Options) -> metrics.Metrics:
+    if options.split != Options.split:
+        expected = "nothing, as `data` holds the images of one split"
+        raise UsageError("split", options.split, expected)
+    model, count = case.model, _classes(case.model)
+    matching = metrics.binary_mapping() if count == 1 else metrics.identity_mapping(count)
+    shape = model.input_shape if isinstance(model, Classifier) else model.model.input_shape[1:]
+    preprocessing = _array_preprocessing(case)
+    classes, size = len(matching.indices), options.batch_size
+    checked = arrays.batches(data, shape, classes, size, options.limit, preprocessing)
+    run = _of_batches(model, preprocessing)
+    outputs, labels = zip(*((run(images), indices) for images, indices in checked), strict=True)
+    return matching.score(np.concatenate(outputs), np.concatenate(labels), case.is_probabilities)
+
+
+def _of_batches(
+    model: EvaluatedModel, preprocessing: Preprocessing | None
+) -> Callable[[Array], Float32Array]:
+    """Runs a model on batches of images as the model takes them.
+
+    Args:
+        model: the model.
+        preprocessing: how pixels became the images; needed for a file alone.
+    """
+    if not isinstance(model, Classifier):
+        from mobilenet.evaluation import keras_classifier
+
+        return keras_classifier.compiled(model.model)
+    file, scaling = model, preprocessing or model.card.preprocessing
+    mean, std = (np.asarray(values, np.float32) for values in (scaling.mean, scaling.std))
+
+    def run(images: Array) -> Float32Array:
+        if images.dtype.kind in "iu":  # pixels
+            return file.logits(images)
+        if preprocessing is None and not file.is_bare:
+            expected = "that of the float model, which its int8 file does not have"
+            raise UsageError("preprocessing", None, expected, "give it, or images as uint8 pixels")
+        return file.logits(images.astype(np.float32) * std + mean)
+
+    return run
+
+
+def _array_preprocessing(case: _Case) -> Preprocessing | None:
+    """How pixels became arrays that are as the model takes them; `None` where that is not known.
+
+    The card of an int8 file has a mean of 128 instead of that of the float model, whose inputs the
+    arrays are.
+    """
+    stored = case.preprocessing
+    if stored is None or not isinstance(case.model, Classifier) or set(stored.mean) != {_GRID_MEAN}:
+        return stored
+    return PREPROCESSING.get(stored.name)

@@ -1,0 +1,334 @@
+"""`mobilenet.evaluate` on models and files: figures against those of numpy, and bad input.
+
+Outputs come from Keras' own `predict`; ranks and losses are computed here.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mobilenet import api
+from mobilenet.configs.card import Card
+from mobilenet.configs.dataset import Preprocessing
+from mobilenet.errors import UsageError
+from mobilenet.runtime.classifier import Classifier
+
+tf = pytest.importorskip("tensorflow")
+keras = pytest.importorskip("tf_keras")
+L = keras.layers
+
+SIDE, CLASSES, COUNT = 8, 6, 23
+IMAGES = np.random.default_rng(1).uniform(-1, 1, (COUNT, SIDE, SIDE, 3)).astype(np.float32)
+LABELS = np.random.default_rng(2).integers(0, CLASSES, COUNT)
+
+
+def cnn(last: str | None = None, units: int = CLASSES) -> Any:
+    """A Sequential model of convolution, batch norm, ReLU, pool and a dense layer."""
+    return keras.Sequential(
+        [
+            L.Input((SIDE, SIDE, 3)),
+            L.Conv2D(8, 3, name="conv"),
+            L.BatchNormalization(),
+            L.ReLU(),
+            L.MaxPooling2D(),
+            L.Flatten(),
+            L.Dense(units, activation=last, kernel_initializer="random_normal"),
+        ]
+    )
+
+
+def nested(last: str) -> Any:
+    """A functional model that calls another one, with augmentation before it."""
+    inner = keras.Sequential([L.Input((SIDE, SIDE, 3)), L.Conv2D(4, 3), L.ReLU()])
+    source = keras.Input((SIDE, SIDE, 3))
+    x = L.Dense(CLASSES)(L.Flatten()(inner(L.RandomFlip()(source))))
+    return keras.Model(source, L.Activation(last)(x))
+
+
+def figures(outputs: np.ndarray, labels: np.ndarray, is_probabilities: bool) -> list[float]:
+    """top-1, top-5 in percent, and the loss."""
+    scores = outputs.astype(np.float64)
+    if not is_probabilities:
+        scores = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    order = np.argsort(-scores, axis=1)
+    hits = order == labels[:, None]
+    loss = -np.log(scores[np.arange(len(labels)), labels]).mean()
+    return [100 * hits[:, :1].sum() / len(labels), 100 * hits[:, :5].sum() / len(labels), loss]
+
+
+def assert_figures(found: Any, expected: list[float], images: int = COUNT) -> None:
+    assert [found.top1, found.top5, found.loss] == pytest.approx(expected, rel=1e-4)
+    assert found.images == images
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "logits": cnn,
+    "softmax": lambda: cnn("softmax"),
+    "sigmoid": lambda: cnn("sigmoid"),
+    "nested softmax": lambda: nested("softmax"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_arrays_and_batches_give_the_figures_of_keras(name: str) -> None:
+    model = MODELS[name]()
+    expected = figures(model.predict(IMAGES, verbose=0), LABELS, name != "logits")
+    found = api.evaluate(model, (IMAGES, LABELS), batch_size=10)
+    assert_figures(found, expected)
+    assert (found.model, found.data, found.split) == (model.name, "arrays", "")
+    one_hot = np.eye(CLASSES)[LABELS]
+    assert_figures(api.evaluate(model, [IMAGES, one_hot]), expected)
+    batches = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS[:, None])).batch(7)
+    assert_figures(api.evaluate(model, batches), expected)
+
+
+@pytest.mark.parametrize("last", [None, "sigmoid"])
+def test_one_output_is_that_of_the_second_of_two_classes(last: str | None) -> None:
+    model = cnn(last, units=1)
+    labels = LABELS % 2
+    outputs = model.predict(IMAGES, verbose=0)[:, 0].astype(np.float64)
+    share = outputs if last else 1 / (1 + np.exp(-outputs))
+    expected = figures(np.stack([1 - share, share], 1), labels, True)
+    assert_figures(api.evaluate(model, (IMAGES, labels.astype(np.float32))), expected)
+
+
+def test_a_limit_spreads_over_arrays_and_ends_a_data_set() -> None:
+    model = cnn()
+    outputs = model.predict(IMAGES, verbose=0)
+    spread = [0, 6, 11, 16, 22]  # as near as whole numbers come to quarters of 22
+    found = api.evaluate(model, (IMAGES, LABELS), limit=5)
+    assert_figures(found, figures(outputs[spread], LABELS[spread], False), 5)
+    endless = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(4).repeat()
+    found = api.evaluate(model, endless, limit=10)
+    assert_figures(found, figures(outputs[:10], LABELS[:10], False), 10)
+
+
+def test_the_text_is_a_table() -> None:
+    model = cnn()
+    found = api.evaluate(model, (IMAGES, LABELS))
+    title, heads, rule, row = str(found).splitlines()
+    assert title == f"{model.name} on arrays"
+    assert heads.split() == ["top-1", "%", "top-5", "%", "loss", "images", "seconds"]
+    assert set(rule) == {"-"}
+    assert row.split()[:4] == [
+        *(f"{found.top1:.2f}", f"{found.top5:.2f}", f"{found.loss:.4f}", str(COUNT)),
+    ]
+
+
+def scaled(mean: float, std: float) -> Preprocessing:
+    return Preprocessing("mine", (mean,), (std,), crop="none")
+
+
+def painted(root: Path, classes: tuple[str, ...]) -> tuple[Path, np.ndarray, np.ndarray]:
+    """Class folders of images of noise, and their pixels and labels in the folders' order."""
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(0, 256, (len(classes), 4, SIDE, SIDE, 3), np.uint8)
+    for name, images in zip(classes, pixels, strict=True):
+        (root / "val" / name).mkdir(parents=True)
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(root / "val" / name / f"{number}.png")
+    return root, pixels.reshape(-1, SIDE, SIDE, 3), np.repeat(np.arange(len(classes)), 4)
+
+
+def test_class_folders_are_matched_to_labels_by_name(tmp_path: Path) -> None:
+    model, names = cnn("softmax"), tuple("abcdef")
+    root, pixels, labels = painted(tmp_path, names)
+    inputs = pixels.astype(np.float32) / 255
+    outputs = model.predict(inputs, verbose=0)
+    scaling = scaled(0.0, 255.0)
+    found = api.evaluate(model, root, preprocessing=scaling)
+    assert_figures(found, figures(outputs, labels, True), 24)
+    assert (found.data, found.split) == (str(root), "test")
+    found = api.evaluate(model, str(root), labels=names[::-1], preprocessing=scaling)
+    assert_figures(found, figures(outputs, CLASSES - 1 - labels, True), 24)
+    assert "matched by name" in found.notes[0]
+
+
+def test_a_list_of_images(tmp_path: Path) -> None:
+    model = cnn()
+    root, pixels, labels = painted(tmp_path, tuple("abcdef"))
+    with open(tmp_path / "list.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label"])
+        for number, label in enumerate(labels):
+            writer.writerow([f"val/{'abcdef'[label]}/{number % 4}.png", label])
+    outputs = model.predict(pixels.astype(np.float32), verbose=0)
+    found = api.evaluate(model, tmp_path / "list.csv", preprocessing=scaled(0.0, 1.0))
+    assert_figures(found, figures(outputs, labels, False), len(labels))
+
+
+def float_file(model: Any, folder: Path, card: Card | None = None) -> Path:
+    """A float file with a card, by TensorFlow's own converter."""
+    traced = tf.function(model).get_concrete_function(tf.TensorSpec((1, SIDE, SIDE, 3)))
+    data = tf.lite.TFLiteConverter.from_concrete_functions([traced], model).convert()
+    (folder / "model.tflite").write_bytes(data)
+    if card is not None:
+        (folder / "card.json").write_text(json.dumps(card.to_json()))
+    return folder / "model.tflite"
+
+
+def test_a_file_takes_what_its_model_takes(tmp_path: Path) -> None:
+    model = cnn("softmax")
+    path = float_file(model, tmp_path, Card(input_shape=(SIDE, SIDE, 3), outputs="probabilities"))
+    expected = figures(model.predict(IMAGES, verbose=0), LABELS, True)
+    for file in (path, str(path), tmp_path, Classifier(path)):
+        assert_figures(api.evaluate(file, (IMAGES, LABELS)), expected)
+    pixels = np.random.default_rng(4).integers(0, 256, IMAGES.shape, np.uint8)
+    expected = figures(model.predict(pixels / 127.5 - 1, verbose=0), LABELS, True)
+    assert_figures(api.evaluate(path, (pixels, LABELS)), expected)
+
+
+def test_an_int8_file_takes_the_inputs_of_its_float_model(tmp_path: Path) -> None:
+    """Its card has a mean of 128: the value of a pixel is the pixel minus 128, without rounding."""
+    pixels = np.random.default_rng(5).integers(0, 256, IMAGES.shape, np.uint8)
+    model = cnn()
+    path = float_file(model, tmp_path)
+    int8 = Card(input_shape=(SIDE, SIDE, 3), labels=tuple("abcdef"))
+    int8 = int8.replace(preprocessing=int8.preprocessing.replace(mean=(128.0,)))
+    (tmp_path / "card.json").write_text(json.dumps(int8.to_json()))
+    inputs = pixels.astype(np.float32) / 127.5 - 1
+    expected = figures(model.predict((pixels - np.float32(128)) / 127.5, verbose=0), LABELS, False)
+    assert_figures(api.evaluate(path, (inputs, LABELS)), expected)
+    assert_figures(api.evaluate(path, (pixels, LABELS)), expected)
+    unknown = int8.replace(preprocessing=int8.preprocessing.replace(name="mine"))
+    (tmp_path / "card.json").write_text(json.dumps(unknown.to_json()))
+    with pytest.raises(UsageError, match="preprocessing: expected that of the float model"):
+        api.evaluate(path, (inputs, LABELS))
+    assert_figures(api.evaluate(path, (inputs, LABELS), preprocessing="inception"), expected)
+
+
+def test_a_file_on_arrays_and_digits_needs_no_tensorflow(tmp_path: Path) -> None:
+    path = float_file(cnn(units=10), tmp_path)
+    code = f"""
+import sys, numpy as np
+from mobilenet import api
+api.evaluate({str(path)!r}, (np.zeros((2, {SIDE}, {SIDE}, 3), np.uint8), [0, 9]))
+print(api.evaluate({str(path)!r}, "digits", limit=20).images)
+print(sorted({{"tensorflow", "tf_keras"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["20", "[]"]
+
+
+def broken() -> Any:
+    model = cnn()
+    model.layers[-1].bias.assign([np.nan] * CLASSES)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ((IMAGES, LABELS + 3), ["data: got 'labels from", "class indices 0 to 5"]),
+        ((IMAGES, LABELS - 1), ["data: got 'labels from -1"]),
+        ((IMAGES, LABELS + 0.5), ["data: got", "no whole numbers"]),
+        ((IMAGES, np.ones((COUNT, CLASSES))), ["data: got", "not one-hot"]),
+        ((IMAGES, np.ones((COUNT, 4))), ["data: got 'labels of shape [23, 4]'"]),
+        ((IMAGES, ["a"] * COUNT), ["data: got 'labels of type"]),
+        ((IMAGES, LABELS[:-1]), ["data: got '23 images, 22 labels'"]),
+        ((IMAGES[:, 1:], LABELS), ["data: got 'images of shape [23, 7, 8, 3]'", "[n, 8, 8, 3]"]),
+        ((IMAGES[..., :1], LABELS), ["data: got 'images of shape"]),
+        ((IMAGES[0], LABELS), ["data: got 'images of shape [8, 8, 3]'"]),
+        ((np.full_like(IMAGES, np.nan), LABELS), ["data: got 'images with NaN or infinity'"]),
+        ((IMAGES.astype(str), LABELS), ["data: got 'images of type"]),
+        ((IMAGES[:0], LABELS[:0]), ["data: got 'no images'", "at least one image"]),
+        ((IMAGES,), ["data: got 'tuple of 1'", "(images, labels)"]),
+        (IMAGES, ["data: got 'ndarray'"]),
+        (None, ["data: got 'NoneType'"]),
+        ("no/such/folder", ["data: got 'no/such/folder'", "there is no such path"]),
+        (Path("nowhere"), ["data: got 'nowhere'", "there is no such path"]),
+        ("photos.csv", ["there is no such path"]),
+        ("digts", ["data: got 'digts'", "did you mean digits?"]),
+    ],
+)
+def test_data_that_cannot_be_used_is_named(data: Any, words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        api.evaluate(cnn(), data)
+    for part in words:
+        assert part in str(caught.value)
+
+
+def test_batches_that_cannot_be_used_are_named() -> None:
+    model, data = cnn(), tf.data.Dataset.from_tensor_slices((IMAGES, LABELS))
+    for wrong, words in (
+        (data, "expected batches of images; call its batch"),
+        (data.batch(4).repeat(), "without an end"),
+        (data.batch(4).take(0), "no images"),
+        (data.batch(4).map(lambda images, labels: images), "batches of \\(images, labels\\)"),
+        (data.batch(4).map(lambda images, labels: (images, labels + 6)), "class indices 0 to 5"),
+    ):
+        with pytest.raises(UsageError, match=f"^data: .*{words}"):
+            api.evaluate(model, wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"split": "tset"}, "split: got 'tset'.*did you mean test"),
+        ({"split": "train"}, "split: got 'train'"),
+        ({"batch_size": 0}, "batch_size: got 0"),
+        ({"limit": 0}, "limit: got 0"),
+        ({"data_dir": "x"}, "data_dir: got 'x'"),
+        ({"labels": ["a", "b"]}, "labels: got '2 names', expected 6 names"),
+        ({"labels": "abcdef"}, "labels: got 'abcdef'"),
+        ({"preprocessing": "inceptoin"}, "preprocessing: got 'inceptoin'.*did you mean inception"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=f"^{words}"):
+        api.evaluate(cnn(), (IMAGES, LABELS), **settings)
+
+
+def test_pixels_where_the_model_takes_another_range_are_refused() -> None:
+    with pytest.raises(
+        UsageError, match="^data: got 'images of 0 to 255', expected values from -1"
+    ):
+        api.evaluate(cnn(), (255 * np.float32(IMAGES > 0), LABELS), preprocessing="inception")
+
+
+def several_outputs() -> Any:
+    source = keras.Input((SIDE, SIDE, 3))
+    x = L.Flatten()(source)
+    return keras.Model(source, [L.Dense(2)(x), L.Dense(3)(x)])
+
+
+class Subclassed(keras.Model):
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (lambda: keras.Sequential([L.Dense(2)]), "model: got .*without an input shape"),
+        (Subclassed, "model: got .*subclass"),
+        (several_outputs, "model: got 'outputs"),
+        (lambda: keras.Sequential([L.Input((8,)), L.Dense(2)]), "model: got 'inputs"),
+        (lambda: keras.Sequential([L.Input((8, 8, 3)), L.Conv2D(2, 3)]), "model: got 'outputs"),
+        (lambda: 3, "model: got .*int"),
+        (lambda: "nowhere/model.keras", "nowhere/model.keras: expected"),
+        (lambda: "nowhere.tflite", "nowhere.tflite: expected"),
+        (lambda: __file__, f"{__file__}: expected"),
+        (broken, "model: got 'outputs with NaN'"),
+    ],
+)
+def test_models_that_cannot_be_evaluated_are_named(model: Callable[[], Any], words: str) -> None:
+    with pytest.raises(UsageError, match=f"^{words}"):
+        api.evaluate(model(), (IMAGES, LABELS))
+
+
+def test_a_model_of_keras_3_is_named() -> None:
+    keras3 = pytest.importorskip("keras")
+    model = keras3.Sequential([keras3.Input((SIDE, SIDE, 3)), keras3.layers.Flatten()])
+    with pytest.raises(UsageError, match="^model: got 'keras"):
+        api.evaluate(model, (IMAGES, LABELS))
