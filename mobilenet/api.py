@@ -11,6 +11,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from mobilenet.errors import UsageError
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
     from mobilenet.configs.dataset import DatasetConfig, Preprocessing
     from mobilenet.evaluation.result import Evaluation
     from mobilenet.models.saving import LoadedModel
+    from mobilenet.packing.packed_file import PackedFile
+    from mobilenet.reporting.model_profile import ModelProfile
+    from mobilenet.reporting.tflite_profile import FileProfile
     from mobilenet.runtime.classifier import Classifier
+    from mobilenet.tflite.model import Flatbuffer
     from mobilenet.typing import KerasModel
 
 
@@ -164,6 +170,134 @@ def evaluate(
     if isinstance(model, (str, os.PathLike)):
         return pipeline.evaluate(_opened(model), data, options, data_dir, os.fspath(model))
     return pipeline.evaluate(model, data, options, data_dir)
+
+
+def profile(
+    model: KerasModel | LoadedModel | Classifier | str | os.PathLike[str],
+    *,
+    latency: bool = True,
+    packed: bool = True,
+    image_size: int | None = None,
+    micro: bool = False,
+    isolated: bool = False,
+) -> ModelProfile | FileProfile:
+    """Parameters, cost, zeros and time of each layer of a model or each operator of a file.
+
+    Args:
+        model: a functional or Sequential tf_keras model; what `load_model`, `quantize` or
+            `convert` returns; or the path of a saved model or a `.tflite` file. Of a quantized
+            model the float model is shown, whose layers it has; layers of nested models count as
+            the model's own.
+        latency: measure every layer, and the whole, on one thread of this machine; takes seconds.
+        packed: of a model: pack and convert it to show its sizes.
+        image_size: of a model that leaves its size open: height and width, in pixels.
+        micro: of a file: find out what a micro-controller needs to run it.
+        isolated: run a file in a process of its own, which a damaged one may crash. Use it for
+            files from others.
+
+    Returns:
+        For a model its layers, groups of channels that must be pruned together, and zeros; for a
+        file its operators. `str()` shows a table as wide as the terminal at most.
+
+    Raises:
+        UsageError: the model or file cannot be read; a size is open; or an option is of the other
+            kind. Names the parameter.
+
+    Example:
+        >>> found = profile(model, latency=False, packed=False)
+        >>> found.total().params == model.count_params()
+        True
+    """
+    file = _flatbuffer_of(model)
+    foreign = {"micro": micro, "isolated": isolated} if file is None else {"image_size": image_size}
+    for name, value in foreign.items():
+        if value:
+            raise UsageError(name, value, "a file" if file is None else "a model")
+    path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else ""
+    if file is not None:
+        from mobilenet.reporting import tflite_profile
+
+        return tflite_profile.profile(file, latency, micro, isolated, path or "flatbuffer")
+    from mobilenet.loading import load_keras_model
+    from mobilenet.reporting import model_profile
+
+    opened = load_keras_model(path) if path else model
+    return model_profile.profile_model(opened, latency, packed, image_size)
+
+
+def pack(
+    model: KerasModel | LoadedModel | QuantizedModel | str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    fold_batch_norm: bool = False,
+    overwrite: bool = False,
+) -> PackedFile:
+    """Packs a model into one small file: zeros and repeated weights cost next to nothing.
+
+    Weights, architecture, card, and the ranges of a quantized model are given back bit by bit by
+    `unpack`; all are read back and compared before anything is written. Best after `prune` or
+    weight sharing.
+
+    Args:
+        model: a functional or Sequential tf_keras model of stock layers; what `load_model`,
+            `quantize` or `unpack` returns; or the path of a model folder, `.keras` or `.h5` file or
+            SavedModel.
+        path: the file, of any name; nothing is written without it.
+        fold_batch_norm: round batch norms to a float16 scale and offset a channel, half of their
+            bytes; this is not lossless.
+        overwrite: replace an earlier packed model.
+
+    Returns:
+        `.content`, the bytes; `.ratio`, how many times smaller they are than the weights; and
+        `.save(path)`.
+
+    Raises:
+        UsageError: the model cannot be read, is not made of stock layers, or has a weight that is
+            not finite; or there is such a file already. Names the parameter.
+        VerificationError: what was packed differs from the model.
+
+    Example:
+        >>> packed = pack(model, "model.packed")
+        >>> unpack("model.packed").model.count_params() == packed.weights
+        True
+    """
+    from mobilenet.packing import pipeline
+
+    return pipeline.pack(model, path, fold_batch_norm, overwrite)
+
+
+def unpack(path: str | os.PathLike[str]) -> LoadedModel:
+    """The model of a packed file, with its weights bit by bit.
+
+    Args:
+        path: a file that `pack` wrote.
+
+    Returns:
+        As `load_model(path)`: the model and its card; a `QuantizedModel` where the file has ranges.
+
+    Raises:
+        UsageError: there is no such file, or it is no packed model or damaged.
+    """
+    from mobilenet.packing import container
+
+    container.read(path)  # names what another kind of file is, before TensorFlow is loaded
+    from mobilenet.loading import load_model
+
+    return load_model(path)
+
+
+def _flatbuffer_of(model: Any) -> Flatbuffer | None:
+    """The file that a model is or whose path it is; `None` for another model."""
+    from mobilenet.runtime import classifier
+    from mobilenet.tflite import model as tflite_model
+
+    if isinstance(model, (str, os.PathLike)):
+        is_file = classifier.is_flatbuffer(model)
+        return tflite_model.read(classifier.resolve_flatbuffer(model)) if is_file else None
+    if isinstance(model, classifier.Classifier):
+        return model.flatbuffer
+    content = getattr(model, "content", None)
+    return tflite_model.read(content) if isinstance(content, bytes) else None
 
 
 def _opened(path: str | os.PathLike[str]) -> LoadedModel | Classifier:

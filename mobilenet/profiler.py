@@ -7,11 +7,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mobilenet import cli
+from mobilenet import api, cli
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
-from mobilenet.runtime import classifier, isolation, micro
-from mobilenet.tflite import model as tflite_model
+from mobilenet.runtime import classifier, isolation
 
 _COMPARED = "a flatbuffer and --against"
 _USES = {  # what some flags require
@@ -86,44 +85,37 @@ def run(argv: list[str]) -> int | None:
 def _profile_model(path: Path, parsed: cli.Parsed) -> None:
     options = parsed.options
     with cli.starting_tensorflow():
-        from mobilenet.configs.conversion import ConversionConfig
         from mobilenet.loading import load_keras_model
-        from mobilenet.reporting import model_profile, plots, sparsity, tables
+        from mobilenet.reporting import model_profile, plots, tables
     if options["histograms"] is not None:
         plots.check_folder("histograms", options["histograms"])
     loaded = load_keras_model(path)
-    model = loaded.model
-    shape = ConversionConfig(image_size=options["image_size"]).input_shape(model.input_shape[1:])
-    card = loaded.card if options["packed"] else None
-    profile = model_profile.profile(model, shape, options["latency"], card)
-    print(cli.table(*tables.of_layers(profile)))
-    if profile.summary():
-        print("", *(line for note in profile.summary() for line in cli.wrap(note)), sep="\n")
+    profile = api.profile(
+        loaded,
+        latency=options["latency"],
+        packed=options["packed"],
+        image_size=options["image_size"],
+    )
+    assert isinstance(profile, model_profile.ModelProfile)
+    print(profile)
     if options["groups"]:
         print("", *profile.groups, sep="\n")
     if options["histograms"] is not None:
-        files = plots.histograms(model, options["histograms"])
-        print(f"\n{cli.table(*tables.of_zeros(sparsity.zeros(model)))}")
+        files = plots.histograms(loaded.model, options["histograms"])
+        print(f"\n{cli.table(*tables.of_zeros(profile.zeros))}")
         print(f"\n{len(files)} histograms in {options['histograms']}")
 
 
 def _profile_file(path: Path, parsed: cli.Parsed) -> None:
-    from mobilenet.reporting import tables, tflite_profile
-
-    content = tflite_model.read(classifier.resolve_flatbuffer(path))
-    isolated = parsed.options["isolated"]
-    requirements: tuple[str, ...] = ()
-    if parsed.options["micro"]:
-        runner = isolation.open_interpreter(content, isolated, str(path), "micro")
-        requirements = micro.describe_requirements(content, runner)
-    print(cli.table(*tables.of_file(tflite_profile.profile(content))))
-    summary = f"{len(content.content):,} bytes; {tflite_profile.operator_summary(content)}"
-    print("", *cli.wrap(summary), sep="\n")
-    if parsed.options["latency"]:
-        latency = 1000 * isolation.latency(content, isolated, str(path))
-        print(f"{tables.milliseconds(latency)} ms on one thread")
-    if requirements:
-        print("", *requirements, sep="\n")
+    options = parsed.options
+    print(
+        api.profile(
+            path,
+            latency=options["latency"],
+            micro=options["micro"],
+            isolated=options["isolated"],
+        )
+    )
 
 
 def _compare(path: Path, parsed: cli.Parsed) -> None:

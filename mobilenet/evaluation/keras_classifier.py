@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError
+from mobilenet.models import saving
 from mobilenet.models.graph import inference
-from mobilenet.models.graph.final_activation import FINAL_ACTIVATIONS, final_activation
-from mobilenet.models.graph.flatten import check_functional
 from mobilenet.models.saving import LoadedModel
 from mobilenet.runtime import images
 from mobilenet.runtime.classifier import ImageClassifier
@@ -58,16 +56,13 @@ def with_card(model: Any) -> LoadedModel:
         UsageError: names `model`: it is no functional or Sequential tf_keras model, has several
             inputs or outputs, or takes no images or has no classes.
     """
-    check_functional(model)
-    if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4:
-        shapes = [list(tensor.shape) for tensor in model.inputs]
-        raise UsageError("model", f"inputs {shapes}", "one input [batch, height, width, channels]")
+    loaded = saving.with_card(model)
     shapes = [list(tensor.shape) for tensor in model.outputs]
     if len(shapes) != 1 or None in shapes[0][1:] or math.prod(shapes[0][1:]) != shapes[0][-1]:
         expected = "a classifier, with outputs [batch, classes]"
         raise UsageError("model", f"outputs {shapes}", expected)
-    outputs = "probabilities" if final_activation(model) in FINAL_ACTIVATIONS else "logits"
-    return LoadedModel(model, Card(input_shape=model.input_shape[1:], outputs=outputs))
+    is_known = loaded.card.outputs != "features"
+    return loaded if is_known else LoadedModel(model, loaded.card.replace(outputs="logits"))
 
 
 def compiled(model: Any) -> Callable[[Array], Float32Array]:

@@ -22,7 +22,7 @@ from mobilenet import archives, files, strict_json
 from mobilenet.configs.card import CARD, Card
 from mobilenet.errors import UsageError
 from mobilenet.models import checkpoint_index, hdf5, safe_loading
-from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.models.graph.roles import Graph
 
 MODEL = "model.keras"
 SAVED_MODEL = "saved_model.pb"  # the file that makes a folder a SavedModel
@@ -110,13 +110,33 @@ def _model_of(path: Path) -> tuple[Path, Any]:
     raise UsageError(str(path), None, _KINDS)
 
 
+def with_card(model: Any) -> LoadedModel:
+    """A model in memory, with the card that it was loaded with or one of what can be seen in it.
+
+    Args:
+        model: a `LoadedModel`, or a functional or Sequential tf_keras model.
+
+    Raises:
+        UsageError: names `model`: it is none of these, or takes no single image.
+    """
+    from mobilenet.models.builder import config_of
+    from mobilenet.models.graph import flatten
+
+    if isinstance(model, LoadedModel):
+        return model
+    flatten.check_functional(model)
+    card, config = card_of(model), config_of(model)
+    return LoadedModel(model, card.replace(architecture=config.to_json()) if config else card)
+
+
 def card_of(model: Any) -> Card:
     """What can be seen in the model itself."""
+    from mobilenet.models.graph import flatten
+    from mobilenet.models.graph.final_activation import FINAL_ACTIVATIONS, final_activation
+
     shape = _image_shape(model)
-    graph = Graph(model)
-    last = graph.layers[-1]
-    activation = getattr(getattr(last, "activation", None), "__name__", "")
-    if kind(last) == "Softmax" or activation in ("softmax", "sigmoid"):
+    graph = Graph(flatten.inline(model))
+    if final_activation(model) in FINAL_ACTIVATIONS:
         outputs = "probabilities"
     else:
         has_classes = any(graph.role(layer) == "classifier" for layer in graph.layers)

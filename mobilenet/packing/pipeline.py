@@ -12,6 +12,8 @@ import numpy as np
 
 from mobilenet import files
 from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
 from mobilenet.configs.card import preprocessing_of
 from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.configs.dataset import DatasetConfig
@@ -19,8 +21,9 @@ from mobilenet.data import arrays
 from mobilenet.errors import UsageError
 from mobilenet.export import tflite_converter
 from mobilenet.models import saving
-from mobilenet.packing import container, fp16_batch_norm
+from mobilenet.packing import container, fp16_batch_norm, packed_file
 from mobilenet.packing import model as packed_model
+from mobilenet.packing.packed_file import PackedFile
 
 FLATBUFFER = ".tflite"
 _FOLDED_NOTE = "batch norms folded to a scale and an offset of float16; figures are from before"
@@ -58,21 +61,65 @@ def pack_saved_model(
     model, ranges = saving.load(source), int8_saving.read_ranges(source)
     effect: Rows = []
     if fold:
-        folded = fp16_batch_norm.fold_to_float16(model.model)
+        folded = _folded(model)
         assert data_of is not None
-        effect = _effect(model, folded, data_of(model.card.dataset), images, image_size)
-        card = model.card.replace(notes=(*model.card.notes, _FOLDED_NOTE))
-        model = saving.LoadedModel(folded, card)
-    data = packed_model.pack(model, ranges)
-    files.write_bytes(target, data)
-    plain = sum(values.nbytes for values in model.model.get_weights())
+        effect = _effect(model, folded.model, data_of(model.card.dataset), images, image_size)
+        model = folded
+    packed = _packed_file(model, ranges)
+    packed.save(target, overwrite=True)
     return [
         ("file", target),
-        ("bytes", f"{len(data):,}"),
-        ("weights", f"{model.model.count_params():,}, {plain:,} bytes"),
-        ("ratio", f"{plain / len(data):.2f}"),
+        ("bytes", f"{len(packed.content):,}"),
+        ("weights", f"{packed.weights:,}, {packed.weight_bytes:,} bytes"),
+        ("ratio", f"{packed.ratio:.2f}"),
         *effect,
     ]
+
+
+def pack(
+    model: Any,
+    path: str | os.PathLike[str] | None = None,
+    fold: bool = False,
+    overwrite: bool = False,
+) -> PackedFile:
+    """A packed model in memory, written where a path is given; see `mobilenet.pack`.
+
+    Args:
+        model: a Keras model, a `LoadedModel` or `QuantizedModel`, or the path of a saved model.
+        path: the file.
+        fold: round the batch norms to 16 bits, see `fp16_batch_norm.fold_to_float16`.
+        overwrite: replace an earlier packed model.
+
+    Raises:
+        UsageError: the model cannot be read or packed, or the file not written.
+    """
+    if path is not None:
+        packed_file.check_target(path, overwrite=overwrite)
+    loaded, ranges = _model_and_ranges(model)
+    packed = _packed_file(_folded(loaded) if fold else loaded, ranges)
+    if path is not None:
+        packed.save(path, overwrite)
+    return packed
+
+
+def _model_and_ranges(model: Any) -> tuple[saving.LoadedModel, scheme.Ranges | None]:
+    """A float model with its card, and the ranges of a quantized one."""
+    if isinstance(model, (str, os.PathLike)):
+        return saving.load(model), int8_saving.read_ranges(model)
+    if isinstance(model, QuantizedModel):
+        return saving.LoadedModel(model.float_model, model.card), model.ranges
+    return saving.with_card(model), None
+
+
+def _folded(loaded: saving.LoadedModel) -> saving.LoadedModel:
+    card = loaded.card.replace(notes=(*loaded.card.notes, _FOLDED_NOTE))
+    return saving.LoadedModel(fp16_batch_norm.fold_to_float16(loaded.model), card)
+
+
+def _packed_file(model: saving.LoadedModel, ranges: scheme.Ranges | None) -> PackedFile:
+    content = packed_model.pack(model, ranges)
+    weight_bytes = sum(values.nbytes for values in model.model.get_weights())
+    return PackedFile(content, model.model.count_params(), weight_bytes)
 
 
 def unpack_file(

@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from mobilenet import text_tables
 from mobilenet.compression.pruning.channel import dependency_groups
+from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
 from mobilenet.configs.card import Card
+from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.errors import UsageError
 from mobilenet.export import tflite_converter
 from mobilenet.export.verification import verify
 from mobilenet.models import counting, saving
+from mobilenet.models.graph import flatten
 from mobilenet.models.graph.roles import Graph, kind
 from mobilenet.packing import model as packed_model
-from mobilenet.reporting import layer_latency, packed_size, tables
+from mobilenet.reporting import layer_latency, packed_size, sparsity, tables
 
 FLOAT_BYTES = 4
 
@@ -69,8 +73,8 @@ class LayerProfile:
 
 
 @dataclasses.dataclass(frozen=True)
-class Profile:
-    """A model, layer by layer.
+class ModelProfile:
+    """A model, layer by layer; `str()` shows a table as wide as the terminal at most.
 
     Attributes:
         layers: in the order of execution; every parameter is in one of them.
@@ -79,6 +83,7 @@ class Profile:
         whole: seconds of the whole float file, measured along with the layers.
         notes: what could not be determined, one line each.
         sizes: bytes of the whole model by kind of file, if it was packed.
+        zeros: zero weights and channels of each kernel.
     """
 
     layers: tuple[LayerProfile, ...]
@@ -87,6 +92,13 @@ class Profile:
     whole: float | None = None
     notes: tuple[str, ...] = ()
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    zeros: tuple[sparsity.Zeros, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [text_tables.table(*tables.of_layers(self))]
+        if self.summary():
+            lines += ["", *(line for note in self.summary() for line in text_tables.wrap(note))]
+        return "\n".join(lines)
 
     @property
     def seconds(self) -> float:
@@ -145,19 +157,22 @@ def profile(
     input_shape: Sequence[int] | None = None,
     latency: bool = True,
     card: Card | None = None,
-) -> Profile:
+) -> ModelProfile:
     """Counts a model's layers and measures them on this machine.
 
     Args:
-        model: a plain functional model of tf_keras.
+        model: a functional or Sequential model of tf_keras; layers of nested models count as its
+            own.
         input_shape: `[height, width, channels]` if the model leaves its size open.
         latency: measure every distinct layer as a one-layer float file, along with the whole file;
             takes seconds.
         card: of the model; with it, the model is packed and converted to get the sizes.
 
     Raises:
-        UsageError: a size is open, or the model cannot be converted.
+        UsageError: it is no such model, or a size is open.
     """
+    flatten.check_functional(model)
+    model = flatten.inline(model)
     graph = Graph(model)
     shapes = counting.output_shapes(graph, input_shape)
     macs = counting.layer_macs(model, input_shape)
@@ -167,7 +182,8 @@ def profile(
     owners = {} if channel_graph is None else channel_graph.by_layer()
     times, whole = layer_latency.LayerTimes(), None
     shape = None if input_shape is None else tuple(input_shape)
-    file = tflite_converter.float_flatbuffer(model, input_shape=shape) if latency or card else b""
+    file = _converted(model, shape, notes) if latency or card else b""
+    latency = latency and bool(file)
     if latency:
         whole = times.measure((span.piece for span in spans), {"model": file})["model"]
     packed = _Packed() if card is None else _packed(saving.LoadedModel(model, card), file, notes)
@@ -199,7 +215,39 @@ def profile(
         notes.append(f"not timed, as they cannot be run alone: {', '.join(untimed)}")
     distinct = len(np.unique(np.concatenate(values)))
     groups = () if channel_graph is None else channel_graph.all_groups
-    return Profile(tuple(layers), groups, distinct, whole, tuple(notes), packed.sizes)
+    zeros = tuple(sparsity.zeros(model))
+    return ModelProfile(tuple(layers), groups, distinct, whole, tuple(notes), packed.sizes, zeros)
+
+
+def profile_model(
+    model: Any, latency: bool = True, packed: bool = True, image_size: int | None = None
+) -> ModelProfile:
+    """The profile of a model in memory; see `mobilenet.profile`.
+
+    Args:
+        model: a Keras model, or a `LoadedModel`; of a `QuantizedModel` its float model is shown.
+        latency: measure the layers and the whole.
+        packed: pack and convert the model.
+        image_size: of a model that leaves its size open.
+
+    Raises:
+        UsageError: see `profile`.
+    """
+    if isinstance(model, QuantizedModel):
+        model = saving.LoadedModel(model.float_model, model.card)
+    loaded = saving.with_card(model)
+    open_shape = loaded.model.input_shape[1:]
+    shape = ConversionConfig(image_size=image_size).input_shape(open_shape)
+    return profile(loaded.model, shape, latency, loaded.card if packed else None)
+
+
+def _converted(model: Any, shape: tuple[int, ...] | None, notes: list[str]) -> bytes:
+    """The float flatbuffer; empty, and why, where the converter refuses the model."""
+    try:
+        return tflite_converter.float_flatbuffer(model, input_shape=shape)
+    except RuntimeError as error:
+        notes.append(f"not timed: {error}")
+        return b""
 
 
 def _packed(model: saving.LoadedModel, file: bytes, notes: list[str]) -> _Packed:
@@ -212,11 +260,10 @@ def _packed(model: saving.LoadedModel, file: bytes, notes: list[str]) -> _Packed
     for record in records:
         layer_bytes[record.layer] = layer_bytes.get(record.layer, 0) + len(record.data)
     arrays = packed_size.of_records(records, len(data)).arrays
-    sizes = {
-        "bytes of float flatbuffer": len(file),
-        "under gzip": verify.gzip_size(file),
-        "packed": len(data),
-    }
+    sizes = {"packed": len(data)}
+    if file:
+        gzip_size = verify.gzip_size(file)
+        sizes = {"bytes of float flatbuffer": len(file), "under gzip": gzip_size, **sizes}
     return _Packed(sizes, {array.name: array.entropy for array in arrays}, layer_bytes)
 
 
@@ -227,6 +274,6 @@ def _shown(shape: Sequence[int | None]) -> tuple[int, ...]:
 def _channel_graph(model: Any) -> tuple[dependency_groups.ChannelGraph | None, list[str]]:
     """The groups of channels; `None`, and why, for a model whose channels cannot be traced."""
     try:
-        return dependency_groups.ChannelGraph(model), []
+        return dependency_groups.ChannelGraph(flatten.flatten(model)), []
     except UsageError as error:
         return None, [f"no groups of channels: {error}"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # a file alone is shown without TensorFlow
 Rows = tuple[list[str], list[list[object]]]
 
 
-def of_layers(profile: model_profile.Profile) -> Rows:
+def of_layers(profile: model_profile.ModelProfile) -> Rows:
     """One row a layer, and the total."""
     heads = ["layer", "role", "output", "params", "MACs", "thop FLOPs", "zeros %", "distinct"]
     heads += ["bytes", "entropy", "packed", "time %", "ms", "group"]

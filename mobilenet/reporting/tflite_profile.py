@@ -7,6 +7,10 @@ from collections import Counter
 
 import numpy as np
 
+from mobilenet import text_tables
+from mobilenet.reporting import tables
+from mobilenet.runtime import isolation
+from mobilenet.runtime import micro as micro_runtime
 from mobilenet.tflite import model as tflite_model
 from mobilenet.tflite import tensors
 
@@ -37,7 +41,67 @@ class OperatorProfile:
     distinct: int | None
 
 
-def profile(content: tflite_model.Flatbuffer) -> list[OperatorProfile]:
+@dataclasses.dataclass(frozen=True)
+class FileProfile:
+    """A flatbuffer, operator by operator; `str()` shows a table as wide as the terminal at most.
+
+    Attributes:
+        operators: of the main graph, in the order of execution.
+        bytes: of the file.
+        summary: the number of operators of each kind.
+        seconds: of one image on one thread of this machine; `None` if it was not measured.
+        requirements: what a program for a micro-controller has to provide, if that was asked for.
+    """
+
+    operators: tuple[OperatorProfile, ...]
+    bytes: int
+    summary: str
+    seconds: float | None = None
+    requirements: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [text_tables.table(*tables.of_file(self.operators)), ""]
+        lines += text_tables.wrap(f"{self.bytes:,} bytes; {self.summary}")
+        if self.seconds is not None:
+            lines.append(f"{tables.milliseconds(1000 * self.seconds)} ms on one thread")
+        if self.requirements:
+            lines += ["", *self.requirements]
+        return "\n".join(lines)
+
+
+def profile(
+    content: tflite_model.Flatbuffer,
+    latency: bool = True,
+    micro: bool = False,
+    isolated: bool = False,
+    name: str = "flatbuffer",
+) -> FileProfile:
+    """Reads a file and measures it on this machine.
+
+    Args:
+        content: the file.
+        latency: measure its time.
+        micro: find out what a micro-controller needs to run it.
+        isolated: it runs in a process of its own, see `isolation`.
+        name: of the file in errors.
+
+    Raises:
+        UsageError: the runtime cannot run the file.
+    """
+    requirements: tuple[str, ...] = ()
+    if micro:
+        runner = isolation.open_interpreter(content, isolated, name, "micro")
+        requirements = micro_runtime.describe_requirements(content, runner)
+    return FileProfile(
+        operators=tuple(operators(content)),
+        bytes=len(content.content),
+        summary=operator_summary(content),
+        seconds=isolation.latency(content, isolated, name) if latency else None,
+        requirements=requirements,
+    )
+
+
+def operators(content: tflite_model.Flatbuffer) -> list[OperatorProfile]:
     """The operators of the main graph, in the order of execution."""
     seen: set[int] = set()
     profiles = []

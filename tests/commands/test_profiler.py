@@ -220,7 +220,7 @@ def test_mask_changes_are_drawn_in_a_file(tmp_path: Path) -> None:
 
 def test_a_file_alone_is_read(float_file: Callable[[str], bytes]) -> None:
     content = tflite_model.read(float_file("mobilenet_v1"))
-    result = tflite_profile.profile(content)
+    result = tflite_profile.operators(content)
     buffer_bytes = sum(len(t.buffer) for t in content.tensors)
     assert sum(line.constant_bytes for line in result) == buffer_bytes
     assert [line.operator for line in result] == [op.name for op in content.operators]
