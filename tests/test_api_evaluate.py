@@ -313,7 +313,10 @@ class Subclassed(keras.Model):
         (lambda: keras.Sequential([L.Dense(2)]), "model: got .*without an input shape"),
         (Subclassed, "model: got .*subclass"),
         (several_outputs, "model: got 'outputs"),
-        (lambda: keras.Sequential([L.Input((8,)), L.Dense(2)]), "model: got 'inputs"),
+        (
+            lambda: keras.Sequential([L.Input((8,)), L.Dense(2)]),
+            r"model: got \[\[8\]\], expected one input",
+        ),
         (lambda: keras.Sequential([L.Input((8, 8, 3)), L.Conv2D(2, 3)]), "model: got 'outputs"),
         (lambda: 3, "model: got .*int"),
         (lambda: "nowhere/model.keras", "nowhere/model.keras: expected"),
