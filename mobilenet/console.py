@@ -82,6 +82,28 @@ def quiet() -> Iterator[Callable[[], str]]:
                     os.close(_STDERR)
 
 
+@contextlib.contextmanager
+def starting_tensorflow() -> Iterator[None]:
+    """Keeps what TensorFlow's libraries print while they load off the terminal.
+
+    They write to file descriptor 2 before a logging level applies. It is restored when the block
+    ends, and what was written is shown if the block fails. Put imports there and nothing else.
+    """
+    text = ""
+    try:
+        with quiet() as written:
+            try:
+                yield
+                if tensorflow := sys.modules.get("tensorflow"):
+                    tensorflow.config.list_physical_devices()  # looks for drivers, and says so
+            except Exception:
+                text = written()
+                raise
+    finally:
+        if text:
+            print_error(text.rstrip())
+
+
 class _StdoutHandler(logging.StreamHandler):  # type: ignore[type-arg]  # not generic in Python 3.10
     """A reader that has gone, or a full disk, ends the command as it does for `print`."""
 

@@ -38,6 +38,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n\n".join(_drawn(block, _GAP) for block in _blocks(columns, limit))
 
 
+def milliseconds(value: float) -> str:
+    """A time in milliseconds as all tables show it: to the microsecond."""
+    return f"{value:,.3f}"
+
+
 def definitions(items: Iterable[tuple[str, str]], indent: int = 2) -> list[str]:
     """Lines of terms and their wrapped explanations, as wide as the terminal at most.
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mobilenet import cli, console
+from mobilenet import cli, console, text_tables
 from mobilenet.configs import archs
 from mobilenet.configs.run import RunConfig
-from mobilenet.reporting import tables
 from mobilenet.training import resolve_config, run_folder
 from mobilenet.training.stage_report import StageReport, finished_before
 
@@ -141,7 +140,7 @@ def _row(report: StageReport) -> list[str | None]:
         f"{report.top1:.2f}",
         f"{report.top5:.2f}",
         *(None if count is None else f"{count:,}" for count in counts),
-        None if report.latency_ms is None else tables.milliseconds(report.latency_ms),
+        None if report.latency_ms is None else text_tables.milliseconds(report.latency_ms),
     ]
 
 

@@ -1,5 +1,6 @@
 """What every command is made of: flags to configs, errors as one line, tables."""
 
+from mobilenet.console import starting_tensorflow
 from mobilenet.errors import UsageError
 from mobilenet.text_tables import definitions, table, width, wrap
 
@@ -15,7 +16,7 @@ from .flags import (
     options_of,
 )
 from .overrides import apply_overrides
-from .process import main, resumable, starting_tensorflow
+from .process import main, resumable
 
 __all__ = [
     "CALIBRATION",

@@ -36,12 +36,13 @@ from typing import Any, TypeVar
 from absl import flags
 
 from mobilenet import text_tables
-from mobilenet.cli.flags import GROUPS, FlagSpec, field_types, option, parse
+from mobilenet.cli.flags import GROUPS, FlagSpec, option, parse
 from mobilenet.cli.overrides import apply_overrides
 from mobilenet.configs import archs, recipes
 from mobilenet.configs import dataset as datasets
-from mobilenet.configs.base import Config, check_number
+from mobilenet.configs.base import Config
 from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.configs.parameters import field_types, stored
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError, one_of, rename_parameters
 
@@ -118,7 +119,9 @@ class Command:
             )
         texts = {s: typed[s.name] for s in specs if s.name in typed and s not in _REPLAY}
         read = {s: s.parse(text[-1]) for s, text in texts.items()}
-        settings = {s.path: _stored(s, value) for s, value in read.items() if s.path}
+        settings = {
+            s.path: stored(f"--{s.name}", s.path, value) for s, value in read.items() if s.path
+        }
         for text in typed.get("override", ()):
             settings.update([self._override(text)])
         options = {s.name: s.default for s in self.extra}
@@ -206,7 +209,7 @@ class Command:
                 f"the path of a field of {self.config.__name__}",
                 f"did you mean {near[0]}?",
             )
-        return path, _sparsity(path, parse(f"--override {path}", known[path], value))
+        return path, stored(path, path, parse(f"--override {path}", known[path], value))
 
     def _from_file(self, text: str) -> Config:
         assert self.config is not None
@@ -292,29 +295,6 @@ def _meaning(spec: FlagSpec, full: bool) -> str:
 
 def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _stored(spec: FlagSpec, value: Any) -> Any:
-    """The field's value where the flag means something else."""
-    if spec.name == "dropout_rate":
-        remedy = "0.2 is the published recipes'"
-        check_number("--dropout_rate", value, least=0, below=1, remedy=remedy)
-        return round(1.0 - value, 12)
-    return _sparsity(spec.path, value)
-
-
-_LONE = {  # what a number without a name is of
-    "final_sparsity": "pointwise",
-    "sparsity": "pointwise",
-    "ratio": "all",
-}
-
-
-def _sparsity(path: str, value: Any) -> Any:
-    lone = _LONE.get(path.rpartition(".")[2])
-    if lone is not None and isinstance(value, dict):
-        return {name or lone: share for name, share in value.items()}
-    return value
 
 
 def run_config(parsed: Parsed) -> RunConfig:

@@ -1,4 +1,4 @@
-"""The flags of a config: every field with a `help`, through the configs nested in it. How their
+"""The flags of a config: every field with a `help`, through the configs nested in it; and how their
 text is parsed.
 """
 
@@ -8,11 +8,11 @@ import dataclasses
 import os
 import types
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mobilenet.configs.base import Config, Rule
+from mobilenet.configs.parameters import parameters_of
 from mobilenet.errors import UsageError
 
 GROUPS = ("model", "data", "training", "compression", "run")
@@ -148,76 +148,15 @@ CALIBRATION = (
 
 def flag_specs(config: type[Config] | Config) -> list[FlagSpec]:
     """The flags of a config and of the configs nested in it: every field that has a `help`."""
-    specs = list(_walk(config if isinstance(config, type) else type(config), "", "", None))
-    for index, spec in enumerate(specs):
-        if spec.path == "model.weight_decay":  # next to the other fields of the seeds' table
-            specs.insert(
-                index, _spec("dropout_rate", "model.dropout_keep_prob", float, _DROPOUT_HELP)
-            )
-            break
-    return specs
-
-
-_DROPOUT_HELP = "share dropped before the logits: 1 - model.dropout_keep_prob"
-
-
-def _walk(
-    config: type[Config], parent: str, prefix: str, only: tuple[str, ...] | None
-) -> Iterator[FlagSpec]:
-    hints = _field_types(config)
-    for field in dataclasses.fields(config):
-        path = f"{parent}{field.name}"
-        if "prefix" in field.metadata:
-            classes, seen = field.metadata["classes"], set()
-            if classes:
-                names = ", ".join(classes)
-                yield _spec(field.name, path, str, f"{field.metadata['help']}: {names}")
-            for inner in classes.values() or (hints[field.name],):
-                for spec in _walk(
-                    inner, f"{path}.", field.metadata["prefix"], field.metadata["only"]
-                ):
-                    if spec.path not in seen:
-                        seen.add(spec.path)
-                        yield spec
-        elif "help" in field.metadata and (only is None or field.name in only):
-            name = prefix + (field.metadata["flag"] or field.name)
-            stage = f" ({parent.rstrip('.')} stage)" if prefix else ""
-            yield _spec(name, path, hints[field.name], field.metadata["help"] + stage)
-
-
-def _spec(name: str, path: str, type: Any, help: str) -> FlagSpec:
-    group = GROUPS[_GROUP_OF.get(path.split(".")[0], 4)]
-    return FlagSpec(name, path, type, help, group=group, main=name in _MAIN)
-
-
-def field_types(config: type[Config], parent: str = "") -> dict[str, Any]:
-    """Type by dotted path of every field that one value can set."""
-    types_by_path: dict[str, Any] = {}
-    classes = {f.name: f.metadata.get("classes", {}) for f in dataclasses.fields(config)}
-    for name, hint in _field_types(config).items():
-        if classes.get(name):
-            types_by_path[f"{parent}{name}"] = str
-            for inner in classes[name].values():
-                types_by_path |= field_types(inner, f"{parent}{name}.")
-        elif isinstance(hint, type) and issubclass(hint, Config):
-            types_by_path |= field_types(hint, f"{parent}{name}.")
-        elif not name.startswith("_") and not _holds_configs(hint):
-            types_by_path[f"{parent}{name}"] = hint
-    return types_by_path
-
-
-def _field_types(config: type[Config]) -> dict[str, Any]:
-    """The type by which each field's text is parsed: its annotation, or `Path`."""
-    hints = typing.get_type_hints(config)
-    paths = {f.name for f in dataclasses.fields(config) if f.metadata.get("path")}
-    return {
-        name: (Path if hint is str else Path | None) if name in paths else hint
-        for name, hint in hints.items()
-    }
-
-
-def _holds_configs(hint: Any) -> bool:
-    return any(isinstance(t, type) and issubclass(t, Config) for t in typing.get_args(hint))
+    parameters = parameters_of(config if isinstance(config, type) else type(config))
+    return [
+        FlagSpec(
+            *(p.name, p.path, p.type, p.help),
+            group=GROUPS[_GROUP_OF.get(p.path.split(".")[0], 4)],
+            main=p.name in _MAIN,
+        )
+        for p in parameters
+    ]
 
 
 _TRUTH = {

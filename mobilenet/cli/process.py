@@ -153,25 +153,3 @@ def _absent(error: Exception) -> str | None:
         return None
     remedy = "install this package without --no-deps: that installs all that the commands need"
     return str(UsageError(package, None, "an installed package", remedy))
-
-
-@contextlib.contextmanager
-def starting_tensorflow() -> Iterator[None]:
-    """Keeps what TensorFlow's libraries print while they load off the terminal.
-
-    They write to file descriptor 2 before a logging level applies. It is restored when the block
-    ends, and what was written is shown if the block fails. Put imports there and nothing else.
-    """
-    text = ""
-    try:
-        with console.quiet() as written:
-            try:
-                yield
-                if tensorflow := sys.modules.get("tensorflow"):
-                    tensorflow.config.list_physical_devices()  # looks for drivers, and says so
-            except Exception:
-                text = written()
-                raise
-    finally:
-        if text:
-            console.print_error(text.rstrip())

@@ -133,8 +133,8 @@ class ModelProfile:
         if self.whole is not None:
             lines.insert(
                 0,
-                f"whole float file: {tables.milliseconds(1000 * self.whole)} ms on one thread; the "
-                f"layers add up to {self.seconds / self.whole:.1%} of it",
+                f"whole float file: {text_tables.milliseconds(1000 * self.whole)} ms on one "
+                f"thread; the layers add up to {self.seconds / self.whole:.1%} of it",
             )
         return lines
 

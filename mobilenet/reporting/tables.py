@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mobilenet import text_tables
+
 if TYPE_CHECKING:  # a file alone is shown without TensorFlow
     from mobilenet.reporting import (
         int8_comparison,
@@ -39,7 +41,7 @@ def _layer(line: model_profile.LayerProfile, sum_of_all: float) -> list[object]:
         None if line.entropy is None else f"{line.entropy:,.0f}",
         None if line.packed is None else f"{line.packed:,}",
         None if seconds is None else f"{100 * seconds / (sum_of_all or 1.0):.1f}",
-        None if seconds is None else milliseconds(1000 * seconds),
+        None if seconds is None else text_tables.milliseconds(1000 * seconds),
         line.group,
     ]
 
@@ -116,8 +118,3 @@ def _decibels(value: float | None) -> str:
 
 def _sides(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def milliseconds(value: float) -> str:
-    """A time in milliseconds as all tables show it: to the microsecond."""
-    return f"{value:,.3f}"

@@ -63,7 +63,7 @@ class FileProfile:
         lines = [text_tables.table(*tables.of_file(self.operators)), ""]
         lines += text_tables.wrap(f"{self.bytes:,} bytes; {self.summary}")
         if self.seconds is not None:
-            lines.append(f"{tables.milliseconds(1000 * self.seconds)} ms on one thread")
+            lines.append(f"{text_tables.milliseconds(1000 * self.seconds)} ms on one thread")
         if self.requirements:
             lines += ["", *self.requirements]
         return "\n".join(lines)

@@ -21,6 +21,7 @@ from mobilenet.tflite import model as tflite_model
 tf = pytest.importorskip("tensorflow")
 tf_keras = pytest.importorskip("tf_keras")
 
+from mobilenet import text_tables  # noqa: E402
 from mobilenet.export import tflite_converter  # noqa: E402
 from mobilenet.models import counting, saving  # noqa: E402
 from mobilenet.packing import model as packed_model  # noqa: E402
@@ -297,8 +298,8 @@ def test_every_table_fits_the_terminal(
 
 
 def test_times_have_three_digits() -> None:
-    assert tables.milliseconds(0.12345) == "0.123"
-    assert tables.milliseconds(1234.5) == "1,234.500"
+    assert text_tables.milliseconds(0.12345) == "0.123"
+    assert text_tables.milliseconds(1234.5) == "1,234.500"
 
 
 @pytest.mark.parametrize(
