@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mobilenet.reporting.tflite_profile import FileProfile
     from mobilenet.runtime.classifier import Classifier
     from mobilenet.tflite.model import Flatbuffer
+    from mobilenet.training.training_run import TrainingRun
     from mobilenet.typing import KerasModel
 
 
@@ -284,6 +285,62 @@ def unpack(path: str | os.PathLike[str]) -> LoadedModel:
     from mobilenet.loading import load_model
 
     return load_model(path)
+
+
+def train(
+    data: str | os.PathLike[str] | DatasetConfig,
+    *,
+    model: str | MobileNetConfig = "mobilenet_v1",
+    weights: str | os.PathLike[str] | None = None,
+    stages: Sequence[str] = ("train", "prune", "quantize", "convert"),
+    model_dir: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    **config: Any,
+) -> TrainingRun:
+    """Trains a MobileNet, prunes it, quantizes it and converts it, in one run folder.
+
+    The same call on the same folder continues a run that was interrupted. Where all stages are
+    finished it returns at once, without TensorFlow. `python -m mobilenet.trainer` calls it too.
+    Progress goes to the log "mobilenet": `logging.basicConfig(level=logging.INFO)` shows it.
+
+    Args:
+        data: a path: class folders (`ROOT/<class>/*.jpg`, maybe below `train`, `val` and `test`), a
+            CSV list with the columns `file` and `label`, or a folder of ImageNet-like records; or
+            the name of a data set: `digits`, or one of TFDS; or a `DatasetConfig`.
+        model: one of `list_models()`, or a config of `mobilenet.configs.archs`. The number of
+            classes is that of the data.
+        weights: path of the weights to start from, as `build` takes them. Random when left out.
+        stages: any of train, prune, quantize and convert, in this order. Further stages can be
+            added to the same folder later.
+        model_dir: the run folder; `runs/MODEL_DATASET` when left out.
+        overwrite: replace the run in the folder.
+        **config: fields of the run's config that differ from the recipe of model and data, by the
+            names of the trainer's flags, such as `epochs=10`, `image_size=96`,
+            `width_multiplier=0.5`, `pruning="channel"` or a config of `mobilenet.configs.pruning`.
+            Further fields by their path, as in `**{"train.op_momentum": 0.8}`.
+
+    Returns:
+        The run: `.report` (a table by `str()`), `.file` (path of the `.tflite` file), `.model()`,
+        `.evaluate()`, `.folder` and `.config`.
+
+    Raises:
+        UsageError: a value is not legal, the data cannot be used, the folder holds another run, or
+            a stage has no model to start from. Before training begins, nothing is written.
+        VerificationError: the file does not agree with the model; no file is written.
+
+    Example:
+        >>> import mobilenet
+        >>> stages = ("train", "convert")
+        >>> run = mobilenet.train("digits", stages=stages, width_multiplier=0.25, epochs=1)
+        >>> run.file.name
+        'model.tflite'
+    """
+    from mobilenet.training import run_parameters, training_run
+
+    request = run_parameters.request(data, model, weights, stages, config)
+    folder = training_run.default_folder(request.config) if model_dir is None else model_dir
+    with request.naming_parameters():
+        return training_run.execute(request.config, folder, request.explicit, overwrite)
 
 
 def _flatbuffer_of(model: Any) -> Flatbuffer | None:

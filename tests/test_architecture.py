@@ -50,7 +50,9 @@ LIGHT_SUBPACKAGES = (
     "mobilenet.reporting.tables",
     "mobilenet.training.resolve_config",
     "mobilenet.training.run_folder",
+    "mobilenet.training.run_parameters",
     "mobilenet.training.stage_report",
+    "mobilenet.training.training_run",
 )
 HEAVY = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "tensorflow_datasets")
 # The fallback for machines that have TensorFlow and no ai_edge_litert.

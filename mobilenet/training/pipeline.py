@@ -83,11 +83,17 @@ class Pipeline:
         run: the open run folder.
         info: what the data set holds.
         stages: which to run now; all of the run's when `None`.
+        progress_bar: show one on a terminal.
     """
 
     def __init__(
-        self, run: RunFolder, info: data.DatasetInfo, stages: Sequence[str] | None = None
+        self,
+        run: RunFolder,
+        info: data.DatasetInfo,
+        stages: Sequence[str] | None = None,
+        progress_bar: bool = True,
     ) -> None:
+        self.progress_bar = progress_bar
         self.stages = run.config.stages if stages is None else stages
         self.run, self.config, self.info = run, run.config, info
         self.preprocessing = PREPROCESSING[self.config.dataset.preprocessing]
@@ -339,7 +345,7 @@ class Pipeline:
             return self.data.dataset("train", batch, start)
 
         callbacks = (
-            progress.Progress(part.name, config.epochs, steps),
+            progress.Progress(part.name, config.epochs, steps, self.progress_bar),
             progress.Board(self.run.path / "tensorboard" / part.name),
         )
         return engine.Job(

@@ -22,16 +22,18 @@ class Progress(tf_keras.callbacks.Callback):
         stage: its name.
         epochs: of the stage.
         steps_per_epoch: of the stage.
+        has_bar: show the bar.
     """
 
-    def __init__(self, stage: str, epochs: int, steps_per_epoch: int) -> None:
+    def __init__(self, stage: str, epochs: int, steps_per_epoch: int, has_bar: bool = True) -> None:
         super().__init__()
+        self.has_bar = has_bar
         self.stage, self.epochs, self.steps_per_epoch = stage, epochs, steps_per_epoch
         self.bar: Any = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         del logs
-        if self.bar is None and sys.stderr.isatty():
+        if self.bar is None and self.has_bar and sys.stderr.isatty():
             total = self.epochs * self.steps_per_epoch
             done = epoch * self.steps_per_epoch
             self.bar = tqdm.tqdm(

@@ -72,7 +72,7 @@ class RunFolder:
 
     def folder(self, part: Part) -> Path:
         """The folder of a stage's model (`export` for convert)."""
-        return self.path / (EXPORT if part.stage == "convert" else part.name)
+        return folder_of(self.path, part)
 
     def checkpoints(self, part: Part) -> Path:
         return self.path / CHECKPOINTS / part.name
@@ -113,6 +113,11 @@ class RunFolder:
             [",".join(head), *(",".join(str(line.get(key, "")) for key in head) for line in lines)]
         )
         files.write_text(self.path / METRICS, text + "\n")
+
+
+def folder_of(path: Path, part: Part) -> Path:
+    """The folder of a stage's model in the run at `path`."""
+    return path / (EXPORT if part.stage == "convert" else part.name)
 
 
 @contextlib.contextmanager
@@ -365,13 +370,32 @@ class _LogFile(logging.FileHandler):
         raise
 
 
+class _ToParent(logging.Handler):
+    """Passes on what the log showed before its level was lowered for a file."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if log.parent is not None:
+            log.parent.callHandlers(record)
+
+
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    handler = _LogFile(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
+    """Writes the log to a file too, from INFO on, whatever of it is shown elsewhere."""
+    handlers: list[logging.Handler] = [_LogFile(path, encoding="utf-8")]
+    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    before, shown_level = (log.level, log.propagate), log.getEffectiveLevel()
+    if shown_level > logging.INFO:
+        log.setLevel(logging.INFO)
+        if log.propagate:
+            handlers.append(_ToParent(shown_level))
+            log.propagate = False
+    for handler in handlers:
+        log.addHandler(handler)
     try:
         yield
     finally:
-        log.removeHandler(handler)
-        handler.close()
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+        log.setLevel(before[0])
+        log.propagate = before[1]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mobilenet import text_tables
 from mobilenet.configs.run import Part
 
 _LARGEST = 2**53  # larger values are damage: float64 is exact up to here
@@ -84,6 +85,72 @@ class StageReport:
         ]
         changed = changes[-1] if changes else ()
         return cls(part, **figures, history=history, mask_changes=changed, details=values)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunReport:
+    """The reports of a run's finished stages; `str()` shows them as a table.
+
+    `report["train"]` is the report of a stage; a loop goes over all, in the order in which they
+    ran.
+
+    Attributes:
+        stages: rounds of a stage are among them.
+    """
+
+    stages: tuple[StageReport, ...]
+
+    def __getitem__(self, stage: str) -> StageReport:
+        for report in self.stages:
+            if report.part.name == stage:
+                return report
+        raise KeyError(f"{stage}: finished are {', '.join(str(r.part) for r in self.stages)}")
+
+    def __iter__(self) -> Iterator[StageReport]:
+        return iter(self.stages)
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def table(self) -> tuple[list[str], list[list[str | None]]]:
+        """Headers and rows; with columns of the changes of masks if there were some."""
+        rows = [_cells(report) for report in self.stages]
+        if not any(report.mask_changes for report in self.stages):
+            return list(_HEADERS), rows
+        for row, report in zip(rows, self.stages, strict=True):
+            sums = [sum(column) for column in zip(*report.mask_changes, strict=True)]
+            row += [f"{count:,}" for count in sums[1:]] or [None, None]
+        return [*_HEADERS, "removed", "regrown"], rows
+
+    def __str__(self) -> str:
+        return text_tables.table(*self.table())
+
+
+_HEADERS = (
+    "stage",
+    "top-1 %",
+    "top-5 %",
+    "params",
+    "MACs",
+    "non-zero",
+    "bytes",
+    "gzip",
+    "ms (1 thread)",
+)
+
+
+def _cells(report: StageReport) -> list[str | None]:
+    counts = (
+        *(report.params, report.macs, report.nonzero_weights),
+        *(report.bytes, report.gzip_bytes),
+    )
+    return [
+        report.part.name,
+        f"{report.top1:.2f}",
+        f"{report.top5:.2f}",
+        *(None if count is None else f"{count:,}" for count in counts),
+        None if report.latency_ms is None else text_tables.milliseconds(report.latency_ms),
+    ]
 
 
 def finished_before(report: StageReport) -> str:

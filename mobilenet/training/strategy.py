@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -39,3 +41,14 @@ def set_precision(name: str) -> None:
     """Sets the dtype policy of models that are built from now on."""
     policy: Any = tf_keras.mixed_precision.Policy(name)
     tf_keras.mixed_precision.set_global_policy(policy)
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+    """The dtype policy of models that are built in the block; the process's own afterwards."""
+    before = tf_keras.mixed_precision.global_policy()
+    set_precision(name)
+    try:
+        yield
+    finally:
+        tf_keras.mixed_precision.set_global_policy(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,31 @@ def test_a_long_difference_of_configs_is_cut(folder: Path) -> None:
     line = refusal(folder)
     assert "there model.name is 'xxx" in line
     assert len(line) < 500
+
+
+def test_the_file_of_the_log_is_full_whatever_is_shown_of_it(tmp_path: Path) -> None:
+    """Python shows warnings alone where a program configures nothing."""
+    log = logging.getLogger("mobilenet")
+    before = log.getEffectiveLevel(), log.propagate, list(log.handlers)
+    with run_folder.opened(tmp_path / "run", CONFIG) as run:
+        run.begin()
+        log.info("an epoch")
+        log.warning("a warning")
+    lines = (tmp_path / "run/log.txt").read_text().splitlines()
+    assert [line.split(maxsplit=2)[2] for line in lines] == ["an epoch", "a warning"]
+    assert (log.getEffectiveLevel(), log.propagate, list(log.handlers)) == before
+
+
+def test_a_program_that_shows_warnings_gets_them_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logging.getLogger("mobilenet")
+    with run_folder.opened(tmp_path / "run", CONFIG):
+        log.info("an epoch")
+        log.warning("a warning")
+    assert caplog.messages == ["a warning"]
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    with run_folder.opened(tmp_path / "other", CONFIG):
+        log.info("an epoch")
+    assert caplog.messages == ["an epoch"]

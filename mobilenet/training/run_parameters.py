@@ -1,0 +1,135 @@
+"""The config of a run from the parameters of `mobilenet.train`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mobilenet.configs import archs, parameters, recipes
+from mobilenet.configs.archs import MobileNetConfig
+from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.configs.run import RunConfig
+from mobilenet.errors import UsageError, one_of, rename_parameters
+from mobilenet.evaluation import data_source
+from mobilenet.training.resolve_config import Explicit
+
+_RENAMED = {"model_name": "model", "dataset_name": "data", "init_checkpoint": "weights"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A run that was asked for.
+
+    Attributes:
+        config: of it, before what depends on the data is filled in.
+        explicit: which of the fields that depend on it were set.
+        has_data_dir: `data_dir` is a parameter of its own; else errors of it are errors of `data`.
+    """
+
+    config: RunConfig
+    explicit: Explicit
+    has_data_dir: bool
+
+    @contextlib.contextmanager
+    def naming_parameters(self) -> Iterator[None]:
+        """Errors of the block name the parameters of `mobilenet.train`."""
+        names = _RENAMED if self.has_data_dir else {**_RENAMED, "data_dir": "data"}
+        try:
+            yield
+        except UsageError as error:
+            renamed = rename_parameters(error, names.get)
+            if renamed.what != self.config.init_checkpoint:
+                raise renamed from None
+            path = self.config.init_checkpoint
+            raise UsageError("weights", path, renamed.expected, renamed.remedy) from None
+
+
+def request(
+    data: str | os.PathLike[str] | DatasetConfig,
+    model: str | MobileNetConfig,
+    weights: str | os.PathLike[str] | None,
+    stages: Sequence[str],
+    values: Mapping[str, Any],
+) -> Request:
+    """The run that the parameters of `mobilenet.train` ask for.
+
+    Args:
+        data, model, weights, stages: see there.
+        values: of its further parameters.
+
+    Raises:
+        UsageError: a value is not legal, or there is no such parameter.
+    """
+    for name, other in (*_RENAMED.items(), ("dataset", "data")):
+        if name in values:
+            raise UsageError(name, values[name], f"this value as `{other}`")
+    if isinstance(stages, str):
+        raise UsageError("stages", stages, "a tuple of stages", f'as in ("{stages}",)')
+    architecture = _architecture(model)
+    dataset = _dataset(data, values.get("data_dir"))
+    settings = parameters.settings_of(RunConfig, {"stages": stages, **values})
+    if weights is not None:
+        settings["init_checkpoint"] = _path("weights", weights)
+    recipe = recipes.get(_name_of(architecture), dataset.name)
+    config = recipe.replace(dataset=dataset)
+    if isinstance(model, MobileNetConfig):
+        config = config.replace(model=model)
+    config = parameters.apply(config, settings)
+    return Request(config, _explicit(model, settings), "data_dir" in values)
+
+
+def _architecture(model: object) -> MobileNetConfig:
+    if isinstance(model, MobileNetConfig):
+        return model
+    if isinstance(model, str):
+        return archs.ALL[one_of("model", model, archs.ALL)]()
+    raise UsageError(
+        "model",
+        type(model).__name__,
+        "the name or config of a MobileNet, which is built for the data",
+        "`prune`, `quantize_aware` and `quantize` take a model of your own",
+    )
+
+
+def _name_of(model: MobileNetConfig) -> str:
+    """The name of the nearest model in `archs.ALL`, by which recipes are found."""
+    for kind in type(model).__mro__:
+        for name, known in archs.ALL.items():
+            if known is kind:
+                return name
+    expected = "a config of one of the models of `list_models()`"
+    raise UsageError("model", type(model).__name__, expected)
+
+
+def _dataset(data: object, data_dir: str | os.PathLike[str] | None) -> DatasetConfig:
+    if isinstance(data, DatasetConfig):
+        return data
+    if not isinstance(data, (str, os.PathLike)):
+        expected = "the name of a data set, or a path of class folders, a CSV list or records"
+        raise UsageError("data", type(data).__name__, expected)
+    return data_source.find_dataset(data, data_dir)
+
+
+def _path(name: str, value: object) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise UsageError(name, type(value).__name__, "a path")
+    return os.path.expanduser(os.fspath(value))
+
+
+def _explicit(model: str | MobileNetConfig, settings: Mapping[str, Any]) -> Explicit:
+    """Fields count as set where a setting, or the config of the model, differs from its default."""
+
+    def is_set(field: str) -> bool:
+        if f"model.{field}" in settings:
+            return True
+        own = isinstance(model, MobileNetConfig)
+        return own and getattr(model, field) != getattr(type(model)(), field)
+
+    return Explicit(
+        num_classes=is_set("num_classes"),
+        batch_norm_decay=is_set("batch_norm_decay"),
+        teacher="distillation.teacher" in settings or "distillation" in settings,
+    )

@@ -1,0 +1,155 @@
+"""A run of the stages in a folder, and its result: what the trainer command and `mobilenet.train`
+call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobilenet import console
+from mobilenet.configs import archs
+from mobilenet.configs.run import Part, RunConfig
+from mobilenet.errors import one_of
+from mobilenet.training import resolve_config, run_folder
+from mobilenet.training.stage_report import RunReport, finished_before
+
+if TYPE_CHECKING:
+    from mobilenet.evaluation.result import Evaluation
+    from mobilenet.typing import KerasModel
+
+log = logging.getLogger("mobilenet")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRun:
+    """A finished run; `str()` shows its stages as a table.
+
+    Attributes:
+        folder: of the run: models and reports of the stages, config, log.
+        config: of the run, as in its `config.json`.
+        report: what each finished stage reached.
+        is_unchanged: all stages were finished before; nothing was computed.
+    """
+
+    folder: Path
+    config: RunConfig
+    report: RunReport
+    is_unchanged: bool = dataclasses.field(default=False, compare=False)
+
+    @property
+    def file(self) -> Path | None:
+        """The path of the verified int8 (or float) `.tflite` file; `None` without `convert`."""
+        from mobilenet.runtime import classifier
+
+        path = self._path("convert") / classifier.MODEL
+        return path if path.is_file() else None
+
+    def model(self, stage: str | None = None) -> KerasModel:
+        """Loads the model of a stage; that of `quantize` with its quantizers.
+
+        Args:
+            stage: train, prune or quantize; the last one that is finished when left out.
+
+        Raises:
+            UsageError: the stage is not finished.
+        """
+        finished = [r.part.stage for r in self.report if r.part.is_last]
+        models = [name for name in finished if name != "convert"]
+        name = models[-1] if stage is None else one_of("stage", stage, models)
+        from mobilenet.loading import load_model
+
+        model: KerasModel = load_model(self._path(name)).model
+        return model
+
+    def evaluate(self, data: Any = None, split: str = "test") -> Evaluation:
+        """Top-1, top-5 and loss of the file, or of the last model if there is none.
+
+        Args:
+            data: as `mobilenet.evaluate` takes it; the data of the run when left out.
+            split: train, validation or test.
+
+        Raises:
+            UsageError: see `mobilenet.evaluate`.
+        """
+        from mobilenet.evaluation import pipeline
+        from mobilenet.runtime.classifier import Classifier
+
+        file = self.file
+        data = self.config.dataset if data is None else data
+        options = pipeline.Options(split)
+        if file is not None:
+            return pipeline.evaluate(Classifier(file), data, options, name=str(file))
+        from mobilenet.loading import load_model
+
+        path = self._path(self.report.stages[-1].part.stage)
+        return pipeline.evaluate(load_model(path), data, options, name=str(path))
+
+    def _path(self, stage: str) -> Path:
+        return run_folder.folder_of(self.folder, Part(stage))
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+
+def default_folder(config: RunConfig) -> Path:
+    """`runs/MODEL_DATASET`."""
+    kind = type(config.model)
+    name = next((name for name, known in archs.ALL.items() if known is kind), kind.__name__)
+    return Path(f"runs/{name}_{config.dataset.name}")
+
+
+def execute(
+    config: RunConfig,
+    folder: str | os.PathLike[str],
+    explicit: resolve_config.Explicit,
+    overwrite: bool = False,
+) -> TrainingRun:
+    """Runs the stages of a config that are not finished in a folder.
+
+    Where all are, it returns at once, without TensorFlow. Progress goes to the log "mobilenet".
+
+    Args:
+        config: of the run, before `resolve_config.resolve`.
+        folder: of the run, new or that of a run with the same config.
+        explicit: which fields were set by the user.
+        overwrite: replace the run in the folder.
+
+    Raises:
+        UsageError: the folder is of another run, or the config cannot be executed.
+    """
+    path = Path(folder)
+    finished = None if overwrite else _finished(path, config, explicit)
+    if finished is not None:
+        return finished
+    with console.starting_tensorflow():
+        from mobilenet.training import pipeline, strategy
+    resolved, info = resolve_config.resolve(config, explicit)
+    is_shown = log.isEnabledFor(logging.INFO)  # before the run folder has a log of its own
+    with run_folder.opened(path, resolved, overwrite) as opened, strategy.precision("float32"):
+        reports = pipeline.Pipeline(opened, info, resolved.stages, is_shown).execute()
+        return TrainingRun(path, opened.config, RunReport(tuple(reports)))
+
+
+def _finished(
+    folder: Path, config: RunConfig, explicit: resolve_config.Explicit
+) -> TrainingRun | None:
+    """The run in a folder, if it has nothing left to do; TensorFlow is not needed to find out.
+
+    Raises:
+        UsageError: the folder holds a run of another config.
+    """
+    stored = run_folder.stored_config(folder)
+    if stored is None:
+        return None
+    resolved = resolve_config.resolve_as(config, stored, explicit)
+    reports = run_folder.finished_reports(folder, resolved)
+    if not reports:
+        return None
+    for report in reports:
+        if report.part.stage in config.stages:
+            log.info("%s", finished_before(report))
+    return TrainingRun(folder, stored, RunReport(tuple(reports)), is_unchanged=True)
