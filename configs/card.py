@@ -82,8 +82,9 @@ class Card(Config):
         architecture: the model's config as JSON (`MobileNetConfig.to_json`); empty for a model of
             another origin.
         input_shape: `[height, width, channels]`.
-        preprocessing: how an image becomes the input. For an int8 file the mean is 128, so that
-            the quantized value of a pixel is exactly the pixel minus 128.
+        preprocessing: how an image becomes the input. For an int8 file the mean is a whole number,
+            such as 128 for inputs in [-1, 1], so that the quantized value of a pixel is exactly
+            the pixel minus 128.
         labels: class names by index.
         label_offset: label in the data minus class index (see `DatasetConfig`).
         outputs: `logits`, `probabilities` or `features`.

@@ -75,9 +75,9 @@ def file_card(card: Card, classes: int, quantized: bool) -> Card:
 
 
 def _int8_preprocessing(preprocessing: Preprocessing) -> Preprocessing:
-    """The preprocessing with a mean of 128 for all channels: pixels are integers of int8."""
+    """The preprocessing with a whole number as mean of all channels: pixels become integers."""
     if len(set(preprocessing.mean)) == 1 and len(set(preprocessing.std)) == 1:
-        return preprocessing.replace(mean=tuple(_INT8_MEAN for _ in preprocessing.mean))
+        return preprocessing.replace(mean=tuple(float(round(x)) for x in preprocessing.mean))
     return preprocessing
 
 

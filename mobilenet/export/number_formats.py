@@ -109,7 +109,7 @@ def prepare_int8(job: ConversionJob) -> Conversion:
     floats = float_fallback.FloatLayers(
         float_layers.folded_kernels(wrapped), float_layers.find_all_float_layers(wrapped)
     )
-    inputs = scheme.to_grid(job.images, source.card.preprocessing)
+    inputs = scheme.file_inputs(wrapped, job.images)
     return Conversion(b"", reference, inputs, simulated, floats, tuple(repairs), notes=notes)
 
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from mobilenet import console
 from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.calibration import CALIBRATION, check_images
 from mobilenet.configs.card import Card, preprocessing_of
 from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
@@ -154,6 +155,9 @@ def convert(
     card = source.card.replace(
         outputs=output_kind(source.card, config), notes=(*source.card.notes, *notes)
     )
+    if source.quantized:
+        pixels = scheme.file_preprocessing(source.model, card.preprocessing)
+        card = card.replace(preprocessing=pixels)
     try:
         data, verification = _verify(conversion, job, card, limits)
     except UsageError as error:
@@ -211,7 +215,8 @@ def compare(
     """
     quantized = job.source.quantized
     name = job.config.number_format or FLOAT32
-    deviations = set(job.source.card.preprocessing.std)
+    pixels = scheme.file_preprocessing(job.source.model, job.source.card.preprocessing)
+    deviations = set(pixels.std)
     verification = verify.verify(
         data,
         conversion.reference,
@@ -224,6 +229,7 @@ def compare(
         plain=job.source.model,
         number_format=None if name in AS_TRAINED else FORMATS[name],
         float_layers=conversion.float_layers,
+        pixel_zero=round(pixels.mean[0]),
     )
     faults = (*conversion.faults, *verification.faults)
     return dataclasses.replace(verification, faults=faults)

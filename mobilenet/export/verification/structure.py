@@ -20,6 +20,7 @@ _KERNEL_AXIS = {**_CHANNEL_AXIS, "FULLY_CONNECTED": 0}
 _SCALE_SLACK = 1e-3  # scales are float32 products
 # XNNPACK, src/operators/convolution-nhwc.c: "requantization scale greater or equal to 256.0".
 _MAX_RESCALING = 256.0
+_ZERO_PIXEL = 128  # of a model for [-1, 1]
 _CHANCE = 4  # fewer channels may share a quantized bias by chance
 
 
@@ -29,6 +30,7 @@ def structure_faults(
     io: str,
     pixel_std: float | None = 127.5,
     float_layers: float_fallback.FloatLayers = float_fallback.NO_FLOAT_LAYERS,
+    pixel_zero: int = _ZERO_PIXEL,
 ) -> list[str]:
     """Lists what is wrong inside a file, without running it.
 
@@ -38,6 +40,7 @@ def structure_faults(
         io: the type that its input and output must have.
         pixel_std: of the preprocessing; `None` where it has one per channel.
         float_layers: what must compute in float inside an int8 file; nothing else may.
+        pixel_zero: the pixel that is zero for the file.
     """
     one_of("io", io, ("int8", "uint8", "float32"))
     faults = []
@@ -53,7 +56,7 @@ def structure_faults(
         return faults
     faults += _float_faults(content, float_layers)
     if pixel_std is not None:
-        faults += _input_grid_faults(content, pixel_std)
+        faults += _input_grid_faults(content, pixel_std, pixel_zero)
     for op in content.operators:
         if op.name in _CHANNEL_AXIS:
             faults += _convolution_faults(op, content)
@@ -238,7 +241,9 @@ def _is_float_layer(
     return op.name not in float_fallback.CONVERSIONS and not layers.isdisjoint(float_layers.layers)
 
 
-def _input_grid_faults(content: tflite_model.Flatbuffer, std: float) -> list[str]:
+def _input_grid_faults(
+    content: tflite_model.Flatbuffer, std: float, zero: int = _ZERO_PIXEL
+) -> list[str]:
     """A pixel must be quantized to the pixel minus 128; other grids put pixels between two
     values.
     """
@@ -248,8 +253,12 @@ def _input_grid_faults(content: tflite_model.Flatbuffer, std: float) -> list[str
         source = readers[0].outputs[0] if readers else source
     quantization = io_of(content.tensors[source])
     scale, zero_point = quantization.scale, quantization.zero_point
-    if abs(scale * std - 1) > 1e-6 or zero_point != 0:
-        return [f"input scale {scale:.8g} and zero point {zero_point} instead of 1/{std:g} and 0"]
+    expected = zero - _ZERO_PIXEL
+    if abs(scale * std - 1) > 1e-6 or zero_point != expected:
+        return [
+            f"input scale {scale:.8g} and zero point {zero_point} instead of 1/{std:g} and "
+            f"{expected}"
+        ]
     return []
 
 

@@ -131,6 +131,7 @@ def verify(
     plain: Any = None,
     number_format: Format | None = None,
     float_layers: float_fallback.FloatLayers = float_fallback.NO_FLOAT_LAYERS,
+    pixel_zero: int = 128,
 ) -> Verification:
     """Reads a flatbuffer, runs it on `inputs` and compares it with the model that it was made from.
 
@@ -148,13 +149,14 @@ def verify(
             fake quantization, and its float model.
         number_format: the number format that a file made from a float model must have.
         float_layers: what must compute in float inside an int8 file.
+        pixel_zero: the pixel that is zero for an int8 file.
 
     Raises:
         UsageError: no sound flatbuffer that can run, or images and logits do not fit it.
     """
     content = tflite_model.read(data)
     check_rescaling(content)
-    faults = structure_faults(content, expect_int8, io, pixel_std, float_layers)
+    faults = structure_faults(content, expect_int8, io, pixel_std, float_layers, pixel_zero)
     faults += [] if number_format is None else format_faults(content, number_format)
     runner = interpreter.make_interpreter(content, threads)
     logits = run(runner, inputs)

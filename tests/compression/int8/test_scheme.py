@@ -59,7 +59,7 @@ def test_without_the_shift_pixels_fall_between_quantized_values(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`p / 127.5 - 1` over [-1, 1], as elsewhere: the reason for the shift."""
-    monkeypatch.setattr(scheme, "input_quantizer", lambda _: ActivationQuantizer((-1.0, 1.0)))
+    monkeypatch.setattr(scheme, "input_quantizer", lambda *_: ActivationQuantizer((-1.0, 1.0)))
     wrapped = scheme.wrap(randomize_batch_norm(toy(16)), INCEPTION)
     calibrate(wrapped, inputs(32))
     int8_saving.prepare_export(wrapped)
@@ -75,11 +75,12 @@ def test_without_the_shift_pixels_fall_between_quantized_values(
 
 def test_input_quantizer_is_pixel_minus_128() -> None:
     pixel = np.arange(256, dtype=np.float32)
-    for mean, std in ((127.5, 127.5), (0.0, 255.0), (0.0, 1.0), (128.0, 64.0)):
+    grids = ((127.5, 127.5, 128), (0.0, 255.0, 0), (0.0, 1.0, 0), (128.0, 64.0, 128))
+    for mean, std, zero in grids:
         quantizer = InputQuantizer(mean, std)
         images = tf.constant((pixel - mean) / std)
         simulated = quantizer(images, False, {}).numpy()
-        np.testing.assert_allclose(simulated, (pixel - 128) / std, rtol=1e-5, atol=1e-7 / std)
+        np.testing.assert_allclose(simulated, (pixel - zero) / std, rtol=1e-5, atol=1e-7 / std)
         quantizer.phase.exporting = True
         np.testing.assert_allclose(quantizer(simulated, False, {}).numpy(), simulated, rtol=1e-6)
 

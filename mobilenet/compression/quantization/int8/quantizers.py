@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow_model_optimization.quantization.keras import quantizers as tfmot
 
 BITS = 8
-LOWEST, HIGHEST = -128, 127
+MAX_PIXEL = 255
 _DEAD = 1e-20  # after long weight decay a kernel's scale may have no inverse in float32
 
 
@@ -182,24 +183,32 @@ class InputQuantizer(_Quantizer):
 
     With the usual `p / 127.5 - 1` every pixel is halfway between two quantized values, and the
     simulation and the file round some of them differently. The scheme therefore shifts its input to
-    `(p - 128) / std`; an exported file takes its input there.
+    `(p - 128) / std`, for another mean to `(p - round(mean)) / std`; an exported file takes its
+    input there. Where the first layer of the model is a `Rescaling`, the quantizer computes it.
 
     Args:
-        mean, std: of the preprocessing, in pixels.
+        mean, std: in pixels, of the preprocessing together with the first layer.
+        scale, shift: of the first layer.
     """
 
-    def __init__(self, mean: float, std: float) -> None:
+    def __init__(self, mean: float, std: float, scale: float = 1.0, shift: float = 0.0) -> None:
         super().__init__()
         self.mean, self.std = float(mean), float(std)
+        self.scale, self.shift = float(scale), float(shift)
+
+    @property
+    def zero(self) -> int:
+        """The pixel that is zero on the file's grid."""
+        return round(self.mean)
 
     @property
     def range(self) -> tuple[float, float]:
-        return LOWEST / self.std, HIGHEST / self.std
+        return -self.zero / self.std, (MAX_PIXEL - self.zero) / self.std
 
-    @property
-    def offset(self) -> float:
-        """What is added to an input of the float model to get to the file's grid."""
-        return (self.mean + LOWEST) / self.std
+    def to_grid(self, values: Any) -> Any:
+        """Inputs of the float model as the file takes them."""
+        offset = self.shift + (self.mean - self.zero) / self.std
+        return values * np.float32(self.scale) + np.float32(offset)
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, tf.Variable]:
         del tensor_shape, name, layer
@@ -208,12 +217,12 @@ class InputQuantizer(_Quantizer):
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
         values = tf.cast(inputs, tf.float32)
         if not self.phase.exporting:
-            values += self.offset
+            values = self.to_grid(values)
         quantized = tf.quantization.fake_quant_with_min_max_args(values, *self.range, BITS)
         return tf.cast(quantized, inputs.dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return {"mean": self.mean, "std": self.std}
+        return {"mean": self.mean, "std": self.std, "scale": self.scale, "shift": self.shift}
 
 
 def _fake_quantize(kernel: Any, abs_max: Any) -> Any:

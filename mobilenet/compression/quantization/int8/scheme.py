@@ -29,6 +29,7 @@ from mobilenet.compression.quantization.int8.quantizer_placement import (
     place_quantizers,
 )
 from mobilenet.compression.quantization.int8.quantizers import (
+    MAX_PIXEL,
     ActivationQuantizer,
     InputQuantizer,
     Phase,
@@ -94,19 +95,70 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         }
 
 
-def input_quantizer(preprocessing: Preprocessing) -> InputQuantizer | ActivationQuantizer:
-    """The exact pixel grid where channels share mean and deviation; else a range from data."""
+def input_quantizer(
+    preprocessing: Preprocessing, first: tuple[float, float] = (1.0, 0.0)
+) -> InputQuantizer | ActivationQuantizer:
+    """The exact pixel grid where channels share mean and deviation; else a range from data.
+
+    Args:
+        preprocessing: how pixels become inputs.
+        first: scale and offset of the first layer, see `find_input_rescaling`.
+    """
+    scale, shift = first
     if len(set(preprocessing.mean)) == 1 and len(set(preprocessing.std)) == 1:
-        return InputQuantizer(preprocessing.mean[0], preprocessing.std[0])
+        mean, std = preprocessing.mean[0], preprocessing.std[0] / scale
+        mean -= shift * std
+        if 0 <= round(mean) <= MAX_PIXEL:
+            return InputQuantizer(mean, std, scale, shift)
     return ActivationQuantizer()
+
+
+def find_input_rescaling(model: Any) -> tuple[Any, tuple[float, float]]:
+    """The `Rescaling` that alone reads the model's input, and its scale and offset.
+
+    An input quantizer computes it, so that the file takes pixels exactly. `None`, 1 and 0 where
+    there is no such layer, or it has a constant for each channel.
+    """
+    graph = roles.Graph(model)
+    readers = graph.consumers(model.inputs[0]._keras_history.layer)
+    if len(readers) == 1 and kind(readers[0]) == "Rescaling":
+        layer = roles.unwrap(readers[0])
+        if np.size(layer.scale) == np.size(layer.offset) == 1 and float(layer.scale) > 0:
+            return readers[0], (float(layer.scale), float(layer.offset))
+    return None, (1.0, 0.0)
+
+
+def file_preprocessing(model: Any, preprocessing: Preprocessing) -> Preprocessing:
+    """How pixels become inputs of an int8 file, which computes neither shift nor first layer.
+
+    Args:
+        model: the float model.
+        preprocessing: how pixels become its inputs.
+    """
+    quantizer = input_quantizer(preprocessing, find_input_rescaling(model)[1])
+    if not isinstance(quantizer, InputQuantizer):
+        return preprocessing
+    return preprocessing.replace(
+        mean=tuple(float(quantizer.zero) for _ in preprocessing.mean),
+        std=tuple(quantizer.std for _ in preprocessing.std),
+    )
 
 
 def to_grid(images: Float32Array, preprocessing: Preprocessing) -> Float32Array:
     """Inputs of the float model as the file takes them: `(pixel - 128) / std` on an exact grid."""
-    quantizer = input_quantizer(preprocessing)
-    return (
-        images + np.float32(quantizer.offset) if isinstance(quantizer, InputQuantizer) else images
-    )
+    return _on_grid(images, input_quantizer(preprocessing))
+
+
+def file_inputs(wrapped: Any, images: Float32Array) -> Float32Array:
+    """Inputs of a quantized model as its file takes them."""
+    return _on_grid(images, quantizers(wrapped)[INPUT])
+
+
+def _on_grid(images: Float32Array, quantizer: Any) -> Float32Array:
+    on_grid: Float32Array = images
+    if isinstance(quantizer, InputQuantizer):
+        on_grid = quantizer.to_grid(images)
+    return on_grid
 
 
 def wrap(
@@ -136,10 +188,14 @@ def wrap(
     check_finite(model)
     _check_layers(model)
     specs = place_quantizers(model, target, keep_float)
+    rescaling, constants = find_input_rescaling(model)
+    of_input = input_quantizer(preprocessing, constants)
 
     def call_layer(layer: Any, copy: Any, inputs: list[Any]) -> Any:
         if kind(layer) == "InputLayer":
-            copy = QuantizeLayer(input_quantizer(preprocessing), name=_PREFIX + INPUT)
+            copy = QuantizeLayer(of_input, name=_PREFIX + INPUT)
+        elif layer is rescaling and isinstance(of_input, InputQuantizer):
+            return inputs[0]  # the quantizer computes it
         elif layer.name in specs:
             config = LayerQuantizeConfig(**vars(specs[layer.name]), rectified=_is_rectified(layer))
             copy = QuantizeWrapperV2(copy, config, _PREFIX)

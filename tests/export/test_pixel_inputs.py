@@ -1,0 +1,72 @@
+"""int8 files of models that take pixels, or scale them in their first layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tf_keras
+from small_models import CLASSES, SIZE, model_outputs, pixels
+
+from mobilenet.compression.quantization.int8 import calibration, quantized_model, scheme
+from mobilenet.configs.card import Card
+from mobilenet.configs.dataset import Preprocessing
+from mobilenet.export import pipeline
+from mobilenet.export.source import source_of
+from mobilenet.runtime import interpreter
+from mobilenet.tflite import model as tflite_model
+
+L = tf_keras.layers
+RAW = Preprocessing("raw", mean=(0.0,), std=(1.0,))
+UNIT = Preprocessing("unit", mean=(0.0,), std=(255.0,))
+
+
+def small(scale: float | None, offset: float = 0.0) -> Any:
+    """Two convolutions; with a scale, after a `Rescaling`."""
+    tf_keras.utils.set_random_seed(4)
+    source = x = L.Input((SIZE, SIZE, 3))
+    if scale is not None:
+        x = L.Rescaling(scale, offset, name="scaling")(x)
+    x = L.ReLU(name="relu")(L.Conv2D(8, 3, 2, "same", name="first")(x))
+    x = L.GlobalAveragePooling2D(name="pool")(L.Conv2D(8, 1, name="second")(x))
+    return tf_keras.Model(source, L.Dense(CLASSES, name="dense")(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "preprocessing", "step", "zero"),
+    [
+        (small(1 / 127.5, -1.0), RAW, 1 / 127.5, 0),
+        (small(1 / 255), RAW, 1 / 255, -128),
+        (small(2.0, -1.0), UNIT, 1 / 127.5, 0),
+        (small(None), UNIT, 1 / 255, -128),
+    ],
+    ids=["rescaling", "rescaling_to_1", "after_preprocessing", "no_rescaling"],
+)
+def test_pixels_are_exact_and_the_first_layer_is_no_operator(
+    model: Any, preprocessing: Preprocessing, step: float, zero: int
+) -> None:
+    images = pixels(64)
+    inputs = (images - np.float32(preprocessing.mean[0])) / np.float32(preprocessing.std[0])
+    wrapped = scheme.wrap(model, preprocessing)
+    calibration.calibrate(wrapped, inputs)
+    expected, simulated = model_outputs(model, inputs), model_outputs(wrapped, inputs)
+    assert np.abs(simulated - expected).max() < 0.05 * np.ptp(expected)
+    card = Card(input_shape=(SIZE, SIZE, 3), preprocessing=preprocessing)
+    quantized = quantized_model.quantized_model(wrapped, model, card)
+    file = pipeline.convert(source_of(quantized), inputs)
+    content = tflite_model.read(file.content)
+    assert "MUL" not in [op.name for op in content.operators]
+    source = interpreter.make_interpreter(file.content)
+    detail = source.get_input_details()[0]
+    assert detail["quantization"] == (pytest.approx(step, rel=1e-6), zero)
+    assert file.card.preprocessing.std[0] == pytest.approx(1 / step)
+    assert file.card.preprocessing.mean[0] == zero + 128
+    outputs = []
+    for image in images:  # a pixel as int8 is the pixel minus 128
+        source.set_tensor(detail["index"], (image.astype(np.int16) - 128).astype(np.int8)[None])
+        source.invoke()
+        end = source.get_output_details()[0]
+        scale, offset = end["quantization"]
+        outputs.append((source.get_tensor(end["index"])[0].astype(np.float32) - offset) * scale)
+    assert np.abs(np.asarray(outputs) - simulated).max() < 0.02 * np.ptp(expected)
