@@ -5,6 +5,7 @@ model and flatbuffer.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from mobilenet.errors import UsageError
@@ -151,3 +152,17 @@ class Card(Config):
 def preprocessing_of(card: Card, data: DatasetConfig) -> Preprocessing:
     """The preprocessing on a model's card, or that of the data set if the model has no card."""
     return PREPROCESSING[data.preprocessing] if card.is_derived else card.preprocessing
+
+
+def checked_labels(labels: Sequence[str], classes: int) -> tuple[str, ...]:
+    """Names of the classes of a model.
+
+    Raises:
+        UsageError: they are no names, or not as many as the model has outputs.
+    """
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise UsageError("labels", labels, "a list of class names")
+    if len(labels) != classes:
+        expected = f"{classes} names, one for each output of the model"
+        raise UsageError("labels", f"{len(labels)} names", expected)
+    return tuple(labels)

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
     from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
     from mobilenet.configs.archs import MobileNetConfig
+    from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
     from mobilenet.configs.dataset import DatasetConfig, Preprocessing
+    from mobilenet.configs.quantization import PostTraining
     from mobilenet.evaluation.result import Evaluation
+    from mobilenet.export.converted_file import ConvertedFile
+    from mobilenet.export.verification.verify import Verification
     from mobilenet.models.saving import LoadedModel
     from mobilenet.packing.packed_file import PackedFile
     from mobilenet.reporting.model_profile import ModelProfile
@@ -341,6 +345,149 @@ def train(
     folder = training_run.default_folder(request.config) if model_dir is None else model_dir
     with request.naming_parameters():
         return training_run.execute(request.config, folder, request.explicit, overwrite)
+
+
+def quantize(
+    model: Any,
+    images: Any,
+    *,
+    config: PostTraining | None = None,
+    preprocessing: Preprocessing | str | tuple[Any, Any] | None = None,
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
+) -> QuantizedModel:
+    """Quantizes a trained model to int8 without training.
+
+    Kernels have one scale a channel, activations one range each, taken from `images`. Steps that
+    lessen the loss (cross-layer equalization, bias correction and more, chosen by the activations
+    of the model) are fitted on one half of the images and reverted unless they help on the other.
+
+    Args:
+        model: a functional or Sequential tf_keras model that is trained, or what `load_model`
+            returns; left as it is. Models called as layers are flattened; augmentation layers,
+            which do nothing in inference, and a softmax or sigmoid at the end are left out: the
+            outputs are logits.
+        images: float32 `[n, height, width, channels]` as the model takes them, or batches of them
+            or of `(images, labels)`, as of a `tf.data.Dataset`; labels are not used. At least 8;
+            100 are enough for most models. Of more than `config.calibration_images` (200 by
+            default) that many are taken: of an array spread evenly, of batches the first ones.
+        config: which steps, for how long, and layers that compute in float (`keep_float`).
+        preprocessing: how pixels 0..255 became the model's inputs, which decides the input grid of
+            the file: the name of a `mobilenet.configs.dataset.PREPROCESSING` or a `Preprocessing`,
+            or `(mean, std)`. By default what is stored with the model or read from its first
+            layers.
+        labels: class names by index, for the card of the file.
+        seed: of sampling and of the order of tuning.
+
+    Returns:
+        `.model` with quantizers, which computes as the int8 file will; `.steps`, with their
+        effect; `.save(path)`; and `convert` makes it a file.
+
+    Raises:
+        UsageError: the model has a layer without an int8 form or a weight that is not finite; or
+            the images are too few, of another shape, type or range than the model takes, or not
+            finite. Names the parameter.
+
+    Example:
+        >>> quantized = quantize(model, images)
+        >>> [step.name for step in quantized.steps if step.accepted][0]
+        'maximum'
+    """
+    from mobilenet.export import in_memory
+
+    return in_memory.quantize(model, images, config, preprocessing, labels, seed)
+
+
+def convert(
+    model: Any,
+    *,
+    number_format: str | None = None,
+    images: Any = None,
+    config: ConversionConfig | None = None,
+    calibration: Any = None,
+    preprocessing: Preprocessing | str | tuple[Any, Any] | None = None,
+    labels: Sequence[str] | None = None,
+    limits: VerificationLimits | None = None,
+) -> ConvertedFile:
+    """Converts a model to a TFLite file in memory, which is verified against it.
+
+    Of an int8 file every operator is compared with its layer, of other files the outputs.
+
+    Args:
+        model: what `quantize` or `quantize_aware` gives becomes int8; a float model (functional or
+            Sequential tf_keras model, or what `load_model` returns) becomes float32 or another
+            `number_format`. Left as it is.
+        number_format: one of `mobilenet.configs.number_formats.FORMATS`, such as `"float16"` or
+            `"dynamic_range"`; `"float32"` of a quantized model is its float model.
+        images: float32 `[n, height, width, channels]` as the model takes them, or batches of them,
+            on which the file is verified; 100 are enough. Without any that is done on images of
+            noise, which `.notes` says.
+        config: type of the input and output, batch, image size of a model that leaves it open,
+            softmax at the end, and target.
+        calibration: images for the ranges of `int16x8` and `edge_static`; by default `images`.
+        preprocessing: of a float model; see `quantize`.
+        labels: class names by index, where they are not known yet.
+        limits: figures that the file must reach; by default an operator may differ by one
+            quantization step, and agreement is reported alone.
+
+    Returns:
+        `.content`, the bytes; `.verification`; `.save(path)`, which writes the file, or a folder
+        with its card, labels and a README; `.classifier()`, which runs it.
+
+    Raises:
+        VerificationError: the file differs from the model.
+        UsageError: the model cannot be converted to that format, or images are of another shape,
+            type or range than the model takes. Names the parameter.
+
+    Example:
+        >>> file = convert(quantized, images=images)
+        >>> file.verification.contents
+        'int8'
+        >>> path = file.save("model.tflite")
+    """
+    from mobilenet.export import in_memory
+
+    return in_memory.convert(
+        model, number_format, images, config, calibration, preprocessing, labels, limits
+    )
+
+
+def verify(
+    file: str | os.PathLike[str] | bytes | ConvertedFile,
+    model: Any,
+    images: Any,
+    *,
+    limits: VerificationLimits | None = None,
+    preprocessing: Preprocessing | str | tuple[Any, Any] | None = None,
+) -> Verification:
+    """Compares a TFLite file with the model that it was made from; writes nothing.
+
+    Args:
+        file: the path of a `.tflite` file or of an export folder, the bytes of a file, or what
+            `convert` returns.
+        model: a `QuantizedModel` is compared operator by operator with an int8 file; a float model
+            by its outputs with a file of any number format.
+        images: float32 `[n, height, width, channels]` as the model takes them, or batches of them.
+        limits: figures that the file must reach. By default an operator of an int8 file may differ
+            from its layer by one quantization step. Outputs must have the float model's top-1 on
+            0.9 of the images whose margin exceeds two steps, and a signal-to-noise ratio of 6 dB,
+            of float32 files 60 dB; a file of another model misses both.
+        preprocessing: of a float model; see `quantize`.
+
+    Returns:
+        What the file contains, and the comparison.
+
+    Raises:
+        VerificationError: the file differs from the model.
+        UsageError: the file or the images cannot be used. Names the parameter.
+
+    Example:
+        >>> verify("model.tflite", quantized, images).agreement > 0.9
+        True
+    """
+    from mobilenet.export import in_memory
+
+    return in_memory.verify(file, model, images, limits, preprocessing)
 
 
 def _flatbuffer_of(model: Any) -> Flatbuffer | None:

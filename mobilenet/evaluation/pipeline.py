@@ -19,7 +19,7 @@ import numpy as np
 
 from mobilenet import metrics
 from mobilenet.configs.base import MAX_BATCH, check_number
-from mobilenet.configs.card import Card
+from mobilenet.configs.card import Card, checked_labels
 from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
 from mobilenet.errors import UsageError, one_of
 from mobilenet.evaluation import arrays, data_source
@@ -169,7 +169,7 @@ def _case(model: EvaluatedModel, options: Options) -> _Case:
     preprocessing = model.card.preprocessing if is_stored else None
     changes: dict[str, Any] = {}
     if options.labels is not None:
-        changes["labels"] = _checked_labels(options.labels, _classes(model))
+        changes["labels"] = checked_labels(options.labels, _classes(model))
     if options.preprocessing is not None:
         preprocessing = changes["preprocessing"] = _named(options.preprocessing)
     card = model.card.replace(**changes)
@@ -184,15 +184,6 @@ def _named(preprocessing: str | Preprocessing) -> Preprocessing:
     if isinstance(preprocessing, Preprocessing):
         return preprocessing
     return PREPROCESSING[one_of("preprocessing", preprocessing, PREPROCESSING)]
-
-
-def _checked_labels(labels: Sequence[str], classes: int) -> tuple[str, ...]:
-    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
-        raise UsageError("labels", labels, "a list of class names")
-    if len(labels) != classes:
-        expected = f"{classes} names, one for each output of the model"
-        raise UsageError("labels", f"{len(labels)} names", expected)
-    return tuple(labels)
 
 
 def _on_dataset(

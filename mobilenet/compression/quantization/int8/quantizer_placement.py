@@ -83,12 +83,12 @@ def place_quantizers(
             continue
         _check_activation(layer)
         if name not in QUANTIZED:
-            raise UsageError(
-                f"layer {layer.name}",
-                name,
-                "a layer with a known int8 form",
-                f"known are {', '.join(QUANTIZED)}",
+            known = (*QUANTIZED, *(kind for kind in PASS_THROUGH if kind != "InputLayer"))
+            remedy = (
+                f"known are {', '.join(known)}: build the model of these, or use a float form as "
+                "`number_format=dynamic_range`; `keep_float` is for layers with a known form"
             )
+            raise UsageError(f"layer {layer.name}", name, "a layer with a known int8 form", remedy)
         output = not _is_fused(graph, layer) and layer.name not in inside
         output = output and not (layer.name in floats and _is_read_by(graph, layer, floats))
         weights = None if layer.name in float_kernels else WEIGHTS.get(name)
