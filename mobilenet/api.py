@@ -341,10 +341,9 @@ def train(
     """
     from mobilenet.training import run_parameters, training_run
 
-    request = run_parameters.request(data, model, weights, stages, config)
-    folder = training_run.default_folder(request.config) if model_dir is None else model_dir
+    request = run_parameters.request(data, model, weights, stages, config, model_dir)
     with request.naming_parameters():
-        return training_run.execute(request.config, folder, request.explicit, overwrite)
+        return training_run.execute(request.config, request.folder, request.explicit, overwrite)
 
 
 def quantize(

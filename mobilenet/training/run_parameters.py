@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mobilenet.configs import archs, parameters, recipes
@@ -14,6 +15,7 @@ from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError, one_of, rename_parameters
 from mobilenet.evaluation import data_source
+from mobilenet.training import training_run
 from mobilenet.training.resolve_config import Explicit
 
 _RENAMED = {"model_name": "model", "dataset_name": "data", "init_checkpoint": "weights"}
@@ -24,11 +26,13 @@ class Request:
     """A run that was asked for.
 
     Attributes:
-        config: of it, before what depends on the data is filled in.
+        folder: the run folder.
+        config: of the run, before what depends on the data is filled in.
         explicit: which of the fields that depend on it were set.
         has_data_dir: `data_dir` is a parameter of its own; else errors of it are errors of `data`.
     """
 
+    folder: Path
     config: RunConfig
     explicit: Explicit
     has_data_dir: bool
@@ -53,11 +57,12 @@ def request(
     weights: str | os.PathLike[str] | None,
     stages: Sequence[str],
     values: Mapping[str, Any],
+    model_dir: str | os.PathLike[str] | None = None,
 ) -> Request:
     """The run that the parameters of `mobilenet.train` ask for.
 
     Args:
-        data, model, weights, stages: see there.
+        data, model, weights, stages, model_dir: see there.
         values: of its further parameters.
 
     Raises:
@@ -78,7 +83,9 @@ def request(
     if isinstance(model, MobileNetConfig):
         config = config.replace(model=model)
     config = parameters.apply(config, settings)
-    return Request(config, _explicit(model, settings), "data_dir" in values)
+    default = training_run.default_folder(config)
+    folder = default if model_dir is None else Path(_path("model_dir", model_dir))
+    return Request(folder, config, _explicit(model, settings), "data_dir" in values)
 
 
 def _architecture(model: object) -> MobileNetConfig:

@@ -77,6 +77,24 @@ def test_whole_configs_are_taken_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
+    ("model_dir", "folder"),
+    [
+        (None, Path("runs/mobilenet_v1_digits")),
+        ("here", Path("here")),
+        (Path("~/run"), Path.home() / "run"),
+    ],
+)
+def test_the_folder_is_that_of_the_command_unless_it_is_given(model_dir: Any, folder: Path) -> None:
+    request = run_parameters.request("digits", "mobilenet_v1", None, STAGES, {}, model_dir)
+    assert request.folder == folder
+
+
+def test_a_folder_that_is_no_path_is_refused() -> None:
+    with pytest.raises(UsageError, match="model_dir: got 'int', expected a path"):
+        run_parameters.request("digits", "mobilenet_v1", None, STAGES, {}, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("model", "values", "num_classes"),
     [
         ("mobilenet_v1", {}, False),
