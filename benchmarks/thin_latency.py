@@ -82,11 +82,14 @@ def thin(whole: Any, **fields: Any) -> Any:
     from mobilenet.compression.pruning.channel import surgery
     from mobilenet.configs.dataset import PREPROCESSING
     from mobilenet.configs.pruning import ChannelPruning
-    from mobilenet.training.pipeline import latency
+    from mobilenet.training.latency import measure_latency
 
     size = whole.input_shape[1]
     stage = methods.StageContext(
-        4, PREPROCESSING["inception"], lambda n: models.images(n, size), measure_latency=latency
+        4,
+        PREPROCESSING["inception"],
+        lambda n: models.images(n, size),
+        measure_latency=measure_latency,
     )
     method = methods.create(ChannelPruning(**fields), stage)
     method.apply(whole)

@@ -15,7 +15,8 @@ ALL_GROUPS = "all"  # of channels, except the squeezes of squeeze-excites
 IMPORTANCES = ("magnitude", "l2", "batch_norm_scale", "taylor", "geometric_median", "random")
 SCOPES = ("group", "global")
 SCHEDULES = ("polynomial", "constant")
-ROLES = ("stem", "depthwise", "pointwise", "fused", "squeeze_excite", "classifier")
+ROLES = ("stem", "depthwise", "pointwise", "fused", "squeeze_excite", "classifier", "other")
+LARGE_ROLES = ("pointwise", "fused", "other")  # hold most weights, and lose accuracy last
 
 
 def _end(default: float) -> Any:

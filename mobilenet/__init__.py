@@ -1,7 +1,7 @@
-"""MobileNets from a table of blocks to a small, fast, verified int8 flatbuffer.
+"""MobileNets and your own Keras models to small, fast, verified int8 TFLite files.
 
-Everything here is loaded when it is first used: `import mobilenet`, the configs and `--help` never
-wait for TensorFlow. `mobilenet.build(config)` is the way in.
+Everything here is loaded when it is first used: `import mobilenet` does not wait for TensorFlow.
+docs/own_models.md shows the functions at work, docs/api.md says what is stable.
 """
 
 from __future__ import annotations
@@ -11,81 +11,80 @@ from typing import TYPE_CHECKING, Any
 from mobilenet.lazy import attributes
 
 if TYPE_CHECKING:
-    from mobilenet import (
-        compression,
-        configs,
-        data,
-        export,
-        runtime,
-        surgery,
-        tf1_loader,
-        training,
-    )
-    from mobilenet.configs.archs import names as list_models
-    from mobilenet.errors import UsageError
-    from mobilenet.loading import load_model
-    from mobilenet.models.builder import (
+    from mobilenet import configs, runtime, surgery, tf1_loader
+    from mobilenet.api import (
         build,
-        mobilenet_edgetpu,
-        mobilenet_v1,
-        mobilenet_v2,
-        mobilenet_v3,
-        mobilenet_v3_large,
-        mobilenet_v3_small,
+        convert,
+        evaluate,
+        list_models,
+        list_weights,
+        pack,
+        profile,
+        prune,
+        quantize,
+        quantize_aware,
+        save_model,
+        thin,
+        train,
+        unpack,
+        verify,
     )
-    from mobilenet.models.counting import count, nonzero_weights
+    from mobilenet.errors import UsageError, VerificationError
+    from mobilenet.loading import load_model
+    from mobilenet.models.counting import count
     from mobilenet.models.end_points import end_points
-    from mobilenet.models.saving import save as save_model
 
     __version__: str
 
-_BUILDER = "mobilenet.models.builder"
-_PACKAGES = (
-    *("compression", "configs", "data", "export", "runtime"),
-    *("surgery", "tf1_loader", "training"),
+_FUNCTIONS = (
+    *("build", "convert", "evaluate", "list_models", "list_weights", "pack", "profile", "prune"),
+    *("quantize", "quantize_aware", "save_model", "thin", "train", "unpack", "verify"),
 )
+_ERRORS = ("UsageError", "VerificationError")
+_PACKAGES = ("configs", "runtime", "surgery", "tf1_loader")
 _SOURCES = {
-    "UsageError": "mobilenet.errors",
-    "build": _BUILDER,
+    **dict.fromkeys(_FUNCTIONS, "mobilenet.api"),
+    **dict.fromkeys(_ERRORS, "mobilenet.errors"),
     "count": "mobilenet.models.counting",
     "end_points": "mobilenet.models.end_points",
-    "list_models": "mobilenet.configs.archs:names",
     "load_model": "mobilenet.loading",
-    "mobilenet_edgetpu": _BUILDER,
-    "mobilenet_v1": _BUILDER,
-    "mobilenet_v2": _BUILDER,
-    "mobilenet_v3": _BUILDER,
-    "mobilenet_v3_large": _BUILDER,
-    "mobilenet_v3_small": _BUILDER,
-    "nonzero_weights": "mobilenet.models.counting",
-    "save_model": "mobilenet.models.saving:save",
     **{name: f"mobilenet.{name}:" for name in _PACKAGES},
+}
+_BUILDERS = ("edgetpu", "v1", "v2", "v3", "v3_large", "v3_small")
+_DEPRECATED = {  # gone in 0.3; source, and what to write instead
+    **{
+        f"mobilenet_{name}": ("mobilenet.models.builder", f'mobilenet.build("mobilenet_{name}")')
+        for name in _BUILDERS
+    },
+    "nonzero_weights": ("mobilenet.models.counting", "mobilenet.profile(model).nonzero_weights"),
 }
 
 __all__ = [
     "UsageError",
+    "VerificationError",
     "__version__",
     "build",
-    "compression",
     "configs",
+    "convert",
     "count",
-    "data",
     "end_points",
-    "export",
+    "evaluate",
     "list_models",
+    "list_weights",
     "load_model",
-    "mobilenet_edgetpu",
-    "mobilenet_v1",
-    "mobilenet_v2",
-    "mobilenet_v3",
-    "mobilenet_v3_large",
-    "mobilenet_v3_small",
-    "nonzero_weights",
+    "pack",
+    "profile",
+    "prune",
+    "quantize",
+    "quantize_aware",
     "runtime",
     "save_model",
     "surgery",
     "tf1_loader",
-    "training",
+    "thin",
+    "train",
+    "unpack",
+    "verify",
 ]
 
 
@@ -97,8 +96,16 @@ def __getattr__(name: str) -> Any:
         from importlib import metadata
 
         return metadata.version("mobilenet")
+    if name in _DEPRECATED:
+        import importlib
+        import warnings
+
+        module, replacement = _DEPRECATED[name]
+        message = f"mobilenet.{name} goes in version 0.3; write {replacement}"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(module), name)
     return _load(name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -8,7 +8,8 @@ TensorFlow.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mobilenet.errors import UsageError
@@ -16,11 +17,15 @@ from mobilenet.errors import UsageError
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from mobilenet.compression.pruning.channel.surgery import Thinned
     from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
     from mobilenet.configs.archs import MobileNetConfig
+    from mobilenet.configs.card import Card
     from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
     from mobilenet.configs.dataset import DatasetConfig, Preprocessing
-    from mobilenet.configs.quantization import PostTraining
+    from mobilenet.configs.pruning import Pruning
+    from mobilenet.configs.quantization import PostTraining, QuantizationAwareTraining
+    from mobilenet.configs.weight_sharing import FewValues, TfmotClustering
     from mobilenet.evaluation.result import Evaluation
     from mobilenet.export.converted_file import ConvertedFile
     from mobilenet.export.verification.verify import Verification
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from mobilenet.reporting.tflite_profile import FileProfile
     from mobilenet.runtime.classifier import Classifier
     from mobilenet.tflite.model import Flatbuffer
+    from mobilenet.training.compression import Compression
     from mobilenet.training.training_run import TrainingRun
     from mobilenet.typing import KerasModel
 
@@ -115,6 +121,185 @@ def list_weights(pattern: str = "*") -> list[str]:
     from mobilenet.configs import released_models
 
     return released_models.names(pattern)
+
+
+def save_model(
+    model: Any, path: str | os.PathLike[str], card: Card | None = None, *, overwrite: bool = False
+) -> Path:
+    """Writes a model as a folder of `model.keras` and `card.json`, whole or not at all.
+
+    The optimizer is left out. `load_model` reads the folder.
+
+    Args:
+        model: a functional or Sequential tf_keras model.
+        path: the folder.
+        card: what is known of the model (preprocessing, labels); by default what can be read from
+            it.
+        overwrite: replace a model that is there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: there is a model and `overwrite` is false, the folder holds other files, or it
+            cannot be written.
+
+    Example:
+        >>> model = build("mobilenet_v1", (32, 32, 3), width_multiplier=0.25)
+        >>> save_model(model, "models/small")
+    """
+    from mobilenet import files
+    from mobilenet.models import saving
+
+    files.check_target(path, "path", replaces=(saving.MODEL, "a model"), overwrite=overwrite)
+    return saving.save(model, path, saving.card_of(model) if card is None else card)
+
+
+def prune(
+    model: Any,
+    sparsity: float | Mapping[str, float] | None = None,
+    *,
+    steps: int,
+    config: Pruning | None = None,
+    data: Any = None,
+    preprocessing: Preprocessing | str | tuple[Any, Any] | None = None,
+    seed: int = 0,
+) -> Compression:
+    """Prunes a model while a training loop of your own trains it.
+
+    Weights of the smallest magnitude become zero, more and more of them, until 60 % of the steps
+    are done; the rest lets the others recover (Zhu and Gupta, arXiv 1710.01878).
+
+    Args:
+        model: a functional or Sequential tf_keras model that is trained; left as it is.
+        sparsity: share of zeros. A number is for all kernels but those of stem, depthwise
+            convolutions, squeeze-excites and classifier, which hold few weights and lose accuracy
+            first; a model that has no others is pruned everywhere. A mapping names roles
+            (`pointwise`, `fused`, `depthwise`, ...) or regular expressions of layer names. 0.5 by
+            default.
+        steps: updates of the weights that training will take, batches an epoch times epochs: the
+            schedule is laid out over them.
+        config: another method or schedule instead of `sparsity`: `MagnitudePruning` (with N:M and
+            block patterns), `DnsPruning`, `ChannelPruning`, `TfmotPruning` of
+            `mobilenet.configs.pruning`.
+        data: for channel pruning, images `[n, height, width, channels]` as the model takes them,
+            or `(images, labels)`, or batches of either.
+        preprocessing: how pixels became `data`; see `quantize`.
+        seed: of everything random in the method.
+
+    Returns:
+        `.model` to compile and fit, `.callbacks`, `.report`, and `.finish()`, which returns the
+        pruned float32 model.
+
+    Raises:
+        UsageError: an argument is wrong, or the method cannot be applied to the model.
+
+    Example:
+        >>> pruning = prune(model, sparsity=0.75, steps=40)
+        >>> pruning.model.compile("adam", "sparse_categorical_crossentropy")
+        >>> history = pruning.model.fit(images, labels, epochs=10, callbacks=pruning.callbacks)
+        >>> pruned = pruning.finish()
+    """
+    from mobilenet.training import compression
+
+    return compression.prune(model, sparsity, steps, config, data, preprocessing, seed)
+
+
+def quantize_aware(
+    model: Any,
+    images: Any,
+    *,
+    steps: int,
+    config: QuantizationAwareTraining | FewValues | TfmotClustering | None = None,
+    preprocessing: Preprocessing | str | tuple[Any, Any] | None = None,
+    seed: int = 0,
+) -> Compression:
+    """Quantization-aware training in a training loop of your own.
+
+    The model is trained with the arithmetic of the int8 file in its forward pass (Jacob et al.,
+    arXiv 1712.05877). A learning rate of a tenth of that of the float training, and a tenth of its
+    epochs, are usual.
+
+    Args:
+        model: a functional or Sequential tf_keras model that is trained; left as it is. A softmax
+            or sigmoid at its end stays in training, in float, and is left out of the result.
+        images: training images `[n, height, width, channels]` as the model takes them, or batches
+            of them; the first ones (256 by default) set the activation ranges.
+        steps: updates of the weights that training will take, batches an epoch times epochs. After
+            70 % of them batch-norm statistics and ranges are frozen.
+        config: other settings of `QuantizationAwareTraining`, or `CodebookQuantization`,
+            `LinearQuantization` or `TfmotClustering` of `mobilenet.configs.quantization`, which
+            leave few distinct weights in a float model.
+        preprocessing: how pixels became `images`; see `quantize`.
+        seed: of everything random in the method.
+
+    Returns:
+        `.model` to compile and fit, `.callbacks`, `.report`, and `.finish()`, which returns a
+        `QuantizedModel`, as `quantize` does (a float model with few distinct weights if `config` is
+        one of those).
+
+    Raises:
+        UsageError: an argument is wrong, or a layer of the model has no int8 form.
+
+    Example:
+        >>> training = quantize_aware(model, images, steps=20)
+        >>> training.model.compile("adam", "sparse_categorical_crossentropy")
+        >>> history = training.model.fit(images, labels, epochs=5, callbacks=training.callbacks)
+        >>> quantized = training.finish()
+    """
+    from mobilenet.training import compression
+
+    return compression.quantize_aware(model, images, steps, config, preprocessing, seed)
+
+
+def thin(
+    model: Any,
+    ratio: float | Mapping[str, float] = 0.5,
+    *,
+    images: Any = None,
+    round_to: int = 16,
+    importance: str = "magnitude",
+    scope: str = "group",
+    seed: int = 0,
+) -> Thinned:
+    """Removes the least important channels of a model, without training.
+
+    Args:
+        model: a functional or Sequential tf_keras model; left as it is.
+        ratio: the share of channels to remove from every group of layers that share them, or a
+            share by role or by regular expression of layer names.
+        images: `[n, height, width, channels]` as the model takes them, or batches of them; with
+            them the layers that read removed channels are fitted again to their former outputs by
+            least squares (He et al., arXiv 1707.06168). 500 are enough, labels are not needed.
+        round_to: channel counts are multiples of it: 16 for int8 files and 32 for float ones, whose
+            kernels work in such tiles; 1 for exact ratios.
+        importance: `magnitude`, `l2`, `batch_norm_scale`, `geometric_median` or `random`.
+        scope: rank channels by `group` or `global`.
+        seed: for `random`.
+
+    Returns:
+        `.model`; `.config`, which builds it (`None` for your own models); `.verify(images)`, which
+        compares it with the original model without the removed channels.
+
+    Raises:
+        UsageError: an argument is wrong, or the channels of a layer cannot be followed.
+
+    Example:
+        >>> thinned = thin(model, 0.5, images=images)
+        >>> thinned.verify(images) < 1e-5
+        True
+    """
+    from mobilenet.compression.pruning.channel import surgery
+    from mobilenet.data import in_memory
+    from mobilenet.models.graph import flatten
+
+    flat = flatten.flatten(model)
+    thinned = surgery.thin(flat, ratio, round_to, importance, scope=scope, seed=seed)
+    if images is None:
+        return thinned
+    return surgery.reconstruct(
+        flat, thinned, in_memory.load_examples(images, flat.input_shape[1:], 500).images
+    )
 
 
 def evaluate(

@@ -90,6 +90,7 @@ class Method(tf.Module):
     Attributes:
         config_type: class of the configs that pick this method.
         trains: whether the model that `apply` returns is trained.
+        needs_images: whether it looks at `context.training_images`.
         average_restart_step: update after which the moving average of the weights restarts, because
             the weights before it are those of another model (0: never).
         config: what the method does.
@@ -98,6 +99,7 @@ class Method(tf.Module):
 
     config_type: ClassVar[type[Config]]
     trains: ClassVar[bool] = True
+    needs_images: ClassVar[bool] = False
     average_restart_step: int = 0
 
     def __init__(self, config: Any, context: StageContext) -> None:

@@ -35,8 +35,8 @@ def float32_copy(model: tf_keras.Model, logits: bool = True) -> tf_keras.Model:
     call this, since reading distributed weights is itself a collective operation.
 
     Args:
-        model: a functional or Sequential model; nested models are flattened, and layers that do
-            nothing in inference left out.
+        model: a functional or Sequential model of any number of inputs; nested models are
+            flattened, and layers that do nothing in inference left out.
         logits: leave out a softmax at the end; int8 softmax resolves only 1/256.
 
     Returns:
@@ -50,7 +50,7 @@ def float32_copy(model: tf_keras.Model, logits: bool = True) -> tf_keras.Model:
         raise RuntimeError(
             "float32_copy was called inside a strategy scope; call it after the scope has closed"
         )
-    _check_one_image(model)
+    flatten.check_functional(model)
     flatten.check_unwrapped(model)
     calls = flatten.inline_calls(model)
     if logits:

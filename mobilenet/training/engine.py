@@ -19,6 +19,7 @@ from mobilenet.evaluation import scoring
 from mobilenet.models.graph import inference
 from mobilenet.training import losses
 from mobilenet.training.best_weights import BestWeights
+from mobilenet.training.compression import prepare_step
 from mobilenet.training.ema import Average
 from mobilenet.training.resume import Checkpoints, Row
 from mobilenet.training.schedules import LearningRate, create_optimizer
@@ -65,7 +66,7 @@ class Learner(tf_keras.Model):
         model: the network; Keras sees its variables alone.
         after_update: called in the graph after each update, with its number (int64, from 1).
         teacher: adds its outputs to the targets of every batch; `None` trains on labels alone.
-        frozen_statistics: training steps run in inference mode, so that batch-norm statistics
+        statistics_frozen: training steps run in inference mode, so that batch-norm statistics
             stay as they are; a change takes effect with a new trace.
     """
 
@@ -79,10 +80,10 @@ class Learner(tf_keras.Model):
         self.model = model
         self.after_update = after_update
         self.teacher = teacher
-        self.frozen_statistics = False
+        self.statistics_frozen = False
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
-        updates_statistics = bool(training) and not self.frozen_statistics
+        updates_statistics = bool(training) and not self.statistics_frozen
         return tf.cast(self.model(inputs, training=updates_statistics), tf.float32)
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -222,10 +223,7 @@ class _EpochCallback(tf_keras.callbacks.Callback):
     def _prepare_step(self, step: int) -> None:
         if self.method is None:
             return
-        frozen = self.method.statistics_frozen(step)
-        needs_trace = self.method.before_step(step)
-        if needs_trace or frozen != self.learner.frozen_statistics:
-            self.learner.frozen_statistics = frozen
+        if prepare_step(self.method, self.learner, step):
             self.learner.make_train_function(force=True)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

@@ -35,6 +35,7 @@ from mobilenet.models import builder, layer_plan, saving
 from mobilenet.models.graph import batch_norm_statistics, inference
 from mobilenet.runtime import interpreter
 from mobilenet.training import distillation, engine, initial_weights, progress, strategy
+from mobilenet.training.latency import measure_latency
 from mobilenet.training.resolve_config import steps_per_epoch
 from mobilenet.training.resume import Checkpoints, Row
 from mobilenet.training.run_data import RunData
@@ -42,7 +43,6 @@ from mobilenet.training.run_folder import RunFolder
 from mobilenet.training.stage_report import MASK_CHANGES, StageReport, finished_before
 
 log = logging.getLogger("mobilenet")
-_MIN_SECONDS = 0.01  # of a round of timing; shorter ones measure the machine more than the model
 _FORGOTTEN = 1e-3  # share of the initial statistics at which validation was seen to recover
 _METHOD_OF: dict[str, Callable[[RunConfig], Config | None]] = {
     "train": lambda config: None,
@@ -205,7 +205,7 @@ class Pipeline:
                 initial_ranges=self._learned_ranges,
                 calibration_images=self.data.calibration_images,
                 labeled_examples=self.data.first_examples,
-                measure_latency=latency,
+                measure_latency=measure_latency,
                 original_config=self.config.model,
                 part=parts.index(part) + 1,
                 parts=len(parts),
@@ -413,20 +413,3 @@ def _scores(held_out: metrics.Metrics) -> dict[str, Any]:
         "top5": round(held_out.top5, 4),
         "loss": round(held_out.loss, 6),
     }
-
-
-def latency(original: Any) -> Callable[[Any], tuple[float, float]]:
-    """Times the float files of models and of `original` side by side.
-
-    See `StageContext.measure_latency`.
-    """
-    file = tflite_converter.float_flatbuffer(original)
-    once = interpreter.latency({"original": file}, rounds=3)["original"]
-    invokes = math.ceil(min(max(_MIN_SECONDS / once, 4), 200))
-
-    def compare(model: Any) -> tuple[float, float]:
-        files = {"original": file, "model": tflite_converter.float_flatbuffer(model)}
-        seconds = interpreter.latency(files, invokes=invokes)
-        return seconds["model"], seconds["original"]
-
-    return compare

@@ -95,7 +95,8 @@ class FrozenVariables(tf.Module):
         super().__init__(name="frozen_variables")
         self.frozen = list(frozen)
         self.copies = [
-            state_variable(tf.convert_to_tensor(variable), "frozen") for variable in self.frozen
+            state_variable(tf.convert_to_tensor(v), f"{v.name.split(':')[0]}_frozen")
+            for v in self.frozen
         ]
 
     def apply(self) -> None:

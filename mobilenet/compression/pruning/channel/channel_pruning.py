@@ -92,6 +92,7 @@ class ChannelPruner(Method):
     """
 
     config_type = ChannelPruning
+    needs_images = True
     config: ChannelPruning
 
     def __init__(self, config: ChannelPruning, context: StageContext) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mobilenet.configs.pruning import ROLES
+from mobilenet.configs.pruning import LARGE_ROLES, ROLES
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models.graph.roles import Graph
 
@@ -26,6 +26,17 @@ class Target:
         share = sparsity.get(self.layer)
         now = "dense" if share is None else f"{share:.1%} zeros"
         return f"{self.layer} ({self.role}): {now}, {self.reason}"
+
+
+def shares_by_role(model: Any, share: float) -> dict[str, float]:
+    """One share for the kernels that hold most weights: 1x1, larger and inner dense ones.
+
+    Stem, depthwise, squeeze-excite and classifier kernels hold few weights and lose accuracy first;
+    they are pruned only in a model that has no others.
+    """
+    graph = Graph(model)
+    roles = {graph.role(layer) for layer in graph.layers if graph.kernel(layer) is not None}
+    return dict.fromkeys(sorted(roles & {*LARGE_ROLES} or roles), share)
 
 
 def assign_targets(

@@ -41,6 +41,7 @@ class TrainQuantized(Method):
     """Trains with the file's arithmetic in the forward pass (arXiv 1712.05877)."""
 
     config_type = QuantizationAwareTraining
+    needs_images = True
     config: QuantizationAwareTraining
 
     def __init__(self, config: QuantizationAwareTraining, context: StageContext) -> None:

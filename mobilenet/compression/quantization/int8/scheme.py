@@ -95,6 +95,13 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         }
 
 
+def custom_objects() -> dict[str, Any]:
+    """The classes by which Keras reads a saved model with quantizers."""
+    classes = (LayerQuantizeConfig, WeightQuantizer, ActivationQuantizer, InputQuantizer)
+    wrappers = (QuantizeWrapperV2, QuantizeLayer)
+    return {cls.__name__: cls for cls in (*classes, *wrappers)}
+
+
 def input_quantizer(
     preprocessing: Preprocessing, first: tuple[float, float] = (1.0, 0.0)
 ) -> InputQuantizer | ActivationQuantizer:
@@ -202,11 +209,25 @@ def wrap(
         return _call(copy, single_or_list(inputs))
 
     wrapped = rebuild(model, call_layer)
+    _freeze_kernels(wrapped)
     copy_weights(model, wrapped)
+    share_phase(wrapped)
+    return wrapped
+
+
+def _freeze_kernels(wrapped: Any) -> None:
+    """Freezes the kernels of frozen layers: tfmot's wrapper lists every kernel as trainable."""
+    for layer in wrapped.layers:
+        if isinstance(layer, QuantizeWrapperV2) and not layer.layer.trainable:
+            layer._non_trainable_weights += layer._trainable_weights
+            layer._trainable_weights = []
+
+
+def share_phase(wrapped: Any) -> None:
+    """Gives all quantizers of a model one phase, its attribute `phase`. In place."""
     wrapped.phase = Phase()
     for quantizer in quantizers(wrapped).values():
         quantizer.phase = wrapped.phase
-    return wrapped
 
 
 def _call(layer: Any, inputs: Any) -> Any:

@@ -18,6 +18,7 @@ class QuantizePostTraining(Method):
     """Quantizes a float model with calibration images; see `post_training.pipeline`."""
 
     config_type = PostTraining
+    needs_images = True
     config: PostTraining
     trains = False
 
