@@ -14,28 +14,30 @@ import mobilenet
 
 PUBLIC = [
     "UsageError",
+    "VerificationError",
     "__version__",
     "build",
-    "compression",
     "configs",
+    "convert",
     "count",
-    "data",
     "end_points",
-    "export",
+    "evaluate",
     "list_models",
+    "list_weights",
     "load_model",
-    "mobilenet_edgetpu",
-    "mobilenet_v1",
-    "mobilenet_v2",
-    "mobilenet_v3",
-    "mobilenet_v3_large",
-    "mobilenet_v3_small",
-    "nonzero_weights",
+    "pack",
+    "profile",
+    "prune",
+    "quantize",
+    "quantize_aware",
     "runtime",
     "save_model",
     "surgery",
     "tf1_loader",
-    "training",
+    "thin",
+    "train",
+    "unpack",
+    "verify",
 ]
 
 
@@ -61,6 +63,16 @@ def test_dir_lists_what_is_not_loaded_yet() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "False"]
+
+
+def test_dir_shows_the_api_and_nothing_else() -> None:
+    assert dir(mobilenet) == PUBLIC
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "nonzero_weights"])
+def test_a_deprecated_name_says_what_to_write(name: str) -> None:
+    with pytest.warns(DeprecationWarning, match="write mobilenet"):
+        assert callable(getattr(mobilenet, name))
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:

@@ -10,6 +10,7 @@ import tf_keras
 from small_models import own_inputs, own_model
 
 import mobilenet
+from mobilenet.models import counting
 from mobilenet.models.counting import layer_macs
 
 L = tf_keras.layers
@@ -42,7 +43,7 @@ def test_zeros_of_a_nested_model_count() -> None:
     kernel[0] = 0
     inner.layers[0].set_weights([kernel, np.zeros(4)])
     # two thirds of the kernel, gamma; neither beta, which is zero, nor the moving statistics
-    assert mobilenet.nonzero_weights(model) == 72 + 4
+    assert counting.nonzero_weights(model) == 72 + 4
 
 
 def test_end_points_of_a_nested_model_are_reached_from_its_input(nested: Any) -> None:
@@ -58,6 +59,6 @@ def test_end_points_of_a_nested_model_are_reached_from_its_input(nested: Any) ->
 
 
 def test_a_model_without_a_graph_is_one_line() -> None:
-    for function in (mobilenet.count, mobilenet.nonzero_weights, mobilenet.end_points):
+    for function in (mobilenet.count, counting.nonzero_weights, mobilenet.end_points):
         with pytest.raises(mobilenet.UsageError, match=r"model\.build\(\(None"):
             function(tf_keras.Sequential([L.Dense(2)]))
