@@ -139,7 +139,8 @@ class Card(Config):
     @property
     def is_derived(self) -> bool:
         """Whether the card was not stored with a model, but holds what can be seen in it."""
-        return not (self.architecture or self.labels or self.dataset)
+        is_stored = self.architecture or self.labels or self.dataset or self.stage
+        return not is_stored and self.preprocessing == Preprocessing()
 
     def model_config(self) -> MobileNetConfig | None:
         """The config in `architecture`; `None` without one, or if a later version wrote it."""

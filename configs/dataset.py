@@ -9,9 +9,11 @@ research/slim/preprocessing (inception), official/vision/image_classification/pr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from mobilenet.errors import UsageError, one_of
 
 from .base import MAX_CLASSES, Config, checked, flag
 
@@ -62,6 +64,43 @@ PREPROCESSING = MappingProxyType(
         )
     }
 )
+
+
+def choose_preprocessing(
+    choice: str | Preprocessing | Sequence[Any], channels: int | None = None
+) -> Preprocessing:
+    """A preprocessing as callers give it.
+
+    Args:
+        choice: a name of `PREPROCESSING`; a `Preprocessing`; or `(mean, std)` of pixels from 0 to
+            255, each a number or one for each channel.
+        channels: of the model; `None` leaves the numbers unchecked.
+
+    Raises:
+        UsageError: names `preprocessing`: it is none of these, or not for these channels.
+    """
+    if isinstance(choice, str):
+        chosen = PREPROCESSING[one_of("preprocessing", choice, PREPROCESSING)]
+    elif isinstance(choice, Preprocessing):
+        chosen = choice
+    else:
+        try:
+            mean, std = (_numbers(values) for values in choice)
+            chosen = Preprocessing("custom", mean=mean, std=std)
+        except (TypeError, ValueError):  # UsageError too, which names the field
+            names = ", ".join(PREPROCESSING)
+            expected = f"one of {names}, a Preprocessing, or (mean, std) of pixels from 0 to 255"
+            raise UsageError("preprocessing", choice, expected) from None
+    for values in (chosen.mean, chosen.std):
+        if channels is not None and len(values) not in (1, channels):
+            expected = f"one number, or one for each of {channels} channels"
+            raise UsageError("preprocessing", list(values), expected)
+    return chosen
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    listed = values if isinstance(values, Iterable) else (values,)
+    return tuple(float(value) for value in listed)
 
 
 @dataclasses.dataclass(frozen=True)

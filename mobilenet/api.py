@@ -306,7 +306,7 @@ def evaluate(
     model: KerasModel | LoadedModel | QuantizedModel | Classifier | str | os.PathLike[str],
     data: str | os.PathLike[str] | DatasetConfig | tuple[Any, Any] | tf.data.Dataset,
     *,
-    preprocessing: str | Preprocessing | None = None,
+    preprocessing: str | Preprocessing | Sequence[Any] | None = None,
     split: str = "test",
     batch_size: int = 32,
     limit: int | None = None,
@@ -332,7 +332,9 @@ def evaluate(
             - a batched `tf.data.Dataset` of such pairs;
             - a `DatasetConfig`, to leave out corrupt images or shift labels.
         preprocessing: how pixels 0..255 become the model's inputs, which arrays and batches are
-            already. By default what is stored with the model or read from its first layers.
+            already: the name of a `mobilenet.configs.dataset.PREPROCESSING` or a `Preprocessing`,
+            or `(mean, std)`. By default what is stored with the model or read from its first
+            layers.
         split: of a path or name: `train`, `validation` or `test`. Where only one set is held out,
             validation and test are both that set.
         batch_size: images a call of a Keras model. 32 fits into any memory.
@@ -421,6 +423,8 @@ def pack(
     *,
     fold_batch_norm: bool = False,
     overwrite: bool = False,
+    preprocessing: str | Preprocessing | Sequence[Any] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> PackedFile:
     """Packs a model into one small file: zeros and repeated weights cost next to nothing.
 
@@ -436,6 +440,9 @@ def pack(
         fold_batch_norm: round batch norms to a float16 scale and offset a channel, half of their
             bytes; this is not lossless.
         overwrite: replace an earlier packed model.
+        preprocessing: for the card, see `evaluate`; by default what is stored with the model or
+            read from its first layers.
+        labels: class names by index, for the card, where they are not stored with the model.
 
     Returns:
         `.content`, the bytes; `.ratio`, how many times smaller they are than the weights; and
@@ -453,7 +460,7 @@ def pack(
     """
     from mobilenet.packing import pipeline
 
-    return pipeline.pack(model, path, fold_batch_norm, overwrite)
+    return pipeline.pack(model, path, fold_batch_norm, overwrite, preprocessing, labels)
 
 
 def unpack(path: str | os.PathLike[str]) -> LoadedModel:

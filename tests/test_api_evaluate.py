@@ -154,6 +154,43 @@ def test_class_folders_are_matched_to_labels_by_name(tmp_path: Path) -> None:
     assert "matched by name" in found.notes[0]
 
 
+def rescaled() -> Any:
+    """A model that takes pixels."""
+    model = cnn()
+    layers = [L.Input((SIDE, SIDE, 3)), L.Rescaling(1 / 255), *model.layers]
+    return keras.Sequential(layers)
+
+
+def test_what_the_first_layers_say_decides_how_files_are_read(tmp_path: Path) -> None:
+    root, _, labels = painted(tmp_path / "photos", tuple("abcdef"))
+    model, pixels = rescaled(), repainted(root)
+    expected = figures(model.predict(pixels, verbose=0), labels, False)
+    model.save(tmp_path / "lone.keras")
+    for source in (model, tmp_path / "lone.keras"):
+        assert_figures(api.evaluate(source, root), expected, 24)
+
+
+def repainted(root: Path) -> np.ndarray:
+    """Paints the images again, one color each, which no crop changes; their pixels."""
+    paths = sorted((root / "val").glob("*/*.png"))
+    rng = np.random.default_rng(6)
+    pixels = np.tile(rng.integers(0, 256, (len(paths), 1, 1, 3), np.uint8), (1, SIDE, SIDE, 1))
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    return pixels.astype(np.float32)
+
+
+def test_mean_and_deviation_may_be_given(tmp_path: Path) -> None:
+    root, _, labels = painted(tmp_path, tuple("abcdef"))
+    model, pixels = cnn(), repainted(root)
+    expected = figures(model.predict(pixels / 255, verbose=0), labels, False)
+    assert_figures(api.evaluate(model, root, preprocessing=(0, 255)), expected, 24)
+    mean, std = [123.0, 117.0, 104.0], [58.0, 57.0, 56.0]
+    inputs = (pixels - np.float32(mean)) / np.float32(std)
+    expected = figures(model.predict(inputs, verbose=0), labels, False)
+    assert_figures(api.evaluate(model, root, preprocessing=(mean, std)), expected, 24)
+
+
 def test_a_list_of_images(tmp_path: Path) -> None:
     model = cnn()
     root, pixels, labels = painted(tmp_path, tuple("abcdef"))
@@ -281,6 +318,9 @@ def test_batches_that_cannot_be_used_are_named() -> None:
         ({"data_dir": "x"}, "data_dir: got 'x'"),
         ({"labels": ["a", "b"]}, "labels: got '2 names', expected 6 names"),
         ({"labels": "abcdef"}, "labels: got 'abcdef'"),
+        ({"preprocessing": 127.5}, "preprocessing: got 127.5, expected one of"),
+        ({"preprocessing": ([1, 2], 1)}, "preprocessing: got .*3 channels"),
+        ({"preprocessing": (0, 0)}, "preprocessing: got"),
         ({"preprocessing": "inceptoin"}, "preprocessing: got 'inceptoin'.*did you mean inception"),
     ],
 )

@@ -20,7 +20,12 @@ import numpy as np
 from mobilenet import metrics
 from mobilenet.configs.base import MAX_BATCH, check_number
 from mobilenet.configs.card import Card, checked_labels
-from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig, Preprocessing
+from mobilenet.configs.dataset import (
+    PREPROCESSING,
+    DatasetConfig,
+    Preprocessing,
+    choose_preprocessing,
+)
 from mobilenet.errors import UsageError, one_of
 from mobilenet.evaluation import arrays, data_source
 from mobilenet.evaluation.result import Evaluation
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from mobilenet.models.saving import LoadedModel
 
 log = logging.getLogger("mobilenet")
+_ANY = Preprocessing()
 _GRID_MEAN = 128.0  # of an int8 file: quantized value = pixel - 128
 
 EvaluatedModel: TypeAlias = "LoadedModel | Classifier"
@@ -45,7 +51,7 @@ class Options:
     batch_size: int = 32
     limit: int | None = None
     labels: Sequence[str] | None = None
-    preprocessing: str | Preprocessing | None = None
+    preprocessing: str | Preprocessing | Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
         one_of("split", self.split, file_evaluation.SPLITS)
@@ -61,10 +67,12 @@ class _Case:
     Attributes:
         model: with the names of its classes and the preprocessing that were given.
         preprocessing: stored with the model or given; `None` where neither is.
+        in_memory: a Keras model without a card of its own.
     """
 
     model: EvaluatedModel
     preprocessing: Preprocessing | None
+    in_memory: bool = False
 
     @property
     def is_probabilities(self) -> bool:
@@ -92,7 +100,7 @@ def evaluate(
     """
     started = time.monotonic()
     opened = evaluated_model(model)
-    case = _case(opened, options)
+    case = _case(opened, options, is_keras_model(model))
     notes: list[str] = []
     if isinstance(data, DatasetConfig):
         source, split = data.name, options.split
@@ -134,8 +142,7 @@ def evaluated_model(model: Any) -> EvaluatedModel:
     """
     if isinstance(model, Classifier):
         return model
-    tf_keras = sys.modules.get("tf_keras")
-    is_keras = tf_keras is not None and isinstance(model, tf_keras.Model)
+    is_keras = is_keras_model(model)
     if not is_keras and callable(getattr(model, "classifier", None)):
         return evaluated_model(model.classifier())
     if is_keras or not isinstance(getattr(model, "card", None), Card):
@@ -149,6 +156,12 @@ def evaluated_model(model: Any) -> EvaluatedModel:
     return loaded
 
 
+def is_keras_model(model: Any) -> bool:
+    """Whether it is a model of tf_keras, which is not imported for that."""
+    tf_keras = sys.modules.get("tf_keras")
+    return tf_keras is not None and isinstance(model, tf_keras.Model)
+
+
 def _name(model: EvaluatedModel) -> str:
     if isinstance(model, Classifier):
         return str(model.path or "flatbuffer")
@@ -159,31 +172,50 @@ def _classes(model: EvaluatedModel) -> int:
     return len(model.labels) if isinstance(model, Classifier) else int(model.model.output_shape[-1])
 
 
-def _case(model: EvaluatedModel, options: Options) -> _Case:
+def _case(model: EvaluatedModel, options: Options, in_memory: bool) -> _Case:
     """The model as it was asked for.
 
     Raises:
-        UsageError: there are not as many labels as classes.
+        UsageError: there are not as many labels as classes, or no such preprocessing.
     """
-    is_stored = not (model.is_bare if isinstance(model, Classifier) else model.card.is_derived)
-    preprocessing = model.card.preprocessing if is_stored else None
-    changes: dict[str, Any] = {}
+    card, preprocessing = model.card, _stored(model, in_memory)
     if options.labels is not None:
-        changes["labels"] = checked_labels(options.labels, _classes(model))
+        card = card.replace(labels=checked_labels(options.labels, _classes(model)))
     if options.preprocessing is not None:
-        preprocessing = changes["preprocessing"] = _named(options.preprocessing)
-    card = model.card.replace(**changes)
+        channels = card.input_shape[2]
+        preprocessing = choose_preprocessing(options.preprocessing, channels)
+        card = card.replace(preprocessing=preprocessing)
     if not isinstance(model, Classifier):
-        return _Case(dataclasses.replace(model, card=card), preprocessing)
+        return _Case(dataclasses.replace(model, card=card), preprocessing, in_memory)
     changed = copy.copy(model)  # shares its interpreters
     changed.card, changed.labels = card, card.labels
     return _Case(changed, preprocessing)
 
 
-def _named(preprocessing: str | Preprocessing) -> Preprocessing:
-    if isinstance(preprocessing, Preprocessing):
-        return preprocessing
-    return PREPROCESSING[one_of("preprocessing", preprocessing, PREPROCESSING)]
+def _stored(model: EvaluatedModel, in_memory: bool) -> Preprocessing | None:
+    """The preprocessing that is stored with a model."""
+    if isinstance(model, Classifier):
+        return None if model.is_bare else model.card.preprocessing
+    if in_memory:
+        return getattr(model.model, "mobilenet_preprocessing", None)
+    return None if model.card.is_derived else model.card.preprocessing
+
+
+def _data_preprocessing(case: _Case, data: DatasetConfig, given: object) -> Preprocessing:
+    """How the images of a data set become the model's inputs."""
+    model, own, scaling = case.model, PREPROCESSING[data.preprocessing], case.preprocessing
+    if isinstance(given, (str, Preprocessing)) or isinstance(model, Classifier):
+        return model.card.preprocessing
+    if given is None and not (scaling is None or case.in_memory):
+        return scaling
+    if given is None or scaling is None:
+        from mobilenet.evaluation import keras_classifier
+
+        scaling = keras_classifier.scaling_of(model.model, own, case.in_memory)
+    # A crop that was not chosen for the model is that of the data: digits fill their images.
+    if (scaling.crop, scaling.crop_fraction) != (_ANY.crop, _ANY.crop_fraction):
+        return scaling
+    return scaling.replace(crop=own.crop, crop_fraction=own.crop_fraction)
 
 
 def _on_dataset(
@@ -227,10 +259,9 @@ def _with_tensorflow(
     from mobilenet.models.graph import inference
 
     model = case.model
-    is_file = isinstance(model, Classifier)
     names = file_evaluation.names(model) if isinstance(model, Classifier) else model.card.labels
     height, width, channels = model.card.input_shape
-    preprocessing = case.preprocessing or PREPROCESSING[data.preprocessing]
+    preprocessing = _data_preprocessing(case, data, options.preprocessing)
     with explain_errors(data, options.split):
         info = datasets.describe(data)
         counts = _classes(model), info.num_classes
@@ -243,7 +274,7 @@ def _with_tensorflow(
             image_size=(height, width),
             batch_size=options.batch_size,
             channels=channels,
-            preprocessing=model.card.preprocessing if is_file else preprocessing,
+            preprocessing=preprocessing,
             limit=options.limit,
         )
         if isinstance(model, Classifier):

@@ -6,10 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
-from mobilenet.errors import UsageError, one_of
+from mobilenet.configs.dataset import PREPROCESSING, Preprocessing, choose_preprocessing
 from mobilenet.models.builder import config_of
 from mobilenet.models.graph import flatten
 from mobilenet.models.graph.calls import CallList
@@ -17,9 +14,6 @@ from mobilenet.models.graph.calls import CallList
 log = logging.getLogger("mobilenet")
 
 Choice = str | Preprocessing | Sequence[Any] | None
-_EXPECTED = (
-    f"one of {', '.join(PREPROCESSING)}, a Preprocessing, or (mean, std) of pixels from 0 to 255"
-)
 _SIZES = frozenset({"ZeroPadding2D", "Cropping2D", "Resizing", "CenterCrop"})
 
 
@@ -40,28 +34,8 @@ def resolve(model: Any, preprocessing: Choice = None) -> Preprocessing:
     """
     if preprocessing is None:
         return _stored(model) or _read(model)
-    given = _given(preprocessing)
     channels = model.inputs[0].shape[-1] if getattr(model, "inputs", None) else None
-    for values in (given.mean, given.std):
-        if len(values) != 1 and channels is not None and len(values) != channels:
-            raise UsageError(
-                "preprocessing", list(values), f"one number, or one for each of {channels} channels"
-            )
-    return given
-
-
-def _given(preprocessing: str | Preprocessing | Sequence[Any]) -> Preprocessing:
-    if isinstance(preprocessing, Preprocessing):
-        return preprocessing
-    if isinstance(preprocessing, str):
-        return PREPROCESSING[one_of("preprocessing", preprocessing, PREPROCESSING)]
-    try:
-        mean, std = (
-            tuple(np.atleast_1d(np.asarray(value, np.float64)).tolist()) for value in preprocessing
-        )
-        return Preprocessing("custom", mean=mean, std=std)
-    except (TypeError, ValueError):  # UsageError too, which names the field
-        raise UsageError("preprocessing", preprocessing, _EXPECTED) from None
+    return choose_preprocessing(preprocessing, channels)
 
 
 def _stored(model: Any) -> Preprocessing | None:

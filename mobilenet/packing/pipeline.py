@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tf_keras
 
 from mobilenet import files
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
-from mobilenet.configs.card import preprocessing_of
+from mobilenet.configs.card import checked_labels, preprocessing_of
 from mobilenet.configs.conversion import ConversionConfig
-from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError
 from mobilenet.export import tflite_converter
-from mobilenet.models import saving
+from mobilenet.models import input_preprocessing, saving
 from mobilenet.packing import container, fp16_batch_norm, packed_file
 from mobilenet.packing import model as packed_model
 from mobilenet.packing.packed_file import PackedFile
@@ -81,6 +82,8 @@ def pack(
     path: str | os.PathLike[str] | None = None,
     fold: bool = False,
     overwrite: bool = False,
+    preprocessing: str | Preprocessing | Sequence[Any] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> PackedFile:
     """A packed model in memory, written where a path is given; see `mobilenet.pack`.
 
@@ -89,6 +92,7 @@ def pack(
         path: the file.
         fold: round the batch norms to 16 bits, see `fp16_batch_norm.fold_to_float16`.
         overwrite: replace an earlier packed model.
+        preprocessing, labels: for the card, where they are not stored with the model.
 
     Raises:
         UsageError: the model cannot be read or packed, or the file not written.
@@ -96,6 +100,13 @@ def pack(
     if path is not None:
         packed_file.check_target(path, overwrite=overwrite)
     loaded, ranges = _model_and_ranges(model)
+    card = loaded.card
+    if preprocessing is not None or isinstance(model, tf_keras.Model):
+        resolved = input_preprocessing.resolve(loaded.model, preprocessing)
+        card = card.replace(preprocessing=resolved)
+    if labels is not None:
+        card = card.replace(labels=checked_labels(labels, loaded.model.output_shape[-1]))
+    loaded = saving.LoadedModel(loaded.model, card)
     packed = _packed_file(_folded(loaded) if fold else loaded, ranges)
     if path is not None:
         packed.save(path, overwrite)

@@ -72,6 +72,22 @@ def test_own_models_come_out_bit_by_bit(
     assert (again.card.outputs, again.card.input_shape) == (kind, (SIDE, SIDE, 3))
 
 
+def test_what_is_known_of_the_model_is_packed_with_it(tmp_path: Path) -> None:
+    labels = [f"class {number}" for number in range(40)]
+    path = tmp_path / "mine"
+    api.pack(sequential(), path, labels=labels, preprocessing=(0, 255))
+    card = api.unpack(path).card
+    assert card.labels == tuple(labels)
+    assert (card.preprocessing.mean, card.preprocessing.std) == ((0.0,), (255.0,))
+    pixels = keras.Sequential([L.Input((4, 4, 3)), L.Rescaling(1 / 255), L.Flatten(), L.Dense(2)])
+    api.pack(pixels, path, overwrite=True)
+    card = api.unpack(path).card
+    assert (card.preprocessing.mean, card.preprocessing.std) == ((0.0,), (1.0,))
+    for settings in ({"labels": ["a"]}, {"preprocessing": "inceptoin"}):
+        with pytest.raises(UsageError, match=f"^{next(iter(settings))}: got"):
+            api.pack(pixels, path, overwrite=True, **settings)
+
+
 def test_zeros_cost_next_to_nothing() -> None:
     model = sequential()
     whole = api.pack(model)
