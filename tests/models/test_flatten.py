@@ -47,7 +47,7 @@ def all_weights(model: Any) -> list[np.ndarray]:
     return sorted(model.get_weights(), key=lambda value: (value.shape, value.ravel()[0]))
 
 
-QUICK = ("nested_v2", "v3", "cnn")
+QUICK = ("nested_v2", "cnn")
 NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in OWN_MODELS]
 # A product with 1 / 127.5 rounds otherwise than the division of `preprocess_input`.
 TOLERANCE = {"nested_v2": 2e-5}

@@ -10,9 +10,11 @@ import tf_keras
 from short_training import stage_context, train
 from small_models import (
     INCEPTION,
+    OWN_MODELS,
     file_inputs,
     inputs,
     model_outputs,
+    own_inputs,
     own_model,
     pixels,
     randomize_batch_norm,
@@ -31,6 +33,7 @@ from mobilenet.export.freeze import float32_copy
 from mobilenet.export.verification import verify
 from mobilenet.models.graph.final_activation import split_final_activation
 from mobilenet.models.graph.roles import Graph
+from mobilenet.models.input_preprocessing import resolve
 from mobilenet.runtime import interpreter
 from mobilenet.tflite import model as tflite_model
 
@@ -92,13 +95,19 @@ def test_the_operators_of_v3_are_refused_with_layer_and_remedy() -> None:
     assert "\n" not in message
 
 
-def test_v3_is_quantized_once_its_operators_are_stock_layers() -> None:
-    model, _ = split_final_activation(own_model("v3"))
-    wrapped = scheme.wrap(model, INCEPTION)
-    images = inputs(32, 32)
-    calibration.calibrate(wrapped, scheme.to_grid(images, INCEPTION))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "v3" else pytest.mark.slow) for n in OWN_MODELS]
+)
+def test_own_models_are_quantized_once_they_are_flat(name: str) -> None:
+    model, images = own_model(name), own_inputs(name, 32)
+    preprocessing = resolve(model)
+    logits, _ = split_final_activation(model)
+    wrapped = scheme.wrap(logits, preprocessing)
+    calibration.calibrate(wrapped, images)
     scheme.check_ranges(scheme.get_ranges(wrapped))
-    hard_swishes = find_hard_swishes(Graph(model))
-    assert len(hard_swishes) == 19
-    outputs, expected = model_outputs(wrapped, images), model_outputs(model, images)
-    assert np.corrcoef(outputs.ravel(), expected.ravel())[0, 1] > 0.9
+    if name.startswith("v3"):  # two in each of 8 blocks, and three around them
+        assert len(find_hard_swishes(Graph(logits))) == 19
+    outputs, expected = model_outputs(wrapped, images), model_outputs(logits, images)
+    # Errors of random weights grow along the 17 residual blocks of V2.
+    least = 0.6 if "v2" in name else 0.9
+    assert np.corrcoef(outputs.ravel(), expected.ravel())[0, 1] > least
