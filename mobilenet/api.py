@@ -303,7 +303,7 @@ def thin(
 
 
 def evaluate(
-    model: KerasModel | LoadedModel | QuantizedModel | Classifier | str | os.PathLike[str],
+    model: KerasModel | LoadedModel | ConvertedFile | Classifier | str | os.PathLike[str],
     data: str | os.PathLike[str] | DatasetConfig | tuple[Any, Any] | tf.data.Dataset,
     *,
     preprocessing: str | Preprocessing | Sequence[Any] | None = None,
@@ -365,7 +365,7 @@ def evaluate(
 
 
 def profile(
-    model: KerasModel | LoadedModel | Classifier | str | os.PathLike[str],
+    model: KerasModel | LoadedModel | ConvertedFile | Classifier | str | os.PathLike[str],
     *,
     latency: bool = True,
     packed: bool = True,
