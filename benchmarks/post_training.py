@@ -214,7 +214,7 @@ class Bench:
         from mobilenet.export import number_formats
         from mobilenet.export.source import Source
 
-        source = Source(Path("."), self.loaded, False)
+        source = Source(self.loaded)
         form, few = ConversionConfig(number_format=name), self.images[:1]
         job = number_formats.ConversionJob(
             source, few, form, self.loaded.card.input_shape, self.seen

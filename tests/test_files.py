@@ -148,3 +148,16 @@ def test_a_target_that_can_be_written_is_accepted_and_not_created(tmp_path: Path
         files.check_target(tmp_path / name, replaces=("model.keras", "a model"))
     files.check_target(tmp_path / "empty", replaces=("model.keras", "a model"), overwrite=False)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "model.keras", "older"]
+
+
+def test_a_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a.bin"
+    files.check_file_target(target, overwrite=False)
+    assert not target.parent.exists()
+    files.write_bytes(target, b"1")
+    with pytest.raises(UsageError, match="^path: got .*expected a new file; .*`overwrite`"):
+        files.check_file_target(target, overwrite=False)
+    files.check_file_target(target)
+    for bad, words in ((tmp_path, "a folder has that name"), (target / "b", "can be written")):
+        with pytest.raises(UsageError, match=f"^output: got .*{words}"):
+            files.check_file_target(bad, "output")

@@ -416,12 +416,12 @@ def test_a_squeeze_that_is_always_zero_has_a_range_in_sixteen_bits(tmp_path: Pat
         x = layers.Conv2D(8, 1)(layers.Multiply()([x, hard_sigmoid(layers.Conv2D(8, 1)(y))]))
     model = tf_keras.Model(source, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
     images = small_models.inputs(16)
-    opened = Source(tmp_path, saving.LoadedModel(model, Card(input_shape=(16, 16, 3))), False)
+    opened = Source(saving.LoadedModel(model, Card(input_shape=(16, 16, 3))))
     seen = calibration_data.Calibration(images, "here")
     form = ConversionConfig(number_format="int16x8")
     exported = export_pipeline.export(opened, tmp_path / "out", images, form, calibration=seen)
-    assert exported.verification.signal_to_noise is not None
-    assert exported.verification.signal_to_noise > 30
+    assert exported.file.verification.signal_to_noise is not None
+    assert exported.file.verification.signal_to_noise > 30
 
 
 def test_shared_biases_are_detected_by_their_scales(monkeypatch: pytest.MonkeyPatch) -> None:
