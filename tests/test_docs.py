@@ -43,7 +43,8 @@ def python_blocks(needs: str | None = None) -> list[object]:
 
 
 @pytest.mark.parametrize("text", python_blocks())
-def test_python_runs(text: str) -> None:
+def test_python_runs(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     exec(compile(text, "block", "exec"), {})  # noqa: S102
 
 
