@@ -27,7 +27,7 @@ from mobilenet.compression import method as methods
 from mobilenet.compression.pruning.unstructured import sparsity_targets
 from mobilenet.compression.quantization.int8 import quantized_model, scheme
 from mobilenet.compression.quantization.int8 import saving as int8_saving
-from mobilenet.compression.quantization.int8.calibration import check_images as check_range
+from mobilenet.compression.quantization.int8.calibration import check_range
 from mobilenet.configs.base import Config, check_number
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import Preprocessing
@@ -129,9 +129,13 @@ class CompressedModel(tf_keras.Model):
 
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         """As `tf_keras.Model.fit`; the callbacks of the method are added if they are missing."""
-        if not isinstance(callbacks, tf_keras.callbacks.CallbackList):
-            listed = list(tf.nest.flatten(callbacks)) if callbacks is not None else []
-            missing = [own for own in self._callbacks() if own not in listed]
+        is_list = isinstance(callbacks, tf_keras.callbacks.CallbackList)
+        listed = callbacks.callbacks if is_list else tf.nest.flatten(callbacks or [])
+        missing = [own for own in self._callbacks() if own not in listed]
+        if is_list:
+            for own in missing:
+                callbacks.append(own)
+        else:
             callbacks = [*missing, *listed]
         return super().fit(*args, callbacks=callbacks, **kwargs)
 
@@ -315,7 +319,7 @@ class Compression:
             training a `QuantizedModel`.
 
         Raises:
-            UsageError: it was called before.
+            UsageError: it was called before, or inside the scope of a distribution strategy.
 
         Warns:
             UserWarning: training took fewer steps than planned, or the target was not reached.
@@ -324,6 +328,8 @@ class Compression:
             raise UsageError(
                 "compression", "finished already", "one call of finish", "use what it returned"
             )
+        if tf.distribute.has_strategy():
+            raise UsageError("finish", "a call inside a strategy scope", "one after it has closed")
         report = self.report
         if report.warning:
             warnings.warn(report.warning, UserWarning, stacklevel=2)
@@ -523,7 +529,7 @@ def _compress(
         if data is None:
             raise UsageError(parameter, None, f"images; {type(config).__name__} looks at some")
         loaded = load_examples(data, start.model.input_shape[1:], count, parameter)
-        check_range(loaded.images, resolved)
+        check_range(loaded.images, resolved, parameter)
         return loaded
 
     def labeled(limit: int) -> tuple[Float32Array, Any]:
