@@ -253,6 +253,13 @@ def test_verify_takes_every_form_of_a_file(
         assert len(verified.layers) == 2 and verified.ok
     verified = verify(path, model, IMAGES)
     assert verified.layers == () and verified.contents == "int8" and verified.agreement == 1.0
+    # Compared on the grid of the file's inputs, a pixel minus 128, which is half a pixel away.
+    dense = model.layers[-1]
+    features = tf_keras.Model(model.inputs, dense.input)
+    expected = model_outputs(features, IMAGES) @ dense.kernel.numpy() + dense.bias.numpy()
+    noise = expected - file_outputs(file, IMAGES - np.float32(0.5 / 127.5))
+    ratio = 10 * np.log10(np.sum(np.square(expected)) / np.sum(np.square(noise)))
+    assert verified.signal_to_noise == pytest.approx(ratio, abs=1e-3)
 
 
 def test_verify_refuses_the_file_of_another_model(
