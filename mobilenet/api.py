@@ -149,10 +149,17 @@ def save_model(
         >>> save_model(model, "models/small")
     """
     from mobilenet import files
-    from mobilenet.models import saving
+    from mobilenet.models import input_preprocessing, saving
+    from mobilenet.models.builder import config_of
 
     files.check_target(path, "path", replaces=(saving.MODEL, "a model"), overwrite=overwrite)
-    return saving.save(model, path, saving.card_of(model) if card is None else card)
+    if card is None:
+        config = config_of(model)
+        card = saving.card_of(model).replace(
+            preprocessing=input_preprocessing.resolve(model),
+            architecture={} if config is None else config.to_json(),
+        )
+    return saving.save(model, path, card)
 
 
 def prune(
