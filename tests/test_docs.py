@@ -56,7 +56,7 @@ def test_the_page_on_own_models_runs_as_one_script(
     for _, text in (block for block in blocks("python") if block[0].startswith(ONE_SCRIPT)):
         exec(compile(text, "block", "exec"), names)  # noqa: S102
     assert names["verification"].agreement > 0.95
-    assert names["evaluated"].top1 > 90
+    assert names["evaluated"].top1 > 80
 
 
 @pytest.mark.parametrize("text", python_blocks(NEEDS_RUN))

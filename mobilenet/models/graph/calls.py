@@ -78,13 +78,15 @@ class CallList:
 
     Args:
         model: a model that `flatten.check_functional` accepts.
+        allow_shared: layers with weights may be called more than once.
 
     Raises:
         UsageError: a nested model has no graph, or a layer with weights is called twice.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, allow_shared: bool = False) -> None:
         self.model = model
+        self._allow_shared = allow_shared
         self.calls: list[Call] = []
         self._called: set[int] = set()
         self.inputs = [self._add_input(tensor) for tensor in model.inputs]
@@ -174,8 +176,11 @@ class CallList:
         """Outputs and layer of every call."""
         _assign_names(self.calls)
         made: dict[Call, tuple[list[Any], Any]] = {}
+        shared: dict[int, Any] = {}  # by the original layer
         for call in self.calls:
-            layer = layer_of(call)
+            layer = shared.get(id(call.layer)) or layer_of(call)
+            if call.layer is not None and call.layer.weights:
+                shared[id(call.layer)] = layer
             if not call.inputs:
                 own = [layer.output] if layer is not call.layer else call.outputs
                 made[call] = own, layer
@@ -226,7 +231,7 @@ class CallList:
         return [Tensor(call, index) for index in range(len(outputs))]
 
     def _check_called_once(self, layer: Any) -> None:
-        if id(layer) in self._called and layer.weights:
+        if id(layer) in self._called and layer.weights and not self._allow_shared:
             raise UsageError(
                 "model",
                 f"layer {layer.name}, which is called more than once",

@@ -81,13 +81,14 @@ def plain_calls(model: Any) -> CallList:
 
 
 def inline_calls(model: Any) -> CallList:
-    """The calls of a model without nested ones; operators that equal no stock layer stay.
+    """The calls of a model without nested ones; operators that equal no stock layer and shared
+    layers stay.
 
     Raises:
         UsageError: see `flatten`.
     """
     check_functional(model)
-    calls = CallList(model)
+    calls = CallList(model, allow_shared=True)
     _leave_out_augmentation(calls)
     operators.rewrite(calls, strict=False)
     return calls
