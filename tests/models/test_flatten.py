@@ -140,7 +140,7 @@ def test_v3_has_the_hard_swishes_of_this_library(own: Callable[[str], Any]) -> N
     """19 in V3-small: 8 blocks with two each, and three around them (arXiv 1905.02244, table 2)."""
     flat = flatten(own("v3"))
     assert hard_swish_chains(flat) == 19
-    assert "Conv/BatchNorm_shift" in [layer.name for layer in flat.layers]
+    assert "Conv_BatchNorm_shift" in [layer.name for layer in flat.layers]
 
 
 ONE_LAYER: list[tuple[Callable[[Any], Any], list[str]]] = [
@@ -212,6 +212,15 @@ def test_a_scaled_tensor_that_is_read_twice_stays() -> None:
 
     flat = flatten(small(function))
     assert kinds(flat)[1:] == ["Rescaling", "Rescaling", "ReLU", "Rescaling", "Multiply"]
+
+
+def test_slashes_become_underscores() -> None:
+    """A TFLite file joins the names of layers by slashes."""
+    source = L.Input((4, 4, 3))
+    x = L.Conv2D(3, 1, name="block/conv")(L.Conv2D(3, 1, name="block_conv")(source))
+    model = tf_keras.Model(source, L.ReLU(name="block/relu")(x))
+    names = [layer.name for layer in flatten(model).layers[1:]]
+    assert names == ["block_conv", "block_conv_1", "block_relu"]
 
 
 def test_names_are_prefixed_only_where_two_layers_share_them() -> None:

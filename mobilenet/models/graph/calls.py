@@ -5,6 +5,7 @@ Calls inside nested models stand in the same list, so that the model built from 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ import tf_keras
 
 from mobilenet.errors import UsageError
 
+SLASH = "/"
 _PREPROCESSING = "mobilenet_preprocessing"  # attribute of a model, see `input_preprocessing`
 
 
@@ -318,27 +320,29 @@ def _assign_names(calls: Iterable[Call]) -> None:
     """Gives every call a name of its own.
 
     A name stays where only one layer has it. Of several, that outside all nested models keeps it;
-    the others have the name of their nested model before their own.
+    the others have the name of their nested model before their own. A slash, which separates the
+    names of layers in a TFLite file, becomes an underscore.
     """
     calls = list(calls)
-    count: dict[str, int] = {}
-    for call in calls:
-        if call.layer is not None:
-            count[call.layer.name] = count.get(call.layer.name, 0) + 1
     own = [call for call in calls if call.layer is not None]
+    count = collections.Counter(_own_name(call) for call in own)
     taken: set[str] = set()
     prefixed = []
     for call in own:
-        name = call.layer.name
+        name = _own_name(call)
         if name not in taken and (count[name] == 1 or not call.path):
             call.name = _unique(name, taken)
         else:
             prefixed.append(call)
     for call in prefixed:
-        call.name = _unique("_".join((*call.path[-1:], call.layer.name)), taken)
+        call.name = _unique("_".join((*call.path[-1:], _own_name(call))), taken)
     for call in calls:
         if call.layer is None:
             call.name = _unique(f"{_original_before(call).name}_{call.suffix}", taken)
+
+
+def _own_name(call: Call) -> str:
+    return str(call.layer.name).replace(SLASH, "_")
 
 
 def _original_before(call: Call) -> Call:

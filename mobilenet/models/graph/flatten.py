@@ -14,7 +14,7 @@ import tf_keras
 
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models.graph import operators
-from mobilenet.models.graph.calls import CallList, Replacement, check_graph
+from mobilenet.models.graph.calls import SLASH, CallList, Replacement, check_graph
 from mobilenet.models.graph.roles import is_quantization_layer, is_wrapper
 
 log = logging.getLogger("mobilenet")
@@ -40,8 +40,9 @@ def flatten(model: Any) -> Any:
     `Rescaling`.
 
     A layer keeps its name where that is unique; of several layers with one name, those inside a
-    nested model have the nested model's name before their own (`base_conv1`). Layers keep
-    `trainable`, and batch norms of a model called with `training=False` are called so again.
+    nested model have the nested model's name before their own (`base_conv1`). A slash in a name
+    becomes an underscore. Layers keep `trainable`, and batch norms of a model called with
+    `training=False` are called so again.
 
     Args:
         model: functional or Sequential tf_keras model of any number of inputs and outputs; it is
@@ -180,6 +181,7 @@ def _is_unchanged(model: Any, calls: CallList) -> bool:
     called = [call.layer for call in calls.calls]
     return (
         None not in called
+        and not any(SLASH in layer.name for layer in called)
         and len({id(layer) for layer in called}) == len(called)
         and {id(layer) for layer in called} == {id(layer) for layer in model.layers}
     )
