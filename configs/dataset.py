@@ -47,6 +47,14 @@ class Preprocessing(Config):
     crop: str = checked("central", choices=CROPS)
     crop_fraction: float = checked(0.875, above=0, most=1)
 
+    @property
+    def input_range(self) -> tuple[float, float]:
+        """The smallest and largest value that pixels 0 and 255 become, of all channels."""
+        channels = max(len(self.mean), len(self.std))
+        means, stds = (v * channels if len(v) == 1 else v for v in (self.mean, self.std))
+        pairs = list(zip(means, stds, strict=True))
+        return min(-mean / std for mean, std in pairs), max((255 - m) / std for m, std in pairs)
+
 
 PREPROCESSING = MappingProxyType(
     {

@@ -276,9 +276,12 @@ def broken() -> Any:
         ((IMAGES[:, 1:], LABELS), ["data: got 'images of shape [23, 7, 8, 3]'", "[n, 8, 8, 3]"]),
         ((IMAGES[..., :1], LABELS), ["data: got 'images of shape"]),
         ((IMAGES[0], LABELS), ["data: got 'images of shape [8, 8, 3]'"]),
-        ((np.full_like(IMAGES, np.nan), LABELS), ["data: got 'images with NaN or infinity'"]),
+        ((np.full_like(IMAGES, np.nan), LABELS), ["data: got 'NaN or infinity'"]),
         ((IMAGES.astype(str), LABELS), ["data: got 'images of type"]),
+        ((IMAGES, 3), ["data: got '23 images, no list of labels'"]),
+        ((3, LABELS), ["data: got 'images of shape []'"]),
         ((IMAGES[:0], LABELS[:0]), ["data: got 'no images'", "at least one image"]),
+        (([[1, 2], [3]], LABELS), ["data: expected images of one shape"]),
         ((IMAGES,), ["data: got 'tuple of 1'", "(images, labels)"]),
         (IMAGES, ["data: got 'ndarray'"]),
         (None, ["data: got 'NoneType'"]),
@@ -331,7 +334,7 @@ def test_settings_that_cannot_be_are_named(settings: dict[str, Any], words: str)
 
 def test_pixels_where_the_model_takes_another_range_are_refused() -> None:
     with pytest.raises(
-        UsageError, match="^data: got 'images of 0 to 255', expected values from -1"
+        UsageError, match="^data: got 'values from 0 to 255', expected values from -1"
     ):
         api.evaluate(cnn(), (255 * np.float32(IMAGES > 0), LABELS), preprocessing="inception")
 

@@ -42,6 +42,7 @@ LAYERS = (
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
 LIGHT = (*FOUNDATION, "tflite", "runtime", "cli", "__main__", "__init__")
 LIGHT_SUBPACKAGES = (
+    "mobilenet.data.in_memory",
     "mobilenet.data.sources",
     "mobilenet.evaluation.arrays",
     "mobilenet.evaluation.data_source",

@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.typing import Array, Float32Array
 
+_TOLERANCE = 0.02  # of the range that pixels 0..255 become
 _INFINITE = -1  # `cardinality()` of a tf.data.Dataset without an end
 _EXPECTED = "images [n, height, width, channels], (images, labels), or batches of either"
+
+Batch = tuple[Array, Array | None]  # images `[n, height, width, channels]`, labels `[n, ...]`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,26 +48,50 @@ def load_examples(
         UsageError: these are no images, or of another shape, type or size than the model takes, or
             not finite.
     """
-    images, labels = _read(data, limit, parameter)
-    check_images(images, shape, parameter)
-    if images.dtype.kind in "iu":
+    batches = list(load_batches(data, shape, limit, parameter))
+    if any(images.dtype.kind in "iu" for images, _ in batches):
         raise UsageError(
             parameter,
-            f"images of type {images.dtype}",
+            f"images of type {batches[0][0].dtype}",
             "float images as the model takes them",
             "preprocess them as in training, and cast them to float32",
         )
-    if labels is not None and len(labels) != len(images):
-        counts = f"{len(images)} images, {len(labels)} labels"
-        raise UsageError(parameter, counts, "as many labels as images")
-    return Examples(images.astype(np.float32, copy=False), labels)
+    images = np.concatenate([part.astype(np.float32, copy=False) for part, _ in batches])
+    labels = [part for _, part in batches if part is not None]
+    return Examples(images, np.concatenate(labels) if len(labels) == len(batches) else None)
+
+
+def load_batches(
+    data: Any, shape: Sequence[int | None], limit: int | None = None, parameter: str = "images"
+) -> Iterator[Batch]:
+    """Checked images and labels of a caller, of any type of numbers; arrays are one batch.
+
+    Args:
+        data, shape, limit, parameter: see `load_examples`.
+
+    Raises:
+        UsageError: see `load_examples`.
+    """
+    is_empty = True
+    for images, labels in _read(data, limit, parameter):
+        if images.shape[:1] == (0,):
+            continue
+        check_images(images, shape, parameter)
+        if not _is_paired(images, labels):
+            count = len(labels) if labels is not None and labels.ndim else "no list of"
+            counts = f"{len(images)} images, {count} labels"
+            raise UsageError(parameter, counts, "as many labels as images")
+        is_empty = False
+        yield images, labels
+    if is_empty:
+        raise UsageError(parameter, "no images", "at least one image")
 
 
 def check_images(images: Array, shape: Sequence[int | None], parameter: str = "images") -> None:
     """Checks the shape and the values of images.
 
     Raises:
-        UsageError: there are none, they do not fit the model, or are not finite.
+        UsageError: they do not fit the model, are no numbers, or are not finite.
     """
     fits = images.ndim == 1 + len(shape) and all(
         side in (None, own) for side, own in zip(shape, images.shape[1:], strict=True)
@@ -72,49 +100,80 @@ def check_images(images: Array, shape: Sequence[int | None], parameter: str = "i
         sides = ", ".join("any" if side is None else str(side) for side in shape)
         got = f"images of shape {list(images.shape)}"
         raise UsageError(parameter, got, f"images of shape [n, {sides}]")
-    if not len(images):
-        raise UsageError(parameter, "no images", "at least one image")
     if images.dtype.kind not in "iuf" and images.dtype.name != "bfloat16":
         raise UsageError(parameter, f"images of type {images.dtype}", "images of numbers")
+    check_finite(images, parameter)
+
+
+def check_finite(images: Array, parameter: str = "images") -> None:
+    """Checks that images have no NaN and no infinity.
+
+    Raises:
+        UsageError: they have.
+    """
     if not np.isfinite(images.astype(np.float32, copy=False)).all():
-        raise UsageError(parameter, "images with NaN or infinity", "finite values")
+        raise UsageError(parameter, "NaN or infinity", "finite values", "check how they are read")
 
 
-def _read(data: Any, limit: int | None, parameter: str) -> tuple[Array, Array | None]:
+def check_range(images: Array, preprocessing: Preprocessing, parameter: str = "images") -> None:
+    """Refuses images whose values cannot be a model's inputs.
+
+    Args:
+        images: finite, `[n, height, width, channels]`, preprocessed; at least one.
+        preprocessing: how pixels 0..255 became them.
+        parameter: their name in errors.
+
+    Raises:
+        UsageError: they are in another range than the model's inputs.
+    """
+    low, high = preprocessing.input_range
+    tolerance = _TOLERANCE * (high - low)
+    least, most = float(images.min()), float(images.max())
+    if least < low - tolerance or most > high + tolerance:
+        raise UsageError(
+            parameter,
+            f"values from {least:.3g} to {most:.3g}",
+            f"values from {low:.3g} to {high:.3g}, as this model takes pixels 0 to 255",
+            f"preprocess them as the model takes them ({preprocessing.name})",
+        )
+
+
+def _read(data: Any, limit: int | None, parameter: str) -> Iterator[Batch]:
     if _is_array(data) or _is_pair(data):
-        images, labels = _split(data)
-        if limit is not None and limit < len(images):
-            chosen = np.linspace(0, len(images) - 1, limit).round().astype(int)
-            images, labels = images[chosen], None if labels is None else labels[chosen]
-        return images, labels
-    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
+        yield _select(*_split(data), limit)
+    elif isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
         raise UsageError(parameter, type(data).__name__, _EXPECTED)
-    return _first_of_batches(data, limit, parameter)
+    else:
+        yield from _first_of_batches(data, limit, parameter)
 
 
-def _first_of_batches(
-    batches: Iterable[Any], limit: int | None, parameter: str
-) -> tuple[Array, Array | None]:
-    parts: list[tuple[Array, Array | None]] = []
-    count = 0
+def _select(images: Array, labels: Array | None, limit: int | None) -> Batch:
+    """At most `limit` of the images, spread evenly, where each has a label or none has."""
+    if limit is None or not images.ndim or limit >= len(images) or not _is_paired(images, labels):
+        return images, labels
+    chosen = np.linspace(0, len(images) - 1, limit).round().astype(int)
+    return images[chosen], None if labels is None else labels[chosen]
+
+
+def _is_paired(images: Array, labels: Array | None) -> bool:
+    """Whether there is a label for each image, or none at all."""
+    return labels is None or images.shape[:1] == labels.shape[:1]
+
+
+def _first_of_batches(batches: Iterable[Any], limit: int | None, parameter: str) -> Iterator[Batch]:
+    left = limit
     for batch in _finite(batches, limit, parameter):
         if not (_is_array(batch) or (isinstance(batch, (tuple, list)) and len(batch))):
             raise UsageError(parameter, f"batches of {type(batch).__name__}", _EXPECTED)
         images, labels = _split(batch)
-        if images.ndim == 3:
-            expected = "batches [n, height, width, channels]"
-            raise UsageError(parameter, list(images.shape), expected, "call its batch(32)")
-        parts.append((images, labels))
-        count += len(images)
-        if limit is not None and count >= limit:
-            break
-    if not parts:
-        raise UsageError(parameter, "no images", "at least one image")
-    labels_of_parts = [part for _, part in parts if part is not None]
-    joined = np.concatenate([images for images, _ in parts])[:limit]
-    if len(labels_of_parts) < len(parts):
-        return joined, None
-    return joined, np.concatenate(labels_of_parts)[:limit]
+        if images.ndim < 4:
+            got, remedy = f"images of shape {list(images.shape)}", "call its batch(32)"
+            raise UsageError(parameter, got, "batches of images", remedy)
+        yield images[:left], None if labels is None else labels[:left]
+        if left is not None:
+            left -= len(images)
+            if left <= 0:
+                return
 
 
 def _finite(batches: Any, limit: int | None, parameter: str) -> Iterator[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from mobilenet.compression.quantization.int8 import scheme
-from mobilenet.compression.quantization.int8.calibration import check_images, check_range
+from mobilenet.compression.quantization.int8.calibration import check_images
 from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
 from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
 from mobilenet.configs.card import Card, checked_labels
@@ -128,7 +128,7 @@ def convert(
     verified_on = None
     if images is not None:
         verified_on = image_arrays.load_examples(images, shape, None, "images").images
-        check_range(verified_on, loaded.card.preprocessing)
+        image_arrays.check_range(verified_on, loaded.card.preprocessing)
         if config.image_size is None and None in shape:
             config = _with_size(config, verified_on)
     shape = config.input_shape(shape)
@@ -229,7 +229,7 @@ def verify(
     source = source_of(loaded)
     shape = _checked_shape(content, source.model)
     array = image_arrays.load_examples(images, shape, None, "images").images
-    check_range(array, loaded.card.preprocessing)
+    image_arrays.check_range(array, loaded.card.preprocessing)
     is_int8 = structure.is_int8(content)
     if source.quantized and not is_int8:
         source = source.without_quantizers()

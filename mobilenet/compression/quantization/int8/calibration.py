@@ -11,6 +11,7 @@ import tensorflow as tf
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.quantizers import ActivationQuantizer
 from mobilenet.configs.dataset import Preprocessing
+from mobilenet.data import in_memory
 from mobilenet.errors import UsageError, shorten
 from mobilenet.typing import Float32Array
 
@@ -139,7 +140,7 @@ def check_images(
         raise UsageError(
             parameter, len(images), f"at least {MIN_IMAGES}", "100 or more are recommended"
         )
-    _check_finite(images, parameter)
+    in_memory.check_finite(images, parameter)
     if not np.ptp(images, axis=(1, 2)).any():
         raise UsageError(
             parameter,
@@ -147,8 +148,8 @@ def check_images(
             "photos",
             "give photos as the model will see them",
         )
-    check_range(images, preprocessing, parameter)
-    low, high = _input_range(preprocessing)
+    in_memory.check_range(images, preprocessing, parameter)
+    low, high = preprocessing.input_range
     least, most = float(images.min()), float(images.max())
     if most - least < 0.05 * (high - low):
         raise UsageError(
@@ -157,40 +158,3 @@ def check_images(
             f"photos that use the range from {low:.3g} to {high:.3g}",
             "they may have been scaled twice",
         )
-
-
-def check_range(
-    images: Float32Array, preprocessing: Preprocessing, parameter: str = "images"
-) -> None:
-    """Refuses images whose values cannot be a model's inputs.
-
-    Args:
-        images: `[n, height, width, channels]`, preprocessed; at least one.
-        preprocessing: how pixels 0..255 became them.
-        parameter: their name in errors.
-
-    Raises:
-        UsageError: they are not finite, or in another range than the model's inputs.
-    """
-    _check_finite(images, parameter)
-    low, high = _input_range(preprocessing)
-    tolerance = 0.02 * (high - low)
-    least, most = float(images.min()), float(images.max())
-    if least < low - tolerance or most > high + tolerance:
-        raise UsageError(
-            parameter,
-            f"values from {least:.3g} to {most:.3g}",
-            f"values from {low:.3g} to {high:.3g}, as this model takes pixels 0 to 255",
-            f"preprocess them as in its card ({preprocessing.name})",
-        )
-
-
-def _check_finite(images: Float32Array, parameter: str) -> None:
-    if not np.isfinite(images).all():
-        raise UsageError(parameter, "NaN or infinity", "finite values", "check how they are read")
-
-
-def _input_range(preprocessing: Preprocessing) -> tuple[float, float]:
-    """The values that pixels 0 and 255 become, of all channels."""
-    mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
-    return float(((0 - mean) / std).min()), float(((255 - mean) / std).max())
