@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 import tf_keras
 from small_models import CLASSES, SIZE, model_outputs, pixels
 
+import mobilenet
 from mobilenet.compression.quantization.int8 import calibration, quantized_model, scheme
 from mobilenet.configs.card import Card
-from mobilenet.configs.dataset import Preprocessing
+from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
+from mobilenet.configs.quantization import PostTraining
 from mobilenet.export import pipeline
 from mobilenet.export.source import source_of
 from mobilenet.runtime import interpreter
@@ -70,3 +73,65 @@ def test_pixels_are_exact_and_the_first_layer_is_no_operator(
         scale, offset = end["quantization"]
         outputs.append((source.get_tensor(end["index"])[0].astype(np.float32) - offset) * scale)
     assert np.abs(np.asarray(outputs) - simulated).max() < 0.02 * np.ptp(expected)
+
+
+MEANS, DEVIATIONS = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+FIRST_LAYERS = {
+    "to_1": L.Rescaling(1 / 255),
+    "to_both_sides": L.Rescaling(1 / 127.5, -1.0),
+    "negative": L.Rescaling(-1 / 127.5, 1.0),
+    "normalization": L.Normalization(mean=MEANS, variance=np.square(DEVIATIONS)),
+    "torch": lambda x: tf_keras.applications.imagenet_utils.preprocess_input(x, mode="torch"),
+    "after_padding": lambda x: L.Rescaling(1 / 127.5, -1.0)(L.ZeroPadding2D(1)(x)),
+}
+QUICK = PostTraining(steps=("maximum", "repair"))
+
+
+def cnn(first: Any) -> Any:
+    """A convolution of padded maps and a dense layer after a layer that scales pixels."""
+    tf_keras.utils.set_random_seed(6)
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.ReLU()(L.Conv2D(8, 3, padding="same")(first(source)))
+    return tf_keras.Model(source, L.Dense(CLASSES)(L.GlobalAveragePooling2D()(x)))
+
+
+@pytest.mark.parametrize("first", FIRST_LAYERS)
+def test_the_first_layer_is_int8_after_calibration_and_after_training(
+    first: str, tmp_path: Path
+) -> None:
+    images = pixels(24).astype(np.float32)
+    model = cnn(FIRST_LAYERS[first])
+    expected = model_outputs(model, images)
+    tolerance = 0.02 * np.ptp(expected)
+    quantized = mobilenet.quantize(model, images, preprocessing="raw", config=QUICK)
+    file = mobilenet.convert(quantized, images=images)
+    assert (file.verification.contents, file.verification.float_tensors) == ("int8", 0)
+    assert min(layer.signal_to_noise or 0 for layer in file.verification.layers) > 30
+    assert np.abs(file.classifier(threads=1).logits(images) - expected).max() < tolerance
+    np.testing.assert_allclose(model_outputs(quantized.float_model, images), expected, atol=1e-4)
+    loaded = mobilenet.load_model(quantized.save(tmp_path / "quantized"))
+    assert mobilenet.convert(loaded, images=images).content == file.content
+
+    training = mobilenet.quantize_aware(model, images, steps=2, preprocessing="raw")
+    training.model.compile(tf_keras.optimizers.SGD(1e-3), "mse")
+    training.model.fit(images[:16], expected[:16], 8, callbacks=training.callbacks, verbose=0)
+    finished = training.finish()
+    trained = mobilenet.convert(finished, images=images)
+    assert (trained.verification.contents, trained.verification.float_tensors) == ("int8", 0)
+    actual = trained.classifier(threads=1).logits(images)
+    expected = model_outputs(finished.float_model, images)
+    assert np.abs(actual - expected).max() < tolerance
+
+
+def test_inputs_with_a_mean_for_each_channel_are_calibrated() -> None:
+    shown = pixels(24).astype(np.float32)
+    images = (shown - np.float32(MEANS)) / np.float32(DEVIATIONS)
+    model = cnn(lambda x: x)
+    quantized = mobilenet.quantize(model, images, preprocessing="imagenet", config=QUICK)
+    low, high = quantized.ranges[scheme.INPUT]
+    assert (low, high) == (images.min(), images.max())
+    file = mobilenet.convert(quantized, images=images)
+    assert file.card.preprocessing == PREPROCESSING["imagenet"]
+    expected = model_outputs(model, images)
+    actual = file.classifier(threads=1).logits(shown)
+    assert np.abs(actual - expected).max() < 0.02 * np.ptp(expected)

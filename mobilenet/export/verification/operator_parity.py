@@ -18,6 +18,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
+from mobilenet.compression.quantization.int8.quantizers import InputQuantizer
 from mobilenet.export.rewrites import float_fallback
 from mobilenet.export.verification import error_diagnosis
 from mobilenet.metrics import signal_to_noise
@@ -151,9 +152,16 @@ class _ParityRun:
         rounding = [unwrap(x).name for x in self.graph.layers if _rounds(x)]
         names = [name for name in rounding if name in self.plain]
         model = tf_keras.Model(plain.inputs, [self.plain[name].output for name in names])
-        outputs = model(tf.constant(self.inputs), training=False)
+        inputs, quantizer = self.inputs, self._input_quantizer()
+        if isinstance(quantizer, InputQuantizer):
+            inputs = quantizer.undo_rescaling(inputs)
+        outputs = model(tf.constant(inputs), training=False)
         listed = outputs if len(names) > 1 else [outputs]
         return {name: value.numpy() for name, value in zip(names, listed, strict=True)}
+
+    def _input_quantizer(self) -> Any:
+        layers = (x for x in self.graph.layers if kind(x) == "QuantizeLayer")
+        return next((layer.quantizer for layer in layers), None)
 
     def visit(self, layer: Any) -> None:
         """Computes a layer from the file's values; where the file rounds, compares and continues
@@ -270,7 +278,9 @@ class _ParityRun:
             return None
         name, is_depthwise = unwrap(layer).name, kind(layer) == "DepthwiseConv2D"
         if name in self.plain and layer.quantize_config.weight_quantizer is not None:
-            trained = kernels.kernel_matrix(Graph.kernel(self.plain[name]).numpy(), is_depthwise)
+            own = Graph.kernel(self.plain[name])  # a `Rescaling` has none: constants
+            variable = _kernel_variable(layer) if own is None else own
+            trained = kernels.kernel_matrix(variable.numpy(), is_depthwise)
             simulated = kernels.kernel_matrix(_simulated_kernel(layer), is_depthwise)
             self.faults += kernels.kernel_faults(name, trained, simulated, stored)
         return float(np.mean(stored == 0))
@@ -307,12 +317,16 @@ def _grid_faults(layer: Any, name: str, scale: float, zero_point: int) -> list[s
     ]
 
 
+def _kernel_variable(layer: Any) -> Any:
+    """The kernel of a wrapped layer, whose attribute is the quantized tensor after a call."""
+    return next(v for v in layer.weights if v.name.endswith("kernel:0"))
+
+
 def _simulated_kernel(layer: Any) -> npt.NDArray[np.int16]:
     """The quantized kernel of a wrapped layer, `[..., channels]` as in Keras."""
-    ((kernel, quantizer),) = layer.quantize_config.get_weights_and_quantizers(layer.layer)
-    variable = next(v for v in layer.weights if v.name.endswith("kernel:0"))
-    del kernel  # after a call it is the quantized tensor, not the variable
-    values = quantizer(tf.convert_to_tensor(variable), False, quantizer.variables).numpy()
+    quantizer = layer.quantize_config.weight_quantizer
+    variable = tf.convert_to_tensor(_kernel_variable(layer))
+    values = quantizer(variable, False, quantizer.variables).numpy()
     largest = np.asarray(quantizer.variables["absmax"], np.float64)
     if kind(layer) == "DepthwiseConv2D":
         largest = largest.reshape(values.shape[2:])

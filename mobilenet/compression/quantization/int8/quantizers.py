@@ -210,6 +210,10 @@ class InputQuantizer(_Quantizer):
         offset = self.shift + (self.mean - self.zero) / self.std
         return values * np.float32(self.scale) + np.float32(offset)
 
+    def undo_rescaling(self, values: Any) -> Any:
+        """Inputs of the file as the first layer of the float model takes them, on the same grid."""
+        return (values - np.float32(self.shift)) / np.float32(self.scale)
+
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, tf.Variable]:
         del tensor_shape, name, layer
         return {}

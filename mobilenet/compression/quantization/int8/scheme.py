@@ -9,6 +9,7 @@ activations by layer name. The wrapped model is built from both when it is neede
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 )
 from tf_keras.src import backend  # the public name of the scope warns
 
+from mobilenet.compression.quantization.int8 import channel_rescaling
 from mobilenet.compression.quantization.int8.quantizer_placement import (
     QuantizerSpec,
     place_quantizers,
@@ -204,7 +206,11 @@ def wrap(
         elif layer is rescaling and isinstance(of_input, InputQuantizer):
             return inputs[0]  # the quantizer computes it
         elif layer.name in specs:
-            config = LayerQuantizeConfig(**vars(specs[layer.name]), rectified=_is_rectified(layer))
+            spec = specs[layer.name]
+            if channel_rescaling.is_channel_rescaling(layer):
+                copy = channel_rescaling.as_convolution(layer)
+                spec = dataclasses.replace(spec, weights="depthwise")
+            config = LayerQuantizeConfig(**vars(spec), rectified=_is_rectified(layer))
             copy = QuantizeWrapperV2(copy, config, _PREFIX)
         return _call(copy, single_or_list(inputs))
 

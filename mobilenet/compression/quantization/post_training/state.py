@@ -57,8 +57,10 @@ class Simulation:
         self, original: Any, preprocessing: Preprocessing, config: PostTraining, seed: int
     ) -> None:
         self.config, self.seed = config, seed
+        self.wrapped = scheme.wrap(original, preprocessing, keep_float=config.keep_float)
+        own = scheme.quantizers(self.wrapped)  # that of the input may compute the first layer
         specs = place_quantizers(original, keep_float=config.keep_float)
-        self.calibrated = [n for n, s in specs.items() if s.output and s.fixed is None]
+        self.calibrated = [n for n, s in specs.items() if s.output and s.fixed is None and n in own]
         self._original = inference.compile_model(original)
         self._initial_weights = original.get_weights()
         self.model = rebuild.copy(original)
@@ -66,7 +68,6 @@ class Simulation:
         self.hard_swishes = [
             x for x in self.groups.hard_swishes if unwrap(x.source).name in self.calibrated
         ]
-        self.wrapped = scheme.wrap(original, preprocessing, keep_float=config.keep_float)
         self._quantized = inference.compile_model(self.wrapped)
         self._observer = Observer(self.model)
         self.tuner = output_tuning.Tuner(self.wrapped)
@@ -222,6 +223,9 @@ class State:
         chosen = {**range_setting.raise_lower_bounds(by_rule, bounds), **self.chosen_ranges}
         scheme.copy_weights(simulation.model, simulation.wrapped)
         ranges = scheme.get_ranges(simulation.wrapped)
+        if scheme.INPUT in ranges:
+            low, high = float(self.images.min()), float(self.images.max())
+            chosen[scheme.INPUT] = min(low, 0.0), max(high, 0.0)
         for name, (low, high) in chosen.items():
             high = high if high - low > MIN_WIDTH else EMPTY_HIGH
             ranges[name] = np.asarray((low, high), np.float32)
