@@ -27,13 +27,12 @@ from mobilenet.compression import method as methods
 from mobilenet.compression.pruning.unstructured import sparsity_targets
 from mobilenet.compression.quantization.int8 import quantized_model, scheme
 from mobilenet.compression.quantization.int8 import saving as int8_saving
-from mobilenet.compression.quantization.int8.calibration import check_range
 from mobilenet.configs.base import Config, check_number
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.pruning import ChannelPruning, MagnitudePruning, Pruning
 from mobilenet.configs.quantization import QUANTIZATION, PostTraining, QuantizationAwareTraining
-from mobilenet.data.in_memory import Examples, load_examples
+from mobilenet.data.in_memory import Examples, check_range, load_examples
 from mobilenet.errors import UsageError, shorten
 from mobilenet.export import freeze
 from mobilenet.models import input_preprocessing
