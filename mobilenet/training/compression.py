@@ -437,6 +437,19 @@ def _freeze_wrappers(trained: Any, start: Any) -> None:
             layer.trainable = False
 
 
+def _warn_of_frozen_kernels(method: methods.Method, model: Any) -> None:
+    """Pruned weights of a frozen layer cost accuracy that no training brings back."""
+    pruned = [target.layer for target in getattr(method, "targets", ()) if target.sparsity]
+    frozen = [name for name in pruned if not model.get_layer(name).trainable]
+    if frozen:
+        warnings.warn(
+            f"{len(frozen)} of the {len(pruned)} kernels to prune are frozen and cannot recover: "
+            f"{shorten(frozen)}; set `trainable = True` on the model first",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def prune(
     model: Any,
     sparsity: float | Mapping[str, float] | None,
@@ -550,4 +563,6 @@ def _compress(
     method = methods.create(config, context)
     if method.needs_images:
         examples()
-    return Compression(method, start)
+    compression = Compression(method, start)
+    _warn_of_frozen_kernels(method, start.model)
+    return compression

@@ -331,6 +331,32 @@ def test_frozen_layers_stay_frozen() -> None:
     assert (kernel(result) != kernel(model)).any()
 
 
+def test_pruning_frozen_kernels_is_a_warning() -> None:
+    model = small_cnn()
+    model.get_layer("pointwise").trainable = False
+    with pytest.warns(UserWarning, match="1 of the 1 kernels to prune are frozen .* pointwise"):
+        mobilenet.prune(model, steps=STEPS)
+
+
+def test_batch_norms_called_in_inference_mode_stay_there() -> None:
+    """As in transfer learning: the base is called with `training=False` and then fine-tuned."""
+    base = tf_keras.Sequential(
+        [L.Input((SIZE, SIZE, 3)), L.Conv2D(8, 3), L.BatchNormalization(name="norm"), L.ReLU()]
+    )
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.GlobalAveragePooling2D()(base(source, training=False))
+    model = tf_keras.Model(source, L.Dense(CLASSES, activation="softmax")(x))
+    before = base.get_layer("norm").get_weights()
+    for compression in (mobilenet.prune(model, steps=STEPS), start(model=model)):
+        compression.model.compile("sgd", LOSS)
+        fit(compression)
+        result = compression.finish()
+        norm = getattr(result, "float_model", result).get_layer("norm").get_weights()
+        for now, old in zip(norm[2:], before[2:], strict=True):  # mean and variance
+            np.testing.assert_array_equal(now, old)
+        assert (norm[0] != before[0]).any()  # the gain is trained
+
+
 class Subclassed(tf_keras.Model):  # type: ignore[misc]
     def call(self, inputs: Any) -> Any:
         return inputs

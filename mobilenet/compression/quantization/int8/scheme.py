@@ -212,7 +212,7 @@ def wrap(
                 spec = dataclasses.replace(spec, weights="depthwise")
             config = LayerQuantizeConfig(**vars(spec), rectified=_is_rectified(layer))
             copy = QuantizeWrapperV2(copy, config, _PREFIX)
-        return _call(copy, single_or_list(inputs))
+        return _call(copy, single_or_list(inputs), _training_of(layer))
 
     wrapped = rebuild(model, call_layer)
     _freeze_kernels(wrapped)
@@ -236,7 +236,14 @@ def share_phase(wrapped: Any) -> None:
         quantizer.phase = wrapped.phase
 
 
-def _call(layer: Any, inputs: Any) -> Any:
+def _training_of(layer: Any) -> bool | None:
+    """The `training` that a layer of a flat model is always called with; `None` if it varies."""
+    nodes = [node for node in layer._inbound_nodes if not node.is_input]
+    training: bool | None = nodes[0].call_kwargs.get("training") if nodes else None
+    return training
+
+
+def _call(layer: Any, inputs: Any, training: bool | None = None) -> Any:
     """The symbolic output of a new layer.
 
     A wrapper that is called before it is known whether the model trains builds both branches of
@@ -244,7 +251,7 @@ def _call(layer: Any, inputs: Any) -> Any:
     """
     layer.call = tf.autograph.experimental.do_not_convert(layer.call)
     with backend.deprecated_internal_learning_phase_scope(0):
-        return layer(inputs)
+        return layer(inputs) if training is None else layer(inputs, training=training)
 
 
 def _check_layers(model: Any) -> None:
