@@ -9,6 +9,7 @@ import pytest
 import tf_keras
 from small_models import CLASSES, INCEPTION, SIZE, L, inputs, model_outputs, toy
 
+import mobilenet
 from mobilenet.compression.quantization.int8 import quantized_model, scheme
 from mobilenet.compression.quantization.int8.calibration import calibrate
 from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
@@ -98,3 +99,16 @@ def test_ranges_that_were_never_set_are_refused() -> None:
     plain = tf_keras.Model(source, x)
     with pytest.raises(UsageError, match="range of only"):
         quantized_model.quantized_model(scheme.wrap(plain, INCEPTION), plain, CARD)
+
+
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_the_mean_of_a_single_pixel_is_converted(keepdims: bool) -> None:
+    """The converter removes the mean of a 1x1 map only where that keeps the shape."""
+    source = L.Input((8, 8, 3))
+    x = L.Conv2D(16, 8, activation="relu")(source)
+    x = L.GlobalAveragePooling2D(keepdims=keepdims)(x)
+    model = tf_keras.Model(source, L.Dense(4)(L.Flatten()(x)))
+    images = inputs(16, 8)
+    file = mobilenet.convert(mobilenet.quantize(model, images), images=images)
+    assert ("MEAN" in file.verification.operators) != keepdims
+    assert file.verification.agreement == 1

@@ -97,8 +97,12 @@ def place_quantizers(
 
 
 def _is_trivial_pool(layer: Any) -> bool:
-    """Whether this is the mean of a 1x1 map, which the converter removes with its quantizer."""
-    return kind(layer) == "GlobalAveragePooling2D" and tuple(layer.input_shape[1:3]) == (1, 1)
+    """Whether this is the mean of a 1x1 map, which the converter removes with its quantizer.
+
+    It does so only where the mean keeps the shape; otherwise a MEAN stays in the file.
+    """
+    is_single = kind(layer) == "GlobalAveragePooling2D" and tuple(layer.input_shape[1:3]) == (1, 1)
+    return is_single and bool(unwrap(layer).keepdims)
 
 
 def match_float_layers(graph: Graph, patterns: Sequence[str]) -> set[str]:
