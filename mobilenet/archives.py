@@ -6,6 +6,7 @@ that a small file cannot fill the memory.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -61,6 +62,30 @@ def check_zip(
             _check_members(_opened(file), _size(file), names, max_total_bytes, max_ratio)
     except Exception as error:  # whatever zipfile raises for a damaged file
         raise _refused(path, what, error, remedy) from None
+
+
+def appended_member(content: bytes, name: str, max_bytes: int) -> bytes | None:
+    """A member of a zip archive that is appended to other content, as labels to a `.tflite` file.
+
+    Args:
+        content: the whole file.
+        name: of the member.
+        max_bytes: bound on its uncompressed size.
+
+    Returns:
+        Its bytes; `None` where it is not there, damaged or larger.
+    """
+    try:
+        file = io.BytesIO(content)
+        _check_directory(file)
+        with zipfile.ZipFile(file) as archive:
+            member = archive.getinfo(name)
+            if _fault(member, "(?s:.+)") or member.file_size > max_bytes:
+                return None
+            with archive.open(member) as opened:
+                return opened.read(max_bytes)
+    except Exception:  # whatever zipfile and zlib raise for a damaged file
+        return None
 
 
 def npz_shapes(
@@ -124,7 +149,16 @@ def _size(file: BinaryIO) -> int:
 
 
 def _opened(file: BinaryIO) -> zipfile.ZipFile:
-    """Opens the archive after its list of members was found short enough to be read."""
+    """Opens an archive that begins with its first member."""
+    _check_directory(file)
+    file.seek(0)
+    if file.read(4) not in (_FIRST, _END):  # numpy takes anything else for a pickle
+        raise zipfile.BadZipFile("other bytes before the first member")
+    return zipfile.ZipFile(file)
+
+
+def _check_directory(file: BinaryIO) -> None:
+    """Checks that the list of members is short enough to be read."""
     tail_bytes = min(_size(file), _ZIP64_BYTES + _END_BYTES + _MAX_COMMENT_BYTES)
     file.seek(-tail_bytes, os.SEEK_END)
     tail = file.read(tail_bytes)
@@ -137,10 +171,6 @@ def _opened(file: BinaryIO) -> zipfile.ZipFile:
         raise zipfile.BadZipFile("Zip64, for more than 65,535 members or 4 GiB")
     if int.from_bytes(tail[start + 12 : start + 16], "little") > _MAX_DIRECTORY_BYTES:
         raise zipfile.BadZipFile(f"more than {MAX_MEMBERS:,} members")
-    file.seek(0)
-    if file.read(4) not in (_FIRST, _END):  # numpy takes anything else for a pickle
-        raise zipfile.BadZipFile("other bytes before the first member")
-    return zipfile.ZipFile(file)
 
 
 def _check_members(

@@ -17,10 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mobilenet
 from mobilenet import api
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import Preprocessing
+from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
+from mobilenet.runtime import interpreter
 from mobilenet.runtime.classifier import Classifier
 
 tf = pytest.importorskip("tensorflow")
@@ -242,6 +245,52 @@ def test_an_int8_file_takes_the_inputs_of_its_float_model(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="preprocessing: expected that of the float model"):
         api.evaluate(path, (inputs, LABELS))
     assert_figures(api.evaluate(path, (inputs, LABELS), preprocessing="inception"), expected)
+
+
+def of_file(content: bytes, pixels: np.ndarray) -> np.ndarray:
+    """Outputs of an int8 file: a pixel is the pixel minus 128."""
+    runner = interpreter.make_interpreter(content)
+    source, target = runner.get_input_details()[0], runner.get_output_details()[0]
+    outputs = []
+    for image in pixels:
+        runner.set_tensor(source["index"], (image.astype(np.int16) - 128).astype(np.int8)[None])
+        runner.invoke()
+        outputs.append(runner.get_tensor(target["index"])[0].astype(np.float64))
+    scale, zero_point = target["quantization"]
+    return scale * (np.array(outputs) - zero_point)
+
+
+@pytest.mark.parametrize("takes_pixels", [True, False])
+@pytest.mark.parametrize("int8", [True, False])
+def test_a_file_alone_is_evaluated_as_in_memory_and_as_a_folder(
+    takes_pixels: bool, int8: bool, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(7).integers(0, 256, IMAGES.shape).astype(np.float32)
+    model = rescaled() if takes_pixels else cnn()
+    images, others = (pixels, pixels / 127.5 - 1)[:: 1 if takes_pixels else -1]
+    names = tuple(f"class {name}" for name in "abcdef")
+    source: Any = model
+    if int8:
+        config = PostTraining(steps=("maximum", "repair"))
+        source = mobilenet.quantize(model, images, config=config)
+    file = mobilenet.convert(source, images=images, labels=names)
+    outputs = of_file(file.content, pixels) if int8 else model.predict(images, verbose=0)
+    expected = figures(outputs, LABELS, False)
+    alone, folder = file.save(tmp_path / "b.tflite"), file.save(tmp_path / "export")
+    assert Classifier(alone).card.preprocessing == file.card.preprocessing
+    assert Classifier(alone).labels == file.card.labels == names
+    for form in (file, alone, str(alone), folder):
+        assert_figures(api.evaluate(form, (images, LABELS)), expected)
+        assert_figures(api.evaluate(form, (pixels.astype(np.uint8), LABELS)), expected)
+    if not takes_pixels:
+        with pytest.raises(UsageError, match="^data: got 'values from"):
+            api.evaluate(alone, (others, LABELS))
+    own, another = ("raw", "inception")[:: 1 if takes_pixels else -1]
+    assert_figures(api.evaluate(alone, (images, LABELS), preprocessing=own), expected)
+    if not int8:
+        expected = figures(model.predict(others, verbose=0), LABELS, False)
+        found = api.evaluate(alone, (others, LABELS), preprocessing=another)
+        assert_figures(found, expected)
 
 
 def test_a_file_on_arrays_and_digits_needs_no_tensorflow(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from mobilenet.evaluation import arrays, data_source
 from mobilenet.evaluation.result import Evaluation
 from mobilenet.runtime import evaluation as file_evaluation
 from mobilenet.runtime.classifier import Classifier
+from mobilenet.tflite import metadata
 from mobilenet.typing import Array, Float32Array
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mobilenet")
 _ANY = Preprocessing()
+_PIXELS = "raw"  # the preprocessing of models that take pixels
 _GRID_MEAN = 128.0  # of an int8 file: quantized value = pixel - 128
 
 EvaluatedModel: TypeAlias = "LoadedModel | Classifier"
@@ -66,7 +68,7 @@ class _Case:
 
     Attributes:
         model: with the names of its classes and the preprocessing that were given.
-        preprocessing: stored with the model or given; `None` where neither is.
+        preprocessing: of the float model, stored or given; `None` where neither is.
         in_memory: a Keras model without a card of its own.
     """
 
@@ -178,13 +180,16 @@ def _case(model: EvaluatedModel, options: Options, in_memory: bool) -> _Case:
     Raises:
         UsageError: there are not as many labels as classes, or no such preprocessing.
     """
-    card, preprocessing = model.card, _stored(model, in_memory)
+    card, stored = model.card, _stored(model, in_memory)
+    preprocessing = stored
     if options.labels is not None:
         card = card.replace(labels=checked_labels(options.labels, _classes(model)))
     if options.preprocessing is not None:
         channels = card.input_shape[2]
         preprocessing = choose_preprocessing(options.preprocessing, channels)
-        card = card.replace(preprocessing=preprocessing)
+        # A file of a model with this preprocessing has its own numbers for it.
+        if preprocessing != stored or not isinstance(model, Classifier):
+            card = card.replace(preprocessing=preprocessing)
     if not isinstance(model, Classifier):
         return _Case(dataclasses.replace(model, card=card), preprocessing, in_memory)
     changed = copy.copy(model)  # shares its interpreters
@@ -193,12 +198,24 @@ def _case(model: EvaluatedModel, options: Options, in_memory: bool) -> _Case:
 
 
 def _stored(model: EvaluatedModel, in_memory: bool) -> Preprocessing | None:
-    """The preprocessing that is stored with a model."""
+    """The preprocessing that is stored with a model; of a file that of its float model."""
     if isinstance(model, Classifier):
-        return None if model.is_bare else model.card.preprocessing
+        return None if model.is_bare else _of_float_model(model.card.preprocessing)
     if in_memory:
         return getattr(model.model, "mobilenet_preprocessing", None)
     return None if model.card.is_derived else model.card.preprocessing
+
+
+def _of_float_model(stored: Preprocessing) -> Preprocessing | None:
+    """How pixels become the inputs of the model that a file was made of; `None` if not known.
+
+    The card of an int8 file has a mean of 128 instead of that of the float model; where that takes
+    pixels, the numbers of its first layer.
+    """
+    is_on_grid = set(stored.mean) == {_GRID_MEAN} and stored.name != metadata.UNNAMED
+    if stored.name == _PIXELS or is_on_grid:
+        return PREPROCESSING.get(stored.name)
+    return stored
 
 
 def _data_preprocessing(case: _Case, data: DatasetConfig, given: object) -> Preprocessing:
@@ -290,7 +307,7 @@ def _on_arrays(case: _Case, data: Any, options: Options) -> metrics.Metrics:
     model, count = case.model, _classes(case.model)
     matching = metrics.binary_mapping() if count == 1 else metrics.identity_mapping(count)
     shape = model.input_shape if isinstance(model, Classifier) else model.model.input_shape[1:]
-    preprocessing = _array_preprocessing(case)
+    preprocessing = case.preprocessing
     classes, size = len(matching.indices), options.batch_size
     checked = arrays.batches(data, shape, classes, size, options.limit, preprocessing)
     run = _of_batches(model, preprocessing)
@@ -323,15 +340,3 @@ def _of_batches(
         return file.logits(images.astype(np.float32) * std + mean)
 
     return run
-
-
-def _array_preprocessing(case: _Case) -> Preprocessing | None:
-    """How pixels became arrays that are as the model takes them; `None` where that is not known.
-
-    The card of an int8 file has a mean of 128 instead of that of the float model, whose inputs the
-    arrays are.
-    """
-    stored = case.preprocessing
-    if stored is None or not isinstance(case.model, Classifier) or set(stored.mean) != {_GRID_MEAN}:
-        return stored
-    return PREPROCESSING.get(stored.name)

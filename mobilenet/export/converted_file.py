@@ -32,7 +32,7 @@ class ConvertedFile:
         figures: of the model that was converted, as in `model_figures`.
     """
 
-    content: bytes
+    content: bytes = dataclasses.field(repr=False)
     verification: Verification
     card: Card
     repairs: tuple[Repair, ...]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import zipfile
 from collections.abc import Sequence
 from typing import Any
@@ -19,15 +20,18 @@ import numpy as np
 from mobilenet.configs.card import Card
 from mobilenet.tflite import editor
 from mobilenet.tflite import model as tflite_model
+from mobilenet.tflite.metadata import (
+    AXIS_LABELS,
+    IDENTIFIER,
+    NAME,
+    NORMALIZATION,
+    PREPROCESSING_NAME,
+)
 
-NAME = "TFLITE_METADATA"
 LABELS = "labels.txt"
-_IDENTIFIER = b"M001"
 _PARSER = "1.0.0"  # the oldest reader that knows these tables
-_AXIS_LABELS = 2  # AssociatedFileType.TENSOR_AXIS_LABELS
 _RGB, _GRAYSCALE = 1, 2  # ColorSpaceType
 _FEATURES, _IMAGE = 1, 2  # ContentProperties
-_NORMALIZATION = 1  # ProcessUnitOptions
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # the file depends on the model alone
 
 
@@ -41,13 +45,16 @@ def attach(data: bytes, card: Card) -> bytes:
     schema = tflite_model.schema()
     model = editor.open_flatbuffer(data)
     content = tflite_model.read(data)
-    buffer = schema.BufferT()
-    blob = model_metadata(card, content.tensors[content.inputs[0]].shape)
-    buffer.data = np.frombuffer(blob, np.uint8)
-    entry = schema.MetadataT()
-    entry.name, entry.buffer = NAME, len(model.buffers)
-    model.buffers = [*model.buffers, buffer]
-    model.metadata = [*(model.metadata or []), entry]
+    blobs = {
+        NAME: model_metadata(card, content.tensors[content.inputs[0]].shape),
+        PREPROCESSING_NAME: json.dumps(card.preprocessing.to_json()).encode(),
+    }
+    for name, blob in blobs.items():
+        buffer, entry = schema.BufferT(), schema.MetadataT()
+        buffer.data = np.frombuffer(blob, np.uint8)
+        entry.name, entry.buffer = name, len(model.buffers)
+        model.buffers = [*model.buffers, buffer]
+        model.metadata = [*(model.metadata or []), entry]
     output = io.BytesIO()
     output.write(editor.pack_flatbuffer(model))
     with zipfile.ZipFile(output, "a", zipfile.ZIP_STORED) as archive:
@@ -72,7 +79,7 @@ def model_metadata(card: Card, shape: Sequence[int]) -> bytes:
         np.asarray(v, np.float32) for v in (card.preprocessing.mean, card.preprocessing.std)
     )
     options = tables.table([_part(tables.floats(mean)), _part(tables.floats(std))])
-    unit = tables.table([_union(_NORMALIZATION), _part(options)])
+    unit = tables.table([_union(NORMALIZATION), _part(options)])
     stats = tables.table(
         [_part(tables.floats((255 - mean) / std)), _part(tables.floats((0 - mean) / std))]
     )
@@ -110,7 +117,7 @@ def _output(tables: _Tables, card: Card) -> int:
         [
             _part(tables.text(LABELS)),
             _part(tables.text("Class names by index.")),
-            _byte(_AXIS_LABELS),
+            _byte(AXIS_LABELS),
         ]
     )
     name = "probability" if card.outputs == "probabilities" else card.outputs
@@ -178,5 +185,5 @@ class _Tables:
         return int(self._builder.EndObject())
 
     def finish(self, root: int) -> bytes:
-        self._builder.Finish(root, _IDENTIFIER)
+        self._builder.Finish(root, IDENTIFIER)
         return bytes(self._builder.Output())

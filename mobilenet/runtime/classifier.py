@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,12 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mobilenet.configs.card import CARD, Card
-from mobilenet.configs.dataset import MAX_PIXELS
+from mobilenet.configs.card import CARD, OUTPUTS, Card
+from mobilenet.configs.dataset import MAX_PIXELS, Preprocessing
 from mobilenet.errors import UsageError, one_of
 from mobilenet.runtime import images, isolation, quantized_io, worker
+from mobilenet.tflite import metadata, tensors
 from mobilenet.tflite import model as tflite_model
-from mobilenet.tflite import tensors
 from mobilenet.typing import Float32Array
 
 MODEL, LABELS = "model.tflite", "labels.txt"
@@ -75,13 +74,13 @@ class Classifier(ImageClassifier):
 
     Attributes:
         path: the file; `None` where its bytes were given.
-        card: as given, or read from the file's folder; derived from the file itself where there is
-            none (`card.notes` says so).
+        card: as given, or read from the file's folder; derived from the file itself and its TFLite
+            Metadata where there is none (`card.notes` says so).
         labels: class names by index.
         input_shape: `(height, width, channels)`.
         flatbuffer: the parsed file.
         threads: how many images are processed at once.
-        is_bare: there was no card.
+        is_bare: there was neither a card nor a normalization in the file's metadata.
         batch: images per invocation; 1 in files of ours.
 
     Example:
@@ -108,7 +107,8 @@ class Classifier(ImageClassifier):
                 it, hangs it or takes all memory costs a `UsageError` and not this process. Use True
                 for files from others; False for files that you made, and on small devices, as a
                 process takes some 50 MB.
-            card: of the file; by default it is read from the file's folder.
+            card: of the file; by default it is read from the file's folder, or from the TFLite
+                Metadata in the file.
 
         Raises:
             UsageError: the file is malformed or no image classifier, does not fit its card, or
@@ -130,12 +130,13 @@ class Classifier(ImageClassifier):
         card_file = None if self.path is None else self.path.with_name(CARD)
         if card is None and card_file is not None and card_file.is_file():
             card = Card.from_file(card_file)
-        self.is_bare = card is None
+        self.is_bare = False
         if card is None:
-            self.card = _derived_card(self.path, self.flatbuffer, self.input_shape, self._classes)
-        else:
-            name = "card" if card_file is None else str(card_file)
-            self.card = _checked_card(card, name, self._name, self.input_shape, self._classes)
+            found = metadata.read(self.flatbuffer, self.input_shape[2], self._classes)
+            self.is_bare = found.preprocessing is None
+            card = _derived_card(self.path, self.flatbuffer, found, self.input_shape, self._classes)
+        name = "card" if card_file is None else str(card_file)
+        self.card = _checked_card(card, name, self._name, self.input_shape, self._classes)
         self.labels = self.card.labels
         self._pool: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pool.put(self._open())
@@ -296,7 +297,7 @@ def _checked_card(
         raise UsageError(
             file,
             "features",
-            "a classifier (card.json: outputs)",
+            "a classifier",
             "export a model that has classes",
         )
     labels = card.labels or _class_numbers(classes)
@@ -311,31 +312,68 @@ def _checked_card(
 
 
 def _derived_card(
-    path: Path | None, graph: tflite_model.Flatbuffer, shape: tuple[int, int, int], classes: int
+    path: Path | None,
+    graph: tflite_model.Flatbuffer,
+    found: metadata.FileMetadata,
+    shape: tuple[int, int, int],
+    classes: int,
 ) -> Card:
-    """A card for a bare file: from its tensors, labels file and the usual preprocessing."""
+    """A card for a file without one: from its tensors, its metadata and the labels file, and the
+    usual preprocessing where it has none.
+    """
     file = "the flatbuffer" if path is None else path.name
     names = None if path is None else path.with_name(LABELS)
-    if names is not None and not names.is_file():
-        names = None
-    labels = _class_numbers(classes)
-    if names is not None:
+    labels = found.labels
+    if names is not None and names.is_file():
         labels = tuple(names.read_text(encoding="utf-8", errors="replace").splitlines())
         if len(labels) != classes:
             raise UsageError(str(names), len(labels), f"{classes} lines, the classes of {file}")
+    outputs = _kind_of_outputs(graph, found)
+    scaling, origin = Preprocessing(), "assuming pixels to [-1, 1]"
+    if found.preprocessing is not None:
+        source = graph.tensors[graph.inputs[0]]
+        scaling = found.preprocessing if found.is_own else _as_fed(found.preprocessing, source)
+        origin = "the normalization of its metadata"
+    share = f"central {scaling.crop_fraction}" if scaling.crop == "central" else "center"
+    crop = "" if found.is_own else f"the {share} of the image, "
+    unnamed = "" if labels else ", classes by number"
+    note = f"no {CARD} with {file}: {origin}, {crop}{outputs} out{unnamed}"
+    return Card(
+        input_shape=shape, preprocessing=scaling, labels=labels, outputs=outputs, notes=(note,)
+    )
+
+
+def _kind_of_outputs(graph: tflite_model.Flatbuffer, found: metadata.FileMetadata) -> str:
+    """What the outputs are, as the metadata name them or by the last operator.
+
+    Writers of metadata name every output `probability`, that of logits too; only our files are
+    taken at their word.
+    """
+    kind = {"probability": "probabilities"}.get(found.output, found.output)
+    if kind == "logits" or (kind in OUTPUTS and found.is_own):
+        return kind
     last = next(
         (op.name for op in reversed(graph.operators) if op.name not in ("QUANTIZE", "DEQUANTIZE")),
         "",
     )
-    outputs = "probabilities" if last == "SOFTMAX" else "logits"
-    unnamed = "" if names is not None else ", classes by number"
-    note = (
-        f"no {CARD} with {file}: assuming pixels to [-1, 1], the central 0.875 of the image, "
-        f"{outputs} out{unnamed}"
-    )
-    return dataclasses.replace(
-        Card(), input_shape=shape, labels=labels, outputs=outputs, notes=(note,)
-    )
+    is_named = kind == "probabilities" and last == "LOGISTIC"
+    return "probabilities" if last == "SOFTMAX" or is_named else "logits"
+
+
+def _as_fed(scaling: Preprocessing, source: tensors.Tensor) -> Preprocessing:
+    """The normalization whose quantized values are the pixels, for a uint8 input.
+
+    The Task Library (image_preprocessor.cc) copies pixels into a uint8 input and ignores the
+    normalization, so files may have any.
+    """
+    if source.dtype != "uint8":
+        return scaling
+    scale, zero_point = quantized_io.scale_of(source)
+    pixels = np.array([[0.0], [255.0]])
+    values = (pixels - scaling.mean) / scaling.std / scale + zero_point
+    if np.abs(values - pixels).max() < 0.51:  # as for rounding a mean of 127.5
+        return scaling
+    return scaling.replace(mean=(float(zero_point),), std=(1 / scale,))
 
 
 def _class_numbers(classes: int) -> tuple[str, ...]:

@@ -180,11 +180,16 @@ def test_a_file_is_written_alone_or_with_its_card(file: ConvertedFile, tmp_path:
         file.save(tmp_path / "b.tflite", overwrite=True)
 
 
-def test_a_classifier_of_bytes_alone_says_what_it_assumes(file: ConvertedFile) -> None:
+def test_a_classifier_of_bytes_alone_has_what_the_metadata_say(file: ConvertedFile) -> None:
     classifier = Classifier(file.content, threads=1)
-    assert classifier.path is None and classifier.is_bare
-    assert "assuming pixels to [-1, 1]" in classifier.card.notes[0]
-    assert not file.classifier(threads=1).is_bare
+    assert classifier.path is None and not classifier.is_bare
+    assert classifier.card.preprocessing == file.card.preprocessing
+    assert classifier.labels == file.card.labels
+    assert "the normalization of its metadata" in classifier.card.notes[0]
+
+
+def test_the_text_of_a_file_does_not_have_its_bytes(file: ConvertedFile) -> None:
+    assert "TFL3" not in repr(file) and len(repr(file)) < len(file.content)
 
 
 def test_inputs_and_outputs_are_chosen(quantized: QuantizedModel) -> None:

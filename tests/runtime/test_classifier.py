@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import io
 import json
 import shutil
 import subprocess
 import sys
+import types
+import zipfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,11 +24,14 @@ from PIL import Image
 
 from mobilenet import runtime
 from mobilenet.configs.card import Card
-from mobilenet.configs.dataset import Preprocessing
+from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
 from mobilenet.data.sources import digits, image_folder
 from mobilenet.errors import UsageError
+from mobilenet.export import tflite_metadata
 from mobilenet.runtime import interpreter
 from mobilenet.runtime.classifier import Classifier, rank_classes
+from mobilenet.tflite import metadata as tflite_reader
+from mobilenet.tflite import model as tflite_model
 
 pytest.importorskip("tensorflow", reason="TensorFlow's converter makes the files")
 
@@ -128,6 +135,162 @@ def test_labels_txt_serves_where_there_is_no_card(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
     with pytest.raises(UsageError, match=r"labels\.txt.*got 2"):
         Classifier(tmp_path)
+
+
+PHOTOS = Preprocessing("photos", (10.0, 20.5, 30.1), (40.0, 50.0, 60.7), crop="none")
+OWN_ENTRY = b"MOBILENET_PREPROCESSING"
+
+
+def with_metadata(kind: str = "float", softmax: bool = False, **fields: Any) -> bytes:
+    """A file with metadata, without a card."""
+    card = Card(input_shape=(SIDE, SIDE, 3), labels=LABELS).replace(**fields)
+    return tflite_metadata.attach(tflite_files.flatbuffer(kind, softmax), card)
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        *PREPROCESSING.values(),
+        PREPROCESSING["inception_whole"].replace(mean=(128.0,)),
+        PHOTOS,
+    ],
+)
+def test_metadata_serve_where_there_is_no_card(
+    preprocessing: Preprocessing, tmp_path: Path
+) -> None:
+    labels = tuple(f"Käfer {index}" for index in range(10))
+    data = with_metadata(preprocessing=preprocessing, labels=labels)
+    (tmp_path / "b.tflite").write_bytes(data)
+    classifier = Classifier(tmp_path / "b.tflite")
+    assert classifier.card.preprocessing == preprocessing
+    assert classifier.labels == labels and not classifier.is_bare
+    folder = export(tmp_path / "folder", preprocessing=preprocessing, labels=labels)
+    image = pixels(1)[0]
+    assert classifier.top_k(image, 10) == Classifier(folder).top_k(image, 10)
+
+
+def test_metadata_name_the_outputs() -> None:
+    outputs = [
+        Classifier(with_metadata(softmax=softmax, outputs=outputs)).card.outputs
+        for softmax, outputs in ((False, "probabilities"), (True, "probabilities"))
+    ]
+    assert outputs == ["probabilities"] * 2
+    foreign = with_metadata(outputs="probabilities").replace(OWN_ENTRY, b"?" * len(OWN_ENTRY))
+    assert Classifier(foreign).card.outputs == "logits"  # writers name every output so
+
+
+def test_metadata_of_other_tools() -> None:
+    """They have no name and no crop."""
+    numbers = PHOTOS.replace(crop="central")
+    for preprocessing, expected in (
+        (PREPROCESSING["inception_whole"], PREPROCESSING["inception"]),
+        (PREPROCESSING["raw"], PREPROCESSING["raw"]),
+        (PREPROCESSING["inception"].replace(mean=(128.0,)),) * 2,
+        (PHOTOS, numbers),
+    ):
+        data = with_metadata(preprocessing=preprocessing)
+        found = Classifier(data.replace(OWN_ENTRY, b"?" * len(OWN_ENTRY))).card
+        assert found.labels == LABELS
+        assert found.preprocessing.crop == expected.crop
+        np.testing.assert_allclose(found.preprocessing.mean, expected.mean, rtol=1e-6)
+        np.testing.assert_allclose(found.preprocessing.std, expected.std, rtol=1e-6)
+        assert found.preprocessing.name == (
+            expected.name if expected is not numbers else "metadata"
+        )
+
+
+def test_a_uint8_input_is_fed_pixels_whatever_its_normalization() -> None:
+    """As the Task Library does."""
+    data = with_metadata("uint8", preprocessing=PREPROCESSING["raw"])
+    data = data.replace(OWN_ENTRY, b"?" * len(OWN_ENTRY))
+    runner = interpreter.make_interpreter(data)
+    source, target = runner.get_input_details()[0], runner.get_output_details()[0]
+    (image,), (step, origin) = pixels(1), target["quantization"]
+    runner.set_tensor(source["index"], image[None])
+    runner.invoke()
+    expected = step * (runner.get_tensor(target["index"]).astype(np.float64) - origin)
+    np.testing.assert_allclose(Classifier(data).logits(image[None]), expected, rtol=1e-5)
+
+
+def zip_of(name: str, text: bytes) -> bytes:
+    output = io.BytesIO()
+    with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, text)
+    return output.getvalue()
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"",
+        b"PK\5\6" + b"\xff" * 18,
+        zip_of("labels.txt", b"a\n" * 9),
+        zip_of("labels.txt", b"a\n" * (1 << 25)),
+        zip_of("labels.txt", b"\xff\n" * 10)[:-40],
+        zip_of("names.txt", b"a\n" * 10),
+    ],
+    ids=["none", "no directory", "nine", "too large", "cut", "another name"],
+)
+def test_labels_that_do_not_fit_are_ignored(tail: bytes) -> None:
+    data = with_metadata(preprocessing=PHOTOS)
+    model = data[: data.rindex(b"PK\3\4")]
+    classifier = Classifier(model + tail)
+    assert classifier.labels == tuple("0123456789")
+    assert classifier.card.preprocessing == PHOTOS
+    assert Classifier(model + zip_of("labels.txt", b"a\r\n" * 10)).labels == ("a",) * 10
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((np.nan,), (1.0,)),
+        ((0.0,), (0.0,)),
+        ((0.0,), (-1.0,)),
+        ((0.0, 1.0), (1.0,)),
+        ((0.0,), ()),
+        ((1e30,), (1.0,)),
+        ((0.0,), (1e-30,)),
+    ],
+)
+def test_numbers_that_cannot_be_are_ignored(mean: tuple[float], std: tuple[float]) -> None:
+    graph = tflite_model.read(with_metadata())
+
+    class Fields:
+        """A card with a preprocessing that is not checked."""
+
+        preprocessing = types.SimpleNamespace(mean=mean, std=std)
+        labels, outputs, dataset, architecture = LABELS, "logits", "", types.MappingProxyType({})
+
+    with np.errstate(all="ignore"):
+        blob = tflite_metadata.model_metadata(Fields(), (1, SIDE, SIDE, 3))
+    damaged = dataclasses.replace(graph, metadata={"TFLITE_METADATA": memoryview(blob)})
+    found = tflite_reader.read(damaged, 3, 10)
+    assert found.preprocessing is None and found.labels == LABELS
+
+
+def test_damaged_metadata_are_no_traceback() -> None:
+    graph = tflite_model.read(with_metadata(preprocessing=PHOTOS))
+    rng, different = np.random.default_rng(0), 0
+    start = graph.content.rindex(b"PK\3\4")
+    whole = tflite_reader.read(graph, 3, 10)
+    for _ in range(600):
+        blobs = {name: bytearray(blob) for name, blob in graph.metadata.items()}
+        tail = bytearray(graph.content[start:])
+        for part in (*blobs.values(), tail):
+            for _ in range(rng.integers(0, 4)):
+                part[rng.integers(len(part))] = rng.integers(256)
+        found = tflite_reader.read(
+            dataclasses.replace(
+                graph,
+                metadata={name: memoryview(bytes(blob)) for name, blob in blobs.items()},
+                content=graph.content[:start] + bytes(tail),
+            ),
+            3,
+            10,
+        )
+        assert len(found.labels) in (0, 10)
+        different += found != whole
+    assert different > 300
 
 
 @pytest.mark.parametrize(

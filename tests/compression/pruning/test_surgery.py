@@ -226,6 +226,7 @@ def test_channel_counts_are_multiples() -> None:
     assert all(count % 16 == 0 for count in counts) and min(counts) == 16
     assert thinned.config.channels["expanded_conv_1_expand"] == 48
     assert thinned.config.channels["expanded_conv_4_project"] == 16
+    assert "array" not in repr(thinned)  # of the indices
 
 
 @pytest.mark.parametrize("name", families(quick=["mobilenet_v1"]))

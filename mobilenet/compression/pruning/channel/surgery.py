@@ -52,7 +52,7 @@ class Thinned:
 
     model: Any
     config: MobileNetConfig | None
-    remaining: ChannelIndices
+    remaining: ChannelIndices = dataclasses.field(repr=False)
     reference: Any = dataclasses.field(repr=False)
     unchanged: bool = False
     leftovers: tuple[Leftover, ...] = ()
