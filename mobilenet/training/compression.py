@@ -12,12 +12,11 @@ What a method does after an update is part of the train step, not a callback: un
 from __future__ import annotations
 
 import bisect
-import contextlib
 import dataclasses
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import tensorflow as tf
@@ -38,6 +37,7 @@ from mobilenet.export import freeze
 from mobilenet.models import input_preprocessing
 from mobilenet.models.builder import config_of
 from mobilenet.models.graph import final_activation, flatten, variables
+from mobilenet.models.graph.rebuild import precision_of
 from mobilenet.models.graph.roles import is_quantization_layer, is_quantized, is_wrapper, unwrap
 from mobilenet.training.latency import measure_latency
 from mobilenet.typing import Float32Array
@@ -264,7 +264,7 @@ class Compression:
         """
         self._method, self._start = method, start
         self._strategy = start.model.distribute_strategy
-        with self._strategy.scope(), _precision(start.model):
+        with self._strategy.scope(), precision_of(start.model):
             method.check(start.model)
             self._trained = method.apply(start.model)
             _freeze_wrappers(self._trained, start.model)
@@ -333,11 +333,11 @@ class Compression:
         if report.warning:
             warnings.warn(report.warning, UserWarning, stacklevel=2)
         self._finished = True
-        with self._strategy.scope(), _precision(self._start.model):
+        with self._strategy.scope(), precision_of(self._start.model):
             ranges = int8_saving.ranges_of(self._trained)
             floats = int8_saving.float_layers_of(self._trained)
             plain = self._method.finalize(self._trained)
-        with _precision(None):
+        with precision_of(None):
             config = config_of(plain) or config_of(self._start.model)
             plain = freeze.float32_copy(plain, logits=False)
             if config is not None:
@@ -395,19 +395,6 @@ def prepare_step(method: methods.Method, model: Any, step: int) -> bool:
     changed = method.before_step(step) or frozen != model.statistics_frozen
     model.statistics_frozen = frozen
     return changed
-
-
-@contextlib.contextmanager
-def _precision(model: Any) -> Iterator[None]:
-    """Sets the global precision policy to that of a model's layers; float32 for `None`."""
-    before = tf_keras.mixed_precision.global_policy()
-    policies = () if model is None else (x.dtype_policy.name for x in model.layers if x.weights)
-    name = next((policy for policy in policies if policy != "float32"), "float32")
-    tf_keras.mixed_precision.set_global_policy(name)
-    try:
-        yield
-    finally:
-        tf_keras.mixed_precision.set_global_policy(before)
 
 
 # HDF5 files name a class without its package.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tf_keras
@@ -37,6 +38,19 @@ def rebuild(model: Any, call_layer: Callable[[Any, Any, list[Any]], Any]) -> Any
         outputs[id(layer)] = call_layer(layer, new_layer, inputs)
     last = model.outputs[0]._keras_history.layer
     return tf_keras.Model(sources[0], outputs[id(last)], name=model.name)
+
+
+@contextlib.contextmanager
+def precision_of(model: Any) -> Iterator[None]:
+    """Sets the global precision policy to that of a model's layers; float32 for `None`."""
+    before = tf_keras.mixed_precision.global_policy()
+    policies = () if model is None else (x.dtype_policy.name for x in model.layers if x.weights)
+    name = next((policy for policy in policies if policy != "float32"), "float32")
+    tf_keras.mixed_precision.set_global_policy(name)
+    try:
+        yield
+    finally:
+        tf_keras.mixed_precision.set_global_policy(before)
 
 
 def single_or_list(values: list[Any]) -> Any:

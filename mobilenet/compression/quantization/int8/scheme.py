@@ -41,7 +41,7 @@ from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models.graph import flatten, roles, variables
 from mobilenet.models.graph.operators import ON_TENSORS
-from mobilenet.models.graph.rebuild import rebuild, single_or_list
+from mobilenet.models.graph.rebuild import precision_of, rebuild, single_or_list
 from mobilenet.models.graph.roles import is_quantized, kind
 from mobilenet.models.graph.variables import check_finite
 from mobilenet.typing import Float32Array
@@ -214,7 +214,8 @@ def wrap(
             copy = QuantizeWrapperV2(copy, config, _PREFIX)
         return _call(copy, single_or_list(inputs), _training_of(layer))
 
-    wrapped = rebuild(model, call_layer)
+    with precision_of(model):  # new wrappers take the global policy, which may be another
+        wrapped = rebuild(model, call_layer)
     _freeze_kernels(wrapped)
     copy_weights(model, wrapped)
     share_phase(wrapped)
