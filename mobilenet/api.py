@@ -150,15 +150,11 @@ def save_model(
     """
     from mobilenet import files
     from mobilenet.models import input_preprocessing, saving
-    from mobilenet.models.builder import config_of
 
     files.check_target(path, "path", replaces=(saving.MODEL, "a model"), overwrite=overwrite)
     if card is None:
-        config = config_of(model)
-        card = saving.card_of(model).replace(
-            preprocessing=input_preprocessing.resolve(model),
-            architecture={} if config is None else config.to_json(),
-        )
+        preprocessing = input_preprocessing.resolve(model)
+        card = saving.with_card(model).card.replace(preprocessing=preprocessing)
     return saving.save(model, path, card)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.calibration import check_images
@@ -33,7 +33,6 @@ from mobilenet.runtime.classifier import resolve_flatbuffer
 from mobilenet.tflite import model as tflite_model
 from mobilenet.typing import Float32Array
 
-GivenPreprocessing: TypeAlias = input_preprocessing.Choice
 # What a file of a float model reaches and one of another model misses, in dB of its outputs.
 _MIN_FLOAT_RATIO = 60.0  # float32 arithmetic alone leaves more than 80
 _MIN_QUANTIZED_RATIO = 6.0  # an error of half the signal
@@ -41,7 +40,9 @@ _FLOAT_LIMITS = VerificationLimits(min_clear_agreement=0.9)
 
 
 def plain_model(
-    model: Any, preprocessing: GivenPreprocessing = None, labels: Sequence[str] | None = None
+    model: Any,
+    preprocessing: input_preprocessing.Choice = None,
+    labels: Sequence[str] | None = None,
 ) -> LoadedModel:
     """A float model as quantization and conversion take it, and its card.
 
@@ -94,7 +95,7 @@ def quantize(
     model: Any,
     images: Any,
     config: PostTraining | None = None,
-    preprocessing: GivenPreprocessing = None,
+    preprocessing: input_preprocessing.Choice = None,
     labels: Sequence[str] | None = None,
     seed: int = 0,
 ) -> QuantizedModel:
@@ -116,7 +117,7 @@ def convert(
     images: Any = None,
     config: ConversionConfig | None = None,
     calibration: Any = None,
-    preprocessing: GivenPreprocessing = None,
+    preprocessing: input_preprocessing.Choice = None,
     labels: Sequence[str] | None = None,
     limits: VerificationLimits | None = None,
 ) -> ConvertedFile:
@@ -147,7 +148,7 @@ def convert(
 
 
 def _described(
-    model: Any, preprocessing: GivenPreprocessing, labels: Sequence[str] | None
+    model: Any, preprocessing: input_preprocessing.Choice, labels: Sequence[str] | None
 ) -> LoadedModel:
     """The model with its card; a quantized one has them."""
     if not isinstance(model, QuantizedModel):
@@ -220,7 +221,7 @@ def verify(
     model: Any,
     images: Any,
     limits: VerificationLimits | None = None,
-    preprocessing: GivenPreprocessing = None,
+    preprocessing: input_preprocessing.Choice = None,
 ) -> Verification:
     """Compares a file with the model that it was made from; see `mobilenet.verify`."""
     data = _bytes_of(file)
