@@ -14,10 +14,9 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
-import logging
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
@@ -28,7 +27,6 @@ from mobilenet.compression.quantization.int8 import quantized_model, scheme
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.configs.base import Config, check_number
 from mobilenet.configs.card import Card
-from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.pruning import ChannelPruning, MagnitudePruning, Pruning
 from mobilenet.configs.quantization import QUANTIZATION, PostTraining, QuantizationAwareTraining
 from mobilenet.data.in_memory import Examples, check_range, load_examples
@@ -42,8 +40,6 @@ from mobilenet.models.graph.roles import is_quantization_layer, is_quantized, is
 from mobilenet.training.latency import measure_latency
 from mobilenet.typing import Float32Array
 
-log = logging.getLogger("mobilenet")
-GivenPreprocessing: TypeAlias = Preprocessing | str | tuple[Any, Any] | None
 _PACKAGE = "mobilenet"
 _STATE = "compression_state"  # in the config of a saved model: names, shapes and types
 
@@ -443,7 +439,7 @@ def prune(
     steps: int,
     config: Pruning | None,
     data: Any,
-    preprocessing: GivenPreprocessing,
+    preprocessing: input_preprocessing.Choice,
     seed: int,
 ) -> Compression:
     """See `mobilenet.prune`.
@@ -457,7 +453,7 @@ def prune(
     if isinstance(config, ChannelPruning) and config.stages > 1:
         remedy = "call prune once a stage, each time on the model that finish returned"
         raise UsageError("config", f"stages={config.stages}", "one stage", remedy)
-    flat = _flatten(model)
+    flat = flatten.flatten(model)
     if config is None:
         shares = sparsity if isinstance(sparsity, Mapping) else _shares(flat, sparsity)
         config = MagnitudePruning(final_sparsity=dict(shares))
@@ -469,7 +465,7 @@ def quantize_aware(
     images: Any,
     steps: int,
     config: Config | None,
-    preprocessing: GivenPreprocessing,
+    preprocessing: input_preprocessing.Choice,
     seed: int,
 ) -> Compression:
     """See `mobilenet.quantize_aware`.
@@ -483,10 +479,10 @@ def quantize_aware(
         )
     _check_config(config, *QUANTIZATION.values())
     config = config or QuantizationAwareTraining()
-    start = StartModel(_flatten(model))
     if isinstance(config, QuantizationAwareTraining):
-        with start.model.distribute_strategy.scope():
-            start = StartModel(*final_activation.split_final_activation(start.model))
+        start = StartModel(*final_activation.split_final_activation(model))
+    else:
+        start = StartModel(flatten.flatten(model))
     return _compress(model, start, config, steps, images, "images", preprocessing, seed)
 
 
@@ -502,13 +498,6 @@ def _shares(model: Any, sparsity: float | None) -> dict[str, float]:
     return sparsity_targets.shares_by_role(model, share)
 
 
-def _flatten(model: Any) -> Any:
-    """The flat model, in the strategy scope that the model was created in."""
-    strategy = getattr(model, "distribute_strategy", None) or tf.distribute.get_strategy()
-    with strategy.scope():
-        return flatten.flatten(model)
-
-
 def _compress(
     model: Any,
     start: StartModel,
@@ -516,7 +505,7 @@ def _compress(
     steps: int,
     data: Any,
     parameter: str,
-    preprocessing: GivenPreprocessing,
+    preprocessing: input_preprocessing.Choice,
     seed: int,
 ) -> Compression:
     check_number("steps", steps, least=1, integer=True)
