@@ -142,6 +142,11 @@ class Card(Config):
         is_stored = self.architecture or self.labels or self.dataset or self.stage
         return not is_stored and self.preprocessing == Preprocessing()
 
+    @property
+    def title(self) -> str:
+        """The kind of model, such as `MobileNetV2`."""
+        return str(self.architecture.get("type", "model")).removesuffix("Config")
+
     def model_config(self) -> MobileNetConfig | None:
         """The config in `architecture`; `None` without one, or if a later version wrote it."""
         try:

@@ -9,6 +9,7 @@ from mobilenet import files
 from mobilenet.configs.card import CARD, Card, TensorType
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
+from mobilenet.export import tflite_metadata
 from mobilenet.export.verification.verify import Verification
 from mobilenet.runtime.classifier import LABELS, MODEL
 
@@ -83,7 +84,7 @@ def _int8_preprocessing(preprocessing: Preprocessing) -> Preprocessing:
 
 def readme(card: Card, verification: Verification) -> str:
     """The README of the export folder; its Python block runs as printed, in this folder."""
-    name = str(card.architecture.get("type", "model")).removesuffix("Config")
+    name = card.title
     height, width, channels = card.input_shape
     operators = ", ".join(f"{count} {op}" for op, count in sorted(verification.operators.items()))
     rows = [
@@ -135,9 +136,8 @@ def snippet(card: Card, batch: int = 1) -> str:
     height, width, channels = card.input_shape
     assert card.input is not None
     assert card.output is not None
-    name = card.outputs
+    name, source = card.outputs, tflite_metadata.IMAGES
     repeated = f".repeat({batch}, axis=0)" if batch > 1 else ""
-    output = 'model.get_tensor(model.get_output_details()[0]["index"])[0]'
     lines = [
         "import numpy as np",
         "from ai_edge_litert.interpreter import Interpreter",
@@ -150,10 +150,7 @@ def snippet(card: Card, batch: int = 1) -> str:
         'bands = [band.convert("F").transform(*how) for band in image.split()]',
         f"batch = {_input_expression(card.preprocessing, card.input)}[None]{repeated}",
         f'model = Interpreter("{MODEL}")',
-        "model.allocate_tensors()",
-        'model.set_tensor(model.get_input_details()[0]["index"], batch)',
-        "model.invoke()",
-        f"{name} = {output}",
+        f'{name} = model.get_signature_runner()({source}=batch)["{name}"][0]',
     ]
     if card.output.scale:
         zero, scale = card.output.zero_point, card.output.scale

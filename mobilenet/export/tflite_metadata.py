@@ -18,6 +18,7 @@ import flatbuffers
 import numpy as np
 
 from mobilenet.configs.card import Card
+from mobilenet.export.rewrites import tensor_names
 from mobilenet.tflite import editor
 from mobilenet.tflite import model as tflite_model
 from mobilenet.tflite.metadata import (
@@ -29,6 +30,7 @@ from mobilenet.tflite.metadata import (
 )
 
 LABELS = "labels.txt"
+IMAGES = "images"  # name of the input
 _PARSER = "1.0.0"  # the oldest reader that knows these tables
 _RGB, _GRAYSCALE = 1, 2  # ColorSpaceType
 _FEATURES, _IMAGE = 1, 2  # ContentProperties
@@ -36,7 +38,9 @@ _EARLIEST = (1980, 1, 1, 0, 0, 0)  # the file depends on the model alone
 
 
 def attach(data: bytes, card: Card) -> bytes:
-    """Adds metadata to a flatbuffer, and appends its labels.
+    """Adds names of tensors, a signature and metadata to a flatbuffer, and appends its labels.
+
+    The signature `serving_default` has the input `images` and an output named as on the card.
 
     Args:
         data: the file as converted.
@@ -45,6 +49,8 @@ def attach(data: bytes, card: Card) -> bytes:
     schema = tflite_model.schema()
     model = editor.open_flatbuffer(data)
     content = tflite_model.read(data)
+    tensor_names.rename(model, content, IMAGES, card.outputs)
+    editor.set_signature(model, [IMAGES], [card.outputs])
     blobs = {
         NAME: model_metadata(card, content.tensors[content.inputs[0]].shape),
         PREPROCESSING_NAME: json.dumps(card.preprocessing.to_json()).encode(),
@@ -95,11 +101,10 @@ def model_metadata(card: Card, shape: Sequence[int]) -> bytes:
     )
     sink = _output(tables, card)
     graph = tables.table([None, None, _part(tables.parts([source])), _part(tables.parts([sink]))])
-    title = str(card.architecture.get("type", "net")).removesuffix("Config")
     trained = f", trained on {card.dataset}" if card.dataset else ""
     root = tables.table(
         [
-            _part(tables.text(title)),
+            _part(tables.text(card.title)),
             _part(tables.text(f"Image classifier{trained}.")),
             _part(tables.text("1")),
             _part(tables.parts([graph])),

@@ -20,7 +20,7 @@ from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError
-from mobilenet.export import tflite_converter
+from mobilenet.export import bundle, tflite_converter, tflite_metadata
 from mobilenet.models import input_preprocessing, saving
 from mobilenet.packing import container, fp16_batch_norm, packed_file
 from mobilenet.packing import model as packed_model
@@ -142,8 +142,8 @@ def unpack_file(
 
     Args:
         source: a packed model.
-        target: the folder, or a `.tflite` file, which has logits as outputs and takes one image per
-            call.
+        target: the folder, or a `.tflite` file, which has logits as outputs, takes one image per
+            call, and has the card's normalization and labels as metadata.
         image_size: height and width of the flatbuffer of a model that leaves its size open.
 
     Returns:
@@ -164,6 +164,10 @@ def unpack_file(
         rows: Rows = [("folder", target), ("weights", f"{unpacked.loaded.model.count_params():,}")]
         return rows if unpacked.ranges is None else [*rows, ("ranges", len(unpacked.ranges))]
     data = flatbuffer(unpacked, image_size)
+    card, classes = unpacked.loaded.card, unpacked.loaded.model.output_shape[-1]
+    if card.outputs != "features":
+        card = card.replace(outputs="logits")
+    data = tflite_metadata.attach(data, bundle.file_card(card, classes, quantized=False))
     files.write_bytes(target, data)
     notes = [("note", "the float model, without its ranges")] * (unpacked.ranges is not None)
     return [("file", target), *notes, *sizes(data)]

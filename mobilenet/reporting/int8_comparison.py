@@ -20,10 +20,10 @@ from mobilenet.metrics import signal_to_noise
 from mobilenet.models.graph.roles import Graph
 from mobilenet.runtime import quantized_io
 from mobilenet.tflite import model as tflite_model
+from mobilenet.tflite.tensors import name_paths
 from mobilenet.typing import FloatArray
 
 log = logging.getLogger("mobilenet")
-_PREFIX = "quant_"  # of the layers of a model with quantizers
 _KINDS = {"DEPTHWISE_CONV_2D": "depthwise", "CONV_2D": "kernel", "FULLY_CONNECTED": "kernel"}
 
 
@@ -165,8 +165,8 @@ def _compare(
 
 def _layer_of(name: str, order: dict[str, int]) -> str:
     """The last of the layers that a tensor's name is joined from; empty where there is none."""
-    words = [word for part in name.split(";") for word in part.split("/")]
-    names = [word.removeprefix(_PREFIX) for word in words]
+    words = [word for path in name_paths(name) for word in path]
+    names = [word.removeprefix(float_fallback.QUANTIZED) for word in words]
     known = [name for name in names if name in order]
     return max(known, key=lambda word: order[word], default="")
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from mobilenet.tflite import model as tflite_model
 
+SIGNATURE = "serving_default"  # as TensorFlow names the signature of a saved model
 _ALIGNMENT = 16  # schema.fbs: `data: [ubyte] (force_align: 16)`
 
 
@@ -53,6 +54,23 @@ def set_constant(model: Any, constant: Any, values: Any) -> None:
         model.buffers[constant.buffer].data = np.frombuffer(values.tobytes(), np.uint8)
     else:
         constant.buffer = add_buffer(model, values)
+
+
+def set_signature(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Names the inputs and outputs of the main graph, as `get_signature_runner` takes them."""
+    schema, graph = tflite_model.schema(), model.subgraphs[0]
+    signature = schema.SignatureDefT()
+    signature.signatureKey, signature.subgraphIndex = SIGNATURE, 0
+
+    def tensor_maps(names: Sequence[str], indices: Sequence[int]) -> list[Any]:
+        maps = [schema.TensorMapT() for _ in names]
+        for entry, name, index in zip(maps, names, indices, strict=True):
+            entry.name, entry.tensorIndex = name, int(index)
+        return maps
+
+    signature.inputs = tensor_maps(inputs, graph.inputs)
+    signature.outputs = tensor_maps(outputs, graph.outputs)
+    model.signatureDefs = [signature]
 
 
 def operator_code(model: Any, builtin: int) -> int:

@@ -96,3 +96,13 @@ def item_bits(dtype: str) -> int:
 def layer_name(tensor: Tensor) -> str:
     """The layer of a tensor: the first of the names that the converter joins when it fuses."""
     return tensor.name.split(";")[0]
+
+
+def name_paths(name: str) -> list[list[str]]:
+    """The paths that the name of a tensor is joined from, each as its words.
+
+    A file as converted has a path of the graph for each operator that was fused, with the model's
+    name before the layer's (`model/conv/Conv2D;model/bn/FusedBatchNormV3`); a file with tensors
+    named after layers has these alone (`conv;bn`, and `conv:quantize` for a second tensor of one).
+    """
+    return [part.split(":")[0].split("/") for part in name.split(";")]

@@ -73,6 +73,8 @@ def test_a_file_becomes_a_flatbuffer_with_equal_outputs(
     runner.invoke()
     outputs = runner.get_tensor(runner.get_output_details()[0]["index"])
     np.testing.assert_allclose(outputs, model(images), atol=1e-4)
+    named = runner.get_signature_runner()(images=images)["logits"]
+    np.testing.assert_allclose(named, outputs, atol=1e-6)
 
 
 def test_info_lists_layers_and_totals(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from mobilenet.configs.card import Card
 from mobilenet.configs.conversion import VerificationLimits
 from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
 from mobilenet.errors import UsageError
-from mobilenet.export import bundle, tflite_converter
+from mobilenet.export import bundle, tflite_converter, tflite_metadata
 from mobilenet.export.verification import verify
 from mobilenet.runtime.classifier import Classifier
 
@@ -54,6 +54,7 @@ def files() -> dict[str, Exported]:
             if name == "float"
             else tflite_converter.int8_flatbuffer(model, name)
         )
+        data = tflite_metadata.attach(data, bundle.file_card(CARD, CLASSES, name != "float"))
         io = "float32" if name == "float" else name
         logits = (
             np.zeros((8, CLASSES)) if name == "float" else model(file_inputs(pixels(8))).numpy()

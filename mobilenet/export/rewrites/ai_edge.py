@@ -37,7 +37,7 @@ _INT4 = "edge_int4"
 _INT4_OPERATORS = ("CONV_2D", "FULLY_CONNECTED")
 _INT4_MAX = 7  # the range is symmetric
 _GRID_TOLERANCE = 1e-4  # of a step; folding a batch norm rounds each weight by 1e-7 of itself
-_SIGNATURE, _INPUT, _OUTPUT = "serving_default", "input", "output"
+_INPUT, _OUTPUT = "input", "output"
 
 
 def apply_recipe(data: bytes, name: str, images: Float32Array | None = None) -> bytes:
@@ -71,7 +71,7 @@ def apply_recipe(data: bytes, name: str, images: Float32Array | None = None) -> 
             if tool.need_calibration:
                 assert images is not None
                 samples = [{_INPUT: block} for block in quantized_io.batches(images, batch)]
-                calibration = tool.calibrate({_SIGNATURE: samples}, num_threads=1)
+                calibration = tool.calibrate({editor.SIGNATURE: samples}, num_threads=1)
             result = tool.quantize(calibration, enable_progress_report=False)
             quantized: Any = result.quantized_model
         except (ValueError, RuntimeError) as error:
@@ -100,16 +100,8 @@ def _recipe(name: str, content: tflite_model.Flatbuffer, kernels: Collection[int
 
 def add_signature(data: bytes) -> bytes:
     """The file with a signature, by which the package finds its input and output."""
-    schema, model = tflite_model.schema(), editor.open_flatbuffer(data)
-    graph, signature = model.subgraphs[0], schema.SignatureDefT()
-    signature.signatureKey, signature.subgraphIndex = _SIGNATURE, 0
-    maps = []
-    for name, index in ((_INPUT, graph.inputs[0]), (_OUTPUT, graph.outputs[0])):
-        tensor_map = schema.TensorMapT()
-        tensor_map.name, tensor_map.tensorIndex = name, int(index)
-        maps.append([tensor_map])
-    signature.inputs, signature.outputs = maps
-    model.signatureDefs = [signature]
+    model = editor.open_flatbuffer(data)
+    editor.set_signature(model, [_INPUT], [_OUTPUT])
     return editor.pack_flatbuffer(model)
 
 

@@ -18,7 +18,7 @@ from mobilenet.tflite.kernels import KERNEL_OPERATORS
 from mobilenet.typing import Float32Array
 
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
-_PREFIX = "quant_"  # of the layers of a model with quantizers
+QUANTIZED = "quant_"  # before the names of layers in a model with quantizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +84,12 @@ def find_float_regions(content: tflite_model.Flatbuffer) -> dict[int, FloatRegio
 
 
 def layers_of(tensor: tensors.Tensor) -> set[str]:
-    """The layers of a tensor, whose name the converter joins from those that it fuses."""
-    words = {word for part in tensor.name.split(";") for word in part.split("/")}
-    return {word.removeprefix(_PREFIX) for word in words if word.startswith(_PREFIX)}
+    """The layers of a tensor, in whose name those that were fused are joined."""
+    names: set[str] = set()
+    for words in tensors.name_paths(tensor.name):
+        marked = {word for word in words if word.startswith(QUANTIZED)}
+        names |= marked or {words[0]}
+    return names | {name.removeprefix(QUANTIZED) for name in names}
 
 
 def kernel_operators(content: tflite_model.Flatbuffer, layer: str) -> list[int]:

@@ -250,13 +250,12 @@ class _ParityRun:
 
     def _operator(self, chain: Sequence[Any]) -> tensors.Operator | None:
         """The operator whose output is named after one of the layers; the last if several are."""
-        names = {layer.name for layer in chain}
-        for first in (True, False):  # the converter joins the names of what it fuses
+        for first in (True, False):  # the names of what was fused are joined
             matches = []
             for op in self.producers:
-                joined = self.content.tensors[op.outputs[0]].name.split(";")
-                words = {w for part in joined[: 1 if first else None] for w in part.split("/")}
-                if id(op) not in self.seen and words & names:
+                paths = tensors.name_paths(self.content.tensors[op.outputs[0]].name)
+                named = paths[:1] if first else paths
+                if id(op) not in self.seen and any(_is_of(path, chain) for path in named):
                     matches.append(op)
             if matches:
                 region = self.float_regions.get(matches[-1].outputs[0])
@@ -284,6 +283,13 @@ class _ParityRun:
             simulated = kernels.kernel_matrix(_simulated_kernel(layer), is_depthwise)
             self.faults += kernels.kernel_faults(name, trained, simulated, stored)
         return float(np.mean(stored == 0))
+
+
+def _is_of(path: Sequence[str], chain: Sequence[Any]) -> bool:
+    """Whether a path of a tensor's name belongs to one of the layers; see `tensors.name_paths`."""
+    if len(path) == 1:
+        return any(unwrap(layer).name == path[0] for layer in chain)
+    return any(layer.name in path for layer in chain)
 
 
 def _union(lists: Iterable[list[Any]]) -> list[Any]:

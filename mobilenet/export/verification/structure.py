@@ -83,7 +83,7 @@ def check_rescaling(content: tflite_model.Flatbuffer) -> None:
         factors = source.scales[0].astype(np.float64) * kernel.scales / result.scales[0]
         if factors.max() < _MAX_RESCALING:
             continue
-        layer = shorten(sorted(float_fallback.layers_of(kernel))) or layer_name(kernel)
+        layer = _layer_of_kernel(kernel)
         channel, ratio = int(factors.argmax()), float(factors.max() / np.median(factors))
         raise UsageError(
             layer,
@@ -91,6 +91,12 @@ def check_rescaling(content: tflite_model.Flatbuffer) -> None:
             "channels that one int8 layer can hold",
             f"`keep_float={layer}` computes it in float; or train on with weight decay",
         )
+
+
+def _layer_of_kernel(kernel: tensors.Tensor) -> str:
+    words = tensors.name_paths(kernel.name)[0]
+    marked = [word for word in words if word.startswith(float_fallback.QUANTIZED)]
+    return marked[0].removeprefix(float_fallback.QUANTIZED) if marked else words[0]
 
 
 def format_faults(content: tflite_model.Flatbuffer, number_format: Format) -> list[str]:

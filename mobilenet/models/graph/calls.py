@@ -147,7 +147,7 @@ class CallList:
             built = tf_keras.Model(
                 [made[tensor.call][0][0] for tensor in self.inputs],
                 [made[tensor.call][0][tensor.index] for tensor in self.outputs],
-                name=self.model.name,
+                name=self.model.name.replace(SLASH, "_"),
             )
         for call, (_, layer) in made.items():
             if call.layer is not None and call.layer.weights:
