@@ -259,7 +259,7 @@ def test_numbers_that_cannot_be_are_ignored(mean: tuple[float], std: tuple[float
         """A card with a preprocessing that is not checked."""
 
         preprocessing = types.SimpleNamespace(mean=mean, std=std)
-        labels, outputs, dataset, architecture = LABELS, "logits", "", types.MappingProxyType({})
+        labels, outputs, dataset, title = LABELS, "logits", "", "model"
 
     with np.errstate(all="ignore"):
         blob = tflite_metadata.model_metadata(Fields(), (1, SIDE, SIDE, 3))
