@@ -29,6 +29,9 @@ from .base import MAX_CLASSES, Config, checked, flag, one_of
 NORMALIZATIONS = ("batch_norm", "layer_norm", "group_norm")
 CLASSIFIER_ACTIVATIONS = ("softmax", "sigmoid")
 OUTPUT_STRIDES = (1, 2, 4, 8, 16, 32)
+# Measured in docs/training.md.
+NEW_BATCH_NORM_DECAY = 0.99  # of random weights, which train for thousands of steps
+LOADED_BATCH_NORM_DECAY = 0.9  # of loaded weights, which are fine-tuned for hundreds
 _WIDEST = 100
 _WIDTHS = "common values are 0.25, 0.5, 0.75, 1.0"
 
@@ -70,7 +73,10 @@ class MobileNetConfig(Config):
         activation_name: unused by the seven models, whose rows carry their own; kept for models of
             your own.
         normalization_name: `batch_norm`, `layer_norm` or `group_norm` (at most 32 groups).
-        batch_norm_decay: momentum of the moving statistics.
+        batch_norm_decay: momentum of the moving statistics. `None` stands for 0.99 with random
+            weights and 0.9 where weights are loaded: few steps of fine-tuning would be evaluated
+            with the statistics of the former images. The published 0.9997 and 0.997 are for
+            ImageNet.
         batch_norm_epsilon: added to the variance by every normalization.
         hard_sigmoid_slope: of the squeeze-excite gate; TF1 checkpoints were trained with the
             literal 0.16667.
@@ -124,13 +130,23 @@ class MobileNetConfig(Config):
     normalization_name: str = flag(
         "batch_norm", "one of " + ", ".join(NORMALIZATIONS), choices=NORMALIZATIONS
     )
-    batch_norm_decay: float = flag(
-        0.9997, "momentum of the batch normalization's moving statistics", least=0, below=1
+    batch_norm_decay: float | None = flag(
+        None,
+        "momentum of the batch normalization's moving statistics; by default 0.9 with "
+        "--init_checkpoint, else 0.99 or less in a short run; ImageNet: as published",
+        least=0,
+        below=1,
     )
     batch_norm_epsilon: float = checked(0.001, above=0)
     hard_sigmoid_slope: float = checked(1 / 6, above=0)
     channels: dict[str, int] = checked({}, least=1, integer=True)
     blocks: tuple[BlockConfig, ...] = ()
+
+    def for_loaded_weights(self) -> MobileNetConfig:
+        """The config of a model whose weights are loaded: its own momentum where it has one."""
+        if self.batch_norm_decay is not None:
+            return self
+        return self.replace(batch_norm_decay=LOADED_BATCH_NORM_DECAY)
 
 
 @dataclasses.dataclass(frozen=True)

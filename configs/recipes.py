@@ -65,6 +65,10 @@ def batch_norm_decay(steps: int, longest: float) -> float:
 
     The moving statistics forget over 1 / (1 - decay) steps. The published 0.9997 needs tens of
     thousands of steps; a shorter run evaluates with statistics of a model that it no longer is.
+
+    Args:
+        steps: of training.
+        longest: the momentum of a long run.
     """
     return round(min(longest, max(0.9, 1.0 - BATCH_NORM_MEMORY / max(steps, 1))), 6)
 
@@ -105,6 +109,7 @@ def _chain(
 
 
 def _imagenet(model: archs.MobileNetConfig, data: dataset.DatasetConfig) -> RunConfig:
+    model = model.replace(batch_norm_decay=0.9997)
     if isinstance(model, archs.MobileNetV1Config):
         train = _IMAGENET_V1
     elif isinstance(model, archs.MobileNetV2Config):

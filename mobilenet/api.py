@@ -58,6 +58,8 @@ def build(
         weights: path of the weights to start from: a model folder, a `.keras` file, a SavedModel, a
             checkpoint of TF1 or TF2, or a `.h5` file of keras.applications. They are matched by
             layer; the head stays new where the number of classes differs. Random when left out.
+            Batch norms then have a momentum of 0.9 instead of 0.99, as fine-tuning takes few steps;
+            `batch_norm_decay=` says otherwise.
         keras: the package of the layers: `tf_keras` when left out, or Keras 3's `keras`. Only
             tf_keras models can be pruned, quantized and converted.
         **fields: fields of the config that differ from its own, such as `width_multiplier=0.35`,

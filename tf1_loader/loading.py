@@ -124,7 +124,7 @@ def load_tf1_checkpoint(
     with _open_transfer(path, use_ema) as transfer:
         detected = transfer.detected
         classes = detected.config.num_classes if num_classes is None else num_classes
-        config = detected.config.replace(
+        config = detected.config.for_loaded_weights().replace(
             num_classes=classes,
             classifier_activation=classifier_activation,
             hard_sigmoid_slope=hard_sigmoid_slope,
@@ -156,7 +156,7 @@ def load_family(
                 f"a checkpoint of {expected}",
                 f"use load_{detected.name.removesuffix('_minimalistic')}",
             )
-        config = detected.config if config is None else config
+        config = (detected.config if config is None else config).for_loaded_weights()
         if config.hard_sigmoid_slope == MobileNetConfig.hard_sigmoid_slope:
             config = config.replace(hard_sigmoid_slope=TF1_SLOPE)
         model = build(config, transfer.shape(input_shape))

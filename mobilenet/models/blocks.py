@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mobilenet.configs.archs import MobileNetConfig
+from mobilenet.configs.archs import NEW_BATCH_NORM_DECAY, MobileNetConfig
 from mobilenet.models.layer_plan import Row
 
 Tensor = Any  # a symbolic tensor of either Keras, [batch, height, width, channels]
@@ -182,8 +182,11 @@ class BlockBuilder:
             return layers.GroupNormalization(groups, epsilon=config.batch_norm_epsilon, name=label)(
                 x
             )
+        decay = config.batch_norm_decay
         return layers.BatchNormalization(
-            momentum=config.batch_norm_decay, epsilon=config.batch_norm_epsilon, name=label
+            momentum=NEW_BATCH_NORM_DECAY if decay is None else decay,
+            epsilon=config.batch_norm_epsilon,
+            name=label,
         )(x)
 
     def _initializer(self) -> Any:

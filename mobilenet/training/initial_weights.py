@@ -64,7 +64,7 @@ def build(
     except TypeError:
         raise UsageError("weights", type(weights).__name__, "a path") from None
     try:
-        config = with_channels_of(config, path)
+        config = with_channels_of(config, path).for_loaded_weights()
         model: KerasModel = builder.build(config, input_shape)
         load_into(model, path, config)
     except UsageError as error:

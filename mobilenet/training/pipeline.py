@@ -276,7 +276,7 @@ class Pipeline:
         """Says why the first epochs of a model from scratch look as if it did not learn."""
         if self.config.init_checkpoint is not None or self.source(part) is not None:
             return
-        decay = self.config.model.batch_norm_decay
+        decay = self.config.model.batch_norm_decay or 0.0
         steps = math.log(_FORGOTTEN) / math.log(decay) if 0 < decay < 1 else 0.0
         epochs = math.ceil(steps / steps_per_epoch)
         if min(epochs, config.epochs) > 1:

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from mobilenet import data
 from mobilenet.configs import recipes
-from mobilenet.configs.archs import MobileNetConfig
+from mobilenet.configs.archs import (
+    LOADED_BATCH_NORM_DECAY,
+    NEW_BATCH_NORM_DECAY,
+    MobileNetConfig,
+)
 from mobilenet.configs.card import CARD, Card
 from mobilenet.configs.distillation import AUTO, NONE, START, Distillation
 from mobilenet.configs.quantization import PostTraining
@@ -35,7 +39,8 @@ def resolve(
 ) -> tuple[RunConfig, data.DatasetInfo]:
     """Fills in what depends on the data and on the initial weights.
 
-    These are the number of classes, a batch-norm momentum that fits the number of steps, whether
+    These are the number of classes, a batch-norm momentum that fits the initial weights and the
+    number of steps, whether
     stages are distilled from the model that they start from, and the channels of a thinned model
     that training starts from.
 
@@ -60,8 +65,11 @@ def resolve(
         )
     model = model.replace(num_classes=info.num_classes)
     steps = steps_per_epoch(info, config.train.batch_size)
-    if not explicit.batch_norm_decay:
-        decay = recipes.batch_norm_decay(steps * config.train.epochs, model.batch_norm_decay)
+    if _is_open(model, explicit):
+        default = LOADED_BATCH_NORM_DECAY if config.init_checkpoint else NEW_BATCH_NORM_DECAY
+        published = model.batch_norm_decay
+        longest = default if published is None else published
+        decay = recipes.batch_norm_decay(steps * config.train.epochs, longest)
         model = model.replace(batch_norm_decay=decay)
     distillation = _with_teacher(config.distillation, info)
     return config.replace(model=model, distillation=distillation), info
@@ -75,12 +83,17 @@ def resolve_as(config: RunConfig, stored: RunConfig, explicit: Explicit) -> RunC
     model = _with_channels_of_start(config).replace(classifier_activation=None)
     if not explicit.num_classes:
         model = model.replace(num_classes=stored.model.num_classes)
-    if not explicit.batch_norm_decay:
+    if _is_open(model, explicit):
         model = model.replace(batch_norm_decay=stored.model.batch_norm_decay)
     distillation = config.distillation
     if distillation.teacher == AUTO:
         distillation = distillation.replace(teacher=stored.distillation.teacher)
     return config.replace(model=model, distillation=distillation)
+
+
+def _is_open(model: MobileNetConfig, explicit: Explicit) -> bool:
+    """Whether the batch-norm momentum was left to the run."""
+    return model.batch_norm_decay is None or not explicit.batch_norm_decay
 
 
 def _with_channels_of_start(config: RunConfig) -> MobileNetConfig:

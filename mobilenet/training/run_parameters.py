@@ -81,6 +81,8 @@ def request(
     recipe = recipes.get(_name_of(architecture), dataset.name)
     config = recipe.replace(dataset=dataset)
     if isinstance(model, MobileNetConfig):
+        if model.batch_norm_decay is None:
+            model = model.replace(batch_norm_decay=recipe.model.batch_norm_decay)
         config = config.replace(model=model)
     config = parameters.apply(config, settings)
     default = training_run.default_folder(config)

@@ -53,7 +53,7 @@ def test_defaults_are_the_seeds() -> None:
             and config.stddev == 0.09
             and config.dropout_keep_prob == 0.8
         )
-        assert (config.batch_norm_decay, config.batch_norm_epsilon) == (0.9997, 0.001)
+        assert (config.batch_norm_decay, config.batch_norm_epsilon) == (None, 0.001)
         assert config.finegrain_classification_mode is (name != "mobilenet_v1")
         assert config.classifier_activation == "softmax" and config.channels == {}
 

@@ -339,6 +339,14 @@ def test_batch_norm_memory_fits_the_run(steps: int) -> None:
     assert 1 / (1 - decay) <= max(10.0, steps / 10) * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("name", list(archs.ALL))
+def test_the_published_momentum_is_for_imagenet_alone(name: str) -> None:
+    assert recipes.get(name, "digits").model.batch_norm_decay is None
+    assert recipes.get(name, "image_folder").model.batch_norm_decay is None
+    published = 0.9997 if name in ("mobilenet_v1", "mobilenet_v2") else 0.997
+    assert recipes.get(name, "imagenet2012").model.batch_norm_decay == published
+
+
 def test_a_long_run_keeps_the_published_batch_norm_memory() -> None:
     assert recipes.batch_norm_decay(10**6, 0.9997) == 0.9997
 

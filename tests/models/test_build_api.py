@@ -104,6 +104,22 @@ def test_weights_are_those_of_the_file_with_a_new_head(trained: tuple[Any, Path]
     assert other.get_layer("Conv2d_0").get_weights()[0].min() >= 0.5
 
 
+def test_the_momentum_is_shorter_for_loaded_weights_unless_it_is_given(
+    trained: tuple[Any, Path],
+) -> None:
+    """0.99 for random weights and 0.9 for loaded ones, which are fine-tuned for few steps."""
+
+    def momenta(**values: Any) -> set[float]:
+        model = api.build("mobilenet_v1", 32, num_classes=5, **NARROW, **values)
+        return {layer.momentum for layer in model.layers if hasattr(layer, "momentum")}
+
+    weights = trained[1]
+    assert momenta() == {0.99}
+    assert momenta(weights=weights) == {0.9}
+    assert momenta(batch_norm_decay=0.97) == {0.97}
+    assert momenta(batch_norm_decay=0.99, weights=weights) == {0.99}
+
+
 def test_weights_of_a_thinned_model_set_the_channels(tmp_path: Path) -> None:
     config = archs.get("mobilenet_v1", num_classes=5, channels={"Conv2d_0": 16}, **NARROW)
     thinned = api.build(config, 32)

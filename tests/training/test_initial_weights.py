@@ -20,6 +20,7 @@ from mobilenet.configs.card import Card  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.models import builder, saving  # noqa: E402
 from mobilenet.models.graph import batch_norm_statistics  # noqa: E402
+from mobilenet.tf1_loader import loading as tf1_loading  # noqa: E402
 from mobilenet.training import initial_weights  # noqa: E402
 
 CONFIG = archs.get("mobilenet_v1", width_multiplier=0.125, num_classes=5)
@@ -103,6 +104,14 @@ def test_another_model_is_refused_and_nothing_is_set(
         initial_weights.load_into(model, str(form(trained, tmp_path)), config)
     for ours, original in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, original)
+
+
+def test_a_tf1_checkpoint_is_loaded_with_the_momentum_of_fine_tuning(tmp_path: Path) -> None:
+    values = slim.values(slim.Slim("mobilenet_v1"))
+    path = slim.write_checkpoint(tmp_path / "model.ckpt", values)
+    loaded = tf1_loading.load_tf1_checkpoint(path, input_shape=(32, 32))
+    norms = [layer for layer in loaded.model.layers if hasattr(layer, "momentum")]
+    assert {layer.momentum for layer in norms} == {0.9}
 
 
 def test_tf1_of_another_family_names_the_flag(tmp_path: Path) -> None:

@@ -76,6 +76,13 @@ def test_whole_configs_are_taken_as_they_are() -> None:
     assert config == expected.replace(train=train.replace(lr=0.5))
 
 
+def test_a_config_takes_the_momentum_of_the_recipe_unless_it_has_one() -> None:
+    model = archs.get("mobilenet_v1", width_multiplier=0.5)
+    assert config_of("imagenet2012", model=model).model.batch_norm_decay == 0.9997
+    model = model.replace(batch_norm_decay=0.9)
+    assert config_of("imagenet2012", model=model).model.batch_norm_decay == 0.9
+
+
 @pytest.mark.parametrize(
     ("model_dir", "folder"),
     [
