@@ -10,12 +10,13 @@ import os
 import types
 import typing
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from mobilenet import strict_json
 from mobilenet.errors import UsageError, one_of, shorten
 
 C = TypeVar("C", bound="Config")
+ImageSize: TypeAlias = int | tuple[int, int]  # side of a square, or height and width, in pixels
 MAX_CLASSES = 1_000_000  # class indices end here: a larger label is a code of another kind
 MAX_SIDE = 1 << 14  # of an image
 MAX_BATCH = 1 << 13  # images at once; beyond 2^31 values kernels end the process
@@ -100,6 +101,19 @@ def check_number(name: str, value: object, **rule: Any) -> None:
         UsageError: it is not.
     """
     Rule(**rule).check(name, value)
+
+
+def sides(size: ImageSize) -> tuple[int, int]:
+    """Height and width of an image size.
+
+    Raises:
+        UsageError: names `image_size`: it is neither a number nor a pair of numbers.
+    """
+    pair = size if isinstance(size, (tuple, list)) else (size, size)
+    if len(pair) != 2:
+        raise UsageError("image_size", list(pair), "one number, or height and width")
+    height, width = pair
+    return height, width
 
 
 def checked(default: Any, **rule: Any) -> Any:
@@ -333,6 +347,7 @@ __all__ = [
     "MAX_CLASSES",
     "MAX_SIDE",
     "Config",
+    "ImageSize",
     "Rule",
     "check_number",
     "checked",
@@ -341,4 +356,5 @@ __all__ = [
     "nested",
     "one_of",
     "shorten",
+    "sides",
 ]

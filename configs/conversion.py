@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mobilenet.configs import number_formats
-from mobilenet.configs.base import MAX_BATCH, MAX_SIDE, Config, flag
+from mobilenet.configs.base import MAX_BATCH, MAX_SIDE, Config, ImageSize, flag, sides
 from mobilenet.configs.number_formats import FLOAT32, FORMATS, INT8
 from mobilenet.configs.quantization import TARGETS
 from mobilenet.errors import UsageError
@@ -24,7 +24,8 @@ class ConversionConfig(Config):
             int8 with ranges, else float32.
         io: type of the input and output; `None` is the first that the number format allows.
         batch: images a call.
-        image_size: height and width, required where the model leaves them open.
+        image_size: side of a square or `(height, width)`, required where the model leaves them
+            open.
         output_activation: `none` gives logits; int8 softmax resolves only 1/256.
         target: `xnnpack` writes int8 hard-swish out, which its delegate then takes whole, and lets
             the first convolution read pairs of pixels; `generic` keeps one HARD_SWISH each, for
@@ -40,9 +41,9 @@ class ConversionConfig(Config):
         choices=IO_TYPES,
     )
     batch: int = flag(1, "images a call", least=1, most=MAX_BATCH, integer=True)
-    image_size: int | None = flag(
+    image_size: ImageSize | None = flag(
         None,
-        "height and width of a model that leaves its size open",
+        "side, or height,width, of a model that leaves its size open",
         least=1,
         most=MAX_SIDE,
         integer=True,
@@ -58,6 +59,8 @@ class ConversionConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.image_size is not None:
+            sides(self.image_size)
         if self.number_format is not None:
             self._check_io(number_formats.get(self.number_format).io_types, "leave it out")
 
@@ -101,7 +104,7 @@ class ConversionConfig(Config):
                 another.
         """
         height, width, channels = model_shape
-        size = self.image_size
+        size = None if self.image_size is None else sides(self.image_size)
         if channels is None:
             expected = "a fixed number of channels"
             raise UsageError("model", model_shape, expected, "build it for 3 channels")
@@ -112,14 +115,16 @@ class ConversionConfig(Config):
                 f"a size, as the model's input is open: {model_shape}",
                 "as in `image_size=224`",
             )
-        if size is not None and any(side not in (None, size) for side in (height, width)):
+        if size is None:
+            return height or 0, width or 0, channels
+        if height not in (None, size[0]) or width not in (None, size[1]):
             raise UsageError(
                 "image_size",
-                size,
+                self.image_size,
                 f"{height} x {width}, the size of the model",
                 "leave it out, or build the model with that size",
             )
-        return height or size or 0, width or size or 0, channels
+        return *size, channels
 
 
 @dataclasses.dataclass(frozen=True)

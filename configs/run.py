@@ -10,7 +10,7 @@ from mobilenet.configs.weight_sharing import FewValues
 from mobilenet.errors import UsageError
 
 from .archs import MobileNetConfig, MobileNetV1Config
-from .base import MAX_BATCH, MAX_SIDE, Config, flag, nested
+from .base import MAX_BATCH, MAX_SIDE, Config, ImageSize, flag, nested, sides
 from .dataset import DatasetConfig
 from .distillation import Distillation
 from .pruning import PRUNING, ChannelPruning, DnsPruning, MagnitudePruning, TfmotPruning
@@ -127,15 +127,22 @@ class RunConfig(Config):
 
     Attributes:
         stages: any subset of train, prune, quantize, convert, in that order.
-        image_size: side of the square input, in pixels.
+        image_size: side of the square input, or its height and width, in pixels.
+        channels: 3 for RGB, 1 for gray; images are read as the model takes them.
         seed: the one source of randomness: initial weights, order, augmentation, dropout.
     """
 
     model: MobileNetConfig = nested(MobileNetV1Config())
     dataset: DatasetConfig = nested(DatasetConfig())
-    image_size: int = flag(
-        224, "side of the square input in pixels", least=1, most=MAX_SIDE, integer=True
+    image_size: ImageSize = flag(
+        224,
+        "side of the square input in pixels, or height,width",
+        least=1,
+        most=MAX_SIDE,
+        integer=True,
+        remedy="as in 96, or 48,96 for a height of 48",
     )
+    channels: int = flag(3, "channels of the input: 3 (RGB) or 1 (gray)", choices=(1, 3))
     stages: tuple[str, ...] = flag(
         STAGES, "which of " + ",".join(STAGES) + " to run, in that order", choices=STAGES
     )
@@ -163,12 +170,19 @@ class RunConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        height, width = sides(self.image_size)
+        object.__setattr__(self, "image_size", height if height == width else (height, width))
         if not self.stages:
             raise UsageError("stages", "", f"at least one of {', '.join(STAGES)}")
         if list(self.stages) != sorted(set(self.stages), key=STAGES.index):
             raise UsageError(
                 "stages", ",".join(self.stages), f"stages in the order {','.join(STAGES)}"
             )
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Of the model: `(height, width, channels)`."""
+        return (*sides(self.image_size), self.channels)
 
     def parts(self, stages: Iterable[str]) -> tuple[Part, ...]:
         """What runs, in order: the stages, with all rounds of channel pruning.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mobilenet.compression.pruning.channel.surgery import Thinned
     from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
     from mobilenet.configs.archs import MobileNetConfig
+    from mobilenet.configs.base import ImageSize
     from mobilenet.configs.card import Card
     from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
     from mobilenet.configs.dataset import DatasetConfig, Preprocessing
@@ -374,7 +375,7 @@ def profile(
     *,
     latency: bool = True,
     packed: bool = True,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     micro: bool = False,
     isolated: bool = False,
 ) -> ModelProfile | FileProfile:
@@ -387,7 +388,8 @@ def profile(
             the model's own.
         latency: measure every layer, and the whole, on one thread of this machine; takes seconds.
         packed: of a model: pack and convert it to show its sizes.
-        image_size: of a model that leaves its size open: height and width, in pixels.
+        image_size: of a model that leaves its size open: the side of a square, or height and width,
+            in pixels.
         micro: of a file: find out what a micro-controller needs to run it.
         isolated: run a file in a process of its own, which a damaged one may crash. Use it for
             files from others.
@@ -516,8 +518,9 @@ def train(
         model_dir: the run folder; `runs/MODEL_DATASET` when left out.
         overwrite: replace the run in the folder.
         **config: fields of the run's config that differ from the recipe of model and data, by the
-            names of the trainer's flags, such as `epochs=10`, `image_size=96`,
-            `width_multiplier=0.5`, `pruning="channel"` or a config of `mobilenet.configs.pruning`.
+            names of the trainer's flags, such as `epochs=10`, `image_size=96` or `(48, 96)`,
+            `channels=1` for gray, `width_multiplier=0.5`, `pruning="channel"` or a config of
+            `mobilenet.configs.pruning`.
             Further fields by their path, as in `**{"train.op_momentum": 0.8}`.
 
     Returns:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mobilenet import cli, console
 from mobilenet.configs import archs
+from mobilenet.configs.base import sides
 from mobilenet.configs.run import RunConfig
 from mobilenet.training import resolve_config, run_folder, training_run
 from mobilenet.training.stage_report import RunReport
@@ -52,7 +53,7 @@ def run(argv: list[str]) -> int | None:
 
     print(f"\n{done.report}")
     _draw(folder / "plots", done.report, redraw=not done.is_unchanged)
-    image = example_image(config.dataset, config.image_size, folder)
+    image = example_image(config.dataset, max(sides(config.image_size)), folder)
     print("\n" + _next_steps(folder, config, done.report, str(image or "PHOTO.jpg")))
     return None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mobilenet import cli
 from mobilenet.configs import released_models
-from mobilenet.configs.base import MAX_SIDE
+from mobilenet.configs.base import MAX_SIDE, ImageSize, sides
 from mobilenet.errors import UsageError
 from mobilenet.tf1_loader import locate, tf2_formats
 
@@ -27,9 +27,9 @@ COMMAND = cli.Command(
         ),
         cli.option(
             "image_size",
-            int,
+            ImageSize,
             None,
-            "side of the input; that in the file's name, or 224, when left out",
+            "side of the input, or height,width; that in the file's name, or 224, when left out",
             group="model",
             least=1,
             most=MAX_SIDE,
@@ -71,13 +71,13 @@ def run(argv: list[str]) -> int | None:
         from mobilenet.models import counting
         from mobilenet.tf1_loader import fake_quant_ranges, loading
     tf.get_logger().setLevel("ERROR")  # a SavedModel of a model that is not compiled is meant
-    side = options["image_size"]
+    size = options["image_size"]
     loaded = loading.load_tf1_checkpoint(
         options["checkpoint"],
         options["use_ema"],
         num_classes=options["num_classes"],
         hard_sigmoid_slope=options["hard_sigmoid_slope"],
-        input_shape=None if side is None else (side, side),
+        input_shape=None if size is None else sides(size),
     )
     report = loaded.report
     extra = (

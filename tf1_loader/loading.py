@@ -187,6 +187,9 @@ def load_into(
                 f"a checkpoint of {type(config).__name__}",
                 f"give `model_name={transfer.detected.name}",
             )
+        stored, channels = transfer.detected.channels, model.input_shape[-1]
+        if channels != stored:
+            raise UsageError("channels", channels, f"{stored}, as the weights of {path} take")
         return dataclasses.replace(transfer, new_head=True).fill(model, config)
 
 

@@ -11,18 +11,26 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from mobilenet.configs.base import Config, Rule
+from mobilenet.configs.base import Config, ImageSize, Rule
 from mobilenet.configs.parameters import parameters_of
 from mobilenet.errors import UsageError
 
 GROUPS = ("model", "data", "training", "compression", "run")
-_GROUP_OF = {"model": 0, "init_checkpoint": 0, "dataset": 1, "image_size": 1, "train": 2, "seed": 2}
+_GROUP_OF = {
+    "model": 0,
+    "init_checkpoint": 0,
+    "dataset": 1,
+    "image_size": 1,
+    "channels": 1,
+    "train": 2,
+    "seed": 2,
+}
 _GROUP_OF |= {"prune": 3, "quantize": 3, "pruning": 3, "quantization": 3, "distillation": 3}
 # What `--help` shows of a config's flags; `--helpfull` shows all.
 _MAIN = frozenset(
     {
         *("width_multiplier", "num_classes", "dropout_rate", "init_checkpoint"),
-        *("dataset_name", "data_dir", "image_size"),
+        *("dataset_name", "data_dir", "image_size", "channels"),
         *("epochs", "batch_size", "optimizer_name", "learning_scheduler_name", "lr"),
         *("label_smoothing", "ma_decay_rate", "seed"),
         *("pruning", "prune_epochs", "final_sparsity", "quantization", "quantize_epochs"),
@@ -112,9 +120,9 @@ ISOLATED = option(
 # Of the commands that count or convert a model on the way.
 IMAGE_SIZE = option(
     "image_size",
-    int,
+    ImageSize,
     None,
-    "height and width of a model that leaves its size open",
+    "side, or height,width, of a model that leaves its size open",
     least=1,
     integer=True,
 )
@@ -159,6 +167,13 @@ def flag_specs(config: type[Config] | Config) -> list[FlagSpec]:
     ]
 
 
+def _option(types_of_union: tuple[Any, ...], text: str) -> Any:
+    """The type of a union that a text is of: a tuple where it has a comma, else the first."""
+    named = [option for option in types_of_union if option is not types.NoneType]
+    tuples = [option for option in named if typing.get_origin(option) is tuple]
+    return tuples[0] if tuples and "," in text else named[0]
+
+
 _TRUTH = {
     "true": True,
     "t": True,
@@ -177,16 +192,17 @@ def parse(name: str, type: Any, text: str) -> Any:
 
     Lists are split at commas, entries of a dictionary at their last `=`; a lone number for a
     dictionary is kept under the empty name, for the caller to place. The text `none` is `None`
-    where the type allows it. `Path` gives text too, in which a leading `~` is the home folder.
+    where the type allows it, and text with a comma a tuple. `Path` gives text too, in which a
+    leading `~` is the home folder.
 
     Raises:
         UsageError: names the flag, the text and the type.
     """
     origin, inner = typing.get_origin(type), typing.get_args(type)
     if origin in (typing.Union, types.UnionType):
-        if text.lower() == "none":
+        if types.NoneType in inner and text.lower() == "none":
             return None
-        return parse(name, next(option for option in inner if option is not types.NoneType), text)
+        return parse(name, _option(inner, text), text)
     words = [word.strip() for word in text.split(",") if word.strip()]
     if origin is tuple:
         items = tuple(parse(name, inner[0], word) for word in words)

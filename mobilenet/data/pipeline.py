@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from mobilenet.configs import dataset as dataset_configs
-from mobilenet.configs.base import MAX_BATCH, check_number, one_of
+from mobilenet.configs.base import MAX_BATCH, ImageSize, check_number, one_of, sides
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.data import datasets, decoding
 from mobilenet.data import preprocessing as images
@@ -28,7 +28,7 @@ def load(
     dataset: DatasetConfig | str,
     split: str,
     *,
-    image_size: int | tuple[int, int],
+    image_size: ImageSize,
     batch_size: int,
     training: bool = False,
     seed: int = 0,
@@ -92,8 +92,8 @@ def _options() -> tf.data.Options:
     return options
 
 
-def _size(image_size: int | tuple[int, int]) -> Size:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+def _size(image_size: ImageSize) -> Size:
+    height, width = sides(image_size)
     for side in (height, width):
         check_number("image_size", side, least=1, integer=True)
     return int(height), int(width)

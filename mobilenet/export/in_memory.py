@@ -193,9 +193,7 @@ def _config(
 def _with_size(config: ConversionConfig, images: Float32Array) -> ConversionConfig:
     """The config with the size of the images, for a model that leaves it open."""
     height, width = images.shape[1:3]
-    if height != width:
-        raise UsageError("images", list(images.shape), "square images for a model of open size")
-    return config.replace(image_size=height)
+    return config.replace(image_size=(height, width))
 
 
 def _calibration(

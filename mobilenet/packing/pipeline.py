@@ -15,6 +15,7 @@ from mobilenet import files
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
+from mobilenet.configs.base import ImageSize
 from mobilenet.configs.card import checked_labels, preprocessing_of
 from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
@@ -37,7 +38,7 @@ def pack_saved_model(
     fold: bool = False,
     images: int = 16,
     data_of: Callable[[str], DatasetConfig] | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
 ) -> Rows:
     """Packs a saved model; every array is read back and compared before the file gets its name.
 
@@ -136,7 +137,7 @@ def _packed_file(model: saving.LoadedModel, ranges: scheme.Ranges | None) -> Pac
 def unpack_file(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
 ) -> Rows:
     """Unpacks a model to a model folder, or to a float flatbuffer if the name ends in `.tflite`.
 
@@ -173,7 +174,7 @@ def unpack_file(
     return [("file", target), *notes, *sizes(data)]
 
 
-def flatbuffer(unpacked: packed_model.Unpacked, image_size: int | None = None) -> bytes:
+def flatbuffer(unpacked: packed_model.Unpacked, image_size: ImageSize | None = None) -> bytes:
     """The float flatbuffer of an unpacked model: one image a call, logits.
 
     Raises:
@@ -192,7 +193,11 @@ def sizes(data: bytes) -> Rows:
 
 
 def _effect(
-    loaded: saving.LoadedModel, folded: Any, data: DatasetConfig, count: int, image_size: int | None
+    loaded: saving.LoadedModel,
+    folded: Any,
+    data: DatasetConfig,
+    count: int,
+    image_size: ImageSize | None,
 ) -> Rows:
     """How far folding moves the outputs."""
     model = loaded.model

@@ -12,6 +12,7 @@ import numpy as np
 from mobilenet import text_tables
 from mobilenet.compression.pruning.channel import dependency_groups
 from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
+from mobilenet.configs.base import ImageSize
 from mobilenet.configs.card import Card
 from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.errors import UsageError
@@ -220,7 +221,7 @@ def profile(
 
 
 def profile_model(
-    model: Any, latency: bool = True, packed: bool = True, image_size: int | None = None
+    model: Any, latency: bool = True, packed: bool = True, image_size: ImageSize | None = None
 ) -> ModelProfile:
     """The profile of a model in memory; see `mobilenet.profile`.
 

@@ -105,11 +105,14 @@ class Teachers:
     @functools.cached_property
     def _other(self) -> TeacherModel:
         path = str(self.config.distillation.model)
-        return load(path, self.info, self.config.image_size, self.preprocessing)
+        return load(path, self.info, self.config.input_shape, self.preprocessing)
 
 
 def load(
-    path: str, info: data.DatasetInfo, image_size: int, preprocessing: Preprocessing
+    path: str,
+    info: data.DatasetInfo,
+    shape: tuple[int, int, int],
+    preprocessing: Preprocessing,
 ) -> TeacherModel:
     """Reads a teacher, and checks that it fits the images and classes of a run.
 
@@ -119,13 +122,12 @@ def load(
         path: a model folder, `.keras` or `.h5` file, SavedModel or TF1 checkpoint; one of 1001
             outputs serves 1000 classes without its background.
         info: the data of the run.
-        image_size: of the run, in pixels.
+        shape: of the run's images, `(height, width, channels)`.
         preprocessing: of the run; that of a model without a card.
 
     Raises:
         UsageError: it cannot be read, or has other classes or another input.
     """
-    shape = (image_size, image_size, 3)
     try:
         source, own, labels = _read(path, info.num_classes, shape, preprocessing)
         model = freeze.float32_copy(source)
@@ -153,7 +155,7 @@ def load(
             path,
             f"a teacher that takes images of {_format_shape(shape)}; "
             f"this one takes {_format_shape(takes)}",
-            "give the `image_size` of the teacher, or another teacher",
+            "give the `image_size` and `channels` of the teacher, or another teacher",
         )
     return TeacherModel(model, own, path)
 

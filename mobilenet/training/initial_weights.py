@@ -22,7 +22,11 @@ from mobilenet.weights import keras_applications, tf2_object
 
 log = logging.getLogger("mobilenet")
 _HEAD = "Logits"
-_OF_BUILD = {"init_checkpoint": "weights", "model_name": "name_or_config"}  # parameters' names
+_OF_BUILD = {  # parameters' names
+    "init_checkpoint": "weights",
+    "model_name": "name_or_config",
+    "channels": "input_shape",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,20 @@ class Start:
     new: Sequence[str]
     notes: Sequence[str] = ()
     ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+    def of_size(self, trained: tuple[int | None, ...], model: Any) -> Start:
+        """With a note where the weights were trained on images of another size.
+
+        Args:
+            trained: height and width; `None` where they are open or not known.
+            model: that has the weights now.
+        """
+        pairs = [(there, here) for there, here in zip(trained, model.input_shape[1:3], strict=True)]
+        if all(None in pair or pair[0] == pair[1] for pair in pairs):
+            return self
+        (height, now_high), (width, now_wide) = pairs
+        note = f"trained at {height} x {width} pixels, here {now_high} x {now_wide}"
+        return dataclasses.replace(self, notes=(*self.notes, note))
 
 
 def build(
@@ -90,17 +108,22 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
     """
     form = loading.detect_form(path)
     if form == loading.HDF5:
-        report = keras_applications.load_weights(model, path, config)
-        start = Start(report.loaded, report.new, [f"unused: {n}" for n in report.unused])
+        found = keras_applications.load_weights(model, path, config)
+        start = Start(found.loaded, found.new, [f"unused: {n}" for n in found.unused])
     elif form != loading.CHECKPOINT:
-        layers = loading.load_keras_model(path).model.layers
-        theirs = {layer.name: layer.get_weights() for layer in layers if layer.weights}
-        start = _by_name(model, theirs, path)
+        source = loading.load_keras_model(path).model
+        stored, channels = source.input_shape[-1], model.input_shape[-1]
+        if channels != stored:
+            raise UsageError("channels", channels, f"{stored}, as the weights of {path} take")
+        theirs = {layer.name: layer.get_weights() for layer in source.layers if layer.weights}
+        start = _by_name(model, theirs, path).of_size(source.input_shape[1:3], model)
     elif tf2_object.is_tf2_checkpoint(path):
         names = [layer.name for layer in model.layers if layer.weights]
         start = _by_name(model, tf2_object.read_layers(path, names), path)
     else:
-        start = _tf1(tf1_loading.load_into(model, config, path))
+        report = tf1_loading.load_into(model, config, path)
+        side = None if report.release is None else report.release.image_size
+        start = _tf1(report).of_size((side, side), model)
     log.info(
         "%s: weights of %d layers loaded%s",
         path,

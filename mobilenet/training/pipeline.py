@@ -172,12 +172,14 @@ class Pipeline:
             )
 
     def _built(self, config: MobileNetConfig | None = None) -> Any:
-        config, size = config or self.config.model, self.config.image_size
+        config, shape = config or self.config.model, self.config.input_shape
         smallest = layer_plan.min_input_side(layer_plan.plan_rows(config))
-        if size < smallest:
+        if min(shape[:2]) < smallest:
             expected = f"at least {smallest}, the product of the strides"
-            raise UsageError("image_size", size, expected, f"use {smallest} or more")
-        return builder.build(config, (size, size, 3))
+            raise UsageError(
+                "image_size", self.config.image_size, expected, f"use {smallest} or more"
+            )
+        return builder.build(config, shape)
 
     def _check(self, plain: Any) -> None:
         """Checks the images of every split and the methods of all stages before training begins.
@@ -364,10 +366,9 @@ class Pipeline:
             return scoring.score(inference.compile_model(model), self.data.dataset("test"))
 
     def _card(self, part: Part, trained: _StageResult) -> Card:
-        size = self.config.image_size
         return Card(
             architecture=self.config.model.to_json(),
-            input_shape=(size, size, 3),
+            input_shape=self.config.input_shape,
             preprocessing=self.preprocessing,
             labels=self.info.labels,
             label_offset=self.config.dataset.label_offset,

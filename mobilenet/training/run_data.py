@@ -32,6 +32,7 @@ class RunData:
             self.config.dataset,
             split,
             image_size=self.config.image_size,
+            channels=self.config.channels,
             batch_size=batch or self.config.train.batch_size,
             training=start is not None,
             seed=self.config.seed,
@@ -63,7 +64,6 @@ class RunData:
 
     def calibration_images(self, count: int) -> npt.NDArray[np.float32]:
         """Training images without augmentation, sampled evenly from all."""
-        size = self.config.image_size
         return arrays.load_images(
-            self.config.dataset, "train", (size, size, 3), self.preprocessing, count
+            self.config.dataset, "train", self.config.input_shape, self.preprocessing, count
         )

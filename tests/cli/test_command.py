@@ -43,7 +43,8 @@ PUBLISHED = {
 }
 OURS = {
     "stages": ("stages", "train,prune", ("train", "prune")),
-    "image_size": ("image_size", "96", 96),
+    "image_size": ("image_size", "48,96", (48, 96)),
+    "channels": ("channels", "1", 1),
     "width_multiplier": ("model.width_multiplier", "0.25", 0.25),
     "num_classes": ("model.num_classes", "10", 10),
     "init_checkpoint": ("init_checkpoint", "a.keras", "a.keras"),

@@ -39,6 +39,10 @@ BEFORE_TENSORFLOW = [
     ("--distill_weight=1.5", ["--distill_weight: got 1.5", "at least 0 and at most 1"]),
     ("--distill_temperature=0", ["--distill_temperature: got 0.0", "above 0"]),
     ("--image_size=0", ["--image_size: got 0", "at least 1"]),
+    ("--image_size=48,0", ["--image_size: got 0", "at least 1", "48,96"]),
+    ("--image_size=1,2,3", ["--image_size: got '1,2,3'", "2 values"]),
+    ("--image_size=48x96", ["--image_size: got '48x96'", "a whole number"]),
+    ("--channels=2", ["--channels: got 2", "one of (1, 3)"]),
     ("--mixed_precision=float8", ["got 'float8'", "did you mean"]),
     ("--config_file=none.json", ["none.json", "a JSON file; there is none"]),
     ("--override=train.lrr=1", ["train.lrr", "did you mean train.lr?"]),
@@ -48,6 +52,7 @@ BEFORE_TENSORFLOW = [
 AFTER_TENSORFLOW = [
     ("--dataset_name=digit", ["--dataset_name", "'digit'", "did you mean digits?"]),
     ("--image_size=16", ["--image_size: got 16", "at least 32", "use 32"]),
+    ("--image_size=32,16", ["--image_size: got (32, 16)", "at least 32", "use 32"]),
     ("--num_classes=7", ["--num_classes: got 7", "10, the classes of digits", "leave it out"]),
     ("--batch_size=2000", ["--batch_size: got 2000", "at most 1257"]),
     (

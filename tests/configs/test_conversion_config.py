@@ -40,6 +40,8 @@ def test_the_size_is_the_models_where_it_has_one() -> None:
     assert ConversionConfig(image_size=96).input_shape((96, 96, 1)) == (96, 96, 1)
     assert ConversionConfig(image_size=96).input_shape((None, None, 3)) == (96, 96, 3)
     assert ConversionConfig(image_size=96).input_shape((None, 96, 3)) == (96, 96, 3)
+    assert ConversionConfig(image_size=(48, 96)).input_shape((None, None, 1)) == (48, 96, 1)
+    assert ConversionConfig(image_size=(48, 96)).input_shape((48, None, 3)) == (48, 96, 3)
 
 
 @pytest.mark.parametrize(
@@ -49,11 +51,12 @@ def test_the_size_is_the_models_where_it_has_one() -> None:
         (None, (64, None, 3), "^image_size"),
         (96, (64, 64, 3), "^image_size: got 96, expected 64 x 64, the size of the model"),
         (96, (None, 64, 3), "^image_size: got 96"),
+        ((48, 96), (96, 48, 3), r"^image_size: got \(48, 96\), expected 96 x 48"),
         (96, (None, None, None), "number of channels"),
     ],
 )
 def test_a_size_that_does_not_fit_is_refused(
-    size: int | None, model_shape: tuple[Any, ...], message: str
+    size: Any, model_shape: tuple[Any, ...], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
         ConversionConfig(image_size=size).input_shape(model_shape)
@@ -66,6 +69,7 @@ def test_a_size_that_does_not_fit_is_refused(
         ({"batch": 0}, "^batch: got 0"),
         ({"batch": 1.5}, "^batch: got 1.5"),
         ({"image_size": 0}, "^image_size: got 0"),
+        ({"image_size": (1, 2, 3)}, r"^image_size: got \[1, 2, 3\], expected one number, or"),
         ({"output_activation": "sigmoid"}, "^output_activation: got 'sigmoid'"),
         ({"target": "xnn"}, "did you mean xnnpack"),
         ({"number_format": "weights"}, "^number_format: got 'weights', expected one of int8, dyn"),

@@ -166,6 +166,8 @@ BAD: list[tuple[type[Config], dict[str, Any], str]] = [
         "stages: got 'pune', expected one of train, prune, quantize",
     ),
     (RunConfig, {"image_size": 0}, "image_size: got 0, expected a whole number at least 1"),
+    (RunConfig, {"image_size": (1, 2, 3)}, "image_size: got [1, 2, 3], expected one number, or"),
+    (RunConfig, {"channels": 4}, "channels: got 4, expected one of (1, 3)"),
     (RunConfig, {"seed": -1}, "seed: got -1, expected a whole number at least 0"),
     (RunConfig, {"distribution_strategy": "miror"}, "did you mean mirrored?"),
     (

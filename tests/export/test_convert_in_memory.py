@@ -226,6 +226,8 @@ def test_a_model_of_open_size_takes_that_of_the_images() -> None:
     model = cnn(size=None)
     file = convert(model, images=inputs(8, 24))
     assert file.verification.input_shape == (1, 24, 24, 3)
+    wide = convert(model, images=inputs(8, 24)[:, 4:20])
+    assert wide.verification.input_shape == (1, 16, 24, 3)
     with pytest.raises(UsageError, match="^image_size"):
         convert(model)
     quantized = quantize(model, inputs(8, 24))

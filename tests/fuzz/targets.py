@@ -219,7 +219,7 @@ def use_config(folder: Path) -> None:
         from mobilenet.models import builder
 
         config = RunConfig.from_json(json.loads(Path(path).read_text()))
-        builder.build(config.model, (config.image_size, config.image_size, 3))
+        builder.build(config.model, config.input_shape)
 
 
 def make_card(folder: Path) -> None:

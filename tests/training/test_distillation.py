@@ -156,14 +156,14 @@ def test_a_folder_and_a_file_teach_their_logits(model: Any, tmp_path: Path) -> N
     images = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
     probabilities = model(images).numpy()  # the model ends with a softmax
     for source, preprocessing in ((path, own), (f"{path}/model.keras", PREPROCESSING["raw"])):
-        teacher = distillation.load(source, INFO, 32, PREPROCESSING["raw"])
+        teacher = distillation.load(source, INFO, (32, 32, 3), PREPROCESSING["raw"])
         assert (teacher.preprocessing, teacher.name) == (preprocessing, source)
         np.testing.assert_allclose(softmax(teacher.model(images).numpy()), probabilities, rtol=1e-4)
 
 
 def test_a_tf1_checkpoint_teaches(tmp_path: Path) -> None:
     _, path = slim.written(tmp_path, slim.Slim("mobilenet_v1", width=0.125))
-    teacher = distillation.load(str(path), INFO, 32, PREPROCESSING["raw"])
+    teacher = distillation.load(str(path), INFO, (32, 32, 3), PREPROCESSING["raw"])
     assert teacher.model.output_shape == (None, 5)
     assert teacher.preprocessing.mean == (127.5,)
     images = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
@@ -174,7 +174,7 @@ def test_a_tf1_checkpoint_teaches(tmp_path: Path) -> None:
 def test_an_unsuitable_teacher_is_refused_with_the_reason(model: Any, tmp_path: Path) -> None:
     def refused(path: str, info: data.DatasetInfo = INFO, size: int = 32) -> str:
         with pytest.raises(UsageError) as caught:
-            distillation.load(path, info, size, INCEPTION)
+            distillation.load(path, info, (size, size, 3), INCEPTION)
         assert str(caught.value).startswith("`teacher`: ") or str(caught.value).startswith(
             "teacher: "
         )
