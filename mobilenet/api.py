@@ -57,8 +57,9 @@ def build(
         input_shape: `(height, width, channels)`, or one number for square RGB images. 224 when left
             out, as in the papers. Height and width may be `None` unless `global_pool` is off.
         weights: path of the weights to start from: a model folder, a `.keras` file, a SavedModel, a
-            checkpoint of TF1 or TF2, or a `.h5` file of keras.applications. They are matched by
-            layer; the head stays new where the number of classes differs. Random when left out.
+            checkpoint of TF1 or TF2, or a `.h5` file; of this library or of keras.applications,
+            also with a head of its own. They are matched by layer; the head stays new where the
+            number of classes differs or the head is another one. Random when left out.
             Batch norms then have a momentum of 0.9 instead of 0.99, as fine-tuning takes few steps;
             `batch_norm_decay=` says otherwise.
         keras: the package of the layers: `tf_keras` when left out, or Keras 3's `keras`. Only

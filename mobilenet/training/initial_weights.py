@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,25 +98,31 @@ def build(
 
 
 def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
-    """Fills `model` from a model folder, `.keras` or SavedModel, a checkpoint of TF1 or TF2, or a
-    keras.applications `.h5`.
+    """Fills `model` from a model folder, `.keras`, `.h5` or SavedModel, or a checkpoint of TF1 or
+    TF2.
 
-    The head stays new where the class counts differ; everything else must fit.
+    Layers are those of this library or of keras.applications, also inside a model with a head of
+    its own. The head stays new where the class counts differ or the file has another one;
+    everything else must fit.
 
     Raises:
         UsageError: the file is none of these, is damaged, or belongs to another model.
     """
     form = loading.detect_form(path)
     if form == loading.HDF5:
-        found = keras_applications.load_weights(model, path, config)
-        start = Start(found.loaded, found.new, [f"unused: {n}" for n in found.unused])
+        start = _of_keras_applications(keras_applications.load_weights(model, path, config))
     elif form != loading.CHECKPOINT:
         source = loading.load_keras_model(path).model
         stored, channels = source.input_shape[-1], model.input_shape[-1]
         if channels != stored:
             raise UsageError("channels", channels, f"{stored}, as the weights of {path} take")
-        theirs = {layer.name: layer.get_weights() for layer in source.layers if layer.weights}
-        start = _by_name(model, theirs, path).of_size(source.input_shape[1:3], model)
+        theirs = {layer.name: layer.get_weights() for layer in _layers(source) if layer.weights}
+        if keras_applications.are_names_of(theirs, model, config):
+            found = keras_applications.assign_weights(model, theirs, path, config)
+            start = _of_keras_applications(found)
+        else:
+            start = _by_name(model, theirs, path)
+        start = start.of_size(source.input_shape[1:3], model)
     elif tf2_object.is_tf2_checkpoint(path):
         names = [layer.name for layer in model.layers if layer.weights]
         start = _by_name(model, tf2_object.read_layers(path, names), path)
@@ -133,6 +139,20 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
     for note in start.notes:
         log.info("%s: %s", path, note)
     return start
+
+
+def _layers(model: Any) -> Iterator[Any]:
+    """The layers of a model and of those that it calls as layers, in order."""
+    for layer in model.layers:
+        if isinstance(layer, tf_keras.Model):
+            yield from _layers(layer)
+        else:
+            yield layer
+
+
+def _of_keras_applications(report: keras_applications.Report) -> Start:
+    notes = [f"left aside, its own head: {shorten(report.unused)}"] if report.unused else []
+    return Start(report.loaded, report.new, notes)
 
 
 def _tf1(report: tf1_loading.Report) -> Start:

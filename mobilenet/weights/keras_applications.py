@@ -1,17 +1,16 @@
-"""The weight files of keras.applications (`.h5`, MobileNet V1, V2 and V3) into our models,
-strictly.
+"""Weights of keras.applications' MobileNet V1, V2 and V3 into our models, strictly.
 
 Every layer of the model must have weights in the file, and every layer of the file one in the
-model. Only the head may be new: when the file was saved without its top, or holds another number of
-classes. The V3 models of keras.applications rescale pixels 0..255 inside; ours take [-1, 1], so the
-weights are the same and the input is not.
+model. Only the head may be new: when the file was saved without its top, has a head of its own, or
+another number of classes. The V3 models of keras.applications rescale pixels 0..255 inside; ours
+take [-1, 1], so the weights are the same and the input is not.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ class Report:
     Attributes:
         loaded: layers of the model that took their weights from the file.
         new: layers that keep their initial weights; only the head can be among them.
-        unused: layers of the file that the model lacks; only the head can be among them.
+        unused: layers of the file that the model lacks; only a head can be among them.
         matched: `names`, or `order` where the file's names are not those of keras.applications.
     """
 
@@ -62,7 +61,38 @@ def load_weights(model: Any, path_h5: str | os.PathLike[str], config: MobileNetC
     """
     path = Path(path_h5)
     _family(config)
-    stored = _read(path)
+    return assign_weights(model, _read(path), str(path), config)
+
+
+def are_names_of(names: Iterable[str], model: Any, config: MobileNetConfig) -> bool:
+    """Whether layers are named as in keras.applications, rather than as in our model.
+
+    Args:
+        names: of the layers that have weights.
+        model, config: ours, which they may go into.
+    """
+    if isinstance(config, archs.MobileNetEdgeTPUConfig):
+        return False
+    ours = {layer.name for layer in model.layers if layer.weights}
+    theirs = {_their_name(name, config) for name in ours}
+    listed = set(names)
+    return len(listed & theirs) > len(listed & ours)
+
+
+def assign_weights(
+    model: Any, stored: Mapping[str, Arrays], source: str, config: MobileNetConfig
+) -> Report:
+    """Puts the weights of a keras.applications model into `model`, all of them or none.
+
+    Args:
+        model: built by `build(config)`.
+        stored: the weights by layer, in the order of the layers.
+        source: where they come from, for errors.
+        config: the config that the model was built from.
+
+    Raises:
+        UsageError: names `source`; see `load_weights`.
+    """
     ours = {layer.name: layer for layer in model.layers if layer.weights}
     theirs, matched = _match(stored, list(ours), config)
     new: list[str] = []
@@ -87,11 +117,12 @@ def load_weights(model: Any, path_h5: str | os.PathLike[str], config: MobileNetC
             got = " ".join(str(list(array.shape)) for array in arrays)
             expected = " ".join(str(list(shape)) for shape in shapes)
             problems.append(f"{name}: file {got}, model {expected}")
-    unused = [name for name in theirs if name == "Logits" and not config.num_classes]
+    unused = _own_head(theirs, stored, config, matched)
+    unused += [name for name in theirs if name == "Logits" and not config.num_classes]
     problems += [f"{name}: left over in the file" for name in theirs if name not in unused]
     if problems:
         raise UsageError(
-            str(path),
+            source,
             None,
             f"weights of {type(config).__name__}(width_multiplier={config.width_multiplier}); "
             f"{len(problems)} of {len(ours)} layers do not: {shorten(problems)}",
@@ -100,6 +131,19 @@ def load_weights(model: Any, path_h5: str | os.PathLike[str], config: MobileNetC
     for name, arrays in values.items():
         ours[name].set_weights(arrays)
     return Report(tuple(values), tuple(new), tuple(unused), matched)
+
+
+def _own_head(
+    left_over: Mapping[str, Arrays],
+    stored: Mapping[str, Arrays],
+    config: MobileNetConfig,
+    matched: str,
+) -> list[str]:
+    """Layers that follow the last convolution of the body: a head that is not ours."""
+    body = [_their_name(name, config) for name in layer_channels(config) if name not in _HEAD]
+    order = list(stored)
+    last = max((order.index(name) for name in body if name in stored), default=len(order))
+    return [n for n in left_over if matched == "names" and n in order and order.index(n) > last]
 
 
 def _read(path: Path) -> dict[str, Arrays]:
@@ -116,12 +160,16 @@ def _read(path: Path) -> dict[str, Arrays]:
                 )
             stored: dict[str, Arrays] = {}
             for name in _strings(root.attrs, "layer_names"):
-                arrays = [
-                    np.asarray(root[name][weight])
-                    for weight in _strings(root[name].attrs, "weight_names")
-                ]
-                if arrays:
-                    stored[name] = arrays
+                group = root[name]
+                weights = _strings(group.attrs, "weight_names")
+                inner = list(dict.fromkeys(weight.rpartition("/")[0] for weight in weights))
+                for layer in inner:  # several where the layer is a model
+                    arrays = [
+                        np.asarray(group[weight])
+                        for weight in weights
+                        if weight.rpartition("/")[0] == layer
+                    ]
+                    stored[name if len(inner) == 1 else layer] = arrays
             return stored
     except UsageError:
         raise

@@ -159,3 +159,60 @@ def test_batch_norms_with_statistics_are_left_alone(trained: Any) -> None:
     )
     for ours, original in zip(trained.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, original)
+
+
+def of_keras_applications(nested: bool) -> Any:
+    """MobileNet 0.25 of keras.applications with a head of its own, every weight its own."""
+    layers = tf_keras.layers
+    base = tf_keras.applications.MobileNet(
+        (32, 32, 3), alpha=0.25, include_top=False, weights=None, pooling="avg"
+    )
+    inputs = layers.Input((32, 32, 3)) if nested else base.input
+    features = base(inputs, training=False) if nested else base.output
+    outputs = layers.Dense(3, name="mine")(layers.Dropout(0.2)(features))
+    model = tf_keras.Model(inputs, outputs)
+    draw = np.random.default_rng(1)
+    model.set_weights([draw.uniform(0.5, 1.5, w.shape) for w in model.get_weights()])
+    return model
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    "name", ["model.keras", "model.h5", pytest.param("saved", marks=pytest.mark.slow)]
+)
+def test_a_model_of_keras_applications_gives_all_but_its_own_head(
+    nested: bool, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = of_keras_applications(nested)
+    theirs.save(tmp_path / name, **({} if "." in name else {"save_format": "tf"}))
+    config = archs.get("mobilenet_v1", width_multiplier=0.25, num_classes=3)
+    model = builder.build(config, (32, 32, 3))
+    head = model.get_layer("Logits").get_weights()[0]
+    with caplog.at_level("INFO", "mobilenet"):
+        start = initial_weights.load_into(model, str(tmp_path / name), config)
+    assert list(start.new) == ["Logits"]
+    assert any(line.endswith("its own head: mine") for line in caplog.messages)
+    np.testing.assert_array_equal(model.get_layer("Logits").get_weights()[0], head)
+    base = next((x for x in theirs.layers if isinstance(x, tf_keras.Model)), theirs)
+    for ours, name in (
+        ("Conv2d_0", "conv1"),
+        ("Conv2d_3_depthwise", "conv_dw_3"),
+        ("Conv2d_13_pointwise_batch_norm", "conv_pw_13_bn"),
+    ):
+        expected = base.get_layer(name).get_weights()
+        for one, other in zip(model.get_layer(ours).get_weights(), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_layer_inside_the_body_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    theirs = of_keras_applications(nested=False)
+    inner, stem = theirs.get_layer("conv_pw_6_relu").output, theirs.get_layer("conv_pw_6_relu")
+    body = tf_keras.Model(theirs.input, stem.output)
+    after = tf_keras.Model(inner, theirs.output)
+    more = tf_keras.layers.Conv2D(128, 1, name="more")(body.output)
+    tf_keras.Model(body.input, after(more)).save(tmp_path / "model.keras")
+    config = archs.get("mobilenet_v1", width_multiplier=0.25, num_classes=3)
+    with pytest.raises(UsageError, match="1 of 55 layers do not: more: left over"):
+        initial_weights.load_into(
+            builder.build(config, (32, 32, 3)), str(tmp_path / "model.keras"), config
+        )
