@@ -17,6 +17,8 @@ from .dataset import PREPROCESSING, DatasetConfig, Preprocessing
 CARD = "card.json"  # its name in the folder of a model or file
 FORMAT = 1
 OUTPUTS = ("logits", "probabilities", "features")
+SOFTMAX, SIGMOID = "softmax", "sigmoid"
+ACTIVATIONS = (SOFTMAX, SIGMOID)
 _IO_TYPES = ("float32", "float16", "int8", "uint8", "int16")
 
 
@@ -89,6 +91,9 @@ class Card(Config):
         labels: class names by index.
         label_offset: label in the data minus class index (see `DatasetConfig`).
         outputs: `logits`, `probabilities` or `features`.
+        activation: what turns logits into probabilities: `softmax` (one class an image) or
+            `sigmoid` (each label by itself; one output is that of the second of two classes).
+            `None` where it is not known, see `activation_of`.
         dataset: the data set it was trained on.
         stage: the stage that wrote it (`train`, `prune`, `quantize`, `convert`; `tf1`).
         published: what was published of the released model whose weights it holds, in a line.
@@ -107,6 +112,7 @@ class Card(Config):
     labels: tuple[str, ...] = ()
     label_offset: int = checked(0, least=0, integer=True)
     outputs: str = checked("logits", choices=OUTPUTS)
+    activation: str | None = checked(None, choices=ACTIVATIONS)
     dataset: str = ""
     stage: str = ""
     published: str = ""
@@ -143,6 +149,11 @@ class Card(Config):
         return not is_stored and self.preprocessing == Preprocessing()
 
     @property
+    def decided(self) -> str:
+        """What a file and its model agree on: the best class, or of a sigmoid the labels."""
+        return "labels" if self.activation == SIGMOID else "top-1"
+
+    @property
     def title(self) -> str:
         """The kind of model, such as `MobileNetV2`."""
         return str(self.architecture.get("type", "model")).removesuffix("Config")
@@ -160,15 +171,44 @@ def preprocessing_of(card: Card, data: DatasetConfig) -> Preprocessing:
     return PREPROCESSING[data.preprocessing] if card.is_derived else card.preprocessing
 
 
-def checked_labels(labels: Sequence[str], classes: int) -> tuple[str, ...]:
+def activation_of(activation: str | None, outputs: int) -> str:
+    """What turns the logits of a model into probabilities, assumed where it is not known.
+
+    Args:
+        activation: of the card.
+        outputs: how many the model has; one alone can only be that of a sigmoid.
+    """
+    return SIGMOID if outputs == 1 else activation or SOFTMAX
+
+
+def class_count(outputs: int) -> int:
+    """Classes of a model: as many as it has outputs, and two of one output (a sigmoid's)."""
+    return 2 if outputs == 1 else outputs
+
+
+def class_numbers(outputs: int) -> tuple[str, ...]:
+    """Names of classes that have none: their numbers."""
+    return tuple(str(index) for index in range(class_count(outputs)))
+
+
+def checked_labels(labels: Sequence[str], outputs: int) -> tuple[str, ...]:
     """Names of the classes of a model.
 
+    Args:
+        labels: as many as the model has outputs. Of one output the names of both classes, or that
+            of the second alone.
+        outputs: of the model.
+
     Raises:
-        UsageError: they are no names, or not as many as the model has outputs.
+        UsageError: they are no names, or not as many.
     """
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
         raise UsageError("labels", labels, "a list of class names")
-    if len(labels) != classes:
-        expected = f"{classes} names, one for each output of the model"
+    if outputs == len(labels) == 1:
+        return f"not {labels[0]}", labels[0]
+    if len(labels) != class_count(outputs):
+        expected = f"{outputs} names, one for each output of the model"
+        if outputs == 1:
+            expected = "the names of both classes of the model, the one of output 0 first"
         raise UsageError("labels", f"{len(labels)} names", expected)
     return tuple(labels)

@@ -6,12 +6,13 @@ import dataclasses
 
 from mobilenet.configs import number_formats
 from mobilenet.configs.base import MAX_BATCH, MAX_SIDE, Config, ImageSize, flag, sides
+from mobilenet.configs.card import ACTIVATIONS, SIGMOID
 from mobilenet.configs.number_formats import FLOAT32, FORMATS, INT8
 from mobilenet.configs.quantization import TARGETS
 from mobilenet.errors import UsageError
 
 IO_TYPES = ("int8", "uint8", "float32")
-OUTPUT_ACTIVATIONS = ("none", "softmax")
+OUTPUT_ACTIVATIONS = ("none", *ACTIVATIONS)
 Shape = tuple[int, int, int]
 
 
@@ -26,7 +27,8 @@ class ConversionConfig(Config):
         batch: images a call.
         image_size: side of a square or `(height, width)`, required where the model leaves them
             open.
-        output_activation: `none` gives logits; int8 softmax resolves only 1/256.
+        output_activation: `none` gives logits; int8 probabilities resolve only 1/256. `softmax` for
+            models with one class an image, `sigmoid` for those with one output or several labels.
         target: `xnnpack` writes int8 hard-swish out, which its delegate then takes whole, and lets
             the first convolution read pairs of pixels; `generic` keeps one HARD_SWISH each, for
             runtimes that have a kernel for it, and single pixels.
@@ -49,7 +51,9 @@ class ConversionConfig(Config):
         integer=True,
     )
     output_activation: str = flag(
-        "none", "none (logits) or softmax (1/256 a step in int8)", choices=OUTPUT_ACTIVATIONS
+        "none",
+        "none (logits), softmax or sigmoid (probabilities, 1/256 a step in int8)",
+        choices=OUTPUT_ACTIVATIONS,
     )
     target: str = flag(
         "xnnpack",
@@ -65,9 +69,24 @@ class ConversionConfig(Config):
             self._check_io(number_formats.get(self.number_format).io_types, "leave it out")
 
     @property
-    def softmax(self) -> bool:
-        """The file ends with a softmax."""
-        return self.output_activation == "softmax"
+    def activation(self) -> str | None:
+        """What the file ends with, `None` for logits."""
+        return None if self.output_activation == "none" else self.output_activation
+
+    def check_activation(self, activation: str | None, outputs: int) -> None:
+        """Refuses an activation that is not the model's.
+
+        Args:
+            activation: of the model's card, `None` where it is not known.
+            outputs: of the model.
+
+        Raises:
+            UsageError: names `output_activation`.
+        """
+        own = SIGMOID if outputs == 1 else activation
+        if self.activation is not None and own not in (None, self.activation):
+            expected = f"none or {own}, which turns the model's logits into probabilities"
+            raise UsageError("output_activation", self.activation, expected)
 
     def resolve(self, quantized: bool) -> ConversionConfig:
         """The config for a model, with its number format and type of input and output filled in.

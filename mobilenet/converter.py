@@ -4,17 +4,23 @@ a frozen graph.
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from mobilenet import cli, files
 from mobilenet.configs import number_formats
+from mobilenet.configs.card import checked_labels, class_count
 from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
-from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.configs.dataset import FOLDER, LIST, DatasetConfig
 from mobilenet.configs.number_formats import INT8
 from mobilenet.configs.quantization import PostTraining
+from mobilenet.data.sources import class_names
 from mobilenet.errors import UsageError, one_of
 
+log = logging.getLogger("mobilenet")
 _DATA = [s for s in cli.flag_specs(DatasetConfig) if s.path in ("name", "data_dir")]
 _POST_TRAINING = [s for s in cli.flag_specs(PostTraining) if s.path != "calibration_images"]
 _METHOD = cli.option(
@@ -42,6 +48,7 @@ COMMAND = cli.Command(
     [*_DATA, *_POST_TRAINING],
     (
         cli.option("model", Path, None, "a model folder, .keras or SavedModel", group="model"),
+        cli.LABELS,
         cli.option(
             "output",
             Path,
@@ -102,12 +109,13 @@ def _export_flatbuffer(parsed: cli.Parsed) -> Any:
     files.check_target(target, "output")
     if options["fitted"] is not None:
         files.check_target(options["fitted"], "fitted")
-    source = _open_source(path)
+    source = _open_source(path, options["labels"])
     if source.quantized:
         _check_calibration(parsed, None)
     number_format = config.resolve(source.quantized).number_format
     shape = config.input_shape(source.model.input_shape[1:])
     data = cli.dataset_of(parsed, source.card.dataset)
+    source = _with_names_of(data, source, parsed.typed)
     preprocessing = preprocessing_of(source.card, data)
     images = arrays.load_images(data, "test", shape, preprocessing, options["verify_images"])
     calibration = None
@@ -143,7 +151,7 @@ def _export_frozen_graph(parsed: cli.Parsed) -> list[tuple[str, object]]:
     target = Path(options["output"] or source.resolve().parent / "frozen_graph")
     frozen_graph.check_target(target)
     return export_pipeline.export_frozen_graph(
-        _open_source(source),
+        _open_source(source, options["labels"]),
         target,
         config,
         options["batch"] or None,
@@ -152,8 +160,13 @@ def _export_frozen_graph(parsed: cli.Parsed) -> list[tuple[str, object]]:
     )
 
 
-def _open_source(path: Path) -> Any:
-    """Loads a model of any form, as a source for the conversion."""
+def _open_source(path: Path, labels: Path | None = None) -> Any:
+    """Loads a model of any form, as a source for the conversion.
+
+    Args:
+        path: of the model.
+        labels: a file with the names of its classes.
+    """
     from mobilenet.compression.quantization.int8 import saving as int8_saving
     from mobilenet.export.source import Source
     from mobilenet.loading import PACKED, detect_form, load_keras_model
@@ -161,7 +174,27 @@ def _open_source(path: Path) -> Any:
     if detect_form(path) == PACKED:  # its ranges would be lost
         unpack = f"python -m mobilenet.packer unpack {path} FOLDER"
         raise UsageError("--model", str(path), "a model that is not packed", unpack)
-    return Source(load_keras_model(path), int8_saving.has_ranges(path), path)
+    source = Source(load_keras_model(path), int8_saving.has_ranges(path), path)
+    return source if labels is None else _named(source, class_names.read_names(labels))
+
+
+def _with_names_of(data: DatasetConfig, source: Any, typed: Collection[str]) -> Any:
+    """The source; the classes of a model without names get those of the data that was given."""
+    if source.card.labels or source.card.outputs == "features" or "data_dir" not in typed:
+        return source
+    if data.name not in (FOLDER.name, LIST.name) or data.data_dir is None:
+        return source
+    names = class_names.find_names(data.data_dir)
+    if len(names) != class_count(source.model.output_shape[-1]):
+        return source
+    log.info("the model's classes are named after those of %s", data.data_dir)
+    return _named(source, names)
+
+
+def _named(source: Any, names: Sequence[str]) -> Any:
+    labels = checked_labels(names, source.model.output_shape[-1])
+    loaded = dataclasses.replace(source.loaded, card=source.card.replace(labels=labels))
+    return dataclasses.replace(source, loaded=loaded)
 
 
 def _check_method(method: str | None, number_format: str | None) -> None:

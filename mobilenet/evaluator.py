@@ -1,4 +1,5 @@
-"""`python -m mobilenet.evaluator`: top-1, top-5 and loss of any saved model on any data set.
+"""`python -m mobilenet.evaluator`: top-1, top-5 and loss of any saved model on any data set; of a
+sigmoid AUC and F1.
 
 A flatbuffer on the digits, class folders or a list of images is scored without TensorFlow.
 """
@@ -13,6 +14,7 @@ from typing import Any
 from mobilenet import api, cli, console
 from mobilenet.configs.base import MAX_BATCH
 from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.data.sources import class_names
 from mobilenet.errors import UsageError
 from mobilenet.runtime import classifier, evaluation, worker
 
@@ -32,6 +34,7 @@ COMMAND = cli.Command(
             "a model folder, .keras, SavedModel, .tflite, frozen graph (.pb) or export folder",
             group="model",
         ),
+        cli.LABELS,
         cli.option(
             "split",
             str,
@@ -104,6 +107,7 @@ def run(argv: list[str]) -> int | None:
             split=options["split"],
             batch_size=options["batch_size"],
             limit=options["limit"],
+            labels=None if options["labels"] is None else class_names.read_names(options["labels"]),
         )
     seconds = time.monotonic() - started  # with those of loading
     print(dataclasses.replace(found, model=str(path), seconds=seconds))

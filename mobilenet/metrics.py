@@ -5,30 +5,75 @@ outputs of a model: one definition for Keras models and flatbuffers.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from mobilenet.configs.card import SIGMOID, SOFTMAX
 from mobilenet.errors import UsageError
 
 MAX_SIGNAL_TO_NOISE = 120.0  # dB; the precision of float32
+_LEAST = 1e-12  # of a probability, for its logarithm
 _IMAGENET = 1001  # classes of slim's ImageNet models; the first is background
 
 
 @dataclasses.dataclass(frozen=True)
+class LabelFigures:
+    """Figures of one label of a sigmoid; of one output for two classes, of the second class.
+
+    Attributes:
+        positives: images that have it.
+        auc: area under the receiver operating characteristic; `None` where all or no images have
+            the label.
+        f1: of the decision at a probability of 0.5.
+    """
+
+    positives: int
+    auc: float | None
+    f1: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Metrics:
-    """Figures of a classifier on a set of images; `top1` and `top5` in percent, `loss` in nats an
-    image.
+    """Figures of a classifier on a set of images.
+
+    Attributes:
+        top1: percent of the images whose class is the likeliest; of several labels an image,
+            percent of the labels decided right at a probability of 0.5.
+        top5: the same among the five likeliest; of several labels as `top1`.
+        loss: cross entropy in nats an image, of several labels the mean of the labels' own.
+        images: their number.
+        labels: of a sigmoid, the figures of each label.
     """
 
     top1: float
     top5: float
     loss: float
     images: int
+    labels: tuple[LabelFigures, ...] = ()
+
+    @property
+    def auc(self) -> float | None:
+        """The mean over the labels that have one; `None` without any."""
+        return mean_of(figures.auc for figures in self.labels)
+
+    @property
+    def f1(self) -> float | None:
+        """The mean over the labels; `None` without any."""
+        return mean_of(figures.f1 for figures in self.labels)
 
     def to_json(self) -> dict[str, float]:
-        return dataclasses.asdict(self)
+        """The figures of all labels together; AUC and F1 of a sigmoid alone."""
+        names = ("top1", "top5", "loss", "images", "auc", "f1")
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are known; `None` without any."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def signal_to_noise(
@@ -49,14 +94,93 @@ def signal_to_noise(
     return min(MAX_SIGNAL_TO_NOISE, 10 * float(np.log10(signal / noise)))
 
 
-def classification(
+def probabilities_of(
+    outputs: npt.NDArray[np.floating], activation: str, are_logits: bool = True
+) -> npt.NDArray[np.float64]:
+    """The probability of each class.
+
+    Args:
+        outputs: `[images, outputs]`.
+        activation: `softmax`, or `sigmoid` of each output; see `configs.card.activation_of`.
+        are_logits: the activation is still to be applied.
+
+    Returns:
+        `[images, classes]`; of one output those of both classes.
+    """
+    scores = np.asarray(outputs, np.float64)
+    if are_logits and activation == SIGMOID:
+        scores = np.exp(-np.logaddexp(0.0, -scores))
+    elif are_logits:
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        scores /= scores.sum(axis=-1, keepdims=True)
+    if scores.shape[-1] == 1:
+        scores = np.concatenate([1 - scores, scores], axis=-1)
+    return scores
+
+
+def decisions(
+    outputs: npt.NDArray[np.floating], activation: str, are_logits: bool = True
+) -> npt.NDArray[np.generic]:
+    """What a classifier decides: the likeliest class, or of a sigmoid which labels are likely.
+
+    Args:
+        outputs, activation, are_logits: as in `probabilities_of`.
+
+    Returns:
+        Class indices `[images, 1]`; of a sigmoid booleans `[images, outputs]`, probability above
+        0.5.
+    """
+    scores = np.asarray(outputs)
+    if activation == SIGMOID:
+        return scores > (0.0 if are_logits else 0.5)
+    best: npt.NDArray[np.generic] = scores.argmax(axis=1)[:, None]
+    return best
+
+
+def multi_label(
     outputs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], probabilities: bool = False
+) -> Metrics:
+    """Scores the outputs of a sigmoid, each a label by itself.
+
+    AUC and F1 are scikit-learn's; the loss is the binary cross entropy.
+
+    Args:
+        outputs: `[images, labels]`.
+        labels: `[images, labels]`, 1 where an image has the label, else 0.
+        probabilities: the outputs are probabilities, not logits.
+    """
+    from sklearn import metrics
+
+    scores, targets = np.asarray(outputs, np.float64), np.asarray(labels).astype(bool)
+    decided = decisions(scores, SIGMOID, not probabilities)
+    if probabilities:
+        own = np.where(targets, scores, 1 - scores)
+        losses = -np.log(np.maximum(own, _LEAST))
+    else:
+        losses = np.logaddexp(0.0, np.where(targets, -scores, scores))
+    figures = []
+    for column, target, decision in zip(scores.T, targets.T, decided.T, strict=True):
+        positives = int(target.sum())
+        has_both = 0 < positives < len(target)
+        auc = float(metrics.roc_auc_score(target, column)) if has_both else None
+        f1 = float(metrics.f1_score(target, decision, zero_division=0.0))
+        figures.append(LabelFigures(positives, auc, f1))
+    right = 100.0 * float(np.mean(decided == targets))
+    return Metrics(right, right, float(np.mean(losses)), len(targets), tuple(figures))
+
+
+def classification(
+    outputs: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.integer],
+    probabilities: bool = False,
+    activation: str = SOFTMAX,
 ) -> Metrics:
     """Scores `[images, classes]` outputs against `[images]` class indices.
 
     A label counts for top-k when fewer than k classes score higher; of equal scores the lower
     index comes first, as in `argmax`. The loss is the mean cross entropy of logits, or of
-    probabilities with `probabilities=True`.
+    probabilities with `probabilities=True`: minus the logarithm of the label's probability, which
+    is that of `activation` for logits.
     """
     scores = np.asarray(outputs, np.float64)
     labels = np.asarray(labels)
@@ -65,7 +189,9 @@ def classification(
     earlier = np.arange(scores.shape[1])[None, :] < labels[:, None]
     rank = np.sum((scores > own) | ((scores == own) & earlier), axis=1)
     if probabilities:
-        losses = -np.log(np.maximum(own[:, 0], 1e-12))
+        losses = -np.log(np.maximum(own[:, 0], _LEAST))
+    elif activation == SIGMOID:
+        losses = np.logaddexp(0.0, -own[:, 0])
     else:
         peak = scores.max(axis=1, keepdims=True)
         losses = np.log(np.exp(scores - peak).sum(axis=1)) + peak[:, 0] - own[:, 0]
@@ -99,23 +225,36 @@ class ClassMapping:
         outputs: npt.NDArray[np.floating],
         labels: npt.NDArray[np.integer],
         probabilities: bool = False,
+        activation: str = SOFTMAX,
     ) -> Metrics:
         """As `classification`, of the data's class indices; probabilities without the background
         are rescaled to a sum of 1.
+
+        Args:
+            outputs: `[images, outputs]`.
+            labels: class indices `[images]`; or `[images, labels]` of 0 and 1, scored as
+                `multi_label` does.
+            probabilities: the outputs are probabilities, not logits.
+            activation: which turns logits into probabilities.
 
         Raises:
             UsageError: a label is no class of the data.
         """
         labels = np.asarray(labels)
+        scores = np.asarray(outputs, np.float64)
+        if labels.ndim == 2:
+            return multi_label(scores[:, list(self.indices)], labels, probabilities)
         check_labels(labels, len(self.indices))
-        scores, own = np.asarray(outputs, np.float64), np.asarray(self.indices)[labels]
+        own = np.asarray(self.indices)[labels]
         if scores.shape[1] == 1 and len(self.indices) == 2:
+            of_second = multi_label(scores, own[:, None], probabilities).labels
             scores = np.concatenate([1 - scores if probabilities else 0 * scores, scores], axis=1)
+            return dataclasses.replace(classification(scores, own, probabilities), labels=of_second)
         if self.background:
             scores, own = scores[:, 1:], own - 1
             if probabilities:
                 scores = scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12)
-        return classification(scores, own, probabilities)
+        return classification(scores, own, probabilities, activation)
 
 
 def identity_mapping(classes: int) -> ClassMapping:
@@ -168,7 +307,8 @@ def match_classes(
         UsageError: the classes do not match.
     """
     if outputs == 1 and classes == 2:
-        return binary_mapping()
+        is_reversed = tuple(model) == tuple(data)[::-1]
+        return ClassMapping((1, 0), 1) if is_reversed else binary_mapping()
     by_name, is_list = dataset == "image_folder", dataset == "image_list"
     if (
         len(model) != outputs

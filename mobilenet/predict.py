@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mobilenet import cli
 from mobilenet.configs.dataset import MAX_PIXELS, MAX_PIXELS_HELP
+from mobilenet.data.sources import class_names
 from mobilenet.errors import UsageError
 from mobilenet.runtime import classifier
 from mobilenet.runtime.classifier import ImageClassifier, Ranking
@@ -22,6 +23,14 @@ COMMAND = cli.Command(
     extra=(
         cli.option(
             "model", Path, None, "a .tflite, .keras or .pb file, model folder or SavedModel"
+        ),
+        cli.LABELS,
+        cli.option(
+            "data_dir",
+            Path,
+            None,
+            "class folders or a list of images whose classes the model has; names them",
+            group="model",
         ),
         cli.option("top_k", int, 5, "classes per image", least=1, integer=True),
         cli.ISOLATED,
@@ -82,10 +91,32 @@ def run(argv: list[str]) -> None:
     model = open_classifier(parsed.options["model"], parsed.options["isolated"])
     if "isolated" in parsed.typed and not isinstance(model, classifier.Classifier):
         raise UsageError("--isolated", None, "a flatbuffer", f"{parsed.options['model']} is none")
+    _name_classes(model, parsed.options["labels"], parsed.options["data_dir"])
     results = rank_images(model, images, top_k, parsed.options["max_pixels"])
     if isinstance(model, classifier.Classifier) and model.is_bare:
         print(f"Note: {model.card.notes[0]}", file=sys.stderr)
     print("\n\n".join(_format_ranking(image, rows) for image, rows in results))
+
+
+def _name_classes(model: ImageClassifier, labels: Path | None, data_dir: Path | None) -> None:
+    """Gives the classes the names of a file or of the data; says so where they have numbers alone.
+
+    Raises:
+        UsageError: the names are not as many as the classes.
+    """
+    if labels is not None and data_dir is not None:
+        raise UsageError("--data_dir", str(data_dir), "nothing, as --labels names the classes")
+    if labels is not None:
+        model.name_classes(class_names.read_names(labels))
+    elif data_dir is not None:
+        names = class_names.find_names(data_dir)
+        try:
+            model.name_classes(names)
+        except UsageError as error:
+            raise UsageError("--data_dir", f"{len(names)} classes", error.expected) from None
+    elif not (model.is_named or getattr(model, "is_bare", False)):  # whose note says it
+        note = "Note: the model's classes have numbers; --labels FILE or --data_dir names them"
+        print(note, file=sys.stderr)
 
 
 def _format_ranking(image: str, rows: Ranking) -> str:

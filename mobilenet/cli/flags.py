@@ -126,6 +126,14 @@ IMAGE_SIZE = option(
     least=1,
     integer=True,
 )
+# Of the commands that take a model whose classes may have no names.
+LABELS = option(
+    "labels",
+    Path,
+    None,
+    "names of the model's classes, one a line; of one output those of both classes",
+    group="model",
+)
 CALIBRATION = (
     option(
         "calibration_dataset",

@@ -25,6 +25,7 @@ def batches(
     batch_size: int,
     limit: int | None = None,
     preprocessing: Preprocessing | None = None,
+    multi_label: bool = False,
 ) -> Batches:
     """Batches of images `[n, height, width, channels]` and class indices `[n]`.
 
@@ -36,6 +37,8 @@ def batches(
         batch_size: images a batch; a data set keeps its own.
         limit: the largest number of images: of arrays spread evenly, of a data set the first ones.
         preprocessing: how pixels became the images; their range is checked where it is known.
+        multi_label: labels may be `[n, classes]` of 0 and 1, any number of 1 an image; such labels
+            are returned as they are.
 
     Raises:
         UsageError: names `data`, and what is wrong with it.
@@ -44,7 +47,8 @@ def batches(
         assert labels is not None  # `_pairs` saw them
         if preprocessing is not None and images.dtype.kind not in "iu":
             check_range(images, preprocessing, _DATA)
-        indices = _class_indices(labels, classes)
+        is_given = multi_label and labels.ndim == 2 and labels.shape[1] > 1
+        indices = (_label_vectors if is_given else _class_indices)(labels, classes)
         for start in range(0, len(images), batch_size):
             part = slice(start, start + batch_size)
             yield images[part], indices[part]
@@ -64,6 +68,13 @@ def _pairs(data: Any) -> Any:
         return tuple(np.asarray(part) for part in data)
     except ValueError as error:  # lists of lists of other lengths
         raise UsageError(_DATA, None, f"images of one shape ({error})") from None
+
+
+def _label_vectors(labels: Array, classes: int) -> IntArray:
+    if labels.shape[1] != classes or not np.isin(labels, (0, 1)).all():
+        got = f"labels of shape {list(labels.shape)}"
+        raise UsageError(_DATA, got, f"0 or 1 for each label, [n, {classes}]")
+    return labels.astype(np.int64)
 
 
 def _class_indices(labels: Array, classes: int) -> IntArray:

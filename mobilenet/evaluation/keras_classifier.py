@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from mobilenet.configs.card import class_count, class_numbers
 from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.models import input_preprocessing, saving
@@ -39,9 +40,10 @@ class KerasClassifier(ImageClassifier):
         shape = self.model.output_shape[1:]
         if len(shape) != 1 or self.card.outputs == "features":
             raise UsageError("model", list(shape), "a model that has classes, not features")
-        self.labels = self.card.labels or tuple(str(index) for index in range(shape[0]))
-        if len(self.labels) != shape[0]:
-            expected = f"{shape[0]} labels in its card.json, one a class"
+        self.output_count = int(shape[0])
+        self.labels = self.card.labels or class_numbers(shape[0])
+        if len(self.labels) != class_count(shape[0]):
+            expected = f"{class_count(shape[0])} labels in its card.json, one a class"
             raise UsageError("model", len(self.labels), expected)
 
     def run(self, pixels: Float32Array) -> Float32Array:

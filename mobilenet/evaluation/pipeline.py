@@ -19,7 +19,7 @@ import numpy as np
 
 from mobilenet import metrics
 from mobilenet.configs.base import MAX_BATCH, check_number
-from mobilenet.configs.card import Card, checked_labels
+from mobilenet.configs.card import SIGMOID, Card, activation_of, checked_labels, class_numbers
 from mobilenet.configs.dataset import (
     PREPROCESSING,
     DatasetConfig,
@@ -80,6 +80,11 @@ class _Case:
     def is_probabilities(self) -> bool:
         return self.model.card.outputs == "probabilities"
 
+    @property
+    def activation(self) -> str:
+        """What turns the model's logits into probabilities."""
+        return activation_of(self.model.card.activation, _outputs(self.model))
+
 
 def evaluate(
     model: Any,
@@ -122,6 +127,7 @@ def evaluate(
     return Evaluation(
         top1=found.top1,
         top5=found.top5,
+        labels=_named(found, case.model),
         loss=found.loss,
         images=found.images,
         seconds=time.monotonic() - started,
@@ -131,6 +137,12 @@ def evaluate(
         notes=tuple(notes),
         published=opened.card.published,
     )
+
+
+def _named(found: metrics.Metrics, model: EvaluatedModel) -> dict[str, metrics.LabelFigures]:
+    """The figures of each label, by its name."""
+    names = model.card.labels or class_numbers(_outputs(model))
+    return dict(zip(names[-len(found.labels) :], found.labels, strict=False))
 
 
 def evaluated_model(model: Any) -> EvaluatedModel:
@@ -170,8 +182,9 @@ def _name(model: EvaluatedModel) -> str:
     return str(getattr(model.model, "name", "model"))
 
 
-def _classes(model: EvaluatedModel) -> int:
-    return len(model.labels) if isinstance(model, Classifier) else int(model.model.output_shape[-1])
+def _outputs(model: EvaluatedModel) -> int:
+    """How many outputs the model has."""
+    return model.output_count if isinstance(model, Classifier) else model.model.output_shape[-1]
 
 
 def _case(model: EvaluatedModel, options: Options, in_memory: bool) -> _Case:
@@ -183,7 +196,7 @@ def _case(model: EvaluatedModel, options: Options, in_memory: bool) -> _Case:
     card, stored = model.card, _stored(model, in_memory)
     preprocessing = stored
     if options.labels is not None:
-        card = card.replace(labels=checked_labels(options.labels, _classes(model)))
+        card = card.replace(labels=checked_labels(options.labels, _outputs(model)))
     if options.preprocessing is not None:
         channels = card.input_shape[2]
         preprocessing = choose_preprocessing(options.preprocessing, channels)
@@ -281,7 +294,7 @@ def _with_tensorflow(
     preprocessing = _data_preprocessing(case, data, options.preprocessing)
     with explain_errors(data, options.split):
         info = datasets.describe(data)
-        counts = _classes(model), info.num_classes
+        counts = _outputs(model), info.num_classes
         matching = metrics.match_classes(counts[0], names, counts[1], info.labels, data.name)
         if matching.note:
             note(matching.note)
@@ -297,22 +310,29 @@ def _with_tensorflow(
         if isinstance(model, Classifier):
             return scoring.score_flatbuffer(model, batches, model.card.preprocessing, matching)
         infer = inference.compile_model(model.model)
-        return scoring.score(infer, batches, case.is_probabilities, matching)
+        return scoring.score(infer, batches, case.is_probabilities, matching, case.activation)
 
 
 def _on_arrays(case: _Case, data: Any, options: Options) -> metrics.Metrics:
     if options.split != Options.split:
         expected = "nothing, as `data` holds the images of one split"
         raise UsageError("split", options.split, expected)
-    model, count = case.model, _classes(case.model)
+    model, count = case.model, _outputs(case.model)
     matching = metrics.binary_mapping() if count == 1 else metrics.identity_mapping(count)
     shape = model.input_shape if isinstance(model, Classifier) else model.model.input_shape[1:]
     preprocessing = case.preprocessing
     classes, size = len(matching.indices), options.batch_size
-    checked = arrays.batches(data, shape, classes, size, options.limit, preprocessing)
+    has_labels = case.activation == SIGMOID
+    checked = arrays.batches(data, shape, classes, size, options.limit, preprocessing, has_labels)
     run = _of_batches(model, preprocessing)
     outputs, labels = zip(*((run(images), indices) for images, indices in checked), strict=True)
-    return matching.score(np.concatenate(outputs), np.concatenate(labels), case.is_probabilities)
+    every = np.concatenate(labels)
+    if every.ndim == 2 and (every.sum(axis=1) == 1).all():
+        every = every.argmax(axis=1)  # one class an image
+    if every.ndim == 2:
+        matching = metrics.identity_mapping(count)
+    meaning = case.is_probabilities, case.activation
+    return matching.score(np.concatenate(outputs), every, *meaning)
 
 
 def _of_batches(

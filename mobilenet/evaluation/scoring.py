@@ -7,6 +7,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet import metrics
+from mobilenet.configs.card import SOFTMAX, activation_of
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.models.graph.inference import Infer
@@ -16,7 +17,8 @@ from mobilenet.runtime.classifier import Classifier
 def outputs(
     infer: Infer, dataset: tf.data.Dataset
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Outputs `[images, classes]` and labels of all batches, in the data's order."""
+    """Outputs `[images, classes]` and labels, `[images]` or `[images, labels]`, of all batches, in
+    the data's order."""
     batches = [(infer(images).numpy(), labels.numpy()) for images, labels in dataset]
     if not batches:
         raise UsageError("data set", None, "at least one image")
@@ -30,21 +32,23 @@ def score(
     dataset: tf.data.Dataset,
     probabilities: bool = False,
     matching: metrics.ClassMapping | None = None,
+    activation: str = SOFTMAX,
 ) -> metrics.Metrics:
-    """Top-1, top-5 and loss of a compiled model.
+    """Top-1, top-5 and loss of a compiled model; of several labels an image AUC and F1.
 
     Args:
         infer: the model.
         dataset: batches of images and class indices.
         probabilities: its outputs are probabilities, not logits.
         matching: its output for each class; class and output number alike when `None`.
+        activation: which turns logits into probabilities.
 
     Raises:
         UsageError: a label is not below the number of classes.
     """
     scores, labels = outputs(infer, dataset)
     return (matching or metrics.identity_mapping(scores.shape[1])).score(
-        scores, labels, probabilities
+        scores, labels, probabilities, activation
     )
 
 
@@ -67,4 +71,6 @@ def score_flatbuffer(
     def infer(images: tf.Tensor) -> tf.Tensor:
         return tf.constant(classifier.logits(images.numpy() * std + mean))
 
-    return score(infer, dataset, classifier.card.outputs == "probabilities", matching)
+    card = classifier.card
+    activation = activation_of(card.activation, classifier.output_count)
+    return score(infer, dataset, card.outputs == "probabilities", matching, activation)

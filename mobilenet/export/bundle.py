@@ -6,7 +6,15 @@ import os
 from pathlib import Path
 
 from mobilenet import files
-from mobilenet.configs.card import CARD, Card, TensorType
+from mobilenet.configs.card import (
+    CARD,
+    SIGMOID,
+    Card,
+    TensorType,
+    activation_of,
+    class_count,
+    class_numbers,
+)
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.export import tflite_metadata
@@ -61,17 +69,24 @@ def export_card(card: Card, verification: Verification) -> Card:
 
 
 def file_card(card: Card, classes: int, quantized: bool) -> Card:
-    """The card with a label per class, and the preprocessing of the file.
+    """The card with a label per class, the activation, and the preprocessing of the file.
+
+    Args:
+        card: of the model.
+        classes: outputs of the file.
+        quantized: it is int8 inside.
 
     Raises:
         UsageError: labels and classes differ in number.
     """
     labels = tuple(" ".join(label.split()) for label in card.labels)
-    if labels and len(labels) != classes:
-        raise UsageError("labels", len(labels), f"{classes}, as many as the file has classes")
+    if labels and len(labels) != class_count(classes):
+        expected = f"{class_count(classes)}, as many as the file has classes"
+        raise UsageError("labels", len(labels), expected)
     return card.replace(
         preprocessing=_int8_preprocessing(card.preprocessing) if quantized else card.preprocessing,
-        labels=labels or tuple(str(i) for i in range(classes)),
+        labels=labels or class_numbers(classes),
+        activation=activation_of(card.activation, classes),
     )
 
 
@@ -92,12 +107,13 @@ def readme(card: Card, verification: Verification) -> str:
         ("input", f"{_describe_io(verification.input)}, {height} x {width} x {channels}"),
         (
             "output",
-            f"{_describe_io(verification.output)}, {verification.output_shape[-1]} {card.outputs}",
+            f"{_describe_io(verification.output)}, {verification.output_shape[-1]} {card.outputs}"
+            f"{' of a sigmoid' if card.activation == SIGMOID else ''}",
         ),
         ("bytes", f"{verification.bytes:,} ({verification.gzip_bytes:,} under gzip)"),
         ("delegate partitions", str(verification.partitions)),
         (
-            "same top-1 as the Keras model",
+            f"same {card.decided} as the Keras model",
             f"{verification.agreement:.2%} of {verification.images} images",
         ),
         *_operator_rows(verification),
@@ -118,7 +134,7 @@ TensorFlow Lite flatbuffer ({verification.contents}) of {name}{trained}.
 Run it with `pip install ai-edge-litert numpy pillow`:
 
 ```python
-{snippet(card, verification.input_shape[0])}
+{snippet(card, verification.input_shape[0], verification.output_shape[-1])}
 ```
 """
 
@@ -131,8 +147,14 @@ def _operator_rows(verification: Verification) -> list[tuple[str, str]]:
     return [("operators verified one by one", text)]
 
 
-def snippet(card: Card, batch: int = 1) -> str:
-    """Python that classifies `photo.jpg`: crop, bilinear resize (half-pixel), quantize, top-1."""
+def snippet(card: Card, batch: int = 1, outputs: int | None = None) -> str:
+    """Python that classifies `photo.jpg`: crop, bilinear resize (half-pixel), quantize, top-1.
+
+    Args:
+        card: of the file.
+        batch: images a call.
+        outputs: of the file, where they are those of a sigmoid: the program prints probabilities.
+    """
     height, width, channels = card.input_shape
     assert card.input is not None
     assert card.output is not None
@@ -156,7 +178,14 @@ def snippet(card: Card, batch: int = 1) -> str:
         zero, scale = card.output.zero_point, card.output.scale
         lines.append(f"{name} = ({name}.astype(np.float32) - {zero}) * {scale!r}")
     lines.append(f'labels = open("{LABELS}", encoding="utf-8").read().splitlines()')
-    return "\n".join([*lines, f"print(labels[{name}.argmax()])"])
+    if card.activation != SIGMOID:
+        return "\n".join([*lines, f"print(labels[{name}.argmax()])"])
+    if card.outputs == "logits":
+        lines.append(f"probabilities = 1 / (1 + np.exp(-{name}))")
+    if outputs == 1:
+        lines.append("probabilities = np.append(1 - probabilities, probabilities)")
+    lines.append('rows = [f"{p:.2%} {label}" for p, label in zip(probabilities, labels)]')
+    return "\n".join([*lines, 'print("\\n".join(rows))'])
 
 
 def _input_expression(preprocessing: Preprocessing, source: TensorType) -> str:

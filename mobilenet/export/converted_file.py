@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mobilenet import files
 from mobilenet.compression.quantization.int8.converter_workarounds import Repair
-from mobilenet.configs.card import Card
+from mobilenet.configs.card import SIGMOID, Card
 from mobilenet.errors import shorten
 from mobilenet.export import bundle
 from mobilenet.export.verification import operator_parity
@@ -81,13 +81,14 @@ class ConvertedFile:
             ("input", f"{verified.input.dtype} {list(verified.input_shape)}"),
             (
                 "output",
-                f"{verified.output.dtype} {list(verified.output_shape)}, {self.card.outputs}",
+                f"{verified.output.dtype} {list(verified.output_shape)}, {self.card.outputs}"
+                f"{' of a sigmoid' if self.card.activation == SIGMOID else ''}",
             ),
             *((("layers in float", shorten(floats)),) if floats else ()),
             ("float tensors inside", verified.float_tensors),
             ("delegate partitions", verified.partitions),
             (
-                "same top-1 as the model",
+                f"same {self.card.decided} as the model",
                 f"{verified.agreement:.2%} of {verified.images} images",
             ),
             ("output difference", verified.output_difference),

@@ -19,12 +19,12 @@ from tensorflow.python.framework.convert_to_constants import (  # no public alia
 )
 
 from mobilenet import console
+from mobilenet.configs.card import SOFTMAX
 from mobilenet.errors import UsageError
 from mobilenet.models.graph import final_activation, flatten
 from mobilenet.models.graph.variables import check_finite
 
-PROBABILITIES = "probabilities"  # name of the layer that `with_softmax` adds
-_SOFTMAX = "softmax"
+PROBABILITIES = "probabilities"  # name of the layer that `with_activation` adds
 
 
 def float32_copy(model: tf_keras.Model, logits: bool = True) -> tf_keras.Model:
@@ -37,7 +37,7 @@ def float32_copy(model: tf_keras.Model, logits: bool = True) -> tf_keras.Model:
     Args:
         model: a functional or Sequential model of any number of inputs; nested models are
             flattened, and layers that do nothing in inference left out.
-        logits: leave out a softmax at the end; int8 softmax resolves only 1/256.
+        logits: leave out a softmax or sigmoid at the end; in int8 it resolves only 1/256.
 
     Returns:
         A model with layers and variables of its own and the same weights.
@@ -54,25 +54,34 @@ def float32_copy(model: tf_keras.Model, logits: bool = True) -> tf_keras.Model:
     flatten.check_unwrapped(model)
     calls = flatten.inline_calls(model)
     if logits:
-        final_activation.cut_final_activation(calls, [_SOFTMAX])
+        final_activation.cut_final_activation(calls)
     return calls.build("float32", distributed=False)
 
 
-def with_softmax(model: tf_keras.Model) -> tf_keras.Model:
-    """The model, sharing its layers, with a softmax after its logits.
+def with_activation(model: tf_keras.Model, activation: str | None) -> tf_keras.Model:
+    """The model, sharing its layers, with an activation after its logits.
+
+    Args:
+        model: from images to logits.
+        activation: `softmax`, `sigmoid`, or `None` for the model as it is.
 
     Raises:
         UsageError: its output is not `[batch, classes]`.
     """
+    if activation is None:
+        return model
     _check_one_image(model)
     if len(model.output_shape) != 2:
         raise UsageError(
             "output_activation",
-            _SOFTMAX,
+            activation,
             f"none, as the outputs of the model are no logits but {model.output_shape[1:]}",
         )
-    probabilities = tf_keras.layers.Softmax(name=PROBABILITIES)(model.output)
-    return tf_keras.Model(model.inputs, probabilities, name=model.name)
+    if activation == SOFTMAX:
+        layer = tf_keras.layers.Softmax(name=PROBABILITIES)
+    else:
+        layer = tf_keras.layers.Activation(activation, name=PROBABILITIES)
+    return tf_keras.Model(model.inputs, layer(model.output), name=model.name)
 
 
 def freeze(

@@ -28,7 +28,7 @@ def serialize_graph(
     model: Any,
     batch: int | None = 1,
     input_shape: tuple[int, ...] | None = None,
-    softmax: bool = False,
+    activation: str | None = None,
 ) -> bytes:
     """Serializes a model as a frozen graph.
 
@@ -36,12 +36,12 @@ def serialize_graph(
         model: a functional model of plain layers; mixed precision and strategies are undone.
         batch: images per call; `None` leaves it open.
         input_shape: `[height, width, channels]` where the model leaves its size open.
-        softmax: probabilities as outputs instead of logits.
+        activation: `softmax` or `sigmoid`: probabilities as outputs instead of logits.
 
     Raises:
         UsageError: see `freeze.float32_copy` and `freeze.freeze`.
     """
-    frozen = freeze.freeze(reference_model(model, softmax), batch, input_shape)
+    frozen = freeze.freeze(reference_model(model, activation), batch, input_shape)
     graph = frozen.graph.as_graph_def()
     last = frozen.outputs[0].op.name
     for node in graph.node:
@@ -50,10 +50,10 @@ def serialize_graph(
     return bytes(graph.SerializeToString(deterministic=True))
 
 
-def reference_model(model: Any, softmax: bool = False) -> Any:
-    """The model that a frozen graph is compared with: float32, with logits or a softmax."""
+def reference_model(model: Any, activation: str | None = None) -> Any:
+    """The model that a frozen graph is compared with: float32, with logits or an activation."""
     plain = freeze.float32_copy(model)
-    return freeze.with_softmax(plain) if softmax else plain
+    return freeze.with_activation(plain, activation)
 
 
 def check_target(target: str | os.PathLike[str]) -> None:

@@ -12,7 +12,7 @@ from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.calibration import check_images
 from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
 from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
-from mobilenet.configs.card import Card, checked_labels
+from mobilenet.configs.card import ACTIVATIONS, Card, checked_labels
 from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
 from mobilenet.configs.number_formats import AS_TRAINED, CALIBRATED, FLOAT32, FORMATS, INT8
 from mobilenet.configs.quantization import PostTraining
@@ -36,6 +36,7 @@ from mobilenet.typing import Float32Array
 # What a file of a float model reaches and one of another model misses, in dB of its outputs.
 _MIN_FLOAT_RATIO = 60.0  # float32 arithmetic alone leaves more than 80
 _MIN_QUANTIZED_RATIO = 6.0  # an error of half the signal
+_ACTIVATION_OPERATORS = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid"}
 _FLOAT_LIMITS = VerificationLimits(min_clear_agreement=0.9)
 
 
@@ -76,6 +77,8 @@ def plain_model(
         card = card.replace(labels=checked_labels(labels, plain.output_shape[-1]))
     outputs = "features" if card.outputs == "features" else "logits"
     cut = (f"the {activation} at the end is left out",) if activation != "linear" else ()
+    if activation in ACTIVATIONS:
+        card = card.replace(activation=activation)
     return LoadedModel(plain, card.replace(outputs=outputs, notes=(*card.notes, *cut)))
 
 
@@ -283,7 +286,7 @@ def _config_of(content: tflite_model.Flatbuffer, number_format: str) -> Conversi
         number_format=number_format,
         io=io if number_format == INT8 else "float32",
         batch=max(1, content.tensors[content.inputs[0]].shape[0]),
-        output_activation="softmax" if names and names[-1] == "SOFTMAX" else "none",
+        output_activation=_ACTIVATION_OPERATORS.get(names[-1] if names else "", "none"),
         target="generic" if "HARD_SWISH" in names else "xnnpack",
     )
 
@@ -307,6 +310,8 @@ def _compare_outputs(
         inputs,
         expect_int8=False,
         io=content.tensors[content.inputs[0]].dtype,
+        activation=job.activation,
+        are_logits=job.config.activation is None,
         limits=_FLOAT_LIMITS if limits is None else limits,
     )
     name = structure.find_format(content)

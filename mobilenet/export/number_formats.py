@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from mobilenet import metrics
 from mobilenet.compression.quantization.int8 import float_layers, scheme
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8.converter_workarounds import Repair
+from mobilenet.configs.card import SIGMOID, activation_of
 from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.configs.number_formats import FLOAT32, FORMATS, INT8
 from mobilenet.errors import UsageError
@@ -42,6 +44,11 @@ class ConversionJob:
     config: ConversionConfig
     shape: tuple[int, int, int]
     calibration: Calibration | None = None
+
+    @property
+    def activation(self) -> str:
+        """What turns the model's logits into probabilities."""
+        return activation_of(self.source.card.activation, self.source.model.output_shape[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +105,12 @@ def prepare_int8(job: ConversionJob) -> Conversion:
     fitted = source.fitted
     notes: tuple[str, ...] = ()
     wrapped = source.with_quantizers(config.target)
-    simulated = freeze.with_softmax(wrapped) if config.softmax else wrapped
+    simulated = freeze.with_activation(wrapped, config.activation)
     reference = _outputs(simulated, job.images)
     if fitted is not None:
         notes = (
             fitted.calibration_note,
-            _agreement_note(fitted.original, job.images, reference),
+            _agreement_note(fitted.original, job, reference),
         )
     repairs = int8_saving.prepare_export(wrapped, source.repair)
     floats = float_fallback.FloatLayers(
@@ -113,16 +120,18 @@ def prepare_int8(job: ConversionJob) -> Conversion:
     return Conversion(b"", reference, inputs, simulated, floats, tuple(repairs), notes=notes)
 
 
-def _agreement_note(original: Any, images: Float32Array, outputs: Float32Array) -> str:
-    """How often the quantized model has the top-1 class of the float model it was made from."""
-    expected = _outputs(original, images)
-    agreement = float(np.mean(expected.argmax(axis=1) == outputs.argmax(axis=1)))
-    return f"the float model's top-1 on {agreement:.1%} of {len(images)} held-out images"
+def _agreement_note(original: Any, job: ConversionJob, outputs: Float32Array) -> str:
+    """How often the quantized model decides as the float model that it was made from."""
+    expected = metrics.decisions(_outputs(original, job.images), job.activation)
+    decided = metrics.decisions(outputs, job.activation, job.config.activation is None)
+    agreement = float(np.mean((expected == decided).all(axis=1)))
+    what = "labels" if job.activation == SIGMOID else "top-1"
+    return f"the float model's {what} on {agreement:.1%} of {len(job.images)} held-out images"
 
 
 def _float_flatbuffer(job: ConversionJob) -> bytes:
     return tflite_converter.float_flatbuffer(
-        job.source.model, job.config.batch, job.shape, job.config.softmax
+        job.source.model, job.config.batch, job.shape, job.config.activation
     )
 
 
@@ -131,7 +140,7 @@ def compared_with_float(
 ) -> Conversion:
     """A file whose outputs are compared with those of the float model."""
     copy = freeze.float32_copy(job.source.model)
-    model = freeze.with_softmax(copy) if job.config.softmax else copy
+    model = freeze.with_activation(copy, job.config.activation)
     return Conversion(data, _outputs(model, job.images), job.images, faults=faults, notes=notes)
 
 
@@ -151,7 +160,7 @@ def _convert_dynamic_range(job: ConversionJob) -> Conversion:
 
 def _convert_float16(job: ConversionJob) -> Conversion:
     config, model = job.config, job.source.model
-    data = tflite_converter.float16_flatbuffer(model, config.batch, job.shape, config.softmax)
+    data = tflite_converter.float16_flatbuffer(model, config.batch, job.shape, config.activation)
     return compared_with_float(job, data)
 
 
@@ -160,7 +169,7 @@ def _convert_int16x8(job: ConversionJob) -> Conversion:
     calibration = require_calibration(job.calibration, config.number_format)
     try:
         data = tflite_converter.int16x8_flatbuffer(
-            model, calibration.images, config.batch, job.shape, config.softmax
+            model, calibration.images, config.batch, job.shape, config.activation
         )
     except RuntimeError as error:
         raise UsageError(

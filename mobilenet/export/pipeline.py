@@ -143,6 +143,7 @@ def convert(
     ranges_dropped = config.number_format == FLOAT32 and source.quantized
     if ranges_dropped:
         source = source.without_quantizers()
+    source = _with_activation(source, config)
     figures = model_figures(source.model, shape)
     verified_on = _noise(shape, source.card) if images is None else images
     job = number_formats.ConversionJob(source, verified_on, config, shape, calibration)
@@ -153,7 +154,9 @@ def convert(
         *((f"verified on {len(verified_on)} images of noise",) if images is None else ()),
     )
     card = source.card.replace(
-        outputs=output_kind(source.card, config), notes=(*source.card.notes, *notes)
+        outputs=output_kind(source.card, config),
+        activation=job.activation,
+        notes=(*source.card.notes, *notes),
     )
     if source.quantized:
         pixels = scheme.file_preprocessing(source.model, card.preprocessing)
@@ -169,11 +172,25 @@ def convert(
     for line in verification.warnings:
         log.warning("%s: %s", name, line)
     if images is not None:
-        _warn_of_disagreement(verification, name, config)
+        _warn_of_disagreement(verification, name, config, card)
     card = bundle.export_card(card, verification)
     return ConvertedFile(
         data, verification, card, conversion.repairs, notes, MappingProxyType(figures)
     )
+
+
+def _with_activation(source: Source, config: ConversionConfig) -> Source:
+    """The source whose card has the activation of the file, where the model's is not known.
+
+    Raises:
+        UsageError: the model has another.
+    """
+    own = source.card.activation
+    config.check_activation(own, source.model.output_shape[-1])
+    if own is not None or config.activation is None:
+        return source
+    card = source.card.replace(activation=config.activation)
+    return dataclasses.replace(source, loaded=dataclasses.replace(source.loaded, card=card))
 
 
 def _noise(shape: tuple[int, int, int], card: Card) -> Float32Array:
@@ -230,6 +247,8 @@ def compare(
         number_format=None if name in AS_TRAINED else FORMATS[name],
         float_layers=conversion.float_layers,
         pixel_zero=round(pixels.mean[0]),
+        activation=job.activation,
+        are_logits=job.config.activation is None,
     )
     faults = (*conversion.faults, *verification.faults)
     return dataclasses.replace(verification, faults=faults)
@@ -249,29 +268,32 @@ def raise_faults(verification: verify.Verification, name: str) -> None:
 
 
 def _warn_of_disagreement(
-    verification: verify.Verification, name: str, config: ConversionConfig
+    verification: verify.Verification, name: str, config: ConversionConfig, card: Card
 ) -> None:
-    """Logs that the file has another top-1 than the model on many images."""
+    """Logs that the file decides otherwise than the model on many images."""
+    decided = card.decided
     if config.number_format not in AS_TRAINED:
         if verification.agreement < _LOW_AGREEMENT:
             log.warning(
-                "%s: %s has the same top-1 as the model on only %0.1f %% of the images",
+                "%s: %s has the same %s as the model on only %0.1f %% of the images",
                 name,
                 config.number_format,
+                decided,
                 100 * verification.agreement,
             )
     elif verification.agreement_clear < _EXPECTED_AGREEMENT:
         log.warning(
-            "%s: the file has the same top-1 as the model on only %0.1f %% of the clear images; "
+            "%s: the file has the same %s as the model on only %0.1f %% of the clear images; "
             "is the model trained?",
             name,
+            decided,
             100 * verification.agreement_clear,
         )
 
 
 def output_kind(card: Card, config: ConversionConfig) -> str:
-    """The outputs of the file; a softmax of the model is left out unless it is asked for."""
-    if config.softmax:
+    """The outputs of the file; the model's activation is left out unless it is asked for."""
+    if config.activation:
         return "probabilities"
     return card.outputs if card.outputs == "features" else "logits"
 
@@ -308,9 +330,10 @@ def export_frozen_graph(
     card, shape = opened.card, config.input_shape(opened.model.input_shape[1:])
     data = data_of(card.dataset)
     inputs = arrays.load_images(data, "test", shape, preprocessing_of(card, data), images)
-    content = frozen_graph.serialize_graph(opened.model, batch, shape, config.softmax)
+    content = frozen_graph.serialize_graph(opened.model, batch, shape, config.activation)
+    config.check_activation(card.activation, opened.model.output_shape[-1])
     card = card.replace(outputs=output_kind(card, config))
-    model = frozen_graph.reference_model(opened.model, config.softmax)
+    model = frozen_graph.reference_model(opened.model, config.activation)
     path, difference = frozen_graph.write_frozen_graph(target, content, card, model, inputs)
     notes = [("note", "the float model, without its ranges")] if opened.quantized else []
     classes = model.output_shape[-1]

@@ -29,7 +29,7 @@ def float_flatbuffer(
     model: tf_keras.Model,
     batch: int | None = 1,
     input_shape: tuple[int, ...] | None = None,
-    softmax: bool = False,
+    activation: str | None = None,
 ) -> bytes:
     """Converts a float model: float32 input and output, hard-swish fused to HARD_SWISH.
 
@@ -38,7 +38,7 @@ def float_flatbuffer(
             undone.
         batch: images per call; `None` leaves it open.
         input_shape: `[height, width, channels]` where the model leaves its size open.
-        softmax: probabilities as outputs instead of logits.
+        activation: `softmax` or `sigmoid`: probabilities as outputs instead of logits.
 
     Returns:
         The bytes of the `.tflite` file.
@@ -47,14 +47,14 @@ def float_flatbuffer(
         UsageError: see `freeze.float32_copy` and `freeze.freeze`.
         RuntimeError: the converter refused; its messages are in the text.
     """
-    return _convert(freeze.freeze(_plain(model, softmax), batch, input_shape))
+    return _convert(freeze.freeze(_plain(model, activation), batch, input_shape))
 
 
 def float16_flatbuffer(
     model: tf_keras.Model,
     batch: int | None = 1,
     input_shape: tuple[int, ...] | None = None,
-    softmax: bool = False,
+    activation: str | None = None,
 ) -> bytes:
     """As `float_flatbuffer`, with every weight stored as float16: half the size, the same speed.
 
@@ -65,7 +65,7 @@ def float16_flatbuffer(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
 
-    return _convert(freeze.freeze(_plain(model, softmax), batch, input_shape), set_float16)
+    return _convert(freeze.freeze(_plain(model, activation), batch, input_shape), set_float16)
 
 
 def int16x8_flatbuffer(
@@ -73,14 +73,14 @@ def int16x8_flatbuffer(
     images: npt.NDArray[np.float32],
     batch: int = 1,
     input_shape: tuple[int, ...] | None = None,
-    softmax: bool = False,
+    activation: str | None = None,
 ) -> bytes:
     """Converts a float model to int8 kernels and int16 activations with float32 input and output.
 
     What the converter would get wrong is rewritten first, see `int16x8`.
 
     Args:
-        model, batch, input_shape, softmax: as in `float_flatbuffer`.
+        model, batch, input_shape, activation: as in `float_flatbuffer`.
         images: `[n, height, width, channels]`, preprocessed for the model; the ranges are those of
             their activations.
     """
@@ -96,13 +96,13 @@ def int16x8_flatbuffer(
         for block in quantized_io.batches(images, batch):
             yield [block]
 
-    prepared = int16x8.prepare_model(_plain(model, softmax), images)
+    prepared = int16x8.prepare_model(_plain(model, activation), images)
     return _convert(freeze.freeze(prepared, batch, input_shape), set_int16x8)
 
 
-def _plain(model: tf_keras.Model, softmax: bool) -> tf_keras.Model:
+def _plain(model: tf_keras.Model, activation: str | None) -> tf_keras.Model:
     copy = freeze.float32_copy(model)
-    return freeze.with_softmax(copy) if softmax else copy
+    return freeze.with_activation(copy, activation)
 
 
 def int8_flatbuffer(

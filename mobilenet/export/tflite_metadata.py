@@ -17,7 +17,7 @@ from typing import Any
 import flatbuffers
 import numpy as np
 
-from mobilenet.configs.card import Card
+from mobilenet.configs.card import SIGMOID, Card
 from mobilenet.export.rewrites import tensor_names
 from mobilenet.tflite import editor
 from mobilenet.tflite import model as tflite_model
@@ -26,6 +26,7 @@ from mobilenet.tflite.metadata import (
     IDENTIFIER,
     NAME,
     NORMALIZATION,
+    OUTPUTS_NAME,
     PREPROCESSING_NAME,
 )
 
@@ -55,6 +56,12 @@ def attach(data: bytes, card: Card) -> bytes:
         NAME: model_metadata(card, content.tensors[content.inputs[0]].shape),
         PREPROCESSING_NAME: json.dumps(card.preprocessing.to_json()).encode(),
     }
+    labels = _output_labels(card, content.tensors[content.outputs[0]].shape[-1])
+    if card.activation == SIGMOID:
+        stored = {"activation": SIGMOID}
+        if len(labels) < len(card.labels):
+            stored["negative"] = card.labels[0]
+        blobs[OUTPUTS_NAME] = json.dumps(stored).encode()
     for name, blob in blobs.items():
         buffer, entry = schema.BufferT(), schema.MetadataT()
         buffer.data = np.frombuffer(blob, np.uint8)
@@ -65,9 +72,14 @@ def attach(data: bytes, card: Card) -> bytes:
     output.write(editor.pack_flatbuffer(model))
     with zipfile.ZipFile(output, "a", zipfile.ZIP_STORED) as archive:
         archive.writestr(
-            zipfile.ZipInfo(LABELS, _EARLIEST), "".join(f"{label}\n" for label in card.labels)
+            zipfile.ZipInfo(LABELS, _EARLIEST), "".join(f"{label}\n" for label in labels)
         )
     return output.getvalue()
+
+
+def _output_labels(card: Card, outputs: int) -> tuple[str, ...]:
+    """A name for each output: of one output that of the second class, whose it is."""
+    return card.labels[-1:] if outputs == 1 else card.labels
 
 
 def model_metadata(card: Card, shape: Sequence[int]) -> bytes:
@@ -129,7 +141,7 @@ def _output(tables: _Tables, card: Card) -> int:
     return tables.table(
         [
             _part(tables.text(name)),
-            _part(tables.text(f"The {card.outputs} of {len(card.labels)} classes.")),
+            _part(tables.text(_describe_output(card))),
             None,
             _part(tables.table([_union(_FEATURES), _part(tables.table([]))])),
             None,
@@ -137,6 +149,13 @@ def _output(tables: _Tables, card: Card) -> int:
             _part(tables.parts([labels])),
         ]
     )
+
+
+def _describe_output(card: Card) -> str:
+    if card.activation == SIGMOID:
+        formula = ": 1 / (1 + exp(-logit)) is a probability" if card.outputs == "logits" else ""
+        return f"The {card.outputs} of a sigmoid, of each label by itself{formula}."
+    return f"The {card.outputs} of {len(card.labels)} classes."
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import archives, files, strict_json
-from mobilenet.configs.card import CARD, Card
+from mobilenet.configs.card import ACTIVATIONS, CARD, Card
 from mobilenet.errors import UsageError
 from mobilenet.models import checkpoint_index, hdf5, safe_loading
 from mobilenet.models.graph.roles import Graph
@@ -132,16 +132,18 @@ def with_card(model: Any) -> LoadedModel:
 def card_of(model: Any) -> Card:
     """What can be seen in the model itself."""
     from mobilenet.models.graph import flatten
-    from mobilenet.models.graph.final_activation import FINAL_ACTIVATIONS, final_activation
+    from mobilenet.models.graph.final_activation import final_activation
 
     shape = _image_shape(model)
     graph = Graph(flatten.inline(model))
-    if final_activation(model) in FINAL_ACTIVATIONS:
+    activation = final_activation(model)
+    if activation in ACTIVATIONS:
         outputs = "probabilities"
     else:
         has_classes = any(graph.role(layer) == "classifier" for layer in graph.layers)
         outputs = "logits" if has_classes else "features"
-    return Card(input_shape=shape, outputs=outputs)
+    known = activation if activation in ACTIVATIONS else None
+    return Card(input_shape=shape, outputs=outputs, activation=known)
 
 
 def _fitted_card(card: Card, model: Any) -> Card:

@@ -12,7 +12,18 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mobilenet.configs.card import CARD, OUTPUTS, Card
+from mobilenet import metrics
+from mobilenet.configs.card import (
+    CARD,
+    OUTPUTS,
+    SIGMOID,
+    SOFTMAX,
+    Card,
+    activation_of,
+    checked_labels,
+    class_count,
+    class_numbers,
+)
 from mobilenet.configs.dataset import MAX_PIXELS, Preprocessing
 from mobilenet.errors import UsageError, one_of
 from mobilenet.runtime import images, isolation, quantized_io, worker
@@ -41,14 +52,33 @@ class ImageClassifier:
         card: the model's card, with its preprocessing and the meaning of its outputs.
         labels: class names by index.
         input_shape: `(height, width, channels)`.
+        output_count: how many outputs it has; one for two classes is that of a sigmoid.
     """
 
     card: Card
     labels: tuple[str, ...]
     input_shape: tuple[int, int, int]
+    output_count: int
+
+    @property
+    def is_named(self) -> bool:
+        """Whether its classes have names of their own, or numbers alone."""
+        return bool(self.card.dataset) or self.labels != class_numbers(self.output_count)
+
+    def name_classes(self, labels: Sequence[str]) -> None:
+        """Gives its classes other names.
+
+        Args:
+            labels: one an output; of one output those of both classes or of the second alone.
+
+        Raises:
+            UsageError: names `labels`: they are not as many.
+        """
+        self.labels = checked_labels(labels, self.output_count)
+        self.card = self.card.replace(labels=self.labels)
 
     def run(self, pixels: Float32Array) -> Float32Array:
-        """Outputs `[classes]` of one image of the model's size, pixels 0 to 255."""
+        """Outputs `[outputs]` of one image of the model's size, pixels 0 to 255."""
         raise NotImplementedError
 
     def pixels(self, image: Image, max_pixels: int = MAX_PIXELS) -> Float32Array:
@@ -66,7 +96,7 @@ class ImageClassifier:
     def top_k(self, image: Image, k: int = 5, max_pixels: int = MAX_PIXELS) -> Ranking:
         """The `k` likeliest classes of an image file or array: label, probability; best first."""
         outputs = self.run(self.pixels(image, max_pixels))
-        return rank_classes(outputs, self.labels, k, self.card.outputs)
+        return rank_classes(outputs, self.labels, k, self.card.outputs, self.card.activation)
 
 
 class Classifier(ImageClassifier):
@@ -126,17 +156,19 @@ class Classifier(ImageClassifier):
         self.batch, *shape = source.shape
         self.input_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
         self._source, self._target = source, target
-        self._classes = target.elements // self.batch
+        self.output_count = target.elements // self.batch
         card_file = None if self.path is None else self.path.with_name(CARD)
         if card is None and card_file is not None and card_file.is_file():
             card = Card.from_file(card_file)
         self.is_bare = False
         if card is None:
-            found = metadata.read(self.flatbuffer, self.input_shape[2], self._classes)
+            found = metadata.read(self.flatbuffer, self.input_shape[2], self.output_count)
             self.is_bare = found.preprocessing is None
-            card = _derived_card(self.path, self.flatbuffer, found, self.input_shape, self._classes)
+            card = _derived_card(
+                self.path, self.flatbuffer, found, self.input_shape, self.output_count
+            )
         name = "card" if card_file is None else str(card_file)
-        self.card = _checked_card(card, name, self._name, self.input_shape, self._classes)
+        self.card = _checked_card(card, name, self._name, self.input_shape, self.output_count)
         self.labels = self.card.labels
         self._pool: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pool.put(self._open())
@@ -156,7 +188,7 @@ class Classifier(ImageClassifier):
                 "batch", batch.shape, f"an array of [n, {', '.join(map(str, self.input_shape))}]"
             )
         groups = [batch[start : start + self.batch] for start in range(0, len(batch), self.batch)]
-        rows = [np.empty((0, self._classes), np.float32), *self.map(self._invoke, groups)]
+        rows = [np.empty((0, self.output_count), np.float32), *self.map(self._invoke, groups)]
         return np.concatenate(rows)
 
     def run(self, pixels: Float32Array) -> Float32Array:
@@ -199,7 +231,7 @@ class Classifier(ImageClassifier):
         finally:
             self._pool.put(runner)
         outputs = quantized_io.dequantize(
-            values.reshape(self.batch, self._classes)[: len(group)],
+            values.reshape(self.batch, self.output_count)[: len(group)],
             *quantized_io.scale_of(self._target),
         )
         return outputs.astype(np.float32)
@@ -221,28 +253,31 @@ def resolve_flatbuffer(path: str | os.PathLike[str]) -> Path:
 
 
 def rank_classes(
-    outputs: Float32Array, labels: Sequence[str], k: int, kind: str = "logits"
+    outputs: Float32Array,
+    labels: Sequence[str],
+    k: int,
+    kind: str = "logits",
+    activation: str | None = None,
 ) -> Ranking:
-    """The best `k` classes of one image's outputs, after a softmax unless `kind` is probabilities.
+    """The best `k` classes of one image's outputs.
 
     Args:
-        outputs: `[classes]`.
-        labels: class names by index.
+        outputs: `[outputs]`.
+        labels: class names by index; of one output those of both classes.
         k: how many classes.
         kind: `logits` or `probabilities`.
+        activation: what turns logits into probabilities, see `configs.card.activation_of`.
 
     Raises:
         UsageError: `k` is below 1, or an output is not finite.
     """
     if k < 1:
         raise UsageError("k", k, "a whole number of at least 1")
-    scores = outputs.astype(np.float64)
-    if not np.isfinite(scores).all():
+    if not np.isfinite(outputs).all():
         expected, remedy = "finite numbers from the model", "its weights are damaged"
         raise UsageError("outputs", "NaN or infinity", expected, remedy)
-    if kind != "probabilities":
-        scores = np.exp(scores - scores.max())
-        scores /= scores.sum()
+    known = activation_of(activation, len(outputs))
+    scores = metrics.probabilities_of(outputs, known, kind != "probabilities")
     best = np.argsort(-scores, kind="stable")[:k]
     return [(labels[i], float(scores[i])) for i in best]
 
@@ -300,15 +335,15 @@ def _checked_card(
             "a classifier",
             "export a model that has classes",
         )
-    labels = card.labels or _class_numbers(classes)
-    if len(labels) != classes:
+    labels = card.labels or class_numbers(classes)
+    if len(labels) != class_count(classes):
         raise UsageError(
             f"{name} labels",
             len(labels),
-            f"{classes}, the classes of {file_name}",
+            f"{class_count(classes)}, the classes of {file_name}",
             "export again",
         )
-    return card.replace(labels=labels)
+    return card.replace(labels=labels, activation=activation_of(card.activation, classes))
 
 
 def _derived_card(
@@ -326,9 +361,12 @@ def _derived_card(
     labels = found.labels
     if names is not None and names.is_file():
         labels = tuple(names.read_text(encoding="utf-8", errors="replace").splitlines())
-        if len(labels) != classes:
-            raise UsageError(str(names), len(labels), f"{classes} lines, the classes of {file}")
-    outputs = _kind_of_outputs(graph, found)
+        if len(labels) not in (classes, class_count(classes)):
+            expected = f"{class_count(classes)} lines, the classes of {file}"
+            raise UsageError(str(names), len(labels), expected)
+    outputs, last = _kind_of_outputs(graph, found), _last_operator(graph)
+    computed = {"SOFTMAX": SOFTMAX, "LOGISTIC": SIGMOID}.get(last)
+    activation = found.activation or activation_of(computed, classes)
     scaling, origin = Preprocessing(), "assuming pixels to [-1, 1]"
     if found.preprocessing is not None:
         source = graph.tensors[graph.inputs[0]]
@@ -337,9 +375,15 @@ def _derived_card(
     share = f"central {scaling.crop_fraction}" if scaling.crop == "central" else "center"
     crop = "" if found.is_own else f"the {share} of the image, "
     unnamed = "" if labels else ", classes by number"
-    note = f"no {CARD} with {file}: {origin}, {crop}{outputs} out{unnamed}"
+    of_sigmoid = " of a sigmoid" if activation == SIGMOID else ""
+    note = f"no {CARD} with {file}: {origin}, {crop}{outputs}{of_sigmoid} out{unnamed}"
     return Card(
-        input_shape=shape, preprocessing=scaling, labels=labels, outputs=outputs, notes=(note,)
+        input_shape=shape,
+        preprocessing=scaling,
+        labels=checked_labels(labels, classes) if labels else (),
+        outputs=outputs,
+        activation=activation,
+        notes=(note,),
     )
 
 
@@ -352,12 +396,15 @@ def _kind_of_outputs(graph: tflite_model.Flatbuffer, found: metadata.FileMetadat
     kind = {"probability": "probabilities"}.get(found.output, found.output)
     if kind == "logits" or (kind in OUTPUTS and found.is_own):
         return kind
-    last = next(
+    return "probabilities" if _last_operator(graph) in ("SOFTMAX", "LOGISTIC") else "logits"
+
+
+def _last_operator(graph: tflite_model.Flatbuffer) -> str:
+    """The name of the operator that computes the outputs, apart from conversions of their type."""
+    return next(
         (op.name for op in reversed(graph.operators) if op.name not in ("QUANTIZE", "DEQUANTIZE")),
         "",
     )
-    is_named = kind == "probabilities" and last == "LOGISTIC"
-    return "probabilities" if last == "SOFTMAX" or is_named else "logits"
 
 
 def _as_fed(scaling: Preprocessing, source: tensors.Tensor) -> Preprocessing:
@@ -374,7 +421,3 @@ def _as_fed(scaling: Preprocessing, source: tensors.Tensor) -> Preprocessing:
     if np.abs(values - pixels).max() < 0.51:  # as for rounding a mean of 127.5
         return scaling
     return scaling.replace(mean=(float(zero_point),), std=(1 / scale,))
-
-
-def _class_numbers(classes: int) -> tuple[str, ...]:
-    return tuple(str(index) for index in range(classes))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mobilenet.configs.card import activation_of
 from mobilenet.configs.dataset import MAX_PIXELS
 from mobilenet.data.sources import digits, image_csv, image_folder
 from mobilenet.errors import UsageError, one_of
@@ -70,8 +71,10 @@ def evaluate(
     outputs, labels = _outputs(classifier, load, items, on_corrupt)
     if not outputs:
         raise UsageError(f"{dataset_name} {split}", 0, "at least 1 image that can be decoded")
+    card = classifier.card
+    activation = activation_of(card.activation, classifier.output_count)
     return matching.score(
-        np.stack(outputs), np.array(labels), classifier.card.outputs == "probabilities"
+        np.stack(outputs), np.array(labels), card.outputs == "probabilities", activation
     )
 
 
@@ -142,4 +145,4 @@ def _files(
 
 
 def _match(classifier: Classifier, labels: tuple[str, ...], dataset: str) -> ClassMapping:
-    return match_classes(len(classifier.labels), names(classifier), len(labels), labels, dataset)
+    return match_classes(classifier.output_count, names(classifier), len(labels), labels, dataset)

@@ -7,10 +7,12 @@ the model is as if it were not there: a file works without its metadata.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from mobilenet import archives, strict_json
+from mobilenet.configs.card import ACTIVATIONS
 from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.tflite.buffer_reader import BufferReader, MalformedFlatbufferError, Table
@@ -20,6 +22,7 @@ NAME = "TFLITE_METADATA"
 IDENTIFIER = b"M001"
 UNNAMED = "metadata"  # the name of a preprocessing that is in no list
 PREPROCESSING_NAME = "MOBILENET_PREPROCESSING"  # name and crop, for which the schema has no field
+OUTPUTS_NAME = "MOBILENET_OUTPUTS"  # of a sigmoid: `activation`, and `negative`, the other class
 AXIS_LABELS = 2  # AssociatedFileType.TENSOR_AXIS_LABELS
 NORMALIZATION = 1  # ProcessUnitOptions
 _MAX_BYTES = 1 << 24  # also of the labels: a million names
@@ -36,12 +39,14 @@ class FileMetadata:
             `None` without them.
         labels: class names by index; empty without them.
         output: the name of the output, such as `probability`.
+        activation: what turns logits into probabilities, as on the card; `None` if not stored.
         is_own: this library wrote it, with the name and crop of the preprocessing.
     """
 
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = ()
     output: str = ""
+    activation: str | None = None
     is_own: bool = False
 
 
@@ -72,10 +77,16 @@ def _metadata(blob: bytes, flatbuffer: Flatbuffer, channels: int, classes: int) 
     stored = None if normalization is None else _stored(flatbuffer, normalization)
     if len(sinks) != 1:
         return FileMetadata(stored or normalization, is_own=stored is not None)
+    labels = _labels(sinks[0], flatbuffer.content, classes)
+    outputs = _json(flatbuffer, OUTPUTS_NAME)
+    negative, activation = outputs.get("negative"), outputs.get("activation")
+    if len(labels) == 1 and isinstance(negative, str):
+        labels = (negative, *labels)
     return FileMetadata(
         stored or normalization,
-        _labels(sinks[0], flatbuffer.content, classes),
+        labels,
         sinks[0].text(0, "the name of an output"),
+        activation if activation in ACTIVATIONS else None,
         stored is not None,
     )
 
@@ -122,14 +133,26 @@ def _is_same(first: Preprocessing, second: Preprocessing) -> bool:
 
 def _stored(flatbuffer: Flatbuffer, normalization: Preprocessing) -> Preprocessing | None:
     """The preprocessing with its name and crop, if it has the normalization of the metadata."""
-    blob = flatbuffer.metadata.get(PREPROCESSING_NAME, memoryview(b""))
-    if not 0 < len(blob) <= _MAX_JSON_BYTES:
+    values = _json(flatbuffer, PREPROCESSING_NAME)
+    if not values:
         return None
     try:
-        stored = Preprocessing.from_json(strict_json.loads(bytes(blob)))
+        stored = Preprocessing.from_json(values)
         return stored if _is_same(stored, normalization) else None
-    except (strict_json.InvalidJSON, UsageError):
+    except UsageError:
         return None
+
+
+def _json(flatbuffer: Flatbuffer, name: str) -> dict[str, Any]:
+    """An object that this library stored; empty where there is none."""
+    blob = flatbuffer.metadata.get(name, memoryview(b""))
+    if not 0 < len(blob) <= _MAX_JSON_BYTES:
+        return {}
+    try:
+        values = strict_json.loads(bytes(blob))
+    except strict_json.InvalidJSON:
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _labels(sink: Table, content: bytes, classes: int) -> tuple[str, ...]:

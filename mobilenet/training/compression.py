@@ -26,7 +26,7 @@ from mobilenet.compression.pruning.unstructured import sparsity_targets
 from mobilenet.compression.quantization.int8 import quantized_model, scheme
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.configs.base import Config, check_number
-from mobilenet.configs.card import Card
+from mobilenet.configs.card import ACTIVATIONS, Card
 from mobilenet.configs.pruning import ChannelPruning, MagnitudePruning, Pruning
 from mobilenet.configs.quantization import QUANTIZATION, PostTraining, QuantizationAwareTraining
 from mobilenet.data.in_memory import Examples, check_range, load_examples
@@ -226,6 +226,11 @@ class StartModel:
     model: Any
     final_activation: str = "linear"
 
+    @property
+    def activation(self) -> str | None:
+        """What turns the outputs into probabilities; `None` if it is not known."""
+        return self.final_activation if self.final_activation in ACTIVATIONS else None
+
     def activate(self, output: Any) -> Any:
         """The output that the user's loss gets."""
         if self.final_activation == "linear":
@@ -344,6 +349,7 @@ class Compression:
                 input_shape=tuple(plain.input_shape[1:]),
                 preprocessing=self._method.context.preprocessing,
                 outputs="logits",
+                activation=self._start.activation,
                 keep_float=floats,
                 notes=report.notes,
             )

@@ -70,7 +70,7 @@ def test_a_size_that_does_not_fit_is_refused(
         ({"batch": 1.5}, "^batch: got 1.5"),
         ({"image_size": 0}, "^image_size: got 0"),
         ({"image_size": (1, 2, 3)}, r"^image_size: got \[1, 2, 3\], expected one number, or"),
-        ({"output_activation": "sigmoid"}, "^output_activation: got 'sigmoid'"),
+        ({"output_activation": "relu"}, "^output_activation: got 'relu'"),
         ({"target": "xnn"}, "did you mean xnnpack"),
         ({"number_format": "weights"}, "^number_format: got 'weights', expected one of int8, dyn"),
     ],

@@ -260,6 +260,7 @@ def test_numbers_that_cannot_be_are_ignored(mean: tuple[float], std: tuple[float
 
         preprocessing = types.SimpleNamespace(mean=mean, std=std)
         labels, outputs, dataset, title = LABELS, "logits", "", "model"
+        activation = None
 
     with np.errstate(all="ignore"):
         blob = tflite_metadata.model_metadata(Fields(), (1, SIDE, SIDE, 3))

@@ -33,6 +33,7 @@ from mobilenet.typing import FloatArray
 MOVING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "PAD", "PADV2", "MAX_POOL_2D")
 _SAME = 1e-5  # relative: scales that float32 arithmetic can tell apart
 _TIE = 0.5 + 1e-4  # steps: so near to halfway between two zero points either may be taken
+SIGMOID = tf_keras.activations.sigmoid
 _ROUNDING = ("AveragePooling2D", "Softmax")  # layers that round in the file without a quantizer
 
 
@@ -300,9 +301,8 @@ def _union(lists: Iterable[list[Any]]) -> list[Any]:
 def _rounds(layer: Any) -> bool:
     """Whether the file rounds this layer's outputs."""
     config = getattr(layer, "quantize_config", None)
-    if config is None:
-        return kind(layer) in _ROUNDING
-    return bool(config.get_output_quantizers(layer)) or kind(layer) in _ROUNDING
+    rounds = kind(layer) in _ROUNDING or getattr(layer, "activation", None) is SIGMOID
+    return rounds or (config is not None and bool(config.get_output_quantizers(layer)))
 
 
 def _grid_faults(layer: Any, name: str, scale: float, zero_point: int) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mobilenet.configs.card import TensorType
+from mobilenet.configs.card import SIGMOID, SOFTMAX, TensorType
 from mobilenet.configs.conversion import VerificationLimits
 from mobilenet.configs.number_formats import Format
 from mobilenet.errors import UsageError
@@ -27,7 +27,7 @@ from mobilenet.export.verification.structure import (
     output_step,
     structure_faults,
 )
-from mobilenet.metrics import signal_to_noise
+from mobilenet.metrics import decisions, signal_to_noise
 from mobilenet.runtime import interpreter
 from mobilenet.runtime.quantized_io import run
 from mobilenet.tflite import model as tflite_model
@@ -56,9 +56,9 @@ class Verification:
         input, output: types and quantization of the file's input and output.
         partitions: parts that XNNPACK runs as one; 1 is best.
         images: images compared.
-        agreement: share of them with the same top-1.
+        agreement: share of them with the same top-1, or of a sigmoid with the same labels.
         clear_images: images whose Keras margin exceeds two output steps.
-        agreement_clear: share of those with the same top-1; 1 when there are none.
+        agreement_clear: share of those that agree; 1 when there are none.
         mean_steps, max_steps: difference of the outputs in steps of theirs (0.001 for a float
             file).
         signal_to_noise: of the outputs, in dB; `None` where the model's outputs are all 0.
@@ -132,6 +132,8 @@ def verify(
     number_format: Format | None = None,
     float_layers: float_fallback.FloatLayers = float_fallback.NO_FLOAT_LAYERS,
     pixel_zero: int = 128,
+    activation: str = SOFTMAX,
+    are_logits: bool = True,
 ) -> Verification:
     """Reads a flatbuffer, runs it on `inputs` and compares it with the model that it was made from.
 
@@ -150,6 +152,7 @@ def verify(
         number_format: the number format that a file made from a float model must have.
         float_layers: what must compute in float inside an int8 file.
         pixel_zero: the pixel that is zero for an int8 file.
+        activation, are_logits: what the outputs mean, see `metrics.decisions`.
 
     Raises:
         UsageError: no sound flatbuffer that can run, or images and logits do not fit it.
@@ -163,7 +166,7 @@ def verify(
     reference = _matching_reference(logits, reference_logits)
     layers, layer_faults = _verify_operators(content, simulated, plain, inputs, limits)
     faults += layer_faults
-    compared = _compare(reference, logits, output_step(content))
+    compared = _compare(reference, logits, output_step(content), activation, are_logits)
     faults += _limit_faults(compared, limits)
     partitions, warnings = _count_partitions(runner)
     if limits.max_partitions is not None and partitions > limits.max_partitions:
@@ -251,11 +254,19 @@ def gzip_size(data: bytes) -> int:
     return len(gzip.compress(data, compresslevel=9, mtime=0))
 
 
-def _compare(reference: FloatArray, logits: FloatArray, step: float) -> dict[str, Any]:
-    best = np.sort(reference, axis=1)
-    margin = best[:, -1] - best[:, -2] if reference.shape[1] > 1 else np.zeros(len(best))
+def _compare(
+    reference: FloatArray, logits: FloatArray, step: float, activation: str, are_logits: bool
+) -> dict[str, Any]:
+    if activation == SIGMOID:
+        margin = np.abs(reference - (0.0 if are_logits else 0.5)).min(axis=1)
+    else:
+        best = np.sort(reference, axis=1)
+        margin = best[:, -1] - best[:, -2] if reference.shape[1] > 1 else np.zeros(len(best))
     clear = margin > CLEAR_STEPS * step
-    same = reference.argmax(axis=1) == logits.argmax(axis=1)
+    expected, decided = (
+        decisions(outputs, activation, are_logits) for outputs in (reference, logits)
+    )
+    same = (expected == decided).all(axis=1)
     steps = np.abs(reference - logits) / step
     return {
         "images": len(same),
@@ -278,7 +289,7 @@ def _limit_faults(compared: dict[str, Any], limits: VerificationLimits) -> list[
         if compared[name] < least:
             images = compared["images" if text == "all" else "clear_images"]
             faults.append(
-                f"top-1 agreement on {images} {text} images {compared[name]:.4f}, below {least:g}"
+                f"agreement on {images} {text} images {compared[name]:.4f}, below {least:g}"
             )
     if not np.isfinite(compared["mean_steps"]):
         faults.append("logits that are not finite, of the file or of the model it was made from")

@@ -7,10 +7,10 @@ from typing import Any
 
 import tf_keras
 
+from mobilenet.configs.card import ACTIVATIONS
 from mobilenet.models.graph import flatten
 from mobilenet.models.graph.calls import Call, CallList, Tensor
 
-FINAL_ACTIVATIONS = ("softmax", "sigmoid")
 LINEAR = "linear"
 _RESHAPES = ("Flatten", "Reshape")
 
@@ -33,7 +33,7 @@ def split_final_activation(model: Any) -> tuple[Any, str]:
     return calls.build(), activation
 
 
-def cut_final_activation(calls: CallList, names: Collection[str] = FINAL_ACTIVATIONS) -> str:
+def cut_final_activation(calls: CallList, names: Collection[str] = ACTIVATIONS) -> str:
     """Removes the activation at the end, if it is one of `names`. In place.
 
     Returns:
@@ -58,7 +58,7 @@ def final_activation(model: Any) -> str:
     """
     last = _last_activated(flatten.inline_calls(model))
     activation = LINEAR if last is None else _activation_of(last)
-    return activation if activation in FINAL_ACTIVATIONS else LINEAR
+    return activation if activation in ACTIVATIONS else LINEAR
 
 
 def _last_activated(calls: CallList) -> Call | None:

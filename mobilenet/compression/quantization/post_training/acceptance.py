@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from mobilenet import metrics
-from mobilenet.configs.card import QuantizationStep
+from mobilenet.configs.card import QuantizationStep, activation_of
 from mobilenet.typing import Float32Array
 
 _TOLERANCE_DB = 0.1  # a step that costs less than this is not noticed
@@ -28,7 +28,9 @@ def compare_outputs(quantized: Float32Array, reference: Float32Array) -> tuple[f
         The share of images with the same top-1, and the median ratio in dB; `None` where the
         reference is zero on all images.
     """
-    agreement = float((quantized.argmax(axis=1) == reference.argmax(axis=1)).mean())
+    activation = activation_of(None, reference.shape[1])
+    decided, expected = (metrics.decisions(x, activation) for x in (quantized, reference))
+    agreement = float((decided == expected).all(axis=1).mean())
     ratios = [metrics.signal_to_noise(*pair) for pair in zip(reference, quantized, strict=True)]
     known = [ratio for ratio in ratios if ratio is not None]
     return agreement, float(np.median(known)) if known else None
