@@ -178,7 +178,12 @@ def activation_of(activation: str | None, outputs: int) -> str:
         activation: of the card.
         outputs: how many the model has; one alone can only be that of a sigmoid.
     """
-    return SIGMOID if outputs == 1 else activation or SOFTMAX
+    return known_activation(activation, outputs) or SOFTMAX
+
+
+def known_activation(activation: str | None, outputs: int) -> str | None:
+    """As `activation_of`, but `None` where softmax is assumed."""
+    return SIGMOID if outputs == 1 else activation
 
 
 def class_count(outputs: int) -> int:

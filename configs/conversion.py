@@ -6,7 +6,7 @@ import dataclasses
 
 from mobilenet.configs import number_formats
 from mobilenet.configs.base import MAX_BATCH, MAX_SIDE, Config, ImageSize, flag, sides
-from mobilenet.configs.card import ACTIVATIONS, SIGMOID
+from mobilenet.configs.card import ACTIVATIONS, known_activation
 from mobilenet.configs.number_formats import FLOAT32, FORMATS, INT8
 from mobilenet.configs.quantization import TARGETS
 from mobilenet.errors import UsageError
@@ -83,7 +83,7 @@ class ConversionConfig(Config):
         Raises:
             UsageError: names `output_activation`.
         """
-        own = SIGMOID if outputs == 1 else activation
+        own = known_activation(activation, outputs)
         if self.activation is not None and own not in (None, self.activation):
             expected = f"none or {own}, which turns the model's logits into probabilities"
             raise UsageError("output_activation", self.activation, expected)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mobilenet import cli
+from mobilenet.configs.card import activation_of
 from mobilenet.configs.dataset import MAX_PIXELS, MAX_PIXELS_HELP
 from mobilenet.data.sources import class_names
 from mobilenet.errors import UsageError
@@ -91,6 +92,7 @@ def run(argv: list[str]) -> None:
     model = open_classifier(parsed.options["model"], parsed.options["isolated"])
     if "isolated" in parsed.typed and not isinstance(model, classifier.Classifier):
         raise UsageError("--isolated", None, "a flatbuffer", f"{parsed.options['model']} is none")
+    _explain_outputs(model)
     _name_classes(model, parsed.options["labels"], parsed.options["data_dir"])
     results = rank_images(model, images, top_k, parsed.options["max_pixels"])
     if isinstance(model, classifier.Classifier) and model.is_bare:
@@ -99,7 +101,7 @@ def run(argv: list[str]) -> None:
 
 
 def _name_classes(model: ImageClassifier, labels: Path | None, data_dir: Path | None) -> None:
-    """Gives the classes the names of a file or of the data; says so where they have numbers alone.
+    """Gives the classes the names of a file or of the data; says where they have numbers alone.
 
     Raises:
         UsageError: the names are not as many as the classes.
@@ -117,6 +119,15 @@ def _name_classes(model: ImageClassifier, labels: Path | None, data_dir: Path | 
     elif not (model.is_named or getattr(model, "is_bare", False)):  # whose note says it
         note = "Note: the model's classes have numbers; --labels FILE or --data_dir names them"
         print(note, file=sys.stderr)
+
+
+def _explain_outputs(model: ImageClassifier) -> None:
+    """Says what is assumed where nothing says how logits become probabilities."""
+    card = model.card
+    is_known = card.activation or card.outputs != "logits" or not card.is_derived
+    if not (is_known or getattr(model, "is_bare", False)):  # whose note says it
+        kind = activation_of(card.activation, model.output_count)
+        print(f"Note: the model's outputs are taken for the logits of a {kind}", file=sys.stderr)
 
 
 def _format_ranking(image: str, rows: Ranking) -> str:

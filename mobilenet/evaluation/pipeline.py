@@ -19,7 +19,14 @@ import numpy as np
 
 from mobilenet import metrics
 from mobilenet.configs.base import MAX_BATCH, check_number
-from mobilenet.configs.card import SIGMOID, Card, activation_of, checked_labels, class_numbers
+from mobilenet.configs.card import (
+    SOFTMAX,
+    Card,
+    activation_of,
+    checked_labels,
+    class_numbers,
+    known_activation,
+)
 from mobilenet.configs.dataset import (
     PREPROCESSING,
     DatasetConfig,
@@ -322,7 +329,7 @@ def _on_arrays(case: _Case, data: Any, options: Options) -> metrics.Metrics:
     shape = model.input_shape if isinstance(model, Classifier) else model.model.input_shape[1:]
     preprocessing = case.preprocessing
     classes, size = len(matching.indices), options.batch_size
-    has_labels = case.activation == SIGMOID
+    has_labels = known_activation(model.card.activation, count) != SOFTMAX
     checked = arrays.batches(data, shape, classes, size, options.limit, preprocessing, has_labels)
     run = _of_batches(model, preprocessing)
     outputs, labels = zip(*((run(images), indices) for images, indices in checked), strict=True)

@@ -11,9 +11,9 @@ from mobilenet.configs.card import (
     SIGMOID,
     Card,
     TensorType,
-    activation_of,
     class_count,
     class_numbers,
+    known_activation,
 )
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
@@ -86,7 +86,7 @@ def file_card(card: Card, classes: int, quantized: bool) -> Card:
     return card.replace(
         preprocessing=_int8_preprocessing(card.preprocessing) if quantized else card.preprocessing,
         labels=labels or class_numbers(classes),
-        activation=activation_of(card.activation, classes),
+        activation=known_activation(card.activation, classes),
     )
 
 

@@ -155,7 +155,6 @@ def convert(
     )
     card = source.card.replace(
         outputs=output_kind(source.card, config),
-        activation=job.activation,
         notes=(*source.card.notes, *notes),
     )
     if source.quantized:

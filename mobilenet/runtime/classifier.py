@@ -23,6 +23,7 @@ from mobilenet.configs.card import (
     checked_labels,
     class_count,
     class_numbers,
+    known_activation,
 )
 from mobilenet.configs.dataset import MAX_PIXELS, Preprocessing
 from mobilenet.errors import UsageError, one_of
@@ -343,7 +344,7 @@ def _checked_card(
             f"{class_count(classes)}, the classes of {file_name}",
             "export again",
         )
-    return card.replace(labels=labels, activation=activation_of(card.activation, classes))
+    return card.replace(labels=labels, activation=known_activation(card.activation, classes))
 
 
 def _derived_card(
@@ -366,7 +367,7 @@ def _derived_card(
             raise UsageError(str(names), len(labels), expected)
     outputs, last = _kind_of_outputs(graph, found), _last_operator(graph)
     computed = {"SOFTMAX": SOFTMAX, "LOGISTIC": SIGMOID}.get(last)
-    activation = found.activation or activation_of(computed, classes)
+    activation = found.activation or known_activation(computed, classes)
     scaling, origin = Preprocessing(), "assuming pixels to [-1, 1]"
     if found.preprocessing is not None:
         source = graph.tensors[graph.inputs[0]]

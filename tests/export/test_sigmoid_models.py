@@ -89,7 +89,8 @@ def test_the_command_shows_both_classes_of_one_output(
     assert named == [("light", "95.26"), ("dark", "4.74")]
     for name in ("cats", "dogs"):
         (tmp_path / "data" / name).mkdir(parents=True)
-        (tmp_path / "data" / name / "a.png").write_bytes(photos["white"].read_bytes())
+        for image in ("a.png", "b.png"):
+            (tmp_path / "data" / name / image).write_bytes(photos["white"].read_bytes())
     named = predicted(capsys, path, photos["white"], f"--data_dir={tmp_path / 'data'}")
     assert named == [("dogs", "95.26"), ("cats", "4.74")]
     with pytest.raises(UsageError, match=r"--labels: got '3 names', expected the names of both"):
