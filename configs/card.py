@@ -12,7 +12,7 @@ from mobilenet.errors import UsageError
 
 from .archs import MobileNetConfig
 from .base import MAX_SIDE, Config, check_number, checked
-from .dataset import PREPROCESSING, DatasetConfig, Preprocessing
+from .dataset import DatasetConfig, Preprocessing
 
 CARD = "card.json"  # its name in the folder of a model or file
 FORMAT = 1
@@ -168,7 +168,9 @@ class Card(Config):
 
 def preprocessing_of(card: Card, data: DatasetConfig) -> Preprocessing:
     """The preprocessing on a model's card, or that of the data set if the model has no card."""
-    return PREPROCESSING[data.preprocessing] if card.is_derived else card.preprocessing
+    if card.is_derived:
+        return data.model_preprocessing
+    return data.with_exif(card.preprocessing)
 
 
 def activation_of(activation: str | None, outputs: int) -> str:

@@ -26,6 +26,7 @@ MAX_PIXELS_HELP = (
     "refuse images of more pixels before they are decoded; the largest phone photos have 16,320 x "
     "12,240"
 )
+EXIF_HELP = "turn images by the orientation in their EXIF data (default: as the model was trained)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Preprocessing(Config):
         crop: `central` cuts the share of each side (slim), `square` the centered square of side
             `min(H, W) * size / (size + 32)` (official), `none` keeps the whole image.
         crop_fraction: the share that `central` keeps; 0.875 is slim's.
+        exif: an image file is first turned upright, by the orientation in its EXIF data.
     """
 
     name: str = "inception"
@@ -46,6 +48,7 @@ class Preprocessing(Config):
     std: tuple[float, ...] = checked((127.5,), above=0)
     crop: str = checked("central", choices=CROPS)
     crop_fraction: float = checked(0.875, above=0, most=1)
+    exif: bool = True
 
     @property
     def input_range(self) -> tuple[float, float]:
@@ -135,6 +138,8 @@ class DatasetConfig(Config):
             first.
         max_pixels: an image whose header states more pixels is refused like a corrupt one, before
             anything is decoded; bounds the memory that a small file can take.
+        exif: turn images upright, by the orientation in their EXIF data, as cameras expect and
+            viewers do. `None` is what the model was trained with, and True for a new model.
     """
 
     _former_names: ClassVar[Mapping[str, str]] = MappingProxyType({"colour": "color"})
@@ -177,6 +182,16 @@ class DatasetConfig(Config):
     color: float = flag(1.0, "strength of the color variation in training, 0 to 1", least=0, most=1)
     skip_corrupt: bool = flag(False, "leave out images that cannot be decoded, and count them")
     max_pixels: int = flag(MAX_PIXELS, MAX_PIXELS_HELP, least=1, most=_DECODED_PIXELS, integer=True)
+    exif: bool | None = flag(None, EXIF_HELP)
+
+    @property
+    def model_preprocessing(self) -> Preprocessing:
+        """The preprocessing of a model that is trained on this data set."""
+        return self.with_exif(PREPROCESSING[self.preprocessing])
+
+    def with_exif(self, preprocessing: Preprocessing) -> Preprocessing:
+        """The preprocessing of a model, with `exif` as it is set here."""
+        return preprocessing if self.exif is None else preprocessing.replace(exif=self.exif)
 
 
 DIGITS = DatasetConfig(

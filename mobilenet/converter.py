@@ -21,7 +21,7 @@ from mobilenet.data.sources import class_names
 from mobilenet.errors import UsageError, one_of
 
 log = logging.getLogger("mobilenet")
-_DATA = [s for s in cli.flag_specs(DatasetConfig) if s.path in ("name", "data_dir")]
+_DATA = [s for s in cli.flag_specs(DatasetConfig) if s.path in ("name", "data_dir", "exif")]
 _POST_TRAINING = [s for s in cli.flag_specs(PostTraining) if s.path != "calibration_images"]
 _METHOD = cli.option(
     "quantization",

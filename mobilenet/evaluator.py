@@ -24,7 +24,7 @@ COMMAND = cli.Command(
     [
         spec
         for spec in cli.flag_specs(DatasetConfig)
-        if spec.path in ("name", "data_dir", "label_offset", "skip_corrupt", "max_pixels")
+        if spec.path in ("name", "data_dir", "label_offset", "skip_corrupt", "max_pixels", "exif")
     ],
     (
         cli.option(

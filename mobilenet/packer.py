@@ -19,7 +19,7 @@ _USERS = {
 COMMAND = cli.Command(
     "mobilenet.packer",
     "Packs a model into one small file without loss, unpacks it, or lists what such a file holds.",
-    [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir")],
+    [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir", "exif")],
     (
         cli.option(
             "fold_batch_norm",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mobilenet import cli
 from mobilenet.configs.card import activation_of
-from mobilenet.configs.dataset import MAX_PIXELS, MAX_PIXELS_HELP
+from mobilenet.configs.dataset import EXIF_HELP, MAX_PIXELS, MAX_PIXELS_HELP
 from mobilenet.data.sources import class_names
 from mobilenet.errors import UsageError
 from mobilenet.runtime import classifier
@@ -36,6 +36,7 @@ COMMAND = cli.Command(
         cli.option("top_k", int, 5, "classes per image", least=1, integer=True),
         cli.ISOLATED,
         cli.option("max_pixels", int, MAX_PIXELS, MAX_PIXELS_HELP, least=1, integer=True),
+        cli.option("exif", bool | None, None, EXIF_HELP),
     ),
     arguments="IMAGE...",
 )
@@ -63,13 +64,17 @@ def open_classifier(path: str, isolated: bool = True) -> ImageClassifier:
 
 
 def rank_images(
-    model: ImageClassifier, images: Sequence[str], top_k: int = 5, max_pixels: int = MAX_PIXELS
+    model: ImageClassifier,
+    images: Sequence[str],
+    top_k: int = 5,
+    max_pixels: int = MAX_PIXELS,
+    exif: bool | None = None,
 ) -> list[tuple[str, Ranking]]:
     """Each image with its `(label, probability)` rows, best first; an error leaves none."""
     if isinstance(model, classifier.Classifier):
-        rows = classifier.predict(images, model, top_k, max_pixels)
+        rows = classifier.predict(images, model, top_k, max_pixels, exif)
         return list(zip(images, rows, strict=True))
-    return [(image, model.top_k(image, top_k, max_pixels)) for image in images]
+    return [(image, model.top_k(image, top_k, max_pixels, exif)) for image in images]
 
 
 @COMMAND.entry_point
@@ -92,9 +97,10 @@ def run(argv: list[str]) -> None:
     model = open_classifier(parsed.options["model"], parsed.options["isolated"])
     if "isolated" in parsed.typed and not isinstance(model, classifier.Classifier):
         raise UsageError("--isolated", None, "a flatbuffer", f"{parsed.options['model']} is none")
+    options = parsed.options
     _explain_outputs(model)
-    _name_classes(model, parsed.options["labels"], parsed.options["data_dir"])
-    results = rank_images(model, images, top_k, parsed.options["max_pixels"])
+    _name_classes(model, options["labels"], options["data_dir"])
+    results = rank_images(model, images, top_k, options["max_pixels"], options["exif"])
     if isinstance(model, classifier.Classifier) and model.is_bare:
         print(f"Note: {model.card.notes[0]}", file=sys.stderr)
     print("\n\n".join(_format_ranking(image, rows) for image, rows in results))

@@ -23,7 +23,7 @@ _USES = {  # what some flags require
 COMMAND = cli.Command(
     "mobilenet.profiler",
     "Parameters, cost and size of each layer; or where an int8 file loses the signal.",
-    [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir")],
+    [spec for spec in cli.flag_specs(DatasetConfig) if spec.path in ("name", "data_dir", "exif")],
     (
         cli.option(
             "latency", bool, True, "measure every layer and the whole model on this machine"

@@ -21,7 +21,7 @@ COMMANDS = (
 )
 FOUNDATION = (
     *("configs", "errors", "files", "metrics", "console", "lazy", "strict_json", "archives"),
-    *("image_files", "text_tables", "typing"),
+    *("image_files", "image_orientation", "text_tables", "typing"),
 )
 # From the bottom; CONTRIBUTING.md lists what each package contains.
 LAYERS = (

@@ -166,7 +166,7 @@ class Command:
         own = flags.FlagValues()
         for spec in specs:
             kept = flags.MultiFlag(
-                _Text(), None, spec.name, None, spec.help, spec.short, spec.type is bool
+                _Text(), None, spec.name, None, spec.help, spec.short, spec.is_switch
             )
             flags.DEFINE_flag(kept, own)
         own.set_gnu_getopt(True)
@@ -278,7 +278,7 @@ def typed_name(name: str) -> str:
 
 def _usage(spec: FlagSpec) -> str:
     short = f"-{spec.short}, " if spec.short else ""
-    if spec.type is bool:
+    if spec.is_switch:
         return f"{short}--[no]{spec.name}" if spec.path or spec.default else f"{short}--{spec.name}"
     return f"{short}--{spec.name}=..."
 

@@ -66,6 +66,11 @@ class FlagSpec:
     main: bool = True
     rule: Rule | None = None
 
+    @property
+    def is_switch(self) -> bool:
+        """Whether `--name` and `--noname` are typed, without a value."""
+        return self.type is bool or set(typing.get_args(self.type)) == {bool, types.NoneType}
+
     def parse(self, text: str) -> Any:
         """The value of a text.
 

@@ -13,8 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from mobilenet import image_files
+from mobilenet import image_files, image_orientation
 from mobilenet.configs.dataset import MAX_PIXELS
+from mobilenet.data import orientation
 
 _HEADER = 72  # bytes in which PNG, BMP, GIF and WebP state size and kind
 _BEYOND = 2048  # zeros after a GIF, so that a damaged length leads to no index outside
@@ -22,7 +23,9 @@ _EXACT = "INTEGER_ACCURATE"
 
 
 @tf.autograph.experimental.do_not_convert  # no Python control flow on tensors: traces sooner
-def decode(encoded: tf.Tensor, channels: int = 3, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
+def decode(
+    encoded: tf.Tensor, channels: int = 3, max_pixels: int = MAX_PIXELS, exif: bool = True
+) -> tf.Tensor:
     """Decodes JPEG, PNG, BMP, WebP or GIF (its first frame) to uint8 `[height, width, channels]`.
 
     JPEG takes the exact integer transform; one channel is the JPEG's luma, or the gray of the
@@ -33,24 +36,50 @@ def decode(encoded: tf.Tensor, channels: int = 3, max_pixels: int = MAX_PIXELS) 
         encoded: the file's bytes.
         channels: 3 or 1.
         max_pixels: an image of more, as its header states, is an error.
+        exif: turn the image upright, by the orientation in its EXIF data.
     """
+
+    def jpeg() -> tf.Tensor:
+        checked, shape = checked_jpeg(encoded, max_pixels)
+
+        def stored() -> tf.Tensor:
+            return _decode_jpeg(checked, shape, channels)
+
+        if not exif:
+            return stored()
+        turned = _turned_jpeg_decoder(channels)
+        return tf.cond(orientation.is_bare_jpeg(checked), stored, lambda: turned(checked, shape))
+
     image = tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: _decode_jpeg(*checked_jpeg(encoded, max_pixels), channels),
-        lambda: decode_other(encoded, channels, max_pixels),
+        tf.io.is_jpeg(encoded), jpeg, lambda: decode_other(encoded, channels, max_pixels, exif)
     )
     return tf.ensure_shape(image, [None, None, channels])
 
 
+@functools.cache
+def _turned_jpeg_decoder(channels: int) -> Callable[..., tf.Tensor]:
+    def decoded(encoded: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+        image = tf.ensure_shape(_decode_jpeg(encoded, shape, channels), [None, None, channels])
+        return orientation.turn(image, orientation.of_jpeg(encoded))
+
+    signature = [tf.TensorSpec([], tf.string), tf.TensorSpec([3], tf.int64)]
+    return orientation.called_function(decoded, signature)
+
+
 def checked_jpeg(encoded: tf.Tensor, max_pixels: int) -> tuple[tf.Tensor, tf.Tensor]:
     """A JPEG of at most `max_pixels`, and its height, width and stored channels, int64 `[3]`."""
-    shape = tf.io.extract_jpeg_shape(encoded, tf.int64)
+    shape = tf.ensure_shape(tf.io.extract_jpeg_shape(encoded, tf.int64), [3])
     return _require(encoded, shape[0] * shape[1] <= max_pixels), shape
 
 
 @tf.autograph.experimental.do_not_convert
 def crop_jpeg(
-    encoded: tf.Tensor, shape: tf.Tensor, corner: tf.Tensor, extent: tf.Tensor, channels: int
+    encoded: tf.Tensor,
+    shape: tf.Tensor,
+    corner: tf.Tensor,
+    extent: tf.Tensor,
+    channels: int,
+    margin: int = 0,
 ) -> tf.Tensor:
     """Decodes a window of a JPEG to uint8 `[height, width, channels]`.
 
@@ -62,13 +91,19 @@ def crop_jpeg(
         corner: top and left, int32.
         extent: height and width, int32.
         channels: 3 or 1.
+        margin: pixels around the window that are decoded too. Without them the colors of its last
+            column may differ by 2 from those of the whole image, as libjpeg interpolates between
+            the colors that it decodes.
     """
 
     def window() -> tf.Tensor:
-        rows = tf.cast(shape[0], tf.int32) - corner[0]
-        box = tf.stack([corner[0], corner[1], rows, extent[1]])
+        size = tf.cast(shape[:2], tf.int32)
+        first = tf.maximum(corner - margin, 0)
+        last = tf.minimum(corner + extent + margin, size)
+        box = tf.stack([first[0], first[1], size[0] - first[0], last[1] - first[1]])
         image = tf.io.decode_and_crop_jpeg(encoded, box, channels, dct_method=_EXACT)
-        return image[: extent[0]]
+        top, left = tf.unstack(corner - first)
+        return image[top : top + extent[0], left : left + extent[1]]
 
     def slice_of_all() -> tf.Tensor:
         image = _decode_jpeg(encoded, shape, channels)
@@ -100,32 +135,25 @@ def _decode_jpeg(encoded: tf.Tensor, shape: tf.Tensor, channels: int) -> tf.Tens
     return tf.cond(shape[2] == 4, lambda: tf.image.rgb_to_grayscale(stored(3)), lambda: stored(1))
 
 
-def decode_other(encoded: tf.Tensor, channels: int, max_pixels: int) -> tf.Tensor:
+def decode_other(
+    encoded: tf.Tensor, channels: int, max_pixels: int, exif: bool = True
+) -> tf.Tensor:
     """Decodes an image that is not a JPEG to uint8 `[height, width, channels]`."""
-    return _other_decoder(channels, max_pixels)(encoded)
+    return _other_decoder(channels, max_pixels, exif)(encoded)
 
 
 @functools.cache
-def _other_decoder(channels: int, max_pixels: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A function of the graph, traced once in a process.
-
-    It is called, not copied into the caller's graph: the executor passes through every operator of
-    a branch that is not taken, which would cost a JPEG a fifth of its time.
-    """
+def _other_decoder(channels: int, max_pixels: int, exif: bool) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The decoder of all formats but JPEG, traced once in a process."""
 
     def decoded(encoded: tf.Tensor) -> tf.Tensor:
-        image = _decode_kinds(encoded, max_pixels)
+        image = _decode_kinds(encoded, max_pixels, exif)
         return tf.image.rgb_to_grayscale(image) if channels == 1 else image
 
-    signature = [tf.TensorSpec([], tf.string)]
-    attributes = {"_noinline": True}
-    called: Callable[[tf.Tensor], tf.Tensor] = tf.function(
-        decoded, signature, autograph=False, experimental_attributes=attributes
-    )
-    return called
+    return orientation.called_function(decoded, [tf.TensorSpec([], tf.string)])
 
 
-def _decode_kinds(encoded: tf.Tensor, max_pixels: int) -> tf.Tensor:
+def _decode_kinds(encoded: tf.Tensor, max_pixels: int, exif: bool) -> tf.Tensor:
     head = tf.strings.substr(encoded, 0, 12)
     kinds = [
         tf.strings.substr(head, 0, 8) == b"\x89PNG\r\n\x1a\n",
@@ -135,8 +163,10 @@ def _decode_kinds(encoded: tf.Tensor, max_pixels: int) -> tf.Tensor:
     ]
     encoded = _require(encoded, tf.reduce_any(kinds))
     branches = [
-        lambda decoder=decoder: decoder(encoded, max_pixels)
-        for decoder in (_decode_png, _decode_bmp, _decode_gif, _decode_webp)
+        lambda: _decode_png(encoded, max_pixels, exif),
+        lambda: _decode_bmp(encoded, max_pixels),
+        lambda: _decode_gif(encoded, max_pixels),
+        lambda: _decode_webp(encoded, max_pixels, exif),
     ]
     image = tf.switch_case(tf.argmax(tf.cast(kinds, tf.int32), output_type=tf.int32), branches)
     return tf.ensure_shape(image, [None, None, 3])
@@ -169,9 +199,10 @@ def _bounded(encoded: tf.Tensor, width: tf.Tensor, height: tf.Tensor, most: int)
     return _require(encoded, width >= 1, height >= 1, width * height <= most)
 
 
-def _decode_png(encoded: tf.Tensor, max_pixels: int) -> tf.Tensor:
+def _decode_png(encoded: tf.Tensor, max_pixels: int, exif: bool) -> tf.Tensor:
     width, height = _number(encoded, 16, 4, big=True), _number(encoded, 20, 4, big=True)
-    return tf.io.decode_png(_bounded(encoded, width, height, max_pixels), 3)
+    image = tf.io.decode_png(_bounded(encoded, width, height, max_pixels), 3)
+    return orientation.turn(image, orientation.of_png(encoded)) if exif else image
 
 
 def _decode_bmp(encoded: tf.Tensor, max_pixels: int) -> tf.Tensor:
@@ -263,7 +294,7 @@ def _gif_end(content: tf.Tensor, size: tf.Tensor, position: tf.Tensor) -> tf.Ten
     return position + 1
 
 
-def _decode_webp(encoded: tf.Tensor, max_pixels: int) -> tf.Tensor:
+def _decode_webp(encoded: tf.Tensor, max_pixels: int, exif: bool) -> tf.Tensor:
     """A WebP of one image, up to the end that its header states, without its transparency."""
     end = _number(encoded, 4, 4) + 8
     encoded = _require(encoded, end <= _length(encoded))
@@ -289,4 +320,8 @@ def _decode_webp(encoded: tf.Tensor, max_pixels: int) -> tf.Tensor:
     image = tf.cond(
         alpha, lambda: tf.io.decode_webp(encoded, 4), lambda: tf.io.decode_webp(encoded, 3)
     )
-    return image[0, ..., :3]
+    image = tf.ensure_shape(image[0, ..., :3], [None, None, 3])
+    if not exif:
+        return image
+    has_exif = tf.logical_and(extended, flags // image_orientation.WEBP_HAS_EXIF % 2 == 1)
+    return orientation.turn(image, orientation.of_webp(encoded, has_exif))

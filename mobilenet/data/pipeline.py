@@ -51,7 +51,8 @@ def load(
         seed: determines the order and the augmentation, together with the step.
         start_step: batches to skip at the start; they are not decoded.
         channels: 3, or 1 for grey; grey sets become RGB with 3.
-        preprocessing: of the model; `None` takes the data set's.
+        preprocessing: of the model; `None` takes the data set's. `exif` of the data set, where it
+            is set, replaces that of the preprocessing.
         parallel_calls: images decoded at a time; `None` lets tf.data choose.
         limit: outside training, at most so many images, spread evenly over the split.
 
@@ -75,6 +76,7 @@ def load(
     opened = datasets.open_split(config, split)
     calls = parallel_calls or tf.data.AUTOTUNE
     if training:
+        config = config.replace(exif=scaling.exif)
         batches = _training(opened, config, size, channels, batch_size, seed, start_step, calls)
         mapper = _finish_training(config, opened, size, channels, scaling, seed)
         batches = tf.data.Dataset.zip((tf.data.Dataset.counter(start_step), batches))
@@ -116,7 +118,7 @@ def _preprocessing(
                 f"one mean and std, or one for each of {channels} channels",
                 "use inception for grey images" if channels == 1 else "",
             )
-    return preprocessing
+    return config.with_exif(preprocessing)
 
 
 def _seed(seed: int, position: tf.Tensor) -> tf.Tensor:
@@ -198,7 +200,7 @@ def _evaluation(
 
     def prepare_image(item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         encoded, label = opened.read(item)
-        image = decoding.decode(encoded, channels, config.max_pixels)
+        image = decoding.decode(encoded, channels, config.max_pixels, scaling.exif)
         return images.normalize(images.evaluation_pixels(image, scaling, size), scaling), label
 
     if isinstance(opened, datasets.DigitSplit):

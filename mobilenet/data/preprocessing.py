@@ -13,10 +13,12 @@ import math
 import tensorflow as tf
 
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
+from mobilenet.data import orientation
 from mobilenet.data.decoding import checked_jpeg, crop_jpeg, decode, decode_other
 
 _BRIGHTNESS = 32.0  # of 255, slim's strength at color 1
 _SATURATION = 0.5
+_MARGIN = 4  # as many pixels as a JPEG has, at most, for a sample of color
 _PADDING = 32  # official: a crop of size / (size + 32), 0.875 at 224
 
 Size = tuple[int, int]
@@ -49,7 +51,8 @@ def training_pixels(
 
     Args:
         encoded: the file's bytes.
-        config: the strength of each augmentation.
+        config: the strength of each augmentation, and whether the image is first turned upright
+            (`exif`; `None` does).
         size: `(height, width)` of the result.
         channels: 3 or 1.
         seed: int64 `[2]`; the result is a function of it.
@@ -65,7 +68,7 @@ def training_pixels(
             lambda: _crop_other(encoded, config, channels, seeds[0]),
         )
     else:
-        image = decode(encoded, channels, config.max_pixels)
+        image = decode(encoded, channels, config.max_pixels, _exif(config))
     image = tf.ensure_shape(image, [None, None, channels])
     pixels = tf.image.resize(image, size, "bilinear", antialias=False)
     if config.flip:
@@ -76,6 +79,10 @@ def training_pixels(
             reach = _SATURATION * config.color
             pixels = tf.image.stateless_random_saturation(pixels, 1 - reach, 1 + reach, seeds[3])
     return tf.cast(tf.round(tf.clip_by_value(pixels, 0, 255)), tf.uint8)
+
+
+def _exif(config: DatasetConfig) -> bool:
+    return config.exif is not False
 
 
 def _window(
@@ -100,14 +107,30 @@ def _crop_jpeg(
     encoded: tf.Tensor, config: DatasetConfig, channels: int, seed: tf.Tensor
 ) -> tf.Tensor:
     encoded, shape = checked_jpeg(encoded, config.max_pixels)
-    corner, extent = _window(tf.cast(shape, tf.int32), config, seed)
-    return crop_jpeg(encoded, shape, corner, extent, channels)
+
+    def stored() -> tf.Tensor:
+        corner, extent = _window(tf.cast(shape, tf.int32), config, seed)
+        return crop_jpeg(encoded, shape, corner, extent, channels)
+
+    def turned(encoded: tf.Tensor, shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        turn = orientation.of_jpeg(encoded)
+        sides = orientation.upright_size(tf.cast(shape[:2], tf.int32), turn)
+        corner, extent = _window(tf.concat([sides, [channels]], 0), config, seed)
+        corner, extent = orientation.stored_window(sides, corner, extent, turn)
+        image = crop_jpeg(encoded, shape, corner, extent, channels, _MARGIN)
+        return orientation.turn(tf.ensure_shape(image, [None, None, channels]), turn)
+
+    if not _exif(config):
+        return stored()
+    values = [encoded, shape, seed]
+    called = orientation.called_function(turned, [tf.TensorSpec.from_tensor(v) for v in values])
+    return tf.cond(orientation.is_bare_jpeg(encoded), stored, lambda: called(*values))
 
 
 def _crop_other(
     encoded: tf.Tensor, config: DatasetConfig, channels: int, seed: tf.Tensor
 ) -> tf.Tensor:
-    image = decode_other(encoded, channels, config.max_pixels)
+    image = decode_other(encoded, channels, config.max_pixels, _exif(config))
     corner, extent = _window(tf.shape(image), config, seed)
     return tf.slice(image, tf.concat([corner, [0]], 0), tf.concat([extent, [channels]], 0))
 

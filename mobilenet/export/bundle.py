@@ -159,13 +159,16 @@ def snippet(card: Card, batch: int = 1, outputs: int | None = None) -> str:
     assert card.input is not None
     assert card.output is not None
     name, source = card.outputs, tflite_metadata.IMAGES
+    is_turned, opened = card.preprocessing.exif, 'Image.open("photo.jpg")'
+    if is_turned:
+        opened = f"ImageOps.exif_transpose({opened})"
     repeated = f".repeat({batch}, axis=0)" if batch > 1 else ""
     lines = [
         "import numpy as np",
         "from ai_edge_litert.interpreter import Interpreter",
-        "from PIL import Image",
+        "from PIL import Image, ImageOps" if is_turned else "from PIL import Image",
         "",
-        f'image = Image.open("photo.jpg").convert("{"L" if channels == 1 else "RGB"}")',
+        f'image = {opened}.convert("{"L" if channels == 1 else "RGB"}")',
         *_crop(card.preprocessing, min(height, width)),
         f"size, box = ({width}, {height}), (0, 0, *image.size)",
         "how = size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR",

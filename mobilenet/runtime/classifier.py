@@ -82,21 +82,31 @@ class ImageClassifier:
         """Outputs `[outputs]` of one image of the model's size, pixels 0 to 255."""
         raise NotImplementedError
 
-    def pixels(self, image: Image, max_pixels: int = MAX_PIXELS) -> Float32Array:
+    def pixels(
+        self, image: Image, max_pixels: int = MAX_PIXELS, exif: bool | None = None
+    ) -> Float32Array:
         """An image file or uint8 array `[H, W, C]` at the model's size: float32, 0 to 255.
 
-        A file of more than `max_pixels` is refused before it is decoded.
+        A file of more than `max_pixels` is refused before it is decoded. It is turned upright by
+        the orientation in its EXIF data if `exif` says so; `None` is what the card says.
         """
         channels = self.input_shape[2]
         if not isinstance(image, np.ndarray):
-            image = images.decode(image, channels, max_pixels)
+            exif = self.card.preprocessing.exif if exif is None else exif
+            image = images.decode(image, channels, max_pixels, exif)
         if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
             raise UsageError("image", image.shape, f"an array of [height, width, {channels}]")
         return images.preprocess(image, self.card.preprocessing, self.input_shape[:2])
 
-    def top_k(self, image: Image, k: int = 5, max_pixels: int = MAX_PIXELS) -> Ranking:
+    def top_k(
+        self,
+        image: Image,
+        k: int = 5,
+        max_pixels: int = MAX_PIXELS,
+        exif: bool | None = None,
+    ) -> Ranking:
         """The `k` likeliest classes of an image file or array: label, probability; best first."""
-        outputs = self.run(self.pixels(image, max_pixels))
+        outputs = self.run(self.pixels(image, max_pixels, exif))
         return rank_classes(outputs, self.labels, k, self.card.outputs, self.card.activation)
 
 
@@ -284,10 +294,14 @@ def rank_classes(
 
 
 def predict(
-    paths: Iterable[Image], classifier: Classifier, k: int = 5, max_pixels: int = MAX_PIXELS
+    paths: Iterable[Image],
+    classifier: Classifier,
+    k: int = 5,
+    max_pixels: int = MAX_PIXELS,
+    exif: bool | None = None,
 ) -> list[Ranking]:
     """`top_k` of several images, in all threads; one row per image, in their order."""
-    return list(classifier.map(lambda path: classifier.top_k(path, k, max_pixels), paths))
+    return list(classifier.map(lambda path: classifier.top_k(path, k, max_pixels, exif), paths))
 
 
 def _input_and_output(

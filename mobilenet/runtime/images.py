@@ -2,8 +2,7 @@
 
 Crops and resizing follow `tf.image.central_crop`, `tf.image.resize(..., "bilinear",
 antialias=False)` and `official/vision/image_classification/preprocessing.py` of tensorflow/models
-to the pixel. The orientation in a photo's EXIF is not applied: `tf.io.decode_image` does not
-either, so models are trained without it.
+to the pixel.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mobilenet import image_files
+from mobilenet import image_files, image_orientation
 from mobilenet.configs.dataset import MAX_PIXELS, Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.typing import Float32Array
@@ -26,7 +25,12 @@ Pixels = npt.NDArray[np.uint8]
 Size = int | tuple[int, int]
 
 
-def decode(path: str | os.PathLike[str], channels: int = 3, max_pixels: int = MAX_PIXELS) -> Pixels:
+def decode(
+    path: str | os.PathLike[str],
+    channels: int = 3,
+    max_pixels: int = MAX_PIXELS,
+    exif: bool = True,
+) -> Pixels:
     """Reads a JPEG, PNG, BMP, GIF (its first frame) or WebP as `[height, width, channels]`.
 
     Gray is repeated, CMYK and palettes become RGB, transparency is dropped, and 16 bits are reduced
@@ -36,6 +40,7 @@ def decode(path: str | os.PathLike[str], channels: int = 3, max_pixels: int = MA
         path: the file.
         channels: 3 (RGB) or 1 (luma; of a JPEG, the stored one).
         max_pixels: an image of more, as its header states, is refused before it is decoded.
+        exif: turn the image upright, by the orientation in its EXIF data.
 
     Raises:
         UsageError: the file is missing, is no image of these formats, has too many pixels, or is
@@ -46,7 +51,8 @@ def decode(path: str | os.PathLike[str], channels: int = 3, max_pixels: int = MA
     try:
         content = image_files.read(path)
         with image_files.decode(content, max_pixels, "L" if channels == 1 else None) as image:
-            return _pixels(image, channels)
+            pixels = _pixels(image, channels)
+        return image_orientation.turn(pixels, image_orientation.read(content)) if exif else pixels
     except image_files.ImageError as error:
         remedy = "replace or remove the file"
         raise image_files.refused([str(path)], str(error), remedy) from None

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from mobilenet import data, loading
 from mobilenet.configs.card import CARD
-from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
+from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.distillation import START, Distillation
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError
@@ -80,7 +80,7 @@ class Teachers:
 
     def __init__(self, config: RunConfig, info: data.DatasetInfo) -> None:
         self.config, self.info = config, info
-        self.preprocessing = PREPROCESSING[config.dataset.preprocessing]
+        self.preprocessing = config.dataset.model_preprocessing
 
     def of(self, stage: str, start: Any, origin: str | None) -> TeacherModel | None:
         """The teacher of a stage, or `None`; must be called outside any strategy.

@@ -22,7 +22,6 @@ from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.card import Card
-from mobilenet.configs.dataset import PREPROCESSING
 from mobilenet.configs.run import STAGES, Part, RunConfig, TrainConfig
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError
@@ -96,7 +95,7 @@ class Pipeline:
         self.progress_bar = progress_bar
         self.stages = run.config.stages if stages is None else stages
         self.run, self.config, self.info = run, run.config, info
-        self.preprocessing = PREPROCESSING[self.config.dataset.preprocessing]
+        self.preprocessing = self.config.dataset.model_preprocessing
         self.strategy = strategy.create_strategy(self.config.distribution_strategy)
         self.data = RunData(self.config, self.preprocessing)
         self._learned_ranges: Mapping[str, tuple[float, float]] = {}  # by fake quantization in TF1

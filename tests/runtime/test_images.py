@@ -132,13 +132,6 @@ def test_jpeg_modes_as_in_tensorflow(mode: str, tmp_path: Path) -> None:
     assert np.abs(ours.astype(int) - expected).max() <= 2
 
 
-def test_orientation_is_left_alone(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    Image.fromarray(smooth(20, 40)).save(tmp_path / "a.jpg", exif=exif)
-    assert images.decode(tmp_path / "a.jpg").shape == (20, 40, 3)
-
-
 def test_one_channel_is_the_stored_luma(tmp_path: Path) -> None:
     tf = pytest.importorskip("tensorflow")
     Image.fromarray(random_image(40, 56)).save(tmp_path / "a.jpg", quality=95)
