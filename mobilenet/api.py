@@ -319,6 +319,7 @@ def evaluate(
     limit: int | None = None,
     labels: Sequence[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    exif: bool | None = None,
 ) -> Evaluation:
     """Top-1, top-5 and loss of a classifier on labeled images.
 
@@ -349,6 +350,8 @@ def evaluate(
         labels: class names by index, where they are not stored with the model. Class folders are
             then matched by name.
         data_dir: where a data set that is named lies.
+        exif: of a path or name: turn images upright, by the orientation in their EXIF data. By
+            default as the model was trained.
 
     Returns:
         The figures; `str()` shows them as a table.
@@ -365,7 +368,7 @@ def evaluate(
     """
     from mobilenet.evaluation import pipeline
 
-    options = pipeline.Options(split, batch_size, limit, labels, preprocessing)
+    options = pipeline.Options(split, batch_size, limit, labels, preprocessing, exif)
     if isinstance(model, (str, os.PathLike)):
         return pipeline.evaluate(_opened(model), data, options, data_dir, os.fspath(model))
     return pipeline.evaluate(model, data, options, data_dir)

@@ -292,9 +292,9 @@ def match_classes(
     """Finds the output for each class of the data.
 
     Equal numbers of classes are matched by index (by name if only the order differs). An additional
-    output is slim's background, at index 0. Class folders whose names are all among the model's
-    classes are matched by name; a list of images may have fewer classes than the model, matched by
-    index. Top-1 is then computed over all of the model's classes.
+    output is slim's background, at index 0. Class folders, and lists with class names, whose names
+    are all among the model's classes are matched by name; a list with class indices may have fewer
+    classes than the model. Top-1 is then computed over all of the model's classes.
 
     Args:
         outputs: how many outputs the model has.
@@ -309,7 +309,8 @@ def match_classes(
     if outputs == 1 and classes == 2:
         is_reversed = tuple(model) == tuple(data)[::-1]
         return ClassMapping((1, 0), 1) if is_reversed else binary_mapping()
-    by_name, is_list = dataset == "image_folder", dataset == "image_list"
+    is_list = dataset == "image_list" and _numbered(data)
+    by_name = dataset == "image_folder" or (dataset == "image_list" and not is_list)
     if (
         len(model) != outputs
     ):  # numbers are names only if the counts differ by more than a background

@@ -18,7 +18,8 @@ from mobilenet.configs import dataset as dataset_configs
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import corrupt_images, tfds, tfrecord
 from mobilenet.data.sources import digits, image_csv, image_folder
-from mobilenet.data.split import SPLITS, DatasetInfo, Split, epochs, order_seed
+from mobilenet.data.sources.splits import SPLITS
+from mobilenet.data.split import DatasetInfo, Split, epochs, order_seed
 from mobilenet.errors import UsageError, one_of
 
 _CHECKED = 10_000  # folders and lists up to this many images are decoded once before a run starts
@@ -92,7 +93,18 @@ def describe(dataset: DatasetConfig | str) -> DatasetInfo:
             for split in sizes:
                 skipped[split] = sizes[split] - _files(config, listed.splits[split], split).size
                 sizes[split] -= skipped[split]
-        return DatasetInfo(len(listed.labels), listed.labels, sizes, tuple(sizes), skipped)
+        trained = listed.splits.get("train")
+        with_images = {label for _, label in trained or ()}
+        return DatasetInfo(
+            len(listed.labels),
+            listed.labels,
+            sizes,
+            tuple(sizes),
+            skipped,
+            listed.notes,
+            listed.assumed,
+            tuple(n for i, n in enumerate(listed.labels) if trained and i not in with_images),
+        )
     return tfrecord.describe(config) if config.name == "tfrecord" else tfds.describe(config)
 
 

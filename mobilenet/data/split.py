@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-SPLITS = ("train", "validation", "test")
 _ORDER = 0x4F524445  # separates the seeds of the order from those of augmentation
 
 
@@ -23,6 +22,9 @@ class DatasetInfo:
         splits: the splits that exist; if only one part is held out, it is both validation and
             test.
         skipped: corrupt images left out, by split (with `skip_corrupt`).
+        notes: what else is left out of the data, or may not be meant, a line each.
+        assumed: by split, what stands in for images that the data do not have, in a line.
+        empty: names of the classes without a training image, where that is known.
     """
 
     num_classes: int
@@ -30,6 +32,9 @@ class DatasetInfo:
     sizes: Mapping[str, int]
     splits: tuple[str, ...]
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    empty: tuple[str, ...] = ()
 
 
 class Split(Protocol):

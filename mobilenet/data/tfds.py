@@ -17,7 +17,9 @@ from typing import Any
 from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data.record_scan import RecordKeys, find_damaged
-from mobilenet.data.split import SPLITS, DatasetInfo
+from mobilenet.data.sources import splits as split_names
+from mobilenet.data.sources.splits import SPLITS
+from mobilenet.data.split import DatasetInfo
 from mobilenet.data.tfrecord import RecordSplit, without_corrupt
 from mobilenet.errors import UsageError
 
@@ -141,10 +143,7 @@ def _splits(builder: Any) -> dict[str, str]:
     existing = [split for split in SPLITS if split in builder.info.splits]
     if builder.name.startswith(_UNLABELED_TEST) and "test" in existing:
         existing.remove("test")
-    held_out = [split for split in ("test", "validation") if split in existing]
-    substitutes = {"validation": held_out[0], "test": held_out[0]} if held_out else {}
-    sources = {**substitutes, **{split: split for split in existing}}
-    return {split: sources[split] for split in SPLITS if split in sources}
+    return split_names.with_shared({split: split for split in existing})
 
 
 def _open(builder: Any, config: DatasetConfig, split: str) -> RecordSplit:
@@ -185,7 +184,9 @@ def describe(config: DatasetConfig) -> DatasetInfo:
             for split, one in opened.items()
         }
     sizes = {split: one.size - skipped.get(split, 0) for split, one in opened.items()}
-    return DatasetInfo(len(names), names, sizes, tuple(sizes), skipped)
+    own = {split for split, source in _splits(builder).items() if split == source}
+    assumed = split_names.assumptions(own, config.name)
+    return DatasetInfo(len(names), names, sizes, tuple(sizes), skipped, assumed=assumed)
 
 
 def open_split(config: DatasetConfig, split: str) -> RecordSplit:

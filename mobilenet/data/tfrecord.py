@@ -19,7 +19,8 @@ import tensorflow as tf
 from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import corrupt_images, record_scan
-from mobilenet.data.split import SPLITS, DatasetInfo, epochs, order_seed
+from mobilenet.data.sources import splits as split_names
+from mobilenet.data.split import DatasetInfo, epochs, order_seed
 from mobilenet.errors import UsageError
 
 BUFFER = 4096  # records in the shuffle buffer; ImageNet's are 110 kB each
@@ -104,7 +105,8 @@ def describe(config: DatasetConfig) -> DatasetInfo:
             split: len(record_scan.find_damaged(splits[split], keys, most)) for split in sizes
         }
         sizes = {split: sizes[split] - skipped[split] for split in sizes}
-    return DatasetInfo(len(labels), labels, sizes, tuple(sizes), skipped)
+    assumed = split_names.assumptions(_list_files(config), str(config.data_dir))
+    return DatasetInfo(len(labels), labels, sizes, tuple(sizes), skipped, assumed=assumed)
 
 
 def open_split(config: DatasetConfig, split: str) -> RecordSplit:
@@ -121,11 +123,7 @@ def open_split(config: DatasetConfig, split: str) -> RecordSplit:
 
 def _splits(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
     """Record files by split; where one set is held out, validation and test are both that set."""
-    splits = _list_files(config)
-    held_out = splits.get("test") or splits.get("validation")
-    if held_out:
-        splits = {"validation": held_out, "test": held_out, **splits}
-    return {split: splits[split] for split in SPLITS if split in splits}
+    return split_names.with_shared(_list_files(config))
 
 
 def without_corrupt(opened: RecordSplit, config: DatasetConfig) -> RecordSplit:

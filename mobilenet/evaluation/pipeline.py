@@ -61,6 +61,7 @@ class Options:
     limit: int | None = None
     labels: Sequence[str] | None = None
     preprocessing: str | Preprocessing | Sequence[Any] | None = None
+    exif: bool | None = None
 
     def __post_init__(self) -> None:
         one_of("split", self.split, file_evaluation.SPLITS)
@@ -118,12 +119,12 @@ def evaluate(
     notes: list[str] = []
     if isinstance(data, DatasetConfig):
         source, split = data.name, options.split
-        found = _on_dataset(case, data, options, notes)
+        found = _on_dataset(case, _as_asked(data, options), options, notes)
     elif isinstance(data, (str, os.PathLike)):
         source, split = os.fspath(data), options.split
         config = data_source.find_dataset(data, data_dir)
         with data_source.naming_data(data_dir):
-            found = _on_dataset(case, config, options, notes)
+            found = _on_dataset(case, _as_asked(config, options), options, notes)
     else:
         source, split = "batches" if hasattr(data, "element_spec") else "arrays", ""
         if data_dir is not None:
@@ -207,6 +208,8 @@ def _case(model: EvaluatedModel, options: Options, in_memory: bool) -> _Case:
     if options.preprocessing is not None:
         channels = card.input_shape[2]
         preprocessing = choose_preprocessing(options.preprocessing, channels)
+        if stored is not None and not isinstance(options.preprocessing, Preprocessing):
+            preprocessing = preprocessing.replace(exif=stored.exif)
         # A file of a model with this preprocessing has its own numbers for it.
         if preprocessing != stored or not isinstance(model, Classifier):
             card = card.replace(preprocessing=preprocessing)
@@ -234,7 +237,8 @@ def _of_float_model(stored: Preprocessing) -> Preprocessing | None:
     """
     is_on_grid = set(stored.mean) == {_GRID_MEAN} and stored.name != metadata.UNNAMED
     if stored.name == _PIXELS or is_on_grid:
-        return PREPROCESSING.get(stored.name)
+        known = PREPROCESSING.get(stored.name)
+        return known and known.replace(exif=stored.exif)
     return stored
 
 
@@ -253,6 +257,10 @@ def _data_preprocessing(case: _Case, data: DatasetConfig, given: object) -> Prep
     if (scaling.crop, scaling.crop_fraction) != (_ANY.crop, _ANY.crop_fraction):
         return scaling
     return scaling.replace(crop=own.crop, crop_fraction=own.crop_fraction)
+
+
+def _as_asked(data: DatasetConfig, options: Options) -> DatasetConfig:
+    return data if options.exif is None else data.replace(exif=options.exif)
 
 
 def _on_dataset(
@@ -281,6 +289,7 @@ def _of_file(
         label_offset=data.label_offset,
         on_note=note,
         max_pixels=data.max_pixels,
+        exif=data.exif,
     )
     if left_out:
         note(f"{len(left_out)} images left out, first {left_out[0]}")
@@ -303,8 +312,9 @@ def _with_tensorflow(
         info = datasets.describe(data)
         counts = _outputs(model), info.num_classes
         matching = metrics.match_classes(counts[0], names, counts[1], info.labels, data.name)
-        if matching.note:
-            note(matching.note)
+        for line in (*info.notes, info.assumed.get(options.split, ""), matching.note):
+            if line:
+                note(line)
         batches = datasets.load(
             data,
             options.split,
@@ -324,6 +334,8 @@ def _on_arrays(case: _Case, data: Any, options: Options) -> metrics.Metrics:
     if options.split != Options.split:
         expected = "nothing, as `data` holds the images of one split"
         raise UsageError("split", options.split, expected)
+    if options.exif is not None:
+        raise UsageError("exif", options.exif, "nothing, as `data` holds pixels")
     model, count = case.model, _outputs(case.model)
     matching = metrics.binary_mapping() if count == 1 else metrics.identity_mapping(count)
     shape = model.input_shape if isinstance(model, Classifier) else model.model.input_shape[1:]

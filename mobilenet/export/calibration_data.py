@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError
 
+log = logging.getLogger("mobilenet")
 _FOLDERS = ("image_folder", "image_files", "image_list")
 
 
@@ -84,6 +86,8 @@ def load_calibration(
     chosen = _dataset(name, directory, default)
     try:
         info = data.describe(chosen)
+        for note in info.notes:
+            log.info("%s", note)
         split = "train" if info.sizes.get("train") else "test"
         if split == "test" and directory is None:
             raise UsageError(

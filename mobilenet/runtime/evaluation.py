@@ -35,6 +35,7 @@ def evaluate(
     label_offset: int = 0,
     on_note: Callable[[str], object] | None = None,
     max_pixels: int = MAX_PIXELS,
+    exif: bool | None = None,
 ) -> Metrics:
     """Scores a classifier; images are decoded and run in the classifier's threads.
 
@@ -47,8 +48,11 @@ def evaluate(
         on_corrupt: called with the error of each image that cannot be decoded, which is then left
             out; without it the first such image ends the evaluation.
         label_offset: label in the list minus class index.
-        on_note: called with a note where the classes of model and data differ.
+        on_note: called with a line on what is left out of the data or stands in for the split, and
+            on how the classes of model and data differ.
         max_pixels: an image file of more is refused like a corrupt one.
+        exif: turn images upright, by the orientation in their EXIF data; `None` is what the model's
+            card says.
 
     Raises:
         UsageError: the data cannot be used, an image is corrupt, or the classes do not match the
@@ -58,13 +62,14 @@ def evaluate(
     one_of("split", split, SPLITS)
     if limit is not None and limit < 1:
         raise UsageError("limit", limit, "a whole number of at least 1")
-    load, items, matching = (
+    load, items, matching, notes = (
         _digits(classifier, data_dir, split)
         if dataset_name == "digits"
-        else _files(classifier, dataset_name, data_dir, split, label_offset, max_pixels)
+        else _files(classifier, dataset_name, data_dir, split, label_offset, max_pixels, exif)
     )
-    if matching.note and on_note is not None:
-        on_note(matching.note)
+    for note in (*notes, matching.note):
+        if note and on_note is not None:
+            on_note(note)
     if limit is not None and limit < len(items):
         items = [items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int)]
 
@@ -80,7 +85,7 @@ def evaluate(
 
 Load = Callable[[Any], Float32Array]
 Items = list[tuple[Any, int]]
-Work = tuple[Load, Items, ClassMapping]
+Work = tuple[Load, Items, ClassMapping, tuple[str, ...]]
 
 
 def _outputs(
@@ -119,7 +124,7 @@ def _digits(classifier: Classifier, data_dir: str | os.PathLike[str] | None, spl
         return data.image(index, (height, width), channels).astype(np.float32)
 
     items = [(int(index), int(data.labels[index])) for index in data.indices(split)]
-    return load, items, matching
+    return load, items, matching, ()
 
 
 def _files(
@@ -129,6 +134,7 @@ def _files(
     split: str,
     label_offset: int,
     max_pixels: int,
+    exif: bool | None,
 ) -> Work:
     listing = (
         image_folder.list_images(data_dir)
@@ -140,8 +146,9 @@ def _files(
             "split", split, f"one of {', '.join(listing.splits)}, which {data_dir} has"
         )
     matching = _match(classifier, listing.labels, dataset_name)
-    load = functools.partial(classifier.pixels, max_pixels=max_pixels)
-    return load, list(listing.splits[split]), matching
+    load = functools.partial(classifier.pixels, max_pixels=max_pixels, exif=exif)
+    notes = (*listing.notes, listing.assumed.get(split, ""))
+    return load, list(listing.splits[split]), matching, notes
 
 
 def _match(classifier: Classifier, labels: tuple[str, ...], dataset: str) -> ClassMapping:

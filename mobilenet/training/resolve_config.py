@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 from mobilenet import data
@@ -16,7 +17,9 @@ from mobilenet.configs.card import CARD, Card
 from mobilenet.configs.distillation import AUTO, NONE, START, Distillation
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.configs.run import RunConfig
-from mobilenet.errors import UsageError
+from mobilenet.errors import UsageError, shorten
+
+log = logging.getLogger("mobilenet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +52,16 @@ def resolve(
         explicit: what stays as it is.
 
     Raises:
-        UsageError: the data cannot be used, its classes do not match, there are fewer images than a
-            batch, or no stage has a use for the teacher.
+        UsageError: the data cannot be used, has one class or a class without a training image, its
+            classes do not match, there are fewer images than a batch, or no stage has a use for the
+            teacher.
     """
     if explicit.teacher:
         _check_teacher(config)
     info = data.describe(config.dataset)
+    for note in dict.fromkeys([*info.notes, *info.assumed.values()]):
+        log.info("%s", note)
+    _check_classes(info)
     model = _with_channels_of_start(config).replace(classifier_activation=None)
     if explicit.num_classes and model.num_classes != info.num_classes:
         raise UsageError(
@@ -73,6 +80,19 @@ def resolve(
         model = model.replace(batch_norm_decay=decay)
     distillation = _with_teacher(config.distillation, info)
     return config.replace(model=model, distillation=distillation), info
+
+
+def _check_classes(info: data.DatasetInfo) -> None:
+    """Checks that there are classes to tell apart, and images of each."""
+    if info.num_classes < 2:
+        only = f"one class ({shorten(info.labels)})"
+        raise UsageError("data_dir", only, "at least 2 classes", "add images of what it is not")
+    if info.empty:
+        remedy = "add some, or give the remaining classes the labels from 0 on"
+        if "0" in info.empty:
+            remedy = "where labels start at 1, `label_offset=1` makes them start at 0"
+        count = f"no training image of {len(info.empty)} classes ({shorten(info.empty)})"
+        raise UsageError("data_dir", count, "images of every class", remedy)
 
 
 def resolve_as(config: RunConfig, stored: RunConfig, explicit: Explicit) -> RunConfig:

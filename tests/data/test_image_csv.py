@@ -71,15 +71,17 @@ def test_splits(tmp_path: Path, splits: str, expected: dict[str, list[int]]) -> 
     [
         ("", ["list.csv: expected the columns file and label in its first line", "it is empty"]),
         ("file,class\na.png,1\n", ["it has file, class", "add label"]),
-        ("file;label\na.png;1\n", ["it has file;label", "add file, label"]),
+        ("a.png,1\n", ["it has a.png, 1", "add file, label"]),
         ("file,label\n", ["at least one image"]),
         ("file,label\n\n , \n", ["at least one image"]),
         ("file,label\na.png,1\nb.png,2\n", ["files that exist", "b.png in line 3", "relative to"]),
         ("file,label\n,1\n", ["files that exist", "an empty name in line 2"]),
         ("file,label\n.,1\n", ["files that exist", ". in line 2"]),
-        ("file,label\na.png,cat\n", ["line 2: label: got 'cat', expected a class index"]),
+        ("file,label\na.png,1\n\na.png,cat\n", ["line 4: label: got 'cat'", "as '1' in line 2"]),
+        ("file,label\na.png,cat\na.png,1\n", ["line 3: label: got '1'", "a class name, as 'cat'"]),
+        ("file,label\nC:\\photos\\b.png,1\n", ["C:\\photos\\b.png in line 2", "without a drive"]),
         ("file,label\na.png,\n", ["line 2: label: got ''"]),
-        ("file,label\na.png,1.0\n", ["line 2: label: got '1.0'", "whole number"]),
+        ("file,label\na.png,1.5\n", ["line 2: label: got '1.5'", "whole number"]),
         ("file,label\na.png,-1\n", ["line 2: label: got '-1'", "at least 0"]),
         ("file,label\na.png,20120101\n", ["line 2: label: got '20120101'", "below a million"]),
         ("file,label\na.png,1\na.png\n", ["line 3: got '1 cells', expected 2"]),
@@ -96,6 +98,56 @@ def test_what_cannot_be_read(tmp_path: Path, text: str, parts: list[str]) -> Non
     for part in parts:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("file;label\r\nsub\\a.png;0\r\nsub\\b.png;1\r\n", "utf-8"),
+        ("sep=;\r\nFile;Label\r\nsub\\a.png;0,0\r\nsub\\b.png;1,0\r\n", "utf-8-sig"),
+        ("File\tLabel\r\nsub/a.png\t0\r\nsub/b.png\t1\r\n", "utf-16"),
+        ("LABEL,FILE\n0.0,sub/a.png\n1.0,.\\sub\\b.png\n", "utf-8"),
+        ('"file","label"\r"sub/a.png","0"\r"sub/b.png","1."\r', "utf-8"),
+    ],
+)
+def test_lists_of_windows_and_spreadsheets(tmp_path: Path, text: str, encoding: str) -> None:
+    path = written(tmp_path, text, "sub/a.png", "sub/b.png", encoding=encoding)
+    images = image_csv.read_list(path)
+    assert [(f.resolve(), n) for f, n in images.splits["test"]] == [
+        ((tmp_path / "sub/a.png").resolve(), 0),
+        ((tmp_path / "sub/b.png").resolve(), 1),
+    ]
+    assert images.labels == ("0", "1")
+
+
+def test_class_names_as_labels(tmp_path: Path) -> None:
+    rows = "a.png,tench,Training\nb.png,bus,Valid\na.png,bus,train\n"
+    path = written(tmp_path, f"file,label,split\n{rows}", "a.png", "b.png")
+    images = image_csv.read_list(path)
+    assert images.labels == ("bus", "tench")
+    assert [label for _, label in images.splits["train"]] == [1, 0]
+    assert [label for _, label in images.splits["validation"]] == [0]
+    assert images.assumed == {
+        "test": f"{path} has no test images: those of validation are used for both"
+    }
+    with pytest.raises(UsageError, match="label_offset: got 1, expected 0"):
+        image_csv.read_list(path, 1)
+
+
+def test_names_in_another_unicode_form(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    path = written(tmp_path, f"file,label\n{composed}.png,1\n", f"{decomposed}.png")
+    with pytest.raises(UsageError, match=r"its name is NFC, that of the file NFD"):
+        image_csv.read_list(path)
+    path = written(tmp_path, f"file,label\na.png,{composed}\na.png,{decomposed}\n", "a.png")
+    with pytest.raises(UsageError, match=r"class names in one Unicode form"):
+        image_csv.read_list(path)
+
+
+def test_a_list_that_may_start_at_1_is_noted(tmp_path: Path) -> None:
+    path = written(tmp_path, "file,label\na.png,1\na.png,2\n", "a.png")
+    assert "label_offset of 1" in image_csv.read_list(path).notes[0]
+    assert not image_csv.read_list(path, 1).notes
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:

@@ -1,22 +1,32 @@
-"""Images named in a CSV file with their class indices: columns `file` and `label`, maybe `split`.
+"""Images named in a CSV file with their labels: columns `file` and `label`, maybe `split`.
 
-Only names are read here, no image is opened; TensorFlow is not needed.
+Lists as spreadsheets on Windows write them are read too. Only names are read here, no image is
+opened; TensorFlow is not needed.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import dataclasses
+import io
 import os
-from collections.abc import Iterator, Mapping
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mobilenet.configs.base import MAX_CLASSES
+from mobilenet.data.sources import splits as split_names
+from mobilenet.data.sources.unicode_forms import explain_forms, form_of
 from mobilenet.errors import UsageError, one_of, shorten
 
 COLUMNS = ("file", "label")
 LAYOUT = "file,label or file,label,split"
-_SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+DELIMITERS = (",", ";", "\t")
+_DELIMITER_LINE = re.compile(r"sep=.", re.IGNORECASE)  # how Excel notes the delimiter
+_WHOLE = re.compile(r"[+]?([0-9]+)([.,]0*)?")  # spreadsheets write 3 as 3.0 or 3,0
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 Item = tuple[Path, int]
 
@@ -26,28 +36,44 @@ class ImageList:
     """The images of a list.
 
     Attributes:
-        num_classes: the largest class index plus one; the data may know of more.
+        labels: class names by index: the sorted names in the list, or the indices up to the largest
+            one; the data may know of more.
         splits: file and class index of each image, in the list's order, for `train`, `validation`
             and `test`. Where one set is held out, validation and test are both that set; `train` is
             absent where no row says so.
+        notes: what may not be meant, a line each.
+        assumed: by split, what stands in for images that the list does not have, in a line.
     """
 
-    num_classes: int
+    labels: tuple[str, ...]
     splits: Mapping[str, tuple[Item, ...]]
+    notes: tuple[str, ...] = ()
+    assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """Class names: the indices."""
-        return tuple(map(str, range(self.num_classes)))
+    def num_classes(self) -> int:
+        """Classes, with those below the largest index that have no image."""
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    line: int
+    file: str
+    label: str
+    split: str
 
 
 def read_list(path: str | os.PathLike[str] | None, label_offset: int = 0) -> ImageList:
     """Reads a list of images.
 
+    The columns are divided by commas, semicolons or tabs; the text is UTF-8, or UTF-16 with a byte
+    order mark. A backslash divides folders where there is no file with one in its name.
+
     Args:
         path: a CSV file with a header. `file` is relative to the folder of the list, `label` a
-            whole number, `split` one of train, val, validation and test. Without `split` all
-            images are held out.
+            whole number in each row or a name in each row, `split` the name of a split
+            (`splits.NAMES`, in any case). Without `split` all images are held out.
         label_offset: label in the list minus class index.
 
     Raises:
@@ -60,61 +86,165 @@ def read_list(path: str | os.PathLike[str] | None, label_offset: int = 0) -> Ima
     if not path.is_file():
         problem = "a CSV file, this is a folder" if path.exists() else "a CSV file that exists"
         raise UsageError("data_dir", str(path), problem, f"give one with the columns {LAYOUT}")
-    items_by_split: dict[str, list[Item]] = {}
-    missing = []
-    for line, row in _rows(path):
-        file = path.parent / row["file"]
-        label = _label(f"{path} line {line}", row["label"], label_offset)
-        split = "test"
-        if "split" in row:
-            split = _SPLITS[one_of(f"{path} line {line}: split", row["split"], _SPLITS)]
-        if not row["file"] or not file.is_file():
-            missing.append(f"{row['file'] or 'an empty name'} in line {line}")
-        items_by_split.setdefault(split, []).append((file, label))
-    if missing:
-        raise UsageError(
-            str(path),
-            None,
-            f"files that exist; not there: {shorten(missing)}",
-            f"give them relative to {path.parent}",
-        )
-    if not items_by_split:
+    rows = list(_rows(path))
+    if not rows:
         raise UsageError(str(path), None, "at least one image; it has no row below the header")
+    labels, indices = _classes(path, rows, label_offset)
+    files = _files(path, rows)
+    own: dict[str, list[Item]] = {}
+    for row, file, index in zip(rows, files, indices, strict=True):
+        own.setdefault(row.split, []).append((file, index))
+    notes = []
+    if min(indices) == 1 and "train" not in own and not label_offset:
+        notes.append(
+            f"{path}: no image has label 0; lists that start at 1 take a label_offset of 1"
+        )
+    listed = {split: tuple(items) for split, items in own.items()}
     return ImageList(
-        1 + max(label for items in items_by_split.values() for _, label in items),
-        _named(items_by_split),
+        labels,
+        split_names.with_shared(listed),
+        tuple(notes),
+        split_names.assumptions(own, str(path)) if "train" in own else {},
     )
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells, by column, of each row."""
-    columns = f"the columns {' and '.join(COLUMNS)} in its first line"
+def _rows(path: Path) -> Iterator[_Row]:
+    text = _text(path)
+    lines = io.StringIO(text, newline="")
+    before = 0
+    if _DELIMITER_LINE.fullmatch(text.partition("\n")[0].strip()):
+        before = 1
+        next(lines)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            lacking = [name for name in COLUMNS if name not in header]
-            if lacking:
-                has = f"it has {shorten(header)}" if any(header) else "it is empty"
-                raise UsageError(str(path), None, f"{columns}; {has}", f"add {shorten(lacking)}")
-            for cells in reader:
-                if not any(map(str.strip, cells)):
-                    continue
-                if len(cells) != len(header):
-                    what = f"{path} line {reader.line_num}"
-                    raise UsageError(what, f"{len(cells)} cells", f"{len(header)}, as its header")
-                yield reader.line_num, dict(zip(header, map(str.strip, cells), strict=True))
-    except (UnicodeDecodeError, csv.Error):
-        raise UsageError(str(path), None, f"a CSV file in UTF-8 with {columns}") from None
+        header, delimiter = _header(path, next(lines, ""))
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        for cells in reader:
+            if not any(map(str.strip, cells)):
+                continue
+            line = before + 1 + reader.line_num
+            what = f"{path} line {line}"
+            if len(cells) != len(header):
+                raise UsageError(what, f"{len(cells)} cells", f"{len(header)}, as its header")
+            row = dict(zip(header, map(str.strip, cells), strict=True))
+            yield _Row(line, row["file"], row["label"], _split(what, row.get("split")))
+    except csv.Error:
+        raise _no_list(path) from None
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
     except OSError as error:
         raise UsageError(str(path), None, f"a file that can be read ({error.strerror})") from None
-
-
-def _label(path: str, text: str, offset: int) -> int:
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        label = int(text)
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise _no_list(path) from None
+    if "\0" in text:
+        raise _no_list(path)
+    return text
+
+
+def _no_list(path: Path) -> UsageError:
+    columns = f"the columns {' and '.join(COLUMNS)} in its first line"
+    remedy = "save it as `CSV UTF-8`" if path.suffix.lower() in (".csv", ".txt", ".tsv") else ""
+    return UsageError(str(path), None, f"a CSV file in UTF-8 with {columns}", remedy)
+
+
+def _header(path: Path, line: str) -> tuple[list[str], str]:
+    """The columns in small letters, and what divides them."""
+    candidates = [
+        ([name.strip().lower() for name in next(csv.reader([line], delimiter=mark), [])], mark)
+        for mark in DELIMITERS
+    ]
+    for header, mark in candidates:
+        if all(name in header for name in COLUMNS):
+            return header, mark
+    header = max((names for names, _ in candidates), key=len)
+    lacking = [name for name in COLUMNS if name not in header]
+    has = f"it has {shorten(header)}" if any(header) else "it is empty"
+    expected = f"the columns {' and '.join(COLUMNS)} in its first line; {has}"
+    raise UsageError(str(path), None, expected, f"add {shorten(lacking)}")
+
+
+def _split(what: str, text: str | None) -> str:
+    if text is None:
+        return "test"
+    split = split_names.split_of(text)
+    return split or split_names.NAMES[one_of(f"{what}: split", text, split_names.NAMES)]
+
+
+def _files(path: Path, rows: Sequence[_Row]) -> list[Path]:
+    """The file of each row.
+
+    Raises:
+        UsageError: names those that are not there, and what may be the reason.
+    """
+    files = [_file(path.parent, row.file) for row in rows]
+    missing = [
+        f"{row.file or 'an empty name'} in line {row.line}{_other_form(path.parent, row.file)}"
+        for row, file in zip(rows, files, strict=True)
+        if file is None
+    ]
+    if missing:
+        remedy = f"give them relative to {path.parent}"
+        if any(_DRIVE.match(row.file) for row in rows):
+            remedy += ", without a drive"
+        expected = f"files that exist; not there: {shorten(missing)}"
+        raise UsageError(str(path), None, expected, remedy)
+    return [file for file in files if file is not None]
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    for text in (name, name.replace("\\", "/")):
+        if text and (folder / text).is_file():
+            return folder / text
+    return None
+
+
+def _other_form(folder: Path, name: str) -> str:
+    """Says that there is a file of the same name in another Unicode form."""
+    for form in ("NFC", "NFD"):
+        other = unicodedata.normalize(form, name)
+        if other != name and _file(folder, other) is not None:
+            return f" (its name is {form_of(name)}, that of the file {form})"
+    return ""
+
+
+def _classes(path: Path, rows: Sequence[_Row], offset: int) -> tuple[tuple[str, ...], list[int]]:
+    """Class names by index, and the class index of each row."""
+    is_number = [_is_number(row.label) for row in rows]
+    for row, kind in zip(rows, is_number, strict=True):
+        what = f"{path} line {row.line}: label"
+        if not row.label:
+            raise UsageError(what, row.label, "a class index or a class name")
+        if kind != is_number[0]:
+            first = f"{rows[0].label!r} in line {rows[0].line}"
+            expected = f"{'a class index' if is_number[0] else 'a class name'}, as {first}"
+            raise UsageError(what, row.label, expected, "write numbers or names in every row")
+    if is_number[0]:
+        indices = [_index(f"{path} line {row.line}", row.label, offset) for row in rows]
+        return tuple(map(str, range(1 + max(indices)))), indices
+    if offset:
+        raise UsageError("label_offset", offset, f"0, as {path} has class names")
+    names = sorted({row.label for row in rows})
+    explain_forms(names, "class names", str(path))
+    by_name = {name: index for index, name in enumerate(names)}
+    return tuple(names), [by_name[row.label] for row in rows]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", "."))
     except ValueError:
-        label = -1
+        return False
+    return True
+
+
+def _index(path: str, text: str, offset: int) -> int:
+    whole = _WHOLE.fullmatch(text)
+    label = int(whole[1]) if whole and len(whole[1]) < 10 else -1
     if not 0 <= label < MAX_CLASSES:
         raise UsageError(
             f"{path}: label",
@@ -126,14 +256,3 @@ def _label(path: str, text: str, offset: int) -> int:
             "label_offset", offset, f"at most the lowest label in the list; {path} has {label}"
         )
     return label - offset
-
-
-def _named(items_by_split: dict[str, list[Item]]) -> dict[str, tuple[Item, ...]]:
-    held_out = items_by_split.get("test") or items_by_split.get("validation")
-    if held_out:
-        items_by_split = {"validation": held_out, "test": held_out, **items_by_split}
-    return {
-        split: tuple(items_by_split[split])
-        for split in ("train", "validation", "test")
-        if split in items_by_split
-    }

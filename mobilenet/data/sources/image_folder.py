@@ -5,6 +5,7 @@ Only names are read here, no image is opened; TensorFlow is not needed.
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
 import hashlib
@@ -12,15 +13,17 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from mobilenet.data.sources import splits as split_names
+from mobilenet.data.sources.unicode_forms import explain_forms
 from mobilenet.errors import UsageError, shorten
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
 HELD_OUT = 0.2  # share of each class held out where the folder has no split of its own
 LAYOUT = "ROOT/<class>/*.jpg or ROOT/{train,val,test}/<class>/*.jpg"
-
-_NAMES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+NAMES_FILE = "classes.csv"
 
 Item = tuple[Path, int]
+FilesByClass = dict[str, list[Path]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,63 +36,104 @@ class ClassFolders:
         splits: file and class index of each image, sorted by path, for `train`, `validation` and
             `test`. Where the folder holds out one set only, validation and test are both that set;
             `train` is absent where there are only held-out images.
+        notes: what is left out of the folder or was decided by its names, a line each.
+        assumed: by split, what stands in for images that the folder does not have, in a line.
     """
 
     labels: tuple[str, ...]
     splits: Mapping[str, tuple[Item, ...]]
+    notes: tuple[str, ...] = ()
+    assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class _LeftOut:
+    """Files and folders under a root that no image of a class was taken from."""
+
+    root: Path
+    files: list[Path] = dataclasses.field(default_factory=list)
+    folders: list[Path] = dataclasses.field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """Their numbers and names, in a line for files and one for folders."""
+        return [note for note in (self._of_files(), self._of_folders()) if note]
+
+    def _of_files(self) -> str:
+        if not self.files:
+            return ""
+        kinds = collections.Counter(path.suffix.lower() or "no extension" for path in self.files)
+        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        first = self.files[0].relative_to(self.root).as_posix()
+        return f"{self.root}: {len(self.files)} files are left out ({counted}), first {first}"
+
+    def _of_folders(self) -> str:
+        if not self.folders:
+            return ""
+        named = shorten(
+            f"{folder.relative_to(self.root).as_posix()} with {_count_images(folder)} images"
+            for folder in self.folders
+        )
+        return f"{self.root}: {len(self.folders)} folders are left out: {named}"
 
 
 def list_images(root: str | os.PathLike[str] | None) -> ClassFolders:
     """Lists the classes and images under `root`.
 
+    A folder is a split if it has the name of one (`splits.NAMES`, in any case) and holds folders of
+    images; one of that name which holds images itself is a class where there are other classes.
     Without splits (or with `train` alone) a fixed fifth of each class is held out, chosen by a hash
-    of the file's name relative to the root: the same on every machine. Hidden files and other
-    extensions are ignored.
+    of the file's name relative to the root: the same on every machine. Hidden files are ignored;
+    everything else that is left out is counted in `notes`.
 
     Raises:
         UsageError: the folder is missing, empty or has no class folders, a class has no image, or
             the splits have different classes.
     """
+    base = _root(root)
+    folders, files = _children(base)
+    if not folders:
+        state = "holds files but no folder" if files else "is empty"
+        expected = f"class folders with images; it {state}"
+        raise UsageError("data_dir", str(root), expected, f"lay out as {LAYOUT}")
+    left_out = _LeftOut(base, [path for path in files if path.name != NAMES_FILE])
+    notes: list[str] = []
+    layout = _split_folders(base, folders)
+    if layout:
+        left_out.folders += [folder for folder in folders if folder not in layout.values()]
+        own = {split: _images(folder, left_out) for split, folder in layout.items()}
+        _check_same_classes(base, own)
+    else:
+        notes += _classes_named_as_splits(base, folders)
+        own = {"train": _images(base, left_out, folders)}
+    classes = sorted(next(iter(own.values())))
+    explain_forms(classes, "class folders", str(base))
+    assumed = split_names.assumptions(own, str(base))
+    if set(own) == {"train"}:
+        own = _hold_out(own["train"])
+        count = sum(map(len, own["validation"].values()))
+        line = f"{base} has no validation and test images: {count} images, a fixed fifth of each "
+        assumed = dict.fromkeys(split_names.HELD_OUT, f"{line}class, are held out for both")
+    index = {name: number for number, name in enumerate(classes)}
+    listed = {split: _items(by_class, index) for split, by_class in own.items()}
+    notes += left_out.notes()
+    return ClassFolders(
+        _labels(base, classes), split_names.with_shared(listed), tuple(notes), assumed
+    )
+
+
+def _root(root: str | os.PathLike[str] | None) -> Path:
     if not root:
-        raise UsageError(
-            "data_dir", None, "a folder of class folders", f"give one laid out as {LAYOUT}"
-        )
+        expected, remedy = "a folder of class folders", f"give one laid out as {LAYOUT}"
+        raise UsageError("data_dir", None, expected, remedy)
     base = Path(root)
     if not base.is_dir():
         problem = "a folder, this is a file" if base.exists() else "a folder that exists"
         raise UsageError("data_dir", str(root), problem, f"lay out images as {LAYOUT}")
-    folders = _folders(base)
-    if not folders:
-        state = "holds files but no folder" if any(base.iterdir()) else "is empty"
-        raise UsageError(
-            "data_dir",
-            str(root),
-            f"class folders with images; it {state}",
-            f"lay out as {LAYOUT}",
-        )
-    names = [folder.name for folder in folders]
-    if "train" in names or all(name in _NAMES for name in names):
-        files_by_split, classes = _split_folders(
-            base, [folder for folder in folders if folder.name in _NAMES]
-        )
-    else:
-        files_by_split, classes = {"train": _images(base)}, names
-    if set(files_by_split) == {"train"}:
-        files_by_split = _hold_out(files_by_split["train"])
-    held_out = files_by_split.get("test") or files_by_split.get("validation")
-    if held_out:
-        files_by_split = {"validation": held_out, "test": held_out, **files_by_split}
-    index = {name: number for number, name in enumerate(classes)}
-    splits: dict[str, tuple[Item, ...]] = {
-        split: tuple(
-            (path, index[name])
-            for name, files in sorted(files_by_split[split].items())
-            for path in files
-        )
-        for split in ("train", "validation", "test")
-        if split in files_by_split
-    }
-    return ClassFolders(_labels(base, classes), splits)
+    return base
+
+
+def _items(by_class: FilesByClass, index: Mapping[str, int]) -> tuple[Item, ...]:
+    return tuple((path, index[name]) for name, files in sorted(by_class.items()) for path in files)
 
 
 def list_unlabeled_images(root: str | os.PathLike[str]) -> ClassFolders:
@@ -101,80 +145,138 @@ def list_unlabeled_images(root: str | os.PathLike[str]) -> ClassFolders:
     base = Path(root)
     if not base.is_dir():
         raise UsageError("data_dir", str(root), "a folder that exists")
-    files = _image_files(base)
+    left_out = _LeftOut(base)
+    files = _image_files(base, left_out)
     if not files:
         kinds = " ".join(EXTENSIONS)
         raise UsageError("data_dir", str(root), f"a folder with images ({kinds}); there is none")
-    return ClassFolders(("",), {"train": tuple((path, 0) for path in files)})
+    items = tuple((path, 0) for path in files)
+    return ClassFolders(("",), {"train": items}, tuple(left_out.notes()))
 
 
-def _folders(base: Path) -> list[Path]:
+def _children(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the files in a folder, sorted; no hidden ones."""
     try:
-        return sorted(
-            p for p in base.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))
-        )
+        paths = sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__")))
     except OSError as error:
-        raise UsageError(
-            "data_dir", str(base), f"a folder that can be read ({error.strerror})"
-        ) from None
+        expected = f"a folder that can be read ({error.strerror})"
+        raise UsageError("data_dir", str(folder), expected) from None
+    folders: list[Path] = []
+    files: list[Path] = []
+    for path in paths:
+        (folders if path.is_dir() else files).append(path)
+    return folders, files
 
 
-def _images(base: Path) -> dict[str, list[Path]]:
-    """Image files by class folder, both sorted."""
-    files_by_class = {}
-    for folder in _folders(base):
-        files_by_class[folder.name] = _image_files(folder)
+def _is_image(path: Path) -> bool:
+    return path.name.lower().endswith(EXTENSIONS)
+
+
+def _count_images(folder: Path) -> int:
+    return sum(1 for _, _, names in os.walk(folder) for name in names if _is_image(Path(name)))
+
+
+def _has_class_folders(folder: Path) -> bool:
+    return any(any(map(_is_image, _children(inner)[1])) for inner in _children(folder)[0])
+
+
+def _split_folders(base: Path, folders: list[Path]) -> dict[str, Path]:
+    """The folder of each split; none where the folders are classes.
+
+    Raises:
+        UsageError: two folders are the same split, or the folders may be splits or classes.
+    """
+    layout: dict[str, Path] = {}
+    named = [folder for folder in folders if split_names.split_of(folder.name)]
+    for folder in named:
+        if not _has_class_folders(folder):
+            continue
+        split = split_names.split_of(folder.name) or ""
+        if split in layout:
+            both = f"either {layout[split].name} or {folder.name}, not both"
+            raise UsageError("data_dir", str(base), both, "remove or rename one")
+        layout[split] = folder
+    if layout and "train" not in layout:
+        classes = [
+            p.name for p in folders if p not in named and any(map(_is_image, _children(p)[1]))
+        ]
+        if classes:
+            given = f"{shorten(classes)} next to {next(iter(layout.values())).name}"
+            expected = "class folders or folders of splits"
+            raise UsageError("data_dir", given, expected, f"move the classes into {base / 'train'}")
+    if not layout and len(named) == len(folders):
+        expected = f"class folders in {named[0].name}; there are none with images"
+        raise UsageError("data_dir", str(base), expected, f"lay out as {LAYOUT}")
+    return layout
+
+
+def _classes_named_as_splits(base: Path, folders: list[Path]) -> list[str]:
+    names = [folder.name for folder in folders if split_names.split_of(folder.name)]
+    if not names:
+        return []
+    verb = "is taken as a class: it holds" if len(names) == 1 else "are classes: they hold"
+    return [f"{base}: {shorten(names)} {verb} images and no class folders"]
+
+
+def _images(base: Path, left_out: _LeftOut, folders: list[Path] | None = None) -> FilesByClass:
+    """Image files by class folder, both sorted.
+
+    Args:
+        base: the folder of the classes.
+        left_out: what is not used is added to it.
+        folders: those in `base`; files next to them are left out already.
+    """
+    if folders is None:
+        folders, files = _children(base)
+        left_out.files += files
+    files_by_class = {folder.name: _image_files(folder, left_out) for folder in folders}
     empty = [name for name, files in files_by_class.items() if not files]
     if not files_by_class:
-        raise UsageError(
-            "data_dir", str(base), "class folders in it; there are none", f"lay out as {LAYOUT}"
-        )
+        expected = "class folders in it; there are none"
+        raise UsageError("data_dir", str(base), expected, f"lay out as {LAYOUT}")
     if empty:
+        inner = [f"{name}/{p.name}" for name in empty for p in _children(base / name)[0]]
+        nested = f" (there are folders in them, {shorten(inner)})" if inner else ""
+        kinds = " ".join(EXTENSIONS)
         raise UsageError(
             "data_dir",
             str(base),
-            f"images ({' '.join(EXTENSIONS)}) in every class folder; none in {shorten(empty)}",
+            f"images ({kinds}) in every class folder; none in {shorten(empty)}{nested}",
             "add images or remove the folder",
         )
     return files_by_class
 
 
-def _image_files(folder: Path) -> list[Path]:
+def _image_files(folder: Path, left_out: _LeftOut) -> list[Path]:
     """The images in a folder, sorted; no hidden ones."""
     try:
-        names = os.listdir(folder)
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
-        raise UsageError(
-            "data_dir", str(folder), f"a folder that can be read ({error.strerror})"
-        ) from None
-    names = [n for n in names if n.lower().endswith(EXTENSIONS) and not n.startswith(".")]
-    return [folder / name for name in sorted(names)]
+        expected = f"a folder that can be read ({error.strerror})"
+        raise UsageError("data_dir", str(folder), expected) from None
+    images = [folder / name for name in names if name.lower().endswith(EXTENSIONS)]
+    for name in names:
+        if not name.lower().endswith(EXTENSIONS):
+            path = folder / name
+            (left_out.folders if path.is_dir() else left_out.files).append(path)
+    return images
 
 
-def _split_folders(
-    base: Path, folders: list[Path]
-) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
-    files_by_split: dict[str, dict[str, list[Path]]] = {}
-    for folder in folders:
-        if _NAMES[folder.name] in files_by_split:
-            raise UsageError(
-                "data_dir", str(base), "either val or validation, not both", "remove one"
-            )
-        files_by_split[_NAMES[folder.name]] = _images(folder)
-    first, *others = files_by_split
+def _check_same_classes(base: Path, own: Mapping[str, FilesByClass]) -> None:
+    first, *others = own
     for other in others:
-        difference = sorted(set(files_by_split[first]) ^ set(files_by_split[other]))
+        difference = sorted(set(own[first]) ^ set(own[other]))
         if difference:
+            explain_forms(difference, f"the same classes in {first} and {other}", str(base))
             raise UsageError(
                 "data_dir",
                 str(base),
                 f"the same classes in {first} and {other}; only one has {shorten(difference)}",
                 "add the missing class folders or remove the others",
             )
-    return files_by_split, sorted(files_by_split[first])
 
 
-def _hold_out(classes: dict[str, list[Path]]) -> dict[str, dict[str, list[Path]]]:
+def _hold_out(classes: FilesByClass) -> dict[str, FilesByClass]:
     train, held_out = {}, {}
     for name, files in classes.items():
         ranked = sorted(
@@ -193,7 +295,7 @@ def _hold_out(classes: dict[str, list[Path]]) -> dict[str, dict[str, list[Path]]
 
 
 def _labels(base: Path, classes: list[str]) -> tuple[str, ...]:
-    path = base / "classes.csv"
+    path = base / NAMES_FILE
     if not path.is_file():
         return tuple(classes)
     try:
