@@ -48,6 +48,7 @@ _ADAM7 = (
     *((2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)),
 )  # top, left, and steps down and across of each pass
 _BLOCK = 1 << 20
+_CONVERT = "convert it to JPEG or PNG"
 _FOREIGN = (
     (0, b"II*\0", "TIFF"),
     (0, b"MM\0*", "TIFF"),
@@ -65,20 +66,34 @@ _FOREIGN = (
 
 
 class ImageError(ValueError):
-    """Why an image file is refused: a few words."""
+    """Why an image file is refused: a few words.
+
+    Attributes:
+        remedy: what can be done about it.
+    """
+
+    def __init__(self, reason: str, remedy: str = "repair or remove it") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
 
 
-def refused(names: Sequence[str], reason: str, remedy: str) -> UsageError:
-    """The error of image files that are refused; the reason is that of the first.
+def refused(names: Sequence[str], fault: ImageError | None, alternative: str = "") -> UsageError:
+    """The error of image files that are refused.
+
+    Args:
+        names: of the files.
+        fault: of the first one, where it is known.
+        alternative: to the remedy of the fault.
 
     Example:
-        >>> str(refused(["a.jpg"], "cut off JPEG data", "remove it"))
-        'a.jpg: expected an image that can be decoded (cut off JPEG data); remove it'
+        >>> str(refused(["a.jpg"], ImageError("cut off JPEG data")))
+        'a.jpg: expected an image that can be decoded (cut off JPEG data); repair or remove it'
     """
     image = "images that can be decoded" if len(names) > 1 else "an image that can be decoded"
     first = f"{names[0]}: " if len(names) > 1 else ""
-    clause = f" ({first}{reason})" if reason else ""
-    return UsageError(shorten(names), None, image + clause, remedy)
+    clause = "" if fault is None else f" ({first}{fault})"
+    remedies = ["repair or remove it" if fault is None else fault.remedy, alternative]
+    return UsageError(shorten(names), None, image + clause, ", or ".join(filter(None, remedies)))
 
 
 def image_format(head: bytes) -> str:
@@ -99,8 +114,10 @@ def image_format(head: bytes) -> str:
         return "WebP"
     for start, magic, name in _FOREIGN:
         if head[start:].startswith(magic):
-            raise ImageError(f"the format {name}; {FORMATS} are read")
-    raise ImageError(f"no image format that is known; {FORMATS} are read" if head else "no bytes")
+            raise ImageError(f"the format {name}; {FORMATS} are read", _CONVERT)
+    if not head:
+        raise ImageError("no bytes")
+    raise ImageError(f"no image format that is known; {FORMATS} are read", _CONVERT)
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
@@ -185,7 +202,10 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{width} x {height} pixels")
     if width * height > max_pixels:
-        raise ImageError(f"{width:,} x {height:,} pixels, more than {max_pixels:,} (max_pixels)")
+        raise ImageError(
+            f"{width:,} x {height:,} pixels, more than {max_pixels:,} (max_pixels)",
+            "make it smaller, or allow more by `max_pixels`",
+        )
 
 
 def _check_length(count: int) -> None:
@@ -298,9 +318,10 @@ def _bmp(content: bytes, max_pixels: int) -> bytes:
     check_size(width, abs(height), max_pixels)
     usual = compression == 0 or (compression == 3 and bits == 32 and content[54:66] == BMP_MASKS)
     if header not in BMP_HEADERS or bits not in (8, 24, 32) or not usual:
-        raise ImageError(f"a BMP of {bits} bits or with compression; 24 or 32 bits are read")
+        reason = f"a BMP of {bits} bits or with compression; 24 or 32 bits are read"
+        raise ImageError(reason, _CONVERT)
     if bits == 8 and not _bmp_gray(content, header, start):
-        raise ImageError("a BMP of 8 bits with colors; 24 or 32 bits are read")
+        raise ImageError("a BMP of 8 bits with colors; 24 or 32 bits are read", _CONVERT)
     row = (bits // 8 * width + 3) // 4 * 4
     if start < 14 + header or len(content) != start + row * abs(height):
         raise ImageError("damaged BMP data: more or fewer bytes than its header says")
@@ -326,7 +347,7 @@ def _gif(content: bytes, max_pixels: int) -> bytes:
     if content[frame] != GIF_IMAGE:
         raise ImageError("damaged GIF data: no image")
     if content[frame + 1 : frame + 9] != bytes(4) + content[6:10]:
-        raise ImageError("a GIF whose first image does not cover its screen")
+        raise ImageError("a GIF whose first image does not cover its screen", _CONVERT)
     table = _gif_table(content[frame + 9])
     if not table and start == 13:
         raise ImageError("damaged GIF data: no color table")
@@ -364,7 +385,7 @@ def _webp(content: bytes, max_pixels: int) -> bytes:
         flags, sides = content[20], content[24:30]
         width, height = (1 + int.from_bytes(sides[n : n + 3], "little") for n in (0, 3))
         if flags & 2:
-            raise ImageError("an animated WebP")
+            raise ImageError("an animated WebP", _CONVERT)
     elif kind == b"VP8L":
         (packed,) = struct.unpack_from("<I", content, 21)
         width, height = 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)

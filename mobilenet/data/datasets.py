@@ -21,6 +21,7 @@ from mobilenet.data.sources import digits, image_csv, image_folder
 from mobilenet.data.sources.splits import SPLITS
 from mobilenet.data.split import DatasetInfo, Split, epochs, order_seed
 from mobilenet.errors import UsageError, one_of
+from mobilenet.image_files import ImageError
 
 _CHECKED = 10_000  # folders and lists up to this many images are decoded once before a run starts
 _FILES = ("image_folder", "image_list", "image_files")
@@ -165,12 +166,12 @@ def explain(
     return tfrecord.explain(error, opened, config)
 
 
-def _corrupt(config: DatasetConfig, items: Sequence[image_folder.Item]) -> dict[str, str]:
-    """The images that cannot be decoded: the reason by path."""
+def _corrupt(config: DatasetConfig, items: Sequence[image_folder.Item]) -> dict[str, ImageError]:
+    """The images that cannot be decoded: the fault by path."""
     return corrupt_images.corrupt_files([str(path) for path, _ in items], config.max_pixels)
 
 
-def _corrupt_error(corrupt: Mapping[str, str]) -> UsageError | None:
+def _corrupt_error(corrupt: Mapping[str, ImageError]) -> UsageError | None:
     if not corrupt:
         return None
     return corrupt_images.corrupt_error(list(corrupt), next(iter(corrupt.values())))

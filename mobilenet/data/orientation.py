@@ -54,7 +54,7 @@ def turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 def upright_size(size: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Height and width `[2]` of the upright image, and the reverse."""
-    return tf.where(orientation >= rules.TRANSPOSED, size[::-1], size)
+    return tf.where(orientation >= rules.TRANSPOSED, tf.reverse(size, [0]), size)
 
 
 def stored_window(
@@ -159,8 +159,9 @@ def _bytes(content: tf.Tensor, start: tf.Tensor | int, count: int) -> tf.Tensor:
 
 def _number(digits: tf.Tensor, big: tf.Tensor | bool) -> tf.Tensor:
     """Unsigned numbers `[...]` of int64 bytes `[..., n]`."""
-    powers = tf.constant([256**n for n in range(digits.shape[-1])], tf.int64)
-    return tf.reduce_sum(digits * tf.where(big, powers[::-1], powers), -1)
+    powers = [256**n for n in range(digits.shape[-1])]
+    little_endian, big_endian = (tf.constant(p, tf.int64) for p in (powers, powers[::-1]))
+    return tf.reduce_sum(digits * tf.where(big, big_endian, little_endian), -1)
 
 
 def _is(digits: tf.Tensor, text: bytes) -> tf.Tensor:

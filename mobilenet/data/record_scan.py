@@ -18,6 +18,7 @@ import tensorflow as tf
 from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.data import corrupt_images
 from mobilenet.errors import UsageError
+from mobilenet.image_files import ImageError
 
 _IMAGE, _LABEL, _TEXT = "image/encoded", "image/class/label", "image/class/text"
 _BATCH = 64  # records that are checked at a time, by all cores
@@ -30,12 +31,12 @@ class DamagedRecord:
     Attributes:
         number: its index over all files in order.
         name: its file and its index there.
-        reason: what is wrong, in a few words.
+        fault: what is wrong.
     """
 
     number: int
     name: str
-    reason: str
+    fault: ImageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,21 +161,21 @@ def _damaged(files: Sequence[str], keys: RecordKeys, max_pixels: int) -> Iterato
             records = enumerate(_records(path))
             while batch := list(itertools.islice(records, _BATCH)):
                 faults = pool.map(lambda item: _fault(item[1], keys, max_pixels), batch)
-                for (index, _), reason in zip(batch, faults, strict=True):
-                    if reason:
-                        yield DamagedRecord(number, f"{path} record {index}", reason)
+                for (index, _), fault in zip(batch, faults, strict=True):
+                    if fault is not None:
+                        yield DamagedRecord(number, f"{path} record {index}", fault)
                     number += 1
 
 
-def _fault(record: bytes, keys: RecordKeys, max_pixels: int) -> str:
-    """What is wrong with a record; empty where it can be used."""
+def _fault(record: bytes, keys: RecordKeys, max_pixels: int) -> ImageError | None:
+    """What is wrong with a record; `None` where it can be used."""
     try:
         encoded, _ = keys.read(record)
         keys.parse(tf.constant(record))
     except ValueError as error:
-        return str(error)
+        return ImageError(str(error))
     except corrupt_images.ERRORS:  # a record that only the parser in Python understands
-        return "it cannot be parsed"
+        return ImageError("it cannot be parsed")
     return corrupt_images.find_fault(encoded, max_pixels)
 
 

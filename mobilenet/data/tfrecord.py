@@ -134,7 +134,7 @@ def without_corrupt(opened: RecordSplit, config: DatasetConfig) -> RecordSplit:
     if bad:
         corrupt_images.log_skipped(record.name for record in bad)
     if len(bad) == sum(opened.counts):
-        raise UsageError(opened.files[0], None, f"a record that can be used ({bad[0].reason})")
+        raise UsageError(opened.files[0], None, f"a record that can be used ({bad[0].fault})")
     return dataclasses.replace(opened, left_out=tuple(record.number for record in bad))
 
 
@@ -241,4 +241,4 @@ def explain(error: Exception, opened: RecordSplit, config: DatasetConfig) -> Usa
             "slim's ImageNet records (1 to 1000) take 1, or 0 with 1001 classes",
         )
     bad = record_scan.find_damaged(opened.files, opened.keys, config.max_pixels)
-    return corrupt_images.corrupt_error([one.name for one in bad], bad[0].reason) if bad else None
+    return corrupt_images.corrupt_error([one.name for one in bad], bad[0].fault) if bad else None

@@ -54,8 +54,7 @@ def decode(
             pixels = _pixels(image, channels)
         return image_orientation.turn(pixels, image_orientation.read(content)) if exif else pixels
     except image_files.ImageError as error:
-        remedy = "replace or remove the file"
-        raise image_files.refused([str(path)], str(error), remedy) from None
+        raise image_files.refused([str(path)], error) from None
 
 
 def _pixels(image: Image.Image, channels: int) -> Pixels:

@@ -81,7 +81,7 @@ def paint(path: Path, color: np.ndarray) -> None:
 
 def folders(root: Path, names: tuple[str, ...]) -> Path:
     for number, (name, color) in enumerate(colors(names)):
-        paint(root / "val" / name / f"{number:03d}.png", color)
+        paint(root / "test" / name / f"{number:03d}.png", color)
     return root
 
 
