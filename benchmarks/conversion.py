@@ -14,6 +14,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def main() -> None:
     import models
     import tables
 
-    from mobilenet.cli.process import starting_tensorflow
+    from mobilenet.console import starting_tensorflow
 
     with starting_tensorflow():
         from mobilenet.compression.quantization.int8 import scheme
@@ -43,12 +44,12 @@ def main() -> None:
     for _ in range(words.rounds):
         fresh = scheme.wrap(model, _preprocessing())
         scheme.set_ranges(fresh, ranges)
-        data = _timed(seconds, "ours", lambda wrapped=fresh: _ours(wrapped))
-        _timed(seconds, "from_keras_model", lambda wrapped=fresh: _stock(wrapped))
+        data = _timed(seconds, "ours", partial(_ours, fresh))
+        _timed(seconds, "from_keras_model", partial(_stock, fresh))
         _timed(
             seconds,
             "verification of ours (8 images)",
-            lambda wrapped=fresh, data=data: _verify(data, wrapped, model, words.size),
+            partial(_verify, data, fresh, model, words.size),
         )
     peer = [statistics.median(column) for column in zip(*seconds["from_keras_model"], strict=True)]
     rows = []

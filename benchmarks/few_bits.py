@@ -33,7 +33,7 @@ def main() -> None:
     words = parser.parse_args()
     import tables
 
-    from mobilenet.cli.process import starting_tensorflow
+    from mobilenet.console import starting_tensorflow
 
     with starting_tensorflow():
         from mobilenet import data
@@ -115,7 +115,7 @@ def clusters(model: Any, bits: int) -> Any:
     from mobilenet.configs.weight_sharing import TfmotClustering
 
     stage = methods.StageContext(
-        1, PREPROCESSING["inception"], lambda count: np.zeros((count, 1, 1, 3))
+        1, PREPROCESSING["inception"], lambda count: np.zeros((count, 1, 1, 3), np.float32)
     )
     method = methods.create(TfmotClustering(bits), stage)
     return method.finalize(method.apply(model))

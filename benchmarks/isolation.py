@@ -18,7 +18,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 MODELS = (("mobilenet_v2", 0.35, 96), ("mobilenet_v1", 1.0, 224))
@@ -72,16 +74,22 @@ def _row(path: Path, words: argparse.Namespace) -> list[str]:
 
     both = {isolated: Classifier(path, 1, isolated=isolated) for isolated in (False, True)}
     image = np.random.default_rng(0).uniform(0, 255, both[True].input_shape).astype(np.float32)
-    here, child = _medians({x: lambda x=x: both[x].run(image) for x in both}, words.images)
+    here, child = _medians({x: partial(both[x].run, image) for x in both}, words.images)
     memory = max(_peak(int(pid)) for pid in _children())
     before = _child_seconds()
     starts = _medians(
-        {x: lambda x=x: Classifier(path, 1, isolated=x).run(image) for x in both}, words.starts
+        {isolated: partial(_run_once, path, isolated, image) for isolated in both}, words.starts
     )
     processor = (_child_seconds() - before) / words.starts
     times = [here, child, child - here, *starts, processor]
     shown = [f"{1000 * seconds:.{3 if index < 3 else 0}f}" for index, seconds in enumerate(times)]
     return [*shown, f"{memory / 1024:.0f}"]
+
+
+def _run_once(path: Path, isolated: bool, image: Any) -> None:
+    from mobilenet.runtime import Classifier
+
+    Classifier(path, 1, isolated=isolated).run(image)
 
 
 def _medians(calls: dict[bool, Callable[[], object]], rounds: int) -> list[float]:

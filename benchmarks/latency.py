@@ -59,7 +59,7 @@ def main() -> None:
     words = parser.parse_args()
     import tables
 
-    from mobilenet.cli.process import starting_tensorflow
+    from mobilenet.console import starting_tensorflow
     from mobilenet.runtime import interpreter
 
     with starting_tensorflow():

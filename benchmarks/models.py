@@ -16,7 +16,9 @@ def images(count: int, size: int, seed: int = 0) -> npt.NDArray[np.float32]:
     coarse = noise.uniform(0, 255, (count, 8, 8, 3)).repeat(-(-size // 8), 1)
     coarse = coarse.repeat(-(-size // 8), 2)[:, :size, :size]
     pixels = np.clip(coarse + noise.normal(0, 20, coarse.shape), 0, 255)
-    return (np.rint(pixels).astype(np.float32) - 127.5) / np.float32(127.5)
+    inputs: npt.NDArray[np.float32] = np.rint(pixels).astype(np.float32) - 127.5
+    inputs /= 127.5
+    return inputs
 
 
 def build(name: str, width: float, size: int) -> Any:

@@ -19,6 +19,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def main() -> None:
     words = parser.parse_args()
     import tables
 
-    from mobilenet.cli.process import starting_tensorflow
+    from mobilenet.console import starting_tensorflow
 
     with starting_tensorflow():
         import tensorflow  # noqa: F401
@@ -147,11 +148,12 @@ class Bench:
 
         makers: dict[str, Callable[[], bytes]] = {"float": self._float, "stock int8": self._stock}
         for name, steps in ALONE.items():
-            makers[name] = lambda steps=steps: self.fitted(steps, self.seen.images)
+            makers[name] = partial(self.fitted, steps, self.seen.images)
         makers["stock dynamic"] = lambda: models.dynamic(self.model)
         without = ("int8", "float32", "edge_int4")  # rows of their own; needs kernels on a grid
         names = [name for name in number_formats.CONVERTERS if name not in without]
-        makers |= {name: lambda name=name: self._format(name) for name in names}
+        makers |= {name: partial(self._format, name) for name in names}
+        row: list[object]
         for name, make in makers.items():
             if name not in chosen if chosen is not None else name == "int16x8":
                 continue

@@ -19,11 +19,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-def trained(name: str, folder: Path, flags: Sequence[str]) -> dict[str, dict[str, float]]:
+def trained(name: str, folder: Path, flags: Sequence[str]) -> dict[str, dict[str, Any]]:
     """One run of the trainer; its stages by name."""
     command = [
         *(sys.executable, "-m", "mobilenet.trainer", f"--model_name={name}", *flags),
@@ -64,7 +65,7 @@ def main() -> None:
     words, flags = parser.parse_known_args()
     import tables
 
-    from mobilenet.cli.process import starting_tensorflow
+    from mobilenet.console import starting_tensorflow
 
     with starting_tensorflow():
         import tensorflow  # noqa: F401

@@ -34,7 +34,7 @@ def main() -> None:
     words = parser.parse_args()
     import tables
 
-    from mobilenet.cli.process import starting_tensorflow
+    from mobilenet.console import starting_tensorflow
 
     with starting_tensorflow():
         import tensorflow  # noqa: F401
@@ -93,7 +93,7 @@ def thin(whole: Any, **fields: Any) -> Any:
     )
     method = methods.create(ChannelPruning(**fields), stage)
     method.apply(whole)
-    share = float(max(method.shares.numpy()))  # type: ignore[attr-defined]
+    share = float(max(method.shares.numpy()))
     return surgery.thin(whole, share, fields["round_to"]).model
 
 

@@ -18,7 +18,6 @@ import csv
 import dataclasses
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +57,10 @@ def learner(
         tf_keras.optimizers.SGD(0.01, momentum=0.9, jit_compile=False),
         loss if teacher is None else losses.distillation_loss(loss, teacher),
     )
-    return tf.function(lambda images, labels: trained.train_step((images, labels)))
+    step: Callable[[Any, Any], Any] = tf.function(
+        lambda images, labels: trained.train_step((images, labels))
+    )
+    return step
 
 
 def make(name: str, plain: Any, images: Any, frequency: int) -> Variant:
@@ -213,4 +215,4 @@ def _lines(path: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -80,7 +80,7 @@ def main() -> None:
     words = parser.parse_args()
     import tables
 
-    from mobilenet.cli.process import starting_tensorflow
+    from mobilenet.console import starting_tensorflow
 
     with starting_tensorflow():
         import tensorflow  # noqa: F401

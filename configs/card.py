@@ -107,7 +107,7 @@ class Card(Config):
     """
 
     architecture: dict[str, Any] = dataclasses.field(default_factory=dict)
-    input_shape: tuple[int, ...] = (224, 224, 3)
+    input_shape: tuple[int, int, int] = (224, 224, 3)
     preprocessing: Preprocessing = Preprocessing()
     labels: tuple[str, ...] = ()
     label_offset: int = checked(0, least=0, integer=True)
