@@ -118,6 +118,17 @@ def plain_norm() -> Any:
     return model
 
 
+def constant_input() -> Any:
+    """Channel 0 of `a` is always 0, and the batch norm of `b` multiplies it by a million."""
+    model = toy()
+    values = model.get_layer("a").get_weights()
+    values[0][..., 0] = 0.0
+    model.get_layer("a").set_weights(values)
+    set_entries(model.get_layer("b_norm").gamma, 1e6, slice(0, 1))
+    set_entries(model.get_layer("b_norm").beta, 0.9, slice(0, 1))
+    return model
+
+
 CASES = {
     "kernel 1e-6": (functools.partial(dead, 1e-6), {"a_act", "b_act", "c_norm", "d_act"}),
     "gamma 1e-9": (functools.partial(multiplier, 1e-9), {"a_act", "b_act", "c_norm"}),
@@ -126,6 +137,7 @@ CASES = {
     "folded 3, biases below its float32 step": (functools.partial(gated, 1e-9), {"gate_act"}),
     "dead under a folded 3": (dead_gate, {"gate_act"}),
     "no gamma, no beta": (plain_norm, {"a_act"}),
+    "constant input": (constant_input, {"b_act"}),
 }
 
 
@@ -186,12 +198,13 @@ def test_a_kernel_of_exact_zeros_needs_no_repair() -> None:
 
 def test_repairs_are_reported_by_layer() -> None:
     repairs = {}
-    for case in ("kernel 1e-6", "uniform bias"):
+    for case in ("kernel 1e-6", "uniform bias", "constant input"):
         wrapped = scheme.wrap(CASES[case][0](), INCEPTION)
         calibrate(wrapped, inputs(32))
         repairs[case] = repair_layers(wrapped)
     assert repairs["kernel 1e-6"] == [Repair(name, 1, False) for name in "abcd"]
     assert repairs["uniform bias"] == [Repair(name, 0, True) for name in "abcd"]
+    assert repairs["constant input"] == [Repair("b", 1, False)]
 
 
 def test_a_model_of_dead_layers_converts() -> None:

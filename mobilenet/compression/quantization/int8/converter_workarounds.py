@@ -1,12 +1,17 @@
-"""Workarounds for three faults of the TFLite converter.
+"""Workarounds for four faults of TFLite files.
 
 1. A convolution's int32 bias has the scale of its input times that of its channel. A channel whose
    folded kernel is (nearly) zero and whose bias is not would need more than 32 bits: the converter
    saturates it, and the channel loses its bias.
 2. A batch-norm multiplier of exactly zero leaves the whole operator in float.
 3. A bias whose entries are all equal is stored once, with the scale of channel 0.
+4. The same scale makes the bias of a channel coarse if its kernel is large for its output: a batch
+   norm whose variance is nearly zero multiplies a kernel by up to 32 where pruning left its inputs
+   constant. The bias would round by several steps of the output, and one step of the input cross
+   the whole output range.
 
-Models are rewritten so that they compute the same in float and convert exactly.
+Models are rewritten so that they compute the same in float, except that kernels of the fourth kind
+are clipped, and convert exactly.
 """
 
 from __future__ import annotations
@@ -38,7 +43,7 @@ BIAS_SHIFT = 1e-6  # relative and absolute: the smallest that survives folding i
 
 @dataclasses.dataclass(frozen=True)
 class Repair:
-    """What was done to a layer: channels given a wider range, and whether a bias was split."""
+    """What was done to a layer: channels given another range, and whether a bias was split."""
 
     layer: str
     channels: int
@@ -88,6 +93,7 @@ class _Convolution(Folded):
         super().__init__(graph, layer)
         self.absmax = quantizer.variables["absmax"]
         self.input_scale = _input_scale(graph, layer)
+        self.output_scale = _output_scale(graph, self.output)
         self.folded_shift = folded_shift(graph, layer)
 
     def repair(self) -> Repair:
@@ -103,11 +109,15 @@ class _Convolution(Folded):
             if self.norm is not None:
                 self._fold_into_kernel(self.norm, multiplier, bias, dead)
             self.absmax.assign(np.where(dead, least, abs_max))
+        coarse = ~dead & (total != 0) & (folded * self.input_scale > 127 * self.output_scale)
+        if coarse.any():
+            most = np.maximum(127 * self.output_scale / self.input_scale, least)
+            self.absmax.assign(np.where(coarse, abs_max * most / folded, self.absmax))
         largest = np.abs(total).max()
         uniform = self.channels > 1 and largest > 0 and np.ptp(total) <= _UNIFORM * largest
         if uniform:
             self._split_bias(BIAS_SHIFT * max(1.0, largest))
-        return Repair(self.name, int(dead.sum()), bool(uniform))
+        return Repair(self.name, int((dead | coarse).sum()), bool(uniform))
 
     def _fold_into_kernel(
         self, norm: dict[str, Any], multiplier: Array, bias: Array, dead: npt.NDArray[np.bool_]
@@ -147,10 +157,31 @@ def _input_scale(graph: Graph, layer: Any) -> float:
     name = unwrap(layer).name
     while producers := graph.producers(layer):
         layer = producers[0]
-        config = getattr(layer, "quantize_config", None)
-        quantizer = getattr(layer, "quantizer", None) or (config and config.output_quantizer)
-        if isinstance(quantizer, InputQuantizer):
-            return 1.0 / quantizer.std
-        if isinstance(quantizer, ActivationQuantizer):
-            return float(quantizer.variables["high"] - quantizer.variables["low"]) / 255.0
+        scale = _scale(layer)
+        if scale is not None:
+            return scale
     raise ValueError(f"no quantizer is before {name}")
+
+
+def _output_scale(graph: Graph, layer: Any) -> float:
+    """The scale of the operator that ends with a layer or with the activation after it; infinite
+    if its output is not quantized.
+    """
+    scale = _scale(layer)
+    while scale is None and len(consumers := graph.consumers(layer)) == 1:
+        layer = consumers[0]
+        if kind(layer) in WEIGHTS:
+            break
+        scale = _scale(layer)
+    return np.inf if scale is None else scale
+
+
+def _scale(layer: Any) -> float | None:
+    """The scale of a layer's output; `None` without a quantizer."""
+    config = getattr(layer, "quantize_config", None)
+    quantizer = getattr(layer, "quantizer", None) or (config and config.output_quantizer)
+    if isinstance(quantizer, InputQuantizer):
+        return 1.0 / quantizer.std
+    if isinstance(quantizer, ActivationQuantizer):
+        return float(quantizer.variables["high"] - quantizer.variables["low"]) / 255.0
+    return None
