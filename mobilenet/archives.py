@@ -13,7 +13,7 @@ import re
 import stat
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -213,12 +213,13 @@ def _fault(member: zipfile.ZipInfo, names: str) -> str:
 
 def _npy_shape(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[int, ...]:
     """The shape of one array, after its header was compared with the size of the member."""
+    headers: Any = np.lib.format  # without types before numpy 2.3
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
+        version = headers.read_magic(file)
         if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            shape, _, dtype = headers.read_array_header_1_0(file)
         else:  # numpy has no public reader of version 3, which differs only in field names
-            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+            shape, _, dtype = headers.read_array_header_2_0(file)
         header_bytes = file.tell()
     if dtype.hasobject:
         raise ValueError(f"member {member.filename[:80]!r} holds Python objects")

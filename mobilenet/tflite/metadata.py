@@ -17,6 +17,7 @@ from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.tflite.buffer_reader import BufferReader, MalformedFlatbufferError, Table
 from mobilenet.tflite.model import Flatbuffer
+from mobilenet.typing import Array
 
 NAME = "TFLITE_METADATA"
 IDENTIFIER = b"M001"
@@ -117,7 +118,7 @@ def _named(found: Preprocessing) -> Preprocessing:
     return found
 
 
-def _is_usable(values: np.ndarray, channels: int) -> bool:
+def _is_usable(values: Array, channels: int) -> bool:
     fits = len(values) in (1, channels) and bool(np.isfinite(values).all())
     return fits and float(np.abs(values).max()) <= _MAX_MAGNITUDE
 

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tf_keras
 
 from mobilenet import loading
@@ -17,7 +16,7 @@ from mobilenet.errors import UsageError, rename_parameters, shorten
 from mobilenet.models import builder
 from mobilenet.tf1_loader import loading as tf1_loading
 from mobilenet.training.resolve_config import with_channels_of
-from mobilenet.typing import KerasModel
+from mobilenet.typing import Array, KerasModel
 from mobilenet.weights import keras_applications, tf2_object
 
 log = logging.getLogger("mobilenet")
@@ -164,7 +163,7 @@ def _tf1(report: tf1_loading.Report) -> Start:
 
 def _by_name(model: Any, theirs: Mapping[str, Sequence[Any]], path: str) -> Start:
     ours = {layer.name: layer for layer in model.layers if layer.weights}
-    values: dict[str, list[np.ndarray]] = {}
+    values: dict[str, list[Array]] = {}
     problems = [f"{name}: left over" for name in theirs if name not in ours and name != _HEAD]
     new = []
     for name, layer in ours.items():

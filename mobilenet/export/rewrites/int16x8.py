@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tf_keras
 
 from mobilenet.compression.quantization.int8.converter_workarounds import (
@@ -18,13 +17,14 @@ from mobilenet.compression.quantization.int8.converter_workarounds import (
     split_uniform_bias,
 )
 from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.typing import Float32Array, Float64Array
 
 _SIXTH = 1 / 6 + 1e-6  # not what the converter fuses, and no 16-bit step away
 _DUMMY_VALUE = 1.0  # output of a channel that no layer reads
 _BATCH = 32
 
 
-def prepare_model(model: tf_keras.Model, images: npt.NDArray[np.float32]) -> tf_keras.Model:
+def prepare_model(model: tf_keras.Model, images: Float32Array) -> tf_keras.Model:
     """Copies the model and makes the copy safe for 16-bit activations.
 
     Args:
@@ -52,9 +52,7 @@ def _clone_unfused(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
     return type(layer).from_config(config)
 
 
-def _give_zero_outputs_a_range(
-    model: tf_keras.Model, graph: Graph, images: npt.NDArray[np.float32]
-) -> None:
+def _give_zero_outputs_a_range(model: tf_keras.Model, graph: Graph, images: Float32Array) -> None:
     """Gives the output of a layer that is always 0 a range: one channel becomes constant, and its
     consumers ignore that channel."""
     relus = [
@@ -65,7 +63,7 @@ def _give_zero_outputs_a_range(
     if not relus:
         return
     observed = tf_keras.Model(model.inputs, [graph.output(layer) for layer in relus])
-    largest = np.zeros(len(relus))
+    largest: Float64Array = np.zeros(len(relus))
     for start in range(0, len(images), _BATCH):
         outputs = observed(images[start : start + _BATCH], training=False)
         values = outputs if len(relus) > 1 else [outputs]

@@ -128,7 +128,8 @@ def _global_counts(
 ) -> dict[int, int]:
     """How many channels of each group remain when all groups are ranked together."""
     counts = {group.number: group.channels for group in groups}
-    values, owners = [np.zeros(0)], [np.zeros(0, np.int64)]
+    values: list[Float64Array] = [np.zeros(0)]
+    owners = [np.zeros(0, np.int64)]
     for key, own in scores.items():
         mean = np.abs(own[np.isfinite(own)]).mean() if np.isfinite(own).any() else 0.0
         # The best `round_to` channels of a group remain in any case and are not ranked.

@@ -49,7 +49,7 @@ class TfmotPruner(Method):
                     "`mixed_precision=float32` (its wrapper rounds the weights to 16 bits)",
                     "`pruning=magnitude` works under mixed precision",
                 )
-            if not np.any(variables.kernel(layer)):
+            if not np.any(np.asarray(variables.kernel(layer))):
                 raise UsageError(
                     "`pruning=tfmot`",
                     f"{layer.name}, whose weights are all zero",

@@ -122,7 +122,8 @@ class Tuner:
         self, images: Float32Array, expected: Float32Array
     ) -> tuple[float, Float32Array]:
         """The squared error and its gradient, summed over parts that fit into memory."""
-        total, gradient = 0.0, np.float32(0.0)
+        total = 0.0
+        gradient: Float32Array = np.zeros((), np.float32)
         for start in range(0, len(images), _PART):
             part = slice(start, start + _PART)
             error, gradients = self._compute_gradients(

@@ -33,7 +33,7 @@ class MinMax(Parametrization):
         low, high = float(kernel.min()), float(kernel.max())
         if low == high:  # one value; a range without extent has no steps
             low, high = min(low, 0.0), max(high, 0.0)
-        self.parameters = {"min": np.float32(low).reshape(()), "max": np.float32(high).reshape(())}
+        self.parameters = {"min": np.asarray(low, np.float32), "max": np.asarray(high, np.float32)}
 
     def weights(self, kernel: Any, parameters: Mapping[str, Any]) -> tf.Tensor:
         return tf.quantization.fake_quant_with_min_max_vars(
@@ -57,7 +57,7 @@ class SignedMinMax(Parametrization):
         low, high = (magnitudes.min(), magnitudes.max()) if magnitudes.size else (0.0, 0.0)
         if low == high:
             low = 0.0
-        self.parameters = {"min": np.float32(low).reshape(()), "max": np.float32(high).reshape(())}
+        self.parameters = {"min": np.asarray(low, np.float32), "max": np.asarray(high, np.float32)}
 
     def weights(self, kernel: Any, parameters: Mapping[str, Any]) -> tf.Tensor:
         magnitude = tf.quantization.fake_quant_with_min_max_vars(
