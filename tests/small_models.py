@@ -208,7 +208,10 @@ def rename_layers(model: Any) -> Any:
     )
 
 
-OWN_MODELS = ("v2_with_head", "nested_v2", "nested_v2_rescaling", "v3", "v3_of_pixels", "cnn")
+OWN_MODELS = (
+    *("v2_with_head", "nested_v2", "nested_v2_rescaling", "v3", "v3_of_pixels", "cnn"),
+    "batch_norms",
+)
 OWN_SIZE = 32
 
 
@@ -219,13 +222,16 @@ def own_model(name: str) -> Any:
         name: one of `OWN_MODELS`: V2 of keras.applications with a head; V2 called as a layer
             after augmentation and `preprocess_input` or `Rescaling`, as the transfer-learning
             tutorial of tensorflow.org does; V3-small without and with its `Rescaling`; a
-            Sequential model of convolution, batch norm, ReLU, pooling and a dense layer.
+            Sequential model of convolution, batch norm, ReLU, pooling and a dense layer; batch
+            norms after activations, sums, pooling and dense layers, and a separable convolution.
     """
     tf_keras.utils.set_random_seed(2)
     shape = (OWN_SIZE, OWN_SIZE, 3)
     if name == "cnn":
         layers = [L.Conv2D(8, 3), L.BatchNormalization(), L.ReLU(), L.MaxPooling2D(), L.Flatten()]
         return randomize_batch_norm(tf_keras.Sequential([L.Input(shape), *layers, L.Dense(10)]))
+    if name == "batch_norms":
+        return _batch_norms_everywhere(shape)
     if name.startswith("v3"):
         model = tf_keras.applications.MobileNetV3Small(
             shape, 0.35, weights=None, classes=10, include_preprocessing=name == "v3_of_pixels"
@@ -243,6 +249,18 @@ def own_model(name: str) -> Any:
     else:
         x = L.Rescaling(1 / 127.5, offset=-1)(x)
     return tf_keras.Model(source, _own_head(base(x, training=False)))
+
+
+def _batch_norms_everywhere(shape: tuple[int, int, int]) -> Any:
+    source = L.Input(shape)
+    x = L.Conv2D(8, 3, 2, padding="same", activation="relu")(L.BatchNormalization()(source))
+    x = L.MaxPooling2D()(L.BatchNormalization()(x))
+    y = L.SeparableConv2D(8, 3, padding="same", use_bias=False)(x)
+    x = L.Add()([x, L.ReLU()(L.BatchNormalization()(y))])
+    x = L.Conv2D(16, 3)(L.ReLU()(L.BatchNormalization()(x)))
+    x = L.BatchNormalization()(L.GlobalMaxPooling2D()(x))
+    x = L.ReLU()(L.BatchNormalization()(L.Dense(16)(x)))
+    return randomize_batch_norm(tf_keras.Model(source, L.Dense(10, activation="softmax")(x)))
 
 
 def _own_head(x: Any) -> Any:
@@ -268,8 +286,11 @@ def randomize_batch_norm(model: Any, seed: int = 0, pixel_inputs: bool = False) 
     for layer in norms:
         layer.momentum = 0.0
         n = layer.moving_mean.shape[0]
-        layer.gamma.assign(rng.uniform(0.5, 1.5, n))
-        layer.beta.assign(rng.normal(0, 0.3, n))
+        scale, shift = rng.uniform(0.5, 1.5, n), rng.normal(0, 0.3, n)
+        if layer.scale:
+            layer.gamma.assign(scale)
+        if layer.center:
+            layer.beta.assign(shift)
     images = inputs(32, model.input_shape[1], seed)
     model(images * 127.5 + 127.5 if pixel_inputs else images, training=True)
     for layer, value in zip(norms, momentum, strict=True):

@@ -8,13 +8,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
 from mobilenet.errors import UsageError
+from mobilenet.typing import Array
 
 SLASH = "/"
 _PREPROCESSING = "mobilenet_preprocessing"  # attribute of a model, see `input_preprocessing`
@@ -34,11 +35,13 @@ class Call:
     Attributes:
         kind: class of the layer.
         config: the layer's configuration.
-        layer: the layer in the original model; `None` for a new one, which has no weights.
+        layer: the layer in the original model; `None` for a new one.
         outputs: the symbolic outputs in the original model, for their shapes and dtypes.
         args, kwargs: of the call; `Tensor` where a layer's output stands.
         path: names of the nested models around the call, from the outermost.
         suffix: of a new layer: its name is that of the original layer before it, and this.
+        own_name: of a new layer: its name, instead of one with a suffix.
+        weights: of a new layer; without them it is initialized.
         name: in the model that is built.
     """
 
@@ -50,6 +53,8 @@ class Call:
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     path: tuple[str, ...] = ()
     suffix: str = ""
+    own_name: str = ""
+    weights: Sequence[Array] = ()
     name: str = ""
 
     @property
@@ -152,6 +157,8 @@ class CallList:
         for call, (_, layer) in made.items():
             if call.layer is not None and call.layer.weights:
                 layer.set_weights(call.layer.get_weights())
+            elif call.weights:
+                layer.set_weights(call.weights)
         if hasattr(self.model, _PREPROCESSING):
             setattr(built, _PREPROCESSING, getattr(self.model, _PREPROCESSING))
         return built
@@ -324,7 +331,7 @@ def _assign_names(calls: Iterable[Call]) -> None:
     names of layers in a TFLite file, becomes an underscore.
     """
     calls = list(calls)
-    own = [call for call in calls if call.layer is not None]
+    own = [call for call in calls if _own_name(call)]
     count = collections.Counter(_own_name(call) for call in own)
     taken: set[str] = set()
     prefixed = []
@@ -337,16 +344,18 @@ def _assign_names(calls: Iterable[Call]) -> None:
     for call in prefixed:
         call.name = _unique("_".join((*call.path[-1:], _own_name(call))), taken)
     for call in calls:
-        if call.layer is None:
+        if not _own_name(call):
             call.name = _unique(f"{_original_before(call).name}_{call.suffix}", taken)
 
 
 def _own_name(call: Call) -> str:
-    return str(call.layer.name).replace(SLASH, "_")
+    """The name that a call has by itself; empty if it is named after another."""
+    name = call.own_name if call.layer is None else str(call.layer.name)
+    return name.replace(SLASH, "_")
 
 
 def _original_before(call: Call) -> Call:
-    while call.layer is None:
+    while not _own_name(call):
         call = call.inputs[0].call
     return call
 

@@ -13,7 +13,7 @@ from typing import Any
 import tf_keras
 
 from mobilenet.errors import UsageError, shorten
-from mobilenet.models.graph import operators
+from mobilenet.models.graph import convolution_forms, operators
 from mobilenet.models.graph.calls import SLASH, CallList, Replacement, check_graph
 from mobilenet.models.graph.roles import is_quantization_layer, is_wrapper
 
@@ -37,7 +37,7 @@ def flatten(model: Any) -> Any:
     line of the log names. Operators on tensors (`x / 127.5 - 1`, `tf.nn.relu6(x)`, the hard-swish
     of keras.applications' MobileNetV3) become stock layers; a hard-swish or hard sigmoid, also as
     an activation function, has the form of this library's models. `Normalization` becomes
-    `Rescaling`.
+    `Rescaling`, and `SeparableConv2D` its two convolutions.
 
     A layer keeps its name where that is unique; of several layers with one name, those inside a
     nested model have the nested model's name before their own (`base_conv1`). A slash in a name
@@ -78,6 +78,7 @@ def plain_calls(model: Any) -> CallList:
     if left_out := _leave_out_augmentation(calls):
         log.info("left out, as they do nothing in inference: %s", shorten(left_out))
     operators.rewrite(calls)
+    convolution_forms.split_separable_convolutions(calls)
     return calls
 
 
@@ -92,6 +93,7 @@ def inline_calls(model: Any) -> CallList:
     calls = CallList(model, allow_shared=True)
     _leave_out_augmentation(calls)
     operators.rewrite(calls, strict=False)
+    convolution_forms.split_separable_convolutions(calls)
     return calls
 
 
@@ -99,7 +101,8 @@ def inline(model: Any) -> Any:
     """A model without nested ones; operators that equal no stock layer stay.
 
     What reads a model without changing it (counting, profiles) needs no more. A model without
-    nested models and augmentation is returned itself, whatever its other layers are.
+    nested models, augmentation and separable convolutions is returned itself, whatever its other
+    layers are.
 
     Raises:
         UsageError: see `flatten`.
@@ -107,8 +110,9 @@ def inline(model: Any) -> Any:
     if not isinstance(model, tf_keras.Model):  # of Keras 3, which the graph reads too
         return model
     check_graph(model)
-    augments = any(type(layer).__name__ in _AUGMENTATION for layer in model.layers)
-    return inline_calls(model).build() if augments or has_nested(model) else model
+    kinds = {type(layer).__name__ for layer in model.layers}
+    is_plain = not has_nested(model) and kinds.isdisjoint({"SeparableConv2D", *_AUGMENTATION})
+    return model if is_plain else inline_calls(model).build()
 
 
 def has_nested(model: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +23,10 @@ def compile_model(model: Any) -> Infer:
         outputs = tf.cast(model(images, training=False), tf.float32)
         return tf.reshape(outputs, (tf.shape(images)[0], -1))
 
-    compiled: Infer = infer
-    return compiled
+    # TensorFlow warns of retracing when functions of one name are traced again and again; a
+    # concrete function is traced once and does not count.
+    concrete = functools.cache(infer.get_concrete_function)
+    return lambda images: concrete()(images)
 
 
 def run(infer: Infer, images: Float32Array, batch_size: int = 32) -> Float32Array:

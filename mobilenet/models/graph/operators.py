@@ -21,7 +21,7 @@ from mobilenet.typing import Float64Array
 
 layers = tf_keras.layers
 ON_TENSORS = ("TFOpLambda", "SlicingOpLambda", "Lambda", "ClassMethod", "InstanceMethod")
-_WITH_ACTIVATION = ("Activation", "Conv2D", "Dense", "DepthwiseConv2D")
+_WITH_ACTIVATION = ("Activation", "Conv2D", "Dense", "DepthwiseConv2D", "SeparableConv2D")
 _STOCK_ACTIVATIONS = frozenset({"linear", "relu", "softmax", "sigmoid", "tanh"})
 _SAMPLES = np.linspace(-8, 8, 129, dtype=np.float32)
 
@@ -46,7 +46,7 @@ def rewrite(calls: CallList, strict: bool = True) -> None:
             if replacement is None and strict:
                 raise _refusal(call)
             return replacement
-        return _without_function(call) or _normalization(call)
+        return _without_function(call) or _normalization(call) or _global_max(call)
 
     calls.substitute(find)
     _merge_rescalings(calls)
@@ -353,6 +353,23 @@ def _normalization(call: Call) -> Replacement | None:
 
 
 # Forms that quantizers know
+
+
+def _global_max(call: Call) -> Replacement | None:
+    """A `GlobalMaxPooling2D` of maps of a known size as `MaxPooling2D`, which has an int8 form."""
+    source = call.inputs[0] if call.inputs else None
+    if call.kind is not layers.GlobalMaxPooling2D or source is None:
+        return None
+    _, height, width, channels = source.call.outputs[source.index].shape
+    if None in (height, width) or call.config["data_format"] == "channels_first":
+        return None
+    (pool,), pooled = _single(
+        call, layers.MaxPooling2D, [source], "pool", pool_size=(height, width)
+    )
+    if call.config["keepdims"]:
+        return [pool], pooled
+    (vector,), output = _single(call, layers.Reshape, [pooled], "vector", target_shape=(channels,))
+    return [pool, vector], output
 
 
 def _merge_rescalings(calls: CallList) -> None:

@@ -29,7 +29,7 @@ from mobilenet.compression.quantization.int8.cluster_preserving import Clusters
 from mobilenet.compression.quantization.int8.quantizer_placement import WEIGHTS
 from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.errors import UsageError
-from mobilenet.models.graph import batch_norm_statistics, variables
+from mobilenet.models.graph import batch_norm_statistics, convolution_forms, variables
 from mobilenet.models.graph.roles import kind, unwrap
 
 log = logging.getLogger("mobilenet")
@@ -69,7 +69,7 @@ class TrainQuantized(Method):
         raise UsageError("quant_delay", delay, expected, remedy)
 
     def apply(self, model: Any) -> Any:
-        self._plain = model
+        self._plain = model = convolution_forms.without_unfused_batch_norms(model)
         wrapped = scheme.wrap(model, self.context.preprocessing)
         wrapped.phase.decay = self.config.range_decay
         wrapped.phase.delayed = self.config.quant_delay > 0

@@ -38,6 +38,10 @@ QUANTIZED = (
     *("BatchNormalization", "ReLU", "Activation", "Add", "Multiply"),
     *("GlobalAveragePooling2D", "Rescaling"),
 )
+_OTHER_FORMATS = (
+    "build the model of these, or convert it with `number_format=dynamic_range`, which computes "
+    "the others in float"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +88,8 @@ def place_quantizers(
         _check_activation(layer)
         if name not in QUANTIZED:
             known = (*QUANTIZED, *(kind for kind in PASS_THROUGH if kind != "InputLayer"))
-            remedy = (
-                f"known are {', '.join(known)}: build the model of these, or use a float form as "
-                "`number_format=dynamic_range`; `keep_float` is for layers with a known form"
-            )
-            raise UsageError(f"layer {layer.name}", name, "a layer with a known int8 form", remedy)
+            expected = f"a layer with a known int8 form ({', '.join(known)})"
+            raise UsageError(f"layer {layer.name}", name, expected, _OTHER_FORMATS)
         output = not _is_fused(graph, layer) and layer.name not in inside
         output = output and not (layer.name in floats and _is_read_by(graph, layer, floats))
         weights = None if layer.name in float_kernels else WEIGHTS.get(name)
@@ -256,7 +257,8 @@ def _check_activation(layer: Any) -> None:
             "build the model with classifier_activation=None",
         )
     if activation not in ("relu", "relu6", "linear"):
-        raise UsageError(f"layer {layer.name}", activation, "no activation, relu or relu6")
+        expected = "no activation, relu, relu6 or hard_swish"
+        raise UsageError(f"layer {layer.name}", activation, expected, _OTHER_FORMATS)
 
 
 def _is_fused(graph: Graph, layer: Any) -> bool:

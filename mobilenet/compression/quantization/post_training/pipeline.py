@@ -33,7 +33,7 @@ from mobilenet.compression.quantization.post_training.steps import Step, registe
 from mobilenet.configs.card import CalibrationSummary, QuantizationStep
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.quantization import PostTraining
-from mobilenet.models.graph import batch_norm_statistics
+from mobilenet.models.graph import batch_norm_statistics, convolution_forms
 from mobilenet.models.graph.roles import Graph, kind
 from mobilenet.models.saving import LoadedModel
 from mobilenet.typing import Float32Array
@@ -107,6 +107,7 @@ def quantize(
     warning = batch_norm_statistics.statistics_warning(model, images)
     if warning:
         log.warning("%s", warning)
+    model = convolution_forms.without_unfused_batch_norms(model)
     names = chosen_steps(model, config)
     steps = registered_steps(names)
     records = []
