@@ -148,7 +148,7 @@ class TfmotPruning(ScheduledPruning):
     """
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ChannelPruning(Pruning):
     """Masks whole channels, more and more of them, and removes them from the model at the end.
 
@@ -223,7 +223,6 @@ class ChannelPruning(Pruning):
         above=0,
         below=1,
     )
-    _: dataclasses.KW_ONLY
     schedule: str = flag("constant", " or ".join(SCHEDULES), "pruning_schedule", choices=SCHEDULES)
 
     def __post_init__(self) -> None:

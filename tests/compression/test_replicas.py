@@ -74,7 +74,7 @@ with strategy.scope():
     train(coded, method, 3)
     results["values"] = copies(coded.get_layer("coded_d").parameters["values"])
     results["coded"] = method.finalize(coded).get_layer("d").kernel.numpy().tolist()
-    method = methods.create(ChannelPruning({"all": 0.5}, round_to=1, frequency=2), stage_context(6))
+    method = methods.create(ChannelPruning(ratio={"all": 0.5}, round_to=1, frequency=2), stage_context(6))
     model = method.apply(toy())
     before_step = lambda batch, logs=None: method.before_step(batch)
     train(model, method, 6, [tf_keras.callbacks.LambdaCallback(on_batch_begin=before_step)])

@@ -221,7 +221,7 @@ def test_consumers_of_pruned_channels_are_reconstructed_once() -> None:
         return inputs(count)
 
     context = dataclasses.replace(stage_context(STEPS), calibration_images=calibration)
-    config = ChannelPruning({"all": 0.5}, round_to=1, reconstruct=40)
+    config = ChannelPruning(ratio={"all": 0.5}, round_to=1, reconstruct=40)
     method = methods.create(config, context)
     trained = method.apply(model)
     for step in range(STEPS):
@@ -279,7 +279,7 @@ def test_invalid_configs_are_refused(fields: dict[str, Any], message: str) -> No
 
 
 def test_patterns_without_a_match_are_refused_before_training() -> None:
-    method = methods.create(ChannelPruning({"conv_pw.*": 0.5}), stage_context())
+    method = methods.create(ChannelPruning(ratio={"conv_pw.*": 0.5}), stage_context())
     with pytest.raises(UsageError, match=r"^ratio: got 'conv_pw.\*', expected a role"):
         method.check(toy())
     with pytest.raises(UsageError, match="train for at least two steps"):
