@@ -437,11 +437,14 @@ def absent() -> list[str]:
             there.add(name)
             actual = [requirements.Requirement(x) for x in metadata.requires(name) or ()]
             expected += [x.name for x in actual if not x.marker or x.marker.evaluate({"extra": ""})]
-    others = {
-        module: {utils.canonicalize_name(name) for name in names}
-        for module, names in metadata.packages_distributions().items()
-    }
-    return [m for m, names in others.items() if not names & (there | {"mobilenet", "setuptools"})]
+    there |= {"mobilenet", "setuptools"}
+    brought: dict[bool, set[str]] = {True: set(), False: set()}
+    for distribution in metadata.distributions():
+        is_there = utils.canonicalize_name(distribution.metadata["Name"]) in there
+        for file in distribution.files or ():
+            if file.suffix in (".py", ".so"):
+                brought[is_there].add(file.parts[0].partition(".")[0])
+    return sorted(name for name in brought[False] - brought[True] if name.isidentifier())
 
 
 def on_a_device(command: str, *args: str) -> subprocess.CompletedProcess[str]:
