@@ -76,6 +76,16 @@ class QuantizationStep(Config):
     seconds: float = checked(0.0, least=0)
     detail: str = ""
 
+    def __str__(self) -> str:
+        parts = [f"{self.name}: {self.detail}"]
+        if self.agreement is not None:
+            ratio = self.signal_to_noise_db
+            noise = "" if ratio is None else f", {ratio:.1f} dB"
+            parts.append(f"agreement {self.agreement:.1%}{noise}")
+        if not self.accepted:
+            parts.append("rejected: no improvement")
+        return "; ".join(parts)
+
 
 @dataclasses.dataclass(frozen=True)
 class Card(Config):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mobilenet import files
+from mobilenet import files, text_tables
 from mobilenet.compression.quantization.int8.converter_workarounds import Repair
 from mobilenet.configs.card import SIGMOID, Card
 from mobilenet.errors import shorten
@@ -100,6 +100,10 @@ class ConvertedFile:
                 ("operators verified", f"{len(verified.layers)}, {steps} steps apart at most")
             )
         return rows
+
+    def __str__(self) -> str:
+        warnings = [line for text in self.verification.warnings for line in text_tables.wrap(text)]
+        return "\n".join([text_tables.table(["what", "value"], self.summary()), *warnings])
 
     def noisiest_layers(self, count: int) -> list[tuple[str, str, str, str, str]]:
         """The layers that add most noise: name, operator, dB before and after, likeliest cause."""

@@ -434,3 +434,17 @@ def test_a_loaded_model_brings_its_card(model: Any, tmp_path: Path) -> None:
     saving.save(model, tmp_path / "model", card)
     file = convert(load_model(tmp_path / "model"), images=IMAGES)
     assert file.card.preprocessing == given and file.card.labels == tuple(LABELS)
+
+
+def test_results_print_as_short_text(
+    quantized: QuantizedModel, file: ConvertedFile, float_file: ConvertedFile
+) -> None:
+    shown = str(file).splitlines()
+    assert shown[0].split() == ["what", "value"] and max(map(len, shown)) <= 80
+    assert any(line.split()[:2] == ["contents", "int8"] for line in shown)
+    assert str(file.verification).startswith(f"int8; {len(file.content):,} bytes; 1 delegate part")
+    assert "; 2 operators verified, " in str(file.verification)
+    assert "operators verified" not in str(float_file.verification)
+    first, *steps = str(quantized).splitlines()
+    assert first.endswith(f"ranges of {len(quantized.ranges)} activations")
+    assert [line.partition(":")[0] for line in steps] == [step.name for step in quantized.steps]

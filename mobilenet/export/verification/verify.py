@@ -91,6 +91,18 @@ class Verification:
     warnings: tuple[str, ...] = ()
     layers: tuple[OperatorParity, ...] = ()
 
+    def __str__(self) -> str:
+        parts = [
+            self.contents,
+            f"{self.bytes:,} bytes",
+            f"{self.partitions} delegate partition{'s' * (self.partitions != 1)}",
+            f"same outcome as the model on {self.agreement:.2%} of {self.images} images",
+        ]
+        if self.layers:
+            steps = max(layer.max_steps for layer in self.layers)
+            parts.append(f"{len(self.layers)} operators verified, {steps} steps apart at most")
+        return "; ".join([*parts, *self.faults, *self.warnings])
+
     @property
     def ok(self) -> bool:
         """No fault was found."""

@@ -57,6 +57,10 @@ class Thinned:
     unchanged: bool = False
     leftovers: tuple[Leftover, ...] = ()
 
+    def __str__(self) -> str:
+        before, after = self.reference.count_params(), self.model.count_params()
+        return f"{self.model.name}, thinned: {before:,} parameters before, {after:,} after"
+
     def verify(self, images: Float32Array) -> float:
         """Compares the thin model's outputs with those of the masked original model.
 

@@ -31,6 +31,11 @@ class QuantizedModel(model_folder.LoadedModel):
     steps: tuple[QuantizationStep, ...] = ()
     repair: bool = True
 
+    def __str__(self) -> str:
+        count = len(self.ranges)
+        first = f"{self.float_model.name}, quantized: int8 weights, ranges of {count} activations"
+        return "\n".join([first, *map(str, self.steps)])
+
     @property
     def ranges(self) -> scheme.Ranges:
         """The range `[low, high]` of each quantized activation, by layer name."""

@@ -56,15 +56,3 @@ def is_improvement(
     if signal_to_noise_db is None or previous.signal_to_noise_db is None:
         return True
     return signal_to_noise_db > previous.signal_to_noise_db - _TOLERANCE_DB
-
-
-def format_step(step: QuantizationStep) -> str:
-    """A human-readable note on a step."""
-    parts = [f"{step.name}: {step.detail}"]
-    if step.agreement is not None:
-        ratio = step.signal_to_noise_db
-        noise = "" if ratio is None else f", {ratio:.1f} dB"
-        parts.append(f"agreement {step.agreement:.1%}{noise}")
-    if not step.accepted:
-        parts.append("rejected: no improvement")
-    return "; ".join(parts)

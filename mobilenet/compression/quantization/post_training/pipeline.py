@@ -24,7 +24,6 @@ from mobilenet.compression.quantization.int8.quantizer_placement import (
 from mobilenet.compression.quantization.post_training import hard_swish_rewrite
 from mobilenet.compression.quantization.post_training.acceptance import (
     compare_outputs,
-    format_step,
     is_improvement,
 )
 from mobilenet.compression.quantization.post_training.scaling_groups import ScalingGroups
@@ -78,7 +77,7 @@ class Quantized:
         return (
             *self.warnings,
             calibration,
-            *map(format_step, self.steps),
+            *map(str, self.steps),
             *([f"in float, with the layers between them: {', '.join(floats)}"] if floats else []),
         )
 
@@ -249,5 +248,5 @@ def _record(
 ) -> QuantizationStep:
     seconds = round(time.monotonic() - started, 2)
     record = QuantizationStep(name, accepted, agreement, ratio, seconds, detail)
-    log.info("ptq %s", format_step(record))
+    log.info("ptq %s", record)
     return record
