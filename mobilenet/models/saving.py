@@ -21,7 +21,7 @@ from typing import Any
 from mobilenet import archives, files, strict_json
 from mobilenet.configs.card import ACTIVATIONS, CARD, Card
 from mobilenet.errors import UsageError
-from mobilenet.models import checkpoint_index, hdf5, safe_loading
+from mobilenet.models import checkpoint_index, hdf5, keras3, safe_loading
 from mobilenet.models.graph.roles import Graph
 
 MODEL = "model.keras"
@@ -51,7 +51,10 @@ def save(model: Any, folder: str | os.PathLike[str], card: Card) -> Path:
     target = Path(folder)
     if not isinstance(model, tf_keras.Model):
         raise UsageError(
-            "model", type(model).__module__, "a tf_keras model", "Keras 3 models save themselves"
+            "model",
+            type(model).__module__,
+            "a tf_keras model",
+            "load_model reads its files",
         )
     files.check_target(target, "folder", replaces=(MODEL, "a model"))
     plain = tf_keras.Model(model.inputs, model.outputs, name=model.name)
@@ -63,13 +66,14 @@ def save(model: Any, folder: str | os.PathLike[str], card: Card) -> Path:
 
 
 def load(path: str | os.PathLike[str]) -> LoadedModel:
-    """Reads a folder that `save` wrote, a `.keras` or `.h5` file, or a Keras SavedModel folder.
+    """Reads a folder that `save` wrote, a `.keras` or `.h5` file of Keras 2 or 3, or a Keras 2
+    SavedModel folder.
 
     Without a stored card, one is derived from the model's shapes.
 
     Raises:
-        UsageError: nothing there, no model in it, a broken file, a Keras 3 file, or layers and
-            functions that are not read.
+        UsageError: nothing there, no model in it, a broken file, or layers and functions that are
+            not read.
     """
     path = Path(path)
     if not path.exists():
@@ -167,6 +171,8 @@ def _image_shape(model: Any) -> tuple[Any, ...]:
 
 
 def _load_keras(path: Path) -> Any:
+    import h5py
+
     if not zipfile.is_zipfile(path):
         raise UsageError(
             str(path),
@@ -179,13 +185,21 @@ def _load_keras(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         metadata, config = (_json(_member(archive, name)) for name in _MEMBERS[:2])
         version = metadata.get("keras_version") if isinstance(metadata, dict) else None
-        _check_version(path, version)
-        description = safe_loading.sanitize(config)
+        description = _description(config, version)
         with tempfile.TemporaryDirectory(prefix="mobilenet-") as folder:  # compressed: not seekable
             weights = archive.extract(_MEMBERS[2], folder)
             model = safe_loading.build(description, _checked_numbers(weights))
-            model.load_weights(weights)
+            if keras3.is_version(version):
+                with h5py.File(weights, "r") as stored:
+                    keras3.load_weights(model, stored)
+            else:
+                model.load_weights(weights)
     return model
+
+
+def _description(config: Any, version: object) -> dict[str, Any]:
+    """What is recognized of a model's description, of Keras 2 or 3."""
+    return safe_loading.sanitize(keras3.to_keras2(config) if keras3.is_version(version) else config)
 
 
 def _load_h5(path: Path) -> Any:
@@ -202,8 +216,7 @@ def _load_h5(path: Path) -> Any:
             "a whole model; this file holds weights alone",
             "give it to `init_checkpoint`",
         )
-    _check_version(path, version)
-    model = safe_loading.build(safe_loading.sanitize(_json(config)), numbers)
+    model = safe_loading.build(_description(_json(config), version), numbers)
     model.load_weights(path)
     return model
 
@@ -253,16 +266,6 @@ def _checked_numbers(path: str | os.PathLike[str]) -> int:
             return numbers
     except hdf5.UnsafeFile as error:
         raise UsageError("weights", None, f"an HDF5 file of its own ({error})") from None
-
-
-def _check_version(path: Path, version: object) -> None:
-    if str(version).startswith("3"):
-        raise UsageError(
-            str(path),
-            f"keras_version {version}",
-            "a file of tf_keras (Keras 2)",
-            "build(config) anew and copy: set_weights(keras3_model.get_weights())",
-        )
 
 
 def _first_line(error: BaseException) -> str:

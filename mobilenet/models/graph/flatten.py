@@ -131,7 +131,7 @@ def check_functional(model: Any) -> None:
         module, name = type(model).__module__, type(model).__qualname__
         remedy = "mobilenet.build and mobilenet.load_model return one"
         if module.split(".")[0] == "keras":
-            remedy = "build it in tf_keras and copy: set_weights(keras3_model.get_weights())"
+            remedy = "save it as .keras and load that: mobilenet.load_model(path).model"
         raise UsageError(
             "model", f"{module}.{name}", "a functional or Sequential model of tf_keras", remedy
         )
