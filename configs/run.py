@@ -11,6 +11,7 @@ from mobilenet.errors import UsageError
 
 from .archs import MobileNetConfig, MobileNetV1Config
 from .base import MAX_BATCH, MAX_SIDE, Config, ImageSize, flag, nested, sides
+from .card import ACTIVATIONS
 from .dataset import DatasetConfig
 from .distillation import Distillation
 from .pruning import PRUNING, ChannelPruning, DnsPruning, MagnitudePruning, TfmotPruning
@@ -129,6 +130,9 @@ class RunConfig(Config):
         stages: any subset of train, prune, quantize, convert, in that order.
         image_size: side of the square input, or its height and width, in pixels.
         channels: 3 for RGB, 1 for gray; images are read as the model takes them.
+        activation: `softmax`, one class an image; or `sigmoid`, each label by itself, trained with
+            the binary cross entropy: of two classes it has one output. `None` takes what the data
+            need: sigmoid for lists of several labels an image, else softmax.
         seed: the one source of randomness: initial weights, order, augmentation, dropout.
     """
 
@@ -143,6 +147,11 @@ class RunConfig(Config):
         remedy="as in 96, or 48,96 for a height of 48",
     )
     channels: int = flag(3, "channels of the input: 3 (RGB) or 1 (gray)", choices=(1, 3))
+    activation: str | None = flag(
+        None,
+        "softmax (one class an image) or sigmoid (each label by itself; two classes: one output)",
+        choices=ACTIVATIONS,
+    )
     stages: tuple[str, ...] = flag(
         STAGES, "which of " + ",".join(STAGES) + " to run, in that order", choices=STAGES
     )

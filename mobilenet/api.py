@@ -321,7 +321,7 @@ def evaluate(
     data_dir: str | os.PathLike[str] | None = None,
     exif: bool | None = None,
 ) -> Evaluation:
-    """Top-1, top-5 and loss of a classifier on labeled images.
+    """Top-1, top-5 and loss of a classifier on labeled images; of a sigmoid AUC and F1.
 
     A file on arrays, the digits, class folders or a list of images is evaluated without TensorFlow.
 
@@ -336,7 +336,8 @@ def evaluate(
               CSV list with the columns `file` and `label`, or a folder of ImageNet-like records;
             - the name of a data set: `digits`, or one of TFDS;
             - `(images, labels)`: `[n, height, width, channels]` as the model takes them (of a file
-              also uint8 pixels), and class indices `[n]` or one-hot vectors `[n, classes]`;
+              also uint8 pixels), and class indices `[n]` or one-hot vectors `[n, classes]`; of a
+              sigmoid with several labels 0 or 1 for each, `[n, labels]`;
             - a batched `tf.data.Dataset` of such pairs;
             - a `DatasetConfig`, to leave out corrupt images or shift labels.
         preprocessing: how pixels 0..255 become the model's inputs, which arrays and batches are
@@ -348,7 +349,7 @@ def evaluate(
         batch_size: images a call of a Keras model. 32 fits into any memory.
         limit: the largest number of images, spread evenly; all by default.
         labels: class names by index, where they are not stored with the model. Class folders are
-            then matched by name.
+            then matched by name. Of one output the names of both classes, or of the second alone.
         data_dir: where a data set that is named lies.
         exif: of a path or name: turn images upright, by the orientation in their EXIF data. By
             default as the model was trained.
@@ -626,7 +627,7 @@ def convert(
             on which the file is verified; 100 are enough. Without any that is done on images of
             noise, which `.notes` says.
         config: type of the input and output, batch, image size of a model that leaves it open,
-            softmax at the end, and target.
+            softmax or sigmoid at the end, and target.
         calibration: images for the ranges of `int16x8` and `edge_static`; by default `images`.
         preprocessing: of a float model; see `quantize`.
         labels: class names by index, where they are not known yet.

@@ -63,6 +63,12 @@ class Metrics:
         """The mean over the labels; `None` without any."""
         return mean_of(figures.f1 for figures in self.labels)
 
+    @property
+    def selection(self) -> float:
+        """What the best epoch is chosen by: top-1, or 100 times the AUC of several labels."""
+        auc = self.auc if len(self.labels) > 1 else None
+        return self.top1 if auc is None else 100 * auc
+
     def to_json(self) -> dict[str, float]:
         """The figures of all labels together; AUC and F1 of a sigmoid alone."""
         names = ("top1", "top5", "loss", "images", "auc", "f1")
@@ -347,6 +353,35 @@ def match_classes(
         f"the {classes} classes that {dataset} has{hint}",
         "choose the data set it was trained on",
     )
+
+
+def match_labels(
+    outputs: int, model: Sequence[str], data: Sequence[str], activation: str | None
+) -> ClassMapping:
+    """Finds the output for each label of data with any number of labels an image.
+
+    Labels are matched by name where model and data have the same, else by index.
+
+    Args:
+        outputs: how many outputs the model has.
+        model: names of its classes; empty if unknown.
+        data: names of the labels.
+        activation: of the model, `None` if it is not known.
+
+    Raises:
+        UsageError: they differ in number, or the model has one class an image.
+    """
+    expected = f"a model with {len(data)} outputs of a sigmoid, the labels of the data"
+    if outputs != len(data):
+        raise UsageError("model", f"{outputs} outputs", expected)
+    if activation == SOFTMAX and outputs > 1:
+        raise UsageError("model", "outputs of a softmax", expected)
+    own = tuple(model[-outputs:])
+    if set(own) == set(data) and len(set(own)) == outputs:
+        return ClassMapping(tuple(own.index(label) for label in data), outputs)
+    differ = bool(own) and not _numbered(own) and not _numbered(data)
+    note = "label names of the model and of the data differ: labels are matched by index"
+    return ClassMapping(tuple(range(outputs)), outputs, note=note if differ else "")
 
 
 def _without_background(outputs: int, classes: int, hint: str = "") -> ClassMapping:

@@ -23,6 +23,7 @@ _GROUP_OF = {
     "image_size": 1,
     "channels": 1,
     "train": 2,
+    "activation": 2,
     "seed": 2,
 }
 _GROUP_OF |= {"prune": 3, "quantize": 3, "pruning": 3, "quantization": 3, "distillation": 3}
@@ -32,7 +33,7 @@ _MAIN = frozenset(
         *("width_multiplier", "num_classes", "dropout_rate", "init_checkpoint"),
         *("dataset_name", "data_dir", "image_size", "channels"),
         *("epochs", "batch_size", "optimizer_name", "learning_scheduler_name", "lr"),
-        *("label_smoothing", "ma_decay_rate", "seed"),
+        *("label_smoothing", "activation", "ma_decay_rate", "seed"),
         *("pruning", "prune_epochs", "final_sparsity", "quantization", "quantize_epochs"),
         *("keep_best", "distill"),
         *("stages", "distribution_strategy", "mixed_precision"),

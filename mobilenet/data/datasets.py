@@ -61,7 +61,7 @@ class DigitSplit(_Indexed):
 
 @dataclasses.dataclass(frozen=True)
 class FileSplit(_Indexed):
-    """Image files with a class index each."""
+    """Image files with a class index each, or a 0 or 1 for each label."""
 
     paths: tuple[str, ...]
 
@@ -95,7 +95,8 @@ def describe(dataset: DatasetConfig | str) -> DatasetInfo:
                 skipped[split] = sizes[split] - _files(config, listed.splits[split], split).size
                 sizes[split] -= skipped[split]
         trained = listed.splits.get("train")
-        with_images = {label for _, label in trained or ()}
+        has_vectors = isinstance(listed, image_csv.ImageList) and listed.multi_label
+        with_images = _with_images(trained or (), has_vectors)
         return DatasetInfo(
             len(listed.labels),
             listed.labels,
@@ -105,8 +106,17 @@ def describe(dataset: DatasetConfig | str) -> DatasetInfo:
             listed.notes,
             listed.assumed,
             tuple(n for i, n in enumerate(listed.labels) if trained and i not in with_images),
+            has_vectors,
         )
     return tfrecord.describe(config) if config.name == "tfrecord" else tfds.describe(config)
+
+
+def _with_images(items: Sequence[image_csv.Item], has_vectors: bool) -> set[int]:
+    """The classes, or labels, that some image has."""
+    if has_vectors:
+        vectors = np.array([label for _, label in items])
+        return set(np.flatnonzero(vectors.any(axis=0)).tolist()) if len(vectors) else set()
+    return {label for _, label in items if isinstance(label, int)}
 
 
 def open_split(dataset: DatasetConfig | str, split: str) -> Split:
@@ -166,7 +176,7 @@ def explain(
     return tfrecord.explain(error, opened, config)
 
 
-def _corrupt(config: DatasetConfig, items: Sequence[image_folder.Item]) -> dict[str, ImageError]:
+def _corrupt(config: DatasetConfig, items: Sequence[image_csv.Item]) -> dict[str, ImageError]:
     """The images that cannot be decoded: the fault by path."""
     return corrupt_images.corrupt_files([str(path) for path, _ in items], config.max_pixels)
 
@@ -186,7 +196,7 @@ def _listed(config: DatasetConfig) -> image_folder.ClassFolders | image_csv.Imag
     return image_folder.list_images(config.data_dir)
 
 
-def _files(config: DatasetConfig, items: Sequence[image_folder.Item], split: str) -> FileSplit:
+def _files(config: DatasetConfig, items: Sequence[image_csv.Item], split: str) -> FileSplit:
     if config.skip_corrupt or len(items) <= _CHECKED:
         corrupt = _corrupt(config, items)
         error = _corrupt_error(corrupt)

@@ -25,6 +25,8 @@ class DatasetInfo:
         notes: what else is left out of the data, or may not be meant, a line each.
         assumed: by split, what stands in for images that the data do not have, in a line.
         empty: names of the classes without a training image, where that is known.
+        multi_label: an image may have any number of labels; batches have `[batch, labels]` of 0
+            and 1, and `num_classes` is the number of labels.
     """
 
     num_classes: int
@@ -35,6 +37,7 @@ class DatasetInfo:
     notes: tuple[str, ...] = ()
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     empty: tuple[str, ...] = ()
+    multi_label: bool = False
 
 
 class Split(Protocol):

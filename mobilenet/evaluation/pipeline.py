@@ -310,8 +310,13 @@ def _with_tensorflow(
     preprocessing = _data_preprocessing(case, data, options.preprocessing)
     with explain_errors(data, options.split):
         info = datasets.describe(data)
-        counts = _outputs(model), info.num_classes
-        matching = metrics.match_classes(counts[0], names, counts[1], info.labels, data.name)
+        outputs = _outputs(model)
+        if info.multi_label:
+            own = model.card.activation
+            matching = metrics.match_labels(outputs, names, info.labels, own)
+        else:
+            classes = info.num_classes
+            matching = metrics.match_classes(outputs, names, classes, info.labels, data.name)
         for line in (*info.notes, info.assumed.get(options.split, ""), matching.note):
             if line:
                 note(line)

@@ -47,9 +47,12 @@ def score(
         UsageError: a label is not below the number of classes.
     """
     scores, labels = outputs(infer, dataset)
-    return (matching or metrics.identity_mapping(scores.shape[1])).score(
-        scores, labels, probabilities, activation
-    )
+    if matching is None:
+        is_binary = scores.shape[1] == 1 and labels.ndim == 1
+        matching = (
+            metrics.binary_mapping() if is_binary else metrics.identity_mapping(scores.shape[1])
+        )
+    return matching.score(scores, labels, probabilities, activation)
 
 
 def score_flatbuffer(

@@ -15,7 +15,7 @@ from mobilenet.configs.card import activation_of
 from mobilenet.configs.dataset import MAX_PIXELS
 from mobilenet.data.sources import digits, image_csv, image_folder
 from mobilenet.errors import UsageError, one_of
-from mobilenet.metrics import ClassMapping, Metrics, match_classes
+from mobilenet.metrics import ClassMapping, Metrics, match_classes, match_labels
 from mobilenet.runtime.classifier import Classifier
 from mobilenet.typing import Float32Array
 
@@ -84,14 +84,14 @@ def evaluate(
 
 
 Load = Callable[[Any], Float32Array]
-Items = list[tuple[Any, int]]
+Items = list[tuple[Any, Any]]
 Work = tuple[Load, Items, ClassMapping, tuple[str, ...]]
 
 
 def _outputs(
     classifier: Classifier, load: Load, items: Items, on_corrupt: OnCorrupt | None
-) -> tuple[list[Float32Array], list[int]]:
-    """Outputs and class indices of the images that can be decoded."""
+) -> tuple[list[Float32Array], list[Any]]:
+    """Outputs, and class indices or labels, of the images that can be decoded."""
 
     def guarded(source: Any) -> Float32Array | None:
         try:
@@ -145,7 +145,11 @@ def _files(
         raise UsageError(
             "split", split, f"one of {', '.join(listing.splits)}, which {data_dir} has"
         )
-    matching = _match(classifier, listing.labels, dataset_name)
+    if isinstance(listing, image_csv.ImageList) and listing.multi_label:
+        own, known = classifier.card.activation, names(classifier)
+        matching = match_labels(classifier.output_count, known, listing.labels, own)
+    else:
+        matching = _match(classifier, listing.labels, dataset_name)
     load = functools.partial(classifier.pixels, max_pixels=max_pixels, exif=exif)
     notes = (*listing.notes, listing.assumed.get(split, ""))
     return load, list(listing.splits[split]), matching, notes

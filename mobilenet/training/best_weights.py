@@ -32,19 +32,20 @@ class BestWeights(tf.Module):
         self.loss = tf.Variable(0.0, dtype=tf.float64, trainable=False)
 
     def update_if_better(self, epoch: int, held_out: Metrics) -> None:
-        """Copies the model's weights if top-1 is higher than before, or equal at a lower loss.
+        """Copies the model's weights if top-1 (of several labels AUC) is higher than before, or
+        equal at a lower loss.
 
         Args:
             epoch: from 1.
             held_out: metrics of these weights on validation images.
         """
         before = (float(self.top1.numpy()), -float(self.loss.numpy()))
-        if self.epoch.numpy() and (held_out.top1, -held_out.loss) <= before:
+        if self.epoch.numpy() and (held_out.selection, -held_out.loss) <= before:
             return
         for copy, weight in zip(self.copies, self.weights, strict=True):
             copy.assign(tf.convert_to_tensor(weight))  # one value for all replicas
         self.epoch.assign(epoch)
-        self.top1.assign(held_out.top1)
+        self.top1.assign(held_out.selection)
         self.loss.assign(held_out.loss)
 
     def restore(self) -> int:

@@ -105,7 +105,8 @@ class Teachers:
     @functools.cached_property
     def _other(self) -> TeacherModel:
         path = str(self.config.distillation.model)
-        return load(path, self.info, self.config.input_shape, self.preprocessing)
+        info = dataclasses.replace(self.info, num_classes=self.config.model.num_classes or 0)
+        return load(path, info, self.config.input_shape, self.preprocessing)
 
 
 def load(
@@ -121,7 +122,7 @@ def load(
     Args:
         path: a model folder, `.keras` or `.h5` file, SavedModel or TF1 checkpoint; one of 1001
             outputs serves 1000 classes without its background.
-        info: the data of the run.
+        info: the data of the run, with as many classes as its models have outputs.
         shape: of the run's images, `(height, width, channels)`.
         preprocessing: of the run; that of a model without a card.
 

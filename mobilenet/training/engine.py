@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras
 
 from mobilenet.compression.method import Method
+from mobilenet.configs.card import SIGMOID, SOFTMAX
 from mobilenet.configs.run import TrainConfig
 from mobilenet.errors import UsageError
 from mobilenet.evaluation import scoring
@@ -38,10 +39,12 @@ class Job:
         steps_per_epoch: optimizer steps an epoch, on all replicas together.
         training: the endless batches from a given step on.
         validation: batches of every image once.
-        classes: number of classes.
+        classes: outputs of the model; 1 for two classes, or for one label.
         checkpoints: folder of the resume state.
         callbacks: Keras callbacks (progress, logs).
         teacher: whose outputs the model is trained towards, in addition to the labels.
+        activation: `softmax`, or `sigmoid` of each output.
+        multi_label: labels are `[batch, classes]` of 0 and 1, not class indices.
     """
 
     name: str
@@ -53,6 +56,8 @@ class Job:
     checkpoints: Path
     callbacks: tuple[Any, ...] = ()
     teacher: losses.Teacher | None = None
+    activation: str = SOFTMAX
+    multi_label: bool = False
 
     @property
     def steps(self) -> int:
@@ -113,8 +118,9 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
 
     Returns:
         One row an epoch: `epoch`, `loss`, `top1` (training), `val_loss`, `val_top1`, `lr`,
-        `seconds`; top-1 in percent. With `keep_best`, `kept` is 1 in the row of the epoch that
-        the model ends with and 0 in the others.
+        `seconds`; top-1 in percent, of several labels the labels decided right. `val_auc` and
+        `val_f1` of a sigmoid of several labels or one output. With `keep_best`, `kept` is 1 in the
+        row of the epoch that the model ends with and 0 in the others.
 
     Raises:
         UsageError: the loss is no longer a number, or the resume state is not of this model.
@@ -123,9 +129,10 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
     optimizer = create_optimizer(job.config, rate)
     average = Average(model, job.config.ma_decay_rate)
     best = BestWeights(model) if job.config.keep_best else None
-    loss = losses.cross_entropy(job.classes, job.config.label_smoothing)
+    of_labels = losses.binary_cross_entropy if job.activation == SIGMOID else losses.cross_entropy
+    loss = of_labels(job.classes, job.config.label_smoothing)
     if job.teacher is not None:
-        loss = losses.distillation_loss(loss, job.teacher)
+        loss = losses.distillation_loss(loss, job.teacher, job.activation)
 
     def after_update(step: tf.Tensor) -> None:
         if method is not None:
@@ -136,7 +143,7 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
     learner.compile(
         optimizer=optimizer,
         loss=loss,
-        metrics=[tf_keras.metrics.SparseCategoricalAccuracy(name="top1")],
+        metrics=[_accuracy(job)],
     )
     learner.optimizer.build(model.trainable_variables)
     objects = {"model": model, "optimizer": learner.optimizer, "average": average}
@@ -160,6 +167,13 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
         )
     average.assign()
     return epochs.rows if best is None else _restore_best(best, job, epochs.rows)
+
+
+def _accuracy(job: Job) -> Any:
+    """The share of images, or of labels, that the logits decide right."""
+    if job.multi_label or job.classes == 1:
+        return tf_keras.metrics.BinaryAccuracy(name="top1", threshold=0.0)
+    return tf_keras.metrics.SparseCategoricalAccuracy(name="top1")
 
 
 def _restore_best(best: BestWeights, job: Job, rows: list[Row]) -> list[Row]:
@@ -231,7 +245,9 @@ class _EpochCallback(tf_keras.callbacks.Callback):
         self._check_finite("loss", logs.get("loss", 0.0), epoch)
         seconds = float(tf.timestamp().numpy() - self.started)
         with self.average.swapped():
-            held_out = scoring.score(self.infer, self.job.validation)
+            held_out = scoring.score(
+                self.infer, self.job.validation, activation=self.job.activation
+            )
             self._check_finite("validation loss", held_out.loss, epoch)
             if self.best is not None and self._target_reached(epoch + 1):
                 self.best.update_if_better(epoch + 1, held_out)
@@ -244,6 +260,8 @@ class _EpochCallback(tf_keras.callbacks.Callback):
             "lr": float(self.rate(epoch * self.job.steps_per_epoch)),
             "seconds": round(seconds, 2),
         }
+        figures = {"val_auc": held_out.auc, "val_f1": held_out.f1}
+        row |= {name: round(value, 5) for name, value in figures.items() if value is not None}
         self.rows.append(row)
         logs.update(row)
         self.checkpoints.save(epoch + 1, self.rows)

@@ -21,7 +21,7 @@ from mobilenet.compression import method as methods
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
-from mobilenet.configs.card import Card
+from mobilenet.configs.card import SOFTMAX, Card, checked_labels
 from mobilenet.configs.run import STAGES, Part, RunConfig, TrainConfig
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError
@@ -99,6 +99,7 @@ class Pipeline:
         self.strategy = strategy.create_strategy(self.config.distribution_strategy)
         self.data = RunData(self.config, self.preprocessing)
         self._learned_ranges: Mapping[str, tuple[float, float]] = {}  # by fake quantization in TF1
+        self.activation = self.config.activation or SOFTMAX
         self._teachers = distillation.Teachers(self.config, info)
         self._origin: str | None = None  # of the trained weights that a stage starts from
 
@@ -116,9 +117,7 @@ class Pipeline:
             self.run.record(dataclasses.replace(report, minutes=minutes))
             self.run.write_metrics()
             Checkpoints(self.run.checkpoints(part)).clear()
-            log.info(
-                "%s: top-1 %0.2f %% on the test images, %0.1f minutes", part, report.top1, minutes
-            )
+            log.info("%s: %s on the test images, %0.1f minutes", part, report.accuracy, minutes)
         return self.run.reports
 
     def source(self, part: Part) -> Path | None:
@@ -355,21 +354,25 @@ class Pipeline:
             steps,
             training,
             self.data.dataset("validation"),
-            self.info.num_classes,
+            self.config.model.num_classes or 0,
             self.run.checkpoints(part),
             callbacks,
+            activation=self.activation,
+            multi_label=self.info.multi_label,
         )
 
     def _score(self, model: Any) -> metrics.Metrics:
         with arrays.explain_errors(self.config.dataset, "test"):
-            return scoring.score(inference.compile_model(model), self.data.dataset("test"))
+            infer, batches = inference.compile_model(model), self.data.dataset("test")
+            return scoring.score(infer, batches, activation=self.activation)
 
     def _card(self, part: Part, trained: _StageResult) -> Card:
         return Card(
             architecture=self.config.model.to_json(),
             input_shape=self.config.input_shape,
             preprocessing=self.preprocessing,
-            labels=self.info.labels,
+            labels=checked_labels(self.info.labels, self.config.model.num_classes or 0),
+            activation=self.activation,
             label_offset=self.config.dataset.label_offset,
             outputs="logits",
             dataset=self.config.dataset.name,
@@ -408,8 +411,6 @@ def _file_size(content: bytes) -> dict[str, Any]:
 
 
 def _scores(held_out: metrics.Metrics) -> dict[str, Any]:
-    return {
-        "top1": round(held_out.top1, 4),
-        "top5": round(held_out.top5, 4),
-        "loss": round(held_out.loss, 6),
-    }
+    digits = {"top1": 4, "top5": 4, "loss": 6, "auc": 6, "f1": 6}
+    figures = {name: value for name, value in held_out.to_json().items() if name in digits}
+    return {name: round(value, digits[name]) for name, value in figures.items()}

@@ -12,7 +12,7 @@ import tf_keras
 import tqdm
 
 log = logging.getLogger("mobilenet")
-_PLOTTED = ("loss", "top1", "val_loss", "val_top1", "lr")
+_PLOTTED = ("loss", "top1", "val_loss", "val_top1", "val_auc", "val_f1", "lr")
 
 
 class Progress(tf_keras.callbacks.Callback):
@@ -51,10 +51,12 @@ class Progress(tf_keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         assert logs is not None
+        name = "accuracy" if "val_f1" in logs else "top-1"
+        auc = f"  AUC {logs['val_auc']:.4f}" if "val_auc" in logs else ""
         line = (
             f"{self.stage:<8} epoch {epoch + 1:>3}/{self.epochs}"
-            f"  loss {logs['loss']:.4f}  top-1 {logs['top1']:5.1f} %"
-            f"  validation {logs['val_top1']:6.2f} %  {logs['seconds']:.1f} s"
+            f"  loss {logs['loss']:.4f}  {name} {logs['top1']:5.1f} %"
+            f"  validation {logs['val_top1']:6.2f} %{auc}  {logs['seconds']:.1f} s"
         )
         if self.bar is not None:
             self.bar.clear()
@@ -82,7 +84,7 @@ class Board(tf_keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         assert logs is not None
         with self.writer.as_default(step=epoch + 1):
-            for name in _PLOTTED:
+            for name in (name for name in _PLOTTED if name in logs):
                 tf.summary.scalar(name, logs[name])
         self.writer.flush()
 

@@ -13,7 +13,7 @@ from mobilenet.configs.archs import (
     NEW_BATCH_NORM_DECAY,
     MobileNetConfig,
 )
-from mobilenet.configs.card import CARD, Card
+from mobilenet.configs.card import CARD, SIGMOID, SOFTMAX, Card
 from mobilenet.configs.distillation import AUTO, NONE, START, Distillation
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.configs.run import RunConfig
@@ -70,7 +70,8 @@ def resolve(
             f"{info.num_classes}, the classes of {config.dataset.name}",
             "leave it out",
         )
-    model = model.replace(num_classes=info.num_classes)
+    activation = _activation(config.activation, info)
+    model = model.replace(num_classes=_output_count(activation, info))
     steps = steps_per_epoch(info, config.train.batch_size)
     if _is_open(model, explicit):
         default = LOADED_BATCH_NORM_DECAY if config.init_checkpoint else NEW_BATCH_NORM_DECAY
@@ -79,7 +80,8 @@ def resolve(
         decay = recipes.batch_norm_decay(steps * config.train.epochs, longest)
         model = model.replace(batch_norm_decay=decay)
     distillation = _with_teacher(config.distillation, info)
-    return config.replace(model=model, distillation=distillation), info
+    resolved = config.replace(model=model, distillation=distillation, activation=activation)
+    return resolved, info
 
 
 def _check_classes(info: data.DatasetInfo) -> None:
@@ -108,7 +110,27 @@ def resolve_as(config: RunConfig, stored: RunConfig, explicit: Explicit) -> RunC
     distillation = config.distillation
     if distillation.teacher == AUTO:
         distillation = distillation.replace(teacher=stored.distillation.teacher)
-    return config.replace(model=model, distillation=distillation)
+    activation = stored.activation if config.activation is None else config.activation
+    return config.replace(model=model, distillation=distillation, activation=activation)
+
+
+def _activation(activation: str | None, info: data.DatasetInfo) -> str | None:
+    """The activation that the data need.
+
+    Raises:
+        UsageError: it is not the one that was asked for.
+    """
+    if not info.multi_label:
+        return activation
+    if activation == SOFTMAX:
+        expected = "sigmoid for data with several labels an image"
+        raise UsageError("activation", activation, expected, "leave it out")
+    return SIGMOID
+
+
+def _output_count(activation: str | None, info: data.DatasetInfo) -> int:
+    is_binary = activation == SIGMOID and info.num_classes == 2 and not info.multi_label
+    return 1 if is_binary else info.num_classes
 
 
 def _is_open(model: MobileNetConfig, explicit: Explicit) -> bool:

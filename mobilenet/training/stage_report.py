@@ -12,7 +12,7 @@ from mobilenet.configs.run import Part
 _LARGEST = 2**53  # larger values are damage: float64 is exact up to here
 _SCORES = ("top1", "top5")
 _FIGURES = (
-    *("loss", "params", "macs", "nonzero_weights"),
+    *("loss", "auc", "f1", "params", "macs", "nonzero_weights"),
     *("bytes", "gzip_bytes", "latency_ms", "minutes"),
 )
 MASK_CHANGES = "mask_changes"  # the key in the report of a method and in the file
@@ -28,6 +28,7 @@ class StageReport:
         part: which one.
         top1, top5: of the test images, in percent.
         loss: cross-entropy of the test images.
+        auc, f1: of a sigmoid, the means over its labels.
         params, macs, nonzero_weights: of the model; MACs of one image.
         bytes, gzip_bytes: of its flatbuffer.
         latency_ms: of one image on one thread, in milliseconds.
@@ -42,6 +43,8 @@ class StageReport:
     top1: float
     top5: float
     loss: float | None = None
+    auc: float | None = None
+    f1: float | None = None
     params: int | None = None
     macs: int | None = None
     nonzero_weights: int | None = None
@@ -52,6 +55,14 @@ class StageReport:
     history: tuple[Mapping[str, float], ...] = ()
     mask_changes: tuple[tuple[int, ...], ...] = ()
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> str:
+        """Top-1 in words; accuracy and AUC of a sigmoid."""
+        if self.f1 is None:
+            return f"top-1 {self.top1:.2f} %"
+        auc = "" if self.auc is None else f", AUC {self.auc:.4f}"
+        return f"accuracy {self.top1:.2f} %{auc}"
 
     def to_json(self) -> dict[str, Any]:
         """The entry of `report.json`; figures that are not known are left out."""
@@ -115,12 +126,15 @@ class RunReport:
     def table(self) -> tuple[list[str], list[list[str | None]]]:
         """Headers and rows; with columns of the changes of masks if there were some."""
         rows = [_cells(report) for report in self.stages]
+        headers = list(_HEADERS)
+        if any(report.f1 is not None for report in self.stages):
+            headers[1:3] = "accuracy %", "AUC"
         if not any(report.mask_changes for report in self.stages):
-            return list(_HEADERS), rows
+            return headers, rows
         for row, report in zip(rows, self.stages, strict=True):
             sums = [sum(column) for column in zip(*report.mask_changes, strict=True)]
             row += [f"{count:,}" for count in sums[1:]] or [None, None]
-        return [*_HEADERS, "removed", "regrown"], rows
+        return [*headers, "removed", "regrown"], rows
 
     def __str__(self) -> str:
         return text_tables.table(*self.table())
@@ -147,7 +161,7 @@ def _cells(report: StageReport) -> list[str | None]:
     return [
         report.part.name,
         f"{report.top1:.2f}",
-        f"{report.top5:.2f}",
+        f"{report.top5:.2f}" if report.f1 is None else _share(report.auc),
         *(None if count is None else f"{count:,}" for count in counts),
         None if report.latency_ms is None else text_tables.milliseconds(report.latency_ms),
     ]
@@ -155,7 +169,11 @@ def _cells(report: StageReport) -> list[str | None]:
 
 def finished_before(report: StageReport) -> str:
     """The line that a run prints for a stage which it need not run again."""
-    return f"{report.part}: finished before, top-1 {report.top1:.2f} %"
+    return f"{report.part}: finished before, {report.accuracy}"
+
+
+def _share(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
 
 
 def _mask_changes(value: Any) -> tuple[tuple[int, ...], ...]:

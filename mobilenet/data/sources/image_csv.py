@@ -1,4 +1,5 @@
-"""Images named in a CSV file with their labels: columns `file` and `label`, maybe `split`.
+"""Images named in a CSV file with their labels: columns `file` and `label`, maybe `split`; of
+several labels an image a column for each, or one column `labels`.
 
 Lists as spreadsheets on Windows write them are read too. Only names are read here, no image is
 opened; TensorFlow is not needed.
@@ -17,18 +18,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mobilenet.configs.base import MAX_CLASSES
+from mobilenet.data.sources import label_vectors
 from mobilenet.data.sources import splits as split_names
 from mobilenet.data.sources.unicode_forms import explain_forms, form_of
 from mobilenet.errors import UsageError, one_of, shorten
 
-COLUMNS = ("file", "label")
+_FILE, _LABEL, _SPLIT = "file", "label", "split"
+COLUMNS = (_FILE, _LABEL)
+_KNOWN = (*COLUMNS, label_vectors.COLUMN, _SPLIT)
 LAYOUT = "file,label or file,label,split"
 DELIMITERS = (",", ";", "\t")
 _DELIMITER_LINE = re.compile(r"sep=.", re.IGNORECASE)  # how Excel notes the delimiter
 _WHOLE = re.compile(r"[+]?([0-9]+)([.,]0*)?")  # spreadsheets write 3 as 3.0 or 3,0
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
-Item = tuple[Path, int]
+Item = tuple[Path, int | label_vectors.Vector]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +43,19 @@ class ImageList:
         labels: class names by index: the sorted names in the list, or the indices up to the largest
             one; the data may know of more.
         splits: file and class index of each image, in the list's order, for `train`, `validation`
-            and `test`. Where one set is held out, validation and test are both that set; `train` is
-            absent where no row says so.
+            and `test`; with `multi_label` a 0 or 1 for each label instead of the index. Where one
+            set is held out, validation and test are both that set; `train` is absent where no row
+            says so.
         notes: what may not be meant, a line each.
         assumed: by split, what stands in for images that the list does not have, in a line.
+        multi_label: an image may have any number of labels.
     """
 
     labels: tuple[str, ...]
     splits: Mapping[str, tuple[Item, ...]]
     notes: tuple[str, ...] = ()
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    multi_label: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -60,8 +67,12 @@ class ImageList:
 class _Row:
     line: int
     file: str
-    label: str
     split: str
+    cells: Mapping[str, str]
+
+    @property
+    def label(self) -> str:
+        return self.cells[_LABEL]
 
 
 def read_list(path: str | os.PathLike[str] | None, label_offset: int = 0) -> ImageList:
@@ -73,7 +84,9 @@ def read_list(path: str | os.PathLike[str] | None, label_offset: int = 0) -> Ima
     Args:
         path: a CSV file with a header. `file` is relative to the folder of the list, `label` a
             whole number in each row or a name in each row, `split` the name of a split
-            (`splits.NAMES`, in any case). Without `split` all images are held out.
+            (`splits.NAMES`, in any case). Without `split` all images are held out. Instead of
+            `label` there may be `labels`, any number of them divided by `|`, `;` or `,`; or a
+            column of 0 and 1 for each of at least two labels, which it names.
         label_offset: label in the list minus class index.
 
     Raises:
@@ -89,13 +102,16 @@ def read_list(path: str | os.PathLike[str] | None, label_offset: int = 0) -> Ima
     rows = list(_rows(path))
     if not rows:
         raise UsageError(str(path), None, "at least one image; it has no row below the header")
-    labels, indices = _classes(path, rows, label_offset)
+    labels, indices = _labels(path, rows, label_offset)
     files = _files(path, rows)
     own: dict[str, list[Item]] = {}
-    for row, file, index in zip(rows, files, indices, strict=True):
-        own.setdefault(row.split, []).append((file, index))
+    values: Sequence[int | label_vectors.Vector] = indices
+    for row, file, value in zip(rows, files, values, strict=True):
+        own.setdefault(row.split, []).append((file, value))
     notes = []
-    if min(indices) == 1 and "train" not in own and not label_offset:
+    multi_label = _LABEL not in rows[0].cells
+    starts_at_1 = not multi_label and min(indices) == 1
+    if starts_at_1 and "train" not in own and not label_offset:
         notes.append(
             f"{path}: no image has label 0; lists that start at 1 take a label_offset of 1"
         )
@@ -105,6 +121,7 @@ def read_list(path: str | os.PathLike[str] | None, label_offset: int = 0) -> Ima
         split_names.with_shared(listed),
         tuple(notes),
         split_names.assumptions(own, str(path)) if "train" in own else {},
+        multi_label,
     )
 
 
@@ -126,7 +143,7 @@ def _rows(path: Path) -> Iterator[_Row]:
             if len(cells) != len(header):
                 raise UsageError(what, f"{len(cells)} cells", f"{len(header)}, as its header")
             row = dict(zip(header, map(str.strip, cells), strict=True))
-            yield _Row(line, row["file"], row["label"], _split(what, row.get("split")))
+            yield _Row(line, row.pop(_FILE), _split(what, row.pop(_SPLIT, None)), row)
     except csv.Error:
         raise _no_list(path) from None
 
@@ -153,19 +170,37 @@ def _no_list(path: Path) -> UsageError:
 
 
 def _header(path: Path, line: str) -> tuple[list[str], str]:
-    """The columns in small letters, and what divides them."""
+    """The columns, known ones in small letters, and what divides them."""
     candidates = [
-        ([name.strip().lower() for name in next(csv.reader([line], delimiter=mark), [])], mark)
+        ([_column(name) for name in next(csv.reader([line], delimiter=mark), [])], mark)
         for mark in DELIMITERS
     ]
-    for header, mark in candidates:
-        if all(name in header for name in COLUMNS):
-            return header, mark
+    for required, least in ((COLUMNS, 1), ((_FILE, label_vectors.COLUMN), 1), ((_FILE,), 2)):
+        for header, mark in candidates:
+            others = [name for name in header if name not in (_FILE, _SPLIT)]
+            if len(others) >= least and all(name in header for name in required):
+                _check_labels(path, header)
+                return header, mark
     header = max((names for names, _ in candidates), key=len)
     lacking = [name for name in COLUMNS if name not in header]
     has = f"it has {shorten(header)}" if any(header) else "it is empty"
     expected = f"the columns {' and '.join(COLUMNS)} in its first line; {has}"
     raise UsageError(str(path), None, expected, f"add {shorten(lacking)}")
+
+
+def _column(name: str) -> str:
+    known = name.strip().lower()
+    return known if known in _KNOWN else name.strip()
+
+
+def _check_labels(path: Path, header: Sequence[str]) -> None:
+    """Refuses a list with a column for each label that has one without a name, or one twice."""
+    if {_LABEL, label_vectors.COLUMN}.intersection(header):
+        return
+    names = [name for name in header if name not in (_FILE, _SPLIT)]
+    wrong = next((name for name in names if not name or names.count(name) > 1), None)
+    if wrong is not None:
+        raise UsageError(f"{path}: column", wrong, "a name of its own for each label")
 
 
 def _split(what: str, text: str | None) -> str:
@@ -210,6 +245,23 @@ def _other_form(folder: Path, name: str) -> str:
         if other != name and _file(folder, other) is not None:
             return f" (its name is {form_of(name)}, that of the file {form})"
     return ""
+
+
+def _labels(
+    path: Path, rows: Sequence[_Row], offset: int
+) -> tuple[tuple[str, ...], list[int] | list[label_vectors.Vector]]:
+    """Names of classes or labels by index, and the class index or labels of each row."""
+    columns = rows[0].cells
+    if _LABEL in columns:
+        return _classes(path, rows, offset)
+    if label_vectors.COLUMN in columns:
+        cells = [(row.line, row.cells[label_vectors.COLUMN]) for row in rows]
+        return label_vectors.read_cells(str(path), cells, offset)
+    if offset:
+        raise UsageError("label_offset", offset, f"0, as {path} has a column for each label")
+    names = tuple(columns)
+    flags = [(row.line, [row.cells[name] for name in names]) for row in rows]
+    return names, label_vectors.read_columns(str(path), names, flags)
 
 
 def _classes(path: Path, rows: Sequence[_Row], offset: int) -> tuple[tuple[str, ...], list[int]]:

@@ -318,6 +318,9 @@ class ChannelPruner(Method):
 
         def loss(model: Any) -> Any:
             logits = tf.cast(model(images, training=False), tf.float32)
+            if labels.ndim == 2 or logits.shape[-1] == 1:  # of a sigmoid
+                targets = tf.reshape(tf.cast(labels, tf.float32), logits.shape)
+                return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(targets, logits))
             return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
 
         return importance.Evidence(importance.gradients(model, loss), self.context.seed)
