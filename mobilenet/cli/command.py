@@ -279,7 +279,8 @@ def typed_name(name: str) -> str:
 def _usage(spec: FlagSpec) -> str:
     short = f"-{spec.short}, " if spec.short else ""
     if spec.is_switch:
-        return f"{short}--[no]{spec.name}" if spec.path or spec.default else f"{short}--{spec.name}"
+        may_be_off = spec.path or spec.default is not False
+        return f"{short}--[no]{spec.name}" if may_be_off else f"{short}--{spec.name}"
     return f"{short}--{spec.name}=..."
 
 

@@ -386,3 +386,18 @@ def test_the_home_folder_is_expanded_where_it_is_typed(
     (tmp_path / "config.json").write_text(json.dumps(stored.to_json()))
     again = cli.run_config(trainer.COMMAND.parse(["--config_file=~/config.json"]))
     assert again == stored  # what a file holds stays as it is
+
+
+@pytest.mark.parametrize(
+    "name", ["trainer", "evaluator", "converter", "profiler", "packer", "predict"]
+)
+def test_every_command_that_reads_images_can_leave_their_orientation(name: str) -> None:
+    command = importlib.import_module(f"mobilenet.{name}").COMMAND
+    chosen = {"--exif": True, "--noexif": False, "--exif=no": False}
+    for word, expected in chosen.items():
+        parsed = command.parse([word])
+        values = {**parsed.settings, **parsed.options}
+        assert [values[path] for path in ("dataset.exif", "exif") if path in values] == [expected]
+    assert "--[no]exif" in command.help(full=True)
+    parsed = command.parse([])
+    assert not parsed.settings and parsed.options.get("exif") is None

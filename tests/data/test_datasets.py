@@ -36,6 +36,27 @@ def labels_of(config: DatasetConfig, split: str = "train") -> list[int]:
     return [int(n) for _, batch in data.load(config, split, **SMALL) for n in batch]
 
 
+def test_a_list_that_starts_at_1_has_a_class_without_images(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    rows = "".join(f"a.jpg,{label},train\n" for label in (1, 2, 3)) + "a.jpg,1,val\n"
+    (tmp_path / "list.csv").write_text("File;Label;Split\n" + rows.replace(",", ";"))
+    config = dataset_configs.get("image_list").replace(data_dir=str(tmp_path / "list.csv"))
+    info = data.describe(config)
+    assert (info.num_classes, info.empty) == (4, ("0",))
+    assert list(info.assumed) == ["test"]
+    info = data.describe(config.replace(label_offset=1))
+    assert (info.num_classes, info.empty) == (3, ())
+
+
+def test_records_in_place_of_others_are_announced(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_records(tmp_path, [1, 2], files=1, split=split)
+    assumed = data.describe(record_set(tmp_path)).assumed
+    assert assumed == {
+        "test": f"{tmp_path} has no test images: those of validation are used for both"
+    }
+
+
 def test_digits_are_described() -> None:
     info = data.describe("digits")
     assert info.sizes == {"train": 1257, "validation": 180, "test": 360}

@@ -8,6 +8,7 @@ import pytest
 
 from mobilenet import data
 from mobilenet.configs import recipes
+from mobilenet.errors import UsageError
 from mobilenet.training import resolve_config
 from mobilenet.training.resolve_config import Explicit
 
@@ -36,3 +37,34 @@ def test_the_momentum_fits_initial_weights_and_steps_unless_it_is_set(
     own = config.replace(model=config.model.replace(batch_norm_decay=0.97))
     kept = resolve_config.resolve(own, Explicit(batch_norm_decay=True))[0]
     assert kept.model.batch_norm_decay == 0.97
+
+
+@pytest.mark.parametrize(
+    ("classes", "empty", "message"),
+    [
+        (1, (), r"^data_dir: got 'one class \(0\)', expected at least 2 classes"),
+        (4, ("0",), r"no training image of 1 classes \(0\)'.*start at 1, `label_offset=1` makes"),
+        (4, ("2", "3"), r"no training image of 2 classes \(2, 3\)', expected images of every"),
+    ],
+)
+def test_classes_without_images_and_one_class_are_refused(
+    classes: int, empty: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = tuple(map(str, range(classes)))
+    info = data.DatasetInfo(classes, labels, {"train": 320}, ("train",), empty=empty)
+    monkeypatch.setattr(data, "describe", lambda dataset: info)
+    with pytest.raises(UsageError, match=message):
+        resolve_config.resolve(recipes.get("mobilenet_v1", "image_list"))
+
+
+def test_what_is_left_out_and_assumed_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared = {"validation": "no own images", "test": "no own images"}
+    info = data.DatasetInfo(
+        2, ("a", "b"), {"train": 320}, ("train",), notes=("3 files are left out",), assumed=shared
+    )
+    monkeypatch.setattr(data, "describe", lambda dataset: info)
+    with caplog.at_level("INFO", "mobilenet"):
+        resolve_config.resolve(recipes.get("mobilenet_v1", "image_folder"))
+    assert caplog.messages == ["3 files are left out", "no own images"]
