@@ -137,9 +137,9 @@ def painted(root: Path, classes: tuple[str, ...]) -> tuple[Path, np.ndarray, np.
     rng = np.random.default_rng(3)
     pixels = rng.integers(0, 256, (len(classes), 4, SIDE, SIDE, 3), np.uint8)
     for name, images in zip(classes, pixels, strict=True):
-        (root / "val" / name).mkdir(parents=True)
+        (root / "test" / name).mkdir(parents=True)
         for number, image in enumerate(images):
-            Image.fromarray(image).save(root / "val" / name / f"{number}.png")
+            Image.fromarray(image).save(root / "test" / name / f"{number}.png")
     return root, pixels.reshape(-1, SIDE, SIDE, 3), np.repeat(np.arange(len(classes)), 4)
 
 
@@ -175,7 +175,7 @@ def test_what_the_first_layers_say_decides_how_files_are_read(tmp_path: Path) ->
 
 def repainted(root: Path) -> np.ndarray:
     """Paints the images again, one color each, which no crop changes; their pixels."""
-    paths = sorted((root / "val").glob("*/*.png"))
+    paths = sorted((root / "test").glob("*/*.png"))
     rng = np.random.default_rng(6)
     pixels = np.tile(rng.integers(0, 256, (len(paths), 1, 1, 3), np.uint8), (1, SIDE, SIDE, 1))
     for path, image in zip(paths, pixels, strict=True):
@@ -201,7 +201,7 @@ def test_a_list_of_images(tmp_path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["file", "label"])
         for number, label in enumerate(labels):
-            writer.writerow([f"val/{'abcdef'[label]}/{number % 4}.png", label])
+            writer.writerow([f"test/{'abcdef'[label]}/{number % 4}.png", label])
     outputs = model.predict(pixels.astype(np.float32), verbose=0)
     found = api.evaluate(model, tmp_path / "list.csv", preprocessing=scaled(0.0, 1.0))
     assert_figures(found, figures(outputs, labels, False), len(labels))
