@@ -159,6 +159,15 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     )
 
 
+def test_one_file_and_one_folder_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, [f"{split}/{name}/1.jpg" for split in ("train", "val") for name in "ab"])
+    touch(tmp_path, ["train/a/2.tif", "test/1.jpg"])
+    assert image_folder.list_images(tmp_path).notes == (
+        f"{tmp_path}: 1 file is left out (1 .tif), first train/a/2.tif",
+        f"{tmp_path}: 1 folder is left out: test with 1 images",
+    )
+
+
 def test_classes_may_have_the_name_of_a_split(tmp_path: Path) -> None:
     touch(tmp_path, [f"{name}/{n}.jpg" for name in ("bus", "test", "train") for n in range(5)])
     images = image_folder.list_images(tmp_path)

@@ -64,7 +64,8 @@ class _LeftOut:
         kinds = collections.Counter(path.suffix.lower() or "no extension" for path in self.files)
         counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         first = self.files[0].relative_to(self.root).as_posix()
-        return f"{self.root}: {len(self.files)} files are left out ({counted}), first {first}"
+        verb = "files are" if len(self.files) > 1 else "file is"
+        return f"{self.root}: {len(self.files)} {verb} left out ({counted}), first {first}"
 
     def _of_folders(self) -> str:
         if not self.folders:
@@ -73,7 +74,8 @@ class _LeftOut:
             f"{folder.relative_to(self.root).as_posix()} with {_count_images(folder)} images"
             for folder in self.folders
         )
-        return f"{self.root}: {len(self.folders)} folders are left out: {named}"
+        verb = "folders are" if len(self.folders) > 1 else "folder is"
+        return f"{self.root}: {len(self.folders)} {verb} left out: {named}"
 
 
 def list_images(root: str | os.PathLike[str] | None) -> ClassFolders:
