@@ -112,10 +112,7 @@ def readme(card: Card, verification: Verification) -> str:
         ),
         ("bytes", f"{verification.bytes:,} ({verification.gzip_bytes:,} under gzip)"),
         ("delegate partitions", str(verification.partitions)),
-        (
-            f"same {card.decided} as the Keras model",
-            f"{verification.agreement:.2%} of {verification.images} images",
-        ),
+        (f"same {card.decided} as the Keras model", verification.same_decision),
         *_operator_rows(verification),
         *((f"held-out {key}", f"{value:.2f}") for key, value in sorted(card.metrics.items())),
         ("operators", operators),

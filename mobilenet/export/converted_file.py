@@ -87,10 +87,7 @@ class ConvertedFile:
             *((("layers in float", shorten(floats)),) if floats else ()),
             ("float tensors inside", verified.float_tensors),
             ("delegate partitions", verified.partitions),
-            (
-                f"same {self.card.decided} as the model",
-                f"{verified.agreement:.2%} of {verified.images} images",
-            ),
+            (f"same {self.card.decided} as the model", verified.same_decision),
             ("output difference", verified.output_difference),
             ("channels repaired", sum(repair.channels for repair in self.repairs)),
         ]

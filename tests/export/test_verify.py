@@ -240,3 +240,31 @@ def test_float_file_of_every_model_is_one_partition(
     assert actual.operators.get("HARD_SWISH", 0) == swish
     outputs = invoke(data, batch)
     np.testing.assert_allclose(outputs, model(batch), atol=1e-3 * np.abs(outputs).max())
+
+
+@pytest.mark.parametrize(
+    ("classes", "text"),
+    [
+        ([0] * 100, "the model decides alike on 100 of 100 images"),
+        ([0] * 96 + [1] * 4, "the model decides alike on 96 of 100 images"),
+        ([0] * 95 + [1] * 5, ""),
+        ([0] * 9, ""),  # so few may be of one class
+        ([1] * 10, "the model decides alike on 10 of 10 images"),
+    ],
+)
+def test_one_class_for_nearly_all_images_says_nothing(classes: list[int], text: str) -> None:
+    noise = np.random.default_rng(0).uniform(0, 0.1, (len(classes), 2))
+    assert verify.find_degenerate(np.eye(2)[classes] + noise, np.array(classes)) == text
+
+
+def test_constant_outputs_say_nothing() -> None:
+    logits = np.tile([[0.3, 0.1, 0.2]], (12, 1))
+    text = "the model has the same outputs for all 12 images"
+    several = np.arange(12) % 3
+    assert verify.find_degenerate(logits, several) == text
+    assert verify.find_degenerate(logits + 1e-6 * several[:, None], several) == text
+    assert verify.find_degenerate(logits + 0.1 * several[:, None], several) == ""
+    labels = np.tile([[True, False], [False, True]], (6, 1))  # of a sigmoid
+    assert verify.find_degenerate(logits + 0.1 * several[:, None], labels) == ""
+    text = "the model decides alike on 12 of 12 images"
+    assert verify.find_degenerate(logits + 0.1 * several[:, None], labels[::2].repeat(2, 0)) == text

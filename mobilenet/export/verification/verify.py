@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mobilenet.configs.card import SIGMOID, SOFTMAX, TensorType
 from mobilenet.configs.conversion import VerificationLimits
@@ -39,6 +40,9 @@ __all__ = ["Verification", "gzip_size", "run", "structure_faults", "verify"]
 CLEAR_STEPS = 2.0  # a Keras margin of more output steps than this is no tie
 # Single-step flips grow with depth: on pure noise MobileNetV2 agrees on 0.976 of the clear images.
 EXPECTED = VerificationLimits(min_clear_agreement=0.97)
+DEGENERATE_SHARE = 0.95  # of the images; less is expected of a file that agrees (`EXPECTED`)
+DEGENERATE_IMAGES = 10  # fewer may well be of one class
+_CONSTANT = 1e-4  # of the largest output; rounding in float32 is a thousandth of it
 OPERATOR_IMAGES = 8  # an operator rounds hundreds of codes of each
 
 
@@ -62,6 +66,8 @@ class Verification:
         mean_steps, max_steps: difference of the outputs in steps of theirs (0.001 for a float
             file).
         signal_to_noise: of the outputs, in dB; `None` where the model's outputs are all 0.
+        degenerate: why the agreement means nothing: the model decides alike on nearly all images,
+            or has constant outputs; empty where it means something.
         bytes: size of the file.
         gzip_bytes: its size under gzip, level 9.
         faults: what is wrong, one line each; empty for a good file.
@@ -85,6 +91,7 @@ class Verification:
     mean_steps: float
     max_steps: float
     signal_to_noise: float | None
+    degenerate: str
     bytes: int
     gzip_bytes: int
     faults: tuple[str, ...] = ()
@@ -107,6 +114,13 @@ class Verification:
     def ok(self) -> bool:
         """No fault was found."""
         return not self.faults
+
+    @property
+    def same_decision(self) -> str:
+        """The agreement in words, or why there is none."""
+        if self.degenerate:
+            return f"not comparable: {self.degenerate}"
+        return f"{self.agreement:.2%} of {self.images} images"
 
     @property
     def output_difference(self) -> str:
@@ -288,7 +302,31 @@ def _compare(
         "mean_steps": float(steps.mean()),
         "max_steps": float(steps.max()),
         "signal_to_noise": signal_to_noise(reference, logits),
+        "degenerate": find_degenerate(reference, expected),
     }
+
+
+def find_degenerate(reference: FloatArray, decided: npt.NDArray[Any]) -> str:
+    """Why the agreement with these outputs means nothing, in words; empty where it means something.
+
+    Where the model decides alike on more than `DEGENERATE_SHARE` of the images, a file that ignores
+    its input agrees on as many. Images of one class alone are a sound reason, images that the model
+    takes in another form the usual one. Of fewer than `DEGENERATE_IMAGES` nothing is said.
+
+    Args:
+        reference: outputs of the model, `[images, outputs]`.
+        decided: its class or labels for each image, `[images, ...]`.
+    """
+    count = len(reference)
+    if count < DEGENERATE_IMAGES or not np.isfinite(reference).all():
+        return ""
+    if np.ptp(reference, axis=0).max() <= _CONSTANT * np.abs(reference).max():
+        return f"the model has the same outputs for all {count} images"
+    _, counts = np.unique(decided.reshape(count, -1), axis=0, return_counts=True)
+    most = int(counts.max())
+    if most <= DEGENERATE_SHARE * count:
+        return ""
+    return f"the model decides alike on {most} of {count} images"
 
 
 def _limit_faults(compared: dict[str, Any], limits: VerificationLimits) -> list[str]:
