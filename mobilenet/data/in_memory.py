@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,12 @@ from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.typing import Array, Float32Array
 
+log = logging.getLogger("mobilenet")
 _TOLERANCE = 0.02  # of the range that pixels 0..255 become
+_LEAST_OF_PIXELS = 20.0  # a wider range is that of pixels, less their mean or not
+_MOST_NORMALIZED = 5.0  # of values that were divided by a standard deviation
+_USUAL_RANGES = ((0.0, 1.0), (-1.0, 1.0))
+_LEAST_IMAGES = 8  # so many photos use the whole range
 _INFINITE = -1  # `cardinality()` of a tf.data.Dataset without an end
 _EXPECTED = "images [n, height, width, channels], (images, labels), or batches of either"
 
@@ -116,7 +122,7 @@ def check_finite(images: Array, parameter: str = "images") -> None:
 
 
 def check_range(images: Array, preprocessing: Preprocessing, parameter: str = "images") -> None:
-    """Refuses images whose values cannot be a model's inputs.
+    """Refuses images whose values cannot be a model's inputs; warns of a range that seems another.
 
     Args:
         images: finite, `[n, height, width, channels]`, preprocessed; at least one.
@@ -129,13 +135,31 @@ def check_range(images: Array, preprocessing: Preprocessing, parameter: str = "i
     low, high = preprocessing.input_range
     tolerance = _TOLERANCE * (high - low)
     least, most = float(images.min()), float(images.max())
-    if least < low - tolerance or most > high + tolerance:
+    is_outside = least < low - tolerance or most > high + tolerance
+    if is_outside or (high - low >= _LEAST_OF_PIXELS and _is_scaled(images, least, most)):
         raise UsageError(
             parameter,
             f"values from {least:.3g} to {most:.3g}",
             f"values from {low:.3g} to {high:.3g}, as this model takes pixels 0 to 255",
             f"preprocess them as the model takes them ({preprocessing.name})",
         )
+    for other in _USUAL_RANGES:
+        if len(images) < _LEAST_IMAGES or np.allclose(other, (low, high), atol=_TOLERANCE):
+            continue
+        if np.allclose(other, (least, most), atol=_TOLERANCE):
+            log.warning(
+                "the %s have values from %.3g to %.3g, while the inputs of the model are pixels "
+                "scaled to [%.3g, %.3g] (%s): were they scaled to another range?",
+                *(parameter, least, most, low, high, preprocessing.name),
+            )
+
+
+def _is_scaled(images: Array, least: float, most: float) -> bool:
+    """Whether values are those of pixels that were scaled to [0, 1] or around 0."""
+    if least < 0:
+        return max(-least, most) <= _MOST_NORMALIZED
+    # Black photos have values up to 1 too, but whole ones.
+    return most <= 1 + _TOLERANCE and bool((images != np.round(images)).any())
 
 
 def _read(data: Any, limit: int | None, parameter: str) -> Iterator[Batch]:
