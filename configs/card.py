@@ -12,13 +12,14 @@ from mobilenet.errors import UsageError
 
 from .archs import MobileNetConfig
 from .base import MAX_SIDE, Config, check_number, checked
-from .dataset import DatasetConfig, Preprocessing
+from .dataset import Preprocessing
 
 CARD = "card.json"  # its name in the folder of a model or file
 FORMAT = 1
 OUTPUTS = ("logits", "probabilities", "features")
 SOFTMAX, SIGMOID = "softmax", "sigmoid"
 ACTIVATIONS = (SOFTMAX, SIGMOID)
+SCALING, CROP = "scaling", "crop"  # what may be assumed of a preprocessing
 _IO_TYPES = ("float32", "float16", "int8", "uint8", "int16")
 
 
@@ -98,6 +99,8 @@ class Card(Config):
         preprocessing: how an image becomes the input. For an int8 file the mean is a whole number,
             such as 128 for inputs in [-1, 1], so that the quantized value of a pixel is exactly
             the pixel minus 128.
+        assumed: what of it is neither stored with the model, nor read from its first layers, nor
+            given: `scaling` (mean and deviation), `crop`.
         labels: class names by index.
         label_offset: label in the data minus class index (see `DatasetConfig`).
         outputs: `logits`, `probabilities` or `features`.
@@ -119,6 +122,7 @@ class Card(Config):
     architecture: dict[str, Any] = dataclasses.field(default_factory=dict)
     input_shape: tuple[int, int, int] = (224, 224, 3)
     preprocessing: Preprocessing = Preprocessing()
+    assumed: tuple[str, ...] = checked((), choices=(SCALING, CROP))
     labels: tuple[str, ...] = ()
     label_offset: int = checked(0, least=0, integer=True)
     outputs: str = checked("logits", choices=OUTPUTS)
@@ -155,8 +159,7 @@ class Card(Config):
     @property
     def is_derived(self) -> bool:
         """Whether the card was not stored with a model, but holds what can be seen in it."""
-        is_stored = self.architecture or self.labels or self.dataset or self.stage
-        return not is_stored and self.preprocessing == Preprocessing()
+        return not (self.architecture or self.labels or self.dataset or self.stage)
 
     @property
     def decided(self) -> str:
@@ -174,13 +177,6 @@ class Card(Config):
             return MobileNetConfig.from_json(self.architecture) if self.architecture else None
         except UsageError:
             return None
-
-
-def preprocessing_of(card: Card, data: DatasetConfig) -> Preprocessing:
-    """The preprocessing on a model's card, or that of the data set if the model has no card."""
-    if card.is_derived:
-        return data.model_preprocessing
-    return data.with_exif(card.preprocessing)
 
 
 def activation_of(activation: str | None, outputs: int) -> str:

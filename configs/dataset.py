@@ -18,6 +18,8 @@ from mobilenet.errors import UsageError, one_of
 from .base import MAX_CLASSES, Config, checked, flag
 
 CROPS = ("central", "square", "none")
+CUSTOM = "custom"  # the name of a preprocessing that was given by its numbers
+FROM_METADATA = "metadata"  # that of one in the metadata of a file, which is in no list
 MAX_PIXELS = 200_000_000  # the largest phone sensors take 16,320 x 12,240 pixels
 _DECODED_PIXELS = 2**28 - 1  # the most that TensorFlow decodes of a BMP, the least of all formats
 
@@ -58,6 +60,13 @@ class Preprocessing(Config):
         pairs = list(zip(means, stds, strict=True))
         return min(-mean / std for mean, std in pairs), max((255 - m) / std for m, std in pairs)
 
+    @property
+    def part(self) -> str:
+        """The part of an image that the crop keeps, in words."""
+        if self.crop == "central":
+            return f"the central {100 * self.crop_fraction:g} % of each side"
+        return "the whole image" if self.crop == "none" else "the central square"
+
 
 PREPROCESSING = MappingProxyType(
     {
@@ -71,6 +80,7 @@ PREPROCESSING = MappingProxyType(
                 std=(58.395, 57.12, 57.375),
                 crop="square",
             ),
+            Preprocessing("unit", mean=(0.0,), std=(255.0,)),
             Preprocessing("raw", mean=(0.0,), std=(1.0,)),
         )
     }
@@ -83,25 +93,29 @@ def choose_preprocessing(
     """A preprocessing as callers give it.
 
     Args:
-        choice: a name of `PREPROCESSING`; a `Preprocessing`; or `(mean, std)` of pixels from 0 to
-            255, each a number or one for each channel.
+        choice: a name of `PREPROCESSING`; a `Preprocessing`; `(mean, std)` of pixels from 0 to 255,
+            each a number or one for each channel; or their numbers as text, `"127.5,127.5"` or the
+            means of all channels before one or all of their deviations.
         channels: of the model; `None` leaves the numbers unchecked.
 
     Raises:
-        UsageError: names `preprocessing`: it is none of these, or not for these channels.
+        UsageError: names `preprocessing`: it is none of these, not for these channels, or for
+            pixels from 0 to 1.
     """
-    if isinstance(choice, str):
-        chosen = PREPROCESSING[one_of("preprocessing", choice, PREPROCESSING)]
-    elif isinstance(choice, Preprocessing):
+    if isinstance(choice, Preprocessing):
         chosen = choice
+    elif isinstance(choice, str) and not any(map(str.isdigit, choice)):
+        chosen = PREPROCESSING[one_of("preprocessing", choice, PREPROCESSING)]
     else:
         try:
-            mean, std = (_numbers(values) for values in choice)
-            chosen = Preprocessing("custom", mean=mean, std=std)
+            pair = _pair_of(choice) if isinstance(choice, str) else choice
+            mean, std = (_numbers(values) for values in pair)
+            chosen = Preprocessing(CUSTOM, mean=mean, std=std)
         except (TypeError, ValueError):  # UsageError too, which names the field
             names = ", ".join(PREPROCESSING)
             expected = f"one of {names}, a Preprocessing, or (mean, std) of pixels from 0 to 255"
             raise UsageError("preprocessing", choice, expected) from None
+        _check_pixels(chosen)
     for values in (chosen.mean, chosen.std):
         if channels is not None and len(values) not in (1, channels):
             expected = f"one number, or one for each of {channels} channels"
@@ -109,9 +123,46 @@ def choose_preprocessing(
     return chosen
 
 
+def choose_crop(preprocessing: Preprocessing, choice: str | float) -> Preprocessing:
+    """The preprocessing with another crop.
+
+    Args:
+        preprocessing: any.
+        choice: one of `CROPS`, or the share of each side that a central crop keeps.
+
+    Raises:
+        UsageError: names `crop`: it is none of these.
+    """
+    if choice in CROPS:
+        return preprocessing.replace(crop=choice, crop_fraction=Preprocessing.crop_fraction)
+    try:
+        return preprocessing.replace(crop="central", crop_fraction=float(choice))
+    except ValueError:  # UsageError too, which names another field
+        expected = f"one of {', '.join(CROPS)}, or the share of each side, such as 0.875"
+        raise UsageError("crop", choice, expected) from None
+
+
+def _pair_of(text: str) -> tuple[list[float], list[float]]:
+    """Mean and deviation in a text of numbers; `ValueError` for another text."""
+    numbers = [float(word) for word in text.split(",")]
+    if len(numbers) % 2:
+        raise ValueError("means without deviations")
+    means = 3 if len(numbers) == 4 else len(numbers) // 2  # of three channels with one deviation
+    return numbers[:means], numbers[means:]
+
+
 def _numbers(values: Any) -> tuple[float, ...]:
     listed = values if isinstance(values, Iterable) else (values,)
     return tuple(float(value) for value in listed)
+
+
+def _check_pixels(chosen: Preprocessing) -> None:
+    """Refuses mean and deviation of pixels from 0 to 1, as torchvision states them."""
+    if max(chosen.std) < 1 and max(map(abs, chosen.mean)) <= 1:
+        numbers = [f"{255 * value:.6g}" for values in (chosen.mean, chosen.std) for value in values]
+        got = [*chosen.mean, *chosen.std]
+        expected = f"mean and std of pixels from 0 to 255, {', '.join(numbers)}"
+        raise UsageError("preprocessing", got, expected, "these are of pixels from 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True)

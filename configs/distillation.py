@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from mobilenet.errors import UsageError
+
 from .base import Config, flag
+from .dataset import PREPROCESSING, choose_preprocessing
 
 AUTO, NONE, START = "auto", "none", "start"
 
@@ -22,6 +25,9 @@ class Distillation(Config):
             becomes `start` or `none` once the data are known.
         weight: share of the teacher in the loss.
         temperature: divides the logits of both; higher ones give more weight to the wrong classes.
+        preprocessing: how pixels become the inputs of a teacher that is a path, as
+            `dataset.choose_preprocessing` takes it; `None` is what is stored with it or read from
+            its first layers.
     """
 
     teacher: str = flag(
@@ -40,6 +46,23 @@ class Distillation(Config):
         "distill_temperature",
         above=0,
     )
+    preprocessing: str | None = flag(
+        None,
+        "how pixels become the inputs of a teacher that is a model of its own: "
+        + ", ".join(PREPROCESSING)
+        + ", or "
+        "mean,std; by default as stored with it or read from its first layers",
+        "distill_preprocessing",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preprocessing is not None:
+            try:
+                choose_preprocessing(self.preprocessing)
+            except UsageError as error:
+                path = f"distillation.{error.what}"
+                raise UsageError(path, error.got, error.expected, error.remedy) from None
 
     @property
     def model(self) -> str | None:

@@ -128,7 +128,12 @@ def list_weights(pattern: str = "*") -> list[str]:
 
 
 def save_model(
-    model: Any, path: str | os.PathLike[str], card: Card | None = None, *, overwrite: bool = False
+    model: Any,
+    path: str | os.PathLike[str],
+    card: Card | None = None,
+    *,
+    preprocessing: Preprocessing | str | tuple[Any, Any] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Writes a model as a folder of `model.keras` and `card.json`, whole or not at all.
 
@@ -139,6 +144,7 @@ def save_model(
         path: the folder.
         card: what is known of the model (preprocessing, labels); by default what can be read from
             it.
+        preprocessing: for a card that is not given; see `quantize`.
         overwrite: replace a model that is there.
 
     Returns:
@@ -157,8 +163,9 @@ def save_model(
 
     files.check_target(path, "path", replaces=(saving.MODEL, "a model"), overwrite=overwrite)
     if card is None:
-        preprocessing = input_preprocessing.resolve(model)
-        card = saving.with_card(model).card.replace(preprocessing=preprocessing)
+        card = input_preprocessing.complete_card(
+            saving.with_card(model).card, model.name, preprocessing, from_files=False
+        )
     return saving.save(model, path, card)
 
 
@@ -267,6 +274,7 @@ def thin(
     round_to: int = 16,
     importance: str = "magnitude",
     scope: str = "group",
+    preprocessing: Preprocessing | str | tuple[Any, Any] | None = None,
     seed: int = 0,
 ) -> Thinned:
     """Removes the least important channels of a model, without training.
@@ -282,6 +290,8 @@ def thin(
             kernels work in such tiles; 1 for exact ratios.
         importance: `magnitude`, `l2`, `batch_norm_scale`, `geometric_median` or `random`.
         scope: rank channels by `group` or `global`.
+        preprocessing: how pixels became `images`, whose range is checked where it is known; see
+            `quantize`.
         seed: for `random`.
 
     Returns:
@@ -298,15 +308,18 @@ def thin(
     """
     from mobilenet.compression.pruning.channel import surgery
     from mobilenet.data import in_memory
+    from mobilenet.models import input_preprocessing
     from mobilenet.models.graph import flatten
 
     flat = flatten.flatten(model)
     thinned = surgery.thin(flat, ratio, round_to, importance, scope=scope, seed=seed)
     if images is None:
         return thinned
-    return surgery.reconstruct(
-        flat, thinned, in_memory.load_examples(images, flat.input_shape[1:], 500).images
-    )
+    array = in_memory.load_examples(images, flat.input_shape[1:], 500).images
+    known = input_preprocessing.known(model, preprocessing)
+    if known is not None:
+        in_memory.check_range(array, known)
+    return surgery.reconstruct(flat, thinned, array)
 
 
 def evaluate(
@@ -314,6 +327,7 @@ def evaluate(
     data: str | os.PathLike[str] | DatasetConfig | tuple[Any, Any] | tf.data.Dataset,
     *,
     preprocessing: str | Preprocessing | Sequence[Any] | None = None,
+    crop: str | float | None = None,
     split: str = "test",
     batch_size: int = 32,
     limit: int | None = None,
@@ -343,7 +357,10 @@ def evaluate(
         preprocessing: how pixels 0..255 become the model's inputs, which arrays and batches are
             already: the name of a `mobilenet.configs.dataset.PREPROCESSING` or a `Preprocessing`,
             or `(mean, std)`. By default what is stored with the model or read from its first
-            layers.
+            layers; otherwise a line of the log says what is assumed.
+        crop: the part of each image that is read from a path or a data set: `central` (0.875 of
+            each side), `square` or `none`, or the share of each side that is kept. By default that
+            of the preprocessing.
         split: of a path or name: `train`, `validation` or `test`. Where only one set is held out,
             validation and test are both that set.
         batch_size: images a call of a Keras model. 32 fits into any memory.
@@ -369,7 +386,7 @@ def evaluate(
     """
     from mobilenet.evaluation import pipeline
 
-    options = pipeline.Options(split, batch_size, limit, labels, preprocessing, exif)
+    options = pipeline.Options(split, batch_size, limit, labels, preprocessing, exif, crop)
     if isinstance(model, (str, os.PathLike)):
         return pipeline.evaluate(_opened(model), data, options, data_dir, os.fspath(model))
     return pipeline.evaluate(model, data, options, data_dir)
@@ -579,7 +596,7 @@ def quantize(
         preprocessing: how pixels 0..255 became the model's inputs, which decides the input grid of
             the file: the name of a `mobilenet.configs.dataset.PREPROCESSING` or a `Preprocessing`,
             or `(mean, std)`. By default what is stored with the model or read from its first
-            layers.
+            layers; otherwise [-1, 1] is assumed, which a line of the log says.
         labels: class names by index, for the card of the file.
         seed: of sampling and of the order of tuning.
 

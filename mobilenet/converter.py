@@ -58,6 +58,7 @@ COMMAND = cli.Command(
         cli.option("format", str, "tflite", f"what is written: {' or '.join(_FILE_FORMATS)}"),
         *_CONVERSION,
         _METHOD,
+        *cli.PREPROCESSING,
         *cli.CALIBRATION,
         _FITTED,
         cli.option(
@@ -100,7 +101,6 @@ def _export_flatbuffer(parsed: cli.Parsed) -> Any:
         PostTraining(), {path: x for path, x in parsed.settings.items() if path in fields}
     )
     with cli.starting_tensorflow():
-        from mobilenet.configs.card import preprocessing_of
         from mobilenet.data import arrays
         from mobilenet.export import calibration_data
         from mobilenet.export import pipeline as export_pipeline
@@ -116,7 +116,8 @@ def _export_flatbuffer(parsed: cli.Parsed) -> Any:
     shape = config.input_shape(source.model.input_shape[1:])
     data = cli.dataset_of(parsed, source.card.dataset)
     source = _with_names_of(data, source, parsed.typed)
-    preprocessing = preprocessing_of(source.card, data)
+    source = source.with_preprocessing(options["preprocessing"], options["crop"], data)
+    preprocessing = source.card.preprocessing
     images = arrays.load_images(data, "test", shape, preprocessing, options["verify_images"])
     calibration = None
     if number_format in number_formats.CALIBRATED and not source.quantized:
@@ -157,6 +158,8 @@ def _export_frozen_graph(parsed: cli.Parsed) -> list[tuple[str, object]]:
         options["batch"] or None,
         options["verify_images"],
         lambda dataset: cli.dataset_of(parsed, dataset),
+        options["preprocessing"],
+        options["crop"],
     )
 
 

@@ -71,6 +71,7 @@ COMMAND = cli.Command(
             choices=worker.RUNTIMES,
         ),
         cli.ISOLATED,
+        *cli.PREPROCESSING,
     ),
 )
 
@@ -104,6 +105,8 @@ def run(argv: list[str]) -> int | None:
         found = api.evaluate(
             model,
             data,
+            preprocessing=options["preprocessing"],
+            crop=options["crop"],
             split=options["split"],
             batch_size=options["batch_size"],
             limit=options["limit"],

@@ -12,7 +12,9 @@ _VERBS = {"pack": ("MODEL", "FILE"), "unpack": ("FILE", "MODEL"), "info": ("FILE
 _FOLDING = ("images", "image_size", "dataset_name", "data_dir")  # of pack: measure its effect
 _USERS = {
     "fold_batch_norm": ("pack",),
-    **dict.fromkeys(("images", "dataset_name", "data_dir"), ("pack",)),
+    **dict.fromkeys(
+        ("images", "dataset_name", "data_dir", *(s.name for s in cli.PREPROCESSING)), ("pack",)
+    ),
     "image_size": tuple(_VERBS),
     "flatbuffer": ("info",),
 }
@@ -40,6 +42,7 @@ COMMAND = cli.Command(
             "flatbuffer", bool, True, "info: also convert to a float flatbuffer, for comparison"
         ),
         cli.IMAGE_SIZE,
+        *cli.PREPROCESSING,
     ),
     arguments="pack MODEL FILE | unpack FILE MODEL | info FILE",
 )
@@ -79,6 +82,8 @@ def _pack(parsed: cli.Parsed, source: Path, target: Path) -> None:
         options["images"],
         lambda name: cli.dataset_of(parsed, name),
         options["image_size"],
+        options["preprocessing"],
+        options["crop"],
     )
     print(cli.table(["what", "value"], rows))
 

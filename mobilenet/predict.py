@@ -6,6 +6,7 @@ alone.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from mobilenet.configs.card import activation_of
 from mobilenet.configs.dataset import EXIF_HELP, MAX_PIXELS, MAX_PIXELS_HELP
 from mobilenet.data.sources import class_names
 from mobilenet.errors import UsageError
+from mobilenet.models import input_preprocessing
 from mobilenet.runtime import classifier
 from mobilenet.runtime.classifier import ImageClassifier, Ranking
 
@@ -35,6 +37,7 @@ COMMAND = cli.Command(
         ),
         cli.option("top_k", int, 5, "classes per image", least=1, integer=True),
         cli.ISOLATED,
+        *cli.PREPROCESSING,
         cli.option("max_pixels", int, MAX_PIXELS, MAX_PIXELS_HELP, least=1, integer=True),
         cli.option("exif", bool | None, None, EXIF_HELP),
     ),
@@ -42,12 +45,18 @@ COMMAND = cli.Command(
 )
 
 
-def open_classifier(path: str, isolated: bool = True) -> ImageClassifier:
+def open_classifier(
+    path: str,
+    isolated: bool = True,
+    preprocessing: input_preprocessing.Choice = None,
+    crop: input_preprocessing.Crop = None,
+) -> ImageClassifier:
     """Opens a saved model: a `.tflite` file by the runtime, any other by Keras.
 
     Args:
         path: a `.tflite` file or a folder that holds `model.tflite`; or what `load_model` reads.
         isolated: a `.tflite` file runs in a process of its own, see `Classifier`.
+        preprocessing, crop: instead of the model's own, see `input_preprocessing.complete_card`.
     """
     if not Path(path).exists():
         raise UsageError(
@@ -56,11 +65,19 @@ def open_classifier(path: str, isolated: bool = True) -> ImageClassifier:
             "a .tflite file, model folder, .keras file or SavedModel; there is none",
         )
     if classifier.is_flatbuffer(path):
-        return classifier.Classifier(path, isolated=isolated)
+        file = classifier.Classifier(path, isolated=isolated)
+        card = input_preprocessing.with_file_preprocessing(file.card, preprocessing, crop)
+        if card is file.card and file.is_bare:  # with what else is assumed of such a file
+            print(f"Note: {card.notes[0]}", file=sys.stderr)
+            return file
+        usual = card.preprocessing
+        return file.with_card(input_preprocessing.complete_card(card, path, usual=usual))
     with cli.starting_tensorflow():
         from mobilenet.evaluation.keras_classifier import KerasClassifier
         from mobilenet.loading import load_model
-    return KerasClassifier(load_model(path, quantizers=False))
+    loaded = load_model(path, quantizers=False)
+    card = input_preprocessing.complete_card(loaded.card, path, preprocessing, crop)
+    return KerasClassifier(dataclasses.replace(loaded, card=card))
 
 
 def rank_images(
@@ -94,15 +111,16 @@ def run(argv: list[str]) -> None:
     for image in images:  # before a model is loaded, which may take seconds
         if not Path(image).is_file():
             raise UsageError(image, None, "an image file; there is none")
-    model = open_classifier(parsed.options["model"], parsed.options["isolated"])
+    options = parsed.options
+    model = open_classifier(
+        options["model"], options["isolated"], options["preprocessing"], options["crop"]
+    )
     if "isolated" in parsed.typed and not isinstance(model, classifier.Classifier):
         raise UsageError("--isolated", None, "a flatbuffer", f"{parsed.options['model']} is none")
     options = parsed.options
     _explain_outputs(model)
     _name_classes(model, options["labels"], options["data_dir"])
     results = rank_images(model, images, top_k, options["max_pixels"], options["exif"])
-    if isinstance(model, classifier.Classifier) and model.is_bare:
-        print(f"Note: {model.card.notes[0]}", file=sys.stderr)
     print("\n\n".join(_format_ranking(image, rows) for image, rows in results))
 
 

@@ -14,7 +14,10 @@ from mobilenet.runtime import classifier, isolation
 
 _COMPARED = "a flatbuffer and --against"
 _USES = {  # what some flags require
-    **dict.fromkeys(("images", "worst", "dataset_name", "data_dir"), _COMPARED),
+    **dict.fromkeys(
+        ("images", "worst", "dataset_name", "data_dir", *(s.name for s in cli.PREPROCESSING)),
+        _COMPARED,
+    ),
     **dict.fromkeys(("image_size", "packed", "groups", "histograms"), "a model"),
     "latency": "a model, or a flatbuffer alone",
     "micro": "a flatbuffer alone",
@@ -56,6 +59,7 @@ COMMAND = cli.Command(
             least=1,
             integer=True,
         ),
+        *cli.PREPROCESSING,
     ),
     arguments="MODEL",
 )
@@ -143,12 +147,15 @@ def _images(parsed: cli.Parsed, card: Any, file_card: Any) -> tuple[Any, Any]:
     """Held-out images as the float model takes them, and as the file does."""
     import numpy as np
 
-    from mobilenet.configs.card import preprocessing_of
     from mobilenet.data import arrays
+    from mobilenet.models import input_preprocessing
     from mobilenet.runtime import images as pixels
 
     data = cli.dataset_of(parsed, card.dataset)
-    preprocessing = preprocessing_of(card, data)
+    options, usual = parsed.options, data.model_preprocessing
+    given = options["preprocessing"], options["crop"]
+    name = str(options["against"])
+    preprocessing = input_preprocessing.complete_card(card, name, *given, usual).preprocessing
     images = arrays.load_images(
         data, "test", card.input_shape, preprocessing, parsed.options["images"]
     )

@@ -48,6 +48,7 @@ LIGHT_SUBPACKAGES = (
     "mobilenet.evaluation.data_source",
     "mobilenet.evaluation.pipeline",
     "mobilenet.evaluation.result",
+    "mobilenet.models.input_preprocessing",
     "mobilenet.reporting.tables",
     "mobilenet.training.resolve_config",
     "mobilenet.training.run_folder",

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from mobilenet import data, image_orientation
 from mobilenet.configs import dataset as datasets
-from mobilenet.configs.card import Card, preprocessing_of
+from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import decoding, orientation, preprocessing
 from mobilenet.data.sources import image_folder
@@ -194,6 +194,6 @@ def test_a_card_keeps_the_choice() -> None:
     off = DatasetConfig("image_folder", exif=False)
     card = Card.from_json(Card(stage="train", preprocessing=off.model_preprocessing).to_json())
     assert not card.preprocessing.exif
-    assert not preprocessing_of(card, DatasetConfig("image_folder")).exif
-    assert preprocessing_of(card, DatasetConfig("image_folder", exif=True)).exif
+    assert not DatasetConfig("image_folder").with_exif(card.preprocessing).exif
+    assert DatasetConfig("image_folder", exif=True).with_exif(card.preprocessing).exif
     assert DatasetConfig("image_folder").model_preprocessing.exif

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet.configs.base import Config, ImageSize, Rule
+from mobilenet.configs.dataset import CROPS
+from mobilenet.configs.dataset import PREPROCESSING as TABLE
 from mobilenet.configs.parameters import parameters_of
 from mobilenet.errors import UsageError
 
@@ -122,6 +124,26 @@ def options_of(config: type[Config], **changes: str) -> tuple[FlagSpec, ...]:
 # Of the commands that run a flatbuffer which another process wrote.
 ISOLATED = option(
     "isolated", bool, True, "a flatbuffer runs in a process of its own, which it may crash or hang"
+)
+# Of the commands that give images to a model of any origin.
+PREPROCESSING = (
+    option(
+        "preprocessing",
+        str,
+        None,
+        f"how pixels become the model's inputs: {', '.join(TABLE)}, or mean,std of pixels 0 to 255 "
+        "(or the means and deviations of all channels); by default as stored with the model or "
+        "read from its first layers",
+        group="data",
+    ),
+    option(
+        "crop",
+        str,
+        None,
+        f"the part of an image that is taken: {', '.join(CROPS)}, or the share of each side, such "
+        "as 0.875; by default that of the preprocessing",
+        group="data",
+    ),
 )
 # Of the commands that count or convert a model on the way.
 IMAGE_SIZE = option(

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
 from mobilenet.configs.card import class_count, class_numbers
-from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
 from mobilenet.errors import UsageError
-from mobilenet.models import input_preprocessing, saving
-from mobilenet.models.graph import flatten, inference
+from mobilenet.models import saving
+from mobilenet.models.graph import inference
 from mobilenet.models.saving import LoadedModel
 from mobilenet.runtime import images
 from mobilenet.runtime.classifier import ImageClassifier
@@ -67,23 +65,6 @@ def with_card(model: Any) -> LoadedModel:
         raise UsageError("model", f"outputs {shapes}", expected)
     is_known = loaded.card.outputs != "features"
     return loaded if is_known else LoadedModel(model, loaded.card.replace(outputs="logits"))
-
-
-def scaling_of(model: Any, usual: Preprocessing, in_memory: bool) -> Preprocessing:
-    """How pixels become the inputs of a model that no preprocessing is stored with.
-
-    Args:
-        model: a Keras model, or a frozen graph.
-        usual: what a model from a file without a card is taken to have, where its first layers do
-            not say.
-        in_memory: it is not from a file; what is assumed is logged.
-    """
-    if in_memory:
-        return input_preprocessing.resolve(model)
-    is_graph = isinstance(model, tf_keras.Model)
-    if is_graph and input_preprocessing.scales_pixels(flatten.inline_calls(model)):
-        return PREPROCESSING["raw"]
-    return usual
 
 
 def compiled(model: Any) -> Callable[[Array], Float32Array]:

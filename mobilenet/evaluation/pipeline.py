@@ -5,7 +5,6 @@ A flatbuffer on arrays, the digits, class folders or a list of images is scored 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import math
@@ -20,6 +19,7 @@ import numpy as np
 from mobilenet import metrics
 from mobilenet.configs.base import MAX_BATCH, check_number
 from mobilenet.configs.card import (
+    SCALING,
     SOFTMAX,
     Card,
     activation_of,
@@ -28,7 +28,6 @@ from mobilenet.configs.card import (
     known_activation,
 )
 from mobilenet.configs.dataset import (
-    PREPROCESSING,
     DatasetConfig,
     Preprocessing,
     choose_preprocessing,
@@ -36,18 +35,15 @@ from mobilenet.configs.dataset import (
 from mobilenet.errors import UsageError, one_of
 from mobilenet.evaluation import arrays, data_source
 from mobilenet.evaluation.result import Evaluation
+from mobilenet.models import input_preprocessing
 from mobilenet.runtime import evaluation as file_evaluation
 from mobilenet.runtime.classifier import Classifier
-from mobilenet.tflite import metadata
 from mobilenet.typing import Array, Float32Array
 
 if TYPE_CHECKING:
     from mobilenet.models.saving import LoadedModel
 
 log = logging.getLogger("mobilenet")
-_ANY = Preprocessing()
-_PIXELS = "raw"  # the preprocessing of models that take pixels
-_GRID_MEAN = 128.0  # of an int8 file: quantized value = pixel - 128
 
 EvaluatedModel: TypeAlias = "LoadedModel | Classifier"
 
@@ -60,8 +56,9 @@ class Options:
     batch_size: int = 32
     limit: int | None = None
     labels: Sequence[str] | None = None
-    preprocessing: str | Preprocessing | Sequence[Any] | None = None
+    preprocessing: input_preprocessing.Choice = None
     exif: bool | None = None
+    crop: input_preprocessing.Crop = None
 
     def __post_init__(self) -> None:
         one_of("split", self.split, file_evaluation.SPLITS)
@@ -76,22 +73,13 @@ class _Case:
 
     Attributes:
         model: with the names of its classes and the preprocessing that were given.
-        preprocessing: of the float model, stored or given; `None` where neither is.
-        in_memory: a Keras model without a card of its own.
+        preprocessing: of the float model; `None` where its scaling is not known.
+        name: of the model, a path or its own.
     """
 
     model: EvaluatedModel
     preprocessing: Preprocessing | None
-    in_memory: bool = False
-
-    @property
-    def is_probabilities(self) -> bool:
-        return self.model.card.outputs == "probabilities"
-
-    @property
-    def activation(self) -> str:
-        """What turns the model's logits into probabilities."""
-        return activation_of(self.model.card.activation, _outputs(self.model))
+    name: str
 
 
 def evaluate(
@@ -115,7 +103,7 @@ def evaluate(
     """
     started = time.monotonic()
     opened = evaluated_model(model)
-    case = _case(opened, options, is_keras_model(model))
+    case = _case(opened, options, name or _name(opened))
     notes: list[str] = []
     if isinstance(data, DatasetConfig):
         source, split = data.name, options.split
@@ -139,7 +127,7 @@ def evaluate(
         loss=found.loss,
         images=found.images,
         seconds=time.monotonic() - started,
-        model=name or _name(opened),
+        model=case.name,
         data=source,
         split=split,
         notes=tuple(notes),
@@ -195,68 +183,43 @@ def _outputs(model: EvaluatedModel) -> int:
     return model.output_count if isinstance(model, Classifier) else model.model.output_shape[-1]
 
 
-def _case(model: EvaluatedModel, options: Options, in_memory: bool) -> _Case:
+def _meaning(model: EvaluatedModel) -> tuple[bool, str]:
+    """Whether the outputs are probabilities, and what turns logits into them."""
+    activation = activation_of(model.card.activation, _outputs(model))
+    return model.card.outputs == "probabilities", activation
+
+
+def _case(model: EvaluatedModel, options: Options, name: str) -> _Case:
     """The model as it was asked for.
 
     Raises:
         UsageError: there are not as many labels as classes, or no such preprocessing.
     """
-    card, stored = model.card, _stored(model, in_memory)
-    preprocessing = stored
+    card, given = model.card, options.preprocessing
     if options.labels is not None:
         card = card.replace(labels=checked_labels(options.labels, _outputs(model)))
-    if options.preprocessing is not None:
-        channels = card.input_shape[2]
-        preprocessing = choose_preprocessing(options.preprocessing, channels)
-        if stored is not None and not isinstance(options.preprocessing, Preprocessing):
-            preprocessing = preprocessing.replace(exif=stored.exif)
-        # A file of a model with this preprocessing has its own numbers for it.
-        if preprocessing != stored or not isinstance(model, Classifier):
-            card = card.replace(preprocessing=preprocessing)
-    if not isinstance(model, Classifier):
-        return _Case(dataclasses.replace(model, card=card), preprocessing, in_memory)
-    changed = copy.copy(model)  # shares its interpreters
-    changed.card, changed.labels = card, card.labels
-    return _Case(changed, preprocessing)
-
-
-def _stored(model: EvaluatedModel, in_memory: bool) -> Preprocessing | None:
-    """The preprocessing that is stored with a model; of a file that of its float model."""
     if isinstance(model, Classifier):
-        return None if model.is_bare else _of_float_model(model.card.preprocessing)
-    if in_memory:
-        return getattr(model.model, "mobilenet_preprocessing", None)
-    return None if model.card.is_derived else model.card.preprocessing
+        of_float_model = input_preprocessing.of_float_model(card)
+        card = input_preprocessing.with_file_preprocessing(card, given, options.crop)
+        if given is not None:
+            of_float_model = choose_preprocessing(given, card.input_shape[2])
+        return _Case(model.with_card(card), of_float_model, name)
+    card = input_preprocessing.with_preprocessing(card, given, options.crop)
+    preprocessing = None if SCALING in card.assumed else card.preprocessing
+    return _Case(dataclasses.replace(model, card=card), preprocessing, name)
 
 
-def _of_float_model(stored: Preprocessing) -> Preprocessing | None:
-    """How pixels become the inputs of the model that a file was made of; `None` if not known.
-
-    The card of an int8 file has a mean of 128 instead of that of the float model; where that takes
-    pixels, the numbers of its first layer.
-    """
-    is_on_grid = set(stored.mean) == {_GRID_MEAN} and stored.name != metadata.UNNAMED
-    if stored.name == _PIXELS or is_on_grid:
-        known = PREPROCESSING.get(stored.name)
-        return known and known.replace(exif=stored.exif)
-    return stored
-
-
-def _data_preprocessing(case: _Case, data: DatasetConfig, given: object) -> Preprocessing:
-    """How the images of a data set become the model's inputs."""
-    model, own, scaling = case.model, PREPROCESSING[data.preprocessing], case.preprocessing
-    if isinstance(given, (str, Preprocessing)) or isinstance(model, Classifier):
-        return model.card.preprocessing
-    if given is None and not (scaling is None or case.in_memory):
-        return scaling
-    if given is None or scaling is None:
-        from mobilenet.evaluation import keras_classifier
-
-        scaling = keras_classifier.scaling_of(model.model, own, case.in_memory)
+def _completed(case: _Case, data: DatasetConfig) -> EvaluatedModel:
+    """The model with a preprocessing for the images of a data set."""
+    model = case.model
+    if isinstance(model, Classifier):
+        usual = model.card.preprocessing
+        card = input_preprocessing.complete_card(model.card, case.name, usual=usual)
+        return model.with_card(card)
     # A crop that was not chosen for the model is that of the data: digits fill their images.
-    if (scaling.crop, scaling.crop_fraction) != (_ANY.crop, _ANY.crop_fraction):
-        return scaling
-    return scaling.replace(crop=own.crop, crop_fraction=own.crop_fraction)
+    usual = data.model_preprocessing
+    card = input_preprocessing.complete_card(model.card, case.name, usual=usual)
+    return dataclasses.replace(model, card=card)
 
 
 def _as_asked(data: DatasetConfig, options: Options) -> DatasetConfig:
@@ -270,9 +233,10 @@ def _on_dataset(
         notes.append(text)
         log.info("%s", text)
 
-    if isinstance(case.model, Classifier) and data.name in file_evaluation.DATASETS:
-        return _of_file(case.model, data, options, note)
-    return _with_tensorflow(case, data, options, note)
+    model = _completed(case, data)
+    if isinstance(model, Classifier) and data.name in file_evaluation.DATASETS:
+        return _of_file(model, data, options, note)
+    return _with_tensorflow(model, data, options, note)
 
 
 def _of_file(
@@ -297,17 +261,15 @@ def _of_file(
 
 
 def _with_tensorflow(
-    case: _Case, data: DatasetConfig, options: Options, note: Callable[[str], None]
+    model: EvaluatedModel, data: DatasetConfig, options: Options, note: Callable[[str], None]
 ) -> metrics.Metrics:
     from mobilenet import data as datasets
     from mobilenet.data.arrays import explain_errors
     from mobilenet.evaluation import scoring
     from mobilenet.models.graph import inference
 
-    model = case.model
     names = file_evaluation.names(model) if isinstance(model, Classifier) else model.card.labels
     height, width, channels = model.card.input_shape
-    preprocessing = _data_preprocessing(case, data, options.preprocessing)
     with explain_errors(data, options.split):
         info = datasets.describe(data)
         outputs = _outputs(model)
@@ -326,13 +288,14 @@ def _with_tensorflow(
             image_size=(height, width),
             batch_size=options.batch_size,
             channels=channels,
-            preprocessing=preprocessing,
+            preprocessing=model.card.preprocessing,
             limit=options.limit,
         )
         if isinstance(model, Classifier):
             return scoring.score_flatbuffer(model, batches, model.card.preprocessing, matching)
         infer = inference.compile_model(model.model)
-        return scoring.score(infer, batches, case.is_probabilities, matching, case.activation)
+        is_probabilities, activation = _meaning(model)
+        return scoring.score(infer, batches, is_probabilities, matching, activation)
 
 
 def _on_arrays(case: _Case, data: Any, options: Options) -> metrics.Metrics:
@@ -355,8 +318,7 @@ def _on_arrays(case: _Case, data: Any, options: Options) -> metrics.Metrics:
         every = every.argmax(axis=1)  # one class an image
     if every.ndim == 2:
         matching = metrics.identity_mapping(count)
-    meaning = case.is_probabilities, case.activation
-    return matching.score(np.concatenate(outputs), every, *meaning)
+    return matching.score(np.concatenate(outputs), every, *_meaning(model))
 
 
 def _of_batches(
@@ -378,7 +340,7 @@ def _of_batches(
     def run(images: Array) -> Float32Array:
         if images.dtype.kind in "iu":  # pixels
             return file.logits(images)
-        if preprocessing is None and not file.is_bare:
+        if preprocessing is None and SCALING not in file.card.assumed:
             expected = "that of the float model, which its int8 file does not have"
             raise UsageError("preprocessing", None, expected, "give it, or images as uint8 pixels")
         return file.logits(images.astype(np.float32) * std + mean)

@@ -65,14 +65,12 @@ def plain_model(
             "model", "a QuantizedModel", "a float model", "`.float_model` is its float model"
         )
     if isinstance(model, LoadedModel):
-        stored = None if model.card.is_derived else model.card
+        stored = model.card
         model = model.model
     logits, activation = final_activation.split_final_activation(model)
     plain = freeze.float32_copy(logits, logits=False)
     card = _card(model, plain) if stored is None else stored
-    if stored is None or preprocessing is not None:
-        resolved = input_preprocessing.resolve(model, preprocessing)
-        card = card.replace(preprocessing=resolved)
+    card = input_preprocessing.complete_card(card, model.name, preprocessing, from_files=False)
     if labels is not None:
         card = card.replace(labels=checked_labels(labels, plain.output_shape[-1]))
     outputs = "features" if card.outputs == "features" else "logits"
@@ -90,7 +88,8 @@ def _card(model: Any, plain: Any) -> Card:
         plain: the flat model.
     """
     config = config_of(model)
-    card = card_of(plain)
+    preprocessing, assumed = input_preprocessing.of_model(model)
+    card = card_of(plain).replace(preprocessing=preprocessing, assumed=assumed)
     return card if config is None else card.replace(architecture=config.to_json())
 
 

@@ -13,7 +13,7 @@ from mobilenet import console
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.calibration import CALIBRATION, check_images
-from mobilenet.configs.card import Card, preprocessing_of
+from mobilenet.configs.card import Card
 from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.number_formats import AS_TRAINED, FLOAT32, FORMATS, INT8
@@ -26,6 +26,7 @@ from mobilenet.export.converted_file import ConvertedFile
 from mobilenet.export.rewrites import dynamic_range
 from mobilenet.export.source import Source, model_figures, open_source, quantize_source
 from mobilenet.export.verification import verify
+from mobilenet.models import input_preprocessing
 from mobilenet.models.frozen_graph import INPUT, OUTPUT
 from mobilenet.runtime import images as image_ops
 from mobilenet.tflite import model as tflite_model
@@ -172,6 +173,8 @@ def convert(
         log.warning("%s: %s", name, line)
     if images is not None:
         _warn_of_disagreement(verification, name, config, card)
+        if verification.degenerate:
+            card = card.replace(notes=(*card.notes, _degenerate_note(verification)))
     card = bundle.export_card(card, verification)
     return ConvertedFile(
         data, verification, card, conversion.repairs, notes, MappingProxyType(figures)
@@ -269,9 +272,11 @@ def raise_faults(verification: verify.Verification, name: str) -> None:
 def _warn_of_disagreement(
     verification: verify.Verification, name: str, config: ConversionConfig, card: Card
 ) -> None:
-    """Logs that the file decides otherwise than the model on many images."""
+    """Logs that the file decides otherwise than the model on many images, or all alike."""
     decided = card.decided
-    if config.number_format not in AS_TRAINED:
+    if verification.degenerate:
+        log.warning("%s: %s", name, _degenerate_note(verification))
+    elif config.number_format not in AS_TRAINED:
         if verification.agreement < _LOW_AGREEMENT:
             log.warning(
                 "%s: %s has the same %s as the model on only %0.1f %% of the images",
@@ -290,6 +295,13 @@ def _warn_of_disagreement(
         )
 
 
+def _degenerate_note(verification: verify.Verification) -> str:
+    return (
+        f"{verification.degenerate}, so there is no agreement to state; are they of several "
+        "classes, and preprocessed as the model takes them?"
+    )
+
+
 def output_kind(card: Card, config: ConversionConfig) -> str:
     """The outputs of the file; the model's activation is left out unless it is asked for."""
     if config.activation:
@@ -304,6 +316,8 @@ def export_frozen_graph(
     batch: int | None,
     images: int,
     data_of: Callable[[str], DatasetConfig],
+    preprocessing: input_preprocessing.Choice = None,
+    crop: input_preprocessing.Crop = None,
 ) -> list[tuple[str, object]]:
     """Freezes a saved model and verifies the file before it gets its name.
 
@@ -316,6 +330,7 @@ def export_frozen_graph(
         batch: images per call; `None` leaves it open.
         images: how many held-out images it is verified on.
         data_of: gives the data set, from the name of the one that the model was trained on.
+        preprocessing, crop: see `Source.with_preprocessing`.
 
     Returns:
         Rows of a table about the file: what, value.
@@ -326,9 +341,9 @@ def export_frozen_graph(
     """
     frozen_graph.check_target(target)
     opened = source if isinstance(source, Source) else open_source(source)
-    card, shape = opened.card, config.input_shape(opened.model.input_shape[1:])
-    data = data_of(card.dataset)
-    inputs = arrays.load_images(data, "test", shape, preprocessing_of(card, data), images)
+    shape, data = config.input_shape(opened.model.input_shape[1:]), data_of(opened.card.dataset)
+    card = opened.with_preprocessing(preprocessing, crop, data).card
+    inputs = arrays.load_images(data, "test", shape, card.preprocessing, images)
     content = frozen_graph.serialize_graph(opened.model, batch, shape, config.activation)
     config.check_activation(card.activation, opened.model.output_shape[-1])
     card = card.replace(outputs=output_kind(card, config))

@@ -12,12 +12,13 @@ from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
 from mobilenet.compression.quantization.post_training import pipeline as post_training_pipeline
 from mobilenet.configs.card import Card
+from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.number_formats import INT8
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
 from mobilenet.export import freeze
 from mobilenet.export.calibration_data import Calibration
-from mobilenet.models import counting, saving
+from mobilenet.models import counting, input_preprocessing, saving
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,29 @@ class Source:
             return int8_saving.assemble(self.loaded, self.ranges, target)
         assert self.path is not None
         return int8_saving.load(self.path, self.loaded, target)
+
+    def with_preprocessing(
+        self,
+        preprocessing: input_preprocessing.Choice,
+        crop: input_preprocessing.Crop,
+        data: DatasetConfig,
+    ) -> Source:
+        """The model with a preprocessing for the images of a data set.
+
+        Args:
+            preprocessing, crop: what was given, see `input_preprocessing.complete_card`.
+            data: its own preprocessing is assumed where nothing is known.
+
+        Raises:
+            UsageError: there is none like it, or the model was quantized for another one.
+        """
+        name, usual = str(self.path or self.model.name), data.model_preprocessing
+        card = input_preprocessing.complete_card(self.card, name, preprocessing, crop, usual)
+        own, other = self.card.preprocessing, card.preprocessing
+        if self.quantized and (own.mean, own.std) != (other.mean, other.std):
+            expected = f"{own.name}, which the model was quantized for"
+            raise UsageError("preprocessing", other.name, expected, "leave it out")
+        return dataclasses.replace(self, loaded=dataclasses.replace(self.loaded, card=card))
 
     def without_quantizers(self) -> Source:
         """The float model of a quantized one."""

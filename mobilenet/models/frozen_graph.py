@@ -14,7 +14,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from mobilenet import console
-from mobilenet.configs.card import CARD, Card
+from mobilenet.configs.card import CARD, CROP, SCALING, Card
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models import safe_loading, saving
 
@@ -91,7 +91,9 @@ def load(path: str | os.PathLike[str]) -> saving.LoadedModel:
     graph = FrozenGraph(file)
     shape = graph.input_shape[1:]
     card_file = file.with_name(CARD)
-    card = Card.from_file(card_file) if card_file.is_file() else Card(input_shape=shape)
+    has_card = card_file.is_file()
+    unknown = Card(input_shape=shape, assumed=(SCALING, CROP))
+    card = Card.from_file(card_file) if has_card else unknown
     if card.input_shape != shape:
         expected = f"{list(shape)}, the input of {file.name}"
         raise UsageError(f"{card_file} input_shape", list(card.input_shape), expected)

@@ -21,7 +21,13 @@ from typing import Any
 from mobilenet import archives, files, strict_json
 from mobilenet.configs.card import ACTIVATIONS, CARD, Card
 from mobilenet.errors import UsageError
-from mobilenet.models import checkpoint_index, hdf5, keras3, safe_loading
+from mobilenet.models import (
+    checkpoint_index,
+    hdf5,
+    input_preprocessing,
+    keras3,
+    safe_loading,
+)
 from mobilenet.models.graph.roles import Graph
 
 MODEL = "model.keras"
@@ -147,7 +153,14 @@ def card_of(model: Any) -> Card:
         has_classes = any(graph.role(layer) == "classifier" for layer in graph.layers)
         outputs = "logits" if has_classes else "features"
     known = activation if activation in ACTIVATIONS else None
-    return Card(input_shape=shape, outputs=outputs, activation=known)
+    preprocessing, assumed = input_preprocessing.of_model(model)
+    return Card(
+        input_shape=shape,
+        preprocessing=preprocessing,
+        assumed=assumed,
+        outputs=outputs,
+        activation=known,
+    )
 
 
 def _fitted_card(card: Card, model: Any) -> Card:

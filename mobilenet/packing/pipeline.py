@@ -16,7 +16,7 @@ from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
 from mobilenet.configs.base import ImageSize
-from mobilenet.configs.card import checked_labels, preprocessing_of
+from mobilenet.configs.card import checked_labels
 from mobilenet.configs.conversion import ConversionConfig
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.data import arrays
@@ -39,6 +39,8 @@ def pack_saved_model(
     images: int = 16,
     data_of: Callable[[str], DatasetConfig] | None = None,
     image_size: ImageSize | None = None,
+    preprocessing: input_preprocessing.Choice = None,
+    crop: input_preprocessing.Crop = None,
 ) -> Rows:
     """Packs a saved model; every array is read back and compared before the file gets its name.
 
@@ -49,6 +51,7 @@ def pack_saved_model(
         images: on how many test images its effect is measured.
         data_of: gives their data set, from the name of the one that the model was trained on.
         image_size: their height and width where the model leaves its size open.
+        preprocessing, crop: see `input_preprocessing.complete_card`.
 
     Returns:
         Rows of a table about the file: what, value.
@@ -61,11 +64,19 @@ def pack_saved_model(
         expected = "a new file or an earlier packed model"
         raise UsageError(str(target), None, expected, "choose another name")
     model, ranges = saving.load(source), int8_saving.read_ranges(source)
-    effect: Rows = []
+    data, usual = None, Preprocessing()
     if fold:
-        folded = _folded(model)
         assert data_of is not None
-        effect = _effect(model, folded.model, data_of(model.card.dataset), images, image_size)
+        data = data_of(model.card.dataset)
+        usual = data.model_preprocessing
+    card = input_preprocessing.complete_card(
+        model.card, str(source), preprocessing, crop, usual, from_files=data is not None
+    )
+    model = saving.LoadedModel(model.model, card)
+    effect: Rows = []
+    if data is not None:
+        folded = _folded(model)
+        effect = _effect(model, folded.model, data, images, image_size)
         model = folded
     packed = _packed_file(model, ranges)
     packed.save(target, overwrite=True)
@@ -103,8 +114,8 @@ def pack(
     loaded, ranges = _model_and_ranges(model)
     card = loaded.card
     if preprocessing is not None or isinstance(model, tf_keras.Model):
-        resolved = input_preprocessing.resolve(loaded.model, preprocessing)
-        card = card.replace(preprocessing=resolved)
+        name = loaded.model.name
+        card = input_preprocessing.complete_card(card, name, preprocessing, from_files=False)
     if labels is not None:
         card = card.replace(labels=checked_labels(labels, loaded.model.output_shape[-1]))
     loaded = saving.LoadedModel(loaded.model, card)
@@ -202,8 +213,7 @@ def _effect(
     """How far folding moves the outputs."""
     model = loaded.model
     shape = ConversionConfig(image_size=image_size).input_shape(model.input_shape[1:])
-    preprocessing = preprocessing_of(loaded.card, data)
-    images = arrays.load_images(data, "test", shape, preprocessing, count)
+    images = arrays.load_images(data, "test", shape, loaded.card.preprocessing, count)
     before, after = (np.asarray(x(images, training=False)) for x in (model, folded))
     difference, largest = float(np.abs(after - before).max()), float(np.abs(before).max())
     text = f"{difference:.2e} at most, the largest output is {largest:.2e}; {len(images)} images"

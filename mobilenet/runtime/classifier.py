@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,9 @@ import numpy.typing as npt
 from mobilenet import metrics
 from mobilenet.configs.card import (
     CARD,
+    CROP,
     OUTPUTS,
+    SCALING,
     SIGMOID,
     SOFTMAX,
     Card,
@@ -183,6 +186,12 @@ class Classifier(ImageClassifier):
         self.labels = self.card.labels
         self._pool: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pool.put(self._open())
+
+    def with_card(self, card: Card) -> Classifier:
+        """The same file with another card, which shares the interpreters."""
+        changed = copy.copy(self)
+        changed.card, changed.labels = card, card.labels
+        return changed
 
     def logits(self, batch: npt.NDArray[np.generic]) -> Float32Array:
         """Outputs of images that already have the model's size.
@@ -387,14 +396,15 @@ def _derived_card(
         source = graph.tensors[graph.inputs[0]]
         scaling = found.preprocessing if found.is_own else _as_fed(found.preprocessing, source)
         origin = "the normalization of its metadata"
-    share = f"central {scaling.crop_fraction}" if scaling.crop == "central" else "center"
-    crop = "" if found.is_own else f"the {share} of the image, "
+    assumed = () if found.is_own else (CROP,) if found.preprocessing else (SCALING, CROP)
+    crop = "" if found.is_own else f"{scaling.part}, "
     unnamed = "" if labels else ", classes by number"
     of_sigmoid = " of a sigmoid" if activation == SIGMOID else ""
     note = f"no {CARD} with {file}: {origin}, {crop}{outputs}{of_sigmoid} out{unnamed}"
     return Card(
         input_shape=shape,
         preprocessing=scaling,
+        assumed=assumed,
         labels=checked_labels(labels, classes) if labels else (),
         outputs=outputs,
         activation=activation,

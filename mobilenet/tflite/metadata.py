@@ -13,7 +13,7 @@ import numpy as np
 
 from mobilenet import archives, strict_json
 from mobilenet.configs.card import ACTIVATIONS
-from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
+from mobilenet.configs.dataset import FROM_METADATA, PREPROCESSING, Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.tflite.buffer_reader import BufferReader, MalformedFlatbufferError, Table
 from mobilenet.tflite.model import Flatbuffer
@@ -21,7 +21,6 @@ from mobilenet.typing import Array
 
 NAME = "TFLITE_METADATA"
 IDENTIFIER = b"M001"
-UNNAMED = "metadata"  # the name of a preprocessing that is in no list
 PREPROCESSING_NAME = "MOBILENET_PREPROCESSING"  # name and crop, for which the schema has no field
 OUTPUTS_NAME = "MOBILENET_OUTPUTS"  # of a sigmoid: `activation`, and `negative`, the other class
 AXIS_LABELS = 2  # AssociatedFileType.TENSOR_AXIS_LABELS
@@ -103,7 +102,7 @@ def _normalization(source: Table, channels: int) -> Preprocessing | None:
             return None
         if std.min() < 1 / _MAX_MAGNITUDE:
             return None
-        return _named(Preprocessing(UNNAMED, tuple(map(float, mean)), tuple(map(float, std))))
+        return _named(Preprocessing(FROM_METADATA, tuple(map(float, mean)), tuple(map(float, std))))
     return None
 
 

@@ -8,19 +8,19 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from mobilenet import data, loading
-from mobilenet.configs.card import CARD
+from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.distillation import START, Distillation
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError
 from mobilenet.export import freeze
+from mobilenet.models import input_preprocessing
 from mobilenet.models.graph import rebuild
 from mobilenet.tf1_loader.loading import load_tf1_checkpoint
 from mobilenet.training.losses import Teacher
@@ -28,6 +28,7 @@ from mobilenet.weights import tf2_object
 
 log = logging.getLogger("mobilenet")
 _PARAMETER = "teacher"
+_PREPROCESSING = "distillation.preprocessing"
 _IMAGENET = 1000
 
 
@@ -106,7 +107,8 @@ class Teachers:
     def _other(self) -> TeacherModel:
         path = str(self.config.distillation.model)
         info = dataclasses.replace(self.info, num_classes=self.config.model.num_classes or 0)
-        return load(path, info, self.config.input_shape, self.preprocessing)
+        given = self.config.distillation.preprocessing
+        return load(path, info, self.config.input_shape, self.preprocessing, given)
 
 
 def load(
@@ -114,6 +116,7 @@ def load(
     info: data.DatasetInfo,
     shape: tuple[int, int, int],
     preprocessing: Preprocessing,
+    given: str | None = None,
 ) -> TeacherModel:
     """Reads a teacher, and checks that it fits the images and classes of a run.
 
@@ -124,16 +127,24 @@ def load(
             outputs serves 1000 classes without its background.
         info: the data of the run, with as many classes as its models have outputs.
         shape: of the run's images, `(height, width, channels)`.
-        preprocessing: of the run; that of a model without a card.
+        preprocessing: of the run; that of a model of which none is known.
+        given: the preprocessing of the teacher instead of its own, see `input_preprocessing`.
 
     Raises:
         UsageError: it cannot be read, or has other classes or another input.
     """
     try:
-        source, own, labels = _read(path, info.num_classes, shape, preprocessing)
+        source, card = _read(path, info.num_classes, shape)
         model = freeze.float32_copy(source)
     except UsageError as error:
         raise error.within(f"`{_PARAMETER}`") from None
+    try:
+        card = input_preprocessing.complete_card(
+            card, path, given, usual=preprocessing, from_files=False
+        )
+    except UsageError as error:
+        raise UsageError(_PREPROCESSING, error.got, error.expected, error.remedy) from None
+    labels = card.labels
     classes = model.output_shape[1:]
     if classes != (info.num_classes,):
         raise UsageError(
@@ -158,13 +169,11 @@ def load(
             f"this one takes {_format_shape(takes)}",
             "give the `image_size` and `channels` of the teacher, or another teacher",
         )
-    return TeacherModel(model, own, path)
+    return TeacherModel(model, card.preprocessing, path)
 
 
-def _read(
-    path: str, classes: int, shape: tuple[int, int, int], preprocessing: Preprocessing
-) -> tuple[Any, Preprocessing, tuple[str, ...]]:
-    """A model, its preprocessing and its labels."""
+def _read(path: str, classes: int, shape: tuple[int, int, int]) -> tuple[Any, Card]:
+    """A model and its card."""
     form = loading.detect_form(path)
     if form == loading.CHECKPOINT and not tf2_object.is_tf2_checkpoint(path):
         checkpoint = load_tf1_checkpoint(
@@ -173,11 +182,9 @@ def _read(
             classifier_activation=None,
             num_classes=_IMAGENET if classes == _IMAGENET else None,
         )
-        return checkpoint.model, Preprocessing(), ()
+        return checkpoint.model, checkpoint.card.replace(labels=())
     loaded = loading.load_keras_model(path)
-    has_card = form == loading.PACKED or (Path(path) / CARD).is_file()
-    own = loaded.card.preprocessing if has_card else preprocessing
-    return loaded.model, own, loaded.card.labels
+    return loaded.model, loaded.card
 
 
 def _conversion(from_: Preprocessing, to: Preprocessing) -> Callable[[tf.Tensor], tf.Tensor]:

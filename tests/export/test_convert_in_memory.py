@@ -126,9 +126,11 @@ def test_the_bytes_are_those_that_the_converter_writes(name: str, tmp_path: Path
         arrays.load_images(digits, split, shape, PREPROCESSING[preprocessing], 20)
         for split in ("train", "test")
     )
-    quantized = quantize(model, calibration)
+    quantized = quantize(model, calibration, preprocessing=preprocessing)
     file = convert(quantized, images=held_out)
-    card = saving.card_of(model).replace(architecture=architecture)
+    card = saving.card_of(model).replace(
+        architecture=architecture, preprocessing=PREPROCESSING[preprocessing], assumed=()
+    )
     saving.save(model, tmp_path / "model", card)
     words = ["--model", str(tmp_path / "model"), "--number_format=int8", "--calibration_images=20"]
     converter.run([*words, "--verify_images=20", "--fitted", str(tmp_path / "fitted")])

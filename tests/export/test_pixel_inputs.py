@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 from small_models import CLASSES, SIZE, model_outputs, pixels
 
@@ -18,6 +19,8 @@ from mobilenet.configs.quantization import PostTraining
 from mobilenet.export import pipeline
 from mobilenet.export.source import source_of
 from mobilenet.runtime import interpreter
+from mobilenet.runtime.images import normalize
+from mobilenet.runtime.quantized_io import run
 from mobilenet.tflite import model as tflite_model
 
 L = tf_keras.layers
@@ -82,6 +85,7 @@ FIRST_LAYERS = {
     "negative": L.Rescaling(-1 / 127.5, 1.0),
     "normalization": L.Normalization(mean=MEANS, variance=np.square(DEVIATIONS)),
     "torch": lambda x: tf_keras.applications.imagenet_utils.preprocess_input(x, mode="torch"),
+    "caffe": lambda x: tf_keras.applications.imagenet_utils.preprocess_input(x, mode="caffe"),
     "after_padding": lambda x: L.Rescaling(1 / 127.5, -1.0)(L.ZeroPadding2D(1)(x)),
 }
 QUICK = PostTraining(steps=("maximum", "repair"))
@@ -113,7 +117,8 @@ def test_the_first_layer_is_int8_after_calibration_and_after_training(
     assert mobilenet.convert(loaded, images=images).content == file.content
 
     training = mobilenet.quantize_aware(model, images, steps=2, preprocessing="raw")
-    training.model.compile(tf_keras.optimizers.SGD(1e-3), "mse")
+    rate = 1e-3 / max(1.0, np.ptp(expected)) ** 2  # pixels less their mean have large outputs
+    training.model.compile(tf_keras.optimizers.SGD(rate), "mse")
     training.model.fit(images[:16], expected[:16], 8, callbacks=training.callbacks, verbose=0)
     finished = training.finish()
     trained = mobilenet.convert(finished, images=images)
@@ -121,6 +126,37 @@ def test_the_first_layer_is_int8_after_calibration_and_after_training(
     actual = trained.classifier(threads=1).logits(images)
     expected = model_outputs(finished.float_model, images)
     assert np.abs(actual - expected).max() < tolerance
+
+
+@pytest.mark.parametrize("first", ["to_both_sides", "normalization"])
+def test_the_border_of_a_padded_stem_is_that_of_keras(first: str) -> None:
+    """Keras pads what the first layer gives, with zeros: the mean, not the pixel 0."""
+    tf_keras.utils.set_random_seed(6)
+    source = L.Input((SIZE, SIZE, 3))
+    stem = L.Conv2D(2, 3, padding="same")
+    model = tf_keras.Model(source, L.Flatten()(stem(FIRST_LAYERS[first](source))))
+    images = pixels(16).astype(np.float32)
+    shape = (len(images), SIZE, SIZE, 2)
+    expected = model_outputs(model, images).reshape(shape)
+    file = mobilenet.convert(mobilenet.quantize(model, images, config=QUICK), images=images)
+    inputs = normalize(images, file.card.preprocessing)
+    actual = run(interpreter.make_interpreter(file.content), inputs)
+    error = np.abs(actual.reshape(shape) - expected)
+    is_border = np.ones((SIZE, SIZE), bool)
+    is_border[1:-1, 1:-1] = False
+    step = file.verification.output.scale
+    assert error[:, ~is_border].max() < 4 * step
+    assert error[:, is_border].max() < 4 * step
+
+    # A convolution that has taken the first layer in, and pads pixels with zeros, is wrong there.
+    at_zero, at_one = (model.layers[1](np.full((1, 1, 1, 3), x, np.float32)) for x in (0, 1))
+    scale, offset = np.asarray(at_one - at_zero)[0, 0, 0], np.asarray(at_zero)[0, 0, 0]
+    kernel, bias = (np.asarray(weight) for weight in stem.weights)
+    moved = bias + np.einsum("hwio,i->o", kernel, offset)
+    folded = tf.nn.conv2d(images, kernel * scale[:, None], 1, "SAME") + moved
+    wrong = np.abs(folded.numpy() - expected)
+    assert wrong[:, ~is_border].max() < 1e-3
+    assert wrong[:, is_border].max() > 20 * step
 
 
 def test_inputs_with_a_mean_for_each_channel_are_calibrated() -> None:

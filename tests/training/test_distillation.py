@@ -155,10 +155,25 @@ def test_a_folder_and_a_file_teach_their_logits(model: Any, tmp_path: Path) -> N
     path = save_teacher(model, tmp_path, preprocessing=own)
     images = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
     probabilities = model(images).numpy()  # the model ends with a softmax
-    for source, preprocessing in ((path, own), (f"{path}/model.keras", PREPROCESSING["raw"])):
+    model.save(tmp_path / "alone.keras")
+    alone = str(tmp_path / "alone.keras")
+    for source, preprocessing in ((path, own), (alone, PREPROCESSING["raw"])):
         teacher = distillation.load(source, INFO, (32, 32, 3), PREPROCESSING["raw"])
         assert (teacher.preprocessing, teacher.name) == (preprocessing, source)
         np.testing.assert_allclose(softmax(teacher.model(images).numpy()), probabilities, rtol=1e-4)
+
+
+def test_the_inputs_of_a_teacher_are_read_or_given(model: Any, tmp_path: Path) -> None:
+    source = tf_keras.layers.Input((32, 32, 3))
+    scaled = tf_keras.Model(source, model(tf_keras.layers.Rescaling(1 / 127.5, -1)(source)))
+    scaled.save(tmp_path / "scaled.keras")
+    path = str(tmp_path / "scaled.keras")
+    teacher = distillation.load(path, INFO, (32, 32, 3), INCEPTION)
+    assert (teacher.preprocessing.mean, teacher.preprocessing.std) == ((0.0,), (1.0,))
+    given = distillation.load(path, INFO, (32, 32, 3), INCEPTION, "0,255").preprocessing
+    assert (given.mean, given.std) == ((0.0,), (255.0,))
+    with pytest.raises(UsageError, match=r"^distillation\.preprocessing: got 'rwa'"):
+        distillation.load(path, INFO, (32, 32, 3), INCEPTION, "rwa")
 
 
 def test_a_tf1_checkpoint_teaches(tmp_path: Path) -> None:

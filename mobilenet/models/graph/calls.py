@@ -106,6 +106,12 @@ class CallList:
             counts[tensor.call] += 1
         return counts
 
+    def only_consumer(self, call: Call) -> Call | None:
+        """The call that alone takes the output of another one; `None` where there are several."""
+        consumers = [c for c in self.calls if any(tensor.call is call for tensor in c.inputs)]
+        is_output = any(tensor.call is call for tensor in self.outputs)
+        return consumers[0] if len(consumers) == 1 and not is_output else None
+
     def substitute(self, find: Callable[[Call], Replacement | None]) -> None:
         """Replaces calls by others, in execution order.
 

@@ -21,6 +21,7 @@ from mobilenet.typing import Float64Array
 
 layers = tf_keras.layers
 ON_TENSORS = ("TFOpLambda", "SlicingOpLambda", "Lambda", "ClassMethod", "InstanceMethod")
+REORDERED = "channels"  # suffix of the layer that gives channels another order
 _WITH_ACTIVATION = ("Activation", "Conv2D", "Dense", "DepthwiseConv2D", "SeparableConv2D")
 _STOCK_ACTIVATIONS = frozenset({"linear", "relu", "softmax", "sigmoid", "tanh"})
 _SAMPLES = np.linspace(-8, 8, 129, dtype=np.float32)
@@ -46,7 +47,8 @@ def rewrite(calls: CallList, strict: bool = True) -> None:
             if replacement is None and strict:
                 raise _refusal(call)
             return replacement
-        return _without_function(call) or _normalization(call) or _global_max(call)
+        known = _without_function(call) or _normalization(call)
+        return known or _global_max(call) or _with_constant(call)
 
     calls.substitute(find)
     _merge_rescalings(calls)
@@ -233,6 +235,62 @@ def _pad(call: Call, values: Values) -> Replacement | None:
     return _single(call, layers.ZeroPadding2D, [call.inputs[0]], "pad", padding=padding)
 
 
+# Channels in another order, as of models that take blue first: a 1x1 convolution of ones and zeros
+
+
+def _getitem(call: Call, values: Values) -> Replacement | None:
+    spec = values["slice_spec"]
+    *others, last = spec if isinstance(spec, (list, tuple)) else (spec,)
+    is_whole = others == [Ellipsis] or [_slice(item) for item in others] == [slice(None)] * 3
+    chosen = _slice(last)
+    channels = _channels_before(call)
+    return _reordered(call, channels[chosen]) if is_whole and chosen is not None else None
+
+
+def _slice(item: Any) -> slice | None:
+    """A slice, which a saved model has as a dictionary; `None` for another index."""
+    if isinstance(item, slice):
+        return item
+    return slice(item["start"], item["stop"], item["step"]) if isinstance(item, dict) else None
+
+
+def _reverse(call: Call, values: Values) -> Replacement | None:
+    axes = [int(axis) % 4 for axis in np.atleast_1d(np.asarray(values["axis"]))]
+    return _reordered(call, _channels_before(call)[::-1]) if axes == [3] else None
+
+
+def _gather(call: Call, values: Values) -> Replacement | None:
+    axis, indices = values.get("axis"), values["indices"]
+    if axis is None or int(axis) % 4 != 3 or values.get("batch_dims") or np.ndim(indices) != 1:
+        return None
+    return _reordered(call, [int(index) for index in indices])
+
+
+def _channels_before(call: Call) -> list[int]:
+    source = call.inputs[0]
+    return list(range(source.call.outputs[source.index].shape[-1] or 0))
+
+
+def _reordered(call: Call, order: list[int]) -> Replacement | None:
+    """Channels `order` of maps `[batch, height, width, channels]`."""
+    channels = len(_channels_before(call))
+    if len(call.outputs[0].shape) != 4 or not order or not 0 <= min(order) <= max(order) < channels:
+        return None
+    kernel = np.eye(channels, dtype=np.float32)[None, None][..., order]
+    constant = {"class_name": "Constant", "config": {"value": kernel.tolist()}}
+    return _single(
+        call,
+        layers.Conv2D,
+        [call.inputs[0]],
+        REORDERED,
+        filters=len(order),
+        kernel_size=1,
+        use_bias=False,
+        kernel_initializer=constant,
+        trainable=False,
+    )
+
+
 _add = _binary(layers.Add, lambda c: (1.0, c), lambda c: (1.0, c))
 _subtract = _binary(layers.Subtract, lambda c: (1.0, -c), lambda c: (-1.0, c))
 _multiply = _binary(layers.Multiply, lambda c: (c, 0.0), lambda c: (c, 0.0))
@@ -241,6 +299,10 @@ _divide = _binary(None, lambda c: (1 / c, 0.0) if np.all(c) else None, lambda c:
 _CONVERSIONS: Mapping[str, Callable[[Call, Values], Replacement | None]] = MappingProxyType(
     {
         "__operators__.add": _add,
+        "__operators__.getitem": _getitem,
+        "reverse": _reverse,
+        "gather": _gather,
+        "compat.v1.gather": _gather,
         "math.add": _add,
         "math.add_n": _add_n,
         "math.subtract": _subtract,
@@ -270,6 +332,17 @@ _CONVERSIONS: Mapping[str, Callable[[Call, Values], Replacement | None]] = Mappi
         "compat.v1.pad": _pad,
     }
 )
+
+
+def _with_constant(call: Call) -> Replacement | None:
+    """A layer of two tensors one of which is a constant, as a `Rescaling`."""
+    convert = {layers.Add: _add, layers.Subtract: _subtract, layers.Multiply: _multiply}
+    operands = call.args[0] if call.args else None
+    if call.kind not in convert or not isinstance(operands, (list, tuple)):
+        return None
+    if len(operands) != 2 or len(call.inputs) != 1:
+        return None
+    return convert[call.kind](call, dict(zip("xy", operands, strict=True)))
 
 
 # Functions as activations, and normalization of inputs

@@ -40,7 +40,7 @@ FUNCTIONS = frozenset(
         *("math.reduce_sum", "math.rsqrt", "math.sigmoid", "math.sqrt", "math.square"),
         *("math.subtract", "math.tanh", "math.truediv", "nn.bias_add", "nn.elu", "nn.gelu"),
         *("nn.leaky_relu", "nn.relu", "nn.relu6", "nn.sigmoid", "nn.silu", "nn.softmax"),
-        *("nn.swish", "nn.tanh", "reshape", "squeeze", "transpose"),
+        *("nn.swish", "nn.tanh", "reshape", "reverse", "squeeze", "transpose"),
     }
 )
 ACTIVATIONS = frozenset(
