@@ -35,6 +35,7 @@ SCRIPTS = {
         "quantize, T 2",
     ),
     "few_bits": ("--model={}/model --data={}/list.csv --restarts=1", "tfmot clusters"),
+    "field_cases": ("--cases Rescaling", "1 99.75 %"),
     "isolation": ("--images=2 --starts=1", "mobilenet_v2"),
     "latency": (
         "--models mobilenet_v1 mobilenet_v3_small --width=0.25 --size=32 --rounds=1 --repeats=1"
