@@ -21,9 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mobilenet import converter, errors, predict, text_tables
+from mobilenet.configs.dataset import MAX_PIXELS
+from mobilenet.data.sources import image_csv, image_folder
+from mobilenet.runtime.images import decode
 
 CASES: list[Case] = []
 
@@ -130,6 +133,153 @@ def rescaling_first_int8(folder: Path) -> str:
         return said.strip().splitlines()[-1]
     seen = best(output_of(predict.run, "--model", folder / "export", *images))
     return re.sub(r"(\d\.\d)\d", r"\1", seen)
+
+
+# What images, folders and lists mean
+
+
+def training_pixels(path: Path, exif: bool = True) -> np.ndarray | str:
+    """Pixels as training decodes them, or the reason why it does not."""
+    import tensorflow as tf
+
+    from mobilenet.data import corrupt_images, decoding
+
+    content = path.read_bytes()
+    fault = corrupt_images.find_fault(content, MAX_PIXELS)
+    return str(fault) if fault else decoding.decode(tf.constant(content), exif=exif).numpy()
+
+
+def photo(height: int = 40, width: int = 50) -> Image.Image:
+    """A smooth image of many colors."""
+    coarse = np.random.default_rng(3).integers(0, 256, (5, 6, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@case("EXIF orientations 1 to 8: training and predict", "as upright, 24 files")
+def orientations(folder: Path) -> str:
+    count = 0
+    for number in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = number
+        for kind in ("jpg", "png", "webp"):
+            path = folder / f"{number}.{kind}"
+            photo().save(path, exif=exif)
+            upright = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+            same = [np.array_equal(upright, seen) for seen in (training_pixels(path), decode(path))]
+            count += all(same)
+    return f"as upright, {count} files"
+
+
+FORMATS: dict[str, Callable[[Path], None]] = {
+    "CMYK.jpg": lambda path: photo().convert("CMYK").save(path),
+    "16bit.png": lambda path: Image.fromarray(np.uint16(photo().convert("L")) * 257).save(path),
+    "1bit.png": lambda path: photo().convert("1").save(path),
+    "alpha.webp": lambda path: photo().convert("RGBA").save(path, lossless=True),
+    "palette.gif": lambda path: photo().quantize(64).save(path),
+    "palette.bmp": lambda path: photo().quantize(64).save(path),
+    "moving.webp": lambda path: photo().save(path, save_all=True, append_images=[photo(40, 50)]),
+    "tiff.jpg": lambda path: photo().save(path, "tiff"),
+    "avif.jpg": lambda path: photo().save(path, "avif"),
+}
+
+
+@case("formats: training and predict", "9 of 9 read alike or refused alike")
+def formats(folder: Path) -> str:
+    alike = 0
+    for name, write in FORMATS.items():
+        write(folder / name)
+        trained = training_pixels(folder / name)
+        try:
+            ours: np.ndarray | str = decode(folder / name)
+        except errors.UsageError as error:
+            ours = str(error)
+        if isinstance(trained, str) or isinstance(ours, str):
+            alike += str(trained) in str(ours)
+        else:
+            alike += bool(np.abs(trained.astype(int) - ours).max() <= 1)
+    return f"{alike} of {len(FORMATS)} read alike or refused alike"
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def sizes(root: Path) -> str:
+    """Images by split, and what is said about the folder."""
+    listed = image_folder.list_images(root)
+    counts = ", ".join(f"{split} {len(items)}" for split, items in listed.splits.items())
+    said = [*listed.notes, *dict.fromkeys(listed.assumed.values())]
+    return "; ".join([counts, *(line.replace(str(root), "ROOT") for line in said)])
+
+
+@case("Train, Valid and Test", "train 2, validation 2, test 2")
+def split_names(folder: Path) -> str:
+    splits = ("Train", "Valid", "Test")
+    return sizes(touch(folder, *(f"{split}/{name}/1.jpg" for split in splits for name in "ab")))
+
+
+@case(
+    "train and test alone",
+    "train 2, validation 2, test 2; ROOT has no validation images: those of test are used for both",
+)
+def no_validation(folder: Path) -> str:
+    splits = ("train", "test")
+    return sizes(touch(folder, *(f"{split}/{name}/1.jpg" for split in splits for name in "ab")))
+
+
+@case(
+    "unlabeled test/, .tif",
+    "train 2, validation 2, test 2; ROOT: 1 file is left out (1 .tif), first train/a/2.tif; "
+    "ROOT: 1 folder is left out: test with 2 images; "
+    "ROOT has no test images: those of validation are used for both",
+)
+def left_out(folder: Path) -> str:
+    splits = ("train", "val")
+    touch(folder, *(f"{split}/{name}/1.jpg" for split in splits for name in "ab"))
+    return sizes(touch(folder, "train/a/2.tif", "test/1.jpg", "test/2.jpg"))
+
+
+@case("a class called test", "bus, test")
+def class_called_test(folder: Path) -> str:
+    touch(folder, *(f"{name}/{number}.jpg" for name in ("bus", "test") for number in range(5)))
+    return ", ".join(image_folder.list_images(folder).labels)
+
+
+@case("lists of Excel and Windows", "(0, 1), (0, 1), (0, 1), classes cat, dog")
+def spreadsheets(folder: Path) -> str:
+    touch(folder, "sub/a.jpg", "sub/b.jpg")
+    texts = {
+        "utf-8-sig": "File;Label\r\nsub\\a.jpg;0\r\nsub\\b.jpg;1\r\n",
+        "utf-16": "file\tlabel\r\nsub/a.jpg\t0.0\r\nsub/b.jpg\t1.0\r\n",
+        "utf-8": "LABEL,FILE\ncat,sub/a.jpg\ndog,sub/b.jpg\n",
+    }
+    labels, listed = [], None
+    for encoding, text in texts.items():
+        (folder / "list.csv").write_bytes(text.encode(encoding))
+        listed = image_csv.read_list(folder / "list.csv")
+        labels.append(str(tuple(label for _, label in listed.splits["test"])))
+    return f"{', '.join(labels)}, classes {', '.join(listed.labels if listed else ())}"
+
+
+@case("a list that starts at 1", "refused: `label_offset=1` makes them start at 0")
+def one_based(folder: Path) -> str:
+    from mobilenet.configs import recipes
+    from mobilenet.training import resolve_config
+
+    photo().save(folder / "a.jpg")
+    rows = "".join(f"a.jpg,{label},train\n" for label in (1, 2, 3))
+    (folder / "list.csv").write_text(f"file,label,split\n{rows}")
+    config = recipes.get("mobilenet_v1", "image_list")
+    data = config.dataset.replace(data_dir=str(folder / "list.csv"))
+    try:
+        resolve_config.resolve(config.replace(dataset=data))
+    except errors.UsageError as error:
+        return f"refused: {error.remedy.partition(', ')[2]}"
+    return "read"
 
 
 def main() -> None:
