@@ -223,7 +223,8 @@ def own_model(name: str) -> Any:
             after augmentation and `preprocess_input` or `Rescaling`, as the transfer-learning
             tutorial of tensorflow.org does; V3-small without and with its `Rescaling`; a
             Sequential model of convolution, batch norm, ReLU, pooling and a dense layer; batch
-            norms after activations, sums, pooling and dense layers, and a separable convolution.
+            norms after activations, sums, pooling and dense layers, a ReLU of a sum that is read
+            elsewhere too, and separable convolutions.
     """
     tf_keras.utils.set_random_seed(2)
     shape = (OWN_SIZE, OWN_SIZE, 3)
@@ -257,6 +258,7 @@ def _batch_norms_everywhere(shape: tuple[int, int, int]) -> Any:
     x = L.MaxPooling2D()(L.BatchNormalization()(x))
     y = L.SeparableConv2D(8, 3, padding="same", use_bias=False)(x)
     x = L.Add()([x, L.ReLU()(L.BatchNormalization()(y))])
+    x = L.Add()([x, L.SeparableConv2D(8, 3, padding="same")(L.Activation("relu")(x))])
     x = L.Conv2D(16, 3)(L.ReLU()(L.BatchNormalization()(x)))
     x = L.BatchNormalization()(L.GlobalMaxPooling2D()(x))
     x = L.ReLU()(L.BatchNormalization()(L.Dense(16)(x)))

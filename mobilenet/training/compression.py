@@ -420,9 +420,10 @@ def _models_in(method: methods.Method) -> list[Any]:
 
 def _freeze_wrappers(trained: Any, start: Any) -> None:
     """Freezes the wrappers of layers that are frozen in the model that the user gave."""
+    frozen = {layer.name for layer in start.layers if not layer.trainable}
     for layer in trained.layers:
         inner = unwrap(layer)
-        if inner is not layer and not start.get_layer(inner.name).trainable:
+        if inner is not layer and inner.name in frozen:
             layer.trainable = False
 
 

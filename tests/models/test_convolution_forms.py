@@ -11,7 +11,8 @@ from small_models import L, inputs, model_outputs, own_inputs, own_model, random
 
 import mobilenet
 from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
-from mobilenet.models.graph.convolution_forms import without_unfused_batch_norms
+from mobilenet.models.graph.convolution_forms import fused
+from mobilenet.models.graph.final_activation import split_final_activation
 from mobilenet.models.graph.flatten import flatten
 from mobilenet.tflite import model as tflite_model
 
@@ -40,7 +41,7 @@ UNFUSED = {
 def test_a_batch_norm_alone_becomes_a_depthwise_convolution(case: str) -> None:
     model = sequential(*[layer.from_config(layer.get_config()) for layer in UNFUSED[case]])
     images = inputs(8, SIZE)
-    changed = without_unfused_batch_norms(flatten(model))
+    changed = fused(flatten(model))
     assert BATCH_NORM not in kinds(changed) and DEPTHWISE in kinds(changed)
     np.testing.assert_allclose(
         model_outputs(changed, images), model_outputs(model, images), rtol=0, atol=1e-5
@@ -53,7 +54,7 @@ def test_a_batch_norm_alone_becomes_a_depthwise_convolution(case: str) -> None:
 def test_a_batch_norm_after_a_dense_layer_is_multiplied_into_it(use_bias: bool) -> None:
     layers = [L.Flatten(), L.Dense(6, use_bias=use_bias), L.BatchNormalization(), L.ReLU()]
     model, images = sequential(*layers), inputs(8, SIZE)
-    changed = without_unfused_batch_norms(flatten(model))
+    changed = fused(flatten(model))
     assert kinds(changed) == ["Flatten", "Dense", "ReLU"]
     np.testing.assert_allclose(
         model_outputs(changed, images), model_outputs(model, images), rtol=0, atol=1e-5
@@ -62,7 +63,7 @@ def test_a_batch_norm_after_a_dense_layer_is_multiplied_into_it(use_bias: bool) 
 
 def test_a_batch_norm_that_the_converter_fuses_stays() -> None:
     flat = flatten(sequential(L.Conv2D(4, 3), L.BatchNormalization(), L.ReLU()))
-    assert without_unfused_batch_norms(flat) is flat
+    assert fused(flat) is flat
 
 
 def test_a_convolution_that_is_read_twice_keeps_its_output() -> None:
@@ -71,18 +72,39 @@ def test_a_convolution_that_is_read_twice_keeps_its_output() -> None:
     x = L.Conv2D(4, 3, padding="same")(source)
     x = L.Add()([x, L.ReLU()(L.BatchNormalization()(x))])
     model, images = randomize_batch_norm(tf_keras.Model(source, x)), inputs(4, SIZE)
-    changed = without_unfused_batch_norms(model)
+    changed = fused(model)
     assert DEPTHWISE in kinds(changed)
     np.testing.assert_allclose(
         model_outputs(changed, images), model_outputs(model, images), rtol=0, atol=1e-5
     )
 
 
+def test_a_relu_of_a_tensor_that_is_read_elsewhere_is_part_of_a_convolution() -> None:
+    tf_keras.utils.set_random_seed(1)
+    source = L.Input((SIZE, SIZE, 3))
+    x = L.Conv2D(4, 3, padding="same")(source)
+    x = L.Add()([x, L.Activation("relu")(x)])
+    model, images = tf_keras.Model(source, L.ReLU(6.0)(L.MaxPooling2D()(x))), inputs(4, SIZE)
+    changed = fused(model)
+    assert kinds(changed).count(DEPTHWISE) == 2
+    np.testing.assert_allclose(
+        model_outputs(changed, images), model_outputs(model, images), rtol=0, atol=1e-6
+    )
+
+
+def test_a_relu_after_a_relu_is_left_out() -> None:
+    layers = [L.Conv2D(4, 3, activation="relu"), L.Activation("relu"), L.ReLU(6.0), L.ReLU()]
+    model, images = tf_keras.Sequential([L.Input((SIZE, SIZE, 3)), *layers]), inputs(4, SIZE)
+    changed = fused(flatten(model))
+    assert kinds(changed) == ["Conv2D", "ReLU"]
+    np.testing.assert_array_equal(model_outputs(changed, images), model_outputs(model, images))
+
+
 def test_the_new_layer_trains_if_the_batch_norm_did() -> None:
     for trainable in (True, False):
         model = sequential(L.ReLU(), L.BatchNormalization(trainable=trainable))
-        (layer,) = without_unfused_batch_norms(flatten(model)).layers[2:]
-        assert layer.trainable is trainable
+        layer = fused(flatten(model)).layers[-1]
+        assert isinstance(layer, L.DepthwiseConv2D) and layer.trainable is trainable
 
 
 @pytest.mark.parametrize("activation", ["linear", "relu", "relu6"])
@@ -114,10 +136,12 @@ def model() -> Any:
     return own_model("batch_norms")
 
 
-def check_int8(quantized: QuantizedModel, images: np.ndarray) -> None:
+def check_int8(quantized: QuantizedModel, images: np.ndarray, reference: Any) -> None:
+    """The file is int8 throughout and close to a model."""
     file = mobilenet.convert(quantized, images=images)
     assert tflite_model.read(file.content).float_tensors() == []
-    expected = model_outputs(quantized.float_model, images)
+    assert file.verification.partitions == 1
+    expected = model_outputs(reference, images)
     pixels = np.rint(images * 127.5 + 127.5)
     outputs = file.classifier(threads=1).logits(pixels)
     assert np.square(outputs - expected).sum() < 0.05 * np.square(expected).sum()
@@ -126,10 +150,7 @@ def check_int8(quantized: QuantizedModel, images: np.ndarray) -> None:
 def test_batch_norms_everywhere_become_int8(model: Any) -> None:
     images = own_inputs("batch_norms", 32)
     quantized = mobilenet.quantize(model, images)
-    np.testing.assert_allclose(
-        *(model_outputs(x, images).argmax(1) for x in (quantized.float_model, model))
-    )
-    check_int8(quantized, images)
+    check_int8(quantized, images, split_final_activation(model)[0])
 
 
 def test_batch_norms_everywhere_train_quantized(model: Any) -> None:
@@ -137,4 +158,5 @@ def test_batch_norms_everywhere_train_quantized(model: Any) -> None:
     training = mobilenet.quantize_aware(model, images, steps=2)
     training.model.compile("sgd", "sparse_categorical_crossentropy")
     training.model.fit(images, np.arange(32) % 10, 16, verbose=0, callbacks=training.callbacks)
-    check_int8(training.finish(), images)
+    quantized = training.finish()
+    check_int8(quantized, images, quantized.model)

@@ -3,7 +3,8 @@
 Quantizers, pruning and the int8 operators of a file know convolutions and dense layers. A separable
 convolution is two of them. A batch norm is part of the convolution directly before it, which the
 converter sees; directly after a dense layer it is multiplied into the kernel here. Any other batch
-norm is a depthwise 1x1 convolution of its own.
+norm is a depthwise 1x1 convolution of its own. So is a ReLU that no layer before it takes in, as
+XNNPACK has no operator for it in int8.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from mobilenet.typing import Array, Float64Array
 
 layers = tf_keras.layers
 _CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
+_WITH_RELU = (  # layers whose operator computes a ReLU after them
+    *(*_CONVOLUTIONS, layers.Dense, layers.BatchNormalization, layers.Add, layers.Rescaling),
+)
 _DEPTHWISE = ("depthwise_initializer", "depthwise_regularizer", "depthwise_constraint")
 _POINTWISE = ("pointwise_initializer", "pointwise_regularizer", "pointwise_constraint")
 
@@ -57,8 +61,56 @@ def replace_unfused_batch_norms(calls: CallList) -> list[str]:
     return replaced
 
 
-def without_unfused_batch_norms(model: Any) -> Any:
-    """A model on which `replace_unfused_batch_norms` was called.
+def replace_unfused_relus(calls: CallList) -> list[str]:
+    """Puts a depthwise 1x1 convolution of ones before every ReLU that no layer takes in. In place.
+
+    That is one after a layer that is read elsewhere too, or after a pooling or the input. A ReLU
+    after a ReLU is left out.
+
+    Returns:
+        The names of these ReLUs.
+    """
+    uses = calls.use_counts()
+    replaced: list[str] = []
+
+    def find(call: Call) -> Replacement | None:
+        most = _largest(call) if call.kind in (layers.Activation, layers.ReLU) else None
+        if most is None:
+            return None
+        before = call.inputs[0].call
+        bound = _largest(before)
+        if bound is not None and bound <= most:
+            replaced.append(call.layer.name)
+            return [], call.inputs[0]
+        if issubclass(before.kind, _WITH_RELU) and uses[before] == 1:
+            return None
+        channels = call.outputs[0].shape[-1]
+        if len(call.outputs[0].shape) != 4 or channels is None:
+            return None
+        replaced.append(call.layer.name)
+        config = {"kernel_size": 1, "use_bias": False, "trainable": False}
+        ones = [np.ones((1, 1, channels, 1))]
+        name = f"{call.layer.name}_input"
+        copied = _layer(layers.DepthwiseConv2D, config, call.inputs[0], call, name, ones)
+        call.replace_inputs(lambda tensor: Tensor(copied))
+        return [copied, call], Tensor(call)
+
+    calls.substitute(find)
+    return replaced
+
+
+def _largest(call: Call) -> float | None:
+    """The upper bound of a layer that ends with a ReLU; `None` for another layer."""
+    if call.kind is not layers.ReLU:
+        return np.inf if call.config.get("activation") == "relu" else None
+    if call.config.get("negative_slope") or call.config.get("threshold"):
+        return None
+    most = call.config["max_value"]
+    return np.inf if most is None else float(most)
+
+
+def fused(model: Any) -> Any:
+    """A model whose batch norms and ReLUs are each part of an int8 operator.
 
     Args:
         model: flat functional tf_keras model; it is left as it is.
@@ -68,7 +120,8 @@ def without_unfused_batch_norms(model: Any) -> Any:
         model itself if there is nothing to replace.
     """
     calls = CallList(model)
-    return calls.build() if replace_unfused_batch_norms(calls) else model
+    replaced = [*replace_unfused_batch_norms(calls), *replace_unfused_relus(calls)]
+    return calls.build() if replaced else model
 
 
 def _is_inference_norm(call: Call) -> bool:

@@ -69,7 +69,7 @@ class TrainQuantized(Method):
         raise UsageError("quant_delay", delay, expected, remedy)
 
     def apply(self, model: Any) -> Any:
-        self._plain = model = convolution_forms.without_unfused_batch_norms(model)
+        self._plain = model = convolution_forms.fused(model)
         wrapped = scheme.wrap(model, self.context.preprocessing)
         wrapped.phase.decay = self.config.range_decay
         wrapped.phase.delayed = self.config.quant_delay > 0

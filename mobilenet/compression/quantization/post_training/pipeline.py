@@ -106,7 +106,7 @@ def quantize(
     warning = batch_norm_statistics.statistics_warning(model, images)
     if warning:
         log.warning("%s", warning)
-    model = convolution_forms.without_unfused_batch_norms(model)
+    model = convolution_forms.fused(model)
     names = chosen_steps(model, config)
     steps = registered_steps(names)
     records = []
