@@ -100,7 +100,7 @@ def brightness_model(*first: Any) -> Any:
     layers = tf_keras.layers
     pool, dense = layers.GlobalAveragePooling2D(), layers.Dense(2)
     model = tf_keras.Sequential([layers.Input((32, 32, 3)), *first, pool, dense])
-    dense.set_weights([np.tile(np.float32([[-2, 2]]), (3, 1)), np.float32([3, -3])])
+    dense.set_weights([np.tile([[-2.0, 2.0]], (3, 1)), np.array([3.0, -3.0])])
     return model
 
 
@@ -172,7 +172,9 @@ def orientations(folder: Path) -> str:
 
 FORMATS: dict[str, Callable[[Path], None]] = {
     "CMYK.jpg": lambda path: photo().convert("CMYK").save(path),
-    "16bit.png": lambda path: Image.fromarray(np.uint16(photo().convert("L")) * 257).save(path),
+    "16bit.png": lambda path: Image.fromarray(
+        np.asarray(photo().convert("L"), np.uint16) * 257
+    ).save(path),
     "1bit.png": lambda path: photo().convert("1").save(path),
     "alpha.webp": lambda path: photo().convert("RGBA").save(path, lossless=True),
     "palette.gif": lambda path: photo().quantize(64).save(path),
