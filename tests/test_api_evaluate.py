@@ -318,7 +318,7 @@ def broken() -> Any:
         ((IMAGES, LABELS + 3), ["data: got 'labels from", "class indices 0 to 5"]),
         ((IMAGES, LABELS - 1), ["data: got 'labels from -1"]),
         ((IMAGES, LABELS + 0.5), ["data: got", "no whole numbers"]),
-        ((IMAGES, np.ones((COUNT, CLASSES))), ["data: got", "not one-hot"]),
+        ((IMAGES, np.full((COUNT, CLASSES), 0.5)), ["data: got", "0 or 1 for each label"]),
         ((IMAGES, np.ones((COUNT, 4))), ["data: got 'labels of shape [23, 4]'"]),
         ((IMAGES, ["a"] * COUNT), ["data: got 'labels of type"]),
         ((IMAGES, LABELS[:-1]), ["data: got '23 images, 22 labels'"]),
@@ -345,6 +345,11 @@ def test_data_that_cannot_be_used_is_named(data: Any, words: list[str]) -> None:
         api.evaluate(cnn(), data)
     for part in words:
         assert part in str(caught.value)
+
+
+def test_several_labels_an_image_are_refused_for_a_softmax() -> None:
+    with pytest.raises(UsageError, match="not one-hot"):
+        api.evaluate(cnn("softmax"), (IMAGES, np.ones((COUNT, CLASSES))))
 
 
 def test_batches_that_cannot_be_used_are_named() -> None:
