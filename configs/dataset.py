@@ -61,6 +61,11 @@ class Preprocessing(Config):
         return min(-mean / std for mean, std in pairs), max((255 - m) / std for m, std in pairs)
 
     @property
+    def is_identity(self) -> bool:
+        """Whether pixels are a model's inputs as they are."""
+        return set(self.mean) == {0.0} and set(self.std) == {1.0}
+
+    @property
     def part(self) -> str:
         """The part of an image that the crop keeps, in words."""
         if self.crop == "central":

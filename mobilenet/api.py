@@ -315,8 +315,9 @@ def thin(
     thinned = surgery.thin(flat, ratio, round_to, importance, scope=scope, seed=seed)
     if images is None:
         return thinned
-    array = in_memory.load_examples(images, flat.input_shape[1:], 500).images
     known = input_preprocessing.known(model, preprocessing)
+    shape = flat.input_shape[1:]
+    array = in_memory.load_examples(images, shape, 500, preprocessing=known).images
     if known is not None:
         in_memory.check_range(array, known)
     return surgery.reconstruct(flat, thinned, array)

@@ -313,7 +313,7 @@ def match_classes(
         UsageError: the classes do not match.
     """
     if outputs == 1 and classes == 2:
-        is_reversed = tuple(model) == tuple(data)[::-1]
+        is_reversed = bool(model) and tuple(model) == tuple(data)[::-1]
         return ClassMapping((1, 0), 1) if is_reversed else binary_mapping()
     is_list = dataset == "image_list" and _numbered(data)
     by_name = dataset == "image_folder" or (dataset == "image_list" and not is_list)

@@ -39,7 +39,11 @@ class Examples:
 
 
 def load_examples(
-    data: Any, shape: Sequence[int | None], limit: int | None = None, parameter: str = "images"
+    data: Any,
+    shape: Sequence[int | None],
+    limit: int | None = None,
+    parameter: str = "images",
+    preprocessing: Preprocessing | None = None,
 ) -> Examples:
     """Images of a caller as one checked array.
 
@@ -49,18 +53,21 @@ def load_examples(
         shape: `[height, width, channels]` of the model; `None` for an open side.
         limit: the largest number of images: of arrays spread evenly, of batches the first ones.
         parameter: its name in errors.
+        preprocessing: how pixels become the model's inputs; images of whole numbers are taken where
+            it is known that it leaves pixels as they are.
 
     Raises:
         UsageError: these are no images, or of another shape, type or size than the model takes, or
             not finite.
     """
     batches = list(load_batches(data, shape, limit, parameter))
-    if any(images.dtype.kind in "iu" for images, _ in batches):
+    is_whole = any(images.dtype.kind in "iu" for images, _ in batches)
+    if is_whole and (preprocessing is None or not preprocessing.is_identity):
         raise UsageError(
             parameter,
             f"images of type {batches[0][0].dtype}",
             "float images as the model takes them",
-            "preprocess them as in training, and cast them to float32",
+            "scale them as in training, and cast them to float32",
         )
     images = np.concatenate([part.astype(np.float32, copy=False) for part, _ in batches])
     labels = [part for _, part in batches if part is not None]
@@ -140,8 +147,10 @@ def check_range(images: Array, preprocessing: Preprocessing, parameter: str = "i
         raise UsageError(
             parameter,
             f"values from {least:.3g} to {most:.3g}",
-            f"values from {low:.3g} to {high:.3g}, as this model takes pixels 0 to 255",
-            f"preprocess them as the model takes them ({preprocessing.name})",
+            f"values from {low + 0.0:.3g} to {high:.3g}, as this model takes pixels 0 to 255",
+            "leave them as they are, the model scales them"
+            if preprocessing.is_identity
+            else f"scale them so ({preprocessing.name}), or say how they are by `preprocessing`",
         )
     for other in _USUAL_RANGES:
         if len(images) < _LEAST_IMAGES or np.allclose(other, (low, high), atol=_TOLERANCE):

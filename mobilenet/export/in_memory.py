@@ -109,7 +109,9 @@ def quantize(
     loaded = plain_model(model, preprocessing, labels)
     shape = loaded.model.input_shape[1:]
     count = chosen.calibration_images
-    array = image_arrays.load_examples(images, shape, count, "images").images
+    array = image_arrays.load_examples(
+        images, shape, count, "images", loaded.card.preprocessing
+    ).images
     return post_training_pipeline.quantize_model(loaded, array, chosen, seed=seed)
 
 
@@ -130,7 +132,9 @@ def convert(
     shape = source.model.input_shape[1:]
     verified_on = None
     if images is not None:
-        verified_on = image_arrays.load_examples(images, shape, None, "images").images
+        verified_on = image_arrays.load_examples(
+            images, shape, None, "images", loaded.card.preprocessing
+        ).images
         image_arrays.check_range(verified_on, loaded.card.preprocessing)
         if config.image_size is None and None in shape:
             config = _with_size(config, verified_on)
@@ -208,7 +212,9 @@ def _calibration(
     """The images that the ranges are taken from."""
     parameter = "images" if calibration is None else "calibration"
     if calibration is not None:
-        images = image_arrays.load_examples(calibration, shape, None, parameter).images
+        images = image_arrays.load_examples(
+            calibration, shape, None, parameter, card.preprocessing
+        ).images
     if images is None:
         expected = f"images, as {config.number_format} takes ranges from them"
         raise UsageError(parameter, None, expected)
@@ -229,7 +235,9 @@ def verify(
     loaded = _described(model, preprocessing, None)
     source = source_of(loaded)
     shape = _checked_shape(content, source.model)
-    array = image_arrays.load_examples(images, shape, None, "images").images
+    array = image_arrays.load_examples(
+        images, shape, None, "images", loaded.card.preprocessing
+    ).images
     image_arrays.check_range(array, loaded.card.preprocessing)
     is_int8 = structure.is_int8(content)
     if source.quantized and not is_int8:

@@ -523,7 +523,8 @@ def _compress(
     def examples() -> Examples:
         if data is None:
             raise UsageError(parameter, None, f"images; {type(config).__name__} looks at some")
-        loaded = load_examples(data, start.model.input_shape[1:], count, parameter)
+        shape = start.model.input_shape[1:]
+        loaded = load_examples(data, shape, count, parameter, resolved)
         check_range(loaded.images, resolved, parameter)
         return loaded
 

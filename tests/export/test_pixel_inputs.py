@@ -171,3 +171,14 @@ def test_inputs_with_a_mean_for_each_channel_are_calibrated() -> None:
     expected = model_outputs(model, images)
     actual = file.classifier(threads=1).logits(shown)
     assert np.abs(actual - expected).max() < 0.02 * np.ptp(expected)
+
+
+def test_pixels_may_be_whole_numbers() -> None:
+    model, whole = small(1 / 127.5, -1.0), pixels(16)
+    config = PostTraining(steps=("maximum",))
+    files = [
+        mobilenet.convert(mobilenet.quantize(model, images, config=config), images=images)
+        for images in (whole, whole.astype(np.float32))
+    ]
+    assert files[0].content == files[1].content
+    assert files[0].verification.agreement == files[1].verification.agreement
