@@ -99,8 +99,6 @@ class Card(Config):
         preprocessing: how an image becomes the input. For an int8 file the mean is a whole number,
             such as 128 for inputs in [-1, 1], so that the quantized value of a pixel is exactly
             the pixel minus 128.
-        assumed: what of it is neither stored with the model, nor read from its first layers, nor
-            given: `scaling` (mean and deviation), `crop`.
         labels: class names by index.
         label_offset: label in the data minus class index (see `DatasetConfig`).
         outputs: `logits`, `probabilities` or `features`.
@@ -117,12 +115,13 @@ class Card(Config):
         calibration: the images of post-training quantization; `None` for other models.
         quantization_steps: the steps of post-training quantization, in order.
         notes: human-readable, one line each (how it was pruned, what was repaired).
+        assumed: what of the preprocessing is neither stored with the model, nor read from its first
+            layers, nor given: `scaling` (mean and deviation), `crop`.
     """
 
     architecture: dict[str, Any] = dataclasses.field(default_factory=dict)
     input_shape: tuple[int, int, int] = (224, 224, 3)
     preprocessing: Preprocessing = Preprocessing()
-    assumed: tuple[str, ...] = checked((), choices=(SCALING, CROP))
     labels: tuple[str, ...] = ()
     label_offset: int = checked(0, least=0, integer=True)
     outputs: str = checked("logits", choices=OUTPUTS)
@@ -138,6 +137,7 @@ class Card(Config):
     calibration: CalibrationSummary | None = None
     quantization_steps: tuple[QuantizationStep, ...] = ()
     notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = checked((), choices=(SCALING, CROP))
     format: int = checked(FORMAT, least=1, most=FORMAT, integer=True)
 
     def __post_init__(self) -> None:
@@ -155,6 +155,12 @@ class Card(Config):
                     list(values),
                     f"one value, or one for each of {channels}",
                 )
+
+    def replace(self, **changes: Any) -> Card:
+        """As `Config.replace`; nothing is assumed of a preprocessing that is given."""
+        if "preprocessing" in changes:
+            changes.setdefault("assumed", ())
+        return super().replace(**changes)
 
     @property
     def is_derived(self) -> bool:

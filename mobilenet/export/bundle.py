@@ -85,6 +85,7 @@ def file_card(card: Card, classes: int, quantized: bool) -> Card:
         raise UsageError("labels", len(labels), expected)
     return card.replace(
         preprocessing=_int8_preprocessing(card.preprocessing) if quantized else card.preprocessing,
+        assumed=card.assumed,
         labels=labels or class_numbers(classes),
         activation=known_activation(card.activation, classes),
     )

@@ -160,7 +160,7 @@ def convert(
     )
     if source.quantized:
         pixels = scheme.file_preprocessing(source.model, card.preprocessing)
-        card = card.replace(preprocessing=pixels)
+        card = card.replace(preprocessing=pixels, assumed=card.assumed)
     try:
         data, verification = _verify(conversion, job, card, limits)
     except UsageError as error:

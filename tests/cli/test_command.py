@@ -344,11 +344,19 @@ def test_help_is_short_and_helpfull_is_whole() -> None:
 # The flags of the commands that take a path, by their help texts.
 PATHS = {
     "trainer": {"config_file", "data_dir", "distill", "init_checkpoint", "model_dir"},
-    "evaluator": {"data_dir", "model"},
+    "evaluator": {"data_dir", "labels", "model"},
     "converter": {
-        *("calibration_dataset", "calibration_dir", "data_dir", "fitted", "model", "output"),
+        *(
+            "calibration_dataset",
+            "calibration_dir",
+            "data_dir",
+            "fitted",
+            "labels",
+            "model",
+            "output",
+        ),
     },
-    "predict": {"model"},
+    "predict": {"data_dir", "labels", "model"},
     "profiler": {"against", "data_dir", "histograms"},
     "packer": {"data_dir"},
     "tf1_loader.__main__": {"checkpoint", "output"},

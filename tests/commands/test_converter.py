@@ -199,7 +199,8 @@ def test_an_open_size_is_asked_for(
     table = converted(capfd, *args, "--image_size=48", "--verify_images=20")
     assert table["input"] == "float32 [1, 48, 48, 3]"
     assert table["output"] == "float32 [1, 10], logits"
-    assert table["same top-1 as the model"].startswith("100.00%")
+    # Its random weights have one class for all images.
+    assert table["same top-1 as the model"].startswith("not comparable: the model decides alike")
 
 
 @pytest.mark.slow

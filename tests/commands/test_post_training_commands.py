@@ -105,7 +105,7 @@ def float_kernels(file: Path) -> set[str]:
         for op in content.operators
         if "CONV_2D" in op.name and content.tensors[op.inputs[1]].dtype == "float32"
         for name in FLOAT_LAYERS
-        if f"quant_{name}/" in content.tensors[op.outputs[0]].name
+        if name in content.tensors[op.outputs[0]].name.split(";")
     }
 
 

@@ -343,7 +343,8 @@ def test_weights_of_another_model_are_refused(
     assert "width_multiplier" in error_of(*args, "--init_checkpoint", tmp_path / "weights.h5")
     assert not other.exists()
     keras_mobilenet(10, 0.5).save(tmp_path / "model.keras")
-    with pytest.raises(UsageError, match="init_checkpoint: got .*layers do not fit"):
+    message = r"model\.keras: expected weights of .*width_multiplier=0\.25\); 55 of 55 layers"
+    with pytest.raises(UsageError, match=message):
         loaded(tmp_path / "model.keras")
 
 

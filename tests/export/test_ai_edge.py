@@ -90,7 +90,8 @@ def test_a_4_bit_model_becomes_an_int4_file(
     out = tmp_path / "out"
     converter.run([f"--model={saved_model}", f"--output={out}", "--number_format=edge_int4"])
     outputs, err = capfd.readouterr()
-    assert err == "" and "int4 kernels" in outputs and "100.00%" in outputs
+    assert err == "" and "int4 kernels" in outputs
+    assert "not comparable: the model decides alike" in " ".join(outputs.split())  # random weights
     content = tflite_model.read((out / "model.tflite").read_bytes())
     stored = [tensor for tensor in content.tensors if tensor.dtype == "int4"]
     model = saving.load(saved_model).model

@@ -89,7 +89,9 @@ def test_a_graph_of_two_a_call_takes_any_number(
     small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
     model = small_model("mobilenet_v1")
-    (tmp_path / "two.pb").write_bytes(export_frozen_graph.serialize_graph(model, 2, softmax=True))
+    (tmp_path / "two.pb").write_bytes(
+        export_frozen_graph.serialize_graph(model, 2, activation="softmax")
+    )
     runner = frozen_graph.load(tmp_path / "two.pb").model
     assert (runner.input_shape, runner.output_shape) == ((2, 32, 32, 3), (2, 10))
     expected = tf.nn.softmax(model(sample_images())).numpy()

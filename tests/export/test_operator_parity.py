@@ -196,7 +196,7 @@ def test_average_pooling_and_softmax_are_verified() -> None:
     x = L.AveragePooling2D(7, name="pool")(x)
     x = L.Flatten(name="flat")(L.Conv2D(4, 1, name="e")(x))
     converted = quantize_to_file(tf_keras.Model(source, x, name="windows"))
-    both = freeze.with_softmax(converted.wrapped)
+    both = freeze.with_activation(converted.wrapped, "softmax")
     data = tflite_converter.int8_flatbuffer(both)
     rows, faults = compare(converted, data, both)
     assert faults == []

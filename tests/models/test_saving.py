@@ -83,7 +83,8 @@ def test_a_lone_file_gets_a_card_from_its_shapes(
     small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
     small_model("mobilenet_v1").save(tmp_path / "x.keras")
-    assert saving.load(tmp_path / "x.keras").card == Card(input_shape=(32, 32, 3), outputs="logits")
+    expected = Card(input_shape=(32, 32, 3), outputs="logits", assumed=("scaling", "crop"))
+    assert saving.load(tmp_path / "x.keras").card == expected
     assert saving.card_of(small_model("mobilenet_v1", num_classes=0)).outputs == "features"
     assert (
         saving.card_of(small_model("mobilenet_v1", classifier_activation="softmax")).outputs

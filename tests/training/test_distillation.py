@@ -225,6 +225,7 @@ def test_a_stage_learns_from_its_initial_model_where_that_is_trained(model: Any)
 
 def test_another_model_teaches_every_stage(model: Any, tmp_path: Path) -> None:
     config = run_of(image_size=32, distillation=Distillation(save_teacher(model, tmp_path)))
+    config = config.replace(model=config.model.replace(num_classes=INFO.num_classes))
     teachers = distillation.Teachers(config, INFO)
     assert teachers.of("train", model, None) is not None
     assert teachers.of("quantize", model, None) is teachers.of("train", model, None)  # loaded once

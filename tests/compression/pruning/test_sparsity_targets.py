@@ -138,7 +138,7 @@ def broken() -> Any:
     ("make", "message"),
     [
         (wrapped, "model: got 'wrapped layers prune_low_magnitude_d', expected plain layers"),
-        (keras_3, "expected a functional or Sequential model of tf_keras; build it in tf_keras"),
+        (keras_3, "expected a functional or Sequential model of tf_keras; save it as .keras"),
         (broken, "expected finite values"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
