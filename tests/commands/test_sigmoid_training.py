@@ -66,7 +66,7 @@ def test_the_file_agrees_with_the_list_label_by_label(
     for model in (run / "export", run / "quantize"):
         done = run_command("evaluator", f"--model={model}", *data)
         assert done.returncode == 0, done.stderr
-        lines = [line for line in done.stdout.splitlines() if str(run) not in line]
+        lines = [line for line in done.stdout.splitlines() if "/" not in line]  # paths are longer
         assert max(map(len, lines)) <= 80
         rows = re.findall(r"^ *(red|green|blue) +(\d+) +([\d.]+) +([\d.]+)$", done.stdout, re.M)
         outputs.append({name: [float(x) for x in cells] for name, *cells in rows})
