@@ -29,14 +29,13 @@ from mobilenet.models import input_preprocessing
 from mobilenet.models.builder import config_of
 from mobilenet.models.graph import final_activation
 from mobilenet.models.saving import LoadedModel, card_of
-from mobilenet.runtime.classifier import resolve_flatbuffer
+from mobilenet.runtime import classifier
 from mobilenet.tflite import model as tflite_model
 from mobilenet.typing import Float32Array
 
 # What a file of a float model reaches and one of another model misses, in dB of its outputs.
 _MIN_FLOAT_RATIO = 60.0  # float32 arithmetic alone leaves more than 80
 _MIN_QUANTIZED_RATIO = 6.0  # an error of half the signal
-_ACTIVATION_OPERATORS = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid"}
 _FLOAT_LIMITS = VerificationLimits(min_clear_agreement=0.9)
 
 
@@ -261,7 +260,7 @@ def _bytes_of(file: Any) -> bytes:
     if not isinstance(file, (str, os.PathLike)):
         expected = "a path, the bytes of a file or what `convert` returns"
         raise UsageError("file", type(file).__name__, expected)
-    return resolve_flatbuffer(file).read_bytes()
+    return classifier.resolve_flatbuffer(file).read_bytes()
 
 
 def _name_of(file: Any) -> str:
@@ -287,14 +286,13 @@ def _checked_shape(content: tflite_model.Flatbuffer, model: Any) -> tuple[int, i
 
 def _config_of(content: tflite_model.Flatbuffer, number_format: str) -> ConversionConfig:
     """How a file was made, as far as that changes what the model must compute."""
-    names = [op.name for op in content.operators if op.name not in ("QUANTIZE", "DEQUANTIZE")]
     io = content.tensors[content.inputs[0]].dtype
     return ConversionConfig(
         number_format=number_format,
         io=io if number_format == INT8 else "float32",
         batch=max(1, content.tensors[content.inputs[0]].shape[0]),
-        output_activation=_ACTIVATION_OPERATORS.get(names[-1] if names else "", "none"),
-        target="generic" if "HARD_SWISH" in names else "xnnpack",
+        output_activation=classifier.final_activation(content) or "none",
+        target="generic" if any(op.name == "HARD_SWISH" for op in content.operators) else "xnnpack",
     )
 
 

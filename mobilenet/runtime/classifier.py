@@ -388,9 +388,8 @@ def _derived_card(
         if len(labels) not in (classes, class_count(classes)):
             expected = f"{class_count(classes)} lines, the classes of {file}"
             raise UsageError(str(names), len(labels), expected)
-    outputs, last = _kind_of_outputs(graph, found), _last_operator(graph)
-    computed = {"SOFTMAX": SOFTMAX, "LOGISTIC": SIGMOID}.get(last)
-    activation = found.activation or known_activation(computed, classes)
+    outputs = _kind_of_outputs(graph, found)
+    activation = found.activation or known_activation(final_activation(graph), classes)
     scaling, origin = Preprocessing(), "assuming pixels to [-1, 1]"
     if found.preprocessing is not None:
         source = graph.tensors[graph.inputs[0]]
@@ -421,15 +420,14 @@ def _kind_of_outputs(graph: tflite_model.Flatbuffer, found: metadata.FileMetadat
     kind = {"probability": "probabilities"}.get(found.output, found.output)
     if kind == "logits" or (kind in OUTPUTS and found.is_own):
         return kind
-    return "probabilities" if _last_operator(graph) in ("SOFTMAX", "LOGISTIC") else "logits"
+    return "logits" if final_activation(graph) is None else "probabilities"
 
 
-def _last_operator(graph: tflite_model.Flatbuffer) -> str:
-    """The name of the operator that computes the outputs, apart from conversions of their type."""
-    return next(
-        (op.name for op in reversed(graph.operators) if op.name not in ("QUANTIZE", "DEQUANTIZE")),
-        "",
-    )
+def final_activation(graph: tflite_model.Flatbuffer) -> str | None:
+    """`softmax` or `sigmoid` where the outputs of a file are computed by it, else `None`."""
+    names = (op.name for op in reversed(graph.operators))
+    last = next((name for name in names if name not in ("QUANTIZE", "DEQUANTIZE")), "")
+    return {"SOFTMAX": SOFTMAX, "LOGISTIC": SIGMOID}.get(last)
 
 
 def _as_fed(scaling: Preprocessing, source: tensors.Tensor) -> Preprocessing:
