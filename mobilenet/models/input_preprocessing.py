@@ -60,9 +60,10 @@ def resolve(model: Any, preprocessing: Choice = None) -> Preprocessing:
 
 def known(model: Any, preprocessing: Choice = None) -> Preprocessing | None:
     """As `resolve`; `None` where it would assume."""
-    if preprocessing is None and SCALING in of_model(model)[1]:
-        return None
-    return resolve(model, preprocessing)
+    if preprocessing is not None:
+        return resolve(model, preprocessing)
+    found, assumed = of_model(model)
+    return None if SCALING in assumed else found
 
 
 def complete_card(

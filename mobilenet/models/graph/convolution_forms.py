@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tf_keras
 
+from mobilenet.models.graph import variables
 from mobilenet.models.graph.calls import Call, CallList, Replacement, Tensor, new_call
 from mobilenet.typing import Array, Float64Array
 
@@ -140,22 +141,16 @@ def _is_directly_after(call: Call, kinds: tuple[type, ...], uses: dict[Call, int
     return bool(before.config["activation"] == "linear")
 
 
-def _scale_and_shift(call: Call) -> tuple[Float64Array, Float64Array]:
-    """What a batch norm computes in inference mode, `[channels]` each."""
-    values = {w.name.rpartition("/")[2].partition(":")[0]: w for w in call.layer.weights}
-    variance = np.asarray(values["moving_variance"], np.float64)
-    scale = 1 / np.sqrt(variance + call.layer.epsilon)
-    if "gamma" in values:
-        scale = scale * np.asarray(values["gamma"], np.float64)
-    shift = -np.asarray(values["moving_mean"], np.float64) * scale
-    if "beta" in values:
-        shift = shift + np.asarray(values["beta"], np.float64)
-    return scale, shift
+def _scale_and_shift(layer: Any) -> tuple[Float64Array, Float64Array]:
+    """What a batch norm multiplies by and then adds in inference mode, `[channels]` each."""
+    own = {name: np.asarray(v, np.float64) for name, v in variables.named(layer).items()}
+    scale = own.get("gamma", 1.0) / np.sqrt(own["moving_variance"] + layer.epsilon)
+    return scale, own.get("beta", 0.0) - own["moving_mean"] * scale
 
 
 def _multiplied_into_dense(call: Call) -> Replacement:
     dense = call.inputs[0].call
-    scale, shift = _scale_and_shift(call)
+    scale, shift = _scale_and_shift(call.layer)
     kernel, *bias = [np.asarray(weight, np.float64) for weight in dense.layer.get_weights()]
     dense.own_name, dense.layer = dense.layer.name, None
     dense.config = {**dense.config, "use_bias": True}
@@ -165,7 +160,7 @@ def _multiplied_into_dense(call: Call) -> Replacement:
 
 def _depthwise(call: Call) -> Replacement:
     """A batch norm's scale and shift as a convolution; vectors are 1x1 maps on the way."""
-    scale, shift = _scale_and_shift(call)
+    scale, shift = _scale_and_shift(call.layer)
     channels = len(scale)
     config = {"kernel_size": 1, "trainable": call.layer.trainable}
     weights = [scale.reshape(1, 1, channels, 1), shift]

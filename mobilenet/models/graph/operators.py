@@ -277,18 +277,10 @@ def _reordered(call: Call, order: list[int]) -> Replacement | None:
     if len(call.outputs[0].shape) != 4 or not order or not 0 <= min(order) <= max(order) < channels:
         return None
     kernel = np.eye(channels, dtype=np.float32)[None, None][..., order]
-    constant = {"class_name": "Constant", "config": {"value": kernel.tolist()}}
-    return _single(
-        call,
-        layers.Conv2D,
-        [call.inputs[0]],
-        REORDERED,
-        filters=len(order),
-        kernel_size=1,
-        use_bias=False,
-        kernel_initializer=constant,
-        trainable=False,
-    )
+    config = {"filters": len(order), "kernel_size": 1, "use_bias": False, "trainable": False}
+    replacement = _single(call, layers.Conv2D, [call.inputs[0]], REORDERED, **config)
+    replacement[0][0].weights = [kernel]
+    return replacement
 
 
 _add = _binary(layers.Add, lambda c: (1.0, c), lambda c: (1.0, c))
