@@ -4,7 +4,7 @@
 
 Every case builds what it needs (models, images) in a folder of its own and downloads nothing. A row
 is a function with the decorator `case`: it takes the folder and returns what is seen, as text that
-equals what is wanted.
+equals what is expected.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class Case:
 
     Attributes:
         name: unique; what is tried.
-        wanted: the right result.
+        expected: the right result.
         run: takes an empty folder, returns the result that is seen.
     """
 
     name: str
-    wanted: str
+    expected: str
     run: Callable[[Path], str]
 
 
-def case(name: str, wanted: str) -> Callable[[Callable[[Path], str]], Callable[[Path], str]]:
+def case(name: str, expected: str) -> Callable[[Callable[[Path], str]], Callable[[Path], str]]:
     """Adds a function to the table."""
 
     def add(run: Callable[[Path], str]) -> Callable[[Path], str]:
-        CASES.append(Case(name, wanted, run))
+        CASES.append(Case(name, expected, run))
         return run
 
     return add
@@ -299,8 +299,8 @@ def main() -> None:
     for row in chosen:
         with tempfile.TemporaryDirectory() as folder:
             seen = row.run(Path(folder))
-        rows.append([row.name, row.wanted, seen, "" if seen == row.wanted else "differs"])
-    print(text_tables.table(["case", "wanted", "seen", ""], rows))
+        rows.append([row.name, row.expected, seen, "" if seen == row.expected else "differs"])
+    print(text_tables.table(["case", "expected", "seen", ""], rows))
     sys.exit(any(row[-1] for row in rows))
 
 

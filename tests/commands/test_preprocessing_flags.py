@@ -106,12 +106,17 @@ def test_the_evaluator_reads_the_first_layer_or_takes_what_is_given(files: Path)
         assert top1 == 100.0 if "scaled to" not in line else top1 < 100  # p / 127.5 - 1 is too low
 
 
+def convert(model: Path, target: Path, files: Path, *flags: str) -> str:
+    """What the converter prints on the way from a model to a folder, with the photos as data."""
+    data = "--dataset_name", "image_folder", "--data_dir", files / "photos"
+    done = run_command("converter", "--model", model, "--output", target, *flags, *data)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_an_int8_file_of_such_a_model_takes_pixels(files: Path, log: Log) -> None:
     target = files / "int8"
-    data = "--dataset_name", "image_folder", "--data_dir", files / "photos"
-    words = "--model", files / "pixels.keras", "--number_format", "int8", "--output", target
-    done = run_command("converter", *words, *data)
-    assert done.returncode == 0, done.stderr
+    convert(files / "pixels.keras", target, files, "--number_format", "int8")
     assert len([line for line in log() if "does not state its crop" in line]) == 1
     card = Card.from_file(target / "card.json")
     assert card.input is not None
@@ -127,15 +132,12 @@ def test_an_int8_file_of_such_a_model_takes_pixels(files: Path, log: Log) -> Non
 def test_one_class_for_all_images_is_no_agreement(files: Path, log: Log) -> None:
     """The model without its scaling: pixels 0 to 255 have the second class, whatever they show."""
     target = files / "degenerate"
-    data = "--dataset_name", "image_folder", "--data_dir", files / "photos"
-    words = "--model", files / "scaled.keras", "--preprocessing", "raw", "--output", target
-    done = run_command("converter", *words, *data)
-    assert done.returncode == 0, done.stderr
+    printed = convert(files / "scaled.keras", target, files, "--preprocessing", "raw")
     line = "the model decides alike on 24 of 24 images"
     (said,) = log()
     assert f"{line}, so there is no agreement to state" in said
-    assert f"not comparable: {line}" in " ".join(done.stdout.split())
-    assert "100.00%" not in done.stdout + (target / "README.md").read_text()
+    assert f"not comparable: {line}" in " ".join(printed.split())
+    assert "100.00%" not in printed + (target / "README.md").read_text()
     assert any(line in note for note in Card.from_file(target / "card.json").notes)
 
 
