@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 
 from mobilenet.errors import UsageError
+from mobilenet.models import keras3_operators
+from mobilenet.models.keras3_operators import REMEDY as _REMEDY
 from mobilenet.models.safe_loading import allowed
 
 Json = Any
 
 _MODELS = ("Functional", "Sequential", "Model")
 _LAYERS = "keras.layers"  # where Keras 3 says that its layers are
-_OPERATORS = "keras.src.ops.numpy"
-_OPERATOR_KINDS = ("Add", "Subtract", "Multiply", "TrueDivide")  # that become layers
-_REMEDY = "replace it by a layer that Keras 2 has too, and save the model again"
 _FIELDS = frozenset({"name", "trainable", "dtype", "batch_input_shape"})  # of every layer
 # Settings that Keras 2 lacks, with the value at which they change nothing.
 _NEUTRAL = {
@@ -55,7 +54,7 @@ def to_keras2(entry: Json) -> dict[str, Any]:
         UsageError: names the layer that Keras 2 does not have.
     """
     config = entry["config"]
-    layers = config["layers"]
+    layers = keras3_operators.with_reversed_channels(config["layers"])
     nested = {_name(layer) for layer in layers if layer["class_name"] in _MODELS}
     copied = {**config, "layers": [x for layer in layers for x in _layers(layer, nested)]}
     for key in ("input_layers", "output_layers"):
@@ -77,30 +76,44 @@ def _of_nested(references: Json, nested: Iterable[str]) -> Json:
 
 
 def _layers(layer: Mapping[str, Any], nested: Iterable[str]) -> list[dict[str, Any]]:
-    """A layer as Keras 2 has it; some activations need several."""
+    """A layer or an operator as Keras 2 has it; some activations need several layers."""
+    name, activation = _name(layer), layer["config"].get("activation")
+    if keras3_operators.is_operator(layer):
+        return _operator(layer, nested)
     is_activation = layer["class_name"] == "Activation" and layer.get("inbound_nodes")
-    if is_activation and layer["config"].get("activation") in _HARD:
-        return _hard_activation(layer, nested)
+    if is_activation and activation in _HARD:
+        (node,) = layer["inbound_nodes"]
+        return _hard_activation(name, activation, _call(node, name, nested))
     return [_layer(layer, nested)]
 
 
-def _hard_activation(layer: Mapping[str, Any], nested: Iterable[str]) -> list[dict[str, Any]]:
+def _operator(entry: Mapping[str, Any], nested: Iterable[str]) -> list[dict[str, Any]]:
+    name, (layer, tensors) = _name(entry), keras3_operators.as_layer(entry)
+    inputs = [[*_reference(tensor, nested), dict(layer.arguments)] for tensor in tensors]
+    activation = layer.settings.get("activation")
+    if activation in _HARD:
+        return _hard_activation(name, activation, inputs)
+    described = _described(layer.kind, name, layer.settings, inputs)
+    if layer.kind in allowed.OPERATOR_LAYERS:
+        described["inbound_nodes"] = inputs  # calls of one tensor, not of a list
+    return [described]
+
+
+def _hard_activation(name: str, activation: str, inputs: list[Json]) -> list[dict[str, Any]]:
     """`relu6(x + 3) / 6`, times x in a hard swish, in the form of this library's models."""
-    name, (node,) = _name(layer), layer["inbound_nodes"]
-    (source,) = _call(node, name, nested)
-    is_swish = layer["config"]["activation"] != "hard_sigmoid"
+    is_swish = activation != "hard_sigmoid"
     gate = f"{name}_gate" if is_swish else name
     steps: list[tuple[str, str, dict[str, Any]]] = [
         ("Rescaling", f"{name}_shift", {"scale": 1.0, "offset": 3.0}),
         ("ReLU", f"{name}_relu6", {"max_value": 6.0}),
         ("Rescaling", gate, {"scale": 1 / 6}),
     ]
-    layers, inputs = [], [source]
+    layers, source = [], inputs
     for kind, step, settings in steps:
-        layers.append(_described(kind, step, settings, inputs))
-        inputs = [[step, 0, 0, {}]]
+        layers.append(_described(kind, step, settings, source))
+        source = [[step, 0, 0, {}]]
     if is_swish:
-        layers.append(_described("Multiply", name, {}, [source, *inputs]))
+        layers.append(_described("Multiply", name, {}, [*inputs, *source]))
     return layers
 
 
@@ -115,8 +128,6 @@ def _layer(layer: Mapping[str, Any], nested: Iterable[str]) -> dict[str, Any]:
     kind, module = layer["class_name"], layer.get("module")  # none in .h5 files
     if kind in _MODELS:
         copied = to_keras2(layer)
-    elif _is_operator(layer):
-        return _operator(layer, nested)
     elif module in (_LAYERS, None):
         copied = {"class_name": kind, "config": _settings(kind, layer["config"])}
     else:
@@ -127,14 +138,6 @@ def _layer(layer: Mapping[str, Any], nested: Iterable[str]) -> dict[str, Any]:
             _call(node, _name(layer), nested) for node in layer["inbound_nodes"]
         ]
     return copied
-
-
-def _is_operator(layer: Mapping[str, Any]) -> bool:
-    """Whether it is an operator on tensors, some of which have the names of layers."""
-    if "module" in layer:
-        return bool(layer["module"] == _OPERATORS)
-    nodes = layer.get("inbound_nodes", ())
-    return layer["class_name"] in _OPERATOR_KINDS and any(len(n["args"]) > 1 for n in nodes)
 
 
 def _settings(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,40 +182,6 @@ def _call(node: Mapping[str, Any], layer: str, nested: Iterable[str]) -> list[Js
 def _reference(tensor: Mapping[str, Any], nested: Iterable[str]) -> list[Json]:
     reference: list[Json] = _of_nested(tensor["config"]["keras_history"], nested)
     return reference
-
-
-def _operator(layer: Mapping[str, Any], nested: Iterable[str]) -> dict[str, Any]:
-    """An operator on tensors (`x / 127.5`, `a * b`) as a layer."""
-    kind, name = layer["class_name"], _name(layer)
-    (node,) = layer["inbound_nodes"]
-    arguments = [*node["args"], *(v for v in node["kwargs"].values() if v is not None)]
-    tensors = [value for value in arguments if isinstance(value, dict)]
-    numbers = [value for value in arguments if isinstance(value, (int, float))]
-    references = [[*_reference(tensor, nested), {}] for tensor in tensors]
-    if len(tensors) == 2 and not numbers and kind in ("Add", "Subtract", "Multiply"):
-        return _described(kind, name, {}, references)
-    if len(tensors) == len(numbers) == 1:
-        scale, offset = _scale_and_offset(kind, numbers[0], arguments[0] is tensors[0], name)
-        return _described("Rescaling", name, {"scale": scale, "offset": offset}, references)
-    raise _unknown_operator(kind, name)
-
-
-def _scale_and_offset(
-    kind: str, number: float, tensor_first: bool, name: str
-) -> tuple[float, float]:
-    if kind == "Add":
-        return 1.0, number
-    if kind == "Multiply":
-        return number, 0.0
-    if kind == "Subtract":
-        return (1.0, -number) if tensor_first else (-1.0, number)
-    if kind == "TrueDivide" and tensor_first and number:
-        return 1.0 / number, 0.0
-    raise _unknown_operator(kind, name)
-
-
-def _unknown_operator(kind: str, name: str) -> UsageError:
-    return UsageError(f"layer {name!r}", f"keras.ops {kind}", "a layer of Keras", _REMEDY)
 
 
 def load_weights(model: Any, group: Any) -> None:

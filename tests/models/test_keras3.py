@@ -34,6 +34,27 @@ def with_operators() -> Any:
     return keras.Model(source, L.Dense(4)(L.Flatten()(x)))
 
 
+def with_functions() -> Any:
+    """Operators that equal layers, by `keras.ops` and `keras.activations`."""
+    o = keras.ops
+    source = L.Input((16, 16, 3))
+    x = keras.applications.imagenet_utils.preprocess_input(source, mode="caffe")
+    x = o.divide(x, np.float32([58.0, 57.0, 57.5])) + np.float32([0.1, 0.2, 0.3]).reshape(
+        1, 1, 1, 3
+    )
+    x = L.Conv2D(8, 3, padding="valid")(o.pad(x[..., ::-1], ((0, 0), (0, 1), (1, 1), (0, 0))))
+    x = o.max_pool(o.relu(x), 2)
+    pieces = [o.relu6(x), o.silu(x), o.hard_silu(x), o.sigmoid(x), o.tanh(x), o.elu(x), o.selu(x)]
+    pieces += [o.leaky_relu(x, 0.1), o.clip(x, 0, 2), o.softplus(x), o.maximum(x, 0.0), -x]
+    x = o.average_pool(o.concatenate([*pieces, o.hard_sigmoid(x)], axis=-1), 3, 2, "same")
+    x = L.Conv2D(8, 1)(o.transpose(x, (0, 2, 1, 3)))
+    x = o.maximum(x, o.gelu(x, approximate=False)) - o.minimum(x, o.flip(x, -1))
+    gate = o.sigmoid(L.Conv2D(8, 1)(o.mean(x, axis=(1, 2), keepdims=True)))
+    flat = o.reshape(o.multiply(x, gate), (-1, 8 * 4 * 4))
+    y = o.squeeze(o.expand_dims(o.max(x, axis=[1, 2]), 1), 1)
+    return keras.Model(source, o.softmax(L.Dense(4)(o.concatenate([flat, y], 1)) / 4))
+
+
 def sequential() -> Any:
     scaling = L.Normalization()
     scaling.adapt(np.random.default_rng(1).uniform(0, 255, (8, 16, 16, 3)))
@@ -69,7 +90,14 @@ def drawn(draw: np.random.Generator, name: str, shape: tuple[int, ...]) -> Any:
 
 @pytest.mark.parametrize("ending", [".keras", ".h5"])
 @pytest.mark.parametrize(
-    "make", [with_operators, sequential, nested, pytest.param(minimal_v3, marks=pytest.mark.slow)]
+    "make",
+    [
+        with_operators,
+        with_functions,
+        sequential,
+        nested,
+        pytest.param(minimal_v3, marks=pytest.mark.slow),
+    ],
 )
 def test_outputs_are_those_of_keras_3(make: Callable[[], Any], ending: str, tmp_path: Path) -> None:
     theirs = make()
@@ -94,6 +122,18 @@ def from_image(function: Callable[[Any], Any]) -> Any:
 
 REFUSED = {
     "another operator": (lambda: from_image(lambda x: keras.ops.exp(x)), "Exp.*layer"),
+    "an operator over other axes": (
+        lambda: from_image(lambda x: keras.ops.mean(x, axis=-1)),
+        r"layer 'mean\w*': got 'keras.ops Mean\(axis=-1, keepdims=False\)', expected a layer",
+    ),
+    "a shape of other values": (
+        lambda: from_image(lambda x: keras.ops.reshape(x, (-1, 96))),
+        r"keras.ops Reshape\(newshape=\[-1, 96\]\)",
+    ),
+    "two of three channels": (
+        lambda: from_image(lambda x: keras.ops.stack([x[..., 2], x[..., 1]], -1)),
+        "keras.ops GetItem",
+    ),
     "an activation of other meaning": (
         lambda: from_image(L.Conv2D(2, 1, activation="hard_sigmoid", name="c")),
         "layer 'c': got 'hard_sigmoid', expected an activation that Keras 2 computes alike",
