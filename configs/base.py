@@ -20,6 +20,7 @@ ImageSize: TypeAlias = int | tuple[int, int]  # side of a square, or height and 
 MAX_CLASSES = 1_000_000  # class indices end here: a larger label is a code of another kind
 MAX_SIDE = 1 << 14  # of an image
 MAX_BATCH = 1 << 13  # images at once; beyond 2^31 values kernels end the process
+_LEAST_PERCENTAGE = 2  # 1.5 is rather a share that is too high
 _MAX_INTEGER = 2**63 - 1  # what TensorFlow can hold
 
 
@@ -80,7 +81,14 @@ class Rule:
             or (self.below is not None and value >= self.below)
             or (self.most is not None and value > self.most)
         ):
-            raise UsageError(name, value, self._expected(), self.remedy)
+            raise UsageError(name, value, self._expected(), self._share(value) or self.remedy)
+
+    def _share(self, value: object) -> str:
+        """The share that a percentage seems to mean where only shares are legal."""
+        is_of_shares = 0 in (self.above, self.least) and 1 in (self.below, self.most)
+        if not (is_of_shares and isinstance(value, (int, float))):
+            return ""
+        return f"did you mean {value / 100:g}?" if _LEAST_PERCENTAGE <= value <= 100 else ""
 
     def _expected(self) -> str:
         bounds = (

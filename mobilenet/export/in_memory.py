@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ from mobilenet.models.saving import LoadedModel, card_of
 from mobilenet.runtime import classifier
 from mobilenet.tflite import model as tflite_model
 from mobilenet.typing import Float32Array
+
+log = logging.getLogger("mobilenet")
 
 # What a file of a float model reaches and one of another model misses, in dB of its outputs.
 _MIN_FLOAT_RATIO = 60.0  # float32 arithmetic alone leaves more than 80
@@ -126,6 +129,8 @@ def convert(
 ) -> ConvertedFile:
     """A verified file; see `mobilenet.convert`."""
     config = _config(model, number_format, config)
+    if config.number_format is None and not isinstance(model, QuantizedModel):
+        log.info("the file of a float model is float32; that of quantize(model, images) is int8")
     loaded = _described(model, preprocessing, labels)
     source = source_of(loaded)
     shape = source.model.input_shape[1:]

@@ -25,6 +25,7 @@ from mobilenet.compression import method as methods
 from mobilenet.compression.pruning.unstructured import sparsity_targets
 from mobilenet.compression.quantization.int8 import quantized_model, scheme
 from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.compression.quantization.int8.quantizer_placement import WEIGHTS
 from mobilenet.configs.base import Config, check_number
 from mobilenet.configs.card import ACTIVATIONS, Card
 from mobilenet.configs.pruning import ChannelPruning, MagnitudePruning, Pruning
@@ -36,7 +37,13 @@ from mobilenet.models import input_preprocessing
 from mobilenet.models.builder import config_of
 from mobilenet.models.graph import final_activation, flatten, variables
 from mobilenet.models.graph.rebuild import precision_of
-from mobilenet.models.graph.roles import is_quantization_layer, is_quantized, is_wrapper, unwrap
+from mobilenet.models.graph.roles import (
+    is_quantization_layer,
+    is_quantized,
+    is_wrapper,
+    kind,
+    unwrap,
+)
 from mobilenet.training.latency import measure_latency
 from mobilenet.typing import Float32Array
 
@@ -428,15 +435,18 @@ def _freeze_wrappers(trained: Any, start: Any) -> None:
 
 
 def _warn_of_frozen_kernels(method: methods.Method, model: Any) -> None:
-    """Pruned weights of a frozen layer cost accuracy that no training brings back."""
-    pruned = [target.layer for target in getattr(method, "targets", ()) if target.sparsity]
-    frozen = [name for name in pruned if not model.get_layer(name).trainable]
+    """Kernels of frozen layers are pruned or rounded too, and no training makes up for it."""
+    kernels = [target.layer for target in getattr(method, "targets", ()) if target.sparsity]
+    what = "prune"
+    if not isinstance(method.config, Pruning):
+        kernels, what = [x.name for x in model.layers if kind(x) in WEIGHTS], "quantize"
+    frozen = [name for name in kernels if not model.get_layer(name).trainable]
     if frozen:
         warnings.warn(
-            f"{len(frozen)} of the {len(pruned)} kernels to prune are frozen and cannot recover: "
+            f"{len(frozen)} of the {len(kernels)} kernels to {what} are frozen and cannot recover: "
             f"{shorten(frozen)}; set `trainable = True` on the model first",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -515,7 +525,8 @@ def _compress(
     preprocessing: input_preprocessing.Choice,
     seed: int,
 ) -> Compression:
-    check_number("steps", steps, least=1, integer=True)
+    remedy = "updates of the weights: epochs times batches an epoch"
+    check_number("steps", steps, least=1, integer=True, remedy=remedy)
     resolved = input_preprocessing.resolve(model, preprocessing)
     count = getattr(config, "calibration_images", None) or getattr(config, "reconstruct", None)
 

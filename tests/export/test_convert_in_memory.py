@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -397,6 +398,9 @@ def test_models_that_cannot_be_quantized(quantized: QuantizedModel, empty: Path)
     swish = L.PReLU(name="slope")(L.Conv2D(4, 3)(source))
     layer = tf_keras.Model(source, L.Dense(3)(L.GlobalAveragePooling2D()(swish)))
     unbuilt = tf_keras.Sequential([L.Conv2D(4, 3)])
+    gelu = tf_keras.Sequential([L.Input((SIZE, SIZE, 3))])
+    for number in range(7):
+        gelu.add(L.Conv2D(2, 1, activation="gelu", name=f"conv{number}"))
     broken = cnn()
     broken.layers[-1].kernel.assign(broken.layers[-1].kernel * np.nan)
     for bad, words in (
@@ -411,13 +415,27 @@ def test_models_that_cannot_be_quantized(quantized: QuantizedModel, empty: Path)
         (unbuilt, ["model: got"]),
         (quantized, ["model: got 'a QuantizedModel'", "`.float_model`"]),
         (quantized.model, ["model: got 'wrapped layers"]),
-        ("model.keras", ["model: got 'builtins.str'"]),
+        (gelu, ["layers conv0, conv1,", "(7): got 'gelu', expected no activation, relu"]),
+        ("m.keras", ["model: got 'm.keras', expected a model", "load_model(path).model"]),
         (broken, ["NaN"]),
     ):
         with pytest.raises(UsageError) as caught:
             quantize(bad, IMAGES)
         assert all(word in str(caught.value) for word in words), caught.value
     assert list(empty.iterdir()) == []
+
+
+def test_a_float_file_of_a_float_model_is_said(
+    model: Any, quantized: QuantizedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "mobilenet"):
+        convert(model, images=IMAGES[:2])
+    assert "the file of a float model is float32; that of quantize(model" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "mobilenet"):
+        convert(model, number_format="float32", images=IMAGES[:2])
+        convert(quantized, images=IMAGES)
+    assert "is float32" not in caplog.text
 
 
 def test_batches_with_labels_give_the_ranges_of_their_images(model: Any) -> None:

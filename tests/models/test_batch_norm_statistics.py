@@ -37,7 +37,7 @@ def test_a_high_decay_is_reported_with_its_remedy() -> None:
     line = batch_norm_statistics.statistics_warning(trained(0.9997), inputs(8))
     assert "moving statistics of 2 of 3 batch norms" in line
     assert "from b_norm on" in line
-    assert "lower batch_norm_decay than 0.9997, or for more epochs" in line
+    assert "lower momentum (`batch_norm_decay` of MobileNets) than 0.9997, or for more" in line
     assert "\n" not in line
 
 

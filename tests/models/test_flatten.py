@@ -326,6 +326,12 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: tf_keras.Sequential([L.Dense(2)]), r"model\.build\(\(None, height, width, channels"),
     (Subclass, r"Subclass.*functional form"),
     (lambda: small(Subclass()), r"Subclass.*functional form"),
+    (
+        lambda: small(lambda x: tf.exp(tf.nn.gelu(L.ReLU()(tf.nn.gelu(x, name="first"))))),
+        r"got 'the operator tf.nn.gelu in 2 layers, first tf.nn.gelu\w*, layer tf.math.exp\w*, the",
+    ),
+    (lambda: small(tf.sin), r"got 'layer tf.math.sin\w*, the operator tf.math.sin', expected"),
+    (lambda: types.SimpleNamespace(model=toy()), "take its `.model`"),
     (wrapped, r"wrapped layers prune_low_magnitude_a.*finalize"),
     (twice, r"layer shared, which is called more than once"),
     (lambda: small(lambda x: x**2), r"layer tf\.math\.pow.*operator tf\.math\.pow.*stock layer"),

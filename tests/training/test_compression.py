@@ -322,7 +322,11 @@ def test_frozen_layers_stay_frozen() -> None:
     model = small_cnn()
     for layer in model.layers[:3]:
         layer.trainable = False
-    training = mobilenet.quantize_aware(model, IMAGES, steps=STEPS)
+    with pytest.warns(
+        UserWarning, match="1 of the 3 kernels to quantize are frozen .* stem"
+    ) as seen:
+        training = mobilenet.quantize_aware(model, IMAGES, steps=STEPS)
+    assert seen[0].filename == __file__  # the line of the user's call
     before = kernel(model, "stem")
     training.model.compile("adam", LOSS)
     fit(training)
@@ -334,8 +338,10 @@ def test_frozen_layers_stay_frozen() -> None:
 def test_pruning_frozen_kernels_is_a_warning() -> None:
     model = small_cnn()
     model.get_layer("pointwise").trainable = False
-    with pytest.warns(UserWarning, match="1 of the 1 kernels to prune are frozen .* pointwise"):
+    match = "1 of the 1 kernels to prune are frozen .* pointwise"
+    with pytest.warns(UserWarning, match=match) as seen:
         mobilenet.prune(model, steps=STEPS)
+    assert seen[0].filename == __file__
 
 
 def test_batch_norms_called_in_inference_mode_stay_there() -> None:
@@ -417,6 +423,20 @@ def test_bad_input_names_the_parameter(name: str) -> None:
         call()
     assert error.value.what == parameter, str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_percentage_is_recognized() -> None:
+    with pytest.raises(UsageError, match=r"sparsity: got 75, .*; did you mean 0\.75\?$"):
+        mobilenet.prune(small_cnn(), sparsity=75, steps=4)
+    with pytest.raises(UsageError, match=r"stem: got 50, .*; did you mean 0\.5\?$"):
+        mobilenet.prune(small_cnn(), sparsity={"stem": 50}, steps=4)
+    with pytest.raises(UsageError, match="below 1$"):
+        mobilenet.prune(small_cnn(), sparsity=1.5, steps=4)
+
+
+def test_no_steps_say_what_steps_are() -> None:
+    with pytest.raises(UsageError, match="steps: got 0, .* epochs times batches an epoch"):
+        start(steps=0)
 
 
 def test_wrapped_models_of_tfmot_are_pruned_too() -> None:

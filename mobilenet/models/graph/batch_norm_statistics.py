@@ -63,8 +63,8 @@ def statistics_warning(model: Any, images: npt.NDArray[np.float32]) -> str:
     return (
         f"the moving statistics of {len(off)} of {len(norms)} batch norms are not those of the "
         f"images, from {first.name} on (signals up to {worst:.2g} times as wide as expected): the "
-        f"activation ranges will not fit; train with a lower batch_norm_decay than "
-        f"{first.momentum:g}, or for more epochs"
+        f"activation ranges will not fit; train with a lower momentum (`batch_norm_decay` of "
+        f"MobileNets) than {first.momentum:g}, or for more epochs"
     )
 
 

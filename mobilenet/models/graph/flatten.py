@@ -8,6 +8,7 @@ counterpart in a file.
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import tf_keras
@@ -127,9 +128,14 @@ def check_functional(model: Any) -> None:
         UsageError: names `model`: it is of Keras 3, no model at all, an unbuilt Sequential, or a
             subclass with a `call` of its own.
     """
+    if isinstance(model, (str, os.PathLike)):
+        remedy = "mobilenet.load_model(path).model is the model at a path"
+        raise UsageError("model", os.fspath(model), "a model, not its path", remedy)
     if not isinstance(model, tf_keras.Model):
         module, name = type(model).__module__, type(model).__qualname__
-        remedy = "mobilenet.build and mobilenet.load_model return one"
+        remedy = "mobilenet.build returns one, mobilenet.load_model(path) has one as `.model`"
+        if isinstance(getattr(model, "model", None), tf_keras.Model):
+            remedy = "take its `.model`"
         if module.split(".")[0] == "keras":
             remedy = "save it as .keras and load that: mobilenet.load_model(path).model"
         raise UsageError(

@@ -7,7 +7,7 @@ a place in a file that is read without running code.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.errors import UsageError
+from mobilenet.errors import UsageError, shorten
 from mobilenet.models.graph.calls import Call, CallList, Replacement, Tensor, new_call
 from mobilenet.typing import Float64Array
 
@@ -38,19 +38,23 @@ def rewrite(calls: CallList, strict: bool = True) -> None:
         strict: raise for an operator without a stock layer; otherwise it stays.
 
     Raises:
-        UsageError: names the layer, its operator and the remedy.
+        UsageError: names the layers, their operators and the remedy.
     """
+
+    refused: list[Call] = []
 
     def find(call: Call) -> Replacement | None:
         if call.kind.__name__ in ON_TENSORS:
             replacement = _stock_layers(call)
-            if replacement is None and strict:
-                raise _refusal(call)
+            if replacement is None:
+                refused.append(call)
             return replacement
         known = _without_function(call) or _normalization(call)
         return known or _global_max(call) or _with_constant(call)
 
     calls.substitute(find)
+    if strict and refused:
+        raise _refusal(refused)
     _merge_rescalings(calls)
     _scale_bounded_sums(calls)
     _scale_gates(calls)
@@ -64,13 +68,22 @@ def rescaling(call: Call) -> tuple[Constant, Constant] | None:
     return _constant(call.config["scale"]), _constant(call.config["offset"])
 
 
-def _refusal(call: Call) -> UsageError:
-    layer = call.layer
-    symbol = getattr(layer, "symbol", None)
-    what = f"the operator tf.{symbol}" if symbol else f"a {call.kind.__name__}"
+def _refusal(calls: Sequence[Call]) -> UsageError:
+    """The error for operators without a stock layer."""
+    layers_of: dict[str, list[str]] = {}
+    for call in calls:
+        symbol = getattr(call.layer, "symbol", None)
+        what = f"the operator tf.{symbol}" if symbol else f"a {call.kind.__name__}"
+        layers_of.setdefault(what, []).append(call.layer.name)
+    named = [
+        f"layer {names[0]}, {what}"
+        if len(names) == 1
+        else f"{what} in {len(names)} layers, first {names[0]}"
+        for what, names in layers_of.items()
+    ]
     return UsageError(
         "model",
-        f"layer {layer.name}, {what}",
+        shorten(named),
         "stock layers, or operators that equal one",
         "replace it by a stock layer, or compute it outside of the model",
     )

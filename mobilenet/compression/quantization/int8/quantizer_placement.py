@@ -81,15 +81,11 @@ def place_quantizers(
         hard_swish_inner_layers(graph) if one_of("target", target, TARGETS) == "generic" else ()
     )
     specs = {}
+    _check_layers(graph)
     for layer in graph.layers:
         name = kind(layer)
         if name in PASS_THROUGH or _is_trivial_pool(layer):
             continue
-        _check_activation(layer)
-        if name not in QUANTIZED:
-            known = (*QUANTIZED, *(kind for kind in PASS_THROUGH if kind != "InputLayer"))
-            expected = f"a layer with a known int8 form ({', '.join(known)})"
-            raise UsageError(f"layer {layer.name}", name, expected, _OTHER_FORMATS)
         output = not _is_fused(graph, layer) and layer.name not in inside
         output = output and not (layer.name in floats and _is_read_by(graph, layer, floats))
         weights = None if layer.name in float_kernels else WEIGHTS.get(name)
@@ -247,18 +243,34 @@ def hard_swish_inner_layers(graph: Graph) -> set[str]:
     return {layer.name for one in find_hard_swishes(graph) for layer in one.inside}
 
 
-def _check_activation(layer: Any) -> None:
+def _check_layers(graph: Graph) -> None:
+    """Checks that the int8 form of each layer is known.
+
+    Raises:
+        UsageError: names all layers with the first activation or class that has none.
+    """
+    faults = [(layer.name, fault) for layer in graph.layers if (fault := _fault_of(layer))]
+    if faults:
+        names = [name for name, fault in faults if fault == faults[0][1]]
+        what = f"layer{'s' if len(names) > 1 else ''} {shorten(names)}"
+        raise UsageError(what, *faults[0][1])
+
+
+def _fault_of(layer: Any) -> tuple[str, str, str] | None:
+    """What has no int8 form in a layer, what does, and the remedy; `None` if nothing has none."""
+    name = kind(layer)
     activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
-    if activation == "softmax" or kind(layer) == "Softmax":
-        raise UsageError(
-            f"layer {layer.name}",
-            "softmax",
-            "logits: int8 softmax resolves only 1/256",
-            "build the model with classifier_activation=None",
-        )
+    if name in PASS_THROUGH or _is_trivial_pool(layer):
+        return None
+    if activation == "softmax" or name == "Softmax":
+        expected = "logits: int8 softmax resolves only 1/256"
+        return "softmax", expected, "build the model with classifier_activation=None"
     if activation not in ("relu", "relu6", "linear"):
-        expected = "no activation, relu, relu6 or hard_swish"
-        raise UsageError(f"layer {layer.name}", activation, expected, _OTHER_FORMATS)
+        return activation, "no activation, relu, relu6 or hard_swish", _OTHER_FORMATS
+    if name not in QUANTIZED:
+        known = (*QUANTIZED, *(kind for kind in PASS_THROUGH if kind != "InputLayer"))
+        return name, f"a layer with a known int8 form ({', '.join(known)})", _OTHER_FORMATS
+    return None
 
 
 def _is_fused(graph: Graph, layer: Any) -> bool:
