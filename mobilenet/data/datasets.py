@@ -19,7 +19,7 @@ from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import corrupt_images, tfds, tfrecord
 from mobilenet.data.sources import digits, image_csv, image_folder
 from mobilenet.data.sources.splits import SPLITS
-from mobilenet.data.split import DatasetInfo, Split, epochs, order_seed
+from mobilenet.data.split import DatasetInfo, Split, Steps, order_seed
 from mobilenet.errors import UsageError, one_of
 from mobilenet.image_files import ImageError
 
@@ -40,13 +40,15 @@ class _Indexed:
     def in_order(self) -> tf.data.Dataset:
         return tf.data.Dataset.range(self.size)
 
-    def shuffled(self, seed: int, start: int) -> tf.data.Dataset:
-        def order(epoch: tf.Tensor) -> tf.data.Dataset:
-            indices = tf.range(self.size, dtype=tf.int64)
-            shuffled = tf.random.experimental.stateless_shuffle(indices, order_seed(seed, epoch))
-            return tf.data.Dataset.from_tensor_slices(shuffled)
-
-        return epochs(self.size, start, order)
+    def epoch(
+        self, seed: int, number: tf.Tensor, start: tf.Tensor, steps: Steps
+    ) -> tf.data.Dataset:
+        indices = tf.range(self.size, dtype=tf.int64)
+        order = tf.random.experimental.stateless_shuffle(indices, order_seed(seed, number))
+        used = order[: steps.count * steps.batch_size]
+        shares = tf.reshape(used, [steps.count, steps.workers, steps.share])
+        own = tf.reshape(shares[start:, steps.worker], [-1])
+        return tf.data.Dataset.from_tensor_slices(own)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """`load`: any data set as batches of inputs and labels.
 
-Order and augmentation are pure functions of (seed, step): a run that starts at step k reads the
-same batches, bit for bit, as a run from step 0 does from step k on.
+An epoch is one pass over the images, in an order that is a pure function of (seed, epoch); it ends
+with its last full batch. Augmentation is a pure function of (seed, step): a run that starts at step
+k reads the same batches, bit for bit, as a run from step 0 does from step k on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.data import datasets, decoding
 from mobilenet.data import preprocessing as images
 from mobilenet.data.sources import digits
-from mobilenet.data.split import Split
+from mobilenet.data.split import Split, Steps
 from mobilenet.errors import UsageError
 
 _AUGMENTATION = 0x56415259  # separates the seeds of augmentation from those of the order
@@ -32,6 +33,7 @@ def load(
     batch_size: int,
     training: bool = False,
     seed: int = 0,
+    start_epoch: int = 0,
     start_step: int = 0,
     channels: int = 3,
     preprocessing: Preprocessing | str | None = None,
@@ -46,10 +48,14 @@ def load(
         split: `train`, `validation` or `test`.
         image_size: side in pixels, or `(height, width)`.
         batch_size: images a batch.
-        training: repeat forever, in random order, augmented, in full batches only. Otherwise each
-            image comes once, in file order, and the last batch may be smaller.
-        seed: determines the order and the augmentation, together with the step.
-        start_step: batches to skip at the start; they are not decoded.
+        training: epoch after epoch without an end, each in a random order of its own, augmented, in
+            full batches only: `size // batch_size` an epoch, the rest of its order is left out. A
+            split smaller than a batch gives one smaller batch an epoch. Otherwise each image comes
+            once, in file order, and the last batch may be smaller.
+        seed: determines the order and the augmentation, together with epoch and step.
+        start_epoch: of training, the epoch to start in.
+        start_step: batches to skip at the start, of this epoch and of those after it; they are not
+            decoded.
         channels: 3, or 1 for grey; grey sets become RGB with 3.
         preprocessing: of the model; `None` takes the data set's. `exif` of the data set, where it
             is set, replaces that of the preprocessing.
@@ -66,6 +72,7 @@ def load(
     """
     config = dataset_configs.get(dataset) if isinstance(dataset, str) else dataset
     check_number("batch_size", batch_size, least=1, most=MAX_BATCH, integer=True)
+    check_number("start_epoch", start_epoch, least=0, integer=True)
     check_number("start_step", start_step, least=0, integer=True)
     if limit is not None:
         check_number("limit", limit, least=1, integer=True)
@@ -77,9 +84,11 @@ def load(
     calls = parallel_calls or tf.data.AUTOTUNE
     if training:
         config = config.replace(exif=scaling.exif)
-        batches = _training(opened, config, size, channels, batch_size, seed, start_step, calls)
+        steps = Steps.of(opened.size, batch_size)
+        first = start_epoch * steps.count + start_step
+        batches = _training(opened, config, size, channels, steps, seed, first, calls)
         mapper = _finish_training(config, opened, size, channels, scaling, seed)
-        batches = tf.data.Dataset.zip((tf.data.Dataset.counter(start_step), batches))
+        batches = tf.data.Dataset.zip((tf.data.Dataset.counter(first), batches))
         batches = batches.map(mapper, calls, deterministic=True)
     else:
         batches = _evaluation(opened, config, scaling, size, channels, batch_size, calls, limit)
@@ -130,22 +139,29 @@ def _training(
     config: DatasetConfig,
     size: Size,
     channels: int,
-    batch_size: int,
+    steps: Steps,
     seed: int,
-    start_step: int,
+    first: int,
     calls: Any,
 ) -> tf.data.Dataset:
-    start = start_step * batch_size
-    items = opened.shuffled(seed, start)
+    """The batches from step `first` of all epochs on."""
+    first_epoch, step = divmod(first, steps.count)
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        start = tf.where(number == first_epoch, tf.constant(step, tf.int64), 0)
+        return opened.epoch(seed, number, start, steps)
+
+    items = tf.data.Dataset.counter(first_epoch).flat_map(epoch)
     if isinstance(opened, datasets.DigitSplit):
-        return items.batch(batch_size, drop_remainder=True)
+        return items.batch(steps.share, drop_remainder=True)
 
-    def image(position: tf.Tensor, item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def image(number: tf.Tensor, item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         encoded, label = opened.read(item)
-        return images.training_pixels(encoded, config, size, channels, _seed(seed, position)), label
+        own_seed = _seed(seed, steps.positions(number))
+        return images.training_pixels(encoded, config, size, channels, own_seed), label
 
-    numbered = tf.data.Dataset.zip((tf.data.Dataset.counter(start), items))
-    return numbered.map(image, calls, deterministic=True).batch(batch_size, drop_remainder=True)
+    numbered = tf.data.Dataset.zip((tf.data.Dataset.counter(first * steps.share), items))
+    return numbered.map(image, calls, deterministic=True).batch(steps.share, drop_remainder=True)
 
 
 def _finish_training(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import tensorflow as tf
@@ -40,6 +40,39 @@ class DatasetInfo:
     multi_label: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """How an epoch is divided into batches, and into shares of workers.
+
+    Attributes:
+        batch_size: images a step, of all workers together.
+        count: steps an epoch; what is left after so many full batches is left out.
+        worker: index of the one that reads.
+        workers: each reads as many images of a step.
+    """
+
+    batch_size: int
+    count: int
+    worker: int = 0
+    workers: int = 1
+
+    @classmethod
+    def of(cls, size: int, batch_size: int, worker: int = 0, workers: int = 1) -> Steps:
+        """The full batches in `size` images; of fewer images than a batch, one smaller batch."""
+        if size < batch_size:
+            batch_size = size - size % workers
+        return cls(batch_size, size // batch_size, worker, workers)
+
+    @property
+    def share(self) -> int:
+        """Images of a step that the worker reads."""
+        return self.batch_size // self.workers
+
+    def positions(self, items: tf.Tensor) -> tf.Tensor:
+        """The positions in all epochs of images that the worker counts from the first epoch on."""
+        return items // self.share * self.batch_size + self.worker * self.share + items % self.share
+
+
 class Split(Protocol):
     """A split of a data set: `size` images, as items to order and to read."""
 
@@ -49,8 +82,10 @@ class Split(Protocol):
     def in_order(self) -> tf.data.Dataset:
         """Each item once."""
 
-    def shuffled(self, seed: int, start: int) -> tf.data.Dataset:
-        """Endless items, each epoch in its own order, starting at index `start`."""
+    def epoch(
+        self, seed: int, number: tf.Tensor, start: tf.Tensor, steps: Steps
+    ) -> tf.data.Dataset:
+        """The worker's items of an epoch in their random order, from step `start` on."""
 
     def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """The encoded image and the class index of an item."""
@@ -59,8 +94,3 @@ class Split(Protocol):
 def order_seed(seed: int, epoch: tf.Tensor) -> tf.Tensor:
     """The int64 `[2]` seed of an epoch's order."""
     return tf.random.fold_in(tf.constant([seed, _ORDER], tf.int64), epoch)
-
-
-def epochs(size: int, start: int, items: Callable[[tf.Tensor], tf.data.Dataset]) -> tf.data.Dataset:
-    """Chains `items(epoch)` of `size` items each, starting at index `start` of the chain."""
-    return tf.data.Dataset.counter(start // size).flat_map(items).skip(start % size)

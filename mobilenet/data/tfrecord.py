@@ -20,7 +20,7 @@ from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import corrupt_images, record_scan
 from mobilenet.data.sources import splits as split_names
-from mobilenet.data.split import DatasetInfo, epochs, order_seed
+from mobilenet.data.split import DatasetInfo, Steps, order_seed
 from mobilenet.errors import UsageError
 
 BUFFER = 4096  # records in the shuffle buffer; ImageNet's are 110 kB each
@@ -68,22 +68,23 @@ class RecordSplit:
     def in_order(self) -> tf.data.Dataset:
         return tf.data.Dataset.range(len(self.files)).flat_map(self._records)
 
-    def shuffled(self, seed: int, start: int) -> tf.data.Dataset:
-        def order(epoch: tf.Tensor) -> tf.data.Dataset:
-            # tf.data mixes the graph's seed into every order: fix it, so that only ours counts.
-            tf.compat.v1.get_default_graph().seed = 1
-            key = order_seed(seed, epoch)
-            files = tf.random.experimental.stateless_shuffle(
-                tf.range(len(self.files), dtype=tf.int64), key
-            )
-            records = tf.data.Dataset.from_tensor_slices(files).interleave(
-                self._records, OPEN_FILES, 1, tf.data.AUTOTUNE, deterministic=True
-            )
-            buffer_seed = tf.random.stateless_uniform([], key, None, None, tf.int64)
-            buffer = min(BUFFER, self.size)
-            return records.shuffle(buffer, seed=buffer_seed, reshuffle_each_iteration=False)
-
-        return epochs(self.size, start, order)
+    def epoch(
+        self, seed: int, number: tf.Tensor, start: tf.Tensor, steps: Steps
+    ) -> tf.data.Dataset:
+        # tf.data mixes the graph's seed into every order: fix it, so that only ours counts.
+        tf.compat.v1.get_default_graph().seed = 1
+        key = order_seed(seed, number)
+        files = tf.random.experimental.stateless_shuffle(
+            tf.range(len(self.files), dtype=tf.int64), key
+        )
+        records = tf.data.Dataset.from_tensor_slices(files).interleave(
+            self._records, OPEN_FILES, 1, tf.data.AUTOTUNE, deterministic=True
+        )
+        buffer_seed = tf.random.stateless_uniform([], key, None, None, tf.int64)
+        buffer = min(BUFFER, self.size)
+        shuffled = records.shuffle(buffer, seed=buffer_seed, reshuffle_each_iteration=False)
+        used = shuffled.take(steps.count * steps.batch_size)
+        return used.skip(start * steps.batch_size)
 
     def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
         encoded, label = self.keys.parse(item)

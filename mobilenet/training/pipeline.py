@@ -213,8 +213,12 @@ class Pipeline:
             ),
         )
 
+    def _batch(self, config: TrainConfig) -> int:
+        """Images a step, on all replicas together."""
+        return config.batch_size * int(self.strategy.num_replicas_in_sync)
+
     def _steps(self, config: TrainConfig) -> int:
-        return steps_per_epoch(self.info, config.batch_size * self.strategy.num_replicas_in_sync)
+        return steps_per_epoch(self.info, self._batch(config))
 
     def _train(self, part: Part) -> StageReport:
         """Runs a stage that produces a model: `apply`, training where needed, `finalize`."""
@@ -261,12 +265,14 @@ class Pipeline:
         if teacher is not None:
             copy = teacher.teacher(self.config.distillation, self.preprocessing)
             job = dataclasses.replace(job, teacher=copy)
+        left_out = self.info.sizes["train"] % self._batch(config)
         log.info(
-            "%s: %s images, %d steps an epoch, %d epochs",
+            "%s: %s images, %d steps an epoch, %d epochs%s",
             part,
             f"{self.info.sizes['train']:,}",
             job.steps_per_epoch,
             config.epochs,
+            f"; {left_out} images left out of each, not a batch" if left_out else "",
         )
         model = start if method is None else method.apply(start)
         with arrays.explain_errors(self.config.dataset, "train", "validation"):
@@ -338,8 +344,7 @@ class Pipeline:
         return StageReport(part, **_scores(held_out), **counts, **size, details=details)
 
     def _job(self, part: Part, config: TrainConfig) -> engine.Job:
-        batch = config.batch_size * self.strategy.num_replicas_in_sync
-        steps = self._steps(config)
+        batch, steps = self._batch(config), self._steps(config)
 
         def training(start: int) -> tf.data.Dataset:
             return self.data.dataset("train", batch, start)

@@ -48,10 +48,14 @@ class RunData:
 
     def first_examples(self, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """The same with their labels, `[count]`."""
-        batch = min(count, 32)
-        batches = self.dataset("train", batch, 0).take(-(-count // batch))
+        images: list[npt.NDArray[np.float32]] = []
+        labels: list[npt.NDArray[np.int64]] = []
         with arrays.explain_errors(self.config.dataset, "train"):
-            images, labels = zip(*((x.numpy(), y.numpy()) for x, y in batches), strict=True)
+            for batch, own in self.dataset("train", min(count, 32), 0).as_numpy_iterator():
+                images.append(batch)  # of a few images there are smaller batches
+                labels.append(own)
+                if sum(map(len, labels)) >= count:
+                    break
         return np.concatenate(images)[:count], np.concatenate(labels).astype(np.int64)[:count]
 
     def held_out(self, limit: int) -> npt.NDArray[np.float32]:

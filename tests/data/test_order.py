@@ -16,6 +16,7 @@ from mobilenet.configs import dataset as datasets
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
 
+SOURCES = ("digits", "image_folder", "tfrecord")
 UNVARIED: dict[str, Any] = {"area_min": 1.0, "flip": False, "color": 0.0}
 
 
@@ -45,17 +46,22 @@ def same(one: list[tuple[Any, Any]], other: list[tuple[Any, Any]]) -> bool:
     return all(np.array_equal(a, c) and np.array_equal(b, d) for (a, b), (c, d) in pairs)
 
 
-@pytest.mark.parametrize("name", ["image_folder", "tfrecord"])
+@pytest.mark.parametrize("name", SOURCES)
 def test_a_later_start_continues_the_same_run(sets: dict[str, DatasetConfig], name: str) -> None:
+    options = {"batch_size": 500, "image_size": 8} if name == "digits" else {}
+    steps = 2 if name == "digits" else 3  # of 1,257 digits, or of 14 images
     tf.random.set_seed(5)
-    whole = batches(sets[name], 12)  # 14 images: the epoch ends inside the fourth batch
-    for start in (1, 3, 4, 8):
-        assert same(batches(sets[name], 12 - start, start_step=start), whole[start:])
+    whole = batches(sets[name], 3 * steps, **options)
+    for start in (1, steps, 2 * steps + 1):
+        rest = batches(sets[name], 3 * steps - start, start_step=start, **options)
+        assert same(rest, whole[start:])
+    rest = batches(sets[name], steps, start_epoch=1, start_step=1, **options)
+    assert same(rest, whole[steps + 1 : 2 * steps + 1])
     tf.random.set_seed(77)
-    assert same(batches(sets[name], 12), whole)
+    assert same(batches(sets[name], 3 * steps, **options), whole)
 
 
-@pytest.mark.parametrize("name", ["digits", "image_folder", "tfrecord"])
+@pytest.mark.parametrize("name", SOURCES)
 def test_the_seed_decides_the_order(sets: dict[str, DatasetConfig], name: str) -> None:
     unvaried = sets[name].replace(**UNVARIED, rotation=0.0, shift=0.0, zoom=0.0, shear=0.0)
     both = [batches(unvaried, 1, batch_size=14, seed=seed) for seed in (1, 2)]
@@ -69,17 +75,7 @@ def test_the_seed_decides_the_variation(sets: dict[str, DatasetConfig]) -> None:
     assert not {x.tobytes() for x in first} & {x.tobytes() for x in second}
 
 
-def test_a_later_start_of_the_digits_crosses_the_epoch(sets: dict[str, DatasetConfig]) -> None:
-    arguments = {"batch_size": 500, "image_size": 8}
-    whole = batches(sets["digits"], 6, **arguments)  # 1,257 digits: the epoch ends inside the third
-    for start in (2, 3):
-        assert same(
-            batches(sets["digits"], 6 - start, start_step=start, **arguments), whole[start:]
-        )
-    assert not np.array_equal(whole[0][0], whole[1][0])
-
-
-@pytest.mark.parametrize("name", ["digits", "image_folder", "tfrecord"])
+@pytest.mark.parametrize("name", SOURCES)
 def test_every_epoch_holds_each_image_once_in_an_order_of_its_own(
     sets: dict[str, DatasetConfig], name: str
 ) -> None:
@@ -98,12 +94,27 @@ def test_variation_differs_from_epoch_to_epoch(sets: dict[str, DatasetConfig]) -
     assert not {x.tobytes() for x in first[0]} & {x.tobytes() for x in second[0]}
 
 
-def test_a_batch_may_be_larger_than_the_set(sets: dict[str, DatasetConfig]) -> None:
-    (images, labels), *_ = batches(sets["image_folder"], 1, batch_size=33)
-    assert images.shape == (33, 16, 16, 3) and labels.shape == (33,)
+@pytest.mark.parametrize("name", ["image_folder", "tfrecord"])
+def test_a_batch_has_images_of_one_epoch(sets: dict[str, DatasetConfig], name: str) -> None:
+    config = sets[name].replace(**UNVARIED)
+    every = Counter(x.tobytes() for x in batches(config, 1, batch_size=14)[0][0])
+    stream = batches(config, 9)
+    for epoch in range(3):  # of 14 images, three batches of 4
+        images = [x.tobytes() for batch, _ in stream[3 * epoch : 3 * epoch + 3] for x in batch]
+        left_out = every - Counter(images)
+        assert len(images) == 12 and sum(left_out.values()) == 2
 
 
-@pytest.mark.parametrize("name", ["digits", "image_folder", "tfrecord"])
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_set_smaller_than_a_batch_is_one_batch(sets: dict[str, DatasetConfig], name: str) -> None:
+    size = data.describe(sets[name]).sizes["train"]
+    options = {"batch_size": 2000, "image_size": 8, "start_epoch": 1}
+    first, second = batches(sets[name], 2, **options)
+    assert first[0].shape == second[0].shape == (size, 8, 8, 3)
+    assert not np.array_equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("name", SOURCES)
 def test_evaluation_gives_each_image_once_and_the_rest_last(
     sets: dict[str, DatasetConfig], name: str
 ) -> None:
