@@ -37,8 +37,8 @@ class _Indexed:
     def size(self) -> int:
         return len(self.labels)
 
-    def in_order(self) -> tf.data.Dataset:
-        return tf.data.Dataset.range(self.size)
+    def items(self, numbers: npt.NDArray[np.int64]) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(numbers)
 
     def epoch(
         self, seed: int, number: tf.Tensor, start: tf.Tensor, steps: Steps
