@@ -52,7 +52,8 @@ def main() -> None:
     add("--run", nargs=2, metavar=("BACKEND", "MODEL"), help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.run:
-        print(json.dumps(measure(*words.run, words)))
+        backend, model = words.run
+        print(json.dumps(measure(backend, model, words)))
         return
     import tables
 
