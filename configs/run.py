@@ -134,6 +134,12 @@ class RunConfig(Config):
             the binary cross entropy: of two classes it has one output. `None` takes what the data
             need: sigmoid for lists of several labels an image, else softmax.
         seed: the one source of randomness: initial weights, order, augmentation, dropout.
+        deterministic: the same command computes the same bits on the same machine, at the cost of
+            speed.
+        checkpoint_minutes: at most so much work is lost when a run is killed; a state is also
+            saved after every epoch.
+        keep_checkpoints: states of a stage that are kept: if the newest is damaged, the one before
+            it is used.
     """
 
     model: MobileNetConfig = nested(MobileNetV1Config())
@@ -174,6 +180,13 @@ class RunConfig(Config):
     seed: int = flag(0, "seed of everything random", least=0, integer=True)
     distribution_strategy: str = flag(
         "none", "tf.distribute: " + ", ".join(STRATEGIES), choices=STRATEGIES
+    )
+    deterministic: bool = flag(False, "the same bits in every run on the same machine; slower")
+    checkpoint_minutes: float = flag(
+        10.0, "minutes after which the state of an unfinished epoch is saved", above=0
+    )
+    keep_checkpoints: int = flag(
+        3, "resume states of a stage that are kept", least=1, most=1000, integer=True
     )
     mixed_precision: str = flag("float32", " or ".join(PRECISIONS), choices=PRECISIONS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,25 @@ class Recorder(tf_keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.weights.append([w.numpy() for w in self.model.model.weights])
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if epoch == self.stop_after:
+            raise KeyboardInterrupt
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.logs.append(dict(logs))
-        if epoch + 1 == self.stop_after:
-            raise KeyboardInterrupt
+
+
+class Signal(tf_keras.callbacks.Callback):
+    """Sends the process a signal in some step, from 1, of the process."""
+
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.left, self.number = step, number
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.left -= 1
+        if not self.left:
+            signal.raise_signal(self.number)
 
 
 def make_job(folder: Path, config: TrainConfig = CONFIG, *callbacks: Any) -> engine.Job:

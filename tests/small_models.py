@@ -197,6 +197,15 @@ def two_layer_model() -> Any:
     return tf_keras.Model(source, L.Dense(CLASSES)(L.Flatten()(x)))
 
 
+def dropout_model() -> Any:
+    """The same with dropout of channels and of the inputs of the dense layer."""
+    tf_keras.utils.set_random_seed(1)
+    source = L.Input((6, 6, 2))
+    x = L.Conv2D(4, 3, strides=2, use_bias=False, name="Conv")(source)
+    x = L.SpatialDropout2D(0.2)(L.ReLU()(L.BatchNormalization(momentum=0.8)(x)))
+    return tf_keras.Model(source, L.Dense(CLASSES)(L.Dropout(0.5)(L.Flatten()(x))))
+
+
 def rename_layers(model: Any) -> Any:
     """A model of the same layers under misleading names; its weights are new."""
     numbers = iter(range(1000))

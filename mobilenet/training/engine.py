@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ from mobilenet.configs.run import TrainConfig
 from mobilenet.errors import UsageError
 from mobilenet.evaluation import scoring
 from mobilenet.models.graph import inference
-from mobilenet.training import losses
+from mobilenet.training import interruption, losses, random_state
 from mobilenet.training.best_weights import BestWeights
 from mobilenet.training.compression import prepare_step
 from mobilenet.training.ema import Average
-from mobilenet.training.resume import Checkpoints, Row
+from mobilenet.training.learner import Learner
+from mobilenet.training.resume import Checkpoints, Position, Row, newest_state
 from mobilenet.training.schedules import LearningRate, create_optimizer
 
 log = logging.getLogger("mobilenet")
+_STEPS_PER_CHECK = 50  # of the loss: reading a value waits for the device
 TrainingData = Callable[[int], tf.data.Dataset]
 
 
@@ -45,6 +48,9 @@ class Job:
         teacher: whose outputs the model is trained towards, in addition to the labels.
         activation: `softmax`, or `sigmoid` of each output.
         multi_label: labels are `[batch, classes]` of 0 and 1, not class indices.
+        seed: of dropout.
+        checkpoint_minutes: after which the state of an unfinished epoch is saved.
+        keep_checkpoints: number of states that are kept.
     """
 
     name: str
@@ -58,54 +64,18 @@ class Job:
     teacher: losses.Teacher | None = None
     activation: str = SOFTMAX
     multi_label: bool = False
+    seed: int = 0
+    checkpoint_minutes: float = 10.0
+    keep_checkpoints: int = 3
 
     @property
     def steps(self) -> int:
         return self.config.epochs * self.steps_per_epoch
 
 
-class Learner(tf_keras.Model):
-    """The model that Keras trains: the network, and what happens after each of its updates.
-
-    Attributes:
-        model: the network; Keras sees its variables alone.
-        after_update: called in the graph after each update, with its number (int64, from 1).
-        teacher: adds its outputs to the targets of every batch; `None` trains on labels alone.
-        statistics_frozen: training steps run in inference mode, so that batch-norm statistics
-            stay as they are; a change takes effect with a new trace.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        after_update: Callable[[tf.Tensor], None],
-        teacher: losses.Teacher | None = None,
-    ) -> None:
-        super().__init__(name="learner")
-        self.model = model
-        self.after_update = after_update
-        self.teacher = teacher
-        self.statistics_frozen = False
-
-    def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
-        updates_statistics = bool(training) and not self.statistics_frozen
-        return tf.cast(self.model(inputs, training=updates_statistics), tf.float32)
-
-    def train_step(self, data: Any) -> dict[str, Any]:
-        logs = super().train_step(data)
-        self.after_update(tf.identity(self.optimizer.iterations))
-        return dict(logs)
-
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None
-    ) -> Any:
-        if self.teacher is not None:  # of the loss alone; metrics get the labels
-            y = self.teacher.append_targets(y, x)
-        return super().compute_loss(x, y, y_pred, sample_weight)
-
-
 def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
-    """Trains `model` in place, from the newest resume state if there is one.
+    """Trains `model` in place, from the newest resume state if there is one: the weights after it
+    are those of a run that was never interrupted.
 
     The model ends with the averaged weights: those of the last epoch or, with `keep_best`, of the
     best epoch after which the method had reached its target, if any had. Call it in the scope of
@@ -123,7 +93,8 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
         row of the epoch that the model ends with and 0 in the others.
 
     Raises:
-        UsageError: the loss is no longer a number, or the resume state is not of this model.
+        UsageError: the loss is no longer a number, or the resume state cannot be used or written.
+        KeyboardInterrupt: after Ctrl-C; as on SIGTERM, the state was saved after the last step.
     """
     rate = LearningRate(job.config, job.steps_per_epoch)
     optimizer = create_optimizer(job.config, rate)
@@ -146,27 +117,68 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
         metrics=[_accuracy(job)],
     )
     learner.optimizer.build(model.trainable_variables)
-    objects = {"model": model, "optimizer": learner.optimizer, "average": average}
-    if method is not None:
-        objects["method"] = method
-    if best is not None:
-        objects["best"] = best
-    checkpoints = Checkpoints(job.checkpoints, **objects)
-    done, rows = checkpoints.restore()
-    if done:
-        log.info("%s: continues after epoch %d of %d", job.name, done, job.config.epochs)
-    epochs = _EpochCallback(learner, method, average, best, job, checkpoints, rate, rows)
-    if done < job.config.epochs:
-        learner.fit(
-            job.training(done * job.steps_per_epoch),
-            steps_per_epoch=job.steps_per_epoch,
-            initial_epoch=done,
-            epochs=job.config.epochs,
-            verbose=0,
-            callbacks=[epochs, *job.callbacks],
-        )
+    running = learner.build_metrics()
+    objects = {
+        "model": model,
+        "optimizer": learner.optimizer,
+        "average": average,
+        "metrics": running,
+        "method": method,
+        "best": best,
+    }
+    objects = {name: value for name, value in objects.items() if value is not None}
+    checkpoints = Checkpoints(job.checkpoints, job.keep_checkpoints, **objects)
+    position = checkpoints.restore()
+    _check_position(position, job)
+    with interruption.Interruption() as signals:
+        epochs = _Epochs(learner, method, average, best, job, rate, position, running, signals)
+        states = _States(epochs, checkpoints)
+        with random_state.drawn_by_step(model, job.seed, learner.optimizer.iterations):
+            _run_epochs(learner, job, epochs, states)
     average.assign()
     return epochs.rows if best is None else _restore_best(best, job, epochs.rows)
+
+
+def _check_position(position: Position, job: Job) -> None:
+    """Says where training continues.
+
+    Raises:
+        UsageError: the epochs of the resume state have another length.
+    """
+    done, step = len(position.rows), position.step
+    inside = step - done * job.steps_per_epoch
+    if not 0 <= inside <= job.steps_per_epoch:
+        expected = f"the state of epochs of {job.steps_per_epoch} steps; the data have changed"
+        raise UsageError(str(job.checkpoints), None, expected, "start again with `overwrite`")
+    if step:
+        where = f", step {inside} of {job.steps_per_epoch} of the next" if inside else ""
+        of = job.config.epochs
+        log.info("%s: continues after epoch %d of %d%s", job.name, done, of, where)
+
+
+def _run_epochs(learner: Learner, job: Job, epochs: _Epochs, states: _States) -> None:
+    """Trains from where `epochs` is to the last epoch, or until a signal arrives."""
+    callbacks = tf_keras.callbacks.CallbackList([epochs, *job.callbacks, states], model=learner)
+    try:
+        if epochs.first_step == job.steps_per_epoch:  # stopped before it was validated
+            epoch = len(epochs.rows)
+            callbacks.on_epoch_begin(epoch)
+            logs = {name: float(value) for name, value in learner.get_metrics_result().items()}
+            callbacks.on_epoch_end(epoch, logs)
+            epochs.first_step = 0
+        learner.start = (len(epochs.rows), epochs.first_step)
+        if len(epochs.rows) < job.config.epochs:
+            learner.fit(
+                job.training(states.step),
+                steps_per_epoch=job.steps_per_epoch,
+                initial_epoch=len(epochs.rows),
+                epochs=job.config.epochs,
+                verbose=0,
+                callbacks=callbacks,
+            )
+    except interruption.Interrupted:
+        states.save()
+        epochs.signals.deliver()
 
 
 def _accuracy(job: Job) -> Any:
@@ -197,9 +209,9 @@ def average_step(step: tf.Tensor, method: Method | None) -> tf.Tensor:
     return tf.where(step > start, step - start, step)
 
 
-class _EpochCallback(tf_keras.callbacks.Callback):
-    """Validates the averaged weights and saves the resume state at the end of each epoch; traces
-    the training step again when the method enters another phase.
+class _Epochs(tf_keras.callbacks.Callback):
+    """Validates the averaged weights at the end of each epoch; traces the training step again when
+    the method enters another phase.
 
     It is the first of the callbacks, so that the others get the complete row as their logs.
     """
@@ -211,27 +223,37 @@ class _EpochCallback(tf_keras.callbacks.Callback):
         average: Average,
         best: BestWeights | None,
         job: Job,
-        checkpoints: Checkpoints,
         rate: LearningRate,
-        rows: list[Row],
+        position: Position,
+        running: list[Any],
+        signals: interruption.Interruption,
     ) -> None:
         super().__init__()
         self.learner, self.method, self.average, self.best = learner, method, average, best
-        self.job, self.checkpoints, self.rate, self.rows = job, checkpoints, rate, rows
+        self.job, self.rate, self.signals = job, rate, signals
         self.infer = inference.compile_model(learner.model)
+        self.rows = list(position.rows)
+        self.done = len(self.rows) * job.steps_per_epoch  # steps before this epoch
+        self.first_step = position.step - self.done  # of this epoch
         self.started = 0.0
-        self.done = 0  # steps before this epoch
+        self._seconds = position.seconds
+        self._running = [(variable, variable.numpy()) for variable in running]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         del logs
-        self.started = tf.timestamp().numpy()
+        self.started = time.monotonic()
         self.done = epoch * self.job.steps_per_epoch
+        if self.first_step:
+            self.started -= self._seconds
+            for variable, value in self._running:
+                variable.assign(value)
         # Not in on_train_batch_begin: Keras warns of a slow one.
-        self._prepare_step(self.done)
+        if self.first_step < self.job.steps_per_epoch:
+            self._prepare_step(self.done + self.first_step)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         del logs
-        if batch:
+        if batch != self.first_step:
             self._prepare_step(self.done + batch)
 
     def _prepare_step(self, step: int) -> None:
@@ -242,13 +264,15 @@ class _EpochCallback(tf_keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs = logs if logs is not None else {}
-        self._check_finite("loss", logs.get("loss", 0.0), epoch)
-        seconds = float(tf.timestamp().numpy() - self.started)
+        self.check_loss(float(logs["loss"]))
+        seconds = time.monotonic() - self.started
         with self.average.swapped():
-            held_out = scoring.score(
-                self.infer, self.job.validation, activation=self.job.activation
-            )
-            self._check_finite("validation loss", held_out.loss, epoch)
+            with self.signals.immediate():
+                held_out = scoring.score(
+                    self.infer, self.job.validation, activation=self.job.activation
+                )
+            if not math.isfinite(held_out.loss):
+                self._refuse("validation loss", held_out.loss, self.done + self.job.steps_per_epoch)
             if self.best is not None and self._target_reached(epoch + 1):
                 self.best.update_if_better(epoch + 1, held_out)
         row = {
@@ -263,16 +287,75 @@ class _EpochCallback(tf_keras.callbacks.Callback):
         figures = {"val_auc": held_out.auc, "val_f1": held_out.f1}
         row |= {name: round(value, 5) for name, value in figures.items() if value is not None}
         self.rows.append(row)
+        self.first_step = 0
         logs.update(row)
-        self.checkpoints.save(epoch + 1, self.rows)
 
     def _target_reached(self, epochs: int) -> bool:
         return self.method is None or self.method.target_reached(epochs * self.job.steps_per_epoch)
 
-    def _check_finite(self, what: str, value: float, epoch: int) -> None:
-        """Ends the run before a resume state with NaN or infinity is saved."""
-        if not math.isfinite(value):
-            stage = self.job.name.partition("_")[0]  # `prune_2` is of the stage `prune`
-            lr = f"`{stage}.lr={self.job.config.lr / 10:g}`"
-            remedy = f"try {lr} with `overwrite` or another `model_dir`"
-            raise UsageError(what, f"{value} in epoch {epoch + 1}", "a finite number", remedy)
+    def check_loss(self, value: float | None = None) -> None:
+        """Ends the run, before its state is saved, if the loss has become NaN or infinite.
+
+        Args:
+            value: the mean loss of the epoch so far; read from the metrics when left out.
+        """
+        step = int(self.learner.bad_step.numpy())
+        if step:
+            value = float(self.learner.metrics[0].result()) if value is None else value
+            self._refuse("loss", value, step)
+
+    def _refuse(self, what: str, value: float, step: int) -> None:
+        stage = self.job.name.partition("_")[0]  # `prune_2` is of the stage `prune`
+        lr = f"`{stage}.lr={self.job.config.lr / 10:g}`"
+        epoch = (step - 1) // self.job.steps_per_epoch + 1
+        rate = float(self.rate(step - 1))
+        state = newest_state(self.job.checkpoints)
+        last = f"; the last good state is {state}" if state else ""
+        raise UsageError(
+            what,
+            f"{value} at step {step} in epoch {epoch}, learning rate {rate:.3g}",
+            "a finite number",
+            f"try {lr} with `overwrite` or another `model_dir`{last}",
+        )
+
+
+class _States(tf_keras.callbacks.Callback):
+    """Saves the resume state: at the end of each epoch, some minutes after the last one, and when a
+    signal asks the process to end.
+
+    It is the last of the callbacks: what the others write of an epoch is written before it counts
+    as done.
+    """
+
+    def __init__(self, epochs: _Epochs, checkpoints: Checkpoints) -> None:
+        super().__init__()
+        self.epochs, self.checkpoints = epochs, checkpoints
+        self.step = epochs.done + epochs.first_step
+        self.saved_at, self.saved = time.monotonic(), (self.step, len(epochs.rows))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        del logs
+        self.step = self.epochs.done + batch + 1
+        self.epochs.signals.check()
+        if self.step % _STEPS_PER_CHECK == 0:
+            self.epochs.check_loss()
+        if time.monotonic() - self.saved_at >= 60 * self.epochs.job.checkpoint_minutes:
+            self.save()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        del epoch, logs
+        self.save()
+        self.epochs.signals.check()
+
+    def save(self) -> None:
+        """Saves the state after the last step, unless it is the newest one already.
+
+        Raises:
+            UsageError: the loss is no number, or the state cannot be written.
+        """
+        if self.saved == (self.step, len(self.epochs.rows)):
+            return
+        self.epochs.check_loss()
+        seconds = round(time.monotonic() - self.epochs.started, 2)
+        self.checkpoints.save(Position(self.step, tuple(self.epochs.rows), seconds))
+        self.saved_at, self.saved = time.monotonic(), (self.step, len(self.epochs.rows))

@@ -115,7 +115,6 @@ class Pipeline:
             report = self._convert() if part.stage == "convert" else self._train(part)
             minutes = round((time.monotonic() - started) / 60, 2)
             self.run.record(dataclasses.replace(report, minutes=minutes))
-            self.run.write_metrics()
             Checkpoints(self.run.checkpoints(part)).clear()
             log.info("%s: %s on the test images, %0.1f minutes", part, report.accuracy, minutes)
         return self.run.reports
@@ -364,6 +363,9 @@ class Pipeline:
             callbacks,
             activation=self.activation,
             multi_label=self.info.multi_label,
+            seed=self.config.seed,
+            checkpoint_minutes=self.config.checkpoint_minutes,
+            keep_checkpoints=self.config.keep_checkpoints,
         )
 
     def _score(self, model: Any) -> metrics.Metrics:

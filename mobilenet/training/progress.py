@@ -29,15 +29,22 @@ class Progress(tf_keras.callbacks.Callback):
         super().__init__()
         self.has_bar = has_bar
         self.stage, self.epochs, self.steps_per_epoch = stage, epochs, steps_per_epoch
+        self.done = 0  # steps before this epoch
         self.bar: Any = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         del logs
+        self.done = epoch * self.steps_per_epoch
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        del logs
         if self.bar is None and self.has_bar and sys.stderr.isatty():
-            total = self.epochs * self.steps_per_epoch
-            done = epoch * self.steps_per_epoch
             self.bar = tqdm.tqdm(
-                total=total, initial=done, desc=self.stage, unit="step", leave=False
+                total=self.epochs * self.steps_per_epoch,
+                initial=self.done + batch,
+                desc=self.stage,
+                unit="step",
+                leave=False,
             )
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

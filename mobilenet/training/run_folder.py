@@ -41,6 +41,7 @@ _PACKAGES = (
 # Fields that decide nothing until their stage has begun: until then a second run into the same
 # folder may change them.
 _FIELDS_OF = {"prune": ("prune", "pruning"), "quantize": ("quantize", "quantization")}
+_SAFETY = ("checkpoint_minutes", "keep_checkpoints")  # how states are saved, not what is computed
 _DISTILLED = ("prune", "quantize")  # by what they start from; another teacher serves train too
 _LOCK, _ASIDE, _TRASH = ".lock", ".replaced", ".removed"
 
@@ -87,9 +88,13 @@ class RunFolder:
         return any(self.finished(p) is not None for p in (part, Part(part.stage)))
 
     def record(self, report: StageReport) -> None:
-        """Writes the report of a stage; those of later stages are out of date and removed."""
+        """Writes the report of a stage; those of later stages are out of date and removed.
+
+        The stage counts as finished with `report.json`, which is written last.
+        """
         earlier = [r for r in self.reports if r.part.order < report.part.order]
         self.reports = [*earlier, report]
+        self._write_metrics()
         stages = [report.to_json() for report in self.reports]
         files.write_json(self.path / REPORT, {"config": self.config.to_json(), "stages": stages})
 
@@ -101,7 +106,7 @@ class RunFolder:
             for folder in (self.path / CHECKPOINTS).glob(rounds) if finished else ():
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def write_metrics(self) -> None:
+    def _write_metrics(self) -> None:
         """Rewrites `metrics.csv`: one line an epoch, of all finished stages."""
         lines = [
             {"stage": report.part.name, **row} for report in self.reports for row in report.history
@@ -286,7 +291,7 @@ def _restore_replaced(folder: Path) -> None:
 def _same_run(folder: Path, config: RunConfig) -> RunConfig:
     """The config of the run that is there; refuses one that computes something else."""
     before = RunConfig.from_file(folder / CONFIG)
-    free = {"stages"}
+    free = {"stages", *_SAFETY}
     begun = {
         stage
         for stage in STAGES

@@ -126,7 +126,9 @@ def execute(
     if finished is not None:
         return finished
     with console.starting_tensorflow():
-        from mobilenet.training import pipeline, strategy
+        from mobilenet.training import pipeline, random_state, strategy
+    if config.deterministic:
+        random_state.enable_determinism(config.seed)
     resolved, info = resolve_config.resolve(config, explicit)
     is_shown = log.isEnabledFor(logging.INFO)  # before the run folder has a log of its own
     with run_folder.opened(path, resolved, overwrite) as opened, strategy.precision("float32"):

@@ -121,7 +121,6 @@ def write_run(folder: Path, config: Any) -> None:
         report = StageReport.from_json(entry)
         write_model_folder(run.folder(report.part))
         run.record(report)
-        run.write_metrics()
 
 
 @functools.cache

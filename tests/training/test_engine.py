@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from mobilenet.evaluation import scoring  # noqa: E402
 from mobilenet.models.graph import inference  # noqa: E402
 from mobilenet.training import engine  # noqa: E402
 from mobilenet.training.ema import Average  # noqa: E402
-from mobilenet.training.resume import Checkpoints  # noqa: E402
 
 
 def test_the_average_follows_the_formula_and_the_model_ends_with_it(tmp_path: Path) -> None:
@@ -88,26 +86,6 @@ def test_no_decay_keeps_no_shadows() -> None:
     assert Average(two_layer_model(), 0.0).shadows == []
 
 
-@pytest.mark.parametrize("stop_after", [1, 3])
-def test_a_killed_run_goes_on_to_the_same_weights_and_a_whole_history(
-    tmp_path: Path, stop_after: int
-) -> None:
-    whole = two_layer_model()
-    rows = engine.fit(whole, None, make_job(tmp_path / "whole"))
-    with pytest.raises(KeyboardInterrupt):
-        engine.fit(
-            two_layer_model(), None, make_job(tmp_path / "cut", CONFIG, Recorder(stop_after))
-        )
-    resumed, watch = two_layer_model(), Recorder()
-    history = engine.fit(resumed, None, make_job(tmp_path / "cut", CONFIG, watch))
-    assert len(watch.logs) == 4 - stop_after  # the epochs that were done are not done again
-    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
-    for key in ("loss", "top1", "val_loss", "val_top1", "lr"):
-        assert [row[key] for row in history] == pytest.approx([row[key] for row in rows], abs=1e-4)
-    for one, other in zip(resumed.get_weights(), whole.get_weights(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-
-
 def test_a_finished_fit_is_not_run_again(tmp_path: Path) -> None:
     model = two_layer_model()
     rows = engine.fit(model, None, make_job(tmp_path))
@@ -116,45 +94,6 @@ def test_a_finished_fit_is_not_run_again(tmp_path: Path) -> None:
     assert watch.weights == []
     for one, other in zip(again.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def test_only_the_newest_states_remain(tmp_path: Path) -> None:
-    engine.fit(two_layer_model(), None, make_job(tmp_path))
-    saved = sorted(path.name for path in tmp_path.glob("*.index"))
-    assert saved == ["ckpt-3.index", "ckpt-4.index"]
-    Checkpoints(tmp_path).clear()
-    assert not tmp_path.exists()
-
-
-def test_the_state_of_another_model_is_refused_with_its_file(tmp_path: Path) -> None:
-    engine.fit(two_layer_model(), None, make_job(tmp_path))
-    source = tf_keras.layers.Input((6, 6, 2))
-    other = tf_keras.Model(
-        source, tf_keras.layers.Dense(CLASSES)(tf_keras.layers.Flatten()(source))
-    )
-    with pytest.raises(UsageError, match="ckpt-4.*expected the state of this stage.*`overwrite`"):
-        engine.fit(other, None, make_job(tmp_path))
-
-
-def test_a_truncated_state_is_refused(tmp_path: Path) -> None:
-    engine.fit(two_layer_model(), None, make_job(tmp_path))
-    data = next(tmp_path.glob("ckpt-4.data*"))
-    data.write_bytes(data.read_bytes()[:100])
-    with pytest.raises(UsageError, match="ckpt-4.*`overwrite`"):
-        engine.fit(two_layer_model(), None, make_job(tmp_path))
-
-
-def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path: Path) -> None:
-    def poisoned(start: int) -> Any:
-        return batches(start).map(lambda x, y: (x * float("nan"), y))
-
-    job = dataclasses.replace(make_job(tmp_path), training=poisoned)
-    with pytest.raises(
-        UsageError,
-        match="loss: got 'nan in epoch 1', expected a finite number; try `train.lr=0.002`",
-    ):
-        engine.fit(two_layer_model(), None, job)
-    assert not list(tmp_path.glob("ckpt*"))  # the state before the fault stays the newest
 
 
 def test_rows_hold_what_was_seen(tmp_path: Path) -> None:

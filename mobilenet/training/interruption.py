@@ -1,0 +1,88 @@
+"""Ctrl-C and SIGTERM during training: they wait for the end of a step, so that its state can be
+saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(BaseException):
+    """A signal arrived; like KeyboardInterrupt it is no error that code may handle."""
+
+
+class Interruption:
+    """Receives signals inside its `with` block; outside the main thread it does nothing.
+
+    The first signal is noted: `check` raises `Interrupted`, and so does a block under `immediate`.
+    A second one goes to the handler that was there before, at once. A signal that is ignored stays
+    so.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._handlers: dict[int, Any] = {}
+        self._raises = False
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._handlers[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._restore()
+        if kind is None and self.number is not None:
+            self.deliver()
+
+    def check(self) -> None:
+        """Raises `Interrupted` if a signal has arrived."""
+        if self.number is not None:
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def immediate(self) -> Iterator[None]:
+        """A signal ends the block where it is; for work that changes nothing that is saved."""
+        self.check()
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
+    def deliver(self) -> NoReturn:
+        """Passes the signal on to the handler that was there before.
+
+        Raises:
+            KeyboardInterrupt: by Python's handler of SIGINT.
+            SystemExit: by the handler of a command; or here, if the handler returns.
+        """
+        assert self.number is not None
+        number, handler = self.number, self._handlers[self.number]
+        self._restore()
+        if callable(handler):
+            handler(number, None)
+        else:
+            signal.raise_signal(number)  # the default action ends the process
+        raise SystemExit(128 + number)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.number is not None:
+            self.number = number
+            self.deliver()
+        self.number = number
+        if self._raises:
+            raise Interrupted
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)

@@ -1,0 +1,74 @@
+"""The model that Keras' `fit` trains: the network, and what happens with each of its updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from mobilenet.models.graph import variables
+from mobilenet.training import losses
+
+
+class Learner(tf_keras.Model):
+    """The model that Keras trains: the network, and what happens after each of its updates.
+
+    Attributes:
+        model: the network; Keras sees its variables alone.
+        after_update: called in the graph after each update, with its number (int64, from 1).
+        teacher: adds its outputs to the targets of every batch; `None` trains on labels alone.
+        statistics_frozen: training steps run in inference mode, so that batch-norm statistics
+            stay as they are; a change takes effect with a new trace.
+        start: epoch, and step in it, with which `fit` begins.
+        bad_step: number of the first update of this process after which the mean loss of the epoch
+            was no finite number; 0 if there is none.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        after_update: Callable[[tf.Tensor], None],
+        teacher: losses.Teacher | None = None,
+    ) -> None:
+        super().__init__(name="learner")
+        self.model = model
+        self.after_update = after_update
+        self.teacher = teacher
+        self.statistics_frozen = False
+        self.start = (0, 0)
+        self.bad_step = variables.state_variable(tf.zeros([], tf.int64), "bad_step")
+
+    def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
+        updates_statistics = bool(training) and not self.statistics_frozen
+        return tf.cast(self.model(inputs, training=updates_statistics), tf.float32)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        logs = dict(super().train_step(data))
+        step = tf.identity(self.optimizer.iterations)
+        self.after_update(step)
+        variables.update(self.bad_step, _note_first, [step, tf.math.is_finite(logs["loss"])])
+        return logs
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None
+    ) -> Any:
+        if self.teacher is not None:  # of the loss alone; metrics get the labels
+            y = self.teacher.append_targets(y, x)
+        return super().compute_loss(x, y, y_pred, sample_weight)
+
+    def build_metrics(self) -> list[Any]:
+        """Creates the running metrics of an epoch, as the first step does; returns variables."""
+        self.compiled_loss.build(self.model.output)
+        self.compiled_metrics.build(self.model.output, self.model.output)
+        return [variable for metric in self.metrics for variable in metric.variables]
+
+    def _maybe_load_initial_counters_from_ckpt(self, steps_per_epoch: int, epoch: int) -> Any:
+        """Keras' hook for a `fit` that begins inside an epoch; its BackupAndRestore uses it too."""
+        del steps_per_epoch, epoch
+        return self.start
+
+
+def _note_first(bad_step: Any, step: tf.Tensor, is_finite: tf.Tensor) -> None:
+    bad_step.assign(tf.where(is_finite | (bad_step > 0), bad_step, step))
