@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument(
         "--variants", default=",".join(VARIANTS), help=f"which of {', '.join(VARIANTS)} (all)"
     )
+    parser.add_argument("--deterministic", action="store_true", help="as the trainer's flag")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     words = parser.parse_args()
 
@@ -172,10 +173,13 @@ def main() -> None:
 
     from mobilenet.configs import archs
     from mobilenet.models.builder import build
+    from mobilenet.training import random_state
 
     tf.config.threading.set_intra_op_parallelism_threads(words.threads)
     tf.config.threading.set_inter_op_parallelism_threads(words.threads)
     tf_keras.utils.set_random_seed(0)
+    if words.deterministic:
+        random_state.enable_determinism(0)
     frequency, warm = 10, 5
     fields = {"width_multiplier": words.width, "num_classes": CLASSES}
     config = archs.get(words.model_name, classifier_activation=None, **fields)
