@@ -37,6 +37,10 @@ SCRIPTS = {
     "few_bits": ("--model={}/model --data={}/list.csv --restarts=1", "tfmot clusters"),
     "field_cases": ("--cases Rescaling", "1 99.75 %"),
     "isolation": ("--images=2 --starts=1", "mobilenet_v2"),
+    "keras3_training": (
+        "--backends jax --models mobilenet_v1 --width=0.25 --size=32 --batch=2 --steps=1",
+        "mobilenet_v1",
+    ),
     "kill_resume": (
         "--kills=2 --per_folder=2 --epochs=1 --stages=train,prune --work={}/kill_resume",
         "1 of 1",

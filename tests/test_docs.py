@@ -7,11 +7,14 @@ import importlib
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import command_runs
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +24,7 @@ NEEDS_RUN = "runs/mobilenet_v1_digits"
 NEEDS_THIN = '"runs/thin/'
 NEEDS_DATA = '"checkpoints/'
 ONE_SCRIPT = "own_models.md"  # its blocks build on each other
+TWO_PROGRAMS = "keras3.md"  # Keras takes its backend once in a process
 
 
 def blocks(kind: str) -> list[tuple[str, str]]:
@@ -37,7 +41,7 @@ def python_blocks(needs: str | None = None) -> list[object]:
     params: list[object] = []
     for name, text in blocks("python"):
         need = next((mark for mark in (NEEDS_RUN, NEEDS_THIN, NEEDS_DATA) if mark in text), None)
-        if need == needs and not name.startswith(ONE_SCRIPT):
+        if need == needs and not name.startswith((ONE_SCRIPT, TWO_PROGRAMS)):
             params.append(pytest.param(text, id=name))
     return params
 
@@ -57,6 +61,42 @@ def test_the_page_on_own_models_runs_as_one_script(
         exec(compile(text, "block", "exec"), names)  # noqa: S102
     assert names["verification"].agreement > 0.95
     assert names["evaluated"].top1 > 80
+
+
+# What the model computes in JAX, in float32 and on pixels that the second program also has.
+OUTPUTS = """
+import numpy as np
+keras.config.set_dtype_policy("float32")
+exact = mobilenet.build(config, (SIDE, SIDE, 3), keras=keras)
+exact.set_weights(model.get_weights())
+pixels = np.random.default_rng(0).uniform(-1, 1, (8, SIDE, SIDE, 3)).astype(np.float32)
+np.savez("outputs.npz", pixels=pixels, outputs=exact.predict(pixels, verbose=0))
+"""
+
+
+def test_a_model_trained_with_jax_goes_on_in_tf_keras(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("jax")
+    training, rest = (text for name, text in blocks("python") if name.startswith(TWO_PROGRAMS))
+    changes = {
+        "64, 30": "64, 1",
+        'info.sizes["train"] // BATCH': "2",
+        '"mixed_bfloat16"': '"float32"',
+    }
+    for text, replacement in changes.items():
+        assert text in training
+        training = training.replace(text, replacement)
+    monkeypatch.chdir(tmp_path)
+    program = [sys.executable, "-c", training + OUTPUTS]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names: dict[str, Any] = {}
+    exec(compile(rest, "block", "exec"), names)  # noqa: S102
+    expected = np.load("outputs.npz")
+    outputs = names["model"](expected["pixels"], training=False).numpy()
+    assert np.ptp(outputs) > 0.01
+    np.testing.assert_allclose(outputs, expected["outputs"], atol=1e-5)
 
 
 @pytest.mark.parametrize("text", python_blocks(NEEDS_RUN))

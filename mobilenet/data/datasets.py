@@ -7,7 +7,8 @@ of an epoch, and reads one item at a time.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from mobilenet.configs import dataset as dataset_configs
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import corrupt_images, tfds, tfrecord
 from mobilenet.data.sources import digits, image_csv, image_folder
+from mobilenet.data.sources.file_items import FileItems
 from mobilenet.data.sources.splits import SPLITS
-from mobilenet.data.split import DatasetInfo, Split, Steps, order_seed
+from mobilenet.data.split import DatasetInfo, Split, Steps, captured, order_seed
 from mobilenet.errors import UsageError, one_of
 from mobilenet.image_files import ImageError
 
@@ -37,8 +39,8 @@ class _Indexed:
     def size(self) -> int:
         return len(self.labels)
 
-    def in_order(self) -> tf.data.Dataset:
-        return tf.data.Dataset.range(self.size)
+    def items(self, numbers: npt.NDArray[np.int64]) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(numbers)
 
     def epoch(
         self, seed: int, number: tf.Tensor, start: tf.Tensor, steps: Steps
@@ -61,16 +63,22 @@ class DigitSplit(_Indexed):
         return tf.gather(self.cells, item), tf.gather(self.labels, item)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class FileSplit(_Indexed):
     """Image files with a class index each, or a 0 or 1 for each label."""
 
-    paths: tuple[str, ...]
+    files: FileItems
+
+    @functools.cached_property
+    def _tensors(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        files = self.files
+        return captured(files.names), captured(files.bounds), captured(files.labels)
 
     def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.io.read_file(tf.gather(tf.constant(self.paths), item)), tf.gather(
-            self.labels, item
-        )
+        names, bounds, labels = self._tensors
+        begin, end = bounds[item], bounds[item + 1]
+        path = tf.strings.join([self.files.prefix, tf.strings.substr(names, begin, end - begin)])
+        return tf.io.read_file(path), tf.gather(labels, item)
 
 
 def _config(dataset: DatasetConfig | str) -> DatasetConfig:
@@ -98,7 +106,7 @@ def describe(dataset: DatasetConfig | str) -> DatasetInfo:
                 sizes[split] -= skipped[split]
         trained = listed.splits.get("train")
         has_vectors = isinstance(listed, image_csv.ImageList) and listed.multi_label
-        with_images = _with_images(trained or (), has_vectors)
+        with_images = _with_images(trained.labels) if trained else set()
         return DatasetInfo(
             len(listed.labels),
             listed.labels,
@@ -113,12 +121,10 @@ def describe(dataset: DatasetConfig | str) -> DatasetInfo:
     return tfrecord.describe(config) if config.name == "tfrecord" else tfds.describe(config)
 
 
-def _with_images(items: Sequence[image_csv.Item], has_vectors: bool) -> set[int]:
+def _with_images(labels: npt.NDArray[np.int32]) -> set[int]:
     """The classes, or labels, that some image has."""
-    if has_vectors:
-        vectors = np.array([label for _, label in items])
-        return set(np.flatnonzero(vectors.any(axis=0)).tolist()) if len(vectors) else set()
-    return {label for _, label in items if isinstance(label, int)}
+    present = np.flatnonzero(labels.any(axis=0)) if labels.ndim > 1 else np.unique(labels)
+    return set(present.tolist())
 
 
 def open_split(dataset: DatasetConfig | str, split: str) -> Split:
@@ -172,15 +178,15 @@ def explain(
     if config.name == "digits":
         return None
     if config.name in _FILES:
-        items = _listed(config).splits.get(split, ())
-        return _corrupt_error(_corrupt(config, items))
+        items = _listed(config).splits.get(split)
+        return None if items is None else _corrupt_error(_corrupt(config, items))
     opened = _open_records(config.replace(skip_corrupt=False), split)
     return tfrecord.explain(error, opened, config)
 
 
-def _corrupt(config: DatasetConfig, items: Sequence[image_csv.Item]) -> dict[str, ImageError]:
+def _corrupt(config: DatasetConfig, items: FileItems) -> dict[str, ImageError]:
     """The images that cannot be decoded: the fault by path."""
-    return corrupt_images.corrupt_files([str(path) for path, _ in items], config.max_pixels)
+    return corrupt_images.corrupt_files(list(items.paths()), config.max_pixels)
 
 
 def _corrupt_error(corrupt: Mapping[str, ImageError]) -> UsageError | None:
@@ -198,7 +204,7 @@ def _listed(config: DatasetConfig) -> image_folder.ClassFolders | image_csv.Imag
     return image_folder.list_images(config.data_dir)
 
 
-def _files(config: DatasetConfig, items: Sequence[image_csv.Item], split: str) -> FileSplit:
+def _files(config: DatasetConfig, items: FileItems, split: str) -> FileSplit:
     if config.skip_corrupt or len(items) <= _CHECKED:
         corrupt = _corrupt(config, items)
         error = _corrupt_error(corrupt)
@@ -206,9 +212,7 @@ def _files(config: DatasetConfig, items: Sequence[image_csv.Item], split: str) -
             raise error
         if corrupt:
             corrupt_images.log_skipped(corrupt)
-        left_out = set(corrupt)
-        items = tuple((path, label) for path, label in items if str(path) not in left_out)
+            items = items.select([n for n, path in enumerate(items.paths()) if path not in corrupt])
     if not items:
         raise UsageError("data_dir", config.data_dir, f"an image of {split} that can be decoded")
-    labels = np.array([label for _, label in items], np.int32)
-    return FileSplit(labels, tuple(str(path) for path, _ in items))
+    return FileSplit(items.labels, items)

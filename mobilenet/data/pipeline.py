@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet.configs import dataset as dataset_configs
@@ -17,7 +19,7 @@ from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.data import datasets, decoding
 from mobilenet.data import preprocessing as images
 from mobilenet.data.sources import digits
-from mobilenet.data.split import Split, Steps
+from mobilenet.data.split import Split, Steps, part_of
 from mobilenet.errors import UsageError
 
 _AUGMENTATION = 0x56415259  # separates the seeds of augmentation from those of the order
@@ -39,6 +41,7 @@ def load(
     preprocessing: Preprocessing | str | None = None,
     parallel_calls: int | None = None,
     limit: int | None = None,
+    input_context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
     """Opens a split of a data set.
 
@@ -47,7 +50,7 @@ def load(
             folder).
         split: `train`, `validation` or `test`.
         image_size: side in pixels, or `(height, width)`.
-        batch_size: images a batch.
+        batch_size: images a batch; with `input_context` those of all replicas together.
         training: epoch after epoch without an end, each in a random order of its own, augmented, in
             full batches only: `size // batch_size` an epoch, the rest of its order is left out. A
             split smaller than a batch gives one smaller batch an epoch. Otherwise each image comes
@@ -61,9 +64,14 @@ def load(
             is set, replaces that of the preprocessing.
         parallel_calls: images decoded at a time; `None` lets tf.data choose.
         limit: outside training, at most so many images, spread evenly over the split.
+        input_context: the worker that reads, of several which together read each image of an epoch
+            once (what `tf.distribute.Strategy.distribute_datasets_from_function` gives to its
+            function). A step's batches are those of one worker that reads indices, in the order of
+            workers and replicas; of records each worker reads, and shuffles, a part of the files.
 
     Returns:
-        Batches of float32 `[batch, height, width, channels]` and int32 `[batch]`.
+        Batches of float32 `[batch, height, width, channels]` and int32 `[batch]`; with
+        `input_context` those of one replica after the other.
 
     Raises:
         UsageError: an argument or the data cannot be used; a corrupt image of a class folder is
@@ -84,15 +92,19 @@ def load(
     calls = parallel_calls or tf.data.AUTOTUNE
     if training:
         config = config.replace(exif=scaling.exif)
-        steps = Steps.of(opened.size, batch_size)
+        steps = Steps.of(opened.size, batch_size, input_context)
         first = start_epoch * steps.count + start_step
         batches = _training(opened, config, size, channels, steps, seed, first, calls)
-        mapper = _finish_training(config, opened, size, channels, scaling, seed)
-        batches = tf.data.Dataset.zip((tf.data.Dataset.counter(first), batches))
+        mapper = _finish_training(config, opened, size, channels, scaling, seed, steps)
+        batches = tf.data.Dataset.zip((tf.data.Dataset.counter(first * steps.replicas), batches))
         batches = batches.map(mapper, calls, deterministic=True)
     else:
-        batches = _evaluation(opened, config, scaling, size, channels, batch_size, calls, limit)
-        batches = batches.skip(start_step)
+        context = input_context or tf.distribute.InputContext()
+        batch_size = context.get_per_replica_batch_size(batch_size)
+        numbers = _numbers(opened.size, limit)
+        begin, end = part_of(len(numbers), context.input_pipeline_id, context.num_input_pipelines)
+        numbers = numbers[begin:end][start_step * batch_size :]
+        batches = _evaluation(opened, config, scaling, size, channels, batch_size, calls, numbers)
     return batches.with_options(_options()).prefetch(tf.data.AUTOTUNE)
 
 
@@ -153,7 +165,7 @@ def _training(
 
     items = tf.data.Dataset.counter(first_epoch).flat_map(epoch)
     if isinstance(opened, datasets.DigitSplit):
-        return items.batch(steps.share, drop_remainder=True)
+        return items.batch(steps.replica_batch, drop_remainder=True)
 
     def image(number: tf.Tensor, item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         encoded, label = opened.read(item)
@@ -161,7 +173,9 @@ def _training(
         return images.training_pixels(encoded, config, size, channels, own_seed), label
 
     numbered = tf.data.Dataset.zip((tf.data.Dataset.counter(first * steps.share), items))
-    return numbered.map(image, calls, deterministic=True).batch(steps.share, drop_remainder=True)
+    return numbered.map(image, calls, deterministic=True).batch(
+        steps.replica_batch, drop_remainder=True
+    )
 
 
 def _finish_training(
@@ -171,30 +185,37 @@ def _finish_training(
     channels: int,
     scaling: Preprocessing,
     seed: int,
+    steps: Steps,
 ) -> Any:
-    """The function applied to a whole batch: enlarges digits, augments and normalizes images."""
+    """The function applied to a whole batch: enlarges digits, augments and normalizes images.
+
+    Its first argument is the number of the replica's batch, of all that the worker has read.
+    """
 
     def augment_images(
-        step: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]
+        number: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor]:
         pixels, labels = batch
+        step, part = steps.part(number)
         if images.has_geometric_augmentation(config):
-            pixels = images.random_affine(pixels, config, _seed(seed, -1 - step))
+            pixels = images.random_affine(pixels, config, _seed(seed, -1 - step), part=part)
         return images.normalize(pixels, scaling), labels
 
-    def augment_digits(step: tf.Tensor, items: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def augment_digits(number: tf.Tensor, items: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         cells, labels = opened.read(items)
+        step, part = steps.part(number)
         seeds = tf.random.split(_seed(seed, step), 3)
         rows = tf.constant(digits.interpolation(size[0]), tf.float32)
         columns = tf.constant(digits.interpolation(size[1]).T, tf.float32)
         ink = tf.cast(cells, tf.float32) * (255 / digits.LEVELS)
         pixels = tf.matmul(rows, tf.matmul(ink, columns))[..., None]
         if images.has_geometric_augmentation(config) or config.area_min < 1:
-            pixels = images.random_affine(pixels, config, seeds[0], crop=True, fill="CONSTANT")
+            options: dict[str, Any] = {"crop": True, "fill": "CONSTANT", "part": part}
+            pixels = images.random_affine(pixels, config, seeds[0], **options)
         if config.flip:
             pixels = tf.image.stateless_random_flip_left_right(pixels, seeds[1])
         if config.color:
-            pixels = images.adjust_brightness(pixels, config.color, seeds[2])
+            pixels = images.adjust_brightness(pixels, config.color, seeds[2], part)
         return images.normalize(tf.repeat(pixels, channels, axis=-1), scaling), labels
 
     return augment_digits if isinstance(opened, datasets.DigitSplit) else augment_images
@@ -208,7 +229,7 @@ def _evaluation(
     channels: int,
     batch_size: int,
     calls: Any,
-    limit: int | None,
+    numbers: npt.NDArray[np.int64],
 ) -> tf.data.Dataset:
     def prepare_digit(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         image = images.evaluation_pixels(tf.repeat(image, channels, axis=-1), scaling, size)
@@ -220,20 +241,16 @@ def _evaluation(
         return images.normalize(images.evaluation_pixels(image, scaling, size), scaling), label
 
     if isinstance(opened, datasets.DigitSplit):
-        grey = digits.enlarge(opened.cells, size, channels=1)
-        items = tf.data.Dataset.from_tensor_slices((grey, opened.labels))
-        examples = _spread(items, opened.size, limit).map(prepare_digit, calls, deterministic=True)
+        grey = digits.enlarge(opened.cells[numbers], size, channels=1)
+        items = tf.data.Dataset.from_tensor_slices((grey, opened.labels[numbers]))
+        examples = items.map(prepare_digit, calls, deterministic=True)
     else:
-        items = _spread(opened.in_order(), opened.size, limit)
-        examples = items.map(prepare_image, calls, deterministic=True)
-    count = min(opened.size, limit or opened.size)
+        examples = opened.items(numbers).map(prepare_image, calls, deterministic=True)
     batches = examples.batch(batch_size)
-    return batches.apply(tf.data.experimental.assert_cardinality(-(-count // batch_size)))
+    return batches.apply(tf.data.experimental.assert_cardinality(-(-len(numbers) // batch_size)))
 
 
-def _spread(items: tf.data.Dataset, size: int, limit: int | None) -> tf.data.Dataset:
-    """At most `limit` items, evenly spaced; the others are not decoded."""
-    if limit is None or limit >= size:
-        return items
-    chosen = items.enumerate().filter(lambda index, item: index * limit % size < limit)
-    return chosen.map(lambda index, item: item)
+def _numbers(size: int, limit: int | None) -> npt.NDArray[np.int64]:
+    """The numbers of at most `limit` items, evenly spaced; the others are not read."""
+    numbers = np.arange(size)
+    return numbers if limit is None or limit >= size else numbers[numbers * limit % size < limit]

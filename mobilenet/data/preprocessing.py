@@ -22,6 +22,7 @@ _MARGIN = 4  # as many pixels as a JPEG has, at most, for a sample of color
 _PADDING = 32  # official: a crop of size / (size + 32), 0.875 at 224
 
 Size = tuple[int, int]
+Part = tuple[tf.Tensor, int]  # number of its first image in a larger batch, and images of that
 
 
 def evaluation_pixels(image: tf.Tensor, preprocessing: Preprocessing, size: Size) -> tf.Tensor:
@@ -135,10 +136,14 @@ def _crop_other(
     return tf.slice(image, tf.concat([corner, [0]], 0), tf.concat([extent, [channels]], 0))
 
 
-def adjust_brightness(pixels: tf.Tensor, strength: float, seed: tf.Tensor) -> tf.Tensor:
+def adjust_brightness(
+    pixels: tf.Tensor, strength: float, seed: tf.Tensor, part: Part | None = None
+) -> tf.Tensor:
     """Adds a random number of up to 32 times `strength` to each image of a batch (4 axes)."""
     reach = _BRIGHTNESS * strength
-    delta = tf.random.stateless_uniform([tf.shape(pixels)[0], 1, 1, 1], seed, -reach, reach)
+    first, total = part or (0, tf.shape(pixels)[0])
+    delta = tf.random.stateless_uniform([total, 1, 1, 1], seed, -reach, reach)
+    delta = delta[first : first + tf.shape(pixels)[0]]
     return tf.clip_by_value(pixels + delta, 0, 255)
 
 
@@ -154,6 +159,7 @@ def random_affine(
     *,
     crop: bool = False,
     fill: str = "REFLECT",
+    part: Part | None = None,
 ) -> tf.Tensor:
     """Rotates, shears, zooms and shifts each image at random, in one bilinear resampling.
 
@@ -163,9 +169,11 @@ def random_affine(
         seed: int64 `[2]`; the result is a function of it.
         crop: take a random crop as well (for images that were not cropped on decoding).
         fill: pixels outside the image: `REFLECT`, or `CONSTANT` for black.
+        part: of a larger batch that these images are; they are varied as in the whole one.
     """
     count, height, width = tf.shape(batch)[0], int(batch.shape[1]), int(batch.shape[2])
-    draw = tf.random.stateless_uniform([9, count], seed, -1.0, 1.0)
+    first, total = part or (0, count)
+    draw = tf.random.stateless_uniform([9, total], seed, -1.0, 1.0)[:, first : first + count]
     angle = draw[0] * (config.rotation * math.pi / 180)
     slant = draw[1] * config.shear
     across = down = 1 + draw[2] * config.zoom

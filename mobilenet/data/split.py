@@ -6,7 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
+
+from mobilenet.errors import UsageError
 
 _ORDER = 0x4F524445  # separates the seeds of the order from those of augmentation
 
@@ -42,35 +46,69 @@ class DatasetInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """How an epoch is divided into batches, and into shares of workers.
+    """How an epoch is divided into batches, and a batch into the shares of workers.
 
     Attributes:
         batch_size: images a step, of all workers together.
-        count: steps an epoch; what is left after so many full batches is left out.
+        count: steps an epoch; images that are left after so many full batches are left out.
         worker: index of the one that reads.
         workers: each reads as many images of a step.
+        replicas: of a worker; each gets a batch of its own.
     """
 
     batch_size: int
     count: int
     worker: int = 0
     workers: int = 1
+    replicas: int = 1
 
     @classmethod
-    def of(cls, size: int, batch_size: int, worker: int = 0, workers: int = 1) -> Steps:
-        """The full batches in `size` images; of fewer images than a batch, one smaller batch."""
-        if size < batch_size:
-            batch_size = size - size % workers
-        return cls(batch_size, size // batch_size, worker, workers)
+    def of(
+        cls, size: int, batch_size: int, context: tf.distribute.InputContext | None = None
+    ) -> Steps:
+        """The full batches in `size` images; of fewer images than a batch, one smaller batch.
+
+        Raises:
+            UsageError: the replicas cannot have batches of one size.
+        """
+        context = context or tf.distribute.InputContext()
+        every, workers = context.num_replicas_in_sync, context.num_input_pipelines
+        if batch_size % every or every % workers:
+            expected = f"a multiple of the {every} replicas on {workers} workers"
+            raise UsageError("batch_size", batch_size, expected)
+        if size < every:
+            raise UsageError("data_dir", f"{size} images", f"at least {every}, one a replica")
+        batch_size = min(batch_size, size - size % every)
+        replicas = every // workers
+        return cls(batch_size, size // batch_size, context.input_pipeline_id, workers, replicas)
 
     @property
     def share(self) -> int:
         """Images of a step that the worker reads."""
         return self.batch_size // self.workers
 
+    @property
+    def replica_batch(self) -> int:
+        """Images of a step that a replica gets."""
+        return self.share // self.replicas
+
     def positions(self, items: tf.Tensor) -> tf.Tensor:
         """The positions in all epochs of images that the worker counts from the first epoch on."""
         return items // self.share * self.batch_size + self.worker * self.share + items % self.share
+
+    def part(self, number: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, int]]:
+        """The step of a batch that the worker counts from the first epoch on, and its part of it.
+
+        The part is the number of its first image, and the images of all replicas.
+        """
+        replica = self.worker * self.replicas + number % self.replicas
+        first = tf.cast(replica * self.replica_batch, tf.int32)
+        return number // self.replicas, (first, self.batch_size)
+
+
+def part_of(size: int, worker: int, workers: int) -> tuple[int, int]:
+    """Begin and end of the part of `size` items that is a worker's; each item is in one part."""
+    return worker * size // workers, (worker + 1) * size // workers
 
 
 class Split(Protocol):
@@ -79,8 +117,8 @@ class Split(Protocol):
     @property
     def size(self) -> int: ...
 
-    def in_order(self) -> tf.data.Dataset:
-        """Each item once."""
+    def items(self, numbers: npt.NDArray[np.int64]) -> tf.data.Dataset:
+        """The items with these numbers, in this order."""
 
     def epoch(
         self, seed: int, number: tf.Tensor, start: tf.Tensor, steps: Steps
@@ -89,6 +127,12 @@ class Split(Protocol):
 
     def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """The encoded image and the class index of an item."""
+
+
+def captured(values: Any, dtype: tf.DType | None = None) -> tf.Tensor:
+    """A tensor that traced functions refer to; a constant would be copied into each of them."""
+    with tf.init_scope(), tf.device("CPU:0"):
+        return tf.constant(values, dtype)
 
 
 def order_seed(seed: int, epoch: tf.Tensor) -> tf.Tensor:

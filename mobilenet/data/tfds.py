@@ -16,6 +16,7 @@ from typing import Any
 
 from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.data import record_index
 from mobilenet.data.record_scan import RecordKeys, find_damaged
 from mobilenet.data.sources import splits as split_names
 from mobilenet.data.sources.splits import SPLITS
@@ -146,44 +147,47 @@ def _splits(builder: Any) -> dict[str, str]:
     return split_names.with_shared({split: split for split in existing})
 
 
-def _open(builder: Any, config: DatasetConfig, split: str) -> RecordSplit:
+def _stored(builder: Any, split: str) -> Any:
+    """What TFDS knows of a split: files, and the number of records in each."""
     tfds = _package(builder.name)
-    image, label = _keys(builder)
-    features = builder.info.features
-    stored = builder.info.splits[_splits(builder)[split]]
     if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
         raise UsageError(
             "dataset_name", builder.name, "a set prepared as TFRecord files", "prepare it again"
         )
+    return builder.info.splits[_splits(builder)[split]]
 
-    classes = (features[label].num_classes or 0) - config.label_offset
+
+def _files(stored: Any) -> list[str]:
+    """The record files of a split, without empty ones."""
+    paths = zip(stored.filepaths, stored.shard_lengths, strict=True)
+    return [str(path) for path, count in paths if count]
+
+
+def _count_classes(builder: Any, config: DatasetConfig) -> int:
+    _, label = _keys(builder)
+    classes = (builder.info.features[label].num_classes or 0) - config.label_offset
     if not 0 < classes <= MAX_CLASSES:
         bounds = f"1 to {MAX_CLASSES:,} classes after `label_offset`"
         raise UsageError("dataset_name", builder.name, f"a set of {bounds}; it has {classes}")
-    files = [str(path) for path in stored.filepaths]
-    shards = [(file, n) for file, n in zip(files, stored.shard_lengths, strict=True) if n]
-    return RecordSplit(
-        tuple(file for file, _ in shards),
-        tuple(n for _, n in shards),
-        RecordKeys(image, label),
-        config.label_offset,
-        classes,
-    )
+    return classes
 
 
 def describe(config: DatasetConfig) -> DatasetInfo:
-    """As `mobilenet.data.describe`, for a TFDS name."""
+    """As `mobilenet.data.describe`, for a TFDS name; the sizes are those that TFDS has stored."""
     builder = _builder(config)
-    _, label = _keys(builder)
+    image, label = _keys(builder)
+    _count_classes(builder, config)
     names = tuple(builder.info.features[label].names[config.label_offset :])
-    opened = {split: _open(builder, config, split) for split in _splits(builder)}
+    stored = {split: _stored(builder, split) for split in _splits(builder)}
+    sizes = {split: sum(one.shard_lengths) for split, one in stored.items()}
     skipped = {}
     if config.skip_corrupt:
+        keys = RecordKeys(image, label)
         skipped = {
-            split: len(find_damaged(one.files, one.keys, config.max_pixels))
-            for split, one in opened.items()
+            split: len(find_damaged(_files(one), keys, config.max_pixels))
+            for split, one in stored.items()
         }
-    sizes = {split: one.size - skipped.get(split, 0) for split, one in opened.items()}
+        sizes = {split: size - skipped[split] for split, size in sizes.items()}
     own = {split for split, source in _splits(builder).items() if split == source}
     assumed = split_names.assumptions(own, config.name)
     return DatasetInfo(len(names), names, sizes, tuple(sizes), skipped, assumed=assumed)
@@ -195,4 +199,6 @@ def open_split(config: DatasetConfig, split: str) -> RecordSplit:
     splits = _splits(builder)
     if split not in splits:
         raise UsageError("split", split, f"one of {', '.join(splits)} in {config.name}")
-    return without_corrupt(_open(builder, config, split), config)
+    index = record_index.load(_files(_stored(builder, split)))
+    keys, classes = RecordKeys(*_keys(builder)), _count_classes(builder, config)
+    return without_corrupt(RecordSplit(index, keys, config.label_offset, classes), config)

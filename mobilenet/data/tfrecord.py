@@ -8,83 +8,142 @@ The keys are those of tensorflow/models research/slim/datasets/build_imagenet_da
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import os
-import struct
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.data import corrupt_images, record_scan
+from mobilenet.data import corrupt_images, record_index, record_scan
 from mobilenet.data.sources import splits as split_names
-from mobilenet.data.split import DatasetInfo, Steps, order_seed
+from mobilenet.data.split import DatasetInfo, Steps, captured, order_seed, part_of
 from mobilenet.errors import UsageError
 
-BUFFER = 4096  # records in the shuffle buffer; ImageNet's are 110 kB each
-OPEN_FILES = 16
+CHUNK = 32  # records that are read at once; ImageNet's are 110 kB each
+WINDOW = 4096  # records that are shuffled together, fewer of large ones; two are in memory
+_WINDOW_BYTES = 1 << 27
 _SCANNED = 20_000  # sets up to this many records are read once for their classes
 _IMAGENET = 1000
 _PATTERNS = {"train": "train*", "validation": "val*", "test": "test*"}
 _NAME = 200  # bytes of a class name, on average over a million of them
 _RANGE = "label out of range for label_offset"
 
+Int64 = npt.NDArray[np.int64]
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class RecordSplit:
     """Items are serialized records.
 
+    An epoch's order are chunks of successive records in random order; the records are shuffled
+    within windows of many chunks. So each window is read at once, from wherever it begins.
+
     Attributes:
-        files: in their sorted order.
-        counts: records in each file.
+        index: where the records are.
         keys: of image and label in a record.
         label_offset: stored label minus class index.
         num_classes: class indices end before this.
         left_out: numbers of records (over all files in order) that cannot be decoded.
     """
 
-    files: tuple[str, ...]
-    counts: tuple[int, ...]
+    index: record_index.RecordIndex
     keys: record_scan.RecordKeys
     label_offset: int
     num_classes: int
     left_out: tuple[int, ...] = ()
 
     @property
+    def files(self) -> tuple[str, ...]:
+        return self.index.files
+
+    @property
     def size(self) -> int:
-        return sum(self.counts) - len(self.left_out)
+        return self.index.size - len(self.left_out)
 
-    def _records(self, file: tf.Tensor) -> tf.data.Dataset:
-        records = tf.data.TFRecordDataset(tf.gather(tf.constant(self.files), file))
-        if not self.left_out:
-            return records
-        before = [sum(self.counts[:n]) for n in range(len(self.files))]
-        numbered = records.enumerate(tf.gather(tf.constant(before, tf.int64), file))
-        bad = tf.constant(self.left_out, tf.int64)
-        return numbered.filter(lambda n, _: tf.reduce_all(n != bad)).map(lambda _, record: record)
+    @functools.cached_property
+    def _usable(self) -> Int64:
+        """The numbers of the records that are not left out."""
+        every = np.arange(self.index.size)
+        return np.delete(every, np.array(self.left_out, np.int64)) if self.left_out else every
 
-    def in_order(self) -> tf.data.Dataset:
-        return tf.data.Dataset.range(len(self.files)).flat_map(self._records)
+    @property
+    def _window(self) -> int:
+        """Records that are shuffled together."""
+        return int(min(max(_WINDOW_BYTES / self.index.mean_bytes, CHUNK), WINDOW))
+
+    def _chunks(self, numbers: Int64) -> tuple[tf.Tensor, tf.Tensor]:
+        """Begin of each chunk in `numbers`, and after the last one the end; and the chunks' items.
+
+        A chunk has at most `CHUNK` successive items of one file.
+        """
+        records = self._usable[numbers]
+        files = self.index.file_of(records)
+        jumps = np.flatnonzero((np.diff(files) != 0) | (np.diff(records) > CHUNK)) + 1
+        runs = itertools.pairwise([0, *jumps.tolist(), len(numbers)])
+        begins = [begin for first, last in runs for begin in range(first, last, CHUNK)]
+        return captured([*begins, len(numbers)], tf.int64), captured(records, tf.int64)
+
+    def _reader(self, numbers: Int64) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        """The number of items in each chunk, and what reads the records of a chunk."""
+        begins, records = self._chunks(numbers)
+        files, offsets = captured(self.files), captured(self.index.offsets)
+        ends = captured(self.index.ends)
+
+        def read(chunk: tf.Tensor) -> tf.Tensor:
+            own = records[begins[chunk] : begins[chunk + 1]]
+            first, last = own[0], own[-1]
+            file = tf.searchsorted(ends, own[:1], side="right", out_type=tf.int64)[0]
+            begin, end = offsets[first + file], offsets[last + file + 1]
+            variant = tf.raw_ops.TFRecordDatasetV2(
+                filenames=[files[file]],
+                compression_type="",
+                buffer_size=end - begin,
+                byte_offsets=[begin],
+            )
+            spec = tf.TensorSpec([], tf.string)
+            successive = tf.data.experimental.from_variant(variant, spec)
+            batch = successive.take(last - first + 1).batch(last - first + 1)
+            return tf.gather(batch.get_single_element(), own - first)
+
+        return begins[1:] - begins[:-1], read
+
+    def items(self, numbers: Int64) -> tf.data.Dataset:
+        counts, read = self._reader(numbers)
+        chunks = tf.data.Dataset.range(len(counts))
+        return chunks.map(read, tf.data.AUTOTUNE, deterministic=True).unbatch()
 
     def epoch(
         self, seed: int, number: tf.Tensor, start: tf.Tensor, steps: Steps
     ) -> tf.data.Dataset:
-        # tf.data mixes the graph's seed into every order: fix it, so that only ours counts.
-        tf.compat.v1.get_default_graph().seed = 1
+        own = np.arange(*part_of(self.size, steps.worker, steps.workers))
+        counts, read = self._reader(own)
         key = order_seed(seed, number)
-        files = tf.random.experimental.stateless_shuffle(
-            tf.range(len(self.files), dtype=tf.int64), key
-        )
-        records = tf.data.Dataset.from_tensor_slices(files).interleave(
-            self._records, OPEN_FILES, 1, tf.data.AUTOTUNE, deterministic=True
-        )
-        buffer_seed = tf.random.stateless_uniform([], key, None, None, tf.int64)
-        buffer = min(BUFFER, self.size)
-        shuffled = records.shuffle(buffer, seed=buffer_seed, reshuffle_each_iteration=False)
-        used = shuffled.take(steps.count * steps.batch_size)
-        return used.skip(start * steps.batch_size)
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(counts), dtype=tf.int64), key)
+        first = start * steps.share
+        window, size = first // self._window, self._window
+        before = window * size
+        ends = tf.cumsum(tf.gather(counts, order))
+        chunk = tf.searchsorted(ends, before[None], side="right", out_type=tf.int64)[0]
+        read_before = ends[chunk] - counts[order[chunk]]
+
+        def shuffle(number: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
+            positions = tf.range(tf.shape(records, tf.int64)[0])
+            own_key = tf.random.fold_in(key, number)
+            shuffled = tf.random.experimental.stateless_shuffle(positions, own_key)
+            return tf.gather(records, shuffled)
+
+        chunks = tf.data.Dataset.from_tensor_slices(order[chunk:])
+        records = chunks.map(read, tf.data.AUTOTUNE, deterministic=True).unbatch()
+        windows = records.skip(before - read_before).batch(size)
+        numbered = tf.data.Dataset.zip((tf.data.Dataset.counter(window), windows))
+        shuffled = numbered.map(shuffle).prefetch(1).unbatch()
+        return shuffled.skip(first - before).take(steps.count * steps.share - first)
 
     def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
         encoded, label = self.keys.parse(item)
@@ -97,7 +156,7 @@ class RecordSplit:
 def describe(config: DatasetConfig) -> DatasetInfo:
     """As `mobilenet.data.describe`, for `tfrecord`."""
     splits = _splits(config)
-    sizes = {split: sum(count_records(files)) for split, files in splits.items()}
+    sizes = {split: record_index.load(files).size for split, files in splits.items()}
     labels = _labels(config, splits, sum(sizes.values()))
     skipped = {}
     if config.skip_corrupt:
@@ -115,10 +174,10 @@ def open_split(config: DatasetConfig, split: str) -> RecordSplit:
     splits = _splits(config)
     if split not in splits:
         raise UsageError("split", split, f"one of {', '.join(splits)} in {config.data_dir}")
-    counts = {name: count_records(files) for name, files in splits.items()}
-    classes = len(_labels(config, splits, sum(map(sum, counts.values()))))
+    indices = {name: record_index.load(files) for name, files in splits.items()}
+    classes = len(_labels(config, splits, sum(index.size for index in indices.values())))
     keys = record_scan.RecordKeys()
-    opened = RecordSplit(splits[split], counts[split], keys, config.label_offset, classes)
+    opened = RecordSplit(indices[split], keys, config.label_offset, classes)
     return without_corrupt(opened, config)
 
 
@@ -134,7 +193,7 @@ def without_corrupt(opened: RecordSplit, config: DatasetConfig) -> RecordSplit:
     bad = record_scan.find_damaged(opened.files, opened.keys, config.max_pixels)
     if bad:
         corrupt_images.log_skipped(record.name for record in bad)
-    if len(bad) == sum(opened.counts):
+    if len(bad) == opened.index.size:
         raise UsageError(opened.files[0], None, f"a record that can be used ({bad[0].fault})")
     return dataclasses.replace(opened, left_out=tuple(record.number for record in bad))
 
@@ -159,35 +218,6 @@ def _list_files(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
     if not splits:
         raise UsageError("data_dir", root, "files named train*, val* or test*; there are none")
     return splits
-
-
-def count_records(files: Sequence[str]) -> tuple[int, ...]:
-    """Records in each file, from their length prefixes alone.
-
-    Raises:
-        UsageError: a file is empty, is cut short, or holds something else.
-    """
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return tuple(pool.map(_count_records, files))
-
-
-def _count_records(path: str) -> int:
-    reader = tf.io.gfile.GFile if "://" in path else open
-    size, position, records = tf.io.gfile.stat(path).length, 0, 0
-    try:
-        with reader(path, "rb") as file:
-            while position < size:
-                file.seek(position)
-                head = file.read(8)
-                position += 16 + (struct.unpack("<Q", head)[0] if len(head) == 8 else size)
-                records += 1
-    except OSError as error:
-        raise UsageError(path, None, f"a file that can be read ({error.strerror})") from None
-    if position != size or not records:
-        raise UsageError(
-            path, None, "a whole, uncompressed TFRecord file", "copy it again, or remove it"
-        )
-    return records
 
 
 def _labels(

@@ -17,8 +17,7 @@ from data_sets import encode_example, jpeg, write_class_folders, write_records
 from mobilenet import data
 from mobilenet.configs import dataset as dataset_configs
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.data import corrupt_images, datasets, tfds
-from mobilenet.data.tfrecord import count_records
+from mobilenet.data import corrupt_images, datasets, record_index, tfds
 from mobilenet.errors import UsageError
 
 SMALL: dict[str, Any] = {"image_size": 16, "batch_size": 4}
@@ -176,10 +175,10 @@ def test_records_are_counted_by_their_lengths(tmp_path: Path) -> None:
     with tf.io.TFRecordWriter(str(path)) as writer:
         for n in range(5):
             writer.write(b"x" * n)
-    assert count_records([str(path)]) == (5,)
+    assert record_index.load([str(path)]).counts.tolist() == [5]
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UsageError, match="whole"):
-        count_records([str(path)])
+        record_index.load([str(path)])
 
 
 def test_a_missing_split_is_refused(tmp_path: Path) -> None:

@@ -8,18 +8,25 @@ opened; TensorFlow is not needed.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import dataclasses
 import io
+import json
 import os
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mobilenet.configs.base import MAX_CLASSES
-from mobilenet.data.sources import label_vectors
+from mobilenet.data.sources import file_items, index_cache, label_vectors
 from mobilenet.data.sources import splits as split_names
+from mobilenet.data.sources.file_items import FileItems
 from mobilenet.data.sources.unicode_forms import explain_forms, form_of
 from mobilenet.errors import UsageError, one_of, shorten
 
@@ -31,8 +38,6 @@ DELIMITERS = (",", ";", "\t")
 _DELIMITER_LINE = re.compile(r"sep=.", re.IGNORECASE)  # how Excel notes the delimiter
 _WHOLE = re.compile(r"[+]?([0-9]+)([.,]0*)?")  # spreadsheets write 3 as 3.0 or 3,0
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-
-Item = tuple[Path, int | label_vectors.Vector]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,7 @@ class ImageList:
     """
 
     labels: tuple[str, ...]
-    splits: Mapping[str, tuple[Item, ...]]
+    splits: Mapping[str, FileItems]
     notes: tuple[str, ...] = ()
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     multi_label: bool = False
@@ -63,7 +68,7 @@ class ImageList:
         return len(self.labels)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Row:
     line: int
     file: str
@@ -99,30 +104,74 @@ def read_list(path: str | os.PathLike[str] | None, label_offset: int = 0) -> Ima
     if not path.is_file():
         problem = "a CSV file, this is a folder" if path.exists() else "a CSV file that exists"
         raise UsageError("data_dir", str(path), problem, f"give one with the columns {LAYOUT}")
+    folder, kind, key = str(path.parent), f"list-{path.name}", json.dumps(label_offset)
+    stored = index_cache.load(folder, kind, key)
+    if stored is not None:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            return _image_list(path, *file_items.from_arrays(folder, stored))
+    stamped = index_cache.LOCAL.stamps(folder, [path.name])
+    listed, facts = _read(path, label_offset)
+    if sum(map(len, listed.values())) > index_cache.LEAST:
+        _save(path, kind, key, stamped, listed, facts)
+    return _image_list(path, listed, facts)
+
+
+def _save(
+    path: Path,
+    kind: str,
+    key: str,
+    stamped: npt.NDArray[np.int64],
+    listed: Mapping[str, FileItems],
+    facts: Mapping[str, Any],
+) -> None:
+    """Writes the index of a list, valid while the list and the folders of its images stay.
+
+    The folder of the list itself is left out: the index may be written to it.
+    """
+    every = {os.path.dirname(name) for items in listed.values() for name in items.relative_names()}
+    names = sorted(every - {""})
+    with contextlib.suppress(OSError):
+        stamps = index_cache.LOCAL.stamps(str(path.parent), names)
+        stamps = np.concatenate([stamped, stamps])
+        arrays = file_items.to_arrays(listed, **facts)
+        index_cache.save(str(path.parent), kind, key, [path.name, *names], stamps, arrays)
+
+
+def _image_list(path: Path, listed: Mapping[str, FileItems], facts: Mapping[str, Any]) -> ImageList:
+    return ImageList(
+        tuple(facts["labels"]),
+        split_names.with_shared(listed),
+        tuple(facts["notes"]),
+        split_names.assumptions(listed, str(path)) if "train" in listed else {},
+        facts["multi_label"],
+    )
+
+
+def _read(path: Path, label_offset: int) -> tuple[dict[str, FileItems], dict[str, Any]]:
+    """The images of the splits that a list names, and other facts of `_image_list`."""
     rows = list(_rows(path))
     if not rows:
         raise UsageError(str(path), None, "at least one image; it has no row below the header")
     labels, indices = _labels(path, rows, label_offset)
     files = _files(path, rows)
-    own: dict[str, list[Item]] = {}
-    values: Sequence[int | label_vectors.Vector] = indices
-    for row, file, value in zip(rows, files, values, strict=True):
-        own.setdefault(row.split, []).append((file, value))
+    values = np.array(indices, np.int32)
+    numbers: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        numbers.setdefault(row.split, []).append(number)
+    root = "" if any(map(os.path.isabs, files)) else str(path.parent)
+    if not root:
+        files = [os.path.join(path.parent, file) for file in files]
+    listed = {
+        split: FileItems.create(root, [files[n] for n in own], values[own])
+        for split, own in numbers.items()
+    }
     notes = []
     multi_label = _LABEL not in rows[0].cells
-    starts_at_1 = not multi_label and min(indices) == 1
-    if starts_at_1 and "train" not in own and not label_offset:
+    if not multi_label and values.min() == 1 and "train" not in listed and not label_offset:
         notes.append(
             f"{path}: no image has label 0; lists that start at 1 take a label_offset of 1"
         )
-    listed = {split: tuple(items) for split, items in own.items()}
-    return ImageList(
-        labels,
-        split_names.with_shared(listed),
-        tuple(notes),
-        split_names.assumptions(own, str(path)) if "train" in own else {},
-        multi_label,
-    )
+    return listed, {"labels": labels, "notes": notes, "multi_label": multi_label}
 
 
 def _rows(path: Path) -> Iterator[_Row]:
@@ -210,15 +259,15 @@ def _split(what: str, text: str | None) -> str:
     return split or split_names.NAMES[one_of(f"{what}: split", text, split_names.NAMES)]
 
 
-def _files(path: Path, rows: Sequence[_Row]) -> list[Path]:
-    """The file of each row.
+def _files(path: Path, rows: Sequence[_Row]) -> list[str]:
+    """The file of each row, relative to the folder of the list.
 
     Raises:
         UsageError: names those that are not there, and what may be the reason.
     """
-    files = [_file(path.parent, row.file) for row in rows]
+    files = [_file(str(path.parent), row.file) for row in rows]
     missing = [
-        f"{row.file or 'an empty name'} in line {row.line}{_other_form(path.parent, row.file)}"
+        f"{row.file or 'an empty name'} in line {row.line}{_other_form(str(path.parent), row.file)}"
         for row, file in zip(rows, files, strict=True)
         if file is None
     ]
@@ -231,14 +280,14 @@ def _files(path: Path, rows: Sequence[_Row]) -> list[Path]:
     return [file for file in files if file is not None]
 
 
-def _file(folder: Path, name: str) -> Path | None:
+def _file(folder: str, name: str) -> str | None:
     for text in (name, name.replace("\\", "/")):
-        if text and (folder / text).is_file():
-            return folder / text
+        if text and os.path.isfile(os.path.join(folder, text)):
+            return text
     return None
 
 
-def _other_form(folder: Path, name: str) -> str:
+def _other_form(folder: str, name: str) -> str:
     """Says that there is a file of the same name in another Unicode form."""
     for form in ("NFC", "NFD"):
         other = unicodedata.normalize(form, name)

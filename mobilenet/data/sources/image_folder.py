@@ -6,14 +6,21 @@ Only names are read here, no image is opened; TensorFlow is not needed.
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from mobilenet.data.sources import file_items, index_cache
 from mobilenet.data.sources import splits as split_names
+from mobilenet.data.sources.file_items import FileItems
 from mobilenet.data.sources.unicode_forms import explain_forms
 from mobilenet.errors import UsageError, shorten
 
@@ -21,9 +28,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
 HELD_OUT = 0.2  # share of each class held out where the folder has no split of its own
 LAYOUT = "ROOT/<class>/*.jpg or ROOT/{train,val,test}/<class>/*.jpg"
 NAMES_FILE = "classes.csv"
+_KIND = "images"
 
-Item = tuple[Path, int]
-FilesByClass = dict[str, list[Path]]
+FilesByClass = dict[str, list[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +48,25 @@ class ClassFolders:
     """
 
     labels: tuple[str, ...]
-    splits: Mapping[str, tuple[Item, ...]]
+    splits: Mapping[str, FileItems]
     notes: tuple[str, ...] = ()
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
-class _LeftOut:
-    """Files and folders under a root that no image of a class was taken from."""
+class _Listing:
+    """What was read under a root, and the files and folders that no image of a class is from."""
 
     root: Path
     files: list[Path] = dataclasses.field(default_factory=list)
     folders: list[Path] = dataclasses.field(default_factory=list)
+    stamps: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    def read(self, folder: Path) -> None:
+        """Notes the time of modification of a folder before it is listed."""
+        with contextlib.suppress(OSError):  # listing it says so
+            name = folder.relative_to(self.root).as_posix()
+            self.stamps[name] = index_cache.LOCAL.stamp(str(folder))
 
     def notes(self) -> list[str]:
         """Their numbers and names, in a line for files and one for folders."""
@@ -93,20 +107,48 @@ def list_images(root: str | os.PathLike[str] | None) -> ClassFolders:
     """
     base = _root(root)
     folders, files = _children(base)
+    key = json.dumps([[f.name for f in folders], [f.name for f in files]])
+    stored = index_cache.load(str(base), _KIND, key)
+    if stored is not None:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            own, facts = file_items.from_arrays(str(base), stored)
+            return _with_names(base, own, **facts)
+    listing = _Listing(base, [path for path in files if path.name != NAMES_FILE])
+    own, facts = _list(base, folders, bool(files), listing)
+    if sum(map(len, own.values())) > index_cache.LEAST:
+        names, stamped = list(listing.stamps), np.array(list(listing.stamps.values()), np.int64)
+        arrays = file_items.to_arrays(own, **facts)
+        index_cache.save(str(base), _KIND, key, names, stamped, arrays)
+    return _with_names(base, own, **facts)
+
+
+def _with_names(
+    base: Path,
+    own: dict[str, FileItems],
+    classes: list[str],
+    notes: list[str],
+    assumed: dict[str, str],
+) -> ClassFolders:
+    return ClassFolders(_labels(base, classes), split_names.with_shared(own), tuple(notes), assumed)
+
+
+def _list(
+    base: Path, folders: list[Path], has_files: bool, listing: _Listing
+) -> tuple[dict[str, FileItems], dict[str, Any]]:
+    """The images of each split that the root has, and the other arguments of `_with_names`."""
     if not folders:
-        state = "holds files but no folder" if files else "is empty"
+        state = "holds files but no folder" if has_files else "is empty"
         expected = f"class folders with images; it {state}"
-        raise UsageError("data_dir", str(root), expected, f"lay out as {LAYOUT}")
-    left_out = _LeftOut(base, [path for path in files if path.name != NAMES_FILE])
+        raise UsageError("data_dir", str(base), expected, f"lay out as {LAYOUT}")
     notes: list[str] = []
     layout = _split_folders(base, folders)
     if layout:
-        left_out.folders += [folder for folder in folders if folder not in layout.values()]
-        own = {split: _images(folder, left_out) for split, folder in layout.items()}
+        listing.folders += [folder for folder in folders if folder not in layout.values()]
+        own = {split: _images(folder, listing) for split, folder in layout.items()}
         _check_same_classes(base, own)
     else:
         notes += _classes_named_as_splits(base, folders)
-        own = {"train": _images(base, left_out, folders)}
+        own = {"train": _images(base, listing, folders)}
     classes = sorted(next(iter(own.values())))
     explain_forms(classes, "class folders", str(base))
     assumed = split_names.assumptions(own, str(base))
@@ -115,12 +157,12 @@ def list_images(root: str | os.PathLike[str] | None) -> ClassFolders:
         count = sum(map(len, own["validation"].values()))
         line = f"{base} has no validation and test images: {count} images, a fixed fifth of each "
         assumed = dict.fromkeys(split_names.HELD_OUT, f"{line}class, are held out for both")
-    index = {name: number for number, name in enumerate(classes)}
-    listed = {split: _items(by_class, index) for split, by_class in own.items()}
-    notes += left_out.notes()
-    return ClassFolders(
-        _labels(base, classes), split_names.with_shared(listed), tuple(notes), assumed
-    )
+    listed = {
+        split: _items(base, layout.get(split, layout.get("train", base)), by_class)
+        for split, by_class in own.items()
+    }
+    notes += listing.notes()
+    return listed, {"classes": classes, "notes": notes, "assumed": assumed}
 
 
 def _root(root: str | os.PathLike[str] | None) -> Path:
@@ -134,8 +176,13 @@ def _root(root: str | os.PathLike[str] | None) -> Path:
     return base
 
 
-def _items(by_class: FilesByClass, index: Mapping[str, int]) -> tuple[Item, ...]:
-    return tuple((path, index[name]) for name, files in sorted(by_class.items()) for path in files)
+def _items(base: Path, parent: Path, by_class: FilesByClass) -> FileItems:
+    """The images of the classes in a folder, sorted by path."""
+    above = "" if parent == base else f"{parent.name}/"
+    ordered = sorted(by_class.items())
+    names = [f"{above}{name}/{file}" for name, files in ordered for file in files]
+    counts = [len(files) for _, files in ordered]
+    return FileItems.create(str(base), names, np.repeat(np.arange(len(counts)), counts))
 
 
 def list_unlabeled_images(root: str | os.PathLike[str]) -> ClassFolders:
@@ -147,27 +194,25 @@ def list_unlabeled_images(root: str | os.PathLike[str]) -> ClassFolders:
     base = Path(root)
     if not base.is_dir():
         raise UsageError("data_dir", str(root), "a folder that exists")
-    left_out = _LeftOut(base)
-    files = _image_files(base, left_out)
+    listing = _Listing(base)
+    files = _image_files(base, listing)
     if not files:
         kinds = " ".join(EXTENSIONS)
         raise UsageError("data_dir", str(root), f"a folder with images ({kinds}); there is none")
-    items = tuple((path, 0) for path in files)
-    return ClassFolders(("",), {"train": items}, tuple(left_out.notes()))
+    items = FileItems.create(str(base), files, np.zeros(len(files), np.int32))
+    return ClassFolders(("",), {"train": items}, tuple(listing.notes()))
 
 
 def _children(folder: Path) -> tuple[list[Path], list[Path]]:
     """The folders and the files in a folder, sorted; no hidden ones."""
     try:
-        paths = sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__")))
+        with os.scandir(folder) as entries:
+            kinds = {e.name: e.is_dir() for e in entries if not e.name.startswith((".", "__"))}
     except OSError as error:
         expected = f"a folder that can be read ({error.strerror})"
         raise UsageError("data_dir", str(folder), expected) from None
-    folders: list[Path] = []
-    files: list[Path] = []
-    for path in paths:
-        (folders if path.is_dir() else files).append(path)
-    return folders, files
+    names = sorted(kinds)
+    return [folder / n for n in names if kinds[n]], [folder / n for n in names if not kinds[n]]
 
 
 def _is_image(path: Path) -> bool:
@@ -220,18 +265,19 @@ def _classes_named_as_splits(base: Path, folders: list[Path]) -> list[str]:
     return [f"{base}: {shorten(names)} {verb} images and no class folders"]
 
 
-def _images(base: Path, left_out: _LeftOut, folders: list[Path] | None = None) -> FilesByClass:
+def _images(base: Path, listing: _Listing, folders: list[Path] | None = None) -> FilesByClass:
     """Image files by class folder, both sorted.
 
     Args:
         base: the folder of the classes.
-        left_out: what is not used is added to it.
+        listing: what is not used is added to it.
         folders: those in `base`; files next to them are left out already.
     """
     if folders is None:
+        listing.read(base)
         folders, files = _children(base)
-        left_out.files += files
-    files_by_class = {folder.name: _image_files(folder, left_out) for folder in folders}
+        listing.files += files
+    files_by_class = {folder.name: _image_files(folder, listing) for folder in folders}
     empty = [name for name, files in files_by_class.items() if not files]
     if not files_by_class:
         expected = "class folders in it; there are none"
@@ -249,18 +295,21 @@ def _images(base: Path, left_out: _LeftOut, folders: list[Path] | None = None) -
     return files_by_class
 
 
-def _image_files(folder: Path, left_out: _LeftOut) -> list[Path]:
-    """The images in a folder, sorted; no hidden ones."""
+def _image_files(folder: Path, listing: _Listing) -> list[str]:
+    """The names of the images in a folder, sorted; no hidden ones."""
+    listing.read(folder)
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         expected = f"a folder that can be read ({error.strerror})"
         raise UsageError("data_dir", str(folder), expected) from None
-    images = [folder / name for name in names if name.lower().endswith(EXTENSIONS)]
+    images = []
     for name in names:
-        if not name.lower().endswith(EXTENSIONS):
+        if name.lower().endswith(EXTENSIONS):
+            images.append(name)
+        else:
             path = folder / name
-            (left_out.folders if path.is_dir() else left_out.files).append(path)
+            (listing.folders if path.is_dir() else listing.files).append(path)
     return images
 
 
@@ -281,9 +330,7 @@ def _check_same_classes(base: Path, own: Mapping[str, FilesByClass]) -> None:
 def _hold_out(classes: FilesByClass) -> dict[str, FilesByClass]:
     train, held_out = {}, {}
     for name, files in classes.items():
-        ranked = sorted(
-            files, key=lambda path: hashlib.sha256(f"{name}/{path.name}".encode()).digest()
-        )
+        ranked = sorted(files, key=lambda file: hashlib.sha256(f"{name}/{file}".encode()).digest())
         count = max(1, round(HELD_OUT * len(files)))
         if len(files) < 2:
             raise UsageError(
