@@ -8,7 +8,8 @@ Every variant trains the same MobileNet on the same batches, one after the other
 clock is the process's CPU time, which for one thread is what the step takes on an idle machine.
 tfmot's own schemes are set up as its guides do: `quantize_model`, and `prune_low_magnitude` with
 `UpdatePruningStep`; its `quantize_model` takes no V3 (leave it out with --variants). `distilled`
-learns from the same model in float.
+learns from the same model in float; `applications` is the model of keras.applications, compiled as
+its guides do (not of EdgeTPU and minimalistic models).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
 import os
 import platform
 import time
@@ -25,7 +27,22 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 CLASSES = 100
-VARIANTS = ("float", "qat", "tfmot qat", "pruning", "tfmot pruning", "distilled", "distilled qat")
+VARIANTS = (
+    "float",
+    "applications",
+    "qat",
+    "tfmot qat",
+    "pruning",
+    "tfmot pruning",
+    "distilled",
+    "distilled qat",
+)
+APPLICATIONS = {
+    "mobilenet_v1": "MobileNet",
+    "mobilenet_v2": "MobileNetV2",
+    "mobilenet_v3_small": "MobileNetV3Small",
+    "mobilenet_v3_large": "MobileNetV3Large",
+}
 
 
 @dataclasses.dataclass
@@ -59,6 +76,26 @@ def learner(
     )
     step: Callable[[Any, Any], Any] = tf.function(
         lambda images, labels: trained.train_step((images, labels))
+    )
+    return step
+
+
+def applications(name: str, width: float, size: int) -> Callable[[Any, Any], Any]:
+    """A step of Keras' own `fit` on its own model."""
+    import tensorflow as tf
+    import tf_keras
+
+    options: dict[str, Any] = {"alpha": width, "weights": None, "classes": CLASSES}
+    if "v3" in name:
+        options["include_preprocessing"] = False
+    make_model = getattr(tf_keras.applications, APPLICATIONS[name])
+    model = make_model((size, size, 3), classifier_activation=None, **options)
+    model.compile(
+        tf_keras.optimizers.SGD(0.01, momentum=0.9, jit_compile=False),
+        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    step: Callable[[Any, Any], Any] = tf.function(
+        lambda images, labels: model.train_step((images, labels))
     )
     return step
 
@@ -188,7 +225,13 @@ def main() -> None:
     images = rng.uniform(-1, 1, (words.batch, words.size, words.size, 3)).astype(np.float32)
     labels = rng.integers(0, CLASSES, words.batch).astype(np.int32)
     chosen = [name for name in VARIANTS if name in words.variants.split(",") or name == "float"]
-    variants = {name: make(name, plain, images, frequency) for name in chosen}
+    if words.model_name not in APPLICATIONS:
+        chosen = [name for name in chosen if name != "applications"]
+    peer = functools.partial(applications, words.model_name, words.width, words.size)
+    variants = {
+        name: Variant(peer()) if name == "applications" else make(name, plain, images, frequency)
+        for name in chosen
+    }
     measure(variants, images, labels, words.rounds, warm)
     rows = summarize(variants, frequency, warm)
     cpu = next(

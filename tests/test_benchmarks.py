@@ -74,7 +74,7 @@ SCRIPTS = {
         "dns, codebook 4/4/4",
     ),
     "thin_latency": ("--models mobilenet_v1 --size=32 --rounds=1 --repeats=1", "mobilenet_v1"),
-    "train_step": ("--width=0.25 --size=32 --batch=2 --rounds=1", "distilled qat"),
+    "train_step": ("--width=0.25 --size=32 --batch=2 --rounds=1", "applications"),
     "unequal_channels": (
         "--model={}/model --checkpoint={}/mobilenet_v1_0.25_128.ckpt --photos={}/photos/train"
         " --images=16",
