@@ -62,8 +62,8 @@ class QuantizationStep(Config):
         name: of the step, as in `configs.quantization.PTQ_STEPS`.
         accepted: the model has it; a step that does not help is reverted.
         agreement: share, in 0..1, of the held-out calibration images on which the quantized model
-            has the float model's top-1 after the step; `None` for a step that is exact and so not
-            compared.
+            has the float model's top-1 (of a sigmoid all its labels) after the step; `None` for a
+            step that is exact and so not compared.
         signal_to_noise_db: median over those images of the outputs' signal-to-noise ratio, in dB;
             `None` as above, and where the float model's outputs are all zero.
         seconds: the step took, with its comparison.

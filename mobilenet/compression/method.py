@@ -54,6 +54,8 @@ class StageContext:
         part: number of this part, from 1, of a stage that runs in several parts.
         parts: number of parts of the stage.
         seed: seed of everything random.
+        activation: of the card: what turns the outputs into probabilities, `softmax` or `sigmoid`;
+            `None` if it is not known.
     """
 
     steps: int
@@ -68,6 +70,7 @@ class StageContext:
     part: int = 1
     parts: int = 1
     seed: int = 0
+    activation: str | None = None
 
 
 class Method(tf.Module):

@@ -209,6 +209,7 @@ class Pipeline:
                 part=parts.index(part) + 1,
                 parts=len(parts),
                 seed=self.config.seed,
+                activation=self.activation,
             ),
         )
 

@@ -50,9 +50,11 @@ from mobilenet.errors import UsageError
 from mobilenet.export import tflite_converter
 from mobilenet.export.rewrites import float_fallback
 from mobilenet.export.verification import verify
+from mobilenet.models import saving
 from mobilenet.models.builder import build
 from mobilenet.models.graph.batch_norm_folding import Folded
 from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.models.saving import LoadedModel
 from mobilenet.reporting import int8_comparison
 from mobilenet.tflite import model as tflite_model
 
@@ -384,7 +386,7 @@ def test_one_image_far_off_decides_on_no_step() -> None:
     near = expected + rng.normal(size=expected.shape).astype(np.float32) * 0.01
     spoilt = expected + rng.normal(size=expected.shape).astype(np.float32) * 0.05
     near[3] = 3 * np.roll(expected[3], 1)  # exceeds the ranges, which the step repairs
-    agreement, ratio = acceptance.compare_outputs(near, expected)
+    agreement, ratio = acceptance.compare_outputs(near, expected, "softmax")
     decibels = [
         10 * np.log10(np.sum(w**2) / np.sum((f - w) ** 2))
         for f, w in zip(near, expected, strict=True)
@@ -396,7 +398,7 @@ def test_one_image_far_off_decides_on_no_step() -> None:
     assert relative_error(near, expected) > 10 * relative_error(spoilt, expected)
     before = QuantizationStep("maximum", True, 1.0, ratio)
     assert not acceptance.is_improvement(
-        1.0, acceptance.compare_outputs(spoilt, expected)[1], before, 20
+        1.0, acceptance.compare_outputs(spoilt, expected, "softmax")[1], before, 20
     )
 
 
@@ -407,6 +409,29 @@ def test_one_image_does_not_outvote_the_noise(agree: int, accepted: bool) -> Non
         before = QuantizationStep("maximum", True, last / images, 20.0)
         assert acceptance.is_improvement(agree / images, 21.0, before, images) is accepted
         assert acceptance.is_improvement(agree / images, 19.0, before, images) is (agree == 14)
+
+
+def test_labels_of_a_sigmoid_are_compared_one_by_one() -> None:
+    """The likeliest label is far above the others, whose signs are what rounding changes."""
+    rng = np.random.default_rng(3)
+    reference = rng.normal(size=(20, 3)).astype(np.float32) + np.float32([9, 0, 0])
+    rounded = np.round(reference + 0.2)
+    labels = ((rounded > 0) == (reference > 0)).all(axis=1).mean()
+    assert 0.5 < labels < 1
+    for activation, expected in (("sigmoid", labels), ("softmax", 1.0)):
+        assert acceptance.compare_outputs(rounded, reference, activation)[0] == expected
+
+
+@pytest.mark.parametrize(("activation", "same"), [("sigmoid", False), (None, True)])
+def test_the_card_says_which_decisions_are_compared(activation: str | None, same: bool) -> None:
+    source = L.Input((8, 8, 3))
+    x = L.GlobalAveragePooling2D()(L.Conv2D(3, 3, name="conv")(source))
+    model = tf_keras.Model(source, L.Dense(3)(x))
+    model.layers[-1].set_weights([np.eye(3, dtype=np.float32), np.float32([90, 0, 0])])
+    card = saving.card_of(model).replace(activation=activation)
+    config = PostTraining(steps=("maximum",))
+    result = post_training_pipeline.quantize_model(LoadedModel(model, card), inputs(40, 8), config)
+    assert (result.card.quantization_steps[0].agreement == 1) is same
 
 
 def test_statistics_of_another_model_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import numpy as np
 
 from mobilenet import metrics
-from mobilenet.configs.card import QuantizationStep, activation_of
+from mobilenet.configs.card import QuantizationStep
 from mobilenet.typing import Float32Array
 
 _TOLERANCE_DB = 0.1  # a step that costs less than this is not noticed
 
 
-def compare_outputs(quantized: Float32Array, reference: Float32Array) -> tuple[float, float | None]:
+def compare_outputs(
+    quantized: Float32Array, reference: Float32Array, activation: str
+) -> tuple[float, float | None]:
     """How close the outputs of a quantized model are to those of the float model.
 
     The signal-to-noise ratio is that of the median image. Summed over all images, the noise would
@@ -23,12 +25,12 @@ def compare_outputs(quantized: Float32Array, reference: Float32Array) -> tuple[f
     Args:
         quantized: `[images, classes]`.
         reference: the float model's, of the same shape.
+        activation: `softmax`, or `sigmoid` of each output.
 
     Returns:
-        The share of images with the same top-1, and the median ratio in dB; `None` where the
-        reference is zero on all images.
+        The share of images with the same top-1, or with all labels the same; and the median ratio
+        in dB, `None` where the reference is zero on all images.
     """
-    activation = activation_of(None, reference.shape[1])
     decided, expected = (metrics.decisions(x, activation) for x in (quantized, reference))
     agreement = float((decided == expected).all(axis=1).mean())
     ratios = [metrics.signal_to_noise(*pair) for pair in zip(reference, quantized, strict=True)]

@@ -34,7 +34,11 @@ class QuantizePostTraining(Method):
         images = load_images(self.config.calibration_images)
         check_images(images, self.context.preprocessing, CALIBRATION)
         self.result = post_training_pipeline.quantize(
-            model, self.context.preprocessing, images, self.config
+            model,
+            self.context.preprocessing,
+            images,
+            self.config,
+            activation=self.context.activation,
         )
         return self.result.wrapped
 

@@ -29,7 +29,7 @@ from mobilenet.compression.quantization.post_training.acceptance import (
 from mobilenet.compression.quantization.post_training.scaling_groups import ScalingGroups
 from mobilenet.compression.quantization.post_training.state import Simulation, State
 from mobilenet.compression.quantization.post_training.steps import Step, registered_steps
-from mobilenet.configs.card import CalibrationSummary, QuantizationStep
+from mobilenet.configs.card import CalibrationSummary, QuantizationStep, activation_of
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.models.graph import batch_norm_statistics, convolution_forms
@@ -88,6 +88,7 @@ def quantize(
     images: Float32Array,
     config: PostTraining,
     seed: int = 0,
+    activation: str | None = None,
 ) -> Quantized:
     """Quantizes a float model to int8 without training.
 
@@ -97,6 +98,7 @@ def quantize(
         images: `[n, height, width, channels]`, preprocessed; no labels.
         config: the steps, and how long the tuning takes.
         seed: of sampling and of the order of tuning.
+        activation: of the card: which decisions of the outputs must stay.
 
     Raises:
         UsageError: too few images, images that are constant, not finite or in another range than
@@ -113,7 +115,8 @@ def quantize(
     if "gates" in names:
         model, record = _rewrite_hard_swish(model, config)
         records.append(record)
-    simulation = Simulation(model, preprocessing, config, seed)
+    activation = activation_of(activation, model.output_shape[-1])
+    simulation = Simulation(model, preprocessing, config, seed, activation)
     records += _fit(simulation, images, steps)
     return Quantized(
         simulation.wrapped,
@@ -145,7 +148,9 @@ def quantize_model(
         UsageError: see `quantize`.
     """
     card = loaded.card
-    result = quantize(loaded.model, card.preprocessing, images, config, seed)
+    result = quantize(
+        loaded.model, card.preprocessing, images, config, seed, activation=card.activation
+    )
     card = card.replace(
         notes=(*card.notes, *result.notes), calibration=result.calibration.replace(source=source)
     )
@@ -182,7 +187,8 @@ def _fit(simulation: Simulation, images: Float32Array, steps: list[Step]) -> lis
     started = time.monotonic()
     observations = simulation.observe_original(fitting)
     state = State.initial(simulation, fitting, observations)
-    compared = compare_outputs(simulation.quantized_outputs(held_out), reference)
+    outputs = simulation.quantized_outputs(held_out)
+    compared = compare_outputs(outputs, reference, simulation.activation)
     records = [_record(BASELINE, True, *compared, started, "ranges from the extremes")]
     accepted, previous = [], records[0]
     for step in steps:
@@ -230,7 +236,8 @@ def try_step(
     changed = step.apply(state.observed(step.needs))
     if changed is None:
         return state, None
-    agreement, ratio = compare_outputs(simulation.quantized_outputs(images), reference)
+    outputs = simulation.quantized_outputs(images)
+    agreement, ratio = compare_outputs(outputs, reference, simulation.activation)
     accepted = is_improvement(agreement, ratio, previous, len(images))
     record = _record(step.name, accepted, agreement, ratio, started, changed.detail)
     if not accepted:

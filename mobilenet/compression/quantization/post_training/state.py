@@ -44,6 +44,7 @@ class Simulation:
         preprocessing: how pixels become its inputs.
         config: of the steps.
         seed: of sampling and of the order of tuning.
+        activation: `softmax`, or `sigmoid` of each output.
 
     Attributes:
         model: a copy of the float model.
@@ -54,9 +55,14 @@ class Simulation:
     """
 
     def __init__(
-        self, original: Any, preprocessing: Preprocessing, config: PostTraining, seed: int
+        self,
+        original: Any,
+        preprocessing: Preprocessing,
+        config: PostTraining,
+        seed: int,
+        activation: str,
     ) -> None:
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.activation = config, seed, activation
         self.wrapped = scheme.wrap(original, preprocessing, keep_float=config.keep_float)
         own = scheme.quantizers(self.wrapped)  # that of the input may compute the first layer
         specs = place_quantizers(original, keep_float=config.keep_float)
