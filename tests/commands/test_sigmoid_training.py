@@ -11,12 +11,27 @@ import pytest
 from command_runs import TINY, report, run_command
 from PIL import Image
 
+from mobilenet.configs import recipes
+from mobilenet.runtime.classifier import Classifier
+
 LABELS = ("red", "green", "blue")
-QUICK = (*TINY, "--batch_size=16", "--color=0", "--area_min=1", "--distill=none")
+ROWS = 4  # of the 14 of V1: enough for colors, and built in a quarter of the time
+QUICK = (*TINY, "--batch_size=8", "--color=0", "--area_min=1", "--distill=none")
 STEADY = ("--batch_norm_decay=0.6", "--ma_decay_rate=0", "--warmup_epochs=0", "--lr=0.01")
 
 
-def write_list(folder: Path, count: int = 96) -> tuple[Path, np.ndarray]:
+def train(folder: Path, dataset: str, classes: int, *args: str) -> str:
+    """Trains a short V1 into `folder / "run"` with the flags; returns stdout."""
+    config = recipes.get("mobilenet_v1", dataset)
+    model = config.model.replace(blocks=config.model.blocks[:ROWS], num_classes=classes)
+    (folder / "config.json").write_text(json.dumps(config.replace(model=model).to_json()))
+    start = (f"--config_file={folder / 'config.json'}", f"--model_dir={folder / 'run'}")
+    done = run_command("trainer", *start, *QUICK, *STEADY, *args)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def write_list(folder: Path, count: int = 144) -> tuple[Path, np.ndarray]:
     """Images whose three thirds are bright where they have the label, and a list of them."""
     noise = np.random.default_rng(0)
     vectors = noise.integers(0, 2, (count, 3))
@@ -24,63 +39,65 @@ def write_list(folder: Path, count: int = 96) -> tuple[Path, np.ndarray]:
     for number, vector in enumerate(vectors):
         pixels = noise.integers(0, 60, (32, 32, 3))
         pixels += 180 * vector
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:02d}.png")
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03d}.png")
         split = "val" if number % 4 == 0 else "train"
-        lines.append(f"{number:02d}.png,{','.join(map(str, vector))},{split}")
+        lines.append(f"{number:03d}.png,{','.join(map(str, vector))},{split}")
     (folder / "list.csv").write_text("\n".join(lines) + "\n")
     return folder / "list.csv", vectors[::4]
 
 
 @pytest.fixture(scope="module")
-def labels_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+def labels_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, str]:
+    """Run folder, labels of the validation images, and output."""
     folder = tmp_path_factory.mktemp("labels")
-    path, _ = write_list(folder)
-    data = (f"--data_dir={path}", "--dataset_name=image_list", f"--model_dir={folder / 'run'}")
-    stages = "--stages=train,quantize,convert"
-    epochs = ("--epochs=10", "--quantize_epochs=2")
-    done = run_command("trainer", *QUICK, *STEADY, *data, stages, *epochs)
-    assert done.returncode == 0, done.stderr
-    return folder / "run", path, done.stdout
+    path, vectors = write_list(folder)
+    stages = ("--stages=train,quantize,convert", "--epochs=5", "--quantization=ptq")
+    out = train(folder, "image_list", len(LABELS), f"--data_dir={path}", *stages)
+    return folder / "run", vectors, out
 
 
-def test_several_labels_train_and_become_an_int8_file(labels_run: tuple[Path, Path, str]) -> None:
+def test_several_labels_train_and_become_an_int8_file(
+    labels_run: tuple[Path, np.ndarray, str],
+) -> None:
     run, _, out = labels_run
-    assert "accuracy %" in out and "AUC" in out and "top-1" not in out
+    assert "accuracy" in out and "AUC" in out and "top-1" not in out
     stages = report(run)
-    assert {"auc", "f1"} <= set(stages["train"]) and stages["convert"]["auc"] > 0.8  # chance is 0.5
-    assert "val_auc" in stages["train"]["history"][0]
+    for stage in ("train", "quantize", "convert"):  # a threshold on each color is enough
+        assert stages[stage]["auc"] > 0.99 and stages[stage]["f1"] > 0.95
+    assert stages["train"]["history"][-1]["val_auc"] == pytest.approx(stages["train"]["auc"])
     card = json.loads((run / "export" / "card.json").read_text())
     assert (card["labels"], card["activation"]) == (list(LABELS), "sigmoid")
     assert card["outputs"] == "logits" and card["output"]["dtype"] == "int8"
+    assert card["quantization_steps"][-1]["agreement"] > 0.9
     config = json.loads((run / "config.json").read_text())
     assert config["activation"] == "sigmoid" and config["model"]["num_classes"] == 3
 
 
-def test_the_file_agrees_with_the_list_label_by_label(
-    labels_run: tuple[Path, Path, str], monkeypatch: pytest.MonkeyPatch
+def test_the_evaluator_scores_a_file_label_by_label(
+    labels_run: tuple[Path, np.ndarray, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """AUC is the share of pairs in the right order, F1 is computed from its definition."""
     monkeypatch.setenv("COLUMNS", "80")
-    run, path, _ = labels_run
+    run, vectors, _ = labels_run
+    export, path = run / "export", run.parent / "list.csv"
     data = (f"--data_dir={path}", "--dataset_name=image_list")
-    outputs = []
-    for model in (run / "export", run / "quantize"):
-        done = run_command("evaluator", f"--model={model}", *data)
-        assert done.returncode == 0, done.stderr
-        lines = [line for line in done.stdout.splitlines() if "/" not in line]  # paths are longer
-        assert max(map(len, lines)) <= 80
-        rows = re.findall(r"^ *(red|green|blue) +(\d+) +([\d.]+) +([\d.]+)$", done.stdout, re.M)
-        outputs.append({name: [float(x) for x in cells] for name, *cells in rows})
-    vectors = write_expected(path)
-    for figures in outputs:
-        assert list(figures) == list(LABELS)
-        assert [figures[name][0] for name in LABELS] == vectors.sum(axis=0).tolist()
-    for name in LABELS:
-        assert outputs[0][name] == pytest.approx(outputs[1][name], abs=0.05)
-
-
-def write_expected(path: Path) -> np.ndarray:
-    rows = [line.split(",") for line in path.read_text().splitlines()[1:]]
-    return np.array([[int(cell) for cell in row[1:4]] for row in rows if row[4] == "val"])
+    done = run_command("evaluator", f"--model={export}", *data)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "/" not in line]  # paths are longer
+    assert max(map(len, lines)) <= 80
+    rows = re.findall(r"^ *(red|green|blue) +(\d+) +([\d.]+) +([\d.]+)$", done.stdout, re.M)
+    assert [name for name, *_ in rows] == list(LABELS)
+    photos = [run.parent / f"{4 * number:03d}.png" for number in range(len(vectors))]
+    pixels = np.stack([np.asarray(Image.open(photo)) for photo in photos])
+    logits = Classifier(export).logits(pixels)
+    for index, (_, count, *figures) in enumerate(rows):
+        truth, scores = vectors[:, index] == 1, logits[:, index]
+        assert int(count) == truth.sum()
+        above = scores[truth][:, None] - scores[~truth]
+        right = (scores > 0) == truth
+        f1 = 2 * (right & truth).sum() / (2 * (right & truth).sum() + (~right).sum())
+        expected = [((above > 0) + (above == 0) / 2).mean(), f1]
+        assert [float(x) for x in figures] == pytest.approx(expected, abs=6e-5)
 
 
 def test_two_class_folders_train_one_output(tmp_path: Path) -> None:
@@ -91,18 +108,18 @@ def test_two_class_folders_train_one_output(tmp_path: Path) -> None:
         for number in range(40):
             pixels = noise.integers(level, level + 60, (32, 32, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.png")
-    data = (f"--data_dir={tmp_path / 'data'}", "--dataset_name=image_folder")
-    args = (*STEADY, "--activation=sigmoid", "--stages=train,convert", "--epochs=5")
-    done = run_command("trainer", *QUICK, *data, *args, f"--model_dir={tmp_path / 'run'}")
-    assert done.returncode == 0, done.stderr
-    card = json.loads((tmp_path / "run" / "export" / "card.json").read_text())
+    flags = ("--activation=sigmoid", "--stages=train", "--epochs=3")
+    train(tmp_path, "image_folder", 2, f"--data_dir={tmp_path / 'data'}", *flags)
+    card = json.loads((tmp_path / "run" / "train" / "card.json").read_text())
     assert (card["labels"], card["activation"]) == (["dark", "light"], "sigmoid")
-    assert 0.5 < card["metrics"]["auc"] <= 1 and 0 <= card["metrics"]["f1"] <= 1
-    photo = tmp_path / "data" / "light" / "0.png"
-    shown = run_command("predict", f"--model={tmp_path / 'run' / 'export'}", str(photo))
-    shares = {name: float(x) for name, x in re.findall(r"(light|dark) +([\d.]+) %", shown.stdout)}
-    assert list(shares) == sorted(shares, key=lambda name: -shares[name])
-    assert sum(shares.values()) == pytest.approx(100, abs=0.02)
+    assert (card["metrics"]["auc"], card["metrics"]["f1"]) == (1, 1)
+    for name, other in (("light", "dark"), ("dark", "light")):
+        photo = tmp_path / "data" / name / "0.png"
+        shown = run_command("predict", f"--model={tmp_path / 'run' / 'train'}", str(photo))
+        rows = re.findall(r"(light|dark) +([\d.]+) %", shown.stdout)
+        assert [label for label, _ in rows] == [name, other]
+        assert float(rows[0][1]) > 60
+        assert sum(float(share) for _, share in rows) == pytest.approx(100, abs=0.02)
 
 
 def test_a_softmax_for_several_labels_is_refused(tmp_path: Path) -> None:
