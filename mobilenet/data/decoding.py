@@ -20,6 +20,7 @@ from mobilenet.data import orientation
 _HEADER = 72  # bytes in which PNG, BMP, GIF and WebP state size and kind
 _BEYOND = 2048  # zeros after a GIF, so that a damaged length leads to no index outside
 _EXACT = "INTEGER_ACCURATE"
+_MARGIN = 4  # as many pixels as a JPEG has, at most, for a sample of color
 
 
 @tf.autograph.experimental.do_not_convert  # no Python control flow on tensors: traces sooner
@@ -79,27 +80,25 @@ def crop_jpeg(
     corner: tf.Tensor,
     extent: tf.Tensor,
     channels: int,
-    margin: int = 0,
 ) -> tf.Tensor:
     """Decodes a window of a JPEG to uint8 `[height, width, channels]`.
 
     The rows below the window are decoded too: otherwise damage there would go unnoticed, and the
-    same file would be readable in one epoch and not in the next.
+    same file would be readable in one epoch and not in the next. So are some pixels around it:
+    libjpeg interpolates between the samples of color that it decodes, and would repeat those at the
+    sides of the window.
 
     Args:
         encoded, shape: what `checked_jpeg` gives.
         corner: top and left, int32.
         extent: height and width, int32.
         channels: 3 or 1.
-        margin: pixels around the window that are decoded too. Without them the colors of its last
-            column may differ by 2 from those of the whole image, as libjpeg interpolates between
-            the colors that it decodes.
     """
 
     def window() -> tf.Tensor:
         size = tf.cast(shape[:2], tf.int32)
-        first = tf.maximum(corner - margin, 0)
-        last = tf.minimum(corner + extent + margin, size)
+        first = tf.maximum(corner - _MARGIN, 0)
+        last = tf.minimum(corner + extent + _MARGIN, size)
         box = tf.stack([first[0], first[1], size[0] - first[0], last[1] - first[1]])
         image = tf.io.decode_and_crop_jpeg(encoded, box, channels, dct_method=_EXACT)
         top, left = tf.unstack(corner - first)

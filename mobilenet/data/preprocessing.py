@@ -18,7 +18,6 @@ from mobilenet.data.decoding import checked_jpeg, crop_jpeg, decode, decode_othe
 
 _BRIGHTNESS = 32.0  # of 255, slim's strength at color 1
 _SATURATION = 0.5
-_MARGIN = 4  # as many pixels as a JPEG has, at most, for a sample of color
 _PADDING = 32  # official: a crop of size / (size + 32), 0.875 at 224
 
 Size = tuple[int, int]
@@ -118,7 +117,7 @@ def _crop_jpeg(
         sides = orientation.upright_size(tf.cast(shape[:2], tf.int32), turn)
         corner, extent = _window(tf.concat([sides, [channels]], 0), config, seed)
         corner, extent = orientation.stored_window(sides, corner, extent, turn)
-        image = crop_jpeg(encoded, shape, corner, extent, channels, _MARGIN)
+        image = crop_jpeg(encoded, shape, corner, extent, channels)
         return orientation.turn(tf.ensure_shape(image, [None, None, channels]), turn)
 
     if not _exif(config):
