@@ -140,6 +140,8 @@ class RunConfig(Config):
             saved after every epoch.
         keep_checkpoints: states of a stage that are kept: if the newest is damaged, the one before
             it is used.
+        data_service: the dispatcher whose workers read and decode training images; they need the
+            same paths. `None` reads them in the process.
     """
 
     model: MobileNetConfig = nested(MobileNetV1Config())
@@ -187,6 +189,9 @@ class RunConfig(Config):
     )
     keep_checkpoints: int = flag(
         3, "resume states of a stage that are kept", least=1, most=1000, integer=True
+    )
+    data_service: str | None = flag(
+        None, "address (host:port) of the tf.data service that decodes training images"
     )
     mixed_precision: str = flag("float32", " or ".join(PRECISIONS), choices=PRECISIONS)
 

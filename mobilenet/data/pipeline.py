@@ -16,13 +16,14 @@ import tensorflow as tf
 from mobilenet.configs import dataset as dataset_configs
 from mobilenet.configs.base import MAX_BATCH, ImageSize, check_number, one_of, sides
 from mobilenet.configs.dataset import DatasetConfig, Preprocessing
-from mobilenet.data import datasets, decoding
+from mobilenet.data import datasets, decoding, service
 from mobilenet.data import preprocessing as images
 from mobilenet.data.sources import digits
 from mobilenet.data.split import Split, Steps, part_of
 from mobilenet.errors import UsageError
 
 _AUGMENTATION = 0x56415259  # separates the seeds of augmentation from those of the order
+_SERVICE_STEPS = 128  # of an epoch, which a worker of a tf.data service reads as one
 
 Size = tuple[int, int]
 
@@ -42,6 +43,7 @@ def load(
     parallel_calls: int | None = None,
     limit: int | None = None,
     input_context: tf.distribute.InputContext | None = None,
+    data_service: str | None = None,
 ) -> tf.data.Dataset:
     """Opens a split of a data set.
 
@@ -68,6 +70,9 @@ def load(
             once (what `tf.distribute.Strategy.distribute_datasets_from_function` gives to its
             function). A step's batches are those of one worker that reads indices, in the order of
             workers and replicas; of records each worker reads, and shuffles, a part of the files.
+        data_service: address of the dispatcher of a tf.data service, whose workers read and decode
+            training images. Each batch is that of reading here and comes once; with several
+            workers the order of batches depends on them.
 
     Returns:
         Batches of float32 `[batch, height, width, channels]` and int32 `[batch]`; with
@@ -94,9 +99,11 @@ def load(
         config = config.replace(exif=scaling.exif)
         steps = Steps.of(opened.size, batch_size, input_context)
         first = start_epoch * steps.count + start_step
-        batches = _training(opened, config, size, channels, steps, seed, first, calls)
+        block = steps.count if data_service is None else min(steps.count, _SERVICE_STEPS)
+        batches = _training(opened, config, size, channels, steps, seed, first, block, calls)
+        if data_service is not None:
+            batches = service.distribute(batches, data_service)
         mapper = _finish_training(config, opened, size, channels, scaling, seed, steps)
-        batches = tf.data.Dataset.zip((tf.data.Dataset.counter(first * steps.replicas), batches))
         batches = batches.map(mapper, calls, deterministic=True)
     else:
         context = input_context or tf.distribute.InputContext()
@@ -154,28 +161,36 @@ def _training(
     steps: Steps,
     seed: int,
     first: int,
+    block: int,
     calls: Any,
 ) -> tf.data.Dataset:
-    """The batches from step `first` of all epochs on."""
+    """The batches from step `first` of all epochs on: numbers, and items or pixels and labels.
+
+    An epoch is read in blocks of `block` steps, each of which can be read by itself.
+    """
     first_epoch, step = divmod(first, steps.count)
+    blocks = -(-steps.count // block)
+    first_block = first_epoch * blocks + step // block
 
-    def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        start = tf.where(number == first_epoch, tf.constant(step, tf.int64), 0)
-        return opened.epoch(seed, number, start, steps)
+    def items(number: tf.Tensor) -> tf.data.Dataset:
+        epoch, begin = number // blocks, number % blocks * block
+        end = tf.minimum(begin + block, steps.count)
+        begin = tf.where(number == first_block, tf.constant(step, tf.int64), begin)
+        own = opened.epoch(seed, epoch, begin, steps).take((end - begin) * steps.share)
+        return own.enumerate((epoch * steps.count + begin) * steps.share)
 
-    items = tf.data.Dataset.counter(first_epoch).flat_map(epoch)
+    numbered = tf.data.Dataset.counter(first_block).flat_map(items)
     if isinstance(opened, datasets.DigitSplit):
-        return items.batch(steps.replica_batch, drop_remainder=True)
+        return numbered.batch(steps.replica_batch, drop_remainder=True)
 
-    def image(number: tf.Tensor, item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def image(number: tf.Tensor, item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         encoded, label = opened.read(item)
         own_seed = _seed(seed, steps.positions(number))
-        return images.training_pixels(encoded, config, size, channels, own_seed), label
+        pixels = images.training_pixels(encoded, config, size, channels, own_seed)
+        return number, pixels, label
 
-    numbered = tf.data.Dataset.zip((tf.data.Dataset.counter(first * steps.share), items))
-    return numbered.map(image, calls, deterministic=True).batch(
-        steps.replica_batch, drop_remainder=True
-    )
+    varied = numbered.map(image, calls, deterministic=True)
+    return varied.batch(steps.replica_batch, drop_remainder=True)
 
 
 def _finish_training(
@@ -189,21 +204,20 @@ def _finish_training(
 ) -> Any:
     """The function applied to a whole batch: enlarges digits, augments and normalizes images.
 
-    Its first argument is the number of the replica's batch, of all that the worker has read.
+    Its first argument are the numbers of the images, of all that the worker has read.
     """
 
     def augment_images(
-        number: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]
+        numbers: tf.Tensor, pixels: tf.Tensor, labels: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        pixels, labels = batch
-        step, part = steps.part(number)
+        step, part = steps.part(numbers[0])
         if images.has_geometric_augmentation(config):
             pixels = images.random_affine(pixels, config, _seed(seed, -1 - step), part=part)
         return images.normalize(pixels, scaling), labels
 
-    def augment_digits(number: tf.Tensor, items: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def augment_digits(numbers: tf.Tensor, items: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         cells, labels = opened.read(items)
-        step, part = steps.part(number)
+        step, part = steps.part(numbers[0])
         seeds = tf.random.split(_seed(seed, step), 3)
         rows = tf.constant(digits.interpolation(size[0]), tf.float32)
         columns = tf.constant(digits.interpolation(size[1]).T, tf.float32)

@@ -96,14 +96,15 @@ class Steps:
         """The positions in all epochs of images that the worker counts from the first epoch on."""
         return items // self.share * self.batch_size + self.worker * self.share + items % self.share
 
-    def part(self, number: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, int]]:
-        """The step of a batch that the worker counts from the first epoch on, and its part of it.
+    def part(self, item: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, int]]:
+        """The step of the batch of a replica that begins with an item, and its part of the step.
 
-        The part is the number of its first image, and the images of all replicas.
+        The item is counted as in `positions`; the part is the number of its first image, and the
+        images of all replicas.
         """
-        replica = self.worker * self.replicas + number % self.replicas
-        first = tf.cast(replica * self.replica_batch, tf.int32)
-        return number // self.replicas, (first, self.batch_size)
+        position = self.positions(item)
+        first = tf.cast(position % self.batch_size, tf.int32)
+        return position // self.batch_size, (first, self.batch_size)
 
 
 def part_of(size: int, worker: int, workers: int) -> tuple[int, int]:

@@ -184,7 +184,7 @@ class Pipeline:
         Raises:
             UsageError: an image cannot be decoded, or a method cannot be applied to `plain`.
         """
-        self.data.dataset("train", self.config.train.batch_size, 0)
+        self.data.dataset("train", self.config.train.batch_size, 0, self.config.data_service)
         for split in ("validation", "test"):
             self.data.dataset(split)
         for stage in self.stages:
@@ -272,7 +272,7 @@ class Pipeline:
             f"{self.info.sizes['train']:,}",
             job.steps_per_epoch,
             config.epochs,
-            f"; {left_out} images left out of each, not a batch" if left_out else "",
+            f"; each leaves out {left_out} images" if left_out else "",
         )
         model = start if method is None else method.apply(start)
         with arrays.explain_errors(self.config.dataset, "train", "validation"):
@@ -347,7 +347,7 @@ class Pipeline:
         batch, steps = self._batch(config), self._steps(config)
 
         def training(start: int) -> tf.data.Dataset:
-            return self.data.dataset("train", batch, start)
+            return self.data.dataset("train", batch, start, self.config.data_service)
 
         callbacks = (
             progress.Progress(part.name, config.epochs, steps, self.progress_bar),

@@ -24,7 +24,13 @@ class RunData:
         self.config, self.preprocessing = config, preprocessing
         self._opened: dict[str, tf.data.Dataset] = {}
 
-    def dataset(self, split: str, batch: int = 0, start: int | None = None) -> tf.data.Dataset:
+    def dataset(
+        self,
+        split: str,
+        batch: int = 0,
+        start: int | None = None,
+        data_service: str | None = None,
+    ) -> tf.data.Dataset:
         """Batches of a split; held-out ones are cached, as opening decodes image folders."""
         if start is None and split in self._opened:
             return self._opened[split]
@@ -37,6 +43,7 @@ class RunData:
             training=start is not None,
             seed=self.config.seed,
             start_step=start or 0,
+            data_service=data_service,
         )
         if start is None:
             self._opened[split] = batches

@@ -38,6 +38,7 @@ _PACKAGES = (
     "numpy",
     "mobilenet",
 )
+_HOSTS = ("data_service",)  # who computes, not what is computed
 # Fields that decide nothing until their stage has begun: until then a second run into the same
 # folder may change them.
 _FIELDS_OF = {"prune": ("prune", "pruning"), "quantize": ("quantize", "quantization")}
@@ -291,7 +292,7 @@ def _restore_replaced(folder: Path) -> None:
 def _same_run(folder: Path, config: RunConfig) -> RunConfig:
     """The config of the run that is there; refuses one that computes something else."""
     before = RunConfig.from_file(folder / CONFIG)
-    free = {"stages", *_SAFETY}
+    free = {"stages", *_SAFETY, *_HOSTS}
     begun = {
         stage
         for stage in STAGES

@@ -50,6 +50,7 @@ OURS = {
     "init_checkpoint": ("init_checkpoint", "a.keras", "a.keras"),
     "seed": ("seed", "3", 3),
     "distribution_strategy": ("distribution_strategy", "mirrored", "mirrored"),
+    "data_service": ("data_service", "host:5000", "host:5000"),
     "mixed_precision": ("mixed_precision", "mixed_bfloat16", "mixed_bfloat16"),
     "prune_lr": ("prune.lr", "0.1", 0.1),
     "quantize_epochs": ("quantize.epochs", "2", 2),
