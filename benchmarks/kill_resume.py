@@ -180,7 +180,7 @@ def run_until_killed(
     stage = unfinished(folder)
     states = sorted((folder / "checkpoints").glob(f"{stage}*/state-*"))
     name = states[-1].name if states else ""
-    return Kill(chain, folder.name, stage, writing, status, seconds, name, err)
+    return Kill(chain, folder.name, stage, writing, status, round(seconds, 1), name, err)
 
 
 def weights_of(folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -259,7 +259,7 @@ class Campaign:
         """Kills until there are `count` kills; each folder is then finished and compared."""
         chains = list(CHAINS)
         while len(self.kills) < count:
-            folders = len(list(self.work.glob("*_killed_*")))
+            folders = sum(path.is_dir() for path in self.work.glob("*_killed_*"))
             chain = chains[folders % len(chains)]
             whole, seconds = self.whole(chain)
             folder = self.work / f"{slug(chain)}_killed_{folders}"
@@ -293,7 +293,9 @@ class Campaign:
             runs = [end for end in ends if end["chain"] == chain]
             for stage in STAGES:
                 kills = [k for k in self.kills if (k.chain, k.stage or "convert") == (chain, stage)]
-                rows.append((chain, stage, len(kills), sum(k.in_write for k in kills), "", "", ""))
+                if kills:
+                    writes = sum(kill.in_write for kill in kills)
+                    rows.append((chain, stage, len(kills), writes, "", "", ""))
             if runs:
                 equal = sum(int(run["different"]) == 0 for run in runs)
                 points = max(float(run["points"]) for run in runs)

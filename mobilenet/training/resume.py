@@ -94,6 +94,7 @@ class Checkpoints:
                 _write_checksums(temporary)
         except tf.errors.OpError as error:
             reason = (error.message or str(error)).splitlines()[0].rpartition("; ")[2]
+            reason = reason.partition(" [Op:")[0]
             expected = f"a path that can be written ({reason})"
             remedy = "free space; the same run then continues from the state before"
             raise UsageError(str(path), None, expected, remedy) from None

@@ -239,6 +239,12 @@ def test_damaged_states_alone_are_one_line(saved: Path, tmp_path: Path) -> None:
     assert len(states(folder)) == 3
 
 
+def test_states_of_version_0_1_are_refused_in_one_line(tmp_path: Path) -> None:
+    tf.train.CheckpointManager(tf.train.Checkpoint(), str(tmp_path), 2).save()
+    with pytest.raises(UsageError, match="state of this version.*; remove this folder to start"):
+        fit(tmp_path)
+
+
 def test_only_the_newest_states_remain(tmp_path: Path) -> None:
     fit(tmp_path, keep_checkpoints=2)
     assert states(tmp_path) == ["state-00003-0000000015", "state-00004-0000000020"]
@@ -268,7 +274,9 @@ def test_a_full_disk_is_one_line_and_the_states_before_remain(
 
     def full(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
         Path(f"{path}.index").write_bytes(b"half")
-        raise tf.errors.ResourceExhaustedError(None, None, f"{path}; No space left on device")
+        raise tf.errors.ResourceExhaustedError(
+            None, None, f"{path}; No space left on device [Op:SaveV2]"
+        )
 
     with monkeypatch.context() as patch, pytest.raises(UsageError) as error:
         patch.setattr(tf.train.Checkpoint, "write", full)
