@@ -157,6 +157,7 @@ def nested(
     only: tuple[str, ...] | None = None,
     classes: Mapping[str, type[Config]] | None = None,
     help: str = "",
+    flags_of: type[Config] | None = None,
 ) -> Any:
     """A field that holds a config whose flags appear on the command line too.
 
@@ -167,8 +168,11 @@ def nested(
         classes: the classes that the inner config may have, by the name that selects one: the flag
             of the field's own name.
         help: what that flag says; the names follow.
+        flags_of: the class whose fields are the inner flags, where the field holds several and no
+            flag selects one; that of the field's type when left out.
     """
-    metadata = {"prefix": prefix, "only": only, "classes": classes or {}, "help": help}
+    metadata: dict[str, Any] = {"prefix": prefix, "only": only, "classes": classes or {}}
+    metadata |= {"help": help, "flags_of": flags_of}
     return dataclasses.field(default=default, metadata=metadata)
 
 

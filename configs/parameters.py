@@ -61,7 +61,7 @@ def _walk(
             if classes:
                 names = ", ".join(classes)
                 yield Parameter(field.name, path, str, f"{field.metadata['help']}: {names}")
-            for inner in classes.values() or (hints[field.name],):
+            for inner in classes.values() or (field.metadata["flags_of"] or hints[field.name],):
                 for found in _walk(
                     inner, f"{path}.", field.metadata["prefix"], field.metadata["only"]
                 ):
@@ -78,7 +78,9 @@ def field_types(config: type[Config], parent: str = "") -> dict[str, Any]:
     """Type by dotted path of every field that one value can set."""
     types_by_path: dict[str, Any] = {}
     classes = {f.name: f.metadata.get("classes", {}) for f in dataclasses.fields(config)}
+    inner_types = {f.name: f.metadata.get("flags_of") for f in dataclasses.fields(config)}
     for name, hint in _field_types(config).items():
+        hint = inner_types.get(name) or hint
         if classes.get(name):
             types_by_path[f"{parent}{name}"] = str
             for inner in classes[name].values():

@@ -17,6 +17,7 @@ SCOPES = ("group", "global")
 SCHEDULES = ("polynomial", "constant")
 ROLES = ("stem", "depthwise", "pointwise", "fused", "squeeze_excite", "classifier", "other")
 LARGE_ROLES = ("pointwise", "fused", "other")  # hold most weights, and lose accuracy last
+LARGE = "large"  # stands for them; for all roles in a model that has none of these
 
 
 def _end(default: float) -> Any:

@@ -8,6 +8,8 @@ that shows it.
 from __future__ import annotations
 
 from . import archs, dataset
+from .own_model import OwnModel
+from .pruning import LARGE
 from .run import RunConfig, TrainConfig
 
 # python -m mobilenet.trainer --model_name NAME --dataset_name imagenet2012
@@ -87,6 +89,23 @@ def get(model_name: str, dataset_name: str) -> RunConfig:
     if dataset_name in ("digits", "mnist"):
         return _chain(model, data, _DIGITS, image_size=64, prune_epochs=8, quantize_epochs=4)
     return _chain(model, data, _SMALL, image_size=224, prune_epochs=20, quantize_epochs=10)
+
+
+def of_own_model(model: OwnModel, dataset_name: str) -> RunConfig:
+    """The defaults of a run on a model of the user's own: those of MobileNetV2."""
+    return get("mobilenet_v2", dataset_name).replace(model=model)
+
+
+def pruning_large_kernels(config: RunConfig) -> RunConfig:
+    """The config in which a share of the pointwise kernels alone, as MobileNets have it, is one of
+    all large kernels: other models may have most weights elsewhere.
+    """
+    for field in ("final_sparsity", "sparsity"):
+        shares = getattr(config.pruning, field, {})
+        if isinstance(shares, dict) and list(shares) == ["pointwise"]:
+            changed = {field: {LARGE: shares["pointwise"]}}
+            config = config.replace(pruning=config.pruning.replace(**changed))
+    return config
 
 
 def _chain(

@@ -12,8 +12,9 @@ from mobilenet.errors import UsageError
 from .archs import MobileNetConfig, MobileNetV1Config
 from .base import MAX_BATCH, MAX_SIDE, Config, ImageSize, flag, nested, sides
 from .card import ACTIVATIONS
-from .dataset import DatasetConfig
+from .dataset import DatasetConfig, Preprocessing
 from .distillation import Distillation
+from .own_model import OwnModel
 from .pruning import PRUNING, ChannelPruning, DnsPruning, MagnitudePruning, TfmotPruning
 from .quantization import QUANTIZATION, PostTraining, QuantizationAwareTraining
 
@@ -127,6 +128,7 @@ class RunConfig(Config):
     """Everything that decides what a run computes; not where it is stored.
 
     Attributes:
+        model: a MobileNet, which is built; or a trained model of the user's own.
         stages: any subset of train, prune, quantize, convert, in that order.
         image_size: side of the square input, or its height and width, in pixels.
         channels: 3 for RGB, 1 for gray; images are read as the model takes them.
@@ -144,7 +146,7 @@ class RunConfig(Config):
             same paths. `None` reads them in the process.
     """
 
-    model: MobileNetConfig = nested(MobileNetV1Config())
+    model: MobileNetConfig | OwnModel = nested(MobileNetV1Config(), flags_of=MobileNetConfig)
     dataset: DatasetConfig = nested(DatasetConfig())
     image_size: ImageSize = flag(
         224,
@@ -210,6 +212,13 @@ class RunConfig(Config):
     def input_shape(self) -> tuple[int, int, int]:
         """Of the model: `(height, width, channels)`."""
         return (*sides(self.image_size), self.channels)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How pixels become the inputs of the model."""
+        if isinstance(self.model, OwnModel) and self.model.preprocessing is not None:
+            return self.dataset.with_exif(self.model.preprocessing)
+        return self.dataset.model_preprocessing
 
     def parts(self, stages: Iterable[str]) -> tuple[Part, ...]:
         """What runs, in order: the stages, with all rounds of channel pruning.

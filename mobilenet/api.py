@@ -516,14 +516,14 @@ def unpack(path: str | os.PathLike[str]) -> LoadedModel:
 def train(
     data: str | os.PathLike[str] | DatasetConfig,
     *,
-    model: str | MobileNetConfig = "mobilenet_v1",
+    model: str | os.PathLike[str] | MobileNetConfig | KerasModel | LoadedModel = "mobilenet_v1",
     weights: str | os.PathLike[str] | None = None,
     stages: Sequence[str] = ("train", "prune", "quantize", "convert"),
     model_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     **config: Any,
 ) -> TrainingRun:
-    """Trains a MobileNet, prunes it, quantizes it and converts it, in one run folder.
+    """Trains a MobileNet or your own model, prunes, quantizes and converts it, in one run folder.
 
     The same call on the same folder continues a run that was interrupted. Where all stages are
     finished it returns at once, without TensorFlow. `python -m mobilenet.trainer` calls it too.
@@ -534,8 +534,11 @@ def train(
             CSV list with the columns `file` and `label`, or a folder of ImageNet-like records; or
             the name of a data set: `digits`, or one of TFDS; or a `DatasetConfig`.
         model: one of `list_models()`, or a config of `mobilenet.configs.archs`. The number of
-            classes is that of the data.
+            classes is that of the data. Or a trained model of your own, as a tf_keras model or the
+            path of a saved one: `train` fine-tunes it, the other stages work on it as it is. Its
+            classes must be those of the data; its image size, channels and final activation stay.
         weights: path of the weights to start from, as `build` takes them. Random when left out.
+            Your own model has its own.
         stages: any of train, prune, quantize and convert, in this order. Further stages can be
             added to the same folder later.
         model_dir: the run folder; `runs/MODEL_DATASET` when left out.
@@ -566,7 +569,9 @@ def train(
 
     request = run_parameters.request(data, model, weights, stages, config, model_dir)
     with request.naming_parameters():
-        return training_run.execute(request.config, request.folder, request.explicit, overwrite)
+        return training_run.execute(
+            request.config, request.folder, request.explicit, overwrite, request.loaded
+        )
 
 
 def quantize(

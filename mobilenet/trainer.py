@@ -19,6 +19,13 @@ COMMAND = cli.Command(
         cli.option(
             "model_name", str, "mobilenet_v1", "one of " + ", ".join(archs.names()), group="model"
         ),
+        cli.option(
+            "model",
+            Path,
+            None,
+            "a trained model of your own instead: .keras, .h5, SavedModel or model folder",
+            group="model",
+        ),
         cli.option("model_dir", Path, None, "the run folder; runs/MODEL_DATASET when left out"),
         cli.option(
             "resume",
@@ -46,6 +53,9 @@ def run(argv: list[str]) -> int | None:
         num_classes=replayed or "model.num_classes" in parsed.settings,
         batch_norm_decay=replayed or "model.batch_norm_decay" in parsed.settings,
         teacher="distillation.teacher" in parsed.settings,
+        image_size="image_size" in parsed.settings,
+        channels="channels" in parsed.settings,
+        preprocessing="dataset.preprocessing" in parsed.settings,
     )
     with cli.resumable("the same command continues the run"), console.log_to_stdout():
         done = training_run.execute(config, folder, explicit, parsed.options["overwrite"])
@@ -53,7 +63,7 @@ def run(argv: list[str]) -> int | None:
 
     print(f"\n{done.report}")
     _draw(folder / "plots", done.report, redraw=not done.is_unchanged)
-    image = example_image(config.dataset, max(sides(config.image_size)), folder)
+    image = example_image(config.dataset, max(sides(done.config.image_size)), folder)
     print("\n" + _next_steps(folder, config, done.report, str(image or "PHOTO.jpg")))
     return None
 

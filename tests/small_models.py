@@ -261,6 +261,19 @@ def own_model(name: str) -> Any:
     return tf_keras.Model(source, _own_head(base(x, training=False)))
 
 
+def tutorial_model(classes: int = 3, activation: str | None = "softmax", channels: int = 3) -> Any:
+    """A small CNN as tutorials write it: it scales pixels itself; 16 px."""
+    tf_keras.utils.set_random_seed(0)
+    layers = [
+        *(L.Input((SIZE, SIZE, channels)), L.Rescaling(1 / 255)),
+        *(L.Conv2D(8, 3, padding="same", use_bias=False), L.BatchNormalization(), L.ReLU()),
+        *(L.MaxPooling2D(), L.Conv2D(16, 3, padding="same", activation="relu")),
+        *(L.MaxPooling2D(), L.Conv2D(16, 1, activation="relu"), L.GlobalAveragePooling2D()),
+        *(L.Dropout(0.2), L.Dense(classes, activation=activation)),
+    ]
+    return tf_keras.Sequential(layers, name="tutorial")
+
+
 def _batch_norms_everywhere(shape: tuple[int, int, int]) -> Any:
     source = L.Input(shape)
     x = L.Conv2D(8, 3, 2, padding="same", activation="relu")(L.BatchNormalization()(source))

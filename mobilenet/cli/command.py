@@ -42,7 +42,8 @@ from mobilenet.configs import archs, recipes
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.base import Config
 from mobilenet.configs.dataset import DatasetConfig
-from mobilenet.configs.parameters import field_types, stored
+from mobilenet.configs.own_model import OwnModel, check_settings
+from mobilenet.configs.parameters import field_types, parameters_of, stored
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError, one_of, rename_parameters
 
@@ -302,18 +303,41 @@ def run_config(parsed: Parsed) -> RunConfig:
     """The config of a run: from `--config_file` or the recipe of model and data set, then as typed.
 
     Raises:
-        UsageError: a name or value that cannot be, or a `--model_name` other than the file's.
+        UsageError: a name or value that cannot be, or a `--model_name` or `--model` other than the
+            file's.
     """
     name, config = parsed.options.get("model_name"), parsed.config
-    if config is None:
-        config = recipes.get(name or "mobilenet_v1", parsed.settings.get("dataset.name", "digits"))
+    path, dataset = parsed.options.get("model"), parsed.settings.get("dataset.name", "digits")
+    if path is not None:
+        config = _own_config(path, parsed, dataset)
+    elif config is None:
+        config = recipes.get(name or "mobilenet_v1", dataset)
     elif name is not None and "model_name" in parsed.typed:
         one_of("--model_name", name, archs.ALL)
         if type(config.model) is not archs.ALL[name]:  # type: ignore[attr-defined]
-            expected = "the model that --config_file describes"
-            raise UsageError("--model_name", name, expected, "leave out one of the two")
+            raise UsageError("--model_name", name, _OF_FILE, "leave out one of the two")
     assert isinstance(config, RunConfig)
-    return apply_overrides(config, parsed.settings)
+    if not isinstance(config.model, OwnModel):
+        return apply_overrides(config, parsed.settings)
+    flags = {p.path: f"--{p.name}" for p in parameters_of(RunConfig)}
+    check_settings(parsed.settings, lambda path: flags.get(path, f"--override {path}"))
+    return recipes.pruning_large_kernels(apply_overrides(config, parsed.settings))
+
+
+_OF_FILE = "the model that --config_file describes"
+
+
+def _own_config(path: str, parsed: Parsed, dataset: str) -> RunConfig:
+    """The config of a run on the model of `--model`."""
+    if "model_name" in parsed.typed:
+        name = parsed.options["model_name"]
+        raise UsageError("--model_name", name, "none with --model", "leave out one of the two")
+    if parsed.config is None:
+        return recipes.of_own_model(OwnModel.at(path), dataset)
+    assert isinstance(parsed.config, RunConfig)
+    if not isinstance(parsed.config.model, OwnModel):
+        raise UsageError("--model", path, _OF_FILE, "leave out one of the two")
+    return parsed.config.replace(model=parsed.config.model.replace(path=path))
 
 
 def dataset_of(parsed: Parsed, trained_on: str) -> DatasetConfig:

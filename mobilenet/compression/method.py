@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
@@ -49,8 +48,8 @@ class StageContext:
             labels, `[n]`.
         measure_latency: `measure_latency(model)(other)` returns the seconds of one invocation of
             the float files of `other` and of `model`, measured alternately.
-        original_config: config of the model before any of its channels were pruned; pruning ratios
-            refer to it.
+        original_channels: output channels by layer of the model before any of them were pruned;
+            pruning ratios refer to them.
         part: number of this part, from 1, of a stage that runs in several parts.
         parts: number of parts of the stage.
         seed: seed of everything random.
@@ -66,7 +65,7 @@ class StageContext:
     calibration_images: Images | None = None
     labeled_examples: LabeledExamples | None = None
     measure_latency: MeasureLatency | None = None
-    original_config: MobileNetConfig | None = None
+    original_channels: Mapping[str, int] | None = None
     part: int = 1
     parts: int = 1
     seed: int = 0

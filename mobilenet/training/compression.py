@@ -434,20 +434,28 @@ def _freeze_wrappers(trained: Any, start: Any) -> None:
             layer.trainable = False
 
 
-def _warn_of_frozen_kernels(method: methods.Method, model: Any) -> None:
-    """Kernels of frozen layers are pruned or rounded too, and no training makes up for it."""
+def frozen_kernels_warning(method: methods.Method, model: Any) -> str:
+    """Warns of kernels of frozen layers, which are pruned or rounded too: no training makes up for
+    it.
+
+    Args:
+        method: that was applied.
+        model: that it was applied to.
+
+    Returns:
+        A message with the remedy; empty if there are none.
+    """
     kernels = [target.layer for target in getattr(method, "targets", ()) if target.sparsity]
     what = "prune"
     if not isinstance(method.config, Pruning):
         kernels, what = [x.name for x in model.layers if kind(x) in WEIGHTS], "quantize"
     frozen = [name for name in kernels if not model.get_layer(name).trainable]
-    if frozen:
-        warnings.warn(
-            f"{len(frozen)} of the {len(kernels)} kernels to {what} are frozen and cannot recover: "
-            f"{shorten(frozen)}; set `trainable = True` on the model first",
-            UserWarning,
-            stacklevel=5,
-        )
+    if not frozen:
+        return ""
+    return (
+        f"{len(frozen)} of the {len(kernels)} kernels to {what} are frozen and cannot recover: "
+        f"{shorten(frozen)}; set `trainable = True` on the model first"
+    )
 
 
 def prune(
@@ -552,12 +560,12 @@ def _compress(
         lambda limit: examples().images[:limit],
         labeled_examples=labeled,
         measure_latency=measure_latency,
-        original_config=config_of(start.model),
         seed=seed,
     )
     method = methods.create(config, context)
     if method.needs_images:
         examples()
     compression = Compression(method, start)
-    _warn_of_frozen_kernels(method, start.model)
+    if warning := frozen_kernels_warning(method, start.model):
+        warnings.warn(warning, UserWarning, stacklevel=4)
     return compression

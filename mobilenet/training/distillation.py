@@ -81,7 +81,7 @@ class Teachers:
 
     def __init__(self, config: RunConfig, info: data.DatasetInfo) -> None:
         self.config, self.info = config, info
-        self.preprocessing = config.dataset.model_preprocessing
+        self.preprocessing = config.preprocessing
 
     def of(self, stage: str, start: Any, origin: str | None) -> TeacherModel | None:
         """The teacher of a stage, or `None`; must be called outside any strategy.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tf_keras
@@ -14,6 +14,7 @@ from mobilenet import loading
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.errors import UsageError, rename_parameters, shorten
 from mobilenet.models import builder
+from mobilenet.models.graph import flatten
 from mobilenet.tf1_loader import loading as tf1_loading
 from mobilenet.training.resolve_config import with_channels_of
 from mobilenet.typing import Array, KerasModel
@@ -115,7 +116,8 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
         stored, channels = source.input_shape[-1], model.input_shape[-1]
         if channels != stored:
             raise UsageError("channels", channels, f"{stored}, as the weights of {path} take")
-        theirs = {layer.name: layer.get_weights() for layer in _layers(source) if layer.weights}
+        layers = [layer for layer in flatten.innermost_layers(source) if layer.weights]
+        theirs = {layer.name: layer.get_weights() for layer in layers}
         if keras_applications.are_names_of(theirs, model, config):
             found = keras_applications.assign_weights(model, theirs, path, config)
             start = _of_keras_applications(found)
@@ -138,15 +140,6 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
     for note in start.notes:
         log.info("%s: %s", path, note)
     return start
-
-
-def _layers(model: Any) -> Iterator[Any]:
-    """The layers of a model and of those that it calls as layers, in order."""
-    for layer in model.layers:
-        if isinstance(layer, tf_keras.Model):
-            yield from _layers(layer)
-        else:
-            yield layer
 
 
 def _of_keras_applications(report: keras_applications.Report) -> Start:

@@ -21,7 +21,8 @@ from mobilenet.compression import method as methods
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
-from mobilenet.configs.card import SOFTMAX, Card, checked_labels
+from mobilenet.configs.card import CARD, SOFTMAX, Card, checked_labels
+from mobilenet.configs.own_model import OwnModel
 from mobilenet.configs.run import STAGES, Part, RunConfig, TrainConfig
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError
@@ -31,9 +32,17 @@ from mobilenet.export import pipeline as export_pipeline
 from mobilenet.export.source import model_figures
 from mobilenet.export.verification import verify
 from mobilenet.models import builder, layer_plan, saving
-from mobilenet.models.graph import batch_norm_statistics, inference
+from mobilenet.models.graph import batch_norm_statistics, inference, rebuild
 from mobilenet.runtime import interpreter
-from mobilenet.training import distillation, engine, initial_weights, progress, strategy
+from mobilenet.training import (
+    distillation,
+    engine,
+    initial_weights,
+    own_model,
+    progress,
+    strategy,
+)
+from mobilenet.training.compression import frozen_kernels_warning
 from mobilenet.training.latency import measure_latency
 from mobilenet.training.resolve_config import steps_per_epoch
 from mobilenet.training.resume import Checkpoints, Row
@@ -95,7 +104,7 @@ class Pipeline:
         self.progress_bar = progress_bar
         self.stages = run.config.stages if stages is None else stages
         self.run, self.config, self.info = run, run.config, info
-        self.preprocessing = self.config.dataset.model_preprocessing
+        self.preprocessing = self.config.preprocessing
         self.strategy = strategy.create_strategy(self.config.distribution_strategy)
         self.data = RunData(self.config, self.preprocessing)
         self._learned_ranges: Mapping[str, tuple[float, float]] = {}  # by fake quantization in TF1
@@ -120,23 +129,29 @@ class Pipeline:
         return self.run.reports
 
     def source(self, part: Part) -> Path | None:
-        """The folder of the last finished stage, or round of one, before `part`."""
+        """The folder of the last finished stage, or round of one, before `part`; else that of the
+        user's own model.
+        """
         parts = self.config.parts(STAGES)
         earlier = parts[: parts.index(part)]
-        return next((self.run.folder(p) for p in reversed(earlier) if self.run.finished(p)), None)
+        folders = [self.run.folder(p) for p in reversed(earlier) if self.run.finished(p)]
+        return folders[0] if folders else self._own_model
+
+    @property
+    def _own_model(self) -> Path | None:
+        is_own = isinstance(self.config.model, OwnModel)
+        return self.run.path / own_model.FOLDER if is_own else None
 
     def _start(self, part: Part) -> Any:
         """The model that a stage starts from."""
         before = self.source(part)
         self._origin = None
-        if before is not None and part.stage != "train":
+        if before is not None and (part.stage != "train" or before == self._own_model):
             self._origin = before.name
             model = saving.load(before).model
             if self.config.mixed_precision == "float32":
                 return model
-            mixed = self._built(builder.config_of(model))  # a saved model keeps its own precision
-            mixed.set_weights(model.get_weights())
-            return mixed
+            return rebuild.with_precision(model, self.config.mixed_precision)
         from_scratch = part.stage == "train" or (
             part.stage == "quantize" and getattr(self.config.quantization, "quant_delay", 0) > 0
         )
@@ -147,9 +162,11 @@ class Pipeline:
                 "a trained model in the run folder",
                 f"run `stages=train,{part.stage}`, or give `init_checkpoint`",
             )
-        model = self._built()
+        config = self.config.model
+        assert isinstance(config, MobileNetConfig)
+        model = self._built(config)
         if self.config.init_checkpoint is not None:
-            start = initial_weights.load_into(model, self.config.init_checkpoint, self.config.model)
+            start = initial_weights.load_into(model, self.config.init_checkpoint, config)
             self._learned_ranges = start.ranges if part.stage == "quantize" else {}
             self._origin = None if start.new else self.config.init_checkpoint
             self._fill_statistics(model)
@@ -168,8 +185,8 @@ class Pipeline:
                 count,
             )
 
-    def _built(self, config: MobileNetConfig | None = None) -> Any:
-        config, shape = config or self.config.model, self.config.input_shape
+    def _built(self, config: MobileNetConfig) -> Any:
+        shape = self.config.input_shape
         smallest = layer_plan.min_input_side(layer_plan.plan_rows(config))
         if min(shape[:2]) < smallest:
             expected = f"at least {smallest}, the product of the strides"
@@ -205,7 +222,7 @@ class Pipeline:
                 calibration_images=self.data.calibration_images,
                 labeled_examples=self.data.first_examples,
                 measure_latency=measure_latency,
-                original_config=self.config.model,
+                original_channels=self._original_channels,
                 part=parts.index(part) + 1,
                 parts=len(parts),
                 seed=self.config.seed,
@@ -216,6 +233,15 @@ class Pipeline:
     def _batch(self, config: TrainConfig) -> int:
         """Images a step, on all replicas together."""
         return config.batch_size * int(self.strategy.num_replicas_in_sync)
+
+    @functools.cached_property
+    def _original_channels(self) -> Mapping[str, int]:
+        """Output channels by layer of the model before any of them were pruned."""
+        if isinstance(self.config.model, MobileNetConfig):
+            return layer_plan.layer_channels(self.config.model)
+        assert self._own_model is not None
+        layers = saving.load(self._own_model).model.layers
+        return {layer.name: layer.output_shape[-1] for layer in layers if layer.weights}
 
     def _steps(self, config: TrainConfig) -> int:
         return steps_per_epoch(self.info, self._batch(config))
@@ -275,6 +301,8 @@ class Pipeline:
             f"; each leaves out {left_out} images" if left_out else "",
         )
         model = start if method is None else method.apply(start)
+        if method is not None and (warning := frozen_kernels_warning(method, start)):
+            log.warning("%s: %s", part, warning)
         with arrays.explain_errors(self.config.dataset, "train", "validation"):
             return model, engine.fit(model, method, job)
 
@@ -282,6 +310,7 @@ class Pipeline:
         """Says why the first epochs of a model from scratch look as if it did not learn."""
         if self.config.init_checkpoint is not None or self.source(part) is not None:
             return
+        assert isinstance(self.config.model, MobileNetConfig)
         decay = self.config.model.batch_norm_decay or 0.0
         steps = math.log(_FORGOTTEN) / math.log(decay) if 0 < decay < 1 else 0.0
         epochs = math.ceil(steps / steps_per_epoch)
@@ -328,6 +357,8 @@ class Pipeline:
                 "run `stages=train,convert`",
             )
         images = self.data.held_out(limit=export_pipeline.VERIFY_IMAGES)
+        if not self.run.begun:
+            self.run.begin()
         exported = export_pipeline.export(before, self.run.folder(part), images)
         file = exported.file
         held_out = scoring.score_flatbuffer(
@@ -376,7 +407,7 @@ class Pipeline:
 
     def _card(self, part: Part, trained: _StageResult) -> Card:
         return Card(
-            architecture=self.config.model.to_json(),
+            architecture=self._architecture,
             input_shape=self.config.input_shape,
             preprocessing=self.preprocessing,
             labels=checked_labels(self.info.labels, self.config.model.num_classes or 0),
@@ -388,9 +419,20 @@ class Pipeline:
             metrics=_scores(trained.held_out),
             history=tuple(trained.rows),
             keep_float=trained.float_layers,
-            notes=tuple(trained.notes),
+            notes=(*self._own_notes, *trained.notes),
             **trained.card_fields,
         )
+
+    @property
+    def _architecture(self) -> dict[str, Any]:
+        is_ours = isinstance(self.config.model, MobileNetConfig)
+        return self.config.model.to_json() if is_ours else {}
+
+    @functools.cached_property
+    def _own_notes(self) -> tuple[str, ...]:
+        """What was assumed of the user's own model."""
+        own = self._own_model
+        return () if own is None else Card.from_file(own / CARD).notes
 
     def _report(self, part: Part, plain: Any, trained: _StageResult) -> StageReport:
         counts: dict[str, Any] = model_figures(plain)

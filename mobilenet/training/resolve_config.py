@@ -15,6 +15,7 @@ from mobilenet.configs.archs import (
 )
 from mobilenet.configs.card import CARD, SIGMOID, SOFTMAX, Card
 from mobilenet.configs.distillation import AUTO, NONE, START, Distillation
+from mobilenet.configs.own_model import OwnModel
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError, shorten
@@ -30,17 +31,21 @@ class Explicit:
         num_classes: it must match the data.
         batch_norm_decay: it is used whatever the number of steps.
         teacher: some stage must have a use for it.
+        image_size, channels, preprocessing: a model of the user's own must fit them.
     """
 
     num_classes: bool = False
     batch_norm_decay: bool = False
     teacher: bool = False
+    image_size: bool = False
+    channels: bool = False
+    preprocessing: bool = False
 
 
 def resolve(
     config: RunConfig, explicit: Explicit = Explicit()
 ) -> tuple[RunConfig, data.DatasetInfo]:
-    """Fills in what depends on the data and on the initial weights.
+    """Fills in what depends on the data and on the initial weights of a MobileNet.
 
     These are the number of classes, a batch-norm momentum that fits the initial weights and the
     number of steps, whether
@@ -56,12 +61,7 @@ def resolve(
             classes do not match, there are fewer images than a batch, or no stage has a use for the
             teacher.
     """
-    if explicit.teacher:
-        _check_teacher(config)
-    info = data.describe(config.dataset)
-    for note in dict.fromkeys([*info.notes, *info.assumed.values()]):
-        log.info("%s", note)
-    _check_classes(info)
+    info = describe(config, explicit)
     model = _with_channels_of_start(config).replace(classifier_activation=None)
     if explicit.num_classes and model.num_classes != info.num_classes:
         raise UsageError(
@@ -79,9 +79,25 @@ def resolve(
         longest = default if published is None else published
         decay = recipes.batch_norm_decay(steps * config.train.epochs, longest)
         model = model.replace(batch_norm_decay=decay)
-    distillation = _with_teacher(config.distillation, info)
+    distillation = with_teacher(config.distillation, info)
     resolved = config.replace(model=model, distillation=distillation, activation=activation)
     return resolved, info
+
+
+def describe(config: RunConfig, explicit: Explicit) -> data.DatasetInfo:
+    """What the data of a run hold; the log says what of them is assumed or left out.
+
+    Raises:
+        UsageError: they cannot be used, have one class or a class without a training image; or no
+            stage has a use for the teacher.
+    """
+    if explicit.teacher:
+        _check_teacher(config)
+    info = data.describe(config.dataset)
+    for note in dict.fromkeys([*info.notes, *info.assumed.values()]):
+        log.info("%s", note)
+    _check_classes(info)
+    return info
 
 
 def _check_classes(info: data.DatasetInfo) -> None:
@@ -102,16 +118,35 @@ def resolve_as(config: RunConfig, stored: RunConfig, explicit: Explicit) -> RunC
 
     Reads no data: it tells whether a run is that of `config`, which it equals then.
     """
-    model = _with_channels_of_start(config).replace(classifier_activation=None)
-    if not explicit.num_classes:
-        model = model.replace(num_classes=stored.model.num_classes)
-    if _is_open(model, explicit):
-        model = model.replace(batch_norm_decay=stored.model.batch_norm_decay)
     distillation = config.distillation
     if distillation.teacher == AUTO:
         distillation = distillation.replace(teacher=stored.distillation.teacher)
     activation = stored.activation if config.activation is None else config.activation
-    return config.replace(model=model, distillation=distillation, activation=activation)
+    config = config.replace(distillation=distillation, activation=activation)
+    if isinstance(config.model, OwnModel):
+        return _with_own_model_of(config, config.model, stored, explicit)
+    model = _with_channels_of_start(config).replace(classifier_activation=None)
+    if isinstance(stored.model, OwnModel):
+        return config.replace(model=model)
+    if not explicit.num_classes:
+        model = model.replace(num_classes=stored.model.num_classes)
+    if _is_open(model, explicit):
+        model = model.replace(batch_norm_decay=stored.model.batch_norm_decay)
+    return config.replace(model=model)
+
+
+def _with_own_model_of(
+    config: RunConfig, own: OwnModel, stored: RunConfig, explicit: Explicit
+) -> RunConfig:
+    """The config with what the same model of the user's own has decided before."""
+    if not isinstance(stored.model, OwnModel):
+        return config
+    known = {"num_classes": stored.model.num_classes, "preprocessing": stored.model.preprocessing}
+    return config.replace(
+        model=own.replace(**known),
+        image_size=config.image_size if explicit.image_size else stored.image_size,
+        channels=config.channels if explicit.channels else stored.channels,
+    )
 
 
 def _activation(activation: str | None, info: data.DatasetInfo) -> str | None:
@@ -140,6 +175,7 @@ def _is_open(model: MobileNetConfig, explicit: Explicit) -> bool:
 
 def _with_channels_of_start(config: RunConfig) -> MobileNetConfig:
     path = config.init_checkpoint
+    assert isinstance(config.model, MobileNetConfig)
     return config.model if path is None else with_channels_of(config.model, path)
 
 
@@ -170,7 +206,8 @@ def _check_teacher(config: RunConfig) -> None:
     )
 
 
-def _with_teacher(distillation: Distillation, info: data.DatasetInfo) -> Distillation:
+def with_teacher(distillation: Distillation, info: data.DatasetInfo) -> Distillation:
+    """The distillation with `auto` decided: few images a class make the start the teacher."""
     if distillation.teacher != AUTO:
         return distillation
     few = info.sizes["train"] < recipes.FEW_IMAGES * info.num_classes

@@ -39,6 +39,7 @@ class RunData:
             split,
             image_size=self.config.image_size,
             channels=self.config.channels,
+            preprocessing=self.preprocessing,
             batch_size=batch or self.config.train.batch_size,
             training=start is not None,
             seed=self.config.seed,

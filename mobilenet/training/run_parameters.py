@@ -7,16 +7,21 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mobilenet.configs import archs, parameters, recipes
+from mobilenet.configs import dataset as datasets
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.configs.own_model import OwnModel, check_settings
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError, one_of, rename_parameters
 from mobilenet.evaluation import data_source
 from mobilenet.training import training_run
 from mobilenet.training.resolve_config import Explicit
+
+if TYPE_CHECKING:
+    from mobilenet.models.saving import LoadedModel
 
 _RENAMED = {"model_name": "model", "dataset_name": "data", "init_checkpoint": "weights"}
 
@@ -30,12 +35,14 @@ class Request:
         config: of the run, before what depends on the data is filled in.
         explicit: which of the fields that depend on it were set.
         has_data_dir: `data_dir` is a parameter of its own; else errors of it are errors of `data`.
+        loaded: a model of the user's own in memory, and its card.
     """
 
     folder: Path
     config: RunConfig
     explicit: Explicit
     has_data_dir: bool
+    loaded: LoadedModel | None = None
 
     @contextlib.contextmanager
     def naming_parameters(self) -> Iterator[None]:
@@ -53,7 +60,7 @@ class Request:
 
 def request(
     data: str | os.PathLike[str] | DatasetConfig,
-    model: str | MobileNetConfig,
+    model: Any,
     weights: str | os.PathLike[str] | None,
     stages: Sequence[str],
     values: Mapping[str, Any],
@@ -73,34 +80,56 @@ def request(
             raise UsageError(name, values[name], f"this value as `{other}`")
     if isinstance(stages, str):
         raise UsageError("stages", stages, "a tuple of stages", f'as in ("{stages}",)')
-    architecture = _architecture(model)
+    architecture, loaded = _architecture(model)
     dataset = _dataset(data, values.get("data_dir"))
     settings = parameters.settings_of(RunConfig, {"stages": stages, **values})
     if weights is not None:
         settings["init_checkpoint"] = _path("weights", weights)
-    recipe = recipes.get(_name_of(architecture), dataset.name)
-    config = recipe.replace(dataset=dataset)
-    if isinstance(model, MobileNetConfig):
-        if model.batch_norm_decay is None:
-            model = model.replace(batch_norm_decay=recipe.model.batch_norm_decay)
-        config = config.replace(model=model)
-    config = parameters.apply(config, settings)
+    if isinstance(architecture, OwnModel):
+        names = {p.path: p.name for p in parameters.parameters_of(RunConfig)}
+        check_settings(settings, lambda path: names.get(path, path))
+        recipe = recipes.of_own_model(architecture, dataset.name).replace(dataset=dataset)
+        config = recipes.pruning_large_kernels(parameters.apply(recipe, settings))
+    else:
+        config = parameters.apply(_of_recipe(model, architecture, dataset), settings)
     default = training_run.default_folder(config)
     folder = default if model_dir is None else Path(_path("model_dir", model_dir))
-    return Request(folder, config, _explicit(model, settings), "data_dir" in values)
+    explicit = _explicit(model, settings, dataset)
+    return Request(folder, config, explicit, "data_dir" in values, loaded)
 
 
-def _architecture(model: object) -> MobileNetConfig:
+def _of_recipe(model: object, architecture: MobileNetConfig, dataset: DatasetConfig) -> RunConfig:
+    """The recipe of a MobileNet and a data set."""
+    recipe = recipes.get(_name_of(architecture), dataset.name)
+    config = recipe.replace(dataset=dataset)
+    if not isinstance(model, MobileNetConfig):
+        return config
+    if model.batch_norm_decay is None:
+        assert isinstance(recipe.model, MobileNetConfig)
+        model = model.replace(batch_norm_decay=recipe.model.batch_norm_decay)
+    return config.replace(model=model)
+
+
+def _architecture(model: object) -> tuple[MobileNetConfig | OwnModel, LoadedModel | None]:
+    """The config of a model, and a model in memory with its card."""
     if isinstance(model, MobileNetConfig):
-        return model
-    if isinstance(model, str):
-        return archs.ALL[one_of("model", model, archs.ALL)]()
-    raise UsageError(
-        "model",
-        type(model).__name__,
-        "the name or config of a MobileNet, which is built for the data",
-        "`prune`, `quantize_aware` and `quantize` take a model of your own",
-    )
+        return model, None
+    if isinstance(model, str) and not _is_path(model):
+        return archs.ALL[one_of("model", model, archs.ALL)](), None
+    if isinstance(model, (str, os.PathLike)):
+        return OwnModel.at(model), None
+    if type(model).__module__.split(".")[0] in ("builtins", "numpy"):
+        expected = "the name or config of a MobileNet, a saved model, or a tf_keras model"
+        raise UsageError("model", type(model).__name__, expected)
+    from mobilenet.export import source
+    from mobilenet.models import saving
+
+    loaded = source.source_of(saving.with_card(model)).loaded
+    return OwnModel(loaded.model.name), loaded
+
+
+def _is_path(text: str) -> bool:
+    return text not in archs.ALL and (Path(text).suffix != "" or Path(text).expanduser().exists())
 
 
 def _name_of(model: MobileNetConfig) -> str:
@@ -128,17 +157,22 @@ def _path(name: str, value: object) -> str:
     return os.path.expanduser(os.fspath(value))
 
 
-def _explicit(model: str | MobileNetConfig, settings: Mapping[str, Any]) -> Explicit:
+def _explicit(model: object, settings: Mapping[str, Any], dataset: DatasetConfig) -> Explicit:
     """Fields count as set where a setting, or the config of the model, differs from its default."""
 
     def is_set(field: str) -> bool:
         if f"model.{field}" in settings:
             return True
-        own = isinstance(model, MobileNetConfig)
-        return own and getattr(model, field) != getattr(type(model)(), field)
+        if not isinstance(model, MobileNetConfig):
+            return False
+        return bool(getattr(model, field) != getattr(type(model)(), field))
 
     return Explicit(
         num_classes=is_set("num_classes"),
         batch_norm_decay=is_set("batch_norm_decay"),
         teacher="distillation.teacher" in settings or "distillation" in settings,
+        image_size="image_size" in settings,
+        channels="channels" in settings,
+        preprocessing="dataset.preprocessing" in settings
+        or dataset.preprocessing != datasets.get(dataset.name).preprocessing,
     )

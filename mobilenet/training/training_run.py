@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from mobilenet import console
 from mobilenet.configs import archs
+from mobilenet.configs.own_model import OwnModel
 from mobilenet.configs.run import Part, RunConfig
 from mobilenet.errors import one_of
-from mobilenet.training import resolve_config, run_folder
+from mobilenet.training import model_identity, resolve_config, run_folder
 from mobilenet.training.stage_report import RunReport, finished_before
 
 if TYPE_CHECKING:
     from mobilenet.evaluation.result import Evaluation
+    from mobilenet.models.saving import LoadedModel
     from mobilenet.typing import KerasModel
 
 log = logging.getLogger("mobilenet")
@@ -97,6 +99,8 @@ class TrainingRun:
 
 def default_folder(config: RunConfig) -> Path:
     """`runs/MODEL_DATASET`."""
+    if isinstance(config.model, OwnModel):
+        return Path(f"runs/{config.model.name}_{config.dataset.name}")
     kind = type(config.model)
     name = next((name for name, known in archs.ALL.items() if known is kind), kind.__name__)
     return Path(f"runs/{name}_{config.dataset.name}")
@@ -107,6 +111,7 @@ def execute(
     folder: str | os.PathLike[str],
     explicit: resolve_config.Explicit,
     overwrite: bool = False,
+    loaded: LoadedModel | None = None,
 ) -> TrainingRun:
     """Runs the stages of a config that are not finished in a folder.
 
@@ -117,36 +122,43 @@ def execute(
         folder: of the run, new or that of a run with the same config.
         explicit: which fields were set by the user.
         overwrite: replace the run in the folder.
+        loaded: the model, where the config is of one in memory.
 
     Raises:
         UsageError: the folder is of another run, or the config cannot be executed.
     """
     path = Path(folder)
-    finished = None if overwrite else _finished(path, config, explicit)
+    stored = None if overwrite else run_folder.stored_config(path)
+    config = model_identity.identified(config, path, stored, loaded and loaded.model)
+    finished = None if stored is None else _finished(path, config, stored, explicit)
     if finished is not None:
         return finished
     with console.starting_tensorflow():
-        from mobilenet.training import pipeline, random_state, strategy
+        from mobilenet.training import own_model, pipeline, random_state, strategy
     if config.deterministic:
         random_state.enable_determinism(config.seed)
-    resolved, info = resolve_config.resolve(config, explicit)
+    start: own_model.Start | None = None
+    if isinstance(config.model, OwnModel):
+        model = own_model.read(config.model, None if stored is None else path, loaded)
+        resolved, info, start = own_model.resolve(config, model, explicit)
+    else:
+        resolved, info = resolve_config.resolve(config, explicit)
     is_shown = log.isEnabledFor(logging.INFO)  # before the run folder has a log of its own
     with run_folder.opened(path, resolved, overwrite) as opened, strategy.precision("float32"):
+        if start is not None:
+            start.save(opened.path)
         reports = pipeline.Pipeline(opened, info, resolved.stages, is_shown).execute()
         return TrainingRun(path, opened.config, RunReport(tuple(reports)))
 
 
 def _finished(
-    folder: Path, config: RunConfig, explicit: resolve_config.Explicit
+    folder: Path, config: RunConfig, stored: RunConfig, explicit: resolve_config.Explicit
 ) -> TrainingRun | None:
     """The run in a folder, if it has nothing left to do; TensorFlow is not needed to find out.
 
     Raises:
         UsageError: the folder holds a run of another config.
     """
-    stored = run_folder.stored_config(folder)
-    if stored is None:
-        return None
     resolved = resolve_config.resolve_as(config, stored, explicit)
     reports = run_folder.finished_reports(folder, resolved)
     if not reports:

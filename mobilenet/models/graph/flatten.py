@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import tf_keras
@@ -119,6 +120,15 @@ def inline(model: Any) -> Any:
 def has_nested(model: Any) -> bool:
     """Whether a layer of the model is a model."""
     return any(isinstance(layer, tf_keras.Model) for layer in model.layers)
+
+
+def innermost_layers(model: Any) -> Iterator[Any]:
+    """The layers of a model and of those that it calls as layers, in order."""
+    for layer in model.layers:
+        if isinstance(layer, tf_keras.Model):
+            yield from innermost_layers(layer)
+        else:
+            yield layer
 
 
 def check_functional(model: Any) -> None:

@@ -8,7 +8,10 @@ from typing import Any
 
 import tf_keras
 
+from mobilenet.models.graph.calls import CallList
 from mobilenet.models.graph.roles import Graph
+
+_CONFIG = "mobilenet_config"  # attribute of a model, see `builder.config_of`
 
 
 def copy(model: Any) -> Any:
@@ -16,6 +19,14 @@ def copy(model: Any) -> Any:
     clone = tf_keras.models.clone_model(model)
     clone.set_weights(model.get_weights())
     return clone
+
+
+def with_precision(model: Any, policy: str) -> Any:
+    """A copy whose layers have a dtype policy, such as `mixed_bfloat16`."""
+    copied = CallList(model).build(policy)
+    if hasattr(model, _CONFIG):
+        setattr(copied, _CONFIG, getattr(model, _CONFIG))
+    return copied
 
 
 def rebuild(model: Any, call_layer: Callable[[Any, Any, list[Any]], Any]) -> Any:

@@ -137,7 +137,7 @@ def test_parts_prune_equal_shares_of_the_original_model() -> None:
     config = ChannelPruning(ratio={"all": 0.875}, stages=7, round_to=1, frequency=1, reconstruct=0)
     for part in (1, 7):
         context = dataclasses.replace(
-            stage_context(3, 32), original_config=original, part=part, parts=7
+            stage_context(3, 32), original_channels=layer_channels(original), part=part, parts=7
         )
         method = methods.create(config, context)
         trained = method.apply(model)
@@ -185,7 +185,7 @@ def test_a_latency_target_is_measured() -> None:
 
     fields: dict[str, Any] = {"round_to": 1, "frequency": 2}
     context = dataclasses.replace(
-        stage_context(4, 32), measure_latency=clock, original_config=original
+        stage_context(4, 32), measure_latency=clock, original_channels=layer_channels(original)
     )
     timed = methods.create(ChannelPruning(target_latency=0.4, **fields), context)
     trained = timed.apply(model)

@@ -32,7 +32,6 @@ from mobilenet.models import counting
 from mobilenet.models.builder import build, config_of
 from mobilenet.models.graph import rebuild, variables
 from mobilenet.models.graph.roles import Graph, kind
-from mobilenet.models.layer_plan import layer_channels
 from mobilenet.typing import Float32Array, Float64Array
 
 log = logging.getLogger("mobilenet")
@@ -188,8 +187,7 @@ class ChannelPruner(Method):
 
     def _original_counts(self, groups: Sequence[Group]) -> dict[int, int]:
         """Channels of the model before any pruning, by group; of this one if that is unknown."""
-        config = self.context.original_config
-        counts = {} if config is None else layer_channels(config)
+        counts = self.context.original_channels or {}
         return {group.number: counts.get(group.name, group.channels) for group in groups}
 
     def _final_shares(self) -> dict[int, float]:

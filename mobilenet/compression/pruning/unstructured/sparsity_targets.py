@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mobilenet.configs.pruning import LARGE_ROLES, ROLES
+from mobilenet.configs.pruning import LARGE, LARGE_ROLES, ROLES
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models.graph.roles import Graph
 
@@ -49,7 +49,8 @@ def assign_targets(
 
     Args:
         model: a plain functional model.
-        shares: share of zeros by role, or by a regular expression of whole layer names.
+        shares: share of zeros by role, or by a regular expression of whole layer names; `large`
+            stands for the roles of `shares_by_role`.
         obstacle: why a layer that a pattern matches cannot be pruned; empty where it can.
         parameter: the config's field that holds the shares, for errors.
 
@@ -57,6 +58,7 @@ def assign_targets(
         UsageError: a pattern matches no layer or is no regular expression, or none of the matched
             layers can be pruned.
     """
+    shares = _with_roles(model, shares)
     graph = Graph(model)
     layers = [layer for layer in graph.layers if graph.kernel(layer) is not None]
     unused = dict.fromkeys(shares)
@@ -89,6 +91,14 @@ def assign_targets(
             f"{refused[0].layer} {refused[0].reason}",
         )
     return targets
+
+
+def _with_roles(model: Any, shares: Mapping[str, float]) -> dict[str, float]:
+    """The shares with roles in the place of `large`."""
+    named: dict[str, float] = {}
+    for pattern, share in shares.items():
+        named |= shares_by_role(model, share) if pattern == LARGE else {pattern: share}
+    return named
 
 
 def _matches(pattern: str, name: str, role: str, parameter: str) -> bool:
