@@ -200,7 +200,7 @@ def load_weights(model: Any, group: Any) -> None:
 
     counts: dict[str, int] = {}
     for layer in model.layers:
-        base = _snake_case(type(layer).__name__)
+        base = snake_case(type(layer).__name__)
         number = counts.get(base, 0)
         counts[base] = number + 1
         path = f"layers/{base}_{number}" if number else f"layers/{base}"
@@ -223,7 +223,7 @@ def _fill(layer: Any, stored: Any, path: str) -> None:
     layer.finalize_state()  # what Normalization computes from its weights
 
 
-def _snake_case(name: str) -> str:
+def snake_case(name: str) -> str:
     """As Keras names classes in files: `DepthwiseConv2D` is `depthwise_conv2d`, `ReLU` `re_lu`."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()

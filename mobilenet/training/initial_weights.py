@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tf_keras
@@ -22,6 +22,7 @@ from mobilenet.weights import keras_applications, tf2_object
 
 log = logging.getLogger("mobilenet")
 _HEAD = "Logits"
+_ITSELF = "the model itself"
 _OF_BUILD = {  # parameters' names
     "init_checkpoint": "weights",
     "model_name": "name_or_config",
@@ -87,9 +88,12 @@ def build(
         load_into(model, path, config)
     except UsageError as error:
         renamed = rename_parameters(error, _OF_BUILD.get)
-        if renamed.what != path:
+        if renamed.what not in (path, "weights"):
             raise renamed from None
-        raise UsageError("weights", path, renamed.expected, renamed.remedy) from None
+        remedy = renamed.remedy
+        if remedy.endswith(_ITSELF):
+            remedy = f"mobilenet.load_model returns {_ITSELF}"
+        raise UsageError("weights", path, renamed.expected, remedy) from None
     if keras is None or keras.layers.Layer is tf_keras.layers.Layer:
         return model
     other: KerasModel = builder.build(config, input_shape, keras)
@@ -110,7 +114,7 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
     """
     form = loading.detect_form(path)
     if form == loading.HDF5:
-        start = _of_keras_applications(keras_applications.load_weights(model, path, config))
+        start = _of_hdf5(model, path, config)
     elif form != loading.CHECKPOINT:
         source = loading.load_keras_model(path).model
         stored, channels = source.input_shape[-1], model.input_shape[-1]
@@ -122,6 +126,7 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
             found = keras_applications.assign_weights(model, theirs, path, config)
             start = _of_keras_applications(found)
         else:
+            _check_not_foreign(model, theirs, path)
             start = _by_name(model, theirs, path)
         start = start.of_size(source.input_shape[1:3], model)
     elif tf2_object.is_tf2_checkpoint(path):
@@ -140,6 +145,29 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
     for note in start.notes:
         log.info("%s: %s", path, note)
     return start
+
+
+def _of_hdf5(model: Any, path: str, config: MobileNetConfig) -> Start:
+    try:
+        return _of_keras_applications(keras_applications.load_weights(model, path, config))
+    except UsageError:
+        names = keras_applications.layer_names(path)
+        if names and not keras_applications.are_names_of(names, model, config):
+            _check_not_foreign(model, names, path)
+        raise
+
+
+def _check_not_foreign(model: Any, theirs: Iterable[str], path: str) -> None:
+    """Refuses a model of which no layer is one of ours: it can be used only as it is.
+
+    Raises:
+        UsageError: it is one.
+    """
+    ours = {layer.name for layer in model.layers if layer.weights} - {_HEAD}
+    if ours.isdisjoint(theirs):
+        expected = f"weights of a MobileNet; the layers of this model are {shorten(theirs)}"
+        remedy = f"`model={path}` takes {_ITSELF}"
+        raise UsageError("init_checkpoint", path, expected, remedy)
 
 
 def _of_keras_applications(report: keras_applications.Report) -> Start:

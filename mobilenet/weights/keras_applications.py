@@ -8,9 +8,11 @@ take [-1, 1], so the weights are the same and the input is not.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,19 @@ from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models import hdf5
 from mobilenet.models.layer_plan import layer_channels
+from mobilenet.weights import numbered_layers
 
 Arrays = list[npt.NDArray[Any]]
 _WIDTHS = (1.0, 0.75, 0.5, 0.35, 0.25, 1.3, 1.4)
 _HEAD = ("Conv_2", "Logits")  # what a file without its top lacks
 _LOGITS = ("conv_preds", "predictions", "Logits")
+
+
+def _numbered_remedy() -> str:
+    return (
+        "give the `model_name` and `width_multiplier` that it was trained with; save another model "
+        "whole, as .keras, and give it as `model`"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +57,12 @@ class Report:
 
 
 def load_weights(model: Any, path_h5: str | os.PathLike[str], config: MobileNetConfig) -> Report:
-    """Puts a keras.applications file's weights into `model`; all of them or, if any does not fit,
-    none.
+    """Puts the weights of a `.h5` file into `model`; all of them or, if any does not fit, none.
 
     Args:
         model: built by `build(config)`.
-        path_h5: a `.h5` file with or without top, of weights alone or a whole model.
+        path_h5: a `.h5` file of keras.applications with or without top, of weights alone or a whole
+            model; or a `.weights.h5` file of such a model or of ours.
         config: the config that the model was built from.
 
     Raises:
@@ -60,8 +70,26 @@ def load_weights(model: Any, path_h5: str | os.PathLike[str], config: MobileNetC
             the likely cause.
     """
     path = Path(path_h5)
-    _family(config)
-    return assign_weights(model, _read(path), str(path), config)
+    with _opened(path) as file:
+        is_numbered = numbered_layers.is_numbered(file)
+        numbered = numbered_layers.read(file) if is_numbered else {}
+        stored = {} if is_numbered else _read(file, path)
+    if not is_numbered:
+        _family(config)
+        return assign_weights(model, stored, str(path), config)
+    theirs, left_over = numbered_layers.by_layers(numbered, model)
+    return _assign(model, theirs, lambda _: left_over, str(path), config, _numbered_remedy, "order")
+
+
+def layer_names(path_h5: str | os.PathLike[str]) -> list[str]:
+    """Names of the layers with weights of a whole model in a `.h5` file; none of weights alone.
+
+    Raises:
+        UsageError: see `load_weights`.
+    """
+    path = Path(path_h5)
+    with _opened(path) as file:
+        return list(_read(file, path)) if "model_weights" in file else []
 
 
 def are_names_of(names: Iterable[str], model: Any, config: MobileNetConfig) -> bool:
@@ -93,8 +121,35 @@ def assign_weights(
     Raises:
         UsageError: names `source`; see `load_weights`.
     """
+    ours = [layer.name for layer in model.layers if layer.weights]
+    theirs, matched = _match(stored, ours, config)
+
+    def own_head(left_over: Mapping[str, Arrays]) -> list[str]:
+        return _own_head(left_over, stored, config, matched)
+
+    suggestion = functools.partial(_suggest_config, stored, config)
+    return _assign(model, theirs, own_head, source, config, suggestion, matched)
+
+
+def _assign(
+    model: Any,
+    theirs: dict[str, Arrays],
+    own_head: Callable[[Mapping[str, Arrays]], list[str]],
+    source: str,
+    config: MobileNetConfig,
+    suggestion: Callable[[], str],
+    matched: str,
+) -> Report:
+    """Puts weights under the names of our layers into `model`, all of them or none.
+
+    Args:
+        model, source, config: see `assign_weights`.
+        theirs: the weights; those of our layers are removed from it.
+        own_head: which of those that remain are a head that is not ours.
+        suggestion: what to do where they do not fit.
+        matched: see `Report`.
+    """
     ours = {layer.name: layer for layer in model.layers if layer.weights}
-    theirs, matched = _match(stored, list(ours), config)
     new: list[str] = []
     problems: list[str] = []
     values: dict[str, Arrays] = {}
@@ -117,7 +172,7 @@ def assign_weights(
             got = " ".join(str(list(array.shape)) for array in arrays)
             expected = " ".join(str(list(shape)) for shape in shapes)
             problems.append(f"{name}: file {got}, model {expected}")
-    unused = _own_head(theirs, stored, config, matched)
+    unused = own_head(theirs)
     unused += [name for name in theirs if name == "Logits" and not config.num_classes]
     problems += [f"{name}: left over in the file" for name in theirs if name not in unused]
     if problems:
@@ -126,7 +181,7 @@ def assign_weights(
             None,
             f"weights of {type(config).__name__}(width_multiplier={config.width_multiplier}); "
             f"{len(problems)} of {len(ours)} layers do not: {shorten(problems)}",
-            _suggest_config(stored, config),
+            suggestion(),
         )
     for name, arrays in values.items():
         ours[name].set_weights(arrays)
@@ -146,31 +201,39 @@ def _own_head(
     return [n for n in left_over if matched == "names" and n in order and order.index(n) > last]
 
 
-def _read(path: Path) -> dict[str, Arrays]:
+def _read(file: Any, path: Path) -> dict[str, Arrays]:
     """Arrays by layer name, in the file's order; layers without weights are left out."""
+    root = file.get("model_weights", file)
+    if "layer_names" not in root.attrs:
+        expected = "a .h5 or .weights.h5 file of Keras; it has neither layer_names nor layers"
+        raise UsageError(str(path), None, expected)
+    stored: dict[str, Arrays] = {}
+    for name in _strings(root.attrs, "layer_names"):
+        group = root[name]
+        weights = _strings(group.attrs, "weight_names")
+        inner = list(dict.fromkeys(weight.rpartition("/")[0] for weight in weights))
+        for layer in inner:  # several where the layer is a model
+            arrays = [
+                np.asarray(group[weight])
+                for weight in weights
+                if weight.rpartition("/")[0] == layer
+            ]
+            stored[name if len(inner) == 1 else layer] = arrays
+    return stored
 
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A checked HDF5 file.
+
+    Raises:
+        UsageError: there is none, or reading it fails.
+    """
     if not path.is_file():
         raise UsageError(str(path), None, "a .h5 weight file; there is none")
     try:
         with hdf5.open_checked(path) as (file, _):
-            root = file.get("model_weights", file)
-            if "layer_names" not in root.attrs:
-                raise UsageError(
-                    str(path), None, "a .h5 file as Keras 2 writes it (it lists no layer_names)"
-                )
-            stored: dict[str, Arrays] = {}
-            for name in _strings(root.attrs, "layer_names"):
-                group = root[name]
-                weights = _strings(group.attrs, "weight_names")
-                inner = list(dict.fromkeys(weight.rpartition("/")[0] for weight in weights))
-                for layer in inner:  # several where the layer is a model
-                    arrays = [
-                        np.asarray(group[weight])
-                        for weight in weights
-                        if weight.rpartition("/")[0] == layer
-                    ]
-                    stored[name if len(inner) == 1 else layer] = arrays
-            return stored
+            yield file
     except UsageError:
         raise
     except Exception as error:  # whatever h5py makes of a damaged file

@@ -14,6 +14,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 import slim_checkpoints as slim  # noqa: E402
 import tf_keras  # noqa: E402
+from small_models import own_model, tutorial_model  # noqa: E402
 
 from mobilenet.configs import archs  # noqa: E402
 from mobilenet.configs.card import Card  # noqa: E402
@@ -202,6 +203,42 @@ def test_a_model_of_keras_applications_gives_all_but_its_own_head(
         expected = base.get_layer(name).get_weights()
         for one, other in zip(model.get_layer(ours).get_weights(), expected, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["mine.keras", "mine.h5"])
+def test_a_model_of_other_layers_is_for_runs_on_itself(name: str, tmp_path: Path) -> None:
+    tutorial_model().save(tmp_path / name)
+    model = builder.build(CONFIG, (32, 32, 3))
+    match = f"MobileNet; the layers of this model are conv2d.*`model=.*{name}` takes the model"
+    with pytest.raises(UsageError, match=match) as caught:
+        initial_weights.load_into(model, str(tmp_path / name), CONFIG)
+    assert caught.value.what == "init_checkpoint"
+    with pytest.raises(UsageError, match="weights: .*mobilenet.load_model returns the model"):
+        initial_weights.build(CONFIG, 32, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "body"),
+    [("mobilenet_v2", 0.35, "nested_v2"), ("mobilenet_v3_small", 0.75, "MobileNetV3Small")],
+)
+def test_a_model_with_a_head_gives_the_body_of_v2_and_v3(
+    name: str, width: float, body: str, tmp_path: Path
+) -> None:
+    if body == "nested_v2":
+        theirs = own_model(body)
+    else:
+        layers = tf_keras.layers
+        base = tf_keras.applications.MobileNetV3Small(
+            (32, 32, 3), width, weights=None, include_top=False
+        )
+        pooled = layers.GlobalAveragePooling2D()(base.output)
+        theirs = tf_keras.Model(base.input, layers.Dense(3, name="mine")(pooled))
+    theirs.save(tmp_path / "model.keras")
+    config = archs.get(name, width_multiplier=width, num_classes=4)
+    start = initial_weights.load_into(
+        builder.build(config, (32, 32, 3)), str(tmp_path / "model.keras"), config
+    )
+    assert set(start.new) <= {"Conv_2", "Logits"} and "Logits" in start.new
 
 
 def test_a_layer_inside_the_body_that_is_not_ours_is_refused(tmp_path: Path) -> None:

@@ -201,5 +201,52 @@ def test_not_such_a_file(tmp_path: Path) -> None:
     (tmp_path / "text.h5").write_text("not an archive")
     with pytest.raises(UsageError, match="a whole .h5 file"):
         load_weights(model, tmp_path / "text.h5", config)
+    peer("mobilenet_v1", 0.25).save_weights(tmp_path / "x.h5")
     with pytest.raises(UsageError, match="no EdgeTPU"):
-        load_weights(model, tmp_path / "text.h5", archs.get("mobilenet_edgetpu"))
+        load_weights(model, tmp_path / "x.h5", archs.get("mobilenet_edgetpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("mobilenet_v1", 0.25), ("mobilenet_v2", 0.35), ("mobilenet_v3_small", 0.75)],
+)
+def test_numbered_layers_give_the_same_outputs(name: str, width: float, tmp_path: Path) -> None:
+    """Of keras.applications, whose classifier is a dense layer in V2, and of our own model."""
+    theirs = peer(name, width)
+    theirs.save_weights(tmp_path / "theirs.weights.h5")
+    config = archs.get(name, width_multiplier=width, num_classes=7, classifier_activation=None)
+    ours = build(config, (SIDE, SIDE, 3))
+    assert load_weights(ours, tmp_path / "theirs.weights.h5", config).new == ()
+    expected = theirs(images(), training=False).numpy()
+    np.testing.assert_allclose(ours(images(), training=False).numpy(), expected, atol=1e-5)
+    ours.save_weights(tmp_path / "ours.weights.h5")
+    again = build(config.replace(num_classes=3), (SIDE, SIDE, 3))
+    report = load_weights(again, tmp_path / "ours.weights.h5", config.replace(num_classes=3))
+    assert report.new == ("Logits",)
+    for mine, other in zip(again.weights[:-2], ours.weights[:-2], strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_numbered_layers_of_keras_3_in_a_model_with_a_head(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    base = keras.applications.MobileNetV2((32, 32, 3), 0.35, weights=None, include_top=False)
+    inputs = keras.layers.Input((32, 32, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(base(inputs, training=False))
+    hidden = keras.layers.Dense(5)(pooled)
+    keras.Model(inputs, keras.layers.Dense(3)(hidden)).save_weights(tmp_path / "x.weights.h5")
+    config = archs.get("mobilenet_v2", width_multiplier=0.35, num_classes=3)
+    model = build(config, (32, 32, 3))
+    report = load_weights(model, tmp_path / "x.weights.h5", config)
+    assert (report.new, report.unused) == (("Logits",), ("dense", "dense_1"))
+    kernel = base.get_layer("block_3_depthwise").get_weights()[0]
+    ours = model.get_layer("expanded_conv_3_depthwise").get_weights()[0]
+    np.testing.assert_array_equal(ours, kernel)
+
+
+def test_numbered_layers_of_another_model_are_refused(tmp_path: Path) -> None:
+    tf_keras.Sequential(
+        [tf_keras.layers.Input((32, 32, 3)), tf_keras.layers.Conv2D(4, 3)]
+    ).save_weights(tmp_path / "x.weights.h5")
+    config = archs.get("mobilenet_v1", width_multiplier=0.25)
+    with pytest.raises(UsageError, match="of 55 layers do not: Conv2d_0: file .*as .keras"):
+        load_weights(build(config, (32, 32, 3)), tmp_path / "x.weights.h5", config)
