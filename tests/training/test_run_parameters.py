@@ -143,7 +143,6 @@ def test_classes_are_those_of_the_data_unless_they_are_set(
         ({"data": "./nowhere"}, "data", "there is no such path"),
         ({"model": "mobilenet_v5"}, "model", "did you mean mobilenet_v"),
         ({"model": object()}, "model", "a saved model, or a tf_keras model"),
-        ({"model": "nowhere.keras"}, "model", "there is nothing there"),
         ({"model_name": "mobilenet_v2"}, "model_name", "this value as `model`"),
         ({"dataset": DIGITS}, "dataset", "this value as `data`"),
     ],
