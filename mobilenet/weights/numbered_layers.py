@@ -66,15 +66,13 @@ def by_layers(numbered: Numbered, model: Any) -> tuple[dict[str, list[Array]], l
     """
     waiting = {kind: list(layers) for kind, layers in numbered.items()}
     named: dict[str, list[Array]] = {}
-    last = None
-    for layer in model.layers:
-        if not layer.weights:
-            continue
-        last, layers = layer, waiting.get(snake_case(type(layer).__name__))
+    ours = [layer for layer in model.layers if layer.weights]
+    for layer in ours:
+        layers = waiting.get(snake_case(type(layer).__name__))
         if layers:
             named[layer.name] = layers.pop(0)[1]
-    dense = waiting.get("dense", [])
-    is_headless = last is not None and last.name not in named
-    if is_headless and len(dense) == 1 and _inputs(dense[0][1]) == last.weights[0].shape[-2]:
-        named[last.name] = dense.pop()[1]
+    dense, classifier = waiting.get("dense", []), ours[-1]
+    is_missing = classifier.name not in named and len(dense) == 1
+    if is_missing and _inputs(dense[0][1]) == classifier.weights[0].shape[-2]:
+        named[classifier.name] = dense.pop()[1]
     return named, [path for layers in waiting.values() for path, _ in layers]
