@@ -179,7 +179,8 @@ def _training(
         own = opened.epoch(seed, epoch, begin, steps).take((end - begin) * steps.share)
         return own.enumerate((epoch * steps.count + begin) * steps.share)
 
-    numbered = tf.data.Dataset.counter(first_block).flat_map(items)
+    # Without an end; a service would give each of its workers all of `counter`.
+    numbered = tf.data.Dataset.range(first_block, tf.int64.max).flat_map(items)
     if isinstance(opened, datasets.DigitSplit):
         return numbered.batch(steps.replica_batch, drop_remainder=True)
 

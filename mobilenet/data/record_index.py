@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import struct
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -70,9 +71,13 @@ class RecordIndex:
 class _ObjectStorage(index_cache.Storage):
     """Paths with `://`, which TensorFlow reads."""
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str) -> index_cache.Arrays:
         content: bytes = _converted(lambda: tf.io.gfile.GFile(path, "rb").read())
-        return content
+        with tempfile.TemporaryDirectory() as folder:
+            local = os.path.join(folder, "index.npz")
+            with open(local, "wb") as file:
+                file.write(content)
+            return super().read(local)
 
     def write(self, path: str, content: bytes) -> None:
         if not _is_remote(path):

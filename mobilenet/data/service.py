@@ -17,7 +17,8 @@ def distribute(batches: tf.data.Dataset, address: str) -> tf.data.Dataset:
     """The same batches, each read once by some worker of a service.
 
     Args:
-        batches: whose source can be divided: each worker gets the next element of it.
+        batches: from a source that can be divided (`range`, not `counter`): each worker gets the
+            next element of it.
         address: of the dispatcher, `host:port` or `grpc://host:port`.
 
     Raises:

@@ -110,7 +110,8 @@ def from_arrays(
     splits = {}
     for split in facts.pop("splits"):
         names, bounds, labels = (arrays[f"{n} {split}"] for n in ("names", "bounds", "labels"))
-        if len(bounds) != len(labels) + 1 or bounds[-1] != len(names):
+        fits = len(bounds) == len(labels) + 1 and bounds[0] == 0 and bounds[-1] == len(names)
+        if not fits or (np.diff(bounds) < 1).any() or labels.min() < 0:
             raise ValueError(split)
         splits[split] = FileItems(root, names.tobytes(), bounds, labels)
     return splits, facts

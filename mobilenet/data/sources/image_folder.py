@@ -112,7 +112,8 @@ def list_images(root: str | os.PathLike[str] | None) -> ClassFolders:
     if stored is not None:
         with contextlib.suppress(KeyError, TypeError, ValueError):
             own, facts = file_items.from_arrays(str(base), stored)
-            return _with_names(base, own, **facts)
+            if all(items.labels.max() < len(facts["classes"]) for items in own.values()):
+                return _with_names(base, own, **facts)
     listing = _Listing(base, [path for path in files if path.name != NAMES_FILE])
     own, facts = _list(base, folders, bool(files), listing)
     if sum(map(len, own.values())) > index_cache.LEAST:

@@ -7,6 +7,7 @@ modification that they had. It is rebuilt where it is damaged.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -14,7 +15,6 @@ import logging
 import os
 import stat
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilenet import files
+from mobilenet import archives, files
 from mobilenet.errors import UsageError
 
 LEAST = 10_000  # images; smaller sets are listed each time, and their folders stay as they are
 _FORMAT = 1
 _FRESH_NS = 2_000_000_000  # a time of modification may be as coarse as two seconds
-_DAMAGES = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 _THREADS = 16
 log = logging.getLogger("mobilenet")
 
@@ -38,10 +37,10 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 class Storage:
     """Files and folders of this machine."""
 
-    def read(self, path: str) -> bytes:
-        """The content of a file; `OSError` without one."""
-        with open(path, "rb") as file:
-            return file.read()
+    def read(self, path: str) -> Arrays:
+        """The arrays of a file; `OSError` without one, `UsageError` where it is damaged."""
+        os.stat(path)
+        return archives.load_npz(path, "an index")
 
     def write(self, path: str, content: bytes) -> None:
         """Writes a file, whole or not at all; else `OSError` or `UsageError`."""
@@ -77,21 +76,19 @@ def load(folder: str, kind: str, key: str, storage: Storage = LOCAL) -> Arrays |
     """
     for path in _paths(folder, kind):
         try:
-            content = storage.read(path)
+            arrays = dict(storage.read(path))
         except OSError:
             continue
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
+        except UsageError as error:
+            log.info("%s; it is made again", error)
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             own = json.loads(arrays.pop("header").tobytes())
-            stamped, names = arrays.pop("stamps"), own["names"]
-            if own["format"] != _FORMAT:
+            stamped = arrays.pop("stamps")
+            if (own["format"], own["key"]) != (_FORMAT, key):
                 continue
-            if own["key"] == key and np.array_equal(stamped, storage.stamps(folder, names)):
+            if np.array_equal(stamped, storage.stamps(folder, own["names"])):
                 return arrays
-        except _DAMAGES as error:
-            if not isinstance(error, OSError):  # a file of the set is not there
-                log.info("%s: a damaged index, which is made again", path)
     return None
 
 
