@@ -51,6 +51,7 @@ from mobilenet.training.run_folder import RunFolder
 from mobilenet.training.stage_report import MASK_CHANGES, StageReport, finished_before
 
 log = logging.getLogger("mobilenet")
+_NEAR_CHANCE = 1.5  # times the share of one class
 _FORGOTTEN = 1e-3  # share of the initial statistics at which validation was seen to recover
 _METHOD_OF: dict[str, Callable[[RunConfig], Config | None]] = {
     "train": lambda config: None,
@@ -209,6 +210,24 @@ class Pipeline:
             if config is not None:
                 self._method(Part(stage), config).check(plain)
 
+    def _log_own_accuracy(self, part: Part, start: Any) -> None:
+        """Says how accurate the user's own model is; near chance, other classes or inputs than
+        those of the data are likely.
+        """
+        if not isinstance(self.config.model, OwnModel):
+            return
+        name, held_out = self.config.model.name, self._score(start)
+        accuracy = StageReport(part, **_scores(held_out)).accuracy
+        log.info("%s: %s on the test images before the first stage", name, accuracy)
+        chance = 100 / self.info.num_classes
+        is_poor = held_out.top1 < _NEAR_CHANCE * chance and not self.info.multi_label
+        if is_poor and part.stage != "train":
+            log.warning(
+                "%s is hardly better than chance (%0.2f %%): are its outputs the classes in the "
+                "order of the data, and its inputs preprocessed as in training?",
+                *(name, chance),
+            )
+
     def _method(self, part: Part, method_config: Config) -> methods.Method:
         config = self.config.recipe(part)
         parts = self.config.parts([part.stage])
@@ -261,6 +280,7 @@ class Pipeline:
         with self.strategy.scope():
             if not self.run.begun:
                 self._check(start)
+                self._log_own_accuracy(part, start)
                 self.run.begin()
             trained = None
             if trains:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from mobilenet.configs.run import RunConfig  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.loading import load_model  # noqa: E402
 from mobilenet.predict import open_classifier  # noqa: E402
-from mobilenet.training import resume  # noqa: E402
+from mobilenet.training import engine, resume  # noqa: E402
 from mobilenet.training.training_run import TrainingRun  # noqa: E402
 
 COLORS = ("blue", "green", "red")
@@ -84,6 +85,8 @@ def test_the_chain_starts_from_the_model_and_keeps_its_accuracy(run: TrainingRun
     """Inputs of another range than pixels would end at a third."""
     assert [str(report.part) for report in run.report] == ["prune", "quantize", "convert"]
     assert all(report.top1 > 90 for report in run.report)
+    line = re.search(r"colors: top-1 (.*) % on the test", (run.folder / "log.txt").read_text())
+    assert line is not None and float(line[1]) > 90
     pruned = run.model("prune")
     names = [layer.name for layer in pruned.layers if isinstance(layer, L.Conv2D)]
     shares = [zero_fraction(pruned.get_layer(name).kernel) for name in names]
@@ -203,7 +206,9 @@ def test_rounds_of_channel_pruning_refer_to_the_model_before(
     [
         *({"pruning": "dns"}, {"pruning": "tfmot"}, {"quantization": "codebook"}),
         *({"quantization": "ptq"}, {"quantization": "linear"}, {"distill": "start"}),
+        {"distribution_strategy": "mirrored"},
     ],
+    ids=lambda method: next(iter(method.values())),
 )
 def test_methods_take_the_model(
     method: dict[str, str], saved: Path, photos: Path, tmp_path: Path
@@ -289,6 +294,25 @@ def test_what_does_not_fit_is_one_line(
     for part in parts:
         assert part in str(caught.value)
     assert not Path("run").exists()
+
+
+def test_other_inputs_than_in_training_are_warned_of(
+    saved: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "fit", stop)
+    flags = {**SHORT, "stages": ("prune",), "preprocessing": "inception"}
+    with pytest.raises(KeyboardInterrupt):
+        api.train(photos, model=saved, model_dir=tmp_path / "run", **flags)
+    config = RunConfig.from_file(tmp_path / "run/config.json")
+    assert config.preprocessing.name == "inception"
+    assert any("hardly better than chance (33.33 %)" in line for line in caplog.messages)
 
 
 def test_classes_of_other_names_are_refused(run: TrainingRun, tmp_path: Path) -> None:
