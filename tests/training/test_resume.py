@@ -20,10 +20,38 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 import tf_keras  # noqa: E402
-from short_training import CONFIG, STEPS, Recorder, Signal, batches, make_job  # noqa: E402
-from small_models import CLASSES, dropout_model, two_layer_model  # noqa: E402
+from short_training import (  # noqa: E402
+    CONFIG,
+    STEPS,
+    Recorder,
+    Signal,
+    batches,
+    make_job,
+    stage_context,
+)
+from small_models import (  # noqa: E402
+    CLASSES,
+    dropout_model,
+    inputs,
+    randomize_batch_norm,
+    toy,
+    two_layer_model,
+)
 
+from mobilenet.compression import method as methods  # noqa: E402
+from mobilenet.configs.base import Config  # noqa: E402
+from mobilenet.configs.pruning import (  # noqa: E402
+    ChannelPruning,
+    DnsPruning,
+    MagnitudePruning,
+)
+from mobilenet.configs.quantization import QuantizationAwareTraining  # noqa: E402
 from mobilenet.configs.run import TrainConfig  # noqa: E402
+from mobilenet.configs.weight_sharing import (  # noqa: E402
+    CodebookQuantization,
+    LinearQuantization,
+    TfmotClustering,
+)
 from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.training import engine, random_state  # noqa: E402
 from mobilenet.training.resume import Checkpoints  # noqa: E402
@@ -285,6 +313,64 @@ def test_a_full_disk_is_one_line_and_the_states_before_remain(
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in folder.iterdir()) == before
     assert_same(fit(folder), whole)
+
+
+SURGERY = DnsPruning(frequency=2, probabilities=(1.0,), boundaries=(), lower=0.95, upper=1.02)
+CHANNELS = ChannelPruning(round_to=1, frequency=2, schedule="polynomial", end=0.8)
+QUANTIZED = QuantizationAwareTraining(calibration_images=8, freeze=0.5)
+BITS = {"depthwise": 5, "pointwise": 4, "dense": 4}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(MagnitudePruning({"pointwise": 0.5}, frequency=2), id="magnitude"),
+        pytest.param(
+            ChannelPruning(round_to=1, frequency=2, schedule="polynomial", end=0.8), id="channel"
+        ),
+        pytest.param(QuantizationAwareTraining(calibration_images=8, freeze=0.5), id="qat"),
+        pytest.param(SURGERY, id="dns"),
+        pytest.param(CodebookQuantization(**BITS), id="codebook"),
+        pytest.param(LinearQuantization(**BITS), id="linear", marks=pytest.mark.slow),
+        pytest.param(TfmotClustering(**BITS), id="cluster", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_stage_resumes_to_the_same_model(config: Config, tmp_path: Path) -> None:
+    """Dense kernels, masks, thresholds, parameters, labels and counts are in the resume state."""
+    recipe = TrainConfig(epochs=2, batch_size=8, optimizer_name="adam", lr=0.03, ma_decay_rate=0.5)
+    images = inputs(40, seed=5)
+    labels = (images[:, :, :, 0].mean((1, 2)) > 0).astype(np.int32)
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+    start = randomize_batch_norm(toy())
+
+    def fit(name: str, *callbacks: Any) -> tuple[Any, Any]:
+        method = methods.create(config, stage_context(10))
+        model = method.apply(start)
+        job = engine.Job(
+            "prune",
+            recipe,
+            5,
+            lambda done: data.repeat().skip(done),
+            data,
+            CLASSES,
+            tmp_path / name,
+            callbacks,
+        )
+        engine.fit(model, method, job)
+        return method.finalize(model), method
+
+    whole, method = fit("whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit("cut", Signal(4))
+    resumed, again = fit("cut")
+    moved = 0.0
+    for one, other, old in zip(whole.weights, resumed.weights, start.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+        if one.shape == old.shape:  # not so where channels are pruned
+            moved = max(moved, float(tf.reduce_max(tf.abs(one - old))))
+    assert moved > 0.01
+    assert method.report() == again.report()
+    assert method.notes(whole) == again.notes(resumed)
 
 
 def poisoned(start: int) -> Any:
