@@ -63,15 +63,16 @@ def resolve(
     """
     info = describe(config, explicit)
     model = _with_channels_of_start(config).replace(classifier_activation=None)
-    if explicit.num_classes and model.num_classes != info.num_classes:
+    activation = _activation(config.activation, info)
+    outputs = _output_count(activation, info)  # in the config of a run that is repeated
+    if explicit.num_classes and model.num_classes not in (info.num_classes, outputs):
         raise UsageError(
             "num_classes",
             model.num_classes,
             f"{info.num_classes}, the classes of {config.dataset.name}",
             "leave it out",
         )
-    activation = _activation(config.activation, info)
-    model = model.replace(num_classes=_output_count(activation, info))
+    model = model.replace(num_classes=outputs)
     steps = steps_per_epoch(info, config.train.batch_size)
     if _is_open(model, explicit):
         default = LOADED_BATCH_NORM_DECAY if config.init_checkpoint else NEW_BATCH_NORM_DECAY

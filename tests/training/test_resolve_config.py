@@ -57,6 +57,19 @@ def test_classes_without_images_and_one_class_are_refused(
         resolve_config.resolve(recipes.get("mobilenet_v1", "image_list"))
 
 
+def test_the_config_of_a_run_with_one_output_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = data.DatasetInfo(2, ("a", "b"), {"train": 320}, ("train",))
+    monkeypatch.setattr(data, "describe", lambda dataset: info)
+    config = recipes.get("mobilenet_v1", "image_folder").replace(activation="sigmoid")
+    done = resolve_config.resolve(config)[0]
+    assert done.model.num_classes == 1
+    again = resolve_config.resolve(done, Explicit(num_classes=True, batch_norm_decay=True))[0]
+    assert again.model == done.model
+    softmax = done.replace(activation=None)
+    with pytest.raises(UsageError, match="^num_classes: got 1, expected 2, the classes of"):
+        resolve_config.resolve(softmax, Explicit(num_classes=True))
+
+
 def test_what_is_left_out_and_assumed_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
