@@ -17,7 +17,7 @@ from data_sets import jpeg, smooth_image
 from PIL import Image
 
 from mobilenet import image_files
-from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig
 from mobilenet.data import corrupt_images, decoding, preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.runtime import images
@@ -297,19 +297,22 @@ def test_large_jpegs_are_decoded_at_half_their_sides(
     assert np.abs(images.decode(path).astype(int) - expected).max() <= 3
     config = DatasetConfig("image_folder", area_min=0.3, flip=False, color=0.0)
     seed = tf.constant([1, 2], tf.int64)
-    crop = preprocessing.training_pixels(tf.constant(jpeg(5)), config, (16, 16), 3, seed)
+    raw = PREPROCESSING["raw"]
+    crop = preprocessing.training_pixels(tf.constant(jpeg(5)), config, raw, (16, 16), 3, seed)
     assert crop.shape == (16, 16, 3) and np.ptp(crop.numpy()) > 0
 
 
-def test_damage_below_a_training_crop_is_found() -> None:
+def test_damage_below_a_training_crop_is_found_where_it_is_looked_for() -> None:
     whole = encoded("jpeg", smooth_image(1, 200, 200))
+    corner, extent = (tf.constant(values, tf.int64) for values in ([0, 10], [20, 30]))
     for content, sound in ((whole, True), (whole[: len(whole) * 3 // 4], False)):
-        corner, extent = tf.constant([0, 10]), tf.constant([20, 30])
         checked, shape = decoding.checked_jpeg(tf.constant(content), MOST)
+        expected = tf.io.decode_jpeg(whole, 3, dct_method="INTEGER_ACCURATE")[0:20, 10:40]
+        crop = decoding.crop_jpeg(checked, shape, corner, extent, 3, to_end=False)
+        np.testing.assert_array_equal(crop, expected)
         if sound:
-            expected = tf.io.decode_jpeg(whole, 3, dct_method="INTEGER_ACCURATE")
             crop = decoding.crop_jpeg(checked, shape, corner, extent, 3)
-            np.testing.assert_array_equal(crop, expected[0:20, 10:40])
+            np.testing.assert_array_equal(crop, expected)
         else:
             with pytest.raises(tf.errors.InvalidArgumentError):
                 decoding.crop_jpeg(checked, shape, corner, extent, 3)
@@ -326,10 +329,10 @@ def test_a_crop_has_the_pixels_of_the_whole_image(subsampling: str) -> None:
     whole = tf.io.decode_jpeg(encoded, 3, dct_method="INTEGER_ACCURATE").numpy()
     for _ in range(20):
         (top, left), (height, width) = noise.integers(0, 35, 2), noise.integers(1, 35, 2)
-        crop = decoding.crop_jpeg(
-            encoded, shape, tf.constant([top, left], tf.int32), tf.constant([height, width]), 3
-        )
-        np.testing.assert_array_equal(crop, whole[top : top + height, left : left + width])
+        for to_end in (True, False):
+            window = tf.constant([top, left], tf.int32), tf.constant([height, width])
+            crop = decoding.crop_jpeg(encoded, shape, *window, 3, to_end)
+            np.testing.assert_array_equal(crop, whole[top : top + height, left : left + width])
 
 
 def test_only_the_start_of_a_foreign_file_is_read(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from mobilenet import data, image_orientation
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.card import Card
-from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.configs.dataset import PREPROCESSING, DatasetConfig
 from mobilenet.data import decoding, orientation, preprocessing
 from mobilenet.data.sources import image_folder
 from mobilenet.runtime import images
@@ -77,8 +77,14 @@ def test_a_training_crop_is_that_of_the_upright_photo() -> None:
     """Of a JPEG only the window is decoded, in which the pixels are those of the whole image."""
     config = DatasetConfig("image_folder", area_min=0.2)
     crop = tf.function(
-        lambda encoded, seed: preprocessing.training_pixels(encoded, config, (32, 48), 3, seed),
-        input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([2], tf.int64)],
+        lambda encoded, seed, to_end: preprocessing.training_pixels(
+            encoded, config, PREPROCESSING["raw"], (32, 48), 3, seed, to_end
+        ),
+        input_signature=[
+            tf.TensorSpec([], tf.string),
+            tf.TensorSpec([2], tf.int64),
+            tf.TensorSpec([], tf.bool),
+        ],
         autograph=False,
     )
     photo = smooth_image(5, 150, 203)
@@ -89,8 +95,12 @@ def test_a_training_crop_is_that_of_the_upright_photo() -> None:
             Image.fromarray(turned_by_pillow(content)).save(upright, "PNG")
             for seed in range(3):
                 drawn = tf.constant([seed, number], tf.int64)
-                crops = crop(content, drawn), crop(upright.getvalue(), drawn)
-                np.testing.assert_array_equal(*crops, err_msg=f"{subsampling} {number} {seed}")
+                expected = crop(upright.getvalue(), drawn, True)
+                for to_end in (True, False):
+                    cut = crop(content, drawn, to_end)
+                    np.testing.assert_array_equal(
+                        cut, expected, err_msg=f"{subsampling} {number} {seed}"
+                    )
 
 
 def tiff(order: str, entries: list[tuple[int, int, int, int]], offset: int = 8) -> bytes:

@@ -20,7 +20,7 @@ from mobilenet.data import orientation
 _HEADER = 72  # bytes in which PNG, BMP, GIF and WebP state size and kind
 _BEYOND = 2048  # zeros after a GIF, so that a damaged length leads to no index outside
 _EXACT = "INTEGER_ACCURATE"
-_MARGIN = 4  # as many pixels as a JPEG has, at most, for a sample of color
+_MARGIN = (0, 4)  # rows, and columns: as many as a JPEG has, at most, for a sample of color
 
 
 @tf.autograph.experimental.do_not_convert  # no Python control flow on tensors: traces sooner
@@ -69,8 +69,13 @@ def _turned_jpeg_decoder(channels: int) -> Callable[..., tf.Tensor]:
 
 def checked_jpeg(encoded: tf.Tensor, max_pixels: int) -> tuple[tf.Tensor, tf.Tensor]:
     """A JPEG of at most `max_pixels`, and its height, width and stored channels, int64 `[3]`."""
-    shape = tf.ensure_shape(tf.io.extract_jpeg_shape(encoded, tf.int64), [3])
+    shape = jpeg_shape(encoded)
     return _require(encoded, shape[0] * shape[1] <= max_pixels), shape
+
+
+def jpeg_shape(encoded: tf.Tensor) -> tf.Tensor:
+    """Height, width and stored channels of a JPEG, int64 `[3]`."""
+    return tf.ensure_shape(tf.io.extract_jpeg_shape(encoded, tf.int64), [3])
 
 
 @tf.autograph.experimental.do_not_convert
@@ -80,29 +85,20 @@ def crop_jpeg(
     corner: tf.Tensor,
     extent: tf.Tensor,
     channels: int,
+    to_end: tf.Tensor | bool = True,
 ) -> tf.Tensor:
     """Decodes a window of a JPEG to uint8 `[height, width, channels]`.
 
-    The rows below the window are decoded too: otherwise damage there would go unnoticed, and the
-    same file would be readable in one epoch and not in the next. So are some pixels around it:
-    libjpeg interpolates between the samples of color that it decodes, and would repeat those at the
-    sides of the window.
-
     Args:
         encoded, shape: what `checked_jpeg` gives.
-        corner: top and left, int32.
-        extent: height and width, int32.
+        corner: top and left, of integers.
+        extent: height and width, of integers.
         channels: 3 or 1.
+        to_end: decode the rows below the window too. Without it damage there goes unnoticed, and
+            the same file may be readable in one epoch and not in the next.
     """
 
-    def window() -> tf.Tensor:
-        size = tf.cast(shape[:2], tf.int32)
-        first = tf.maximum(corner - _MARGIN, 0)
-        last = tf.minimum(corner + extent + _MARGIN, size)
-        box = tf.stack([first[0], first[1], size[0] - first[0], last[1] - first[1]])
-        image = tf.io.decode_and_crop_jpeg(encoded, box, channels, dct_method=_EXACT)
-        top, left = tf.unstack(corner - first)
-        return image[top : top + extent[0], left : left + extent[1]]
+    corner, extent = tf.cast(corner, tf.int64), tf.cast(extent, tf.int64)
 
     def slice_of_all() -> tf.Tensor:
         image = _decode_jpeg(encoded, shape, channels)
@@ -111,10 +107,41 @@ def crop_jpeg(
         height, width = tf.unstack(tf.cast(scale * tf.cast(extent, tf.float32), tf.int32))
         return image[top : top + tf.maximum(height, 1), left : left + tf.maximum(width, 1)]
 
-    whole = _is_huge(shape)
-    if channels == 1:
-        whole = tf.logical_or(whole, shape[2] == 4)
-    return tf.cond(whole, slice_of_all, window)
+    return tf.cond(
+        is_usual_jpeg(shape, channels, MAX_PIXELS),
+        lambda: decode_window(encoded, shape, corner, extent, channels, to_end),
+        slice_of_all,
+    )
+
+
+@tf.autograph.experimental.do_not_convert
+def decode_window(
+    encoded: tf.Tensor,
+    shape: tf.Tensor,
+    corner: tf.Tensor,
+    extent: tf.Tensor,
+    channels: int,
+    to_end: tf.Tensor | bool = False,
+) -> tf.Tensor:
+    """`crop_jpeg` of a JPEG that `is_usual_jpeg`.
+
+    Some columns around the window are decoded too: libjpeg interpolates between the samples of
+    color that it decodes, and would repeat those at the sides of the window.
+    """
+    first = tf.maximum(corner - _MARGIN, 0)
+    last = tf.minimum(corner + extent + _MARGIN, shape[:2])
+    if to_end is not False:
+        last = tf.where([to_end, False], shape[:2], last)
+    box = tf.cast(tf.concat([first, last - first], 0), tf.int32)
+    image = tf.io.decode_and_crop_jpeg(encoded, box, channels, dct_method=_EXACT)
+    return tf.slice(image, tf.concat([corner - first, [0]], 0), tf.concat([extent, [-1]], 0))
+
+
+def is_usual_jpeg(shape: tf.Tensor, channels: int, max_pixels: int) -> tf.Tensor:
+    """Whether TensorFlow decodes windows of a JPEG, which has at most `max_pixels`."""
+    usual = tf.reduce_prod(shape) < min(image_files.JPEG_SAMPLES, max_pixels + 1)
+    # libjpeg does not convert the four colors of print to gray.
+    return tf.logical_and(usual, shape[2] != 4) if channels == 1 else usual
 
 
 def _is_huge(shape: tf.Tensor) -> tf.Tensor:

@@ -100,7 +100,9 @@ def load(
         steps = Steps.of(opened.size, batch_size, input_context)
         first = start_epoch * steps.count + start_step
         block = steps.count if data_service is None else min(steps.count, _SERVICE_STEPS)
-        batches = _training(opened, config, size, channels, steps, seed, first, block, calls)
+        batches = _training(
+            opened, config, size, channels, scaling, steps, seed, first, block, calls
+        )
         if data_service is not None:
             batches = service.distribute(batches, data_service)
         mapper = _finish_training(config, opened, size, channels, scaling, seed, steps)
@@ -158,6 +160,7 @@ def _training(
     config: DatasetConfig,
     size: Size,
     channels: int,
+    scaling: Preprocessing,
     steps: Steps,
     seed: int,
     first: int,
@@ -171,6 +174,7 @@ def _training(
     first_epoch, step = divmod(first, steps.count)
     blocks = -(-steps.count // block)
     first_block = first_epoch * blocks + step // block
+    key = seed ^ (_AUGMENTATION << 32)
 
     def items(number: tf.Tensor) -> tf.data.Dataset:
         epoch, begin = number // blocks, number % blocks * block
@@ -186,8 +190,17 @@ def _training(
 
     def image(number: tf.Tensor, item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         encoded, label = opened.read(item)
-        own_seed = _seed(seed, steps.positions(number))
-        pixels = images.training_pixels(encoded, config, size, channels, own_seed)
+        position = steps.positions(number)
+        # The first epoch finds what is damaged anywhere in an image.
+        pixels = images.training_pixels(
+            encoded,
+            config,
+            scaling,
+            size,
+            channels,
+            tf.stack([tf.constant(key, tf.int64), position]),
+            position < steps.count * steps.batch_size,
+        )
         return number, pixels, label
 
     varied = numbered.map(image, calls, deterministic=True)
@@ -203,7 +216,7 @@ def _finish_training(
     seed: int,
     steps: Steps,
 ) -> Any:
-    """The function applied to a whole batch: enlarges digits, augments and normalizes images.
+    """The function applied to a whole batch: turns images; enlarges, varies and scales digits.
 
     Its first argument are the numbers of the images, of all that the worker has read.
     """
@@ -214,7 +227,7 @@ def _finish_training(
         step, part = steps.part(numbers[0])
         if images.has_geometric_augmentation(config):
             pixels = images.random_affine(pixels, config, _seed(seed, -1 - step), part=part)
-        return images.normalize(pixels, scaling), labels
+        return pixels, labels
 
     def augment_digits(numbers: tf.Tensor, items: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         cells, labels = opened.read(items)

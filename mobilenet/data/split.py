@@ -94,6 +94,8 @@ class Steps:
 
     def positions(self, items: tf.Tensor) -> tf.Tensor:
         """The positions in all epochs of images that the worker counts from the first epoch on."""
+        if self.workers == 1:
+            return items
         return items // self.share * self.batch_size + self.worker * self.share + items % self.share
 
     def part(self, item: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, int]]:

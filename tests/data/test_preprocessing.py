@@ -19,6 +19,7 @@ from mobilenet.data import preprocessing
 from mobilenet.data.sources import digits
 
 INCEPTION = datasets.PREPROCESSING["inception"]
+RAW = datasets.PREPROCESSING["raw"]
 
 
 def encode(image: Image.Image, kind: str) -> bytes:
@@ -104,8 +105,7 @@ def test_a_training_crop_covers_what_it_may(kind: str) -> None:
     shares, ratios = [], []
     for number in range(60):
         seed = tf.constant([5, number], tf.int64)
-        crop = preprocessing.training_pixels(encoded, config, (100, 100), 3, seed).numpy()
-        crop = crop.astype(float)
+        crop = preprocessing.training_pixels(encoded, config, RAW, (100, 100), 3, seed).numpy()
         width = np.ptp(crop[50, :, 0]) + 1
         height = np.ptp(crop[:, 50, 1]) + 1
         shares.append(width * height / 10_000)
@@ -122,8 +122,10 @@ def test_mirroring_and_color_changes_have_their_documented_effect() -> None:
 
     def vary(config: DatasetConfig) -> list[np.ndarray]:
         size = (40, 50)
-        images = [preprocessing.training_pixels(encoded, config, size, 3, seed) for seed in seeds]
-        return [one.numpy().astype(int) for one in images]
+        images = [
+            preprocessing.training_pixels(encoded, config, RAW, size, 3, seed) for seed in seeds
+        ]
+        return [one.numpy() for one in images]
 
     assert all(np.array_equal(one, image) for one in vary(unvaried))
     mirrored = [np.array_equal(one, image[:, ::-1]) for one in vary(unvaried.replace(flip=True))]
@@ -133,6 +135,58 @@ def test_mirroring_and_color_changes_have_their_documented_effect() -> None:
     assert -16 <= levels.min() < -12 and 12 < levels.max() <= 16 and np.ptp(gray[0]) == 0
     spread = [np.ptp(one, axis=-1).mean() for one in vary(unvaried.replace(color=1.0))]
     assert min(spread) < 0.8 * np.ptp(image, axis=-1).mean() < max(spread)
+
+
+@pytest.mark.parametrize("size", [(12, 10), (5, 7)])
+@pytest.mark.parametrize("name", ["raw", "inception"])
+def test_color_variation_blends_with_the_luma(name: str, size: tuple[int, int]) -> None:
+    scaling = datasets.PREPROCESSING[name]
+    low, high = scaling.input_range
+    stored = np.random.default_rng(3).integers(0, 256, (*size, 3)).astype(np.float64)
+    luma = (stored * [0.299, 0.587, 0.114]).sum(axis=-1, keepdims=True)
+    for saturation, brightness in ((0.5, 0.0), (1.5, -32.0), (0.0, 10.0), (1.0, 0.0), (1.2, 20.0)):
+        varied = np.clip(luma + saturation * (stored - luma) + brightness, 0, 255)
+        expected = low + varied * (high - low) / 255
+        ours = preprocessing.vary_colors(
+            tf.constant(low + stored * (high - low) / 255, tf.float32),
+            tf.constant(saturation),
+            tf.constant(brightness * (high - low) / 255),
+            (low, high),
+        )
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * (high - low) / 255 + 1e-6)
+
+
+def test_training_draws_colors_evenly_and_mirrors_half_of_the_images() -> None:
+    """A pixel of gray and one of a color give the numbers that were drawn."""
+    stored = np.full((4, 2, 3), 120, np.uint8)
+    stored[:, 1] = 140, 100, 120
+    encoded = tf.constant(encode(Image.fromarray(stored), "png"))
+    config = DatasetConfig(area_min=1.0, color=1.0)
+    train = tf.function(preprocessing.training_pixels, autograph=False)
+    drawn = []
+    for number in range(300):
+        seed = tf.constant([9, number], tf.int64)
+        image = train(encoded, config, RAW, (4, 2), 3, seed).numpy()[0]
+        spread = np.ptp(image, axis=-1)
+        colored = int(spread.argmax())
+        drawn.append((1 - colored, image[1 - colored, 0] - 120, spread[colored] / 40))
+    mirrored, brightness, saturation = np.transpose(drawn)
+    assert 0.4 < mirrored.mean() < 0.6
+    for values, least, most in ((brightness, -32, 32), (saturation, 0.5, 1.5)):
+        counts, _ = np.histogram(values, 4, (least - 1e-3, most + 1e-3))
+        assert counts.sum() == 300 and counts.min() > 45 and counts.max() < 105, counts
+    assert np.abs(np.corrcoef([mirrored, brightness, saturation]) - np.eye(3)).max() < 0.2
+
+
+def test_three_means_are_those_of_the_channels() -> None:
+    scaling = datasets.PREPROCESSING["imagenet"]
+    pixels = np.random.default_rng(5).integers(0, 256, (2, 6, 5, 3), np.uint8)
+    expected = (pixels.astype(np.float32) - np.float32(scaling.mean)) / np.float32(scaling.std)
+    np.testing.assert_array_equal(preprocessing.normalize(tf.constant(pixels), scaling), expected)
+    encoded = tf.constant(encode(Image.fromarray(pixels[0]), "png"))
+    config, seed = DatasetConfig(area_min=1.0, flip=False, color=0.0), tf.constant([1, 1], tf.int64)
+    trained = preprocessing.training_pixels(encoded, config, scaling, (6, 5), 3, seed)
+    np.testing.assert_allclose(trained, expected[0], rtol=0, atol=1e-6)
 
 
 def test_turning_moving_and_zooming_stay_within_their_strengths() -> None:
