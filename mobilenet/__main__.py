@@ -17,7 +17,16 @@ COMMAND = cli.Command(
 )
 COMMANDS = {  # modules by the words after `mobilenet`
     name: f"mobilenet.{name}"
-    for name in ("trainer", "evaluator", "converter", "predict", "profiler", "packer", "tf1_loader")
+    for name in (
+        "trainer",
+        "evaluator",
+        "converter",
+        "predict",
+        "profiler",
+        "packer",
+        "data",
+        "tf1_loader",
+    )
 }
 
 

@@ -159,13 +159,20 @@ def check_content(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, by
         raise ImageError(f"cut off {kind} data") from None
 
 
-def decode(content: bytes, max_pixels: int = MAX_PIXELS, mode: str | None = None) -> Image.Image:
+def decode(
+    content: bytes,
+    max_pixels: int = MAX_PIXELS,
+    mode: str | None = None,
+    short_side: int | None = None,
+) -> Image.Image:
     """Checks and decodes an image by Pillow.
 
     Args:
         content: the whole file.
         max_pixels: as for `check_content`.
         mode: `L` where only the luma of a JPEG is needed.
+        short_side: decode a JPEG at the eighth, quarter or half of its sides at which the shorter
+            one has at least so many pixels.
 
     Returns:
         The image in the mode in which the file stores it; a JPEG of at least `JPEG_SAMPLES` samples
@@ -179,7 +186,7 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS, mode: str | None = None
         # Not `Image.open`: its bound on pixels is a global of Pillow's, and lower than ours.
         image = _OPENERS[kind](io.BytesIO(content))
         if kind == "JPEG":
-            _draft(image, mode)
+            _draft(image, mode, short_side)
         image.load()
     except Exception as error:  # of damaged files: OSError, SyntaxError, struct.error, MemoryError
         raise ImageError(f"damaged {kind} data: {error or type(error).__name__}") from None
@@ -188,13 +195,13 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS, mode: str | None = None
     return image
 
 
-def _draft(image: Image.Image, mode: str | None) -> None:
-    """Sets what libjpeg does on decoding: the luma alone, or half the height and width."""
+def _draft(image: Image.Image, mode: str | None, short_side: int | None) -> None:
+    """Sets what libjpeg does on decoding: the luma alone, or smaller sides."""
     width, height = image.size
     halved = width * height * len(image.getbands()) >= JPEG_SAMPLES
-    size = (width // 2, height // 2) if halved else image.size
-    if halved or mode is not None:
-        image.draft(mode, size)
+    divisor = max(min(width, height) // short_side if short_side else 1, 2 if halved else 1)
+    if divisor > 1 or mode is not None:
+        image.draft(mode, (width // divisor, height // divisor))
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

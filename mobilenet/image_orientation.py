@@ -23,6 +23,8 @@ MAX_EXIF = 1 << 16  # bytes that are looked at
 MAX_SEGMENTS = 64  # that are looked at
 EXIF = b"Exif\0\0"
 LITTLE, BIG = b"II*\0", b"MM\0*"  # how TIFF data begin, by their order of bytes
+JFIF = b"\xff\xd8\xff\xe0\x00\x10"  # how most JPEGs begin; the next segment starts at 20
+TABLES = b"\xff\xdb"  # the quantization tables, which follow the metadata
 WEBP_HAS_EXIF = 8  # a flag of an extended WebP
 
 
@@ -36,6 +38,11 @@ def read(content: bytes) -> int:
         return _from_tiff(_find_exif(content).removeprefix(EXIF)[:MAX_EXIF])
     except struct.error:  # a segment leads beyond the end
         return UPRIGHT
+
+
+def is_bare_jpeg(content: bytes) -> bool:
+    """Whether the first bytes of a file show that it is a JPEG without metadata."""
+    return content[:6] == JFIF and content[20:22] == TABLES
 
 
 def turn(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"configs": "mobilenet.configs", "tf1_loader": "mobilenet.tf1_loader"}
-COMMAND_MODULES = ("mobilenet.tf1_loader.__main__",)  # commands inside a package
+# Commands inside a package.
+COMMAND_MODULES = ("mobilenet.data.__main__", "mobilenet.tf1_loader.__main__")
 COMMANDS = (
     *("trainer", "evaluator", "converter", "predict", "profiler", "packer"),
     *COMMAND_MODULES,

@@ -22,7 +22,11 @@ FOLDERS = {
     "tf1_loader": "mobilenet/tf1_loader",
 }
 COMMANDS = ("trainer", "evaluator", "converter", "predict", "profiler", "packer")
-SCRIPTS = {"": "__main__", "-tf1-loader": "tf1_loader.__main__"}
+SCRIPTS = {
+    "": "__main__",
+    "-data": "data.__main__",
+    "-tf1-loader": "tf1_loader.__main__",
+}
 SCRIPTS |= {f"-{name}": name for name in COMMANDS}
 # What the sdist has besides the package: enough to read the docs and to run the tests.
 FILES = (

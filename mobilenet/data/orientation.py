@@ -10,8 +10,6 @@ import tensorflow as tf
 from mobilenet import image_orientation as rules
 
 _HEADER = 12  # bytes in which a segment of any format states what it is
-_JFIF = b"\xff\xd8\xff\xe0\x00\x10"  # how most JPEGs begin; the next segment starts at 20
-_TABLES = b"\xff\xdb"  # the quantization tables, which follow the metadata
 
 # Whether a segment is the EXIF data, whether another one may follow, the bytes before its payload,
 # and all its bytes; int64.
@@ -29,8 +27,8 @@ def is_bare_jpeg(encoded: tf.Tensor) -> tf.Tensor:
     Most JPEGs of data sets are so. These few operators cost them next to nothing; `of_jpeg` would
     take as long as decoding a small image.
     """
-    is_jfif = tf.strings.substr(encoded, 0, 6) == _JFIF
-    return tf.logical_and(is_jfif, tf.strings.substr(encoded, 20, 2) == _TABLES)
+    is_jfif = tf.strings.substr(encoded, 0, 6) == rules.JFIF
+    return tf.logical_and(is_jfif, tf.strings.substr(encoded, 20, 2) == rules.TABLES)
 
 
 def of_png(encoded: tf.Tensor) -> tf.Tensor:

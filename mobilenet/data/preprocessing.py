@@ -56,6 +56,7 @@ def _square(image: tf.Tensor, size: int) -> tf.Tensor:
     return tf.image.crop_to_bounding_box(image, top, left, side, side)
 
 
+@tf.autograph.experimental.do_not_convert  # no Python control flow on tensors: traces sooner
 def training_pixels(
     encoded: tf.Tensor,
     config: DatasetConfig,

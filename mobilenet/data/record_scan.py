@@ -20,7 +20,7 @@ from mobilenet.data import corrupt_images
 from mobilenet.errors import UsageError
 from mobilenet.image_files import ImageError
 
-_IMAGE, _LABEL, _TEXT = "image/encoded", "image/class/label", "image/class/text"
+IMAGE, LABEL, TEXT = "image/encoded", "image/class/label", "image/class/text"
 _BATCH = 64  # records that are checked at a time, by all cores
 
 
@@ -43,8 +43,8 @@ class DamagedRecord:
 class RecordKeys:
     """The keys of image and label in a record."""
 
-    image: str = _IMAGE
-    label: str = _LABEL
+    image: str = IMAGE
+    label: str = LABEL
 
     @tf.autograph.experimental.do_not_convert
     def parse(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -116,16 +116,16 @@ def read_labels(files: Sequence[str], skip_corrupt: bool) -> dict[int, str]:
         for index, record in enumerate(_records(path)):
             try:
                 feature = _features(record)
-                label = _label(feature, _LABEL)
+                label = _label(feature, LABEL)
             except ValueError as error:
                 if skip_corrupt:
                     continue
                 raise _damaged_error(f"{path} record {index}", str(error)) from None
-            names = feature[_TEXT].bytes_list.value if _TEXT in feature else ()
+            names = feature[TEXT].bytes_list.value if TEXT in feature else ()
             name = names[0].decode(errors="replace") if names else ""
             texts[label] = name or texts.get(label, "")
     if not texts:
-        raise UsageError(files[0], None, f"a record with {_LABEL}")
+        raise UsageError(files[0], None, f"a record with {LABEL}")
     return texts
 
 
@@ -183,7 +183,7 @@ def _damaged_error(name: str, reason: str) -> UsageError:
     return UsageError(
         name,
         None,
-        f"a record with {_IMAGE} and {_LABEL} ({reason})",
+        f"a record with {IMAGE} and {LABEL} ({reason})",
         "write ImageNet's keys, or leave such records out with `skip_corrupt`",
     )
 
