@@ -189,7 +189,7 @@ class DatasetConfig(Config):
         zoom: largest change of size, as a share (digits: 0.1).
         shear: largest shear, in pixels per pixel (digits: 0.1).
         color: strength of the brightness (32/255) and saturation (0.5 to 1.5) change; 0 is none, 1
-            is slim's.
+            has slim's ranges (saturation blends with the luma, slim's with the largest channel).
         skip_corrupt: leave out images that cannot be decoded, counted, instead of stopping at the
             first.
         max_pixels: an image whose header states more pixels is refused like a corrupt one, before

@@ -36,6 +36,7 @@ SCRIPTS = {
     ),
     "few_bits": ("--model={}/model --data={}/list.csv --restarts=1", "tfmot clusters"),
     "field_cases": ("--cases Rescaling", "1 99.75 %"),
+    "input_pipeline": ("--images=4 --rounds=1 --batches=1", "256: ours, color"),
     "isolation": ("--images=2 --starts=1", "mobilenet_v2"),
     "keras3_training": (
         "--backends jax --models mobilenet_v1 --width=0.25 --size=32 --batch=2 --steps=1",

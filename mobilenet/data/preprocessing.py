@@ -319,11 +319,11 @@ def random_affine(
 def normalize(pixels: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
     """`(pixel - mean) / std` as float32, for pixels 0..255 of any type."""
     pixels = tf.cast(pixels, tf.float32)
-    mean, std = np.float32(preprocessing.mean), np.float32(preprocessing.std)
+    mean, std = (np.array(x, np.float32) for x in (preprocessing.mean, preprocessing.std))
     if len(mean) == len(std) == 1 or pixels.shape[-2] is None:
         return (pixels - mean) / std
     # TensorFlow repeats three numbers ten times as slowly as those of a whole row.
     width, channels = pixels.shape[-2:]
     mean, std = (np.tile(np.broadcast_to(x, [channels]), width) for x in (mean, std))
     rows = tf.reshape(pixels, [-1, width * channels])
-    return tf.reshape((rows - mean) / std, tf.shape(pixels))
+    return tf.ensure_shape(tf.reshape((rows - mean) / std, tf.shape(pixels)), pixels.shape)

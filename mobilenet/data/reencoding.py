@@ -242,8 +242,9 @@ class _Writer:
 
         def name(position: int) -> str:
             number = int(numbers[position])
-            paths = getattr(opened, "paths", None)
-            return str(paths[number]) if paths else f"{self.source.data_dir} {split} image {number}"
+            if isinstance(opened, datasets.FileSplit):
+                return str(opened.files.path(number))
+            return f"{self.source.data_dir} {split} image {number}"
 
         def reencoded(item: tuple[int, Example]) -> Example:
             position, (content, label) = item

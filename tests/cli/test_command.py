@@ -360,6 +360,7 @@ PATHS = {
     "predict": {"data_dir", "labels", "model"},
     "profiler": {"against", "data_dir", "histograms"},
     "packer": {"data_dir"},
+    "data.__main__": {"data_dir", "output"},
     "tf1_loader.__main__": {"checkpoint", "output"},
 }
 

@@ -183,6 +183,9 @@ def test_three_means_are_those_of_the_channels() -> None:
     pixels = np.random.default_rng(5).integers(0, 256, (2, 6, 5, 3), np.uint8)
     expected = (pixels.astype(np.float32) - np.float32(scaling.mean)) / np.float32(scaling.std)
     np.testing.assert_array_equal(preprocessing.normalize(tf.constant(pixels), scaling), expected)
+    traced = tf.function(lambda x: preprocessing.normalize(x, scaling), autograph=False)
+    batch = tf.TensorSpec([None, 6, 5, 3], tf.uint8)
+    assert traced.get_concrete_function(batch).structured_outputs.shape.as_list() == [None, 6, 5, 3]
     encoded = tf.constant(encode(Image.fromarray(pixels[0]), "png"))
     config, seed = DatasetConfig(area_min=1.0, flip=False, color=0.0), tf.constant([1, 1], tf.int64)
     trained = preprocessing.training_pixels(encoded, config, scaling, (6, 5), 3, seed)
