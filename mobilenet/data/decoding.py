@@ -97,7 +97,6 @@ def crop_jpeg(
         to_end: decode the rows below the window too. Without it damage there goes unnoticed, and
             the same file may be readable in one epoch and not in the next.
     """
-
     corner, extent = tf.cast(corner, tf.int64), tf.cast(extent, tf.int64)
 
     def slice_of_all() -> tf.Tensor:

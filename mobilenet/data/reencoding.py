@@ -305,11 +305,11 @@ def reencode_image(content: bytes, config: ReencodingConfig, source: DatasetConf
     if scale < 1:
         size = max(round(scale * width), 1), max(round(scale * height), 1)
         image = image.resize(size, Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)  # which leaves comments and all other metadata behind
     if source.exif is not False:
-        pixels = image_orientation.turn(np.asarray(image), image_orientation.read(content))
-        image = Image.fromarray(pixels)
+        pixels = image_orientation.turn(pixels, image_orientation.read(content))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=config.quality)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=config.quality)
     return buffer.getvalue()
 
 
