@@ -122,6 +122,8 @@ def test_any_position_is_reached_without_the_records_before_it(
     assert set(split.items(np.arange(118)).as_numpy_iterator()) == {
         str(n).encode() for n in range(120) if n not in (2, 31)
     }
+    few = split.items(np.array([0, 50, 117]))  # 2 and 31 are left out
+    assert list(few.as_numpy_iterator()) == [b"0", b"52", b"119"]
     # The chunks before the window cannot be read any more, those of the last window can.
     last = {index.file_of(np.array([number]))[0] for number in whole[80:]}
     for file in set(range(5)) - last:
