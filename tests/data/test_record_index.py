@@ -129,3 +129,22 @@ def test_any_position_is_reached_without_the_records_before_it(
     for file in set(range(5)) - last:
         os.remove(files[file])
     assert list(read(split, 9)) == whole[90:]
+
+
+@pytest.mark.parametrize("counts", [(30, 1, 55, 21, 13), (120,)])
+def test_workers_read_parts_of_the_files(tmp_path: Path, counts: tuple[int, ...]) -> None:
+    index = record_index.load(write(str(tmp_path), counts))
+    split = tfrecord.RecordSplit(index, RecordKeys(), 0, 10)
+    orders = []
+    for number in (0, 1):
+        for worker in range(3):
+            context = tf.distribute.InputContext(3, worker, 3)
+            steps = Steps.of(120, 24, context)
+            epoch, start = tf.constant(number, tf.int64), tf.constant(0, tf.int64)
+            items = split.epoch(7, epoch, start, steps).as_numpy_iterator()
+            order = [int(record) for record in items]
+            assert sorted(order) == list(range(40 * worker, 40 * worker + 40))
+            rest = split.epoch(7, epoch, start + 3, steps).as_numpy_iterator()
+            assert [int(record) for record in rest] == order[3 * 8 :]
+            orders.append(order)
+    assert orders[0] != orders[3] and orders[0] != sorted(orders[0])
