@@ -257,6 +257,15 @@ def test_one_class_for_nearly_all_images_says_nothing(classes: list[int], text: 
     assert verify.find_degenerate(np.eye(2)[classes] + noise, np.array(classes)) == text
 
 
+@pytest.mark.parametrize(("most", "text"), [(90, ""), (91, "decides alike on 91 of 100 images")])
+def test_of_three_classes_fewer_images_of_one_say_nothing(most: int, text: str) -> None:
+    classes = np.zeros(100, int)
+    classes[most:] = 1 + np.arange(100 - most) % 2
+    noise = np.random.default_rng(0).uniform(0, 0.1, (100, 3))
+    assert verify.find_degenerate(np.eye(3)[classes] + noise, classes).endswith(text)
+    assert bool(text) == bool(verify.find_degenerate(np.eye(3)[classes] + noise, classes))
+
+
 def test_constant_outputs_say_nothing() -> None:
     logits = np.tile([[0.3, 0.1, 0.2]], (12, 1))
     text = "the model has the same outputs for all 12 images"
