@@ -62,15 +62,19 @@ def train(
     return value
 
 
-def batches(start: int) -> Any:
-    """Batches that are a function of their number alone, for ever."""
+def batches(start: int, context: tf.distribute.InputContext | None = None) -> Any:
+    """Batches that are a function of their number alone, for ever; in parts for replicas."""
 
     def one(number: Any) -> Any:
         labels = tf.cast((tf.range(BATCH, dtype=tf.int64) + number) % CLASSES, tf.int32)
         noise = tf.random.stateless_normal((BATCH, 6, 6, 2), tf.stack([number, 3]))
         return noise + tf.cast(labels, tf.float32)[:, None, None, None], labels
 
-    return tf.data.Dataset.counter(start).map(one)
+    whole = tf.data.Dataset.counter(start).map(one)
+    if context is None:
+        return whole
+    share = context.get_per_replica_batch_size(BATCH)
+    return whole.unbatch().batch(share, drop_remainder=True)
 
 
 @dataclasses.dataclass

@@ -18,7 +18,7 @@ from mobilenet.configs.card import SIGMOID, SOFTMAX
 from mobilenet.configs.run import TrainConfig
 from mobilenet.errors import UsageError
 from mobilenet.evaluation import scoring
-from mobilenet.models.graph import inference
+from mobilenet.models.graph import inference, variables
 from mobilenet.training import interruption, losses, random_state
 from mobilenet.training.best_weights import BestWeights
 from mobilenet.training.compression import prepare_step
@@ -29,7 +29,7 @@ from mobilenet.training.schedules import LearningRate, create_optimizer
 
 log = logging.getLogger("mobilenet")
 _STEPS_PER_CHECK = 50  # of the loss: reading a value waits for the device
-TrainingData = Callable[[int], tf.data.Dataset]
+TrainingData = Callable[..., tf.data.Dataset]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Job:
         name: of the stage.
         config: how it trains.
         steps_per_epoch: optimizer steps an epoch, on all replicas together.
-        training: the endless batches from a given step on.
+        training: the endless batches from a given step on; under a strategy of several replicas it
+            also gets the input context, and returns the batches of this worker's replicas.
         validation: batches of every image once.
         classes: outputs of the model; 1 for two classes, or for one label.
         checkpoints: folder of the resume state.
@@ -105,9 +106,12 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
     if job.teacher is not None:
         loss = losses.distillation_loss(loss, job.teacher, job.activation)
 
+    local = variables.per_replica(model)
+
     def after_update(step: tf.Tensor) -> None:
         if method is not None:
             method.after_step(model, step)
+        variables.average(local)
         average.update(average_step(step, method), pruned=method is not None)
 
     learner = Learner(model, after_update, job.teacher)
@@ -169,7 +173,7 @@ def _run_epochs(learner: Learner, job: Job, epochs: _Epochs, states: _States) ->
         learner.start = (len(epochs.rows), epochs.first_step)
         if len(epochs.rows) < job.config.epochs:
             learner.fit(
-                job.training(states.step),
+                _batches(job, states.step),
                 steps_per_epoch=job.steps_per_epoch,
                 initial_epoch=len(epochs.rows),
                 epochs=job.config.epochs,
@@ -179,6 +183,14 @@ def _run_epochs(learner: Learner, job: Job, epochs: _Epochs, states: _States) ->
     except interruption.Interrupted:
         states.save()
         epochs.signals.deliver()
+
+
+def _batches(job: Job, step: int) -> Any:
+    """The batches from a step on, each of which the replicas of the strategy share."""
+    strategy = tf.distribute.get_strategy()
+    if strategy.num_replicas_in_sync == 1:
+        return job.training(step)
+    return strategy.distribute_datasets_from_function(lambda context: job.training(step, context))
 
 
 def _accuracy(job: Job) -> Any:

@@ -313,11 +313,15 @@ class Pipeline:
             job = dataclasses.replace(job, teacher=copy)
         left_out = self.info.sizes["train"] % self._batch(config)
         log.info(
-            "%s: %s images, %d steps an epoch, %d epochs%s",
+            "%s: %s images, %d steps an epoch, %d epochs%s%s",
             part,
             f"{self.info.sizes['train']:,}",
             job.steps_per_epoch,
             config.epochs,
+            f"; {self._batch(config)} images a step, {config.batch_size} on each of "
+            f"{self.strategy.num_replicas_in_sync} replicas"
+            if self.strategy.num_replicas_in_sync > 1
+            else "",
             f"; each leaves out {left_out} images" if left_out else "",
         )
         model = start if method is None else method.apply(start)
@@ -397,8 +401,10 @@ class Pipeline:
     def _job(self, part: Part, config: TrainConfig) -> engine.Job:
         batch, steps = self._batch(config), self._steps(config)
 
-        def training(start: int) -> tf.data.Dataset:
-            return self.data.dataset("train", batch, start, self.config.data_service)
+        def training(
+            start: int, context: tf.distribute.InputContext | None = None
+        ) -> tf.data.Dataset:
+            return self.data.dataset("train", batch, start, self.config.data_service, context)
 
         callbacks = (
             progress.Progress(part.name, config.epochs, steps, self.progress_bar),

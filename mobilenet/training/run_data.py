@@ -30,8 +30,17 @@ class RunData:
         batch: int = 0,
         start: int | None = None,
         data_service: str | None = None,
+        context: tf.distribute.InputContext | None = None,
     ) -> tf.data.Dataset:
-        """Batches of a split; held-out ones are cached, as opening decodes image folders."""
+        """Batches of a split; held-out ones are cached, as opening decodes image folders.
+
+        Args:
+            split: train, validation or test.
+            batch: images a step, on all replicas together.
+            start: step to begin training with; held-out batches without.
+            data_service: address of a tf.data service.
+            context: of the worker that reads its part of each step.
+        """
         if start is None and split in self._opened:
             return self._opened[split]
         batches = data.load(
@@ -44,6 +53,7 @@ class RunData:
             training=start is not None,
             seed=self.config.seed,
             start_step=start or 0,
+            input_context=context,
             data_service=data_service,
         )
         if start is None:

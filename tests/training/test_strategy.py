@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_runs import SHORT, report
 
@@ -37,6 +39,7 @@ def test_all_stages_on_two_replicas(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "39 steps an epoch" in done.stdout  # 1257 // (2 * 16)
+    assert "32 images a step, 16 on each of 2 replicas" in done.stdout
     entries = report(tmp_path / "run")
     assert list(entries) == ["train", "prune", "quantize", "convert"]
     assert entries["prune"]["nonzero_weights"] < 0.6 * entries["train"]["nonzero_weights"]
@@ -84,6 +87,47 @@ def test_a_teacher_and_the_best_epoch_on_two_replicas(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert 0 < float(done.stdout.split()[-1]) < 0.5
+
+
+CURVES = """
+import json, pathlib, sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from replica_training import curve
+
+folder = pathlib.Path(sys.argv[1])
+one, two = tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+curves = {
+    name: [curve(name, one, folder / "one"), curve(name, two, folder / "two")]
+    for name in sys.argv[2:]
+}
+print(json.dumps(curves))
+"""
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["qat"],
+        pytest.param(
+            ["float", "magnitude", "channel", "surgery", "codebook"], marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_losses_on_two_replicas_are_those_of_one_device(names: list[str], tmp_path: Path) -> None:
+    """At the same images a step; all state of model, optimizer, average and method is the same on
+    both replicas at the end.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", CURVES, tmp_path, *names], capture_output=True, text=True,
+        cwd=Path(__file__).parents[1], env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, (one, two) in json.loads(done.stdout.splitlines()[-1]).items():
+        assert len(one["losses"]) == 20 and one["losses"][0] > one["losses"][-1]
+        np.testing.assert_allclose(two["losses"], one["losses"], atol=1e-3, rtol=0, err_msg=name)
+        assert two["apart"] == 0, name
 
 
 @pytest.mark.parametrize("name", ["none", "mirrored"])

@@ -83,6 +83,35 @@ def update(variable: tf.Variable, function: Callable[..., Any], arguments: Seque
     tf.distribute.get_replica_context().merge_call(update_replicas, args=(variable, *arguments))
 
 
+def per_replica(model: Any) -> list[Any]:
+    """Weights of which each replica has its own value, such as statistics of batch norms."""
+    on_read = tf.VariableSynchronization.ON_READ
+    return [weight for weight in model.weights if weight.synchronization == on_read]
+
+
+def average(weights: Sequence[Any]) -> None:
+    """Gives all replicas the mean of each of their float weights, in one collective operation.
+
+    Called after each update, so that whatever is computed from the weights, and a state that is
+    saved at any step, is the same on all replicas.
+    """
+    if is_single_replica() or not weights:
+        return
+    own = tf.concat([tf.reshape(tf.cast(weight, tf.float32), [-1]) for weight in weights], 0)
+    mean = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, own)
+    values = tf.split(mean, [weight.shape.num_elements() for weight in weights])
+    for weight, value in zip(weights, values, strict=True):
+        weight.assign(tf.cast(tf.reshape(value, weight.shape), weight.dtype))
+
+
+def max_over_replicas(value: tf.Tensor) -> tf.Tensor:
+    """The highest of the values of all replicas, scalars; each calls it with its own."""
+    if is_single_replica():
+        return value
+    every = tf.distribute.get_replica_context().all_gather(value[None], axis=0)
+    return tf.reduce_max(every)
+
+
 class FrozenVariables(tf.Module):
     """Variables that keep their values although the optimizer updates them.
 

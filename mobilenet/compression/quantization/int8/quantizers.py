@@ -14,6 +14,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_model_optimization.quantization.keras import quantizers as tfmot
 
+from mobilenet.models.graph import variables
+
 BITS = 8
 MAX_PIXEL = 255
 _DEAD = 1e-20  # after long weight decay a kernel's scale may have no inverse in float32
@@ -54,7 +56,7 @@ class _Quantizer(tfmot.Quantizer):
             trainable=False,
             dtype=tf.float32,
             experimental_autocast=False,
-            # Each replica sees its own images; the range is the mean over replicas.
+            # Each replica assigns to its copy; all assign the same value.
             synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.MEAN,
         )
@@ -168,10 +170,12 @@ class ActivationQuantizer(_Quantizer):
         if self.phase.observing or self.phase.delayed:
             # Otherwise ranges are calibrated before, and the operators cost time.
             share = tf.where(tf.equal(low, 0.0) & tf.equal(high, 0.0), 1.0, share)
-        maximum = tf.reduce_max(values)
+        # The images of all replicas: quantization is that of one device with the whole batch.
+        maximum = variables.max_over_replicas(tf.reduce_max(values))
         if not self.rectified:
             maximum = tf.maximum(maximum, 0.0)
-            low.assign_add(share * (tf.minimum(tf.reduce_min(values), 0.0) - low))
+            minimum = -variables.max_over_replicas(-tf.reduce_min(values))
+            low.assign_add(share * (tf.minimum(minimum, 0.0) - low))
         high.assign_add(share * (maximum - high))
 
     def get_config(self) -> dict[str, Any]:
