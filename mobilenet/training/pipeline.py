@@ -150,9 +150,13 @@ class Pipeline:
         if before is not None and (part.stage != "train" or before == self._own_model):
             self._origin = before.name
             model = saving.load(before).model
-            if self.config.mixed_precision == "float32":
-                return model
-            return rebuild.with_precision(model, self.config.mixed_precision)
+            if self.config.mixed_precision != "float32":
+                model = rebuild.with_precision(model, self.config.mixed_precision)
+            if self._own_model is not None:  # of a MobileNet the config has a momentum that fits
+                recipe = self.config.recipe(part)
+                steps = recipe.epochs * self._steps(recipe)
+                batch_norm_statistics.shorten_momentum(model, steps)
+            return model
         from_scratch = part.stage == "train" or (
             part.stage == "quantize" and getattr(self.config.quantization, "quant_delay", 0) > 0
         )

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
+from mobilenet.configs import recipes
 from mobilenet.models.graph import variables
 from mobilenet.models.graph.roles import kind, unwrap
 
@@ -27,6 +28,18 @@ FILL_IMAGES = 256  # enough for means and variances of every channel
 # after 20 steps at a decay of 0.9997 measured 0.0004.
 _FACTOR = 15.0
 _LEAST = 1e-9  # has a logarithm, unlike 0
+
+
+def shorten_momentum(model: Any, steps: int) -> dict[str, float]:
+    """Lets moving statistics follow a training of so many steps. In place.
+
+    Returns:
+        The momentum that layers had before, by name.
+    """
+    before = {x.name: x.momentum for x in model.layers if kind(x) == "BatchNormalization"}
+    for name, momentum in before.items():
+        model.get_layer(name).momentum = recipes.batch_norm_decay(steps, momentum)
+    return before
 
 
 def statistics_warning(model: Any, images: npt.NDArray[np.float32]) -> str:

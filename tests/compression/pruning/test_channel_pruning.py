@@ -289,7 +289,7 @@ def test_patterns_without_a_match_are_refused_before_training() -> None:
 @pytest.mark.slow
 def test_later_stages_work_on_the_thin_model(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    args = (*SHORT, "--image_size=64", "--pruning=channel", "--channel_ratio=0.5", "^round_to=8")
+    args = (*SHORT, "--image_size=64", "--pruning=channel", "--channel_ratio=0.5", "--round_to=8")
     first = run_command("trainer", *args, f"--model_dir={folder}", "--stages=train,prune")
     assert first.returncode == 0, first.stderr
     done = run_command("trainer", *args, f"--model_dir={folder}")
@@ -319,8 +319,8 @@ def test_every_part_saves_a_thin_model_and_can_be_resumed(tmp_path: Path) -> Non
     """Each learns from the model before the first; one that was deleted is trained again."""
     folder = tmp_path / "run"
     args = [
-        *(*SHORT, "--pruning=channel", "--channel_ratio=0.6", "^stages=3"),
-        *("^round_to=1", "--prune_keep_best", "--distill=start", f"--model_dir={folder}"),
+        *(*SHORT, "--pruning=channel", "--channel_ratio=0.6", "--channel_stages=3"),
+        *("--round_to=1", "--prune_keep_best", "--distill=start", f"--model_dir={folder}"),
     ]
     done = run_command("trainer", *args, "--stages=train,prune")
     assert done.returncode == 0, done.stderr

@@ -25,13 +25,12 @@ from mobilenet.compression.pruning.channel import (
 )
 from mobilenet.compression.pruning.channel.dependency_groups import ChannelGraph, Group
 from mobilenet.compression.pruning.schedule import Timing
-from mobilenet.configs import recipes
 from mobilenet.configs.pruning import ChannelPruning
 from mobilenet.errors import UsageError
 from mobilenet.models import counting
 from mobilenet.models.builder import build, config_of
-from mobilenet.models.graph import rebuild, variables
-from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.models.graph import batch_norm_statistics, rebuild, variables
+from mobilenet.models.graph.roles import Graph
 from mobilenet.typing import Float32Array, Float64Array
 
 log = logging.getLogger("mobilenet")
@@ -122,7 +121,8 @@ class ChannelPruner(Method):
         check_plain(model)
         trained = rebuild.copy(model)
         self.model_config = config_of(model)
-        self._shorten_batch_norm_momentum(trained)
+        # Statistics become those of a thin model within the stage.
+        self.momentum = batch_norm_statistics.shorten_momentum(trained, self.context.steps)
         self.channel_graph = ChannelGraph(trained)
         self.groups = self.channel_graph.groups
         self.original_counts = self._original_counts(self.groups)
@@ -177,13 +177,6 @@ class ChannelPruner(Method):
                 for group in self.groups
             ),
         ]
-
-    def _shorten_batch_norm_momentum(self, model: Any) -> None:
-        """Lets batch-norm statistics follow within the stage: they become those of a thin model."""
-        for layer in model.layers:
-            if kind(layer) == "BatchNormalization":
-                self.momentum[layer.name] = layer.momentum
-                layer.momentum = recipes.batch_norm_decay(self.context.steps, layer.momentum)
 
     def _original_counts(self, groups: Sequence[Group]) -> dict[int, int]:
         """Channels of the model before any pruning, by group; of this one if that is unknown."""
