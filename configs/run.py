@@ -178,7 +178,7 @@ class RunConfig(Config):
     init_checkpoint: str | None = flag(
         None,
         "weights to start from: model folder, .keras, TF1 or TF2 checkpoint, "
-        "keras.applications .h5",
+        "keras.applications .h5 or .weights.h5",
         path=True,
     )
     seed: int = flag(0, "seed of everything random", least=0, integer=True)
