@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -198,3 +199,56 @@ def test_scripts_named_in_pages_exist() -> None:
     for page in PAGES:
         for script in re.findall(r"scripts/\w+\.sh", page.read_text()):
             assert (ROOT / script).is_file(), f"{page.name}: {script}"
+
+
+def cluster_blocks(language: str) -> list[str]:
+    text = (ROOT / "docs" / "distributed.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def check_shell(script: str) -> None:
+    done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def described(script: str, **environment: str) -> dict[str, Any]:
+    """The `TF_CONFIG` with which a script starts the trainer."""
+    script = script.replace("exec python -m mobilenet.trainer", 'printf "%s" "$TF_CONFIG"; :')
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    return dict(json.loads(done.stdout))
+
+
+def test_the_kubernetes_manifest_names_all_workers() -> None:
+    yaml = pytest.importorskip("yaml")
+    (text,) = cluster_blocks("yaml")
+    service, job = yaml.safe_load_all(text)
+    name = job["metadata"]["name"]
+    assert (service["kind"], job["kind"], job["apiVersion"]) == ("Service", "Job", "batch/v1")
+    assert service["spec"] == {"clusterIP": "None", "selector": {"job-name": name}}
+    pod = job["spec"]["template"]["spec"]
+    assert pod["subdomain"] == service["metadata"]["name"]
+    (container,) = pod["containers"]
+    count = int(container["env"][0]["value"])
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == count
+    assert container["command"][:2] == ["bash", "-c"]
+    check_shell(container["command"][2])
+    config = described(container["command"][2], WORKERS="2", JOB_COMPLETION_INDEX="1")
+    hosts = ["mobilenet-0.mobilenet:2222", "mobilenet-1.mobilenet:2222"]
+    assert config == {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": 1}}
+
+
+def test_the_slurm_script_names_all_workers(tmp_path: Path) -> None:
+    (script,) = cluster_blocks("slurm")
+    check_shell(script)
+    for name, text in {
+        "scontrol": "printf 'a\\nb\\n'",
+        "srun": 'shift; exec "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:/usr/bin:/bin"
+    config = described(script, PATH=path, SLURM_JOB_NODELIST="[a-b]", SLURM_PROCID="1")
+    assert config["cluster"] == {"worker": ["a:2222", "b:2222"]}
+    assert config["task"] == {"type": "worker", "index": 1}

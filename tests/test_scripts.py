@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -299,7 +300,7 @@ def test_an_environment_is_updated_only_after_a_change(tmp_path: Path) -> None:
 
 def test_every_script_is_valid_and_can_be_executed() -> None:
     scripts = sorted(SCRIPTS.glob("*.sh"))
-    assert len(scripts) == 14
+    assert len(scripts) == 15
     for path in [*scripts, ROOT / ".ci" / "run"]:
         subprocess.run(["bash", "-n", str(path)], check=True)
         if path.name != "environment.sh":
@@ -310,3 +311,62 @@ def test_every_script_is_valid_and_can_be_executed() -> None:
 def test_fuzzing_passes_its_arguments_on(python: Path) -> None:
     args, _ = call("fuzz.sh", "flags", "--cases", "5", python=python)
     assert args == ["-m", "fuzz", "flags", "--cases", "5"]
+
+
+WORKER = """#!/bin/sh
+if [ "$1" = -c ]; then exec {python} "$@"; fi
+echo "$TF_CONFIG"
+printf '%s\\n' "$@"
+case "$TF_CONFIG" in *'"index": 1'*) {second};; *) {first};; esac
+"""
+
+
+def workers(tmp_path: Path, *args: str, first: str = ":", second: str = ":") -> tuple[int, str]:
+    """Exit status and stderr of the script that starts workers, which are a fake Python."""
+    fake = tmp_path / "worker"
+    fake.write_text(WORKER.format(python=sys.executable, first=first, second=second))
+    fake.chmod(0o755)
+    done = subprocess.run(
+        ["sh", SCRIPTS / "train_multi_worker.sh", *args],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHON": str(fake), "LOG_DIR": "logs", "GRACE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def test_workers_get_the_flags_and_a_description_of_all(tmp_path: Path) -> None:
+    assert workers(tmp_path, "2", "--seed", "3", "--a=b c") == (0, "")
+    for index in range(2):
+        config, *words = (tmp_path / "logs" / f"worker_{index}.log").read_text().splitlines()
+        described = json.loads(config)
+        assert described["task"] == {"type": "worker", "index": index}
+        assert len(set(described["cluster"]["worker"])) == 2
+        flags = ["--distribution_strategy", "multi_worker", "--seed", "3", "--a=b c"]
+        assert words == ["-m", "mobilenet.trainer", *flags]
+
+
+def test_a_failed_worker_ends_the_others(tmp_path: Path) -> None:
+    status, error = workers(tmp_path, "2", first="exec sleep 60", second="echo bad; exit 3")
+    assert status == 3
+    assert error.splitlines()[0] == "a worker ended with status 3; last lines by worker:"
+    assert error.splitlines()[2] == "worker 1: bad"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "got '', expected the number of workers"),
+        (("two",), "got 'two', expected the number of workers"),
+        (("0",), "got '0', expected the number of workers"),
+        (("2", "--distribution_strategy", "mirrored"), "--distribution_strategy: expected none"),
+    ],
+)
+def test_wrong_words_for_workers_cost_one_line(
+    args: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    status, error = workers(tmp_path, *args)
+    assert (status, error.count("\n")) == (2, 1)
+    assert message in error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -19,7 +20,7 @@ from mobilenet.configs.run import TrainConfig
 from mobilenet.errors import UsageError
 from mobilenet.evaluation import scoring
 from mobilenet.models.graph import inference, variables
-from mobilenet.training import interruption, losses, random_state
+from mobilenet.training import interruption, losses, random_state, strategy
 from mobilenet.training.best_weights import BestWeights
 from mobilenet.training.compression import prepare_step
 from mobilenet.training.ema import Average
@@ -29,6 +30,7 @@ from mobilenet.training.schedules import LearningRate, create_optimizer
 
 log = logging.getLogger("mobilenet")
 _STEPS_PER_CHECK = 50  # of the loss: reading a value waits for the device
+_STEPS_PER_AGREEMENT = 10  # of several workers on saving a state, which they do together
 TrainingData = Callable[..., tf.data.Dataset]
 
 
@@ -131,7 +133,8 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
         "best": best,
     }
     objects = {name: value for name, value in objects.items() if value is not None}
-    checkpoints = Checkpoints(job.checkpoints, job.keep_checkpoints, **objects)
+    is_chief = strategy.worker_of(tf.distribute.get_strategy()).is_chief
+    checkpoints = Checkpoints(job.checkpoints, job.keep_checkpoints, is_chief, **objects)
     position = checkpoints.restore()
     _check_position(position, job)
     with interruption.Interruption() as signals:
@@ -182,15 +185,18 @@ def _run_epochs(learner: Learner, job: Job, epochs: _Epochs, states: _States) ->
             )
     except interruption.Interrupted:
         states.save()
+        if epochs.signals.number is None:
+            worker = strategy.worker_of(tf.distribute.get_strategy())
+            raise strategy.another_has_ended(worker, "another worker") from None
         epochs.signals.deliver()
 
 
 def _batches(job: Job, step: int) -> Any:
     """The batches from a step on, each of which the replicas of the strategy share."""
-    strategy = tf.distribute.get_strategy()
-    if strategy.num_replicas_in_sync == 1:
+    devices = tf.distribute.get_strategy()
+    if devices.num_replicas_in_sync == 1:
         return job.training(step)
-    return strategy.distribute_datasets_from_function(lambda context: job.training(step, context))
+    return devices.distribute_datasets_from_function(lambda context: job.training(step, context))
 
 
 def _accuracy(job: Job) -> Any:
@@ -244,6 +250,7 @@ class _Epochs(tf_keras.callbacks.Callback):
         self.learner, self.method, self.average, self.best = learner, method, average, best
         self.job, self.rate, self.signals = job, rate, signals
         self.infer = inference.compile_model(learner.model)
+        self.is_alone = strategy.worker_of(tf.distribute.get_strategy()).count == 1
         self.rows = list(position.rows)
         self.done = len(self.rows) * job.steps_per_epoch  # steps before this epoch
         self.first_step = position.step - self.done  # of this epoch
@@ -279,7 +286,7 @@ class _Epochs(tf_keras.callbacks.Callback):
         self.check_loss(float(logs["loss"]))
         seconds = time.monotonic() - self.started
         with self.average.swapped():
-            with self.signals.immediate():
+            with self.signals.immediate() if self.is_alone else contextlib.nullcontext():
                 held_out = scoring.score(
                     self.infer, self.job.validation, activation=self.job.activation
                 )
@@ -348,16 +355,33 @@ class _States(tf_keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         del logs
         self.step = self.epochs.done + batch + 1
-        self.epochs.signals.check()
+        if self.epochs.is_alone or self.step % _STEPS_PER_AGREEMENT == 0:
+            is_due = self._agree()
+        else:
+            is_due = False
         if self.step % _STEPS_PER_CHECK == 0:
             self.epochs.check_loss()
-        if time.monotonic() - self.saved_at >= 60 * self.epochs.job.checkpoint_minutes:
+        if is_due:
             self.save()
+
+    def _agree(self) -> bool:
+        """Whether a state is due on any worker.
+
+        Raises:
+            Interrupted: a signal has arrived on any worker.
+        """
+        is_due = time.monotonic() - self.saved_at >= 60 * self.epochs.job.checkpoint_minutes
+        ended, is_due = strategy.any_worker(
+            tf.distribute.get_strategy(), self.epochs.signals.number is not None, is_due
+        )
+        if ended:
+            raise interruption.Interrupted
+        return is_due
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         del epoch, logs
         self.save()
-        self.epochs.signals.check()
+        self._agree()
 
     def save(self) -> None:
         """Saves the state after the last step, unless it is the newest one already.

@@ -38,6 +38,8 @@ class Learner(tf_keras.Model):
         self.teacher = teacher
         self.statistics_frozen = False
         self.start = (0, 0)
+        # Metrics are those of all replicas already; Keras would add them up over workers.
+        self.distribute_reduction_method = "first"
         self.bad_step = variables.state_variable(tf.zeros([], tf.int64), "bad_step")
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:

@@ -93,6 +93,7 @@ class Pipeline:
         info: what the data set holds.
         stages: which to run now; all of the run's when `None`.
         progress_bar: show one on a terminal.
+        devices: the strategy of the run; created here when left out.
     """
 
     def __init__(
@@ -101,12 +102,14 @@ class Pipeline:
         info: data.DatasetInfo,
         stages: Sequence[str] | None = None,
         progress_bar: bool = True,
+        devices: tf.distribute.Strategy | None = None,
     ) -> None:
-        self.progress_bar = progress_bar
         self.stages = run.config.stages if stages is None else stages
         self.run, self.config, self.info = run, run.config, info
         self.preprocessing = self.config.preprocessing
-        self.strategy = strategy.create_strategy(self.config.distribution_strategy)
+        self.strategy = devices or strategy.create_strategy(self.config.distribution_strategy)
+        self.worker = strategy.worker_of(self.strategy)
+        self.progress_bar = progress_bar and self.worker.is_chief
         self.data = RunData(self.config, self.preprocessing)
         self._learned_ranges: Mapping[str, tuple[float, float]] = {}  # by fake quantization in TF1
         self.activation = self.config.activation or SOFTMAX
@@ -122,12 +125,22 @@ class Pipeline:
                 continue
             started = time.monotonic()
             tf_keras.utils.set_random_seed(self.config.seed)
-            report = self._convert() if part.stage == "convert" else self._train(part)
-            minutes = round((time.monotonic() - started) / 60, 2)
-            self.run.record(dataclasses.replace(report, minutes=minutes))
-            Checkpoints(self.run.checkpoints(part)).clear()
-            log.info("%s: %s on the test images, %0.1f minutes", part, report.accuracy, minutes)
+            report = self._run(part)
+            if report is not None:
+                minutes = round((time.monotonic() - started) / 60, 2)
+                self.run.record(dataclasses.replace(report, minutes=minutes))
+                Checkpoints(self.run.checkpoints(part)).clear()
+                log.info("%s: %s on the test images, %0.1f minutes", part, report.accuracy, minutes)
+            strategy.wait_for_workers(self.strategy)
+            if report is None:
+                self.run.reload()
         return self.run.reports
+
+    def _run(self, part: Part) -> StageReport | None:
+        """Runs a stage; on workers other than the chief only its training, without a report."""
+        if part.stage != "convert":
+            return self._train(part)
+        return self._convert() if self.worker.is_chief else None
 
     def source(self, part: Part) -> Path | None:
         """The folder of the last finished stage, or round of one, before `part`; else that of the
@@ -269,7 +282,7 @@ class Pipeline:
     def _steps(self, config: TrainConfig) -> int:
         return steps_per_epoch(self.info, self._batch(config))
 
-    def _train(self, part: Part) -> StageReport:
+    def _train(self, part: Part) -> StageReport | None:
         """Runs a stage that produces a model: `apply`, training where needed, `finalize`."""
         method_config = _METHOD_OF[part.stage](self.config)
         strategy.set_precision(self.config.mixed_precision)
@@ -290,6 +303,10 @@ class Pipeline:
             if trains:
                 trained = self._result(*self._fit(part, start, method, teacher), method, teacher)
         strategy.set_precision("float32")
+        if not self.worker.is_chief:
+            if trained is not None:
+                freeze.float32_copy(trained.plain)  # all workers read variables together
+            return None
         if trained is None:  # such a method returns a float32 model, outside any strategy
             assert method is not None
             trained = self._result(method.apply(freeze.float32_copy(start)), [], method)
@@ -331,7 +348,8 @@ class Pipeline:
         model = start if method is None else method.apply(start)
         if method is not None and (warning := frozen_kernels_warning(method, start)):
             log.warning("%s: %s", part, warning)
-        with arrays.explain_errors(self.config.dataset, "train", "validation"):
+        explained = arrays.explain_errors(self.config.dataset, "train", "validation")
+        with explained, strategy.ended_workers(self.strategy):
             return model, engine.fit(model, method, job)
 
     def _explain_validation(self, part: Part, config: TrainConfig, steps_per_epoch: int) -> None:
@@ -410,10 +428,11 @@ class Pipeline:
         ) -> tf.data.Dataset:
             return self.data.dataset("train", batch, start, self.config.data_service, context)
 
-        callbacks = (
+        callbacks: tuple[Any, ...] = (
             progress.Progress(part.name, config.epochs, steps, self.progress_bar),
-            progress.Board(self.run.path / "tensorboard" / part.name),
         )
+        if self.worker.is_chief:
+            callbacks += (progress.Board(self.run.path / "tensorboard" / part.name),)
         return engine.Job(
             part.name,
             config,
@@ -431,7 +450,8 @@ class Pipeline:
         )
 
     def _score(self, model: Any) -> metrics.Metrics:
-        with arrays.explain_errors(self.config.dataset, "test"):
+        explained = arrays.explain_errors(self.config.dataset, "test")
+        with explained, strategy.ended_workers(self.strategy):
             infer, batches = inference.compile_model(model), self.data.dataset("test")
             return scoring.score(infer, batches, activation=self.activation)
 

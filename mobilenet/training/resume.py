@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from mobilenet import files, strict_json
 from mobilenet.errors import UsageError
+from mobilenet.training import strategy
 
 log = logging.getLogger("mobilenet")
 Row = dict[str, float]
@@ -47,11 +49,14 @@ class Checkpoints:
     Args:
         folder: `checkpoints/<stage>` of the run.
         keep: number of states that are kept.
+        is_written: other workers than the chief take part in saving, and keep nothing.
         objects: what is saved, by name.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, **objects: Any) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(
+        self, folder: Path, keep: int = 2, is_written: bool = True, **objects: Any
+    ) -> None:
+        self.folder, self.keep, self.is_written = folder, keep, is_written
         self.checkpoint = tf.train.Checkpoint(**objects)
 
     def restore(self) -> Position:
@@ -85,11 +90,16 @@ class Checkpoints:
         Raises:
             UsageError: it cannot be written; the states before it are untouched.
         """
+        if not self.is_written:
+            with tempfile.TemporaryDirectory() as aside:
+                self.checkpoint.write(f"{aside}/{_VARIABLES}")
+            return
         path = self.folder / position.name
         try:
             with files.replacing(path) as temporary:
                 temporary.mkdir()
-                self.checkpoint.write(str(temporary / _VARIABLES))
+                with strategy.ended_workers(tf.distribute.get_strategy()):
+                    self.checkpoint.write(str(temporary / _VARIABLES))
                 files.write_json(temporary / _POSITION, dataclasses.asdict(position))
                 _write_checksums(temporary)
         except tf.errors.OpError as error:

@@ -58,16 +58,20 @@ class RunFolder:
         config: of the run.
         reports: of the finished stages, in the order in which they run.
         begun: training has begun in it; before that an error leaves the folder as it was.
+        is_written: by this process; not by workers other than the chief.
     """
 
     path: Path
     config: RunConfig
     reports: list[StageReport] = dataclasses.field(default_factory=list)
     begun: bool = False
+    is_written: bool = True
 
     def begin(self) -> None:
         """Keeps the folder from now on, and removes the run that `overwrite` replaces."""
         self.begun = True
+        if not self.is_written:
+            return
         if (self.path / _ASIDE).is_dir():  # renamed first: a half-removed run is never restored
             (self.path / _ASIDE).rename(self.path / _TRASH)
         shutil.rmtree(self.path / _TRASH, ignore_errors=True)
@@ -98,6 +102,10 @@ class RunFolder:
         self._write_metrics()
         stages = [report.to_json() for report in self.reports]
         files.write_json(self.path / REPORT, {"config": self.config.to_json(), "stages": stages})
+
+    def reload(self) -> None:
+        """Reads the reports that another worker has written."""
+        self.reports = _read_reports(self.path)
 
     def remove_resume_states(self) -> None:
         """Removes the resume states of finished stages, which a killed process may have left."""
@@ -173,6 +181,21 @@ def opened(
                     parent.rmdir()
 
 
+def joined(path: str | os.PathLike[str], config: RunConfig, overwrite: bool = False) -> RunFolder:
+    """The folder as a worker that is not the chief reads it; without the lock, and as it is before
+    the chief opens it.
+
+    Raises:
+        UsageError: as of `opened`, so that all workers refuse alike.
+    """
+    folder = Path(path)
+    _check_is_run(folder)
+    if overwrite or not (folder / CONFIG).exists():
+        return RunFolder(folder, config, is_written=False)
+    merged = _with_stages_of(_same_run(folder, config), config)
+    return RunFolder(folder, merged, _read_reports(folder), begun=True, is_written=False)
+
+
 def stored_config(path: str | os.PathLike[str]) -> RunConfig | None:
     """The config of the run in a folder; `None` if there is none, or if it is being replaced.
 
@@ -185,12 +208,15 @@ def stored_config(path: str | os.PathLike[str]) -> RunConfig | None:
     return RunConfig.from_file(folder / CONFIG)
 
 
-def finished_reports(path: str | os.PathLike[str], config: RunConfig) -> list[StageReport] | None:
+def finished_reports(
+    path: str | os.PathLike[str], config: RunConfig, is_chief: bool = True
+) -> list[StageReport] | None:
     """The reports of the run in a folder, if opening it with `config` would change nothing.
 
     Args:
         path: of a folder with a `stored_config`.
         config: resolved; its stages are those in question.
+        is_chief: other workers read the folder without its lock.
 
     Returns:
         All reports of the run; `None` if a stage has still to run or its config to be written.
@@ -200,14 +226,15 @@ def finished_reports(path: str | os.PathLike[str], config: RunConfig) -> list[St
             is damaged.
     """
     folder = Path(path)
-    lock = _locked(folder)
+    lock = _locked(folder) if is_chief else None
     try:
         before = _same_run(folder, config)
         run = RunFolder(folder, _with_stages_of(before, config), _read_reports(folder))
         is_finished = all(map(run.is_done, config.parts(config.stages)))
         return run.reports if is_finished and run.config == before else None
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 def _with_stages_of(before: RunConfig, config: RunConfig) -> RunConfig:

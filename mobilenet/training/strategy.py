@@ -1,8 +1,11 @@
-"""Strategies of tf.distribute by name, and the precision in which models are built."""
+"""Strategies of tf.distribute by name, what their workers agree on, and the precision in which
+models are built.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +14,14 @@ import tf_keras
 
 from mobilenet.configs.run import STRATEGIES
 from mobilenet.errors import UsageError, one_of
+from mobilenet.training.workers import Worker, this_worker
+
+_NO_PEER = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
 
 
 def create_strategy(name: str) -> tf.distribute.Strategy:
@@ -35,6 +46,70 @@ def create_strategy(name: str) -> tf.distribute.Strategy:
             "distribution_strategy", name, f"its devices ({error})", "none runs anywhere"
         ) from None
     return tf.distribute.get_strategy()
+
+
+def worker_of(strategy: tf.distribute.Strategy) -> Worker:
+    """The worker that this process is."""
+    is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return this_worker("multi_worker") if is_multi_worker else Worker()
+
+
+def any_worker(strategy: tf.distribute.Strategy, *flags: bool) -> list[bool]:
+    """For each flag whether it is set on any worker; all workers call it at the same point."""
+    if worker_of(strategy).count == 1:
+        return list(flags)
+
+    def total(values: tf.Tensor) -> Any:
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+    sums = strategy.run(total, args=(tf.constant(flags, tf.float32),))
+    return [bool(value > 0) for value in strategy.experimental_local_results(sums)[0].numpy()]
+
+
+def wait_for_workers(strategy: tf.distribute.Strategy) -> None:
+    """Returns when all workers have called it."""
+    any_worker(strategy, False)
+
+
+@contextlib.contextmanager
+def ended_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Errors of a collective operation, once another worker has ended, are one line.
+
+    Raises:
+        UsageError: another worker has ended.
+    """
+    worker = worker_of(strategy)
+    try:
+        yield
+    except _NO_PEER as error:
+        if worker.count == 1:
+            raise
+        raise another_has_ended(worker, _other_task(strategy, error.message)) from None
+
+
+def another_has_ended(worker: Worker, other: str) -> UsageError:
+    """The error of a worker that cannot continue without another one.
+
+    Args:
+        worker: this one.
+        other: what is known of the one that has ended.
+    """
+    return UsageError(
+        "distribution_strategy",
+        f"multi_worker, whose {other} has ended",
+        f"all {worker.count} workers until the end",
+        "the same command on all of them continues from the last saved state",
+    )
+
+
+def _other_task(strategy: tf.distribute.Strategy, message: str) -> str:
+    """The task that an error of a collective operation names besides this one."""
+    resolver = strategy.cluster_resolver
+    own = (resolver.task_type, str(resolver.task_id))
+    tasks = re.findall(r"/job:(\w+)(?:/replica:\d+)?/task:(\d+)", message)
+    others = [f"{kind} {index}" for kind, index in tasks if (kind, index) != own]
+    return others[-1] if others else "another worker"
 
 
 def set_precision(name: str) -> None:

@@ -4,9 +4,11 @@ call.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +17,12 @@ from mobilenet.configs import archs
 from mobilenet.configs.own_model import OwnModel
 from mobilenet.configs.run import Part, RunConfig
 from mobilenet.errors import one_of
-from mobilenet.training import model_identity, resolve_config, run_folder
+from mobilenet.training import model_identity, resolve_config, run_folder, workers
 from mobilenet.training.stage_report import RunReport, finished_before
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+
     from mobilenet.evaluation.result import Evaluation
     from mobilenet.models.saving import LoadedModel
     from mobilenet.typing import KerasModel
@@ -128,15 +132,17 @@ def execute(
         UsageError: the folder is of another run, or the config cannot be executed.
     """
     path = Path(folder)
+    worker = workers.this_worker(config.distribution_strategy)
     stored = None if overwrite else run_folder.stored_config(path)
     config = model_identity.identified(config, path, stored, loaded and loaded.model)
-    finished = None if stored is None else _finished(path, config, stored, explicit)
+    finished = None if stored is None else _finished(path, config, stored, explicit, worker)
     if finished is not None:
         return finished
     with console.starting_tensorflow():
         from mobilenet.training import own_model, pipeline, random_state, strategy
     if config.deterministic:
         random_state.enable_determinism(config.seed)
+    devices = strategy.create_strategy(config.distribution_strategy)  # before any operation
     start: own_model.Start | None = None
     if isinstance(config.model, OwnModel):
         model = own_model.read(config.model, None if stored is None else path, loaded)
@@ -144,15 +150,42 @@ def execute(
     else:
         resolved, info = resolve_config.resolve(config, explicit)
     is_shown = log.isEnabledFor(logging.INFO)  # before the run folder has a log of its own
-    with run_folder.opened(path, resolved, overwrite) as opened, strategy.precision("float32"):
-        if start is not None:
+    with (
+        strategy.ended_workers(devices),
+        _opened(path, resolved, overwrite, devices) as opened,
+        strategy.precision("float32"),
+    ):
+        if start is not None and worker.is_chief:
             start.save(opened.path)
-        reports = pipeline.Pipeline(opened, info, resolved.stages, is_shown).execute()
+        strategy.wait_for_workers(devices)  # until the chief has opened the folder
+        stages = pipeline.Pipeline(opened, info, resolved.stages, is_shown, devices)
+        reports = stages.execute()
         return TrainingRun(path, opened.config, RunReport(tuple(reports)))
 
 
+@contextlib.contextmanager
+def _opened(
+    path: Path, config: RunConfig, overwrite: bool, devices: tf.distribute.Strategy
+) -> Iterator[run_folder.RunFolder]:
+    """The run folder, which the chief opens once all other workers have read what is there."""
+    from mobilenet.training import strategy
+
+    if strategy.worker_of(devices).is_chief:
+        strategy.wait_for_workers(devices)
+        with run_folder.opened(path, config, overwrite) as opened:
+            yield opened
+    else:
+        joined = run_folder.joined(path, config, overwrite)
+        strategy.wait_for_workers(devices)
+        yield joined
+
+
 def _finished(
-    folder: Path, config: RunConfig, stored: RunConfig, explicit: resolve_config.Explicit
+    folder: Path,
+    config: RunConfig,
+    stored: RunConfig,
+    explicit: resolve_config.Explicit,
+    worker: workers.Worker,
 ) -> TrainingRun | None:
     """The run in a folder, if it has nothing left to do; TensorFlow is not needed to find out.
 
@@ -160,7 +193,7 @@ def _finished(
         UsageError: the folder holds a run of another config.
     """
     resolved = resolve_config.resolve_as(config, stored, explicit)
-    reports = run_folder.finished_reports(folder, resolved)
+    reports = run_folder.finished_reports(folder, resolved, worker.is_chief)
     if not reports:
         return None
     for report in reports:
