@@ -249,7 +249,7 @@ def short_fit(folder: Path) -> str:
 @case("--channels 1 --image_size 32,48: int8 file", "int8 [1, 32, 48, 1]", "no such flags")
 def gray_and_not_square(folder: Path) -> str:
     words = ["--image_size", "32,48", "--channels", "1", "--width_multiplier", "0.25"]
-    words += ["--dataset_name", "image_folder", "--data_dir", gray_folders(folder / "photos")]
+    words += ["--dataset_name", "image_folder", "--data_dir", str(gray_folders(folder / "photos"))]
     words += ["--epochs", "1", "--quantization", "ptq", "--batch_size", "8"]
     words += ["--stages", "train,quantize,convert"]
     text = output_of(trainer.run, *words, "--model_dir", folder / "run")

@@ -83,10 +83,8 @@ def write_data(root: Path, images: int, quality: int, subsampling: int) -> Data:
     rng = np.random.default_rng(0)
     for number in range(images):
         photo = photos[number % 2]
-        left, top = (
-            rng.integers(0, photo.width - PHOTO[0]),
-            rng.integers(0, photo.height - PHOTO[1]),
-        )
+        left = int(rng.integers(0, photo.width - PHOTO[0]))
+        top = int(rng.integers(0, photo.height - PHOTO[1]))
         cut = photo.crop((left, top, left + PHOTO[0], top + PHOTO[1]))
         for split in ("train", "val") if number < 2 else ("train",):
             folder = root / "folders" / split / "ab"[number % 2]
@@ -143,7 +141,12 @@ def ours(data: Data, source: str, area_min: float, color: float, epoch: int = 1)
     config = datasets.get(name).replace(
         data_dir=str(getattr(data, source)), area_min=area_min, aspect_max=ASPECT, color=color
     )
-    options = {"image_size": SIZE, "batch_size": BATCH, "training": True, "start_epoch": epoch}
+    options: dict[str, Any] = {
+        "image_size": SIZE,
+        "batch_size": BATCH,
+        "training": True,
+        "start_epoch": epoch,
+    }
     return library.load(config, "train", **options)
 
 

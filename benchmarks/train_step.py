@@ -66,7 +66,7 @@ def learner(
     import tf_keras
 
     from mobilenet.training import losses
-    from mobilenet.training.engine import Learner
+    from mobilenet.training.learner import Learner
 
     trained = Learner(model, after_update, teacher)
     loss = losses.cross_entropy(CLASSES, 0.0)
