@@ -144,6 +144,8 @@ class RunConfig(Config):
             it is used.
         data_service: the dispatcher whose workers read and decode training images; they need the
             same paths. `None` reads them in the process.
+        steps_per_execution: of an accelerator, which then waits less often for Python; states are
+            saved, and a method enters its next phase, between executions.
     """
 
     model: MobileNetConfig | OwnModel = nested(MobileNetV1Config(), flags_of=MobileNetConfig)
@@ -194,6 +196,13 @@ class RunConfig(Config):
     )
     data_service: str | None = flag(
         None, "address (host:port) of the tf.data service that decodes training images"
+    )
+    steps_per_execution: int = flag(
+        1,
+        "training steps that are sent to the device at a time",
+        least=1,
+        most=10_000,
+        integer=True,
     )
     mixed_precision: str = flag("float32", " or ".join(PRECISIONS), choices=PRECISIONS)
 

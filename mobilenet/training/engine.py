@@ -54,6 +54,7 @@ class Job:
         seed: of dropout.
         checkpoint_minutes: after which the state of an unfinished epoch is saved.
         keep_checkpoints: number of states that are kept.
+        steps_per_execution: that are sent to the device at a time.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Job:
     seed: int = 0
     checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 3
+    steps_per_execution: int = 1
 
     @property
     def steps(self) -> int:
@@ -121,6 +123,7 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
         optimizer=optimizer,
         loss=loss,
         metrics=[_accuracy(job)],
+        steps_per_execution=job.steps_per_execution,
     )
     learner.optimizer.build(model.trainable_variables)
     running = learner.build_metrics()
@@ -354,12 +357,11 @@ class _States(tf_keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         del logs
-        self.step = self.epochs.done + batch + 1
-        if self.epochs.is_alone or self.step % _STEPS_PER_AGREEMENT == 0:
+        before, self.step = self.step, self.epochs.done + batch + 1
+        is_due = False
+        if self.epochs.is_alone or _passed(_STEPS_PER_AGREEMENT, before, self.step):
             is_due = self._agree()
-        else:
-            is_due = False
-        if self.step % _STEPS_PER_CHECK == 0:
+        if _passed(_STEPS_PER_CHECK, before, self.step):
             self.epochs.check_loss()
         if is_due:
             self.save()
@@ -395,3 +397,8 @@ class _States(tf_keras.callbacks.Callback):
         seconds = round(time.monotonic() - self.epochs.started, 2)
         self.checkpoints.save(Position(self.step, tuple(self.epochs.rows), seconds))
         self.saved_at, self.saved = time.monotonic(), (self.step, len(self.epochs.rows))
+
+
+def _passed(steps: int, before: int, after: int) -> bool:
+    """Whether an execution of one or several steps has passed a multiple of `steps`."""
+    return before // steps < after // steps

@@ -447,6 +447,7 @@ class Pipeline:
             seed=self.config.seed,
             checkpoint_minutes=self.config.checkpoint_minutes,
             keep_checkpoints=self.config.keep_checkpoints,
+            steps_per_execution=self.config.steps_per_execution,
         )
 
     def _score(self, model: Any) -> metrics.Metrics:

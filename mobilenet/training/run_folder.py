@@ -43,6 +43,7 @@ _HOSTS = ("data_service",)  # who computes, not what is computed
 # folder may change them.
 _FIELDS_OF = {"prune": ("prune", "pruning"), "quantize": ("quantize", "quantization")}
 _SAFETY = ("checkpoint_minutes", "keep_checkpoints")  # how states are saved, not what is computed
+_SPEED = ("steps_per_execution",)
 _DISTILLED = ("prune", "quantize")  # by what they start from; another teacher serves train too
 _LOCK, _ASIDE, _TRASH = ".lock", ".replaced", ".removed"
 
@@ -319,7 +320,7 @@ def _restore_replaced(folder: Path) -> None:
 def _same_run(folder: Path, config: RunConfig) -> RunConfig:
     """The config of the run that is there; refuses one that computes something else."""
     before = RunConfig.from_file(folder / CONFIG)
-    free = {"stages", *_SAFETY, *_HOSTS}
+    free = {"stages", *_SAFETY, *_HOSTS, *_SPEED}
     begun = {
         stage
         for stage in STAGES

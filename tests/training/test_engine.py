@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 import tf_keras  # noqa: E402
-from short_training import CONFIG, STEPS, Recorder, batches, make_job  # noqa: E402
+from short_training import CONFIG, STEPS, Recorder, batches, make_job, stage_context  # noqa: E402
 from small_models import CLASSES, two_layer_model  # noqa: E402
 
-from mobilenet.compression.method import Method, StageContext  # noqa: E402
+from mobilenet.compression.method import Method, StageContext, create  # noqa: E402
 from mobilenet.configs.dataset import PREPROCESSING  # noqa: E402
 from mobilenet.configs.pruning import MagnitudePruning  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
@@ -105,6 +106,23 @@ def test_rows_hold_what_was_seen(tmp_path: Path) -> None:
     assert [row["lr"] for row in rows] == pytest.approx(expected, rel=1e-4)
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert 0 <= rows[-1]["top1"] <= 100
+
+
+def test_several_steps_in_one_execution_are_the_same_steps(tmp_path: Path) -> None:
+    """Of a method too; five steps are one execution of three and one of two."""
+    seen = []
+    for steps in (1, 3):
+        context = stage_context(4 * STEPS)
+        method = create(MagnitudePruning({"classifier": 0.5}, end=0.5, frequency=2), context)
+        job = dataclasses.replace(make_job(tmp_path / str(steps)), steps_per_execution=steps)
+        model = method.apply(two_layer_model())
+        rows = engine.fit(model, method, job)
+        seen.append((model.get_weights(), [(row["loss"], row["val_loss"]) for row in rows]))
+    (usual, usual_rows), (other, other_rows) = seen
+    for one, two in zip(usual, other, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+    assert (model.layers[-1].kernel.numpy() == 0).mean() == pytest.approx(0.5, abs=0.05)
+    np.testing.assert_allclose(usual_rows, other_rows, atol=1e-4)
 
 
 def test_no_epochs_leave_the_model_unchanged(tmp_path: Path) -> None:
