@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,12 @@ LONGEST = (
     "tf1_loader",
     "fuzz",
 )
+
+
+def pytest_configure() -> None:
+    """A shell starts a background job with Ctrl-C ignored; the tests send it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _group(item: pytest.Item) -> str:

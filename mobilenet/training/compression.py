@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -448,7 +449,7 @@ def frozen_kernels_warning(method: methods.Method, model: Any) -> str:
     kernels = [target.layer for target in getattr(method, "targets", ()) if target.sparsity]
     what = "prune"
     if not isinstance(method.config, Pruning):
-        kernels, what = [x.name for x in model.layers if kind(x) in WEIGHTS], "quantize"
+        kernels, what = [x.name for x in model.layers if _is_rounded(x)], "quantize"
     frozen = [name for name in kernels if not model.get_layer(name).trainable]
     if not frozen:
         return ""
@@ -456,6 +457,13 @@ def frozen_kernels_warning(method: methods.Method, model: Any) -> str:
         f"{len(frozen)} of the {len(kernels)} kernels to {what} are frozen and cannot recover: "
         f"{shorten(frozen)}; set `trainable = True` on the model first"
     )
+
+
+def _is_rounded(layer: Any) -> bool:
+    """Whether quantization changes a layer's kernel; kernels of 0 and 1 alone are exact."""
+    if kind(layer) not in WEIGHTS:
+        return False
+    return not all(np.isin(weight, (0, 1)).all() for weight in layer.get_weights())
 
 
 def prune(

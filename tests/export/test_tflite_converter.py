@@ -130,7 +130,7 @@ def test_models_that_cannot_be_frozen_are_refused() -> None:
     assert freeze.freeze(open_size, input_shape=(8, 6, 3)).inputs[0].shape.as_list() == [1, 8, 6, 3]
     with pytest.raises(UsageError, match=r"input shape: got .8, 6, 1.*one that the model takes"):
         freeze.freeze(open_size, input_shape=(8, 6, 1))
-    with pytest.raises(UsageError, match=r"model: .*str.*model of tf_keras"):
+    with pytest.raises(UsageError, match=r"model: got 'model', expected a model, not its path"):
         freeze.freeze("model")
     with pytest.raises(UsageError, match="one input and one output"):
         freeze.freeze(tf_keras.Model(source, [L.ReLU()(source), L.ReLU()(source)]))
