@@ -33,7 +33,7 @@ TIMM = {
     "mobilenet_v3_large": "mobilenetv3_large_100",
     "mobilenet_edgetpu": "mobilenet_edgetpu_100",
 }
-PACKAGES = {"jax": "jax", "tensorflow": "tensorflow", "torch": "torch", "timm": "timm"}
+BACKENDS = ("jax", "tensorflow", "torch", "timm")  # names of their packages too
 FORMATS = ("float32", "mixed_bfloat16", "mixed_float16")
 Step = Callable[[], object]
 
@@ -41,7 +41,7 @@ Step = Callable[[], object]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--backends", nargs="+", choices=PACKAGES, default=list(PACKAGES), help="default: all")
+    add("--backends", nargs="+", choices=BACKENDS, default=BACKENDS, help="default: all")
     add("--models", nargs="+", default=MODELS, help="default: " + " ".join(MODELS))
     add("--width", type=float, default=1.0, help="width multiplier, default %(default)s")
     add("--size", type=int, default=224, help="side of the images, default %(default)s")
@@ -59,7 +59,7 @@ def main() -> None:
 
     rows = []
     for backend in words.backends:
-        if importlib.util.find_spec(PACKAGES[backend]) is None:
+        if importlib.util.find_spec(backend) is None:
             print(f"{backend}: not installed", file=sys.stderr)
             continue
         for model in words.models:

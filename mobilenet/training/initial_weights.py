@@ -22,12 +22,15 @@ from mobilenet.weights import keras_applications, tf2_object
 
 log = logging.getLogger("mobilenet")
 _HEAD = "Logits"
-_ITSELF = "the model itself"
 _OF_BUILD = {  # parameters' names
     "init_checkpoint": "weights",
     "model_name": "name_or_config",
     "channels": "input_shape",
 }
+
+
+class _ForeignModelError(UsageError):
+    """A model of which no layer is one of ours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +94,8 @@ def build(
         if renamed.what not in (path, "weights"):
             raise renamed from None
         remedy = renamed.remedy
-        if remedy.endswith(_ITSELF):
-            remedy = f"mobilenet.load_model returns {_ITSELF}"
+        if isinstance(error, _ForeignModelError):
+            remedy = "mobilenet.load_model returns the model itself"
         raise UsageError("weights", path, renamed.expected, remedy) from None
     if keras is None or keras.layers.Layer is tf_keras.layers.Layer:
         return model
@@ -166,8 +169,8 @@ def _check_not_foreign(model: Any, theirs: Iterable[str], path: str) -> None:
     ours = {layer.name for layer in model.layers if layer.weights} - {_HEAD}
     if ours.isdisjoint(theirs):
         expected = f"weights of a MobileNet; the layers of this model are {shorten(theirs)}"
-        remedy = f"`model={path}` takes {_ITSELF}"
-        raise UsageError("init_checkpoint", path, expected, remedy)
+        remedy = f"`model={path}` takes the model itself"
+        raise _ForeignModelError("init_checkpoint", path, expected, remedy)
 
 
 def _of_keras_applications(report: keras_applications.Report) -> Start:

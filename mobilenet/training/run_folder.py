@@ -38,12 +38,11 @@ _PACKAGES = (
     "numpy",
     "mobilenet",
 )
-_HOSTS = ("data_service",)  # who computes, not what is computed
+# How a run is computed, not what: another command may change them.
+_HOW = ("checkpoint_minutes", "keep_checkpoints", "data_service", "steps_per_execution")
 # Fields that decide nothing until their stage has begun: until then a second run into the same
 # folder may change them.
 _FIELDS_OF = {"prune": ("prune", "pruning"), "quantize": ("quantize", "quantization")}
-_SAFETY = ("checkpoint_minutes", "keep_checkpoints")  # how states are saved, not what is computed
-_SPEED = ("steps_per_execution",)
 _DISTILLED = ("prune", "quantize")  # by what they start from; another teacher serves train too
 _LOCK, _ASIDE, _TRASH = ".lock", ".replaced", ".removed"
 
@@ -320,7 +319,7 @@ def _restore_replaced(folder: Path) -> None:
 def _same_run(folder: Path, config: RunConfig) -> RunConfig:
     """The config of the run that is there; refuses one that computes something else."""
     before = RunConfig.from_file(folder / CONFIG)
-    free = {"stages", *_SAFETY, *_HOSTS, *_SPEED}
+    free = {"stages", *_HOW}
     begun = {
         stage
         for stage in STAGES
