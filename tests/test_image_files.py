@@ -304,7 +304,7 @@ def test_large_jpegs_are_decoded_at_half_their_sides(
 
 def test_damage_below_a_training_crop_is_found_where_it_is_looked_for() -> None:
     whole = encoded("jpeg", smooth_image(1, 200, 200))
-    corner, extent = (tf.constant(values, tf.int64) for values in ([0, 10], [20, 30]))
+    corner, extent = (tf.constant(values, tf.int64) for values in ([0, 10, 0], [20, 30, -1]))
     for content, sound in ((whole, True), (whole[: len(whole) * 3 // 4], False)):
         checked, shape = decoding.checked_jpeg(tf.constant(content), MOST)
         expected = tf.io.decode_jpeg(whole, 3, dct_method="INTEGER_ACCURATE")[0:20, 10:40]
@@ -330,7 +330,7 @@ def test_a_crop_has_the_pixels_of_the_whole_image(subsampling: str) -> None:
     for _ in range(20):
         (top, left), (height, width) = noise.integers(0, 35, 2), noise.integers(1, 35, 2)
         for to_end in (True, False):
-            window = tf.constant([top, left], tf.int32), tf.constant([height, width])
+            window = [top, left, 0], [height, width, -1]
             crop = decoding.crop_jpeg(encoded, shape, *window, 3, to_end)
             np.testing.assert_array_equal(crop, whole[top : top + height, left : left + width])
 

@@ -72,12 +72,13 @@ class FileSplit(_Indexed):
     @functools.cached_property
     def _tensors(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         files = self.files
-        return captured(files.names), captured(files.bounds), captured(files.labels)
+        spans = np.stack([files.bounds[:-1], np.diff(files.bounds)], axis=1)
+        return captured(files.names), captured(spans), captured(files.labels)
 
     def read(self, item: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        names, bounds, labels = self._tensors
-        begin, end = bounds[item], bounds[item + 1]
-        path = tf.strings.join([self.files.prefix, tf.strings.substr(names, begin, end - begin)])
+        names, spans, labels = self._tensors
+        begin, length = tf.unstack(tf.gather(spans, item))
+        path = tf.strings.join([self.files.prefix, tf.strings.substr(names, begin, length)])
         return tf.io.read_file(path), tf.gather(labels, item)
 
 

@@ -20,7 +20,7 @@ from mobilenet.data import orientation
 _HEADER = 72  # bytes in which PNG, BMP, GIF and WebP state size and kind
 _BEYOND = 2048  # zeros after a GIF, so that a damaged length leads to no index outside
 _EXACT = "INTEGER_ACCURATE"
-_MARGIN = (0, 4)  # rows, and columns: as many as a JPEG has, at most, for a sample of color
+_MARGIN = (0, 4, 0)  # rows, and columns: as many as a JPEG has, at most, for a sample of color
 
 
 @tf.autograph.experimental.do_not_convert  # no Python control flow on tensors: traces sooner
@@ -91,8 +91,8 @@ def crop_jpeg(
 
     Args:
         encoded, shape: what `checked_jpeg` gives.
-        corner: top and left, of integers.
-        extent: height and width, of integers.
+        corner: top, left and 0, of integers.
+        extent: height, width and -1, of integers.
         channels: 3 or 1.
         to_end: decode the rows below the window too. Without it damage there goes unnoticed, and
             the same file may be readable in one epoch and not in the next.
@@ -102,8 +102,8 @@ def crop_jpeg(
     def slice_of_all() -> tf.Tensor:
         image = _decode_jpeg(encoded, shape, channels)
         scale = tf.cast(tf.shape(image)[0], tf.float32) / tf.cast(shape[0], tf.float32)
-        top, left = tf.unstack(tf.cast(scale * tf.cast(corner, tf.float32), tf.int32))
-        height, width = tf.unstack(tf.cast(scale * tf.cast(extent, tf.float32), tf.int32))
+        top, left, _ = tf.unstack(tf.cast(scale * tf.cast(corner, tf.float32), tf.int32))
+        height, width, _ = tf.unstack(tf.cast(scale * tf.cast(extent, tf.float32), tf.int32))
         return image[top : top + tf.maximum(height, 1), left : left + tf.maximum(width, 1)]
 
     return tf.cond(
@@ -128,12 +128,13 @@ def decode_window(
     color that it decodes, and would repeat those at the sides of the window.
     """
     first = tf.maximum(corner - _MARGIN, 0)
-    last = tf.minimum(corner + extent + _MARGIN, shape[:2])
+    last = tf.minimum(corner + extent + _MARGIN, shape)
     if to_end is not False:
-        last = tf.where([to_end, False], shape[:2], last)
-    box = tf.cast(tf.concat([first, last - first], 0), tf.int32)
+        last = tf.where([to_end, False, False], shape, last)
+    box = tf.gather(tf.concat([first, last - first], 0), [0, 1, 3, 4])
+    box = tf.cast(box, tf.int32)
     image = tf.io.decode_and_crop_jpeg(encoded, box, channels, dct_method=_EXACT)
-    return tf.slice(image, tf.concat([corner - first, [0]], 0), tf.concat([extent, [-1]], 0))
+    return tf.slice(image, corner - first, extent)
 
 
 def is_usual_jpeg(shape: tf.Tensor, channels: int, max_pixels: int) -> tf.Tensor:

@@ -90,32 +90,36 @@ def training_pixels(
     image = tf.ensure_shape(image, [None, None, channels])
     # One scale for all channels costs nothing: it is that of the conversion to float32.
     has_one = len({*preprocessing.mean}) == len({*preprocessing.std}) == 1
-    low, high = preprocessing.input_range if has_one else (0.0, 255.0)
-    pixels = tf.quantization.dequantize(tf.bitcast(image, tf.quint8), low, high, "MIN_COMBINED")
-    pixels = _augment(_resize(pixels, size), config, (low, high), seed + _OTHER_STREAM)
+    limits = preprocessing.input_range if has_one else (0.0, 255.0)
+    pixels = _augment(image, config, size, limits, seed + _OTHER_STREAM)
     return pixels if has_one else normalize(pixels, preprocessing)
 
 
 def _augment(
-    pixels: tf.Tensor, config: DatasetConfig, limits: tuple[float, float], seed: tf.Tensor
+    image: tf.Tensor,
+    config: DatasetConfig,
+    size: Size,
+    limits: tuple[float, float],
+    seed: tf.Tensor,
 ) -> tf.Tensor:
-    """Mirrors an image and varies its colors at random."""
-    if not config.flip and not config.color:
-        return pixels
-    # One operator, where `tf.random.stateless_uniform` takes seven.
+    """Scales pixels of 0..255 to `limits`, resizes, and mirrors and varies the colors at random."""
+    shift = config.color * _BRIGHTNESS * (limits[1] - limits[0]) / 255
+    reach = np.array([0.5, config.color * _SATURATION, shift, shift], np.float32)
+    middle = np.array([0.5, 1.0, *limits], np.float32)
+    # One operator for all, where `tf.random.stateless_uniform` takes seven for a number.
     drawn = tf.raw_ops.StatelessRandomUniform(shape=[3], seed=seed)
-    mirrored, saturation, brightness = tf.unstack(drawn)
+    drawn = tf.gather(drawn, [0, 1, 2, 2]) * (2 * reach) + (middle - reach)
+    mirrored, saturation, low, high = tf.unstack(drawn)
+    pixels = tf.quantization.dequantize(tf.bitcast(image, tf.quint8), low, high, "MIN_COMBINED")
+    pixels = _resize(pixels, size)
     if config.flip:
         pixels = tf.cond(mirrored < 0.5, lambda: tf.reverse(pixels, [1]), lambda: pixels)
-    if not config.color:
-        return pixels
-    reach = _BRIGHTNESS * config.color * (limits[1] - limits[0]) / 255
-    return vary_colors(
-        pixels,
-        1 + _SATURATION * config.color * (2 * saturation - 1),
-        reach * (2 * brightness - 1),
-        limits,
-    )
+    if config.color:
+        pixels = saturate(pixels, saturation)
+        pixels = tf.raw_ops.ClipByValue(
+            t=pixels, clip_value_min=limits[0], clip_value_max=limits[1]
+        )
+    return pixels
 
 
 def _exif(config: DatasetConfig) -> bool:
@@ -130,7 +134,7 @@ def _resize(image: tf.Tensor, size: Size) -> tf.Tensor:
 def _window(
     shape: tf.Tensor, config: DatasetConfig, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Corner and size of a random crop, `[top, left]` and `[height, width]`."""
+    """Corner and size of a random crop, `[top, left, 0]` and `[height, width, -1]`."""
     ratio = max(config.aspect_max, 1 + 1e-6)
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
@@ -142,7 +146,7 @@ def _window(
         max_attempts=100,
         use_image_if_no_bounding_boxes=True,
     )
-    return begin[:2], extent[:2]
+    return begin, extent
 
 
 def _random_crop(
@@ -201,7 +205,8 @@ def _crop_jpeg(
         turn = orientation.of_jpeg(encoded)
         sides = orientation.upright_size(shape[:2], turn)
         corner, extent = _window(tf.concat([sides, [channels]], 0), config, seed)
-        corner, extent = orientation.stored_window(sides, corner, extent, turn)
+        corner, extent = orientation.stored_window(sides, corner[:2], extent[:2], turn)
+        corner, extent = tf.concat([corner, [0]], 0), tf.concat([extent, [-1]], 0)
         image = crop_jpeg(encoded, shape, corner, extent, channels, to_end)
         return orientation.turn(tf.ensure_shape(image, [None, None, channels]), turn)
 
@@ -215,37 +220,26 @@ def _crop_other(
 ) -> tf.Tensor:
     image = decode_other(encoded, channels, config.max_pixels, _exif(config))
     corner, extent = _window(tf.shape(image, tf.int64), config, seed)
-    return tf.slice(image, tf.concat([corner, [0]], 0), tf.concat([extent, [channels]], 0))
+    return tf.slice(image, corner, extent)
 
 
-def vary_colors(
-    pixels: tf.Tensor, saturation: tf.Tensor, brightness: tf.Tensor, limits: tuple[float, float]
-) -> tf.Tensor:
-    """Changes saturation and brightness of an image, and clips it.
+def saturate(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Blends each pixel with its luma, as Pillow, torchvision and timm do.
 
-    Saturation blends each pixel with its luma, as Pillow, torchvision and timm do. slim's is that
-    of HSV, which blends with the largest channel: it changes the differences between the channels
-    by the same factor, and the luma as well, and takes ten times as long.
+    slim's saturation is that of HSV, which blends with the largest channel: it changes the
+    differences between the channels by the same factor, and the luma as well, and takes ten times
+    as long.
 
     Args:
         pixels: float32 `[height, width, channels]` with known sides.
-        saturation: scalar; 0 is gray, 1 changes nothing. One channel has none.
-        brightness: scalar that is added to each channel.
-        limits: of the pixels.
+        factor: scalar; 0 is gray, 1 changes nothing. One channel has no saturation.
     """
-    if pixels.shape[-1] == 3:
-        pixels = _saturate(pixels, saturation)
-    return tf.clip_by_value(pixels + brightness, *limits)
-
-
-def _saturate(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Blends pixels with their luma, by one matrix for some pixels at a time.
-
-    A product by a matrix of 3x3 spends most of its time on the ends of its rows.
-    """
+    if pixels.shape[-1] != 3:
+        return pixels
+    # A product by a matrix of 3x3 spends most of its time on the ends of its rows.
     count = math.gcd(pixels.shape[0] * pixels.shape[1], _PIXELS)
     luma = np.kron(np.eye(count), np.outer(_LUMA, np.ones(3))).astype(np.float32)
-    blend = factor * np.eye(3 * count, dtype=np.float32) + (1 - factor) * luma
+    blend = factor * (np.eye(3 * count, dtype=np.float32) - luma) + luma
     return tf.reshape(tf.matmul(tf.reshape(pixels, [-1, 3 * count]), blend), pixels.shape)
 
 

@@ -53,14 +53,15 @@ class RecordKeys:
         By the parser of protobuf: `tf.io.parse_single_example` and `tf.io.parse_example` of
         TensorFlow 2.21 read beyond their memory where a length within a record is wrong.
         """
-        features = _values(record[None], "Example", "features")
-        entries = _values(features, "Features", "feature")
-        names = _values(entries, "Features.FeatureEntry", "key")
-        stored = _values(entries, "Features.FeatureEntry", "value")
+        (features,) = _values(record[None], "Example", features=tf.string)
+        (entries,) = _values(features, "Features", feature=tf.string)
+        names, stored = _values(entries, "Features.FeatureEntry", key=tf.string, value=tf.string)
 
         def only(name: str, kind: str, message: str, dtype: tf.DType) -> tf.Tensor:
-            lists = _values(tf.boolean_mask(stored, names == name), "Feature", kind)
-            return tf.reshape(_values(lists, message, "value", dtype), [])  # else an error
+            named = tf.gather(stored, tf.where(names == name)[:, 0])
+            (lists,) = _values(named, "Feature", **{kind: tf.string})
+            (values,) = _values(lists, message, value=dtype)
+            return tf.reshape(values, [])  # else an error
 
         image = only(self.image, "bytes_list", "BytesList", tf.string)
         return image, only(self.label, "int64_list", "Int64List", tf.int64)
@@ -76,10 +77,11 @@ class RecordKeys:
         return image, _label(feature, self.label)
 
 
-def _values(messages: tf.Tensor, kind: str, field: str, dtype: tf.DType = tf.string) -> tf.Tensor:
-    """All values of a field of serialized messages of TensorFlow's `example.proto`."""
-    _, (values,) = tf.io.decode_proto(messages, f"tensorflow.{kind}", [field], [dtype])
-    return tf.reshape(values, [-1])
+def _values(messages: tf.Tensor, kind: str, **fields: tf.DType) -> list[tf.Tensor]:
+    """All values of each field of serialized messages of TensorFlow's `example.proto`."""
+    names, types = list(fields), list(fields.values())
+    _, values = tf.io.decode_proto(messages, f"tensorflow.{kind}", names, types)
+    return [tf.reshape(value, [-1]) for value in values]
 
 
 def _features(record: bytes) -> Any:

@@ -138,26 +138,20 @@ def test_mirroring_and_color_changes_have_their_documented_effect() -> None:
 
 
 @pytest.mark.parametrize("size", [(12, 10), (5, 7)])
+def test_saturation_blends_with_the_luma(size: tuple[int, int]) -> None:
+    stored = np.random.default_rng(3).uniform(0, 255, (*size, 3)).astype(np.float32)
+    luma = (stored * [0.299, 0.587, 0.114]).sum(axis=-1, keepdims=True)
+    for factor in (0.0, 0.5, 1.0, 1.5):
+        ours = preprocessing.saturate(tf.constant(stored), tf.constant(factor))
+        expected = luma + factor * (stored - luma)
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["raw", "inception"])
-def test_color_variation_blends_with_the_luma(name: str, size: tuple[int, int]) -> None:
+def test_training_draws_colors_evenly_and_mirrors_half_of_the_images(name: str) -> None:
+    """A pixel of gray and one of a color give the numbers that were drawn."""
     scaling = datasets.PREPROCESSING[name]
     low, high = scaling.input_range
-    stored = np.random.default_rng(3).integers(0, 256, (*size, 3)).astype(np.float64)
-    luma = (stored * [0.299, 0.587, 0.114]).sum(axis=-1, keepdims=True)
-    for saturation, brightness in ((0.5, 0.0), (1.5, -32.0), (0.0, 10.0), (1.0, 0.0), (1.2, 20.0)):
-        varied = np.clip(luma + saturation * (stored - luma) + brightness, 0, 255)
-        expected = low + varied * (high - low) / 255
-        ours = preprocessing.vary_colors(
-            tf.constant(low + stored * (high - low) / 255, tf.float32),
-            tf.constant(saturation),
-            tf.constant(brightness * (high - low) / 255),
-            (low, high),
-        )
-        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * (high - low) / 255 + 1e-6)
-
-
-def test_training_draws_colors_evenly_and_mirrors_half_of_the_images() -> None:
-    """A pixel of gray and one of a color give the numbers that were drawn."""
     stored = np.full((4, 2, 3), 120, np.uint8)
     stored[:, 1] = 140, 100, 120
     encoded = tf.constant(encode(Image.fromarray(stored), "png"))
@@ -166,7 +160,8 @@ def test_training_draws_colors_evenly_and_mirrors_half_of_the_images() -> None:
     drawn = []
     for number in range(300):
         seed = tf.constant([9, number], tf.int64)
-        image = train(encoded, config, RAW, (4, 2), 3, seed).numpy()[0]
+        scaled = train(encoded, config, scaling, (4, 2), 3, seed).numpy()[0]
+        image = (scaled - low) / (high - low) * 255
         spread = np.ptp(image, axis=-1)
         colored = int(spread.argmax())
         drawn.append((1 - colored, image[1 - colored, 0] - 120, spread[colored] / 40))
@@ -176,6 +171,11 @@ def test_training_draws_colors_evenly_and_mirrors_half_of_the_images() -> None:
         counts, _ = np.histogram(values, 4, (least - 1e-3, most + 1e-3))
         assert counts.sum() == 300 and counts.min() > 45 and counts.max() < 105, counts
     assert np.abs(np.corrcoef([mirrored, brightness, saturation]) - np.eye(3)).max() < 0.2
+    bright = tf.constant(encode(Image.new("RGB", (4, 2), (255, 250, 0)), "png"))
+    images = [
+        train(bright, config, scaling, (4, 2), 3, tf.constant([9, n], tf.int64)) for n in range(9)
+    ]
+    assert np.min(images) == low and np.max(images) == high
 
 
 def test_three_means_are_those_of_the_channels() -> None:
