@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mobilenet.configs.card import SIGMOID, SOFTMAX
 from mobilenet.errors import UsageError
+from mobilenet.typing import Float64Array, FloatArray, IntArray
 
 MAX_SIGNAL_TO_NOISE = 120.0  # dB; the precision of float32
 _LEAST = 1e-12  # of a probability, for its logarithm
@@ -159,11 +161,7 @@ def multi_label(
 
     scores, targets = np.asarray(outputs, np.float64), np.asarray(labels).astype(bool)
     decided = decisions(scores, SIGMOID, not probabilities)
-    if probabilities:
-        own = np.where(targets, scores, 1 - scores)
-        losses = -np.log(np.maximum(own, _LEAST))
-    else:
-        losses = np.logaddexp(0.0, np.where(targets, -scores, scores))
+    losses = label_losses(scores, targets, probabilities)
     figures = []
     for column, target, decision in zip(scores.T, targets.T, decided.T, strict=True):
         positives = int(target.sum())
@@ -173,6 +171,24 @@ def multi_label(
         figures.append(LabelFigures(positives, auc, f1))
     right = 100.0 * float(np.mean(decided == targets))
     return Metrics(right, right, float(np.mean(losses)), len(targets), tuple(figures))
+
+
+def label_losses(
+    outputs: FloatArray, labels: npt.NDArray[Any], probabilities: bool = False
+) -> Float64Array:
+    """The binary cross entropy of each label, `[images, labels]`.
+
+    Args:
+        outputs, labels, probabilities: see `multi_label`.
+    """
+    scores, targets = np.asarray(outputs, np.float64), np.asarray(labels).astype(bool)
+    losses: Float64Array
+    if probabilities:
+        own = np.where(targets, scores, 1 - scores)
+        losses = -np.log(np.maximum(own, _LEAST))
+    else:
+        losses = np.logaddexp(0.0, np.where(targets, -scores, scores))
+    return losses
 
 
 def classification(
@@ -188,6 +204,31 @@ def classification(
     probabilities with `probabilities=True`: minus the logarithm of the label's probability, which
     is that of `activation` for logits.
     """
+    ranks, losses = ranks_and_losses(outputs, labels, probabilities, activation)
+    return of_ranks(ranks, losses)
+
+
+def of_ranks(ranks: IntArray, losses: FloatArray) -> Metrics:
+    """The figures of images by what `ranks_and_losses` gives for them."""
+    return Metrics(
+        top1=100.0 * float(np.mean(ranks < 1)),
+        top5=100.0 * float(np.mean(ranks < 5)),
+        loss=float(np.mean(losses)),
+        images=len(ranks),
+    )
+
+
+def ranks_and_losses(
+    outputs: FloatArray,
+    labels: IntArray,
+    probabilities: bool = False,
+    activation: str = SOFTMAX,
+) -> tuple[IntArray, FloatArray]:
+    """The rank of each image's class among the outputs, from 0, and the loss; both `[images]`.
+
+    Args:
+        outputs, labels, probabilities, activation: see `classification`.
+    """
     scores = np.asarray(outputs, np.float64)
     labels = np.asarray(labels)
     rows = np.arange(len(labels))
@@ -201,12 +242,26 @@ def classification(
     else:
         peak = scores.max(axis=1, keepdims=True)
         losses = np.log(np.exp(scores - peak).sum(axis=1)) + peak[:, 0] - own[:, 0]
-    return Metrics(
-        top1=100.0 * float(np.mean(rank < 1)),
-        top5=100.0 * float(np.mean(rank < 5)),
-        loss=float(np.mean(losses)),
-        images=len(labels),
-    )
+    return rank, losses
+
+
+def top_classes(scores: FloatArray, k: int) -> IntArray:
+    """Indices `[images, k]` of the highest scores, best first, of equal ones the lower index first.
+
+    Args:
+        scores: `[images, classes]`.
+        k: how many; at most as many as there are classes.
+    """
+    k = min(k, scores.shape[1])
+    if k == scores.shape[1]:
+        return np.argsort(-scores, axis=1, kind="stable")
+    best = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
+    values = np.take_along_axis(scores, best, axis=1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    best = np.take_along_axis(best, order, axis=1)
+    tied = np.sum(scores >= values.min(axis=1, keepdims=True), axis=1) > k
+    best[tied] = np.argsort(-scores[tied], axis=1, kind="stable")[:, :k]
+    return best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,20 +302,50 @@ class ClassMapping:
             UsageError: a label is no class of the data.
         """
         labels = np.asarray(labels)
-        scores = np.asarray(outputs, np.float64)
         if labels.ndim == 2:
-            return multi_label(scores[:, list(self.indices)], labels, probabilities)
+            return multi_label(self.label_scores(outputs), labels, probabilities)
+        scores, own = self.class_scores(outputs, labels, probabilities)
+        if not self.is_binary:
+            return classification(scores, own, probabilities, activation)
+        of_second = multi_label(np.asarray(outputs), own[:, None], probabilities).labels
+        return dataclasses.replace(classification(scores, own, probabilities), labels=of_second)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether one output is that of two classes."""
+        return self.outputs == 1 and len(self.indices) == 2
+
+    def label_scores(self, outputs: FloatArray) -> Float64Array:
+        """Outputs `[images, outputs]` as those of each label of the data, `[images, labels]`."""
+        scores: Float64Array = np.asarray(outputs, np.float64)[:, list(self.indices)]
+        return scores
+
+    def class_scores(
+        self, outputs: FloatArray, labels: IntArray, probabilities: bool = False
+    ) -> tuple[Float64Array, IntArray]:
+        """Outputs of each class, `[images, classes]`, and the class of each image among them.
+
+        One output becomes those of two classes, to which a softmax belongs; background is left out.
+
+        Args:
+            outputs: `[images, outputs]`.
+            labels: class indices `[images]` of the data.
+            probabilities: the outputs are probabilities; without the background they are rescaled
+                to a sum of 1.
+
+        Raises:
+            UsageError: a label is no class of the data.
+        """
+        labels, scores = np.asarray(labels), np.asarray(outputs, np.float64)
         check_labels(labels, len(self.indices))
         own = np.asarray(self.indices)[labels]
-        if scores.shape[1] == 1 and len(self.indices) == 2:
-            of_second = multi_label(scores, own[:, None], probabilities).labels
+        if self.is_binary:
             scores = np.concatenate([1 - scores if probabilities else 0 * scores, scores], axis=1)
-            return dataclasses.replace(classification(scores, own, probabilities), labels=of_second)
-        if self.background:
+        elif self.background:
             scores, own = scores[:, 1:], own - 1
             if probabilities:
                 scores = scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12)
-        return classification(scores, own, probabilities, activation)
+        return scores, own
 
 
 def identity_mapping(classes: int) -> ClassMapping:
