@@ -5,6 +5,7 @@ model and flatbuffer.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ OUTPUTS = ("logits", "probabilities", "features")
 SOFTMAX, SIGMOID = "softmax", "sigmoid"
 ACTIVATIONS = (SOFTMAX, SIGMOID)
 SCALING, CROP = "scaling", "crop"  # what may be assumed of a preprocessing
+_LICENSE = re.compile(r"([a-z0-9]+([.+-][a-z0-9]+)*)?")
 _IO_TYPES = ("float32", "float16", "int8", "uint8", "int16")
 
 
@@ -89,6 +91,27 @@ class QuantizationStep(Config):
 
 
 @dataclasses.dataclass(frozen=True)
+class StageFigures(Config):
+    """What a stage of a run reached, for the model card of what leaves the run.
+
+    Attributes:
+        name: of the stage, such as `train` or `prune_2`.
+        metrics: as those of a card.
+        images: test images that they were measured on.
+        params, macs, nonzero_weights: of its model; MACs of one image.
+        bytes: of its file; `None` for a quantized model that is not converted yet.
+    """
+
+    name: str
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    images: int = checked(0, least=0, integer=True)
+    params: int | None = checked(None, least=0, integer=True)
+    macs: int | None = checked(None, least=0, integer=True)
+    nonzero_weights: int | None = checked(None, least=0, integer=True)
+    bytes: int | None = checked(None, least=0, integer=True)
+
+
+@dataclasses.dataclass(frozen=True)
 class Card(Config):
     """What a reader of a saved model needs and cannot see in its weights.
 
@@ -107,6 +130,11 @@ class Card(Config):
             `None` where it is not known, see `activation_of`.
         dataset: the data set it was trained on.
         stage: the stage that wrote it (`train`, `prune`, `quantize`, `convert`; `tf1`).
+        stages: the stages of the run that it went through, in order, its own last.
+        initial_weights: what the first stage started from: `random`, or the name of the released
+            model, of the file or of the user's own model; empty where it is not known.
+        license: of the weights, by its identifier on the Hugging Face Hub (`apache-2.0`, `mit`);
+            empty where none was chosen.
         published: what was published of the released model whose weights it holds, in a line.
         metrics: held-out figures, `top1` and `top5` in percent, `loss`.
         history: one dictionary an epoch.
@@ -128,6 +156,9 @@ class Card(Config):
     activation: str | None = checked(None, choices=ACTIVATIONS)
     dataset: str = ""
     stage: str = ""
+    stages: tuple[StageFigures, ...] = ()
+    initial_weights: str = ""
+    license: str = ""
     published: str = ""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     history: tuple[dict[str, float], ...] = ()
@@ -142,6 +173,9 @@ class Card(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not _LICENSE.fullmatch(self.license):
+            expected = "an identifier of the Hugging Face Hub, such as apache-2.0 or mit"
+            raise UsageError("license", self.license, expected)
         if len(self.input_shape) != 3:
             raise UsageError("input_shape", list(self.input_shape), "[height, width, channels]")
         for side in self.input_shape:
@@ -176,6 +210,12 @@ class Card(Config):
     def title(self) -> str:
         """The kind of model, such as `MobileNetV2`."""
         return str(self.architecture.get("type", "model")).removesuffix("Config")
+
+    @property
+    def file_stage(self) -> StageFigures | None:
+        """The figures that were measured on the converted file itself, if they were."""
+        is_measured = bool(self.stages) and self.stages[-1].name == "convert"
+        return self.stages[-1] if is_measured else None
 
     def model_config(self) -> MobileNetConfig | None:
         """The config in `architecture`; `None` without one, or if a later version wrote it."""

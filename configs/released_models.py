@@ -320,6 +320,11 @@ _NAME = re.compile(
     r"_(?P<first>\d+(?:\.\d+)?)_(?P<second>\d+(?:\.\d+)?(?![\d]))(?P<rest>.*)",
     re.IGNORECASE,
 )
+# Those that Google has put on the Hugging Face Hub too.
+_HUB_NAMES = (
+    *("mobilenet_v1_0.75_192", "mobilenet_v1_1.0_224", "mobilenet_v2_0.35_96"),
+    *("mobilenet_v2_0.75_160", "mobilenet_v2_1.0_224", "mobilenet_v2_1.4_224"),
+)
 _LEAST_SIZE = 32  # of the two numbers in a name, what is below this is the width
 
 
@@ -368,6 +373,11 @@ def of_path(path: str | os.PathLike[str]) -> Release | None:
         older = [r for r in ALL if found and r.name == found.name and r is not found]
         return older[0] if older and "2018_02_22" in text else found
     return None
+
+
+def hub_repository(name: str) -> str | None:
+    """The repository of a release on the Hugging Face Hub; `None` where there is none."""
+    return f"google/{name}" if name in _HUB_NAMES else None
 
 
 def rows() -> tuple[list[str], list[list[str]]]:

@@ -50,6 +50,12 @@ COMMAND = cli.Command(
         cli.option("model", Path, None, "a model folder, .keras or SavedModel", group="model"),
         cli.LABELS,
         cli.option(
+            "license",
+            str,
+            None,
+            "of the weights, by its name on the Hugging Face Hub, such as apache-2.0",
+        ),
+        cli.option(
             "output",
             Path,
             None,
@@ -109,7 +115,7 @@ def _export_flatbuffer(parsed: cli.Parsed) -> Any:
     files.check_target(target, "output")
     if options["fitted"] is not None:
         files.check_target(options["fitted"], "fitted")
-    source = _open_source(path, options["labels"])
+    source = _open_source(path, options["labels"], options["license"])
     if source.quantized:
         _check_calibration(parsed, None)
     number_format = config.resolve(source.quantized).number_format
@@ -152,7 +158,7 @@ def _export_frozen_graph(parsed: cli.Parsed) -> list[tuple[str, object]]:
     target = Path(options["output"] or source.resolve().parent / "frozen_graph")
     frozen_graph.check_target(target)
     return export_pipeline.export_frozen_graph(
-        _open_source(source, options["labels"]),
+        _open_source(source, options["labels"], options["license"]),
         target,
         config,
         options["batch"] or None,
@@ -163,12 +169,13 @@ def _export_frozen_graph(parsed: cli.Parsed) -> list[tuple[str, object]]:
     )
 
 
-def _open_source(path: Path, labels: Path | None = None) -> Any:
+def _open_source(path: Path, labels: Path | None = None, license: str | None = None) -> Any:
     """Loads a model of any form, as a source for the conversion.
 
     Args:
         path: of the model.
         labels: a file with the names of its classes.
+        license: of its weights.
     """
     from mobilenet.compression.quantization.int8 import saving as int8_saving
     from mobilenet.export.source import Source
@@ -178,6 +185,8 @@ def _open_source(path: Path, labels: Path | None = None) -> Any:
         unpack = f"python -m mobilenet.packer unpack {path} FOLDER"
         raise UsageError("--model", str(path), "a model that is not packed", unpack)
     source = Source(load_keras_model(path), int8_saving.has_ranges(path), path)
+    if license is not None:
+        source = _with_card(source, license=license)
     return source if labels is None else _named(source, class_names.read_names(labels))
 
 
@@ -195,8 +204,11 @@ def _with_names_of(data: DatasetConfig, source: Any, typed: Collection[str]) -> 
 
 
 def _named(source: Any, names: Sequence[str]) -> Any:
-    labels = checked_labels(names, source.model.output_shape[-1])
-    loaded = dataclasses.replace(source.loaded, card=source.card.replace(labels=labels))
+    return _with_card(source, labels=checked_labels(names, source.model.output_shape[-1]))
+
+
+def _with_card(source: Any, **changes: Any) -> Any:
+    loaded = dataclasses.replace(source.loaded, card=source.card.replace(**changes))
     return dataclasses.replace(source, loaded=loaded)
 
 

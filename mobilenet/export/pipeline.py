@@ -13,7 +13,7 @@ from mobilenet import console
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.calibration import CALIBRATION, check_images
-from mobilenet.configs.card import Card
+from mobilenet.configs.card import Card, StageFigures
 from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.number_formats import AS_TRAINED, FLOAT32, FORMATS, INT8
@@ -60,9 +60,10 @@ class Export:
         """Rows of a table about the file: what, value."""
         return [("file", self.path), *self.file.summary()]
 
-    def write_metrics(self, scores: dict[str, float]) -> None:
+    def write_figures(self, stage: StageFigures) -> None:
         """Writes the file's own held-out figures to its card, instead of those of the model."""
-        card = self.file.card.replace(metrics=scores)
+        stages = (*self.file.card.stages, stage)
+        card = self.file.card.replace(metrics=stage.metrics, stages=stages)
         bundle.write_export(self.path.parent, self.file.content, card, self.file.verification)
 
 

@@ -19,6 +19,7 @@ import tf_keras
 from mobilenet import data, metrics
 from mobilenet.compression import method as methods
 from mobilenet.compression.quantization.int8 import saving as int8_saving
+from mobilenet.configs import released_models
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.card import CARD, SOFTMAX, Card, checked_labels
@@ -315,8 +316,11 @@ class Pipeline:
         card = self._card(part, trained)
         if architecture is not None:  # a thinned model has other channels
             card = card.replace(architecture=architecture.to_json())
+        report = self._report(part, plain, trained)
+        stages = (*card.stages, report.figures(trained.held_out.images))
+        card = card.replace(stages=stages)
         int8_saving.save_stage(plain, self.run.folder(part), card, trained.ranges)
-        return self._report(part, plain, trained)
+        return report
 
     def _fit(
         self,
@@ -410,7 +414,6 @@ class Pipeline:
         held_out = scoring.score_flatbuffer(
             file.classifier(), self.data.dataset("test"), self.preprocessing
         )
-        exported.write_metrics(_scores(held_out))
         details = {
             "agreement": round(100 * file.verification.agreement, 3),
             "verification": file.verification.to_json(),
@@ -418,7 +421,9 @@ class Pipeline:
         }
         counts: dict[str, Any] = dict(file.figures)
         size = _file_size(file.content)
-        return StageReport(part, **_scores(held_out), **counts, **size, details=details)
+        report = StageReport(part, **_scores(held_out), **counts, **size, details=details)
+        exported.write_figures(report.figures(held_out.images))
+        return report
 
     def _job(self, part: Part, config: TrainConfig) -> engine.Job:
         batch, steps = self._batch(config), self._steps(config)
@@ -457,6 +462,7 @@ class Pipeline:
             return scoring.score(infer, batches, activation=self.activation)
 
     def _card(self, part: Part, trained: _StageResult) -> Card:
+        earlier = self._earlier(part)
         return Card(
             architecture=self._architecture,
             input_shape=self.config.input_shape,
@@ -467,12 +473,28 @@ class Pipeline:
             outputs="logits",
             dataset=self.config.dataset.name,
             stage=part.name,
+            stages=earlier.stages,
+            initial_weights=earlier.initial_weights,
             metrics=_scores(trained.held_out),
             history=tuple(trained.rows),
             keep_float=trained.float_layers,
             notes=(*self._own_notes, *trained.notes),
             **trained.card_fields,
         )
+
+    def _earlier(self, part: Part) -> Card:
+        """The card of the model that a stage started from; one without stages at the first."""
+        before = self.source(part)
+        if before is not None and before == self._own_model:
+            return Card(initial_weights=self.config.model.name)
+        if before is not None and part.stage != "train":
+            return Card.from_file(before / CARD)
+        checkpoint = self.config.init_checkpoint
+        if checkpoint is None:
+            return Card(initial_weights="random")
+        release = released_models.of_path(checkpoint)
+        name = Path(checkpoint).stem if release is None else release.name
+        return Card(initial_weights=name)
 
     @property
     def _architecture(self) -> dict[str, Any]:

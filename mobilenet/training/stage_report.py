@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mobilenet import text_tables
+from mobilenet.configs.card import StageFigures
 from mobilenet.configs.run import Part
 
 _LARGEST = 2**53  # larger values are damage: float64 is exact up to here
@@ -76,6 +77,17 @@ class StageReport:
             "stage": self.part.name,
             **{name: value for name, value in values.items() if value is not None},
         }
+
+    def figures(self, images: int) -> StageFigures:
+        """The figures for the card of its model.
+
+        Args:
+            images: test images that they were measured on.
+        """
+        names = (*_SCORES, "loss", "auc", "f1")
+        scores = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        counts = (self.params, self.macs, self.nonzero_weights, self.bytes)
+        return StageFigures(self.part.name, scores, images, *counts)
 
     @classmethod
     def from_json(cls, entry: Any) -> StageReport:

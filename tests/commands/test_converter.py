@@ -17,6 +17,7 @@ import int8_files
 import numpy as np
 import pytest
 import small_models
+import yaml
 from command_runs import FinishedRun
 
 import mobilenet
@@ -88,12 +89,32 @@ def test_int8_inputs_and_outputs_get_the_chosen_type(
     np.testing.assert_allclose(*both, atol=1.01 * step)
 
 
+def test_the_model_card_has_the_figures_of_the_run(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())["stages"]
+    text = (run / "export/README.md").read_text()
+    for stage in report:
+        row = (
+            f"| {stage['stage']} | {stage['top1']:.2f} | {stage['loss']:.4f} | {stage['macs']:,} |"
+        )
+        assert row in text
+    data = yaml.safe_load(text.split("---\n")[1])
+    (result,) = data["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == pytest.approx(report[-1]["top1"] / 100, abs=1e-5)
+    assert "Initial weights: random. Data: digits." in text
+
+
+def test_a_license_is_an_identifier_of_the_hub(run: Path) -> None:
+    with pytest.raises(UsageError, match="license: got 'Apache 2.0', expected an identifier"):
+        converter.run(["--model", str(run / "train"), "--license=Apache 2.0"])
+
+
 def test_a_float_folder_gives_a_float_file_with_the_outputs_of_keras(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """By default, it is written next to the model's folder."""
     shutil.copytree(run / "train", tmp_path / "model")
-    table = converted(capfd, "--model", tmp_path / "model")
+    table = converted(capfd, "--model", tmp_path / "model", "--license=mit")
+    assert "\nlicense: mit\n" in (tmp_path / "export/README.md").read_text()
     assert table["file"] == str(tmp_path / "export/model.tflite")
     assert table["same top-1 as the model"].startswith("100.00%")
     source, target, _ = input_and_output(tmp_path / "export/model.tflite")
