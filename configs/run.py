@@ -23,6 +23,7 @@ OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam", "adamw")
 SCHEDULERS = ("exponential", "stepwise", "cosine", "constant")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +145,8 @@ class RunConfig(Config):
             it is used.
         data_service: the dispatcher whose workers read and decode training images; they need the
             same paths. `None` reads them in the process.
+        log_to: where the metrics of each epoch go, besides `metrics.csv`; may be empty.
+        histogram_epochs: of TensorBoard.
         steps_per_execution: of an accelerator, which then waits less often for Python; states are
             saved, and a method enters its next phase, between executions.
     """
@@ -202,6 +205,15 @@ class RunConfig(Config):
         "training steps that are sent to the device at a time",
         least=1,
         most=10_000,
+        integer=True,
+    )
+    log_to: tuple[str, ...] = flag(
+        ("tensorboard",), "any of " + ",".join(TRACKERS), choices=TRACKERS
+    )
+    histogram_epochs: int = flag(
+        0,
+        "epochs from one histogram of the weights in TensorBoard to the next; 0 is none",
+        least=0,
         integer=True,
     )
     mixed_precision: str = flag("float32", " or ".join(PRECISIONS), choices=PRECISIONS)

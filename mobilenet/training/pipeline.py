@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ from mobilenet.training import (
     own_model,
     progress,
     strategy,
+    tensorboard,
+    trackers,
 )
 from mobilenet.training.compression import frozen_kernels_warning
 from mobilenet.training.latency import measure_latency
@@ -116,26 +118,40 @@ class Pipeline:
         self.activation = self.config.activation or SOFTMAX
         self._teachers = distillation.Teachers(self.config, info)
         self._origin: str | None = None  # of the trained weights that a stage starts from
+        trackers.check_installed(self.config.log_to)
+        names = self.config.log_to if self.worker.is_chief else ()
+        values = tensorboard.flat(self.config.to_json())
+        self._trackers = trackers.Trackers(names, run.path, values)
 
     def execute(self) -> list[StageReport]:
         """Runs the stages that are not finished; returns the reports of all finished ones."""
-        for part in self.config.parts(self.stages):
-            if self.run.is_done(part):
-                if report := self.run.finished(part):
+        is_finished = False
+        try:
+            for part in self.config.parts(self.stages):
+                if not self.run.is_done(part):
+                    self._run_timed(part)
+                elif report := self.run.finished(part):
                     log.info(finished_before(report))
-                continue
-            started = time.monotonic()
-            tf_keras.utils.set_random_seed(self.config.seed)
-            report = self._run(part)
-            if report is not None:
-                minutes = round((time.monotonic() - started) / 60, 2)
-                self.run.record(dataclasses.replace(report, minutes=minutes))
-                Checkpoints(self.run.checkpoints(part)).clear()
-                log.info("%s: %s on the test images, %0.1f minutes", part, report.accuracy, minutes)
-            strategy.wait_for_workers(self.strategy)
-            if report is None:
-                self.run.reload()
+            is_finished = True
+        finally:
+            self._trackers.end(is_finished)
         return self.run.reports
+
+    def _run_timed(self, part: Part) -> None:
+        """Runs a stage, and records its figures."""
+        started = time.monotonic()
+        tf_keras.utils.set_random_seed(self.config.seed)
+        report = self._run(part)
+        if report is not None:
+            minutes = round((time.monotonic() - started) / 60, 2)
+            report = dataclasses.replace(report, minutes=minutes)
+            self.run.record(report)
+            Checkpoints(self.run.checkpoints(part)).clear()
+            log.info("%s: %s on the test images, %0.1f minutes", part, report.accuracy, minutes)
+            self._trackers.log(part.name, len(report.history), report.figures)
+        strategy.wait_for_workers(self.strategy)
+        if report is None:
+            self.run.reload()
 
     def _run(self, part: Part) -> StageReport | None:
         """Runs a stage; on workers other than the chief only its training, without a report."""
@@ -433,11 +449,8 @@ class Pipeline:
         ) -> tf.data.Dataset:
             return self.data.dataset("train", batch, start, self.config.data_service, context)
 
-        callbacks: tuple[Any, ...] = (
-            progress.Progress(part.name, config.epochs, steps, self.progress_bar),
-        )
-        if self.worker.is_chief:
-            callbacks += (progress.Board(self.run.path / "tensorboard" / part.name),)
+        bar = progress.Progress(part.name, config.epochs, steps, batch, self.progress_bar)
+        callbacks = (bar, *self._loggers(part)) if self.worker.is_chief else (bar,)
         return engine.Job(
             part.name,
             config,
@@ -454,6 +467,25 @@ class Pipeline:
             keep_checkpoints=self.config.keep_checkpoints,
             steps_per_execution=self.config.steps_per_execution,
         )
+
+    def _loggers(self, part: Part) -> Iterator[Any]:
+        """The Keras callbacks that log a stage."""
+        if "tensorboard" in self.config.log_to:
+            yield tensorboard.Board(
+                self.run.path / "tensorboard" / part.name,
+                histogram_epochs=self.config.histogram_epochs,
+                shows_sparsity=_METHOD_OF[part.stage](self.config) is not None,
+                images=self._shown_images if part.stage == self.config.stages[0] else None,
+                config=tensorboard.flat(self.config.to_json()),
+            )
+        yield from self._trackers.callbacks(part.name)
+
+    def _shown_images(self) -> npt.NDArray[np.float32]:
+        """Some training images as the model sees them, from 0 to 1."""
+        mean, std = (np.array(x) for x in (self.preprocessing.mean, self.preprocessing.std))
+        pixels = self.data.first_images(tensorboard.IMAGES) * std + mean
+        shown: npt.NDArray[np.float32] = np.clip(pixels / 255, 0, 1).astype(np.float32)
+        return shown
 
     def _score(self, model: Any) -> metrics.Metrics:
         explained = arrays.explain_errors(self.config.dataset, "test")

@@ -1,34 +1,38 @@
-"""Progress of a stage: a bar on a terminal, one line an epoch, and TensorBoard."""
+"""Progress of a stage: a bar on a terminal, and one line an epoch."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
 import tf_keras
 import tqdm
 
 log = logging.getLogger("mobilenet")
-_PLOTTED = ("loss", "top1", "val_loss", "val_top1", "val_auc", "val_f1", "lr")
+_STEPS_PER_FIGURES = 20  # of the bar
 
 
 class Progress(tf_keras.callbacks.Callback):
     """One bar a stage (on a terminal only), and one line an epoch, also in the log.
 
+    The bar counts images, and has images a second and the time that is left of the stage.
+
     Args:
         stage: its name.
         epochs: of the stage.
         steps_per_epoch: of the stage.
+        batch_size: images a step, on all replicas together.
         has_bar: show the bar.
     """
 
-    def __init__(self, stage: str, epochs: int, steps_per_epoch: int, has_bar: bool = True) -> None:
+    def __init__(
+        self, stage: str, epochs: int, steps_per_epoch: int, batch_size: int, has_bar: bool = True
+    ) -> None:
         super().__init__()
         self.has_bar = has_bar
         self.stage, self.epochs, self.steps_per_epoch = stage, epochs, steps_per_epoch
+        self.batch_size = batch_size
         self.done = 0  # steps before this epoch
         self.bar: Any = None
 
@@ -40,21 +44,29 @@ class Progress(tf_keras.callbacks.Callback):
         del logs
         if self.bar is None and self.has_bar and sys.stderr.isatty():
             self.bar = tqdm.tqdm(
-                total=self.epochs * self.steps_per_epoch,
-                initial=self.done + batch,
+                total=self.epochs * self.steps_per_epoch * self.batch_size,
+                initial=(self.done + batch) * self.batch_size,
                 desc=self.stage,
-                unit="step",
+                unit=" images",
+                unit_scale=True,
                 leave=False,
             )
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        del batch
-        if self.bar is not None:
-            if self.bar.n % 20 == 0 and logs:
-                self.bar.set_postfix(
-                    loss=f"{logs['loss']:.3f}", top1=f"{100 * logs['top1']:.1f}%", refresh=False
-                )
-            self.bar.update()
+        if self.bar is None:
+            return
+        step = self.done + batch + 1
+        if (
+            logs
+            and step // _STEPS_PER_FIGURES > self.bar.n // self.batch_size // _STEPS_PER_FIGURES
+        ):
+            self.bar.set_postfix(
+                loss=f"{logs['loss']:.3f}",
+                top1=f"{100 * logs['top1']:.1f}%",
+                lr=f"{float(self.model.optimizer.learning_rate):.2g}",
+                refresh=False,
+            )
+        self.bar.update(step * self.batch_size - self.bar.n)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         assert logs is not None
@@ -75,26 +87,3 @@ class Progress(tf_keras.callbacks.Callback):
         del logs
         if self.bar is not None:
             self.bar.close()
-
-
-class Board(tf_keras.callbacks.Callback):
-    """The metrics of each epoch for TensorBoard.
-
-    Args:
-        folder: of the event files of this stage.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.writer = tf.summary.create_file_writer(str(folder))
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        assert logs is not None
-        with self.writer.as_default(step=epoch + 1):
-            for name in (name for name in _PLOTTED if name in logs):
-                tf.summary.scalar(name, logs[name])
-        self.writer.flush()
-
-    def on_train_end(self, logs: Any = None) -> None:
-        del logs
-        self.writer.close()

@@ -65,10 +65,15 @@ class StageReport:
         auc = "" if self.auc is None else f", AUC {self.auc:.4f}"
         return f"accuracy {self.top1:.2f} %{auc}"
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """The figures that are known, by name."""
+        values = {name: getattr(self, name) for name in (*_SCORES, *_FIGURES)}
+        return {name: value for name, value in values.items() if value is not None}
+
     def to_json(self) -> dict[str, Any]:
         """The entry of `report.json`; figures that are not known are left out."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in (*_SCORES, *_FIGURES)}
-        values |= self.details
+        values: dict[str, Any] = {**self.figures, **self.details}
         if self.mask_changes:
             values[MASK_CHANGES] = [list(row) for row in self.mask_changes]
         if self.part.stage != "convert":

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +84,31 @@ def test_the_folder_contains_the_expected_complete_files(run: Path) -> None:
     assert {Path(name).parts[1] for name in events} == {"train", "prune", "quantize"}
     assert sorted(files - events - {".lock"}) == FILES
     assert not list((run / "checkpoints").iterdir())  # the resume state of finished stages
+
+
+def test_tensorboard_has_curves_sparsity_images_and_the_config(run: Path) -> None:
+    import tensorflow as tf
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def tags(part: str) -> tuple[dict[str, Any], Any]:
+        events = EventAccumulator(str(run / "tensorboard" / part), {"tensors": 0}).Reload()
+        return events.Tags(), events
+
+    train, events = tags("train/train")
+    assert {"training images"} <= set(train["tensors"]) and train["graph"]
+    assert events.PluginTagToContent("hparams")
+    rows = report(run)["train"]["history"]
+    for part, prefix in (("train/train", ""), ("train/validation", "val_")):
+        shown = tags(part)[1]
+        for name in ("loss", "top1"):
+            values = [tf.make_ndarray(e.tensor_proto) for e in shown.Tensors(f"epoch_{name}")]
+            np.testing.assert_allclose(values, [row[prefix + name] for row in rows], rtol=1e-5)
+    assert "epoch_learning_rate" in train["tensors"]
+    pruned, events = tags("prune/train")
+    names = [name for name in pruned["tensors"] if name.startswith("sparsity/")]
+    assert "sparsity/Conv2d_13_pointwise" in names and "training images" not in pruned["tensors"]
+    last = {name: float(tf.make_ndarray(events.Tensors(name)[-1].tensor_proto)) for name in names}
+    assert 0.5 < last["sparsity/Conv2d_13_pointwise"] < 0.9 and last["sparsity/Conv2d_0"] < 0.5
 
 
 def test_the_report_contains_every_metric(run: Path) -> None:
