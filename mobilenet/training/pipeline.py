@@ -148,7 +148,7 @@ class Pipeline:
             self.run.record(report)
             Checkpoints(self.run.checkpoints(part)).clear()
             log.info("%s: %s on the test images, %0.1f minutes", part, report.accuracy, minutes)
-            self._trackers.log(part.name, len(report.history), report.figures)
+            self._trackers.log(part.name, len(report.history), report.known)
         strategy.wait_for_workers(self.strategy)
         if report is None:
             self.run.reload()

@@ -66,14 +66,14 @@ class StageReport:
         return f"accuracy {self.top1:.2f} %{auc}"
 
     @property
-    def figures(self) -> dict[str, float]:
+    def known(self) -> dict[str, float]:
         """The figures that are known, by name."""
         values = {name: getattr(self, name) for name in (*_SCORES, *_FIGURES)}
         return {name: value for name, value in values.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
         """The entry of `report.json`; figures that are not known are left out."""
-        values: dict[str, Any] = {**self.figures, **self.details}
+        values: dict[str, Any] = {**self.known, **self.details}
         if self.mask_changes:
             values[MASK_CHANGES] = [list(row) for row in self.mask_changes]
         if self.part.stage != "convert":
@@ -89,8 +89,7 @@ class StageReport:
         Args:
             images: test images that they were measured on.
         """
-        names = (*_SCORES, "loss", "auc", "f1")
-        scores = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        scores = {k: v for k, v in self.known.items() if k in (*_SCORES, "loss", "auc", "f1")}
         counts = (self.params, self.macs, self.nonzero_weights, self.bytes)
         return StageFigures(self.part.name, scores, images, *counts)
 
