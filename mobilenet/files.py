@@ -35,7 +35,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target.parent)
-        prefix = f".writing-{_machine()}-{os.getpid()}-"
+        prefix = f".writing-{machine()}-{os.getpid()}-"
         holder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     except OSError as error:
         raise _unwritable(target, error.strerror or str(error)) from None
@@ -58,6 +58,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 _HOLDER = re.compile(r"\.writing-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\w+")
 _REPLACED = "replaced"
+_BLOCK = 1 << 20  # bytes read at a time
 _ABANDONED_SECONDS = 24 * 3600  # on another machine; a file is written within minutes
 
 
@@ -81,15 +82,15 @@ def _complete(holder: Path) -> None:
 
 
 def _is_abandoned(path: Path, name: re.Match[str]) -> bool:
-    if name["machine"] == _machine():
-        return not _is_alive(int(name["process"]))
+    if name["machine"] == machine():
+        return not is_alive(int(name["process"]))
     try:
         return time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
     except OSError:  # its process has just removed it
         return False
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -99,7 +100,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _machine() -> str:
+def machine() -> str:
     """Eight digits that identify this machine; containers on it count their own processes."""
     try:
         namespace = os.stat("/proc/self/ns/pid").st_ino
@@ -115,6 +116,40 @@ def _unwritable(target: Path, reason: str) -> UsageError:
         f"a path that can be written ({reason})",
         "free space or choose another folder",
     )
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is one of object storage, which has `://`; such text is never a `Path`."""
+    return isinstance(path, str) and "://" in path
+
+
+def check_local(path: str | os.PathLike[str], parameter: str, remedy: str = "") -> None:
+    """Refuses a path of object storage.
+
+    Args:
+        path: any.
+        parameter: its name in errors.
+        remedy: what can be done instead of copying the files to this machine.
+
+    Raises:
+        UsageError: the path has `://`.
+    """
+    if is_remote(path):
+        raise UsageError(
+            parameter,
+            path,
+            "a path of this machine",
+            remedy or "copy it here first; runs and records may lie on object storage",
+        )
+
+
+def sha256(path: str | os.PathLike[str]) -> bytes:
+    """The digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.digest()
 
 
 def check_target(

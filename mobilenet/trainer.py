@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mobilenet import cli, console
+from mobilenet import cli, console, files
 from mobilenet.configs import archs
 from mobilenet.configs.base import sides
 from mobilenet.configs.run import RunConfig
@@ -26,7 +26,13 @@ COMMAND = cli.Command(
             "a trained model of your own instead: .keras, .h5, SavedModel or model folder",
             group="model",
         ),
-        cli.option("model_dir", Path, None, "the run folder; runs/MODEL_DATASET when left out"),
+        cli.option(
+            "model_dir",
+            Path,
+            None,
+            "the run folder, which may lie on object storage (gs://bucket/run); runs/MODEL_DATASET "
+            "when left out",
+        ),
         cli.option(
             "resume",
             bool,
@@ -43,10 +49,10 @@ COMMAND = cli.Command(
 def run(argv: list[str]) -> int | None:
     parsed = COMMAND.parse(argv)
     config = cli.run_config(parsed)
-    folder = Path(parsed.options["model_dir"] or training_run.default_folder(config))
-    if not parsed.options["resume"] and not parsed.options["overwrite"] and folder.exists():
+    folder = str(parsed.options["model_dir"] or training_run.default_folder(config))
+    if not parsed.options["resume"] and not parsed.options["overwrite"] and _exists(folder):
         raise cli.UsageError(
-            "--model_dir", str(folder), "a new folder with --noresume", "choose another name"
+            "--model_dir", folder, "a new folder with --noresume", "choose another name"
         )
     replayed = parsed.config is not None
     explicit = resolve_config.Explicit(
@@ -62,10 +68,21 @@ def run(argv: list[str]) -> int | None:
     from mobilenet.data.sources.example import example_image
 
     print(f"\n{done.report}")
-    _draw(folder / "plots", done.report, redraw=not done.is_unchanged)
-    image = example_image(config.dataset, max(sides(done.config.image_size)), folder)
-    print("\n" + _next_steps(folder, config, done.report, str(image or "PHOTO.jpg")))
+    _draw(done.folder / "plots", done.report, redraw=not done.is_unchanged)
+    image = example_image(config.dataset, max(sides(done.config.image_size)), done.folder)
+    done.publish()
+    steps = _next_steps(done.folder, config, done.report, str(image or "PHOTO.jpg"))
+    print("\n" + steps.replace(str(done.folder), done.location))
     return None
+
+
+def _exists(folder: str) -> bool:
+    if not files.is_remote(folder):
+        return Path(folder).exists()
+    with console.starting_tensorflow():
+        from mobilenet import object_storage
+    object_storage.check(folder, "model_dir")
+    return object_storage.exists(folder)
 
 
 def _draw(folder: Path, reports: RunReport, redraw: bool) -> None:

@@ -27,6 +27,7 @@ FOUNDATION = (
 # From the bottom; CONTRIBUTING.md lists what each package contains.
 LAYERS = (
     FOUNDATION,
+    ("object_storage",),
     ("tflite", "models", "data"),
     ("runtime", "tf1_loader"),
     ("weights",),

@@ -11,6 +11,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from mobilenet import files
 from mobilenet.configs.base import Config, ImageSize, Rule
 from mobilenet.configs.dataset import CROPS
 from mobilenet.configs.dataset import PREPROCESSING as TABLE
@@ -41,6 +42,7 @@ _MAIN = frozenset(
         *("stages", "distribution_strategy", "mixed_precision"),
     }
 )
+_ON_STORAGE = ("data_dir", "model_dir")  # may have `://`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,8 @@ class FlagSpec:
             UsageError: it is not of the flag's type, or the value is not legal.
         """
         value = parse(f"--{self.name}", self.type, text)
+        if self.type in (Path, Path | None) and self.name not in _ON_STORAGE:
+            files.check_local(value, f"--{self.name}")
         if self.rule is not None and value is not None:
             self.rule.check(f"--{self.name}", value)
         return value

@@ -55,6 +55,7 @@ class Job:
         checkpoint_minutes: after which the state of an unfinished epoch is saved.
         keep_checkpoints: number of states that are kept.
         steps_per_execution: that are sent to the device at a time.
+        publish: called after a state was saved.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Job:
     checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 3
     steps_per_execution: int = 1
+    publish: Callable[[], None] = lambda: None
 
     @property
     def steps(self) -> int:
@@ -396,6 +398,7 @@ class _States(tf_keras.callbacks.Callback):
         self.epochs.check_loss()
         seconds = round(time.monotonic() - self.epochs.started, 2)
         self.checkpoints.save(Position(self.step, tuple(self.epochs.rows), seconds))
+        self.epochs.job.publish()
         self.saved_at, self.saved = time.monotonic(), (self.step, len(self.epochs.rows))
 
 

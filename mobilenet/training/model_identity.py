@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mobilenet import files
 from mobilenet.configs.own_model import OwnModel
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError
-
-_BLOCK = 1 << 20  # bytes read at a time
 
 
 def identified(
@@ -58,16 +57,8 @@ def _digest_of_files(path: str | None) -> str:
     for name, file in files_of(path):
         found = True
         digest.update(f"{name}\0".encode())
-        digest.update(_sha256(file))
+        digest.update(files.sha256(file))
     return digest.hexdigest() if found else ""
-
-
-def _sha256(file: Path) -> bytes:
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while block := opened.read(_BLOCK):
-            digest.update(block)
-    return digest.digest()
 
 
 def files_of(path: str | None) -> Iterator[tuple[str, Path]]:

@@ -466,6 +466,7 @@ class Pipeline:
             checkpoint_minutes=self.config.checkpoint_minutes,
             keep_checkpoints=self.config.keep_checkpoints,
             steps_per_execution=self.config.steps_per_execution,
+            publish=self.run.publish,
         )
 
     def _loggers(self, part: Part) -> Iterator[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import shutil
 import tempfile
@@ -145,7 +144,7 @@ def _states(folder: Path) -> list[Path]:
 
 
 def _write_checksums(folder: Path) -> None:
-    digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    digests = {path.name: files.sha256(path).hex() for path in sorted(folder.iterdir())}
     files.write_json(folder / _CHECKSUMS, digests)
 
 
@@ -160,7 +159,7 @@ def _read_position(folder: Path) -> Position:
         if not {_POSITION, f"{_VARIABLES}.index"} <= set(digests):
             raise ValueError(f"{_CHECKSUMS} has changed")
         for name, digest in digests.items():
-            if _digest(folder / name) != digest:
+            if files.sha256(folder / name).hex() != digest:
                 raise ValueError(f"{name} has changed")
         content = strict_json.loads((folder / _POSITION).read_bytes())
         return Position(content["step"], tuple(content["rows"]), content["seconds"])
@@ -169,7 +168,3 @@ def _read_position(folder: Path) -> Position:
         raise ValueError(f"{name}: {error.strerror}") from None
     except (AttributeError, TypeError, KeyError):
         raise ValueError(f"{_CHECKSUMS} has changed") from None
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -22,6 +22,8 @@ from mobilenet.training.stage_report import StageReport
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
+    from mobilenet.training.working_copy import WorkingCopy
+
 CONFIG, REPORT, ENVIRONMENT, LOG, METRICS = (
     "config.json",
     "report.json",
@@ -62,6 +64,7 @@ class RunFolder:
         reports: of the finished stages, in the order in which they run.
         begun: training has begun in it; before that an error leaves the folder as it was.
         is_written: by this process; not by workers other than the chief.
+        storage: the folder of which this one is a local copy, if it lies on object storage.
     """
 
     path: Path
@@ -69,6 +72,7 @@ class RunFolder:
     reports: list[StageReport] = dataclasses.field(default_factory=list)
     begun: bool = False
     is_written: bool = True
+    storage: WorkingCopy | None = None
 
     def begin(self) -> None:
         """Keeps the folder from now on, and removes the run that `overwrite` replaces."""
@@ -78,6 +82,13 @@ class RunFolder:
         if (self.path / _ASIDE).is_dir():  # renamed first: a half-removed run is never restored
             (self.path / _ASIDE).rename(self.path / _TRASH)
         shutil.rmtree(self.path / _TRASH, ignore_errors=True)
+        if self.storage is not None:
+            self.storage.start()
+
+    def publish(self) -> None:
+        """Copies what is complete to object storage, if the folder lies there."""
+        if self.storage is not None and self.is_written:
+            self.storage.publish()
 
     def folder(self, part: Part) -> Path:
         """The folder of a stage's model (`export` for convert)."""
@@ -105,9 +116,12 @@ class RunFolder:
         self._write_metrics()
         stages = [report.to_json() for report in self.reports]
         files.write_json(self.path / REPORT, {"config": self.config.to_json(), "stages": stages})
+        self.publish()
 
     def reload(self) -> None:
         """Reads the reports that another worker has written."""
+        if self.storage is not None:
+            self.storage.download()
         self.reports = _read_reports(self.path)
 
     def remove_resume_states(self) -> None:
@@ -139,11 +153,20 @@ def folder_of(path: Path, part: Part) -> Path:
 
 @contextlib.contextmanager
 def opened(
-    path: str | os.PathLike[str], config: RunConfig, overwrite: bool = False
+    path: str | os.PathLike[str],
+    config: RunConfig,
+    overwrite: bool = False,
+    storage: WorkingCopy | None = None,
 ) -> Iterator[RunFolder]:
     """Opens the folder for this process alone, and checks that it is new or of the same config.
 
     Until `begin` is called on what it yields, an error or a signal leaves the folder as it was.
+
+    Args:
+        path: of the folder.
+        config: of the run.
+        overwrite: replace the run that is there.
+        storage: see `RunFolder`.
 
     Raises:
         UsageError: another process works in it, it holds a run of another config or things that are
@@ -162,13 +185,16 @@ def opened(
         before = None if overwrite or not old else _same_run(folder, config)
         if before is None:
             _move(folder, folder / _ASIDE, old)
-            run = RunFolder(folder, config)
+            run = RunFolder(folder, config, storage=storage)
         else:
             merged = _with_stages_of(before, config)
-            run = RunFolder(folder, merged, _read_reports(folder), begun=True)
+            reports = _read_reports(folder)
+            run = RunFolder(folder, merged, reports, begun=True, storage=storage)
             run.remove_resume_states()
         files.write_json(folder / CONFIG, run.config.to_json())
         files.write_json(folder / ENVIRONMENT, environment())
+        if run.begun:
+            run.publish()
         with _logging_to(folder / LOG):
             yield run
     finally:
@@ -184,7 +210,12 @@ def opened(
                     parent.rmdir()
 
 
-def joined(path: str | os.PathLike[str], config: RunConfig, overwrite: bool = False) -> RunFolder:
+def joined(
+    path: str | os.PathLike[str],
+    config: RunConfig,
+    overwrite: bool = False,
+    storage: WorkingCopy | None = None,
+) -> RunFolder:
     """The folder as a worker that is not the chief reads it; without the lock, and as it is before
     the chief opens it.
 
@@ -194,9 +225,10 @@ def joined(path: str | os.PathLike[str], config: RunConfig, overwrite: bool = Fa
     folder = Path(path)
     _check_is_run(folder)
     if overwrite or not (folder / CONFIG).exists():
-        return RunFolder(folder, config, is_written=False)
+        return RunFolder(folder, config, is_written=False, storage=storage)
     merged = _with_stages_of(_same_run(folder, config), config)
-    return RunFolder(folder, merged, _read_reports(folder), begun=True, is_written=False)
+    reports = _read_reports(folder)
+    return RunFolder(folder, merged, reports, begun=True, is_written=False, storage=storage)
 
 
 def stored_config(path: str | os.PathLike[str]) -> RunConfig | None:

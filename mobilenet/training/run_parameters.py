@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mobilenet import files
 from mobilenet.configs import archs, parameters, recipes
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.archs import MobileNetConfig
@@ -31,14 +32,14 @@ class Request:
     """A run that was asked for.
 
     Attributes:
-        folder: the run folder.
+        folder: the run folder; text if it lies on object storage.
         config: of the run, before what depends on the data is filled in.
         explicit: which of the fields that depend on it were set.
         has_data_dir: `data_dir` is a parameter of its own; else errors of it are errors of `data`.
         loaded: a model of the user's own in memory, and its card.
     """
 
-    folder: Path
+    folder: Path | str
     config: RunConfig
     explicit: Explicit
     has_data_dir: bool
@@ -93,7 +94,7 @@ def request(
     else:
         config = parameters.apply(_of_recipe(model, architecture, dataset), settings)
     default = training_run.default_folder(config)
-    folder = default if model_dir is None else Path(_path("model_dir", model_dir))
+    folder = default if model_dir is None else _run_folder(model_dir)
     explicit = _explicit(model, settings, dataset)
     return Request(folder, config, explicit, "data_dir" in values, loaded)
 
@@ -149,6 +150,11 @@ def _dataset(data: object, data_dir: str | os.PathLike[str] | None) -> DatasetCo
         expected = "the name of a data set, or a path of class folders, a CSV list or records"
         raise UsageError("data", type(data).__name__, expected)
     return data_source.find_dataset(data, data_dir)
+
+
+def _run_folder(value: object) -> Path | str:
+    text = _path("model_dir", value)
+    return text if files.is_remote(text) else Path(text)
 
 
 def _path(name: str, value: object) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilenet import console
+from mobilenet import console, files
 from mobilenet.configs import archs
 from mobilenet.configs.own_model import OwnModel
 from mobilenet.configs.run import Part, RunConfig
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from mobilenet.evaluation.result import Evaluation
     from mobilenet.models.saving import LoadedModel
+    from mobilenet.training.working_copy import WorkingCopy
     from mobilenet.typing import KerasModel
 
 log = logging.getLogger("mobilenet")
@@ -35,16 +36,29 @@ class TrainingRun:
     """A finished run; `str()` shows its stages as a table.
 
     Attributes:
-        folder: of the run: models and reports of the stages, config, log.
+        folder: of the run: models and reports of the stages, config, log. Of a run on object
+            storage a local copy, which is removed with this object.
         config: of the run, as in its `config.json`.
         report: what each finished stage reached.
         is_unchanged: all stages were finished before; nothing was computed.
+        storage: the run on object storage, if it lies there.
     """
 
     folder: Path
     config: RunConfig
     report: RunReport
     is_unchanged: bool = dataclasses.field(default=False, compare=False)
+    storage: WorkingCopy | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    @property
+    def location(self) -> str:
+        """The run folder as it was given: a path, or an address with `://`."""
+        return str(self.folder) if self.storage is None else self.storage.address
+
+    def publish(self) -> None:
+        """Copies to object storage what was added to `folder`, if the run lies there."""
+        if self.storage is not None:
+            self.storage.publish()
 
     @property
     def file(self) -> Path | None:
@@ -123,7 +137,8 @@ def execute(
 
     Args:
         config: of the run, before `resolve_config.resolve`.
-        folder: of the run, new or that of a run with the same config.
+        folder: of the run, new or that of a run with the same config. Text with `://` is on object
+            storage.
         explicit: which fields were set by the user.
         overwrite: replace the run in the folder.
         loaded: the model, where the config is of one in memory.
@@ -131,8 +146,26 @@ def execute(
     Raises:
         UsageError: the folder is of another run, or the config cannot be executed.
     """
-    path = Path(folder)
     worker = workers.this_worker(config.distribution_strategy)
+    if not files.is_remote(folder):
+        return _execute(config, Path(folder), explicit, overwrite, loaded, worker)
+    with console.starting_tensorflow():
+        from mobilenet.training import working_copy
+    with working_copy.opened(str(folder), worker.is_chief) as copy:
+        done = _execute(config, copy.path, explicit, overwrite, loaded, worker, copy)
+    return dataclasses.replace(done, storage=copy)
+
+
+def _execute(
+    config: RunConfig,
+    path: Path,
+    explicit: resolve_config.Explicit,
+    overwrite: bool,
+    loaded: LoadedModel | None,
+    worker: workers.Worker,
+    storage: WorkingCopy | None = None,
+) -> TrainingRun:
+    """As `execute`, in a folder of this machine."""
     stored = None if overwrite else run_folder.stored_config(path)
     config = model_identity.identified(config, path, stored, loaded and loaded.model)
     finished = None if stored is None else _finished(path, config, stored, explicit, worker)
@@ -152,7 +185,7 @@ def execute(
     is_shown = log.isEnabledFor(logging.INFO)  # before the run folder has a log of its own
     with (
         strategy.ended_workers(devices),
-        _opened(path, resolved, overwrite, devices) as opened,
+        _opened(path, resolved, overwrite, devices, storage) as opened,
         strategy.precision("float32"),
     ):
         if start is not None and worker.is_chief:
@@ -165,17 +198,21 @@ def execute(
 
 @contextlib.contextmanager
 def _opened(
-    path: Path, config: RunConfig, overwrite: bool, devices: tf.distribute.Strategy
+    path: Path,
+    config: RunConfig,
+    overwrite: bool,
+    devices: tf.distribute.Strategy,
+    storage: WorkingCopy | None,
 ) -> Iterator[run_folder.RunFolder]:
     """The run folder, which the chief opens once all other workers have read what is there."""
     from mobilenet.training import strategy
 
     if strategy.worker_of(devices).is_chief:
         strategy.wait_for_workers(devices)
-        with run_folder.opened(path, config, overwrite) as opened:
+        with run_folder.opened(path, config, overwrite, storage) as opened:
             yield opened
     else:
-        joined = run_folder.joined(path, config, overwrite)
+        joined = run_folder.joined(path, config, overwrite, storage)
         strategy.wait_for_workers(devices)
         yield joined
 
