@@ -14,7 +14,7 @@ import logging
 import os
 import struct
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,8 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from mobilenet import object_storage
 from mobilenet.data.sources import index_cache
 from mobilenet.errors import UsageError
+from mobilenet.files import is_remote
 
 _FRAME = 16  # bytes of a record besides its content
 _REMOTE_THREADS = 16
@@ -72,7 +74,7 @@ class _ObjectStorage(index_cache.Storage):
     """Paths with `://`, which TensorFlow reads."""
 
     def read(self, path: str) -> index_cache.Arrays:
-        content: bytes = _converted(lambda: tf.io.gfile.GFile(path, "rb").read())
+        content = object_storage.read_bytes(path)
         with tempfile.TemporaryDirectory() as folder:
             local = os.path.join(folder, "index.npz")
             with open(local, "wb") as file:
@@ -80,33 +82,15 @@ class _ObjectStorage(index_cache.Storage):
             return super().read(local)
 
     def write(self, path: str, content: bytes) -> None:
-        if not _is_remote(path):
+        if is_remote(path):
+            object_storage.write_bytes(path, content)
+        else:
             super().write(path, content)
-            return
-
-        def write() -> None:
-            temporary = f"{path}.{os.getpid()}"
-            with tf.io.gfile.GFile(temporary, "wb") as file:
-                file.write(content)
-            tf.io.gfile.rename(temporary, path, overwrite=True)
-
-        _converted(write)
 
     def stamp(self, path: str) -> tuple[int, int]:
-        status = _converted(lambda: tf.io.gfile.stat(path))
+        with object_storage.os_errors():
+            status = tf.io.gfile.stat(path)
         return int(status.length), int(status.mtime_nsec)
-
-
-def _converted(action: Callable[[], Any]) -> Any:
-    """What an action returns; `OSError` instead of TensorFlow's error."""
-    try:
-        return action()
-    except tf.errors.OpError as error:
-        raise OSError(error.message) from None
-
-
-def _is_remote(path: str) -> bool:
-    return "://" in path
 
 
 def load(files: Sequence[str]) -> RecordIndex:
@@ -122,7 +106,7 @@ def load(files: Sequence[str]) -> RecordIndex:
     folder = os.path.commonpath([os.path.dirname(file) for file in files])
     names = [os.path.relpath(file, folder or ".") for file in files]
     storage = index_cache.LOCAL
-    if _is_remote(files[0]):
+    if is_remote(files[0]):
         folder, storage = files[0].rpartition("/")[0], _ObjectStorage()
         names = [file.removeprefix(f"{folder}/") for file in files]
     key = json.dumps(names)
@@ -144,7 +128,7 @@ def load(files: Sequence[str]) -> RecordIndex:
 
 
 def _scan(files: tuple[str, ...]) -> RecordIndex:
-    remote = _is_remote(files[0])
+    remote = is_remote(files[0])
     if remote:
         log.info("%s: reads the %d files once for their index", files[0], len(files))
     with ThreadPoolExecutor(_REMOTE_THREADS if remote else os.cpu_count() or 1) as pool:
@@ -155,7 +139,7 @@ def _scan(files: tuple[str, ...]) -> RecordIndex:
 
 def _offsets(path: str) -> Int64:
     """The byte at which each record begins, and the size of the file."""
-    remote = _is_remote(path)
+    remote = is_remote(path)
     offsets = [0]
     try:
         size = tf.io.gfile.stat(path).length

@@ -14,6 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
+import tensorflow as tf
+
+from mobilenet import object_storage
 from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import record_index
@@ -23,6 +26,7 @@ from mobilenet.data.sources.splits import SPLITS
 from mobilenet.data.split import DatasetInfo
 from mobilenet.data.tfrecord import RecordSplit, without_corrupt
 from mobilenet.errors import UsageError
+from mobilenet.files import is_remote
 
 OWN = ("digits", "image_folder", "image_list", "tfrecord")
 _OFFLINE = "`dataset_name=digits`, image_folder or tfrecord needs no network"
@@ -61,7 +65,9 @@ def _builder(config: DatasetConfig) -> Any:
     """The builder of a prepared set, which is downloaded if necessary."""
     tfds = _package(config.name)
     folder = config.data_dir
-    if folder and os.path.isfile(os.path.join(folder, "dataset_info.json")):
+    if folder and is_remote(folder):
+        object_storage.check(folder, "data_dir")
+    if folder and tf.io.gfile.exists(os.path.join(folder, "dataset_info.json")):
         return tfds.builder_from_directory(folder)
     try:
         builder = tfds.builder(config.name, data_dir=folder)
@@ -77,7 +83,7 @@ def _builder(config: DatasetConfig) -> Any:
 
 
 def _is_prepared(builder: Any) -> bool:
-    return bool(builder.info.splits) and os.path.isdir(builder.data_dir)
+    return bool(builder.info.splits) and tf.io.gfile.isdir(str(builder.data_dir))
 
 
 def _has_network() -> bool:

@@ -18,12 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from mobilenet import object_storage
 from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import corrupt_images, record_index, record_scan
 from mobilenet.data.sources import splits as split_names
 from mobilenet.data.split import DatasetInfo, Steps, captured, order_seed, part_of
 from mobilenet.errors import UsageError
+from mobilenet.files import is_remote
 
 CHUNK = 32  # records that are read at once; ImageNet's are 110 kB each
 WINDOW = 4096  # records that are shuffled together, fewer of large ones; two are in memory
@@ -201,6 +203,8 @@ def without_corrupt(opened: RecordSplit, config: DatasetConfig) -> RecordSplit:
 def _list_files(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
     """Record files by split, sorted by name."""
     root = config.data_dir
+    if root and is_remote(root):
+        object_storage.check(root, "data_dir")
     if not root or not tf.io.gfile.isdir(root):
         raise UsageError(
             "data_dir",
@@ -210,11 +214,10 @@ def _list_files(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
         )
     splits = {}
     for split, pattern in _PATTERNS.items():
-        files = sorted(
-            f for f in tf.io.gfile.glob(os.path.join(root, pattern)) if not tf.io.gfile.isdir(f)
-        )
-        if files:
-            splits[split] = tuple(files)
+        matching = tf.io.gfile.glob(os.path.join(root, pattern))
+        own = sorted(path for path in matching if not tf.io.gfile.isdir(path))
+        if own:
+            splits[split] = tuple(own)
     if not splits:
         raise UsageError("data_dir", root, "files named train*, val* or test*; there are none")
     return splits

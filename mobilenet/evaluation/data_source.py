@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from mobilenet import files
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
@@ -23,8 +24,9 @@ def find_dataset(
     """The config of a data set by its path or name.
 
     Args:
-        data: a folder of class folders, a CSV list, a folder of records; or a name, one of
-            `configs.dataset.KNOWN` or of TFDS. A name that is known is never taken for a path.
+        data: a folder of class folders, a CSV list, a folder of records, which may lie on object
+            storage; or a name, one of `configs.dataset.KNOWN` or of TFDS. A name that is known is
+            never taken for a path.
         data_dir: where a data set that is named lies.
 
     Raises:
@@ -32,6 +34,8 @@ def find_dataset(
     """
     text = os.fspath(data)
     is_name = isinstance(data, str) and text in datasets.KNOWN
+    if not is_name and data_dir is None and files.is_remote(text):
+        return datasets.RECORDS.replace(data_dir=text)
     path = Path(text).expanduser()
     if not is_name and path.exists():
         if data_dir is not None:

@@ -1,22 +1,28 @@
-"""Records that are damaged in their payload, under checksums that are true."""
+"""Records that are damaged in their payload, under checksums that are true; records on object
+storage.
+"""
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tensorflow as tf
-from data_sets import encode_example, jpeg
+from data_sets import encode_example, jpeg, write_records
 
-from mobilenet import data
+from mobilenet import data, object_storage
 from mobilenet.configs import dataset as datasets
 from mobilenet.configs.base import MAX_CLASSES
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data import tfrecord
 from mobilenet.data.record_scan import RecordKeys
 from mobilenet.errors import UsageError
+from mobilenet.evaluation import data_source
 
 SMALL: dict[str, Any] = {"image_size": 16, "batch_size": 2}
 LABEL, IMAGE = "image/class/label", "image/encoded"
@@ -174,3 +180,39 @@ def test_images_of_too_many_pixels_are_left_out_like_corrupt_ones(tmp_path: Path
 def test_bounds_of_the_config(fields: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=next(iter(fields))):
         DatasetConfig("tfrecord", **fields)
+
+
+def test_records_on_object_storage_are_those_of_a_folder(tmp_path: Path) -> None:
+    write_records(tmp_path / "local", [1 + n % 3 for n in range(14)])
+    write_records(tmp_path / "local", [1, 2, 3], split="val")
+    remote = f"ram://{tmp_path}/records"
+    for path in (tmp_path / "local").iterdir():
+        object_storage.upload_file(path, f"{remote}/{path.name}")
+    config = datasets.get("tfrecord")
+    both = [config.replace(data_dir=root) for root in (str(tmp_path / "local"), remote)]
+    local, far = (data.describe(one) for one in both)
+    assert (far.sizes, far.labels) == (local.sizes, local.labels)
+    streams = [
+        data.load(one, "train", image_size=16, batch_size=5, training=True, seed=3) for one in both
+    ]
+    for (images, labels), (others, own) in itertools.islice(zip(*streams, strict=True), 3):
+        np.testing.assert_array_equal(images, others)
+        np.testing.assert_array_equal(labels, own)
+    assert data_source.find_dataset(remote) == both[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "root", "message"),
+    [
+        ("tfrecord", "ram://nothing/there", "a folder of record files"),
+        ("tfrecord", "s4://bucket/records", "a scheme that TensorFlow reads (ram://"),
+        ("image_folder", "gs://bucket/photos", "`python -m mobilenet.data` writes them"),
+        ("image_list", "gs://bucket/list.csv", "`python -m mobilenet.data` writes them"),
+    ],
+)
+def test_what_is_not_read_from_object_storage_is_one_line(
+    name: str, root: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)) as error:
+        data.describe(datasets.get(name).replace(data_dir=root))
+    assert error.value.what == "data_dir" and root in str(error.value)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from mobilenet.data.sources.label_vectors import Vector
 
+LOCAL = "of object storage records are read; `python -m mobilenet.data` writes them"
 Item = tuple[Path, int | Vector]
 Int64 = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int32]

@@ -29,6 +29,7 @@ from mobilenet.data.sources import splits as split_names
 from mobilenet.data.sources.file_items import FileItems
 from mobilenet.data.sources.unicode_forms import explain_forms, form_of
 from mobilenet.errors import UsageError, one_of, shorten
+from mobilenet.files import check_local
 
 _FILE, _LABEL, _SPLIT = "file", "label", "split"
 COLUMNS = (_FILE, _LABEL)
@@ -100,6 +101,7 @@ def read_list(path: str | os.PathLike[str] | None, label_offset: int = 0) -> Ima
     """
     if not path:
         raise UsageError("data_dir", None, "a CSV file", f"give one with the columns {LAYOUT}")
+    check_local(path, "data_dir", file_items.LOCAL)
     path = Path(path)
     if not path.is_file():
         problem = "a CSV file, this is a folder" if path.exists() else "a CSV file that exists"

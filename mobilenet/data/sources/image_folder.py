@@ -23,6 +23,7 @@ from mobilenet.data.sources import splits as split_names
 from mobilenet.data.sources.file_items import FileItems
 from mobilenet.data.sources.unicode_forms import explain_forms
 from mobilenet.errors import UsageError, shorten
+from mobilenet.files import check_local
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
 HELD_OUT = 0.2  # share of each class held out where the folder has no split of its own
@@ -170,6 +171,7 @@ def _root(root: str | os.PathLike[str] | None) -> Path:
     if not root:
         expected, remedy = "a folder of class folders", f"give one laid out as {LAYOUT}"
         raise UsageError("data_dir", None, expected, remedy)
+    check_local(root, "data_dir", file_items.LOCAL)
     base = Path(root)
     if not base.is_dir():
         problem = "a folder, this is a file" if base.exists() else "a folder that exists"
@@ -192,6 +194,7 @@ def list_unlabeled_images(root: str | os.PathLike[str]) -> ClassFolders:
     Raises:
         UsageError: the folder is missing or has no image.
     """
+    check_local(root, "data_dir", file_items.LOCAL)
     base = Path(root)
     if not base.is_dir():
         raise UsageError("data_dir", str(root), "a folder that exists")
