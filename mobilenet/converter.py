@@ -13,7 +13,13 @@ from typing import Any
 from mobilenet import cli, files
 from mobilenet.configs import number_formats
 from mobilenet.configs.card import checked_labels, class_count
-from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
+from mobilenet.configs.conversion import (
+    FILE_FORMATS,
+    FROZEN_GRAPH,
+    TFLITE,
+    ConversionConfig,
+    VerificationLimits,
+)
 from mobilenet.configs.dataset import FOLDER, LIST, DatasetConfig
 from mobilenet.configs.number_formats import INT8
 from mobilenet.configs.quantization import PostTraining
@@ -37,7 +43,6 @@ _FITTED = cli.option(
     "fitted", Path, None, "a folder for the model that ptq ends with and its ranges"
 )
 _LOSSIEST = 5  # layers in the table
-_FILE_FORMATS = ("tflite", "frozen_graph")
 _OF_FLATBUFFERS = ("number_format", "quantization", "io", "target", *(s.name for s in _LIMITS))
 # What version 0.1 called a number format, by its --quantization.
 _FORMER_FORMATS = {"weights": "dynamic_range"}
@@ -61,7 +66,12 @@ COMMAND = cli.Command(
             None,
             "the folder; `export` (or `frozen_graph`) next to the model folder when left out",
         ),
-        cli.option("format", str, "tflite", f"what is written: {' or '.join(_FILE_FORMATS)}"),
+        cli.option(
+            "format",
+            str,
+            TFLITE,
+            "tflite; c_array: with C++ sources for TensorFlow Lite Micro; or frozen_graph",
+        ),
         *_CONVERSION,
         _METHOD,
         *cli.PREPROCESSING,
@@ -86,12 +96,12 @@ def run(argv: list[str]) -> int | None:
     options = parsed.options
     if options["model"] is None:
         raise UsageError("--model", None, "a saved model", "python -m mobilenet.trainer makes one")
-    file_format = one_of("--format", options["format"], _FILE_FORMATS)
+    file_format = one_of("--format", options["format"], FILE_FORMATS)
     _check_method(options["quantization"], options["number_format"])
     if options["quantization"] is not None:
         options["number_format"] = INT8
     _check_calibration(parsed, options["number_format"])
-    if file_format == "frozen_graph":
+    if file_format == FROZEN_GRAPH:
         print(cli.table(["what", "value"], _export_frozen_graph(parsed)))
     else:
         print(_summary(_export_flatbuffer(parsed)))
@@ -136,7 +146,8 @@ def _export_flatbuffer(parsed: cli.Parsed) -> Any:
             options["calibration_images"],
         )
     return export_pipeline.export(
-        source, target, images, config, limits, calibration, post_training, options["fitted"]
+        *(source, target, images, config, limits, calibration, post_training),
+        *(options["fitted"], options["format"]),
     )
 
 

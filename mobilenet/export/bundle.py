@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from mobilenet import files
 from mobilenet.configs.card import (
@@ -23,7 +25,11 @@ README = "README.md"
 
 
 def write_export(
-    folder: str | os.PathLike[str], data: bytes, card: Card, verification: Verification
+    folder: str | os.PathLike[str],
+    data: bytes,
+    card: Card,
+    verification: Verification,
+    sources: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Writes `model.tflite`, `card.json`, `labels.txt` and `README.md`, all or nothing.
 
@@ -32,6 +38,7 @@ def write_export(
         data: the flatbuffer.
         card: of the model that was converted; shape, input, output and preprocessing are updated.
         verification: the result of `verify` for `data`.
+        sources: text of further files by name.
 
     Returns:
         The path of the flatbuffer.
@@ -46,6 +53,8 @@ def write_export(
         files.write_json(temporary / CARD, card.to_json())
         files.write_text(temporary / LABELS, "".join(f"{label}\n" for label in card.labels))
         files.write_text(temporary / README, model_card.render(card, verification))
+        for name, text in sources.items():
+            files.write_text(temporary / name, text)
     return Path(folder) / MODEL
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from mobilenet import files, text_tables
 from mobilenet.compression.quantization.int8.converter_workarounds import Repair
 from mobilenet.configs.card import SIGMOID, Card
-from mobilenet.errors import shorten
-from mobilenet.export import bundle
+from mobilenet.configs.conversion import C_ARRAY, TFLITE
+from mobilenet.errors import UsageError, one_of, shorten
+from mobilenet.export import bundle, c_array
 from mobilenet.export.verification import operator_parity
 from mobilenet.export.verification.verify import Verification
 from mobilenet.runtime.classifier import MODEL, Classifier
@@ -39,7 +40,9 @@ class ConvertedFile:
     notes: tuple[str, ...]
     figures: Mapping[str, int]
 
-    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    def save(
+        self, path: str | os.PathLike[str], overwrite: bool = False, format: str = TFLITE
+    ) -> Path:
         """Writes the file, or a folder with its card, labels and a README, whole or not at all.
 
         Args:
@@ -47,20 +50,26 @@ class ConvertedFile:
                 normalization of its input as metadata; any other is the folder, as the converter
                 writes it.
             overwrite: replace an earlier file or folder.
+            format: `tflite`; `c_array` writes C++ sources for TensorFlow Lite Micro into the
+                folder, too: the bytes as an array, the operators of its resolver, the arena.
 
         Returns:
             The path of the `.tflite` file.
 
         Raises:
             UsageError: there is a file or a folder and `overwrite` is false, or it cannot be
-                written.
+                written; or TensorFlow Lite Micro lacks what the file has.
         """
+        is_array = one_of("format", format, (TFLITE, C_ARRAY)) == C_ARRAY
         if Path(path).suffix == FLATBUFFER:
+            if is_array:
+                raise UsageError("path", str(path), f"a folder for the sources of {C_ARRAY}")
             files.check_file_target(path, overwrite=overwrite)
             files.write_bytes(path, self.content)
             return Path(path)
         files.check_target(path, replaces=(MODEL, "an export"), overwrite=overwrite)
-        return bundle.write_export(path, self.content, self.card, self.verification)
+        texts = c_array.write_sources(self.content, self.card).texts if is_array else {}
+        return bundle.write_export(path, self.content, self.card, self.verification, texts)
 
     def classifier(self, threads: int | None = None) -> Classifier:
         """A classifier that runs the file.

@@ -14,13 +14,13 @@ from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.calibration import CALIBRATION, check_images
 from mobilenet.configs.card import Card, StageFigures
-from mobilenet.configs.conversion import ConversionConfig, VerificationLimits
+from mobilenet.configs.conversion import C_ARRAY, TFLITE, ConversionConfig, VerificationLimits
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.number_formats import AS_TRAINED, FLOAT32, FORMATS, INT8
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError, VerificationError
-from mobilenet.export import bundle, frozen_graph, number_formats, tflite_metadata
+from mobilenet.export import bundle, c_array, frozen_graph, number_formats, tflite_metadata
 from mobilenet.export.calibration_data import Calibration, require_calibration
 from mobilenet.export.converted_file import ConvertedFile
 from mobilenet.export.rewrites import dynamic_range
@@ -51,20 +51,25 @@ class Export:
     Attributes:
         path: the flatbuffer.
         file: its content, verification and card.
+        sources: C++ sources next to it, if any.
     """
 
     path: Path
     file: ConvertedFile
+    sources: c_array.Sources | None = None
 
     def summary(self) -> list[tuple[str, object]]:
         """Rows of a table about the file: what, value."""
-        return [("file", self.path), *self.file.summary()]
+        sources = [] if self.sources is None else self.sources.summary()
+        return [("file", self.path), *self.file.summary(), *sources]
 
     def write_figures(self, stage: StageFigures) -> None:
         """Writes the file's own held-out figures to its card, instead of those of the model."""
         stages = (*self.file.card.stages, stage)
         card = self.file.card.replace(metrics=stage.metrics, stages=stages)
-        bundle.write_export(self.path.parent, self.file.content, card, self.file.verification)
+        texts = {} if self.sources is None else self.sources.texts
+        file = self.file
+        bundle.write_export(self.path.parent, file.content, card, file.verification, texts)
 
 
 def export(
@@ -76,6 +81,7 @@ def export(
     calibration: Calibration | None = None,
     post_training: PostTraining | None = None,
     fitted_folder: str | os.PathLike[str] | None = None,
+    file_format: str = TFLITE,
 ) -> Export:
     """Converts a saved model and verifies the file on `images` before it gets its name.
 
@@ -90,6 +96,7 @@ def export(
         post_training: steps of post-training int8 quantization; the defaults when `None`.
         fitted_folder: where the float model after post-training quantization and its ranges are
             written, as by a stage; nowhere when `None`.
+        file_format: `tflite`, or `c_array` for C++ sources too.
 
     Raises:
         VerificationError: the file differs from the model; nothing is written.
@@ -108,13 +115,15 @@ def export(
         file = convert(opened, images, config, limits, calibration, str(target))
     except VerificationError as error:
         raise VerificationError(error.what, None, error.expected, "it was not written") from None
-    path = bundle.write_export(target, file.content, file.card, file.verification)
+    sources = c_array.write_sources(file.content, file.card) if file_format == C_ARRAY else None
+    texts = {} if sources is None else sources.texts
+    path = bundle.write_export(target, file.content, file.card, file.verification, texts)
     if fitted_folder is not None and opened.fitted is not None:
         quantized = opened.fitted.quantized
         int8_saving.save_stage(
             quantized.float_model, fitted_folder, quantized.card, quantized.ranges
         )
-    return Export(path, file)
+    return Export(path, file, sources)
 
 
 def convert(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from mobilenet.console import quiet
 from mobilenet.errors import UsageError, shorten
+from mobilenet.tflite.kernels import KERNEL_OPERATORS
 from mobilenet.tflite.model import Flatbuffer
 
 MODULE = "tflite_micro.python.tflite_micro.runtime"
@@ -28,6 +29,33 @@ _OPERATORS = (
     *("FULLY_CONNECTED", "HARD_SWISH", "LOGISTIC", "MAX_POOL_2D", "MEAN", "MUL", "PAD", "QUANTIZE"),
     *("RELU", "RELU6", "RESHAPE", "SOFTMAX", "SUB"),
 )
+# All that it has kernels for, by their names in a file (micro_mutable_op_resolver.h).
+OPERATORS = frozenset(
+    (
+        *("ABS", "ADD", "ADD_N", "ARG_MAX", "ARG_MIN", "ASSIGN_VARIABLE", "AVERAGE_POOL_2D"),
+        *("BATCH_MATMUL", "BATCH_TO_SPACE_ND", "BROADCAST_ARGS", "BROADCAST_TO", "CALL_ONCE"),
+        *("CAST", "CEIL", "CONCATENATION", "CONV_2D", "COS", "CUMSUM", "DEPTHWISE_CONV_2D"),
+        *("DEPTH_TO_SPACE", "DEQUANTIZE", "DIV", "DYNAMIC_UPDATE_SLICE", "ELU"),
+        *("EMBEDDING_LOOKUP", "EQUAL", "EXP", "EXPAND_DIMS", "FILL", "FLOOR", "FLOOR_DIV"),
+        *("FLOOR_MOD", "FULLY_CONNECTED", "GATHER", "GATHER_ND", "GREATER", "GREATER_EQUAL"),
+        *("HARD_SWISH", "IF", "L2_NORMALIZATION", "L2_POOL_2D", "LEAKY_RELU", "LESS"),
+        *("LESS_EQUAL", "LOG", "LOGICAL_AND", "LOGICAL_NOT", "LOGICAL_OR", "LOGISTIC"),
+        *("LOG_SOFTMAX", "MAXIMUM", "MAX_POOL_2D", "MEAN", "MINIMUM", "MIRROR_PAD", "MUL", "NEG"),
+        *("NOT_EQUAL", "PACK", "PAD", "PADV2", "PRELU", "QUANTIZE", "READ_VARIABLE"),
+        *("REDUCE_ALL", "REDUCE_MAX", "REDUCE_MIN", "RELU", "RELU6", "RESHAPE"),
+        *("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "ROUND", "RSQRT"),
+        *("SELECT_V2", "SHAPE", "SIN", "SLICE", "SOFTMAX", "SPACE_TO_BATCH_ND", "SPACE_TO_DEPTH"),
+        *("SPLIT", "SPLIT_V", "SQRT", "SQUARE", "SQUARED_DIFFERENCE", "SQUEEZE", "STRIDED_SLICE"),
+        *("SUB", "SUM", "SVDF", "TANH", "TRANSPOSE", "TRANSPOSE_CONV"),
+        *("UNIDIRECTIONAL_SEQUENCE_LSTM", "UNPACK", "VAR_HANDLE", "WHILE", "ZEROS_LIKE"),
+    )
+)
+_CALLS = {  # of the resolver, where they are not formed as the others
+    "BATCH_MATMUL": "AddBatchMatMul",
+    "CUMSUM": "AddCumSum",
+    "PADV2": "AddPadV2",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "AddUnidirectionalSequenceLSTM",
+}
 _TYPES = ("int8", "uint8", "int16", "int32", "int64", "float32")
 _SPARE = 1 << 16  # bytes of an arena, in addition to tensors and operators
 _STRUCTURE = 256  # bytes that the runtime allocates for a tensor or an operator
@@ -102,13 +130,8 @@ def describe_requirements(content: Flatbuffer, runner: Any = None) -> tuple[str,
     Raises:
         UsageError: the runtime cannot run the file.
     """
-    runner = Interpreter(content) if runner is None else runner
     calls = resolver_calls(content)
-    for index in content.inputs:
-        source = content.tensors[index]
-        runner.set_tensor(index, np.zeros(source.shape, source.dtype))
-    runner.invoke()
-    arena = runner.arena()
+    arena = measure_arena(content, runner)
     return (
         f"{_NAME}: {arena.total:,} bytes of arena ({arena.activations:,} for activations, "
         f"{arena.persistent:,} for the whole time), {len(content.content):,} of flash",
@@ -116,10 +139,69 @@ def describe_requirements(content: Flatbuffer, runner: Any = None) -> tuple[str,
     )
 
 
+def measure_arena(content: Flatbuffer, runner: Any = None) -> Arena:
+    """Runs a file on zeros, and returns what the runtime has allocated for it.
+
+    Args:
+        content: the file.
+        runner: what runs it; an `Interpreter` in this process when `None`.
+
+    Raises:
+        UsageError: the runtime cannot run the file, or is not installed.
+    """
+    runner = Interpreter(content) if runner is None else runner
+    for index in content.inputs:
+        source = content.tensors[index]
+        runner.set_tensor(index, np.zeros(source.shape, source.dtype))
+    runner.invoke()
+    arena: Arena = runner.arena()
+    return arena
+
+
+def can_measure(content: Flatbuffer) -> bool:
+    """Whether the runtime is installed and takes the operators of a file in this process."""
+    try:
+        load_runtime()
+    except UsageError:
+        return False
+    return {op.name for op in content.operators} <= set(_OPERATORS)
+
+
+def estimate_arena(content: Flatbuffer) -> int:
+    """An estimate of the arena in bytes, from the file alone.
+
+    The computed tensors that live at the same time, at the operator where they are most, and an
+    upper bound on what is allocated for the whole time.
+    """
+    first, last = dict.fromkeys(content.inputs, 0), dict.fromkeys(content.inputs, 0)
+    for step, operator in enumerate(content.operators):
+        first |= {index: step for index in operator.outputs if index not in first}
+        last |= dict.fromkeys([*operator.inputs, *operator.outputs], step)
+    last |= dict.fromkeys(content.outputs, len(content.operators))
+    alive = [0] * (len(content.operators) + 1)
+    for index, start in first.items():
+        for step in range(start, last.get(index, start) + 1):
+            alive[step] += content.tensors[index].computed_bytes
+    return max(alive) + _persistent_bound(content)
+
+
+def unsupported(content: Flatbuffer) -> list[str]:
+    """What a file has that the runtime lacks: operators, types, and kernels of mixed types."""
+    names = sorted({op.name for op in content.operators} - OPERATORS)
+    names += sorted({tensor.dtype for tensor in content.tensors}.difference(_TYPES))
+    for operator in content.operators:
+        dtypes = [content.tensors[index].dtype for index in operator.inputs[:2] if index >= 0]
+        if operator.name in KERNEL_OPERATORS and dtypes == ["float32", "int8"]:
+            return [*names, f"{operator.name} of float32 with an int8 kernel"]
+    return names
+
+
 def resolver_calls(content: Flatbuffer) -> tuple[str, ...]:
     """The calls of `MicroMutableOpResolver` that make the operators of a file known."""
     names = sorted({op.name for op in content.operators})
-    return tuple("Add" + "".join(map(_capital, name.split("_"))) for name in names)
+    return tuple(
+        _CALLS.get(name, "Add" + "".join(map(_capital, name.split("_")))) for name in names
+    )
 
 
 def _capital(part: str) -> str:
@@ -160,14 +242,14 @@ def _explained() -> Iterator[None]:
 def _arena_bound(content: Flatbuffer) -> int:
     """An upper bound on the arena: every tensor has memory of its own, and every channel of a
     convolution two numbers in addition to its bias."""
+    return content.computed_bytes() + _persistent_bound(content) + _SPARE
+
+
+def _persistent_bound(content: Flatbuffer) -> int:
+    """An upper bound on what is allocated for the whole time, in bytes."""
     biases = [t for t in content.tensors if t.is_constant and t.dtype in ("int32", "int64")]
     channels = sum(t.elements for t in biases)
-    return (
-        content.computed_bytes()
-        + 16 * channels
-        + _STRUCTURE * (len(content.tensors) + len(content.operators))
-        + _SPARE
-    )
+    return 16 * channels + _STRUCTURE * (len(content.tensors) + len(content.operators))
 
 
 def load_runtime() -> Any:

@@ -70,7 +70,7 @@ class Flatbuffer:
 
     def computed_bytes(self) -> int:
         """Bytes of all tensors that are no constants, none sharing memory with another."""
-        return sum(t.elements * item_bits(t.dtype) // 8 for t in self.tensors if not t.is_constant)
+        return sum(tensor.computed_bytes for tensor in self.tensors)
 
     def weights(self) -> list[Tensor]:
         """Constants that were learned, float or with a scale: no shapes, no axes."""

@@ -54,6 +54,11 @@ class Tensor:
         return len(self.buffer) > 0
 
     @property
+    def computed_bytes(self) -> int:
+        """Bytes of memory that it takes; 0 of a constant, which stays in the file."""
+        return 0 if self.is_constant else self.elements * item_bits(self.dtype) // 8
+
+    @property
     def has_numpy_type(self) -> bool:
         """Whether numpy itself has its type."""
         bits = item_bits(self.dtype)

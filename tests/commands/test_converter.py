@@ -70,6 +70,20 @@ def test_a_quantized_folder_gives_the_file_of_the_chain(
     ]  # fmt: skip
 
 
+def test_c_array_adds_the_sources(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--format=c_array", "--verify_images=40"]
+    table = converted(capfd, "--model", run / "quantize", "--output", tmp_path / "out", *args)
+    names = {"model_data.h", "model_data.cc", "op_resolver.h", "model.tflite"}
+    assert names < {path.name for path in (tmp_path / "out").iterdir()}
+    assert table["C++ sources"] == "model_data.h, model_data.cc, op_resolver.h"
+    resolver = (tmp_path / "out/op_resolver.h").read_text()
+    calls = re.findall(r"resolver\.(Add\w+)\(\)", resolver)
+    assert calls == ["AddConv2D", "AddDepthwiseConv2D", "AddReshape"]
+    assert table["resolver"].startswith("MicroMutableOpResolver<3>: AddConv2D")
+
+
 @pytest.mark.parametrize("io", ["uint8", pytest.param("float32", marks=pytest.mark.slow)])
 def test_int8_inputs_and_outputs_get_the_chosen_type(
     run: Path, tmp_path: Path, io: str, capfd: pytest.CaptureFixture[str]
