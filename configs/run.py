@@ -149,6 +149,8 @@ class RunConfig(Config):
         histogram_epochs: of TensorBoard.
         steps_per_execution: of an accelerator, which then waits less often for Python; states are
             saved, and a method enters its next phase, between executions.
+        jit_compile: for an accelerator; on a CPU it costs more than it saves. Masks and averages,
+            which follow an update, are not compiled.
     """
 
     model: MobileNetConfig | OwnModel = nested(MobileNetV1Config(), flags_of=MobileNetConfig)
@@ -216,6 +218,7 @@ class RunConfig(Config):
         least=0,
         integer=True,
     )
+    jit_compile: bool = flag(False, "XLA compiles the training step, for accelerators")
     mixed_precision: str = flag("float32", " or ".join(PRECISIONS), choices=PRECISIONS)
 
     def __post_init__(self) -> None:

@@ -45,6 +45,7 @@ from mobilenet.models.graph.roles import (
     kind,
     unwrap,
 )
+from mobilenet.training import compiled_step
 from mobilenet.training.latency import measure_latency
 from mobilenet.typing import Float32Array
 
@@ -110,10 +111,20 @@ class CompressedModel(tf_keras.Model):
     def train_step(self, data: Any) -> dict[str, Any]:
         """One update by Keras' own train step, then the method's `after_step`."""
         assert self._after_step is not None
-        logs = dict(super().train_step(data))
+        update, jit = super().train_step, self._jit_compile
+        logs = compiled_step.train_step(self, update, data) if jit else dict(update(data))
         self.step_count.assign_add(1)
         self._after_step(tf.identity(self.step_count))
         return logs
+
+    @property
+    def jit_compile(self) -> bool:
+        """Not of a whole step: with `compile(jit_compile=True)`, XLA compiles the update alone."""
+        return False
+
+    @jit_compile.setter
+    def jit_compile(self, value: Any) -> None:
+        tf_keras.Model.jit_compile.fset(self, value)
 
     def make_train_function(self, force: bool = False) -> Any:
         """As Keras' own.

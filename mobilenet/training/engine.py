@@ -20,7 +20,7 @@ from mobilenet.configs.run import TrainConfig
 from mobilenet.errors import UsageError
 from mobilenet.evaluation import scoring
 from mobilenet.models.graph import inference, variables
-from mobilenet.training import interruption, losses, random_state, strategy
+from mobilenet.training import compiled_step, interruption, losses, random_state, strategy
 from mobilenet.training.best_weights import BestWeights
 from mobilenet.training.compression import prepare_step
 from mobilenet.training.ema import Average
@@ -56,6 +56,7 @@ class Job:
         keep_checkpoints: number of states that are kept.
         steps_per_execution: that are sent to the device at a time.
         publish: called after a state was saved.
+        jit_compile: XLA compiles the update of the weights.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Job:
     keep_checkpoints: int = 3
     steps_per_execution: int = 1
     publish: Callable[[], None] = lambda: None
+    jit_compile: bool = False
 
     @property
     def steps(self) -> int:
@@ -100,7 +102,8 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
         row of the epoch that the model ends with and 0 in the others.
 
     Raises:
-        UsageError: the loss is no longer a number, or the resume state cannot be used or written.
+        UsageError: the loss is no longer a number, the resume state cannot be used or written, or
+            XLA does not compile the model.
         KeyboardInterrupt: after Ctrl-C; as on SIGTERM, the state was saved after the last step.
     """
     rate = LearningRate(job.config, job.steps_per_epoch)
@@ -120,7 +123,7 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
         variables.average(local)
         average.update(average_step(step, method), pruned=method is not None)
 
-    learner = Learner(model, after_update, job.teacher)
+    learner = Learner(model, after_update, job.teacher, job.jit_compile)
     learner.compile(
         optimizer=optimizer,
         loss=loss,
@@ -180,14 +183,15 @@ def _run_epochs(learner: Learner, job: Job, epochs: _Epochs, states: _States) ->
             epochs.first_step = 0
         learner.start = (len(epochs.rows), epochs.first_step)
         if len(epochs.rows) < job.config.epochs:
-            learner.fit(
-                _batches(job, states.step),
-                steps_per_epoch=job.steps_per_epoch,
-                initial_epoch=len(epochs.rows),
-                epochs=job.config.epochs,
-                verbose=0,
-                callbacks=callbacks,
-            )
+            with compiled_step.explained_errors() if job.jit_compile else contextlib.nullcontext():
+                learner.fit(
+                    _batches(job, states.step),
+                    steps_per_epoch=job.steps_per_epoch,
+                    initial_epoch=len(epochs.rows),
+                    epochs=job.config.epochs,
+                    verbose=0,
+                    callbacks=callbacks,
+                )
     except interruption.Interrupted:
         states.save()
         if epochs.signals.number is None:

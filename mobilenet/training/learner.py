@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from mobilenet.models.graph import variables
-from mobilenet.training import losses
+from mobilenet.training import compiled_step, losses
 
 
 class Learner(tf_keras.Model):
@@ -24,6 +24,7 @@ class Learner(tf_keras.Model):
         start: epoch, and step in it, with which `fit` begins.
         bad_step: number of the first update of this process after which the mean loss of the epoch
             was no finite number; 0 if there is none.
+        jit: XLA compiles the update, without `after_update`.
     """
 
     def __init__(
@@ -31,8 +32,10 @@ class Learner(tf_keras.Model):
         model: Any,
         after_update: Callable[[tf.Tensor], None],
         teacher: losses.Teacher | None = None,
+        jit: bool = False,
     ) -> None:
         super().__init__(name="learner")
+        self.jit = jit
         self.model = model
         self.after_update = after_update
         self.teacher = teacher
@@ -47,7 +50,8 @@ class Learner(tf_keras.Model):
         return tf.cast(self.model(inputs, training=updates_statistics), tf.float32)
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        logs = dict(super().train_step(data))
+        update = super().train_step
+        logs = compiled_step.train_step(self, update, data) if self.jit else dict(update(data))
         step = tf.identity(self.optimizer.iterations)
         self.after_update(step)
         variables.update(self.bad_step, _note_first, [step, tf.math.is_finite(logs["loss"])])

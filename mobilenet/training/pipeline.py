@@ -467,6 +467,7 @@ class Pipeline:
             keep_checkpoints=self.config.keep_checkpoints,
             steps_per_execution=self.config.steps_per_execution,
             publish=self.run.publish,
+            jit_compile=self.config.jit_compile,
         )
 
     def _loggers(self, part: Part) -> Iterator[Any]:

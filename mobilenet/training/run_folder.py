@@ -42,8 +42,8 @@ _PACKAGES = (
 )
 # How a run is computed, not what: another command may change them.
 _HOW = (
-    *("checkpoint_minutes", "keep_checkpoints", "data_service", "steps_per_execution"),
-    *("log_to", "histogram_epochs"),
+    *("checkpoint_minutes", "keep_checkpoints", "data_service"),
+    *("steps_per_execution", "jit_compile", "log_to", "histogram_epochs"),
 )
 # Fields that decide nothing until their stage has begun: until then a second run into the same
 # folder may change them.
