@@ -76,6 +76,10 @@ SCRIPTS = {
     ),
     "thin_latency": ("--models mobilenet_v1 --size=32 --rounds=1 --repeats=1", "mobilenet_v1"),
     "train_step": ("--width=0.25 --size=32 --batch=2 --rounds=1", "applications"),
+    "train_step epoch": (
+        "--epoch --width=0.25 --size=32 --batch=8 --steps=5 --rounds=1",
+        "input alone",
+    ),
     "unequal_channels": (
         "--model={}/model --checkpoint={}/mobilenet_v1_0.25_128.ckpt --photos={}/photos/train"
         " --images=16",
