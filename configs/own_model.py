@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mobilenet import files
 from mobilenet.errors import UsageError
 
 from .base import MAX_CLASSES, Config, checked
@@ -37,7 +38,12 @@ class OwnModel(Config):
 
     @classmethod
     def at(cls, path: str | os.PathLike[str]) -> OwnModel:
-        """The model at a path."""
+        """The model at a path.
+
+        Raises:
+            UsageError: it lies on object storage.
+        """
+        files.check_local(path, "model")
         text = os.path.expanduser(os.fspath(path))
         return cls(Path(text).stem or "model", text)
 

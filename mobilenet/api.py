@@ -733,7 +733,14 @@ def _flatbuffer_of(model: Any) -> Flatbuffer | None:
 
 def _opened(path: str | os.PathLike[str]) -> LoadedModel | Classifier:
     """The model or file at a path."""
+    from mobilenet import files
     from mobilenet.runtime import classifier
+
+    if files.is_remote(path):
+        from mobilenet import object_storage
+
+        with object_storage.local_copy(str(path)) as copy:
+            return _opened(copy)
 
     if classifier.is_flatbuffer(path):
         return classifier.Classifier(path)

@@ -33,6 +33,7 @@ COMMAND = cli.Command(
             None,
             "a model folder, .keras, SavedModel, .tflite, frozen graph (.pb) or export folder",
             group="model",
+            on_storage=True,
         ),
         cli.LABELS,
         cli.option(
@@ -82,7 +83,7 @@ def run(argv: list[str]) -> int | None:
     options = parsed.options
     if options["model"] is None:
         raise UsageError("--model", None, "a saved model", "python -m mobilenet.trainer makes one")
-    path = Path(options["model"])
+    path = cli.local_model(options["model"])
     is_file = classifier.is_flatbuffer(path)
     if not is_file:
         for name in sorted({"runtime", "isolated"} & parsed.typed):
@@ -113,7 +114,7 @@ def run(argv: list[str]) -> int | None:
             labels=None if options["labels"] is None else class_names.read_names(options["labels"]),
         )
     seconds = time.monotonic() - started  # with those of loading
-    print(dataclasses.replace(found, model=str(path), seconds=seconds))
+    print(dataclasses.replace(found, model=str(options["model"]), seconds=seconds))
     return None
 
 

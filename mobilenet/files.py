@@ -31,6 +31,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         UsageError: the folder cannot be created or written, or the disk is full; or one of the
             block, which then names `path` and not the temporary path.
     """
+    check_local(path, str(path))
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -172,6 +173,7 @@ def check_target(
         UsageError: a file has that name, the folder above cannot be written, or the folder holds
             anything but an earlier result that may be replaced.
     """
+    check_local(path, parameter)
     target = Path(path)
     above = next(folder for folder in target.absolute().parents if folder.exists())
     try:
@@ -206,6 +208,7 @@ def check_file_target(
         UsageError: a folder has that name, the folder above cannot be written, or there is a file
             that may not be replaced.
     """
+    check_local(path, parameter)
     target = Path(path)
     if target.is_dir():
         raise UsageError(parameter, str(target), "a file; a folder has that name", "choose another")

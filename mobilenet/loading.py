@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from mobilenet import files, object_storage
 from mobilenet.compression.quantization.int8 import quantized_model
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8.quantized_model import QuantizedModel
@@ -52,7 +53,8 @@ def load_model(path: str | os.PathLike[str], quantizers: bool = True) -> LoadedM
 
     Args:
         path: a model folder, `.keras` or `.h5` file, Keras SavedModel, frozen graph (`.pb` or its
-            folder), packed file, or TF1 checkpoint (see `load_tf1_checkpoint`).
+            folder), packed file, or TF1 checkpoint (see `load_tf1_checkpoint`). With `://` on
+            object storage.
         quantizers: load a model that has activation ranges with its quantizers, which compute as
             the int8 file will; `False` loads its float model.
 
@@ -67,6 +69,9 @@ def load_model(path: str | os.PathLike[str], quantizers: bool = True) -> LoadedM
     Example:
         >>> model = load_model("runs/mobilenet_v1_digits/quantize").model
     """
+    if files.is_remote(path):
+        with object_storage.local_copy(str(path)) as copy:
+            return load_model(copy, quantizers)
     path = Path(path)
     return _find_form(path).load(path, quantizers)
 

@@ -10,6 +10,8 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import logging
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,7 +26,10 @@ from mobilenet.errors import UsageError
 MARKER = "complete.json"
 _UNFINISHED = ".writing-"  # between the name of an object and a random one
 _SECONDS = 45.0  # for storage to answer
+_MOST_FILES = 1000  # of a saved model; a bucket may have millions
 _PLUGIN = "tensorflow_io"
+
+log = logging.getLogger("mobilenet")
 
 
 @contextlib.contextmanager
@@ -194,6 +199,54 @@ def download_file(source: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with os_errors():
         tf.io.gfile.copy(source, str(target), overwrite=True)
+
+
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[Path]:
+    """Yields a copy of a saved model, in a temporary folder that is removed at the end.
+
+    Args:
+        path: with `://`: an object, or a folder; without a completion marker it is taken to be
+            complete, which the log says. A checkpoint by the name that its objects begin with.
+
+    Raises:
+        UsageError: there is nothing, too much, or a folder that is not complete; or storage cannot
+            be read.
+    """
+    path = path.rstrip("/")
+    check(path, path)
+    with tempfile.TemporaryDirectory(prefix="mobilenet-") as folder:
+        target = Path(folder) / (path.rpartition("/")[2] or "model")
+        try:
+            _download_model(path, target)
+        except (OSError, ValueError) as error:
+            expected = f"a complete saved model ({error})"
+            raise UsageError(path, None, expected, "copy or save it again") from None
+        try:
+            yield target
+        except UsageError as error:
+            raise error.renamed(str(target), path) from error.__cause__
+
+
+def _download_model(path: str, target: Path) -> None:
+    with os_errors():
+        is_folder = tf.io.gfile.isdir(path)
+        objects = [path] if not is_folder and exists(path) else tf.io.gfile.glob(f"{path}.*")
+    if not is_folder:
+        for own in objects:
+            download_file(own, target.parent / own.rpartition("/")[2])
+        if not objects:
+            raise FileNotFoundError("there is nothing there")
+        return
+    names = list_names(path)
+    if len(names) > _MOST_FILES:
+        raise ValueError(f"{len(names)} files, at most {_MOST_FILES} are read")
+    if MARKER in names:
+        download_folder(path, target, names)
+        return
+    log.info("%s has no %s: it is taken to be complete", path, MARKER)
+    for name in names:
+        download_file(f"{path}/{name}", target / name)
 
 
 def download_folder(source: str, target: Path, names: Iterable[str]) -> None:

@@ -25,7 +25,11 @@ COMMAND = cli.Command(
     "Prints the likeliest classes of images.",
     extra=(
         cli.option(
-            "model", Path, None, "a .tflite, .keras or .pb file, model folder or SavedModel"
+            "model",
+            Path,
+            None,
+            "a .tflite, .keras or .pb file, model folder or SavedModel",
+            on_storage=True,
         ),
         cli.LABELS,
         cli.option(
@@ -113,7 +117,10 @@ def run(argv: list[str]) -> None:
             raise UsageError(image, None, "an image file; there is none")
     options = parsed.options
     model = open_classifier(
-        options["model"], options["isolated"], options["preprocessing"], options["crop"]
+        str(cli.local_model(options["model"])),
+        options["isolated"],
+        options["preprocessing"],
+        options["crop"],
     )
     if "isolated" in parsed.typed and not isinstance(model, classifier.Classifier):
         raise UsageError("--isolated", None, "a flatbuffer", f"{parsed.options['model']} is none")

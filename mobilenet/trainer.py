@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from mobilenet import cli, console, files
@@ -32,6 +33,7 @@ COMMAND = cli.Command(
             None,
             "the run folder, which may lie on object storage (gs://bucket/run); runs/MODEL_DATASET "
             "when left out",
+            on_storage=True,
         ),
         cli.option(
             "resume",
@@ -68,11 +70,13 @@ def run(argv: list[str]) -> int | None:
     from mobilenet.data.sources.example import example_image
 
     print(f"\n{done.report}")
-    _draw(done.folder / "plots", done.report, redraw=not done.is_unchanged)
-    image = example_image(config.dataset, max(sides(done.config.image_size)), done.folder)
+    for path in _draw(done.folder / "plots", done.report, redraw=not done.is_unchanged):
+        print(f"{done.location}/{path.relative_to(done.folder)}")
+    image = None
+    if not files.is_remote(done.location):  # predict takes images of this machine
+        image = example_image(config.dataset, max(sides(done.config.image_size)), done.folder)
     done.publish()
-    steps = _next_steps(done.folder, config, done.report, str(image or "PHOTO.jpg"))
-    print("\n" + steps.replace(str(done.folder), done.location))
+    print("\n" + _next_steps(done.location, config, done.report, str(image or "PHOTO.jpg")))
     return None
 
 
@@ -85,7 +89,7 @@ def _exists(folder: str) -> bool:
     return object_storage.exists(folder)
 
 
-def _draw(folder: Path, reports: RunReport, redraw: bool) -> None:
+def _draw(folder: Path, reports: RunReport, redraw: bool) -> Iterator[Path]:
     """Plots of the stages that changed masks; those that exist are kept unless `redraw`."""
     for report in reports:
         path = folder / f"{report.part}_mask_changes.png"
@@ -94,19 +98,21 @@ def _draw(folder: Path, reports: RunReport, redraw: bool) -> None:
 
             plots.mask_changes(report.mask_changes, f"{report.part}: surgery", path)
         if report.mask_changes:
-            print(path)
+            yield path
 
 
-def _next_steps(folder: Path, config: RunConfig, reports: RunReport, image: str) -> str:
+def _next_steps(folder: str, config: RunConfig, reports: RunReport, image: str) -> str:
     """Three things to do with what is there now."""
     last = reports.stages[-1].part
-    model = folder / (run_folder.EXPORT if last.stage == "convert" else last.name)
+    model = f"{folder}/{run_folder.EXPORT if last.stage == 'convert' else last.name}"
     name = f"--dataset_name {config.dataset.name}"
     if config.dataset.data_dir:
         name += f" --data_dir {config.dataset.data_dir}"
-    use = f"mobilenet.load_model({str(model)!r}).model"
+    use = f"mobilenet.load_model({model!r}).model"
     if last.stage == "convert":
-        use = f"mobilenet.runtime.Classifier({str(model)!r}).top_k({image!r})"
+        use = f"mobilenet.runtime.Classifier({model!r}).top_k({image!r})"
+        if files.is_remote(folder):  # the classifier runs without TensorFlow
+            use = f"mobilenet.evaluate({model!r}, {config.dataset.name!r})"
     return (
         "Next:\n"
         f"  python -m mobilenet.evaluator --model {model} {name}\n"

@@ -6,11 +6,15 @@ import json
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 tf = pytest.importorskip("tensorflow")
+from command_runs import run_command  # noqa: E402
+from small_models import inputs, model_outputs, tiny_v1  # noqa: E402
 
-from mobilenet import object_storage  # noqa: E402
+import mobilenet  # noqa: E402
+from mobilenet import files, object_storage  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
 
 
@@ -95,3 +99,51 @@ def test_storage_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(tf.io.gfile, "stat", refuse)
     with pytest.raises(UsageError, match=r"\(no credentials for it\); check the name"):
         object_storage.check("gs://bucket/run", "model_dir")
+
+
+def test_a_saved_model_is_read_from_storage(root: str, tmp_path: Path) -> None:
+    mobilenet.save_model(tiny_v1(), tmp_path / "small")
+    images = inputs(2, 32)
+    expected = model_outputs(tiny_v1(), images)
+    object_storage.upload_folder(tmp_path / "small", f"{root}/small")
+    object_storage.upload_file(tmp_path / "small/model.keras", f"{root}/lone.keras")
+    for name in ("small", "small/", "lone.keras"):
+        loaded = mobilenet.load_model(f"{root}/{name}")
+        np.testing.assert_array_equal(model_outputs(loaded.model, images), expected)
+    object_storage.remove(f"{root}/small/card.json")
+    for name, message in (("small", "it has not all files"), ("other", "there is nothing there")):
+        with pytest.raises(UsageError, match=message) as error:
+            mobilenet.load_model(f"{root}/{name}")
+        assert error.value.what == f"{root}/{name}"
+    object_storage.remove(f"{root}/small/complete.json")
+    object_storage.remove(f"{root}/small/model.keras")
+    object_storage.write_bytes(f"{root}/small/note", b"x")
+    with pytest.raises(UsageError, match="nothing there|a model folder") as error:
+        mobilenet.load_model(f"{root}/small")
+    assert error.value.what == f"{root}/small"
+
+
+def test_nothing_is_written_to_a_local_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for action in (
+        lambda: mobilenet.save_model(tiny_v1(), "gs://bucket/model"),
+        lambda: mobilenet.train("digits", model="gs://bucket/model.keras"),
+        lambda: mobilenet.train("digits", weights="gs://bucket/model.keras"),
+        lambda: files.write_text("gs://bucket/text", "x"),
+        lambda: files.check_file_target("gs://bucket/file"),
+    ):
+        with pytest.raises(UsageError, match="a path of this machine; copy it here first"):
+            action()
+    assert not any(tmp_path.iterdir())
+
+
+def test_flags_of_paths_of_this_machine_refuse_others(tmp_path: Path) -> None:
+    for command, flag in (("trainer", "model"), ("converter", "model"), ("predict", "labels")):
+        done = run_command(command, f"--{flag}=gs://bucket/x", cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"--{flag}: got 'gs://bucket/x', expected a path of this")
+    done = run_command("evaluator", "--model=ram://nothing/there", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("--model: ram://nothing/there: expected a complete saved model")

@@ -4,7 +4,7 @@ from mobilenet.console import starting_tensorflow
 from mobilenet.errors import UsageError
 from mobilenet.text_tables import definitions, table, width, wrap
 
-from .command import Command, Parsed, dataset_of, run_config, typed_name
+from .command import Command, Parsed, dataset_of, local_model, run_config, typed_name
 from .flags import (
     CALIBRATION,
     GROUPS,
@@ -35,6 +35,7 @@ __all__ = [
     "dataset_of",
     "definitions",
     "flag_specs",
+    "local_model",
     "main",
     "option",
     "options_of",

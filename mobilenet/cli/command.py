@@ -22,7 +22,9 @@ A command is a module with two functions, for `python -m mobilenet.NAME` and for
 
 from __future__ import annotations
 
+import atexit
 import collections
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -35,7 +37,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from mobilenet import text_tables
+from mobilenet import console, files, text_tables
 from mobilenet.cli.flags import GROUPS, FlagSpec, option, parse
 from mobilenet.cli.overrides import apply_overrides
 from mobilenet.configs import archs, recipes
@@ -258,6 +260,24 @@ _REPLAY = (
     ),
     option("override", str, None, "path.to.field=value, any field of the config; may be repeated"),
 )
+
+
+def local_model(path: str) -> Path:
+    """The path of a saved model on this machine: a copy until the process ends, if it has `://`.
+
+    Raises:
+        UsageError: there is no complete model, or storage cannot be read.
+    """
+    if not files.is_remote(path):
+        return Path(path)
+    with console.starting_tensorflow():
+        from mobilenet import object_storage
+    copies = contextlib.ExitStack()
+    atexit.register(copies.close)
+    try:
+        return copies.enter_context(object_storage.local_copy(path))
+    except UsageError as error:
+        raise error.within("--model") from None
 
 
 def typed_name(name: str) -> str:

@@ -42,7 +42,6 @@ _MAIN = frozenset(
         *("stages", "distribution_strategy", "mixed_precision"),
     }
 )
-_ON_STORAGE = ("data_dir", "model_dir")  # may have `://`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +58,7 @@ class FlagSpec:
         group: heading in `--help`.
         main: shown by `--help`; the others by `--helpfull` alone.
         rule: legal values of an option; a config checks its fields itself.
+        on_storage: a path may have `://`.
     """
 
     name: str
@@ -70,6 +70,7 @@ class FlagSpec:
     group: str = "run"
     main: bool = True
     rule: Rule | None = None
+    on_storage: bool = False
 
     @property
     def is_switch(self) -> bool:
@@ -83,7 +84,7 @@ class FlagSpec:
             UsageError: it is not of the flag's type, or the value is not legal.
         """
         value = parse(f"--{self.name}", self.type, text)
-        if self.type in (Path, Path | None) and self.name not in _ON_STORAGE:
+        if self.type in (Path, Path | None) and not self.on_storage:
             files.check_local(value, f"--{self.name}")
         if self.rule is not None and value is not None:
             self.rule.check(f"--{self.name}", value)
@@ -99,11 +100,12 @@ def option(
     short: str | None = None,
     group: str = "run",
     main: bool = True,
+    on_storage: bool = False,
     **rule: Any,
 ) -> FlagSpec:
     """A flag of the command itself, outside any config; `rule` is of `configs.base.Rule`."""
     checked = Rule(**rule) if rule else None
-    return FlagSpec(name, "", type, help, default, short, group, main, checked)
+    return FlagSpec(name, "", type, help, default, short, group, main, checked, on_storage)
 
 
 def options_of(config: type[Config], **changes: str) -> tuple[FlagSpec, ...]:
@@ -202,6 +204,7 @@ def flag_specs(config: type[Config] | Config) -> list[FlagSpec]:
             *(p.name, p.path, p.type, p.help),
             group=GROUPS[_GROUP_OF.get(p.path.split(".")[0], 4)],
             main=p.name in _MAIN,
+            on_storage=p.path.rpartition(".")[2] == "data_dir",
         )
         for p in parameters
     ]

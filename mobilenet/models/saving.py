@@ -62,7 +62,7 @@ def save(model: Any, folder: str | os.PathLike[str], card: Card) -> Path:
             "a tf_keras model",
             "load_model reads its files",
         )
-    files.check_target(target, "folder", replaces=(MODEL, "a model"))
+    files.check_target(folder, "folder", replaces=(MODEL, "a model"))
     plain = tf_keras.Model(model.inputs, model.outputs, name=model.name)
     with files.replacing(target) as temporary:
         temporary.mkdir()

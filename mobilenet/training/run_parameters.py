@@ -85,6 +85,7 @@ def request(
     dataset = _dataset(data, values.get("data_dir"))
     settings = parameters.settings_of(RunConfig, {"stages": stages, **values})
     if weights is not None:
+        files.check_local(weights, "weights")
         settings["init_checkpoint"] = _path("weights", weights)
     if isinstance(architecture, OwnModel):
         names = {p.path: p.name for p in parameters.parameters_of(RunConfig)}
