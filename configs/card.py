@@ -16,6 +16,7 @@ from .base import MAX_SIDE, Config, check_number, checked
 from .dataset import Preprocessing
 
 CARD = "card.json"  # its name in the folder of a model or file
+README = "README.md"  # the model card of an export folder
 FORMAT = 1
 OUTPUTS = ("logits", "probabilities", "features")
 SOFTMAX, SIGMOID = "softmax", "sigmoid"

@@ -12,7 +12,7 @@ from typing import Any
 
 from mobilenet import cli, files
 from mobilenet.configs import number_formats
-from mobilenet.configs.card import checked_labels, class_count
+from mobilenet.configs.card import CARD, checked_labels, class_count
 from mobilenet.configs.conversion import (
     FILE_FORMATS,
     FROZEN_GRAPH,
@@ -25,6 +25,7 @@ from mobilenet.configs.number_formats import INT8
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.data.sources import class_names
 from mobilenet.errors import UsageError, one_of
+from mobilenet.runtime.classifier import MODEL
 
 log = logging.getLogger("mobilenet")
 _DATA = [s for s in cli.flag_specs(DatasetConfig) if s.path in ("name", "data_dir", "exif")]
@@ -43,7 +44,14 @@ _FITTED = cli.option(
     "fitted", Path, None, "a folder for the model that ptq ends with and its ranges"
 )
 _LOSSIEST = 5  # layers in the table
-_OF_FLATBUFFERS = ("number_format", "quantization", "io", "target", *(s.name for s in _LIMITS))
+_OF_FLATBUFFERS = (
+    "push_to_hub",
+    "number_format",
+    "quantization",
+    "io",
+    "target",
+    *(s.name for s in _LIMITS),
+)
 # What version 0.1 called a number format, by its --quantization.
 _FORMER_FORMATS = {"weights": "dynamic_range"}
 
@@ -78,6 +86,13 @@ COMMAND = cli.Command(
         *cli.CALIBRATION,
         _FITTED,
         cli.option(
+            "push_to_hub",
+            str,
+            None,
+            "upload the folder to this repository of the Hugging Face Hub, user/name; an export "
+            "folder as --model is uploaded as it is",
+        ),
+        cli.option(
             "verify_images",
             int,
             200,
@@ -103,9 +118,30 @@ def run(argv: list[str]) -> int | None:
     _check_calibration(parsed, options["number_format"])
     if file_format == FROZEN_GRAPH:
         print(cli.table(["what", "value"], _export_frozen_graph(parsed)))
-    else:
+        return None
+    repository = options["push_to_hub"]
+    if repository is None:
         print(_summary(_export_flatbuffer(parsed)))
+        return None
+    from mobilenet.export import hub
+
+    hub.check(repository)
+    folder = Path(options["model"])
+    if (folder / MODEL).is_file() and (folder / CARD).is_file():
+        _check_upload_alone(parsed)
+    else:
+        export = _export_flatbuffer(parsed)
+        print(_summary(export))
+        folder = export.path.parent
+    print(f"uploaded: {hub.push(folder, repository)}")
     return None
+
+
+def _check_upload_alone(parsed: cli.Parsed) -> None:
+    """Refuses flags of a conversion for an export folder, which is uploaded as it is."""
+    for name in sorted(parsed.typed - {"model", "push_to_hub"}):
+        expected = "a model to convert; this is an export folder, which is uploaded as it is"
+        raise UsageError(f"--{name}", parsed.options.get(name), expected, "leave it out")
 
 
 def _export_flatbuffer(parsed: cli.Parsed) -> Any:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from mobilenet import files
 from mobilenet.configs.card import (
     CARD,
+    README,
     Card,
     class_count,
     class_numbers,
@@ -20,8 +21,6 @@ from mobilenet.errors import UsageError
 from mobilenet.export import model_card
 from mobilenet.export.verification.verify import Verification
 from mobilenet.runtime.classifier import LABELS, MODEL
-
-README = "README.md"
 
 
 def write_export(
