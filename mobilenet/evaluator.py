@@ -1,5 +1,5 @@
-"""`python -m mobilenet.evaluator`: top-1, top-5 and loss of any saved model on any data set; of a
-sigmoid AUC and F1.
+"""`python -m mobilenet.evaluator`: top-1, top-5 and loss of any saved model on any data set, its
+classes and confusions; of a sigmoid AUC and F1.
 
 A flatbuffer on the digits, class folders or a list of images is scored without TensorFlow.
 """
@@ -11,16 +11,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mobilenet import api, cli, console
+from mobilenet import api, cli, console, files
 from mobilenet.configs.base import MAX_BATCH
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.data.sources import class_names
 from mobilenet.errors import UsageError
+from mobilenet.evaluation import saving
 from mobilenet.runtime import classifier, evaluation, worker
 
 COMMAND = cli.Command(
     "mobilenet.evaluator",
-    "Top-1, top-5 and loss of a model on held-out images.",
+    "Top-1, top-5 and loss of a model on held-out images, of each class, and what it confuses.",
     [
         spec
         for spec in cli.flag_specs(DatasetConfig)
@@ -62,6 +63,13 @@ COMMAND = cli.Command(
             group="data",
         ),
         cli.option(
+            "output",
+            Path,
+            None,
+            "folder for figures, confusion matrix and the prediction of each image (CSV, JSON, "
+            "PNG); an earlier evaluation there is replaced",
+        ),
+        cli.option(
             "threads", int, None, "images at once through a flatbuffer; all cores when left out"
         ),
         cli.option(
@@ -88,6 +96,9 @@ def run(argv: list[str]) -> int | None:
     if not is_file:
         for name in sorted({"runtime", "isolated"} & parsed.typed):
             raise UsageError(f"--{name}", options[name], "a flatbuffer", f"{path} is none")
+    output = options["output"]
+    if output is not None:  # before anything is computed
+        files.check_target(output, "output", replaces=saving.REPLACES)
     started = time.monotonic()
     model: Any
     if is_file:
@@ -102,6 +113,7 @@ def run(argv: list[str]) -> int | None:
     if is_file and data.name not in evaluation.DATASETS:
         with cli.starting_tensorflow():
             from mobilenet.evaluation import scoring  # noqa: F401
+    loading = time.monotonic() - started
     with console.log_to_stdout():
         found = api.evaluate(
             model,
@@ -113,8 +125,15 @@ def run(argv: list[str]) -> int | None:
             limit=options["limit"],
             labels=None if options["labels"] is None else class_names.read_names(options["labels"]),
         )
-    seconds = time.monotonic() - started  # with those of loading
-    print(dataclasses.replace(found, model=str(options["model"]), seconds=seconds))
+        found = dataclasses.replace(
+            found,
+            model=str(options["model"]),
+            seconds=time.monotonic() - started,
+            startup_seconds=loading + found.startup_seconds,
+        )
+        if output is not None:
+            found.save(output, overwrite=True)
+    print(found.classification_report())
     return None
 
 

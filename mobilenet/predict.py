@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mobilenet import cli
+from mobilenet import cli, console
 from mobilenet.configs.card import activation_of
 from mobilenet.configs.dataset import EXIF_HELP, MAX_PIXELS, MAX_PIXELS_HELP
-from mobilenet.data.sources import class_names
+from mobilenet.data.sources import class_names, image_paths
 from mobilenet.errors import UsageError
 from mobilenet.models import input_preprocessing
-from mobilenet.runtime import classifier
-from mobilenet.runtime.classifier import ImageClassifier, Ranking
+from mobilenet.runtime import classifier, predictions
+from mobilenet.runtime.classifier import ImageClassifier
+from mobilenet.runtime.predictions import Prediction
+
+FORMATS = ("table", "csv", "jsonl")
 
 COMMAND = cli.Command(
     "mobilenet.predict",
@@ -40,12 +43,19 @@ COMMAND = cli.Command(
             group="model",
         ),
         cli.option("top_k", int, 5, "classes per image", least=1, integer=True),
+        cli.option(
+            "format",
+            str,
+            "table",
+            "what is printed of each image: a table, a row of CSV or a line of JSON (jsonl)",
+            choices=FORMATS,
+        ),
         cli.ISOLATED,
         *cli.PREPROCESSING,
         cli.option("max_pixels", int, MAX_PIXELS, MAX_PIXELS_HELP, least=1, integer=True),
         cli.option("exif", bool | None, None, EXIF_HELP),
     ),
-    arguments="IMAGE...",
+    arguments="IMAGE|FOLDER|PATTERN|-...",
 )
 
 
@@ -84,38 +94,45 @@ def open_classifier(
     return KerasClassifier(dataclasses.replace(loaded, card=card))
 
 
-def rank_images(
+def predict_images(
     model: ImageClassifier,
-    images: Sequence[str],
+    images: Iterable[str],
     top_k: int = 5,
     max_pixels: int = MAX_PIXELS,
     exif: bool | None = None,
-) -> list[tuple[str, Ranking]]:
-    """Each image with its `(label, probability)` rows, best first; an error leaves none."""
+) -> Iterator[Prediction | UsageError]:
+    """The prediction for each image, or why it cannot be read; in their order, as they are read."""
+
+    def one(image: str) -> Prediction | UsageError:
+        return predictions.predict(model, image, top_k, max_pixels, exif)
+
     if isinstance(model, classifier.Classifier):
-        rows = classifier.predict(images, model, top_k, max_pixels, exif)
-        return list(zip(images, rows, strict=True))
-    return [(image, model.top_k(image, top_k, max_pixels, exif)) for image in images]
+        return model.map(one, images)
+    return map(one, images)
 
 
 @COMMAND.entry_point
-def run(argv: list[str]) -> None:
-    """Prints a table per image.
+def run(argv: list[str]) -> int:
+    """Prints a table, a row of CSV or a line of JSON per image.
+
+    An image that cannot be read is a line on stderr; the others go on.
+
+    Returns:
+        The exit status: that of a `UsageError` if an image could not be read.
 
     Raises:
-        UsageError: a flag, the model or an image cannot be used; nothing is printed then.
+        UsageError: a flag or the model cannot be used, or an argument stands for no image; nothing
+            is printed then.
     """
     parsed = COMMAND.parse(argv)
-    images, top_k = parsed.arguments, parsed.options["top_k"]
-    if not parsed.options["model"]:
+    options = parsed.options
+    if not options["model"]:
         example = "--model runs/mobilenet_v1_digits/export"
         raise UsageError("--model", None, "a saved model", f"for instance {example}")
-    if not images:
-        raise UsageError("IMAGE", None, "at least one image file after the flags")
-    for image in images:  # before a model is loaded, which may take seconds
-        if not Path(image).is_file():
-            raise UsageError(image, None, "an image file; there is none")
-    options = parsed.options
+    if not parsed.arguments:
+        expected = "image files, folders or patterns after the flags, or - for paths on stdin"
+        raise UsageError("IMAGE", None, expected)
+    images = image_paths.expand(parsed.arguments)  # before a model is loaded, which takes seconds
     model = open_classifier(
         str(cli.local_model(options["model"])),
         options["isolated"],
@@ -123,12 +140,44 @@ def run(argv: list[str]) -> None:
         options["crop"],
     )
     if "isolated" in parsed.typed and not isinstance(model, classifier.Classifier):
-        raise UsageError("--isolated", None, "a flatbuffer", f"{parsed.options['model']} is none")
-    options = parsed.options
+        raise UsageError("--isolated", None, "a flatbuffer", f"{options['model']} is none")
     _explain_outputs(model)
     _name_classes(model, options["labels"], options["data_dir"])
-    results = rank_images(model, images, top_k, options["max_pixels"], options["exif"])
-    print("\n\n".join(_format_ranking(image, rows) for image, rows in results))
+    results = predict_images(
+        model, _with_stdin(images), options["top_k"], options["max_pixels"], options["exif"]
+    )
+    failed: list[UsageError] = []
+    for text in _texts(_readable(results, failed), options["format"]):
+        print(text, flush=True)
+    return UsageError.status if failed else 0
+
+
+def _with_stdin(images: Iterable[str]) -> Iterator[str]:
+    for image in images:
+        yield from image_paths.from_stdin() if image == image_paths.STDIN else [image]
+
+
+def _readable(
+    results: Iterable[Prediction | UsageError], failed: list[UsageError]
+) -> Iterator[Prediction]:
+    """The predictions; errors are printed as they come, and added to `failed`."""
+    for result in results:
+        if isinstance(result, UsageError):
+            console.print_error(str(COMMAND.naming_flags(result)))
+            failed.append(result)
+        else:
+            yield result
+
+
+def _texts(results: Iterable[Prediction], kind: str) -> Iterator[str]:
+    """What is printed of each prediction, without the end of its last line."""
+    if kind != "table":
+        yield from predictions.lines(results, kind)
+        return
+    for number, result in enumerate(results):
+        cells = [(label, f"{100 * probability:.2f} %") for label, probability in result.ranking]
+        blank = "\n" if number else ""
+        yield f"{blank}{result.path}\n{cli.table(('label', 'probability'), cells)}"
 
 
 def _name_classes(model: ImageClassifier, labels: Path | None, data_dir: Path | None) -> None:
@@ -159,11 +208,6 @@ def _explain_outputs(model: ImageClassifier) -> None:
     if not (is_known or getattr(model, "is_bare", False)):  # whose note says it
         kind = activation_of(card.activation, model.output_count)
         print(f"Note: the model's outputs are taken for the logits of a {kind}", file=sys.stderr)
-
-
-def _format_ranking(image: str, rows: Ranking) -> str:
-    cells = [(label, f"{100 * probability:.2f} %") for label, probability in rows]
-    return f"{image}\n{cli.table(('label', 'probability'), cells)}"
 
 
 def main() -> None:

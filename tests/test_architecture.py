@@ -53,6 +53,7 @@ LIGHT_SUBPACKAGES = (
     "mobilenet.evaluation.pipeline",
     "mobilenet.evaluation.predictions",
     "mobilenet.evaluation.result",
+    "mobilenet.evaluation.saving",
     "mobilenet.models.input_preprocessing",
     "mobilenet.reporting.tables",
     "mobilenet.training.resolve_config",

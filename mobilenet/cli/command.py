@@ -134,16 +134,19 @@ class Command:
 
     def entry_point(self, run: Callable[[list[str]], R]) -> Callable[[list[str]], R]:
         """Decorates the command's `run`: errors that name parameters then name their flags."""
-        flags = _flags_of_parameters(self.flags())
 
         @functools.wraps(run)
         def wrapper(argv: list[str]) -> R:
             try:
                 return run(argv)
             except UsageError as error:
-                raise rename_parameters(error, flags.get) from error
+                raise self.naming_flags(error) from error
 
         return wrapper
+
+    def naming_flags(self, error: UsageError) -> UsageError:
+        """An error that names parameters in the names of the command's flags."""
+        return rename_parameters(error, _flags_of_parameters(self.flags()).get)
 
     def help(self, full: bool = False) -> str:
         """The text of `--help`, or of `--helpfull`, as wide as the terminal at most."""

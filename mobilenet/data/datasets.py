@@ -156,6 +156,13 @@ def _open_records(config: DatasetConfig, split: str) -> tfrecord.RecordSplit:
     return tfds.open_split(config, split)
 
 
+def image_names(opened: Split, numbers: npt.NDArray[np.int64]) -> list[str]:
+    """Paths of the images with these numbers; the numbers of images that are no files."""
+    if isinstance(opened, FileSplit):
+        return [str(opened.files.path(number)) for number in numbers.tolist()]
+    return list(map(str, numbers.tolist()))
+
+
 def explain(
     error: Exception, dataset: DatasetConfig | str, split: str = "train"
 ) -> UsageError | None:

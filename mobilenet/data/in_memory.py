@@ -11,7 +11,7 @@ import numpy as np
 
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
-from mobilenet.typing import Array, Float32Array
+from mobilenet.typing import Array, Float32Array, IntArray
 
 log = logging.getLogger("mobilenet")
 _TOLERANCE = 0.02  # of the range that pixels 0..255 become
@@ -184,8 +184,16 @@ def _select(images: Array, labels: Array | None, limit: int | None) -> Batch:
     """At most `limit` of the images, spread evenly, where each has a label or none has."""
     if limit is None or not images.ndim or limit >= len(images) or not _is_paired(images, labels):
         return images, labels
-    chosen = np.linspace(0, len(images) - 1, limit).round().astype(int)
+    chosen = evenly_spaced(len(images), limit)
     return images[chosen], None if labels is None else labels[chosen]
+
+
+def evenly_spaced(count: int, limit: int | None) -> IntArray:
+    """The numbers of at most `limit` of so many images, spread evenly; all without a limit."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    numbers: IntArray = np.linspace(0, count - 1, limit).round().astype(int)
+    return numbers
 
 
 def _is_paired(images: Array, labels: Array | None) -> bool:

@@ -44,6 +44,7 @@ def load(
     limit: int | None = None,
     input_context: tf.distribute.InputContext | None = None,
     data_service: str | None = None,
+    opened: Split | None = None,
 ) -> tf.data.Dataset:
     """Opens a split of a data set.
 
@@ -73,6 +74,7 @@ def load(
         data_service: address of the dispatcher of a tf.data service, whose workers read and decode
             training images. Each batch is that of reading here and comes once; with several
             workers the order of batches depends on them.
+        opened: the split, if `datasets.open_split` has opened it already.
 
     Returns:
         Batches of float32 `[batch, height, width, channels]` and int32 `[batch]`; with
@@ -93,7 +95,7 @@ def load(
     one_of("channels", str(channels), ("1", "3"))
     size = _size(image_size)
     scaling = _preprocessing(config, preprocessing, channels)
-    opened = datasets.open_split(config, split)
+    opened = datasets.open_split(config, split) if opened is None else opened
     calls = parallel_calls or tf.data.AUTOTUNE
     if training:
         config = config.replace(exif=scaling.exif)
@@ -110,7 +112,7 @@ def load(
     else:
         context = input_context or tf.distribute.InputContext()
         batch_size = context.get_per_replica_batch_size(batch_size)
-        numbers = _numbers(opened.size, limit)
+        numbers = evenly_spaced(opened.size, limit)
         begin, end = part_of(len(numbers), context.input_pipeline_id, context.num_input_pipelines)
         numbers = numbers[begin:end][start_step * batch_size :]
         batches = _evaluation(opened, config, scaling, size, channels, batch_size, calls, numbers)
@@ -278,7 +280,7 @@ def _evaluation(
     return batches.apply(tf.data.experimental.assert_cardinality(-(-len(numbers) // batch_size)))
 
 
-def _numbers(size: int, limit: int | None) -> npt.NDArray[np.int64]:
-    """The numbers of at most `limit` items, evenly spaced; the others are not read."""
+def evenly_spaced(size: int, limit: int | None) -> npt.NDArray[np.int64]:
+    """The numbers of at most `limit` items outside training; the others are not read."""
     numbers = np.arange(size)
     return numbers if limit is None or limit >= size else numbers[numbers * limit % size < limit]

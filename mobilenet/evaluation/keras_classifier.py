@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,7 @@ class KerasClassifier(ImageClassifier):
         Raises:
             UsageError: it has no classes, or not as many as labels.
         """
-        self.model, self.card = loaded.model, loaded.card
+        self.model, self.card, self._is_first = loaded.model, loaded.card, True
         height, width, channels = self.card.input_shape
         self.input_shape = (height, width, channels)
         shape = self.model.output_shape[1:]
@@ -47,8 +48,17 @@ class KerasClassifier(ImageClassifier):
     def run(self, pixels: Float32Array) -> Float32Array:
         """Outputs `[classes]` of one image of the model's size, pixels 0 to 255."""
         batch = images.normalize(pixels, self.card.preprocessing)[None]
-        outputs: Float32Array = np.asarray(self.model(batch, training=False))[0]
+        outputs: Float32Array
+        if self._is_first:  # one image is not worth the time of compiling
+            self._is_first = False
+            outputs = np.asarray(self.model(batch, training=False))[0]
+        else:
+            outputs = self._compiled(batch)[0]
         return outputs
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[[Array], Float32Array]:
+        return compiled(self.model)
 
 
 def with_card(model: Any) -> LoadedModel:

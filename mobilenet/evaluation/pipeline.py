@@ -6,12 +6,13 @@ A flatbuffer on arrays, the digits, class folders or a list of images is scored 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -32,18 +33,22 @@ from mobilenet.configs.dataset import (
     Preprocessing,
     choose_preprocessing,
 )
+from mobilenet.data.in_memory import evenly_spaced
 from mobilenet.errors import UsageError, one_of
 from mobilenet.evaluation import arrays, data_source
+from mobilenet.evaluation.predictions import Collector
 from mobilenet.evaluation.result import Evaluation
 from mobilenet.models import input_preprocessing
 from mobilenet.runtime import evaluation as file_evaluation
 from mobilenet.runtime.classifier import Classifier
-from mobilenet.typing import Array, Float32Array
+from mobilenet.typing import Array, Float32Array, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from mobilenet.models.saving import LoadedModel
 
 log = logging.getLogger("mobilenet")
+
+_BLOCK = 64  # images whose outputs are taken together
 
 EvaluatedModel: TypeAlias = "LoadedModel | Classifier"
 
@@ -101,44 +106,125 @@ def evaluate(
     Raises:
         UsageError: see `mobilenet.evaluate`.
     """
-    started = time.monotonic()
+    clock = _Clock()
     opened = evaluated_model(model)
     case = _case(opened, options, name or _name(opened))
     notes: list[str] = []
     if isinstance(data, DatasetConfig):
         source, split = data.name, options.split
-        found = _on_dataset(case, _as_asked(data, options), options, notes)
+        found = _on_dataset(case, _as_asked(data, options), options, notes, clock)
     elif isinstance(data, (str, os.PathLike)):
         source, split = os.fspath(data), options.split
         config = data_source.find_dataset(data, data_dir)
         with data_source.naming_data(data_dir):
-            found = _on_dataset(case, _as_asked(config, options), options, notes)
+            found = _on_dataset(case, _as_asked(config, options), options, notes, clock)
     else:
         source, split = "batches" if hasattr(data, "element_spec") else "arrays", ""
         if data_dir is not None:
             raise UsageError("data_dir", str(data_dir), "nothing, as `data` holds the images")
-        found = _on_arrays(case, data, options)
-    if math.isnan(found.loss):
+        found = _on_arrays(case, data, options, clock)
+    figures = found.collector.metrics()
+    if math.isnan(figures.loss):
         raise UsageError("model", "outputs with NaN", "finite outputs", "its weights are damaged")
+    names = _class_names(case.model, found)
     return Evaluation(
-        top1=found.top1,
-        top5=found.top5,
-        labels=_named(found, case.model),
-        loss=found.loss,
-        images=found.images,
-        seconds=time.monotonic() - started,
+        top1=figures.top1,
+        top5=figures.top5,
+        labels=dict(zip(names[-len(figures.labels) :], figures.labels, strict=False)),
+        loss=figures.loss,
+        images=figures.images,
+        seconds=clock.seconds,
+        startup_seconds=clock.first_seconds,
+        images_per_second=clock.images_per_second,
         model=case.name,
         data=source,
+        predictions=found.collector.predictions(found.paths, names),
         split=split,
         notes=tuple(notes),
         published=opened.card.published,
     )
 
 
-def _named(found: metrics.Metrics, model: EvaluatedModel) -> dict[str, metrics.LabelFigures]:
-    """The figures of each label, by its name."""
-    names = model.card.labels or class_numbers(_outputs(model))
-    return dict(zip(names[-len(found.labels) :], found.labels, strict=False))
+class _Clock:
+    """Times the first call of a model, which loads and compiles, apart from all others.
+
+    Attributes:
+        first_seconds: until the outputs of the first batch, from when the clock was made.
+        images_per_second: of the batches after it; `None` where there is only one.
+    """
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._first = self._count = 0
+        self.first_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since the clock was made."""
+        return time.monotonic() - self._started
+
+    def count(self, images: int) -> None:
+        """Takes note of a batch whose outputs are there."""
+        self._last = self.seconds
+        if not self._count:
+            self._first, self.first_seconds = images, self._last
+        self._count += images
+
+    @property
+    def images_per_second(self) -> float | None:
+        if self._count == self._first or self._last <= self.first_seconds:
+            return None
+        return (self._count - self._first) / (self._last - self.first_seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What was computed for the images of a data set.
+
+    Attributes:
+        collector: their outputs.
+        paths: of the images, or their numbers.
+        labels: names of the classes of the data; none where it has none.
+    """
+
+    collector: Collector
+    paths: Sequence[str]
+    labels: Sequence[str] = ()
+
+
+def _collect(
+    collector: Collector,
+    batches: Iterable[tuple[FloatArray, IntArray]],
+    clock: _Clock,
+) -> Collector:
+    """The collector with the outputs and labels of all batches."""
+    is_empty = True
+    for outputs, labels in batches:
+        is_empty = False
+        clock.count(len(labels))
+        collector.add(outputs, labels)
+    if is_empty:
+        raise UsageError("data set", None, "at least one image")
+    return collector
+
+
+def _class_names(model: EvaluatedModel, found: _Found) -> tuple[str, ...]:
+    """The names of the classes of a model; where it has numbers alone, those of the data.
+
+    Returns:
+        One a class, without a background; of several labels an image one a label of the data.
+    """
+    outputs, matching = _outputs(model), found.collector.matching
+    numbers = class_numbers(outputs)
+    names = list(model.card.labels)
+    if len(names) != len(numbers):
+        names = list(numbers)
+    if tuple(names) == numbers and len(found.labels) == len(matching.indices):
+        for index, label in zip(matching.indices, found.labels, strict=True):
+            names[index] = label
+    if found.collector.has_several_labels:
+        return tuple(names[index] for index in matching.indices)
+    return tuple(names[1:] if matching.background else names)
 
 
 def evaluated_model(model: Any) -> EvaluatedModel:
@@ -227,44 +313,64 @@ def _as_asked(data: DatasetConfig, options: Options) -> DatasetConfig:
 
 
 def _on_dataset(
-    case: _Case, data: DatasetConfig, options: Options, notes: list[str]
-) -> metrics.Metrics:
+    case: _Case, data: DatasetConfig, options: Options, notes: list[str], clock: _Clock
+) -> _Found:
     def note(text: str) -> None:
         notes.append(text)
         log.info("%s", text)
 
     model = _completed(case, data)
     if isinstance(model, Classifier) and data.name in file_evaluation.DATASETS:
-        return _of_file(model, data, options, note)
-    return _with_tensorflow(model, data, options, note)
+        return _of_file(model, data, options, note, clock)
+    return _with_tensorflow(model, data, options, note, clock)
 
 
 def _of_file(
-    file: Classifier, data: DatasetConfig, options: Options, note: Callable[[str], None]
-) -> metrics.Metrics:
+    file: Classifier,
+    data: DatasetConfig,
+    options: Options,
+    note: Callable[[str], None],
+    clock: _Clock,
+) -> _Found:
     left_out: list[UsageError] = []
-    found = file_evaluation.evaluate(
+    images = file_evaluation.open_images(
         file,
         data.name,
         data.data_dir,
         options.split,
         options.limit,
-        on_corrupt=left_out.append if data.skip_corrupt else None,
         label_offset=data.label_offset,
         on_note=note,
         max_pixels=data.max_pixels,
         exif=data.exif,
     )
+    collector = Collector(images.matching, *_meaning(file))
+    paths: list[str] = []
+    on_corrupt = left_out.append if data.skip_corrupt else None
+    rows = iter(file_evaluation.run(file, images, on_corrupt))
+    while block := list(itertools.islice(rows, _BLOCK if paths else 1)):
+        sources, outputs, labels = zip(*block, strict=True)
+        clock.count(len(block))
+        collector.add(np.stack(outputs), np.array(labels))
+        paths += map(str, sources)
+    if not paths:
+        raise file_evaluation.no_images(data.name, options.split)
     if left_out:
         note(f"{len(left_out)} images left out, first {left_out[0]}")
-    return found
+    return _Found(collector, paths, images.labels)
 
 
 def _with_tensorflow(
-    model: EvaluatedModel, data: DatasetConfig, options: Options, note: Callable[[str], None]
-) -> metrics.Metrics:
+    model: EvaluatedModel,
+    data: DatasetConfig,
+    options: Options,
+    note: Callable[[str], None],
+    clock: _Clock,
+) -> _Found:
     from mobilenet import data as datasets
+    from mobilenet.data import pipeline
     from mobilenet.data.arrays import explain_errors
+    from mobilenet.data.datasets import image_names, open_split
     from mobilenet.evaluation import scoring
     from mobilenet.models.graph import inference
 
@@ -282,6 +388,7 @@ def _with_tensorflow(
         for line in (*info.notes, info.assumed.get(options.split, ""), matching.note):
             if line:
                 note(line)
+        opened = open_split(data, options.split)
         batches = datasets.load(
             data,
             options.split,
@@ -290,15 +397,21 @@ def _with_tensorflow(
             channels=channels,
             preprocessing=model.card.preprocessing,
             limit=options.limit,
+            opened=opened,
         )
         if isinstance(model, Classifier):
-            return scoring.score_flatbuffer(model, batches, model.card.preprocessing, matching)
-        infer = inference.compile_model(model.model)
-        is_probabilities, activation = _meaning(model)
-        return scoring.score(infer, batches, is_probabilities, matching, activation)
+            infer = scoring.infer_flatbuffer(model, model.card.preprocessing)
+        else:
+            infer = inference.compile_model(model.model)
+        collector = Collector(matching, *_meaning(model))
+        _collect(collector, scoring.run(infer, batches), clock)
+    numbers = pipeline.evenly_spaced(opened.size, options.limit)
+    if len(numbers) != len(collector):  # records that were left out are known on reading alone
+        numbers = np.arange(len(collector))
+    return _Found(collector, image_names(opened, numbers), info.labels)
 
 
-def _on_arrays(case: _Case, data: Any, options: Options) -> metrics.Metrics:
+def _on_arrays(case: _Case, data: Any, options: Options, clock: _Clock) -> _Found:
     if options.split != Options.split:
         expected = "nothing, as `data` holds the images of one split"
         raise UsageError("split", options.split, expected)
@@ -312,13 +425,11 @@ def _on_arrays(case: _Case, data: Any, options: Options) -> metrics.Metrics:
     has_labels = known_activation(model.card.activation, count) != SOFTMAX
     checked = arrays.batches(data, shape, classes, size, options.limit, preprocessing, has_labels)
     run = _of_batches(model, preprocessing)
-    outputs, labels = zip(*((run(images), indices) for images, indices in checked), strict=True)
-    every = np.concatenate(labels)
-    if every.ndim == 2 and (every.sum(axis=1) == 1).all():
-        every = every.argmax(axis=1)  # one class an image
-    if every.ndim == 2:
-        matching = metrics.identity_mapping(count)
-    return matching.score(np.concatenate(outputs), every, *_meaning(model))
+    batches = ((run(images), indices) for images, indices in checked)
+    collector = _collect(Collector(matching, *_meaning(model)), batches, clock)
+    collector = collector.with_one_class_each()
+    total = len(collector) if hasattr(data, "element_spec") else len(data[0])
+    return _Found(collector, [str(n) for n in evenly_spaced(total, options.limit)])
 
 
 def _of_batches(

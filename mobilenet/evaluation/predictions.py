@@ -114,6 +114,15 @@ class Collector:
         self._scores: list[Float32Array] = []  # of each label; of one output for two classes
         self._labels: list[IntArray] = []
 
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether there is a 0 or 1 for each label of an image."""
+        return bool(self._labels)
+
+    def __len__(self) -> int:
+        """How many images there were."""
+        return sum(map(len, self._labels)) or sum(len(rows.labels) for rows in self._rows)
+
     def add(self, outputs: FloatArray, labels: IntArray) -> None:
         """Takes a batch.
 

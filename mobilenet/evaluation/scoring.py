@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
@@ -14,12 +16,19 @@ from mobilenet.models.graph.inference import Infer
 from mobilenet.runtime.classifier import Classifier
 
 
+def run(
+    infer: Infer, dataset: tf.data.Dataset
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+    """Outputs and labels of each batch of a data set, see `outputs`."""
+    return ((infer(images).numpy(), labels.numpy()) for images, labels in dataset)
+
+
 def outputs(
     infer: Infer, dataset: tf.data.Dataset
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Outputs `[images, classes]` and labels, `[images]` or `[images, labels]`, of all batches, in
     the data's order."""
-    batches = [(infer(images).numpy(), labels.numpy()) for images, labels in dataset]
+    batches = list(run(infer, dataset))
     if not batches:
         raise UsageError("data set", None, "at least one image")
     return np.concatenate([scores for scores, _ in batches]), np.concatenate(
@@ -69,11 +78,21 @@ def score_flatbuffer(
         preprocessing: of those images.
         matching: its output for each class; class and output number alike when `None`.
     """
+    infer, card = infer_flatbuffer(classifier, preprocessing), classifier.card
+    activation = activation_of(card.activation, classifier.output_count)
+    return score(infer, dataset, card.outputs == "probabilities", matching, activation)
+
+
+def infer_flatbuffer(classifier: Classifier, preprocessing: Preprocessing) -> Infer:
+    """Runs a flatbuffer, in all its threads, on images that are preprocessed for its float model.
+
+    Args:
+        classifier: the file.
+        preprocessing: of those images.
+    """
     mean, std = (np.asarray(value, np.float32) for value in (preprocessing.mean, preprocessing.std))
 
     def infer(images: tf.Tensor) -> tf.Tensor:
         return tf.constant(classifier.logits(images.numpy() * std + mean))
 
-    card = classifier.card
-    activation = activation_of(card.activation, classifier.output_count)
-    return score(infer, dataset, card.outputs == "probabilities", matching, activation)
+    return infer

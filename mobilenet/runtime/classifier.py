@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import os
 import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,7 @@ from mobilenet.typing import Float32Array
 
 MODEL, LABELS = "model.tflite", "labels.txt"
 _QUANTIZED = ("int8", "uint8")
+_AHEAD = 4  # items of each thread that are begun before their results are taken
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -219,10 +221,19 @@ class Classifier(ImageClassifier):
         return row
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """`work` on each item, in all threads and in order; the first error stops the rest."""
+        """`work` on each item, in all threads and in order; the first error stops the rest.
+
+        Items are taken as they are needed: there may be any number of them.
+        """
         executor = ThreadPoolExecutor(self.threads)
+        pending: collections.deque[Future[R]] = collections.deque()
         try:
-            yield from executor.map(work, items)
+            for item in items:
+                pending.append(executor.submit(work, item))
+                while pending and (len(pending) > _AHEAD * self.threads or pending[0].done()):
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 

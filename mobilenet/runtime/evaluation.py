@@ -4,15 +4,17 @@ core.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from mobilenet.configs.card import activation_of
 from mobilenet.configs.dataset import MAX_PIXELS
+from mobilenet.data.in_memory import evenly_spaced
 from mobilenet.data.sources import digits, image_csv, image_folder
 from mobilenet.errors import UsageError, one_of
 from mobilenet.metrics import ClassMapping, Metrics, match_classes, match_labels
@@ -58,55 +60,111 @@ def evaluate(
         UsageError: the data cannot be used, an image is corrupt, or the classes do not match the
             model's.
     """
-    one_of("dataset_name", dataset_name, DATASETS)
-    one_of("split", split, SPLITS)
-    if limit is not None and limit < 1:
-        raise UsageError("limit", limit, "a whole number of at least 1")
-    load, items, matching, notes = (
-        _digits(classifier, data_dir, split)
-        if dataset_name == "digits"
-        else _files(classifier, dataset_name, data_dir, split, label_offset, max_pixels, exif)
+    images = open_images(
+        classifier, dataset_name, data_dir, split, limit, label_offset, on_note, max_pixels, exif
     )
-    for note in (*notes, matching.note):
-        if note and on_note is not None:
-            on_note(note)
-    if limit is not None and limit < len(items):
-        items = [items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int)]
-
-    outputs, labels = _outputs(classifier, load, items, on_corrupt)
-    if not outputs:
-        raise UsageError(f"{dataset_name} {split}", 0, "at least 1 image that can be decoded")
+    decoded = list(run(classifier, images, on_corrupt))
+    if not decoded:
+        raise no_images(dataset_name, split)
+    _, outputs, labels = zip(*decoded, strict=True)
     card = classifier.card
     activation = activation_of(card.activation, classifier.output_count)
-    return matching.score(
+    return images.matching.score(
         np.stack(outputs), np.array(labels), card.outputs == "probabilities", activation
     )
 
 
 Load = Callable[[Any], Float32Array]
-Items = list[tuple[Any, Any]]
-Work = tuple[Load, Items, ClassMapping, tuple[str, ...]]
+Items = Sequence[tuple[Any, Any]]
 
 
-def _outputs(
-    classifier: Classifier, load: Load, items: Items, on_corrupt: OnCorrupt | None
-) -> tuple[list[Float32Array], list[Any]]:
-    """Outputs, and class indices or labels, of the images that can be decoded."""
+@dataclasses.dataclass(frozen=True)
+class LabeledImages:
+    """The images of a split.
 
-    def guarded(source: Any) -> Float32Array | None:
+    Attributes:
+        load: an image by its source, as pixels of the classifier's size.
+        items: source (a path, or the number of a digit) and label of each image.
+        matching: the output of the classifier for each class of the data.
+        labels: names of the classes of the data.
+        notes: what is left out of the data, or stands in for the split.
+    """
+
+    load: Load
+    items: Items
+    matching: ClassMapping
+    labels: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def open_images(
+    classifier: Classifier,
+    dataset_name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    split: str = "test",
+    limit: int | None = None,
+    label_offset: int = 0,
+    on_note: Callable[[str], object] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    exif: bool | None = None,
+) -> LabeledImages:
+    """Lists the images of a split, and matches its classes to those of a classifier.
+
+    Args:
+        classifier, dataset_name, data_dir, split, limit, label_offset, on_note, max_pixels, exif:
+            see `evaluate`.
+
+    Raises:
+        UsageError: the data cannot be used, or its classes do not match the model's.
+    """
+    one_of("dataset_name", dataset_name, DATASETS)
+    one_of("split", split, SPLITS)
+    if limit is not None and limit < 1:
+        raise UsageError("limit", limit, "a whole number of at least 1")
+    images = (
+        _digits(classifier, data_dir, split)
+        if dataset_name == "digits"
+        else _files(classifier, dataset_name, data_dir, split, label_offset, max_pixels, exif)
+    )
+    for note in (*images.notes, images.matching.note):
+        if note and on_note is not None:
+            on_note(note)
+    if limit is None or limit >= len(images.items):
+        return images
+    chosen = evenly_spaced(len(images.items), limit)
+    return dataclasses.replace(images, items=[images.items[i] for i in chosen])
+
+
+def run(
+    classifier: Classifier, images: LabeledImages, on_corrupt: OnCorrupt | None = None
+) -> Iterator[tuple[Any, Float32Array, Any]]:
+    """Runs a classifier on images, in its threads and in their order.
+
+    Args:
+        classifier, on_corrupt: see `evaluate`.
+        images: of `open_images`.
+
+    Yields:
+        Source, outputs `[outputs]` and label of each image that can be decoded.
+    """
+
+    def guarded(item: tuple[Any, Any]) -> tuple[Any, Float32Array, Any] | None:
+        source, label = item
         try:
-            pixels = load(source)
+            pixels = images.load(source)
         except UsageError as error:
             if on_corrupt is None:
                 raise
             on_corrupt(error)
             return None
-        return classifier.run(pixels)
+        return source, classifier.run(pixels), label
 
-    rows = classifier.map(guarded, [source for source, _ in items])
-    pairs = zip(rows, (label for _, label in items), strict=True)
-    decoded = [(row, label) for row, label in pairs if row is not None]
-    return [row for row, _ in decoded], [label for _, label in decoded]
+    return (row for row in classifier.map(guarded, images.items) if row is not None)
+
+
+def no_images(dataset_name: str, split: str) -> UsageError:
+    """The error of a split of which no image can be decoded."""
+    return UsageError(f"{dataset_name} {split}", 0, "at least 1 image that can be decoded")
 
 
 def names(classifier: Classifier) -> tuple[str, ...]:
@@ -115,7 +173,9 @@ def names(classifier: Classifier) -> tuple[str, ...]:
     return () if classifier.is_bare and classifier.labels == numbers else classifier.labels
 
 
-def _digits(classifier: Classifier, data_dir: str | os.PathLike[str] | None, split: str) -> Work:
+def _digits(
+    classifier: Classifier, data_dir: str | os.PathLike[str] | None, split: str
+) -> LabeledImages:
     data = digits.load(data_dir)
     matching = _match(classifier, digits.LABELS, "digits")
     height, width, channels = classifier.input_shape
@@ -124,7 +184,7 @@ def _digits(classifier: Classifier, data_dir: str | os.PathLike[str] | None, spl
         return data.image(index, (height, width), channels).astype(np.float32)
 
     items = [(int(index), int(data.labels[index])) for index in data.indices(split)]
-    return load, items, matching, ()
+    return LabeledImages(load, items, matching, digits.LABELS)
 
 
 def _files(
@@ -135,7 +195,7 @@ def _files(
     label_offset: int,
     max_pixels: int,
     exif: bool | None,
-) -> Work:
+) -> LabeledImages:
     listing = (
         image_folder.list_images(data_dir)
         if dataset_name == "image_folder"
@@ -152,7 +212,7 @@ def _files(
         matching = _match(classifier, listing.labels, dataset_name)
     load = functools.partial(classifier.pixels, max_pixels=max_pixels, exif=exif)
     notes = (*listing.notes, listing.assumed.get(split, ""))
-    return load, list(listing.splits[split]), matching, notes
+    return LabeledImages(load, listing.splits[split], matching, listing.labels, notes)
 
 
 def _match(classifier: Classifier, labels: tuple[str, ...], dataset: str) -> ClassMapping:

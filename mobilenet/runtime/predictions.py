@@ -1,4 +1,4 @@
-"""Predictions of single images as CSV and as JSON lines."""
+"""The prediction for one image, and predictions as CSV and JSON lines."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mobilenet.runtime.classifier import Ranking
+from mobilenet import metrics
+from mobilenet.configs.card import SIGMOID, activation_of
+from mobilenet.configs.dataset import MAX_PIXELS
+from mobilenet.errors import UsageError
+from mobilenet.runtime.classifier import ImageClassifier, Ranking, rank_classes
 
-FORMATS = ("table", "csv", "jsonl")
 _SEPARATOR = "|"  # of several labels in one cell of CSV, as a list of images has them
 
 
@@ -50,6 +53,37 @@ class Prediction:
         return {**fields, "top": top}
 
 
+def predict(
+    model: ImageClassifier,
+    path: str,
+    k: int = 5,
+    max_pixels: int = MAX_PIXELS,
+    exif: bool | None = None,
+) -> Prediction | UsageError:
+    """The prediction for one image file, or why the file cannot be read.
+
+    Args:
+        model: any classifier.
+        path: of the image.
+        k: how many classes.
+        max_pixels, exif: see `ImageClassifier.pixels`.
+
+    Raises:
+        UsageError: the model cannot be used.
+    """
+    try:
+        pixels = model.pixels(path, max_pixels, exif)
+    except UsageError as error:
+        return error
+    outputs, card = model.run(pixels), model.card
+    ranking = rank_classes(outputs, model.labels, k, card.outputs, card.activation)
+    if len(outputs) == 1 or activation_of(card.activation, len(outputs)) != SIGMOID:
+        return Prediction(path, ranking)
+    flags = metrics.decisions(outputs, SIGMOID, card.outputs != "probabilities")
+    decided = (label for label, is_likely in zip(model.labels, flags, strict=True) if is_likely)
+    return Prediction(path, ranking, tuple(decided))
+
+
 def json_line(prediction: Prediction) -> str:
     """One line of JSON, without its end."""
     return json.dumps(prediction.to_json(), ensure_ascii=False, allow_nan=False)
@@ -66,7 +100,7 @@ def csv_header(prediction: Prediction) -> str:
     for rank, _ in enumerate(prediction.ranking, start=1):
         is_first = rank == 1 and prediction.decided is None
         columns += ["probability"] if is_first else [f"prediction_{rank}", f"probability_{rank}"]
-    return _csv_line(columns)
+    return csv_row(columns)
 
 
 def csv_line(prediction: Prediction) -> str:
@@ -74,23 +108,29 @@ def csv_line(prediction: Prediction) -> str:
     labels = [] if prediction.label is None else [_cell(prediction.label)]
     ranked = [cell for name, share in prediction.ranking for cell in (name, f"{share:.6f}")]
     if prediction.decided is None:
-        return _csv_line([prediction.path, *labels, *ranked])
-    return _csv_line([prediction.path, *labels, _cell(prediction.decided), *ranked])
+        return csv_row([prediction.path, *labels, *ranked])
+    return csv_row([prediction.path, *labels, _cell(prediction.decided), *ranked])
 
 
-def csv_lines(predictions: Iterable[Prediction]) -> Iterator[str]:
-    """The lines of a CSV file, that of the column names first."""
+def lines(predictions: Iterable[Prediction], kind: str) -> Iterator[str]:
+    """The lines of a file of predictions.
+
+    Args:
+        predictions: all with labels, or all without.
+        kind: `csv`, which begins with the names of the columns, or `jsonl`.
+    """
     for number, prediction in enumerate(predictions):
-        if not number:
+        if kind == "csv" and not number:
             yield csv_header(prediction)
-        yield csv_line(prediction)
+        yield csv_line(prediction) if kind == "csv" else json_line(prediction)
 
 
 def _cell(labels: str | tuple[str, ...]) -> str:
     return labels if isinstance(labels, str) else _SEPARATOR.join(labels)
 
 
-def _csv_line(cells: list[str]) -> str:
+def csv_row(cells: Iterable[Any]) -> str:
+    """Cells as a row of CSV without its end; they are written as they are, quoted where needed."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\r\n").writerow(cells)  # both characters are then quoted
     return text.getvalue().removesuffix("\r\n")

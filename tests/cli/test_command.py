@@ -345,7 +345,7 @@ def test_help_is_short_and_helpfull_is_whole() -> None:
 # The flags of the commands that take a path, by their help texts.
 PATHS = {
     "trainer": {"config_file", "data_dir", "distill", "init_checkpoint", "model", "model_dir"},
-    "evaluator": {"data_dir", "labels", "model"},
+    "evaluator": {"data_dir", "labels", "model", "output"},
     "converter": {
         *(
             "calibration_dataset",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +113,7 @@ def test_no_tensorflow_for_a_flatbuffer(export: Path, photos: list[Path]) -> Non
 
 def bad(case: str, export: Path, photos: list[Path], folder: Path) -> list[object]:
     """Arguments of a command that cannot work."""
+    (folder / "empty").mkdir()
     broken = folder / "broken.png"
     broken.write_bytes(photos[0].read_bytes()[:50])
     text = folder / "text.tflite"
@@ -120,8 +125,10 @@ def bad(case: str, export: Path, photos: list[Path], folder: Path) -> list[objec
         "top_k text": ["--model", export, photos[0], "--top_k", "many"],
         "model missing": ["--model", folder / "none", photos[0]],
         "image missing": ["--model", export, photos[0], folder / "none.png"],
-        "image corrupt": ["--model", export, photos[0], broken],
-        "image a folder": ["--model", export, folder],
+        "image corrupt": ["--model", export, broken],
+        "no image in a folder": ["--model", export, folder / "empty"],
+        "no image of a pattern": ["--model", export, folder / "*.jpg"],
+        "unknown format": ["--model", export, photos[0], "--format=xml"],
         "not a model": ["--model", text, photos[0]],
         "unknown flag": ["--modle", export, photos[0]],
         "too many pixels": ["--model", export, photos[0], "--max_pixels", 1919],
@@ -139,7 +146,9 @@ def bad(case: str, export: Path, photos: list[Path], folder: Path) -> list[objec
         ("model missing", "none"),
         ("image missing", "none.png"),
         ("image corrupt", "broken.png"),
-        ("image a folder", "image file"),
+        ("no image in a folder", "empty: expected a folder with images"),
+        ("no image of a pattern", "*.jpg: expected a pattern that matches images"),
+        ("unknown format", "--format"),
         ("not a model", "text.tflite"),
         ("unknown flag", "--modle"),
         ("too many pixels", "48 x 40 pixels, more than 1,919 (max_pixels)"),
@@ -152,6 +161,78 @@ def test_bad_input_is_one_line(
     done = run_command("predict", *bad(case, export, photos, tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def many(photos: list[Path], tmp_path: Path) -> Path:
+    """A folder with four images, one of them broken, and what is none."""
+    folder = tmp_path / "many"
+    (folder / "inner").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    for name in ("a.png", "c, d.PNG", "inner/e.png", ".hidden/f.png", ".g.png", "notes.txt"):
+        shutil.copy(photos[len(name) % 2], folder / name)
+    (folder / "b.png").write_bytes(photos[0].read_bytes()[:50])
+    return folder
+
+
+def test_a_broken_image_among_many_is_a_line_and_the_others_go_on(export: Path, many: Path) -> None:
+    done = run_command("predict", "--model", export, many, "--format=csv", "--top_k=2")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "b.png: expected an image" in done.stderr
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row["path"] for row in rows] == [
+        str(many / name) for name in ("a.png", "c, d.PNG", "inner/e.png")
+    ]
+    for row in rows:
+        shares = keras_shares(Path(row["path"]))
+        best = np.argsort(-shares)[:2]
+        assert [row["prediction"], row["prediction_2"]] == [LABELS[i] for i in best]
+        found = [float(row["probability"]), float(row["probability_2"])]
+        np.testing.assert_allclose(found, shares[best], atol=2e-4)
+
+
+def test_patterns_and_paths_on_stdin_give_the_same_lines(
+    export: Path, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("predict", "--model", export, "--format=jsonl")
+    (many / "b.png").unlink()
+    by_pattern = run_command(*args, many / "**/*.[pP][nN][gG]")
+    names = [many / "a.png", many / "c, d.PNG", many / "inner"]
+    text = "".join(f"{name}\r\n\n" for name in names)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    by_stdin = run_command(*args, "-")
+    assert (by_stdin.returncode, by_stdin.stderr) == (0, "")
+    assert by_pattern.stdout == by_stdin.stdout
+    values = [json.loads(line) for line in by_stdin.stdout.splitlines()]
+    assert [value["path"] for value in values] == [*map(str, names[:2]), str(many / "inner/e.png")]
+    assert all(value["probability"] == value["top"][0]["probability"] for value in values)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"nowhere.png\n")))
+    done = run_command(*args, "-")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    done = run_command(*args, "-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_closed_pipe_and_a_broken_stdin_end_quietly(export: Path, photos: list[Path]) -> None:
+    """`predict photos | head -1`, a closed standard input, and one that cannot be read."""
+    words = [sys.executable, "-m", "mobilenet.predict", f"--model={export}", "--format=csv"]
+    first, second = (str(photo) for photo in photos)
+    script = f'"$@" {first} $(yes {second} | head -300) | head -2; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *words], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("path,prediction") and lines[1].startswith(first)
+    assert lines[2] == "141"
+    script = '"$@" - <&-; echo $?; "$@" - 0>/dev/null'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *words], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "0\n")
+    assert done.stderr.startswith("-: expected paths on standard input")
     assert done.stderr.count("\n") == 1
 
 

@@ -133,7 +133,7 @@ AWKWARD = ('a,"b"', "line\nbreak\rx", "=1+1", "猫")
 def test_csv_is_read_by_the_standard_library_as_it_was_written() -> None:
     ranking = [(name, share) for name, share in zip(AWKWARD, (0.5, 0.3, 0.1, 0.1), strict=True)]
     items = [Prediction('x,"1".png', ranking, label=name) for name in AWKWARD]
-    text = "\n".join(formats.csv_lines(items)) + "\n"
+    text = "\n".join(formats.lines(items, "csv")) + "\n"
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [row["label"] for row in rows] == list(AWKWARD)
     assert rows[0]["path"] == 'x,"1".png'
@@ -149,7 +149,7 @@ def test_csv_is_read_by_the_standard_library_as_it_was_written() -> None:
 
 def test_several_labels_are_one_cell_of_csv_and_a_list_in_json() -> None:
     item = Prediction("1.png", [("b", 0.9), ("a", 0.8), ("c", 0.1)], ("a", "b"), ())
-    row = next(csv.DictReader(formats.csv_lines([item])))
+    row = next(csv.DictReader(formats.lines([item], "csv")))
     assert (row["label"], row["prediction"], row["prediction_1"]) == ("", "a|b", "b")
     value = json.loads(formats.json_line(item))
     assert (value["label"], value["prediction"], "probability" in value) == ([], ["a", "b"], False)
