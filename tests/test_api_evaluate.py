@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn import metrics as reference
 
 import mobilenet
 from mobilenet import api
+from mobilenet.configs import dataset as datasets
 from mobilenet.configs.card import Card
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
+from mobilenet.evaluation import confusion
 from mobilenet.runtime import interpreter
 from mobilenet.runtime.classifier import Classifier
 
@@ -304,6 +307,188 @@ print(sorted({{"tensorflow", "tf_keras"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["20", "[]"]
+
+
+def test_each_class_confusions_and_calibration_are_those_of_scikit_learn() -> None:
+    model = cnn("softmax")
+    shares = model.predict(IMAGES, verbose=0).astype(np.float64)
+    predicted = shares.argmax(axis=1)
+    found = api.evaluate(model, (IMAGES, LABELS), labels=tuple("abcdef"), batch_size=5)
+    expected = reference.precision_recall_fscore_support(
+        LABELS, predicted, labels=range(CLASSES), zero_division=np.nan
+    )
+    values = [(own.precision, own.recall, own.f1, own.count) for own in found.per_class]
+    filled = np.array([[np.nan if v is None else v for v in row] for row in values])
+    np.testing.assert_allclose(filled, np.transpose(expected))
+    matrix = reference.confusion_matrix(LABELS, predicted, labels=range(CLASSES))
+    np.testing.assert_array_equal(found.confusion, matrix)
+    present = np.unique(LABELS)
+    f1 = reference.f1_score(LABELS, predicted, labels=present, average="macro")
+    assert found.macro_f1 == pytest.approx(f1)
+    assert found.balanced_accuracy == pytest.approx(
+        reference.recall_score(LABELS, predicted, labels=present, average="macro")
+    )
+    off_diagonal = matrix - np.diag(np.diag(matrix))
+    assert found.confusions[0].images == off_diagonal.max()
+    assert sum(pair.images for pair in found.confusions) == off_diagonal.sum()
+    sure, right = shares.max(axis=1), predicted == LABELS
+    bins = np.clip(np.ceil(sure * 15) - 1, 0, 14)
+    gaps = [(sure[bins == n] - right[bins == n]).sum() for n in range(15)]
+    assert found.calibration_error == pytest.approx(np.abs(gaps).sum() / COUNT, rel=1e-4)
+    assert [item.prediction for item in found.predictions] == ["abcdef"[n] for n in predicted]
+    assert found.images_per_second is not None and found.images_per_second > 0
+    assert 0 < found.startup_seconds < found.seconds
+    assert api.evaluate(model, (IMAGES, LABELS)).images_per_second is None  # one call
+    limited = api.evaluate(model, (IMAGES, LABELS), limit=5).predictions
+    assert [item.path for item in limited] == ["0", "6", "11", "16", "22"]
+
+
+def test_several_labels_have_figures_over_all_thresholds() -> None:
+    model, vectors = cnn("sigmoid"), np.random.default_rng(9).integers(0, 2, (COUNT, CLASSES))
+    vectors[:, 4] = 0  # no image has this label
+    shares = model.predict(IMAGES, verbose=0).astype(np.float64)
+    found = api.evaluate(model, (IMAGES, vectors))
+    decided = shares > 0.5
+    expected = reference.precision_recall_fscore_support(vectors, decided, zero_division=np.nan)
+    for index, own in enumerate(found.per_class):
+        values = [np.nan if v is None else v for v in (own.precision, own.recall, own.f1)]
+        np.testing.assert_allclose(values, [figure[index] for figure in expected[:3]])
+        if index == 4:
+            assert (own.count, own.auc, own.average_precision) == (0, None, None)
+            continue
+        targets, scores = vectors[:, index], shares[:, index]
+        assert own.auc == pytest.approx(reference.roc_auc_score(targets, scores))
+        average = reference.average_precision_score(targets, scores)
+        assert own.average_precision == pytest.approx(average)
+    matrices = reference.multilabel_confusion_matrix(vectors, decided)
+    np.testing.assert_array_equal(found.confusion, matrices)
+    assert found.confusions == ()
+    assert found.calibration.right == pytest.approx(vectors.mean())
+    assert "average precision" in found.classification_report()
+
+
+def test_one_output_has_figures_of_both_classes() -> None:
+    model, labels = cnn("sigmoid", units=1), LABELS % 2
+    shares = model.predict(IMAGES, verbose=0)[:, 0].astype(np.float64)
+    found = api.evaluate(model, (IMAGES, labels), labels=("no", "yes"))
+    matrix = reference.confusion_matrix(labels, shares > 0.5)
+    np.testing.assert_array_equal(found.confusion, matrix)
+    average = reference.average_precision_score(labels, shares)
+    no, yes = found.per_class
+    assert (no.average_precision, yes.average_precision) == (None, pytest.approx(average))
+    sure = np.maximum(shares, 1 - shares)
+    np.testing.assert_allclose(found.predictions.probabilities[:, 0], sure, rtol=1e-5)
+
+
+AWKWARD = ('a, "b"', "line\nbreak", "=1+1", "$d_", "猫", "f")
+
+
+def test_a_saved_evaluation_is_read_by_the_standard_library(tmp_path: Path) -> None:
+    model = cnn()
+    found = api.evaluate(model, (IMAGES, LABELS), labels=AWKWARD)
+    folder = found.save(tmp_path / "new/evaluation")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("calibration.csv", "confusion.csv", "confusion.png", "confusions.csv"),
+        *("evaluation.json", "per_class.csv", "predictions.csv", "predictions.jsonl"),
+    ]
+    rows = {path.stem: table(path) for path in folder.glob("*.csv")}
+    assert [row["name"] for row in rows["per_class"]] == list(AWKWARD)
+    counts = [[int(row[name]) for name in AWKWARD] for row in rows["confusion"]]
+    np.testing.assert_array_equal(counts, found.confusion)
+    assert sum(int(row["images"]) for row in rows["confusions"]) == COUNT - np.trace(counts)
+    assert sum(int(row["count"]) for row in rows["calibration"]) == COUNT
+    outputs = model.predict(IMAGES, verbose=0).astype(np.float64)
+    shares = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
+    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    order = np.argsort(-shares, axis=1)
+    for number, (row, line) in enumerate(zip(rows["predictions"], lines, strict=True)):
+        value = json.loads(line)
+        assert row["path"] == value["path"] == str(number)
+        assert row["label"] == value["label"] == AWKWARD[LABELS[number]]
+        assert row["prediction"] == value["prediction"] == AWKWARD[order[number, 0]]
+        assert row["prediction_5"] == value["top"][4]["label"] == AWKWARD[order[number, 4]]
+        probability = pytest.approx(shares[number, order[number, 0]], abs=1e-5)
+        assert (float(row["probability"]), value["probability"]) == (probability, probability)
+    summary = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    assert (summary["top1"], summary["images"]) == (found.top1, COUNT)
+    with pytest.raises(UsageError, match="^folder: .*overwrite"):
+        found.save(folder)
+    found.save(folder, overwrite=True)
+    with pytest.raises(UsageError, match="^folder: "):
+        found.save(tmp_path, overwrite=True)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_files_have_their_paths_whichever_are_left_out(tmp_path: Path) -> None:
+    """By Keras and by a file: the same report of the same images."""
+    root, _, _ = painted(tmp_path / "photos", tuple("abcdef"))
+    (root / "test/b/1.png").write_bytes(b"broken")
+    model = cnn("softmax")
+    card = Card(input_shape=(SIDE, SIDE, 3), outputs="probabilities")
+    file = float_file(model, tmp_path, card)
+    data = datasets.FOLDER.replace(data_dir=str(root), skip_corrupt=True)
+    kept = sorted(str(path) for path in root.glob("test/*/*.png") if path.parent.name != "b")
+    kept += sorted(str(root / f"test/b/{n}.png") for n in (0, 2, 3))
+    reports = [api.evaluate(source, data, preprocessing=(0, 255)) for source in (model, file)]
+    for found in reports:
+        assert sorted(item.path for item in found.predictions) == sorted(kept)
+        for item in found.predictions:
+            assert Path(item.path).parent.name == item.label  # of a model without names
+    by_keras, by_file = (
+        {item.path: item.prediction for item in found.predictions} for found in reports
+    )
+    assert sum(by_keras[path] != by_file[path] for path in kept) <= 1  # rounding
+    limited = api.evaluate(model, data, limit=4, preprocessing=(0, 255))
+    assert len(limited.predictions) == 4
+    assert all(Path(item.path).parent.name == item.label for item in limited.predictions)
+
+
+def test_figures_of_labels_have_the_names_of_the_data(tmp_path: Path) -> None:
+    """The model has them in another order."""
+    root, pixels, _ = painted(tmp_path, ("all",))
+    vectors = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 1], [1, 0, 1]])
+    rows = [f"test/all/{n}.png,{','.join(map(str, row))}" for n, row in enumerate(vectors)]
+    (tmp_path / "list.csv").write_text("\n".join(["file,x,y,z", *rows]))
+    model = cnn("sigmoid", units=3)
+    found = api.evaluate(
+        model, tmp_path / "list.csv", labels=("z", "y", "x"), preprocessing=scaled(0.0, 255.0)
+    )
+    assert {name: own.positives for name, own in found.labels.items()} == {"x": 4, "y": 1, "z": 2}
+    assert [(own.name, own.count) for own in found.per_class] == [("x", 4), ("y", 1), ("z", 2)]
+    outputs = model.predict(pixels.astype(np.float32) / 255, verbose=0)[:, ::-1] > 0.5
+    for item, likely, own in zip(found.predictions, outputs, vectors, strict=True):
+        assert item.prediction == tuple(n for n, flag in zip("xyz", likely, strict=True) if flag)
+        assert item.label == tuple(n for n, flag in zip("xyz", own, strict=True) if flag)
+
+
+def test_of_many_classes_the_worst_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    units = 300
+    names = [f"class {number}, which has a longer name" for number in range(units)]
+    labels = np.random.default_rng(2).integers(0, units, COUNT)
+    found = api.evaluate(cnn(units=units), (IMAGES, labels), labels=names)
+    text = found.classification_report()
+    assert max(map(len, text.splitlines())) <= 80
+    shown = {own.name for own in confusion.worst_first(found.per_class)[:20]}
+    assert f"{units - len(shown)} of {units} classes are left out" in text
+    rows = text.partition("----\n")[2].partition("are left out")[0]
+    assert all(name.split(",")[0] in rows for name in shown)
+    assert text.endswith(str(found).partition("\n")[2])
+    assert len(found.predictions.top[0]) == 5  # and no more of 300
+
+
+def test_a_packed_model_gives_the_same_report(tmp_path: Path) -> None:
+    model = cnn()
+    mobilenet.pack(model, tmp_path / "model.packed", preprocessing="inception")
+    again = api.evaluate(tmp_path / "model.packed", (IMAGES, LABELS))
+    found = api.evaluate(model, (IMAGES, LABELS))
+    assert again.per_class == found.per_class
+    assert again.confusions == found.confusions
+    assert again.calibration == found.calibration
 
 
 def broken() -> Any:

@@ -84,7 +84,7 @@ class LabeledImages:
 
     Attributes:
         load: an image by its source, as pixels of the classifier's size.
-        items: source (a path, or the number of a digit) and label of each image.
+        items: source (a path, or the number of a digit in the split) and label of each image.
         matching: the output of the classifier for each class of the data.
         labels: names of the classes of the data.
         notes: what is left out of the data, or stands in for the split.
@@ -180,10 +180,12 @@ def _digits(
     matching = _match(classifier, digits.LABELS, "digits")
     height, width, channels = classifier.input_shape
 
-    def load(index: int) -> Float32Array:
-        return data.image(index, (height, width), channels).astype(np.float32)
+    indices = data.indices(split).tolist()
 
-    items = [(int(index), int(data.labels[index])) for index in data.indices(split)]
+    def load(number: int) -> Float32Array:
+        return data.image(indices[number], (height, width), channels).astype(np.float32)
+
+    items = [(number, int(data.labels[index])) for number, index in enumerate(indices)]
     return LabeledImages(load, items, matching, digits.LABELS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shutil
@@ -94,6 +95,25 @@ def test_a_quantized_folder_is_evaluated_as_its_int8_model(
     assert folder[0] == pytest.approx(file[0], abs=1.0)
     assert folder[2] == pytest.approx(file[2], abs=0.01)
     assert abs(plain[2] - folder[2]) > 1e-4  # the lone float model is another model
+
+
+@pytest.mark.parametrize("stage", ["prune", "export"])
+def test_the_output_folder_has_what_the_table_shows(
+    run: Path, stage: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of a model and of its int8 file; a second evaluation replaces the first."""
+    args = ["--model", run / stage, "--output", tmp_path / "new/figures"]
+    for words in ([], ["--limit=50"]):
+        top1, _, _, images = metrics_of(capfd, *args, *words)
+    with open(tmp_path / "new/figures/predictions.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == images == 50
+    assert top1 == pytest.approx(100 * np.mean([r["label"] == r["prediction"] for r in rows]))
+    data = digits.load()
+    labels = data.labels[data.indices("test")]
+    assert all(labels[int(row["path"])] == int(row["label"]) for row in rows)
+    with pytest.raises(UsageError, match="^--output: .*new folder or one that holds an evaluation"):
+        evaluator.run(["--model", str(run / stage), "--output", str(run)])
 
 
 @pytest.fixture
