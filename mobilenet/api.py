@@ -338,7 +338,8 @@ def evaluate(
 ) -> Evaluation:
     """Top-1, top-5 and loss of a classifier on labeled images; of a sigmoid AUC and F1.
 
-    A file on arrays, the digits, class folders or a list of images is evaluated without TensorFlow.
+    And what explains them: each class, what it is taken for, calibration, the prediction for each
+    image. A file on arrays, the digits, class folders or a list is evaluated without TensorFlow.
 
     Args:
         model: a functional or Sequential tf_keras model with one output a class, as logits or
@@ -373,7 +374,9 @@ def evaluate(
             default as the model was trained.
 
     Returns:
-        The figures; `str()` shows them as a table.
+        The figures; `str()` shows them as a table. `.per_class`, `.confusion`, `.confusions`,
+        `.calibration` and `.predictions` explain them, `.classification_report()` as text;
+        `.save(folder)` writes all as CSV, JSON and a picture.
 
     Raises:
         UsageError: the model is no classifier or cannot be read; images have another shape or range

@@ -198,8 +198,8 @@ class Evaluation:
         yield text_tables.table([kind, *columns], rows)
         if len(every) > len(shown):
             yield from text_tables.wrap(
-                f"{len(every) - len(shown):,} of {len(every):,} classes are left out, which have a "
-                "higher F1 or no images; per_class.csv of a saved evaluation has all"
+                f"{len(every) - len(shown):,} of {len(every):,} classes are left out: their F1 is "
+                "no lower, or they have no images; per_class.csv of a saved evaluation has all"
             )
         mean = f"macro F1 {self.macro_f1:.4f}, balanced accuracy {100 * self.balanced_accuracy:.2f}"
         yield f"{mean} % (means over the {kind}{'es' if kind == 'class' else 's'} with images)"

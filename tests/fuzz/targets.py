@@ -465,7 +465,10 @@ def use_image(folder: Path) -> None:
         evaluator.run([f"--model={folder / 'small.keras'}", *data])
     else:
         damaged = next(folder.glob("damaged.*"))
-        predict.run([f"--model={folder / 'export'}", str(damaged)])
+        model = predict.open_classifier(str(folder / "export"))
+        (result,) = predict.predict_images(model, [str(damaged)])
+        if isinstance(result, UsageError):  # the command prints its line and goes on
+            raise result
 
 
 TARGETS = {
