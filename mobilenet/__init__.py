@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         train,
         unpack,
         verify,
+        write_report,
     )
     from mobilenet.errors import UsageError, VerificationError
     from mobilenet.loading import load_model
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _FUNCTIONS = (
     *("build", "convert", "evaluate", "list_models", "list_weights", "pack", "profile", "prune"),
     *("quantize", "quantize_aware", "save_model", "thin", "train", "unpack", "verify"),
+    "write_report",
 )
 _ERRORS = ("UsageError", "VerificationError")
 _PACKAGES = ("configs", "runtime", "surgery", "tf1_loader")
@@ -85,6 +87,7 @@ __all__ = [
     "train",
     "unpack",
     "verify",
+    "write_report",
 ]
 
 

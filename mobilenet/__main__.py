@@ -24,6 +24,7 @@ COMMANDS = {  # modules by the words after `mobilenet`
         "predict",
         "profiler",
         "packer",
+        "report",
         "data",
         "tf1_loader",
     )

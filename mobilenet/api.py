@@ -554,7 +554,7 @@ def train(
 
     Returns:
         The run: `.report` (a table by `str()`), `.file` (path of the `.tflite` file), `.model()`,
-        `.evaluate()`, `.folder` and `.config`.
+        `.evaluate()`, `.folder` and `.config`. The folder has a page of it, `report.html`.
 
     Raises:
         UsageError: a value is not legal, the data cannot be used, the folder holds another run, or
@@ -572,9 +572,14 @@ def train(
 
     request = run_parameters.request(data, model, weights, stages, config, model_dir)
     with request.naming_parameters():
-        return training_run.execute(
+        run = training_run.execute(
             request.config, request.folder, request.explicit, overwrite, request.loaded
         )
+    from mobilenet.reporting import page
+
+    page.write_after_run(run)
+    run.publish()
+    return run
 
 
 def quantize(
@@ -718,6 +723,35 @@ def verify(
     from mobilenet.export import in_memory
 
     return in_memory.verify(file, model, images, limits, preprocessing)
+
+
+def write_report(
+    *runs: str | os.PathLike[str] | TrainingRun, output: str | os.PathLike[str] | None = None
+) -> Path:
+    """Writes what a run reached as one HTML page that needs no network, with its pictures.
+
+    `train` does so at its end. Of a run that is not finished the page has what there is.
+
+    Args:
+        *runs: folders of runs, or what `train` returns; the page compares several.
+        output: the folder of `report.html` and `plots/`; when left out that of the run, or
+            `comparison` for several.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UsageError: a folder is no run or a file of it is damaged, or the page cannot be written.
+
+    Example:
+        >>> write_report("runs/mobilenet_v1_digits").name
+        'report.html'
+    """
+    from mobilenet.reporting import page
+
+    return page.write(
+        [run if isinstance(run, (str, os.PathLike)) else run.folder for run in runs], output
+    )
 
 
 def _flatbuffer_of(model: Any) -> Flatbuffer | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from mobilenet import cli, console, files
@@ -68,10 +67,11 @@ def run(argv: list[str]) -> int | None:
     with cli.resumable("the same command continues the run"), console.log_to_stdout():
         done = training_run.execute(config, folder, explicit, parsed.options["overwrite"])
     from mobilenet.data.sources.example import example_image
+    from mobilenet.reporting import page
 
     print(f"\n{done.report}")
-    for path in _draw(done.folder / "plots", done.report, redraw=not done.is_unchanged):
-        print(f"{done.location}/{path.relative_to(done.folder)}")
+    if report := page.write_after_run(done):
+        print(f"\n{done.location}/{report.relative_to(done.folder)}")
     image = None
     if not files.is_remote(done.location):  # predict takes images of this machine
         image = example_image(config.dataset, max(sides(done.config.image_size)), done.folder)
@@ -87,18 +87,6 @@ def _exists(folder: str) -> bool:
         from mobilenet import object_storage
     object_storage.check(folder, "model_dir")
     return object_storage.exists(folder)
-
-
-def _draw(folder: Path, reports: RunReport, redraw: bool) -> Iterator[Path]:
-    """Plots of the stages that changed masks; those that exist are kept unless `redraw`."""
-    for report in reports:
-        path = folder / f"{report.part}_mask_changes.png"
-        if report.mask_changes and (redraw or not path.exists()):
-            from mobilenet.reporting import plots
-
-            plots.mask_changes(report.mask_changes, f"{report.part}: surgery", path)
-        if report.mask_changes:
-            yield path
 
 
 def _next_steps(folder: str, config: RunConfig, reports: RunReport, image: str) -> str:

@@ -17,7 +17,7 @@ FOLDERS = {"configs": "mobilenet.configs", "tf1_loader": "mobilenet.tf1_loader"}
 # Commands inside a package.
 COMMAND_MODULES = ("mobilenet.data.__main__", "mobilenet.tf1_loader.__main__")
 COMMANDS = (
-    *("trainer", "evaluator", "converter", "predict", "profiler", "packer"),
+    *("trainer", "evaluator", "converter", "predict", "profiler", "packer", "report"),
     *COMMAND_MODULES,
 )
 FOUNDATION = (
@@ -35,7 +35,8 @@ LAYERS = (
     ("export",),
     ("packing",),
     ("loading",),
-    ("training", "reporting"),
+    ("training",),
+    ("reporting",),
     ("surgery",),
     ("api",),
     ("cli",),
@@ -55,10 +56,18 @@ LIGHT_SUBPACKAGES = (
     "mobilenet.evaluation.result",
     "mobilenet.evaluation.saving",
     "mobilenet.models.input_preprocessing",
+    "mobilenet.reporting.charts",
+    "mobilenet.reporting.comparison_sections",
+    "mobilenet.reporting.page",
+    "mobilenet.reporting.recorded_run",
+    "mobilenet.reporting.run_sections",
+    "mobilenet.reporting.sections",
     "mobilenet.reporting.tables",
+    "mobilenet.reporting.themed_svg",
     "mobilenet.training.resolve_config",
     "mobilenet.training.run_folder",
     "mobilenet.training.run_parameters",
+    "mobilenet.training.stage_data",
     "mobilenet.training.stage_report",
     "mobilenet.training.training_run",
 )

@@ -21,7 +21,7 @@ FOLDERS = {
     "configs": "mobilenet/configs",
     "tf1_loader": "mobilenet/tf1_loader",
 }
-COMMANDS = ("trainer", "evaluator", "converter", "predict", "profiler", "packer")
+COMMANDS = ("trainer", "evaluator", "converter", "predict", "profiler", "packer", "report")
 SCRIPTS = {
     "": "__main__",
     "-data": "data.__main__",
@@ -66,7 +66,7 @@ def files_of(source: Path) -> set[str]:
     names = set()
     for folder, inside in FOLDERS.items():
         for path in (source / folder).rglob("*"):
-            if path.suffix in (".py", ".npz") or path.name == "py.typed":
+            if path.suffix in (".py", ".npz", ".html") or path.name == "py.typed":
                 names.add(f"{inside}/{path.relative_to(source / folder).as_posix()}")
     return names
 

@@ -38,6 +38,7 @@ PUBLIC = [
     "train",
     "unpack",
     "verify",
+    "write_report",
 ]
 
 

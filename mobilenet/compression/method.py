@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,18 @@ class StageContext:
     activation: str | None = None
 
 
+class Sparsity(NamedTuple):
+    """The share that a method has removed of what it prunes, in 0..1.
+
+    Attributes:
+        now: of weights or channels.
+        target: by the method's schedule.
+    """
+
+    now: float
+    target: float
+
+
 class Method(tf.Module):
     """Base class of all methods. Its variables are saved in the checkpoints of its stage.
 
@@ -83,7 +95,7 @@ class Method(tf.Module):
     3. Around every update: `statistics_frozen(step)` and `before_step(step)`, in Python; then
        `after_step(model, step)`, in the graph. The moving average of the weights restarts after
        update `average_restart_step`.
-    4. `target_reached(step)`, after every epoch.
+    4. `sparsity(step)` and `target_reached(step)`, after every epoch.
     5. `notes(model)`, after the last epoch, then `finalize(model)`,
        `card_fields()` and `report()`.
 
@@ -144,6 +156,11 @@ class Method(tf.Module):
         """
         del step
         return False
+
+    def sparsity(self, step: int) -> Sparsity | None:
+        """How far pruning has come after `step` updates; `None` of methods that do not prune."""
+        del step
+        return None
 
     def target_reached(self, step: int) -> bool:
         """Whether the model after `step` updates satisfies the method's target."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -14,21 +14,34 @@ from mobilenet.configs.dataset import Preprocessing
 from mobilenet.errors import UsageError
 from mobilenet.models.graph.inference import Infer
 from mobilenet.runtime.classifier import Classifier
+from mobilenet.typing import Array, FloatArray, IntArray
+
+OnBatch = Callable[[Array, IntArray, FloatArray], None]  # images, labels, outputs
 
 
 def run(
-    infer: Infer, dataset: tf.data.Dataset
+    infer: Infer, dataset: tf.data.Dataset, on_batch: OnBatch | None = None
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-    """Outputs and labels of each batch of a data set, see `outputs`."""
-    return ((infer(images).numpy(), labels.numpy()) for images, labels in dataset)
+    """Outputs and labels of each batch of a data set, see `outputs`.
+
+    Args:
+        infer: the model.
+        dataset: batches of images and class indices.
+        on_batch: is called with the images, labels and outputs of each batch.
+    """
+    for images, labels in dataset:
+        outputs, indices = infer(images).numpy(), labels.numpy()
+        if on_batch is not None:
+            on_batch(images.numpy(), indices, outputs)
+        yield outputs, indices
 
 
 def outputs(
-    infer: Infer, dataset: tf.data.Dataset
+    infer: Infer, dataset: tf.data.Dataset, on_batch: OnBatch | None = None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Outputs `[images, classes]` and labels, `[images]` or `[images, labels]`, of all batches, in
     the data's order."""
-    batches = list(run(infer, dataset))
+    batches = list(run(infer, dataset, on_batch))
     if not batches:
         raise UsageError("data set", None, "at least one image")
     return np.concatenate([scores for scores, _ in batches]), np.concatenate(
@@ -42,6 +55,7 @@ def score(
     probabilities: bool = False,
     matching: metrics.ClassMapping | None = None,
     activation: str = SOFTMAX,
+    on_batch: OnBatch | None = None,
 ) -> metrics.Metrics:
     """Top-1, top-5 and loss of a compiled model; of several labels an image AUC and F1.
 
@@ -51,11 +65,12 @@ def score(
         probabilities: its outputs are probabilities, not logits.
         matching: its output for each class; class and output number alike when `None`.
         activation: which turns logits into probabilities.
+        on_batch: is called with the images, labels and outputs of each batch.
 
     Raises:
         UsageError: a label is not below the number of classes.
     """
-    scores, labels = outputs(infer, dataset)
+    scores, labels = outputs(infer, dataset, on_batch)
     if matching is None:
         is_binary = scores.shape[1] == 1 and labels.ndim == 1
         matching = (
@@ -69,6 +84,7 @@ def score_flatbuffer(
     dataset: tf.data.Dataset,
     preprocessing: Preprocessing,
     matching: metrics.ClassMapping | None = None,
+    on_batch: OnBatch | None = None,
 ) -> metrics.Metrics:
     """As `score`, of a flatbuffer, in all its threads.
 
@@ -77,10 +93,12 @@ def score_flatbuffer(
         dataset: batches of images, preprocessed for its float model, and class indices.
         preprocessing: of those images.
         matching: its output for each class; class and output number alike when `None`.
+        on_batch: as of `score`.
     """
     infer, card = infer_flatbuffer(classifier, preprocessing), classifier.card
     activation = activation_of(card.activation, classifier.output_count)
-    return score(infer, dataset, card.outputs == "probabilities", matching, activation)
+    is_probable = card.outputs == "probabilities"
+    return score(infer, dataset, is_probable, matching, activation, on_batch)
 
 
 def infer_flatbuffer(classifier: Classifier, preprocessing: Preprocessing) -> Infer:

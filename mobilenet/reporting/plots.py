@@ -1,10 +1,9 @@
-"""Plots of a model's weights and of what pruning did to them, one file each."""
+"""Plots of a model's weights, one file a layer."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,35 +56,6 @@ def histograms(model: Any, folder: str | os.PathLike[str]) -> list[Path]:
             _draw(temporary, f"{layer.name} ({role})", kernel)
         paths.append(path)
     return paths
-
-
-def mask_changes(rows: Sequence[Sequence[int]], title: str, path: str | os.PathLike[str]) -> Path:
-    """Draws how many weights surgery removed and regrew, from refresh to refresh.
-
-    Args:
-        rows: at least one: step, weights removed and weights regrown until the next row.
-        title: of the plot.
-        path: the file, replaced where there is one; counts are on a logarithmic scale from 1 on.
-
-    Returns:
-        The file.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    from matplotlib.figure import Figure
-
-    steps, removed, regrown = np.asarray(rows).T
-    figure = Figure(figsize=_INCHES, dpi=_DOTS, layout="constrained")
-    axes = figure.subplots()
-    for counts, color, label in ((removed, _ZEROS, "removed"), (regrown, _BARS, "regrown")):
-        axes.step(steps, counts, where="post", color=color, label=f"{counts.sum():,} {label}")
-    axes.set_yscale("symlog", linthresh=1)
-    axes.set(title=title, xlabel="step", ylabel="weights a refresh", ylim=(0, None))
-    axes.legend(loc="upper right")
-    with files.replacing(Path(path)) as temporary:
-        figure.savefig(temporary)
-    return Path(path)
 
 
 def counted(

@@ -98,7 +98,8 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
     Returns:
         One row an epoch: `epoch`, `loss`, `top1` (training), `val_loss`, `val_top1`, `lr`,
         `seconds`; top-1 in percent, of several labels the labels decided right. `val_auc` and
-        `val_f1` of a sigmoid of several labels or one output. With `keep_best`, `kept` is 1 in the
+        `val_f1` of a sigmoid of several labels or one output; `sparsity` and `target_sparsity`, in
+        0..1, of methods that prune. With `keep_best`, `kept` is 1 in the
         row of the epoch that the model ends with and 0 in the others.
 
     Raises:
@@ -314,9 +315,19 @@ class _Epochs(tf_keras.callbacks.Callback):
         }
         figures = {"val_auc": held_out.auc, "val_f1": held_out.f1}
         row |= {name: round(value, 5) for name, value in figures.items() if value is not None}
+        row |= self._sparsity((epoch + 1) * self.job.steps_per_epoch)
         self.rows.append(row)
         self.first_step = 0
         logs.update(row)
+
+    def _sparsity(self, step: int) -> Row:
+        sparsity = None if self.method is None else self.method.sparsity(step)
+        if sparsity is None:
+            return {}
+        return {
+            "sparsity": round(sparsity.now, 5),
+            "target_sparsity": round(sparsity.target, 5),
+        }
 
     def _target_reached(self, epochs: int) -> bool:
         return self.method is None or self.method.target_reached(epochs * self.job.steps_per_epoch)

@@ -41,6 +41,8 @@ from mobilenet.training import (
     initial_weights,
     own_model,
     progress,
+    stage_data,
+    stage_recorder,
     strategy,
     tensorboard,
     trackers,
@@ -70,6 +72,7 @@ class _StageResult:
     Attributes:
         plain: the model, of stock layers.
         held_out: its metrics on the test images.
+        recorder: has seen these images.
         rows: one an epoch.
         notes: of its card.
         ranges: of activations, if it is quantized.
@@ -80,6 +83,7 @@ class _StageResult:
 
     plain: Any
     held_out: metrics.Metrics
+    recorder: stage_recorder.TestImageRecorder
     rows: list[Row]
     notes: list[str]
     ranges: dict[str, npt.NDArray[np.float32]] | None
@@ -316,6 +320,7 @@ class Pipeline:
                 self._check(start)
                 self._log_own_accuracy(part, start)
                 self.run.begin()
+                self._record_start(start)
             trained = None
             if trains:
                 trained = self._result(*self._fit(part, start, method, teacher), method, teacher)
@@ -336,6 +341,7 @@ class Pipeline:
         stages = (*card.stages, report.figures(trained.held_out.images))
         card = card.replace(stages=stages)
         int8_saving.save_stage(plain, self.run.folder(part), card, trained.ranges)
+        self._record(part, trained.recorder, plain, trains)
         return report
 
     def _fit(
@@ -396,7 +402,8 @@ class Pipeline:
         teacher: distillation.TeacherModel | None = None,
     ) -> _StageResult:
         """Scores a stage's model and makes it plain, in the scope in which it was created."""
-        held_out = self._score(model)
+        recorder = self._recorder()
+        held_out = self._score(model, recorder)
         notes = list(method.notes(model)) if method is not None else []
         if teacher is not None:
             notes.append(teacher.note(self.config.distillation))
@@ -409,7 +416,7 @@ class Pipeline:
         plain = model if method is None else method.finalize(model)
         report = {} if method is None else method.report()
         fields = {} if method is None else method.card_fields()
-        return _StageResult(plain, held_out, rows, notes, ranges, floats, report, fields)
+        return _StageResult(plain, held_out, recorder, rows, notes, ranges, floats, report, fields)
 
     def _convert(self) -> StageReport:
         """Converts the newest model, verifies the file against it and measures it."""
@@ -427,9 +434,11 @@ class Pipeline:
             self.run.begin()
         exported = export_pipeline.export(before, self.run.folder(part), images)
         file = exported.file
+        recorder = self._recorder()
         held_out = scoring.score_flatbuffer(
-            file.classifier(), self.data.dataset("test"), self.preprocessing
+            file.classifier(), self.data.dataset("test"), self.preprocessing, on_batch=recorder
         )
+        self._record(part, recorder)
         details = {
             "agreement": round(100 * file.verification.agreement, 3),
             "verification": file.verification.to_json(),
@@ -489,11 +498,41 @@ class Pipeline:
         shown: npt.NDArray[np.float32] = np.clip(pixels / 255, 0, 1).astype(np.float32)
         return shown
 
-    def _score(self, model: Any) -> metrics.Metrics:
+    def _recorder(self) -> stage_recorder.TestImageRecorder:
+        return stage_recorder.TestImageRecorder(self.preprocessing, self.activation)
+
+    def _record(
+        self,
+        part: Part,
+        recorder: stage_recorder.TestImageRecorder,
+        plain: Any = None,
+        has_trained: bool = False,
+    ) -> None:
+        """Writes what a report shows of a stage beyond its figures."""
+        run = self.run.path
+        with stage_data.optional(f"what {part} gave for the test images"):
+            stage_data.save_scored(run, part.name, recorder.result())
+        if plain is not None:
+            with stage_data.optional(f"the kernels of {part}"):
+                stage_data.save_kernels(run, part.name, stage_recorder.kernels_of(plain))
+        if has_trained and not stage_data.has_training_images(run):
+            with stage_data.optional("training images"):
+                images, labels = self.data.first_examples(stage_recorder.SHOWN)
+                pixels = stage_recorder.pixels_of(images, self.preprocessing)
+                stage_data.save_training_images(run, stage_data.TrainingImages(pixels, labels))
+
+    def _record_start(self, start: Any) -> None:
+        """Writes the kernels of trained weights that the first stage starts from."""
+        if self._origin is not None and self.run.is_written:
+            with stage_data.optional("the kernels before the first stage"):
+                kernels = stage_recorder.kernels_of(start)
+                stage_data.save_kernels(self.run.path, stage_data.START, kernels)
+
+    def _score(self, model: Any, on_batch: scoring.OnBatch | None = None) -> metrics.Metrics:
         explained = arrays.explain_errors(self.config.dataset, "test")
         with explained, strategy.ended_workers(self.strategy):
             infer, batches = inference.compile_model(model), self.data.dataset("test")
-            return scoring.score(infer, batches, activation=self.activation)
+            return scoring.score(infer, batches, activation=self.activation, on_batch=on_batch)
 
     def _card(self, part: Part, trained: _StageResult) -> Card:
         earlier = self._earlier(part)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import logging
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from importlib import metadata
@@ -122,7 +124,7 @@ class RunFolder:
         """Reads the reports that another worker has written."""
         if self.storage is not None:
             self.storage.download()
-        self.reports = _read_reports(self.path)
+        self.reports = read_reports(self.path)
 
     def remove_resume_states(self) -> None:
         """Removes the resume states of finished stages, which a killed process may have left."""
@@ -188,7 +190,7 @@ def opened(
             run = RunFolder(folder, config, storage=storage)
         else:
             merged = _with_stages_of(before, config)
-            reports = _read_reports(folder)
+            reports = read_reports(folder)
             run = RunFolder(folder, merged, reports, begun=True, storage=storage)
             run.remove_resume_states()
         files.write_json(folder / CONFIG, run.config.to_json())
@@ -227,7 +229,7 @@ def joined(
     if overwrite or not (folder / CONFIG).exists():
         return RunFolder(folder, config, is_written=False, storage=storage)
     merged = _with_stages_of(_same_run(folder, config), config)
-    reports = _read_reports(folder)
+    reports = read_reports(folder)
     return RunFolder(folder, merged, reports, begun=True, is_written=False, storage=storage)
 
 
@@ -264,7 +266,7 @@ def finished_reports(
     lock = _locked(folder) if is_chief else None
     try:
         before = _same_run(folder, config)
-        run = RunFolder(folder, _with_stages_of(before, config), _read_reports(folder))
+        run = RunFolder(folder, _with_stages_of(before, config), read_reports(folder))
         is_finished = all(map(run.is_done, config.parts(config.stages)))
         return run.reports if is_finished and run.config == before else None
     finally:
@@ -383,7 +385,12 @@ def _same_run(folder: Path, config: RunConfig) -> RunConfig:
     return before
 
 
-def _read_reports(folder: Path) -> list[StageReport]:
+def read_reports(folder: Path) -> list[StageReport]:
+    """The reports of the finished stages of the run in a folder; none before the first.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
     path = folder / REPORT
     if not path.exists():
         return []
@@ -398,6 +405,21 @@ def _read_reports(folder: Path) -> list[StageReport]:
         raise UsageError(str(path), None, expected, remedy) from None
 
 
+def unfinished_histories(path: str | os.PathLike[str]) -> dict[Part, list[dict[str, float]]]:
+    """Rows, one an epoch, of stages that have begun, from their newest resume states.
+
+    States that cannot be read are left out: the run continues from another one, or says why not.
+    """
+    found: dict[Part, list[dict[str, float]]] = {}
+    for position in sorted((Path(path) / CHECKPOINTS).glob("*/state-*/position.json")):
+        with contextlib.suppress(ValueError, OSError):  # UsageError too
+            rows = strict_json.read_object(position, "a resume state").get("rows")
+            part = Part.parse(position.parents[1].name)
+            if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+                found[part] = rows
+    return found
+
+
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
@@ -407,7 +429,7 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any,
 
 
 def environment() -> dict[str, Any]:
-    """Versions, processor and command of this process."""
+    """Versions, processor, command and time of this process, and the commit that it runs in."""
     versions = {}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -418,8 +440,21 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "command": sys.argv,
+        "folder": os.getcwd(),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        **({"commit": commit} if (commit := _commit()) else {}),
         "packages": versions,
     }
+
+
+def _commit() -> str | None:
+    """The commit of the user's repository, if the process runs in one; `-dirty` with changes."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def _processor() -> str:

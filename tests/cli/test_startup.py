@@ -12,7 +12,13 @@ import pytest
 
 COMMANDS = (
     *("mobilenet.trainer", "mobilenet.evaluator", "mobilenet.converter", "mobilenet.predict"),
-    *("mobilenet.profiler", "mobilenet.packer", "mobilenet.data", "mobilenet.tf1_loader"),
+    *(
+        "mobilenet.profiler",
+        "mobilenet.packer",
+        "mobilenet.report",
+        "mobilenet.data",
+        "mobilenet.tf1_loader",
+    ),
 )
 HEAVY = "{'tensorflow', 'tf_keras', 'keras', 'ai_edge_litert', 'sklearn', 'tensorflow_datasets'}"
 

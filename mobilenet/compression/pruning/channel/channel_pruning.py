@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from mobilenet.compression.method import Method, StageContext, check_plain, register
+from mobilenet.compression.method import Method, Sparsity, StageContext, check_plain, register
 from mobilenet.compression.pruning.channel import (
     budget,
     importance,
@@ -143,6 +143,16 @@ class ChannelPruner(Method):
         del model, step
         assert self.masks is not None
         self.masks.apply()
+
+    def sparsity(self, step: int) -> Sparsity | None:
+        """Of the original model's channels."""
+        total = sum(self.original_counts.values())
+        remaining = sum(len(channels) for channels in self._remaining().values())
+        progress = float(self.schedule(tf.constant(step, tf.int64))[1]) / _FINAL
+        done = (self.context.part - 1 + progress) / self.context.parts
+        counts = list(self.original_counts.values())
+        removed = done * float(np.dot(self.shares.numpy(), counts))
+        return Sparsity(1 - remaining / total, removed / total) if total else None
 
     def target_reached(self, step: int) -> bool:
         return step > self.end  # the channels chosen at the end are masked by the next update

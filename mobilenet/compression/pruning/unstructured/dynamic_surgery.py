@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from mobilenet.compression.method import Method, StageContext, check_plain, register
+from mobilenet.compression.method import Method, Sparsity, StageContext, check_plain, register
 from mobilenet.compression.pruning.schedule import Timing
 from mobilenet.compression.pruning.unstructured import sparsity_targets
 from mobilenet.compression.pruning.unstructured.masks import Masks, keep_largest, magnitude_at
@@ -191,6 +191,10 @@ class DynamicSurgery(Method):
     def statistics_frozen(self, step: int) -> bool:
         del step
         return not self.config.statistics
+
+    def sparsity(self, step: int) -> Sparsity | None:
+        assert self.surgery is not None
+        return self.surgery.masks.overall(step, self.schedules)
 
     def target_reached(self, step: int) -> bool:
         return step >= self.last

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from mobilenet.compression.method import Method, StageContext, check_plain, register
+from mobilenet.compression.method import Method, Sparsity, StageContext, check_plain, register
 from mobilenet.compression.pruning.schedule import Timing
 from mobilenet.compression.pruning.unstructured import sparsity_patterns, sparsity_targets
 from mobilenet.compression.pruning.unstructured.masks import Masks
@@ -72,6 +72,10 @@ class MagnitudePruner(Method):
 
     def _rule_at(self, step: tf.Tensor, schedule: Any) -> Callable[[tf.Tensor], tf.Tensor]:
         return lambda kernel: self.rule(kernel, schedule(step)[1])
+
+    def sparsity(self, step: int) -> Sparsity | None:
+        assert self.masks is not None
+        return self.masks.overall(step, self.schedules)
 
     def target_reached(self, step: int) -> bool:
         return step >= self.timing.end

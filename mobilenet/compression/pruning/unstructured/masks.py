@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from mobilenet.compression.method import Sparsity
 from mobilenet.models.graph import variables
 
 
@@ -71,6 +72,31 @@ class Masks(tf.Module):
     def sparsity(self) -> dict[str, float]:
         """The share of zeros by layer name."""
         return {name: 1.0 - float(tf.reduce_mean(mask)) for name, mask in self.masks.items()}
+
+    def overall(self, step: int, schedules: Mapping[str, Any]) -> Sparsity | None:
+        """The share of zeros in all kernels together, and what it is to be after `step` updates.
+
+        Args:
+            step: updates so far.
+            schedules: tfmot's schedule of each layer that has one; others stay as they are.
+        """
+        now = self.sparsity()
+        return overall_sparsity(
+            {name: kernel.shape.num_elements() for name, kernel in self.kernels.items()},
+            now,
+            now | {name: float(schedule(step)[1]) for name, schedule in schedules.items()},
+        )
+
+
+def overall_sparsity(
+    sizes: Mapping[str, int], now: Mapping[str, float], target: Mapping[str, float]
+) -> Sparsity | None:
+    """The means of shares by layer, weighted by size; `None` without a layer."""
+    total = sum(sizes.values())
+    if not total:
+        return None
+    means = (sum(shares[name] * size for name, size in sizes.items()) for shares in (now, target))
+    return Sparsity(*(mean / total for mean in means))
 
 
 def _multiply(kernel: Any, mask: Any) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.compression.method import Method, StageContext, check_plain, register
+from mobilenet.compression.method import Method, Sparsity, StageContext, check_plain, register
 from mobilenet.compression.pruning.schedule import Timing
 from mobilenet.compression.pruning.unstructured import sparsity_targets
+from mobilenet.compression.pruning.unstructured.masks import overall_sparsity
 from mobilenet.configs.pruning import TfmotPruning
 from mobilenet.errors import UsageError
 from mobilenet.models.graph import variables
@@ -103,6 +104,17 @@ class TfmotPruner(Method):
         for wrapper in self.wrappers.values():
             wrapper.pruning_obj.weight_mask_op()
 
+    def sparsity(self, step: int) -> Sparsity | None:
+        kernels = {name: wrapper.pruning_vars[0][0] for name, wrapper in self.wrappers.items()}
+        return overall_sparsity(
+            {name: kernel.shape.num_elements() for name, kernel in kernels.items()},
+            self._zeros(),
+            {
+                name: float(wrapper.pruning_schedule(step)[1])
+                for name, wrapper in self.wrappers.items()
+            },
+        )
+
     def target_reached(self, step: int) -> bool:
         return step >= self.timing.aligned()[0]
 
@@ -117,11 +129,15 @@ class TfmotPruner(Method):
 
     def notes(self, model: Any) -> list[str]:
         del model
-        sparsity = {
+        sparsity = self._zeros()
+        return [target.note(sparsity) for target in self.targets]
+
+    def _zeros(self) -> dict[str, float]:
+        """The share of zeros by layer name."""
+        return {
             name: float(np.mean(wrapper.pruning_vars[0][0].numpy() == 0))
             for name, wrapper in self.wrappers.items()
         }
-        return [target.note(sparsity) for target in self.targets]
 
 
 def _initial_sparsity(kernel: Any) -> float:

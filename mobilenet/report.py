@@ -1,0 +1,38 @@
+"""`python -m mobilenet.report`: what a run reached as one HTML page; of several a comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mobilenet import cli
+from mobilenet.reporting import page
+
+COMMAND = cli.Command(
+    "mobilenet.report",
+    "Writes what runs reached as one HTML page that needs no network.",
+    extra=(
+        cli.option(
+            "output",
+            Path,
+            None,
+            f"the folder of {page.PAGE} and {page.PLOTS}/; that of the run, or {page.COMPARISON} "
+            "for several, when left out",
+        ),
+    ),
+    arguments="RUN...",
+)
+
+
+@COMMAND.entry_point
+def run(argv: list[str]) -> int | None:
+    parsed = COMMAND.parse(argv)
+    print(page.write(parsed.arguments, parsed.options["output"]))
+    return None
+
+
+def main() -> None:
+    cli.main(run)
+
+
+if __name__ == "__main__":
+    main()
