@@ -61,8 +61,16 @@ def apply_mask(values: Any, mask: Any) -> tf.Tensor:
     return tf.where(mask, values, tf.zeros([], values.dtype))
 
 
-def is_single_replica() -> bool:
-    """Whether variables have one copy, which the running code may assign to directly."""
+def are_plain() -> bool:
+    """Whether variables may be assigned to anywhere, in branches of `tf.cond` too.
+
+    Those of a strategy, also of one with a single replica, are assigned to in merge calls, which
+    TensorFlow refuses in branches.
+    """
+    return tf.distribute.in_cross_replica_context() or not tf.distribute.has_strategy()
+
+
+def _is_single_replica() -> bool:
     context = tf.distribute.get_replica_context()
     return context is None or context.num_replicas_in_sync == 1
 
@@ -70,10 +78,10 @@ def is_single_replica() -> bool:
 def update(variable: tf.Variable, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
     """Runs `function(variable, *arguments)` on each replica's copy of `variable`.
 
-    Inside a train step this is a merge call, as assigning to a mirrored variable requires; with
-    one replica it is a plain call.
+    Inside a strategy's train step this is a merge call, as assigning to a mirrored variable
+    requires; without a strategy it is a plain call.
     """
-    if is_single_replica():
+    if are_plain():
         function(variable, *arguments)
         return
 
@@ -95,7 +103,7 @@ def average(weights: Sequence[Any]) -> None:
     Called after each update, so that whatever is computed from the weights, and a state that is
     saved at any step, is the same on all replicas.
     """
-    if is_single_replica() or not weights:
+    if _is_single_replica() or not weights:
         return
     own = tf.concat([tf.reshape(tf.cast(weight, tf.float32), [-1]) for weight in weights], 0)
     mean = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, own)
@@ -106,7 +114,7 @@ def average(weights: Sequence[Any]) -> None:
 
 def max_over_replicas(value: tf.Tensor) -> tf.Tensor:
     """The highest of the values of all replicas, scalars; each calls it with its own."""
-    if is_single_replica():
+    if _is_single_replica():
         return value
     every = tf.distribute.get_replica_context().all_gather(value[None], axis=0)
     return tf.reduce_max(every)

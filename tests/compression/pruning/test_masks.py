@@ -258,3 +258,26 @@ def test_removed_weights_are_plain_zeros() -> None:
     masks.masks["k"].assign([0.0, 1.0, 0.0])
     masks.apply()
     assert kernel.numpy().tobytes() == np.array([0, 2, 0], np.float32).tobytes()
+
+
+def test_masks_are_replaced_under_a_strategy_of_one_device() -> None:
+    """Its variables are assigned to as those of several replicas are."""
+    start = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    devices = tf.distribute.MirroredStrategy(["CPU:0"])
+    with devices.scope():
+        kernel = tf.Variable(start)
+        masks = Masks({"layer": kernel})
+
+    def prune(due: tf.Tensor) -> None:
+        masks.refresh(due, {"layer": lambda values: keep_largest(values, tf.constant(0.5))})
+        masks.apply()
+
+    @tf.function
+    def step(due: tf.Tensor) -> None:
+        devices.run(prune, args=(due,))
+
+    step(tf.constant(False))
+    np.testing.assert_array_equal(kernel.numpy(), start)
+    step(tf.constant(True))
+    kept = np.abs(start) > np.median(np.abs(start))
+    np.testing.assert_array_equal(kernel.numpy(), np.where(kept, start, 0))

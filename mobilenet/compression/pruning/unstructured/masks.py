@@ -61,7 +61,7 @@ class Masks(tf.Module):
 
             tf.cond(now, one, lambda: now)
 
-        if variables.is_single_replica():
+        if variables.are_plain():
             # One branch for all masks is cheaper in steps that are not due.
             tf.cond(due, renew_all, lambda: due)
             return
