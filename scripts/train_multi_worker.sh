@@ -46,7 +46,7 @@ while [ "${#workers[@]}" -gt 0 ]; do
       running+=("$pid")
     else
       one=0
-      wait "$pid" || one=$?
+      wait "$pid" 2>/dev/null || one=$? # without the line that a killed process costs
       [ "$status" -ne 0 ] || status=$one
     fi
   done

@@ -14,6 +14,25 @@ from typing import Any, NoReturn
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+@contextlib.contextmanager
+def ends_at_once() -> Iterator[None]:
+    """In this block a signal ends the process, by the action of the system.
+
+    For waiting inside TensorFlow, during which Python's handlers are not called, when there is
+    nothing to save. A signal that is ignored stays so; outside the main thread nothing changes.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (_SIGNALS if is_main else ())}
+    handlers = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 class Interrupted(BaseException):
     """A signal arrived; like KeyboardInterrupt it is no error that code may handle."""
 

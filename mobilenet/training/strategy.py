@@ -5,6 +5,7 @@ models are built.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,8 +15,10 @@ import tf_keras
 
 from mobilenet.configs.run import STRATEGIES
 from mobilenet.errors import UsageError, one_of
+from mobilenet.training import interruption
 from mobilenet.training.workers import Worker, this_worker
 
+log = logging.getLogger("mobilenet")
 _NO_PEER = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -35,7 +38,7 @@ def create_strategy(name: str) -> tf.distribute.Strategy:
         if name == "mirrored":
             return tf.distribute.MirroredStrategy()
         if name == "multi_worker":
-            return tf.distribute.MultiWorkerMirroredStrategy()
+            return _of_all_workers()
         if name == "tpu":
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
             tf.config.experimental_connect_to_cluster(resolver)
@@ -48,6 +51,15 @@ def create_strategy(name: str) -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
+def _of_all_workers() -> tf.distribute.Strategy:
+    """The strategy of this worker and the others, as soon as all of them run."""
+    worker = this_worker("multi_worker")
+    if worker.count > 1:
+        log.info("this is worker %d; waiting for all %d", worker.index, worker.count)
+    with interruption.ends_at_once():
+        return tf.distribute.MultiWorkerMirroredStrategy()
+
+
 def worker_of(strategy: tf.distribute.Strategy) -> Worker:
     """The worker that this process is."""
     is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
@@ -58,18 +70,22 @@ def any_worker(strategy: tf.distribute.Strategy, *flags: bool) -> list[bool]:
     """For each flag whether it is set on any worker; all workers call it at the same point."""
     if worker_of(strategy).count == 1:
         return list(flags)
-
-    def total(values: tf.Tensor) -> Any:
-        context = tf.distribute.get_replica_context()
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
-
-    sums = strategy.run(total, args=(tf.constant(flags, tf.float32),))
+    sums = strategy.run(_total, args=(tf.constant(flags, tf.float32),))
     return [bool(value > 0) for value in strategy.experimental_local_results(sums)[0].numpy()]
+
+
+@tf.function  # compiled once for each strategy; TensorFlow warns of an eager `run`
+def _total(values: tf.Tensor) -> Any:
+    """The sums over all replicas of all workers."""
+    context = tf.distribute.get_replica_context()
+    on_device = tf.identity(values)  # an argument has none, to which sums could go
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, on_device)
 
 
 def wait_for_workers(strategy: tf.distribute.Strategy) -> None:
     """Returns when all workers have called it."""
-    any_worker(strategy, False)
+    with interruption.ends_at_once():
+        any_worker(strategy, False)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -68,6 +69,26 @@ def test_a_worker_joins_the_folder_that_the_chief_has_locked_and_writes_nothing(
         assert not run_folder.joined(folder, CONFIG.replace(seed=1), overwrite=True).begun
         assert sorted(folder.rglob("*")) == before
         assert run_folder.finished_reports(folder, CONFIG, is_chief=False) is None
+
+
+SIGNALED = """
+import os, signal
+from mobilenet import cli
+from mobilenet.training import interruption
+def run(argv):
+    with interruption.ends_at_once():
+        {inside}
+    {after}
+cli.main(run)
+"""
+
+
+def test_a_signal_ends_a_worker_that_waits_for_others() -> None:
+    """By the system, as TensorFlow's waiting does not return to Python; afterwards by Python."""
+    send = "os.kill(os.getpid(), signal.SIGTERM)"
+    for inside, after, status in ((send, "pass", -signal.SIGTERM), ("pass", send, 143)):
+        code = SIGNALED.format(inside=inside, after=after)
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == status
 
 
 def start(code: list[str], cwd: Path) -> list[subprocess.Popen[str]]:
