@@ -5,13 +5,15 @@ saved.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SECONDS_PER_CHECK = 0.5
 
 
 @contextlib.contextmanager
@@ -24,13 +26,28 @@ def ends_at_once() -> Iterator[None]:
     is_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in (_SIGNALS if is_main else ())}
     handlers = {number: handler for number, handler in before.items() if callable(handler)}
-    for number in handlers:
-        signal.signal(number, signal.SIG_DFL)
+    finished = threading.Event()
+    thread = threading.Thread(target=_keep_default, args=(tuple(handlers), finished), daemon=True)
+    thread.start()
     try:
         yield
     finally:
+        finished.set()
+        thread.join()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _keep_default(numbers: Sequence[int], finished: threading.Event) -> None:
+    """Gives signals the default action again and again: TensorFlow, while it connects to other
+    workers, sets a handler of SIGTERM that only takes a note.
+    """
+    libc = ctypes.CDLL(None)  # Python sets actions in its main thread only, which waits
+    is_finished = False
+    while not is_finished:
+        for number in numbers:
+            libc.signal(number, ctypes.c_void_p(int(signal.SIG_DFL)))
+        is_finished = finished.wait(_SECONDS_PER_CHECK)
 
 
 class Interrupted(BaseException):

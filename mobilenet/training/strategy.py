@@ -54,8 +54,9 @@ def create_strategy(name: str) -> tf.distribute.Strategy:
 def _of_all_workers() -> tf.distribute.Strategy:
     """The strategy of this worker and the others, as soon as all of them run."""
     worker = this_worker("multi_worker")
-    if worker.count > 1:
-        log.info("this is worker %d; waiting for all %d", worker.index, worker.count)
+    if worker.count == 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    log.info("this is worker %d; waiting for all %d", worker.index, worker.count)
     with interruption.ends_at_once():
         return tf.distribute.MultiWorkerMirroredStrategy()
 
@@ -84,8 +85,9 @@ def _total(values: tf.Tensor) -> Any:
 
 def wait_for_workers(strategy: tf.distribute.Strategy) -> None:
     """Returns when all workers have called it."""
-    with interruption.ends_at_once():
-        any_worker(strategy, False)
+    if worker_of(strategy).count > 1:
+        with interruption.ends_at_once():
+            any_worker(strategy, False)
 
 
 @contextlib.contextmanager

@@ -72,11 +72,13 @@ def test_a_worker_joins_the_folder_that_the_chief_has_locked_and_writes_nothing(
 
 
 SIGNALED = """
-import os, signal
+import os, signal, time
 from mobilenet import cli
 from mobilenet.training import interruption
 def run(argv):
     with interruption.ends_at_once():
+        signal.signal(signal.SIGTERM, lambda *_: None)  # as TensorFlow does
+        time.sleep({seconds})
         {inside}
     {after}
 cli.main(run)
@@ -87,7 +89,7 @@ def test_a_signal_ends_a_worker_that_waits_for_others() -> None:
     """By the system, as TensorFlow's waiting does not return to Python; afterwards by Python."""
     send = "os.kill(os.getpid(), signal.SIGTERM)"
     for inside, after, status in ((send, "pass", -signal.SIGTERM), ("pass", send, 143)):
-        code = SIGNALED.format(inside=inside, after=after)
+        code = SIGNALED.format(inside=inside, after=after, seconds=1.5 if inside == send else 0)
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == status
 
 
