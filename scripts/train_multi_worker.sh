@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Starts N workers of one run on this machine: `train_multi_worker.sh N [trainer flags]`. Worker 0, the chief, writes the run folder.
 # Worker I writes its output to LOG_DIR/worker_I.log (default: worker_logs). When one fails the others have GRACE seconds (30).
+# Ctrl-C and SIGTERM let all workers save a state, for four times as long.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
@@ -26,8 +27,18 @@ end_workers() {
   local pid
   for pid in "${workers[@]}"; do kill -"$1" "$pid" 2>/dev/null || true; done
 }
-trap 'end_workers TERM; wait; exit 143' TERM
-trap 'end_workers INT; wait; exit 130' INT
+# All workers save a state and end; those that still wait for others to start do not hear SIGTERM. Background jobs ignore SIGINT.
+interrupt() {
+  trap - TERM INT
+  end_workers TERM
+  (sleep $((4 * grace)) && end_workers KILL) &
+  local pid killer=$!
+  for pid in "${workers[@]}"; do wait "$pid" 2>/dev/null || true; done
+  kill "$killer" 2>/dev/null || true
+  exit "$1"
+}
+trap 'interrupt 143' TERM
+trap 'interrupt 130' INT
 
 for ((i = 0; i < count; i++)); do
   TF_CONFIG='{"cluster": {"worker": '"$hosts"'}, "task": {"type": "worker", "index": '"$i"'}}' \

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -321,20 +323,28 @@ case "$TF_CONFIG" in *'"index": 1'*) {second};; *) {first};; esac
 """
 
 
-def workers(tmp_path: Path, *args: str, first: str = ":", second: str = ":") -> tuple[int, str]:
-    """Exit status and stderr of the script that starts workers, which are a fake Python."""
+def start_workers(
+    tmp_path: Path, *args: str, first: str = ":", second: str = ":"
+) -> subprocess.Popen[str]:
+    """The script that starts workers, which are a fake Python."""
     fake = tmp_path / "worker"
     fake.write_text(WORKER.format(python=sys.executable, first=first, second=second))
     fake.chmod(0o755)
-    done = subprocess.run(
+    return subprocess.Popen(
         ["sh", SCRIPTS / "train_multi_worker.sh", *args],
         cwd=tmp_path,
         env={**os.environ, "PYTHON": str(fake), "LOG_DIR": "logs", "GRACE": "1"},
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    return done.returncode, done.stderr
+
+
+def workers(tmp_path: Path, *args: str, first: str = ":", second: str = ":") -> tuple[int, str]:
+    """Exit status and stderr of the script."""
+    with start_workers(tmp_path, *args, first=first, second=second) as script:
+        _, error = script.communicate()
+    return script.returncode, error
 
 
 def test_workers_get_the_flags_and_a_description_of_all(tmp_path: Path) -> None:
@@ -353,6 +363,18 @@ def test_a_failed_worker_ends_the_others(tmp_path: Path) -> None:
     assert status == 3
     assert error.splitlines()[0] == "a worker ended with status 3; last lines by worker:"
     assert error.splitlines()[2] == "worker 1: bad"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_workers_that_do_not_hear_it(tmp_path: Path, number: int) -> None:
+    """As TensorFlow does while it waits for the others."""
+    second = "echo ready; trap '' TERM; exec sleep 60"
+    with start_workers(tmp_path, "2", first="exec sleep 60", second=second) as script:
+        log = tmp_path / "logs" / "worker_1.log"
+        while not log.exists() or "ready" not in log.read_text():
+            time.sleep(0.1)
+        script.send_signal(number)
+        assert script.wait(30) == 128 + number
 
 
 @pytest.mark.parametrize(

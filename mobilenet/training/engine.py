@@ -195,9 +195,6 @@ def _run_epochs(learner: Learner, job: Job, epochs: _Epochs, states: _States) ->
                 )
     except interruption.Interrupted:
         states.save()
-        if epochs.signals.number is None:
-            worker = strategy.worker_of(tf.distribute.get_strategy())
-            raise strategy.another_has_ended(worker, "another worker") from None
         epochs.signals.deliver()
 
 
@@ -390,10 +387,13 @@ class _States(tf_keras.callbacks.Callback):
             Interrupted: a signal has arrived on any worker.
         """
         is_due = time.monotonic() - self.saved_at >= 60 * self.epochs.job.checkpoint_minutes
-        ended, is_due = strategy.any_worker(
-            tf.distribute.get_strategy(), self.epochs.signals.number is not None, is_due
-        )
-        if ended:
+        signals = self.epochs.signals
+        own = [signals.number == number for number in interruption.SIGNALS]
+        is_due, *received = strategy.any_worker(tf.distribute.get_strategy(), is_due, *own)
+        if any(received):
+            if signals.number is None:
+                log.info("another worker is interrupted")
+            signals.note(interruption.SIGNALS[received.index(True)])
             raise interruption.Interrupted
         return is_due
 

@@ -5,15 +5,13 @@ saved.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SECONDS_PER_CHECK = 0.5
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -24,30 +22,15 @@ def ends_at_once() -> Iterator[None]:
     nothing to save. A signal that is ignored stays so; outside the main thread nothing changes.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (_SIGNALS if is_main else ())}
+    before = {number: signal.getsignal(number) for number in (SIGNALS if is_main else ())}
     handlers = {number: handler for number, handler in before.items() if callable(handler)}
-    finished = threading.Event()
-    thread = threading.Thread(target=_keep_default, args=(tuple(handlers), finished), daemon=True)
-    thread.start()
+    for number in handlers:
+        signal.signal(number, signal.SIG_DFL)
     try:
         yield
     finally:
-        finished.set()
-        thread.join()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _keep_default(numbers: Sequence[int], finished: threading.Event) -> None:
-    """Gives signals the default action again and again: TensorFlow, while it connects to other
-    workers, sets a handler of SIGTERM that only takes a note.
-    """
-    libc = ctypes.CDLL(None)  # Python sets actions in its main thread only, which waits
-    is_finished = False
-    while not is_finished:
-        for number in numbers:
-            libc.signal(number, ctypes.c_void_p(int(signal.SIG_DFL)))
-        is_finished = finished.wait(_SECONDS_PER_CHECK)
 
 
 class Interrupted(BaseException):
@@ -69,7 +52,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
+            for number in SIGNALS:
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._handlers[number] = signal.signal(number, self._receive)
         return self
@@ -83,6 +66,10 @@ class Interruption:
         """Raises `Interrupted` if a signal has arrived."""
         if self.number is not None:
             raise Interrupted
+
+    def note(self, number: int) -> None:
+        """Notes a signal that another process of the same run has received."""
+        self.number = self.number or number
 
     @contextlib.contextmanager
     def immediate(self) -> Iterator[None]:
@@ -102,7 +89,7 @@ class Interruption:
             SystemExit: by the handler of a command; or here, if the handler returns.
         """
         assert self.number is not None
-        number, handler = self.number, self._handlers[self.number]
+        number, handler = self.number, self._handlers.get(self.number)  # none if it is ignored
         self._restore()
         if callable(handler):
             handler(number, None)

@@ -57,7 +57,7 @@ def _of_all_workers() -> tf.distribute.Strategy:
     if worker.count == 1:
         return tf.distribute.MultiWorkerMirroredStrategy()
     log.info("this is worker %d; waiting for all %d", worker.index, worker.count)
-    with interruption.ends_at_once():
+    with interruption.ends_at_once():  # on Ctrl-C; TensorFlow catches SIGTERM until all run
         return tf.distribute.MultiWorkerMirroredStrategy()
 
 
@@ -103,31 +103,22 @@ def ended_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
     except _NO_PEER as error:
         if worker.count == 1:
             raise
-        raise another_has_ended(worker, _other_task(strategy, error.message)) from None
+        other = _other_task(strategy, error.message)
+        raise UsageError(
+            "distribution_strategy",
+            f"multi_worker, {f'whose {other}' if other else 'of which a worker'} has ended",
+            f"all {worker.count} workers until the end",
+            "the same command on all of them continues from the last saved state",
+        ) from None
 
 
-def another_has_ended(worker: Worker, other: str) -> UsageError:
-    """The error of a worker that cannot continue without another one.
-
-    Args:
-        worker: this one.
-        other: what is known of the one that has ended.
-    """
-    return UsageError(
-        "distribution_strategy",
-        f"multi_worker, whose {other} has ended",
-        f"all {worker.count} workers until the end",
-        "the same command on all of them continues from the last saved state",
-    )
-
-
-def _other_task(strategy: tf.distribute.Strategy, message: str) -> str:
+def _other_task(strategy: tf.distribute.Strategy, message: str) -> str | None:
     """The task that an error of a collective operation names besides this one."""
     resolver = strategy.cluster_resolver
     own = (resolver.task_type, str(resolver.task_id))
     tasks = re.findall(r"/job:(\w+)(?:/replica:\d+)?/task:(\d+)", message)
     others = [f"{kind} {index}" for kind, index in tasks if (kind, index) != own]
-    return others[-1] if others else "another worker"
+    return others[-1] if others else None
 
 
 def set_precision(name: str) -> None:
