@@ -67,9 +67,10 @@ while [ "${#workers[@]}" -gt 0 ]; do
   [ "$waited" -ne $((grace + 15)) ] || end_workers KILL
   sleep 1
 done
+of_tensorflow='^[IWEF][0-9]{4} |^Additional GRPC|^:[A-Z]+:' # on connections to workers that have ended
 [ "$status" -eq 0 ] || echo "a worker ended with status $status; last lines by worker:" >&2
 for ((i = 0; i < count; i++)); do
-  [ "$status" -eq 0 ] || echo "worker $i: $(tail -n 1 "$logs/worker_$i.log")" >&2
+  [ "$status" -eq 0 ] || echo "worker $i: $(grep -vE "$of_tensorflow" "$logs/worker_$i.log" | tail -n 1)" >&2
 done
 [ "$status" -ne 0 ] || cat "$logs/worker_0.log"
 exit "$status"
