@@ -32,7 +32,7 @@ def train_step(model: Any, keras_step: Callable[[Any], Any], data: Any) -> dict[
     Returns:
         The metrics by name.
     """
-    if variables.is_single_replica():
+    if variables.are_plain():
         return dict(tf.function(keras_step, jit_compile=True)(data))
     # The optimizer of several replicas waits for all of them, which compiled code cannot do.
     images, labels, weights = tf_keras.utils.unpack_x_y_sample_weight(data)
