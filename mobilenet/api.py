@@ -544,7 +544,8 @@ def train(
             Your own model has its own.
         stages: any of train, prune, quantize and convert, in this order. Further stages can be
             added to the same folder later.
-        model_dir: the run folder; `runs/MODEL_DATASET` when left out.
+        model_dir: the run folder; `runs/MODEL_DATASET` when left out. Text with `://`, such as
+            `gs://bucket/run`, is on object storage; so may be the records of `data`.
         overwrite: replace the run in the folder.
         **config: fields of the run's config that differ from the recipe of model and data, by the
             names of the trainer's flags, such as `epochs=10`, `image_size=96` or `(48, 96)`,

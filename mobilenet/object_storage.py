@@ -25,7 +25,7 @@ from mobilenet.errors import UsageError
 
 MARKER = "complete.json"
 _UNFINISHED = ".writing-"  # between the name of an object and a random one
-_SECONDS = 45.0  # for storage to answer
+_SECONDS = 30.0  # for storage to answer
 _MOST_FILES = 1000  # of a saved model; a bucket may have millions
 _PLUGIN = "tensorflow_io"
 
@@ -56,7 +56,7 @@ def check(path: str, parameter: str) -> None:
 
     Raises:
         UsageError: this TensorFlow has no file system for its scheme; or storage refuses access or
-            does not respond within 45 seconds.
+            does not respond within 30 seconds.
     """
     scheme = path.partition("://")[0]
     if scheme not in tf.io.gfile.get_registered_schemes() and importlib.util.find_spec(_PLUGIN):

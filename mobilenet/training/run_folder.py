@@ -226,6 +226,8 @@ def joined(
     """
     folder = Path(path)
     _check_is_run(folder)
+    if overwrite and storage is not None:
+        storage.clear()
     if overwrite or not (folder / CONFIG).exists():
         return RunFolder(folder, config, is_written=False, storage=storage)
     merged = _with_stages_of(_same_run(folder, config), config)

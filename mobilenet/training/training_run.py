@@ -188,7 +188,7 @@ def _execute(
         _opened(path, resolved, overwrite, devices, storage) as opened,
         strategy.precision("float32"),
     ):
-        if start is not None and worker.is_chief:
+        if start is not None and (worker.is_chief or storage is not None):  # in each copy
             start.save(opened.path)
         strategy.wait_for_workers(devices)  # until the chief has opened the folder
         stages = pipeline.Pipeline(opened, info, resolved.stages, is_shown, devices)

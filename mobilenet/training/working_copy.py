@@ -60,14 +60,18 @@ class WorkingCopy:
             if names and CONFIG not in names:
                 expected, remedy = "a new folder or one that holds a run", "choose another folder"
                 raise UsageError("model_dir", self.address, expected, remedy)
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir()
+            self.clear()
             self._there = {name: {name: b""} for name in unfinished}
             for part, own in _by_part(dict.fromkeys(names, b"")).items():
                 self._there[part] = self._download(part, own)
         except OSError as error:
             expected = f"a folder that can be read ({error})"
             raise UsageError("model_dir", self.address, expected, "check the name") from None
+
+    def clear(self) -> None:
+        """Removes the copy of a run that is replaced; the run itself stays until `start`."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir()
 
     def _download(self, part: str, names: Mapping[str, bytes]) -> dict[str, bytes]:
         """Copies a part; returns its digests, none of one that is not complete."""

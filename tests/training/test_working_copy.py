@@ -27,6 +27,7 @@ from mobilenet.configs.run import Part  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.training import engine, owner_record, run_folder, working_copy  # noqa: E402
 from mobilenet.training import progress as progress_bars  # noqa: E402
+from mobilenet.training.stage_report import StageReport  # noqa: E402
 
 CONFIG = recipes.get("mobilenet_v1", "digits")
 PART = Part("train")
@@ -299,3 +300,23 @@ def test_a_run_on_storage_is_the_run_in_a_folder(
     assert run.file is not None and run.file.read_bytes() == content
     assert run.location == address
     assert api.train("digits", model_dir=address, **values).is_unchanged
+
+
+def test_a_worker_that_reads_sees_what_the_chief_has_published(address: str) -> None:
+    """In one process, in the order that the barriers of the workers give."""
+    with working_copy.opened(address) as copy:
+        with run_folder.opened(copy.path, CONFIG, storage=copy) as chief:
+            chief.begin()
+            files.write_text(chief.folder(PART) / "model.keras", "model")
+            report = StageReport(PART, top1=90.0, top5=99.0)
+            with working_copy.opened(address, is_written=False) as other:
+                worker = run_folder.joined(other.path, CONFIG, storage=other)
+                assert worker.finished(PART) is None
+                chief.record(report)
+                worker.reload()
+                assert worker.finished(PART) == report
+                assert (worker.folder(PART) / "model.keras").read_text() == "model"
+                worker.publish()  # writes nothing
+                replaced = run_folder.joined(other.path, CONFIG, overwrite=True, storage=other)
+                assert not any(replaced.path.iterdir())
+        assert "train/model.keras" in object_storage.list_names(address)
