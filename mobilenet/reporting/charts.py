@@ -112,8 +112,7 @@ def curves(
         return None
     text = f"{title} by epoch: {', '.join(line.label for line in lines)}"
     heading = f"{title}, {unit}" if unit else title
-    has_bands = len(stages) > 1
-    with Canvas(name, text, title=heading, space=26 if has_bands else 12) as canvas:
+    with Canvas(name, text, title=heading) as canvas:
         axes = canvas.axes
         for line in lines:
             epochs, values = zip(*line.points, strict=True)
@@ -419,7 +418,7 @@ def confusion_matrix(labels: IntArray, predictions: IntArray, names: Sequence[st
         title = f"The {len(chosen)} classes with most errors of {len(names):,}"
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     shares, counts = shares[np.ix_(chosen, chosen)], matrix[np.ix_(chosen, chosen)]
-    side = int(min(300 + 16 * len(chosen), 720))
+    side = int(min(300 + 16 * len(chosen), 760))
     with Canvas("confusion_matrix", title, side + 60, side, title) as canvas:
         axes = canvas.axes
         colors = np.zeros((*shares.shape, 4))
@@ -429,7 +428,7 @@ def confusion_matrix(labels: IntArray, predictions: IntArray, names: Sequence[st
         colors[..., 3] = np.where(shares > 0, 0.08 + 0.82 * shares, 0)
         axes.imshow(colors, interpolation="nearest", aspect="equal")
         shown = [short(names[index], 18) for index in chosen.tolist()]
-        size = 11 if len(chosen) <= _MOST_COUNTED else 8
+        size = 11 if len(chosen) <= _MOST_COUNTED else 8.5
         rotation = 90 if max(map(len, shown)) > 2 else 0
         axes.set_xticks(range(len(shown)), shown, rotation=rotation, fontsize=size)
         axes.set_yticks(range(len(shown)), shown, fontsize=size)

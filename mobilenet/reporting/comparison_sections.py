@@ -11,10 +11,10 @@ from mobilenet.reporting.sections import Section, Table, pictures, section
 
 _NONE = "–"
 _CURVES = (
-    ("loss", "val_loss", "Validation loss", "", 1.0),
-    ("top1", "val_top1", "Validation top-1", "%", 1.0),
-    ("learning_rate", "lr", "Learning rate", "", 1.0),
-    ("sparsity", "sparsity", "Sparsity", "%", 100.0),
+    ("loss", "val_loss", "Validation loss", "", 1.0, None),
+    ("top1", "val_top1", "Validation top-1", "%", 1.0, None),
+    ("learning_rate", "lr", "Learning rate", "", 1.0, 0.0),
+    ("sparsity", "sparsity", "Sparsity", "%", 100.0, 0.0),
 )
 
 
@@ -72,8 +72,9 @@ def _curves(runs: Sequence[RecordedRun]) -> Section | None:
                 )
                 for number, run in enumerate(runs)
             ],
+            least=least,
         )
-        for name, figure, title, unit, scale in _CURVES
+        for name, figure, title, unit, scale, least in _CURVES
     ]
     return section("curves", "Learning curves", [pictures(drawn)])
 

@@ -35,6 +35,7 @@ from mobilenet.training.stage_data import Kernel, Pixels, ScoredImages
 from mobilenet.training.stage_report import RunReport, StageReport
 
 _LISTED = 20  # classes and layers before a table is folded
+_BESIDE = 12  # classes in a confusion matrix next to their table
 _HISTOGRAMS = 24
 _NONE = "–"
 
@@ -168,6 +169,12 @@ def classes(run: RecordedRun) -> Section | None:
     headers = ("class", "taken for", "images", "of")
     tables = _class_tables(listed, "class")
     matrix = charts.confusion_matrix(scored.labels, scored.predictions, names)
+    frequent = Table(headers, tuple(rows), "Most frequent confusions", names=2) if pairs else None
+    first = tables[0] if tables else None
+    if len(names) <= _BESIDE:
+        drawn = [columns(pictures([matrix], "stacked"), first), frequent]
+    else:
+        drawn = [pictures([matrix], "wide"), columns(first, frequent)]
     return section(
         "classes",
         "Classes",
@@ -177,9 +184,8 @@ def classes(run: RecordedRun) -> Section | None:
                 f"Stated probabilities are {100 * fit.probability:.1f} % on average, with a "
                 f"calibration error of {100 * fit.error:.1f} points."
             ),
-            columns(pictures([matrix], "stacked"), tables[0] if tables else None),
+            *drawn,
             *tables[1:],
-            Table(headers, tuple(rows), "Most frequent confusions", names=2) if pairs else None,
         ],
     )
 

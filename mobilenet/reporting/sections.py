@@ -30,7 +30,7 @@ class Pictures:
 
     Attributes:
         pictures: in order.
-        size: `normal`, `small` of many, or `stacked` below each other.
+        size: `normal`, `small` of many, `wide` of one, or `stacked` below each other.
         title: above them.
     """
 

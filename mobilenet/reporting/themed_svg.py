@@ -115,9 +115,8 @@ class Canvas:
         name: of the picture.
         text: what it shows.
         width, height: in pixels.
-        title: above the axes, at the left.
+        title: at the top left.
         caption: see `Picture`.
-        space: between title and axes, in pixels.
     """
 
     def __init__(
@@ -128,10 +127,9 @@ class Canvas:
         height: int = 280,
         title: str = "",
         caption: str = "",
-        space: int = 12,
     ) -> None:
         self.name, self.text, self.title, self.caption = name, text, title, caption
-        self.size, self.space = (width, height), space
+        self.size = (width, height)
         self._picture: Picture | None = None
 
     def __enter__(self) -> Canvas:
@@ -144,7 +142,8 @@ class Canvas:
         self.figure: Figure = Figure(figsize=inches, dpi=72, layout="constrained")
         self.axes: Axes = self.figure.subplots()
         if self.title:
-            self.axes.set_title(self.title, loc="left", fontweight="bold", pad=self.space)
+            style = {"ha": "left", "fontsize": 13.5, "fontweight": "bold"}
+            self.figure.suptitle(self.title, x=0.008, **style)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
