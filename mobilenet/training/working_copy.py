@@ -15,11 +15,12 @@ from pathlib import Path
 
 from mobilenet import files, object_storage
 from mobilenet.errors import UsageError
+from mobilenet.training import stage_data
 from mobilenet.training.owner_record import OwnerRecord
 from mobilenet.training.run_folder import CHECKPOINTS, CONFIG, REPORT
 
 log = logging.getLogger("mobilenet")
-_LOOSE = ("tensorboard", "plots")  # folders whose files count by themselves
+_LOOSE = ("tensorboard", "plots", stage_data.FOLDER)  # folders whose files count by themselves
 _STATE_DEPTH = 3  # of checkpoints/STAGE/STATE
 _PREFIX = "mobilenet-run"
 
