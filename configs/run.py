@@ -21,7 +21,8 @@ from .quantization import QUANTIZATION, PostTraining, QuantizationAwareTraining
 STAGES = ("train", "prune", "quantize", "convert")
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam", "adamw")
 SCHEDULERS = ("exponential", "stepwise", "cosine", "constant")
-PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+FLOAT32 = "float32"
+PRECISIONS = (FLOAT32, "mixed_float16", "mixed_bfloat16")
 STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
@@ -219,7 +220,7 @@ class RunConfig(Config):
         integer=True,
     )
     jit_compile: bool = flag(False, "XLA compiles the training step, for accelerators")
-    mixed_precision: str = flag("float32", " or ".join(PRECISIONS), choices=PRECISIONS)
+    mixed_precision: str = flag(FLOAT32, " or ".join(PRECISIONS), choices=PRECISIONS)
 
     def __post_init__(self) -> None:
         super().__post_init__()

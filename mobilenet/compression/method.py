@@ -105,6 +105,7 @@ class Method(tf.Module):
         config_type: class of the configs that pick this method.
         trains: whether the model that `apply` returns is trained.
         needs_images: whether it looks at `context.training_images`.
+        needs_float32: a stage of a run trains it in float32 even if others train in 16 bits.
         average_restart_step: update after which the moving average of the weights restarts, because
             the weights before it are those of another model (0: never).
         config: what the method does.
@@ -114,6 +115,7 @@ class Method(tf.Module):
     config_type: ClassVar[type[Config]]
     trains: ClassVar[bool] = True
     needs_images: ClassVar[bool] = False
+    needs_float32: ClassVar[bool] = False
     average_restart_step: int = 0
 
     def __init__(self, config: Any, context: StageContext) -> None:
@@ -204,8 +206,8 @@ def register(method: M) -> M:
     return method
 
 
-def create(config: Config, context: StageContext) -> Method:
-    """The method that `config` asks for.
+def type_of(config: Config) -> type[Method]:
+    """The class of the method that `config` asks for.
 
     Raises:
         UsageError: nothing is registered for the config's class.
@@ -216,7 +218,16 @@ def create(config: Config, context: StageContext) -> Method:
     if type(config) not in _METHODS:
         known = ", ".join(sorted(kind.__name__ for kind in _METHODS))
         raise UsageError("method", type(config).__name__, f"a config of one of {known}")
-    return _METHODS[type(config)](config, context)
+    return _METHODS[type(config)]
+
+
+def create(config: Config, context: StageContext) -> Method:
+    """The method that `config` asks for.
+
+    Raises:
+        UsageError: nothing is registered for the config's class.
+    """
+    return type_of(config)(config, context)
 
 
 def check_plain(model: Any) -> None:

@@ -24,7 +24,7 @@ from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.card import CARD, SOFTMAX, Card, checked_labels
 from mobilenet.configs.own_model import OwnModel
-from mobilenet.configs.run import STAGES, Part, RunConfig, TrainConfig
+from mobilenet.configs.run import FLOAT32, STAGES, Part, RunConfig, TrainConfig
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError
 from mobilenet.evaluation import scoring
@@ -184,8 +184,9 @@ class Pipeline:
         if before is not None and (part.stage != "train" or before == self._own_model):
             self._origin = before.name
             model = saving.load(before).model
-            if self.config.mixed_precision != "float32":
-                model = rebuild.with_precision(model, self.config.mixed_precision)
+            precision = self._precision(part)
+            if precision != FLOAT32:
+                model = rebuild.with_precision(model, precision)
             if self._own_model is not None:  # of a MobileNet the config has a momentum that fits
                 recipe = self.config.recipe(part)
                 steps = recipe.epochs * self._steps(recipe)
@@ -306,7 +307,10 @@ class Pipeline:
     def _train(self, part: Part) -> StageReport | None:
         """Runs a stage that produces a model: `apply`, training where needed, `finalize`."""
         method_config = _METHOD_OF[part.stage](self.config)
-        strategy.set_precision(self.config.mixed_precision)
+        precision = self._precision(part)
+        if precision != self.config.mixed_precision:
+            log.info("%s: computes in %s, not in %s", part, precision, self.config.mixed_precision)
+        strategy.set_precision(precision)
         with self.strategy.scope():
             start = self._start(part)
             method = None if method_config is None else self._method(part, method_config)
@@ -324,7 +328,7 @@ class Pipeline:
             trained = None
             if trains:
                 trained = self._result(*self._fit(part, start, method, teacher), method, teacher)
-        strategy.set_precision("float32")
+        strategy.set_precision(FLOAT32)
         if not self.worker.is_chief:
             if trained is not None:
                 freeze.float32_copy(trained.plain)  # all workers read variables together
@@ -449,6 +453,13 @@ class Pipeline:
         report = StageReport(part, **_scores(held_out), **counts, **size, details=details)
         exported.write_figures(report.figures(held_out.images))
         return report
+
+    def _precision(self, part: Part) -> str:
+        """The precision in which a stage computes."""
+        config = _METHOD_OF[part.stage](self.config)
+        kind = None if config is None else methods.type_of(config)
+        needs_float32 = kind is not None and (kind.needs_float32 or not kind.trains)
+        return FLOAT32 if needs_float32 else self.config.mixed_precision
 
     def _job(self, part: Part, config: TrainConfig) -> engine.Job:
         batch, steps = self._batch(config), self._steps(config)

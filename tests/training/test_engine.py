@@ -20,7 +20,7 @@ from mobilenet.configs.pruning import MagnitudePruning  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.evaluation import scoring  # noqa: E402
 from mobilenet.models.graph import inference  # noqa: E402
-from mobilenet.training import engine  # noqa: E402
+from mobilenet.training import engine, strategy  # noqa: E402
 from mobilenet.training.ema import Average  # noqa: E402
 
 
@@ -123,6 +123,24 @@ def test_several_steps_in_one_execution_are_the_same_steps(tmp_path: Path) -> No
         np.testing.assert_allclose(one, two, atol=1e-5)
     assert (model.layers[-1].kernel.numpy() == 0).mean() == pytest.approx(0.5, abs=0.05)
     np.testing.assert_allclose(usual_rows, other_rows, atol=1e-4)
+
+
+@pytest.mark.parametrize("prunes", [False, True])
+def test_mixed_precision_trains_weights_of_32_bits(prunes: bool, tmp_path: Path) -> None:
+    method = None
+    with strategy.precision("mixed_bfloat16"):
+        model = two_layer_model()
+        if prunes:
+            context = stage_context(4 * STEPS)
+            method = create(MagnitudePruning({"classifier": 0.5}, end=0.5, frequency=2), context)
+            model = method.apply(model)
+        rows = engine.fit(model, method, make_job(tmp_path))
+    assert model.layers[-1].compute_dtype == "bfloat16"
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    for weight in model.get_weights():
+        assert weight.dtype == np.float32
+        assert (weight.view(np.uint32) & 0xFFFF).any()  # bits that bfloat16 does not have
+    assert (model.layers[-1].kernel.numpy() == 0).mean() == pytest.approx(0.5 * prunes, abs=0.05)
 
 
 def test_no_epochs_leave_the_model_unchanged(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from mobilenet.configs.run import RunConfig  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.loading import load_model  # noqa: E402
 from mobilenet.predict import open_classifier  # noqa: E402
+from mobilenet.tflite import model as flatbuffer  # noqa: E402
 from mobilenet.training import engine, resume  # noqa: E402
 from mobilenet.training.training_run import TrainingRun  # noqa: E402
 
@@ -183,11 +184,37 @@ def test_a_model_in_memory_is_fine_tuned_and_recognized(
 
 
 @pytest.mark.slow
-def test_mixed_precision_keeps_the_layers(saved: Path, photos: Path, tmp_path: Path) -> None:
-    flags = {**SHORT, "mixed_precision": "mixed_bfloat16", "stages": ("prune",)}
-    done = api.train(photos, model=saved, model_dir=tmp_path / "run", **flags)
-    assert done.report["prune"].top1 > 90
-    assert {weight.dtype.name for weight in done.model().weights} == {"float32"}
+@pytest.mark.parametrize(
+    "method",
+    [
+        *({"pruning": "magnitude"}, {"pruning": "dns"}, {"pruning": "channel", "round_to": 1}),
+        *({"quantization": "qat"}, {"quantization": "ptq"}),
+        *({"quantization": "codebook"}, {"quantization": "linear"}),
+    ],
+    ids=lambda method: next(iter(method.values())),
+)
+def test_mixed_precision_ends_in_float32_and_in_the_same_kind_of_file(
+    method: dict[str, Any], saved: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Kernels are not rounded to 16 bits; files have the types of those of other runs."""
+    stage = "prune" if "pruning" in method else "quantize"
+    flags = {**SHORT, "mixed_precision": "mixed_bfloat16", **method}
+    stages = ("train", stage, "convert")
+    done = api.train(photos, model=saved, model_dir=tmp_path / "run", stages=stages, **flags)
+    for name in ("train", stage):
+        plain = load_model(done.folder / name / "model.keras").model
+        assert {layer.compute_dtype for layer in plain.layers} == {"float32"}
+        assert {weight.dtype.name for weight in plain.weights} == {"float32"}
+        assert done.report[name].top1 > 90
+    kernel = plain.layers[-1].kernel.numpy()
+    assert (kernel.view(np.uint32) & 0xFFFF).any()  # the bits that bfloat16 does not have
+    file = flatbuffer.read(done.file)
+    is_int8 = method.get("quantization") in ("qat", "ptq")
+    line = f"{stage}: computes in float32, not in mixed_bfloat16"
+    assert (line in (done.folder / "log.txt").read_text()) == is_int8
+    types = {tensor.dtype for tensor in file.tensors}
+    assert types == ({"int8", "int32"} if is_int8 else {"float32", "int32"})
+    assert done.report["convert"].top1 > 90
 
 
 @pytest.mark.slow

@@ -42,6 +42,8 @@ class TrainQuantized(Method):
 
     config_type = QuantizationAwareTraining
     needs_images = True
+    # bfloat16 has 8 significant bits: high int8 values of an activation would coincide.
+    needs_float32 = True
     config: QuantizationAwareTraining
 
     def __init__(self, config: QuantizationAwareTraining, context: StageContext) -> None:
