@@ -85,6 +85,7 @@ SCRIPTS = {
         " --images=16",
         "unequal",
     ),
+    "worker_input": ("--images=64 --epochs=1", "tfrecord"),
 }
 
 
