@@ -79,14 +79,14 @@ def points(
         name: of the figure.
         scale: values are multiplied by it.
     """
-    found, start = [], 0
+    values, start = [], 0
     for rows in histories:
         for number, row in enumerate(rows, start + 1):
             value = finite(row.get(name))
             if value is not None:
-                found.append((float(number), scale * value))
+                values.append((float(number), scale * value))
         start += len(rows)
-    return tuple(found)
+    return tuple(values)
 
 
 def curves(
@@ -173,14 +173,16 @@ def _label_ends(axes: Any, lines: Sequence[Curve]) -> None:
     """The label of each line at its end, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     height = (high - low) or 1.0
-    ends = sorted((((line.points[-1][1] - low) / height, line) for line in lines), key=_first)
+    last_points = sorted(
+        (((line.points[-1][1] - low) / height, line) for line in lines), key=_first
+    )
     positions: list[float] = []
-    for position, _ in ends:
+    for position, _ in last_points:
         positions.append(max([position, *(p + _LEAST_GAP for p in positions[-1:])]))
     for number in range(len(positions) - 1, -1, -1):  # the highest ones, back below the top
         above = [positions[number + 1] - _LEAST_GAP] if number + 1 < len(positions) else [0.97]
         positions[number] = min(positions[number], *above)
-    for position, (_, line) in zip(positions, ends, strict=True):
+    for position, (_, line) in zip(positions, last_points, strict=True):
         axes.annotate(
             short(line.label, 18),
             (line.points[-1][0], position),
@@ -295,13 +297,13 @@ def published_models(kind: str, cost: str) -> list[tuple[float, float]]:
         kind: `released_models.FLOAT`, `QUANTIZED`, or both if empty.
         cost: `macs`; or `bytes`, four a parameter of a float model and one of a quantized one.
     """
-    found = []
+    pairs = []
     for release in released_models.ALL:
         if release.top1 is None or (kind and release.kind != kind):
             continue
         size = 1e6 * release.params_million * (4 if release.kind == released_models.FLOAT else 1)
-        found.append((size if cost == "bytes" else 1e6 * release.macs_million, release.top1))
-    return list(dict.fromkeys(found))
+        pairs.append((size if cost == "bytes" else 1e6 * release.macs_million, release.top1))
+    return list(dict.fromkeys(pairs))
 
 
 def bars(
@@ -320,7 +322,7 @@ def bars(
         rows: layer, value and what is written at its end.
         unit: of the values.
         before: a value to compare with, one a row, as a mark.
-        highest: where the axis ends.
+        highest: end of the axis.
     """
     rows = rows[:_MOST_BARS]
     if not rows:
@@ -329,14 +331,14 @@ def bars(
     with Canvas(name, title, height=height, title=title) as canvas:
         axes = canvas.axes
         axes.grid(False, axis="y")
-        places, values = range(len(rows)), [value for _, value, _ in rows]
+        positions, values = range(len(rows)), [value for _, value, _ in rows]
         if before:
-            axes.barh(places, before[: len(rows)], height=0.72, color=SOFT, alpha=0.35)
-        axes.barh(places, values, height=0.72, color=ACCENT)
+            axes.barh(positions, before[: len(rows)], height=0.72, color=SOFT, alpha=0.35)
+        axes.barh(positions, values, height=0.72, color=ACCENT)
         top = highest or max([*values, *before, 1e-9])
-        for place, (_, value, text) in enumerate(rows):
-            axes.text(value + 0.01 * top, place, text, va="center", fontsize=10.5, color=MUTED)
-        axes.set_yticks(places, [short(layer) for layer, _, _ in rows], fontsize=10.5)
+        for index, (_, value, text) in enumerate(rows):
+            axes.text(value + 0.01 * top, index, text, va="center", fontsize=10.5, color=MUTED)
+        axes.set_yticks(positions, [short(layer) for layer, _, _ in rows], fontsize=10.5)
         axes.set(ylim=(len(rows) - 0.4, -0.6), xlim=(0, top * 1.14), xlabel=unit)
     return canvas.picture
 

@@ -80,7 +80,7 @@ def _curves(runs: Sequence[RecordedRun]) -> Section | None:
 
 
 def _differences(runs: Sequence[RecordedRun]) -> Section | None:
-    found = recorded_run.differences([run.config for run in runs])
-    rows = tuple((difference.field, *difference.values) for difference in found)
+    differing = recorded_run.differences([run.config for run in runs])
+    rows = tuple((difference.field, *difference.values) for difference in differing)
     headers = ("field", *(run.name for run in runs))
     return section("config", "Differences of configs", [Table(headers, rows)] if rows else [])

@@ -70,13 +70,13 @@ def write_after_run(run: TrainingRun) -> Path | None:
 
 
 def _of_run(run: RecordedRun) -> list[Section]:
-    found = []
+    sections = []
     for build in run_sections.ALL:
         with stage_data.optional(f"{run.folder}: {build.__name__.replace('_', ' ')}"):
             section = build(run)
             if section is not None:
-                found.append(section)
-    return found
+                sections.append(section)
+    return sections
 
 
 def _of_several(runs: Sequence[RecordedRun]) -> list[Section]:

@@ -96,9 +96,9 @@ class RecordedRun:
     def scored(self) -> tuple[Part, ScoredImages] | None:
         """The test images as the last stage that was recorded scored them."""
         for stage in reversed(self.stages):
-            found = stage_data.load_scored(self.folder, stage.part.name)
-            if found is not None:
-                return stage.part, found
+            scored = stage_data.load_scored(self.folder, stage.part.name)
+            if scored is not None:
+                return stage.part, scored
         return None
 
     @functools.cached_property
@@ -110,11 +110,11 @@ class RecordedRun:
     def kernels(self) -> dict[str, list[Kernel]]:
         """Kernels by stage, in the order of stages, `start` before them."""
         start = stage_data.load_kernels(self.folder, stage_data.START)
-        found = {stage_data.START: start} | {
+        by_stage = {stage_data.START: start} | {
             stage.part.name: stage_data.load_kernels(self.folder, stage.part.name)
             for stage in self.stages
         }
-        return {name: kernels for name, kernels in found.items() if kernels}
+        return {name: kernels for name, kernels in by_stage.items() if kernels}
 
     def differences(self) -> list[Difference]:
         """Fields that differ from the recipe of model and data, the first of two values.

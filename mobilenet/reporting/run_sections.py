@@ -64,7 +64,7 @@ def figures(run: RecordedRun) -> list[Figure]:
     name = "top-1" if last.f1 is None else "accuracy"
     first = next((stage for stage in run.stages if stage.part != last.part), None)
     change = f"{first.part} {first.top1:.2f} %" if first is not None else ""
-    found = [Figure(f"{name} {what}", f"{last.top1:.2f} %", change)]
+    shown = [Figure(f"{name} {what}", f"{last.top1:.2f} %", change)]
     sized = next((stage for stage in reversed(run.stages) if stage.bytes is not None), None)
     if sized is not None:
         float_file = next((stage for stage in run.stages if stage.bytes is not None), sized)
@@ -72,14 +72,14 @@ def figures(run: RecordedRun) -> list[Figure]:
         ratio = float_file.bytes / max(sized.bytes, 1)
         note = f"{ratio:.1f} × smaller than {float_file.part} in float32" if ratio > 1.05 else ""
         label = "size of the file" if sized.part.stage == "convert" else f"size after {sized.part}"
-        found.append(Figure(label, size_of(sized.bytes), note))
+        shown.append(Figure(label, size_of(sized.bytes), note))
     timed = next((stage for stage in reversed(run.stages) if stage.latency_ms is not None), None)
     if timed is not None:
         processor = run.environment.get("processor")
         note = processor if isinstance(processor, str) else ""
         value = f"{text_tables.milliseconds(timed.latency_ms or 0.0)} ms"
-        found.append(Figure("an image, on one thread", value, note))
-    return found
+        shown.append(Figure("an image, on one thread", value, note))
+    return shown
 
 
 def size_of(count: int) -> str:
@@ -223,7 +223,7 @@ def mistakes(run: RecordedRun) -> Section | None:
     split = len(scored.worst)
     note = "Below each image its class, and what it was taken for with its probability."
     if scored.has_several_labels:
-        note = "Below each image its labels, and those that were found."
+        note = "Below each image its labels, and those that were predicted."
     return section(
         "mistakes",
         "Mistakes",
@@ -268,11 +268,11 @@ def _named(names: Sequence[str], indices: Sequence[int]) -> str:
 
 def training_images(run: RecordedRun) -> Section | None:
     """Training images as the model sees them."""
-    found = run.training_images
-    if found is None:
+    images = run.training_images
+    if images is None:
         return None
     thumbnails = []
-    for pixels, label in zip(found.pixels, found.labels, strict=True):
+    for pixels, label in zip(images.pixels, images.labels, strict=True):
         indices = [int(label)] if label.ndim == 0 else label.nonzero()[0].tolist()
         uri = data_uri(*stage_data.encoded(pixels))
         small = max(pixels.shape) <= 48
@@ -332,7 +332,7 @@ def _changes(run: RecordedRun, stage: StageReport, name: str) -> bool:
 
 
 def weights(run: RecordedRun) -> Section | None:
-    """Sparsity by layer, kept channels, changes of masks, histograms before and after."""
+    """Sparsity by layer, remaining channels, changes of masks, histograms before and after."""
     kernels = run.kernels
     changes = [
         charts.mask_changes(f"{stage.part}_mask_changes", stage.mask_changes)
@@ -370,7 +370,7 @@ def _channels(before: dict[str, Kernel], after: Sequence[Kernel]) -> Any:
         return None
     rows = [(new.layer, new.outputs, f"{new.outputs} of {old.outputs}") for old, new in pairs]
     widths = [old.outputs for old, _ in pairs]
-    return charts.bars("channels", "Kept channels", rows, "output channels", widths)
+    return charts.bars("channels", "Remaining channels", rows, "output channels", widths)
 
 
 def _histograms(before: dict[str, Kernel], after: Sequence[Kernel]) -> list[Any]:
@@ -392,17 +392,17 @@ def quantization(run: RecordedRun) -> Section | None:
     last = run.last
     verification = {} if last is None else last.details.get("verification")
     layers = verification.get("layers") if isinstance(verification, dict) else None
-    found = [
+    measured = [
         (str(row.get("layer")), ratio, str(row.get("diagnosis", "")))
         for row in (layers if isinstance(layers, list) else [])
         if isinstance(row, dict) and (ratio := finite(row.get("signal_to_noise"))) is not None
     ]
-    if not found:
+    if not measured:
         return None
-    bars = [(layer, max(ratio, 0.0), f"{ratio:.0f}") for layer, ratio, _ in found]
+    bars = [(layer, max(ratio, 0.0), f"{ratio:.0f}") for layer, ratio, _ in measured]
     rows = tuple(
         (layer, f"{ratio:.1f}", diagnosis)
-        for layer, ratio, diagnosis in sorted(found, key=lambda row: row[1])
+        for layer, ratio, diagnosis in sorted(measured, key=lambda row: row[1])
     )
     headers = ("layer", "dB", "noise comes from")
     title = "Signal-to-noise ratio of each layer"
@@ -475,12 +475,12 @@ def data_flags(config: RunConfig) -> str:
 
 def environment(run: RecordedRun) -> Section | None:
     """Seed, date, commit, processor and versions."""
-    found = run.environment
+    values = run.environment
     rows = [("seed", str(run.config.seed))]
     for name in ("date", "commit", "processor", "cores", "platform", "python"):
-        if name in found:
-            rows.append((name, str(found[name])))
-    packages = found.get("packages")
+        if name in values:
+            rows.append((name, str(values[name])))
+    packages = values.get("packages")
     if isinstance(packages, dict):
         rows += [(str(name), str(version)) for name, version in packages.items()]
     return section("environment", "Environment", [Table(("", ""), tuple(rows))])

@@ -170,16 +170,16 @@ class Section:
 
 def section(name: str, title: str, blocks: Sequence[Block | Columns | None]) -> Section | None:
     """A section of the blocks that there are; `None` without one."""
-    found = tuple(block for block in blocks if block is not None)
-    has_content = any(not isinstance(block, Note) for block in found)
-    return Section(name, title, found) if has_content else None
+    present = tuple(block for block in blocks if block is not None)
+    has_content = any(not isinstance(block, Note) for block in present)
+    return Section(name, title, present) if has_content else None
 
 
 def pictures(
-    found: Sequence[Picture | None], size: str = "normal", title: str = ""
+    every: Sequence[Picture | None], size: str = "normal", title: str = ""
 ) -> Pictures | None:
     """The pictures that there are; `None` without one."""
-    drawn = tuple(picture for picture in found if picture is not None)
+    drawn = tuple(picture for picture in every if picture is not None)
     return Pictures(drawn, size, title) if drawn else None
 
 

@@ -24,7 +24,7 @@ class TestImageRecorder:
     Args:
         preprocessing: how pixels became the images.
         activation: which turns logits into probabilities.
-        shown: how many of the worst and of the least certain images are kept.
+        shown: how many of the worst and of the least certain images are recorded.
     """
 
     __test__ = False  # pytest
@@ -35,7 +35,7 @@ class TestImageRecorder:
         self.preprocessing, self.activation, self.shown = preprocessing, activation, shown
         self._rows: list[tuple[Array, ...]] = []
         self._count = 0
-        self._kept: dict[str, list[tuple[float, int, Pixels]]] = {"worst": [], "uncertain": []}
+        self._chosen: dict[str, list[tuple[float, int, Pixels]]] = {"worst": [], "uncertain": []}
 
     def __call__(self, images: Array, labels: IntArray, logits: FloatArray) -> None:
         """Takes a batch.
@@ -49,7 +49,7 @@ class TestImageRecorder:
         row = score(np.asarray(logits, np.float64), labels)
         *_, margins, losses = row
         for name, values in (("worst", -losses), ("uncertain", margins)):
-            self._keep(name, values, images)
+            self._choose(name, values, images)
         self._rows.append((labels, *row))
         self._count += len(labels)
 
@@ -64,24 +64,24 @@ class TestImageRecorder:
         _, losses = metrics.ranks_and_losses(logits, labels, activation=activation)
         return top[:, 0], two[:, 0], two[:, 0] - two[:, 1], losses
 
-    def _keep(self, name: str, values: FloatArray, images: Array) -> None:
-        """Keeps the images of the smallest values."""
-        kept = self._kept[name]
-        limit = kept[-1][0] if len(kept) == self.shown else np.inf
+    def _choose(self, name: str, values: FloatArray, images: Array) -> None:
+        """Records the images of the smallest values."""
+        chosen = self._chosen[name]
+        limit = chosen[-1][0] if len(chosen) == self.shown else np.inf
         for number in np.argsort(values, kind="stable")[: self.shown].tolist():
             if values[number] >= limit:
                 break
             pixels = _reduced(images[number], self.preprocessing)
-            kept.append((float(values[number]), self._count + number, pixels))
-        kept.sort(key=lambda entry: entry[:2])
-        del kept[self.shown :]
+            chosen.append((float(values[number]), self._count + number, pixels))
+        chosen.sort(key=lambda entry: entry[:2])
+        del chosen[self.shown :]
 
     def result(self) -> ScoredImages:
         """All images; there must be one."""
         labels, predictions, probabilities, margins, losses = (
             np.concatenate(column) for column in zip(*self._rows, strict=True)
         )
-        worst, uncertain = self._kept["worst"], self._kept["uncertain"]
+        worst, uncertain = self._chosen["worst"], self._chosen["uncertain"]
         narrow = np.uint8 if labels.ndim == 2 else np.int32
         return ScoredImages(
             labels=labels.astype(narrow),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import logging
 import re
@@ -207,6 +208,24 @@ def test_a_thousand_classes_make_a_page_that_can_be_read(tmp_path: Path) -> None
     svg = (tmp_path / "run/plots/confusion_matrix.svg").read_text()
     assert "The 40 classes with most errors of 1,000" in svg
     assert svg.count("class ") >= 80
+
+
+def test_several_labels_an_image_have_figures_of_each_label(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", ("sky", "sea"))
+    rng = np.random.default_rng(5)
+    flags, likely = rng.integers(0, 2, (40, 2), np.uint8), rng.random((40, 2), np.float32)
+    before = stage_data.load_scored(run, "convert")
+    assert before is not None
+    fields = {"labels": flags, "predictions": likely > 0.5, "probabilities": likely}
+    stage_data.save_scored(run, "convert", dataclasses.replace(before, **fields))
+    parsed = Page(page.write([run]))
+    assert parsed.sections == SECTIONS
+    assert not (run / "plots/confusion_matrix.svg").exists()
+    for name, flag, decided in zip(("sky", "sea"), flags.T == 1, likely.T > 0.5, strict=True):
+        share = [100 * (flag & decided).sum() / part.sum() for part in (decided, flag)]
+        cells = next(cells for cells in parsed.rows if cells[0] == name)
+        assert cells[1:4] == [f"{flag.sum()}", f"{share[0]:.1f}", f"{share[1]:.1f}"]
+    assert "sky, sea" in parsed.texts and "none" in parsed.texts
 
 
 def test_several_runs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
