@@ -33,14 +33,15 @@ class WorkingCopy:
 
     Args:
         address: of the run folder, with `://`.
-        owner: of the run; `None` for a process that only reads.
+        owner: of the run; `None` once it is closed, and for a process that only reads.
+        is_written: whether this process writes the run; `publish` of a reader does nothing.
 
     Attributes:
         path: of the copy; it is removed with this object.
     """
 
-    def __init__(self, address: str, owner: OwnerRecord | None) -> None:
-        self.address, self.owner = address, owner
+    def __init__(self, address: str, owner: OwnerRecord | None, is_written: bool = True) -> None:
+        self.address, self.owner, self.is_written = address, owner, is_written
         _remove_abandoned()
         prefix = f"{_PREFIX}-{files.machine()}-{os.getpid()}-"
         self._folder = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
@@ -123,8 +124,9 @@ class WorkingCopy:
             for part in sorted({*self._there} - {*here}):
                 self._remove(part)
 
-        self.is_published = True
-        self._write(copy)
+        if self.is_written:
+            self.is_published = True
+            self._write(copy)
 
     def _write(self, action: Callable[[], None]) -> None:
         try:
@@ -188,7 +190,7 @@ def opened(address: str, is_written: bool = True) -> Iterator[WorkingCopy]:
     object_storage.check(address, "model_dir")
     owner = OwnerRecord(address) if is_written else None
     with owner.held() if owner is not None else contextlib.nullcontext():
-        copy = WorkingCopy(address, owner)
+        copy = WorkingCopy(address, owner, is_written)
         copy.download()
         with _naming(copy):
             try:

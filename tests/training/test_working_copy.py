@@ -316,7 +316,9 @@ def test_a_worker_that_reads_sees_what_the_chief_has_published(address: str) -> 
                 worker.reload()
                 assert worker.finished(PART) == report
                 assert (worker.folder(PART) / "model.keras").read_text() == "model"
-                worker.publish()  # writes nothing
+                files.write_text(other.path / "plots/own.svg", "of a worker")
+                other.publish()
+                assert "plots/own.svg" not in object_storage.list_names(address)
                 replaced = run_folder.joined(other.path, CONFIG, overwrite=True, storage=other)
                 assert not any(replaced.path.iterdir())
         assert "train/model.keras" in object_storage.list_names(address)
