@@ -11,7 +11,7 @@ from mobilenet.configs.number_formats import FLOAT32, FORMATS, INT8
 from mobilenet.configs.quantization import TARGETS
 from mobilenet.errors import UsageError
 
-TFLITE, C_ARRAY, FROZEN_GRAPH = FILE_FORMATS = ("tflite", "c_array", "frozen_graph")
+TFLITE, C_ARRAY, FROZEN_GRAPH, ONNX = FILE_FORMATS = ("tflite", "c_array", "frozen_graph", "onnx")
 IO_TYPES = ("int8", "uint8", "float32")
 OUTPUT_ACTIVATIONS = ("none", *ACTIVATIONS)
 Shape = tuple[int, int, int]

@@ -1,5 +1,5 @@
 """`python -m mobilenet.converter`: a saved model to a flatbuffer that is verified against it; or to
-a frozen graph.
+ONNX or a frozen graph.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mobilenet.configs.card import CARD, checked_labels, class_count
 from mobilenet.configs.conversion import (
     FILE_FORMATS,
     FROZEN_GRAPH,
+    ONNX,
     TFLITE,
     ConversionConfig,
     VerificationLimits,
@@ -37,7 +38,7 @@ _METHOD = cli.option(
     "ptq: post-training int8 of a float model, as --number_format int8 is",
 )
 _CONVERSION = cli.options_of(
-    ConversionConfig, batch="images a call; 0 leaves it open in a frozen graph"
+    ConversionConfig, batch="images a call; 0 leaves it open in ONNX and frozen graphs"
 )
 _LIMITS = cli.options_of(VerificationLimits)
 _FITTED = cli.option(
@@ -72,13 +73,14 @@ COMMAND = cli.Command(
             "output",
             Path,
             None,
-            "the folder; `export` (or `frozen_graph`) next to the model folder when left out",
+            "the folder; `export` (or `frozen_graph`, `onnx`) next to the model folder when left "
+            "out",
         ),
         cli.option(
             "format",
             str,
             TFLITE,
-            "tflite; c_array: with C++ sources for TensorFlow Lite Micro; or frozen_graph",
+            "tflite; c_array: with C++ sources for TensorFlow Lite Micro; onnx; or frozen_graph",
         ),
         *_CONVERSION,
         _METHOD,
@@ -116,8 +118,8 @@ def run(argv: list[str]) -> int | None:
     if options["quantization"] is not None:
         options["number_format"] = INT8
     _check_calibration(parsed, options["number_format"])
-    if file_format == FROZEN_GRAPH:
-        print(cli.table(["what", "value"], _export_frozen_graph(parsed)))
+    if file_format in (FROZEN_GRAPH, ONNX):
+        print(cli.table(["what", "value"], _export_float_graph(parsed, file_format)))
         return None
     repository = options["push_to_hub"]
     if repository is None:
@@ -187,8 +189,8 @@ def _export_flatbuffer(parsed: cli.Parsed) -> Any:
     )
 
 
-def _export_frozen_graph(parsed: cli.Parsed) -> list[tuple[str, object]]:
-    """Writes a frozen graph; returns the rows of its summary."""
+def _export_float_graph(parsed: cli.Parsed, file_format: str) -> list[tuple[str, object]]:
+    """Writes a frozen graph or ONNX; returns the rows of its summary."""
     options = parsed.options
     for name in parsed.typed:
         if name in _OF_FLATBUFFERS and (name, options[name]) != ("io", "float32"):
@@ -199,12 +201,11 @@ def _export_frozen_graph(parsed: cli.Parsed) -> list[tuple[str, object]]:
         output_activation=options["output_activation"],
     )
     with cli.starting_tensorflow():
-        from mobilenet.export import frozen_graph
         from mobilenet.export import pipeline as export_pipeline
     source = Path(options["model"])
-    target = Path(options["output"] or source.resolve().parent / "frozen_graph")
-    frozen_graph.check_target(target)
-    return export_pipeline.export_frozen_graph(
+    target = Path(options["output"] or source.resolve().parent / file_format)
+    export_pipeline.check_float_target(target, file_format)
+    return export_pipeline.export_float_graph(
         _open_source(source, options["labels"], options["license"]),
         target,
         config,
@@ -213,6 +214,7 @@ def _export_frozen_graph(parsed: cli.Parsed) -> list[tuple[str, object]]:
         lambda dataset: cli.dataset_of(parsed, dataset),
         options["preprocessing"],
         options["crop"],
+        file_format,
     )
 
 

@@ -12,6 +12,7 @@ from mobilenet.configs.card import (
     CARD,
     README,
     Card,
+    TensorType,
     class_count,
     class_numbers,
     known_activation,
@@ -55,6 +56,32 @@ def write_export(
         for name, text in sources.items():
             files.write_text(temporary / name, text)
     return Path(folder) / MODEL
+
+
+def write_float_card(
+    folder: Path, card: Card, input_shape: tuple[int, ...], classes: int, note: str
+) -> None:
+    """Writes `card.json` and `labels.txt` of a float file that is no flatbuffer.
+
+    Args:
+        folder: of the file.
+        card: of the model.
+        input_shape: `[height, width, channels]` of the file.
+        classes: outputs of the file.
+        note: about the file.
+
+    Raises:
+        UsageError: labels and classes differ in number.
+    """
+    card = file_card(card, classes, quantized=False).replace(
+        input_shape=input_shape,
+        stage="convert",
+        input=TensorType(),
+        output=TensorType(),
+        notes=(*card.notes, note),
+    )
+    files.write_json(folder / CARD, card.to_json())
+    files.write_text(folder / LABELS, "".join(f"{label}\n" for label in card.labels))
 
 
 def export_card(card: Card, verification: Verification) -> Card:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,10 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet import files
-from mobilenet.configs.card import CARD, Card, TensorType
+from mobilenet.configs.card import Card
 from mobilenet.errors import VerificationError
 from mobilenet.export import bundle, freeze
 from mobilenet.models.frozen_graph import GRAPH, INPUT, OUTPUT, FrozenGraph
-from mobilenet.runtime.classifier import LABELS
 
 TOLERANCE = 1e-5  # of the largest output
 _BATCH = 32
@@ -90,32 +90,32 @@ def write_frozen_graph(
         temporary.mkdir()
         (temporary / GRAPH).write_bytes(data)
         graph = FrozenGraph(temporary / GRAPH)
-        difference = _relative_difference(graph, model, images)
+        difference = relative_difference(lambda batch: graph(batch).numpy(), model, images)
         if not difference <= TOLERANCE:
             expected = f"outputs within {TOLERANCE:g} of the model's"
             raise VerificationError(
                 str(Path(target) / GRAPH), difference, expected, "it was not written"
             )
-        card = bundle.file_card(card, graph.output_shape[-1], quantized=False)
         note = f"frozen graph: input {INPUT}:0, output {OUTPUT}:0"
-        card = card.replace(
-            input_shape=graph.input_shape[1:],
-            stage="convert",
-            input=TensorType(),
-            output=TensorType(),
-            notes=(*card.notes, note),
-        )
-        files.write_json(temporary / CARD, card.to_json())
-        labels = "".join(f"{label}\n" for label in card.labels)
-        files.write_text(temporary / LABELS, labels)
+        classes = graph.output_shape[-1]
+        bundle.write_float_card(temporary, card, graph.input_shape[1:], classes, note)
     return Path(target) / GRAPH, difference
 
 
-def _relative_difference(graph: FrozenGraph, model: Any, images: npt.NDArray[np.float32]) -> float:
+def relative_difference(
+    run: Callable[[Any], Any], model: Any, images: npt.NDArray[np.float32]
+) -> float:
+    """The largest difference of an output from the model's, over the model's largest output.
+
+    Args:
+        run: computes the outputs of a file for images.
+        model: that it was written of.
+        images: `[n, height, width, channels]`, preprocessed.
+    """
     difference, largest = np.float64(0.0), np.float64(0.0)
     for start in range(0, len(images), _BATCH):
         batch = tf.constant(images[start : start + _BATCH])
-        expected, outputs = model(batch, training=False).numpy(), graph(batch).numpy()
+        expected, outputs = model(batch, training=False).numpy(), run(batch)
         difference = np.maximum(difference, np.abs(outputs - expected).max())  # a NaN stays one
         largest = np.maximum(largest, np.abs(expected).max())
     return float(difference / (largest or 1.0))

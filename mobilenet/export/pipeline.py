@@ -14,13 +14,27 @@ from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
 from mobilenet.compression.quantization.int8.calibration import CALIBRATION, check_images
 from mobilenet.configs.card import Card, StageFigures
-from mobilenet.configs.conversion import C_ARRAY, TFLITE, ConversionConfig, VerificationLimits
+from mobilenet.configs.conversion import (
+    C_ARRAY,
+    FROZEN_GRAPH,
+    ONNX,
+    TFLITE,
+    ConversionConfig,
+    VerificationLimits,
+)
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.number_formats import AS_TRAINED, FLOAT32, FORMATS, INT8
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError, VerificationError
-from mobilenet.export import bundle, c_array, frozen_graph, number_formats, tflite_metadata
+from mobilenet.export import (
+    bundle,
+    c_array,
+    frozen_graph,
+    number_formats,
+    onnx_graph,
+    tflite_metadata,
+)
 from mobilenet.export.calibration_data import Calibration, require_calibration
 from mobilenet.export.converted_file import ConvertedFile
 from mobilenet.export.rewrites import dynamic_range
@@ -319,7 +333,7 @@ def output_kind(card: Card, config: ConversionConfig) -> str:
     return card.outputs if card.outputs == "features" else "logits"
 
 
-def export_frozen_graph(
+def export_float_graph(
     source: str | os.PathLike[str] | Source,
     target: str | os.PathLike[str],
     config: ConversionConfig,
@@ -328,10 +342,11 @@ def export_frozen_graph(
     data_of: Callable[[str], DatasetConfig],
     preprocessing: input_preprocessing.Choice = None,
     crop: input_preprocessing.Crop = None,
+    file_format: str = FROZEN_GRAPH,
 ) -> list[tuple[str, object]]:
-    """Freezes a saved model and verifies the file before it gets its name.
+    """Writes a saved model as a frozen graph or ONNX, verified before the file gets its name.
 
-    Of a quantized folder the float model is frozen, without its ranges.
+    Of a quantized folder the float model is written, without its ranges.
 
     Args:
         source: a model folder or another saved model.
@@ -341,31 +356,56 @@ def export_frozen_graph(
         images: how many held-out images it is verified on.
         data_of: gives the data set, from the name of the one that the model was trained on.
         preprocessing, crop: see `Source.with_preprocessing`.
+        file_format: `frozen_graph` or `onnx`.
 
     Returns:
         Rows of a table about the file: what, value.
 
     Raises:
         VerificationError: the file's outputs differ from the model's; nothing is written.
-        UsageError: the model cannot be read or frozen, or the target not written.
+        UsageError: the model cannot be read or written so, or the target not written.
     """
-    frozen_graph.check_target(target)
+    check_float_target(target, file_format)
     opened = source if isinstance(source, Source) else open_source(source)
     shape, data = config.input_shape(opened.model.input_shape[1:]), data_of(opened.card.dataset)
     card = opened.with_preprocessing(preprocessing, crop, data).card
     inputs = arrays.load_images(data, "test", shape, card.preprocessing, images)
-    content = frozen_graph.serialize_graph(opened.model, batch, shape, config.activation)
     config.check_activation(card.activation, opened.model.output_shape[-1])
     card = card.replace(outputs=output_kind(card, config))
     model = frozen_graph.reference_model(opened.model, config.activation)
-    path, difference = frozen_graph.write_frozen_graph(target, content, card, model, inputs)
+    if file_format == ONNX:
+        content = onnx_graph.serialize(model, batch, shape, card.outputs)
+        path, difference = onnx_graph.write(target, content, card, model, inputs)
+        source_name, sink_name = tflite_metadata.IMAGES, card.outputs
+    else:
+        content = frozen_graph.serialize_graph(opened.model, batch, shape, config.activation)
+        path, difference = frozen_graph.write_frozen_graph(target, content, card, model, inputs)
+        source_name, sink_name = f"{INPUT}:0", f"{OUTPUT}:0"
     notes = [("note", "the float model, without its ranges")] if opened.quantized else []
     classes = model.output_shape[-1]
     return [
         ("file", path),
         *notes,
         ("bytes", f"{len(content):,}"),
-        ("input", f"{INPUT}:0, float32 {[batch or -1, *shape]}"),
-        ("output", f"{OUTPUT}:0, float32 {[batch or -1, classes]}, {card.outputs}"),
+        ("input", f"{source_name}, float32 {[batch or -1, *shape]}"),
+        ("output", f"{sink_name}, float32 {[batch or -1, classes]}, {card.outputs}"),
         ("output difference", f"{difference:.1e} of the largest, on {len(inputs)} images"),
     ]
+
+
+def check_float_target(target: str | os.PathLike[str], file_format: str) -> None:
+    """Refuses a target that cannot be written, and packages that are not installed.
+
+    Args:
+        target: the folder.
+        file_format: `frozen_graph` or `onnx`.
+
+    Raises:
+        UsageError: see `frozen_graph.check_target` and `onnx_graph.load_package`.
+    """
+    if file_format == FROZEN_GRAPH:
+        frozen_graph.check_target(target)
+        return
+    for name in onnx_graph.PACKAGES:
+        onnx_graph.load_package(name)
+    onnx_graph.check_target(target)

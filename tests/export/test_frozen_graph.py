@@ -140,7 +140,7 @@ def test_another_model_is_refused(trained_like: Callable[[str], Any], tmp_path: 
         ),
         (["--batch=-1"], "--batch: got -1"),
         (["--output_activation=relu"], "--output_activation: got 'relu'"),
-        (["--format=onnx"], "--format: got 'onnx', expected one of tflite, frozen_graph"),
+        (["--format=pb"], "--format: got 'pb', expected one of tflite, c_array, frozen_graph"),
         (["--format=tflite", "--batch=0"], "--batch: got 0"),
         (["--image_size=64"], "--image_size: got 64"),
         (["--output={full}"], "expected a new folder or one that holds a frozen graph"),
