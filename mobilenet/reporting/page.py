@@ -37,7 +37,7 @@ def write(
     """
     unique = list(dict.fromkeys(os.fspath(run) for run in runs))
     if not 0 < len(unique) <= MOST_RUNS:
-        raise UsageError("RUN", f"{len(unique)} folders", f"1 to {MOST_RUNS} folders of runs")
+        raise UsageError("runs", f"{len(unique)} folders", f"1 to {MOST_RUNS} folders of runs")
     opened = [recorded_run.read(run) for run in unique]
     return _write(opened, Path(output or (unique[0] if len(unique) == 1 else COMPARISON)))
 

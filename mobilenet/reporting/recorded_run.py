@@ -147,11 +147,11 @@ def read(path: str | os.PathLike[str], location: str = "") -> RecordedRun:
     Raises:
         UsageError: it is none, or a file of it is damaged.
     """
-    files.check_local(path, "RUN")
+    files.check_local(path, "runs")
     folder = Path(path)
     config = run_folder.stored_config(folder) if folder.is_dir() else None
     if config is None:
-        raise UsageError("RUN", str(path), f"the folder of a run, with {run_folder.CONFIG}")
+        raise UsageError("runs", str(path), f"the folder of a run, with {run_folder.CONFIG}")
     stages = run_folder.read_reports(folder)
     environment = folder / run_folder.ENVIRONMENT
     return RecordedRun(

@@ -246,7 +246,7 @@ def test_a_folder_that_is_no_run_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments in ([str(tmp_path)], [str(tmp_path / "missing")], []):
-        with pytest.raises(UsageError, match="RUN: got .*, expected .*folder"):
+        with pytest.raises(UsageError, match="runs: got .*, expected .*folder"):
             report.run(arguments)
     make_run(tmp_path / "run", ("a", "b"))
     report.run([str(tmp_path / "run"), f"--output={tmp_path / 'out'}"])
