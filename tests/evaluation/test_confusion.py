@@ -103,3 +103,8 @@ def test_certain_and_right_is_no_error() -> None:
     assert found.error == 0
     assert [found.bins[0].count, found.bins[-1].count] == [1, 2]
     assert found.bins[5].right is None
+
+
+def test_a_bin_has_its_upper_bound() -> None:
+    found = calibration(np.array([0.25, 0.25, 0.5, 1.0]), np.ones(4, bool), bins=4)
+    assert [part.count for part in found.bins] == [2, 1, 0, 1]
