@@ -5,9 +5,10 @@
 
 Each chain of stages (float training, a way to prune, a way to quantize, conversion) runs once
 without interruption. Then processes of the same command in another folder are killed, several in
-one folder: some after a random time, some while a file is being written; the last one ends by
-itself. Its weights, activation ranges and file are compared with those of the uninterrupted run:
-bit by bit with `--deterministic` (the default), else by top-1 on the test images.
+one folder and equally many in each stage: some after a random time in the stage, some while a file
+is being written; the last one ends by itself. Its weights, activation ranges and file are compared
+with those of the uninterrupted run: bit by bit with `--deterministic` (the default), else by top-1
+on the test images.
 
 Everything lies in `--work`, where another call with a larger `--kills` goes on. The processes are
 forked from one that has imported TensorFlow and not used it, which saves ten seconds each.
@@ -53,7 +54,7 @@ class Kill:
         stage: that was not finished yet.
         in_write: a temporary file or folder was there when the process was killed.
         status: exit status.
-        seconds: from the first work of the process to the signal.
+        seconds: from the first work of the process in the stage that was chosen to the signal.
         state: newest resume state of the stage; empty without one.
         ended: what the process had printed on stderr.
     """
@@ -141,6 +142,17 @@ def unfinished(folder: Path) -> str:
     return next((stage for stage in STAGES if stage not in done), "")
 
 
+def is_before(stage: str, other: str) -> bool:
+    """Whether a stage, or "" after the last one, comes before another."""
+    return (*STAGES, "").index(stage) < STAGES.index(other)
+
+
+def stage_seconds(whole: Path) -> dict[str, float]:
+    """How long each stage took in the run in a folder."""
+    stages = json.loads((whole / "report.json").read_text())["stages"]
+    return {entry["stage"]: 60 * entry["minutes"] for entry in stages}
+
+
 def wait_for_work(process: Process, folder: Path, lines: int) -> bool:
     """Waits until the log of the run has more than some lines; False if the process has ended."""
     log = folder / "log.txt"
@@ -152,15 +164,23 @@ def wait_for_work(process: Process, folder: Path, lines: int) -> bool:
 
 
 def run_until_killed(
-    chain: str, folder: Path, flags: Sequence[str], number: int, delay: float, in_write: bool
+    chain: str,
+    folder: Path,
+    flags: Sequence[str],
+    number: int,
+    stage: str,
+    delay: float,
+    in_write: bool,
 ) -> Kill | None:
-    """Starts the command and kills it `delay` seconds after its first work, or at the first write
-    after that; None if it ended before."""
+    """Starts the command and kills it `delay` seconds after its first work in `stage`, or at the
+    first write after that; None if it ended before."""
     log = folder / "log.txt"
     lines = log.read_bytes().count(b"\n") if log.exists() else 0
     process, started = Process(chain, folder, flags), time.monotonic()
     try:
         if wait_for_work(process, folder, lines):
+            while process.poll() is None and is_before(unfinished(folder), stage):
+                time.sleep(0.05)
             started = time.monotonic()
         while process.poll() is None:
             late = time.monotonic() - started >= delay
@@ -177,7 +197,7 @@ def run_until_killed(
     err = process.errors.read_text().strip()
     if status not in STATUS.values():
         sys.exit(f"{chain}: status {status}\n{err}")
-    stage = unfinished(folder)
+    stage = unfinished(folder) or STAGES[-1]
     states = sorted((folder / "checkpoints").glob(f"{stage}*/state-*"))
     name = states[-1].name if states else ""
     return Kill(chain, folder.name, stage, writing, status, round(seconds, 1), name, err)
@@ -244,16 +264,11 @@ class Campaign:
             writer = csv.writer(file)
             writer.writerows([*([columns] if is_new else []), row])
 
-    def whole(self, chain: str) -> tuple[Path, float]:
-        """The uninterrupted run of a chain, and the seconds it worked."""
-        folder, clock = self.work / f"{slug(chain)}_whole", self.work / f"{slug(chain)}.seconds"
-        if not clock.exists():
-            process = Process(chain, folder, self.flags)
-            wait_for_work(process, folder, 0)
-            started = time.monotonic()
-            process.finish()
-            clock.write_text(f"{time.monotonic() - started:.1f}")
-        return folder, float(clock.read_text())
+    def whole(self, chain: str) -> Path:
+        """The uninterrupted run of a chain."""
+        folder = self.work / f"{slug(chain)}_whole"
+        Process(chain, folder, self.flags).finish()
+        return folder
 
     def run(self, count: int, number: int) -> None:
         """Kills until there are `count` kills; each folder is then finished and compared."""
@@ -261,14 +276,15 @@ class Campaign:
         while len(self.kills) < count:
             folders = sum(path.is_dir() for path in self.work.glob("*_killed_*"))
             chain = chains[folders % len(chains)]
-            whole, seconds = self.whole(chain)
+            whole = self.whole(chain)
+            seconds = stage_seconds(whole)
             folder = self.work / f"{slug(chain)}_killed_{folders}"
             rng = random.Random(f"{self.seed} {folder.name}")
             left = min(self.per_folder, count - len(self.kills))
-            mean = seconds / (left + 1)
-            for _ in range(left):
-                delay, in_write = rng.uniform(0, 2 * mean), rng.random() < 0.4
-                kill = run_until_killed(chain, folder, self.flags, number, delay, in_write)
+            for index in range(left):
+                stage = list(seconds)[index * len(seconds) // left]
+                delay, in_write = rng.uniform(0, 0.7 * seconds[stage]), rng.random() < 0.4
+                kill = run_until_killed(chain, folder, self.flags, number, stage, delay, in_write)
                 if kill is None:
                     break
                 self.kills.append(kill)
@@ -292,7 +308,7 @@ class Campaign:
         for chain in CHAINS:
             runs = [end for end in ends if end["chain"] == chain]
             for stage in STAGES:
-                kills = [k for k in self.kills if (k.chain, k.stage or "convert") == (chain, stage)]
+                kills = [k for k in self.kills if (k.chain, k.stage) == (chain, stage)]
                 if kills:
                     writes = sum(kill.in_write for kill in kills)
                     rows.append((chain, stage, len(kills), writes, "", "", ""))
