@@ -502,12 +502,10 @@ class Pipeline:
             )
         yield from self._trackers.callbacks(part.name)
 
-    def _shown_images(self) -> npt.NDArray[np.float32]:
-        """Some training images as the model sees them, from 0 to 1."""
-        mean, std = (np.array(x) for x in (self.preprocessing.mean, self.preprocessing.std))
-        pixels = self.data.first_images(tensorboard.IMAGES) * std + mean
-        shown: npt.NDArray[np.float32] = np.clip(pixels / 255, 0, 1).astype(np.float32)
-        return shown
+    def _shown_images(self) -> npt.NDArray[np.uint8]:
+        """Some training images as the model sees them, in pixels."""
+        images = self.data.first_images(tensorboard.IMAGES)
+        return stage_recorder.pixels_of(images, self.preprocessing)
 
     def _recorder(self) -> stage_recorder.TestImageRecorder:
         return stage_recorder.TestImageRecorder(self.preprocessing, self.activation)

@@ -14,10 +14,13 @@ from tensorboard.plugins.hparams import api as hparams
 
 from mobilenet.models.graph import variables
 
-_SHOWN = ("loss", "top1", "val_loss", "val_top1", "val_auc", "val_f1")
+_SHOWN = (
+    *("loss", "top1", "val_loss", "val_top1", "val_auc", "val_f1"),
+    *("sparsity", "target_sparsity"),
+)
 IMAGES = 16
 
-Images = Callable[[], npt.NDArray[np.float32]]
+Images = Callable[[], npt.NDArray[np.uint8]]
 
 
 class Board(tf_keras.callbacks.TensorBoard):
@@ -25,16 +28,16 @@ class Board(tf_keras.callbacks.TensorBoard):
 
     Under `train/` and `validation/`, so that both are curves of one plot: `epoch_loss`,
     `epoch_top1` (percent), `epoch_learning_rate`, and, if asked for, a histogram of each weight;
-    `sparsity/LAYER`, the share of zeros in each kernel, in stages that compress; in the first stage
-    the model's graph and `training images`, as the model sees them; and the config for the HParams
-    page.
+    where a stage compresses, `sparsity/LAYER`, the share of zeros in each kernel, and of pruning
+    `epoch_sparsity` and `epoch_target_sparsity`; in the first stage the model's graph and `training
+    images`, as the model sees them; and the config for the HParams page.
 
     Args:
         folder: of the event files of this stage.
         histogram_epochs: epochs from one histogram of each weight to the next; 0 for none.
         shows_sparsity: of each kernel.
-        images: gives some training images, `[n, height, width, channels]` from 0 to 1. They and
-            the graph are written before the first epoch; without them neither is.
+        images: gives some training images, pixels `[n, height, width, channels]`. They and the
+            graph are written before the first epoch; without them neither is.
         config: the values of the HParams page, by name.
     """
 
