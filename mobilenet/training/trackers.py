@@ -114,6 +114,7 @@ class MLflow:
 
 
 _CLASSES: dict[str, type[WandB] | type[MLflow]] = {"wandb": WandB, "mlflow": MLflow}
+_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
 
 
 def check_installed(names: Iterable[str]) -> None:
@@ -124,7 +125,7 @@ def check_installed(names: Iterable[str]) -> None:
     """
     for name in names:
         if name in _CLASSES and importlib.util.find_spec(name) is None:
-            remedy = f"pip install 'mobilenet[{name}]'"
+            remedy = f"pip install {_PACKAGES[name]}"
             raise UsageError("log_to", name, f"the package {name}, which is not installed", remedy)
 
 

@@ -210,15 +210,6 @@ def test_histograms_count_every_weight(small_model: Callable[..., Any], tmp_path
     assert plots.counted(np.zeros((2, 2), np.float32))[2] == 4
 
 
-def test_mask_changes_are_drawn_in_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "plots/prune_mask_changes.png"
-    assert plots.mask_changes([[0, 40, 0], [8, 0, 3], [16, 2, 1]], "prune", path) == path
-    with Image.open(path) as image:
-        assert image.size == (640, 360)
-        colors = {color for _, color in image.convert("RGB").getcolors(1 << 20) or []}
-    assert {(214, 39, 40), (31, 119, 180)} <= colors  # a red line and a blue one
-
-
 def test_a_file_alone_is_read(float_file: Callable[[str], bytes]) -> None:
     content = tflite_model.read(float_file("mobilenet_v1"))
     result = tflite_profile.operators(content)
