@@ -72,15 +72,11 @@ class Data:
         return sorted(str(path) for path in (self.folders / "train").rglob("*.jpg"))
 
 
-def write_data(root: Path, images: int, quality: int, subsampling: int) -> Data:
-    """Class folders of cuts from two photos, the same as records, and re-encoded."""
+def cuts(images: int) -> Iterator[Any]:
+    """Cuts of `PHOTO` pixels from two photos of scikit-learn, by turns, as Pillow images."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_images
-
-    from mobilenet import data
-    from mobilenet.configs import dataset as datasets
-    from mobilenet.configs.reencoding import ReencodingConfig
 
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
     rng = np.random.default_rng(0)
@@ -88,7 +84,16 @@ def write_data(root: Path, images: int, quality: int, subsampling: int) -> Data:
         photo = photos[number % 2]
         left = int(rng.integers(0, photo.width - PHOTO[0]))
         top = int(rng.integers(0, photo.height - PHOTO[1]))
-        cut = photo.crop((left, top, left + PHOTO[0], top + PHOTO[1]))
+        yield photo.crop((left, top, left + PHOTO[0], top + PHOTO[1]))
+
+
+def write_data(root: Path, images: int, quality: int, subsampling: int) -> Data:
+    """Class folders of cuts from two photos, the same as records, and re-encoded."""
+    from mobilenet import data
+    from mobilenet.configs import dataset as datasets
+    from mobilenet.configs.reencoding import ReencodingConfig
+
+    for number, cut in enumerate(cuts(images)):
         for split in ("train", "val") if number < 2 else ("train",):
             folder = root / "folders" / split / "ab"[number % 2]
             folder.mkdir(parents=True, exist_ok=True)
@@ -239,7 +244,7 @@ def rest() -> None:
         quiet = 0 if "R" in states or "D" in states else quiet + 1
 
 
-def behind() -> float:
+def other_threads() -> float:
     """CPU time of all threads but this one."""
     return time.process_time() - time.thread_time()
 
@@ -321,7 +326,7 @@ def main() -> None:
             rows = scaling_rows(data, words.area_min, threads, words)
         else:
             variants = {
-                name: Variant(functools.partial(next, with_threads(batches, 1)), behind)
+                name: Variant(functools.partial(next, with_threads(batches, 1)), other_threads)
                 for name, batches in tensorflow_variants(data, words.area_min).items()
             }
             others = other_variants(data, words.area_min)

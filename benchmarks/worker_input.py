@@ -19,28 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import tables
-from input_pipeline import ASPECT, BATCH, PHOTO, SIZE
+from input_pipeline import ASPECT, BATCH, PHOTO, SIZE, cuts
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def write_data(root: Path, images: int) -> tuple[Path, Path]:
     """Class folders and records of the same images; a label for each."""
-    import numpy as np
-    from PIL import Image
-    from sklearn.datasets import load_sample_images
-
     from mobilenet import data
     from mobilenet.configs import dataset as datasets
     from mobilenet.configs.reencoding import ReencodingConfig
 
-    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
-    rng = np.random.default_rng(0)
-    for number in range(images):
-        photo = photos[number % 2]
-        left = int(rng.integers(0, photo.width - PHOTO[0]))
-        top = int(rng.integers(0, photo.height - PHOTO[1]))
-        cut = photo.crop((left, top, left + PHOTO[0], top + PHOTO[1]))
+    for number, cut in enumerate(cuts(images)):
         for split in ("train", "val"):
             path = root / "folders" / split / f"{number:05d}" / "image.jpg"
             path.parent.mkdir(parents=True)

@@ -261,6 +261,17 @@ class Config:
             raise error.within(str(path)) from None
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a config's JSON by dotted path; an empty object is a value."""
+    pairs: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            pairs |= flat(value, f"{prefix}{name}.")
+        else:
+            pairs[prefix + name] = value
+    return pairs
+
+
 def fitted(name: str, hint: Any, value: Any) -> Any:
     """A value as a field of that type holds it: lists become tuples, dictionaries configs.
 

@@ -232,4 +232,9 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes indented JSON with a final newline, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """Indented JSON with a final newline."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import json
 import logging
 import tempfile
 import threading
@@ -145,7 +144,7 @@ def write_bytes(path: str, content: bytes) -> None:
 
 def write_json(path: str, value: Any) -> None:
     """Writes JSON, whole or not at all; `OSError` where it cannot be written."""
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_bytes(path, files.as_json(value).encode())
 
 
 def remove(path: str) -> None:

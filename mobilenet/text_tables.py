@@ -38,6 +38,12 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n\n".join(_drawn(block, _GAP) for block in _blocks(columns, limit))
 
 
+def one_line(text: str, most: int) -> str:
+    """Text in one line of at most so many characters."""
+    words = " ".join(text.split())
+    return words if len(words) <= most else f"{words[: most - 1]}…"
+
+
 def milliseconds(value: float) -> str:
     """A time in milliseconds as all tables show it: to the microsecond."""
     return f"{value:,.3f}"

@@ -112,7 +112,7 @@ def load(
     else:
         context = input_context or tf.distribute.InputContext()
         batch_size = context.get_per_replica_batch_size(batch_size)
-        numbers = evenly_spaced(opened.size, limit)
+        numbers = held_out_numbers(opened.size, limit)
         begin, end = part_of(len(numbers), context.input_pipeline_id, context.num_input_pipelines)
         numbers = numbers[begin:end][start_step * batch_size :]
         batches = _evaluation(opened, config, scaling, size, channels, batch_size, calls, numbers)
@@ -280,7 +280,7 @@ def _evaluation(
     return batches.apply(tf.data.experimental.assert_cardinality(-(-len(numbers) // batch_size)))
 
 
-def evenly_spaced(size: int, limit: int | None) -> npt.NDArray[np.int64]:
+def held_out_numbers(size: int, limit: int | None) -> npt.NDArray[np.int64]:
     """The numbers of at most `limit` items outside training; the others are not read."""
     numbers = np.arange(size)
     return numbers if limit is None or limit >= size else numbers[numbers * limit % size < limit]

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilenet import files
+from mobilenet.text_tables import one_line
 from mobilenet.typing import IntArray
 
 MOST_DRAWN = 40  # classes in a picture, of which the names can be read
@@ -183,27 +184,23 @@ def draw(matrix: Counts, names: Sequence[str], path: str | os.PathLike[str]) -> 
     from matplotlib.figure import Figure
 
     title = f"{matrix.sum():,} images, {np.trace(matrix):,} of them right"
-    if len(names) > MOST_DRAWN:
-        errors = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * np.diag(matrix)
-        chosen = np.sort(np.argsort(-errors, kind="stable")[:MOST_DRAWN])
-        title = f"{MOST_DRAWN} classes with most errors of {len(names):,}"
-        shares = _shares(matrix)[np.ix_(chosen, chosen)]
-        matrix, names = matrix[np.ix_(chosen, chosen)], [names[index] for index in chosen]
-    else:
-        shares = _shares(matrix)
+    chosen, shares, counts = drawn_part(matrix)
+    if len(chosen) < len(names):
+        title = f"{len(chosen)} classes with most errors of {len(names):,}"
+    names = [names[index] for index in chosen.tolist()]
     side = min(4 + 0.3 * len(names), 14)
     figure = Figure(figsize=(side + 1, side), dpi=_DOTS, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks, shown = range(len(names)), [_short(name) for name in names]
+    ticks, shown = range(len(names)), [one_line(name, _LONGEST_NAME) for name in names]
     axes.set_xticks(ticks, shown, rotation=90, parse_math=False)
     axes.set_yticks(ticks, shown, parse_math=False)
     axes.set(title=title, xlabel="prediction", ylabel="class")
     figure.colorbar(image, label="share of the class", shrink=0.8)
     if len(names) <= _MOST_COUNTED:
-        for row, column in zip(*np.nonzero(matrix), strict=True):
+        for row, column in zip(*np.nonzero(counts), strict=True):
             color = "white" if shares[row, column] > 0.5 else "black"
-            count = f"{matrix[row, column]}"
+            count = f"{counts[row, column]}"
             axes.text(column, row, count, ha="center", va="center", fontsize=8, color=color)
     with files.replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of a script the font lacks
@@ -211,12 +208,18 @@ def draw(matrix: Counts, names: Sequence[str], path: str | os.PathLike[str]) -> 
     return Path(path)
 
 
-def _shares(matrix: Counts) -> npt.NDArray[np.float64]:
-    """The counts of each row as shares of its sum."""
-    shares: npt.NDArray[np.float64] = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    return shares
+def drawn_part(matrix: Counts) -> tuple[Counts, npt.NDArray[np.float64], Counts]:
+    """The part of a confusion matrix of which the names can be read in a picture.
 
+    Args:
+        matrix: counts `[classes, classes]`, see `confusion_matrix`.
 
-def _short(name: str) -> str:
-    words = " ".join(name.split())
-    return words if len(words) <= _LONGEST_NAME else f"{words[: _LONGEST_NAME - 1]}…"
+    Returns:
+        The indices of its classes: all, or of more than `MOST_DRAWN` those with most errors. The
+        shares of all images of each class, and the counts, `[chosen, chosen]`.
+    """
+    errors = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * np.diag(matrix)
+    chosen: Counts = np.sort(np.argsort(-errors, kind="stable")[:MOST_DRAWN])
+    part = np.ix_(chosen, chosen)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    return chosen, shares[part], matrix[part]

@@ -405,7 +405,7 @@ def _with_tensorflow(
             infer = inference.compile_model(model.model)
         collector = Collector(matching, *_meaning(model))
         _collect(collector, scoring.run(infer, batches), clock)
-    numbers = pipeline.evenly_spaced(opened.size, options.limit)
+    numbers = pipeline.held_out_numbers(opened.size, options.limit)
     if len(numbers) != len(collector):  # records that were left out are known on reading alone
         numbers = np.arange(len(collector))
     return _Found(collector, image_names(opened, numbers), info.labels)

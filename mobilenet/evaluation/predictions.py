@@ -184,28 +184,18 @@ class Collector:
             names: of the classes of the model, without a background; or of the labels of the data.
         """
         likely, decided = self._of_labels() if self._scores else (None, None)
-        if not self._labels:
-            return Predictions(
-                paths,
-                tuple(names),
-                self._joined("labels"),
-                self._joined("top"),
-                self._joined("probabilities"),
-                self._joined("losses").astype(np.float32),
-                likely,
-                decided,
-            )
-        assert likely is not None
-        top = metrics.top_classes(likely, TOP)
-        labels = np.concatenate(self._labels)
-        losses = metrics.label_losses(np.concatenate(self._scores), labels, self.is_probabilities)
+        if self._labels:
+            assert likely is not None
+            labels, scores = np.concatenate(self._labels), np.concatenate(self._scores)
+            top = metrics.top_classes(likely, TOP)
+            probabilities = np.take_along_axis(likely, top, axis=1)
+            losses = metrics.label_losses(scores, labels, self.is_probabilities).mean(axis=1)
+        else:
+            columns = ("labels", "top", "probabilities", "losses")
+            labels, top, probabilities, losses = map(self._joined, columns)
         return Predictions(
-            paths,
-            tuple(names),
-            labels,
-            top,
-            np.take_along_axis(likely, top, axis=1),
-            losses.mean(axis=1).astype(np.float32),
+            *(paths, tuple(names), labels, top, probabilities),
+            losses.astype(np.float32),
             likely,
             decided,
         )

@@ -50,8 +50,7 @@ def write_export(
     with files.replacing(folder) as temporary:
         temporary.mkdir()
         (temporary / MODEL).write_bytes(data)
-        files.write_json(temporary / CARD, card.to_json())
-        files.write_text(temporary / LABELS, "".join(f"{label}\n" for label in card.labels))
+        _write_card(temporary, card)
         files.write_text(temporary / README, model_card.render(card, verification))
         for name, text in sources.items():
             files.write_text(temporary / name, text)
@@ -80,6 +79,10 @@ def write_float_card(
         output=TensorType(),
         notes=(*card.notes, note),
     )
+    _write_card(folder, card)
+
+
+def _write_card(folder: Path, card: Card) -> None:
     files.write_json(folder / CARD, card.to_json())
     files.write_text(folder / LABELS, "".join(f"{label}\n" for label in card.labels))
 

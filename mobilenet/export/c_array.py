@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from mobilenet.configs.card import Card, TensorType
 from mobilenet.configs.conversion import C_ARRAY
 from mobilenet.errors import UsageError, shorten
+from mobilenet.export import programs
 from mobilenet.runtime import micro
 from mobilenet.tflite import model as tflite_model
 
@@ -127,12 +128,8 @@ constexpr int kOutputCount = {classes};  // {card.outputs}
 
 
 def _scales(name: str, tensor: TensorType | None) -> str:
-    if tensor is None or not tensor.scale:
-        return ""
-    return (
-        f"constexpr float {name}Scale = {tensor.scale!r}f;\n"
-        f"constexpr int {name}ZeroPoint = {tensor.zero_point};\n"
-    )
+    lines = [] if tensor is None else programs.cpp_constants(name, tensor)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _data(content: bytes) -> str:

@@ -90,27 +90,35 @@ def write_frozen_graph(
         temporary.mkdir()
         (temporary / GRAPH).write_bytes(data)
         graph = FrozenGraph(temporary / GRAPH)
-        difference = relative_difference(lambda batch: graph(batch).numpy(), model, images)
-        if not difference <= TOLERANCE:
-            expected = f"outputs within {TOLERANCE:g} of the model's"
-            raise VerificationError(
-                str(Path(target) / GRAPH), difference, expected, "it was not written"
-            )
+        path = Path(target) / GRAPH
+        difference = verify(path, lambda batch: graph(batch).numpy(), model, images, TOLERANCE)
         note = f"frozen graph: input {INPUT}:0, output {OUTPUT}:0"
         classes = graph.output_shape[-1]
         bundle.write_float_card(temporary, card, graph.input_shape[1:], classes, note)
-    return Path(target) / GRAPH, difference
+    return path, difference
 
 
-def relative_difference(
-    run: Callable[[Any], Any], model: Any, images: npt.NDArray[np.float32]
+def verify(
+    path: Path,
+    run: Callable[[Any], Any],
+    model: Any,
+    images: npt.NDArray[np.float32],
+    tolerance: float,
 ) -> float:
-    """The largest difference of an output from the model's, over the model's largest output.
+    """Compares the outputs of a float file with those of its model.
 
     Args:
-        run: computes the outputs of a file for images.
+        path: of the file, in errors.
+        run: computes the outputs of the file for images.
         model: that it was written of.
         images: `[n, height, width, channels]`, preprocessed.
+        tolerance: of the largest output.
+
+    Returns:
+        The largest difference of an output from the model's, over the model's largest output.
+
+    Raises:
+        VerificationError: it is above the tolerance, or no number.
     """
     difference, largest = np.float64(0.0), np.float64(0.0)
     for start in range(0, len(images), _BATCH):
@@ -118,4 +126,8 @@ def relative_difference(
         expected, outputs = model(batch, training=False).numpy(), run(batch)
         difference = np.maximum(difference, np.abs(outputs - expected).max())  # a NaN stays one
         largest = np.maximum(largest, np.abs(expected).max())
-    return float(difference / (largest or 1.0))
+    relative = float(difference / (largest or 1.0))
+    if not relative <= tolerance:
+        expected = f"outputs within {tolerance:g} of the model's"
+        raise VerificationError(str(path), relative, expected, "it was not written")
+    return relative

@@ -21,9 +21,9 @@ import tf_keras
 from mobilenet import files
 from mobilenet.configs.card import Card
 from mobilenet.configs.conversion import ONNX
-from mobilenet.errors import UsageError, VerificationError
+from mobilenet.errors import UsageError
 from mobilenet.export import bundle, freeze, tflite_metadata
-from mobilenet.export.frozen_graph import relative_difference
+from mobilenet.export.frozen_graph import verify
 from mobilenet.models.graph.calls import Call, CallList
 from mobilenet.models.graph.variables import check_finite
 from mobilenet.typing import Array, Float32Array
@@ -412,16 +412,12 @@ def write(
         rows = [session.run(None, {source.name: part})[0] for part in parts]
         return np.concatenate(rows)[: len(inputs)]
 
-    difference = relative_difference(run, model, images)
-    if not difference <= TOLERANCE:
-        expected = f"outputs within {TOLERANCE:g} of the model's"
-        raise VerificationError(
-            str(Path(target) / FILE), difference, expected, "it was not written"
-        )
+    path = Path(target) / FILE
+    difference = verify(path, run, model, images, TOLERANCE)
     note = f"ONNX: input {source.name}, output {sink.name}"
     shape = tuple(source.shape[1:])
     with files.replacing(target) as temporary:
         temporary.mkdir()
         (temporary / FILE).write_bytes(data)
         bundle.write_float_card(temporary, card, shape, sink.shape[-1], note)
-    return Path(target) / FILE, difference
+    return path, difference

@@ -129,8 +129,8 @@ def cpp(card: Card, outputs: int) -> str:
     uses_scale = pixel_offset(card.preprocessing, source) is None
     constants = [
         f"constexpr int kPixels = {height} * {width} * {channels}, kOutputs = {outputs};",
-        *(_cpp_constants("kInput", source) if uses_scale else []),
-        *_cpp_constants("kOutput", sink),
+        *(cpp_constants("kInput", source) if uses_scale else []),
+        *cpp_constants("kOutput", sink),
     ]
     value = "output[i]"
     if sink.scale:
@@ -176,7 +176,8 @@ int main() {{
 }}"""
 
 
-def _cpp_constants(name: str, tensor: TensorType) -> list[str]:
+def cpp_constants(name: str, tensor: TensorType) -> list[str]:
+    """Declarations of the scale and zero point of a quantized tensor in C++."""
     if not tensor.scale:
         return []
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from mobilenet.configs import released_models
 from mobilenet.evaluation import confusion
 from mobilenet.reporting.themed_svg import ACCENT, INK, MUTED, RED, SERIES, SOFT, Canvas, Picture
+from mobilenet.text_tables import one_line
 from mobilenet.training.stage_data import Kernel
 from mobilenet.typing import IntArray
 
@@ -55,12 +57,6 @@ class Mark:
     cost: float
     top1: float
     color: str = ACCENT
-
-
-def short(name: str, most: int = _LONGEST_NAME) -> str:
-    """A name in one line of at most so many characters."""
-    words = " ".join(name.split())
-    return words if len(words) <= most else f"{words[: most - 1]}…"
 
 
 def finite(value: Any) -> float | None:
@@ -174,7 +170,8 @@ def _label_ends(axes: Any, lines: Sequence[Curve]) -> None:
     low, high = axes.get_ylim()
     height = (high - low) or 1.0
     last_points = sorted(
-        (((line.points[-1][1] - low) / height, line) for line in lines), key=_first
+        (((line.points[-1][1] - low) / height, line) for line in lines),
+        key=operator.itemgetter(0),
     )
     positions: list[float] = []
     for position, _ in last_points:
@@ -184,7 +181,7 @@ def _label_ends(axes: Any, lines: Sequence[Curve]) -> None:
         positions[number] = min(positions[number], *above)
     for position, (_, line) in zip(positions, last_points, strict=True):
         axes.annotate(
-            short(line.label, 18),
+            one_line(line.label, 18),
             (line.points[-1][0], position),
             (7, 0),
             xycoords=axes.get_xaxis_transform(),
@@ -193,10 +190,6 @@ def _label_ends(axes: Any, lines: Sequence[Curve]) -> None:
             color=line.color,
             annotation_clip=False,
         )
-
-
-def _first(pair: tuple[float, Any]) -> float:
-    return pair[0]
 
 
 def accuracy_by_cost(
@@ -251,7 +244,7 @@ def _label_marks(axes: Any, marks: Sequence[Mark]) -> None:
         is_left = (math.log10(mark.cost) - low) / ((high - low) or 1.0) < 0.6
         near = [m for m in order[:number] if _are_near(axes, m, mark)]
         axes.annotate(
-            short(mark.label, 20),
+            one_line(mark.label, 20),
             (mark.cost, mark.top1),
             (9 if is_left else -9, -4 - 14 * len(near) if near else -4),
             textcoords="offset points",
@@ -338,7 +331,9 @@ def bars(
         top = highest or max([*values, *before, 1e-9])
         for index, (_, value, text) in enumerate(rows):
             axes.text(value + 0.01 * top, index, text, va="center", fontsize=10.5, color=MUTED)
-        axes.set_yticks(positions, [short(layer) for layer, _, _ in rows], fontsize=10.5)
+        axes.set_yticks(
+            positions, [one_line(layer, _LONGEST_NAME) for layer, _, _ in rows], fontsize=10.5
+        )
         axes.set(ylim=(len(rows) - 0.4, -0.6), xlim=(0, top * 1.14), xlabel=unit)
     return canvas.picture
 
@@ -413,13 +408,10 @@ def confusion_matrix(labels: IntArray, predictions: IntArray, names: Sequence[st
         names: of the classes.
     """
     matrix = confusion.confusion_matrix(labels, predictions, len(names))
-    chosen, title = np.arange(len(names)), "Share of each class, by prediction"
-    if len(names) > confusion.MOST_DRAWN:
-        errors = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * np.diag(matrix)
-        chosen = np.sort(np.argsort(-errors, kind="stable")[: confusion.MOST_DRAWN])
+    chosen, shares, counts = confusion.drawn_part(matrix)
+    title = "Share of each class, by prediction"
+    if len(chosen) < len(names):
         title = f"The {len(chosen)} classes with most errors of {len(names):,}"
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    shares, counts = shares[np.ix_(chosen, chosen)], matrix[np.ix_(chosen, chosen)]
     side = int(min(300 + 16 * len(chosen), 760))
     with Canvas("confusion_matrix", title, side + 60, side, title) as canvas:
         axes = canvas.axes
@@ -429,7 +421,7 @@ def confusion_matrix(labels: IntArray, predictions: IntArray, names: Sequence[st
         colors[~is_right, :3] = _rgb(RED)
         colors[..., 3] = np.where(shares > 0, 0.08 + 0.82 * shares, 0)
         axes.imshow(colors, interpolation="nearest", aspect="equal")
-        shown = [short(names[index], 18) for index in chosen.tolist()]
+        shown = [one_line(names[index], 18) for index in chosen.tolist()]
         size = 11 if len(chosen) <= _MOST_COUNTED else 8.5
         rotation = 90 if max(map(len, shown)) > 2 else 0
         axes.set_xticks(range(len(shown)), shown, rotation=rotation, fontsize=size)

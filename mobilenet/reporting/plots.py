@@ -44,13 +44,13 @@ def histograms(model: Any, folder: str | os.PathLike[str]) -> list[Path]:
     Raises:
         UsageError: a weight is not finite, or the folder cannot be written.
     """
+    from mobilenet.models.graph.roles import Graph
     from mobilenet.models.graph.variables import check_finite
-    from mobilenet.reporting import sparsity
 
     check_folder("folder", folder)
     check_finite(model)
     paths = []
-    for number, (layer, role, kernel) in enumerate(sparsity.kernels(model), start=1):
+    for number, (layer, role, kernel) in enumerate(Graph(model).kernels(), start=1):
         path = Path(folder) / f"{number:02d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', layer.name)}.png"
         with files.replacing(path) as temporary:
             _draw(temporary, f"{layer.name} ({role})", kernel)

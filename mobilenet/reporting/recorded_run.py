@@ -12,6 +12,7 @@ from typing import Any
 
 from mobilenet import files, strict_json
 from mobilenet.configs import archs, recipes
+from mobilenet.configs.base import flat
 from mobilenet.configs.card import CARD, Card, class_numbers
 from mobilenet.configs.own_model import OwnModel
 from mobilenet.configs.run import Part, RunConfig
@@ -168,23 +169,13 @@ def read(path: str | os.PathLike[str], location: str = "") -> RecordedRun:
 
 def differences(configs: Sequence[RunConfig]) -> list[Difference]:
     """Fields of which configs have different values."""
-    flat = [dict(_flat(config.to_json())) for config in configs]
-    names = dict.fromkeys(name for values in flat for name in values)
+    every = [flat(config.to_json()) for config in configs]
+    names = dict.fromkeys(name for values in every for name in values)
     return [
-        Difference(name, tuple(_shown(values.get(name)) for values in flat))
+        Difference(name, tuple(_shown(values.get(name)) for values in every))
         for name in names
-        if any(values.get(name) != flat[0].get(name) for values in flat)
+        if any(values.get(name) != every[0].get(name) for values in every)
     ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            pairs += _flat(value, f"{prefix}{name}.")
-        else:
-            pairs.append((prefix + name, value))
-    return pairs
 
 
 def _shown(value: Any) -> str:

@@ -35,7 +35,7 @@ from mobilenet.training.stage_data import Kernel, Pixels, ScoredImages
 from mobilenet.training.stage_report import RunReport, StageReport
 
 _LISTED = 20  # classes and layers before a table is folded
-_BESIDE = 12  # classes in a confusion matrix next to their table
+_FEW = 12  # classes, whose confusion matrix is next to their table
 _HISTOGRAMS = 24
 _NONE = "–"
 
@@ -139,15 +139,10 @@ def learning_curves(run: RecordedRun) -> Section | None:
             least=0,
         ),
     ]
-    note = None
-    if run.unfinished:
-        names = ", ".join(part.name for part in run.unfinished if part not in _finished(run))
-        note = Note(f"Not finished: {names}.") if names else None
+    finished = {stage.part for stage in run.stages}
+    names = ", ".join(part.name for part in run.unfinished if part not in finished)
+    note = Note(f"Not finished: {names}.") if names else None
     return section("curves", "Learning curves", [pictures(drawn), note])
-
-
-def _finished(run: RecordedRun) -> set[Any]:
-    return {stage.part for stage in run.stages}
 
 
 def classes(run: RecordedRun) -> Section | None:
@@ -159,8 +154,9 @@ def classes(run: RecordedRun) -> Section | None:
     if scored.has_several_labels:
         listed = confusion.label_figures(scored.labels, scored.predictions.astype(bool), names)
         return section("classes", "Labels", [*_class_tables(listed, "label")])
-    if int(max(scored.labels.max(), scored.predictions.max())) >= len(names):
-        names = tuple(map(str, range(int(max(scored.labels.max(), scored.predictions.max())) + 1)))
+    count = 1 + int(max(scored.labels.max(), scored.predictions.max()))
+    if count > len(names):
+        names = tuple(map(str, range(count)))
     listed = confusion.class_figures(scored.labels, scored.predictions, names)
     pairs = confusion.top_confusions(scored.labels, scored.predictions, names, 12)
     right = scored.labels == scored.predictions
@@ -171,7 +167,7 @@ def classes(run: RecordedRun) -> Section | None:
     matrix = charts.confusion_matrix(scored.labels, scored.predictions, names)
     frequent = Table(headers, tuple(rows), "Most frequent confusions", names=2) if pairs else None
     first = tables[0] if tables else None
-    if len(names) <= _BESIDE:
+    if len(names) <= _FEW:
         drawn = [columns(pictures([matrix], "stacked"), first), frequent]
     else:
         drawn = [pictures([matrix], "wide"), columns(first, frequent)]
@@ -241,27 +237,21 @@ def mistakes(run: RecordedRun) -> Section | None:
 
 
 def _thumbnail(scored: ScoredImages, names: Sequence[str], index: int, pixels: Pixels) -> Thumbnail:
-    kind, content = stage_data.encoded(pixels)
     label, prediction = scored.labels[index], scored.predictions[index]
-    if scored.has_several_labels:
-        return Thumbnail(
-            data_uri(kind, content),
-            _named(names, label.nonzero()[0].tolist()),
-            _named(names, prediction.nonzero()[0].tolist()),
-            is_wrong=bool((label != prediction).any()),
-            is_small=max(pixels.shape) <= 48,
-        )
+    probability = f"{100 * float(scored.probabilities[index]):.0f} %" if label.ndim == 0 else ""
     return Thumbnail(
-        data_uri(kind, content),
-        _named(names, [int(label)]),
-        _named(names, [int(prediction)]),
-        f"{100 * float(scored.probabilities[index]):.0f} %",
-        is_wrong=bool(label != prediction),
-        is_small=max(pixels.shape) <= 48,
+        data_uri(*stage_data.encoded(pixels)),
+        _named(names, label),
+        _named(names, prediction),
+        probability,
+        is_wrong=bool((label != prediction).any()),
+        is_small=stage_data.is_small(pixels),
     )
 
 
-def _named(names: Sequence[str], indices: Sequence[int]) -> str:
+def _named(names: Sequence[str], label: Any) -> str:
+    """The name of a class, or of each label that is 1."""
+    indices = [int(label)] if label.ndim == 0 else label.nonzero()[0].tolist()
     every = (names[index] if index < len(names) else str(index) for index in indices)
     return ", ".join(every) or "none"
 
@@ -273,10 +263,8 @@ def training_images(run: RecordedRun) -> Section | None:
         return None
     thumbnails = []
     for pixels, label in zip(images.pixels, images.labels, strict=True):
-        indices = [int(label)] if label.ndim == 0 else label.nonzero()[0].tolist()
-        uri = data_uri(*stage_data.encoded(pixels))
-        small = max(pixels.shape) <= 48
-        thumbnails.append(Thumbnail(uri, _named(run.labels, indices), is_small=small))
+        uri, small = data_uri(*stage_data.encoded(pixels)), stage_data.is_small(pixels)
+        thumbnails.append(Thumbnail(uri, _named(run.labels, label), is_small=small))
     title = "The first images of training, augmented, as the model sees them"
     return section("training", "Training images", [Gallery(title, tuple(thumbnails))])
 

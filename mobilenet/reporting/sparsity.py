@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.models.graph.roles import Graph, empty_outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,28 +33,17 @@ class Zeros:
     zero_inputs: int
 
 
-def kernels(model: Any) -> Iterator[tuple[Any, str, npt.NDArray[np.float32]]]:
-    """Layer, role and kernel of every convolution and dense layer, in the order of execution."""
-    graph = Graph(model)
-    for layer in graph.layers:
-        kernel = graph.kernel(layer)
-        if kernel is not None:
-            yield layer, graph.role(layer), np.asarray(kernel)
-
-
 def zeros(model: Any) -> list[Zeros]:
     """The zeros of every kernel, in the order of execution.
 
     A channel counts as zero by its largest magnitude: a sum of weights could cancel.
     """
-    return [_zeros(layer, role, kernel) for layer, role, kernel in kernels(model)]
+    return [_zeros(layer, role, kernel) for layer, role, kernel in Graph(model).kernels()]
 
 
 def _zeros(layer: Any, role: str, kernel: npt.NDArray[np.float32]) -> Zeros:
     *_, inputs, outputs = kernel.shape
-    # A depthwise kernel is [height, width, channels, filters a channel].
-    count = inputs * outputs if kind(layer) == "DepthwiseConv2D" else outputs
-    zero_outputs = ~kernel.reshape(-1, count).any(axis=0)
+    zero_outputs = empty_outputs(layer, kernel)
     zero_inputs = ~kernel.reshape(-1, inputs, outputs).any(axis=(0, 2))
     return Zeros(
         layer=layer.name,

@@ -124,8 +124,8 @@ class Pipeline:
         self._origin: str | None = None  # of the trained weights that a stage starts from
         trackers.check_installed(self.config.log_to)
         names = self.config.log_to if self.worker.is_chief else ()
-        values = tensorboard.flat(self.config.to_json())
-        self._trackers = trackers.Trackers(names, run.path, values)
+        self._shown_config = tensorboard.flat(self.config.to_json())
+        self._trackers = trackers.Trackers(names, run.path, self._shown_config)
 
     def execute(self) -> list[StageReport]:
         """Runs the stages that are not finished; returns the reports of all finished ones."""
@@ -497,15 +497,20 @@ class Pipeline:
                 self.run.path / "tensorboard" / part.name,
                 histogram_epochs=self.config.histogram_epochs,
                 shows_sparsity=_METHOD_OF[part.stage](self.config) is not None,
-                images=self._shown_images if part.stage == self.config.stages[0] else None,
-                config=tensorboard.flat(self.config.to_json()),
+                images=self._shown_pixels if part.stage == self.config.stages[0] else None,
+                config=self._shown_config,
             )
         yield from self._trackers.callbacks(part.name)
 
-    def _shown_images(self) -> npt.NDArray[np.uint8]:
-        """Some training images as the model sees them, in pixels."""
-        images = self.data.first_images(tensorboard.IMAGES)
-        return stage_recorder.pixels_of(images, self.preprocessing)
+    def _shown_pixels(self) -> npt.NDArray[np.uint8]:
+        return self._training_images.pixels
+
+    @functools.cached_property
+    def _training_images(self) -> stage_data.TrainingImages:
+        """Some training images as the model sees them, for TensorBoard and the report."""
+        images, labels = self.data.first_examples(stage_recorder.SHOWN)
+        pixels = stage_recorder.pixels_of(images, self.preprocessing)
+        return stage_data.TrainingImages(pixels, labels)
 
     def _recorder(self) -> stage_recorder.TestImageRecorder:
         return stage_recorder.TestImageRecorder(self.preprocessing, self.activation)
@@ -526,9 +531,7 @@ class Pipeline:
                 stage_data.save_kernels(run, part.name, stage_recorder.kernels_of(plain))
         if has_trained and not stage_data.has_training_images(run):
             with stage_data.optional("training images"):
-                images, labels = self.data.first_examples(stage_recorder.SHOWN)
-                pixels = stage_recorder.pixels_of(images, self.preprocessing)
-                stage_data.save_training_images(run, stage_data.TrainingImages(pixels, labels))
+                stage_data.save_training_images(run, self._training_images)
 
     def _record_start(self, start: Any) -> None:
         """Writes the kernels of trained weights that the first stage starts from."""

@@ -10,6 +10,7 @@ from mobilenet import data
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.run import RunConfig
 from mobilenet.data import arrays
+from mobilenet.data.in_memory import evenly_spaced
 
 
 class RunData:
@@ -80,8 +81,7 @@ class RunData:
         """At most `limit` test images, sampled evenly from the split."""
         with arrays.explain_errors(self.config.dataset, "test"):
             every = np.concatenate([images.numpy() for images, _ in self.dataset("test")])
-        chosen = np.linspace(0, len(every) - 1, min(limit, len(every))).round().astype(int)
-        images: npt.NDArray[np.float32] = every[chosen]
+        images: npt.NDArray[np.float32] = every[evenly_spaced(len(every), limit)]
         return images
 
     def calibration_images(self, count: int) -> npt.NDArray[np.float32]:

@@ -216,6 +216,12 @@ def load_training_images(run: Path) -> TrainingImages | None:
         raise UsageError(str(path), None, f"{what} ({error})", _REMEDY) from None
 
 
+def is_small(pixels: Pixels) -> bool:
+    """Whether an image, or several, has so few pixels that each of them is to be seen."""
+    height, width = pixels.shape[-3:-1]
+    return bool(max(height, width) <= _SMALL)
+
+
 def encoded(pixels: Pixels) -> tuple[str, bytes]:
     """One image as a file: its media type and content.
 
@@ -226,7 +232,7 @@ def encoded(pixels: Pixels) -> tuple[str, bytes]:
 
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     content = io.BytesIO()
-    if max(pixels.shape[:2]) <= _SMALL:
+    if is_small(pixels):
         image.save(content, "PNG", optimize=True)
         return "image/png", content.getvalue()
     image.save(content, "JPEG", quality=_QUALITY)
@@ -243,7 +249,7 @@ def _save_sheet(stem: Path, pixels: Pixels) -> None:
     whole = grid.reshape(rows * height, _COLUMNS * width, channels)
     from PIL import Image
 
-    lossless = max(height, width) <= _SMALL
+    lossless = is_small(pixels)
     image = Image.fromarray(whole[..., 0] if channels == 1 else whole)
     content = io.BytesIO()
     image.save(content, "PNG" if lossless else "JPEG", quality=_QUALITY)

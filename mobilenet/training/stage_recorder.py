@@ -9,7 +9,7 @@ import numpy as np
 from mobilenet import metrics
 from mobilenet.configs.card import SIGMOID, SOFTMAX
 from mobilenet.configs.dataset import Preprocessing
-from mobilenet.models.graph.roles import Graph, kind
+from mobilenet.models.graph.roles import Graph, empty_outputs
 from mobilenet.training.stage_data import Kernel, Pixels, ScoredImages
 from mobilenet.typing import Array, FloatArray, IntArray
 
@@ -128,15 +128,11 @@ def _reduced(image: Array, preprocessing: Preprocessing) -> Pixels:
 
 def kernels_of(model: Any) -> list[Kernel]:
     """The values of every kernel, in the order of execution."""
-    graph = Graph(model)
-    kernels = ((layer, graph.kernel(layer)) for layer in graph.layers)
-    return [
-        _kernel(layer, graph.role(layer), np.asarray(k)) for layer, k in kernels if k is not None
-    ]
+    return [_kernel(*entry) for entry in Graph(model).kernels()]
 
 
 def _kernel(layer: Any, role: str, values: FloatArray) -> Kernel:
-    count = values.shape[-1] * (values.shape[-2] if kind(layer) == "DepthwiseConv2D" else 1)
+    empty = empty_outputs(layer, values)
     filled = values[values != 0].astype(np.float64)
     counts, bounds = np.histogram(filled, _BINS)
     return Kernel(
@@ -144,8 +140,8 @@ def _kernel(layer: Any, role: str, values: FloatArray) -> Kernel:
         role=role,
         weights=values.size,
         zeros=values.size - filled.size,
-        outputs=count,
-        zero_outputs=int((~values.reshape(-1, count).any(axis=0)).sum()),
+        outputs=empty.size,
+        zero_outputs=int(empty.sum()),
         low=float(bounds[0]),
         high=float(bounds[-1]),
         counts=tuple(counts.tolist()),

@@ -12,13 +12,14 @@ import tensorflow as tf
 import tf_keras
 from tensorboard.plugins.hparams import api as hparams
 
+from mobilenet.configs import base
 from mobilenet.models.graph import variables
 
 _SHOWN = (
     *("loss", "top1", "val_loss", "val_top1", "val_auc", "val_f1"),
     *("sparsity", "target_sparsity"),
 )
-IMAGES = 16
+_IMAGES = 16
 
 Images = Callable[[], npt.NDArray[np.uint8]]
 
@@ -36,8 +37,8 @@ class Board(tf_keras.callbacks.TensorBoard):
         folder: of the event files of this stage.
         histogram_epochs: epochs from one histogram of each weight to the next; 0 for none.
         shows_sparsity: of each kernel.
-        images: gives some training images, pixels `[n, height, width, channels]`. They and the
-            graph are written before the first epoch; without them neither is.
+        images: gives some training images, pixels `[n, height, width, channels]`; at most 16 are
+            shown. They and the graph are written before the first epoch; without them neither is.
         config: the values of the HParams page, by name.
     """
 
@@ -61,7 +62,7 @@ class Board(tf_keras.callbacks.TensorBoard):
             if self.config:
                 hparams.hparams(dict(self.config))
             if self.images is not None:
-                tf.summary.image("training images", self.images(), max_outputs=IMAGES)
+                tf.summary.image("training images", self.images(), max_outputs=_IMAGES)
                 tf.summary.graph(_graph(self.model.model))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -92,13 +93,10 @@ def sparsity(model: Any) -> dict[str, float]:
     }
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | int | bool]:
+def flat(config: Mapping[str, Any]) -> dict[str, str | float | int | bool]:
     """The values of nested JSON by dotted names, as HParams and experiment trackers take them."""
-    values: dict[str, str | float | int | bool] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            values |= flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            is_plain = isinstance(value, str | float | int)
-            values[prefix + name] = value if is_plain else ",".join(str(x) for x in value)
-    return values
+    return {
+        name: value if isinstance(value, str | float | int) else ",".join(map(str, value))
+        for name, value in base.flat(config).items()
+        if value is not None and not isinstance(value, Mapping)
+    }

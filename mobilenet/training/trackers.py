@@ -7,7 +7,6 @@ folder is one run of the tracker, also when it is continued.
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 
 import tf_keras
 
-from mobilenet import files
+from mobilenet import files, strict_json
 from mobilenet.errors import UsageError
 
 log = logging.getLogger("mobilenet")
@@ -151,7 +150,9 @@ class Trackers:
 
     def _open(self) -> None:
         path = self.folder / IDS
-        known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        known: dict[str, str] = {}
+        if path.exists():
+            known = strict_json.read_object(path, "the runs of experiment trackers")
         for name in self.names:
             self.opened.append(_CLASSES[name](self.folder, self.config, known.get(name)))
             known[name] = self.opened[-1].identifier

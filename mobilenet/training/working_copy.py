@@ -87,7 +87,7 @@ class WorkingCopy:
         except ValueError as damage:
             log.warning("%s is not complete (%s); it is left out", source, damage)
             shutil.rmtree(target, ignore_errors=True)
-        return {name: digest for name, digest in self._digests().items() if _part_of(name) == part}
+        return self._digests(target)
 
     def start(self) -> None:
         """Publishes a run that begins, in place of the one that was there.
@@ -154,9 +154,12 @@ class WorkingCopy:
             object_storage.remove_folder(f"{self.address}/{part}")
         del self._there[part]
 
-    def _digests(self) -> dict[str, bytes]:
-        """The digest of each file of the copy, by its name; hidden ones are this machine's own."""
-        paths = {p.relative_to(self.path).as_posix(): p for p in self.path.rglob("*")}
+    def _digests(self, folder: Path | None = None) -> dict[str, bytes]:
+        """The digest of each file of the copy, or of a folder of it, by its name in the copy.
+
+        Hidden files are this machine's own.
+        """
+        paths = {p.relative_to(self.path).as_posix(): p for p in (folder or self.path).rglob("*")}
         return {
             name: files.sha256(path)
             for name, path in paths.items()

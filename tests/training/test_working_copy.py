@@ -87,6 +87,16 @@ def killed_at(number: int, monkeypatch: pytest.MonkeyPatch, action: Any) -> bool
     return False
 
 
+def published(address: str, config: str) -> working_copy.WorkingCopy:
+    """A copy whose run is on storage."""
+    copy = working_copy.WorkingCopy(address, None)
+    copy.path.mkdir()
+    (copy.path / "config.json").write_text(config)
+    write(copy.path, "1")
+    copy.publish()
+    return copy
+
+
 def test_a_kill_between_any_two_writes_leaves_whole_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,11 +104,7 @@ def test_a_kill_between_any_two_writes_leaves_whole_folders(
     while was_killed:
         number += 1
         address = f"ram://{tmp_path}/{number}"
-        copy = working_copy.WorkingCopy(address, None)
-        copy.path.mkdir()
-        (copy.path / "config.json").write_text("{}")
-        write(copy.path, "1")
-        copy.publish()
+        copy = published(address, "{}")
         write(copy.path, "2")
         (copy.path / "checkpoints/train/state-1").rename(tmp_path / f"old{number}")
         was_killed = killed_at(number, monkeypatch, copy.publish)
@@ -122,11 +128,7 @@ def test_a_kill_as_a_run_is_replaced_leaves_one_run(
     while was_killed:
         number += 1
         address = f"ram://{tmp_path}/{number}"
-        old = working_copy.WorkingCopy(address, None)
-        old.path.mkdir()
-        (old.path / "config.json").write_text("1")
-        write(old.path, "1")
-        old.publish()
+        published(address, "1")
         new = working_copy.WorkingCopy(address, None)
         new.download()
         for name in ("train", "checkpoints", "tensorboard", "report.json"):

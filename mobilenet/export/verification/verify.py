@@ -15,6 +15,7 @@ import numpy.typing as npt
 from mobilenet.configs.card import SIGMOID, SOFTMAX, TensorType
 from mobilenet.configs.conversion import VerificationLimits
 from mobilenet.configs.number_formats import Format
+from mobilenet.data.in_memory import evenly_spaced
 from mobilenet.errors import UsageError
 from mobilenet.export.rewrites import float_fallback
 from mobilenet.export.verification import operator_parity
@@ -235,8 +236,7 @@ def _matching_reference(logits: FloatArray, reference_logits: FloatArray) -> Flo
 
 def _sample(inputs: FloatArray) -> FloatArray:
     """A few of the images, sampled evenly."""
-    chosen = np.linspace(0, len(inputs) - 1, min(len(inputs), OPERATOR_IMAGES)).round()
-    sample: FloatArray = inputs[chosen.astype(int)]
+    sample: FloatArray = inputs[evenly_spaced(len(inputs), OPERATOR_IMAGES)]
     return sample
 
 

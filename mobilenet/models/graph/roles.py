@@ -7,8 +7,11 @@ ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 ROLES = ("stem", "depthwise", "pointwise", "fused", "squeeze_excite", "classifier", "other")
 
@@ -81,6 +84,13 @@ class Graph:
             if value is not None and kind(layer) in ("Conv2D", "DepthwiseConv2D", "Dense"):
                 return value
         return None
+
+    def kernels(self) -> Iterator[tuple[Layer, str, npt.NDArray[np.float32]]]:
+        """Layer, role and kernel of every convolution and dense layer, in the execution order."""
+        for layer in self.layers:
+            kernel = self.kernel(layer)
+            if kernel is not None:
+                yield layer, self.role(layer), np.asarray(kernel)
 
     def ancestors(self, layer: Layer) -> list[Layer]:
         """All layers that `layer` depends on, in execution order."""
@@ -193,6 +203,18 @@ class Graph:
             seen.add(id(layer))
             waiting.extend(producers)
         return seen if pooled else None
+
+
+def empty_outputs(layer: Layer, kernel: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether the weights of each output channel of a layer are all zero, `[channels]`.
+
+    Args:
+        layer: of the kernel.
+        kernel: its values; of a depthwise layer `[height, width, channels, filters a channel]`.
+    """
+    *_, inputs, outputs = kernel.shape
+    count = inputs * outputs if kind(layer) == "DepthwiseConv2D" else outputs
+    return np.logical_not(kernel.reshape(-1, count).any(axis=0))
 
 
 def unwrap(layer: Layer) -> Layer:
