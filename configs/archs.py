@@ -61,6 +61,8 @@ class MobileNetConfig(Config):
         finegrain_classification_mode: keeps the last row unscaled below width 1.
         widen_last: whether that mode still scales the last row above width 1 (slim: V2 does, V3
             and EdgeTPU never do; keras.applications' V3 wider than 1 is this mode switched off).
+        scale_stem: whether the width multiplier scales the first row as well; timm's narrow models
+            keep it.
         use_explicit_padding: pads evenly and convolves VALID, instead of SAME (other alignment,
             same sizes).
         global_pool: False pools 7x7 windows (less where the map is smaller) instead of the whole
@@ -113,6 +115,7 @@ class MobileNetConfig(Config):
     )
     finegrain_classification_mode: bool = _finegrain(False)
     widen_last: bool = True
+    scale_stem: bool = True
     use_explicit_padding: bool = flag(False, "pad evenly and convolve VALID, instead of SAME")
     global_pool: bool = True
     spatial_squeeze: bool = True

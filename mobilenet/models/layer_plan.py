@@ -212,6 +212,8 @@ def _width(config: MobileNetConfig, index: int) -> int:
     V3 does not.
     """
     filters, alpha = config.blocks[index].filters, config.width_multiplier
+    if index == 0 and not config.scale_stem:
+        return filters
     is_last = index == len(config.blocks) - 1
     if config.finegrain_classification_mode and is_last and (alpha < 1 or not config.widen_last):
         return filters

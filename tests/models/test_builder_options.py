@@ -70,6 +70,17 @@ def test_width_rules() -> None:
     assert widths("mobilenet_edgetpu", width_multiplier=0.75) == edge
 
 
+def test_a_stem_that_keeps_its_width() -> None:
+    """timm's mobilenetv3_small_050 has 16 channels in its stem, no sum in its first block."""
+    name, fields = "mobilenet_v3_large", {"width_multiplier": 0.25}
+    narrow, rows = (
+        plan_rows(archs.get(name, scale_stem=value, **fields)) for value in (True, False)
+    )
+    assert [rows[0].filters, rows[1].filters, narrow[0].filters] == [16, 8, 8]
+    assert [rows[1].residual, narrow[1].residual] == [False, True]
+    assert [row.filters for row in rows[1:]] == [row.filters for row in narrow[1:]]
+
+
 def test_expansions_and_squeezes_follow_the_narrowed_input() -> None:
     rows = [
         row
