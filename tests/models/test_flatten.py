@@ -28,7 +28,7 @@ KNOWN = frozenset(
     {
         *("InputLayer", "Conv2D", "DepthwiseConv2D", "Dense", "BatchNormalization", "ReLU"),
         *("Rescaling", "Add", "Multiply", "GlobalAveragePooling2D", "MaxPooling2D", "Flatten"),
-        *("Dropout", "ZeroPadding2D", "Activation"),
+        *("Dropout", "ZeroPadding2D", "Activation", "Reshape"),
     }
 )
 
@@ -164,6 +164,7 @@ ONE_LAYER: list[tuple[Callable[[Any], Any], list[str]]] = [
     (lambda x: x - L.ReLU()(x), ["ReLU", "Subtract"]),
     (lambda x: tf.concat([x, L.ReLU()(x)], -1), ["ReLU", "Concatenate"]),
     (lambda x: tf.reshape(x, (-1, 48)), ["Reshape"]),
+    (L.GlobalMaxPooling2D(), ["MaxPooling2D", "Reshape"]),
     (lambda x: tf.pad(x, [[0, 0], [1, 2], [0, 1], [0, 0]]), ["ZeroPadding2D"]),
     (tf_keras.activations.hard_sigmoid, ["Rescaling", "ReLU", "Rescaling"]),
     (L.Activation("hard_sigmoid"), ["Rescaling", "ReLU", "Rescaling"]),

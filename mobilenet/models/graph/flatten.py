@@ -39,7 +39,8 @@ def flatten(model: Any) -> Any:
     line of the log names. Operators on tensors (`x / 127.5 - 1`, `tf.nn.relu6(x)`, the hard-swish
     of keras.applications' MobileNetV3) become stock layers; a hard-swish or hard sigmoid, also as
     an activation function, has the form of this library's models. `Normalization` becomes
-    `Rescaling`, and `SeparableConv2D` its two convolutions.
+    `Rescaling`, `SeparableConv2D` its two convolutions, and `GlobalMaxPooling2D` a `MaxPooling2D`
+    and a `Reshape`, which have an int8 form.
 
     A layer keeps its name where that is unique; of several layers with one name, those inside a
     nested model have the nested model's name before their own (`base_conv1`). A slash in a name
