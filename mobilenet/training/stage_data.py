@@ -23,7 +23,10 @@ from mobilenet.typing import Array, Float32Array, IntArray
 log = logging.getLogger("mobilenet")
 FOLDER = "report_data"
 START = "start"  # stands for a stage: the weights that the first one starts from
-_SCORED, _KERNELS, _TRAINING = "scored_images.npz", "kernels.json", "training_images"
+_SCORED, _KERNELS = "scored_images.npz", "kernels.json"
+# TensorFlow's ram:// lists a file whose name begins with that of a folder next to it, such as a
+# stage, as if it were in that folder.
+_TRAINING = "augmented_images"
 _COLUMNS = 8  # of a contact sheet
 _SMALL = 48  # pixels; up to this side a sheet is lossless
 _QUALITY = 85  # of a JPEG

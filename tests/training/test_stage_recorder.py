@@ -83,7 +83,7 @@ def test_larger_images_are_reduced_and_stored_as_jpeg(tmp_path: Path) -> None:
     assert np.abs(pixels[0, :, :, 0].astype(int) - blocks).max() <= 3
     images = stage_data.TrainingImages(pixels, np.array([4]))
     stage_data.save_training_images(tmp_path, images)
-    assert (tmp_path / "report_data/training_images.jpg").is_file()
+    assert (tmp_path / "report_data/augmented_images.jpg").is_file()
     again = stage_data.load_training_images(tmp_path)
     assert again is not None and again.labels.tolist() == [4]
     assert np.abs(again.pixels.astype(int) - pixels).max() < 12
