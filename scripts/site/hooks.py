@@ -1,0 +1,64 @@
+"""What MkDocs calls while it builds the site: pages from outside docs/, and links between pages."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[2]
+# Pages of the site by the file of the checkout that is shown; all others are in docs/.
+COPIED = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security_policy.md",
+}
+_SOURCES = {page: source for source, page in COPIED.items()}
+# Code, which stays as it is, or a link to a file: text, path and anchor.
+_LINK = re.compile(
+    r"```.*?```|`[^`]*`\w*(?!\])|\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]"
+    r"\((?!\w+:)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)",
+    re.DOTALL,
+)
+
+
+def on_files(files: Files, config: MkDocsConfig, **kwargs: Any) -> Files:
+    """Adds the pages that are not in docs/."""
+    for source, page in COPIED.items():
+        text = (ROOT / source).read_text(encoding="utf-8")
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
+    """Makes links of the checkout links of the site."""
+    return site_links(markdown, page.file.src_uri)
+
+
+def site_links(markdown: str, page: str) -> str:
+    """Replaces paths between files of the checkout by paths between pages of the site.
+
+    Args:
+        markdown: of the page.
+        page: its path in the site's sources, such as `index.md`.
+    """
+    folder = posixpath.dirname(_SOURCES.get(page, f"docs/{page}"))
+
+    def replace(match: re.Match[str]) -> str:
+        if match["path"] is None:
+            return match[0]
+        target = posixpath.normpath(posixpath.join(folder, match["path"]))
+        if target not in COPIED and not target.startswith("docs/"):
+            return match["text"]  # of a file that the site does not have
+        target = COPIED.get(target, target.removeprefix("docs/"))
+        path = os.path.relpath(target, posixpath.dirname(page) or ".")
+        return f"[{match['text']}]({path}{match['anchor'] or ''})"
+
+    return _LINK.sub(replace, markdown)
