@@ -210,11 +210,10 @@ def mistakes(run: RecordedRun) -> Section | None:
     if run.scored is None:
         return None
     part, scored = run.scored
+    names = scored.names or [""] * len(scored.pixels)
     thumbnails = [
-        _thumbnail(scored, run.labels, index, pixels)
-        for index, pixels in zip(
-            [*scored.worst.tolist(), *scored.uncertain.tolist()], scored.pixels, strict=True
-        )
+        _thumbnail(scored, run.labels, index, pixels, name)
+        for index, pixels, name in zip(scored.shown, scored.pixels, names, strict=True)
     ]
     split = len(scored.worst)
     note = "Below each image its class, and what it was taken for with its probability."
@@ -236,14 +235,17 @@ def mistakes(run: RecordedRun) -> Section | None:
     )
 
 
-def _thumbnail(scored: ScoredImages, names: Sequence[str], index: int, pixels: Pixels) -> Thumbnail:
+def _thumbnail(
+    scored: ScoredImages, labels: Sequence[str], index: int, pixels: Pixels, path: str
+) -> Thumbnail:
     label, prediction = scored.labels[index], scored.predictions[index]
     probability = f"{100 * float(scored.probabilities[index]):.0f} %" if label.ndim == 0 else ""
     return Thumbnail(
         data_uri(*stage_data.encoded(pixels)),
-        _named(names, label),
-        _named(names, prediction),
+        _named(labels, label),
+        _named(labels, prediction),
         probability,
+        path,
         is_wrong=bool((label != prediction).any()),
         is_small=stage_data.is_small(pixels),
     )

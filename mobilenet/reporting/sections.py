@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import ClassVar, TypeAlias
 
 from mobilenet.reporting.themed_svg import Picture
@@ -82,6 +83,7 @@ class Thumbnail:
         label: the class of the image.
         prediction: what it was taken for; empty without.
         note: after the prediction, such as its probability.
+        path: of its file; empty if it is none.
         is_wrong: the prediction is.
         is_small: has so few pixels that they are to be seen.
     """
@@ -90,8 +92,14 @@ class Thumbnail:
     label: str
     prediction: str = ""
     note: str = ""
+    path: str = ""
     is_wrong: bool = False
     is_small: bool = False
+
+    @property
+    def file(self) -> str:
+        """The name of its file without folders."""
+        return PurePath(self.path).name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -525,7 +525,9 @@ class Pipeline:
         """Writes what a report shows of a stage beyond its figures."""
         run = self.run.path
         with stage_data.optional(f"what {part} gave for the test images"):
-            stage_data.save_scored(run, part.name, recorder.result())
+            scored = recorder.result()
+            names = self.data.test_names(scored.shown)
+            stage_data.save_scored(run, part.name, dataclasses.replace(scored, names=names))
         if plain is not None:
             with stage_data.optional(f"the kernels of {part}"):
                 stage_data.save_kernels(run, part.name, stage_recorder.kernels_of(plain))

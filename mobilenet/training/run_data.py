@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
@@ -9,8 +11,9 @@ import tensorflow as tf
 from mobilenet import data
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.run import RunConfig
-from mobilenet.data import arrays
+from mobilenet.data import arrays, datasets
 from mobilenet.data.in_memory import evenly_spaced
+from mobilenet.data.split import Split
 
 
 class RunData:
@@ -24,6 +27,7 @@ class RunData:
     def __init__(self, config: RunConfig, preprocessing: Preprocessing) -> None:
         self.config, self.preprocessing = config, preprocessing
         self._opened: dict[str, tf.data.Dataset] = {}
+        self._held_out: dict[str, Split] = {}
 
     def dataset(
         self,
@@ -56,10 +60,28 @@ class RunData:
             start_step=start or 0,
             input_context=context,
             data_service=data_service,
+            opened=self._split(split) if start is None else None,
         )
         if start is None:
             self._opened[split] = batches
         return batches
+
+    def _split(self, name: str) -> Split:
+        """A held-out split."""
+        if name not in self._held_out:
+            self._held_out[name] = datasets.open_split(self.config.dataset, name)
+        return self._held_out[name]
+
+    def test_names(self, numbers: Iterable[int]) -> tuple[str, ...]:
+        """The files of test images, relative to the folder of the data; none of other sources.
+
+        Bytes of a name that are no UTF-8 are written as escapes.
+        """
+        opened = self._split("test")
+        if not isinstance(opened, datasets.FileSplit):
+            return ()
+        names = (opened.files.name(number) for number in numbers)
+        return tuple(name.encode("utf-8", "backslashreplace").decode() for name in names)
 
     def first_images(self, count: int) -> npt.NDArray[np.float32]:
         """The first training inputs, with shuffled classes and augmentation as in training."""

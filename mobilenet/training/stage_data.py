@@ -58,6 +58,8 @@ class ScoredImages:
         worst: indices of the images of the highest loss, the highest first.
         uncertain: indices of the images of the smallest margin, the smallest first.
         pixels: uint8 `[worst and uncertain, height, width, channels]`, reduced.
+        names: of the files of the worst and the uncertain images, relative to the folder of the
+            data; none of images that are no files.
     """
 
     labels: IntArray
@@ -68,11 +70,17 @@ class ScoredImages:
     worst: IntArray
     uncertain: IntArray
     pixels: Pixels
+    names: tuple[str, ...] = ()
 
     @property
     def has_several_labels(self) -> bool:
         """Whether an image may have any number of labels."""
         return self.labels.ndim == 2
+
+    @property
+    def shown(self) -> list[int]:
+        """Indices of the worst and of the uncertain images, in the order of `pixels`."""
+        return [*self.worst.tolist(), *self.uncertain.tolist()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +139,7 @@ def save_scored(run: Path, stage: str, scored: ScoredImages) -> None:
     pixels = fields.pop("pixels")
     _save_sheet(folder_of(run, stage) / "scored_images", pixels)
     fields["sheet"] = np.asarray(pixels.shape, np.int64)
+    fields["names"] = np.asarray(scored.names, np.str_)
     with files.replacing(folder_of(run, stage) / _SCORED) as temporary:
         np.savez_compressed(temporary, **fields)
 
@@ -149,7 +158,8 @@ def load_scored(run: Path, stage: str) -> ScoredImages | None:
     try:
         shape = tuple(arrays.pop("sheet").tolist())
         pixels = _load_sheet(folder_of(run, stage) / "scored_images", shape)
-        scored = ScoredImages(**arrays, pixels=pixels)
+        names = tuple(map(str, arrays.pop("names").tolist()))
+        scored = ScoredImages(**arrays, pixels=pixels, names=names)
         _check_scored(scored)
         return scored
     except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -295,8 +305,9 @@ def _check_scored(scored: ScoredImages) -> None:
     for name in ("labels", "predictions", "worst", "uncertain"):
         values: Array = getattr(scored, name)
         _check(values.dtype.kind in "iub" and not (values.size and values.min() < 0), name)
-    chosen = [*scored.worst.tolist(), *scored.uncertain.tolist()]
-    _check(all(index < count for index in chosen) and len(chosen) == len(scored.pixels), "indices")
+    shown = scored.shown
+    _check(all(index < count for index in shown) and len(shown) == len(scored.pixels), "indices")
+    _check(len(scored.names) in (0, len(shown)), "names")
     for name in ("probabilities", "margins", "losses"):
         _check(bool(np.isfinite(getattr(scored, name)).all()), name)
 

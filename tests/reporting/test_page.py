@@ -89,6 +89,7 @@ def make_run(folder: Path, labels: tuple[str, ...], images: int = 40, width: flo
         rng.random(images, np.float32),
         *(np.arange(24), np.arange(16, 40)),
         PIXELS,
+        tuple(f"{labels[0]}/{n}.png" for n in [*range(24), *range(16, 40)]),
     )
     (folder / "export").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config.to_json()))
@@ -164,6 +165,10 @@ def test_images_are_those_that_were_scored(hostile: Path) -> None:
     """Also after the contact sheet; the worst, the least certain, then training images."""
     sources = [source for source in Page(hostile).all("img", "src") if PNG.match(source)]
     assert len(sources) == 48 + 24
+    titles = Page(hostile).all("span", "title")
+    for path in (f"{HOSTILE[0]}/0.png", f"{HOSTILE[0]}/39.png"):
+        assert path in titles
+    assert titles.count(f"{HOSTILE[0]}/20.png") == 2  # a worst one that is also uncertain
     for number in (0, 9, 24, 47):
         content = base64.b64decode(sources[number].partition(",")[2])
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), PIXELS[number])
@@ -273,6 +278,7 @@ def test_a_page_that_fails_does_not_fail_the_run(
         lambda fields: fields.update(sheet=np.array([48, 20, 20])),
         lambda fields: fields.update(losses=np.full(40, np.nan, np.float32)),
         lambda fields: fields.pop("margins"),
+        lambda fields: fields.update(names=fields["names"][1:]),
     ],
 )
 def test_records_that_do_not_fit_are_refused(

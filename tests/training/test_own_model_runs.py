@@ -25,7 +25,7 @@ from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.loading import load_model  # noqa: E402
 from mobilenet.predict import open_classifier  # noqa: E402
 from mobilenet.tflite import model as flatbuffer  # noqa: E402
-from mobilenet.training import engine, resume  # noqa: E402
+from mobilenet.training import engine, resume, stage_data  # noqa: E402
 from mobilenet.training.training_run import TrainingRun  # noqa: E402
 
 COLORS = ("blue", "green", "red")
@@ -117,6 +117,19 @@ def test_stages_are_evaluated_and_predict(stage: str, run: TrainingRun, photos: 
     for color in COLORS:
         photo = next((photos / "val" / color).iterdir())
         assert classifier.top_k(photo, 1)[0][0] == color
+
+
+def test_shown_test_images_have_the_names_of_their_files(run: TrainingRun, photos: Path) -> None:
+    """Pixels are those of the file but for the crop, so no other file is as similar."""
+    scored = stage_data.load_scored(run.folder, "convert")
+    assert scored is not None
+    assert len(scored.names) == len(scored.pixels) == 48
+    every = {str(path.relative_to(photos)): Image.open(path) for path in photos.glob("val/*/*")}
+    contents = {name: np.asarray(image, np.float32) for name, image in every.items()}
+    for name, pixels in zip(scored.names, scored.pixels, strict=True):
+        distances = {other: np.abs(pixels - own).mean() for other, own in contents.items()}
+        assert min(distances, key=lambda other: distances[other]) == name
+    assert 'title="val/blue/21.png">21.png<' in (run.folder / "report.html").read_text()
 
 
 def test_a_finished_run_is_recognized_without_the_file(run: TrainingRun, photos: Path) -> None:

@@ -46,10 +46,14 @@ class FileItems(Sequence[Item]):
         """What stands before each name in a path."""
         return os.path.join(self.root, "") if self.root else ""
 
+    def name(self, number: int) -> str:
+        """The name of the file with this number, as it is stored."""
+        begin, end = self.bounds[number : number + 2]
+        return os.fsdecode(self.names[begin:end])
+
     def path(self, number: int) -> Path:
         """The file with this number."""
-        begin, end = self.bounds[number : number + 2]
-        return Path(self.root, os.fsdecode(self.names[begin:end]))
+        return Path(self.root, self.name(number))
 
     def paths(self) -> Iterator[str]:
         """All files."""
