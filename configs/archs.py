@@ -1,4 +1,4 @@
-"""The seven models: one config class each, found by name; their rows are in `block_tables`.
+"""All models: one config class each, found by name; their rows are in `block_tables`.
 
 Source of fields and defaults: tensorflow/models research/mobilenet/configs/archs.py; width rules as
 in research/slim/models.
@@ -19,7 +19,11 @@ from mobilenet.configs.block_tables import (
     V2_BLOCKS,
     V3_LARGE_BLOCKS,
     V3_SMALL_BLOCKS,
+    V4_CONV_LARGE_BLOCKS,
+    V4_CONV_MEDIUM_BLOCKS,
+    V4_CONV_SMALL_BLOCKS,
     BlockConfig,
+    UniversalBottleneckConfig,
     minimalistic,
 )
 from mobilenet.errors import UsageError
@@ -59,8 +63,8 @@ class MobileNetConfig(Config):
         output_stride: once the strides multiply to it, later ones become dilations (atrous);
             `None` keeps all.
         finegrain_classification_mode: keeps the last row unscaled below width 1.
-        widen_last: whether that mode still scales the last row above width 1 (slim: V2 does, V3
-            and EdgeTPU never do; keras.applications' V3 wider than 1 is this mode switched off).
+        widen_last: whether that mode still scales the last row above width 1 (slim: V2 does; V3,
+            EdgeTPU and V4 never do; keras.applications' V3 wider than 1 is this mode switched off).
         scale_stem: whether the width multiplier scales the first row as well; timm's narrow models
             keep it.
         use_explicit_padding: pads evenly and convolves VALID, instead of SAME (other alignment,
@@ -72,8 +76,8 @@ class MobileNetConfig(Config):
         dropout_keep_prob: share kept by the dropout before the logits.
         weight_decay: L2 on convolution kernels, depthwise ones only with `regularize_depthwise`.
         stddev: of the truncated normal that initializes kernels; negative selects Glorot's uniform.
-        activation_name: unused by the seven models, whose rows carry their own; kept for models of
-            your own.
+        activation_name: unused by our models, whose rows carry their own; kept for models of your
+            own.
         normalization_name: `batch_norm`, `layer_norm` or `group_norm` (at most 32 groups).
         batch_norm_decay: momentum of the moving statistics. `None` stands for 0.99 with random
             weights and 0.9 where weights are loaded: few steps of fine-tuning would be evaluated
@@ -222,6 +226,44 @@ class MobileNetEdgeTPUConfig(MobileNetV3Config):
     blocks: tuple[BlockConfig, ...] = EDGETPU_BLOCKS
 
 
+@dataclasses.dataclass(frozen=True)
+class MobileNetV4Config(MobileNetConfig):
+    """What the convolutional MobileNetV4 share (arXiv 2404.10518).
+
+    Weights of timm were trained with `use_explicit_padding` and a `batch_norm_epsilon` of 1e-5.
+    """
+
+    name: str = "MobileNetV4"
+    finegrain_classification_mode: bool = _finegrain(True)
+    widen_last: bool = False
+    scale_stem: bool = False
+    weight_decay: float = _weight_decay(2e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class MobileNetV4ConvSmallConfig(MobileNetV4Config):
+    """MobileNetV4-Conv-Small."""
+
+    name: str = "MobileNetV4ConvSmall"
+    blocks: tuple[BlockConfig, ...] = V4_CONV_SMALL_BLOCKS
+
+
+@dataclasses.dataclass(frozen=True)
+class MobileNetV4ConvMediumConfig(MobileNetV4Config):
+    """MobileNetV4-Conv-Medium."""
+
+    name: str = "MobileNetV4ConvMedium"
+    blocks: tuple[BlockConfig, ...] = V4_CONV_MEDIUM_BLOCKS
+
+
+@dataclasses.dataclass(frozen=True)
+class MobileNetV4ConvLargeConfig(MobileNetV4Config):
+    """MobileNetV4-Conv-Large."""
+
+    name: str = "MobileNetV4ConvLarge"
+    blocks: tuple[BlockConfig, ...] = V4_CONV_LARGE_BLOCKS
+
+
 ALL: Mapping[str, type[MobileNetConfig]] = MappingProxyType(
     {
         "mobilenet_v1": MobileNetV1Config,
@@ -231,6 +273,9 @@ ALL: Mapping[str, type[MobileNetConfig]] = MappingProxyType(
         "mobilenet_v3_small_minimalistic": MobileNetV3SmallMinimalisticConfig,
         "mobilenet_v3_large_minimalistic": MobileNetV3LargeMinimalisticConfig,
         "mobilenet_edgetpu": MobileNetEdgeTPUConfig,
+        "mobilenet_v4_conv_small": MobileNetV4ConvSmallConfig,
+        "mobilenet_v4_conv_medium": MobileNetV4ConvMediumConfig,
+        "mobilenet_v4_conv_large": MobileNetV4ConvLargeConfig,
     }
 )
 
@@ -281,6 +326,11 @@ __all__ = [
     "MobileNetV3LargeMinimalisticConfig",
     "MobileNetV3SmallConfig",
     "MobileNetV3SmallMinimalisticConfig",
+    "MobileNetV4Config",
+    "MobileNetV4ConvLargeConfig",
+    "MobileNetV4ConvMediumConfig",
+    "MobileNetV4ConvSmallConfig",
+    "UniversalBottleneckConfig",
     "config_of",
     "get",
     "names",

@@ -1,18 +1,23 @@
-"""The rows of the seven models: one frozen dataclass a row, one table a model.
+"""The rows of all models: one frozen dataclass a row, one table a model.
 
 Source: tensorflow/models research/slim/models/mobilenet_v1.py and research/slim/models/mobilenet/
-mobilenet_v2.py, mobilenet_v3.py.
+mobilenet_v2.py, mobilenet_v3.py; V4 as timm 1.0.29 has it (arXiv 2404.10518).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from mobilenet.configs.base import Config, checked
 
 ACTIVATIONS = ("relu", "relu6", "elu", "swish", "hard_swish", "sigmoid", "hard_sigmoid", "softmax")
 BLOCK_TYPES = ("Conv", "DepSepConv", "InvertedResConv", "GlobalPooling")
+_UNIVERSAL = "UniversalInvertedBottleneck"
 _LARGEST_SIDE, _LARGEST_EXPANSION = 1000, 1000
+_KERNEL: Mapping[str, Any] = MappingProxyType({"least": 1, "most": _LARGEST_SIDE, "integer": True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,7 @@ class BlockConfig(Config):
     """
 
     block_type: str = checked("Conv", choices=BLOCK_TYPES)
-    kernel: tuple[int, int] = checked((3, 3), least=1, most=_LARGEST_SIDE, integer=True)
+    kernel: tuple[int, int] = checked((3, 3), **_KERNEL)
     stride: int = checked(1, least=1, integer=True)
     filters: int = checked(32, least=1, integer=True)
     activation_name: str = checked("relu6", choices=ACTIVATIONS)
@@ -45,6 +50,27 @@ class BlockConfig(Config):
     residual: bool = True
     use_bias: bool = False
     normalization: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class UniversalBottleneckConfig(BlockConfig):
+    """One universal inverted bottleneck of MobileNetV4: two depthwise convolutions, each optional.
+
+    A depthwise convolution without activation, an expansion, a depthwise convolution, a projection.
+    Without the second it is a ConvNext-like block, without the first an inverted bottleneck,
+    without both a feed-forward block. Of the fields of `BlockConfig`, `kernel`, `squeeze_factor`,
+    `depthwise`, `use_bias` and `normalization` are unused.
+
+    Attributes:
+        start_kernel: height and width of the depthwise convolution before the expansion; `None`
+            leaves it out. It has the stride where there is no other.
+        middle_kernel: of the one between expansion and projection; `None` leaves it out.
+    """
+
+    block_type: str = checked(_UNIVERSAL, choices=(_UNIVERSAL,))
+    activation_name: str = checked("relu", choices=ACTIVATIONS)
+    start_kernel: tuple[int, int] | None = checked(None, **_KERNEL)
+    middle_kernel: tuple[int, int] | None = checked((3, 3), **_KERNEL)
 
 
 def _conv(k: int, filters: int, stride: int, act: str, *, bare: bool = False) -> BlockConfig:
@@ -72,6 +98,17 @@ def _inv(
 
 def _fus(k: int, expansion: float, filters: int, stride: int) -> BlockConfig:
     return BlockConfig("InvertedResConv", (k, k), stride, filters, "relu", expansion, None, False)
+
+
+def _uib(start: int, expansion: float, middle: int, filters: int, stride: int) -> BlockConfig:
+    """A universal inverted bottleneck; a kernel of 0 leaves its depthwise convolution out."""
+    return UniversalBottleneckConfig(
+        stride=stride,
+        filters=filters,
+        expansion_size=expansion,
+        start_kernel=(start, start) if start else None,
+        middle_kernel=(middle, middle) if middle else None,
+    )
 
 
 _POOL = BlockConfig("GlobalPooling")
@@ -193,5 +230,94 @@ EDGETPU_BLOCKS = (
     _inv(5, 4, 160, 1, "relu"),
     _inv(5, 4, 160, 1, "relu"),
     _inv(3, 8, 192, 1, "relu"),
+    _conv(1, 1280, 1, "relu"),
+)
+
+V4_CONV_SMALL_BLOCKS = (
+    _conv(3, 32, 2, "relu"),
+    _conv(3, 32, 2, "relu"),
+    _conv(1, 32, 1, "relu"),
+    _conv(3, 96, 2, "relu"),
+    _conv(1, 64, 1, "relu"),
+    #    start exp middle out s
+    _uib(5, 3, 5, 96, 2),
+    _uib(0, 2, 3, 96, 1),
+    _uib(0, 2, 3, 96, 1),
+    _uib(0, 2, 3, 96, 1),
+    _uib(0, 2, 3, 96, 1),
+    _uib(3, 4, 0, 96, 1),
+    _uib(3, 6, 3, 128, 2),
+    _uib(5, 4, 5, 128, 1),
+    _uib(0, 4, 5, 128, 1),
+    _uib(0, 3, 5, 128, 1),
+    _uib(0, 4, 3, 128, 1),
+    _uib(0, 4, 3, 128, 1),
+    _conv(1, 960, 1, "relu"),
+    _POOL,
+    _conv(1, 1280, 1, "relu"),
+)
+
+V4_CONV_MEDIUM_BLOCKS = (
+    _conv(3, 32, 2, "relu"),
+    _fus(3, 4, 48, 2),
+    #    start exp middle out s
+    _uib(3, 4, 5, 80, 2),
+    _uib(3, 2, 3, 80, 1),
+    _uib(3, 6, 5, 160, 2),
+    _uib(3, 4, 3, 160, 1),
+    _uib(3, 4, 3, 160, 1),
+    _uib(3, 4, 5, 160, 1),
+    _uib(3, 4, 3, 160, 1),
+    _uib(3, 4, 0, 160, 1),
+    _uib(0, 2, 0, 160, 1),
+    _uib(3, 4, 0, 160, 1),
+    _uib(5, 6, 5, 256, 2),
+    _uib(5, 4, 5, 256, 1),
+    _uib(3, 4, 5, 256, 1),
+    _uib(3, 4, 5, 256, 1),
+    _uib(0, 4, 0, 256, 1),
+    _uib(3, 4, 0, 256, 1),
+    _uib(3, 2, 5, 256, 1),
+    _uib(5, 4, 5, 256, 1),
+    _uib(0, 4, 0, 256, 1),
+    _uib(0, 4, 0, 256, 1),
+    _uib(5, 2, 0, 256, 1),
+    _conv(1, 960, 1, "relu"),
+    _POOL,
+    _conv(1, 1280, 1, "relu"),
+)
+
+V4_CONV_LARGE_BLOCKS = (
+    _conv(3, 24, 2, "relu"),
+    _fus(3, 4, 48, 2),
+    #    start exp middle out s
+    _uib(3, 4, 5, 96, 2),
+    _uib(3, 4, 3, 96, 1),
+    _uib(3, 4, 5, 192, 2),
+    _uib(3, 4, 3, 192, 1),
+    _uib(3, 4, 3, 192, 1),
+    _uib(3, 4, 3, 192, 1),
+    _uib(3, 4, 5, 192, 1),
+    _uib(5, 4, 3, 192, 1),
+    _uib(5, 4, 3, 192, 1),
+    _uib(5, 4, 3, 192, 1),
+    _uib(5, 4, 3, 192, 1),
+    _uib(5, 4, 3, 192, 1),
+    _uib(3, 4, 0, 192, 1),
+    _uib(5, 4, 5, 512, 2),
+    _uib(5, 4, 5, 512, 1),
+    _uib(5, 4, 5, 512, 1),
+    _uib(5, 4, 5, 512, 1),
+    _uib(5, 4, 0, 512, 1),
+    _uib(5, 4, 3, 512, 1),
+    _uib(5, 4, 0, 512, 1),
+    _uib(5, 4, 0, 512, 1),
+    _uib(5, 4, 3, 512, 1),
+    _uib(5, 4, 5, 512, 1),
+    _uib(5, 4, 0, 512, 1),
+    _uib(5, 4, 0, 512, 1),
+    _uib(5, 4, 0, 512, 1),
+    _conv(1, 960, 1, "relu"),
+    _POOL,
     _conv(1, 1280, 1, "relu"),
 )

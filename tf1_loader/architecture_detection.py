@@ -63,7 +63,7 @@ def scopes_of(config: MobileNetConfig) -> Scopes:
         return edgetpu_loader.SCOPES
     if isinstance(config, archs.MobileNetV3Config):
         return v3_loader.SCOPES
-    raise UsageError("config", type(config).__name__, "the config of one of the seven models")
+    raise UsageError("config", type(config).__name__, "the config of a V1, V2, V3 or EdgeTPU")
 
 
 def detect(shapes: Shapes, path: str = "checkpoint", exactly: bool = True) -> Detected:

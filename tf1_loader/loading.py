@@ -99,7 +99,7 @@ def load_tf1_checkpoint(
     num_classes: int | None = None,
     hard_sigmoid_slope: float = TF1_SLOPE,
 ) -> Loaded:
-    """A TF1 checkpoint of any of the seven models as a tf_keras model, found from names and shapes.
+    """A TF1 checkpoint of a V1, V2, V3 or EdgeTPU as a tf_keras model, found from names and shapes.
 
     Args:
         path: a prefix, `.index` file, folder, `.npz` of slim names, or an archive as Google

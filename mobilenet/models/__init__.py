@@ -1,1 +1,1 @@
-"""The seven models: built from configs, saved with their cards, counted, and read as graphs."""
+"""All models: built from configs, saved with their cards, counted, and read as graphs."""

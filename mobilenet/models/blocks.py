@@ -9,7 +9,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mobilenet.configs.archs import NEW_BATCH_NORM_DECAY, MobileNetConfig
+from mobilenet.configs.archs import (
+    NEW_BATCH_NORM_DECAY,
+    MobileNetConfig,
+    UniversalBottleneckConfig,
+)
 from mobilenet.models.layer_plan import Row
 
 Tensor = Any  # a symbolic tensor of either Keras, [batch, height, width, channels]
@@ -46,10 +50,12 @@ class BlockBuilder:
                 activation=row.block.activation_name,
             )
         if kind == "DepSepConv":
-            x = self.depthwise(x, row)
+            x = self.row_depthwise(x, row)
             return self.conv(
                 x, f"{row.name}_pointwise", row.filters, activation=row.block.activation_name
             )
+        if isinstance(row.block, UniversalBottleneckConfig):
+            return self.universal_bottleneck(x, row, row.block)
         return self.inverted_residual(x, row)
 
     def inverted_residual(self, x: Tensor, row: Row) -> Tensor:
@@ -62,14 +68,41 @@ class BlockBuilder:
                 x, f"{row.name}_expand", row.expanded, activation=block.activation_name, **fused
             )
         if block.depthwise:
-            x = self.depthwise(x, row)
+            x = self.row_depthwise(x, row)
         if row.squeezed:
             x = self.squeeze_excite(x, f"{row.name}_squeeze_excite", row.squeezed)
         stride = 1 if block.depthwise or row.expanded else row.stride
         x = self.conv(x, f"{row.name}_project", row.filters, stride=stride)
-        if row.residual:
-            x = self.keras.layers.Add(name=f"{row.name}_add")([shortcut, x])
-        return x
+        return self._add(shortcut, x, row)
+
+    def universal_bottleneck(self, x: Tensor, row: Row, block: UniversalBottleneckConfig) -> Tensor:
+        """Convolve each channel, expand, convolve each channel, project, add (arXiv 2404.10518).
+
+        The last depthwise convolution has the stride, so that with both the first works on the
+        larger map.
+        """
+        shortcut, has_middle = x, block.middle_kernel is not None
+        if block.start_kernel is not None:
+            stride = 1 if has_middle else row.stride
+            x = self.depthwise(
+                x, f"{row.name}_start_depthwise", block.start_kernel, stride, row.rate
+            )
+        if row.expanded:
+            x = self.conv(x, f"{row.name}_expand", row.expanded, activation=block.activation_name)
+        if block.middle_kernel is not None:
+            x = self.depthwise(
+                x,
+                f"{row.name}_depthwise",
+                block.middle_kernel,
+                row.stride,
+                row.rate,
+                block.activation_name,
+            )
+        has_depthwise = has_middle or block.start_kernel is not None
+        x = self.conv(
+            x, f"{row.name}_project", row.filters, stride=1 if has_depthwise else row.stride
+        )
+        return self._add(shortcut, x, row)
 
     def conv(
         self,
@@ -100,21 +133,33 @@ class BlockBuilder:
         )(x)
         return self._finish(x, name, normalization, activation)
 
-    def depthwise(self, x: Tensor, row: Row) -> Tensor:
-        """One k x k filter a channel, with the row's stride and dilation."""
-        name = f"{row.name}_depthwise"
-        x, padding = self._pad(x, name, row.block.kernel, row.rate)
+    def row_depthwise(self, x: Tensor, row: Row) -> Tensor:
+        """The depthwise convolution of a row that has one, with its stride and dilation."""
+        name, block = f"{row.name}_depthwise", row.block
+        return self.depthwise(x, name, block.kernel, row.stride, row.rate, block.activation_name)
+
+    def depthwise(
+        self,
+        x: Tensor,
+        name: str,
+        kernel: tuple[int, int],
+        stride: int = 1,
+        rate: int = 1,
+        activation: str | None = None,
+    ) -> Tensor:
+        """One k x k filter a channel, normalization, activation."""
+        x, padding = self._pad(x, name, kernel, rate)
         x = self.keras.layers.DepthwiseConv2D(
-            row.block.kernel,
-            strides=row.stride,
+            kernel,
+            strides=stride,
             padding=padding,
-            dilation_rate=row.rate,
+            dilation_rate=rate,
             use_bias=False,
             depthwise_initializer=self._initializer(),
             depthwise_regularizer=self._regularizer() if self.config.regularize_depthwise else None,
             name=name,
         )(x)
-        return self._finish(x, name, True, row.block.activation_name)
+        return self._finish(x, name, True, activation)
 
     def squeeze_excite(self, x: Tensor, name: str, squeezed: int) -> Tensor:
         """Scales each channel by a hard-sigmoid gate, from the means of all (arXiv 1709.01507)."""
@@ -150,6 +195,12 @@ class BlockBuilder:
         if activation == "hard_swish":
             return layers.Multiply(name=label)([x, self._ramp(x, label, 1 / 6)])
         return layers.Activation(activation, name=label)(x)
+
+    def _add(self, shortcut: Tensor, x: Tensor, row: Row) -> Tensor:
+        """The residual sum, of rows that have one."""
+        if not row.residual:
+            return x
+        return self.keras.layers.Add(name=f"{row.name}_add")([shortcut, x])
 
     def _ramp(self, x: Tensor, name: str, slope: float) -> Tensor:
         """`relu6(x + 3) * slope`, the hard sigmoid."""

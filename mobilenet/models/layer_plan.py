@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from mobilenet.configs.archs import BlockConfig, MobileNetConfig
+from mobilenet.configs.archs import BlockConfig, MobileNetConfig, UniversalBottleneckConfig
 from mobilenet.errors import UsageError, one_of
 
-MAX_ROWS = 128  # the deepest published MobileNet has 29
+MAX_ROWS = 128  # the deepest published MobileNet has 31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def plan_rows(config: MobileNetConfig) -> tuple[Row, ...]:
         actual = config.channels.get(last, nominal)
         expanded = squeezed = 0
         residual = False
-        if block.block_type == "InvertedResConv":
+        if _is_bottleneck(block):
             expanded, squeezed = _inner_channels(config, block, name, before[0], legal)
             residual = block.residual and stride == 1 and before[0] == nominal
         if residual and before[1] != actual:
@@ -104,7 +104,7 @@ def plan_rows(config: MobileNetConfig) -> tuple[Row, ...]:
 def _inner_channels(
     config: MobileNetConfig, block: BlockConfig, name: str, channels: int, legal: list[str]
 ) -> tuple[int, int]:
-    """Expanded and squeezed channels of an inverted residual; 0 where there are none.
+    """Expanded and squeezed channels of a bottleneck; 0 where there are none.
 
     Args:
         config, block, name: the model, the row and its scope.
@@ -116,7 +116,7 @@ def _inner_channels(
         inner = make_divisible(channels * block.expansion_size)
         legal.append(f"{name}_expand")
         expanded = config.channels.get(legal[-1], inner)
-    if block.squeeze_factor is not None:
+    if block.squeeze_factor is not None and block.block_type == "InvertedResConv":
         legal.append(f"{name}_squeeze_excite_squeeze")
         squeezed = config.channels.get(legal[-1], make_divisible(inner / block.squeeze_factor))
     return expanded, squeezed
@@ -157,6 +157,8 @@ def count_parameters(config: MobileNetConfig, channels: int = 3) -> int:
             total += each * row.filters
         elif row.block.block_type == "DepSepConv":
             total += (kernel + norm) * channels + (channels + norm) * row.filters
+        elif isinstance(row.block, UniversalBottleneckConfig):
+            total += _universal_parameters(row, row.block, channels, norm)
         else:
             total += _inverted_residual_parameters(row, channels, norm)
         channels = row.filters
@@ -176,6 +178,18 @@ def _inverted_residual_parameters(row: Row, channels: int, norm: int) -> int:
     return total + (inner + norm) * row.filters
 
 
+def _universal_parameters(
+    row: Row, block: UniversalBottleneckConfig, channels: int, norm: int
+) -> int:
+    inner, total = row.expanded or channels, 0
+    if row.expanded:
+        total += (channels + norm) * row.expanded
+    for kernel, width in ((block.start_kernel, channels), (block.middle_kernel, inner)):
+        if kernel is not None:
+            total += (kernel[0] * kernel[1] + norm) * width
+    return total + (inner + norm) * row.filters
+
+
 def min_input_side(rows: tuple[Row, ...]) -> int:
     """The least height and width that the strides can halve: their product."""
     product = 1
@@ -188,11 +202,11 @@ def _names(blocks: tuple[BlockConfig, ...]) -> list[str]:
     """Slim's scopes: V1 counts all rows, the others count each kind, the first without a number."""
     if any(block.block_type == "DepSepConv" for block in blocks):
         return [f"Conv2d_{index}" for index in range(len(blocks))]
-    roots = {"Conv": "Conv", "InvertedResConv": "expanded_conv", "GlobalPooling": "global_pool"}
+    roots = {"Conv": "Conv", "GlobalPooling": "global_pool"}
     names: list[str] = []
     seen: dict[str, int] = {}
     for block in blocks:
-        root = roots[block.block_type]
+        root = "expanded_conv" if _is_bottleneck(block) else roots[block.block_type]
         count = seen.get(root, 0)
         seen[root] = count + 1
         names.append(f"{root}_{count}" if count else root)
@@ -200,9 +214,14 @@ def _names(blocks: tuple[BlockConfig, ...]) -> list[str]:
 
 
 def _output_layer(block: BlockConfig, name: str) -> str:
-    return {"Conv": name, "DepSepConv": f"{name}_pointwise", "InvertedResConv": f"{name}_project"}[
-        block.block_type
-    ]
+    if _is_bottleneck(block):
+        return f"{name}_project"
+    return {"Conv": name, "DepSepConv": f"{name}_pointwise"}[block.block_type]
+
+
+def _is_bottleneck(block: BlockConfig) -> bool:
+    """Whether a row expands and projects."""
+    return block.block_type == "InvertedResConv" or isinstance(block, UniversalBottleneckConfig)
 
 
 def _width(config: MobileNetConfig, index: int) -> int:

@@ -14,6 +14,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,13 @@ from mobilenet.weights import numbered_layers
 Arrays = list[npt.NDArray[Any]]
 _WIDTHS = (1.0, 0.75, 0.5, 0.35, 0.25, 1.3, 1.4)
 _HEAD = ("Conv_2", "Logits")  # what a file without its top lacks
+_FAMILIES: Mapping[type[MobileNetConfig], str] = MappingProxyType(
+    {
+        archs.MobileNetV1Config: "v1",
+        archs.MobileNetV2Config: "v2",
+        archs.MobileNetV3Config: "v3",
+    }
+)
 _LOGITS = ("conv_preds", "predictions", "Logits")
 
 
@@ -99,7 +107,7 @@ def are_names_of(names: Iterable[str], model: Any, config: MobileNetConfig) -> b
         names: of the layers that have weights.
         model, config: ours, which they may go into.
     """
-    if isinstance(config, archs.MobileNetEdgeTPUConfig):
+    if not _has_family(config):
         return False
     ours = {layer.name for layer in model.layers if layer.weights}
     theirs = {_their_name(name, config) for name in ours}
@@ -158,7 +166,8 @@ def _assign(
         shapes = [tuple(weight.shape) for weight in layer.weights]
         arrays = theirs.pop(name, None)
         if arrays is None:
-            if name in _HEAD and not has_top:
+            is_head = name in _HEAD if _has_family(config) else name == "Logits"
+            if is_head and not has_top:
                 new.append(name)
             else:
                 problems.append(f"{name}: missing in the file")
@@ -324,10 +333,10 @@ def _other_classes(arrays: Arrays, shapes: list[tuple[int, ...]]) -> bool:
 
 def _suggest_config(stored: Mapping[str, Arrays], config: MobileNetConfig) -> str:
     """The published model that the file fits, as advice."""
-    for name, kind in archs.ALL.items():
+    for kind in archs.ALL.values():
         for width in (config.width_multiplier, *_WIDTHS):
             candidate = kind(width_multiplier=width)
-            if name != "mobilenet_edgetpu" and _fits(stored, candidate):
+            if _has_family(candidate) and _fits(stored, candidate):
                 return f"the file fits {kind.__name__}(width_multiplier={width})"
     return "no published model of keras.applications fits it"
 
@@ -343,19 +352,19 @@ def _fits(stored: Mapping[str, Arrays], config: MobileNetConfig) -> bool:
     return squeezes == 2 * sum(name.endswith("_squeeze") for name in expected)
 
 
+def _has_family(config: MobileNetConfig) -> bool:
+    """Whether keras.applications has the model."""
+    return isinstance(config, tuple(_FAMILIES)) and not isinstance(
+        config, archs.MobileNetEdgeTPUConfig
+    )
+
+
 def _family(config: MobileNetConfig) -> str:
-    if isinstance(config, archs.MobileNetEdgeTPUConfig):
+    if not _has_family(config):
         raise UsageError(
             "config",
             type(config).__name__,
             "MobileNet V1, V2 or V3",
-            "keras.applications has no EdgeTPU model",
+            "keras.applications has no EdgeTPU and no V4",
         )
-    for kind, family in (
-        (archs.MobileNetV1Config, "v1"),
-        (archs.MobileNetV2Config, "v2"),
-        (archs.MobileNetV3Config, "v3"),
-    ):
-        if isinstance(config, kind):
-            return family
-    raise UsageError("config", type(config).__name__, "MobileNet V1, V2 or V3")
+    return next(family for kind, family in _FAMILIES.items() if isinstance(config, kind))

@@ -35,7 +35,7 @@ def test_names_match_patterns() -> None:
         "mobilenet_v3_small_minimalistic",
         "mobilenet_v3_large_minimalistic",
     ]
-    assert len(archs.names()) == 7 and archs.names("resnet*") == []
+    assert len(archs.names()) == 10 and archs.names("resnet*") == []
 
 
 def test_defaults_are_the_seeds() -> None:
