@@ -9,7 +9,6 @@ one crop of ILSVRC-2012 validation images. Where a figure does not fit the model
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
 import os
 import re
@@ -339,12 +338,6 @@ def find(model_name: str, width: float, image_size: int, kind: str = FLOAT) -> R
         if fits == (model_name, image_size, kind) and math.isclose(release.width, width):
             return release
     return None
-
-
-def names(pattern: str = "*") -> list[str]:
-    """Names of the releases that match a shell pattern, each once, in the order of `ALL`."""
-    known = dict.fromkeys(release.name for release in ALL)
-    return [name for name in known if fnmatch.fnmatchcase(name, pattern)]
 
 
 def of_path(path: str | os.PathLike[str]) -> Release | None:

@@ -185,8 +185,8 @@ class RunConfig(Config):
     distillation: Distillation = nested(Distillation())
     init_checkpoint: str | None = flag(
         None,
-        "weights to start from: model folder, .keras, TF1 or TF2 checkpoint, "
-        "keras.applications .h5 or .weights.h5",
+        "weights to start from: imagenet or a name of mobilenet.list_weights(), model folder, "
+        ".keras, TF1 or TF2 checkpoint, keras.applications .h5 or .weights.h5",
         path=True,
     )
     seed: int = flag(0, "seed of everything random", least=0, integer=True)

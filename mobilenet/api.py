@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mobilenet.configs.dataset import DatasetConfig, Preprocessing
     from mobilenet.configs.pruning import Pruning
     from mobilenet.configs.quantization import PostTraining, QuantizationAwareTraining
+    from mobilenet.configs.released_weights import WeightNames
     from mobilenet.configs.weight_sharing import FewValues, TfmotClustering
     from mobilenet.evaluation.result import Evaluation
     from mobilenet.export.converted_file import ConvertedFile
@@ -47,6 +48,7 @@ def build(
     *,
     weights: str | os.PathLike[str] | None = None,
     keras: Any = None,
+    offline: bool = False,
     **fields: Any,
 ) -> KerasModel:
     """Builds a MobileNet from stock Keras layers.
@@ -56,14 +58,17 @@ def build(
             `mobilenet.configs.archs`.
         input_shape: `(height, width, channels)`, or one number for square RGB images. 224 when left
             out, as in the papers. Height and width may be `None` unless `global_pool` is off.
-        weights: path of the weights to start from: a model folder, a `.keras` file, a SavedModel, a
-            checkpoint of TF1 or TF2, or a `.h5` file; of this library or of keras.applications,
-            also with a head of its own. They are matched by layer; the head stays new where the
-            number of classes differs or the head is another one. Random when left out.
-            Batch norms then have a momentum of 0.9 instead of 0.99, as fine-tuning takes few steps;
-            `batch_norm_decay=` says otherwise.
+        weights: what to start from. `"imagenet"`: the best weights that were released for the
+            model, its width and the nearest image size. A name of `list_weights()`. Or the path of
+            a model folder, a `.keras` file, a SavedModel, a checkpoint of TF1 or TF2, or a `.h5`
+            file; of this library or of keras.applications, also with a head of its own. They are
+            matched by layer; the head stays new where the number of classes differs or the head is
+            another one. Random when left out. Batch norms then have a momentum of 0.9 instead of
+            0.99, as fine-tuning takes few steps; `batch_norm_decay=` says otherwise.
         keras: the package of the layers: `tf_keras` when left out, or Keras 3's `keras`. Only
             tf_keras models can be pruned, quantized and converted.
+        offline: fetch no released weights; those in the cache can be used. `MOBILENET_OFFLINE=1`
+            does the same everywhere.
         **fields: fields of the config that differ from its own, such as `width_multiplier=0.35`,
             `num_classes=10` or `classifier_activation=None`, which gives logits.
 
@@ -74,7 +79,8 @@ def build(
 
     Raises:
         UsageError: there is no such model, field or file of weights; a value is not legal; the
-            input is too small for the strides; or the weights are another model's.
+            input is too small for the strides; the weights are another model's; or released ones
+            cannot be fetched or have another checksum.
 
     Example:
         >>> import mobilenet
@@ -91,7 +97,7 @@ def build(
         return cast("KerasModel", builder.build(config, shape, keras))
     from mobilenet.training import initial_weights
 
-    return initial_weights.build(config, shape, weights, keras)
+    return initial_weights.build(config, shape, weights, keras, offline)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -109,22 +115,27 @@ def list_models(pattern: str = "*") -> list[str]:
     return archs.names(pattern)
 
 
-def list_weights(pattern: str = "*") -> list[str]:
-    """Names of the released weights whose published figures the library knows.
+def list_weights(pattern: str = "*") -> WeightNames:
+    """Names of the released weights that `build`, `train` and `load_model` fetch.
 
-    `python -m mobilenet.tf1_loader --list` shows their accuracy, size and address. V1 was released
-    twice under the same names, which are listed once.
+    Google's have the names of its archives (the first V1 release `2018_02_22/` before it), the
+    files of keras.applications `keras/` and the name of the archive with the same model.
 
     Args:
-        pattern: a shell pattern; all names by default.
+        pattern: a shell pattern of names, of what follows a `/`, or of names of models; all names
+            by default.
+
+    Returns:
+        A list of names; `str()` shows a table with image sizes, multiply-adds, parameters and the
+        published top-1.
 
     Example:
-        >>> list_weights("mobilenet_v2_1.[34]*")
-        ['mobilenet_v2_1.4_224', 'mobilenet_v2_1.3_224']
+        >>> list_weights("mobilenet_v2_1.4*")
+        ['mobilenet_v2_1.4_224', 'keras/mobilenet_v2_1.4_224']
     """
-    from mobilenet.configs import released_models
+    from mobilenet.configs import released_weights
 
-    return released_models.names(pattern)
+    return released_weights.names(pattern)
 
 
 def save_model(
@@ -524,6 +535,7 @@ def train(
     stages: Sequence[str] = ("train", "prune", "quantize", "convert"),
     model_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    offline: bool = False,
     **config: Any,
 ) -> TrainingRun:
     """Trains a MobileNet or your own model, prunes, quantizes and converts it, in one run folder.
@@ -540,13 +552,14 @@ def train(
             classes is that of the data. Or a trained model of your own, as a tf_keras model or the
             path of a saved one: `train` fine-tunes it, the other stages work on it as it is. Its
             classes must be those of the data; its image size, channels and final activation stay.
-        weights: path of the weights to start from, as `build` takes them. Random when left out.
-            Your own model has its own.
+        weights: what to start from, as `build` takes it: `"imagenet"`, a name of `list_weights()`
+            or a path. Random when left out. Your own model has its own.
         stages: any of train, prune, quantize and convert, in this order. Further stages can be
             added to the same folder later.
         model_dir: the run folder; `runs/MODEL_DATASET` when left out. Text with `://`, such as
             `gs://bucket/run`, is on object storage; so may be the records of `data`.
         overwrite: replace the run in the folder.
+        offline: see `build`.
         **config: fields of the run's config that differ from the recipe of model and data, by the
             names of the trainer's flags, such as `epochs=10`, `image_size=96` or `(48, 96)`,
             `channels=1` for gray, `width_multiplier=0.5`, `pruning="channel"` or a config of
@@ -574,7 +587,7 @@ def train(
     request = run_parameters.request(data, model, weights, stages, config, model_dir)
     with request.naming_parameters():
         run = training_run.execute(
-            request.config, request.folder, request.explicit, overwrite, request.loaded
+            request.config, request.folder, request.explicit, overwrite, request.loaded, offline
         )
     from mobilenet.reporting import page
 

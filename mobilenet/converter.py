@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,14 @@ COMMAND = cli.Command(
     "Converts a model: int8 where it was trained for that, else float32; writes what is verified.",
     [*_DATA, *_POST_TRAINING],
     (
-        cli.option("model", Path, None, "a model folder, .keras or SavedModel", group="model"),
+        cli.option(
+            "model",
+            Path,
+            None,
+            "a model folder, .keras, SavedModel or the name of released weights",
+            group="model",
+        ),
+        cli.OFFLINE,
         cli.LABELS,
         cli.option(
             "license",
@@ -163,7 +170,7 @@ def _export_flatbuffer(parsed: cli.Parsed) -> Any:
     files.check_target(target, "output")
     if options["fitted"] is not None:
         files.check_target(options["fitted"], "fitted")
-    source = _open_source(path, options["labels"], options["license"])
+    source = _open_source(path, options)
     if source.quantized:
         _check_calibration(parsed, None)
     number_format = config.resolve(source.quantized).number_format
@@ -206,7 +213,7 @@ def _export_float_graph(parsed: cli.Parsed, file_format: str) -> list[tuple[str,
     target = Path(options["output"] or source.resolve().parent / file_format)
     export_pipeline.check_float_target(target, file_format)
     return export_pipeline.export_float_graph(
-        _open_source(source, options["labels"], options["license"]),
+        _open_source(source, options),
         target,
         config,
         options["batch"] or None,
@@ -218,13 +225,12 @@ def _export_float_graph(parsed: cli.Parsed, file_format: str) -> list[tuple[str,
     )
 
 
-def _open_source(path: Path, labels: Path | None = None, license: str | None = None) -> Any:
+def _open_source(path: Path, options: Mapping[str, Any]) -> Any:
     """Loads a model of any form, as a source for the conversion.
 
     Args:
-        path: of the model.
-        labels: a file with the names of its classes.
-        license: of its weights.
+        path: of the model, or the name of released weights.
+        options: of the command.
     """
     from mobilenet.compression.quantization.int8 import saving as int8_saving
     from mobilenet.export.source import Source
@@ -233,9 +239,11 @@ def _open_source(path: Path, labels: Path | None = None, license: str | None = N
     if detect_form(path) == PACKED:  # its ranges would be lost
         unpack = f"python -m mobilenet.packer unpack {path} FOLDER"
         raise UsageError("--model", str(path), "a model that is not packed", unpack)
-    source = Source(load_keras_model(path), int8_saving.has_ranges(path), path)
-    if license is not None:
-        source = _with_card(source, license=license)
+    labels = options["labels"]
+    loaded = load_keras_model(path, offline=options["offline"])
+    source = Source(loaded, int8_saving.has_ranges(path), path)
+    if options["license"] is not None:
+        source = _with_card(source, license=options["license"])
     return source if labels is None else _named(source, class_names.read_names(labels))
 
 

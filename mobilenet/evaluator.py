@@ -32,10 +32,12 @@ COMMAND = cli.Command(
             "model",
             Path,
             None,
-            "a model folder, .keras, SavedModel, .tflite, frozen graph (.pb) or export folder",
+            "a model folder, .keras, SavedModel, .tflite, frozen graph (.pb), export folder or the "
+            "name of released weights",
             group="model",
             on_storage=True,
         ),
+        cli.OFFLINE,
         cli.LABELS,
         cli.option(
             "split",
@@ -108,7 +110,7 @@ def run(argv: list[str]) -> int | None:
         with cli.starting_tensorflow():
             from mobilenet.evaluation import scoring  # noqa: F401 - what `evaluate` imports
             from mobilenet.loading import load_model
-        model = load_model(path)
+        model = load_model(path, offline=options["offline"])
     data = cli.dataset_of(parsed, model.card.dataset)
     if is_file and data.name not in evaluation.DATASETS:
         with cli.starting_tensorflow():

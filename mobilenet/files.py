@@ -144,6 +144,16 @@ def check_local(path: str | os.PathLike[str], parameter: str, remedy: str = "") 
         )
 
 
+def cache_folder() -> Path:
+    """Where files are kept that can be made or fetched again: `MOBILENET_CACHE`, else `mobilenet`
+    in `XDG_CACHE_HOME` or `~/.cache`.
+    """
+    if named := os.environ.get("MOBILENET_CACHE"):
+        return Path(named).expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(caches) / "mobilenet"
+
+
 def sha256(path: str | os.PathLike[str]) -> bytes:
     """The digest of a file."""
     digest = hashlib.sha256()

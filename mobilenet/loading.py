@@ -22,7 +22,7 @@ from mobilenet.packing import model as packed_model
 from mobilenet.runtime import classifier
 from mobilenet.tf1_loader import loading as tf1_loading
 from mobilenet.tf1_loader import locate
-from mobilenet.weights import tf2_object
+from mobilenet.weights import pretrained, tf2_object
 
 FROZEN_GRAPH, KERAS, HDF5, SAVED_MODEL = "frozen graph", "Keras model", "HDF5 file", "SavedModel"
 PACKED, CHECKPOINT, FLATBUFFER = "packed file", "checkpoint", "flatbuffer"
@@ -48,15 +48,18 @@ class _Form:
     load: Callable[[Path, bool], LoadedModel]
 
 
-def load_model(path: str | os.PathLike[str], quantizers: bool = True) -> LoadedModel:
+def load_model(
+    path: str | os.PathLike[str], quantizers: bool = True, *, offline: bool = False
+) -> LoadedModel:
     """Loads a model and its card from any form of saved model.
 
     Args:
         path: a model folder, `.keras` or `.h5` file, Keras SavedModel, frozen graph (`.pb` or its
             folder), packed file, or TF1 checkpoint (see `load_tf1_checkpoint`). With `://` on
-            object storage.
+            object storage. Or the name of released weights, which are fetched (see `list_weights`).
         quantizers: load a model that has activation ranges with its quantizers, which compute as
             the int8 file will; `False` loads its float model.
+        offline: fetch nothing.
 
     Returns:
         The model (of a frozen graph a callable that runs it) and its card; where none is stored,
@@ -72,16 +75,23 @@ def load_model(path: str | os.PathLike[str], quantizers: bool = True) -> LoadedM
     if files.is_remote(path):
         with object_storage.local_copy(str(path)) as copy:
             return load_model(copy, quantizers)
+    if (released := pretrained.find(path)) is not None:
+        return pretrained.load(released.name, offline)
     path = Path(path)
     return _find_form(path).load(path, quantizers)
 
 
-def load_keras_model(path: str | os.PathLike[str]) -> LoadedModel:
+def load_keras_model(path: str | os.PathLike[str], *, offline: bool = False) -> LoadedModel:
     """Loads the float model, for uses that need its layers: without quantizers.
+
+    Args:
+        path, offline: see `load_model`.
 
     Raises:
         UsageError: see `load_model`; or it is a frozen graph, which has no layers.
     """
+    if (released := pretrained.find(path)) is not None:
+        return pretrained.load(released.name, offline)
     path = Path(path)
     form = _find_form(path)
     if form.name == FROZEN_GRAPH:
@@ -92,10 +102,12 @@ def load_keras_model(path: str | os.PathLike[str]) -> LoadedModel:
 def detect_form(path: str | os.PathLike[str]) -> str:
     """Which form of saved model `path` is, by its name and first bytes: one of the names above.
 
+    The name of released weights is that of a checkpoint.
+
     Raises:
         UsageError: there is no saved model.
     """
-    return _find_form(Path(path)).name
+    return CHECKPOINT if pretrained.find(path) else _find_form(Path(path)).name
 
 
 def _find_form(path: Path) -> _Form:
@@ -104,8 +116,10 @@ def _find_form(path: Path) -> _Form:
     form = next((form for form in _FORMS if form.matches(path)), None)
     if form is not None:
         return form
-    reason = "" if path.exists() else "; there is nothing there"
-    raise UsageError(str(path), None, _EXPECTED + reason)
+    if path.exists():
+        raise UsageError(str(path), None, _EXPECTED)
+    nearest = pretrained.nearest_name(path)
+    raise UsageError(str(path), None, f"{_EXPECTED}; there is nothing there", nearest)
 
 
 def _load_frozen_graph(path: Path, quantizers: bool) -> LoadedModel:

@@ -41,6 +41,7 @@ COMMAND = cli.Command(
             "continue the run in the folder; --noresume requires a new folder",
         ),
         cli.option("overwrite", bool, False, "replace the run in the folder"),
+        cli.OFFLINE,
     ),
     config=RunConfig,
 )
@@ -65,7 +66,13 @@ def run(argv: list[str]) -> int | None:
         preprocessing="dataset.preprocessing" in parsed.settings,
     )
     with cli.resumable("the same command continues the run"), console.log_to_stdout():
-        done = training_run.execute(config, folder, explicit, parsed.options["overwrite"])
+        done = training_run.execute(
+            config,
+            folder,
+            explicit,
+            parsed.options["overwrite"],
+            offline=parsed.options["offline"],
+        )
     from mobilenet.data.sources.example import example_image
     from mobilenet.reporting import page
 

@@ -22,7 +22,7 @@ COMMANDS = (
 )
 FOUNDATION = (
     *("configs", "errors", "files", "metrics", "console", "lazy", "strict_json", "archives"),
-    *("image_files", "image_orientation", "text_tables", "typing"),
+    *("downloads", "image_files", "image_orientation", "text_tables", "typing"),
 )
 # From the bottom; CONTRIBUTING.md lists what each package contains.
 LAYERS = (
@@ -70,6 +70,7 @@ LIGHT_SUBPACKAGES = (
     "mobilenet.training.stage_data",
     "mobilenet.training.stage_report",
     "mobilenet.training.training_run",
+    "mobilenet.weights.pretrained",
 )
 HEAVY = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "tensorflow_datasets")
 # The fallback for machines that have TensorFlow and no ai_edge_litert.

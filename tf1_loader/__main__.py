@@ -7,16 +7,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from mobilenet import cli
-from mobilenet.configs import released_models
+from mobilenet.configs import released_models, released_weights
 from mobilenet.configs.base import MAX_SIDE, ImageSize, sides
 from mobilenet.errors import UsageError
 from mobilenet.tf1_loader import locate, tf2_formats
+from mobilenet.weights import pretrained
 
 COMMAND = cli.Command(
     "mobilenet.tf1_loader",
     "A TF1 checkpoint of slim's MobileNets as .keras, SavedModel and TF2 checkpoint.",
     extra=(
-        cli.option("checkpoint", Path, None, locate.EXPECTED, short="i", group="model"),
+        cli.option(
+            "checkpoint",
+            Path,
+            None,
+            f"{locate.EXPECTED}; or its name, which is fetched",
+            short="i",
+            group="model",
+        ),
         cli.option("output", Path, None, "the folder to write", short="o"),
         cli.option(
             "num_classes",
@@ -47,7 +55,8 @@ COMMAND = cli.Command(
             above=0,
         ),
         cli.option("overwrite", bool, False, "replace a folder that holds a model"),
-        cli.option("list", bool, False, "show the released models, with archives and figures"),
+        cli.OFFLINE,
+        cli.option("list", bool, False, "show the released models, with figures and archives"),
     ),
 )
 
@@ -61,8 +70,9 @@ def run(argv: list[str]) -> int | None:
     for name, example in (("checkpoint", "mobilenet_v1_0.25_128.tgz"), ("output", "nets/v1")):
         if options[name] is None:
             raise UsageError(f"--{name}", None, "a path", f"as in --{name} {example}")
+    checkpoint = _checkpoint(options["checkpoint"], options["offline"])
     # Files that cannot be a checkpoint are refused before TensorFlow is loaded.
-    locate.check_checkpoint(options["checkpoint"], options["use_ema"])
+    locate.check_checkpoint(checkpoint, options["use_ema"])
     target = Path(options["output"])
     tf2_formats.check_target(target, "--output", options["overwrite"])
     with cli.starting_tensorflow():
@@ -73,7 +83,7 @@ def run(argv: list[str]) -> int | None:
     tf.get_logger().setLevel("ERROR")  # a SavedModel of a model that is not compiled is meant
     size = options["image_size"]
     loaded = loading.load_tf1_checkpoint(
-        options["checkpoint"],
+        checkpoint,
         options["use_ema"],
         num_classes=options["num_classes"],
         hard_sigmoid_slope=options["hard_sigmoid_slope"],
@@ -110,8 +120,24 @@ def run(argv: list[str]) -> int | None:
     return None
 
 
+def _checkpoint(text: str, offline: bool) -> str:
+    """The path of a checkpoint, which is fetched if the text is a name of one.
+
+    Raises:
+        UsageError: the name is that of a file of keras.applications; or see `pretrained.fetch`.
+    """
+    released = pretrained.find(text)
+    if released is not None and released.source != released_weights.GOOGLE:
+        remedy = f"mobilenet.load_model({text!r}) loads it"
+        raise UsageError("--checkpoint", text, "a checkpoint of Google", remedy)
+    return pretrained.local_path(text, offline)
+
+
 def _list_releases() -> None:
-    """Prints the released models; addresses are split so that they fit the terminal."""
+    """Prints released weights by name, and what else is known of Google's; addresses are split so
+    that they fit the terminal.
+    """
+    print(released_weights.names(), end="\n\n")
     headers, rows = released_models.rows()
     folders: dict[str, str] = {}
     for row in rows:

@@ -185,7 +185,7 @@ def load_into(
                 str(path),
                 str(transfer.detected),
                 f"a checkpoint of {type(config).__name__}",
-                f"give `model_name={transfer.detected.name}",
+                f"give `model_name={transfer.detected.name}`",
             )
         stored, channels = transfer.detected.channels, model.input_shape[-1]
         if channels != stored:

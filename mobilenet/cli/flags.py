@@ -131,6 +131,10 @@ def options_of(config: type[Config], **changes: str) -> tuple[FlagSpec, ...]:
 ISOLATED = option(
     "isolated", bool, True, "a flatbuffer runs in a process of its own, which it may crash or hang"
 )
+# Of the commands that take released weights by name.
+OFFLINE = option(
+    "offline", bool, False, "fetch no released weights; those in the cache can be used"
+)
 # Of the commands that give images to a model of any origin.
 PREPROCESSING = (
     option(

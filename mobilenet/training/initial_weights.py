@@ -11,6 +11,7 @@ from typing import Any
 import tf_keras
 
 from mobilenet import loading
+from mobilenet.configs import released_weights
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.errors import UsageError, rename_parameters, shorten
 from mobilenet.models import builder
@@ -18,7 +19,7 @@ from mobilenet.models.graph import flatten
 from mobilenet.tf1_loader import loading as tf1_loading
 from mobilenet.training.resolve_config import with_channels_of
 from mobilenet.typing import Array, KerasModel
-from mobilenet.weights import keras_applications, tf2_object
+from mobilenet.weights import keras_applications, pretrained, tf2_object
 
 log = logging.getLogger("mobilenet")
 _HEAD = "Logits"
@@ -69,14 +70,16 @@ def build(
     input_shape: int | Sequence[int | None],
     weights: str | os.PathLike[str],
     keras: Any = None,
+    offline: bool = False,
 ) -> KerasModel:
     """Builds a model that starts from weights.
 
     Args:
         config: of the model.
         input_shape: see `builder.build`.
-        weights: path of them, see `load_into`. Those of a thinned model set the channels.
+        weights: see `load_into`; or `imagenet`. Those of a thinned model set the channels.
         keras: see `builder.build`.
+        offline: fetch nothing.
 
     Raises:
         UsageError: see `load_into`; it names `weights`.
@@ -84,8 +87,11 @@ def build(
     try:
         path = os.path.expanduser(os.fspath(weights))
     except TypeError:
-        raise UsageError("weights", type(weights).__name__, "a path") from None
+        expected = "a path or the name of released weights"
+        raise UsageError("weights", type(weights).__name__, expected) from None
+    path = pretrained.resolve(path, config, _longer_side(input_shape))
     try:
+        pretrained.local_path(path, offline)
         config = with_channels_of(config, path).for_loaded_weights()
         model: KerasModel = builder.build(config, input_shape)
         load_into(model, path, config)
@@ -104,9 +110,15 @@ def build(
     return other
 
 
+def _longer_side(input_shape: int | Sequence[int | None]) -> int | None:
+    """In pixels; `None` where it is open."""
+    sides = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)[:2]
+    return max((side for side in sides if side), default=None)
+
+
 def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
     """Fills `model` from a model folder, `.keras`, `.h5` or SavedModel, or a checkpoint of TF1 or
-    TF2.
+    TF2; or from released weights by their name.
 
     Layers are those of this library or of keras.applications, also inside a model with a head of
     its own. The head stays new where the class counts differ or the file has another one;
@@ -115,6 +127,8 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
     Raises:
         UsageError: the file is none of these, is damaged, or belongs to another model.
     """
+    if (released := pretrained.find(path)) is not None:
+        return _of_released(model, released, config)
     form = loading.detect_form(path)
     if form == loading.HDF5:
         start = _of_hdf5(model, path, config)
@@ -148,6 +162,20 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
     for note in start.notes:
         log.info("%s: %s", path, note)
     return start
+
+
+def _of_released(
+    model: Any, released: released_weights.ReleasedWeights, config: MobileNetConfig
+) -> Start:
+    path = str(pretrained.fetch(released.name))
+    try:
+        start = load_into(model, path, config)
+    except UsageError as error:
+        raise error.renamed(path, released.name) from error.__cause__
+    log.info("initial weights %s", released)
+    if released.source != released_weights.KERAS:  # its file does not tell the size
+        return start
+    return start.of_size((released.image_size, released.image_size), model)
 
 
 def _of_hdf5(model: Any, path: str, config: MobileNetConfig) -> Start:

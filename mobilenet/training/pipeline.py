@@ -19,7 +19,7 @@ import tf_keras
 from mobilenet import data, metrics
 from mobilenet.compression import method as methods
 from mobilenet.compression.quantization.int8 import saving as int8_saving
-from mobilenet.configs import released_models
+from mobilenet.configs import released_models, released_weights
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.card import CARD, SOFTMAX, Card, checked_labels
@@ -579,6 +579,8 @@ class Pipeline:
         checkpoint = self.config.init_checkpoint
         if checkpoint is None:
             return Card(initial_weights="random")
+        if released_weights.find(checkpoint) is not None:
+            return Card(initial_weights=checkpoint)
         release = released_models.of_path(checkpoint)
         name = Path(checkpoint).stem if release is None else release.name
         return Card(initial_weights=name)

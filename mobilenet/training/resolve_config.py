@@ -19,6 +19,7 @@ from mobilenet.configs.own_model import OwnModel
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError, shorten
+from mobilenet.weights import pretrained
 
 log = logging.getLogger("mobilenet")
 
@@ -48,9 +49,8 @@ def resolve(
     """Fills in what depends on the data and on the initial weights of a MobileNet.
 
     These are the number of classes, a batch-norm momentum that fits the initial weights and the
-    number of steps, whether
-    stages are distilled from the model that they start from, and the channels of a thinned model
-    that training starts from.
+    number of steps, whether stages are distilled from the model that they start from, the channels
+    of a thinned model that training starts from, and which weights `imagenet` stands for.
 
     Args:
         config: from recipe and flags.
@@ -80,8 +80,12 @@ def resolve(
         longest = default if published is None else published
         decay = recipes.batch_norm_decay(steps * config.train.epochs, longest)
         model = model.replace(batch_norm_decay=decay)
-    distillation = with_teacher(config.distillation, info)
-    resolved = config.replace(model=model, distillation=distillation, activation=activation)
+    resolved = config.replace(
+        model=model,
+        distillation=with_teacher(config.distillation, info),
+        activation=activation,
+        init_checkpoint=_initial_weights(config, model),
+    )
     return resolved, info
 
 
@@ -133,7 +137,7 @@ def resolve_as(config: RunConfig, stored: RunConfig, explicit: Explicit) -> RunC
         model = model.replace(num_classes=stored.model.num_classes)
     if _is_open(model, explicit):
         model = model.replace(batch_norm_decay=stored.model.batch_norm_decay)
-    return config.replace(model=model)
+    return config.replace(model=model, init_checkpoint=_initial_weights(config, model))
 
 
 def _with_own_model_of(
@@ -172,6 +176,13 @@ def _output_count(activation: str | None, info: data.DatasetInfo) -> int:
 def _is_open(model: MobileNetConfig, explicit: Explicit) -> bool:
     """Whether the batch-norm momentum was left to the run."""
     return model.batch_norm_decay is None or not explicit.batch_norm_decay
+
+
+def _initial_weights(config: RunConfig, model: MobileNetConfig) -> str | None:
+    """Path or name of the initial weights, once the model's classes are known."""
+    if config.init_checkpoint is None:
+        return None
+    return pretrained.resolve(config.init_checkpoint, model, max(config.input_shape[:2]))
 
 
 def _with_channels_of_start(config: RunConfig) -> MobileNetConfig:

@@ -86,7 +86,7 @@ def request(
     settings = parameters.settings_of(RunConfig, {"stages": stages, **values})
     if weights is not None:
         files.check_local(weights, "weights")
-        settings["init_checkpoint"] = _path("weights", weights)
+        settings["init_checkpoint"] = _path("weights", weights, "a path or the name of weights")
     if isinstance(architecture, OwnModel):
         names = {p.path: p.name for p in parameters.parameters_of(RunConfig)}
         check_settings(settings, lambda path: names.get(path, path))
@@ -158,9 +158,9 @@ def _run_folder(value: object) -> Path | str:
     return text if files.is_remote(text) else Path(text)
 
 
-def _path(name: str, value: object) -> str:
+def _path(name: str, value: object, expected: str = "a path") -> str:
     if not isinstance(value, (str, os.PathLike)):
-        raise UsageError(name, type(value).__name__, "a path")
+        raise UsageError(name, type(value).__name__, expected)
     return os.path.expanduser(os.fspath(value))
 
 

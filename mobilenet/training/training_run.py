@@ -130,6 +130,7 @@ def execute(
     explicit: resolve_config.Explicit,
     overwrite: bool = False,
     loaded: LoadedModel | None = None,
+    offline: bool = False,
 ) -> TrainingRun:
     """Runs the stages of a config that are not finished in a folder.
 
@@ -142,17 +143,18 @@ def execute(
         explicit: which fields were set by the user.
         overwrite: replace the run in the folder.
         loaded: the model, where the config is of one in memory.
+        offline: use released weights that are in the cache alone.
 
     Raises:
         UsageError: the folder is of another run, or the config cannot be executed.
     """
     worker = workers.this_worker(config.distribution_strategy)
     if not files.is_remote(folder):
-        return _execute(config, Path(folder), explicit, overwrite, loaded, worker)
+        return _execute(config, Path(folder), explicit, overwrite, loaded, offline, worker)
     with console.starting_tensorflow():
         from mobilenet.training import working_copy
     with working_copy.opened(str(folder), worker.is_chief) as copy:
-        done = _execute(config, copy.path, explicit, overwrite, loaded, worker, copy)
+        done = _execute(config, copy.path, explicit, overwrite, loaded, offline, worker, copy)
     return dataclasses.replace(done, storage=copy)
 
 
@@ -162,6 +164,7 @@ def _execute(
     explicit: resolve_config.Explicit,
     overwrite: bool,
     loaded: LoadedModel | None,
+    offline: bool,
     worker: workers.Worker,
     storage: WorkingCopy | None = None,
 ) -> TrainingRun:
@@ -182,6 +185,7 @@ def _execute(
         resolved, info, start = own_model.resolve(config, model, explicit)
     else:
         resolved, info = resolve_config.resolve(config, explicit)
+        _fetch_weights(resolved, path, stored, offline)
     is_shown = log.isEnabledFor(logging.INFO)  # before the run folder has a log of its own
     with (
         strategy.ended_workers(devices),
@@ -194,6 +198,19 @@ def _execute(
         stages = pipeline.Pipeline(opened, info, resolved.stages, is_shown, devices)
         reports = stages.execute()
         return TrainingRun(path, opened.config, RunReport(tuple(reports)))
+
+
+def _fetch_weights(
+    config: RunConfig, folder: Path, stored: RunConfig | None, offline: bool
+) -> None:
+    """Fetches released weights before anything is written, unless a stage of the run is finished:
+    the next one starts from that.
+    """
+    if config.init_checkpoint is None or (stored and run_folder.read_reports(folder)):
+        return
+    from mobilenet.weights import pretrained
+
+    pretrained.local_path(config.init_checkpoint, offline)
 
 
 @contextlib.contextmanager

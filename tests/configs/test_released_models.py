@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from mobilenet import api
 from mobilenet.configs import archs, released_models
 from mobilenet.configs.released_models import Release
 from mobilenet.errors import UsageError
@@ -261,15 +260,3 @@ def test_the_table_shows_every_row_and_every_note() -> None:
     assert [note.split("  ")[0] for note in notes] == [str(n + 1) for n in range(len(notes))]
     cited = [notes[int(n) - 1].split("  ", 1)[1] for n in row["notes"].split()]
     assert cited == list(released_models.ALL[-1].notes)
-
-
-def test_names_are_listed_once_by_pattern() -> None:
-    """16 models of V1, each float and quantized; both of its releases use the same names."""
-    assert len(api.list_weights("mobilenet_v1_*")) == 2 * 16
-    assert len(api.list_weights()) == len({release.name for release in released_models.ALL})
-    assert api.list_weights("v3-small*float") == [
-        "v3-small_224_1.0_float",
-        "v3-small_224_0.75_float",
-        "v3-small-minimalistic_224_1.0_float",
-    ]
-    assert api.list_weights("resnet*") == []

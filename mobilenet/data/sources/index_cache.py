@@ -129,8 +129,7 @@ def _paths(folder: str, kind: str) -> tuple[str, str]:
     """Where an index may lie, in the order in which it is looked for."""
     source = folder if "://" in folder else os.path.realpath(folder)
     name = hashlib.sha256(f"{source}\n{kind}".encode(errors="surrogateescape")).hexdigest()[:20]
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return (
         os.path.join(folder, f".mobilenet-{kind}.npz"),
-        os.path.join(cache, "mobilenet", "indices", f"{name}.npz"),
+        os.path.join(files.cache_folder(), "indices", f"{name}.npz"),
     )
