@@ -171,7 +171,7 @@ def logit_steps(model: Int8Model, images: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def int8_family(name: str) -> Int8Model:
-    """One of the seven models at a quarter of its width, 64 px, taken to int8; do not change it."""
+    """One of our models at a quarter of its width, 64 px, taken to int8; do not change it."""
     tf_keras.utils.set_random_seed(1)
     fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
     return quantize_to_file(randomize_batch_norm(build(archs.get(name, **fields), (64, 64, 3))), 64)

@@ -24,14 +24,12 @@ FAKE_QUANT = tf.quantization.fake_quant_with_min_max_vars
 FAKE_QUANT_PER_CHANNEL = tf.quantization.fake_quant_with_min_max_vars_per_channel
 
 
-def families(quick: Iterable[str] = ("mobilenet_v1", "mobilenet_v3_small")) -> list[Any]:
-    """The seven model names as test parameters; those that are not in `quick` are slow.
+QUICK = ("mobilenet_v1", "mobilenet_v3_small")  # they have every kind of layer
 
-    The default two cover every kind of layer.
-    """
-    return [
-        pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in archs.ALL
-    ]
+
+def families(quick: Iterable[str] = QUICK, names: Iterable[str] = tuple(archs.ALL)) -> list[Any]:
+    """Names of our models as test parameters; those that are not in `quick` are slow."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
 def toy(channels: int = 8, bias: bool = False) -> tf_keras.Model:

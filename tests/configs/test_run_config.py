@@ -313,6 +313,38 @@ def test_imagenet_recipes_are_the_published_ones(name: str) -> None:
     assert (model.dropout_keep_prob, config.image_size) == (0.8, 224)
 
 
+@pytest.mark.parametrize(
+    ("size", "images", "expected"),
+    [
+        # as in tensorflow/models official/vision/configs/experiments/image_classification
+        ("small", 4096, (3002368, 1560, 2e-3, 0.6, 0.01, 0.9999, 0.3, 1e-5, 0.95, 1e-6, 224)),
+        ("medium", 4096, (156000, 1560, 4e-3, 0.9, 0.1, 0, 0.2, 0, 0.997, 1e-3, 256)),
+        ("large", 16384, (39000, 1560, 4e-3, 0.9, 0.2, 0, 0.2, 0, 0.997, 1e-3, 384)),
+    ],
+)
+def test_imagenet_recipes_of_v4_are_the_published_ones(
+    size: str, images: int, expected: tuple[float, ...]
+) -> None:
+    config = recipes.get(f"mobilenet_v4_conv_{size}", "imagenet2012")
+    train, model = config.train, config.model
+    steps = 1_281_167 // images  # of an epoch
+    assert images % train.batch_size == 0
+    assert expected == (
+        pytest.approx(train.epochs * steps, rel=1e-5),
+        train.warmup_epochs * steps,
+        train.lr,
+        train.op_momentum,
+        train.decoupled_weight_decay,
+        train.ma_decay_rate,
+        pytest.approx(1 - model.dropout_keep_prob),
+        2 * model.weight_decay,
+        model.batch_norm_decay,
+        model.batch_norm_epsilon,
+        config.image_size,
+    )
+    assert (train.optimizer_name, train.learning_scheduler_name) == ("adamw", "cosine")
+
+
 @pytest.mark.parametrize("model", list(archs.ALL))
 @pytest.mark.parametrize("data", SETS)
 def test_a_recipe_is_of_its_model_and_data_set_and_later_stages_are_gentler(
@@ -328,8 +360,8 @@ def test_a_recipe_is_of_its_model_and_data_set_and_later_stages_are_gentler(
 
 
 def test_names_that_are_not_known_are_refused_or_left_to_tfds() -> None:
-    with pytest.raises(UsageError, match="^model_name: got 'mobilenet_v4'"):
-        recipes.get("mobilenet_v4", "digits")
+    with pytest.raises(UsageError, match="^model_name: got 'mobilenet_v5'"):
+        recipes.get("mobilenet_v5", "digits")
     assert recipes.get("mobilenet_v1", "oxford_flowers102").dataset.name == "oxford_flowers102"
     assert recipes.get("mobilenet_v1", "tfrecord").dataset.label_offset == 1
 
@@ -345,7 +377,10 @@ def test_batch_norm_memory_fits_the_run(steps: int) -> None:
 def test_the_published_momentum_is_for_imagenet_alone(name: str) -> None:
     assert recipes.get(name, "digits").model.batch_norm_decay is None
     assert recipes.get(name, "image_folder").model.batch_norm_decay is None
-    published = 0.9997 if name in ("mobilenet_v1", "mobilenet_v2") else 0.997
+    published = {
+        **dict.fromkeys(("mobilenet_v1", "mobilenet_v2"), 0.9997),
+        "mobilenet_v4_conv_small": 0.95,
+    }.get(name, 0.997)
     assert recipes.get(name, "imagenet2012").model.batch_norm_decay == published
 
 

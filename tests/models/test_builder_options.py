@@ -81,6 +81,55 @@ def test_a_stem_that_keeps_its_width() -> None:
     assert [row.filters for row in rows[1:]] == [row.filters for row in narrow[1:]]
 
 
+@pytest.mark.parametrize(
+    ("start", "middle", "expected"),
+    [
+        (
+            3,
+            5,
+            [("start_depthwise", 3, 1, ""), ("expand", 1, 1, "relu"), ("depthwise", 5, 2, "relu")],
+        ),
+        (3, 0, [("start_depthwise", 3, 2, ""), ("expand", 1, 1, "relu")]),
+        (0, 5, [("expand", 1, 1, "relu"), ("depthwise", 5, 2, "relu")]),
+        (0, 0, [("expand", 1, 1, "relu")]),
+    ],
+)
+def test_layers_of_a_universal_bottleneck(
+    start: int, middle: int, expected: list[tuple[str, int, int, str]]
+) -> None:
+    """Kernel, stride and activation of each convolution; where both are depthwise, the second has
+    the stride."""
+    block = archs.UniversalBottleneckConfig(
+        stride=2,
+        filters=16,
+        expansion_size=4.0,
+        start_kernel=(start, start) if start else None,
+        middle_kernel=(middle, middle) if middle else None,
+    )
+    config = archs.get("mobilenet_v4_conv_small", num_classes=4)
+    assert (
+        archs.MobileNetConfig.from_json(config.replace(blocks=(block,)).to_json()).blocks[0]
+        == block
+    )
+    model = build(config.replace(blocks=(config.blocks[0], block, block.replace(stride=1))), 32)
+    built = []
+    for layer in model.layers:
+        part = layer.name.removeprefix("expanded_conv_")
+        if (
+            hasattr(layer, "kernel_size")
+            and layer.name.startswith("expanded_conv_")
+            and part[0] != "1"
+        ):
+            after = layer.outbound_nodes[0].layer.outbound_nodes[0].layer
+            activation = (
+                after.name.removeprefix(f"{layer.name}_") if "ReLU" in type(after).__name__ else ""
+            )
+            built.append((part, layer.kernel_size[0], layer.strides[0], activation))
+    stride = 1 if start or middle else 2
+    assert built == [*expected, ("project", 1, stride, "")]
+    assert model.get_layer("expanded_conv_1_add").output.shape == (None, 8, 8, 16)
+
+
 def test_expansions_and_squeezes_follow_the_narrowed_input() -> None:
     rows = [
         row

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from small_models import families, rename_layers
+from small_models import QUICK, families, rename_layers
 
 from mobilenet.configs import archs
 
@@ -47,6 +47,27 @@ EXPECTED = {
         "classifier": 1,
     },
     "mobilenet_edgetpu": {"stem": 1, "depthwise": 13, "pointwise": 36, "fused": 8, "classifier": 1},
+    "mobilenet_v4_conv_small": {
+        "stem": 1,
+        "depthwise": 15,
+        "pointwise": 28,
+        "fused": 2,
+        "classifier": 1,
+    },
+    "mobilenet_v4_conv_medium": {
+        "stem": 1,
+        "depthwise": 30,
+        "pointwise": 45,
+        "fused": 1,
+        "classifier": 1,
+    },
+    "mobilenet_v4_conv_large": {
+        "stem": 1,
+        "depthwise": 45,
+        "pointwise": 55,
+        "fused": 1,
+        "classifier": 1,
+    },
 }
 
 
@@ -61,7 +82,7 @@ def by_role(model: Any) -> dict[str, int]:
     )
 
 
-@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("name", families(quick=(*QUICK, "mobilenet_v4_conv_small")))
 def test_roles_of_our_models(name: str, small_model: Callable[..., Any]) -> None:
     assert by_role(small_model(name)) == EXPECTED[name]
     graph = Graph(small_model(name))

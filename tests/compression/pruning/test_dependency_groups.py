@@ -70,6 +70,38 @@ EXPECTED: dict[str, dict[str, list[int]]] = {
 }
 
 
+# A depthwise convolution before an expansion belongs to the group of the block's input.
+EXPECTED |= {
+    "mobilenet_v4_conv_small": {
+        "stem": [32],
+        "fused": [32, 96],
+        "pointwise": [
+            *(32, 64, 96, 128),  # outputs of convolutions and blocks
+            *(192, 192, 192, 192, 192, 384, 576, 512, 512, 384, 512, 512),  # expansions
+            *(960, 1280),
+        ],
+    },
+    "mobilenet_v4_conv_medium": {
+        "stem": [32],
+        "fused": [128],
+        "pointwise": [
+            *(48, 80, 160, 256),
+            *(192, 160, 480, *[640] * 5, 320, 640, 960, *[1024] * 5, 512, *[1024] * 3, 512),
+            *(960, 1280),
+        ],
+    },
+    "mobilenet_v4_conv_large": {
+        "stem": [24],
+        "fused": [96],
+        "pointwise": [
+            *(48, 96, 192, 512),
+            *(192, 384, 384, *[768] * 11, *[2048] * 12),
+            *(960, 1280),
+        ],
+    },
+}
+
+
 def sizes(groups: tuple[dependency_groups.Group, ...]) -> dict[str, Counter[int]]:
     roles = {group.role for group in groups}
     return {role: Counter(g.channels for g in groups if g.role == role) for role in roles}
@@ -105,6 +137,17 @@ def test_a_group_shows_its_members_and_why(small_model: Callable[..., Any]) -> N
     assert groups[f"{block}_squeeze_excite_excite"] is groups[f"{block}_expand"]
     squeeze = groups[f"{block}_squeeze_excite_squeeze"]
     assert squeeze.role == "squeeze_excite" and len(squeeze.members) == 2
+
+
+def test_a_depthwise_convolution_before_an_expansion_follows_the_input(
+    small_model: Callable[..., Any],
+) -> None:
+    groups = dependency_groups.ChannelGraph(small_model("mobilenet_v4_conv_small")).by_layer()
+    block, before = "expanded_conv_5", "expanded_conv_4_project"
+    start = groups[f"{block}_start_depthwise"]
+    assert start is groups[before] is groups[f"{block}_project"]
+    readers = [member.layer.name for member in start.members_on("in")]
+    assert f"{block}_expand" in readers and groups[f"{block}_expand"] is not start
 
 
 def test_sums_tie_projections(small_model: Callable[..., Any]) -> None:
