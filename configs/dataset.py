@@ -17,7 +17,10 @@ from mobilenet.errors import UsageError, one_of
 
 from .base import MAX_CLASSES, Config, checked, flag
 
-CROPS = ("central", "square", "none")
+CROPS = ("central", "square", "center", "none")
+BILINEAR = "bilinear"
+ANTIALIASED_BILINEAR, ANTIALIASED_BICUBIC = "antialiased_bilinear", "antialiased_bicubic"
+INTERPOLATIONS = (BILINEAR, ANTIALIASED_BILINEAR, ANTIALIASED_BICUBIC)
 CUSTOM = "custom"  # the name of a preprocessing that was given by its numbers
 FROM_METADATA = "metadata"  # that of one in the metadata of a file, which is in no list
 MAX_PIXELS = 200_000_000  # the largest phone sensors take 16,320 x 12,240 pixels
@@ -33,15 +36,19 @@ EXIF_HELP = "turn images by the orientation in their EXIF data (default: as the 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing(Config):
-    """How an image becomes an input: crop, bilinear half-pixel resize, `(pixel - mean) / std`.
+    """How an image becomes an input: crop, half-pixel resize, `(pixel - mean) / std`.
 
     Attributes:
         name: what the field calls it.
         mean: subtracted from pixels 0..255; one value, or one a channel.
         std: divides after that; one value, or one a channel.
         crop: `central` cuts the share of each side (slim), `square` the centered square of side
-            `min(H, W) * size / (size + 32)` (official), `none` keeps the whole image.
-        crop_fraction: the share that `central` keeps; 0.875 is slim's.
+            `min(H, W) * size / (size + 32)` (official), `center` resizes the shorter side to
+            `size / crop_fraction` and cuts the centered `size` out of that (timm, torchvision),
+            `none` keeps the whole image.
+        crop_fraction: the share that `central` and `center` keep; 0.875 is slim's.
+        interpolation: `bilinear` is TensorFlow's without antialiasing, the others are Pillow's
+            filters, which average all pixels that become one.
         exif: an image file is first turned upright, by the orientation in its EXIF data.
     """
 
@@ -50,6 +57,7 @@ class Preprocessing(Config):
     std: tuple[float, ...] = checked((127.5,), above=0)
     crop: str = checked("central", choices=CROPS)
     crop_fraction: float = checked(0.875, above=0, most=1)
+    interpolation: str = checked(BILINEAR, choices=INTERPOLATIONS)
     exif: bool = True
 
     @property
@@ -70,6 +78,8 @@ class Preprocessing(Config):
         """The part of an image that the crop keeps, in words."""
         if self.crop == "central":
             return f"the central {100 * self.crop_fraction:g} % of each side"
+        if self.crop == "center":
+            return f"the center, {100 * self.crop_fraction:g} % of the shorter side"
         return "the whole image" if self.crop == "none" else "the central square"
 
 
@@ -133,7 +143,8 @@ def choose_crop(preprocessing: Preprocessing, choice: str | float) -> Preprocess
 
     Args:
         preprocessing: any.
-        choice: one of `CROPS`, or the share of each side that a central crop keeps.
+        choice: one of `CROPS`, or the share of each side that a central crop keeps, or a center
+            crop if the preprocessing has one.
 
     Raises:
         UsageError: names `crop`: it is none of these.
@@ -141,7 +152,8 @@ def choose_crop(preprocessing: Preprocessing, choice: str | float) -> Preprocess
     if choice in CROPS:
         return preprocessing.replace(crop=choice, crop_fraction=Preprocessing.crop_fraction)
     try:
-        return preprocessing.replace(crop="central", crop_fraction=float(choice))
+        crop = "center" if preprocessing.crop == "center" else "central"
+        return preprocessing.replace(crop=crop, crop_fraction=float(choice))
     except ValueError:  # UsageError too, which names another field
         expected = f"one of {', '.join(CROPS)}, or the share of each side, such as 0.875"
         raise UsageError("crop", choice, expected) from None

@@ -2,7 +2,8 @@
 
 Evaluation follows tensorflow/models research/slim/preprocessing/inception_preprocessing.py
 (`central`) and official/vision/image_classification/preprocessing.py (`square`), with TF2's
-half-pixel bilinear resize. Pixels stay on 0..255 until `normalize`. Every random operation is
+half-pixel bilinear resize, or timm's transform (`center`, Pillow's antialiased filters). Pixels
+stay on 0..255 until `normalize`. Every random operation is
 stateless: its seed is an argument.
 """
 
@@ -15,7 +16,12 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from mobilenet.configs.dataset import DatasetConfig, Preprocessing
+from mobilenet.configs.dataset import (
+    ANTIALIASED_BICUBIC,
+    BILINEAR,
+    DatasetConfig,
+    Preprocessing,
+)
 from mobilenet.data import orientation
 from mobilenet.data.decoding import (
     checked_jpeg,
@@ -39,12 +45,77 @@ Part = tuple[tf.Tensor, int]  # number of its first image in a larger batch, and
 
 
 def evaluation_pixels(image: tf.Tensor, preprocessing: Preprocessing, size: Size) -> tf.Tensor:
-    """Crops and resizes for evaluation: float32 `[height, width, channels]`, unrounded."""
+    """Crops and resizes for evaluation: float32 `[height, width, channels]`.
+
+    Unrounded with TensorFlow's bilinear filter; with one of Pillow's filters whole numbers, which
+    differ from Pillow's own by 1 at most (2 with the bilinear one), where a half was rounded.
+    """
     if preprocessing.crop == "central":
         image = tf.image.central_crop(image, preprocessing.crop_fraction)
     elif preprocessing.crop == "square":
         image = _square(image, min(size))
-    return _resize(image, size)
+    elif preprocessing.crop == "center":
+        resized, corner = _center(image, preprocessing.crop_fraction, size)
+        return _resample(image, preprocessing.interpolation, size, resized, corner)
+    if preprocessing.interpolation == BILINEAR:
+        return _resize(image, size)
+    return _resample(
+        image, preprocessing.interpolation, size, tf.constant(size), tf.constant([0, 0])
+    )
+
+
+def _center(image: tf.Tensor, share: float, size: Size) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sides of the image after its resize, and the corner of its centered part of `size`.
+
+    As timm and torchvision round them: see `mobilenet.runtime.images.center_window`.
+    """
+    sides = tf.shape(image, tf.int64)[:2]  # products of sides exceed 32 bits
+    least = tf.constant([int(side / share) for side in size], tf.int64)
+    is_high = sides[0] * least[1] >= sides[1] * least[0]
+    scaled = least[::-1] * sides // tf.maximum(sides[::-1], 1)
+    resized = tf.where(tf.stack([is_high, tf.logical_not(is_high)]), scaled, least)
+    rest = tf.maximum(resized - size, 0)
+    half = rest // 2
+    return resized, half + rest % 2 * (half % 2)
+
+
+def _resample(
+    image: tf.Tensor, interpolation: str, size: Size, resized: tf.Tensor, corner: tf.Tensor
+) -> tf.Tensor:
+    """Resizes an image to `resized` and cuts `size` out of that, from `corner` on.
+
+    As Pillow does it: across, then down, rounded each time.
+    """
+    pixels = tf.cast(image, tf.float32)
+    scale = tf.cast(resized, tf.float32) / tf.cast(tf.shape(image)[:2], tf.float32)
+    shift = -tf.cast(corner, tf.float32)
+    if interpolation == BILINEAR:
+        return _scale(pixels, tf.constant(size), scale, shift, interpolation)
+    for axis in (1, 0):
+        other = tf.constant([float(axis == 1), float(axis == 0)])
+        sides = tf.where(other > 0, tf.shape(pixels)[:2], tf.constant(size))
+        pixels = _scale(
+            pixels,
+            sides,
+            tf.where(other > 0, 1.0, scale),
+            tf.where(other > 0, 0.0, shift),
+            interpolation,
+        )
+        pixels = tf.clip_by_value(tf.floor(pixels + 0.5), 0, 255)
+    return tf.ensure_shape(pixels, [*size, image.shape[-1]])
+
+
+def _scale(
+    pixels: tf.Tensor, size: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor, interpolation: str
+) -> tf.Tensor:
+    return tf.raw_ops.ScaleAndTranslate(
+        images=pixels[None],
+        size=size,
+        scale=scale,
+        translation=shift,
+        kernel_type="keyscubic" if interpolation == ANTIALIASED_BICUBIC else "triangle",
+        antialias=interpolation != BILINEAR,
+    )[0]
 
 
 def _square(image: tf.Tensor, size: int) -> tf.Tensor:
@@ -91,7 +162,9 @@ def training_pixels(
     # One scale for all channels costs nothing: it is that of the conversion to float32.
     has_one = len({*preprocessing.mean}) == len({*preprocessing.std}) == 1
     limits = preprocessing.input_range if has_one else (0.0, 255.0)
-    pixels = _augment(image, config, size, limits, seed + _OTHER_STREAM)
+    pixels = _augment(
+        image, config, size, limits, preprocessing.interpolation, seed + _OTHER_STREAM
+    )
     return pixels if has_one else normalize(pixels, preprocessing)
 
 
@@ -100,6 +173,7 @@ def _augment(
     config: DatasetConfig,
     size: Size,
     limits: tuple[float, float],
+    interpolation: str,
     seed: tf.Tensor,
 ) -> tf.Tensor:
     """Scales pixels of 0..255 to `limits`, resizes, and mirrors and varies the colors at random."""
@@ -111,11 +185,12 @@ def _augment(
     drawn = tf.gather(drawn, [0, 1, 2, 2]) * (2 * reach) + (middle - reach)
     mirrored, saturation, low, high = tf.unstack(drawn)
     pixels = tf.quantization.dequantize(tf.bitcast(image, tf.quint8), low, high, "MIN_COMBINED")
-    pixels = _resize(pixels, size)
+    pixels = _resize(pixels, size, interpolation)
     if config.flip:
         pixels = tf.cond(mirrored < 0.5, lambda: tf.reverse(pixels, [1]), lambda: pixels)
     if config.color:
         pixels = saturate(pixels, saturation)
+    if config.color or interpolation == ANTIALIASED_BICUBIC:  # which overshoots at edges
         pixels = tf.raw_ops.ClipByValue(
             t=pixels, clip_value_min=limits[0], clip_value_max=limits[1]
         )
@@ -126,9 +201,11 @@ def _exif(config: DatasetConfig) -> bool:
     return config.exif is not False
 
 
-def _resize(image: tf.Tensor, size: Size) -> tf.Tensor:
-    """Bilinear with half-pixel centers; TensorFlow's kernel is twice as fast on float32."""
-    return tf.image.resize(tf.cast(image, tf.float32), size, "bilinear", antialias=False)
+def _resize(image: tf.Tensor, size: Size, interpolation: str = BILINEAR) -> tf.Tensor:
+    """With half-pixel centers; TensorFlow's kernel is twice as fast on float32."""
+    method = "bicubic" if interpolation == ANTIALIASED_BICUBIC else "bilinear"
+    antialias = interpolation != BILINEAR
+    return tf.image.resize(tf.cast(image, tf.float32), size, method, antialias=antialias)
 
 
 def _window(

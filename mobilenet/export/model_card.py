@@ -15,7 +15,15 @@ import yaml
 from mobilenet.configs import released_models
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.card import SIGMOID, Card, StageFigures, TensorType
-from mobilenet.configs.dataset import FILES, FOLDER, LIST, RECORDS
+from mobilenet.configs.dataset import (
+    ANTIALIASED_BICUBIC,
+    ANTIALIASED_BILINEAR,
+    BILINEAR,
+    FILES,
+    FOLDER,
+    LIST,
+    RECORDS,
+)
 from mobilenet.export import programs
 from mobilenet.export.verification.verify import Verification
 from mobilenet.runtime.classifier import LABELS
@@ -285,6 +293,13 @@ def _limits(card: Card, verification: Verification) -> list[str]:
     return lines
 
 
+_FILTERS = {
+    BILINEAR: "bilinear, half-pixel centers, no antialiasing",
+    ANTIALIASED_BILINEAR: "bilinear with antialiasing, as Pillow does",
+    ANTIALIASED_BICUBIC: "bicubic with antialiasing, as Pillow does",
+}
+
+
 def _preprocessing(card: Card) -> list[str]:
     height, width, channels = card.input_shape
     preprocessing, source = card.preprocessing, card.input
@@ -292,12 +307,16 @@ def _preprocessing(card: Card) -> list[str]:
     steps = ["Turn the image upright by the orientation in its EXIF data."]
     steps = steps if preprocessing.exif else []
     steps.append(f"Decode it to {'gray values' if channels == 1 else 'RGB'}, 0 to 255.")
-    if preprocessing.crop != "none":
-        steps.append(f"Keep {preprocessing.part}.")
-    steps.append(
-        f"Resize it to {height} rows of {width} pixels: bilinear, half-pixel centers, no "
-        "antialiasing."
-    )
+    how = _FILTERS[preprocessing.interpolation]
+    if preprocessing.crop == "center":
+        high, wide = (int(side / preprocessing.crop_fraction) for side in (height, width))
+        sides = f"to {high} pixels" if high == wide else f"to cover {high} rows of {wide} pixels"
+        steps.append(f"Resize its shorter side {sides}, the other in proportion: {how}.")
+        steps.append(f"Keep the {height} rows of {width} pixels in the center.")
+    else:
+        if preprocessing.crop != "none":
+            steps.append(f"Keep {preprocessing.part}.")
+        steps.append(f"Resize it to {height} rows of {width} pixels: {how}.")
     mean, std = (_numbers(values) for values in (preprocessing.mean, preprocessing.std))
     normal = f"`(pixel - {mean}) / {std}`"
     if not source.scale:

@@ -5,7 +5,7 @@ the file's own shape, normalization, scales and zero points.
 from __future__ import annotations
 
 from mobilenet.configs.card import SIGMOID, Card, TensorType
-from mobilenet.configs.dataset import Preprocessing
+from mobilenet.configs.dataset import ANTIALIASED_BICUBIC, BILINEAR, Preprocessing
 from mobilenet.export import tflite_metadata
 from mobilenet.runtime.classifier import LABELS, MODEL
 
@@ -22,7 +22,7 @@ _BYTES = {"int8": 1, "uint8": 1, "int16": 2, "float32": 4}
 
 
 def python(card: Card, batch: int = 1, outputs: int | None = None) -> str:
-    """Python that classifies `photo.jpg`: crop, bilinear resize (half-pixel), quantize, top-1.
+    """Python that classifies `photo.jpg`: crop, half-pixel resize, quantize, top-1.
 
     Args:
         card: of the file.
@@ -42,10 +42,7 @@ def python(card: Card, batch: int = 1, outputs: int | None = None) -> str:
         "from PIL import Image, ImageOps" if is_turned else "from PIL import Image",
         "",
         f'image = {opened}.convert("{"L" if channels == 1 else "RGB"}")',
-        *_crop(card.preprocessing, min(height, width)),
-        f"size, box = ({width}, {height}), (0, 0, *image.size)",
-        "how = size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR",
-        'bands = [band.convert("F").transform(*how) for band in image.split()]',
+        *_resize(card.preprocessing, height, width),
         f"batch = {_input_expression(card.preprocessing, source)}[None]{repeated}",
         f'model = Interpreter("{MODEL}")',
         f'{name} = model.get_signature_runner()({images}=batch)["{name}"][0]',
@@ -93,6 +90,41 @@ def pixel_offset(preprocessing: Preprocessing, source: TensorType) -> int | None
     """
     is_grid = set(preprocessing.mean) == {_INT8_MEAN} and abs(source.scale * 127.5 - 1) < 1e-6
     return 128 - source.zero_point if is_grid else None
+
+
+def _resize(preprocessing: Preprocessing, height: int, width: int) -> list[str]:
+    """Lines that turn `image` into `bands` of the size of the file."""
+    is_plain = preprocessing.interpolation == BILINEAR
+    if preprocessing.crop == "center":
+        lines = _center(preprocessing, height, width)
+        box = f"x * w / wide, y * h / high, (x + {width}) * w / wide, (y + {height}) * h / high"
+        cut = f"image = image.crop((x, y, x + {width}, y + {height}))"
+        resized = "(wide, high)"
+    else:
+        lines = _crop(preprocessing, min(height, width))
+        box, cut, resized = "0, 0, *image.size", "", f"({width}, {height})"
+    if is_plain:
+        return [
+            *lines,
+            f"size, box = ({width}, {height}), ({box})",
+            "how = size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR",
+            'bands = [band.convert("F").transform(*how) for band in image.split()]',
+        ]
+    how = "BICUBIC" if preprocessing.interpolation == ANTIALIASED_BICUBIC else "BILINEAR"
+    lines.append(f"image = image.resize({resized}, Image.Resampling.{how})")
+    lines += [cut] if cut else []
+    return [*lines, 'bands = [band.convert("F") for band in image.split()]']
+
+
+def _center(preprocessing: Preprocessing, height: int, width: int) -> list[str]:
+    """Lines for the sides of the resized image, and the corner of its center."""
+    high, wide = (int(side / preprocessing.crop_fraction) for side in (height, width))
+    return [
+        "w, h = image.size",
+        f"high, wide = ({wide} * h // w, {wide}) if {wide} * h >= {high} * w"
+        f" else ({high}, {high} * w // h)",
+        f"x, y = round((wide - {width}) / 2), round((high - {height}) / 2)",
+    ]
 
 
 def _crop(preprocessing: Preprocessing, size: int) -> list[str]:

@@ -233,7 +233,9 @@ def _preprocessing_of(mean: Float64Array, deviation: Float64Array) -> Preprocess
 
 
 def _with_crop_of(found: Preprocessing, usual: Preprocessing) -> Preprocessing:
-    return found.replace(crop=usual.crop, crop_fraction=usual.crop_fraction)
+    return found.replace(
+        crop=usual.crop, crop_fraction=usual.crop_fraction, interpolation=usual.interpolation
+    )
 
 
 def _assumption(found: Preprocessing, assumed: Sequence[str], name: str) -> str:

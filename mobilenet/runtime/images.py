@@ -2,7 +2,7 @@
 
 Crops and resizing follow `tf.image.central_crop`, `tf.image.resize(..., "bilinear",
 antialias=False)` and `official/vision/image_classification/preprocessing.py` of tensorflow/models
-to the pixel.
+to the pixel. Antialiased filters are Pillow's own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from mobilenet import image_files, image_orientation
-from mobilenet.configs.dataset import MAX_PIXELS, Preprocessing
+from mobilenet.configs.dataset import (
+    ANTIALIASED_BICUBIC,
+    BILINEAR,
+    MAX_PIXELS,
+    Preprocessing,
+)
 from mobilenet.errors import UsageError
 from mobilenet.typing import Float32Array
 
@@ -91,25 +96,61 @@ def crop_box(
     return (height - side + 1) // 2, (width - side + 1) // 2, side, side
 
 
+def center_window(
+    height: int, width: int, share: float, size: Size
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Sides of an image after its resize, and the corner of its centered part of `size`.
+
+    As timm and torchvision round them: the shorter side becomes `size / share`, rounded down, the
+    other in proportion.
+
+    Args:
+        height, width: of the image.
+        share: of the shorter side that remains.
+        size: of the result.
+    """
+    target = (size, size) if isinstance(size, int) else size
+    least = [int(side / share) for side in target]
+    if height * least[1] >= width * least[0]:
+        resized = least[1] * height // width, least[1]
+    else:
+        resized = least[0], least[0] * width // height
+    rest = [max(0, side - inner) for side, inner in zip(resized, target, strict=True)]
+    top, left = (round(side / 2) for side in rest)  # of halves to the even number
+    return resized, (top, left)
+
+
 def _taps(
-    length: int, size: int
+    length: int, size: int, resized: int, corner: int
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Float32Array]:
     """Along a side: the two neighbors of each output pixel, the weight of the second."""
-    scale = np.float32(length) / np.float32(size)
-    position = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    scale = np.float32(length) / np.float32(resized)
+    position = np.arange(corner, corner + size, dtype=np.float32) + np.float32(0.5)
+    position = position * scale - np.float32(0.5)
     floor = np.floor(position)
     lower = np.maximum(floor, 0).astype(np.intp)
     upper = np.minimum(np.ceil(position), length - 1).astype(np.intp)
     return lower, np.maximum(upper, 0), (position - floor).astype(np.float32)
 
 
-def resize(image: npt.NDArray[np.generic], size: Size) -> Float32Array:
-    """Bilinear, half-pixel centers, not antialiased: `[H, W, C]` to `[height, width, C]`."""
+def resize(
+    image: npt.NDArray[np.generic],
+    size: Size,
+    window: tuple[tuple[int, int], tuple[int, int]] | None = None,
+) -> Float32Array:
+    """Bilinear, half-pixel centers, not antialiased: `[H, W, C]` to `[height, width, C]`.
+
+    Args:
+        image: pixels.
+        size: of the result.
+        window: cuts it out of a larger image: the sides of that, and the corner in it.
+    """
     height, width = (size, size) if isinstance(size, int) else size
-    if image.shape[:2] == (height, width):
+    resized, corner = ((height, width), (0, 0)) if window is None else window
+    if image.shape[:2] == (height, width) == resized:
         return image.astype(np.float32)
-    top, bottom, down = _taps(image.shape[0], height)
-    left, right, across = _taps(image.shape[1], width)
+    top, bottom, down = _taps(image.shape[0], height, resized[0], corner[0])
+    left, right, across = _taps(image.shape[1], width, resized[1], corner[1])
     share = across[None, :, None]
 
     def row(rows: npt.NDArray[np.intp]) -> Float32Array:
@@ -123,12 +164,49 @@ def resize(image: npt.NDArray[np.generic], size: Size) -> Float32Array:
     return out
 
 
+def _resize_by_pillow(
+    image: npt.NDArray[np.generic],
+    interpolation: str,
+    size: Size,
+    window: tuple[tuple[int, int], tuple[int, int]] | None,
+) -> Float32Array:
+    """As `resize`, by one of Pillow's filters; pixels of 8 bits are rounded, as Pillow does.
+
+    Across, then down: which of them Pillow does first depends on its version and the sides.
+    """
+    target = (size, size) if isinstance(size, int) else size
+    (high, wide), (top, left) = (target, (0, 0)) if window is None else window
+    (height, width), down, across = target, image.shape[0] / high, image.shape[1] / wide
+    rows = top * down, min((top + height) * down, image.shape[0])
+    columns = left * across, min((left + width) * across, image.shape[1])
+    is_cubic = interpolation == ANTIALIASED_BICUBIC
+    how = Image.Resampling.BICUBIC if is_cubic else Image.Resampling.BILINEAR
+
+    def resized(band: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        picture = Image.fromarray(np.ascontiguousarray(band, kind))
+        box = columns[0], 0, columns[1], band.shape[0]
+        picture = picture.resize((width, band.shape[0]), how, box)
+        return np.asarray(picture.resize((width, height), how, (0, rows[0], width, rows[1])))
+
+    kind = np.uint8 if image.dtype == np.uint8 else np.float32
+    bands = [resized(band) for band in np.moveaxis(image, 2, 0)]
+    return np.clip(np.stack(bands, axis=-1), 0, 255).astype(np.float32)
+
+
 def preprocess(
     image: npt.NDArray[np.generic], preprocessing: Preprocessing, size: Size
 ) -> Float32Array:
     """Crops and resizes pixels `[H, W, C]` to float32 `[height, width, C]`, still 0..255."""
-    top, left, height, width = crop_box(image.shape[0], image.shape[1], preprocessing, size)
-    return resize(image[top : top + height, left : left + width], size)
+    window = None
+    if preprocessing.crop == "center":
+        height, width = image.shape[:2]
+        window = center_window(height, width, preprocessing.crop_fraction, size)
+    else:
+        top, left, height, width = crop_box(image.shape[0], image.shape[1], preprocessing, size)
+        image = image[top : top + height, left : left + width]
+    if preprocessing.interpolation == BILINEAR:
+        return resize(image, size, window)
+    return _resize_by_pillow(image, preprocessing.interpolation, size, window)
 
 
 def normalize(pixels: npt.NDArray[np.generic], preprocessing: Preprocessing) -> Float32Array:

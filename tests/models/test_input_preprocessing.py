@@ -84,7 +84,7 @@ def test_a_card_is_completed_by_what_is_given_then_by_what_is_usual(
     assert len(log.messages) == 2
 
 
-@pytest.mark.parametrize("crop", ["center", 0, 1.5, "0.9x"])
+@pytest.mark.parametrize("crop", ["middle", 0, 1.5, "0.9x"])
 def test_other_crops_are_refused(crop: Any) -> None:
     with pytest.raises(UsageError, match="crop: got") as error:
         complete_card(Card(), "model.keras", crop=crop)
