@@ -4,13 +4,18 @@ model.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mobilenet import api, cli
+from mobilenet import api, cli, files
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.errors import UsageError
 from mobilenet.runtime import classifier, isolation
+from mobilenet.tflite import model as tflite_model
+
+if TYPE_CHECKING:
+    from mobilenet.reporting import model_explorer
 
 _COMPARED = "a flatbuffer and --against"
 _USES = {  # what some flags require
@@ -21,7 +26,7 @@ _USES = {  # what some flags require
     **dict.fromkeys(("image_size", "packed", "groups", "histograms"), "a model"),
     "latency": "a model, or a flatbuffer alone",
     "micro": "a flatbuffer alone",
-    "isolated": f"a flatbuffer alone, or {_COMPARED}",
+    **dict.fromkeys(("isolated", "overlay"), f"a flatbuffer alone, or {_COMPARED}"),
 }
 COMMAND = cli.Command(
     "mobilenet.profiler",
@@ -39,6 +44,13 @@ COMMAND = cli.Command(
             "histograms", Path, None, "a folder for histograms of the weights; lists zeros as well"
         ),
         cli.option("micro", bool, False, "what a micro-controller needs to run a FILE.tflite"),
+        cli.option(
+            "overlay",
+            Path,
+            None,
+            "a folder for overlays of a FILE.tflite in Model Explorer: sparsity, and with "
+            "--against the quantization noise",
+        ),
         cli.ISOLATED,
         cli.IMAGE_SIZE,
         cli.option(
@@ -105,13 +117,14 @@ def _profile_model(path: Path, parsed: cli.Parsed) -> None:
     if options["groups"]:
         print("", *profile.groups, sep="\n")
     if options["histograms"] is not None:
-        files = plots.histograms(loaded.model, options["histograms"])
+        drawn = plots.histograms(loaded.model, options["histograms"])
         print(f"\n{cli.table(*tables.of_zeros(profile.zeros))}")
-        print(f"\n{len(files)} histograms in {options['histograms']}")
+        print(f"\n{len(drawn)} histograms in {options['histograms']}")
 
 
 def _profile_file(path: Path, parsed: cli.Parsed) -> None:
     options = parsed.options
+    _check_overlay(options)
     print(
         api.profile(
             path,
@@ -120,15 +133,33 @@ def _profile_file(path: Path, parsed: cli.Parsed) -> None:
             isolated=options["isolated"],
         )
     )
+    if options["overlay"] is not None:
+        from mobilenet.reporting import model_explorer
+
+        content = tflite_model.read(classifier.resolve_flatbuffer(path))
+        _write_overlays([model_explorer.sparsity(content)], options["overlay"])
+
+
+def _check_overlay(options: Mapping[str, Any]) -> None:
+    if options["overlay"] is not None:
+        files.check_target(options["overlay"], "overlay")
+
+
+def _write_overlays(overlays: Sequence[model_explorer.Overlay], folder: Path) -> None:
+    from mobilenet.reporting import model_explorer
+
+    written = model_explorer.write(overlays, folder)
+    print("", *(f"overlay for Model Explorer: {path}" for path in written), sep="\n")
 
 
 def _compare(path: Path, parsed: cli.Parsed) -> None:
     options = parsed.options
+    _check_overlay(options)
     file = classifier.Classifier(path, isolated=options["isolated"])
     with cli.starting_tensorflow():
         from mobilenet.export import freeze
         from mobilenet.loading import load_keras_model
-        from mobilenet.reporting import int8_comparison, tables
+        from mobilenet.reporting import int8_comparison, model_explorer, tables
     model = load_keras_model(options["against"])
     int8_comparison.warn_of_another(file.card, model.card, options["against"])
     images = _images(parsed, model.card, file.card)
@@ -138,9 +169,13 @@ def _compare(path: Path, parsed: cli.Parsed) -> None:
     lines = int8_comparison.compare(
         file.flatbuffer, freeze.float32_copy(model.model), *images, runner
     )
+    shown = lines
     if options["worst"] is not None:
-        lines = sorted(lines, key=lambda line: line.accumulated or 0.0)[: options["worst"]]
-    print(cli.table(*tables.of_comparison(lines)))
+        shown = sorted(lines, key=lambda line: line.accumulated or 0.0)[: options["worst"]]
+    print(cli.table(*tables.of_comparison(shown)))
+    if options["overlay"] is not None:
+        overlays = [model_explorer.noise(lines), model_explorer.sparsity(file.flatbuffer)]
+        _write_overlays(overlays, options["overlay"])
 
 
 def _images(parsed: cli.Parsed, card: Any, file_card: Any) -> tuple[Any, Any]:

@@ -40,6 +40,7 @@ class TensorComparison:
         alone: signal-to-noise in dB if only this tensor is quantized; `None` without a signal.
         accumulated: the same as the file computes it, with all quantization before it.
         cause, remedy: human-readable; no remedy if nothing is wrong.
+        tensor: its name in the file.
     """
 
     layer: str
@@ -52,6 +53,7 @@ class TensorComparison:
     accumulated: float | None
     cause: str
     remedy: str
+    tensor: str = ""
 
 
 def compare(
@@ -160,6 +162,7 @@ def _compare(
         accumulated=ratio,
         cause=cause.text,
         remedy=cause.remedy,
+        tensor=content.tensors[index].name,
     )
 
 

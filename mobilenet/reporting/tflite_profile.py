@@ -112,7 +112,7 @@ def operators(content: tflite_model.Flatbuffer) -> list[OperatorProfile]:
         new = [tensor for tensor in constants if tensor.index not in seen]
         seen.update(tensor.index for tensor in new)
         kernel = max(constants, key=lambda tensor: len(tensor.buffer), default=None)
-        zeros, distinct = (None, None) if kernel is None else _values(kernel)
+        zeros, distinct = (None, None) if kernel is None else count_values(kernel)
         profiles.append(
             OperatorProfile(
                 operator=op.name,
@@ -135,7 +135,11 @@ def operator_summary(content: tflite_model.Flatbuffer) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
-def _values(tensor: tensors.Tensor) -> tuple[int | None, int | None]:
+def count_values(tensor: tensors.Tensor) -> tuple[int | None, int | None]:
+    """How many values of a constant represent 0, and how many different ones it has.
+
+    Both are `None` where its values cannot be read.
+    """
     data = tensor.data
     if data is None:
         return None, None

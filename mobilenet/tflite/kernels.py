@@ -10,6 +10,21 @@ from mobilenet.tflite import tensors
 from mobilenet.typing import Array
 
 KERNEL_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_TO_FLOAT = "DEQUANTIZE"
+
+
+def stored_kernel(
+    operator: tensors.Operator, content: tflite_model.Flatbuffer
+) -> tensors.Tensor | None:
+    """The kernel of a convolution or dense layer as it is stored, also where it is dequantized
+    before use; `None` of other operators and of kernels that are computed.
+    """
+    if operator.name not in KERNEL_OPERATORS:
+        return None
+    index = operator.inputs[1]
+    dequantized = {op.outputs[0]: op.inputs[0] for op in content.operators if op.name == _TO_FLOAT}
+    tensor = content.tensors[dequantized.get(index, index)]
+    return tensor if tensor.is_constant else None
 
 
 def int8_kernel_matrix(

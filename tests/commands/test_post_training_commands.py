@@ -78,10 +78,11 @@ def test_a_micro_controller_scores_the_same_and_its_needs_are_reported(
 
 
 def test_the_profiler_shows_every_quantized_tensor(
-    exported: tuple[Path, str], trained: Path
+    exported: tuple[Path, str], trained: Path, tmp_path: Path
 ) -> None:
-    fitted = exported[0].parent / "fitted"
-    done = start_command("profiler", exported[0], f"--against={fitted}", "--images=8")
+    """An overlay for Model Explorer has the same figures by the names of tensors."""
+    fitted, flags = exported[0].parent / "fitted", ("--images=8", f"--overlay={tmp_path}")
+    done = start_command("profiler", exported[0], f"--against={fitted}", *flags)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = [line for line in done.stdout.splitlines() if "CONV_2D" in line]
@@ -90,6 +91,14 @@ def test_the_profiler_shows_every_quantized_tensor(
         x.split()[0] for x in lines
     }
     assert "dB alone" in done.stdout
+    overlay = json.loads((tmp_path / "quantization_noise.json").read_text())["results"]
+    (stem,) = (node["value"] for name, node in overlay.items() if name.startswith("Conv2d_0_relu6"))
+    (line,) = (line for line in lines if line.startswith("Conv2d_0_relu6 "))
+    assert f"{stem:.1f}" in line.split()
+    content = tflite_model.read(exported[0] / "model.tflite")
+    outputs = {content.tensors[op.outputs[0]].name for op in content.operators}
+    assert set(overlay) <= outputs and len(overlay) >= 28
+    assert set(json.loads((tmp_path / "sparsity.json").read_text())["results"]) <= outputs
     few = run_command("profiler", exported[0], f"--against={trained}", "--images=8", "--worst=3")
     assert len(few.stdout.splitlines()) == 5
 

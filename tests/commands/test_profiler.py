@@ -305,6 +305,7 @@ def test_times_have_three_digits() -> None:
         (["{model}", "--images=3"], "--images: got 3, expected a flatbuffer and --against"),
         (["{model}", "--against={model}"], "expected a flatbuffer to compare with it"),
         (["{model}", "--image_size=64"], "--image_size: got 64, expected 32 x 32"),
+        (["{model}", "--overlay=x"], "--overlay: got 'x', expected a flatbuffer alone, or a flat"),
         (["nowhere.tflite"], "nowhere.tflite: expected a .tflite file"),
         (["x.tflite", "--groups"], "--groups: got True, expected a model; here is a flatbuffer"),
         (
