@@ -233,6 +233,14 @@ EDGETPU_BLOCKS = (
     _conv(1, 1280, 1, "relu"),
 )
 
+# As timm builds it: the first block is a convolution with its activation, and fused blocks are
+# added to their input.
+EDGETPU_TIMM_BLOCKS = (
+    EDGETPU_BLOCKS[0],
+    _conv(1, 16, 1, "relu"),
+    *(row if row.depthwise else row.replace(residual=True) for row in EDGETPU_BLOCKS[2:]),
+)
+
 V4_CONV_SMALL_BLOCKS = (
     _conv(3, 32, 2, "relu"),
     _conv(3, 32, 2, "relu"),
