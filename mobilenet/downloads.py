@@ -38,6 +38,10 @@ class _InterruptedDownload(Exception):
     """The connection ended before the file did."""
 
 
+class _ChangedFile(Exception):
+    """The server has another file than the part is of, which was removed."""
+
+
 class _RefusedDownload(Exception):
     """The server has no such file."""
 
@@ -264,6 +268,8 @@ class _Transfer:
             while True:
                 try:
                     return self._attempt(session)
+                except _ChangedFile:  # once at most: without a part, none is asked for
+                    first = most = 0
                 except _InterruptedDownload:
                     size = _size(self.part)
                     failures = 0 if size > most else failures + 1
@@ -285,9 +291,9 @@ class _Transfer:
         except requests.RequestException as error:
             raise _InterruptedDownload(_reason(error)) from None
         with response:
-            if response.status_code == 416:  # it has no such part
+            if response.status_code == 416 and validator:  # it has no such part
                 _remove(self.part)
-                raise _InterruptedDownload("416, the file has become shorter")
+                raise _ChangedFile
             self._check(response)
             start = self._start(response, start, validator)
             self._write(response, start)
@@ -309,7 +315,7 @@ class _Transfer:
         same = _validator_of(response) in ("", validator)
         if stated is None or int(stated[1]) != start or not same:
             _remove(self.part)
-            raise _InterruptedDownload("the file has changed on the server")
+            raise _ChangedFile
         log.info("%s: continued after %.1f MB", self.address, start / 1e6)
         return start
 

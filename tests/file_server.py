@@ -19,6 +19,7 @@ class File:
     Attributes:
         content: of the file.
         ranges: whether parts of it can be asked for.
+        checks: whether parts are sent of the version alone that is asked for.
         tag: its entity tag; without one its version is not known.
         cuts: after how many bytes each of the first responses ends.
         block, pause: bytes between two pauses, and their seconds.
@@ -29,6 +30,7 @@ class File:
 
     content: bytes = b""
     ranges: bool = True
+    checks: bool = True
     tag: str = '"1"'
     cuts: list[int] = dataclasses.field(default_factory=list)
     block: int = 1 << 20
@@ -87,9 +89,14 @@ def _respond(handler: BaseHTTPRequestHandler, file: File | None, part: str) -> N
         handler.end_headers()
         return
     start = 0
-    same = handler.headers.get("If-Range") in (None, file.tag)
+    same = not file.checks or handler.headers.get("If-Range") in (None, file.tag)
     if file.ranges and same and (match := re.fullmatch(r"bytes=(\d+)-", part)):
         start = int(match[1])
+    if start >= max(1, len(file.content)):
+        handler.send_response(416)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+        return
     handler.send_response(206 if start else 200)
     if start:
         size = len(file.content)

@@ -70,6 +70,11 @@ SCRIPTS = {
         " --quantize_epochs=1",
         "v1",
     ),
+    "released_models": (
+        "--weights={} --data_dir={}/list.csv --calibration_dir={}/photos/train"
+        " --calibration_images=8 --csv={}/released.csv",
+        "mobilenet_v1_0.25_128",
+    ),
     "smallest": (
         f"--seeds=1 --books=4/4/4 --flags='{RUN} --width_multiplier=0.25'",
         "dns, codebook 4/4/4",

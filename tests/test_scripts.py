@@ -95,6 +95,12 @@ def test_the_trainer_accepts_every_flag_of_the_scripts(mode: str, python: Path) 
         assert cli.run_config(parsed).stages == ("train",)
 
 
+def test_released_models_are_scored_by_the_benchmark(python: Path) -> None:
+    args, _ = call("score_released.sh", "--data_dir", "a b", python=python)
+    assert Path(args[0]).resolve() == ROOT / "benchmarks" / "released_models.py"
+    assert args[1:] == ["--data_dir", "a b"]
+
+
 @pytest.mark.parametrize("args", [(), ("Train",), ("--help",)])
 def test_an_unknown_mode_costs_one_line(args: tuple[str, ...], python: Path) -> None:
     output, error = call("train_mbnv1.sh", *args, python=python, status=2)

@@ -90,11 +90,22 @@ def load(name: str, offline: bool = False) -> LoadedModel:
     Raises:
         UsageError: see `fetch`; or the file is damaged.
     """
+    return load_file(released_weights.get(name), fetch(name, offline))
+
+
+def load_file(weights: ReleasedWeights, path: Path) -> LoadedModel:
+    """The model of a file of released weights.
+
+    Args:
+        weights: what the file has.
+        path: of the file; of Google's weights of any form of checkpoint.
+
+    Raises:
+        UsageError: there is no such file, or it is damaged or of another model.
+    """
     from mobilenet.models.saving import LoadedModel
     from mobilenet.tf1_loader import loading as tf1_loading
 
-    weights = released_weights.get(name)
-    path = fetch(name, offline)
     if weights.source == KERAS:
         return _load_keras(weights, path)
     loaded = tf1_loading.load_tf1_checkpoint(path)
