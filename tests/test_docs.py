@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import importlib
 import importlib.util
@@ -21,9 +22,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```(python|bash)\n(.*?)```", re.DOTALL)
-NEEDS_RUN = "runs/mobilenet_v1_digits"
-NEEDS_THIN = '"runs/thin/'
-NEEDS_DATA = '"checkpoints/'
+NEEDS_RUN, NEEDS_THIN, NEEDS_DATA = "a run", "a thin model", "real checkpoints"
+NEEDS = {  # what a block with this text needs
+    "runs/mobilenet_v1_digits": NEEDS_RUN,
+    '"runs/photos/': NEEDS_RUN,
+    '"runs/thin/': NEEDS_THIN,
+    '"checkpoints/': NEEDS_DATA,
+}
 ONE_SCRIPT = "own_models.md"  # its blocks build on each other
 TWO_PROGRAMS = "keras3.md"  # Keras takes its backend once in a process
 
@@ -37,11 +42,15 @@ def blocks(kind: str) -> list[tuple[str, str]]:
     ]
 
 
+def need_of(text: str) -> str | None:
+    return next((need for mark, need in NEEDS.items() if mark in text), None)
+
+
 def python_blocks(needs: str | None = None) -> list[object]:
     """Blocks that need a run or real checkpoints, or neither."""
     params: list[object] = []
     for name, text in blocks("python"):
-        need = next((mark for mark in (NEEDS_RUN, NEEDS_THIN, NEEDS_DATA) if mark in text), None)
+        need = need_of(text)
         if need == needs and not name.startswith((ONE_SCRIPT, TWO_PROGRAMS)):
             params.append(pytest.param(text, id=name))
     return params
@@ -109,7 +118,9 @@ def test_python_runs_on_a_finished_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
-    Path("runs/mobilenet_v1_digits").symlink_to(finished_run[0])
+    for name in ("mobilenet_v1_digits", "photos"):
+        Path("runs", name).symlink_to(finished_run[0])
+    Path("photo.jpg").symlink_to(finished_run[0] / "example.png")
     exec(compile(text, "block", "exec"), {})  # noqa: S102
 
 
@@ -146,7 +157,7 @@ def test_the_steps_to_a_thin_model_run_in_order(
     config = builder.config_of(model)
     card = Card(input_shape=(32, 32, 3), architecture=config.to_json())
     saving.save(model, "runs/thin/train", card)
-    steps = [text for _, text in blocks("python") if NEEDS_THIN in text]
+    steps = [text for _, text in blocks("python") if need_of(text) == NEEDS_THIN]
     assert len(steps) == 2
     for text in steps:
         exec(compile(text, "block", "exec"), {})  # noqa: S102
@@ -193,6 +204,35 @@ def test_commands_accept_their_flags(
     module += ".__main__" * bool(spec.submodule_search_locations)
     parsed = importlib.import_module(module).COMMAND.parse(argv)
     assert parsed.typed or parsed.arguments
+
+
+def string_constants() -> str:
+    """All texts in the sources, one a line, their formatted values left out."""
+    lines = []
+    for package in ("mobilenet", "configs", "tf1_loader"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [getattr(part, "value", "") for part in node.values]
+                    lines.append("".join(p if isinstance(p, str) else "\0" for p in parts))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    lines.append(re.sub(r"%[\d.]*[a-z]", "\0", node.value).replace("%%", "%"))
+    return "\n".join(lines)
+
+
+def test_messages_of_the_troubleshooting_page_are_printed_by_the_code() -> None:
+    """Each part of a message between what differs; flags are parameters in backquotes there."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    messages = re.findall(r"^ *```text\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE)
+    sources = re.sub("`|--", "", string_constants())
+    lines = [line.strip() for block in messages for line in block.splitlines()]
+    assert len(lines) > 25
+    for line in lines:
+        rule = re.sub(r"^\S+ ?\S*: (got '?[^']*'?, )?expected ", "", line).replace("--", "")
+        parts = re.split(r"\.\.\.|top-1|[;()] ?|, or ", rule)  # `top-1` is a value
+        parts = [part.strip(" ',:%") for part in parts]
+        absent = [part for part in parts if len(part) > 5 and part not in sources]
+        assert not absent, f"{line}: {absent}"
 
 
 def test_scripts_named_in_pages_exist() -> None:
