@@ -44,6 +44,21 @@ class Rule:
     choices: Collection[Any] = ()
     remedy: str = ""
 
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words."""
+        if self.choices:
+            return f"one of {', '.join(map(str, self.choices))}"
+        bounds = (
+            ("above", self.above),
+            ("at least", self.least),
+            ("below", self.below),
+            ("at most", self.most),
+        )
+        limits = [f"{word} {bound}" for word, bound in bounds if bound is not None]
+        kind = "a whole number" if self.integer else "a number"
+        return f"{kind} {' and '.join(limits)}".strip()
+
     def check(self, name: str, value: object) -> None:
         """Checks a value.
 
@@ -70,7 +85,7 @@ class Rule:
 
     def _check_number(self, name: str, value: object) -> None:
         if isinstance(value, int) and abs(value) > _MAX_INTEGER:
-            raise UsageError(name, value, f"{self._expected()} of at most 63 bits", self.remedy)
+            raise UsageError(name, value, f"{self.expected} of at most 63 bits", self.remedy)
         types = (int,) if self.integer else (int, float)
         if (
             not isinstance(value, types)
@@ -81,7 +96,7 @@ class Rule:
             or (self.below is not None and value >= self.below)
             or (self.most is not None and value > self.most)
         ):
-            raise UsageError(name, value, self._expected(), self._share(value) or self.remedy)
+            raise UsageError(name, value, self.expected, self._share(value) or self.remedy)
 
     def _share(self, value: object) -> str:
         """The share that a percentage seems to mean where only shares are legal."""
@@ -89,17 +104,6 @@ class Rule:
         if not (is_of_shares and isinstance(value, (int, float))):
             return ""
         return f"did you mean {value / 100:g}?" if _LEAST_PERCENTAGE <= value <= 100 else ""
-
-    def _expected(self) -> str:
-        bounds = (
-            ("above", self.above),
-            ("at least", self.least),
-            ("below", self.below),
-            ("at most", self.most),
-        )
-        limits = [f"{word} {bound}" for word, bound in bounds if bound is not None]
-        kind = "a whole number" if self.integer else "a number"
-        return f"{kind} {' and '.join(limits)}".strip()
 
 
 def check_number(name: str, value: object, **rule: Any) -> None:

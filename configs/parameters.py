@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 from mobilenet.errors import UsageError, one_of, rename_parameters
 
-from .base import Config, check_number, fitted
+from .base import Config, Rule, fitted
 
 C = TypeVar("C", bound=Config)
+_DROPOUT = Rule(least=0, below=1, remedy="0.2 is the published recipes'")  # of `dropout_rate`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +31,16 @@ class Parameter:
         path: dotted path of the field.
         type: of the value; `Path` marks text that may be a path.
         help: one sentence.
+        default: of the field; a recipe may have another.
+        rule: which values are legal; `None` where the type alone decides.
     """
 
     name: str
     path: str
     type: Any
     help: str
+    default: Any = None
+    rule: Rule | None = None
 
 
 def parameters_of(config: type[Config]) -> list[Parameter]:
@@ -44,7 +49,9 @@ def parameters_of(config: type[Config]) -> list[Parameter]:
     for index, parameter in enumerate(parameters):
         if parameter.path == "model.weight_decay":  # next to the other fields of the seeds' table
             help = "share dropped before the logits: 1 - model.dropout_keep_prob"
-            dropout = Parameter("dropout_rate", "model.dropout_keep_prob", float, help)
+            dropout = Parameter(
+                *("dropout_rate", "model.dropout_keep_prob", float, help, 0.0, _DROPOUT)
+            )
             parameters.insert(index, dropout)
             break
     return parameters
@@ -60,7 +67,9 @@ def _walk(
             classes, seen = field.metadata["classes"], set()
             if classes:
                 names = ", ".join(classes)
-                yield Parameter(field.name, path, str, f"{field.metadata['help']}: {names}")
+                help = f"{field.metadata['help']}: {names}"
+                chosen = _name_of(classes, field.default)
+                yield Parameter(field.name, path, str, help, chosen, Rule(choices=tuple(classes)))
             for inner in classes.values() or (field.metadata["flags_of"] or hints[field.name],):
                 for found in _walk(
                     inner, f"{path}.", field.metadata["prefix"], field.metadata["only"]
@@ -71,7 +80,31 @@ def _walk(
         elif "help" in field.metadata and (only is None or field.name in only):
             name = prefix + (field.metadata["flag"] or field.name)
             stage = f" ({parent.rstrip('.')} stage)" if prefix else ""
-            yield Parameter(name, path, hints[field.name], field.metadata["help"] + stage)
+            help = field.metadata["help"] + stage
+            factory = field.default_factory
+            default = field.default if factory is dataclasses.MISSING else factory()
+            rule = field.metadata["rule"]
+            yield Parameter(name, path, hints[field.name], help, default, rule)
+
+
+def _name_of(classes: Mapping[str, type[Config]], config: Any) -> str | None:
+    return next((name for name, kind in classes.items() if type(config) is kind), None)
+
+
+def value_of(parameter: Parameter, config: Config) -> Any:
+    """The value that a parameter has in a config; its default where the config's classes have no
+    such field.
+    """
+    value: Any = config
+    classes: Mapping[str, type[Config]] = {}
+    for name in parameter.path.split("."):
+        fields = {field.name: field for field in dataclasses.fields(value)}
+        if name not in fields:
+            return parameter.default
+        value, classes = getattr(value, name), fields[name].metadata.get("classes", {})
+    if parameter.rule is _DROPOUT:
+        return round(1.0 - value, 12)
+    return _name_of(classes, value) if classes else value
 
 
 def field_types(config: type[Config], parent: str = "") -> dict[str, Any]:
@@ -161,7 +194,7 @@ def stored(name: str, path: str, value: Any) -> Any:
         UsageError: the value is not legal; `name` is named.
     """
     if path == "model.dropout_keep_prob" and name != path:  # the parameter `dropout_rate`
-        check_number(name, value, least=0, below=1, remedy="0.2 is the published recipes'")
+        _DROPOUT.check(name, value)
         return round(1.0 - value, 12)
     lone = _lone_key(path)
     if lone is not None and isinstance(value, dict):

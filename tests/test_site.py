@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import command_reference
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +40,59 @@ def test_links_between_files_become_links_between_pages() -> None:
     assert hooks.site_links(links, "reference/api.md") == "[g](../data.md) [h](../index.md)"
     code = "```python\nsteps[0](state)\n```\n`[a](b)`"
     assert hooks.site_links(code, "index.md") == code
+
+
+@pytest.fixture(scope="module")
+def trainer_page() -> str:
+    return command_reference.pages()["commands/trainer.md"]
+
+
+def entry(page: str, flag: str) -> str:
+    """The text on a flag, without escapes."""
+    return page.split(f"{{ #{flag} }}\n")[1].split("\n[`--")[0].replace("\\", "")
+
+
+def test_each_command_has_a_page_with_each_flag_once() -> None:
+    pages = command_reference.pages()
+    navigation = CONFIG.read_text(encoding="utf-8")
+    assert all(name in navigation for name in pages) and len(pages) == 10
+    for name, command in command_reference.commands().items():
+        shown = re.findall(r"^\[`--(?:\[no\])?(\w+)`", pages[f"commands/{name}.md"], re.MULTILINE)
+        assert sorted(shown) == sorted({spec.name for spec in command.flags()}), name
+
+
+def test_the_page_of_a_command_has_its_main_flags_first(trainer_page: str) -> None:
+    main, _, other = trainer_page.partition("## Other flags")
+    assert "#lr }" in main and "#model_dir }" in main
+    assert "#dns_base }" in other and "#warmup_epochs }" in other
+
+
+@pytest.mark.parametrize(
+    ("flag", "facts"),
+    [
+        ("lr", ("a number above 0;", "0.004 (digits), by model (ImageNet), 0.002 (others)")),
+        ("image_size", ("default: 64 (digits), 224 (ImageNet, others); [image_size]",)),
+        ("dropout_rate", ("at least 0 and below 1; default: 0.2; [model.dropout_keep_prob]",)),
+        ("pruning", ("one of magnitude, channel, dns, tfmot; default: magnitude; [pruning]",)),
+        ("final_sparsity", ("or name=number,name=number; default: pointwise=0.5;",)),
+        ("channel_ratio", ("default: all=0.5; [pruning.ratio]",)),
+        ("stages", ("default: train,prune,quantize,convert;",)),
+        ("num_classes", ("default: the number of classes in the data;",)),
+        ("resume", ("default: on",)),
+    ],
+)
+def test_a_flag_has_its_default_and_legal_values(
+    trainer_page: str, flag: str, facts: tuple[str, ...]
+) -> None:
+    assert all(fact in entry(trainer_page, flag) for fact in facts)
+
+
+def test_flags_on_data_have_no_default_where_data_sets_differ() -> None:
+    pages = command_reference.pages()
+    evaluator = pages["commands/evaluator.md"]
+    assert "default" not in entry(evaluator, "dataset_name").replace("`", "")
+    assert "default: 200000000" in entry(evaluator, "max_pixels")
+    assert "at least" not in entry(pages["commands/converter.md"], "batch")  # 0 leaves it open
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ class Command:
         """The text of `--help`, or of `--helpfull`, as wide as the terminal at most."""
         usage = f"Usage: {typed_name(self.name)} [flags] {self.arguments}".rstrip()
         lines = [*text_tables.wrap(self.summary), "", *text_tables.wrap(usage)]
-        if self.specs:
+        if self.config:
             lines += text_tables.wrap(
                 "A flag that is left out takes its value from the recipe of the model and data set."
             )
@@ -303,8 +303,7 @@ def typed_name(name: str) -> str:
 def _usage(spec: FlagSpec) -> str:
     short = f"-{spec.short}, " if spec.short else ""
     if spec.is_switch:
-        may_be_off = spec.path or spec.default is not False
-        return f"{short}--[no]{spec.name}" if may_be_off else f"{short}--{spec.name}"
+        return f"{short}--[no]{spec.name}" if spec.can_be_off else f"{short}--{spec.name}"
     return f"{short}--{spec.name}=..."
 
 

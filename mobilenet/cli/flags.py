@@ -13,23 +13,21 @@ from typing import Any
 
 from mobilenet import files
 from mobilenet.configs.base import Config, ImageSize, Rule
-from mobilenet.configs.dataset import CROPS
+from mobilenet.configs.dataset import CROPS, DatasetConfig
 from mobilenet.configs.dataset import PREPROCESSING as TABLE
 from mobilenet.configs.parameters import parameters_of
+from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
 
 GROUPS = ("model", "data", "training", "compression", "run")
 _GROUP_OF = {
-    "model": 0,
-    "init_checkpoint": 0,
-    "dataset": 1,
-    "image_size": 1,
-    "channels": 1,
-    "train": 2,
-    "activation": 2,
-    "seed": 2,
+    **dict.fromkeys(("model", "init_checkpoint"), "model"),
+    **dict.fromkeys(("dataset", "image_size", "channels"), "data"),
+    **dict.fromkeys(("train", "activation", "seed"), "training"),
+    **dict.fromkeys(("prune", "quantize", "pruning", "quantization"), "compression"),
+    "distillation": "compression",
 }
-_GROUP_OF |= {"prune": 3, "quantize": 3, "pruning": 3, "quantization": 3, "distillation": 3}
+_GROUP_OF_CONFIG = {DatasetConfig: "data", PostTraining: "compression"}  # of commands without a run
 # What `--help` shows of a config's flags; `--helpfull` shows all.
 _MAIN = frozenset(
     {
@@ -53,11 +51,11 @@ class FlagSpec:
         path: dotted path of the config field that it sets; empty for an option of the command.
         type: of the value, see `parse`; `Path` marks text that may be a path.
         help: one sentence.
-        default: of an option; a config's field has its default in the recipe.
+        default: of the option, or of the config's field, which a recipe may replace.
         short: single letter, or `None`.
         group: heading in `--help`.
         main: shown by `--help`; the others by `--helpfull` alone.
-        rule: legal values of an option; a config checks its fields itself.
+        rule: legal values; those of a config's field are checked by the config.
         on_storage: a path may have `://`.
     """
 
@@ -65,17 +63,22 @@ class FlagSpec:
     path: str
     type: Any
     help: str
-    default: Any = None
+    default: Any = dataclasses.field(default=None, hash=False)
     short: str | None = None
     group: str = "run"
     main: bool = True
-    rule: Rule | None = None
+    rule: Rule | None = dataclasses.field(default=None, hash=False)
     on_storage: bool = False
 
     @property
     def is_switch(self) -> bool:
         """Whether `--name` and `--noname` are typed, without a value."""
         return self.type is bool or set(typing.get_args(self.type)) == {bool, types.NoneType}
+
+    @property
+    def can_be_off(self) -> bool:
+        """Whether `--noname` of a switch is of use."""
+        return self.is_switch and (bool(self.path) or self.default is not False)
 
     def parse(self, text: str) -> Any:
         """The value of a text.
@@ -86,7 +89,7 @@ class FlagSpec:
         value = parse(f"--{self.name}", self.type, text)
         if self.type in (Path, Path | None) and not self.on_storage:
             files.check_local(value, f"--{self.name}")
-        if self.rule is not None and value is not None:
+        if self.rule is not None and value is not None and not self.path:
             self.rule.check(f"--{self.name}", value)
         return value
 
@@ -113,15 +116,12 @@ def options_of(config: type[Config], **changes: str) -> tuple[FlagSpec, ...]:
 
     Args:
         config: its fields with a `help`; their defaults are shown.
-        changes: another help, by field.
+        changes: another help, by field, whose values the command then checks itself.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     return tuple(
-        option(
-            spec.name,
-            spec.type,
-            defaults[spec.path],
-            changes.get(spec.path, spec.help),
+        FlagSpec(
+            *(spec.name, "", spec.type, changes.get(spec.path, spec.help), spec.default),
+            rule=None if spec.path in changes else spec.rule,
         )
         for spec in flag_specs(config)
     )
@@ -202,15 +202,16 @@ CALIBRATION = (
 
 def flag_specs(config: type[Config] | Config) -> list[FlagSpec]:
     """The flags of a config and of the configs nested in it: every field that has a `help`."""
-    parameters = parameters_of(config if isinstance(config, type) else type(config))
+    kind = config if isinstance(config, type) else type(config)
     return [
         FlagSpec(
-            *(p.name, p.path, p.type, p.help),
-            group=GROUPS[_GROUP_OF.get(p.path.split(".")[0], 4)],
+            *(p.name, p.path, p.type, p.help, p.default),
+            group=_GROUP_OF_CONFIG.get(kind, _GROUP_OF.get(p.path.split(".")[0], "run")),
             main=p.name in _MAIN,
+            rule=p.rule,
             on_storage=p.path.rpartition(".")[2] == "data_dir",
         )
-        for p in parameters
+        for p in parameters_of(kind)
     ]
 
 

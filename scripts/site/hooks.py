@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import command_reference
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -33,6 +34,8 @@ def on_files(files: Files, config: MkDocsConfig, **kwargs: Any) -> Files:
     """Adds the pages that are not in docs/."""
     for source, page in COPIED.items():
         text = (ROOT / source).read_text(encoding="utf-8")
+        files.append(File.generated(config, page, content=text))
+    for page, text in command_reference.pages().items():
         files.append(File.generated(config, page, content=text))
     return files
 

@@ -130,7 +130,10 @@ def test_a_prefix_and_a_choice_of_fields_hold() -> None:
         "prune_lr",
         "prune_keep_best",
     }
-    assert {s.path for s in cli.flag_specs(DatasetConfig)} > {"name", "data_dir"}
+    of_data = cli.flag_specs(DatasetConfig)
+    assert {s.path for s in of_data} > {"name", "data_dir"} and {s.group for s in of_data} == {
+        "data"
+    }
 
 
 @pytest.mark.parametrize(
