@@ -4,13 +4,18 @@ warnings.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
 import command_reference
+import package_diagram
+import package_imports
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -70,14 +75,18 @@ def test_the_page_of_a_command_has_its_main_flags_first(trainer_page: str) -> No
 @pytest.mark.parametrize(
     ("flag", "facts"),
     [
-        ("lr", ("a number above 0;", "0.004 (digits), by model (ImageNet), 0.002 (others)")),
-        ("image_size", ("default: 64 (digits), 224 (ImageNet, others); [image_size]",)),
-        ("dropout_rate", ("at least 0 and below 1; default: 0.2; [model.dropout_keep_prob]",)),
+        ("lr", ("a number above 0; default: 0.004 (digits), 0.045 or 0.02 or ", "0.002 (others)")),
+        ("image_size", ("or height,width; default: 64 (digits),", "; [image_size]")),
+        (
+            "dropout_rate",
+            ("a number at least 0 and below 1; default: 0.2", "[model.dropout_keep_prob]"),
+        ),
         ("pruning", ("one of magnitude, channel, dns, tfmot; default: magnitude; [pruning]",)),
         ("final_sparsity", ("or name=number,name=number; default: pointwise=0.5;",)),
         ("channel_ratio", ("default: all=0.5; [pruning.ratio]",)),
         ("stages", ("default: train,prune,quantize,convert;",)),
         ("num_classes", ("default: the number of classes in the data;",)),
+        ("distribution_strategy", ("default: none;",)),
         ("resume", ("default: on",)),
     ],
 )
@@ -93,6 +102,63 @@ def test_flags_on_data_have_no_default_where_data_sets_differ() -> None:
     assert "default" not in entry(evaluator, "dataset_name").replace("`", "")
     assert "default: 200000000" in entry(evaluator, "max_pixels")
     assert "at least" not in entry(pages["commands/converter.md"], "batch")  # 0 leaves it open
+
+
+def reachable(graph: Mapping[str, set[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    todo = [start]
+    while todo:
+        new = graph[todo.pop()] - seen
+        seen |= new
+        todo += new
+    return seen
+
+
+def test_the_diagram_has_the_fewest_arrows_that_say_what_depends_on_what() -> None:
+    graph = package_diagram.grouped(package_imports.imported_packages())
+    assert graph["export"] >= {"compression", "tflite", "models"} and "commands" in graph
+    reduced = package_diagram.reduced(graph)
+    for package in graph:
+        assert reachable(reduced, package) == reachable(graph, package)
+        for other in reduced[package]:
+            without = {**reduced, package: reduced[package] - {other}}
+            assert other not in reachable(without, package)
+
+
+def test_boxes_of_the_diagram_do_not_overlap_and_arrows_lead_down() -> None:
+    root = ElementTree.fromstring(package_diagram.svg())
+    svg = "{http://www.w3.org/2000/svg}"
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    boxes = [
+        tuple(float(box.attrib[name]) for name in ("x", "y", "width", "height"))
+        for box in root.iter(f"{svg}rect")
+    ]
+    drawn = {text.text for text in root.iter(f"{svg}text")}
+    graph = package_diagram.grouped(package_imports.imported_packages())
+    assert set(graph) <= drawn and len(boxes) == len(graph)
+    for x, y, w, h in boxes:
+        assert x >= 0 and y >= 0 and x + w <= width and y + h <= height
+    for (x, y, w, h), (other_x, other_y, other_w, other_h) in itertools.combinations(boxes, 2):
+        apart = x + w < other_x or other_x + other_w < x
+        assert apart or y + h < other_y or other_y + other_h < y
+    arrows = [path for path in root.iter(f"{svg}path") if path.find(f"{svg}title") is not None]
+    assert len(arrows) == sum(map(len, package_diagram.reduced(graph).values()))
+    for arrow in arrows:
+        numbers = [float(n) for n in re.findall(r"-?[0-9]+", arrow.attrib["d"])]
+        assert numbers[1] < numbers[-1]
+
+
+def test_contributing_lists_each_package_with_its_layer() -> None:
+    rows = re.findall(
+        r"^\| (\d+) \| (.+?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE
+    )
+    listed = {}
+    for layer, names in rows:
+        for name in re.findall(r"`([^`]+)`", re.sub(r" \(.*?\)", "", names)):
+            module = re.sub(r"/$|\.py$", "", name).replace("/", ".")
+            module = f"mobilenet.{module}" if module.endswith("__main__") else module
+            listed[module] = int(layer)
+    assert listed == {n: layer for n, layer in package_imports.LEVEL.items() if n != "__main__"}
 
 
 @pytest.mark.slow

@@ -195,8 +195,9 @@ def _by_label(
     texts: dict[str, dict[str, str]] = {}
     for parameter in parameters_of(kind):
         for label, members in configs.items():
-            of_members = {shown(value_of(parameter, config)) for config in members}
-            text = of_members.pop() if len(of_members) == 1 else "by model"
+            of_members = dict.fromkeys(shown(value_of(parameter, config)) for config in members)
+            text = " or ".join(text or "none" for text in of_members) + " by model"
+            text = next(iter(of_members)) if len(of_members) == 1 else text
             texts.setdefault(parameter.name, {})[label] = text
     return texts
 

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import command_reference
+import package_diagram
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-ROOT = Path(__file__).parents[2]
+SITE = Path(__file__).parent
+ROOT = SITE.parents[1]
+STYLE = "site.css"
 # Pages of the site by the file of the checkout that is shown; all others are in docs/.
 COPIED = {
     "README.md": "index.md",
@@ -21,6 +24,7 @@ COPIED = {
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security_policy.md",
 }
+DIAGRAM = "<!-- package diagram -->"  # where a page has it
 _SOURCES = {page: source for source, page in COPIED.items()}
 # Code, which stays as it is, or a link to a file: text, path and anchor.
 _LINK = re.compile(
@@ -35,13 +39,17 @@ def on_files(files: Files, config: MkDocsConfig, **kwargs: Any) -> Files:
     for source, page in COPIED.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=text))
+    files.append(File.generated(config, STYLE, content=(SITE / STYLE).read_text(encoding="utf-8")))
     for page, text in command_reference.pages().items():
         files.append(File.generated(config, page, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
-    """Makes links of the checkout links of the site."""
+    """Makes links of the checkout links of the site, and draws the diagram of the packages."""
+    if DIAGRAM in markdown:
+        picture = f'<div class="package-diagram">{package_diagram.svg()}</div>'
+        markdown = markdown.replace(DIAGRAM, picture)
     return site_links(markdown, page.file.src_uri)
 
 
