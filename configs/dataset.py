@@ -73,6 +73,14 @@ class Preprocessing(Config):
         """Whether pixels are a model's inputs as they are."""
         return set(self.mean) == {0.0} and set(self.std) == {1.0}
 
+    def has_inputs_of(self, other: Preprocessing) -> bool:
+        """Whether the same pixels become the same inputs, but for the crop."""
+        return (self.mean, self.std, self.interpolation) == (
+            other.mean,
+            other.std,
+            other.interpolation,
+        )
+
     @property
     def part(self) -> str:
         """The part of an image that the crop keeps, in words."""

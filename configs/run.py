@@ -137,6 +137,8 @@ class RunConfig(Config):
         activation: `softmax`, one class an image; or `sigmoid`, each label by itself, trained with
             the binary cross entropy: of two classes it has one output. `None` takes what the data
             need: sigmoid for lists of several labels an image, else softmax.
+        initial_preprocessing: how pixels become the inputs of the initial weights, where that is
+            not how they become those of the data set; filled in by the run.
         seed: the one source of randomness: initial weights, order, augmentation, dropout.
         deterministic: the same command computes the same bits on the same machine, at the cost of
             speed.
@@ -186,9 +188,10 @@ class RunConfig(Config):
     init_checkpoint: str | None = flag(
         None,
         "weights to start from: imagenet or a name of mobilenet.list_weights(), model folder, "
-        ".keras, TF1 or TF2 checkpoint, keras.applications .h5 or .weights.h5",
+        ".keras, TF1 or TF2 checkpoint, keras.applications .h5 or .weights.h5, timm's .safetensors",
         path=True,
     )
+    initial_preprocessing: Preprocessing | None = None
     seed: int = flag(0, "seed of everything random", least=0, integer=True)
     distribution_strategy: str = flag(
         "none", "tf.distribute: " + ", ".join(STRATEGIES), choices=STRATEGIES
@@ -243,6 +246,8 @@ class RunConfig(Config):
         """How pixels become the inputs of the model."""
         if isinstance(self.model, OwnModel) and self.model.preprocessing is not None:
             return self.dataset.with_exif(self.model.preprocessing)
+        if self.initial_preprocessing is not None:
+            return self.dataset.with_exif(self.initial_preprocessing)
         return self.dataset.model_preprocessing
 
     def parts(self, stages: Iterable[str]) -> tuple[Part, ...]:

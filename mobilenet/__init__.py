@@ -50,7 +50,7 @@ _SOURCES = {
     "count": "mobilenet.models.counting",
     "end_points": "mobilenet.models.end_points",
     "load_model": "mobilenet.loading",
-    **{name: f"mobilenet.{name}:" for name in _PACKAGES},
+    **{name: f"mobilenet.{name}:" for name in (*_PACKAGES, "weights")},
 }
 _BUILDERS = ("edgetpu", "v1", "v2", "v3", "v3_large", "v3_small")
 _DEPRECATED = {  # gone in 0.3; source, and what to write instead

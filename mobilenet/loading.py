@@ -22,13 +22,14 @@ from mobilenet.packing import model as packed_model
 from mobilenet.runtime import classifier
 from mobilenet.tf1_loader import loading as tf1_loading
 from mobilenet.tf1_loader import locate
-from mobilenet.weights import pretrained, tf2_object
+from mobilenet.weights import pretrained, safetensors_file, tf2_object
 
 FROZEN_GRAPH, KERAS, HDF5, SAVED_MODEL = "frozen graph", "Keras model", "HDF5 file", "SavedModel"
 PACKED, CHECKPOINT, FLATBUFFER = "packed file", "checkpoint", "flatbuffer"
+SAFETENSORS, PICKLE = "safetensors file", "pickle"
 _EXPECTED = (
-    "a model folder, a .keras or .h5 file, a SavedModel folder, a frozen graph, a packed file or "
-    "a TF1 checkpoint"
+    "a model folder, a .keras or .h5 file, a SavedModel folder, a frozen graph, a packed file, "
+    "timm's .safetensors file or a TF1 checkpoint"
 )
 
 
@@ -55,8 +56,9 @@ def load_model(
 
     Args:
         path: a model folder, `.keras` or `.h5` file, Keras SavedModel, frozen graph (`.pb` or its
-            folder), packed file, or TF1 checkpoint (see `load_tf1_checkpoint`). With `://` on
-            object storage. Or the name of released weights, which are fetched (see `list_weights`).
+            folder), packed file, TF1 checkpoint (see `load_tf1_checkpoint`), or `.safetensors` file
+            of timm (see `mobilenet.weights.timm.load`). With `://` on object storage. Or the name
+            of released weights, which are fetched (see `list_weights`).
         quantizers: load a model that has activation ranges with its quantizers, which compute as
             the int8 file will; `False` loads its float model.
         offline: fetch nothing.
@@ -153,6 +155,17 @@ def _load_checkpoint(path: Path, quantizers: bool) -> LoadedModel:
     return LoadedModel(loaded.model, loaded.card)
 
 
+def _load_safetensors(path: Path, quantizers: bool) -> LoadedModel:
+    from mobilenet.weights import timm
+
+    loaded = timm.load(path)
+    return LoadedModel(loaded.model, loaded.card)
+
+
+def _refuse_pickle(path: Path, quantizers: bool) -> LoadedModel:
+    raise safetensors_file.pickle_refused(path)
+
+
 def _refuse_flatbuffer(path: Path, quantizers: bool) -> LoadedModel:
     if not path.exists():
         raise UsageError(str(path), None, f"{_EXPECTED}; there is nothing there")
@@ -172,5 +185,7 @@ _FORMS = (  # the first that matches is taken
     _Form(HDF5, _matcher(".h5", ".hdf5"), _load_keras),
     _Form(PACKED, container.is_packed_file, _load_packed),
     _Form(FLATBUFFER, classifier.is_flatbuffer, _refuse_flatbuffer),
+    _Form(SAFETENSORS, _matcher(safetensors_file.SUFFIX), _load_safetensors),
     _Form(CHECKPOINT, locate.is_checkpoint, _load_checkpoint),
+    _Form(PICKLE, _matcher(*safetensors_file.PICKLES), _refuse_pickle),
 )

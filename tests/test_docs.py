@@ -23,11 +23,13 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```(python|bash)\n(.*?)```", re.DOTALL)
 NEEDS_RUN, NEEDS_THIN, NEEDS_DATA = "a run", "a thin model", "real checkpoints"
+NEEDS_TIMM = "files of timm"
 NEEDS = {  # what a block with this text needs
     "runs/mobilenet_v1_digits": NEEDS_RUN,
     '"runs/photos/': NEEDS_RUN,
     '"runs/thin/': NEEDS_THIN,
     '"checkpoints/': NEEDS_DATA,
+    '"timm/': NEEDS_TIMM,
 }
 ONE_SCRIPT = "own_models.md"  # its blocks build on each other
 TWO_PROGRAMS = "keras3.md"  # Keras takes its backend once in a process
@@ -140,6 +142,15 @@ def test_python_runs_on_real_checkpoints(
         for row in rows:
             path = shared_data / "photos/imagenet_samples" / row["file"]
             written.writerow([path, row["class_index_0_999"]])
+    exec(compile(text, "block", "exec"), {})  # noqa: S102
+
+
+@pytest.mark.parametrize("text", python_blocks(NEEDS_TIMM))
+def test_python_runs_on_files_of_timm(
+    text: str, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("timm").symlink_to(shared_data / "timm_golden")
     exec(compile(text, "block", "exec"), {})  # noqa: S102
 
 

@@ -17,9 +17,9 @@ from mobilenet.errors import UsageError, rename_parameters, shorten
 from mobilenet.models import builder
 from mobilenet.models.graph import flatten
 from mobilenet.tf1_loader import loading as tf1_loading
-from mobilenet.training.resolve_config import with_channels_of
+from mobilenet.training.resolve_config import preprocessing_of, with_structure_of
 from mobilenet.typing import Array, KerasModel
-from mobilenet.weights import keras_applications, pretrained, tf2_object
+from mobilenet.weights import keras_applications, pretrained, tf2_object, timm
 
 log = logging.getLogger("mobilenet")
 _HEAD = "Logits"
@@ -92,9 +92,12 @@ def build(
     path = pretrained.resolve(path, config, _longer_side(input_shape))
     try:
         pretrained.local_path(path, offline)
-        config = with_channels_of(config, path).for_loaded_weights()
+        config = with_structure_of(config, path).for_loaded_weights()
         model: KerasModel = builder.build(config, input_shape)
         load_into(model, path, config)
+        found = preprocessing_of(path)
+        if found is not None and not found.has_inputs_of(model.mobilenet_preprocessing):
+            model.mobilenet_preprocessing = found
     except UsageError as error:
         renamed = rename_parameters(error, _OF_BUILD.get)
         if renamed.what not in (path, "weights"):
@@ -106,6 +109,7 @@ def build(
     if keras is None or keras.layers.Layer is tf_keras.layers.Layer:
         return model
     other: KerasModel = builder.build(config, input_shape, keras)
+    other.mobilenet_preprocessing = model.mobilenet_preprocessing
     other.set_weights(model.get_weights())
     return other
 
@@ -117,8 +121,8 @@ def _longer_side(input_shape: int | Sequence[int | None]) -> int | None:
 
 
 def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
-    """Fills `model` from a model folder, `.keras`, `.h5` or SavedModel, or a checkpoint of TF1 or
-    TF2; or from released weights by their name.
+    """Fills `model` from a model folder, `.keras`, `.h5` or SavedModel, a checkpoint of TF1 or TF2,
+    or timm's `.safetensors`; or from released weights by their name.
 
     Layers are those of this library or of keras.applications, also inside a model with a head of
     its own. The head stays new where the class counts differ or the file has another one;
@@ -132,6 +136,9 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
     form = loading.detect_form(path)
     if form == loading.HDF5:
         start = _of_hdf5(model, path, config)
+    elif form == loading.SAFETENSORS:
+        report = timm.load_into(model, config, path)
+        start = _of_variables(report).of_size(report.size, model)
     elif form != loading.CHECKPOINT:
         source = loading.load_keras_model(path).model
         stored, channels = source.input_shape[-1], model.input_shape[-1]
@@ -150,9 +157,7 @@ def load_into(model: Any, path: str, config: MobileNetConfig) -> Start:
         names = [layer.name for layer in model.layers if layer.weights]
         start = _by_name(model, tf2_object.read_layers(path, names), path)
     else:
-        report = tf1_loading.load_into(model, config, path)
-        side = None if report.release is None else report.release.image_size
-        start = _tf1(report).of_size((side, side), model)
+        start = _tf1(tf1_loading.load_into(model, config, path), model)
     log.info(
         "%s: weights of %d layers loaded%s",
         path,
@@ -206,11 +211,17 @@ def _of_keras_applications(report: keras_applications.Report) -> Start:
     return Start(report.loaded, report.new, notes)
 
 
-def _tf1(report: tf1_loading.Report) -> Start:
+def _tf1(report: tf1_loading.Report, model: Any) -> Start:
+    side = None if report.release is None else report.release.image_size
+    start = dataclasses.replace(_of_variables(report), ranges=report.ranges)
+    return start.of_size((side, side), model)
+
+
+def _of_variables(report: tf1_loading.Report | timm.Report) -> Start:
     layers = list(dict.fromkeys(weight.split("/")[0] for weight in report.loaded))
     aside = [f"{len(names)} {reason}" for reason, names in report.left_aside.items()]
     left = [f"left aside: {', '.join(aside)}"] if aside else []
-    return Start(layers, report.new, [report.description, *report.notes, *left], report.ranges)
+    return Start(layers, report.new, [report.description, *report.notes, *left])
 
 
 def _by_name(model: Any, theirs: Mapping[str, Sequence[Any]], path: str) -> Start:

@@ -13,13 +13,14 @@ from mobilenet.configs.archs import (
     NEW_BATCH_NORM_DECAY,
     MobileNetConfig,
 )
-from mobilenet.configs.card import CARD, SIGMOID, SOFTMAX, Card
+from mobilenet.configs.card import CARD, SCALING, SIGMOID, SOFTMAX, Card
+from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.distillation import AUTO, NONE, START, Distillation
 from mobilenet.configs.own_model import OwnModel
 from mobilenet.configs.quantization import PostTraining
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError, shorten
-from mobilenet.weights import pretrained
+from mobilenet.weights import pretrained, safetensors_file, timm_architecture
 
 log = logging.getLogger("mobilenet")
 
@@ -44,17 +45,19 @@ class Explicit:
 
 
 def resolve(
-    config: RunConfig, explicit: Explicit = Explicit()
+    config: RunConfig, explicit: Explicit = Explicit(), stored: RunConfig | None = None
 ) -> tuple[RunConfig, data.DatasetInfo]:
     """Fills in what depends on the data and on the initial weights of a MobileNet.
 
     These are the number of classes, a batch-norm momentum that fits the initial weights and the
     number of steps, whether stages are distilled from the model that they start from, the channels
-    of a thinned model that training starts from, and which weights `imagenet` stands for.
+    of a thinned model that training starts from, which weights `imagenet` stands for, and padding,
+    epsilon and preprocessing of timm's weights.
 
     Args:
         config: from recipe and flags.
         explicit: what stays as it is.
+        stored: the config of the run that is continued, which may have lost its initial weights.
 
     Raises:
         UsageError: the data cannot be used, has one class or a class without a training image, its
@@ -62,7 +65,7 @@ def resolve(
             teacher.
     """
     info = describe(config, explicit)
-    model = _with_channels_of_start(config).replace(classifier_activation=None)
+    model = _with_structure_of_start(config, stored).replace(classifier_activation=None)
     activation = _activation(config.activation, info)
     outputs = _output_count(activation, info)  # in the config of a run that is repeated
     if explicit.num_classes and model.num_classes not in (info.num_classes, outputs):
@@ -85,7 +88,10 @@ def resolve(
         distillation=with_teacher(config.distillation, info),
         activation=activation,
         init_checkpoint=_initial_weights(config, model),
+        initial_preprocessing=_initial_preprocessing(config, explicit, stored),
     )
+    if resolved.initial_preprocessing is not None:
+        log.info("inputs as the initial weights take them: %s", resolved.initial_preprocessing)
     return resolved, info
 
 
@@ -130,14 +136,18 @@ def resolve_as(config: RunConfig, stored: RunConfig, explicit: Explicit) -> RunC
     config = config.replace(distillation=distillation, activation=activation)
     if isinstance(config.model, OwnModel):
         return _with_own_model_of(config, config.model, stored, explicit)
-    model = _with_channels_of_start(config).replace(classifier_activation=None)
+    model = _with_structure_of_start(config, stored).replace(classifier_activation=None)
     if isinstance(stored.model, OwnModel):
         return config.replace(model=model)
     if not explicit.num_classes:
         model = model.replace(num_classes=stored.model.num_classes)
     if _is_open(model, explicit):
         model = model.replace(batch_norm_decay=stored.model.batch_norm_decay)
-    return config.replace(model=model, init_checkpoint=_initial_weights(config, model))
+    return config.replace(
+        model=model,
+        init_checkpoint=_initial_weights(config, model),
+        initial_preprocessing=_initial_preprocessing(config, explicit, stored),
+    )
 
 
 def _with_own_model_of(
@@ -185,20 +195,64 @@ def _initial_weights(config: RunConfig, model: MobileNetConfig) -> str | None:
     return pretrained.resolve(config.init_checkpoint, model, max(config.input_shape[:2]))
 
 
-def _with_channels_of_start(config: RunConfig) -> MobileNetConfig:
-    path = config.init_checkpoint
-    assert isinstance(config.model, MobileNetConfig)
-    return config.model if path is None else with_channels_of(config.model, path)
+def _with_structure_of_start(config: RunConfig, stored: RunConfig | None) -> MobileNetConfig:
+    """The model, with what its initial weights decide."""
+    path, model = config.init_checkpoint, config.model
+    assert isinstance(model, MobileNetConfig)
+    if path is None:
+        return model
+    if _is_lost(path, stored) and stored is not None and type(stored.model) is type(model):
+        fields = timm_architecture.STRUCTURE
+        return model.replace(**{name: getattr(stored.model, name) for name in fields})
+    return with_structure_of(model, path)
 
 
-def with_channels_of(model: MobileNetConfig, path: str) -> MobileNetConfig:
+def with_structure_of(model: MobileNetConfig, path: str) -> MobileNetConfig:
     """The model, with the channels of the one that the weights at `path` are of, if that was
-    thinned."""
+    thinned; or with padding, epsilon and other details of timm's weights.
+
+    Raises:
+        UsageError: a file of timm's weights cannot be read, or does not say what they are.
+    """
+    if Path(path).suffix == safetensors_file.SUFFIX:
+        return timm_architecture.detect(path).apply_to(model)
     card = Path(path) / CARD
     start = Card.from_file(card).model_config() if card.is_file() else None
     if start is None or model.channels or type(start) is not type(model):
         return model
-    return model.replace(channels=start.channels)
+    fields = {name: getattr(start, name) for name in timm_architecture.STRUCTURE}
+    return model.replace(channels=start.channels, **fields)
+
+
+def preprocessing_of(path: str) -> Preprocessing | None:
+    """How pixels become the inputs of the weights at `path`, where it is stored or known."""
+    if Path(path).suffix == safetensors_file.SUFFIX:
+        return timm_architecture.detect(path).preprocessing
+    file = Path(path) / CARD
+    card = Card.from_file(file) if file.is_file() else None
+    return None if card is None or SCALING in card.assumed else card.preprocessing
+
+
+def _initial_preprocessing(
+    config: RunConfig, explicit: Explicit, stored: RunConfig | None
+) -> Preprocessing | None:
+    """The preprocessing of the initial weights, if pixels become other inputs by it than by that of
+    the data. Data whose images are taken whole stay so.
+    """
+    path, usual = config.init_checkpoint, config.dataset.model_preprocessing
+    if path is None or explicit.preprocessing:
+        return None
+    if _is_lost(path, stored) and stored is not None:
+        return stored.initial_preprocessing
+    found = preprocessing_of(path)
+    if found is None or found.has_inputs_of(usual):
+        return None
+    return found if usual.crop != "none" else found.replace(crop=usual.crop)
+
+
+def _is_lost(path: str, stored: RunConfig | None) -> bool:
+    """Whether a run that is continued has lost the file that it started from."""
+    return stored is not None and stored.init_checkpoint == path and not Path(path).exists()
 
 
 def _check_teacher(config: RunConfig) -> None:

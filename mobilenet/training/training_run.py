@@ -184,7 +184,7 @@ def _execute(
         model = own_model.read(config.model, None if stored is None else path, loaded)
         resolved, info, start = own_model.resolve(config, model, explicit)
     else:
-        resolved, info = resolve_config.resolve(config, explicit)
+        resolved, info = resolve_config.resolve(config, explicit, stored)
         _fetch_weights(resolved, path, stored, offline)
     is_shown = log.isEnabledFor(logging.INFO)  # before the run folder has a log of its own
     with (

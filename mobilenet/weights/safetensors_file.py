@@ -76,13 +76,9 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Float32Array]:
         raise _damaged(Path(path), error) from None
 
 
-def refuse_pickle(path: Path) -> None:
-    """Refuses a file of PyTorch's own format.
-
-    Raises:
-        UsageError: in any case.
-    """
-    raise UsageError(
+def pickle_refused(path: Path) -> UsageError:
+    """The error for a file of PyTorch's own format."""
+    return UsageError(
         str(path),
         None,
         f"a {SUFFIX} file; a {path.suffix} file is a pickle, which can run code when it is read",
@@ -92,7 +88,7 @@ def refuse_pickle(path: Path) -> None:
 
 def _check_suffix(path: Path) -> None:
     if path.suffix in PICKLES:
-        refuse_pickle(path)
+        raise pickle_refused(path)
     if path.suffix != SUFFIX:
         raise UsageError(str(path), None, f"a {SUFFIX} file")
 

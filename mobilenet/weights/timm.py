@@ -156,13 +156,16 @@ def _check_same(config: MobileNetConfig, detected: Detected, path: str) -> None:
     if type(config) is not type(own):
         expected = f"weights of {type(config).__name__}"
         raise UsageError(path, str(detected), expected, f"give `model_name={detected.model_name}`")
-    for name in ("width_multiplier", "channels", "normalization_name", *STRUCTURE):
-        value = getattr(own, name)
-        if getattr(config, name) != value:
-            shown = f"`{name}={value}`" if name != "blocks" else "the blocks that timm has"
-            expected = f"weights of a model with `{name}={getattr(config, name)}`"
-            expected = expected if name != "blocks" else "weights of these blocks"
-            raise UsageError(path, str(detected), expected, f"give {shown}")
+    if config.channels:
+        expected = f"weights of a model with {len(config.channels)} thinned layers"
+        raise UsageError(path, str(detected), expected, "thin it after its weights are loaded")
+    if config.blocks != own.blocks:
+        raise UsageError(path, str(detected), "weights of these blocks", "take those of timm")
+    for name in ("width_multiplier", "normalization_name", *STRUCTURE):
+        value, fitting = getattr(config, name), getattr(own, name)
+        if value != fitting:
+            expected = f"weights of a model with `{name}={value}`"
+            raise UsageError(path, str(detected), expected, f"give `{name}={fitting}`")
 
 
 def _fill(
