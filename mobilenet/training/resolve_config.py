@@ -90,8 +90,11 @@ def resolve(
         init_checkpoint=_initial_weights(config, model),
         initial_preprocessing=_initial_preprocessing(config, explicit, stored),
     )
-    if resolved.initial_preprocessing is not None:
-        log.info("inputs as the initial weights take them: %s", resolved.initial_preprocessing)
+    if (how := resolved.initial_preprocessing) is not None:
+        log.info(
+            "inputs as the initial weights take them: (pixel - %s) / %s of %s, %s",
+            *(list(how.mean), list(how.std), how.part, how.interpolation),
+        )
     return resolved, info
 
 

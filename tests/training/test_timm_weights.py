@@ -128,7 +128,7 @@ def test_from_a_file_of_timm_to_a_verified_int8_file(shared_data: Path, tmp_path
         assert how.interpolation == ANTIALIASED_BICUBIC
         assert how.mean == PREPROCESSING["imagenet"].mean  # of the int8 file too
     classifier = mobilenet.runtime.Classifier(run.file.parent)
-    photo = next((shared_data / "photos10/test").rglob("*.jpg"))
+    photo = next((shared_data / "photos10/val").rglob("*.jpg"))
     pixels = classifier.pixels(photo)
     model = mobilenet.load_model(tmp_path / "run/prune").model
     inputs = (pixels - np.float32(how.mean)) / np.float32(how.std)
