@@ -61,7 +61,7 @@ def main() -> None:
     from mobilenet.configs import archs
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default=",".join(archs.names()), help="all seven")
+    parser.add_argument("--models", default=",".join(archs.names()), help="all of them")
     words, flags = parser.parse_known_args()
     import tables
 
