@@ -48,7 +48,9 @@ OVER_DYNAMIC = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="*", default=list(TARGETS), help="default: those with a target")
+    parser.add_argument(
+        "--models", nargs="*", default=list(TARGETS), help="default: those with a target"
+    )
     parser.add_argument("--width", type=float, default=1.0, help="default %(default)s")
     parser.add_argument("--size", type=int, default=224, help="pixels, default %(default)s")
     parser.add_argument("--rounds", type=int, default=15, help="default %(default)s")
