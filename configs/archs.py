@@ -287,7 +287,7 @@ def get(name: str, **overrides: Any) -> MobileNetConfig:
         UsageError: no such model or field (the nearest name is offered), or a value that breaks the
         field's rule.
 
-    Example:
+    Examples:
         >>> get("mobilenet_v3_small", width_multiplier=0.75).width_multiplier
         0.75
     """

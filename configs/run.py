@@ -131,12 +131,15 @@ class RunConfig(Config):
 
     Attributes:
         model: a MobileNet, which is built; or a trained model of the user's own.
+        dataset: the images, and how they are read and varied.
+        train, prune, quantize: how each stage trains.
         stages: any subset of train, prune, quantize, convert, in that order.
         image_size: side of the square input, or its height and width, in pixels.
         channels: 3 for RGB, 1 for gray; images are read as the model takes them.
         activation: `softmax`, one class an image; or `sigmoid`, each label by itself, trained with
             the binary cross entropy: of two classes it has one output. `None` takes what the data
             need: sigmoid for lists of several labels an image, else softmax.
+        distillation: what stages learn from besides the labels.
         initial_preprocessing: how pixels become the inputs of the initial weights, where that is
             not how they become those of the data set; filled in by the run.
         seed: the one source of randomness: initial weights, order, augmentation, dropout.

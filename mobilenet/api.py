@@ -82,7 +82,7 @@ def build(
             input is too small for the strides; the weights are another model's; or released ones
             cannot be fetched or have another checksum.
 
-    Example:
+    Examples:
         >>> import mobilenet
         >>> model = mobilenet.build("mobilenet_v2", 96, width_multiplier=0.35, num_classes=10)
         >>> model.output_shape
@@ -106,7 +106,7 @@ def list_models(pattern: str = "*") -> list[str]:
     Args:
         pattern: a shell pattern; all names by default.
 
-    Example:
+    Examples:
         >>> list_models("*v3*minimalistic")
         ['mobilenet_v3_large_minimalistic', 'mobilenet_v3_small_minimalistic']
     """
@@ -129,7 +129,7 @@ def list_weights(pattern: str = "*") -> WeightNames:
         A list of names; `str()` shows a table with image sizes, multiply-adds, parameters and the
         published top-1.
 
-    Example:
+    Examples:
         >>> list_weights("mobilenet_v2_1.4*")
         ['mobilenet_v2_1.4_224', 'keras/mobilenet_v2_1.4_224']
     """
@@ -165,7 +165,7 @@ def save_model(
         UsageError: there is a model and `overwrite` is false, the folder holds other files, or it
             cannot be written.
 
-    Example:
+    Examples:
         >>> model = build("mobilenet_v1", (32, 32, 3), width_multiplier=0.25)
         >>> save_model(model, "models/small")
     """
@@ -219,7 +219,7 @@ def prune(
     Raises:
         UsageError: an argument is wrong, or the method cannot be applied to the model.
 
-    Example:
+    Examples:
         >>> pruning = prune(model, sparsity=0.75, steps=40)
         >>> pruning.model.compile("adam", "sparse_categorical_crossentropy")
         >>> history = pruning.model.fit(images, labels, epochs=10, callbacks=pruning.callbacks)
@@ -266,7 +266,7 @@ def quantize_aware(
     Raises:
         UsageError: an argument is wrong, or a layer of the model has no int8 form.
 
-    Example:
+    Examples:
         >>> training = quantize_aware(model, images, steps=20)
         >>> training.model.compile("adam", "sparse_categorical_crossentropy")
         >>> history = training.model.fit(images, labels, epochs=5, callbacks=training.callbacks)
@@ -312,7 +312,7 @@ def thin(
     Raises:
         UsageError: an argument is wrong, or the channels of a layer cannot be followed.
 
-    Example:
+    Examples:
         >>> thinned = thin(model, 0.5, images=images)
         >>> thinned.verify(images) < 1e-5
         True
@@ -394,7 +394,7 @@ def evaluate(
             than the model's inputs or are not finite; labels are no class indices; there are no
             images; or the classes of data and model do not match. Names the parameter.
 
-    Example:
+    Examples:
         >>> images = np.random.default_rng(0).uniform(-1, 1, (8, 32, 32, 3)).astype(np.float32)
         >>> evaluate(model, (images, np.arange(8))).images
         8
@@ -439,7 +439,7 @@ def profile(
         UsageError: the model or file cannot be read; a size is open; or an option is of the other
             kind. Names the parameter.
 
-    Example:
+    Examples:
         >>> found = profile(model, latency=False, packed=False)
         >>> found.total().params == model.count_params()
         True
@@ -497,7 +497,7 @@ def pack(
             not finite; or there is such a file already. Names the parameter.
         VerificationError: what was packed differs from the model.
 
-    Example:
+    Examples:
         >>> packed = pack(model, "model.packed")
         >>> unpack("model.packed").model.count_params() == packed.weights
         True
@@ -575,7 +575,7 @@ def train(
             a stage has no model to start from. Before training begins, nothing is written.
         VerificationError: the file does not agree with the model; no file is written.
 
-    Example:
+    Examples:
         >>> import mobilenet
         >>> stages = ("train", "convert")
         >>> run = mobilenet.train("digits", stages=stages, width_multiplier=0.25, epochs=1)
@@ -637,7 +637,7 @@ def quantize(
             the images are too few, of another shape, type or range than the model takes, or not
             finite. Names the parameter.
 
-    Example:
+    Examples:
         >>> quantized = quantize(model, images)
         >>> [step.name for step in quantized.steps if step.accepted][0]
         'maximum'
@@ -688,7 +688,7 @@ def convert(
         UsageError: the model cannot be converted to that format, or images are of another shape,
             type or range than the model takes. Names the parameter.
 
-    Example:
+    Examples:
         >>> file = convert(quantized, images=images)
         >>> file.verification.contents
         'int8'
@@ -730,7 +730,7 @@ def verify(
         VerificationError: the file differs from the model.
         UsageError: the file or the images cannot be used. Names the parameter.
 
-    Example:
+    Examples:
         >>> verify("model.tflite", quantized, images).agreement > 0.9
         True
     """
@@ -757,7 +757,7 @@ def write_report(
     Raises:
         UsageError: a folder is no run or a file of it is damaged, or the page cannot be written.
 
-    Example:
+    Examples:
         >>> write_report("runs/mobilenet_v1_digits").name
         'report.html'
     """

@@ -27,7 +27,7 @@ class UsageError(ValueError):
         remedy: a command or the nearest legal value; may be empty.
         status: exit status of the command.
 
-    Example:
+    Examples:
         >>> str(UsageError("width_multiplier", 0, "a number above 0", "common values are 0.25,
         1.0")) 'width_multiplier: got 0, expected a number above 0; common values are 0.25, 1.0'
     """

@@ -85,7 +85,7 @@ def refused(names: Sequence[str], fault: ImageError | None, alternative: str = "
         fault: of the first one, where it is known.
         alternative: to the remedy of the fault.
 
-    Example:
+    Examples:
         >>> str(refused(["a.jpg"], ImageError("cut off JPEG data")))
         'a.jpg: expected an image that can be decoded (cut off JPEG data); repair or remove it'
     """

@@ -71,7 +71,7 @@ def load_model(
         UsageError: there is no saved model, or it is damaged, or holds layers, operators or
             functions that are not allowed.
 
-    Example:
+    Examples:
         >>> model = load_model("runs/mobilenet_v1_digits/quantize").model
     """
     if files.is_remote(path):

@@ -4,6 +4,8 @@ warnings.
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import itertools
 import os
 import re
@@ -18,6 +20,8 @@ import package_diagram
 import package_imports
 import pytest
 
+from mobilenet.configs.pruning import ChannelPruning
+
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "scripts/site/mkdocs.yml"
 
@@ -29,6 +33,37 @@ def test_each_page_of_docs_is_in_the_navigation() -> None:
     for page in (ROOT / "docs").rglob("*.md"):
         name = page.relative_to(ROOT / "docs").as_posix()
         assert name in pages, f"{name} needs an entry in `nav` of scripts/site/mkdocs.yml"
+
+
+def public_names(module: str) -> set[str]:
+    """What a module has in `__all__`, with its name before; it is not imported."""
+    for node in package_imports.tree(module).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            name = module.removesuffix(".__init__")
+            return {f"{name}.{attribute}" for attribute in ast.literal_eval(node.value)}
+    raise AssertionError(module)
+
+
+def test_each_public_name_is_on_one_page_of_the_reference() -> None:
+    pages = "".join(page.read_text() for page in (ROOT / "docs/reference").glob("*.md"))
+    shown = re.findall(r"^::: (mobilenet\.\S+)$", pages, re.MULTILINE)
+    public = public_names("mobilenet.__init__") - {"mobilenet.__version__", "mobilenet.configs"}
+    for package in ("runtime.__init__", "surgery", "tf1_loader.__init__"):
+        names = public_names(f"mobilenet.{package}")
+        public = (public - {f"mobilenet.{package.removesuffix('.__init__')}"}) | names
+    assert len(public) > 40 and len(shown) == len(set(shown))
+    assert public <= set(shown)
+
+
+def test_each_config_of_a_run_has_its_fields_in_the_reference() -> None:
+    config_reference = pytest.importorskip("config_reference", reason="the extra `docs` is missing")
+    page = config_reference.page()
+    for name in ("run.TrainConfig", "pruning.DnsPruning", "weight_sharing.CodebookQuantization"):
+        assert f"::: mobilenet.configs.{name}\n" in page
+    fields = page.split("::: mobilenet.configs.pruning.ChannelPruning\n")[1].split("\n:::")[0]
+    expected = {field.name for field in dataclasses.fields(ChannelPruning)}
+    assert set(re.findall(r"^`(\w+)`$", fields, re.MULTILINE)) == expected
+    assert "a whole number at least 1; default: 16</small>" in fields.split("`round_to`\n")[1]
 
 
 def test_links_between_files_become_links_between_pages() -> None:

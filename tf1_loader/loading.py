@@ -118,7 +118,7 @@ def load_tf1_checkpoint(
     Raises:
         UsageError: no such checkpoint, a damaged one, or of another model.
 
-    Example:
+    Examples:
         load_tf1_checkpoint("mobilenet_v1_0.25_128.ckpt").model.predict(images)
     """
     with _open_transfer(path, use_ema) as transfer:

@@ -64,7 +64,7 @@ class Confusion:
         images: their number.
         count: all images of the class.
 
-    Example:
+    Examples:
         >>> str(Confusion("cat", "dog", 12, 50))
         'cat taken for dog: 12 of 50'
     """

@@ -42,7 +42,7 @@ def build(
     Raises:
         UsageError: the input is too small for the strides, or the config does not describe a model.
 
-    Example:
+    Examples:
         >>> build(archs.MobileNetV2Config(width_multiplier=0.35, num_classes=10), (96, 96,
         3)).output_shape (None, 10)
     """

@@ -89,7 +89,7 @@ class LayerTimes:
         seconds: measured so far, by piece.
         refused: pieces that the converter or the runtime rejects, with the reason.
 
-    Example:
+    Examples:
         >>> times = LayerTimes()
         >>> parts = spans(model)
         >>> whole = times.measure((s.piece for s in parts), {"model": float_flatbuffer(model)})

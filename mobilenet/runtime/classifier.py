@@ -129,7 +129,7 @@ class Classifier(ImageClassifier):
         is_bare: there was neither a card nor a normalization in the file's metadata.
         batch: images per invocation; 1 in files of ours.
 
-    Example:
+    Examples:
         >>> classifier = Classifier("runs/mobilenet_v1_digits/export")  # doctest: +SKIP
         >>> classifier.top_k("seven.png", k=3)  # doctest: +SKIP
         [('7', 0.98), ('1', 0.01), ('9', 0.004)]

@@ -105,7 +105,7 @@ def load(
             filtered strides (`aa`, `blur`), another depth (`d`) or head (`h`) or with attention are
             not built; or several models fit and no name says which.
 
-    Example:
+    Examples:
         load("mobilenetv3_small_100.lamb_in1k.safetensors").model.predict(images)
     """
     detected = timm_architecture.detect(path, architecture)

@@ -143,7 +143,8 @@ def values(spec: FlagSpec) -> str:
         item = item or _TYPES.get(typing.get_args(kind)[0], "text")
         return f"{item}; several split by commas{optional}"
     if typing.get_origin(kind) is dict:
-        return f"{item or _TYPES[inner[-1]]}; or name=number,name=number"
+        item = item or _TYPES.get(inner[-1], "")
+        return f"{item}; or name=number,name=number" if item else ""
     if kind == ImageSize or not item:
         item = _TYPES.get(kind, "")
     return f"{item}{optional}" if item else ""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import command_reference
+import config_reference
 import package_diagram
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -24,6 +28,7 @@ COPIED = {
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security_policy.md",
 }
+_SOURCES_COPY = tempfile.TemporaryDirectory(prefix="mobilenet-site-")
 DIAGRAM = "<!-- package diagram -->"  # where a page has it
 _SOURCES = {page: source for source, page in COPIED.items()}
 # Code, which stays as it is, or a link to a file: text, path and anchor.
@@ -34,13 +39,27 @@ _LINK = re.compile(
 )
 
 
+@event_priority(100)  # before mkdocstrings reads it
+def on_config(config: MkDocsConfig, **kwargs: Any) -> None:
+    """Gives mkdocstrings the sources as they are installed: with the top-level folders inside."""
+    package = Path(_SOURCES_COPY.name) / "mobilenet"
+    shutil.rmtree(package, ignore_errors=True)
+    ignored = shutil.ignore_patterns("__pycache__", "*.npz")
+    shutil.copytree(ROOT / "mobilenet", package, ignore=ignored)
+    for folder in ("configs", "tf1_loader"):
+        shutil.copytree(ROOT / folder, package / folder, ignore=ignored)
+    plugin: Any = config.plugins["mkdocstrings"]
+    plugin.config.handlers["python"]["paths"] = [_SOURCES_COPY.name]
+
+
 def on_files(files: Files, config: MkDocsConfig, **kwargs: Any) -> Files:
     """Adds the pages that are not in docs/."""
     for source, page in COPIED.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=text))
     files.append(File.generated(config, STYLE, content=(SITE / STYLE).read_text(encoding="utf-8")))
-    for page, text in command_reference.pages().items():
+    generated = {**command_reference.pages(), config_reference.PAGE: config_reference.page()}
+    for page, text in generated.items():
         files.append(File.generated(config, page, content=text))
     return files
 

@@ -60,7 +60,7 @@ def flatten(model: Any) -> Any:
             `call` of its own, or wrapped for pruning or quantization; a layer with weights is
             called twice; an operator equals no stock layer.
 
-    Example:
+    Examples:
         >>> flat = flatten(tf_keras.Sequential([augmentation, base_model, pooling, head]))
         >>> any(isinstance(layer, tf_keras.Model) for layer in flat.layers)
         False

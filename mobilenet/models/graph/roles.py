@@ -31,7 +31,7 @@ class Graph:
     Attributes:
         layers: in an order in which they can be executed.
 
-    Example:
+    Examples:
         >>> graph = Graph(build(archs.MobileNetV1Config(), (32, 32, 3)))
         >>> [graph.role(layer) for layer in graph.layers if graph.kernel(layer) is not None][:3]
         ['stem', 'depthwise', 'pointwise']

@@ -101,7 +101,7 @@ class Group:
             `squeeze_excite`, ...).
         fixed: why no channel can be removed; empty where they can.
 
-    Example:
+    Examples:
         >>> model = build(archs.MobileNetV1Config(), (32, 32, 3))
         >>> print(find_groups(model)[13])
         group 13: 1024 channels of Conv2d_13_pointwise (pointwise)

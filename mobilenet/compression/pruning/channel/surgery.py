@@ -118,7 +118,7 @@ def thin(
         UsageError: a ratio outside [0, 1), a pattern that matches nothing, an unknown importance,
             or a layer whose channels cannot be followed.
 
-    Example:
+    Examples:
         >>> model = build(archs.MobileNetV1Config(), (32, 32, 3))
         >>> thin(model, 0.5, round_to=1).config.channels["Conv2d_1_pointwise"]
         32
@@ -163,7 +163,7 @@ def reconstruct(
     Raises:
         UsageError: the images do not fit the model.
 
-    Example:
+    Examples:
         >>> thinned = thin(model, 0.3, round_to=16)
         >>> thinned = reconstruct(model, thinned, images)
     """
