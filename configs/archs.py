@@ -15,6 +15,10 @@ from typing import Any
 from mobilenet.configs.block_tables import (
     ACTIVATIONS,
     EDGETPU_BLOCKS,
+    EDGETPU_V2_L_BLOCKS,
+    EDGETPU_V2_M_BLOCKS,
+    EDGETPU_V2_S_BLOCKS,
+    EDGETPU_V2_XS_BLOCKS,
     V1_BLOCKS,
     V2_BLOCKS,
     V3_LARGE_BLOCKS,
@@ -264,6 +268,48 @@ class MobileNetV4ConvLargeConfig(MobileNetV4Config):
     blocks: tuple[BlockConfig, ...] = V4_CONV_LARGE_BLOCKS
 
 
+@dataclasses.dataclass(frozen=True)
+class MobileNetEdgeTPUV2Config(MobileNetConfig):
+    """What the MobileNet-EdgeTPU V2 share: early blocks with grouped convolutions."""
+
+    name: str = "MobileNetEdgeTPUV2"
+    finegrain_classification_mode: bool = _finegrain(True)
+    widen_last: bool = False
+    weight_decay: float = _weight_decay(2e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class MobileNetEdgeTPUV2XSConfig(MobileNetEdgeTPUV2Config):
+    """MobileNet-EdgeTPU V2 XS."""
+
+    name: str = "MobileNetEdgeTPUV2XS"
+    blocks: tuple[BlockConfig, ...] = EDGETPU_V2_XS_BLOCKS
+
+
+@dataclasses.dataclass(frozen=True)
+class MobileNetEdgeTPUV2SConfig(MobileNetEdgeTPUV2Config):
+    """MobileNet-EdgeTPU V2 S."""
+
+    name: str = "MobileNetEdgeTPUV2S"
+    blocks: tuple[BlockConfig, ...] = EDGETPU_V2_S_BLOCKS
+
+
+@dataclasses.dataclass(frozen=True)
+class MobileNetEdgeTPUV2MConfig(MobileNetEdgeTPUV2Config):
+    """MobileNet-EdgeTPU V2 M."""
+
+    name: str = "MobileNetEdgeTPUV2M"
+    blocks: tuple[BlockConfig, ...] = EDGETPU_V2_M_BLOCKS
+
+
+@dataclasses.dataclass(frozen=True)
+class MobileNetEdgeTPUV2LConfig(MobileNetEdgeTPUV2Config):
+    """MobileNet-EdgeTPU V2 L."""
+
+    name: str = "MobileNetEdgeTPUV2L"
+    blocks: tuple[BlockConfig, ...] = EDGETPU_V2_L_BLOCKS
+
+
 ALL: Mapping[str, type[MobileNetConfig]] = MappingProxyType(
     {
         "mobilenet_v1": MobileNetV1Config,
@@ -273,6 +319,10 @@ ALL: Mapping[str, type[MobileNetConfig]] = MappingProxyType(
         "mobilenet_v3_small_minimalistic": MobileNetV3SmallMinimalisticConfig,
         "mobilenet_v3_large_minimalistic": MobileNetV3LargeMinimalisticConfig,
         "mobilenet_edgetpu": MobileNetEdgeTPUConfig,
+        "mobilenet_edgetpu_v2_xs": MobileNetEdgeTPUV2XSConfig,
+        "mobilenet_edgetpu_v2_s": MobileNetEdgeTPUV2SConfig,
+        "mobilenet_edgetpu_v2_m": MobileNetEdgeTPUV2MConfig,
+        "mobilenet_edgetpu_v2_l": MobileNetEdgeTPUV2LConfig,
         "mobilenet_v4_conv_small": MobileNetV4ConvSmallConfig,
         "mobilenet_v4_conv_medium": MobileNetV4ConvMediumConfig,
         "mobilenet_v4_conv_large": MobileNetV4ConvLargeConfig,
@@ -319,6 +369,11 @@ __all__ = [
     "BlockConfig",
     "MobileNetConfig",
     "MobileNetEdgeTPUConfig",
+    "MobileNetEdgeTPUV2Config",
+    "MobileNetEdgeTPUV2LConfig",
+    "MobileNetEdgeTPUV2MConfig",
+    "MobileNetEdgeTPUV2SConfig",
+    "MobileNetEdgeTPUV2XSConfig",
     "MobileNetV1Config",
     "MobileNetV2Config",
     "MobileNetV3Config",

@@ -1,13 +1,14 @@
 """The rows of all models: one frozen dataclass a row, one table a model.
 
 Source: tensorflow/models research/slim/models/mobilenet_v1.py and research/slim/models/mobilenet/
-mobilenet_v2.py, mobilenet_v3.py; V4 as timm 1.0.29 has it (arXiv 2404.10518).
+mobilenet_v2.py, mobilenet_v3.py; V4 as timm 1.0.29 has it (arXiv 2404.10518);
+EdgeTPU V2 as in official/projects/edgetpu/vision/modeling/mobilenet_edgetpu_v2_model_blocks.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -33,6 +34,8 @@ class BlockConfig(Config):
         activation_name: after every convolution but a projection.
         expansion_size: expanded channels over input channels; 1 leaves the expansion out.
         squeeze_factor: expanded over squeezed channels of the squeeze-excite; `None` leaves it out.
+        group_size: channels that each group of a fused convolution outputs; `None` convolves all
+            together. Narrowed models have fewer groups, by which their channels divide.
         depthwise: False fuses expansion and depthwise into one k x k convolution.
         residual: adds the input where the stride is 1 and the channel counts are equal.
         use_bias: a bias in a `Conv`.
@@ -50,6 +53,7 @@ class BlockConfig(Config):
     residual: bool = True
     use_bias: bool = False
     normalization: bool = True
+    group_size: int | None = checked(None, least=1, integer=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,7 @@ class UniversalBottleneckConfig(BlockConfig):
     A depthwise convolution without activation, an expansion, a depthwise convolution, a projection.
     Without the second it is a ConvNext-like block, without the first an inverted bottleneck,
     without both a feed-forward block. Of the fields of `BlockConfig`, `kernel`, `squeeze_factor`,
-    `depthwise`, `use_bias` and `normalization` are unused.
+    `depthwise`, `use_bias`, `normalization` and `group_size` are unused.
 
     Attributes:
         start_kernel: height and width of the depthwise convolution before the expansion; `None`
@@ -329,3 +333,51 @@ V4_CONV_LARGE_BLOCKS = (
     _POOL,
     _conv(1, 1280, 1, "relu"),
 )
+
+
+def edgetpu_v2(
+    stem: int, kernel: int, filters: Sequence[int], last: int, group_size: int = 64
+) -> tuple[BlockConfig, ...]:
+    """The rows of an EdgeTPU V2: all sizes have the same blocks.
+
+    Args:
+        stem: channels of the stem.
+        kernel: its height and width.
+        filters: output channels of the seven stages.
+        last: channels of the last convolution.
+        group_size: of the grouped convolutions.
+    """
+    first, second, third, fourth, fifth, sixth, seventh = filters
+
+    def fused(expansion: int, filters: int, stride: int, grouped: bool = False) -> BlockConfig:
+        row = _fus(3, expansion, filters, stride)
+        return row.replace(residual=True, group_size=group_size if grouped else None)
+
+    def separable(expansion: int, filters: int, stride: int = 1) -> BlockConfig:
+        return _inv(3, expansion, filters, stride, "relu")
+
+    return (
+        _conv(kernel, stem, 2, "relu"),
+        fused(1, first, 1),
+        fused(8, second, 2),
+        fused(4, second, 1, grouped=True),
+        fused(8, third, 2),
+        fused(4, third, 1, grouped=True),
+        fused(4, third, 1),
+        fused(4, third, 1, grouped=True),
+        fused(8, fourth, 2),
+        *[separable(4, fourth)] * 3,
+        separable(8, fifth),
+        *[separable(4, fifth)] * 3,
+        separable(8, sixth, 2),
+        *[separable(4, sixth)] * 3,
+        separable(8, seventh),
+        _conv(1, last, 1, "relu"),
+    )
+
+
+# timm's stem; the published one has 5x5.
+EDGETPU_V2_XS_BLOCKS = edgetpu_v2(32, 3, (16, 32, 48, 96, 144, 160, 192), 1280)
+EDGETPU_V2_S_BLOCKS = edgetpu_v2(64, 5, (24, 48, 64, 128, 160, 192, 256), 1280)
+EDGETPU_V2_M_BLOCKS = edgetpu_v2(64, 5, (32, 64, 80, 160, 192, 240, 320), 1344)
+EDGETPU_V2_L_BLOCKS = edgetpu_v2(64, 7, (32, 64, 96, 192, 240, 256, 384), 1408, 128)

@@ -2,8 +2,9 @@
 
 ImageNet's are the published recipes: tensorflow/models research/mobilenet/scripts (V1, V2, V3) with
 research/slim/models/mobilenet/README.md behind them, and official/vision/configs/experiments/
-image_classification/imagenet_mobilenetv4_conv_*_tpu.yaml (V4). The others are ours, each with the
-command that shows it.
+image_classification/imagenet_mobilenetv4_conv_*_tpu.yaml (V4) and official/projects/edgetpu/vision/
+configs/mobilenet_edgetpu_config.py (EdgeTPU V2). The others are ours, each with the command that
+shows it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,16 @@ _IMAGENET_V3 = _IMAGENET.replace(
     batch_size=192, lr=0.02, lr_decay_rate=0.99, lr_decay_epochs=3.0, ma_decay_rate=0.9999
 )
 
+# The published rate is of 4096 images a step, here 16 replicas of 256; AutoAugment is left out.
+_IMAGENET_EDGETPU_V2 = _IMAGENET.replace(
+    epochs=550,
+    batch_size=256,
+    op_epsilon=0.001,
+    lr=0.256,
+    lr_decay_rate=0.97,
+    lr_decay_epochs=2.4,
+    ma_decay_rate=0.99,
+)
 # The published rates are of 4096 images a step (large: 16384), here 16 (64) replicas of 256. The
 # published RandAugment, stochastic depth and mixup (large) are left out.
 _IMAGENET_V4 = TrainConfig(
@@ -154,6 +165,10 @@ def _imagenet(model: archs.MobileNetConfig, data: dataset.DatasetConfig) -> RunC
     image_size = 224
     if isinstance(model, archs.MobileNetV4Config):
         model, train, image_size = _imagenet_v4(model)
+    elif isinstance(model, archs.MobileNetEdgeTPUV2Config):
+        train = _IMAGENET_EDGETPU_V2
+        kept = 0.95 if isinstance(model, archs.MobileNetEdgeTPUV2XSConfig) else 0.8
+        model = model.replace(weight_decay=5e-6, batch_norm_decay=0.99, dropout_keep_prob=kept)
     elif isinstance(model, archs.MobileNetV1Config):
         train, model = _IMAGENET_V1, model.replace(batch_norm_decay=0.9997)
     elif isinstance(model, archs.MobileNetV2Config):

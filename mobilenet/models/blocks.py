@@ -65,7 +65,12 @@ class BlockBuilder:
         if row.expanded:
             fused = {} if block.depthwise else spatial
             x = self.conv(
-                x, f"{row.name}_expand", row.expanded, activation=block.activation_name, **fused
+                x,
+                f"{row.name}_expand",
+                row.expanded,
+                groups=row.groups,
+                activation=block.activation_name,
+                **fused,
             )
         if block.depthwise:
             x = self.row_depthwise(x, row)
@@ -113,6 +118,7 @@ class BlockBuilder:
         kernel: tuple[int, int] = (1, 1),
         stride: int = 1,
         rate: int = 1,
+        groups: int = 1,
         bias: bool = False,
         normalization: bool = True,
         activation: str | None = None,
@@ -126,6 +132,7 @@ class BlockBuilder:
             strides=stride,
             padding=padding,
             dilation_rate=rate,
+            groups=groups,
             use_bias=bias,
             kernel_initializer=self._initializer(),
             kernel_regularizer=self._regularizer(),

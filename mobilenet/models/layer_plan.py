@@ -29,6 +29,7 @@ class Row:
         squeezed: channels of the squeeze; 0 when there is no squeeze-excite.
         filters: output channels.
         residual: whether the block adds its input.
+        groups: of the expansion; 1 where all channels are convolved together.
     """
 
     block: BlockConfig
@@ -39,6 +40,7 @@ class Row:
     squeezed: int
     filters: int
     residual: bool
+    groups: int = 1
 
 
 def make_divisible(value: float, divisor: int = 8, least: int | None = None) -> int:
@@ -93,7 +95,10 @@ def plan_rows(config: MobileNetConfig) -> tuple[Row, ...]:
                 f"{before[1]}, as {before_layer}, which is added to it",
                 "set both to the same number",
             )
-        rows.append(Row(block, name, stride, row_rate, expanded, squeezed, actual, residual))
+        groups = _groups(block, before[1], expanded)
+        rows.append(
+            Row(block, name, stride, row_rate, expanded, squeezed, actual, residual, groups)
+        )
     for name in config.channels:
         one_of("channels", name, legal)
     if len(rows) > MAX_ROWS:
@@ -120,6 +125,14 @@ def _inner_channels(
         legal.append(f"{name}_squeeze_excite_squeeze")
         squeezed = config.channels.get(legal[-1], make_divisible(inner / block.squeeze_factor))
     return expanded, squeezed
+
+
+def _groups(block: BlockConfig, channels: int, expanded: int) -> int:
+    """Groups of a fused convolution: of the row's size, fewer where the channels do not divide."""
+    if block.group_size is None or block.depthwise or not expanded:
+        return 1
+    most = max(1, expanded // block.group_size)
+    return max(n for n in range(1, most + 1) if channels % n == 0 and expanded % n == 0)
 
 
 def layer_channels(config: MobileNetConfig) -> dict[str, int]:
@@ -169,7 +182,7 @@ def _inverted_residual_parameters(row: Row, channels: int, norm: int) -> int:
     kernel, total = row.block.kernel[0] * row.block.kernel[1], 0
     if row.expanded:
         taps = 1 if row.block.depthwise else kernel
-        total += (taps * channels + norm) * row.expanded
+        total += (taps * channels // row.groups + norm) * row.expanded
     inner = row.expanded or channels
     if row.block.depthwise:
         total += (kernel + norm) * inner

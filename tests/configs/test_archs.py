@@ -25,7 +25,7 @@ def test_json_round_trip(name: str) -> None:
     text = json.dumps(config.to_json())
     again = MobileNetConfig.from_json(json.loads(text))
     assert again == config and type(again) is archs.ALL[name]
-    assert again.blocks[0].kernel == (3, 3) and hash(again) == hash(config)
+    assert isinstance(again.blocks[0].kernel, tuple) and hash(again) == hash(config)
 
 
 def test_names_match_patterns() -> None:
@@ -35,7 +35,7 @@ def test_names_match_patterns() -> None:
         "mobilenet_v3_small_minimalistic",
         "mobilenet_v3_large_minimalistic",
     ]
-    assert len(archs.names()) == 10 and archs.names("resnet*") == []
+    assert len(archs.names()) == 14 and archs.names("resnet*") == []
 
 
 def test_defaults_are_the_seeds() -> None:

@@ -380,6 +380,7 @@ def test_the_published_momentum_is_for_imagenet_alone(name: str) -> None:
     published = {
         **dict.fromkeys(("mobilenet_v1", "mobilenet_v2"), 0.9997),
         "mobilenet_v4_conv_small": 0.95,
+        **dict.fromkeys(archs.names("*edgetpu_v2*"), 0.99),
     }.get(name, 0.997)
     assert recipes.get(name, "imagenet2012").model.batch_norm_decay == published
 

@@ -18,12 +18,15 @@ from mobilenet.models.counting import count, nonzero_weights  # noqa: E402
 from mobilenet.models.end_points import end_points  # noqa: E402
 
 NAMES = list(archs.ALL)
-DEEP = ("mobilenet_v4_conv_medium", "mobilenet_v4_conv_large")  # building them takes seconds
+DEEP = (  # building them takes seconds
+    *("mobilenet_v4_conv_medium", "mobilenet_v4_conv_large"),
+    *(f"mobilenet_edgetpu_v2_{size}" for size in "sml"),
+)
 SIDES = (224, 192, 160, 128, 96)
 
 # name, width, trainable and total parameters at 1000 classes, MACs at SIDES; from the tables;
 # V1 to V3 agree with keras.applications, EdgeTPU with slim's own listing (990.7 M, 4.05 M kernels),
-# V4 with timm 1.0.29 at 224 px.
+# V4 and EdgeTPU V2 with timm 1.0.29 at 224 px.
 GOLDEN = [
     (
         "mobilenet_v1",
@@ -123,6 +126,10 @@ GOLDEN = [
         3018288,
         (624486304, 459145856, 319242400, 204775936, 115746464),
     ),
+    ("mobilenet_edgetpu_v2_xs", 1.0, 4459880, 4501576, (688214528,)),
+    ("mobilenet_edgetpu_v2_s", 1.0, 5986456, 6036744, (1198002688,)),
+    ("mobilenet_edgetpu_v2_m", 1.0, 8462888, 8524648, (1835637440,)),
+    ("mobilenet_edgetpu_v2_l", 1.0, 10921640, 10992872, (2530786432,)),
     ("mobilenet_v4_conv_small", 1.0, 3774024, 3799112, (186005568,)),
     ("mobilenet_v4_conv_small", 0.5, 2238952, 2252808, (64741408,)),
     ("mobilenet_v4_conv_small", 0.35, 1905384, 1916072, (47723040,)),

@@ -69,7 +69,7 @@ def test_shapes_written_for_these_tests_have_the_published_count(family: str, wi
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == PARAMETERS[family, width]
 
 
-@pytest.mark.parametrize("family", families(names=[n for n in archs.ALL if "v4" not in n]))
+@pytest.mark.parametrize("family", families(names=list(archs.ALL)[:7]))
 def test_every_weight_is_what_was_written(family: str, plain: Load) -> None:
     model, raw, prefix = plain(family)
     loaded = slim.loaded(prefix)

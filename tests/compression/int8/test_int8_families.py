@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from typing import Any
+
 import numpy as np
 import pytest
 from int8_files import MicroKernels, int8_family, operator_steps, quantize_to_file
-from small_models import CLASSES, INCEPTION, families, file_inputs, inputs, pixels, toy
+from small_models import (
+    CLASSES,
+    INCEPTION,
+    families,
+    file_inputs,
+    inputs,
+    pixels,
+    randomize_batch_norm,
+    toy,
+)
 
 from mobilenet.compression.quantization.int8 import scheme
+from mobilenet.configs import archs
+from mobilenet.configs.block_tables import edgetpu_v2
 from mobilenet.export.verification import verify
+from mobilenet.models.builder import build
 from mobilenet.models.graph import variables
 from mobilenet.runtime import interpreter, micro
 from mobilenet.tflite import model as tflite_model
@@ -99,6 +114,21 @@ def test_every_operator_on_a_micro_controller_is_within_a_step(name: str) -> Non
     for layer, off in steps.items():
         assert off.max() <= 1, layer
     assert np.mean(np.concatenate([off.ravel() > 0 for off in steps.values()])) < 0.01
+
+
+@pytest.mark.slow
+def test_grouped_convolutions_are_one_partition_and_within_a_step() -> None:
+    blocks = edgetpu_v2(8, 3, (8, 8, 16, 16, 16, 16, 16), 16, group_size=16)
+    fields = {"num_classes": 10, "classifier_activation": None, "blocks": blocks}
+    model = build(archs.get("mobilenet_edgetpu_v2_xs", **fields), (64, 64, 3))
+    assert [getattr(layer, "groups", 1) for layer in model.layers].count(4) == 2
+    quantized = quantize_to_file(randomize_batch_norm(model), 64)
+    assert interpreter.partitions(interpreter.make_interpreter(quantized.data)) == 1
+    runners: list[Any] = [None, *([MicroKernels] if find_spec(micro.MODULE) else [])]
+    for kernels in runners:
+        arguments = [quantized, pixels(4, 64, seed=9), *([kernels] if kernels else [])]
+        for layer, off in operator_steps(*arguments).items():
+            assert off.max() <= 1, layer
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -102,6 +102,28 @@ EXPECTED |= {
 }
 
 
+def edgetpu_v2(stem: int, filters: tuple[int, ...], last: int) -> dict[str, list[int]]:
+    """Channels next to a grouped convolution are fixed: outputs of the second and third stage."""
+    first, second, third, fourth, fifth, sixth, seventh = filters
+    return {
+        "stem": [stem],
+        "fused": [8 * first, 8 * second, 4 * third, 8 * third],
+        "pointwise": [
+            *(first, fourth, fifth, sixth, seventh, last),
+            *([4 * fourth] * 3 + [8 * fourth] + [4 * fifth] * 3),
+            *([8 * fifth] + [4 * sixth] * 3 + [8 * sixth]),
+        ],
+    }
+
+
+EXPECTED |= {
+    "mobilenet_edgetpu_v2_xs": edgetpu_v2(32, (16, 32, 48, 96, 144, 160, 192), 1280),
+    "mobilenet_edgetpu_v2_s": edgetpu_v2(64, (24, 48, 64, 128, 160, 192, 256), 1280),
+    "mobilenet_edgetpu_v2_m": edgetpu_v2(64, (32, 64, 80, 160, 192, 240, 320), 1344),
+    "mobilenet_edgetpu_v2_l": edgetpu_v2(64, (32, 64, 96, 192, 240, 256, 384), 1408),
+}
+
+
 def sizes(groups: tuple[dependency_groups.Group, ...]) -> dict[str, Counter[int]]:
     roles = {group.role for group in groups}
     return {role: Counter(g.channels for g in groups if g.role == role) for role in roles}
@@ -224,7 +246,6 @@ def test_flattened_maps_are_read_at_every_position() -> None:
         ([L.Permute((3, 1, 2), name="odd")], "layer odd: got 'Permute'"),
         ([L.LayerNormalization(name="odd")], "layer odd: got 'LayerNormalization'"),
         ([L.DepthwiseConv2D(3, depth_multiplier=2, name="odd")], "layer odd.*depth_multiplier 1"),
-        ([L.Conv2D(6, 3, groups=2, name="odd")], "layer odd.*one group"),
         ([L.BatchNormalization(axis=1, name="odd")], "layer odd.*last axis"),
         ([L.Reshape((12, 18), name="odd")], "layer odd.*keeps the channels last"),
         ([L.Lambda(lambda x: x, name="odd")], "layer odd: got 'Lambda'"),
@@ -240,6 +261,14 @@ def test_a_layer_that_is_used_twice_is_named() -> None:
     shared = L.Conv2D(3, 1, name="shared")
     with pytest.raises(UsageError, match="layer shared.*used once"):
         dependency_groups.find_groups(tf_keras.Model(source, shared(shared(source))))
+
+
+def test_a_grouped_convolution_fixes_its_channels() -> None:
+    model = head(L.Conv2D(8, 3, groups=2, name="grouped"), L.Conv2D(4, 1, name="next"), L.Flatten())
+    every = dependency_groups.ChannelGraph(model).by_layer()
+    for name in ("stem", "grouped"):
+        assert every[name].fixed == "grouped convolves them in groups"
+    assert [m.layer.name for m in every["grouped"].members_on("in")] == ["next"]
 
 
 def test_constants_by_channel_fix_the_group() -> None:

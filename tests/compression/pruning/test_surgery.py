@@ -19,6 +19,7 @@ import mobilenet
 from mobilenet import surgery
 from mobilenet.compression.pruning.channel import dependency_groups
 from mobilenet.configs import archs
+from mobilenet.configs.block_tables import edgetpu_v2
 from mobilenet.configs.card import Card
 from mobilenet.errors import UsageError, VerificationError
 from mobilenet.models import builder, saving
@@ -308,6 +309,25 @@ def zeroed(model: Any, share: float, seed: int = 0) -> Any:
                 kernel[..., removed] = 0
                 member.layer.set_weights([kernel, *rest])
     return copy
+
+
+@pytest.mark.slow
+def test_channels_around_grouped_convolutions_are_removed() -> None:
+    """Constants pass through the groups: what depends on them alone is removed as well."""
+    blocks = edgetpu_v2(8, 3, (8, 8, 16, 16, 16, 16, 16), 16, group_size=16)
+    model = narrow_model("mobilenet_edgetpu_v2_xs", 1.0, blocks=blocks)
+    grouped = [layer.name for layer in model.layers if getattr(layer, "groups", 1) > 1]
+    assert grouped == ["expanded_conv_2_expand", "expanded_conv_4_expand", "expanded_conv_6_expand"]
+    thinned = surgery.thin(model, 0.5, round_to=1)
+    thinned.verify(inputs(4, 32))
+    assert not set(grouped) & set(thinned.config.channels)
+    assert thinned.config.channels["expanded_conv_1_expand"] == 32
+    zero = zeroed(model, 0.4)
+    zero.get_layer("expanded_conv_2_expand").kernel.assign_add(
+        -zero.get_layer("expanded_conv_2_expand").kernel
+    )
+    removed = surgery.remove_zero_channels(zero, config=builder.config_of(model))
+    close(outputs_in_float64(removed.model), outputs_in_float64(zero))
 
 
 @pytest.mark.parametrize("name", families(quick=["mobilenet_v1"]))

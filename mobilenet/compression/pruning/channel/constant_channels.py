@@ -142,7 +142,15 @@ def _absorb(
 def _taps(layer: Any) -> Float64Array:
     """The kernel of a layer that reads all channels: `[kernel positions, inputs, outputs]`."""
     kernel = np.asarray(variables.kernel(layer), np.float64)
-    return kernel.reshape(-1, *kernel.shape[-2:])
+    taps = kernel.reshape(-1, *kernel.shape[-2:])
+    groups = getattr(layer, "groups", 1)
+    if groups == 1:
+        return taps
+    positions, inputs, outputs = taps.shape
+    whole = np.zeros((positions, groups, inputs, groups, outputs // groups))
+    for group, values in enumerate(np.split(taps, groups, axis=2)):
+        whole[:, group, :, group] = values
+    return whole.reshape(positions, groups * inputs, outputs)
 
 
 def _pads(layer: Any) -> bool:

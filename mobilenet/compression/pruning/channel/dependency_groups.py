@@ -252,6 +252,12 @@ class _GroupFinder:
         self, layer: Layer, name: str, inputs: list[tuple[_ChannelSet, int]], shape: tuple[Any, ...]
     ) -> tuple[_ChannelSet, int]:
         source, repeats = inputs[0]
+        if getattr(layer, "groups", 1) > 1 and name == "Conv2D":
+            new = _ChannelSet(shape[-1])
+            self.members.append((new, Member(layer, "out", "makes them")))
+            for channels in (source, new):  # its kernel has no axis of all inputs
+                self._fix(channels, f"{layer.name} convolves them in groups")
+            return new, 1
         if name in ("Conv2D", "Dense"):
             pooled = kind(self.graph.producers(layer)[0]).startswith("Global")
             reason = "reads their means" if pooled else "reads them"
@@ -312,8 +318,6 @@ class _GroupFinder:
             raise _unsupported(layer, "a layer that is used once")
         if getattr(layer, "data_format", "channels_last") != "channels_last":
             raise _unsupported(layer, "channels on the last axis")
-        if name == "Conv2D" and layer.groups != 1:
-            raise _unsupported(layer, "a convolution of one group, or a DepthwiseConv2D")
         if name == "DepthwiseConv2D" and layer.depth_multiplier != 1:
             raise _unsupported(layer, "one filter a channel (depth_multiplier 1)")
         if name == "BatchNormalization":
