@@ -49,6 +49,20 @@ def v1_state(classes: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
     return state
 
 
+def hub_config(**changes: Any) -> dict[str, Any]:
+    """`config.json` of a MobileNetV1 as timm's hub has it, with other values."""
+    values = {
+        "tag": "mine",
+        "input_size": [3, 96, 128],
+        "interpolation": "bilinear",
+        "crop_pct": 0.92,
+        "crop_mode": "center",
+        "mean": [0.5, 0.25, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    }
+    return {"architecture": "mobilenetv1_100", "pretrained_cfg": {**values, **changes}}
+
+
 def write(path: Path, state: Mapping[str, np.ndarray]) -> Path:
     """A safetensors file."""
     save_file(dict(state), path)

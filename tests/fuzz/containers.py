@@ -490,6 +490,25 @@ def damaged_packed(rng: random.Random, data: bytes) -> bytes:
     return fields + digest + header + body
 
 
+def damaged_safetensors(rng: random.Random, data: bytes) -> bytes:
+    """A safetensors file with an odd header; one time in four, noise."""
+    if rng.random() < 0.25:
+        return mutations.noise(rng, data)
+    (length,) = struct.unpack_from("<Q", data)
+    text, body = data[8 : 8 + length], data[8 + length :]
+    header = json.loads(text)
+    name, action = rng.choice(sorted(header)), rng.random()
+    if action < 0.5:  # one of some hundred tensors, which `odd_json` would rarely choose
+        header[name] = mutations.odd_json(rng, header[name])
+    elif action < 0.7:
+        header[rng.choice(("bn1.weight", "x", "blocks.9.9.conv.weight", name))] = header.pop(name)
+    else:
+        header[name] |= {rng.choice(("dtype", "shape", "data_offsets")): mutations.odd(rng)}
+    text = mutations.json_text(rng, header).encode("utf-8", "surrogatepass")
+    size = len(text) if rng.random() < 0.9 else rng.choice((0, 2**31, 2**63, 2**64 - 1))
+    return struct.pack("<Q", size) + text + body
+
+
 def _resized(rng: random.Random, text: bytes, size: int) -> bytes:
     header = json.loads(text)
     arrays = header["arrays"]

@@ -285,6 +285,36 @@ def make_npz(folder: Path) -> None:
     slim.write_npz(folder / "model.npz", seeds.slim_values())
 
 
+# timm's files
+
+
+def make_safetensors(folder: Path) -> None:
+    import timm_files
+
+    timm_files.write(folder / "model.safetensors", timm_files.v1_state(seeds.CLASSES))
+    seeds.write_json(folder / "config.json", timm_files.hub_config())
+
+
+def damage_safetensors(rng: random.Random, folder: Path) -> None:
+    """The tensors, or timm's description of them."""
+    if rng.random() < 0.6:
+        path = folder / "model.safetensors"
+        containers.rewritten(path, containers.damaged_safetensors, rng)
+    else:
+        containers.rewritten(folder / "config.json", mutations.damaged_json, rng)
+
+
+def use_safetensors(folder: Path) -> None:
+    """All that is read of them, without a model, which takes longer to build."""
+    from mobilenet.weights import safetensors_file, timm_architecture
+
+    path = folder / "model.safetensors"
+    detected = timm_architecture.detect(path)
+    values = safetensors_file.read_tensors(path)
+    for tensor in detected.tensors:
+        tensor.value(values[tensor.name])
+
+
 # Models
 
 
@@ -501,6 +531,7 @@ TARGETS = {
             damaging("model.npz", containers.damaged_zip),
             lambda folder: use_checkpoint(folder / "model.npz"),
         ),
+        Target("safetensors", make_safetensors, damage_safetensors, use_safetensors),
         Target("keras", with_photo(make_keras), damage_keras, use_model("model.keras")),
         Target(
             "h5",

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from timm_files import v1_state, write
+from timm_files import hub_config, v1_state, write
 
 from mobilenet.configs import timm_models
 from mobilenet.configs.dataset import ANTIALIASED_BICUBIC, ANTIALIASED_BILINEAR, PREPROCESSING
@@ -19,6 +18,7 @@ from mobilenet.weights import timm_architecture
 
 tf_keras = pytest.importorskip("tf_keras")
 
+from mobilenet.models.builder import build  # noqa: E402
 from mobilenet.weights import timm  # noqa: E402
 
 CASES = {  # golden case: name in timm, width, explicit padding, epsilon
@@ -84,6 +84,19 @@ def test_outputs_are_those_of_pytorch(case: str, shared_data: Path) -> None:
     assert len(loaded.report.loaded) == weights and not loaded.report.new
     assert loaded.card.outputs == "logits"
     assert loaded.card.preprocessing == loaded.model.mobilenet_preprocessing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_under_keras_3(case: str, shared_data: Path) -> None:
+    keras = pytest.importorskip("keras", minversion="3")
+    path = golden(shared_data, case)
+    loaded = timm.load(path, CASES[case][0], (64, 64, 3))
+    theirs = build(loaded.config, (64, 64, 3), keras)
+    theirs.set_weights(loaded.model.get_weights())
+    expected = np.load(path.with_suffix(".npz"))
+    logits = np.asarray(theirs(expected["input"], training=False))
+    np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -173,20 +186,6 @@ def test_padding_and_epsilon_of_equal_shapes(shared_data: Path, tmp_path: Path) 
     assert ours.preprocessing.mean == PREPROCESSING["imagenet"].mean
     assert google.preprocessing.mean == (127.5,)
     assert "mobilenet_v3_small" in refusal(path, "mobilenetv2_100")
-
-
-def hub_config(**changes: Any) -> dict[str, Any]:
-    """As timm's hub stores it."""
-    values = {
-        "tag": "mine",
-        "input_size": [3, 96, 128],
-        "interpolation": "bilinear",
-        "crop_pct": 0.92,
-        "crop_mode": "center",
-        "mean": [0.5, 0.25, 0.5],
-        "std": [0.5, 0.5, 0.5],
-    }
-    return {"architecture": "mobilenetv1_100", "pretrained_cfg": {**values, **changes}}
 
 
 def test_the_config_beside_the_file(v1_file: Path) -> None:
