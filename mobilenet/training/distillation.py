@@ -24,7 +24,7 @@ from mobilenet.models import input_preprocessing
 from mobilenet.models.graph import rebuild
 from mobilenet.tf1_loader.loading import load_tf1_checkpoint
 from mobilenet.training.losses import Teacher
-from mobilenet.weights import tf2_object
+from mobilenet.weights import tf2_object, timm
 
 log = logging.getLogger("mobilenet")
 _PARAMETER = "teacher"
@@ -123,8 +123,8 @@ def load(
     Must be called outside any strategy.
 
     Args:
-        path: a model folder, `.keras` or `.h5` file, SavedModel or TF1 checkpoint; one of 1001
-            outputs serves 1000 classes without its background.
+        path: a model folder, `.keras` or `.h5` file, SavedModel, timm's `.safetensors` or TF1
+            checkpoint, of which one of 1001 outputs serves 1000 classes without its background.
         info: the data of the run, with as many classes as its models have outputs.
         shape: of the run's images, `(height, width, channels)`.
         preprocessing: of the run; that of a model of which none is known.
@@ -183,6 +183,9 @@ def _read(path: str, classes: int, shape: tuple[int, int, int]) -> tuple[Any, Ca
             num_classes=_IMAGENET if classes == _IMAGENET else None,
         )
         return checkpoint.model, checkpoint.card.replace(labels=())
+    if form == loading.SAFETENSORS:
+        of_timm = timm.load(path, input_shape=shape)
+        return of_timm.model, of_timm.card
     loaded = loading.load_keras_model(path)
     return loaded.model, loaded.card
 

@@ -47,7 +47,10 @@ def read_shapes(path: str | os.PathLike[str]) -> Shapes:
         if size > MAX_BYTES:
             raise ValueError(f"{size} bytes, at most {MAX_BYTES} are read")
         with path.open("rb") as file:
-            return _shapes(_header(file.read(_LENGTH.size), file, size))
+            header = _header(file.read(_LENGTH.size), file, size)
+            shapes = _shapes(header)
+            _check_end(header, size - file.tell())
+            return shapes
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from None
 
@@ -116,6 +119,20 @@ def _shapes(header: Mapping[str, Any]) -> Shapes:
     if len(tensors) > MAX_TENSORS:
         raise ValueError(f"{len(tensors)} tensors, at most {MAX_TENSORS} are read")
     return {name: _shape(name, value) for name, value in tensors.items()}
+
+
+def _check_end(header: Mapping[str, Any], size: int) -> None:
+    """Checks that all tensors are there, before any is needed; the library checks the rest.
+
+    Args:
+        header: of the file.
+        size: bytes after it.
+    """
+    ends = [header[name].get("data_offsets") for name in header if name != _METADATA]
+    known = [pair[1] for pair in ends if isinstance(pair, list) and len(pair) == 2]
+    last = max((end for end in known if isinstance(end, int)), default=0)
+    if last != size:
+        raise ValueError(f"its tensors end after {last} bytes, {size} are there")
 
 
 def _shape(name: str, value: Any) -> tuple[int, ...]:

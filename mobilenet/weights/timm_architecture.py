@@ -176,18 +176,23 @@ def _stored_preprocessing(values: Mapping[str, Any]) -> Preprocessing | None:
         return None
     one_of("crop_mode", str(values.get("crop_mode") or "center"), ("center",))
     mean, std = (_numbers(name, values[name]) for name in ("mean", "std"))
-    check_number("crop_pct", values["crop_pct"], above=0, most=1)
-    interpolation = str(values["interpolation"])
-    return timm_models.make_preprocessing(mean, std, values["crop_pct"], interpolation)
+    share = _number("crop_pct", values["crop_pct"], above=0, most=1)
+    return timm_models.make_preprocessing(mean, std, share, str(values["interpolation"]))
 
 
 def _numbers(name: str, value: object) -> list[float]:
     """Mean or deviation of each channel, of pixels from 0 to 255."""
     if not isinstance(value, list) or not 1 <= len(value) <= _MAX_CHANNELS:
         raise UsageError(name, value, "a number for each channel")
-    for number in value:
-        check_number(name, number)
-    return [255 * float(number) for number in value]
+    return [255 * _number(name, number) for number in value]
+
+
+def _number(name: str, value: object, **rule: Any) -> float:
+    """A number, no list of some."""
+    if not isinstance(value, (int, float)):
+        raise UsageError(name, value, "a number")
+    check_number(name, value, **rule)
+    return float(value)
 
 
 def _stored_size(values: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -197,9 +202,9 @@ def _stored_size(values: Mapping[str, Any]) -> tuple[int, int] | None:
         return None
     if not isinstance(size, list) or len(size) != 3:
         raise UsageError("input_size", size, "channels, height and width")
-    for side in size[1:]:
-        check_number("input_size", side, least=1, most=MAX_SIDE, integer=True)
-    return size[1], size[2]
+    rule = {"least": 1, "most": MAX_SIDE, "integer": True}
+    height, width = (int(_number("input_size", side, **rule)) for side in size[1:])
+    return height, width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,6 +307,6 @@ def _only(fitted: _Fitted, path: Path) -> TimmModel:
     if len({(model.is_tf, model.preprocessing) for model in models}) > 1:
         names = ", ".join(dict.fromkeys(model.name for model in models))
         expected = f"a name that tells padding, epsilon and preprocessing: {names} fit"
-        remedy = f"give `architecture`, begin the file's name with it, or add timm's {CONFIG}"
+        remedy = f"begin the file's name with it, add timm's {CONFIG}, or give `architecture`"
         raise UsageError(str(path), str(fitted), expected, remedy)
     return models[0]

@@ -202,7 +202,9 @@ def test_the_config_beside_the_file(v1_file: Path) -> None:
         assert named.preprocessing.crop_fraction == 0.9
         for changes, part in (
             ({"mean": ["x", 1, 2]}, "mean"),
+            ({"mean": [[1], [2], [3]]}, "mean"),
             ({"crop_pct": 7}, "crop_pct"),
+            ({"crop_pct": [0.9]}, "crop_pct"),
             ({"crop_mode": "squash"}, "crop_mode"),
             ({"interpolation": "lanczos"}, "interpolation"),
             ({"input_size": [3, -1, 4]}, "input_size"),
