@@ -4,11 +4,12 @@ the published figures.
     python benchmarks/released_models.py --weights FOLDER --data_dir PHOTOS \
         --calibration_dir OTHERS --csv scores.csv
 
-FOLDER is searched for archives, checkpoints, `.npz` and `.h5` files whose names are those of
-released models; by default it is the cache of fetched weights. PHOTOS is a list (`file,label` with
-labels from 0 to 999), class folders of ImageNet or some of them, named by WordNet, or with
-`--dataset_name imagenet2012` the folder of TFDS. OTHERS are images to calibrate on, which are not
-scored. Each row is written to the CSV file when it is known; the same command continues there.
+FOLDER is searched for archives, checkpoints, `.npz`, `.h5` and `.safetensors` files whose names are
+those of released models; by default it is the cache of fetched weights. PHOTOS is a list
+(`file,label` with labels from 0 to 999), class folders of ImageNet or some of them, named by
+WordNet, or with `--dataset_name imagenet2012` the folder of TFDS. OTHERS are images to calibrate
+on, which are not scored. Each row is written to the CSV file when it is known; the same command
+continues there.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def run(words: argparse.Namespace) -> None:
                 print(*row, flush=True)
                 rows.append(row)
                 write_rows(words.csv, words.data_dir, rows)
-    tables.show(HEADS, rows, os.cpu_count() or 1, None)
+    shown = [row[:-1] for row in rows]  # without the seconds: 80 columns
+    tables.show(HEADS[:-1], shown, os.cpu_count() or 1, None)
 
 
 def find_weights(folder: Path, pattern: str) -> list[Found]:
@@ -99,8 +101,8 @@ def find_weights(folder: Path, pattern: str) -> list[Found]:
 
     by_name: dict[str, Path] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        weights = [w for w in released_weights.ALL if f"/{path.as_posix()}".endswith(f"/{w.file}")]
-        weights.sort(key=lambda w: len(w.file))
+        weights = [w for w in released_weights.ALL if _is_of(path, w)]
+        weights.sort(key=lambda w: len(w.file))  # those of a folder with a date last
         release = released_models.of_path(path)
         if weights:
             by_name[weights[-1].name] = path
@@ -111,6 +113,13 @@ def find_weights(folder: Path, pattern: str) -> list[Found]:
     wanted = released_weights.names(pattern)
     listed = [w for w in released_weights.ALL if w.name in by_name and w.name in wanted]
     return [Found(weights, by_name[weights.name]) for weights in listed]
+
+
+def _is_of(path: Path, weights: Any) -> bool:
+    """Whether a file has the name of weights, below their folder where others have it too."""
+    is_unique = weights.source != "google"
+    name = weights.file.rpartition("/")[2] if is_unique else weights.file
+    return f"/{path.as_posix()}".endswith(f"/{name}")
 
 
 def dataset_of(words: argparse.Namespace, temporary: Path) -> Any:

@@ -1,8 +1,9 @@
-"""Released weights by name: Google's checkpoints of `released_models` and the weight files of
-keras.applications.
+"""Released weights by name: Google's checkpoints of `released_models`, the weight files of
+keras.applications, and those of timm.
 
 A name is that of Google's archive; the first release of V1, whose archives are named as those of
-the second, has its date before it, and the files of keras.applications have `keras/`.
+the second, has its date before it, and the files of keras.applications have `keras/`. timm's
+weights have their name on its hub.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ import fnmatch
 import math
 from collections.abc import Iterator, Sequence
 
-from mobilenet.configs import released_models
+from mobilenet.configs import released_models, timm_models
+from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.released_models import FLOAT, QUANTIZED
 from mobilenet.errors import UsageError, one_of
 
 IMAGENET = "imagenet"  # stands for the best weights of a model
-GOOGLE, KERAS = SOURCES = ("google", "keras")
+GOOGLE, KERAS, TIMM = SOURCES = ("google", "keras", "timm")
 _BACKGROUND = 1001  # classes of Google's models: output 0 is the background
 _FIRST_V1 = "2018_02_22"
 _KERAS_PAGE = "tf_keras.applications"
+_TIMM_PAGE = "timm results/results-imagenet.csv"
+_HUB = "https://huggingface.co"
+_IMAGENET_1000 = "in1k"  # ends the tags of weights of 1000 classes
 # Where two sources have weights of the same figure: a file is smaller than an archive.
-_PREFERENCE = (KERAS, GOOGLE)
+_PREFERENCE = (KERAS, GOOGLE, TIMM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,7 @@ class ReleasedWeights:
         macs_million, params_million: as published for the model.
         top1: published accuracy on ImageNet's validation images in percent, if any was.
         page: where it was published.
+        preprocessing: how pixels become their inputs.
     """
 
     name: str
@@ -57,6 +63,7 @@ class ReleasedWeights:
     params_million: float
     top1: float | None
     page: str
+    preprocessing: Preprocessing = Preprocessing()
 
     @property
     def megabytes(self) -> str:
@@ -163,7 +170,61 @@ def _keras_file(release: released_models.Release) -> tuple[str, float | None]:
     return f"weights_mobilenet_v3_{kind}_224_{width}_float.h5", top1
 
 
-ALL: tuple[ReleasedWeights, ...] = (*_google(), *_keras())
+# Parameters and, at 224 pixels, MACs in millions of timm 1.0.29's models.
+_TIMM_COUNTS = {
+    "mobilenetv1_100": (4.231976, 568.740352),
+    "mobilenetv1_125": (6.270840, 879.516800),
+    "mobilenetv2_050": (1.968680, 97.131840),
+    "mobilenetv2_100": (3.504872, 300.774272),
+    "mobilenetv2_140": (6.108776, 582.195824),
+    "mobilenetv3_large_100": (5.483032, 216.589760),
+    "mobilenetv3_small_050": (1.593224, 24.188688),
+    "mobilenetv3_small_075": (2.041872, 43.399344),
+    "mobilenetv3_small_100": (2.542856, 56.510400),
+    "tf_mobilenetv3_large_075": (3.993528, 154.560624),
+    "tf_mobilenetv3_large_100": (5.483032, 216.589760),
+    "tf_mobilenetv3_large_minimal_100": (3.924288, 209.136704),
+    "tf_mobilenetv3_small_075": (2.041872, 43.399344),
+    "tf_mobilenetv3_small_100": (2.542856, 56.510400),
+    "tf_mobilenetv3_small_minimal_100": (2.044736, 52.288448),
+    "mobilenetv4_conv_small_050": (2.238952, 64.741408),
+    "mobilenetv4_conv_small": (3.774024, 186.005568),
+    "mobilenetv4_conv_medium": (9.715512, 827.649984),
+    "mobilenetv4_conv_large": (32.590864, 2171.341312),
+}
+_TIMM_MACS = {  # at other sizes
+    ("mobilenetv4_conv_small", 256): 242.178048,
+    ("mobilenetv4_conv_medium", 256): 1080.244224,
+    ("mobilenetv4_conv_medium", 384): 2427.413504,
+    ("mobilenetv4_conv_large", 256): 2835.269632,
+    ("mobilenetv4_conv_large", 384): 6376.220672,
+}
+
+
+def _timm() -> Iterator[ReleasedWeights]:
+    for model in timm_models.RELEASED:
+        if not model.tag.endswith(_IMAGENET_1000):  # untrained, or of other classes
+            continue
+        params, macs = _TIMM_COUNTS[model.name]
+        yield ReleasedWeights(
+            name=f"timm/{model.full_name}",
+            source=TIMM,
+            model_name=model.model_name,
+            width=model.width,
+            image_size=model.size,
+            kind=FLOAT,
+            num_classes=_BACKGROUND - 1,
+            file=f"timm/{model.full_name}.safetensors",
+            address=f"{_HUB}/timm/{model.full_name}/resolve/main/model.safetensors",
+            macs_million=_TIMM_MACS.get((model.name, model.size), macs),
+            params_million=params,
+            top1=model.top1,
+            page=_TIMM_PAGE,
+            preprocessing=model.preprocessing,
+        )
+
+
+ALL: tuple[ReleasedWeights, ...] = (*_google(), *_keras(), *_timm())
 HEADERS = ("weights", "px", "MACs M", "params M", "top-1 %")
 
 
@@ -218,12 +279,15 @@ def rows(listed: Sequence[str]) -> list[list[str]]:
 def best(model_name: str, width: float, image_size: int, num_classes: int) -> ReleasedWeights:
     """The float weights of a model with the best published accuracy.
 
+    Weights whose inputs are in [-1, 1], as those of the model, are preferred; then those with a
+    published accuracy, then those of the nearest image size.
+
     Args:
         model_name: one of `archs.ALL`.
         width: the width multiplier.
         image_size: the longer side of its images; weights of the nearest size are taken.
         num_classes: of the model; one of 1001 classes has the background, which only Google's
-            weights have.
+            weights have. 0 for any.
 
     Raises:
         UsageError: none were released; the message has the widths of which there are some.
@@ -237,9 +301,12 @@ def best(model_name: str, width: float, image_size: int, num_classes: int) -> Re
         raise UsageError("weights", IMAGENET, expected, remedy)
     has_background = num_classes == _BACKGROUND
     fitting = [w for w in of_width if w.num_classes == _BACKGROUND] if has_background else of_width
+    usual = Preprocessing()
     return min(
         fitting or of_width,
         key=lambda w: (
+            (w.preprocessing.mean, w.preprocessing.std) != (usual.mean, usual.std),
+            w.top1 is None,
             abs(math.log(w.image_size / image_size)),
             -w.image_size,
             -(w.top1 or 0),
@@ -257,6 +324,7 @@ __all__ = [
     "KERAS",
     "QUANTIZED",
     "SOURCES",
+    "TIMM",
     "ReleasedWeights",
     "WeightNames",
     "best",

@@ -63,8 +63,9 @@ def build(
             a model folder, a `.keras` file, a SavedModel, a checkpoint of TF1 or TF2, or a `.h5`
             file; of this library or of keras.applications, also with a head of its own. They are
             matched by layer; the head stays new where the number of classes differs or the head is
-            another one. Random when left out. Batch norms then have a momentum of 0.9 instead of
-            0.99, as fine-tuning takes few steps; `batch_norm_decay=` says otherwise.
+            another one. A model by name without `num_classes` has the classes of released weights.
+            Random when left out. Batch norms then have a momentum of 0.9 instead of 0.99, as
+            fine-tuning takes few steps; `batch_norm_decay=` says otherwise.
         keras: the package of the layers: `tf_keras` when left out, or Keras 3's `keras`. Only
             tf_keras models can be pruned, quantized and converted.
         offline: fetch no released weights; those in the cache can be used. `MOBILENET_OFFLINE=1`
@@ -97,7 +98,8 @@ def build(
         return cast("KerasModel", builder.build(config, shape, keras))
     from mobilenet.training import initial_weights
 
-    return initial_weights.build(config, shape, weights, keras, offline)
+    keeps_classes = "num_classes" in fields or not isinstance(name_or_config, str)
+    return initial_weights.build(config, shape, weights, keras, offline, keeps_classes)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -355,8 +357,8 @@ def evaluate(
     Args:
         model: a functional or Sequential tf_keras model with one output a class, as logits or
             after a softmax or sigmoid (one output for two classes is that of the second); what
-            `load_model` or `quantize` returns; a file that `convert` returns; or the path of a
-            saved model in any form or of a `.tflite` file.
+            `load_model` or `quantize` returns; a file that `convert` returns; the path of a saved
+            model in any form or of a `.tflite` file; or the name of released weights.
         data: images with labels, as
 
             - a path: class folders (`ROOT/<class>/*.jpg`, maybe below `train`, `val` and `test`), a

@@ -27,6 +27,7 @@ from mobilenet.weights import pretrained, safetensors_file, tf2_object
 FROZEN_GRAPH, KERAS, HDF5, SAVED_MODEL = "frozen graph", "Keras model", "HDF5 file", "SavedModel"
 PACKED, CHECKPOINT, FLATBUFFER = "packed file", "checkpoint", "flatbuffer"
 SAFETENSORS, PICKLE = "safetensors file", "pickle"
+RELEASED = "released weights"
 _EXPECTED = (
     "a model folder, a .keras or .h5 file, a SavedModel folder, a frozen graph, a packed file, "
     "timm's .safetensors file or a TF1 checkpoint"
@@ -104,12 +105,10 @@ def load_keras_model(path: str | os.PathLike[str], *, offline: bool = False) -> 
 def detect_form(path: str | os.PathLike[str]) -> str:
     """Which form of saved model `path` is, by its name and first bytes: one of the names above.
 
-    The name of released weights is that of a checkpoint.
-
     Raises:
         UsageError: there is no saved model.
     """
-    return CHECKPOINT if pretrained.find(path) else _find_form(Path(path)).name
+    return RELEASED if pretrained.find(path) else _find_form(Path(path)).name
 
 
 def _find_form(path: Path) -> _Form:

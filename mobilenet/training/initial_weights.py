@@ -71,6 +71,7 @@ def build(
     weights: str | os.PathLike[str],
     keras: Any = None,
     offline: bool = False,
+    keeps_classes: bool = True,
 ) -> KerasModel:
     """Builds a model that starts from weights.
 
@@ -80,6 +81,7 @@ def build(
         weights: see `load_into`; or `imagenet`. Those of a thinned model set the channels.
         keras: see `builder.build`.
         offline: fetch nothing.
+        keeps_classes: the model has the classes of its config, not those of released weights.
 
     Raises:
         UsageError: see `load_into`; it names `weights`.
@@ -89,7 +91,11 @@ def build(
     except TypeError:
         expected = "a path or the name of released weights"
         raise UsageError("weights", type(weights).__name__, expected) from None
-    path = pretrained.resolve(path, config, _longer_side(input_shape))
+    wanted = config if keeps_classes else config.replace(num_classes=0)
+    path = pretrained.resolve(path, wanted, _longer_side(input_shape))
+    released = pretrained.find(path)
+    if released is not None and not keeps_classes:
+        config = config.replace(num_classes=released.num_classes)
     try:
         pretrained.local_path(path, offline)
         config = with_structure_of(config, path).for_loaded_weights()

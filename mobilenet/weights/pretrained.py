@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mobilenet.configs import archs, released_weights
 from mobilenet.configs.archs import MobileNetConfig
-from mobilenet.configs.released_weights import IMAGENET, KERAS, ReleasedWeights
+from mobilenet.configs.released_weights import IMAGENET, KERAS, TIMM, ReleasedWeights
 from mobilenet.downloads import Cache, RemoteFile
 from mobilenet.tf1_loader import locate
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mobilenet")
 _BUCKETS = "https://storage.googleapis.com"
+_HUB, _HUB_MIRROR = "https://huggingface.co", "HF_ENDPOINT"
 
 
 def find(text: str | os.PathLike[str]) -> ReleasedWeights | None:
@@ -108,6 +109,8 @@ def load_file(weights: ReleasedWeights, path: Path) -> LoadedModel:
 
     if weights.source == KERAS:
         return _load_keras(weights, path)
+    if weights.source == TIMM:
+        return _load_timm(weights, path)
     loaded = tf1_loading.load_tf1_checkpoint(path)
     return LoadedModel(loaded.model, loaded.card)
 
@@ -135,6 +138,14 @@ def _load_keras(weights: ReleasedWeights, path: Path) -> LoadedModel:
     return LoadedModel(model, card)
 
 
+def _load_timm(weights: ReleasedWeights, path: Path) -> LoadedModel:
+    from mobilenet.models.saving import LoadedModel
+    from mobilenet.weights import timm
+
+    loaded = timm.load(path, weights.name)
+    return LoadedModel(loaded.model, loaded.card)
+
+
 def remote_file(weights: ReleasedWeights) -> RemoteFile:
     """Where weights can be fetched, and their checksum, if one was published."""
     if weights.source == KERAS:
@@ -146,11 +157,14 @@ def remote_file(weights: ReleasedWeights) -> RemoteFile:
 
 
 def _addresses(address: str) -> tuple[str, ...]:
-    """Where a file of Google can be fetched, https first.
+    """Where a file can be fetched, https first.
 
-    Its buckets can be read at storage.googleapis.com without an account, which
-    storage.cloud.google.com asks for.
+    Google's buckets can be read at storage.googleapis.com without an account, which
+    storage.cloud.google.com asks for. `HF_ENDPOINT` is a mirror of the Hugging Face Hub.
     """
+    endpoint = os.environ.get(_HUB_MIRROR, "").rstrip("/")
+    if endpoint and address.startswith(f"{_HUB}/"):
+        return (f"{endpoint}{address.removeprefix(_HUB)}",)
     scheme, _, rest = address.partition("://")
     host, _, path = rest.partition("/")
     if host == "storage.cloud.google.com":

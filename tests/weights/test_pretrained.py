@@ -157,6 +157,24 @@ def test_a_run_starts_from_imagenet_and_continues_offline(
     assert later.file is not None and len(mirror[0].requests) == 1
 
 
+GOLDEN = Path(__file__).parents[2] / "../shared/data/timm_golden/mobilenetv3_small_050"
+
+
+@pytest.mark.skipif(not GOLDEN.with_suffix(".npz").is_file(), reason="no golden cases of timm")
+def test_weights_of_timm_load_by_their_name(mirror: tuple[Server, Any, Any]) -> None:
+    """The logits that PyTorch computed, of the model as `build` has it with these weights."""
+    name = "timm/mobilenetv3_small_050.lamb_in1k"
+    content = GOLDEN.with_suffix(".safetensors").read_bytes()
+    mirror[0].files[f"{name}.safetensors"] = File(content)
+    options = {"width_multiplier": 0.5, "num_classes": 10, "classifier_activation": None}
+    model = api.build("mobilenet_v3_small", 64, weights=name, **options)
+    with np.load(GOLDEN.with_suffix(".npz")) as golden:
+        logits = model(golden["input"], training=False).numpy()
+        np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
+    card = load_model(name, offline=True).card
+    assert card.input_shape == (224, 224, 3) and card.preprocessing.mean[0] == 255 * 0.485
+
+
 FILES = [weights for weights in released_weights.ALL if weights.source == "keras"]
 QUICK = ("keras/mobilenet_v1_0.25_128", "keras/v3-small-minimalistic_224_1.0_float")
 
