@@ -369,7 +369,11 @@ def of_path(path: str | os.PathLike[str]) -> Release | None:
 
 
 def hub_repository(name: str) -> str | None:
-    """The repository of a release on the Hugging Face Hub; `None` where there is none."""
+    """The repository of a release on the Hugging Face Hub, which of timm's weights is their name;
+    `None` where there is none.
+    """
+    if name.startswith("timm/"):
+        return name
     return f"google/{name}" if name in _HUB_NAMES else None
 
 

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from mobilenet import data
-from mobilenet.configs import recipes
+from mobilenet.configs import recipes, timm_models
 from mobilenet.configs.archs import (
     LOADED_BATCH_NORM_DECAY,
     NEW_BATCH_NORM_DECAY,
@@ -18,6 +18,7 @@ from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.distillation import AUTO, NONE, START, Distillation
 from mobilenet.configs.own_model import OwnModel
 from mobilenet.configs.quantization import PostTraining
+from mobilenet.configs.released_weights import TIMM
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError, shorten
 from mobilenet.weights import pretrained, safetensors_file, timm_architecture
@@ -65,9 +66,10 @@ def resolve(
             teacher.
     """
     info = describe(config, explicit)
-    model = _with_structure_of_start(config, stored).replace(classifier_activation=None)
     activation = _activation(config.activation, info)
     outputs = _output_count(activation, info)  # in the config of a run that is repeated
+    config = _with_named_weights(config, outputs)
+    model = _with_structure_of_start(config, stored).replace(classifier_activation=None)
     if explicit.num_classes and model.num_classes not in (info.num_classes, outputs):
         raise UsageError(
             "num_classes",
@@ -87,7 +89,6 @@ def resolve(
         model=model,
         distillation=with_teacher(config.distillation, info),
         activation=activation,
-        init_checkpoint=_initial_weights(config, model),
         initial_preprocessing=_initial_preprocessing(config, explicit, stored),
     )
     if (how := resolved.initial_preprocessing) is not None:
@@ -139,6 +140,8 @@ def resolve_as(config: RunConfig, stored: RunConfig, explicit: Explicit) -> RunC
     config = config.replace(distillation=distillation, activation=activation)
     if isinstance(config.model, OwnModel):
         return _with_own_model_of(config, config.model, stored, explicit)
+    if not isinstance(stored.model, OwnModel):
+        config = _with_named_weights(config, stored.model.num_classes or 0)
     model = _with_structure_of_start(config, stored).replace(classifier_activation=None)
     if isinstance(stored.model, OwnModel):
         return config.replace(model=model)
@@ -148,7 +151,6 @@ def resolve_as(config: RunConfig, stored: RunConfig, explicit: Explicit) -> RunC
         model = model.replace(batch_norm_decay=stored.model.batch_norm_decay)
     return config.replace(
         model=model,
-        init_checkpoint=_initial_weights(config, model),
         initial_preprocessing=_initial_preprocessing(config, explicit, stored),
     )
 
@@ -191,11 +193,19 @@ def _is_open(model: MobileNetConfig, explicit: Explicit) -> bool:
     return model.batch_norm_decay is None or not explicit.batch_norm_decay
 
 
-def _initial_weights(config: RunConfig, model: MobileNetConfig) -> str | None:
-    """Path or name of the initial weights, once the model's classes are known."""
+def _with_named_weights(config: RunConfig, num_classes: int) -> RunConfig:
+    """The config with the name of the weights that `imagenet` stands for.
+
+    Args:
+        config: of the run.
+        num_classes: of its model.
+    """
     if config.init_checkpoint is None:
-        return None
-    return pretrained.resolve(config.init_checkpoint, model, max(config.input_shape[:2]))
+        return config
+    assert isinstance(config.model, MobileNetConfig)
+    model, longer_side = config.model.replace(num_classes=num_classes), max(config.input_shape[:2])
+    name = pretrained.resolve(config.init_checkpoint, model, longer_side)
+    return config.replace(init_checkpoint=name)
 
 
 def _with_structure_of_start(config: RunConfig, stored: RunConfig | None) -> MobileNetConfig:
@@ -217,6 +227,11 @@ def with_structure_of(model: MobileNetConfig, path: str) -> MobileNetConfig:
     Raises:
         UsageError: a file of timm's weights cannot be read, or does not say what they are.
     """
+    if (released := pretrained.find(path)) is not None:
+        if released.source != TIMM:
+            return model
+        known = timm_models.find(released.name)[0]
+        return timm_architecture.with_structure(model, known.config(model.width_multiplier))
     if Path(path).suffix == safetensors_file.SUFFIX:
         return timm_architecture.detect(path).apply_to(model)
     card = Path(path) / CARD
@@ -229,6 +244,8 @@ def with_structure_of(model: MobileNetConfig, path: str) -> MobileNetConfig:
 
 def preprocessing_of(path: str) -> Preprocessing | None:
     """How pixels become the inputs of the weights at `path`, where it is stored or known."""
+    if (released := pretrained.find(path)) is not None:
+        return released.preprocessing if released.source == TIMM else None
     if Path(path).suffix == safetensors_file.SUFFIX:
         return timm_architecture.detect(path).preprocessing
     file = Path(path) / CARD

@@ -73,14 +73,19 @@ class Detected:
 
         Its model and width stay, and of another model all.
         """
-        if type(config) is not type(self.config):
-            return config
-        return config.replace(**{name: getattr(self.config, name) for name in STRUCTURE})
+        return with_structure(config, self.config)
 
     def __str__(self) -> str:
         width, classes = self.config.width_multiplier, self.config.num_classes
         head = f"{classes} classes" if classes else "no classifier"
         return f"{self.known.name} of timm, width {width:g}, {head}"
+
+
+def with_structure(config: MobileNetConfig, source: MobileNetConfig) -> MobileNetConfig:
+    """A config with the padding, epsilon and other details of another of the same model."""
+    if type(config) is not type(source):
+        return config
+    return config.replace(**{name: getattr(source, name) for name in STRUCTURE})
 
 
 def detect(path: str | os.PathLike[str], architecture: str | None = None) -> Detected:

@@ -171,6 +171,7 @@ def test_weights_of_timm_load_by_their_name(mirror: tuple[Server, Any, Any]) -> 
     with np.load(GOLDEN.with_suffix(".npz")) as golden:
         logits = model(golden["input"], training=False).numpy()
         np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
+    assert model.mobilenet_preprocessing.mean[0] == 255 * 0.485
     card = load_model(name, offline=True).card
     assert card.input_shape == (224, 224, 3) and card.preprocessing.mean[0] == 255 * 0.485
 
