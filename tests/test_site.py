@@ -66,6 +66,19 @@ def test_each_config_of_a_run_has_its_fields_in_the_reference() -> None:
     assert "a whole number at least 1; default: 16</small>" in fields.split("`round_to`\n")[1]
 
 
+def test_a_notebook_is_a_page_with_its_code_and_a_link_to_itself() -> None:
+    hooks = pytest.importorskip("hooks", reason="mkdocs (extra `docs`) is not installed")
+    pages = hooks.notebook_pages()
+    navigation = CONFIG.read_text(encoding="utf-8")
+    assert all(name in navigation for name in pages) and len(pages) == 2
+    page = pages["notebooks/own_photos.md"]
+    assert page.startswith("# ") and "](own_photos.ipynb)" in page
+    assert "```python\nfound = run.evaluate()\n" in page
+    assert hooks.site_links("[a](own_photos.ipynb)", "notebooks/own_photos.md") == (
+        "[a](own_photos.ipynb)"
+    )
+
+
 def test_links_between_files_become_links_between_pages() -> None:
     hooks = pytest.importorskip("hooks", reason="mkdocs (extra `docs`) is not installed")
     links = "[a](docs/tf1.md#names), [`b`](CHANGELOG.md), [c](configs/run.py), [d](https://x.org/)"
@@ -76,6 +89,8 @@ def test_links_between_files_become_links_between_pages() -> None:
     assert hooks.site_links(links, "tf1.md") == (
         "[![e](pictures/e.png)](security_policy.md) [f](data.md)"
     )
+    links = "[n](notebooks/own_photos.ipynb)"
+    assert hooks.site_links(links, "tf1.md") == "[n](notebooks/own_photos.md)"
     links = "[g](../data.md) [h](../../README.md)"
     assert hooks.site_links(links, "reference/api.md") == "[g](../data.md) [h](../index.md)"
     code = "```python\nsteps[0](state)\n```\n`[a](b)`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
@@ -58,10 +59,26 @@ def on_files(files: Files, config: MkDocsConfig, **kwargs: Any) -> Files:
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=text))
     files.append(File.generated(config, STYLE, content=(SITE / STYLE).read_text(encoding="utf-8")))
-    generated = {**command_reference.pages(), config_reference.PAGE: config_reference.page()}
+    generated = {
+        **command_reference.pages(),
+        config_reference.PAGE: config_reference.page(),
+        **notebook_pages(),
+    }
     for page, text in generated.items():
         files.append(File.generated(config, page, content=text))
     return files
+
+
+def notebook_pages() -> dict[str, str]:
+    """The Markdown of each notebook by its page; the notebook itself is a file next to it."""
+    pages = {}
+    for path in sorted((ROOT / "docs/notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        texts = [("".join(cell["source"]), cell["cell_type"] == "code") for cell in cells]
+        blocks = [f"```python\n{text}\n```" if is_code else text for text, is_code in texts]
+        link = f"This page is a notebook: [{path.name}]({path.name})."
+        pages[f"notebooks/{path.stem}.md"] = "\n\n".join([blocks[0], link, *blocks[1:]]) + "\n"
+    return pages
 
 
 def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
@@ -88,6 +105,8 @@ def site_links(markdown: str, page: str) -> str:
         if target not in COPIED and not target.startswith("docs/"):
             return match["text"]  # of a file that the site does not have
         target = COPIED.get(target, target.removeprefix("docs/"))
+        if not page.startswith("notebooks/"):  # a notebook is linked as its page
+            target = target.replace(".ipynb", ".md")
         path = os.path.relpath(target, posixpath.dirname(page) or ".")
         return f"[{match['text']}]({path}{match['anchor'] or ''})"
 
