@@ -79,6 +79,16 @@ def test_a_notebook_is_a_page_with_its_code_and_a_link_to_itself() -> None:
     )
 
 
+def test_names_of_a_docstring_that_share_a_description_each_get_it() -> None:
+    module = pytest.importorskip("shared_descriptions", reason="the extra `docs` is missing")
+    text = "Bounds, of two: kinds.\n\nAttributes:\n"
+    text += "    low, high: bounds of\n        both.\n    end: last."
+    assert module.separated(text) == (
+        "Bounds, of two: kinds.\n\nAttributes:\n    low: bounds of\n        both.\n"
+        "    high: bounds of\n        both.\n    end: last."
+    )
+
+
 def test_links_between_files_become_links_between_pages() -> None:
     hooks = pytest.importorskip("hooks", reason="mkdocs (extra `docs`) is not installed")
     links = "[a](docs/tf1.md#names), [`b`](CHANGELOG.md), [c](configs/run.py), [d](https://x.org/)"

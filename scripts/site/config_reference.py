@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import griffe
 from command_reference import escaped, shown, values
+from shared_descriptions import separated
 
 from mobilenet.cli import FlagSpec
 from mobilenet.configs import (
@@ -99,7 +100,7 @@ def _meanings(kind: type[Config]) -> dict[str, str]:
     """What the docstrings of a class and of its bases say of the fields."""
     meanings: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        docstring = griffe.Docstring(inspect.cleandoc(base.__doc__ or ""))
+        docstring = griffe.Docstring(separated(inspect.cleandoc(base.__doc__ or "")))
         for section in docstring.parse("google", warnings=False):
             if section.kind is griffe.DocstringSectionKind.attributes:
                 meanings |= {
@@ -110,8 +111,8 @@ def _meanings(kind: type[Config]) -> dict[str, str]:
 
 def _field(field: dataclasses.Field[object], hint: object, meaning: str) -> str:
     """A field with its meaning, and a line of what it may be."""
-    made = field.default_factory is not dataclasses.MISSING
-    default = field.default_factory() if made else field.default  # type: ignore[misc]
+    factory = field.default_factory
+    default = field.default if factory is dataclasses.MISSING else factory()
     spec = FlagSpec(field.name, field.name, hint, "", rule=field.metadata.get("rule"))
     legal, text = values(spec), "" if default is dataclasses.MISSING else shown(default)
     if isinstance(default, Config):
