@@ -15,8 +15,9 @@ from command_runs import run_command
 from file_server import File, Server, serving
 
 from mobilenet import api
-from mobilenet.configs import released_weights
+from mobilenet.configs import recipes, released_weights
 from mobilenet.errors import UsageError
+from mobilenet.training import resolve_config
 from mobilenet.weights import pretrained
 
 tf_keras = pytest.importorskip("tf_keras")
@@ -174,6 +175,24 @@ def test_weights_of_timm_load_by_their_name(mirror: tuple[Server, Any, Any]) -> 
     assert model.mobilenet_preprocessing.mean[0] == 255 * 0.485
     card = load_model(name, offline=True).card
     assert card.input_shape == (224, 224, 3) and card.preprocessing.mean[0] == 255 * 0.485
+
+
+def test_a_run_has_structure_and_preprocessing_of_named_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before anything is fetched; `imagenet` is resolved with the classes of the data."""
+    monkeypatch.chdir(tmp_path)
+    resolved = {}
+    for name, width in (("timm/mobilenetv2_050.lamb_in1k", 0.5), ("imagenet", 0.35)):
+        config = recipes.get("mobilenet_v2", "digits").replace(init_checkpoint=name)
+        config = config.replace(model=config.model.replace(width_multiplier=width))
+        resolved[name] = resolve_config.resolve(config)[0]
+    timm = resolved["timm/mobilenetv2_050.lamb_in1k"]
+    assert timm.model.batch_norm_epsilon == 1e-5 and timm.model.use_explicit_padding
+    assert timm.preprocessing.mean[0] == 255 * 0.485
+    usual = resolved["imagenet"]
+    assert usual.init_checkpoint == "keras/mobilenet_v2_0.35_96"
+    assert usual.model.batch_norm_epsilon == 1e-3 and usual.preprocessing.mean == (127.5,)
 
 
 FILES = [weights for weights in released_weights.ALL if weights.source == "keras"]
