@@ -361,7 +361,7 @@ PATHS = {
         ),
     },
     "predict": {"data_dir", "labels", "model"},
-    "profiler": {"against", "data_dir", "histograms"},
+    "profiler": {"against", "data_dir", "histograms", "overlay"},
     "packer": {"data_dir"},
     "data.__main__": {"data_dir", "output"},
     "tf1_loader.__main__": {"checkpoint", "output"},
