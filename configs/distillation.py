@@ -33,7 +33,8 @@ class Distillation(Config):
     teacher: str = flag(
         AUTO,
         "what stages learn from besides the labels: auto, none, start (the model that pruning or "
-        "quantization began with), or a model: model folder, .keras, TF1 checkpoint",
+        "quantization began with), or a model: model folder, .keras, TF1 checkpoint, "
+        "timm's .safetensors",
         "distill",
         path=True,
     )

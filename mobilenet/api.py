@@ -60,12 +60,13 @@ def build(
             out, as in the papers. Height and width may be `None` unless `global_pool` is off.
         weights: what to start from. `"imagenet"`: the best weights that were released for the
             model, its width and the nearest image size. A name of `list_weights()`. Or the path of
-            a model folder, a `.keras` file, a SavedModel, a checkpoint of TF1 or TF2, or a `.h5`
-            file; of this library or of keras.applications, also with a head of its own. They are
-            matched by layer; the head stays new where the number of classes differs or the head is
-            another one. A model by name without `num_classes` has the classes of released weights.
-            Random when left out. Batch norms then have a momentum of 0.9 instead of 0.99, as
-            fine-tuning takes few steps; `batch_norm_decay=` says otherwise.
+            a model folder, a `.keras` file, a SavedModel, a checkpoint of TF1 or TF2, a `.h5`
+            file, of this library or of keras.applications, also with a head of its own, or timm's
+            `.safetensors` file. They are matched by layer; the head stays new where the number of
+            classes differs or the head is another one. A model by name without `num_classes` has
+            the classes of released weights. Random when left out. Batch norms then have a momentum
+            of 0.9 instead of 0.99, as fine-tuning takes few steps; `batch_norm_decay=` says
+            otherwise.
         keras: the package of the layers: `tf_keras` when left out, or Keras 3's `keras`. Only
             tf_keras models can be pruned, quantized and converted.
         offline: fetch no released weights; those in the cache can be used. `MOBILENET_OFFLINE=1`

@@ -65,7 +65,8 @@ COMMAND = cli.Command(
             "model",
             Path,
             None,
-            "a model folder, .keras, SavedModel or the name of released weights",
+            "a model folder, .keras, SavedModel, timm's .safetensors or the name of released "
+            "weights",
             group="model",
         ),
         cli.OFFLINE,

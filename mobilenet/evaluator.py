@@ -32,8 +32,8 @@ COMMAND = cli.Command(
             "model",
             Path,
             None,
-            "a model folder, .keras, SavedModel, .tflite, frozen graph (.pb), export folder or the "
-            "name of released weights",
+            "a model folder, .keras, SavedModel, .tflite, frozen graph (.pb), export folder, "
+            "timm's .safetensors or the name of released weights",
             group="model",
             on_storage=True,
         ),

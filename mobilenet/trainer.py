@@ -23,7 +23,8 @@ COMMAND = cli.Command(
             "model",
             Path,
             None,
-            "a trained model of your own instead: .keras, .h5, SavedModel or model folder",
+            "a trained model of your own instead: .keras, .h5, SavedModel, timm's .safetensors or "
+            "model folder",
             group="model",
         ),
         cli.option(

@@ -143,7 +143,7 @@ def test_keras_3_takes_the_weights_too(trained: tuple[Any, Path]) -> None:
 @pytest.mark.parametrize(
     ("weights", "texts"),
     [
-        ("imagenet", ["'imagenet'", "a model folder", "there is nothing there"]),
+        ("absent", ["'absent'", "a model folder", "there is nothing there"]),
         (Path("absent.keras"), ["absent.keras", "there is no"]),
         (3, ["'int'", "a path"]),
     ],
