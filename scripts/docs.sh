@@ -7,7 +7,7 @@ set -euo pipefail
 
 command=(build --strict --clean --quiet)
 if [ "${1:-}" = serve ]; then
-  command=(serve --watch "$ROOT/mobilenet" --watch "$ROOT/configs" --watch "$ROOT/tf1_loader")
+  command=(serve)
   shift
 fi
 make_environment docs
