@@ -79,6 +79,14 @@ def test_a_notebook_is_a_page_with_its_code_and_a_link_to_itself() -> None:
     )
 
 
+def test_blocks_in_a_list_are_indented_by_four_spaces() -> None:
+    """As Python-Markdown needs it; GitHub takes two as well."""
+    pages = [*(ROOT / "docs").glob("*.md"), *ROOT.glob("[A-Z]*.md")]
+    for page in pages:
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        assert not re.findall(r"\n\n {1,3}\S.*", text), page.name
+
+
 def test_names_of_a_docstring_that_share_a_description_each_get_it() -> None:
     module = pytest.importorskip("shared_descriptions", reason="the extra `docs` is missing")
     text = "Bounds, of two: kinds.\n\nAttributes:\n"
