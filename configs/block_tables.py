@@ -237,13 +237,15 @@ EDGETPU_BLOCKS = (
     _conv(1, 1280, 1, "relu"),
 )
 
-# As timm builds it: the first block is a convolution with its activation, and fused blocks are
-# added to their input.
-EDGETPU_TIMM_BLOCKS = (
-    EDGETPU_BLOCKS[0],
-    _conv(1, 16, 1, "relu"),
-    *(row if row.depthwise else row.replace(residual=True) for row in EDGETPU_BLOCKS[2:]),
-)
+
+def edgetpu_of_timm(blocks: tuple[BlockConfig, ...]) -> tuple[BlockConfig, ...]:
+    """The rows of an EdgeTPU model as timm builds it: the first block is a convolution with its
+    activation, and fused blocks are added to their input.
+    """
+    first = _conv(1, blocks[1].filters, 1, "relu")
+    rest = (row if row.depthwise else row.replace(residual=True) for row in blocks[2:])
+    return (blocks[0], first, *rest)
+
 
 V4_CONV_SMALL_BLOCKS = (
     _conv(3, 32, 2, "relu"),

@@ -187,6 +187,7 @@ _TIMM_COUNTS = {
     "tf_mobilenetv3_small_075": (2.041872, 43.399344),
     "tf_mobilenetv3_small_100": (2.542856, 56.510400),
     "tf_mobilenetv3_small_minimal_100": (2.044736, 52.288448),
+    "mobilenet_edgetpu_v2_m": (8.462888, 1835.637440),
     "mobilenetv4_conv_small_050": (2.238952, 64.741408),
     "mobilenetv4_conv_small": (3.774024, 186.005568),
     "mobilenetv4_conv_medium": (9.715512, 827.649984),

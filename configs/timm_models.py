@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from mobilenet.configs import archs
 from mobilenet.configs.archs import MobileNetConfig
-from mobilenet.configs.block_tables import EDGETPU_TIMM_BLOCKS
+from mobilenet.configs.block_tables import edgetpu_of_timm
 from mobilenet.configs.dataset import (
     ANTIALIASED_BICUBIC,
     ANTIALIASED_BILINEAR,
@@ -39,7 +39,6 @@ _NOT_BUILT = (  # pattern of the name, and why
     (r"mobilenetv3_rw", "has other blocks"),
     (r"mobilenetv4_conv_(aa|blur)_\w+", "filters before its strides"),
     (r"mobilenetv4_hybrid_\w+", "has attention"),
-    (r"mobilenet_edgetpu_v2_\w+", "has grouped convolutions"),
 )
 
 
@@ -99,8 +98,8 @@ def config_of(model_name: str, width: float, is_tf: bool = False) -> MobileNetCo
     fields: dict[str, object] = {}
     if model_name == "mobilenet_v1":
         fields["divisor"] = 8
-    elif model_name == "mobilenet_edgetpu":
-        fields["blocks"] = EDGETPU_TIMM_BLOCKS
+    elif "edgetpu" in model_name:
+        fields["blocks"] = edgetpu_of_timm(archs.get(model_name).blocks)
     elif "v3" in model_name:
         fields["scale_stem"] = width >= _STEM_WIDTH
     elif "v4" in model_name:
@@ -162,7 +161,7 @@ _V1, _V2, _SMALL, _LARGE = (
     "mobilenet_v3_small",
     "mobilenet_v3_large",
 )
-_V4 = "mobilenet_v4_conv_"
+_V4, _EDGE = "mobilenet_v4_conv_", "mobilenet_edgetpu_v2_"
 _NONE = "untrained"
 _CUBIC, _LINEAR = INTERPOLATIONS
 _W = _Weights
@@ -218,6 +217,12 @@ RELEASED: tuple[TimmModel, ...] = (
     *_models(
         "mobilenet_edgetpu_100", "mobilenet_edgetpu", 1.0, _W(_NONE, 224, _IMAGENET, 0.9, _CUBIC)
     ),
+    *_models(f"{_EDGE}xs", f"{_EDGE}xs", 1.0, _W(_NONE, 224, _IMAGENET, 0.9, _CUBIC)),
+    *_models(f"{_EDGE}s", f"{_EDGE}s", 1.0, _W(_NONE, 224, _IMAGENET, 0.9, _CUBIC)),
+    *_models(
+        f"{_EDGE}m", f"{_EDGE}m", 1.0, _W("ra4_e3600_r224_in1k", 224, _HALF, 0.9, _CUBIC, 80.12)
+    ),
+    *_models(f"{_EDGE}l", f"{_EDGE}l", 1.0, _W(_NONE, 224, _IMAGENET, 0.9, _CUBIC)),
     *_models(
         "mobilenetv4_conv_small_035", f"{_V4}small", 0.35, _W(_NONE, 224, _HALF, 0.875, _CUBIC)
     ),

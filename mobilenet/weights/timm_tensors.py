@@ -108,7 +108,7 @@ class _Convolution:
         layer: of our model.
         name: of timm's module.
         norm: of its normalization; empty where it has a bias instead.
-        inputs, outputs: channels.
+        inputs, outputs: channels; of a grouped convolution, the inputs of a group.
         kernel: height and width.
         depthwise: one filter a channel.
     """
@@ -169,8 +169,8 @@ def _bottleneck(row: Row, name: str, inputs: int) -> Iterator[_Convolution]:
     if row.expanded and row.block.depthwise:
         yield modules.pointwise("expand", "conv_pw", f"bn{next(norms)}", inputs, inner)
     elif row.expanded:
-        norm = f"{name}.bn{next(norms)}"
-        yield _Convolution(f"{row.name}_expand", f"{name}.conv_exp", norm, inputs, inner, kernel)
+        names = f"{row.name}_expand", f"{name}.conv_exp", f"{name}.bn{next(norms)}"
+        yield _Convolution(*names, inputs // row.groups, inner, kernel)
     if row.block.depthwise:
         yield modules.depthwise("depthwise", "conv_dw", f"bn{next(norms)}", inner, kernel)
     if row.squeezed:

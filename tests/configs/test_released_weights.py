@@ -15,13 +15,13 @@ def test_all_checkpoints_and_files_have_a_name_of_their_own() -> None:
     """119 rows of Google's pages; 16 files of V1, 22 of V2 and 6 of V3 in keras.applications; 26
     weights of 1000 classes of timm's models that are built here."""
     listed = api.list_weights()
-    assert len(listed) == len(set(listed)) == len(released_models.ALL) + 16 + 22 + 6 + 26
+    assert len(listed) == len(set(listed)) == len(released_models.ALL) + 16 + 22 + 6 + 27
     files = [weights.file for weights in released_weights.ALL]
     assert len(set(files)) == len(files)
     assert Counter(weights.source for weights in released_weights.ALL) == {
         "google": 119,
         "keras": 44,
-        "timm": 26,
+        "timm": 27,
     }
 
 
@@ -44,7 +44,7 @@ def test_the_table_of_names_has_the_published_figures(monkeypatch: pytest.Monkey
     text = str(api.list_weights())
     assert max(map(len, text.splitlines())) <= 80
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()[3:]}
-    assert len(rows) == 189
+    assert len(rows) == 190
     assert rows["mobilenet_v2_1.4_224"] == ["224", "582", "6.06", "75.0"]
     assert rows["2018_02_22/mobilenet_v1_0.75_128_quant"] == ["128", "104", "2.59", "59.8"]
     assert rows["keras/mobilenet_v1_1.0_160"] == ["160", "291", "4.24", "67.2"]

@@ -12,6 +12,7 @@ from timm_files import v1_state, write
 import mobilenet
 from mobilenet.configs import archs, recipes
 from mobilenet.configs.dataset import ANTIALIASED_BICUBIC, PREPROCESSING, Preprocessing
+from mobilenet.configs.quantization import PostTraining
 from mobilenet.errors import UsageError
 from mobilenet.training import resolve_config
 from mobilenet.training.resolve_config import Explicit
@@ -114,14 +115,14 @@ def test_from_a_file_of_timm_to_a_verified_int8_file(shared_data: Path, tmp_path
         weights=weights,
         width_multiplier=0.5,
         image_size=64,
-        batch_size=64,
-        epochs=1,
+        stages=("prune", "quantize", "convert"),
+        batch_size=128,
         prune_epochs=1,
-        quantization="ptq",
+        quantization=PostTraining(steps=("equalize", "maximum", "bias")),
         model_dir=tmp_path / "run",
     )
     assert run.file is not None
-    for folder in ("train", "prune", "quantize", "export"):
+    for folder in ("prune", "quantize", "export"):
         card = json.loads((tmp_path / "run" / folder / "card.json").read_text())
         how = Preprocessing.from_json(card["preprocessing"])
         assert (how.crop, how.crop_fraction) == ("center", 0.875)
