@@ -87,6 +87,16 @@ def test_files_of_keras_applications_load_as_the_model_that_they_are_of(
     assert loaded.card.initial_weights == KERAS and loaded.card.outputs == "probabilities"
 
 
+@pytest.mark.slow
+def test_named_weights_load_under_keras_3(mirror: tuple[Server, Any, Any]) -> None:
+    """A model by its name has the 1000 classes of the weights."""
+    keras = pytest.importorskip("keras", minversion="3")
+    model = api.build("mobilenet_v1", 128, weights=KERAS, keras=keras, **V1)
+    inputs = np.random.default_rng(0).uniform(-1, 1, (2, 128, 128, 3)).astype(np.float32)
+    expected = mirror[2](inputs, training=False).numpy().reshape(2, 1000)
+    np.testing.assert_allclose(np.asarray(model(inputs)), expected, rtol=1e-3, atol=1e-7)
+
+
 def test_a_released_checkpoint_loads_by_its_name(mirror: tuple[Server, Any, Any]) -> None:
     loaded = load_model(TF1)
     assert loaded.model.input_shape == (None, 128, 128, 3)
