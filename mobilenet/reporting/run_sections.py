@@ -219,6 +219,8 @@ def mistakes(run: RecordedRun) -> Section | None:
     note = "Below each image its class, and what it was taken for with its probability."
     if scored.has_several_labels:
         note = "Below each image its labels, and those that were predicted."
+    if scored.names:
+        note += " The last line is its file."
     return section(
         "mistakes",
         "Mistakes",

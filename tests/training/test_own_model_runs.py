@@ -129,7 +129,7 @@ def test_shown_test_images_have_the_names_of_their_files(run: TrainingRun, photo
     for name, pixels in zip(scored.names, scored.pixels, strict=True):
         distances = {other: np.abs(pixels - own).mean() for other, own in contents.items()}
         assert min(distances, key=lambda other: distances[other]) == name
-    assert 'title="val/blue/21.png">21.png<' in (run.folder / "report.html").read_text()
+    assert 'title="val/blue/21.png"><bdi>21.png<' in (run.folder / "report.html").read_text()
 
 
 def test_a_finished_run_is_recognized_without_the_file(run: TrainingRun, photos: Path) -> None:
