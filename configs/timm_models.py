@@ -127,7 +127,7 @@ class _Weights(NamedTuple):
 
 
 def _models(name: str, model_name: str, width: float, *weights: _Weights) -> list[TimmModel]:
-    """The weights of a model; the first ones are those that timm takes where no tag is given."""
+    """The weights of a model; the first ones are those that timm takes without a tag."""
     models = []
     for tag, size, (mean, std), share, interpolation, top1 in weights:
         preprocessing = make_preprocessing(mean, std, share, interpolation)

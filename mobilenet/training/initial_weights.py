@@ -101,9 +101,9 @@ def build(
         config = with_structure_of(config, path).for_loaded_weights()
         model: KerasModel = builder.build(config, input_shape)
         load_into(model, path, config)
-        found = preprocessing_of(path)
-        if found is not None and not found.has_inputs_of(model.mobilenet_preprocessing):
-            model.mobilenet_preprocessing = found
+        own = preprocessing_of(path)
+        if own is not None and not own.has_inputs_of(model.mobilenet_preprocessing):
+            model.mobilenet_preprocessing = own
     except UsageError as error:
         renamed = rename_parameters(error, _OF_BUILD.get)
         if renamed.what not in (path, "weights"):

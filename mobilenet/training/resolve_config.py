@@ -264,10 +264,10 @@ def _initial_preprocessing(
         return None
     if _is_lost(path, stored) and stored is not None:
         return stored.initial_preprocessing
-    found = preprocessing_of(path)
-    if found is None or found.has_inputs_of(usual):
+    own = preprocessing_of(path)
+    if own is None or own.has_inputs_of(usual):
         return None
-    return found if usual.crop != "none" else found.replace(crop=usual.crop)
+    return own if usual.crop != "none" else own.replace(crop=usual.crop)
 
 
 def _is_lost(path: str, stored: RunConfig | None) -> bool:

@@ -89,7 +89,7 @@ def load(
     """The weights of one of timm's MobileNets as a tf_keras model.
 
     Family, width, head and classes are those of the tensors. Padding, epsilon and preprocessing
-    are those of a name in timm: `architecture`, else the one in the `config.json` beside the file,
+    are those of a name in timm: `architecture`, else the one in the `config.json` next to the file,
     else the one that the file's name begins with.
 
     Args:

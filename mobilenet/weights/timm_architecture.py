@@ -20,8 +20,8 @@ from mobilenet.errors import UsageError, one_of, shorten
 from mobilenet.weights import safetensors_file, timm_tensors
 from mobilenet.weights.timm_tensors import Shape, Tensor
 
-CONFIG = "config.json"  # what timm's hub has beside the weights
-STRUCTURE = (  # fields of a config that weights decide, beside model and width
+CONFIG = "config.json"  # what timm's hub has next to the weights
+STRUCTURE = (  # fields of a config that weights decide, besides model and width
     *("divisor", "finegrain_classification_mode", "widen_last", "scale_stem"),
     *("use_explicit_padding", "batch_norm_epsilon", "hard_sigmoid_slope", "blocks"),
 )
@@ -89,7 +89,7 @@ def with_structure(config: MobileNetConfig, source: MobileNetConfig) -> MobileNe
 
 
 def detect(path: str | os.PathLike[str], architecture: str | None = None) -> Detected:
-    """Reads the header of a file, and `config.json` beside it.
+    """Reads the header of a file, and `config.json` next to it.
 
     Args:
         path: of the file.
@@ -138,7 +138,7 @@ class _Source:
 
 
 def _source(path: Path, architecture: str | None) -> _Source:
-    """The name that is given, else that in `config.json`, else that of the file."""
+    """`architecture`, else that in `config.json`, else that of the file."""
     stored = _stored_source(path.parent / CONFIG)
     if architecture is not None:
         models = timm_models.find(architecture)
@@ -295,7 +295,7 @@ def _choose(source: _Source, fitted: _Fitted, path: Path) -> tuple[TimmModel, tu
     others = {model.preprocessing for model in timm_models.BY_NAME[known.name]}
     if is_known or (not source.tag and len(others) == 1):
         return known, ()
-    tag = f"the tag {source.tag!r} is not known" if source.tag else "no tag was given"
+    tag = f"the tag {source.tag!r} is not known" if source.tag else "it has no tag"
     return known, (f"{tag}: its preprocessing is taken to be that of {known.full_name}",)
 
 

@@ -92,12 +92,12 @@ def tensors_of(
     for row in heads:
         convolutions.append(_plain(row, "conv_head", norm, inputs))
         inputs = row.filters
-    found = [tensor for convolution in convolutions for tensor in convolution.tensors()]
+    tensors = [tensor for convolution in convolutions for tensor in convolution.tensors()]
     if config.num_classes:
         shape = (config.num_classes, inputs)
-        found.append(Tensor(f"{CLASSIFIER}.weight", shape, HEAD, "kernel", _DENSE))
-        found.append(Tensor(f"{CLASSIFIER}.bias", shape[:1], HEAD, "bias"))
-    return tuple(found)
+        tensors.append(Tensor(f"{CLASSIFIER}.weight", shape, HEAD, "kernel", _DENSE))
+        tensors.append(Tensor(f"{CLASSIFIER}.bias", shape[:1], HEAD, "bias"))
+    return tuple(tensors)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,8 +98,8 @@ def test_a_run_takes_structure_and_preprocessing_of_its_weights(
     assert (how.crop, how.interpolation) == ("none", ANTIALIASED_BICUBIC)  # digits are whole
     photos = config.replace(dataset=config.dataset.replace(preprocessing="inception"))
     assert resolve_config.resolve(photos)[0].preprocessing.crop == "center"
-    given = resolve_config.resolve(config, Explicit(preprocessing=True))[0]
-    assert given.preprocessing == Preprocessing("inception_whole", crop="none")
+    explicit = resolve_config.resolve(config, Explicit(preprocessing=True))[0]
+    assert explicit.preprocessing == Preprocessing("inception_whole", crop="none")
     assert resolve_config.resolve_as(config, resolved, Explicit()) == resolved
     path.unlink()  # a run that is continued does not need it
     assert resolve_config.resolve_as(config, resolved, Explicit()) == resolved

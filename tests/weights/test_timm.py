@@ -162,14 +162,14 @@ def test_grouped_convolutions() -> None:
     blocks = [f"blocks.{n}.0" for n in range(len(config.blocks) - 2)]
     tensors = timm_tensors.tensors_of(config, blocks)
     assert tensors is not None
-    (found,) = (t for t in tensors if t.name == "blocks.2.0.conv_exp.weight")
-    assert found.shape == (128, 16, 3, 3)  # 128 = 4 * 32 in groups of 64: two of 16 inputs
+    (kernel,) = (t for t in tensors if t.name == "blocks.2.0.conv_exp.weight")
+    assert kernel.shape == (128, 16, 3, 3)  # 128 = 4 * 32 in groups of 64: two of 16 inputs
     random = np.random.default_rng(0)
-    stored = random.normal(size=found.shape).astype(np.float32)
+    stored = random.normal(size=kernel.shape).astype(np.float32)
     image = random.normal(size=(1, 5, 5, 32)).astype(np.float32)
     layer = tf_keras.layers.Conv2D(128, 3, groups=2, use_bias=False)
     layer.build(image.shape)
-    layer.set_weights([found.value(stored)])
+    layer.set_weights([kernel.value(stored)])
     windows = np.lib.stride_tricks.sliding_window_view(image, (3, 3), (1, 2))
     parts = [
         np.einsum("bhwcij,ocij->bhwo", windows[:, :, :, 16 * g : 16 * g + 16], half)
@@ -188,8 +188,8 @@ def refusal(path: Path, architecture: str | None = None) -> str:
 def test_several_models_fit_and_a_name_decides(v1_file: Path, tmp_path: Path) -> None:
     line = refusal(v1_file)
     assert "mobilenetv1_100, mobilenetv1_125 fit" in line and "`architecture`" in line
-    found = timm_architecture.detect(v1_file, "timm/mobilenetv1_125.ra4_e3600_r224_in1k")
-    assert (found.config.width_multiplier, found.preprocessing.crop_fraction) == (0.25, 0.9)
+    detected = timm_architecture.detect(v1_file, "timm/mobilenetv1_125.ra4_e3600_r224_in1k")
+    assert (detected.config.width_multiplier, detected.preprocessing.crop_fraction) == (0.25, 0.9)
     named = tmp_path / "mobilenetv1_100-flowers.safetensors"
     shutil.copy(v1_file, named)
     assert timm_architecture.detect(named).preprocessing.crop_fraction == 0.875
@@ -202,28 +202,28 @@ def test_padding_and_epsilon_of_equal_shapes(shared_data: Path, tmp_path: Path) 
     assert "mobilenetv3_small_050, tf_mobilenetv3_small_075, tf_mobilenetv3_small_100 fit" in line
     ours = timm_architecture.detect(path, "mobilenetv3_small_100")
     google = timm_architecture.detect(path, "tf_mobilenetv3_small_100")
-    for found, explicit, epsilon, interpolation in (
+    for detected, explicit, epsilon, interpolation in (
         (ours, True, 1e-5, ANTIALIASED_BICUBIC),
         (google, False, 1e-3, ANTIALIASED_BILINEAR),
     ):
-        config = found.config
+        config = detected.config
         assert (config.use_explicit_padding, config.batch_norm_epsilon) == (explicit, epsilon)
-        assert found.preprocessing.interpolation == interpolation
+        assert detected.preprocessing.interpolation == interpolation
     assert ours.preprocessing.mean == PREPROCESSING["imagenet"].mean
     assert google.preprocessing.mean == (127.5,)
     assert "mobilenet_v3_small" in refusal(path, "mobilenetv2_100")
 
 
-def test_the_config_beside_the_file(v1_file: Path) -> None:
+def test_the_config_next_to_the_file(v1_file: Path) -> None:
     stored = v1_file.parent / "config.json"
     try:
         stored.write_text(json.dumps(hub_config()))
-        found = timm_architecture.detect(v1_file)
-        how = found.preprocessing
+        detected = timm_architecture.detect(v1_file)
+        how = detected.preprocessing
         assert (how.mean, how.std) == ((127.5, 63.75, 127.5), (127.5,))
         assert (how.crop, how.crop_fraction) == ("center", 0.92)
         assert how.interpolation == ANTIALIASED_BILINEAR
-        assert (found.size, found.notes) == ((96, 128), ())
+        assert (detected.size, detected.notes) == ((96, 128), ())
         named = timm_architecture.detect(v1_file, "mobilenetv1_125")  # what is given wins
         assert named.preprocessing.crop_fraction == 0.9
         for changes, part in (
