@@ -5,7 +5,7 @@
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 
-command=(build --strict --clean --quiet)
+command=(build --strict) # not with --quiet, which hides warnings from --strict
 if [ "${1:-}" = serve ]; then
   command=(serve)
   shift
