@@ -62,12 +62,12 @@ def main() -> None:
         "--csv", type=Path, help="write the rows here; those there are not repeated"
     )
     words = parser.parse_args()
-    from mobilenet.cli import UsageError, process
+    from mobilenet.errors import UsageError
 
     try:
         run(words)
     except UsageError as error:
-        parser.exit(process.UsageError.status, f"{error}\n")
+        parser.exit(UsageError.status, f"{error}\n")
 
 
 def run(words: argparse.Namespace) -> None:
