@@ -6,6 +6,7 @@ docs/own_models.md shows the functions at work, docs/api.md says what is stable.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from mobilenet.lazy import attributes
@@ -36,6 +37,13 @@ if TYPE_CHECKING:
     from mobilenet.models.end_points import end_points
 
     __version__: str
+
+if importlib.util.find_spec("mobilenet.configs") is None:
+    raise ImportError(
+        "mobilenet.configs was not found, as this mobilenet/ is the folder of a checkout and not"
+        " the installed package: pip install -c constraints.txt -e . in the checkout, or run from"
+        " another folder"
+    )
 
 _FUNCTIONS = (
     *("build", "convert", "evaluate", "list_models", "list_weights", "pack", "profile", "prune"),
@@ -100,7 +108,6 @@ def __getattr__(name: str) -> Any:
 
         return metadata.version("mobilenet")
     if name in _DEPRECATED:
-        import importlib
         import warnings
 
         module, replacement = _DEPRECATED[name]

@@ -135,6 +135,16 @@ def test_the_wheel_works_in_a_clean_folder(
     assert lines[3] == f"1797 {len(archs.ALL)}"
 
 
+@pytest.mark.parametrize("args", [["-c", "import mobilenet"], ["-m", "mobilenet.trainer"]])
+def test_a_checkout_that_is_not_installed_says_what_to_do(args: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", *args], cwd=ROOT, capture_output=True, text=True, check=False
+    )  # -S: without site-packages, so without the installed package
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "pip install -c constraints.txt -e ." in last and "another folder" in last
+
+
 def test_no_text_installs_the_package_from_an_index() -> None:
     """It is on no package index: a checkout or a wheel is installed."""
     for folder in (*FOLDERS, "docs", "scripts", "."):
@@ -223,7 +233,8 @@ def test_a_device_runs_files_without_tensorflow(
     run([sys.executable, "-m", "venv", "device"])
     python = str(tmp_path / "device/bin/python")
     for line in lines:
-        args = [str(built[1]) if word == "." else word for word in line.split()]
+        words = [word for word in line.split() if word != "-e"]  # the wheel instead of a checkout
+        args = [str(built[1]) if word == "." else word for word in words]
         pins = ["-c", str(ROOT / "constraints.txt")]
         done = run([python, "-m", *args, *pins])
         assert done.returncode == 0, f"{line}: {done.stderr}"
