@@ -75,9 +75,10 @@ class TrainConfig(Config):
     """How one stage trains. Epochs may be fractions where they measure a schedule.
 
     Attributes:
-        lr: peak learning rate of a step, whatever the batch size; it is never rescaled.
-        lr_decay_rate: factor every `lr_decay_epochs` (exponential, in steps of whole periods as in
-            the seeds' staircase), or at each of `lr_boundaries` (stepwise).
+        lr: peak learning rate of a step, whatever the batch size; it is never rescaled. With
+            `warmup_epochs` the cosine schedule stays a little below it.
+        lr_decay_rate: factor every `lr_decay_epochs` (exponential, in steps of whole
+            periods), or at each of `lr_boundaries` (stepwise).
         warmup_epochs: the rate climbs from 0 to the schedule's value over these.
         op_decay_rate: rho of rmsprop.
         op_epsilon: epsilon of rmsprop and adam; 0.002 is the MobileNetV3 recipe's.
@@ -132,7 +133,9 @@ class RunConfig(Config):
     Attributes:
         model: a MobileNet, which is built; or a trained model of the user's own.
         dataset: the images, and how they are read and varied.
-        train, prune, quantize: how each stage trains.
+        train: float training.
+        prune: the training during which the model is pruned.
+        quantize: the training with the file's rounding, or with shared weights.
         stages: any subset of train, prune, quantize, convert, in that order.
         image_size: side of the square input, or its height and width, in pixels.
         channels: 3 for RGB, 1 for gray; images are read as the model takes them.

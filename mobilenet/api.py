@@ -430,7 +430,7 @@ def profile(
         packed: of a model: pack and convert it to show its sizes.
         image_size: of a model that leaves its size open: the side of a square, or height and width,
             in pixels.
-        micro: of a file: find out what a micro-controller needs to run it.
+        micro: of a file: find out what a microcontroller needs to run it.
         isolated: run a file in a process of its own, which a damaged one may crash. Use it for
             files from others.
 

@@ -28,8 +28,8 @@ class UsageError(ValueError):
         status: exit status of the command.
 
     Examples:
-        >>> str(UsageError("width_multiplier", 0, "a number above 0", "common values are 0.25,
-        1.0")) 'width_multiplier: got 0, expected a number above 0; common values are 0.25, 1.0'
+        >>> print(UsageError("width_multiplier", 0, "a number above 0"))
+        width_multiplier: got 0, expected a number above 0
     """
 
     status = 2

@@ -72,13 +72,13 @@ COMMAND = cli.Command(
             "PNG); an earlier evaluation there is replaced",
         ),
         cli.option(
-            "threads", int, None, "images at once through a flatbuffer; all cores when left out"
+            "threads", int, None, "images at once through a TFLite file; all cores when left out"
         ),
         cli.option(
             "runtime",
             str,
             "litert",
-            f"of a flatbuffer: {' or '.join(worker.RUNTIMES)}",
+            f"of a TFLite file: {' or '.join(worker.RUNTIMES)}",
             choices=worker.RUNTIMES,
         ),
         cli.ISOLATED,

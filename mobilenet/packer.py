@@ -39,7 +39,7 @@ COMMAND = cli.Command(
             integer=True,
         ),
         cli.option(
-            "flatbuffer", bool, True, "info: also convert to a float flatbuffer, for comparison"
+            "flatbuffer", bool, True, "info: also convert to a float TFLite file, for comparison"
         ),
         cli.IMAGE_SIZE,
         *cli.PREPROCESSING,

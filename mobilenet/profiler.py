@@ -43,7 +43,7 @@ COMMAND = cli.Command(
         cli.option(
             "histograms", Path, None, "a folder for histograms of the weights; lists zeros as well"
         ),
-        cli.option("micro", bool, False, "what a micro-controller needs to run a FILE.tflite"),
+        cli.option("micro", bool, False, "what a microcontroller needs to run a FILE.tflite"),
         cli.option(
             "overlay",
             Path,

@@ -14,4 +14,4 @@ make_environment docs
 "$PYTHON" -c "import mkdocs" 2>/dev/null || stop "$PYTHON: expected Python 3.11 or newer, which the site is built by"
 export NO_MKDOCS_2_WARNING=1 # the version is in constraints.txt
 "$PYTHON" -m mkdocs "${command[@]}" --config-file "$ROOT/scripts/site/mkdocs.yml" "$@"
-[ "${command[0]}" = serve ] || echo "$ROOT/build/site/index.html"
+[ "${command[0]}" = serve ] || echo "$ROOT/build/site/index.html (its search needs a server: bash scripts/docs.sh serve)"

@@ -127,9 +127,9 @@ def options_of(config: type[Config], **changes: str) -> tuple[FlagSpec, ...]:
     )
 
 
-# Of the commands that run a flatbuffer which another process wrote.
+# Of the commands that run a TFLite file which another process wrote.
 ISOLATED = option(
-    "isolated", bool, True, "a flatbuffer runs in a process of its own, which it may crash or hang"
+    "isolated", bool, True, "a TFLite file runs in a process of its own, which it may crash or hang"
 )
 # Of the commands that take released weights by name.
 OFFLINE = option(

@@ -50,7 +50,7 @@ class FileProfile:
         bytes: of the file.
         summary: the number of operators of each kind.
         seconds: of one image on one thread of this machine; `None` if it was not measured.
-        requirements: what a program for a micro-controller has to provide, if that was asked for.
+        requirements: what a program for a microcontroller has to provide, if that was asked for.
     """
 
     operators: tuple[OperatorProfile, ...]
@@ -81,7 +81,7 @@ def profile(
     Args:
         content: the file.
         latency: measure its time.
-        micro: find out what a micro-controller needs to run it.
+        micro: find out what a microcontroller needs to run it.
         isolated: it runs in a process of its own, see `isolation`.
         name: of the file in errors.
 

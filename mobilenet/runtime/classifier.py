@@ -148,7 +148,7 @@ class Classifier(ImageClassifier):
         Args:
             path: a `.tflite` file, a folder that holds `model.tflite`, or the bytes of a file.
             threads: images at once; by default one per core.
-            runtime: `litert`, or `micro`, TensorFlow Lite Micro as on a micro-controller.
+            runtime: `litert`, or `micro`, TensorFlow Lite Micro as on a microcontroller.
             isolated: each interpreter runs in a process of its own, so that a file which crashes
                 it, hangs it or takes all memory costs a `UsageError` and not this process. Use True
                 for files from others; False for files that you made, and on small devices, as a

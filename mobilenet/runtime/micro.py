@@ -1,4 +1,4 @@
-"""A flatbuffer under TensorFlow Lite Micro, the runtime of micro-controllers (the extra `[micro]`).
+"""A flatbuffer under TensorFlow Lite Micro, the runtime of microcontrollers (the extra `[micro]`).
 
 Its interpreter for this machine computes by the reference kernels, which a controller without
 kernels of its own uses too: outputs and memory are the controller's, the time is not.

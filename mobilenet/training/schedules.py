@@ -44,7 +44,7 @@ class LearningRate(tf_keras.optimizers.schedules.LearningRateSchedule):
 
 
 def _exponential(config: TrainConfig, epoch: tf.Tensor) -> tf.Tensor:
-    """A staircase: the factor applies at the end of each period (the seeds' `staircase=True`)."""
+    """A staircase: the factor applies at the end of each period (`staircase=True` of Keras)."""
     # The sliver keeps float32 from landing just below a whole number of periods.
     return tf.pow(config.lr_decay_rate, tf.floor(epoch / config.lr_decay_epochs + 1e-4))
 

@@ -89,6 +89,11 @@ def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
     return site_links(markdown, page.file.src_uri)
 
 
+def on_post_template(output_content: str, template_name: str, **kwargs: Any) -> str:
+    """Leaves out the page of a server for wrong addresses, whose links begin at its root."""
+    return "" if template_name == "404.html" else output_content
+
+
 def site_links(markdown: str, page: str) -> str:
     """Replaces paths between files of the checkout by paths between pages of the site.
 
