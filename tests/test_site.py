@@ -243,6 +243,9 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
     pages = {path.relative_to(tmp_path / "site") for path in (tmp_path / "site").rglob("*.html")}
     assert Path("index.html") in pages and len(pages) > 20
+    assert Path("404.html") not in pages  # its links would begin at the root of a server
+    command = (tmp_path / "site/commands/trainer.html").read_text()
+    assert 'href="../index.html" title="mobilenet" class="md-header' in command  # the logo
     for path in (tmp_path / "site").rglob("*.html"):
         loaded = re.findall(
             r'<(?:script|link|img)[^>]*(?:src|href)="(https?:)?//', path.read_text()
