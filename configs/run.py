@@ -76,7 +76,8 @@ class TrainConfig(Config):
 
     Attributes:
         lr: peak learning rate of a step, whatever the batch size; it is never rescaled. With
-            `warmup_epochs` the cosine schedule stays a little below it.
+            `warmup_epochs` the highest rate may be a little below it, as the schedule counts from
+            the start of the stage.
         lr_decay_rate: factor every `lr_decay_epochs` (exponential, in steps of whole
             periods), or at each of `lr_boundaries` (stepwise).
         warmup_epochs: the rate climbs from 0 to the schedule's value over these.
