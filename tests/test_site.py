@@ -11,8 +11,10 @@ import os
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import command_reference
@@ -122,7 +124,7 @@ def trainer_page() -> str:
 
 def entry(page: str, flag: str) -> str:
     """The text on a flag, without escapes."""
-    return page.split(f"{{ #{flag} }}\n")[1].split("\n[`--")[0].replace("\\", "")
+    return page.split(f"{{ .flag #{flag} }}\n")[1].split("\n#### `--")[0].replace("\\", "")
 
 
 def test_each_command_has_a_page_with_each_flag_once() -> None:
@@ -130,8 +132,24 @@ def test_each_command_has_a_page_with_each_flag_once() -> None:
     navigation = CONFIG.read_text(encoding="utf-8")
     assert all(name in navigation for name in pages) and len(pages) == 10
     for name, command in command_reference.commands().items():
-        shown = re.findall(r"^\[`--(?:\[no\])?(\w+)`", pages[f"commands/{name}.md"], re.MULTILINE)
+        shown = re.findall(r"^#### `--(\w+)`", pages[f"commands/{name}.md"], re.MULTILINE)
         assert sorted(shown) == sorted({spec.name for spec in command.flags()}), name
+
+
+def test_flags_are_headings_outside_the_table_of_contents() -> None:
+    hooks = pytest.importorskip("hooks", reason="mkdocs (extra `docs`) is not installed")
+    from mkdocs.structure.toc import get_toc
+
+    def item(level: int, *children: Any) -> dict[str, Any]:
+        name = f"level-{level}"
+        return {"level": level, "id": name, "name": name, "children": list(children)}
+
+    for path, flags in (("commands/trainer.md", 0), ("training.md", 1)):
+        toc = get_toc([item(1, item(2, item(3, item(4))))])
+        page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri=path), toc=toc)
+        hooks.on_page_content("", page)
+        (title,) = toc
+        assert len(title.children[0].children[0].children) == flags
 
 
 def test_the_page_of_a_command_has_its_main_flags_first(trainer_page: str) -> None:

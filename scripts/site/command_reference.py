@@ -111,18 +111,21 @@ def _groups(
 
 
 def _entry(spec: FlagSpec, default: str, path: str) -> str:
-    """A flag with its help, and a line of what may be typed."""
-    typed = f"--[no]{spec.name}" if spec.can_be_off else f"--{spec.name}"
-    short = f", `-{spec.short}`" if spec.short else ""
+    """A flag with its help, and a line of what may be typed; a heading, which the search finds."""
+    typed = [f"--{spec.name}"]
+    if spec.can_be_off:
+        typed.append(f"--no{spec.name}")
+    if spec.short:
+        typed.append(f"-{spec.short}")
     facts = [
         values(spec),
         default and f"default: {default}",
         path and f"[{path}]",
     ]
     line = escaped("; ".join(fact for fact in facts if fact))
-    text = f"[`{typed}`{short}](#{spec.name}){{ #{spec.name} }}\n"
-    text += f":   {escaped(spec.help)}\n"
-    return text + (f"\n    <small>{line}</small>\n" if line else "")
+    text = ", ".join(f"`{form}`" for form in typed)
+    text = f"#### {text} {{ .flag #{spec.name} }}\n\n{escaped(spec.help)}\n"
+    return text + (f"\n<small>{line}</small>\n" if line else "")
 
 
 def escaped(text: str) -> str:

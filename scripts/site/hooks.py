@@ -81,6 +81,14 @@ def notebook_pages() -> dict[str, str]:
     return pages
 
 
+def on_page_content(html: str, page: Page, **kwargs: Any) -> None:
+    """Leaves the flags of a command out of the table of contents, which would have a hundred."""
+    if page.file.src_uri.startswith(f"{command_reference.FOLDER}/"):
+        for title in page.toc:
+            for group in (group for part in title.children for group in part.children):
+                group.children.clear()
+
+
 def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
     """Makes links of the checkout links of the site, and draws the diagram of the packages."""
     if DIAGRAM in markdown:
