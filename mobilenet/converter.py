@@ -176,7 +176,7 @@ def _export_flatbuffer(parsed: cli.Parsed) -> Any:
         _check_calibration(parsed, None)
     number_format = config.resolve(source.quantized).number_format
     shape = config.input_shape(source.model.input_shape[1:])
-    data = cli.dataset_of(parsed, source.card.dataset)
+    data = cli.dataset_of(parsed, source.card.dataset, path)
     source = _with_names_of(data, source, parsed.typed)
     source = source.with_preprocessing(options["preprocessing"], options["crop"], data)
     preprocessing = source.card.preprocessing
@@ -219,7 +219,7 @@ def _export_float_graph(parsed: cli.Parsed, file_format: str) -> list[tuple[str,
         config,
         options["batch"] or None,
         options["verify_images"],
-        lambda dataset: cli.dataset_of(parsed, dataset),
+        lambda dataset: cli.dataset_of(parsed, dataset, source),
         options["preprocessing"],
         options["crop"],
         file_format,

@@ -111,7 +111,7 @@ def run(argv: list[str]) -> int | None:
             from mobilenet.evaluation import scoring  # noqa: F401 - what `evaluate` imports
             from mobilenet.loading import load_model
         model = load_model(path, offline=options["offline"])
-    data = cli.dataset_of(parsed, model.card.dataset)
+    data = cli.dataset_of(parsed, model.card.dataset, path)
     if is_file and data.name not in evaluation.DATASETS:
         with cli.starting_tensorflow():
             from mobilenet.evaluation import scoring  # noqa: F401

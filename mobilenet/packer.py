@@ -80,7 +80,7 @@ def _pack(parsed: cli.Parsed, source: Path, target: Path) -> None:
         target,
         options["fold_batch_norm"],
         options["images"],
-        lambda name: cli.dataset_of(parsed, name),
+        lambda name: cli.dataset_of(parsed, name, source),
         options["image_size"],
         options["preprocessing"],
         options["crop"],

@@ -186,7 +186,7 @@ def _images(parsed: cli.Parsed, card: Any, file_card: Any) -> tuple[Any, Any]:
     from mobilenet.models import input_preprocessing
     from mobilenet.runtime import images as pixels
 
-    data = cli.dataset_of(parsed, card.dataset)
+    data = cli.dataset_of(parsed, card.dataset, parsed.options["against"])
     options, usual = parsed.options, data.model_preprocessing
     given = options["preprocessing"], options["crop"]
     name = str(options["against"])

@@ -29,6 +29,7 @@ import dataclasses
 import difflib
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -48,6 +49,7 @@ from mobilenet.configs.own_model import OwnModel, check_settings
 from mobilenet.configs.parameters import field_types, parameters_of, stored
 from mobilenet.configs.run import RunConfig
 from mobilenet.errors import UsageError, one_of, rename_parameters
+from mobilenet.training import run_folder
 
 log = logging.getLogger("mobilenet")
 R = TypeVar("R")
@@ -362,12 +364,35 @@ def _own_config(path: str, parsed: Parsed, dataset: str) -> RunConfig:
     return parsed.config.replace(model=parsed.config.model.replace(path=path))
 
 
-def dataset_of(parsed: Parsed, trained_on: str) -> DatasetConfig:
+# What has to be given of a data set that is no name alone, for a model that was trained on it.
+_TRAINED_ON = {
+    datasets.FOLDER.name: ("class folders", "give that folder"),
+    datasets.LIST.name: ("list of images", "give that file"),
+    datasets.RECORDS.name: ("records", "give their folder"),
+}
+
+
+def dataset_of(
+    parsed: Parsed, trained_on: str, model: str | os.PathLike[str] | None = None
+) -> DatasetConfig:
     """The data set that was asked for, else the one that a model was trained on, else, with a
-    warning, the digits."""
+    warning, the digits.
+
+    Args:
+        parsed: what was typed.
+        trained_on: name of the data set in the model's card; may be empty.
+        model: its path. Without `--dataset_name` and `--data_dir` the settings of the run whose
+            folder it lies in are taken, which a line on stderr says.
+
+    Raises:
+        UsageError: the model was trained on images at a path that is not known or not there, or a
+            flag has a value that cannot be.
+    """
     own = field_types(DatasetConfig)
     settings = {path: value for path, value in parsed.settings.items() if path in own}
     name = settings.get("name", trained_on)
+    if trained_on and not settings.keys() & {"name", "data_dir"}:
+        return apply_overrides(_training_data(trained_on, model), settings)
     if not name:
         name = datasets.DIGITS.name
         log.warning(
@@ -376,3 +401,19 @@ def dataset_of(parsed: Parsed, trained_on: str) -> DatasetConfig:
             name,
         )
     return apply_overrides(datasets.get(name), settings)
+
+
+def _training_data(name: str, model: str | os.PathLike[str] | None) -> DatasetConfig:
+    """The data set that a model was trained on, see `dataset_of`."""
+    recorded = None if model is None else run_folder.training_data(model, name)
+    data_dir = "" if recorded is None else recorded.data_dir or ""
+    if recorded is not None and (files.is_remote(data_dir) or Path(data_dir).exists()):
+        note = f"Note: the images are those of {data_dir}, as in the model's run; "
+        print(f"{note}--dataset_name and --data_dir give others", file=sys.stderr)
+        return recorded
+    if name in _TRAINED_ON:
+        kind, remedy = _TRAINED_ON[name]
+        expected = f"the {kind} that this model was trained on"
+        remedy = f"there is no such path; {remedy}" if data_dir else remedy
+        raise UsageError("data_dir", data_dir or None, expected, remedy)
+    return datasets.get(name)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilenet import files, strict_json
+from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.run import STAGES, Part, RunConfig
 from mobilenet.errors import UsageError, shown
 from mobilenet.training.stage_report import StageReport
@@ -245,6 +246,37 @@ def stored_config(path: str | os.PathLike[str]) -> RunConfig | None:
     if not (folder / CONFIG).is_file() or (folder / _ASIDE).exists() or (folder / _TRASH).exists():
         return None
     return RunConfig.from_file(folder / CONFIG)
+
+
+def training_data(model: str | os.PathLike[str], name: str) -> DatasetConfig | None:
+    """The data set of the run whose folder has a model, where it lies at a path.
+
+    Args:
+        model: path of the model: of a stage, of the export folder, or of a file in one of these.
+        name: of the data set, as in the model's card.
+
+    Returns:
+        The run's config of it. A relative `data_dir` is that of the folder in which the run was
+        started, if it is there still. `None` if there is no such run, or its config is damaged.
+    """
+    path = Path(model).resolve()
+    for folder in path.parents[:2] if path.exists() else ():
+        with contextlib.suppress(UsageError, OSError):
+            config = stored_config(folder)
+            if config is not None and config.dataset.name == name and config.dataset.data_dir:
+                return config.dataset.replace(data_dir=_data_dir(folder, config.dataset.data_dir))
+    return None
+
+
+def _data_dir(folder: Path, data_dir: str) -> str:
+    """The path of a run's data, as it is seen from the working folder of this process."""
+    with contextlib.suppress(UsageError, OSError):
+        environment = strict_json.read_object(folder / ENVIRONMENT, "the environment of a run")
+        started_in = environment.get("folder")
+        if isinstance(started_in, str) and Path(started_in) != Path.cwd():
+            path = Path(started_in, data_dir)
+            return str(path) if path.exists() else data_dir
+    return data_dir
 
 
 def finished_reports(

@@ -314,6 +314,69 @@ def test_the_data_set_is_typed_or_the_models_own_else_the_digits_with_a_warning(
     assert ("names no data set" in caplog.text) == (not typed and not trained_on)
 
 
+DATA = cli.Command("test", "Tests.", cli.flag_specs(DatasetConfig))
+
+
+@pytest.fixture
+def photo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The export folder of a run on `photos`, both in the folder in which the run was started."""
+    started_in, elsewhere = tmp_path / "started", tmp_path / "elsewhere"
+    model = started_in / "runs/photos/export"
+    for folder in (model, started_in / "photos", elsewhere):
+        folder.mkdir(parents=True)
+    config = recipes.get("mobilenet_v1", "image_folder")
+    dataset = config.dataset.replace(data_dir="photos", skip_corrupt=True)
+    run = config.replace(dataset=dataset)
+    (model.parent / "config.json").write_text(json.dumps(run.to_json()))
+    environment = json.dumps({"folder": str(started_in)})
+    (model.parent / "environment.json").write_text(environment)
+    (model / "model.tflite").touch()
+    monkeypatch.chdir(started_in)
+    return model
+
+
+def test_without_flags_the_data_are_those_of_the_models_run(
+    photo_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model in (photo_model, "runs/photos/export", photo_model / "model.tflite"):
+        config = cli.dataset_of(DATA.parse(["--max_pixels=9"]), "image_folder", model)
+        assert (config.name, config.data_dir) == ("image_folder", "photos")
+        assert (config.skip_corrupt, config.max_pixels) == (True, 9)
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "those of photos, as in the model's run" in err
+    monkeypatch.chdir("../elsewhere")
+    config = cli.dataset_of(DATA.parse([]), "image_folder", photo_model)
+    assert config.data_dir == str(photo_model.parents[2] / "photos")
+
+
+def test_data_that_are_typed_take_nothing_from_the_run(
+    photo_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = cli.dataset_of(DATA.parse(["--data_dir=other"]), "image_folder", photo_model)
+    assert (config.data_dir, config.skip_corrupt) == ("other", False)
+    config = cli.dataset_of(DATA.parse(["--dataset_name=mnist"]), "image_folder", photo_model)
+    assert (config.name, config.data_dir) == ("mnist", None)
+    assert cli.dataset_of(DATA.parse([]), "cifar10", photo_model).data_dir is None
+    assert capsys.readouterr().err == ""
+
+
+def test_images_that_cannot_be_known_are_asked_for(photo_model: Path) -> None:
+    asked = "data_dir: {}expected the class folders that this model was trained on; {}"
+    (photo_model.parents[2] / "photos").rmdir()
+    expected = asked.format("got 'photos', ", "there is no such path; give that folder")
+    with pytest.raises(UsageError) as gone:
+        cli.dataset_of(DATA.parse([]), "image_folder", photo_model)
+    assert str(gone.value) == expected
+    config = photo_model.parent / "config.json"
+    for text in ("{", "[]", '{"dataset": 3}', None):
+        config.unlink() if text is None else config.write_text(text)
+        with pytest.raises(UsageError) as unknown:
+            cli.dataset_of(DATA.parse([]), "image_folder", photo_model)
+        assert str(unknown.value) == asked.format("", "give that folder")
+    with pytest.raises(UsageError, match="the records that this model was trained on"):
+        cli.dataset_of(DATA.parse([]), "tfrecord")
+
+
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(), st.booleans())
 def test_values_survive_conversion_to_text(number: float, whole: int, truth: bool) -> None:
     assert cli_flags.parse("x", float, str(number)) == number
