@@ -308,7 +308,7 @@ def test_an_environment_is_updated_only_after_a_change(tmp_path: Path) -> None:
 
 def test_every_script_is_valid_and_can_be_executed() -> None:
     scripts = sorted(SCRIPTS.glob("*.sh"))
-    assert len(scripts) == 15
+    assert len(scripts) == 17
     for path in [*scripts, ROOT / ".ci" / "run"]:
         subprocess.run(["bash", "-n", str(path)], check=True)
         if path.name != "environment.sh":

@@ -190,7 +190,7 @@ def test_measured_layers_add_up_to_about_the_whole(small_model: Callable[..., An
 
 def test_a_model_whose_channels_cannot_be_followed_has_no_groups() -> None:
     source = tf_keras.Input((8, 8, 4))
-    x = tf_keras.layers.Conv2D(4, 3, groups=2)(source)
+    x = tf_keras.layers.DepthwiseConv2D(3, depth_multiplier=2)(source)
     result = model_profile.profile(tf_keras.Model(source, x), latency=False)
     assert result.groups == () and result.layers[0].group is None
     assert "no groups of channels" in result.notes[0]
