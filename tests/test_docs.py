@@ -86,6 +86,7 @@ np.savez("outputs.npz", pixels=pixels, outputs=exact.predict(pixels, verbose=0))
 """
 
 
+@pytest.mark.slow
 def test_a_model_trained_with_jax_goes_on_in_tf_keras(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -206,6 +206,7 @@ def test_before_it_begins_nothing_is_left(tmp_path: Path, error: BaseException) 
     assert [str(p) for p in tmp_path.rglob("*")] == [str(tmp_path / "empty")]
 
 
+@pytest.mark.slow
 def test_stages_are_added_in_the_same_folder(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

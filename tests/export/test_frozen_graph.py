@@ -98,6 +98,7 @@ def test_a_graph_of_two_a_call_takes_any_number(
     np.testing.assert_allclose(runner(sample_images()).numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_evaluator_takes_it(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -317,6 +317,7 @@ def test_the_graph_of_a_saved_model_is_not_run(sound: dict[str, Path], tmp_path:
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_what_keras_applications_save_is_read(tmp_path: Path) -> None:
     """Operators on tensors, models inside models, augmentation, mixed precision."""
     layers = tf_keras.layers

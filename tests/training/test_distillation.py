@@ -261,6 +261,7 @@ def test_a_teacher_without_a_stage_is_refused(
     assert resolve_config.resolve(config)[0] is not None  # one of a file replays
 
 
+@pytest.mark.slow
 def test_a_card_names_the_teacher_and_the_best_epoch(tmp_path: Path) -> None:
     config = archs.get("mobilenet_v1", width_multiplier=0.25, num_classes=10)
     start = save_teacher(builder.build(config, (32, 32, 3)), tmp_path, labels=())

@@ -147,6 +147,7 @@ def test_a_file_of_other_content_is_refused(run: TrainingRun, photos: Path, tmp_
         api.train(photos, model=tmp_path / "colors.keras", model_dir=run.folder, **SHORT)
 
 
+@pytest.mark.slow
 def test_a_run_continues_without_the_file(
     saved: Path,
     photos: Path,

@@ -131,6 +131,7 @@ def test_a_model_of_ours_ends_with_its_config(scope: str) -> None:
     assert thin.count_params() < 0.6 * model.count_params()
 
 
+@pytest.mark.slow
 def test_parts_prune_equal_shares_of_the_original_model() -> None:
     """As in the seed, the first and the last one: of the original model's channels, halves up."""
     original, model = small_v1()

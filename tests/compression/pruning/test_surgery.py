@@ -97,6 +97,7 @@ def test_any_channels_can_be_removed(name: str, data: st.DataObject, width: floa
     assert thinned.config == builder.config_of(thinned.model)
 
 
+@pytest.mark.slow
 def test_a_thin_model_is_like_any_other(tmp_path: Path) -> None:
     """Saved, loaded, thinned again, built under Keras 3."""
     keras = pytest.importorskip("keras", minversion="3")
