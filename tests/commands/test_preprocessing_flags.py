@@ -161,7 +161,10 @@ def test_the_packer_stores_it(files: Path, log: Log) -> None:
         (["--preprocessing", "rwa"], "--preprocessing: got 'rwa', expected one of inception"),
         (["--preprocessing", "1,2,3"], "--preprocessing: got '1,2,3', expected one of inception"),
         (["--preprocessing", "0.5,0.5"], "these are of pixels from 0 to 1"),
-        (["--crop", "middle"], "--crop: got 'middle', expected one of central, square, center, none"),
+        (
+            ["--crop", "middle"],
+            "--crop: got 'middle', expected one of central, square, center, none",
+        ),
     ],
 )
 def test_bad_flags_cost_one_line(files: Path, flags: list[str], text: str) -> None:
