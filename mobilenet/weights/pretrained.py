@@ -34,7 +34,8 @@ def find(text: str | os.PathLike[str]) -> ReleasedWeights | None:
 
 def nearest_name(text: str | os.PathLike[str]) -> str:
     """What to do about a path where nothing is: the name of weights that it resembles, or empty."""
-    near = difflib.get_close_matches(os.fspath(text), released_weights.names(), 1, 0.8)
+    known = [IMAGENET, *released_weights.names()]
+    near = difflib.get_close_matches(os.fspath(text), known, 1, 0.8)
     return f"did you mean the released weights {near[0]}?" if near else ""
 
 
