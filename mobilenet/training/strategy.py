@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,6 +104,8 @@ def ended_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
     except _NO_PEER as error:
         if worker.count == 1:
             raise
+        # TensorFlow's pool of threads in one of them would fail with a traceback at exit.
+        traceback.clear_frames(error.__traceback__)
         other = _other_task(strategy, error.message)
         raise UsageError(
             "distribution_strategy",
