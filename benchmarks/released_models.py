@@ -73,10 +73,10 @@ def main() -> None:
 def run(words: argparse.Namespace) -> None:
     import tables
 
-    from mobilenet import files
+    from mobilenet.downloads import Cache
     from mobilenet.errors import UsageError
 
-    folder = words.weights or files.cache_folder() / "weights"
+    folder = words.weights or Cache.of_environment().folder
     listed = find_weights(folder, words.names)
     if not listed:
         expected = "files whose names are those of released models"
@@ -110,8 +110,8 @@ def find_weights(folder: Path, pattern: str) -> list[Found]:
             by_name.setdefault(release.name, path.with_suffix(""))
             if path.suffix == ".npz":
                 by_name[release.name] = path
-    wanted = released_weights.names(pattern)
-    listed = [w for w in released_weights.ALL if w.name in by_name and w.name in wanted]
+    names = released_weights.names(pattern)
+    listed = [w for w in released_weights.ALL if w.name in by_name and w.name in names]
     return [Found(weights, by_name[weights.name]) for weights in listed]
 
 

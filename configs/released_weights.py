@@ -132,41 +132,36 @@ def _google() -> Iterator[ReleasedWeights]:
 
 
 def _keras() -> Iterator[ReleasedWeights]:
-    for release in released_models.ALL:
-        is_copied = release.kind == FLOAT and _FIRST_V1 not in release.archive
-        if not is_copied:
+    for weights in _google():
+        is_copied = weights.kind == FLOAT and not weights.name.startswith(_FIRST_V1)
+        if not is_copied or weights.model_name == "mobilenet_edgetpu":
             continue
-        file, top1 = _keras_file(release)
-        yield ReleasedWeights(
-            name=f"keras/{release.name}",
+        file, top1 = _keras_file(weights)
+        yield dataclasses.replace(
+            weights,
+            name=f"keras/{weights.name}",
             source=KERAS,
-            model_name=release.model_name,
-            width=release.width,
-            image_size=release.image_size,
-            kind=FLOAT,
             num_classes=_BACKGROUND - 1,
             file=f"keras/{file}",
             address="",
-            macs_million=release.macs_million,
-            params_million=release.params_million,
             top1=top1,
             page=_KERAS_PAGE,
         )
 
 
-def _keras_file(release: released_models.Release) -> tuple[str, float | None]:
-    """The file of keras.applications with the weights of a model, and its published accuracy."""
-    width, size = release.width, release.image_size
-    if release.model_name == "mobilenet_v1":
+def _keras_file(google: ReleasedWeights) -> tuple[str, float | None]:
+    """The file of keras.applications with the weights of Google's, and its published accuracy."""
+    width, size = google.width, google.image_size
+    if google.model_name == "mobilenet_v1":
         top1 = _KERAS_V1_TOP1.get((width, size))
         return f"mobilenet_{_KERAS_V1_WIDTHS[width]}_{size}_tf.h5", top1
-    if release.model_name == "mobilenet_v2":
+    if google.model_name == "mobilenet_v2":
         return (
             f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{width}_{size}.h5",
-            release.top1,
+            google.top1,
         )
-    kind = release.model_name.removeprefix("mobilenet_v3_")
-    top1 = _KERAS_V3_TOP1[release.model_name, width]
+    kind = google.model_name.removeprefix("mobilenet_v3_")
+    top1 = _KERAS_V3_TOP1[google.model_name, width]
     return f"weights_mobilenet_v3_{kind}_224_{width}_float.h5", top1
 
 
@@ -226,12 +221,13 @@ def _timm() -> Iterator[ReleasedWeights]:
 
 
 ALL: tuple[ReleasedWeights, ...] = (*_google(), *_keras(), *_timm())
+_BY_NAME = {weights.name: weights for weights in ALL}
 HEADERS = ("weights", "px", "MACs M", "params M", "top-1 %")
 
 
 def find(name: str) -> ReleasedWeights | None:
     """The weights of a name, if there are any."""
-    return next((weights for weights in ALL if weights.name == name), None)
+    return _BY_NAME.get(name)
 
 
 def get(name: str, parameter: str = "weights") -> ReleasedWeights:
@@ -244,8 +240,7 @@ def get(name: str, parameter: str = "weights") -> ReleasedWeights:
     Raises:
         UsageError: there are none; the nearest name is shown.
     """
-    one_of(parameter, name, names())
-    return next(weights for weights in ALL if weights.name == name)
+    return _BY_NAME[one_of(parameter, name, _BY_NAME)]
 
 
 def names(pattern: str = "*") -> WeightNames:

@@ -50,18 +50,16 @@ def evaluation_pixels(image: tf.Tensor, preprocessing: Preprocessing, size: Size
     Unrounded with TensorFlow's bilinear filter; with one of Pillow's filters whole numbers, which
     differ from Pillow's own by 1 at most (2 with the bilinear one), where a half was rounded.
     """
+    resized, corner = tf.constant(size), tf.constant([0, 0])
     if preprocessing.crop == "central":
         image = tf.image.central_crop(image, preprocessing.crop_fraction)
     elif preprocessing.crop == "square":
         image = _square(image, min(size))
     elif preprocessing.crop == "center":
         resized, corner = _center(image, preprocessing.crop_fraction, size)
-        return _resample(image, preprocessing.interpolation, size, resized, corner)
-    if preprocessing.interpolation == BILINEAR:
+    if preprocessing.crop != "center" and preprocessing.interpolation == BILINEAR:
         return _resize(image, size)
-    return _resample(
-        image, preprocessing.interpolation, size, tf.constant(size), tf.constant([0, 0])
-    )
+    return _resample(image, preprocessing.interpolation, size, resized, corner)
 
 
 def _center(image: tf.Tensor, share: float, size: Size) -> tuple[tf.Tensor, tf.Tensor]:

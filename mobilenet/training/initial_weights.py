@@ -91,8 +91,8 @@ def build(
     except TypeError:
         expected = "a path or the name of released weights"
         raise UsageError("weights", type(weights).__name__, expected) from None
-    wanted = config if keeps_classes else config.replace(num_classes=0)
-    path = pretrained.resolve(path, wanted, _longer_side(input_shape))
+    any_classes = config if keeps_classes else config.replace(num_classes=0)
+    path = pretrained.resolve(path, any_classes, _longer_side(input_shape))
     released = pretrained.find(path)
     if released is not None and not keeps_classes:
         config = config.replace(num_classes=released.num_classes)

@@ -214,9 +214,10 @@ def _with_structure_of_start(config: RunConfig, stored: RunConfig | None) -> Mob
     assert isinstance(model, MobileNetConfig)
     if path is None:
         return model
-    if _is_lost(path, stored) and stored is not None and type(stored.model) is type(model):
-        fields = timm_architecture.STRUCTURE
-        return model.replace(**{name: getattr(stored.model, name) for name in fields})
+    lost = _lost_start(path, stored)
+    origin = None if lost is None else lost.model
+    if isinstance(origin, MobileNetConfig) and type(origin) is type(model):
+        return timm_architecture.with_structure(model, origin)
     return with_structure_of(model, path)
 
 
@@ -238,8 +239,7 @@ def with_structure_of(model: MobileNetConfig, path: str) -> MobileNetConfig:
     start = Card.from_file(card).model_config() if card.is_file() else None
     if start is None or model.channels or type(start) is not type(model):
         return model
-    fields = {name: getattr(start, name) for name in timm_architecture.STRUCTURE}
-    return model.replace(channels=start.channels, **fields)
+    return timm_architecture.with_structure(model, start).replace(channels=start.channels)
 
 
 def preprocessing_of(path: str) -> Preprocessing | None:
@@ -262,17 +262,19 @@ def _initial_preprocessing(
     path, usual = config.init_checkpoint, config.dataset.model_preprocessing
     if path is None or explicit.preprocessing:
         return None
-    if _is_lost(path, stored) and stored is not None:
-        return stored.initial_preprocessing
+    if (lost := _lost_start(path, stored)) is not None:
+        return lost.initial_preprocessing
     own = preprocessing_of(path)
     if own is None or own.has_inputs_of(usual):
         return None
     return own if usual.crop != "none" else own.replace(crop=usual.crop)
 
 
-def _is_lost(path: str, stored: RunConfig | None) -> bool:
-    """Whether a run that is continued has lost the file that it started from."""
-    return stored is not None and stored.init_checkpoint == path and not Path(path).exists()
+def _lost_start(path: str, stored: RunConfig | None) -> RunConfig | None:
+    """The config of the run that is continued, if it has lost the file that it started from."""
+    if stored is None or stored.init_checkpoint != path or Path(path).exists():
+        return None
+    return stored
 
 
 def _check_teacher(config: RunConfig) -> None:

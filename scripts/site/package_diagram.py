@@ -178,11 +178,11 @@ def _cost(rows: Sequence[Sequence[_Node]]) -> float:
     return cost
 
 
-def _spread(nodes: Sequence[_Node], wanted: Iterable[float]) -> None:
+def _spread(nodes: Sequence[_Node], positions: Iterable[float]) -> None:
     """Puts nodes at these positions, moved apart where they overlap, within the margins."""
     left: list[float] = []
     end = float(_MARGIN) - _GAP
-    for node, x in zip(nodes, wanted, strict=True):
+    for node, x in zip(nodes, positions, strict=True):
         left.append(max(x, end + _GAP + node.width / 2))
         end = left[-1] + node.width / 2
     start = float(_WIDTH - _MARGIN) + _GAP
