@@ -211,7 +211,7 @@ def epoch_seconds(model: Any, words: Any) -> dict[str, list[float]]:
 
     from mobilenet import data as library
     from mobilenet.configs import dataset as datasets
-    from mobilenet.configs.run import TrainConfig
+    from mobilenet.configs.training import TrainConfig
     from mobilenet.training import engine, progress
 
     seconds: dict[str, list[float]] = {"input alone": [], "step alone": [], "epoch": []}

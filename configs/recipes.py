@@ -12,7 +12,8 @@ from __future__ import annotations
 from . import archs, dataset
 from .own_model import OwnModel
 from .pruning import LARGE
-from .run import RunConfig, TrainConfig
+from .run import RunConfig
+from .training import TrainConfig
 
 # python -m mobilenet.trainer --model_name NAME --dataset_name imagenet2012
 # 30 epochs; slim: 0.045 a GPU with 64 (V1) or 96 (V2) images, 0.02 a chip with 192 (V3).

@@ -18,7 +18,7 @@ from mobilenet import data
 from mobilenet.compression import method as methods
 from mobilenet.configs.pruning import ChannelPruning, DnsPruning, MagnitudePruning
 from mobilenet.configs.quantization import QuantizationAwareTraining
-from mobilenet.configs.run import TrainConfig
+from mobilenet.configs.training import TrainConfig
 from mobilenet.configs.weight_sharing import CodebookQuantization
 from mobilenet.training import engine
 from mobilenet.training.ema import Average

@@ -14,7 +14,7 @@ import tf_keras
 from small_models import CLASSES, INCEPTION, SIZE, inputs
 
 from mobilenet.compression import method as methods
-from mobilenet.configs.run import TrainConfig
+from mobilenet.configs.training import TrainConfig
 from mobilenet.training import engine
 
 STEPS, BATCH = 5, 8

@@ -60,7 +60,11 @@ def test_each_public_name_is_on_one_page_of_the_reference() -> None:
 def test_each_config_of_a_run_has_its_fields_in_the_reference() -> None:
     config_reference = pytest.importorskip("config_reference", reason="the extra `docs` is missing")
     page = config_reference.page()
-    for name in ("run.TrainConfig", "pruning.DnsPruning", "weight_sharing.CodebookQuantization"):
+    for name in (
+        "training.TrainConfig",
+        "pruning.DnsPruning",
+        "weight_sharing.CodebookQuantization",
+    ):
         assert f"::: mobilenet.configs.{name}\n" in page
     fields = page.split("::: mobilenet.configs.pruning.ChannelPruning\n")[1].split("\n:::")[0]
     expected = {field.name for field in dataclasses.fields(ChannelPruning)}

@@ -16,7 +16,7 @@ import tf_keras
 
 from mobilenet.compression.method import Method
 from mobilenet.configs.card import SIGMOID, SOFTMAX
-from mobilenet.configs.run import TrainConfig
+from mobilenet.configs.training import TrainConfig
 from mobilenet.errors import UsageError
 from mobilenet.evaluation import scoring
 from mobilenet.models.graph import inference, variables

@@ -24,7 +24,8 @@ from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.card import CARD, SOFTMAX, Card, checked_labels
 from mobilenet.configs.own_model import OwnModel
-from mobilenet.configs.run import FLOAT32, STAGES, Part, RunConfig, TrainConfig
+from mobilenet.configs.run import FLOAT32, STAGES, Part, RunConfig
+from mobilenet.configs.training import TrainConfig
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError
 from mobilenet.evaluation import scoring

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from mobilenet.configs.run import TrainConfig
+from mobilenet.configs.training import TrainConfig
 
 
 class LearningRate(tf_keras.optimizers.schedules.LearningRateSchedule):

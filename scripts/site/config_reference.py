@@ -23,6 +23,7 @@ from mobilenet.configs import (
     quantization,
     reencoding,
     run,
+    training,
     weight_sharing,
 )
 from mobilenet.configs.base import Config
@@ -30,7 +31,7 @@ from mobilenet.configs.base import Config
 PAGE = "reference/configs.md"
 # The public classes by heading.
 CLASSES: dict[str, tuple[type[Config], ...]] = {
-    "Runs": (run.RunConfig, run.TrainConfig, distillation.Distillation),
+    "Runs": (run.RunConfig, training.TrainConfig, distillation.Distillation),
     "Models": (archs.MobileNetConfig, own_model.OwnModel),
     "Data": (dataset.DatasetConfig, dataset.Preprocessing, reencoding.ReencodingConfig),
     "Pruning": (

@@ -18,7 +18,8 @@ from mobilenet.configs import recipes
 from mobilenet.configs.dataset import DatasetConfig
 from mobilenet.configs.pruning import PRUNING
 from mobilenet.configs.quantization import QUANTIZATION
-from mobilenet.configs.run import RunConfig, TrainConfig
+from mobilenet.configs.run import RunConfig
+from mobilenet.configs.training import TrainConfig
 from mobilenet.errors import UsageError
 
 # The flags of tensorflow/models research/mobilenet/mobilenet_trainer.py, and what they set.

@@ -16,7 +16,8 @@ from mobilenet.configs.base import Config, check_number, flag
 from mobilenet.configs.distillation import Distillation
 from mobilenet.configs.pruning import ChannelPruning, MagnitudePruning
 from mobilenet.configs.quantization import QuantizationAwareTraining
-from mobilenet.configs.run import RunConfig, TrainConfig
+from mobilenet.configs.run import RunConfig
+from mobilenet.configs.training import TrainConfig
 from mobilenet.errors import UsageError
 
 # Learning rate, decay and epochs between decays, images a step, averaging, L2 (Keras' form), kernel

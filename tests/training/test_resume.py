@@ -46,7 +46,7 @@ from mobilenet.configs.pruning import (  # noqa: E402
     MagnitudePruning,
 )
 from mobilenet.configs.quantization import QuantizationAwareTraining  # noqa: E402
-from mobilenet.configs.run import TrainConfig  # noqa: E402
+from mobilenet.configs.training import TrainConfig  # noqa: E402
 from mobilenet.configs.weight_sharing import (  # noqa: E402
     CodebookQuantization,
     LinearQuantization,

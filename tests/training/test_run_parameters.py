@@ -11,7 +11,8 @@ from mobilenet import cli
 from mobilenet.configs import archs, recipes
 from mobilenet.configs.dataset import DIGITS
 from mobilenet.configs.pruning import ChannelPruning
-from mobilenet.configs.run import STAGES, TrainConfig
+from mobilenet.configs.run import STAGES
+from mobilenet.configs.training import TrainConfig
 from mobilenet.errors import UsageError
 from mobilenet.trainer import COMMAND
 from mobilenet.training import run_parameters

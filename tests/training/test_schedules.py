@@ -11,7 +11,7 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 
-from mobilenet.configs.run import TrainConfig  # noqa: E402
+from mobilenet.configs.training import TrainConfig  # noqa: E402
 from mobilenet.training import losses, schedules  # noqa: E402
 from mobilenet.training.schedules import LearningRate  # noqa: E402
 

@@ -24,7 +24,7 @@ from mobilenet.compression.quantization.int8.calibration import (
     set_ranges_from_checkpoint,
 )
 from mobilenet.configs.quantization import QuantizationAwareTraining
-from mobilenet.configs.run import TrainConfig
+from mobilenet.configs.training import TrainConfig
 from mobilenet.errors import UsageError
 from mobilenet.export import tflite_converter
 from mobilenet.tflite import model as tflite_model

@@ -15,7 +15,7 @@ from small_models import inputs, toy, zero_fraction
 
 from mobilenet.compression import method as methods
 from mobilenet.configs.pruning import MagnitudePruning, TfmotPruning
-from mobilenet.configs.run import TrainConfig
+from mobilenet.configs.training import TrainConfig
 from mobilenet.errors import UsageError
 from mobilenet.models.graph import variables
 from mobilenet.training import engine
