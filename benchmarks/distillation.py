@@ -20,14 +20,16 @@ import tempfile
 from pathlib import Path
 from statistics import mean
 
-# Stage, teacher, temperature; 3/4 of the pointwise weights go in pruning.
+# Stage, teacher, temperature, weight of feature maps; 3/4 of the pointwise weights go in pruning.
 VARIANTS = {
-    "prune": ("prune", "none", 1.0),
-    "prune, T 1": ("prune", "start", 1.0),
-    "prune, T 2": ("prune", "start", 2.0),
-    "prune, T 4": ("prune", "start", 4.0),
-    "quantize": ("quantize", "none", 1.0),
-    "quantize, T 2": ("quantize", "start", 2.0),
+    "prune": ("prune", "none", 1.0, 0.0),
+    "prune, T 1": ("prune", "start", 1.0, 0.0),
+    "prune, T 2": ("prune", "start", 2.0, 0.0),
+    "prune, T 4": ("prune", "start", 4.0, 0.0),
+    "prune, T 2, features": ("prune", "start", 2.0, 3.0),
+    "quantize": ("quantize", "none", 1.0, 0.0),
+    "quantize, T 2": ("quantize", "start", 2.0, 0.0),
+    "quantize, T 2, features": ("quantize", "start", 2.0, 3.0),
 }
 NET = ("--model_name=mobilenet_v1", "--width_multiplier=0.25", "--final_sparsity=0.75")
 DIGITS = ("--image_size=32", "--epochs=16", "--prune_epochs=6", "--quantize_epochs=3")
@@ -73,16 +75,17 @@ def main() -> None:
             own, start = (*data, f"--seed={seed}"), Path(folder) / f"{seed}"
             scores["train"].append(top1(start, "train", *own, *first, "--distill=none"))
             for number, name in enumerate(chosen):
-                stage, teacher, temperature = VARIANTS[name]
+                stage, teacher, temperature, features = VARIANTS[name]
                 flags = (
                     *(*own, f"--init_checkpoint={start / 'train'}", f"--distill={teacher}"),
                     *(f"--distill_weight={words.weight}", f"--distill_temperature={temperature}"),
+                    f"--distill_features={features}",
                 )
                 scores[name].append(top1(Path(folder) / f"{seed}_{number}", stage, *flags))
             print(f"seed {seed}", {name: values[-1] for name, values in scores.items()}, flush=True)
     for name, values in scores.items():
         spread = " ".join(f"{value:.2f}" for value in values)
-        print(f"{name:<16}{mean(values):>8.2f}   {spread}")
+        print(f"{name:<26}{mean(values):>8.2f}   {spread}")
 
 
 if __name__ == "__main__":

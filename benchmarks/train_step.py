@@ -125,7 +125,7 @@ def make(name: str, plain: Any, images: Any, frequency: int) -> Variant:
     from mobilenet.configs.distillation import Distillation
     from mobilenet.configs.pruning import MagnitudePruning
     from mobilenet.configs.quantization import QuantizationAwareTraining
-    from mobilenet.training.distillation import TeacherModel
+    from mobilenet.training.distillation.teacher_model import TeacherModel
 
     preprocessing = PREPROCESSING["inception"]
     teacher = None

@@ -10,6 +10,7 @@ import tf_keras
 
 from mobilenet.models.graph import variables
 from mobilenet.training import compiled_step, losses
+from mobilenet.training.distillation import features
 
 
 class Learner(tf_keras.Model):
@@ -39,6 +40,9 @@ class Learner(tf_keras.Model):
         self.model = model
         self.after_update = after_update
         self.teacher = teacher
+        self._student: features.Student | None = None
+        if teacher is not None and teacher.features is not None:
+            self._student = features.Student(model, teacher.features.of_student(model))
         self.statistics_frozen = False
         self.start = (0, 0)
         # Metrics are those of all replicas already; Keras would add them up over workers.
@@ -47,6 +51,8 @@ class Learner(tf_keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         updates_statistics = bool(training) and not self.statistics_frozen
+        if self._student is not None and training:
+            return self._student.logits(inputs, updates_statistics)
         return tf.cast(self.model(inputs, training=updates_statistics), tf.float32)
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -61,7 +67,8 @@ class Learner(tf_keras.Model):
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None
     ) -> Any:
         if self.teacher is not None:  # of the loss alone; metrics get the labels
-            y = self.teacher.append_targets(y, x)
+            maps = () if self._student is None else self._student.maps(y_pred)
+            y = self.teacher.append_targets(y, x, maps)
         return super().compute_loss(x, y, y_pred, sample_weight)
 
     def build_metrics(self) -> list[Any]:

@@ -1,11 +1,11 @@
 """Losses of training: cross-entropy with the labels, of a softmax or a sigmoid, and distillation
-from a teacher's logits.
+from a teacher's logits and feature maps.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -16,6 +16,31 @@ from mobilenet.configs.card import SIGMOID, SOFTMAX
 Loss = Callable[[Any, Any], tf.Tensor]
 
 
+Maps = Sequence[tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """The feature maps of a teacher, which those of a student are compared with.
+
+    Attributes:
+        predict: from images, as the student takes them, to logits and maps.
+        of_student: from the student to as many of its symbolic maps.
+        distance: of a map of the student and one of the teacher, float32 `[batch]`.
+        weight: multiplies the mean distance of the pairs in the loss.
+    """
+
+    predict: Callable[[tf.Tensor], tuple[tf.Tensor, Maps]]
+    of_student: Callable[[Any], Maps]
+    distance: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    weight: float
+
+    def compare(self, student: Maps, teacher: Maps) -> tf.Tensor:
+        """The weighted distance, float32 `[batch]`."""
+        pairs = zip(student, teacher, strict=True)
+        return self.weight * tf.reduce_mean([self.distance(*pair) for pair in pairs], axis=0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Teacher:
     """The model whose outputs a student is trained towards.
@@ -24,26 +49,36 @@ class Teacher:
         predict: from images, as the student takes them, to float32 logits `[batch, classes]`.
         weight: share of distillation in the loss.
         temperature: divides the logits of both models.
+        features: what else is compared.
     """
 
     predict: Callable[[tf.Tensor], tf.Tensor]
     weight: float
     temperature: float
+    features: Features | None = None
 
-    def append_targets(self, labels: Any, images: Any) -> tf.Tensor:
-        """Labels and the teacher's logits as one target of `distillation_loss`.
+    def append_targets(self, labels: Any, images: Any, maps: Maps = ()) -> tf.Tensor:
+        """Labels and what the teacher makes of the images as one target of `distillation_loss`.
 
         Args:
             labels: class indices, `[batch]` or `[batch, 1]`; or `[batch, labels]` of 0 and 1.
             images: `[batch, height, width, channels]`.
+            maps: of the student, where feature maps are compared.
 
         Returns:
             float32 `[batch, 1 + classes]`: the label, then the logits; `[batch, 2 * labels]` of
-            several labels an image.
+            several labels an image. With feature maps their distance is in a column before these.
         """
-        logits = tf.stop_gradient(self.predict(images))
-        columns = tf.reshape(tf.cast(labels, logits.dtype), [tf.shape(logits)[0], -1])
-        return tf.concat([columns, logits], axis=1)
+        if self.features is None:
+            logits, own = self.predict(images), ()
+        else:
+            logits, own = self.features.predict(images)
+        logits = tf.stop_gradient(logits)
+        columns = [tf.reshape(tf.cast(labels, logits.dtype), [tf.shape(logits)[0], -1]), logits]
+        if self.features is not None:
+            distance = self.features.compare(maps, [tf.stop_gradient(map_) for map_ in own])
+            columns.insert(0, distance[:, None])
+        return tf.concat(columns, axis=1)
 
 
 def cross_entropy(classes: int, smoothing: float) -> Loss:
@@ -94,11 +129,16 @@ def distillation_loss(label_loss: Loss, teacher: Teacher, activation: str = SOFT
 
     Args:
         label_loss: of labels and logits.
-        teacher: its weight and temperature.
+        teacher: its weight, temperature and features.
         activation: which turns logits into probabilities.
     """
 
     def combined(targets: Any, logits: Any) -> tf.Tensor:
+        if teacher.features is None:
+            return of_logits(targets, logits)
+        return targets[:, 0] + of_logits(targets[:, 1:], logits)
+
+    def of_logits(targets: Any, logits: Any) -> tf.Tensor:
         labels = targets[:, : -logits.shape[1]]
         first, second = (x / teacher.temperature for x in (targets[:, -logits.shape[1] :], logits))
         divergence = (_of_sigmoid if activation == SIGMOID else _of_softmax)(first, second)

@@ -37,7 +37,6 @@ from mobilenet.models import builder, layer_plan, saving
 from mobilenet.models.graph import batch_norm_statistics, inference, rebuild
 from mobilenet.runtime import interpreter
 from mobilenet.training import (
-    distillation,
     engine,
     initial_weights,
     own_model,
@@ -49,6 +48,8 @@ from mobilenet.training import (
     trackers,
 )
 from mobilenet.training.compression import frozen_kernels_warning
+from mobilenet.training.distillation import teachers
+from mobilenet.training.distillation.teacher_model import TeacherModel
 from mobilenet.training.latency import measure_latency
 from mobilenet.training.resolve_config import steps_per_epoch
 from mobilenet.training.resume import Checkpoints, Row
@@ -121,7 +122,7 @@ class Pipeline:
         self.data = RunData(self.config, self.preprocessing)
         self._learned_ranges: Mapping[str, tuple[float, float]] = {}  # by fake quantization in TF1
         self.activation = self.config.activation or SOFTMAX
-        self._teachers = distillation.Teachers(self.config, info)
+        self._teachers = teachers.Teachers(self.config, info)
         self._origin: str | None = None  # of the trained weights that a stage starts from
         trackers.check_installed(self.config.log_to)
         names = self.config.log_to if self.worker.is_chief else ()
@@ -354,14 +355,16 @@ class Pipeline:
         part: Part,
         start: Any,
         method: methods.Method | None,
-        teacher: distillation.TeacherModel | None,
+        teacher: TeacherModel | None,
     ) -> tuple[Any, list[Row]]:
         """Trains, in the scope of the strategy."""
         config = self.config.recipe(part)
         job = self._job(part, config)
         self._explain_validation(part, config, job.steps_per_epoch)
         if teacher is not None:
-            copy = teacher.teacher(self.config.distillation, self.preprocessing)
+            copy = teacher.teacher(
+                self.config.distillation, self.preprocessing, self.config.channels
+            )
             job = dataclasses.replace(job, teacher=copy)
         left_out = self.info.sizes["train"] % self._batch(config)
         log.info(
@@ -404,7 +407,7 @@ class Pipeline:
         model: Any,
         rows: list[Row],
         method: methods.Method | None,
-        teacher: distillation.TeacherModel | None = None,
+        teacher: TeacherModel | None = None,
     ) -> _StageResult:
         """Scores a stage's model and makes it plain, in the scope in which it was created."""
         recorder = self._recorder()

@@ -186,6 +186,7 @@ def _execute(
     else:
         resolved, info = resolve_config.resolve(config, explicit, stored)
         _fetch_weights(resolved, path, stored, offline)
+    _fetch_teacher(resolved, offline)
     is_shown = log.isEnabledFor(logging.INFO)  # before the run folder has a log of its own
     with (
         strategy.ended_workers(devices),
@@ -211,6 +212,16 @@ def _fetch_weights(
     from mobilenet.weights import pretrained
 
     pretrained.local_path(config.init_checkpoint, offline)
+
+
+def _fetch_teacher(config: RunConfig, offline: bool) -> None:
+    """Fetches a teacher that is the name of released weights before anything is written."""
+    teacher = config.distillation.model
+    if teacher is None or config.stages == ("convert",):
+        return
+    from mobilenet.weights import pretrained
+
+    pretrained.local_path(teacher, offline)
 
 
 @contextlib.contextmanager

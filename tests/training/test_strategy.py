@@ -56,15 +56,17 @@ from short_training import CONFIG, Recorder, make_job
 from small_models import two_layer_model
 from mobilenet.configs.dataset import PREPROCESSING
 from mobilenet.configs.distillation import Distillation
-from mobilenet.training import distillation, engine
+from mobilenet.training import engine
+from mobilenet.training.distillation.teacher_model import TeacherModel
 
 preprocessing, watch = PREPROCESSING["inception"], Recorder()
-teacher = distillation.TeacherModel(two_layer_model(), preprocessing, "twin")
+teacher = TeacherModel(two_layer_model(), preprocessing, "twin")
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
     model = two_layer_model()
     config = CONFIG.replace(keep_best=True, epochs=2, ma_decay_rate=0.0)
     job = make_job(pathlib.Path(sys.argv[1]), config, watch)
-    job = dataclasses.replace(job, teacher=teacher.teacher(Distillation(weight=1.0), preprocessing))
+    distillation = Distillation(weight=1.0, features=1.0)
+    job = dataclasses.replace(job, teacher=teacher.teacher(distillation, preprocessing))
     rows = engine.fit(model, None, job)
     again = two_layer_model()
     assert engine.fit(again, None, job) == rows  # from the state after the last epoch

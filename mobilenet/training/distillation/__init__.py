@@ -1,0 +1,1 @@
+"""Distillation: teachers, their inputs, feature maps and cached outputs."""
