@@ -69,14 +69,15 @@ class Teacher:
             float32 `[batch, 1 + classes]`: the label, then the logits; `[batch, 2 * labels]` of
             several labels an image. With feature maps their distance is in a column before these.
         """
+        own: Maps = ()
         if self.features is None:
-            logits, own = self.predict(images), ()
+            logits = self.predict(images)
         else:
             logits, own = self.features.predict(images)
         logits = tf.stop_gradient(logits)
         columns = [tf.reshape(tf.cast(labels, logits.dtype), [tf.shape(logits)[0], -1]), logits]
         if self.features is not None:
-            distance = self.features.compare(maps, [tf.stop_gradient(map_) for map_ in own])
+            distance = self.features.compare(maps, [tf.stop_gradient(values) for values in own])
             columns.insert(0, distance[:, None])
         return tf.concat(columns, axis=1)
 
