@@ -35,6 +35,8 @@ class Distillation(Config):
         features: multiplies the distance of the feature maps; 0 compares logits alone.
         feature_layers: which maps are compared: strides, such as 16, or pairs of a layer of the
             model and one of the teacher with = between. Empty is the last map of both.
+        cache: compute the logits of the teacher once for each training image where images are not
+            varied and no feature maps are compared, instead of in each step.
     """
 
     teacher: str = flag(
@@ -82,6 +84,11 @@ class Distillation(Config):
         "which feature maps are compared: strides such as 16,32, or pairs of layers as "
         "model_layer=teacher_layer; by default the last ones",
         "distill_feature_layers",
+    )
+    cache: bool = flag(
+        True,
+        "compute the teacher's logits once for each image where images are not varied",
+        "distill_cache",
     )
 
     def __post_init__(self) -> None:

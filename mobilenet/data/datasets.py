@@ -82,6 +82,11 @@ class FileSplit(_Indexed):
         return tf.io.read_file(path), tf.gather(labels, item)
 
 
+def has_numbers(split: Split) -> bool:
+    """Whether the items of a split are the numbers of its images; those of records are not."""
+    return isinstance(split, _Indexed)
+
+
 def _config(dataset: DatasetConfig | str) -> DatasetConfig:
     return dataset_configs.get(dataset) if isinstance(dataset, str) else dataset
 

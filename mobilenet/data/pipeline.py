@@ -19,7 +19,7 @@ from mobilenet.configs.dataset import DatasetConfig, Preprocessing
 from mobilenet.data import datasets, decoding, service
 from mobilenet.data import preprocessing as images
 from mobilenet.data.sources import digits
-from mobilenet.data.split import Split, Steps, part_of
+from mobilenet.data.split import Split, Steps, captured, part_of
 from mobilenet.errors import UsageError
 
 _AUGMENTATION = 0x56415259  # separates the seeds of augmentation from those of the order
@@ -45,6 +45,7 @@ def load(
     input_context: tf.distribute.InputContext | None = None,
     data_service: str | None = None,
     opened: Split | None = None,
+    columns: npt.NDArray[np.float32] | None = None,
 ) -> tf.data.Dataset:
     """Opens a split of a data set.
 
@@ -75,6 +76,8 @@ def load(
             training images. Each batch is that of reading here and comes once; with several
             workers the order of batches depends on them.
         opened: the split, if `datasets.open_split` has opened it already.
+        columns: of training images that have numbers (see `datasets.has_numbers`), without a
+            service: `[images, columns]`, appended to the labels, which become float32.
 
     Returns:
         Batches of float32 `[batch, height, width, channels]` and int32 `[batch]`; with
@@ -103,11 +106,11 @@ def load(
         first = start_epoch * steps.count + start_step
         block = steps.count if data_service is None else min(steps.count, _SERVICE_STEPS)
         batches = _training(
-            opened, config, size, channels, scaling, steps, seed, first, block, calls
+            opened, config, size, channels, scaling, steps, seed, first, block, calls, columns
         )
         if data_service is not None:
             batches = service.distribute(batches, data_service)
-        mapper = _finish_training(config, opened, size, channels, scaling, seed, steps)
+        mapper = _finish_training(config, opened, size, channels, scaling, seed, steps, columns)
         batches = batches.map(mapper, calls, deterministic=True)
     else:
         context = input_context or tf.distribute.InputContext()
@@ -168,6 +171,7 @@ def _training(
     first: int,
     block: int,
     calls: Any,
+    columns: npt.NDArray[np.float32] | None = None,
 ) -> tf.data.Dataset:
     """The batches from step `first` of all epochs on: numbers, and items or pixels and labels.
 
@@ -203,7 +207,7 @@ def _training(
             tf.stack([tf.constant(key, tf.int64), position]),
             position < steps.count * steps.batch_size,
         )
-        return number, pixels, label
+        return number, pixels, _append(columns, item, label)
 
     varied = numbered.map(image, calls, deterministic=True)
     return varied.batch(steps.replica_batch, drop_remainder=True)
@@ -217,6 +221,7 @@ def _finish_training(
     scaling: Preprocessing,
     seed: int,
     steps: Steps,
+    columns: npt.NDArray[np.float32] | None = None,
 ) -> Any:
     """The function applied to a whole batch: turns images; enlarges, varies and scales digits.
 
@@ -235,10 +240,10 @@ def _finish_training(
         cells, labels = opened.read(items)
         step, part = steps.part(numbers[0])
         seeds = tf.random.split(_seed(seed, step), 3)
-        rows = tf.constant(digits.interpolation(size[0]), tf.float32)
-        columns = tf.constant(digits.interpolation(size[1]).T, tf.float32)
+        vertical = tf.constant(digits.interpolation(size[0]), tf.float32)
+        horizontal = tf.constant(digits.interpolation(size[1]).T, tf.float32)
         ink = tf.cast(cells, tf.float32) * (255 / digits.LEVELS)
-        pixels = tf.matmul(rows, tf.matmul(ink, columns))[..., None]
+        pixels = tf.matmul(vertical, tf.matmul(ink, horizontal))[..., None]
         if images.has_geometric_augmentation(config) or config.area_min < 1:
             options: dict[str, Any] = {"crop": True, "fill": "CONSTANT", "part": part}
             pixels = images.random_affine(pixels, config, seeds[0], **options)
@@ -246,9 +251,21 @@ def _finish_training(
             pixels = tf.image.stateless_random_flip_left_right(pixels, seeds[1])
         if config.color:
             pixels = images.adjust_brightness(pixels, config.color, seeds[2], part)
-        return images.normalize(tf.repeat(pixels, channels, axis=-1), scaling), labels
+        inputs = images.normalize(tf.repeat(pixels, channels, axis=-1), scaling)
+        return inputs, _append(columns, items, labels)
 
     return augment_digits if isinstance(opened, datasets.DigitSplit) else augment_images
+
+
+def _append(
+    columns: npt.NDArray[np.float32] | None, items: tf.Tensor, labels: tf.Tensor
+) -> tf.Tensor:
+    """Labels with the columns of their images, of one item or a batch."""
+    if columns is None:
+        return labels
+    own = tf.gather(captured(columns), items)
+    shape = tf.concat([tf.shape(items), [-1]], 0)
+    return tf.concat([tf.reshape(tf.cast(labels, tf.float32), shape), own], -1)
 
 
 def _evaluation(

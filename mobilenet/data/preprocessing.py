@@ -334,6 +334,12 @@ def has_geometric_augmentation(config: DatasetConfig) -> bool:
     return any((config.rotation, config.shift, config.zoom, config.shear))
 
 
+def is_varied(config: DatasetConfig) -> bool:
+    """Whether a training image may differ from one epoch to the next."""
+    of_photos = config.flip or config.color or config.area_min < 1
+    return bool(of_photos) or has_geometric_augmentation(config)
+
+
 def random_affine(
     batch: tf.Tensor,
     config: DatasetConfig,

@@ -71,6 +71,12 @@ class Learner(tf_keras.Model):
             y = self.teacher.append_targets(y, x, maps)
         return super().compute_loss(x, y, y_pred, sample_weight)
 
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> dict[str, Any]:
+        if self.teacher is not None:
+            y = self.teacher.labels_of(y, y_pred.shape[1])
+        logs: dict[str, Any] = super().compute_metrics(x, y, y_pred, sample_weight)
+        return logs
+
     def build_metrics(self) -> list[Any]:
         """Creates the running metrics of an epoch, as the first step does; returns variables."""
         self.compiled_loss.build(self.model.output)

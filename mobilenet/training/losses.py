@@ -50,12 +50,14 @@ class Teacher:
         weight: share of distillation in the loss.
         temperature: divides the logits of both models.
         features: what else is compared.
+        is_cached: labels come with the logits, as `append_targets` returns them.
     """
 
     predict: Callable[[tf.Tensor], tf.Tensor]
     weight: float
     temperature: float
     features: Features | None = None
+    is_cached: bool = False
 
     def append_targets(self, labels: Any, images: Any, maps: Maps = ()) -> tf.Tensor:
         """Labels and what the teacher makes of the images as one target of `distillation_loss`.
@@ -69,6 +71,8 @@ class Teacher:
             float32 `[batch, 1 + classes]`: the label, then the logits; `[batch, 2 * labels]` of
             several labels an image. With feature maps their distance is in a column before these.
         """
+        if self.is_cached:
+            return labels
         own: Maps = ()
         if self.features is None:
             logits = self.predict(images)
@@ -80,6 +84,10 @@ class Teacher:
             distance = self.features.compare(maps, [tf.stop_gradient(values) for values in own])
             columns.insert(0, distance[:, None])
         return tf.concat(columns, axis=1)
+
+    def labels_of(self, targets: Any, classes: int) -> Any:
+        """The labels of targets that come with cached logits; other targets are labels."""
+        return targets[:, :-classes] if self.is_cached else targets
 
 
 def cross_entropy(classes: int, smoothing: float) -> Loss:

@@ -48,7 +48,7 @@ from mobilenet.training import (
     trackers,
 )
 from mobilenet.training.compression import frozen_kernels_warning
-from mobilenet.training.distillation import teachers
+from mobilenet.training.distillation import cached_outputs, teachers
 from mobilenet.training.distillation.teacher_model import TeacherModel
 from mobilenet.training.latency import measure_latency
 from mobilenet.training.resolve_config import steps_per_epoch
@@ -362,10 +362,7 @@ class Pipeline:
         job = self._job(part, config)
         self._explain_validation(part, config, job.steps_per_epoch)
         if teacher is not None:
-            copy = teacher.teacher(
-                self.config.distillation, self.preprocessing, self.config.channels
-            )
-            job = dataclasses.replace(job, teacher=copy)
+            job = self._distilled(job, config, teacher)
         left_out = self.info.sizes["train"] % self._batch(config)
         log.info(
             "%s: %s images, %d steps an epoch, %d epochs%s%s",
@@ -385,6 +382,28 @@ class Pipeline:
         explained = arrays.explain_errors(self.config.dataset, "train", "validation")
         with explained, strategy.ended_workers(self.strategy):
             return model, engine.fit(model, method, job)
+
+    def _distilled(self, job: engine.Job, config: TrainConfig, model: TeacherModel) -> engine.Job:
+        """The job with a teacher, whose outputs are computed before where no image is varied."""
+        distillation = self.config.distillation
+        teacher = model.teacher(distillation, self.preprocessing, self.config.channels)
+        job = dataclasses.replace(job, teacher=teacher)
+        if not distillation.cache or teacher.features is not None:
+            return job
+        table = cached_outputs.compute(
+            teacher.predict, self.data, self.info.sizes["train"], job.classes
+        )
+        if table is None:
+            return job
+
+        def training(
+            start: int, context: tf.distribute.InputContext | None = None
+        ) -> tf.data.Dataset:
+            batch = self._batch(config)
+            return self.data.dataset("train", batch, start, context=context, columns=table)
+
+        teacher = dataclasses.replace(teacher, is_cached=True)
+        return dataclasses.replace(job, training=training, teacher=teacher)
 
     def _explain_validation(self, part: Part, config: TrainConfig, steps_per_epoch: int) -> None:
         """Says why the first epochs of a model from scratch look as if it did not learn."""

@@ -11,7 +11,7 @@ import tensorflow as tf
 from mobilenet import data
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.run import RunConfig
-from mobilenet.data import arrays, datasets
+from mobilenet.data import arrays, datasets, preprocessing
 from mobilenet.data.in_memory import evenly_spaced
 from mobilenet.data.split import Split
 
@@ -21,11 +21,11 @@ class RunData:
 
     Args:
         config: of the run.
-        preprocessing: how pixels become inputs.
+        scaling: how pixels become inputs.
     """
 
-    def __init__(self, config: RunConfig, preprocessing: Preprocessing) -> None:
-        self.config, self.preprocessing = config, preprocessing
+    def __init__(self, config: RunConfig, scaling: Preprocessing) -> None:
+        self.config, self.preprocessing = config, scaling
         self._opened: dict[str, tf.data.Dataset] = {}
         self._held_out: dict[str, Split] = {}
 
@@ -36,6 +36,7 @@ class RunData:
         start: int | None = None,
         data_service: str | None = None,
         context: tf.distribute.InputContext | None = None,
+        columns: npt.NDArray[np.float32] | None = None,
     ) -> tf.data.Dataset:
         """Batches of a split; held-out ones are cached, as opening decodes image folders.
 
@@ -45,6 +46,7 @@ class RunData:
             start: step to begin training with; held-out batches without.
             data_service: address of a tf.data service.
             context: of the worker that reads its part of each step.
+            columns: of training, see `data.load`.
         """
         if start is None and split in self._opened:
             return self._opened[split]
@@ -61,10 +63,25 @@ class RunData:
             input_context=context,
             data_service=data_service,
             opened=self._split(split) if start is None else None,
+            columns=columns,
         )
         if start is None:
             self._opened[split] = batches
         return batches
+
+    def numbered_images(self, batch: int) -> tf.data.Dataset | None:
+        """Each training image once, in batches with their numbers `[batch]` as float32; `None`
+        where images are varied, are read by a service, or have no numbers.
+        """
+        config = self.config
+        if preprocessing.is_varied(config.dataset) or config.data_service is not None:
+            return None
+        split = datasets.open_split(config.dataset, "train")
+        if not datasets.has_numbers(split):
+            return None
+        numbers = np.arange(split.size, dtype=np.float32)[:, None]
+        each = self.dataset("train", 1, 0, columns=numbers).take(split.size).unbatch()
+        return each.map(lambda image, label: (image, label[-1])).batch(batch)
 
     def _split(self, name: str) -> Split:
         """A held-out split."""
