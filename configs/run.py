@@ -24,6 +24,8 @@ FLOAT32 = "float32"
 PRECISIONS = (FLOAT32, "mixed_float16", "mixed_bfloat16")
 STRATEGIES = ("none", "mirrored", "multi_worker", "tpu")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
+_OF_TRAINED_LAYERS = ("freeze", "head_epochs", "freeze_batch_norm")
+_STAGE_FLAGS = ("epochs", "lr", "keep_best", "early_stopping")  # with the prefix of a stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +127,8 @@ class RunConfig(Config):
         STAGES, "which of " + ",".join(STAGES) + " to run, in that order", choices=STAGES
     )
     train: TrainConfig = nested(TrainConfig())
-    prune: TrainConfig = nested(TrainConfig(), "prune_", ("epochs", "lr", "keep_best"))
-    quantize: TrainConfig = nested(TrainConfig(), "quantize_", ("epochs", "lr", "keep_best"))
+    prune: TrainConfig = nested(TrainConfig(), "prune_", _STAGE_FLAGS)
+    quantize: TrainConfig = nested(TrainConfig(), "quantize_", _STAGE_FLAGS)
     pruning: MagnitudePruning | ChannelPruning | DnsPruning | TfmotPruning = nested(
         MagnitudePruning(), classes=PRUNING, help="how to prune"
     )
@@ -184,6 +186,18 @@ class RunConfig(Config):
             raise UsageError(
                 "stages", ",".join(self.stages), f"stages in the order {','.join(STAGES)}"
             )
+        self._check_freezing()
+
+    def _check_freezing(self) -> None:
+        """Checks that layers which training leaves as they are have been trained before."""
+        is_new = isinstance(self.model, MobileNetConfig) and self.init_checkpoint is None
+        if not is_new or "train" not in self.stages:
+            return
+        for field in dataclasses.fields(TrainConfig):
+            value = getattr(self.train, field.name)
+            if field.name in _OF_TRAINED_LAYERS and value != field.default:
+                remedy = "give `init_checkpoint`"
+                raise UsageError(field.name, value, "a model that starts from weights", remedy)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

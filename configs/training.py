@@ -10,6 +10,8 @@ from .base import MAX_BATCH, Config, flag
 
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam", "adamw")
 SCHEDULERS = ("exponential", "stepwise", "cosine", "constant")
+BEST_METRICS = ("top1", "top5", "loss", "auc", "f1")
+NO_FREEZE, BACKBONE, STRIDE = "none", "backbone", "stride_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +31,24 @@ class TrainConfig(Config):
             and saved; 0 is off. Early on it is lowered to (1 + step) / (10 + step).
         batch_size: images a step and replica.
         keep_best: the stage ends with the (averaged) weights of the epoch of the best validation
-            top-1, the lower loss deciding between equals; only epochs after which its method has
+            metric, the lower loss deciding between equals; only epochs after which its method has
             reached its target count.
+        best_metric: of the validation images, which selects the best epoch; `None` is top-1, of
+            several labels an image the AUC. `auc` and `f1` (means over the labels) are those of a
+            sigmoid.
+        early_stopping: the stage ends after so many epochs without a better one, and with the
+            weights of the best; 0 trains all epochs. The learning rate follows the schedule of all
+            `epochs`.
+        freeze: layers that the optimizer does not move, and whose batch norms run in inference
+            mode: `backbone` is every layer but the classifier; `stride_8` every layer up to the
+            last map of that stride (`mobilenet.end_points`); else every layer up to and including
+            the one of that name.
+        head_epochs: at first so many of the epochs train the classifier alone, at the rate `lr`, as
+            if the backbone were frozen. Then the optimizer starts anew, and the schedule runs over
+            the remaining epochs. A classifier that is still random would send large gradients into
+            trained layers.
+        freeze_batch_norm: all batch norms run in inference mode; statistics, gains and offsets stay
+            as they are.
     """
 
     epochs: int = flag(30, "epochs to train", least=0, integer=True)
@@ -62,8 +80,51 @@ class TrainConfig(Config):
     ma_decay_rate: float = flag(0.0, "decay of the averaged weights; 0 is off", least=0, below=1)
     decoupled_weight_decay: float = flag(0.0, "weight decay of adamw", least=0)
     keep_best: bool = flag(False, "end with the weights of the best epoch on validation images")
+    best_metric: str | None = flag(
+        None,
+        "what selects the best epoch: " + ", ".join(BEST_METRICS) + "; by default top1, or auc of "
+        "several labels an image",
+        choices=BEST_METRICS,
+    )
+    early_stopping: int = flag(
+        0,
+        "end after so many epochs without a better one, with the best; 0 is off",
+        least=0,
+        integer=True,
+    )
+    freeze: str = flag(
+        NO_FREEZE,
+        "layers that are not trained: none, backbone (all but the classifier), stride_8 (up to the "
+        "last map of that stride), or up to a layer of that name",
+    )
+    head_epochs: int = flag(
+        0, "of the epochs, those that train the classifier alone, at first", least=0, integer=True
+    )
+    freeze_batch_norm: bool = flag(False, "batch norms run in inference mode and are not trained")
+
+    @property
+    def selects_best(self) -> bool:
+        """Whether the stage ends with the weights of its best epoch."""
+        return self.keep_best or self.early_stopping > 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_freezing()
+        if self.best_metric is not None and not self.selects_best:
+            expected = "a stage that ends with its best epoch"
+            raise UsageError("best_metric", self.best_metric, expected, "set `keep_best` too")
         if list(self.lr_boundaries) != sorted(set(self.lr_boundaries)):
             raise UsageError("lr_boundaries", self.lr_boundaries, "epochs in rising order")
+
+    def _check_freezing(self) -> None:
+        stride = self.freeze.removeprefix(STRIDE)
+        if self.freeze.startswith(STRIDE) and not stride.isdecimal():
+            raise UsageError("freeze", self.freeze, f"{STRIDE} and a number, as in {STRIDE}8")
+        if not self.head_epochs:
+            return
+        if self.head_epochs > self.epochs:
+            expected = f"at most {self.epochs}, the epochs of the stage"
+            raise UsageError("head_epochs", self.head_epochs, expected)
+        if self.freeze == BACKBONE:
+            expected = "0 where the backbone is frozen in all epochs"
+            raise UsageError("head_epochs", self.head_epochs, expected, "leave one of them out")

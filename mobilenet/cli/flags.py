@@ -36,7 +36,7 @@ _MAIN = frozenset(
         *("epochs", "batch_size", "optimizer_name", "learning_scheduler_name", "lr"),
         *("label_smoothing", "activation", "ma_decay_rate", "seed"),
         *("pruning", "prune_epochs", "final_sparsity", "quantization", "quantize_epochs"),
-        *("keep_best", "distill"),
+        *("keep_best", "early_stopping", "freeze", "head_epochs", "distill"),
         *("stages", "distribution_strategy", "mixed_precision"),
     }
 )

@@ -43,7 +43,11 @@ def end_points(model: Any) -> dict[int, Any]:
         flatten.check_functional(model)
         if flatten.has_nested(model):
             model = CallList(model).call_again()
-    graph = Graph(model)
+    return of_graph(Graph(model))
+
+
+def of_graph(graph: Graph) -> dict[int, Any]:
+    """The last feature map at each stride, in the model of the graph itself."""
     strides: dict[int, int] = {}
     tensors: dict[int, Any] = {}
     for layer in graph.layers:

@@ -24,6 +24,7 @@ from mobilenet.training import compiled_step, interruption, losses, random_state
 from mobilenet.training.best_weights import BestWeights
 from mobilenet.training.compression import prepare_step
 from mobilenet.training.ema import Average
+from mobilenet.training.freezing import Freezing
 from mobilenet.training.learner import Learner
 from mobilenet.training.resume import Checkpoints, Position, Row, newest_state
 from mobilenet.training.schedules import LearningRate, create_optimizer
@@ -107,10 +108,9 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
             XLA does not compile the model.
         KeyboardInterrupt: after Ctrl-C; as on SIGTERM, the state was saved after the last step.
     """
-    rate = LearningRate(job.config, job.steps_per_epoch)
-    optimizer = create_optimizer(job.config, rate)
+    freezing = Freezing(model, job.config, job.steps_per_epoch)
     average = Average(model, job.config.ma_decay_rate)
-    best = BestWeights(model) if job.config.keep_best else None
+    best = BestWeights(model, job.config.best_metric) if job.config.selects_best else None
     of_labels = losses.binary_cross_entropy if job.activation == SIGMOID else losses.cross_entropy
     loss = of_labels(job.classes, job.config.label_smoothing)
     if job.teacher is not None:
@@ -125,13 +125,16 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
         average.update(average_step(step, method), pruned=method is not None)
 
     learner = Learner(model, after_update, job.teacher, job.jit_compile)
+    learner.frozen = freezing.frozen_at(freezing.head_steps)
+    restarted_at = learner.restarted_at if freezing.head_steps else None
+    rate = LearningRate(job.config, job.steps_per_epoch, restarted_at)
     learner.compile(
-        optimizer=optimizer,
+        optimizer=create_optimizer(job.config, rate),
         loss=loss,
         metrics=[_accuracy(job)],
         steps_per_execution=job.steps_per_execution,
     )
-    learner.optimizer.build(model.trainable_variables)
+    learner.optimizer.build(learner.trainable_variables)
     running = learner.build_metrics()
     objects = {
         "model": model,
@@ -140,6 +143,7 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
         "metrics": running,
         "method": method,
         "best": best,
+        "restarted_at": restarted_at,
     }
     objects = {name: value for name, value in objects.items() if value is not None}
     is_chief = strategy.worker_of(tf.distribute.get_strategy()).is_chief
@@ -147,10 +151,13 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
     position = checkpoints.restore()
     _check_position(position, job)
     with interruption.Interruption() as signals:
-        epochs = _Epochs(learner, method, average, best, job, rate, position, running, signals)
+        epochs = _Epochs(
+            learner, method, average, best, freezing, job, rate, position, running, signals
+        )
         states = _States(epochs, checkpoints)
-        with random_state.drawn_by_step(model, job.seed, learner.optimizer.iterations):
+        with random_state.drawn_by_step(model, job.seed, lambda: learner.step):
             _run_epochs(learner, job, epochs, states)
+    freezing.undo()
     average.assign()
     return epochs.rows if best is None else _restore_best(best, job, epochs.rows)
 
@@ -183,7 +190,7 @@ def _run_epochs(learner: Learner, job: Job, epochs: _Epochs, states: _States) ->
             callbacks.on_epoch_end(epoch, logs)
             epochs.first_step = 0
         learner.start = (len(epochs.rows), epochs.first_step)
-        if len(epochs.rows) < job.config.epochs:
+        if len(epochs.rows) < job.config.epochs and not epochs.is_over():
             with compiled_step.explained_errors() if job.jit_compile else contextlib.nullcontext():
                 learner.fit(
                     _batches(job, states.step),
@@ -217,13 +224,14 @@ def _restore_best(best: BestWeights, job: Job, rows: list[Row]) -> list[Row]:
     """Puts the best weights in the model and marks the row of their epoch; the last one without."""
     epoch = best.restore() or len(rows)
     if rows:
-        top1 = rows[epoch - 1]["val_top1"]
+        row = rows[epoch - 1]
         log.info(
-            "%s: restored the weights of the best epoch, %d of %d, validation top-1 %0.2f %%",
+            "%s: restored the weights of the best epoch, %d of %d, validation top-1 %0.2f %%%s",
             job.name,
             epoch,
             len(rows),
-            top1,
+            row["val_top1"],
+            f", best by {best.metric}" if best.metric else "",
         )
     return [{**row, "kept": int(row["epoch"] == epoch)} for row in rows]
 
@@ -247,6 +255,7 @@ class _Epochs(tf_keras.callbacks.Callback):
         method: Method | None,
         average: Average,
         best: BestWeights | None,
+        freezing: Freezing,
         job: Job,
         rate: LearningRate,
         position: Position,
@@ -255,7 +264,7 @@ class _Epochs(tf_keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.learner, self.method, self.average, self.best = learner, method, average, best
-        self.job, self.rate, self.signals = job, rate, signals
+        self.freezing, self.job, self.rate, self.signals = freezing, job, rate, signals
         self.infer = inference.compile_model(learner.model)
         self.is_alone = strategy.worker_of(tf.distribute.get_strategy()).count == 1
         self.rows = list(position.rows)
@@ -283,10 +292,19 @@ class _Epochs(tf_keras.callbacks.Callback):
             self._prepare_step(self.done + batch)
 
     def _prepare_step(self, step: int) -> None:
-        if self.method is None:
-            return
-        if prepare_step(self.method, self.learner, step):
+        changed = self._set_frozen(step)
+        if self.method is not None:
+            changed = prepare_step(self.method, self.learner, step) or changed
+        if changed:
             self.learner.make_train_function(force=True)
+
+    def _set_frozen(self, step: int) -> bool:
+        """Freezes what the next update leaves as it is; returns whether that has changed."""
+        head_steps = self.freezing.head_steps
+        if 0 < head_steps <= step and not self.learner.restarted_at.numpy():
+            self.learner.restart_optimizer()
+        before, self.learner.frozen = self.learner.frozen, self.freezing.frozen_at(step)
+        return before != self.learner.frozen
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs = logs if logs is not None else {}
@@ -307,7 +325,7 @@ class _Epochs(tf_keras.callbacks.Callback):
             "top1": round(100 * float(logs["top1"]), 3),
             "val_loss": round(held_out.loss, 5),
             "val_top1": round(held_out.top1, 3),
-            "lr": float(self.rate(epoch * self.job.steps_per_epoch)),
+            "lr": float(self.rate.at(epoch * self.job.steps_per_epoch)),
             "seconds": round(seconds, 2),
         }
         figures = {"val_auc": held_out.auc, "val_f1": held_out.f1}
@@ -316,6 +334,25 @@ class _Epochs(tf_keras.callbacks.Callback):
         self.rows.append(row)
         self.first_step = 0
         logs.update(row)
+        if self.is_over():
+            assert self.best is not None
+            self.model.stop_training = True
+            if len(self.rows) < self.job.config.epochs:
+                log.info(
+                    "%s: ends after epoch %d of %d: the last %d were no better than epoch %d",
+                    *(self.job.name, len(self.rows), self.job.config.epochs),
+                    *(self.job.config.early_stopping, int(self.best.epoch.numpy())),
+                )
+
+    def is_over(self) -> bool:
+        """Whether training stops early; all workers call it at the same point."""
+        patience = self.job.config.early_stopping
+        if not patience:
+            return False
+        assert self.best is not None
+        best = int(self.best.epoch.numpy())  # 0 until the method has reached its target
+        stops = 0 < best <= len(self.rows) - patience
+        return strategy.any_worker(tf.distribute.get_strategy(), stops)[0]
 
     def _sparsity(self, step: int) -> Row:
         sparsity = None if self.method is None else self.method.sparsity(step)
@@ -344,7 +381,7 @@ class _Epochs(tf_keras.callbacks.Callback):
         stage = self.job.name.partition("_")[0]  # `prune_2` is of the stage `prune`
         lr = f"`{stage}.lr={self.job.config.lr / 10:g}`"
         epoch = (step - 1) // self.job.steps_per_epoch + 1
-        rate = float(self.rate(step - 1))
+        rate = float(self.rate.at(step - 1))
         state = newest_state(self.job.checkpoints)
         last = f"; the last good state is {state}" if state else ""
         raise UsageError(

@@ -22,6 +22,8 @@ class Learner(tf_keras.Model):
         teacher: adds its outputs to the targets of every batch; `None` trains on labels alone.
         statistics_frozen: training steps run in inference mode, so that batch-norm statistics
             stay as they are; a change takes effect with a new trace.
+        frozen: ids of variables that are not trained now; a change takes effect with a new trace.
+        restarted_at: updates before the optimizer started anew; 0 if it has not.
         start: epoch, and step in it, with which `fit` begins.
         bad_step: number of the first update of this process after which the mean loss of the epoch
             was no finite number; 0 if there is none.
@@ -44,10 +46,28 @@ class Learner(tf_keras.Model):
         if teacher is not None and teacher.features is not None:
             self._student = features.Student(model, teacher.features.of_student(model))
         self.statistics_frozen = False
+        self.frozen: frozenset[int] = frozenset()
+        self.restarted_at = variables.state_variable(tf.zeros([], tf.int64), "restarted_at")
         self.start = (0, 0)
         # Metrics are those of all replicas already; Keras would add them up over workers.
         self.distribute_reduction_method = "first"
         self.bad_step = variables.state_variable(tf.zeros([], tf.int64), "bad_step")
+
+    @property
+    def step(self) -> tf.Tensor:
+        """Number of updates so far, int64."""
+        return self.optimizer.iterations + self.restarted_at
+
+    @property
+    def trainable_weights(self) -> list[Any]:
+        return [w for w in self.model.trainable_weights if id(w) not in self.frozen]
+
+    def restart_optimizer(self) -> None:
+        """Sets the optimizer's moments and its number of updates to zero."""
+        self.restarted_at.assign(self.step)
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)  # of a loss scale
+        for variable in optimizer.variables:
+            variable.assign(tf.zeros_like(variable))
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         updates_statistics = bool(training) and not self.statistics_frozen
@@ -58,7 +78,7 @@ class Learner(tf_keras.Model):
     def train_step(self, data: Any) -> dict[str, Any]:
         update = super().train_step
         logs = compiled_step.train_step(self, update, data) if self.jit else dict(update(data))
-        step = tf.identity(self.optimizer.iterations)
+        step = self.step
         self.after_update(step)
         variables.update(self.bad_step, _note_first, [step, tf.math.is_finite(logs["loss"])])
         return logs

@@ -37,7 +37,9 @@ from mobilenet.models import builder, layer_plan, saving
 from mobilenet.models.graph import batch_norm_statistics, inference, rebuild
 from mobilenet.runtime import interpreter
 from mobilenet.training import (
+    best_weights,
     engine,
+    freezing,
     initial_weights,
     own_model,
     progress,
@@ -247,9 +249,15 @@ class Pipeline:
         for split in ("validation", "test"):
             self.data.dataset(split)
         for stage in self.stages:
-            config = _METHOD_OF[stage](self.config) if stage in _METHOD_OF else None
-            if config is not None:
-                self._method(Part(stage), config).check(plain)
+            if stage not in _METHOD_OF:
+                continue
+            config = _METHOD_OF[stage](self.config)
+            method = None if config is None else self._method(Part(stage), config)
+            if method is not None:
+                method.check(plain)
+            if method is None or method.trains:
+                freezing.check(plain, getattr(self.config, stage))
+                best_weights.check_metric(getattr(self.config, stage), self.activation)
 
     def _log_own_accuracy(self, part: Part, start: Any) -> None:
         """Says how accurate the user's own model is; near chance, other classes or inputs than

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -17,7 +17,7 @@ _RandomLayer: Any = tf_keras.__internal__.layers.BaseRandomLayer
 
 
 @contextlib.contextmanager
-def drawn_by_step(model: Any, seed: int, step: tf.Variable) -> Iterator[None]:
+def drawn_by_step(model: Any, seed: int, step: Callable[[], tf.Tensor]) -> Iterator[None]:
     """Inside the block dropout, and every other random layer of Keras, draws its numbers from the
     seed, the layer, the step and the replica.
 
@@ -26,7 +26,7 @@ def drawn_by_step(model: Any, seed: int, step: tf.Variable) -> Iterator[None]:
     Args:
         model: of any layers, nested and wrapped ones too.
         seed: of the run.
-        step: number of updates so far.
+        step: returns the number of updates so far; called while a step is traced.
     """
     layers = [layer for layer in model.submodules if isinstance(layer, _RandomLayer)]
     generators = [layer._random_generator for layer in layers]
@@ -43,11 +43,11 @@ def drawn_by_step(model: Any, seed: int, step: tf.Variable) -> Iterator[None]:
             del generator.make_seed_for_stateless_op
 
 
-def _key(seed: int, layer: int, step: tf.Variable) -> tf.Tensor:
+def _key(seed: int, layer: int, step: Callable[[], tf.Tensor]) -> tf.Tensor:
     context = tf.distribute.get_replica_context()
     replica = 0 if context is None else context.replica_id_in_sync_group
     key = tf.constant([seed, _LAYERS + layer], tf.int64)
-    return tf.random.fold_in(tf.random.fold_in(key, tf.cast(step, tf.int64)), replica)
+    return tf.random.fold_in(tf.random.fold_in(key, tf.cast(step(), tf.int64)), replica)
 
 
 def enable_determinism(seed: int) -> None:

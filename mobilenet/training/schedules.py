@@ -18,21 +18,35 @@ class LearningRate(tf_keras.optimizers.schedules.LearningRateSchedule):
 
     During the first `warmup_epochs` the rate climbs linearly from 0 to `lr`; after them it follows
     the schedule, counted from the start of the stage (tensorflow/models
-    official/modeling/optimization, and the published MobileNet recipes).
+    official/modeling/optimization, and the published MobileNet recipes). It is constant in
+    `head_epochs`; both are counted from their end then, over the remaining epochs.
 
     Args:
         config: of the stage.
         steps_per_epoch: optimizer steps an epoch.
+        restarted_at: updates before the optimizer, which counts its own, started anew.
     """
 
-    def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
+    def __init__(self, config: TrainConfig, steps_per_epoch: int, restarted_at: Any = None) -> None:
         super().__init__()
         self.config = config
         self.steps_per_epoch = steps_per_epoch
+        self.restarted_at = restarted_at
 
     def __call__(self, step: Any) -> tf.Tensor:
-        config = self.config
-        epoch = tf.cast(step, tf.float32) / self.steps_per_epoch
+        return self.at(step if self.restarted_at is None else step + self.restarted_at)
+
+    def at(self, step: Any) -> tf.Tensor:
+        """The rate of the update after `step` updates of the stage."""
+        head = self.config.head_epochs
+        epoch = tf.cast(step, tf.float32) / self.steps_per_epoch - head
+        rate = self._scheduled(
+            self.config.replace(epochs=self.config.epochs - head, head_epochs=0), epoch
+        )
+        return tf.where(epoch < 0, self.config.lr, rate) if head else rate
+
+    @staticmethod
+    def _scheduled(config: TrainConfig, epoch: tf.Tensor) -> tf.Tensor:
         rate = config.lr * _FACTORS[config.learning_scheduler_name](config, epoch)
         if config.warmup_epochs > 0:
             climbing = config.lr * epoch / config.warmup_epochs

@@ -56,7 +56,7 @@ class Board(tf_keras.callbacks.TensorBoard):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_begin(epoch, logs)
-        if self.model.optimizer.iterations.numpy():  # the stage continues
+        if int(self.model.step):  # the stage continues
             return
         with self._train_writer.as_default(step=0):
             if self.config:

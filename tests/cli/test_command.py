@@ -130,6 +130,7 @@ def test_a_prefix_and_a_choice_of_fields_hold() -> None:
         "prune_epochs",
         "prune_lr",
         "prune_keep_best",
+        "prune_early_stopping",
     }
     of_data = cli.flag_specs(DatasetConfig)
     assert {s.path for s in of_data} > {"name", "data_dir"} and {s.group for s in of_data} == {

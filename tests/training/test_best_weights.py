@@ -12,14 +12,14 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 import short_training  # noqa: E402
 import small_models  # noqa: E402
-from short_training import CONFIG, STEPS, Recorder, make_job  # noqa: E402
+from short_training import CONFIG, STEPS, Recorder, Signal, make_job  # noqa: E402
 from small_models import two_layer_model  # noqa: E402
 
 from mobilenet.compression import method as methods  # noqa: E402
 from mobilenet.compression.method import Method  # noqa: E402
 from mobilenet.configs.pruning import ChannelPruning, MagnitudePruning, TfmotPruning  # noqa: E402
 from mobilenet.configs.quantization import QuantizationAwareTraining  # noqa: E402
-from mobilenet.metrics import Metrics  # noqa: E402
+from mobilenet.metrics import LabelFigures, Metrics  # noqa: E402
 from mobilenet.models.graph import variables  # noqa: E402
 from mobilenet.training import engine  # noqa: E402
 from mobilenet.training.best_weights import BestWeights  # noqa: E402
@@ -40,6 +40,66 @@ def test_top1_decides_and_of_equals_the_lower_loss() -> None:
     assert best.restore() == 5
     for weight in model.get_weights():
         np.testing.assert_array_equal(weight, 5)
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"), [("top1", 3), ("top5", 1), ("loss", 2), ("auc", 4), ("f1", 1)]
+)
+def test_any_metric_selects(metric: str, expected: int) -> None:
+    """The lower loss decides between equals."""
+    best = BestWeights(two_layer_model(), metric)
+    figures = [(50, 90, 3.0, 0.5, 0.9), (40, 80, 1.0, 0.6, 0.2), (60, 70, 9.0, 0.7, 0.1)]
+    for epoch, (top1, top5, loss, auc, f1) in enumerate([*figures, (10, 10, 9.5, 0.8, 0.1)], 1):
+        labels = (LabelFigures(1, auc, f1), LabelFigures(1, auc, f1))
+        best.update_if_better(epoch, Metrics(top1, top5, loss, 9, labels))
+    assert int(best.epoch) == expected
+
+
+STOPPING = CONFIG.replace(epochs=12, lr=0.3, early_stopping=2, ma_decay_rate=0.0)
+
+
+@pytest.mark.parametrize("metric", [None, "loss"])
+def test_a_stage_ends_after_epochs_without_a_better_one(metric: str | None, tmp_path: Path) -> None:
+    config = STOPPING.replace(best_metric=metric)
+    model = two_layer_model()
+    whole = engine.fit(
+        model, None, make_job(tmp_path / "all", config.replace(early_stopping=0, keep_best=True))
+    )
+
+    def key(row: Any) -> Any:
+        loss = -row["val_loss"]
+        return loss if metric == "loss" else (row["val_top1"], loss)
+
+    last = next(
+        n
+        for n in range(1, 13)
+        if n == 12 or max(whole[:n], key=key)["epoch"] <= n - config.early_stopping
+    )
+    assert 3 <= last < 12
+    model, watch = two_layer_model(), Recorder()
+    rows = engine.fit(model, None, make_job(tmp_path / "early", config, watch))
+    best = max(rows, key=key)["epoch"]
+    assert [row["val_loss"] for row in rows] == [row["val_loss"] for row in whole[:last]]
+    assert [row["epoch"] for row in rows if row["kept"]] == [best] == [last - 2]
+    for weight, then in zip(model.get_weights(), watch.weights[best * STEPS - 1], strict=True):
+        np.testing.assert_array_equal(weight, then)
+    for step in (last * STEPS - 1, last * STEPS):  # the second is after the last step
+        again = two_layer_model()
+        folder = tmp_path / str(step)
+        with pytest.raises(KeyboardInterrupt):
+            engine.fit(again, None, make_job(folder, config, Signal(step)))
+        continued = engine.fit(again, None, make_job(folder, config))
+        assert [row["val_loss"] for row in continued] == [row["val_loss"] for row in rows]
+        for own, expected in zip(again.get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_array_equal(own, expected)
+
+
+def test_a_stage_does_not_end_before_its_target_is_reached(tmp_path: Path) -> None:
+    model = two_layer_model()
+    config = STOPPING.replace(epochs=8, lr=1e-30, freeze_batch_norm=True)  # all are equal
+    assert len(engine.fit(model, None, make_job(tmp_path / "one", config))) == 3
+    method = ClassBiasMethod(model, 4 * STEPS)
+    assert len(engine.fit(model, method, make_job(tmp_path / "two", config))) == 6
 
 
 class ClassBiasMethod(Method):

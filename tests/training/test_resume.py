@@ -412,7 +412,7 @@ def test_random_layers_draw_by_seed_layer_and_step() -> None:
     config, ones, step = model.get_config(), tf.ones((2, 1000)), tf.Variable(0, dtype=tf.int64)
 
     def draw(seed: int, number: int) -> list[Any]:
-        with random_state.drawn_by_step(model, seed, step):
+        with random_state.drawn_by_step(model, seed, lambda: step):
             step.assign(number)
             return [value.numpy() for value in tf.function(model)(ones, training=True)]
 
