@@ -65,7 +65,8 @@ class Learner(tf_keras.Model):
     def restart_optimizer(self) -> None:
         """Sets the optimizer's moments and its number of updates to zero."""
         self.restarted_at.assign(self.step)
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)  # of a loss scale
+        optimizer: Any = self.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a loss scale
         for variable in optimizer.variables:
             variable.assign(tf.zeros_like(variable))
 
