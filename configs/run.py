@@ -187,6 +187,10 @@ class RunConfig(Config):
                 "stages", ",".join(self.stages), f"stages in the order {','.join(STAGES)}"
             )
         self._check_freezing()
+        for stage in ("train", "prune", "quantize"):
+            parts = getattr(self, stage).accumulation_steps
+            if self.jit_compile and parts > 1:
+                raise UsageError("accumulation_steps", parts, "1 with `jit_compile`")
 
     def _check_freezing(self) -> None:
         """Checks that layers which training leaves as they are have been trained before."""

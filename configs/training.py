@@ -8,7 +8,7 @@ from mobilenet.errors import UsageError
 
 from .base import MAX_BATCH, Config, flag
 
-OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam", "adamw")
+OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam", "adamw", "lion", "lamb")
 SCHEDULERS = ("exponential", "stepwise", "cosine", "constant")
 BEST_METRICS = ("top1", "top5", "loss", "auc", "f1")
 NO_FREEZE, BACKBONE, STRIDE = "none", "backbone", "stride_"
@@ -29,7 +29,17 @@ class TrainConfig(Config):
         op_epsilon: epsilon of rmsprop and adam; 0.002 is the MobileNetV3 recipe's.
         ma_decay_rate: decay of the moving average of the weights, which then is what is evaluated
             and saved; 0 is off. Early on it is lowered to (1 + step) / (10 + step).
-        batch_size: images a step and replica.
+        batch_size: images at a time on a replica; with `accumulation_steps` several of these make
+            one step.
+        accumulation_steps: batches whose mean gradient makes one update: batches of 32 with 4 are
+            steps of 128 images in the memory of 32. Batch norms see 32 images.
+        clip_norm: longer gradients of all weights together are scaled to this norm; 0 is off.
+        decoupled_weight_decay: share of each kernel that is subtracted at each step, times the
+            learning rate (arXiv 1711.05101); biases and the gains and offsets of norms do not
+            decay. `lamb` has it inside of its norm. The model's own `weight_decay` is an L2 in the
+            loss, which optimizers with moments scale: with both, kernels decay twice.
+        layer_decay: factor on the learning rate from each block to the one before it: 0.8 moves
+            early layers less than late ones; 1 is off.
         keep_best: the stage ends with the (averaged) weights of the epoch of the best validation
             metric, the lower loss deciding between equals; only epochs after which its method has
             reached its target count.
@@ -62,10 +72,13 @@ class TrainConfig(Config):
     )
     optimizer_name: str = flag("rmsprop", ", ".join(OPTIMIZERS), choices=OPTIMIZERS)
     op_momentum: float = flag(
-        0.9, "momentum of momentum and rmsprop, beta 1 of adam and adamw", least=0, below=1
+        0.9,
+        "momentum of momentum and rmsprop, beta 1 of adam, adamw, lion and lamb",
+        least=0,
+        below=1,
     )
     op_decay_rate: float = flag(0.9, "decay of the squared gradients in rmsprop", least=0, below=1)
-    op_epsilon: float = flag(0.002, "epsilon of rmsprop, adam and adamw", above=0)
+    op_epsilon: float = flag(0.002, "epsilon of rmsprop, adam, adamw and lamb", above=0)
     learning_scheduler_name: str = flag("exponential", ", ".join(SCHEDULERS), choices=SCHEDULERS)
     lr: float = flag(0.008, "peak learning rate", above=0, remedy="common values are 0.001 to 0.1")
     lr_decay_rate: float = flag(
@@ -78,7 +91,20 @@ class TrainConfig(Config):
         0.0, "share of the label spread over all classes", least=0, below=1
     )
     ma_decay_rate: float = flag(0.0, "decay of the averaged weights; 0 is off", least=0, below=1)
-    decoupled_weight_decay: float = flag(0.0, "weight decay of adamw", least=0)
+    decoupled_weight_decay: float = flag(
+        0.0, "weight decay of kernels, outside of the loss, times the learning rate", least=0
+    )
+    accumulation_steps: int = flag(
+        1,
+        "batches whose mean gradient makes one update",
+        least=1,
+        most=MAX_BATCH,
+        integer=True,
+    )
+    clip_norm: float = flag(0.0, "greatest norm of the gradients of all weights; 0 is off", least=0)
+    layer_decay: float = flag(
+        1.0, "factor on the learning rate from each block to the one before it", above=0, most=1
+    )
     keep_best: bool = flag(False, "end with the weights of the best epoch on validation images")
     best_metric: str | None = flag(
         None,
@@ -101,6 +127,11 @@ class TrainConfig(Config):
         0, "of the epochs, those that train the classifier alone, at first", least=0, integer=True
     )
     freeze_batch_norm: bool = flag(False, "batch norms run in inference mode and are not trained")
+
+    @property
+    def images_per_update(self) -> int:
+        """Of one replica."""
+        return self.batch_size * self.accumulation_steps
 
     @property
     def selects_best(self) -> bool:

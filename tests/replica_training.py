@@ -21,7 +21,7 @@ from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.configs.training import TrainConfig
 from mobilenet.configs.weight_sharing import CodebookQuantization
 from mobilenet.training import engine
-from mobilenet.training.ema import Average
+from mobilenet.training.optimization.ema import Average
 
 STEPS, BATCH = 20, 32
 CONFIG = TrainConfig(

@@ -23,11 +23,13 @@ from mobilenet.models.graph import inference, variables
 from mobilenet.training import compiled_step, interruption, losses, random_state, strategy
 from mobilenet.training.best_weights import BestWeights
 from mobilenet.training.compression import prepare_step
-from mobilenet.training.ema import Average
 from mobilenet.training.freezing import Freezing
 from mobilenet.training.learner import Learner
+from mobilenet.training.optimization import layer_decay
+from mobilenet.training.optimization.ema import Average
+from mobilenet.training.optimization.learning_rate import LearningRate
+from mobilenet.training.optimization.optimizers import create_optimizer
 from mobilenet.training.resume import Checkpoints, Position, Row, newest_state
-from mobilenet.training.schedules import LearningRate, create_optimizer
 
 log = logging.getLogger("mobilenet")
 _STEPS_PER_CHECK = 50  # of the loss: reading a value waits for the device
@@ -124,12 +126,15 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
         variables.average(local)
         average.update(average_step(step, method), pruned=method is not None)
 
-    learner = Learner(model, after_update, job.teacher, job.jit_compile)
+    accumulation = job.config.accumulation_steps
+    learner = Learner(model, after_update, job.teacher, job.jit_compile, accumulation)
     learner.frozen = freezing.frozen_at(freezing.head_steps)
     restarted_at = learner.restarted_at if freezing.head_steps else None
     rate = LearningRate(job.config, job.steps_per_epoch, restarted_at)
+    decay = job.config.layer_decay
+    factors = None if decay == 1 else layer_decay.rate_factors(model, decay)
     learner.compile(
-        optimizer=create_optimizer(job.config, rate),
+        optimizer=create_optimizer(job.config, rate, learner.trainable_variables, factors),
         loss=loss,
         metrics=[_accuracy(job)],
         steps_per_execution=job.steps_per_execution,

@@ -11,6 +11,7 @@ import tf_keras
 from mobilenet.models.graph import variables
 from mobilenet.training import compiled_step, losses
 from mobilenet.training.distillation import features
+from mobilenet.training.optimization import accumulation
 
 
 class Learner(tf_keras.Model):
@@ -28,6 +29,7 @@ class Learner(tf_keras.Model):
         bad_step: number of the first update of this process after which the mean loss of the epoch
             was no finite number; 0 if there is none.
         jit: XLA compiles the update, without `after_update`.
+        accumulation_steps: parts of a batch that are computed one after the other.
     """
 
     def __init__(
@@ -36,9 +38,10 @@ class Learner(tf_keras.Model):
         after_update: Callable[[tf.Tensor], None],
         teacher: losses.Teacher | None = None,
         jit: bool = False,
+        accumulation_steps: int = 1,
     ) -> None:
         super().__init__(name="learner")
-        self.jit = jit
+        self.jit, self.accumulation_steps = jit, accumulation_steps
         self.model = model
         self.after_update = after_update
         self.teacher = teacher
@@ -78,7 +81,10 @@ class Learner(tf_keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         update = super().train_step
-        logs = compiled_step.train_step(self, update, data) if self.jit else dict(update(data))
+        if self.accumulation_steps > 1:
+            logs = accumulation.train_step(self, data, self.accumulation_steps)
+        else:
+            logs = compiled_step.train_step(self, update, data) if self.jit else dict(update(data))
         step = self.step
         self.after_update(step)
         variables.update(self.bad_step, _note_first, [step, tf.math.is_finite(logs["loss"])])
@@ -93,10 +99,16 @@ class Learner(tf_keras.Model):
         return super().compute_loss(x, y, y_pred, sample_weight)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> dict[str, Any]:
-        if self.teacher is not None:
-            y = self.teacher.labels_of(y, y_pred.shape[1])
-        logs: dict[str, Any] = super().compute_metrics(x, y, y_pred, sample_weight)
+        del x, sample_weight
+        self.update_metrics(y, y_pred)
+        logs: dict[str, Any] = self.get_metrics_result()
         return logs
+
+    def update_metrics(self, targets: Any, logits: Any) -> None:
+        """Adds the images of a batch to the metrics."""
+        if self.teacher is not None:
+            targets = self.teacher.labels_of(targets, logits.shape[1])
+        self.compiled_metrics.update_state(targets, logits, None)
 
     def build_metrics(self) -> list[Any]:
         """Creates the running metrics of an epoch, as the first step does; returns variables."""

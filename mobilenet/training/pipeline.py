@@ -245,7 +245,7 @@ class Pipeline:
         Raises:
             UsageError: an image cannot be decoded, or a method cannot be applied to `plain`.
         """
-        self.data.dataset("train", self.config.train.batch_size, 0, self.config.data_service)
+        self.data.dataset("train", self.config.train.images_per_update, 0, self.config.data_service)
         for split in ("validation", "test"):
             self.data.dataset(split)
         for stage in self.stages:
@@ -300,7 +300,7 @@ class Pipeline:
 
     def _batch(self, config: TrainConfig) -> int:
         """Images a step, on all replicas together."""
-        return config.batch_size * int(self.strategy.num_replicas_in_sync)
+        return config.images_per_update * int(self.strategy.num_replicas_in_sync)
 
     @functools.cached_property
     def _original_channels(self) -> Mapping[str, int]:

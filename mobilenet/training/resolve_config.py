@@ -78,7 +78,7 @@ def resolve(
             "leave it out",
         )
     model = model.replace(num_classes=outputs)
-    steps = steps_per_epoch(info, config.train.batch_size)
+    steps = steps_per_epoch(info, config.train.images_per_update)
     if _is_open(model, explicit):
         default = LOADED_BATCH_NORM_DECAY if config.init_checkpoint else NEW_BATCH_NORM_DECAY
         published = model.batch_norm_decay

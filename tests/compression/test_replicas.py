@@ -25,7 +25,7 @@ from mobilenet.configs.weight_sharing import CodebookQuantization
 from mobilenet.configs.pruning import ChannelPruning, DnsPruning, MagnitudePruning, TfmotPruning
 from mobilenet.configs.quantization import QuantizationAwareTraining
 from mobilenet.export import tflite_converter as convert, freeze
-from mobilenet.training.ema import Average
+from mobilenet.training.optimization.ema import Average
 from mobilenet.training.engine import Learner
 
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

@@ -21,7 +21,7 @@ from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.evaluation import scoring  # noqa: E402
 from mobilenet.models.graph import inference  # noqa: E402
 from mobilenet.training import engine, strategy  # noqa: E402
-from mobilenet.training.ema import Average  # noqa: E402
+from mobilenet.training.optimization.ema import Average  # noqa: E402
 
 
 def test_the_average_follows_the_formula_and_the_model_ends_with_it(tmp_path: Path) -> None:

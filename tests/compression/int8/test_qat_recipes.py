@@ -29,7 +29,7 @@ from mobilenet.errors import UsageError
 from mobilenet.export import tflite_converter
 from mobilenet.tflite import model as tflite_model
 from mobilenet.training import engine
-from mobilenet.training.ema import Average
+from mobilenet.training.optimization.ema import Average
 
 EPOCH, EPOCHS, DELAY = 4, 5, 6  # quantization starts in the middle of the second epoch
 CONFIG = TrainConfig(

@@ -24,7 +24,7 @@ from mobilenet.errors import UsageError
 from mobilenet.models.builder import build
 from mobilenet.models.graph import variables
 from mobilenet.trainer import COMMAND
-from mobilenet.training.ema import Average
+from mobilenet.training.optimization.ema import Average
 
 
 def surgery(steps: int = 20, seed: int = 0, **fields: Any) -> Any:

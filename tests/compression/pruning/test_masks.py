@@ -20,7 +20,7 @@ from mobilenet.compression.pruning.unstructured.masks import Masks, keep_largest
 from mobilenet.configs.pruning import MagnitudePruning
 from mobilenet.errors import UsageError
 from mobilenet.models.graph import variables
-from mobilenet.training.ema import Average
+from mobilenet.training.optimization.ema import Average
 
 FLOATS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 FEW = st.sampled_from([0.0, -0.5, 0.5, 1.0])  # ties on purpose

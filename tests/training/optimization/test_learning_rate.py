@@ -1,4 +1,4 @@
-"""Learning rates, optimizers and the smoothed loss, against their formulas in numpy."""
+"""Learning rates and the smoothed loss, against their formulas in numpy."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 
 from mobilenet.configs.training import TrainConfig  # noqa: E402
-from mobilenet.training import losses, schedules  # noqa: E402
-from mobilenet.training.schedules import LearningRate  # noqa: E402
+from mobilenet.training import losses  # noqa: E402
+from mobilenet.training.optimization.learning_rate import LearningRate  # noqa: E402
 
 STEPS = 7  # an epoch; no divisor of the periods below
 EPOCHS = 12
@@ -83,75 +83,6 @@ def test_a_staircase_falls_on_the_first_step_of_a_period_in_a_long_run() -> None
         before, at = float(rate(epoch * steps - 2)), float(rate(epoch * steps))
         assert before == pytest.approx(0.98 ** (epoch - 1), rel=1e-4)
         assert at == pytest.approx(0.98**epoch, rel=1e-4)
-
-
-START, GRADIENTS = np.array([1.0, -2.0, 0.5]), np.array([[0.1, -0.4, 2.0], [0.3, 0.2, -1.0]])
-RATE = 0.05
-
-
-def sgd(w: np.ndarray) -> np.ndarray:
-    for g in GRADIENTS:
-        w = w - RATE * g
-    return w
-
-
-def momentum(w: np.ndarray) -> np.ndarray:
-    velocity = 0.0
-    for g in GRADIENTS:
-        velocity = 0.8 * velocity - RATE * g
-        w = w + velocity
-    return w
-
-
-def rmsprop(w: np.ndarray) -> np.ndarray:
-    """As in TensorFlow 1: epsilon inside the root, momentum over the scaled gradient."""
-    square, velocity = 0.0, 0.0
-    for g in GRADIENTS:
-        square = 0.7 * square + 0.3 * g**2
-        velocity = 0.8 * velocity + RATE * g / np.sqrt(square + 0.002)
-        w = w - velocity
-    return w
-
-
-def adam(w: np.ndarray, decay: float = 0.0) -> np.ndarray:
-    first, second = 0.0, 0.0
-    for t, g in enumerate(GRADIENTS, 1):
-        first = 0.8 * first + 0.2 * g
-        second = 0.999 * second + 0.001 * g**2
-        scale = RATE * np.sqrt(1 - 0.999**t) / (1 - 0.8**t)
-        w = w - RATE * decay * w
-        w = w - scale * first / (np.sqrt(second) + 0.002)
-    return w
-
-
-def adamw(w: np.ndarray) -> np.ndarray:
-    return adam(w, decay=0.1)
-
-
-@pytest.mark.parametrize("update", [sgd, momentum, rmsprop, adam, adamw])
-def test_an_optimizer_by_name_makes_its_update(update: Callable[[np.ndarray], np.ndarray]) -> None:
-    config = TrainConfig(
-        optimizer_name=update.__name__,
-        op_momentum=0.8,
-        op_decay_rate=0.7,
-        op_epsilon=0.002,
-        decoupled_weight_decay=0.1,
-    )
-    optimizer = schedules.create_optimizer(config, RATE)
-    weight = tf.Variable(START, dtype=tf.float32, name="kernel")
-    for gradient in GRADIENTS:
-        optimizer.apply_gradients([(tf.constant(gradient, tf.float32), weight)])
-    np.testing.assert_allclose(weight.numpy(), update(START), rtol=2e-6)
-
-
-@pytest.mark.parametrize("name", ["bias", "gamma", "beta"])
-def test_adamw_decays_no_bias_and_no_normalization(name: str) -> None:
-    config = TrainConfig(optimizer_name="adamw", op_momentum=0.8, decoupled_weight_decay=0.1)
-    optimizer = schedules.create_optimizer(config, RATE)
-    weight = tf.Variable(START, dtype=tf.float32, name=f"Conv2d_0_batch_norm/{name}")
-    for gradient in GRADIENTS:
-        optimizer.apply_gradients([(tf.constant(gradient, tf.float32), weight)])
-    np.testing.assert_allclose(weight.numpy(), adam(START), rtol=2e-6)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
