@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         build,
         convert,
         evaluate,
+        find_learning_rate,
         list_models,
         list_weights,
         pack,
@@ -46,9 +47,9 @@ if importlib.util.find_spec("mobilenet.configs") is None:
     )
 
 _FUNCTIONS = (
-    *("build", "convert", "evaluate", "list_models", "list_weights", "pack", "profile", "prune"),
-    *("quantize", "quantize_aware", "save_model", "thin", "train", "unpack", "verify"),
-    "write_report",
+    *("build", "convert", "evaluate", "find_learning_rate", "list_models", "list_weights"),
+    *("pack", "profile", "prune", "quantize", "quantize_aware", "save_model", "thin", "train"),
+    *("unpack", "verify", "write_report"),
 )
 _ERRORS = ("UsageError", "VerificationError")
 _PACKAGES = ("configs", "runtime", "surgery", "tf1_loader")
@@ -79,6 +80,7 @@ __all__ = [
     "count",
     "end_points",
     "evaluate",
+    "find_learning_rate",
     "list_models",
     "list_weights",
     "load_model",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mobilenet.runtime.classifier import Classifier
     from mobilenet.tflite.model import Flatbuffer
     from mobilenet.training.compression import Compression
+    from mobilenet.training.optimization.rate_finder import RateCurve
     from mobilenet.training.training_run import TrainingRun
     from mobilenet.typing import KerasModel
 
@@ -597,6 +598,57 @@ def train(
     page.write_after_run(run)
     run.publish()
     return run
+
+
+def find_learning_rate(
+    data: str | os.PathLike[str] | DatasetConfig,
+    *,
+    model: str | os.PathLike[str] | MobileNetConfig | KerasModel | LoadedModel = "mobilenet_v1",
+    weights: str | os.PathLike[str] | None = None,
+    stages: Sequence[str] = ("train",),
+    steps: int = 100,
+    lowest: float = 1e-6,
+    highest: float = 1.0,
+    offline: bool = False,
+    **config: Any,
+) -> RateCurve:
+    """Suggests a peak learning rate, from the losses of some steps at rising rates.
+
+    Trains a copy of what the first of `stages` starts from, one step a rate; nothing is saved. The
+    search ends early where the loss has diverged (Smith, arXiv 1506.01186).
+
+    Args:
+        data, model, weights, offline: as for `train`.
+        stages: the first of them is tried, with its optimizer, batches, augmentation and method.
+        steps: updates; each takes as long as one of training.
+        lowest: rate of the first step.
+        highest: rate of the last step; in between they rise by a constant factor.
+        **config: as for `train`.
+
+    Returns:
+        The curve: `.suggestion`, `.rates`, `.losses`, `.smoothed`, `.save_plot(path)`; a table by
+        `str()`.
+
+    Raises:
+        UsageError: a value is not legal, the data cannot be used, or the stage does not train; of
+            `.suggestion` also where the loss does not fall.
+
+    Examples:
+        >>> curve = mobilenet.find_learning_rate(
+        ...     "digits", width_multiplier=0.25, image_size=32, steps=60
+        ... )
+        >>> 1e-5 < curve.suggestion < 1
+        True
+    """
+    from mobilenet.training import run_parameters, training_run
+    from mobilenet.training.optimization.rate_finder import RateSearch
+
+    search = RateSearch(steps, lowest, highest)
+    request = run_parameters.request(data, model, weights, stages, config)
+    with request.naming_parameters():
+        return training_run.find_rate(
+            request.config, request.explicit, search, request.loaded, offline
+        )
 
 
 def quantize(

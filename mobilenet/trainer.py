@@ -42,6 +42,13 @@ COMMAND = cli.Command(
             "continue the run in the folder; --noresume requires a new folder",
         ),
         cli.option("overwrite", bool, False, "replace the run in the folder"),
+        cli.option(
+            "find_lr",
+            bool,
+            False,
+            "train nothing, but suggest --lr from the losses of rising rates in the first stage, "
+            "and draw them next to the run folder",
+        ),
         cli.OFFLINE,
     ),
     config=RunConfig,
@@ -66,6 +73,9 @@ def run(argv: list[str]) -> int | None:
         channels="channels" in parsed.settings,
         preprocessing="dataset.preprocessing" in parsed.settings,
     )
+    if parsed.options["find_lr"]:
+        _find_rate(config, folder, explicit, parsed.options["offline"])
+        return None
     with cli.resumable("the same command continues the run"), console.log_to_stdout():
         done = training_run.execute(
             config,
@@ -86,6 +96,23 @@ def run(argv: list[str]) -> int | None:
     done.publish()
     print("\n" + _next_steps(done.location, config, done.report, str(image or "PHOTO.jpg")))
     return None
+
+
+def _find_rate(
+    config: RunConfig, folder: str, explicit: resolve_config.Explicit, offline: bool
+) -> None:
+    """Prints the losses of rising rates with a suggestion, and draws them."""
+    if files.is_remote(folder):
+        raise cli.UsageError("--model_dir", folder, "a folder of this machine with --find_lr")
+    from mobilenet.training.optimization.rate_finder import RateSearch
+
+    picture = Path(f"{folder}_lr_finder.png")
+    with console.log_to_stdout():
+        curve = training_run.find_rate(config, explicit, RateSearch(), offline=offline)
+    print(f"\n{curve}")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    curve.save_plot(picture)
+    print(f"\n{picture}")
 
 
 def _exists(folder: str) -> bool:

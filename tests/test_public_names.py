@@ -22,6 +22,7 @@ PUBLIC = [
     "count",
     "end_points",
     "evaluate",
+    "find_learning_rate",
     "list_models",
     "list_weights",
     "load_model",

@@ -25,10 +25,11 @@ from mobilenet.training.best_weights import BestWeights
 from mobilenet.training.compression import prepare_step
 from mobilenet.training.freezing import Freezing
 from mobilenet.training.learner import Learner
-from mobilenet.training.optimization import layer_decay
+from mobilenet.training.optimization import layer_decay, rate_finder
 from mobilenet.training.optimization.ema import Average
 from mobilenet.training.optimization.learning_rate import LearningRate
 from mobilenet.training.optimization.optimizers import create_optimizer
+from mobilenet.training.optimization.rate_finder import RateCurve, RateSearch
 from mobilenet.training.resume import Checkpoints, Position, Row, newest_state
 
 log = logging.getLogger("mobilenet")
@@ -113,11 +114,6 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
     freezing = Freezing(model, job.config, job.steps_per_epoch)
     average = Average(model, job.config.ma_decay_rate)
     best = BestWeights(model, job.config.best_metric) if job.config.selects_best else None
-    of_labels = losses.binary_cross_entropy if job.activation == SIGMOID else losses.cross_entropy
-    loss = of_labels(job.classes, job.config.label_smoothing)
-    if job.teacher is not None:
-        loss = losses.distillation_loss(loss, job.teacher, job.activation)
-
     local = variables.per_replica(model)
 
     def after_update(step: tf.Tensor) -> None:
@@ -126,20 +122,11 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
         variables.average(local)
         average.update(average_step(step, method), pruned=method is not None)
 
-    accumulation = job.config.accumulation_steps
-    learner = Learner(model, after_update, job.teacher, job.jit_compile, accumulation)
+    learner = _learner(model, job, after_update)
     learner.frozen = freezing.frozen_at(freezing.head_steps)
     restarted_at = learner.restarted_at if freezing.head_steps else None
     rate = LearningRate(job.config, job.steps_per_epoch, restarted_at)
-    decay = job.config.layer_decay
-    factors = None if decay == 1 else layer_decay.rate_factors(model, decay)
-    learner.compile(
-        optimizer=create_optimizer(job.config, rate, learner.trainable_variables, factors),
-        loss=loss,
-        metrics=[_accuracy(job)],
-        steps_per_execution=job.steps_per_execution,
-    )
-    learner.optimizer.build(learner.trainable_variables)
+    _compile(learner, job, rate)
     running = learner.build_metrics()
     objects = {
         "model": model,
@@ -165,6 +152,57 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
     freezing.undo()
     average.assign()
     return epochs.rows if best is None else _restore_best(best, job, epochs.rows)
+
+
+def find_rate(model: Any, method: Method | None, job: Job, search: RateSearch) -> RateCurve:
+    """Trains `model` for some steps at rising rates, with the update that `fit` makes.
+
+    Args:
+        model, method, job: as for `fit`, on one device.
+        search: which rates.
+    """
+
+    def after_update(step: tf.Tensor) -> None:
+        if method is not None:
+            method.after_step(model, step)
+
+    freezing = Freezing(model, job.config, job.steps_per_epoch)
+    learner = _learner(model, job, after_update)
+    learner.frozen = freezing.frozen_at(freezing.head_steps)
+    _compile(learner, job, search.lowest)
+    batches = iter(job.training(0))
+
+    def train_step(rate: float) -> float:
+        if method is not None and prepare_step(method, learner, int(learner.step)):
+            learner.make_train_function(force=True)
+        learner.optimizer.learning_rate.assign(rate)
+        logs = learner.train_on_batch(*next(batches), return_dict=True, reset_metrics=True)
+        return float(logs["loss"])
+
+    with random_state.drawn_by_step(model, job.seed, lambda: learner.step):
+        return rate_finder.measure(train_step, job.name, search)
+
+
+def _learner(model: Any, job: Job, after_update: Callable[[tf.Tensor], None]) -> Learner:
+    accumulation = job.config.accumulation_steps
+    return Learner(model, after_update, job.teacher, job.jit_compile, accumulation)
+
+
+def _compile(learner: Learner, job: Job, rate: Any) -> None:
+    """Compiles with the optimizer, loss and metrics of a job; `frozen` is set before."""
+    of_labels = losses.binary_cross_entropy if job.activation == SIGMOID else losses.cross_entropy
+    loss = of_labels(job.classes, job.config.label_smoothing)
+    if job.teacher is not None:
+        loss = losses.distillation_loss(loss, job.teacher, job.activation)
+    decay, trained = job.config.layer_decay, learner.trainable_variables
+    factors = None if decay == 1 else layer_decay.rate_factors(learner.model, decay)
+    learner.compile(
+        optimizer=create_optimizer(job.config, rate, trained, factors),
+        loss=loss,
+        metrics=[_accuracy(job)],
+        steps_per_execution=job.steps_per_execution,
+    )
+    learner.optimizer.build(trained)
 
 
 def _check_position(position: Position, job: Job) -> None:

@@ -53,6 +53,7 @@ from mobilenet.training.compression import frozen_kernels_warning
 from mobilenet.training.distillation import cached_outputs, teachers
 from mobilenet.training.distillation.teacher_model import TeacherModel
 from mobilenet.training.latency import measure_latency
+from mobilenet.training.optimization.rate_finder import RateCurve, RateSearch
 from mobilenet.training.resolve_config import steps_per_epoch
 from mobilenet.training.resume import Checkpoints, Row
 from mobilenet.training.run_data import RunData
@@ -314,8 +315,29 @@ class Pipeline:
     def _steps(self, config: TrainConfig) -> int:
         return steps_per_epoch(self.info, self._batch(config))
 
-    def _train(self, part: Part) -> StageReport | None:
-        """Runs a stage that produces a model: `apply`, training where needed, `finalize`."""
+    def find_rate(self, search: RateSearch) -> RateCurve:
+        """Trains the first stage for some steps at rising rates; nothing is saved.
+
+        Raises:
+            UsageError: it does not train.
+        """
+        part = self.config.parts(self.stages)[0]
+        expected = "a first stage that trains"
+        if part.stage == "convert":
+            raise UsageError("stages", part.stage, expected)
+        start, method, teacher = self._prepare(part)
+        if method is not None and not method.trains:
+            raise UsageError("stages", part.stage, expected)
+        config = self.config.recipe(part)
+        with self.strategy.scope():
+            job = self._job(part, config)
+            if teacher is not None:
+                job = self._distilled(job, config, teacher)
+            model = start if method is None else method.apply(start)
+            return engine.find_rate(model, method, job, search)
+
+    def _prepare(self, part: Part) -> tuple[Any, methods.Method | None, TeacherModel | None]:
+        """The model that a stage starts from, its method and its teacher."""
         method_config = _METHOD_OF[part.stage](self.config)
         precision = self._precision(part)
         if precision != self.config.mixed_precision:
@@ -329,6 +351,12 @@ class Pipeline:
             first = self.config.parts([part.stage])[0]
             unpruned = self._start(first) if trains and part != first else start
         teacher = self._teachers.of(part.stage, unpruned, self._origin) if trains else None
+        return start, method, teacher
+
+    def _train(self, part: Part) -> StageReport | None:
+        """Runs a stage that produces a model: `apply`, training where needed, `finalize`."""
+        start, method, teacher = self._prepare(part)
+        trains = method is None or method.trains
         with self.strategy.scope():
             if not self.run.begun:
                 self._check(start)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from mobilenet import console, files
 from mobilenet.configs import archs
 from mobilenet.configs.own_model import OwnModel
 from mobilenet.configs.run import Part, RunConfig
-from mobilenet.errors import one_of
+from mobilenet.errors import UsageError, one_of
 from mobilenet.training import model_identity, resolve_config, run_folder, workers
 from mobilenet.training.stage_report import RunReport, finished_before
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from mobilenet.evaluation.result import Evaluation
     from mobilenet.models.saving import LoadedModel
+    from mobilenet.training.optimization.rate_finder import RateCurve, RateSearch
+    from mobilenet.training.pipeline import Pipeline
     from mobilenet.training.working_copy import WorkingCopy
     from mobilenet.typing import KerasModel
 
@@ -174,6 +177,52 @@ def _execute(
     finished = None if stored is None else _finished(path, config, stored, explicit, worker)
     if finished is not None:
         return finished
+    with _pipeline(config, path, explicit, overwrite, loaded, offline, worker, storage) as stages:
+        reports = stages.execute()
+        return TrainingRun(path, stages.config, RunReport(tuple(reports)))
+
+
+def find_rate(
+    config: RunConfig,
+    explicit: resolve_config.Explicit,
+    search: RateSearch,
+    loaded: LoadedModel | None = None,
+    offline: bool = False,
+) -> RateCurve:
+    """Trains the first stage of a config for some steps at rising rates, and leaves nothing.
+
+    Args:
+        config, explicit, loaded, offline: as in `execute`.
+        search: which rates.
+
+    Raises:
+        UsageError: the config cannot be executed, or its first stage does not train.
+    """
+    if config.distribution_strategy != "none":
+        got = config.distribution_strategy
+        raise UsageError("distribution_strategy", got, "none, to search a learning rate")
+    config = config.replace(stages=config.stages[:1], log_to=())
+    worker = workers.this_worker(config.distribution_strategy)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
+        config = model_identity.identified(config, path, None, loaded and loaded.model)
+        with _pipeline(config, path, explicit, False, loaded, offline, worker) as stages:
+            return stages.find_rate(search)
+
+
+@contextlib.contextmanager
+def _pipeline(
+    config: RunConfig,
+    path: Path,
+    explicit: resolve_config.Explicit,
+    overwrite: bool,
+    loaded: LoadedModel | None,
+    offline: bool,
+    worker: workers.Worker,
+    storage: WorkingCopy | None = None,
+) -> Iterator[Pipeline]:
+    """The stages of a config in its open run folder."""
+    stored = None if overwrite else run_folder.stored_config(path)
     with console.starting_tensorflow():
         from mobilenet.training import own_model, pipeline, random_state, strategy
     if config.deterministic:
@@ -196,9 +245,7 @@ def _execute(
         if start is not None and (worker.is_chief or storage is not None):  # in each copy
             start.save(opened.path)
         strategy.wait_for_workers(devices)  # until the chief has opened the folder
-        stages = pipeline.Pipeline(opened, info, resolved.stages, is_shown, devices)
-        reports = stages.execute()
-        return TrainingRun(path, opened.config, RunReport(tuple(reports)))
+        yield pipeline.Pipeline(opened, info, resolved.stages, is_shown, devices)
 
 
 def _fetch_weights(
