@@ -34,6 +34,12 @@ class TrainConfig(Config):
         accumulation_steps: batches whose mean gradient makes one update: batches of 32 with 4 are
             steps of 128 images in the memory of 32. Batch norms see 32 images.
         clip_norm: longer gradients of all weights together are scaled to this norm; 0 is off.
+        mixup: alpha of mixup (arXiv 1710.09412): batches are blended with themselves in reversed
+            order, image and label, by a share of Beta(alpha, alpha); 0 is off, 0.1 to 0.8 are
+            usual.
+        cutmix: alpha of CutMix (arXiv 1905.04899): a rectangle comes from the other image; 0 is
+            off, 1 is usual. With both, one of them is drawn for each batch.
+        random_erasing: probability that a rectangle of an image is noise (arXiv 1708.04896).
         decoupled_weight_decay: share of each kernel that is subtracted at each step, times the
             learning rate (arXiv 1711.05101); biases and the gains and offsets of norms do not
             decay. `lamb` has it inside of its norm. The model's own `weight_decay` is an L2 in the
@@ -105,6 +111,13 @@ class TrainConfig(Config):
     layer_decay: float = flag(
         1.0, "factor on the learning rate from each block to the one before it", above=0, most=1
     )
+    mixup: float = flag(0.0, "alpha of mixup, which blends images and labels; 0 is off", least=0)
+    cutmix: float = flag(
+        0.0, "alpha of CutMix, which replaces rectangles by another image; 0 is off", least=0
+    )
+    random_erasing: float = flag(
+        0.0, "probability that a rectangle of an image becomes noise", least=0, most=1
+    )
     keep_best: bool = flag(False, "end with the weights of the best epoch on validation images")
     best_metric: str | None = flag(
         None,
@@ -134,6 +147,11 @@ class TrainConfig(Config):
         return self.batch_size * self.accumulation_steps
 
     @property
+    def augments_batches(self) -> bool:
+        """Whether the training step varies its batches."""
+        return max(self.mixup, self.cutmix, self.random_erasing) > 0
+
+    @property
     def selects_best(self) -> bool:
         """Whether the stage ends with the weights of its best epoch."""
         return self.keep_best or self.early_stopping > 0
@@ -141,6 +159,10 @@ class TrainConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_freezing()
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) and self.batch_size == 1:
+                expected = "0 with batches of one image"
+                raise UsageError(name, getattr(self, name), expected, "raise `batch_size`")
         if self.best_metric is not None and not self.selects_best:
             expected = "a stage that ends with its best epoch"
             raise UsageError("best_metric", self.best_metric, expected, "set `keep_best` too")

@@ -20,7 +20,14 @@ from mobilenet.configs.training import TrainConfig
 from mobilenet.errors import UsageError
 from mobilenet.evaluation import scoring
 from mobilenet.models.graph import inference, variables
-from mobilenet.training import compiled_step, interruption, losses, random_state, strategy
+from mobilenet.training import (
+    batch_augmentation,
+    compiled_step,
+    interruption,
+    losses,
+    random_state,
+    strategy,
+)
 from mobilenet.training.best_weights import BestWeights
 from mobilenet.training.compression import prepare_step
 from mobilenet.training.freezing import Freezing
@@ -184,8 +191,15 @@ def find_rate(model: Any, method: Method | None, job: Job, search: RateSearch) -
 
 
 def _learner(model: Any, job: Job, after_update: Callable[[tf.Tensor], None]) -> Learner:
-    accumulation = job.config.accumulation_steps
-    return Learner(model, after_update, job.teacher, job.jit_compile, accumulation)
+    augmentation = batch_augmentation.of_job(job.config, job.seed, job.classes, job.multi_label)
+    return Learner(
+        model,
+        after_update,
+        job.teacher,
+        job.jit_compile,
+        job.config.accumulation_steps,
+        augmentation,
+    )
 
 
 def _compile(learner: Learner, job: Job, rate: Any) -> None:

@@ -10,6 +10,7 @@ import tf_keras
 
 from mobilenet.models.graph import variables
 from mobilenet.training import compiled_step, losses
+from mobilenet.training.batch_augmentation import BatchAugmentation
 from mobilenet.training.distillation import features
 from mobilenet.training.optimization import accumulation
 
@@ -30,6 +31,7 @@ class Learner(tf_keras.Model):
             was no finite number; 0 if there is none.
         jit: XLA compiles the update, without `after_update`.
         accumulation_steps: parts of a batch that are computed one after the other.
+        augmentation: of whole batches, by the step; `None` leaves them as they are.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class Learner(tf_keras.Model):
         teacher: losses.Teacher | None = None,
         jit: bool = False,
         accumulation_steps: int = 1,
+        augmentation: BatchAugmentation | None = None,
     ) -> None:
         super().__init__(name="learner")
         self.jit, self.accumulation_steps = jit, accumulation_steps
+        self.augmentation = augmentation
         self.model = model
         self.after_update = after_update
         self.teacher = teacher
@@ -81,6 +85,9 @@ class Learner(tf_keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         update = super().train_step
+        if self.augmentation is not None:
+            images, labels = data
+            data = self.augmentation.apply(images, labels, self.step)
         if self.accumulation_steps > 1:
             logs = accumulation.train_step(self, data, self.accumulation_steps)
         else:
@@ -108,6 +115,8 @@ class Learner(tf_keras.Model):
         """Adds the images of a batch to the metrics."""
         if self.teacher is not None:
             targets = self.teacher.labels_of(targets, logits.shape[1])
+        if self.augmentation is not None:
+            targets = self.augmentation.decided(targets)
         self.compiled_metrics.update_state(targets, logits, None)
 
     def build_metrics(self) -> list[Any]:

@@ -91,10 +91,16 @@ class Teacher:
 
 
 def cross_entropy(classes: int, smoothing: float) -> Loss:
-    """Cross-entropy of labels `[batch]` or `[batch, 1]` and logits, one value an image."""
+    """Cross-entropy of labels and logits, one value an image.
+
+    Labels are class indices `[batch]` or `[batch, 1]`, or the shares of all classes `[batch,
+    classes]`.
+    """
 
     def smoothed(labels: Any, logits: Any) -> tf.Tensor:
-        targets = tf.one_hot(tf.reshape(tf.cast(labels, tf.int32), [-1]), classes)
+        targets = labels
+        if labels.shape.rank == 1 or labels.shape[1] == 1:
+            targets = tf.one_hot(tf.reshape(tf.cast(labels, tf.int32), [-1]), classes)
         return tf_keras.losses.categorical_crossentropy(
             targets, logits, from_logits=True, label_smoothing=smoothing
         )

@@ -424,7 +424,8 @@ class Pipeline:
         distillation = self.config.distillation
         teacher = model.teacher(distillation, self.preprocessing, self.config.channels)
         job = dataclasses.replace(job, teacher=teacher)
-        if not distillation.cache or teacher.features is not None:
+        is_varied = teacher.features is not None or config.augments_batches
+        if not distillation.cache or is_varied or self.strategy.num_replicas_in_sync > 1:
             return job
         table = cached_outputs.compute(
             teacher.predict, self.data, self.info.sizes["train"], job.classes

@@ -312,5 +312,6 @@ def steps_per_epoch(info: data.DatasetInfo, batch: int) -> int:
     if not images:
         raise UsageError("data_dir", None, "images to train on; all are held out", "add a split")
     if images < batch:
-        raise UsageError("batch_size", batch, f"at most {images}, the number of training images")
+        expected = f"at most {images}, the number of training images, in all batches of a step"
+        raise UsageError("batch_size", batch, expected)
     return images // batch
