@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from mobilenet.errors import UsageError
 
@@ -11,6 +12,7 @@ from .base import MAX_BATCH, Config, flag
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam", "adamw", "lion", "lamb")
 SCHEDULERS = ("exponential", "stepwise", "cosine", "constant")
 BEST_METRICS = ("top1", "top5", "loss", "auc", "f1")
+NO_CLASS_WEIGHTS, BALANCED = "none", "balanced"
 NO_FREEZE, BACKBONE, STRIDE = "none", "backbone", "stride_"
 
 
@@ -34,6 +36,9 @@ class TrainConfig(Config):
         accumulation_steps: batches whose mean gradient makes one update: batches of 32 with 4 are
             steps of 128 images in the memory of 32. Batch norms see 32 images.
         clip_norm: longer gradients of all weights together are scaled to this norm; 0 is off.
+        class_weights: of the loss of an image with its label, not with a teacher: `balanced` gives
+            all classes the same share, images / (classes * images of the class); or weights by
+            name, as in `cat=2,dog=0.5`.
         mixup: alpha of mixup (arXiv 1710.09412): batches are blended with themselves in reversed
             order, image and label, by a share of Beta(alpha, alpha); 0 is off, 0.1 to 0.8 are
             usual.
@@ -111,6 +116,10 @@ class TrainConfig(Config):
     layer_decay: float = flag(
         1.0, "factor on the learning rate from each block to the one before it", above=0, most=1
     )
+    class_weights: str = flag(
+        NO_CLASS_WEIGHTS,
+        "of the loss: none, balanced (by the number of images), or as in cat=2,dog=0.5",
+    )
     mixup: float = flag(0.0, "alpha of mixup, which blends images and labels; 0 is off", least=0)
     cutmix: float = flag(
         0.0, "alpha of CutMix, which replaces rectangles by another image; 0 is off", least=0
@@ -159,7 +168,12 @@ class TrainConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_freezing()
+        if self.class_weights not in (NO_CLASS_WEIGHTS, BALANCED):
+            class_weights(self.class_weights)
         for name in ("mixup", "cutmix"):
+            if getattr(self, name) and self.class_weights != NO_CLASS_WEIGHTS:
+                expected = f"{NO_CLASS_WEIGHTS} with `{name}`, whose images are of two classes"
+                raise UsageError("class_weights", self.class_weights, expected)
             if getattr(self, name) and self.batch_size == 1:
                 expected = "0 with batches of one image"
                 raise UsageError(name, getattr(self, name), expected, "raise `batch_size`")
@@ -181,3 +195,22 @@ class TrainConfig(Config):
         if self.freeze == BACKBONE:
             expected = "0 where the backbone is frozen in all epochs"
             raise UsageError("head_epochs", self.head_epochs, expected, "leave one of them out")
+
+
+def class_weights(setting: str) -> dict[str, float]:
+    """The weights in a text such as `cat=2,dog=0.5`.
+
+    Raises:
+        UsageError: it is another text, or a weight is not positive.
+    """
+    weights: dict[str, float] = {}
+    for pair in setting.split(","):
+        name, _, number = pair.rpartition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            weights[name] = math.nan
+    if "" in weights or not all(0 < weight < math.inf for weight in weights.values()):
+        expected = f"{NO_CLASS_WEIGHTS}, {BALANCED}, or positive weights by class"
+        raise UsageError("class_weights", setting, expected, "as in cat=2,dog=0.5")
+    return weights

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mobilenet.evaluation import scoring
 from mobilenet.models.graph import inference, variables
 from mobilenet.training import (
     batch_augmentation,
+    class_weights,
     compiled_step,
     interruption,
     losses,
@@ -68,6 +69,7 @@ class Job:
         steps_per_execution: that are sent to the device at a time.
         publish: called after a state was saved.
         jit_compile: XLA compiles the update of the weights.
+        class_weights: of the loss of an image with its label, by class; `None` weighs all alike.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Job:
     steps_per_execution: int = 1
     publish: Callable[[], None] = lambda: None
     jit_compile: bool = False
+    class_weights: Sequence[float] | None = None
 
     @property
     def steps(self) -> int:
@@ -206,6 +209,8 @@ def _compile(learner: Learner, job: Job, rate: Any) -> None:
     """Compiles with the optimizer, loss and metrics of a job; `frozen` is set before."""
     of_labels = losses.binary_cross_entropy if job.activation == SIGMOID else losses.cross_entropy
     loss = of_labels(job.classes, job.config.label_smoothing)
+    if job.class_weights is not None:
+        loss = class_weights.weighted(loss, job.class_weights)
     if job.teacher is not None:
         loss = losses.distillation_loss(loss, job.teacher, job.activation)
     decay, trained = job.config.layer_decay, learner.trainable_variables

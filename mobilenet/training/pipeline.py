@@ -25,7 +25,7 @@ from mobilenet.configs.base import Config
 from mobilenet.configs.card import CARD, SOFTMAX, Card, checked_labels
 from mobilenet.configs.own_model import OwnModel
 from mobilenet.configs.run import FLOAT32, STAGES, Part, RunConfig
-from mobilenet.configs.training import TrainConfig
+from mobilenet.configs.training import NO_CLASS_WEIGHTS, TrainConfig
 from mobilenet.data import arrays
 from mobilenet.errors import UsageError
 from mobilenet.evaluation import scoring
@@ -38,6 +38,7 @@ from mobilenet.models.graph import batch_norm_statistics, inference, rebuild
 from mobilenet.runtime import interpreter
 from mobilenet.training import (
     best_weights,
+    class_weights,
     engine,
     freezing,
     initial_weights,
@@ -259,6 +260,7 @@ class Pipeline:
             if method is None or method.trains:
                 freezing.check(plain, getattr(self.config, stage))
                 best_weights.check_metric(getattr(self.config, stage), self.activation)
+                self._class_weights(getattr(self.config, stage))
 
     def _log_own_accuracy(self, part: Part, start: Any) -> None:
         """Says how accurate the user's own model is; near chance, other classes or inputs than
@@ -548,7 +550,19 @@ class Pipeline:
             steps_per_execution=self.config.steps_per_execution,
             publish=self.run.publish,
             jit_compile=self.config.jit_compile,
+            class_weights=self._class_weights(config),
         )
+
+    def _class_weights(self, config: TrainConfig) -> tuple[float, ...] | None:
+        """Of a stage.
+
+        Raises:
+            UsageError: see `class_weights.weights_of`.
+        """
+        if config.class_weights == NO_CLASS_WEIGHTS:
+            return None
+        labels = self.data.training_labels()
+        return class_weights.weights_of(config.class_weights, self.info.labels, labels)
 
     def _loggers(self, part: Part) -> Iterator[Any]:
         """The Keras callbacks that log a stage."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -84,10 +85,18 @@ class RunData:
         return each.map(lambda image, label: (image, label[-1])).batch(batch)
 
     def _split(self, name: str) -> Split:
-        """A held-out split."""
+        """A split, opened once."""
         if name not in self._held_out:
             self._held_out[name] = datasets.open_split(self.config.dataset, name)
         return self._held_out[name]
+
+    def training_labels(self) -> npt.NDArray[Any] | None:
+        """Class indices of all training images `[images]`, or `[images, labels]` of 0 and 1.
+
+        `None` of records, which are not read for that.
+        """
+        labels: npt.NDArray[Any] | None = getattr(self._split("train"), "labels", None)
+        return labels
 
     def test_names(self, numbers: Iterable[int]) -> tuple[str, ...]:
         """The files of test images, relative to the folder of the data; none of other sources.
