@@ -17,6 +17,8 @@ from mobilenet.errors import UsageError, one_of
 
 from .base import MAX_CLASSES, Config, checked, flag
 
+UNIFORM, BALANCED = "uniform", "balanced"
+SAMPLINGS = (UNIFORM, BALANCED)
 CROPS = ("central", "square", "center", "none")
 BILINEAR = "bilinear"
 ANTIALIASED_BILINEAR, ANTIALIASED_BICUBIC = "antialiased_bilinear", "antialiased_bicubic"
@@ -210,6 +212,9 @@ class DatasetConfig(Config):
         shear: largest shear, in pixels per pixel (digits: 0.1).
         color: strength of the brightness (32/255) and saturation (0.5 to 1.5) change; 0 is none, 1
             has slim's ranges (saturation blends with the luma, slim's with the largest channel).
+        sampling: which images an epoch of training has: each once (`uniform`), or as many of each
+            class (`balanced`): images of rare classes come several times, those of frequent classes
+            not in every epoch. Of digits, folders and lists of one label an image.
         skip_corrupt: leave out images that cannot be decoded, counted, instead of stopping at the
             first.
         max_pixels: an image whose header states more pixels is refused like a corrupt one, before
@@ -256,6 +261,11 @@ class DatasetConfig(Config):
     )
     shear: float = flag(0.0, "training images are slanted by up to this share", least=0, below=1)
     color: float = flag(1.0, "strength of the color variation in training, 0 to 1", least=0, most=1)
+    sampling: str = flag(
+        UNIFORM,
+        "images of an epoch: uniform (each once) or balanced (as many of each class)",
+        choices=SAMPLINGS,
+    )
     skip_corrupt: bool = flag(False, "leave out images that cannot be decoded, and count them")
     max_pixels: int = flag(MAX_PIXELS, MAX_PIXELS_HELP, least=1, most=_DECODED_PIXELS, integer=True)
     exif: bool | None = flag(None, EXIF_HELP)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet.configs import dataset as dataset_configs
-from mobilenet.configs.dataset import DatasetConfig
+from mobilenet.configs.dataset import BALANCED, DatasetConfig
 from mobilenet.data import corrupt_images, tfds, tfrecord
 from mobilenet.data.sources import digits, image_csv, image_folder
 from mobilenet.data.sources.file_items import FileItems
@@ -31,9 +31,15 @@ _FILES = ("image_folder", "image_list", "image_files")
 
 @dataclasses.dataclass(frozen=True)
 class _Indexed:
-    """A split whose items are indices into arrays."""
+    """A split whose items are indices into arrays.
+
+    Attributes:
+        labels: class indices `[images]`, or `[images, labels]` of 0 and 1.
+        is_balanced: an epoch has as many items of each class.
+    """
 
     labels: npt.NDArray[np.int32]
+    is_balanced: bool = dataclasses.field(default=False, kw_only=True)
 
     @property
     def size(self) -> int:
@@ -45,8 +51,10 @@ class _Indexed:
     def epoch(
         self, seed: int, number: tf.Tensor, start: tf.Tensor, steps: Steps
     ) -> tf.data.Dataset:
-        indices = tf.range(self.size, dtype=tf.int64)
-        order = tf.random.experimental.stateless_shuffle(indices, order_seed(seed, number))
+        key = order_seed(seed, number)
+        order = _shuffle(tf.range(self.size, dtype=tf.int64), key)
+        if self.is_balanced:
+            order = _balanced(self.labels, order, key)
         used = order[: steps.count * steps.batch_size]
         shares = tf.reshape(used, [steps.count, steps.workers, steps.share])
         own = tf.reshape(shares[start:, steps.worker], [-1])
@@ -80,6 +88,31 @@ class FileSplit(_Indexed):
         begin, length = tf.unstack(tf.gather(spans, item))
         path = tf.strings.join([self.files.prefix, tf.strings.substr(names, begin, length)])
         return tf.io.read_file(path), tf.gather(labels, item)
+
+
+_shuffle = tf.random.experimental.stateless_shuffle
+
+
+def _balanced(labels: npt.NDArray[np.int32], order: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """As many items, those of each class equally often (or once more), and of a class each equally
+    often (or once more).
+
+    Args:
+        labels: class indices `[images]`.
+        order: all items in a random order, `[images]`.
+        seed: int64 `[2]`.
+    """
+    _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    seeds = tf.random.split(seed, 2)
+    of_class = tf.argsort(tf.gather(captured(classes, tf.int64), order), stable=True)
+    grouped = tf.gather(order, of_class)
+    slots = tf.range(len(labels), dtype=tf.int64)
+    chosen = tf.gather(
+        _shuffle(tf.range(len(counts), dtype=tf.int64), seeds[0]), slots % len(counts)
+    )
+    begin = tf.gather(captured(np.cumsum(counts) - counts, tf.int64), chosen)
+    inside = slots // len(counts) % tf.gather(captured(counts, tf.int64), chosen)
+    return _shuffle(tf.gather(grouped, begin + inside), seeds[1])
 
 
 def has_numbers(split: Split) -> bool:
@@ -144,7 +177,9 @@ def open_split(dataset: DatasetConfig | str, split: str) -> Split:
     if config.name == "digits":
         embedded = digits.load(config.data_dir)
         indices = embedded.indices(split)
-        return DigitSplit(embedded.labels[indices].astype(np.int32), embedded.images[indices])
+        labels = embedded.labels[indices].astype(np.int32)
+        cells = embedded.images[indices]
+        return DigitSplit(labels, cells, is_balanced=config.sampling == BALANCED)
     if config.name in _FILES:
         listed = _listed(config)
         if split not in listed.splits:
@@ -156,6 +191,9 @@ def open_split(dataset: DatasetConfig | str, split: str) -> Split:
 
 
 def _open_records(config: DatasetConfig, split: str) -> tfrecord.RecordSplit:
+    if config.sampling == BALANCED:
+        expected = f"{dataset_configs.UNIFORM} for records, which are read in their order"
+        raise UsageError("sampling", config.sampling, expected, "`class_weights` weighs their loss")
     if config.name == "tfrecord":
         return tfrecord.open_split(config, split)
     return tfds.open_split(config, split)
@@ -228,4 +266,8 @@ def _files(config: DatasetConfig, items: FileItems, split: str) -> FileSplit:
             items = items.select([n for n, path in enumerate(items.paths()) if path not in corrupt])
     if not items:
         raise UsageError("data_dir", config.data_dir, f"an image of {split} that can be decoded")
-    return FileSplit(items.labels, items)
+    is_balanced = config.sampling == BALANCED
+    if is_balanced and items.labels.ndim > 1:
+        expected = f"{dataset_configs.UNIFORM} for several labels an image"
+        raise UsageError("sampling", config.sampling, expected)
+    return FileSplit(items.labels, items, is_balanced=is_balanced)
