@@ -169,7 +169,7 @@ class TrainConfig(Config):
         super().__post_init__()
         self._check_freezing()
         if self.class_weights not in (NO_CLASS_WEIGHTS, BALANCED):
-            class_weights(self.class_weights)
+            weights_by_class(self.class_weights)
         for name in ("mixup", "cutmix"):
             if getattr(self, name) and self.class_weights != NO_CLASS_WEIGHTS:
                 expected = f"{NO_CLASS_WEIGHTS} with `{name}`, whose images are of two classes"
@@ -197,7 +197,7 @@ class TrainConfig(Config):
             raise UsageError("head_epochs", self.head_epochs, expected, "leave one of them out")
 
 
-def class_weights(setting: str) -> dict[str, float]:
+def weights_by_class(setting: str) -> dict[str, float]:
     """The weights in a text such as `cat=2,dog=0.5`.
 
     Raises:

@@ -143,8 +143,7 @@ def _inside(size: tf.Tensor, center: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
     """Which of `size` pixels are in an interval; its center and length are shares of them."""
     length = tf.cast(side * tf.cast(size, tf.float32), tf.int32)
     first = tf.cast(center * tf.cast(size, tf.float32), tf.int32) - length // 2
-    pixels = tf.range(size)
-    return tf.logical_and(pixels >= first, pixels < first + length)
+    return _interval(size, first, length)
 
 
 def erase(images: tf.Tensor, probability: float, seeds: list[tf.Tensor]) -> tf.Tensor:
@@ -180,5 +179,10 @@ def _covered(size: tf.Tensor, position: tf.Tensor, side: tf.Tensor) -> tf.Tensor
     whole = tf.cast(size, tf.float32)
     length = tf.round(side * whole)
     first = tf.floor(position * (whole - length + 1))
-    pixels = tf.range(whole)[None, :]
-    return tf.logical_and(pixels >= first[:, None], pixels < (first + length)[:, None])
+    return _interval(size, first[:, None], length[:, None])
+
+
+def _interval(size: tf.Tensor, first: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """Which of `size` pixels are among the `length` from `first` on, along the last axis."""
+    pixels = tf.range(tf.cast(size, first.dtype))
+    return tf.logical_and(pixels >= first, pixels < first + length)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from mobilenet.configs.training import BALANCED, NO_CLASS_WEIGHTS, class_weights
+from mobilenet.configs.training import BALANCED, NO_CLASS_WEIGHTS, weights_by_class
 from mobilenet.errors import UsageError, one_of
 from mobilenet.training.losses import Loss
 
@@ -36,7 +36,7 @@ def weights_of(
     if labels is not None and labels.ndim > 1:
         raise UsageError(_PARAMETER, setting, f"{NO_CLASS_WEIGHTS} for several labels an image")
     if setting != BALANCED:
-        given = class_weights(setting)
+        given = weights_by_class(setting)
         for name in given:
             one_of(_PARAMETER, name, names)
         return tuple(given.get(name, 1.0) for name in names)

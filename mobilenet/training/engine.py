@@ -133,7 +133,7 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
         average.update(average_step(step, method), pruned=method is not None)
 
     learner = _learner(model, job, after_update)
-    learner.frozen = freezing.frozen_at(freezing.head_steps)
+    _freeze(learner, freezing, freezing.head_steps)
     restarted_at = learner.restarted_at if freezing.head_steps else None
     rate = LearningRate(job.config, job.steps_per_epoch, restarted_at)
     _compile(learner, job, rate)
@@ -178,7 +178,7 @@ def find_rate(model: Any, method: Method | None, job: Job, search: RateSearch) -
 
     freezing = Freezing(model, job.config, job.steps_per_epoch)
     learner = _learner(model, job, after_update)
-    learner.frozen = freezing.frozen_at(freezing.head_steps)
+    _freeze(learner, freezing, freezing.head_steps)
     _compile(learner, job, search.lowest)
     batches = iter(job.training(0))
 
@@ -203,6 +203,16 @@ def _learner(model: Any, job: Job, after_update: Callable[[tf.Tensor], None]) ->
         job.config.accumulation_steps,
         augmentation,
     )
+
+
+def _freeze(learner: Learner, freezing: Freezing, step: int) -> bool:
+    """Freezes what the update after `step` updates leaves as it is; whether that has changed."""
+    frozen = freezing.frozen_at(step)
+    if frozen is learner.frozen:
+        return False
+    freezing.apply(frozen)
+    learner.frozen = frozen
+    return True
 
 
 def _compile(learner: Learner, job: Job, rate: Any) -> None:
@@ -327,6 +337,7 @@ class _Epochs(tf_keras.callbacks.Callback):
         super().__init__()
         self.learner, self.method, self.average, self.best = learner, method, average, best
         self.freezing, self.job, self.rate, self.signals = freezing, job, rate, signals
+        self.is_restarted = not freezing.head_steps or bool(learner.restarted_at.numpy())
         self.infer = inference.compile_model(learner.model)
         self.is_alone = strategy.worker_of(tf.distribute.get_strategy()).count == 1
         self.rows = list(position.rows)
@@ -354,19 +365,14 @@ class _Epochs(tf_keras.callbacks.Callback):
             self._prepare_step(self.done + batch)
 
     def _prepare_step(self, step: int) -> None:
-        changed = self._set_frozen(step)
+        changed = _freeze(self.learner, self.freezing, step)
+        if not self.is_restarted and step >= self.freezing.head_steps:
+            self.learner.restart_optimizer()
+            self.is_restarted = True
         if self.method is not None:
             changed = prepare_step(self.method, self.learner, step) or changed
         if changed:
             self.learner.make_train_function(force=True)
-
-    def _set_frozen(self, step: int) -> bool:
-        """Freezes what the next update leaves as it is; returns whether that has changed."""
-        head_steps = self.freezing.head_steps
-        if 0 < head_steps <= step and not self.learner.restarted_at.numpy():
-            self.learner.restart_optimizer()
-        before, self.learner.frozen = self.learner.frozen, self.freezing.frozen_at(step)
-        return before != self.learner.frozen
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs = logs if logs is not None else {}

@@ -13,7 +13,7 @@ from mobilenet.configs.training import BACKBONE, NO_FREEZE, STRIDE, TrainConfig
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models import end_points
 from mobilenet.models.graph import flatten
-from mobilenet.models.graph.roles import Graph, kind, unwrap
+from mobilenet.models.graph.roles import Graph, kind
 
 Layer = Any
 
@@ -37,27 +37,28 @@ class Freezing:
     def __init__(self, model: Any, config: TrainConfig, steps_per_epoch: int) -> None:
         self.head_steps = config.head_epochs * steps_per_epoch
         self._trainable = [x for x in flatten.innermost_layers(model) if x.weights and x.trainable]
-        self._frozen = _frozen_layers(model, config)
-        self._backbone: list[Layer] = []
+        frozen = self._later = self._first = _variables_of(_frozen_layers(model, config))
         if self.head_steps:
-            self._backbone = _before_classifier(model, "head_epochs", config.head_epochs)
-        frozen = _variables_of(self._frozen)
+            backbone = _before_classifier(model, "head_epochs", config.head_epochs)
+            self._first = frozen | _variables_of(backbone)
         if frozen and frozen >= {id(variable) for variable in model.trainable_variables}:
             expected = "layers after which others are trained"
             raise UsageError("freeze", config.freeze, expected, f"{BACKBONE} leaves the classifier")
 
     def frozen_at(self, step: int) -> frozenset[int]:
-        """Freezes the layers that the update after `step` updates leaves as they are.
-
-        Returns:
-            Ids of their variables. A wrapper of tfmot counts its kernel among its trainable weights
-            even if it is not trainable.
+        """Ids of the variables that the update after `step` updates leaves as they are; the same
+        object for all steps of a phase.
         """
-        layers = [*self._frozen, *(self._backbone if step < self.head_steps else ())]
-        frozen = _variables_of(layers)
+        return self._first if step < self.head_steps else self._later
+
+    def apply(self, frozen: frozenset[int]) -> None:
+        """Freezes the layers of these variables, and no others.
+
+        Whoever trains leaves out the variables too: a wrapper of tfmot counts its kernel among its
+        trainable weights even if it is not trainable.
+        """
         for layer in self._trainable:
             layer.trainable = frozen.isdisjoint(map(id, layer.weights))
-        return frozen
 
     def undo(self) -> None:
         """Makes every layer trainable that was before."""
@@ -97,7 +98,7 @@ def _up_to(model: Any, freeze: str) -> list[Layer]:
             raise UsageError("freeze", freeze, f"a stride of this model: {', '.join(maps)}")
         last = next(x for x in graph.layers if graph.output(x) is maps[freeze])
     else:
-        names = {unwrap(layer).name: layer for layer in graph.layers}
+        names = graph.by_name
         if freeze not in names:
             expected = f"{BACKBONE}, {STRIDE}8, or one of the layers {shorten(list(names))}"
             raise UsageError("freeze", freeze, expected)

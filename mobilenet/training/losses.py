@@ -14,8 +14,6 @@ import tf_keras
 from mobilenet.configs.card import SIGMOID, SOFTMAX
 
 Loss = Callable[[Any, Any], tf.Tensor]
-
-
 Maps = Sequence[tf.Tensor]
 
 

@@ -258,9 +258,10 @@ class Pipeline:
             if method is not None:
                 method.check(plain)
             if method is None or method.trains:
-                freezing.check(plain, getattr(self.config, stage))
-                best_weights.check_metric(getattr(self.config, stage), self.activation)
-                self._class_weights(getattr(self.config, stage))
+                recipe: TrainConfig = getattr(self.config, stage)
+                freezing.check(plain, recipe)
+                best_weights.check_metric(recipe, self.activation)
+                self._class_weights(recipe)
 
     def _log_own_accuracy(self, part: Part, start: Any) -> None:
         """Says how accurate the user's own model is; near chance, other classes or inputs than
@@ -330,11 +331,8 @@ class Pipeline:
         start, method, teacher = self._prepare(part)
         if method is not None and not method.trains:
             raise UsageError("stages", part.stage, expected)
-        config = self.config.recipe(part)
         with self.strategy.scope():
-            job = self._job(part, config)
-            if teacher is not None:
-                job = self._distilled(job, config, teacher)
+            job = self._job(part, self.config.recipe(part), teacher)
             model = start if method is None else method.apply(start)
             return engine.find_rate(model, method, job, search)
 
@@ -397,10 +395,8 @@ class Pipeline:
     ) -> tuple[Any, list[Row]]:
         """Trains, in the scope of the strategy."""
         config = self.config.recipe(part)
-        job = self._job(part, config)
-        self._explain_validation(part, config, job.steps_per_epoch)
-        if teacher is not None:
-            job = self._distilled(job, config, teacher)
+        self._explain_validation(part, config, self._steps(config))
+        job = self._job(part, config, teacher)
         left_out = self.info.sizes["train"] % self._batch(config)
         log.info(
             "%s: %s images, %d steps an epoch, %d epochs%s%s",
@@ -434,13 +430,7 @@ class Pipeline:
         )
         if table is None:
             return job
-
-        def training(
-            start: int, context: tf.distribute.InputContext | None = None
-        ) -> tf.data.Dataset:
-            batch = self._batch(config)
-            return self.data.dataset("train", batch, start, context=context, columns=table)
-
+        training = functools.partial(job.training, columns=table)
         teacher = dataclasses.replace(teacher, is_cached=True)
         return dataclasses.replace(job, training=training, teacher=teacher)
 
@@ -523,17 +513,20 @@ class Pipeline:
         needs_float32 = kind is not None and (kind.needs_float32 or not kind.trains)
         return FLOAT32 if needs_float32 else self.config.mixed_precision
 
-    def _job(self, part: Part, config: TrainConfig) -> engine.Job:
+    def _job(self, part: Part, config: TrainConfig, teacher: TeacherModel | None) -> engine.Job:
         batch, steps = self._batch(config), self._steps(config)
 
         def training(
-            start: int, context: tf.distribute.InputContext | None = None
+            start: int,
+            context: tf.distribute.InputContext | None = None,
+            columns: npt.NDArray[np.float32] | None = None,
         ) -> tf.data.Dataset:
-            return self.data.dataset("train", batch, start, self.config.data_service, context)
+            service = self.config.data_service
+            return self.data.dataset("train", batch, start, service, context, columns)
 
         bar = progress.Progress(part.name, config.epochs, steps, batch, self.progress_bar)
         callbacks = (bar, *self._loggers(part)) if self.worker.is_chief else (bar,)
-        return engine.Job(
+        job = engine.Job(
             part.name,
             config,
             steps,
@@ -552,6 +545,7 @@ class Pipeline:
             jit_compile=self.config.jit_compile,
             class_weights=self._class_weights(config),
         )
+        return job if teacher is None else self._distilled(job, config, teacher)
 
     def _class_weights(self, config: TrainConfig) -> tuple[float, ...] | None:
         """Of a stage.

@@ -12,8 +12,9 @@ import tensorflow as tf
 from mobilenet import data
 from mobilenet.configs.dataset import Preprocessing
 from mobilenet.configs.run import RunConfig
-from mobilenet.data import arrays, datasets, preprocessing
+from mobilenet.data import arrays, datasets
 from mobilenet.data.in_memory import evenly_spaced
+from mobilenet.data.preprocessing import is_varied
 from mobilenet.data.split import Split
 
 
@@ -22,11 +23,11 @@ class RunData:
 
     Args:
         config: of the run.
-        scaling: how pixels become inputs.
+        preprocessing: how pixels become inputs.
     """
 
-    def __init__(self, config: RunConfig, scaling: Preprocessing) -> None:
-        self.config, self.preprocessing = config, scaling
+    def __init__(self, config: RunConfig, preprocessing: Preprocessing) -> None:
+        self.config, self.preprocessing = config, preprocessing
         self._opened: dict[str, tf.data.Dataset] = {}
         self._held_out: dict[str, Split] = {}
 
@@ -75,9 +76,9 @@ class RunData:
         where images are varied, are read by a service, or have no numbers.
         """
         config = self.config
-        if preprocessing.is_varied(config.dataset) or config.data_service is not None:
+        if is_varied(config.dataset) or config.data_service is not None:
             return None
-        split = datasets.open_split(config.dataset, "train")
+        split = self._split("train")
         if not datasets.has_numbers(split):
             return None
         numbers = np.arange(split.size, dtype=np.float32)[:, None]

@@ -152,32 +152,42 @@ def execute(
         UsageError: the folder is of another run, or the config cannot be executed.
     """
     worker = workers.this_worker(config.distribution_strategy)
+    call = _Call(config, explicit, worker, overwrite, loaded, offline)
     if not files.is_remote(folder):
-        return _execute(config, Path(folder), explicit, overwrite, loaded, offline, worker)
+        return _execute(call, Path(folder))
     with console.starting_tensorflow():
         from mobilenet.training import working_copy
     with working_copy.opened(str(folder), worker.is_chief) as copy:
-        done = _execute(config, copy.path, explicit, overwrite, loaded, offline, worker, copy)
+        done = _execute(call, copy.path, copy)
     return dataclasses.replace(done, storage=copy)
 
 
-def _execute(
-    config: RunConfig,
-    path: Path,
-    explicit: resolve_config.Explicit,
-    overwrite: bool,
-    loaded: LoadedModel | None,
-    offline: bool,
-    worker: workers.Worker,
-    storage: WorkingCopy | None = None,
-) -> TrainingRun:
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """The arguments of `execute`, with the worker that this process is."""
+
+    config: RunConfig
+    explicit: resolve_config.Explicit
+    worker: workers.Worker
+    overwrite: bool = False
+    loaded: LoadedModel | None = None
+    offline: bool = False
+
+    def identified(self, path: Path, stored: RunConfig | None) -> _Call:
+        """With the identity of a model of the user's own in its config."""
+        own = self.loaded and self.loaded.model
+        config = model_identity.identified(self.config, path, stored, own)
+        return dataclasses.replace(self, config=config)
+
+
+def _execute(call: _Call, path: Path, storage: WorkingCopy | None = None) -> TrainingRun:
     """As `execute`, in a folder of this machine."""
-    stored = None if overwrite else run_folder.stored_config(path)
-    config = model_identity.identified(config, path, stored, loaded and loaded.model)
-    finished = None if stored is None else _finished(path, config, stored, explicit, worker)
+    stored = None if call.overwrite else run_folder.stored_config(path)
+    call = call.identified(path, stored)
+    finished = None if stored is None else _finished(path, call, stored)
     if finished is not None:
         return finished
-    with _pipeline(config, path, explicit, overwrite, loaded, offline, worker, storage) as stages:
+    with _pipeline(call, path, stored, storage) as stages:
         reports = stages.execute()
         return TrainingRun(path, stages.config, RunReport(tuple(reports)))
 
@@ -203,26 +213,19 @@ def find_rate(
         raise UsageError("distribution_strategy", got, "none, to search a learning rate")
     config = config.replace(stages=config.stages[:1], log_to=())
     worker = workers.this_worker(config.distribution_strategy)
+    call = _Call(config, explicit, worker, loaded=loaded, offline=offline)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
-        config = model_identity.identified(config, path, None, loaded and loaded.model)
-        with _pipeline(config, path, explicit, False, loaded, offline, worker) as stages:
+        with _pipeline(call.identified(path, None), path, None) as stages:
             return stages.find_rate(search)
 
 
 @contextlib.contextmanager
 def _pipeline(
-    config: RunConfig,
-    path: Path,
-    explicit: resolve_config.Explicit,
-    overwrite: bool,
-    loaded: LoadedModel | None,
-    offline: bool,
-    worker: workers.Worker,
-    storage: WorkingCopy | None = None,
+    call: _Call, path: Path, stored: RunConfig | None, storage: WorkingCopy | None = None
 ) -> Iterator[Pipeline]:
-    """The stages of a config in its open run folder."""
-    stored = None if overwrite else run_folder.stored_config(path)
+    """The stages of a config in its open run folder, of which `stored` is the config."""
+    config = call.config
     with console.starting_tensorflow():
         from mobilenet.training import own_model, pipeline, random_state, strategy
     if config.deterministic:
@@ -230,19 +233,19 @@ def _pipeline(
     devices = strategy.create_strategy(config.distribution_strategy)  # before any operation
     start: own_model.Start | None = None
     if isinstance(config.model, OwnModel):
-        model = own_model.read(config.model, None if stored is None else path, loaded)
-        resolved, info, start = own_model.resolve(config, model, explicit)
+        model = own_model.read(config.model, None if stored is None else path, call.loaded)
+        resolved, info, start = own_model.resolve(config, model, call.explicit)
     else:
-        resolved, info = resolve_config.resolve(config, explicit, stored)
-        _fetch_weights(resolved, path, stored, offline)
-    _fetch_teacher(resolved, offline)
+        resolved, info = resolve_config.resolve(config, call.explicit, stored)
+        _fetch_weights(resolved, path, stored, call.offline)
+    _fetch_teacher(resolved, call.offline)
     is_shown = log.isEnabledFor(logging.INFO)  # before the run folder has a log of its own
     with (
         strategy.ended_workers(devices),
-        _opened(path, resolved, overwrite, devices, storage) as opened,
+        _opened(path, resolved, call.overwrite, devices, storage) as opened,
         strategy.precision("float32"),
     ):
-        if start is not None and (worker.is_chief or storage is not None):  # in each copy
+        if start is not None and (call.worker.is_chief or storage is not None):  # in each copy
             start.save(opened.path)
         strategy.wait_for_workers(devices)  # until the chief has opened the folder
         yield pipeline.Pipeline(opened, info, resolved.stages, is_shown, devices)
@@ -292,23 +295,17 @@ def _opened(
         yield joined
 
 
-def _finished(
-    folder: Path,
-    config: RunConfig,
-    stored: RunConfig,
-    explicit: resolve_config.Explicit,
-    worker: workers.Worker,
-) -> TrainingRun | None:
+def _finished(folder: Path, call: _Call, stored: RunConfig) -> TrainingRun | None:
     """The run in a folder, if it has nothing left to do; TensorFlow is not needed to find out.
 
     Raises:
         UsageError: the folder holds a run of another config.
     """
-    resolved = resolve_config.resolve_as(config, stored, explicit)
-    reports = run_folder.finished_reports(folder, resolved, worker.is_chief)
+    resolved = resolve_config.resolve_as(call.config, stored, call.explicit)
+    reports = run_folder.finished_reports(folder, resolved, call.worker.is_chief)
     if not reports:
         return None
     for report in reports:
-        if report.part.stage in config.stages:
+        if report.part.stage in call.config.stages:
             log.info("%s", finished_before(report))
     return TrainingRun(folder, stored, RunReport(tuple(reports)), is_unchanged=True)

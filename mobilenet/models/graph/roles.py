@@ -55,6 +55,11 @@ class Graph:
         self._order = {id(layer): index for index, layer in enumerate(self.layers)}
         self._roles = self._find_roles()
 
+    @property
+    def by_name(self) -> dict[str, Layer]:
+        """The layers by name; a wrapped one by that of the layer inside."""
+        return {unwrap(layer).name: layer for layer in self.layers}
+
     def producers(self, layer: Layer) -> list[Layer]:
         """The layers whose outputs `layer` takes, in the order of its inputs."""
         return list(self._producers.get(id(layer), ()))

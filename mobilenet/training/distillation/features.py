@@ -14,7 +14,7 @@ import tf_keras
 
 from mobilenet.errors import UsageError, shorten
 from mobilenet.models import end_points
-from mobilenet.models.graph.roles import Graph, unwrap
+from mobilenet.models.graph.roles import Graph
 
 _LAYERS = "distillation.feature_layers"
 _STUDENT, _TEACHER = 0, 1  # sides of a pair of layers
@@ -108,7 +108,7 @@ def _select(model: Any, layers: Sequence[str], side: int) -> list[Any]:
             raise UsageError("distillation.features", None, expected, "name `feature_layers`")
         return [points[max(points)]]
     graph = Graph(model)
-    by_name = {unwrap(layer).name: graph.output(layer) for layer in graph.layers}
+    by_name = graph.by_name
     selected = []
     for text in layers:
         if text.isdigit():
@@ -121,5 +121,5 @@ def _select(model: Any, layers: Sequence[str], side: int) -> list[Any]:
         if name not in by_name:
             expected = f"a layer of the {what}: {shorten(list(by_name))}"
             raise UsageError(_LAYERS, name, expected)
-        selected.append(by_name[name])
+        selected.append(graph.output(by_name[name]))
     return selected

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from mobilenet.configs.dataset import Preprocessing
+from mobilenet.configs.dataset import PREPROCESSING, Preprocessing
 
 Size = tuple[int | None, int | None]
 _RGB = 3
@@ -31,8 +31,8 @@ def converter(
     """
     rescale = _rescaling(from_, to)
     if channels == (_RGB, 1):  # pixels first: each channel may have a scale of its own
-        to_pixels = _rescaling(from_, Preprocessing("raw", mean=(0.0,), std=(1.0,)))
-        from_pixels = _rescaling(Preprocessing("raw", mean=(0.0,), std=(1.0,)), to)
+        to_pixels = _rescaling(from_, PREPROCESSING["raw"])
+        from_pixels = _rescaling(PREPROCESSING["raw"], to)
 
     def convert(images: tf.Tensor) -> tf.Tensor:
         target = [own or given for own, given in zip(size, images.shape[1:3], strict=True)]

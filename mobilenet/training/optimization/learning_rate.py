@@ -32,6 +32,8 @@ class LearningRate(tf_keras.optimizers.schedules.LearningRateSchedule):
         self.config = config
         self.steps_per_epoch = steps_per_epoch
         self.restarted_at = restarted_at
+        head = config.head_epochs
+        self._after_head = config.replace(epochs=config.epochs - head, head_epochs=0)
 
     def __call__(self, step: Any) -> tf.Tensor:
         return self.at(step if self.restarted_at is None else step + self.restarted_at)
@@ -40,13 +42,11 @@ class LearningRate(tf_keras.optimizers.schedules.LearningRateSchedule):
         """The rate of the update after `step` updates of the stage."""
         head = self.config.head_epochs
         epoch = tf.cast(step, tf.float32) / self.steps_per_epoch - head
-        rate = self._scheduled(
-            self.config.replace(epochs=self.config.epochs - head, head_epochs=0), epoch
-        )
+        rate = self._scheduled(epoch)
         return tf.where(epoch < 0, self.config.lr, rate) if head else rate
 
-    @staticmethod
-    def _scheduled(config: TrainConfig, epoch: tf.Tensor) -> tf.Tensor:
+    def _scheduled(self, epoch: tf.Tensor) -> tf.Tensor:
+        config = self._after_head
         rate = config.lr * _FACTORS[config.learning_scheduler_name](config, epoch)
         if config.warmup_epochs > 0:
             climbing = config.lr * epoch / config.warmup_epochs

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import tf_keras
@@ -84,22 +85,22 @@ class _WithFactors:
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        type(self).__mro__[2].learning_rate.fset(self, value)  # type: ignore[attr-defined]
+        super(_WithFactors, type(self)).learning_rate.fset(self, value)  # type: ignore[misc]
 
-    def _factor_of(self, variable: Any) -> float:
-        return self._factors.get(self._var_key(variable), 1.0)  # type: ignore[attr-defined]
-
-    def update_step(self, gradient: Any, variable: Any) -> None:
-        self._factor = self._factor_of(variable)
+    @contextlib.contextmanager
+    def _scaled_for(self, variable: Any) -> Iterator[None]:
+        key = self._var_key(variable)  # type: ignore[attr-defined]
+        self._factor = self._factors.get(key, 1.0)
         try:
-            super().update_step(gradient, variable)  # type: ignore[misc]
+            yield
         finally:
             self._factor = 1.0
 
+    def update_step(self, gradient: Any, variable: Any) -> None:
+        with self._scaled_for(variable):
+            super().update_step(gradient, variable)  # type: ignore[misc]
+
     def _apply_weight_decay(self, variables: Any) -> None:
         for variable in variables:
-            self._factor = self._factor_of(variable)
-            try:
+            with self._scaled_for(variable):
                 super()._apply_weight_decay([variable])  # type: ignore[misc]
-            finally:
-                self._factor = 1.0

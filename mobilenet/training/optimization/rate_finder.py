@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +63,10 @@ class RateCurve:
     rates: tuple[float, ...]
     losses: tuple[float, ...]
 
-    @property
+    @functools.cached_property
     def smoothed(self) -> tuple[float, ...]:
         """The exponential moving average of the losses, without its bias towards zero."""
-        mean, values = 0.0, []
-        for step, loss in enumerate(self.losses, 1):
-            mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
-            values.append(mean / (1 - _SMOOTHING**step))
-        return tuple(values)
+        return tuple(_smoothed(self.losses))
 
     @property
     def suggestion(self) -> float:
@@ -123,14 +121,29 @@ def measure(train_step: Any, stage: str, search: RateSearch) -> RateCurve:
         stage: name of what is trained.
         search: which rates.
     """
-    curve = RateCurve(stage, (), ())
-    for rate in search.rates:
-        loss = float(train_step(rate))
-        if not math.isfinite(loss):
+    losses: list[float] = []
+
+    def measured() -> Iterator[float]:
+        for rate in search.rates:
+            loss = float(train_step(rate))
+            if not math.isfinite(loss):
+                return
+            losses.append(loss)
+            yield loss
+
+    lowest = math.inf
+    for smoothed in _smoothed(measured()):
+        lowest = min(lowest, smoothed)
+        if smoothed > _DIVERGED * lowest:
             break
-        curve = RateCurve(stage, (*curve.rates, rate), (*curve.losses, loss))
-        if curve.smoothed[-1] > _DIVERGED * min(curve.smoothed):
-            break
-    if len(curve.rates) < 2:
+    if len(losses) < 2:
         raise UsageError("lowest", search.lowest, "a rate at which the loss is a finite number")
-    return curve
+    return RateCurve(stage, search.rates[: len(losses)], tuple(losses))
+
+
+def _smoothed(losses: Iterable[float]) -> Iterator[float]:
+    """The moving average after each loss."""
+    mean = 0.0
+    for step, loss in enumerate(losses, 1):
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
+        yield mean / (1 - _SMOOTHING**step)

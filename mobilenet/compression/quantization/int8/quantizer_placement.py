@@ -135,7 +135,7 @@ def expand_float_layers(graph: Graph, with_kernel: set[str]) -> set[str]:
     layers. So tensors between two float layers are not quantized, a hard-swish after one is part of
     it, and the input of an int8 layer is quantized once, right before that layer.
     """
-    layers = {unwrap(layer).name: layer for layer in graph.layers}
+    layers = graph.by_name
     candidates = {n for n, x in layers.items() if kind(x) not in WEIGHTS and graph.producers(x)}
     floats = with_kernel | candidates
     while removed := {n for n in floats & candidates if not _is_float(graph, layers[n], floats)}:
