@@ -10,7 +10,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet import data
-from mobilenet.configs.dataset import Preprocessing
+from mobilenet.configs.dataset import UNIFORM, Preprocessing
 from mobilenet.configs.run import RunConfig
 from mobilenet.data import arrays, datasets
 from mobilenet.data.in_memory import evenly_spaced
@@ -82,7 +82,10 @@ class RunData:
         if not datasets.has_numbers(split):
             return None
         numbers = np.arange(split.size, dtype=np.float32)[:, None]
-        each = self.dataset("train", 1, 0, columns=numbers).take(split.size).unbatch()
+        # A balanced epoch does not have every image.
+        once = config.replace(dataset=config.dataset.replace(sampling=UNIFORM))
+        data_once = RunData(once, self.preprocessing)
+        each = data_once.dataset("train", 1, 0, columns=numbers).take(split.size).unbatch()
         return each.map(lambda image, label: (image, label[-1])).batch(batch)
 
     def _split(self, name: str) -> Split:
