@@ -46,7 +46,7 @@ def test_the_loss_of_an_image_is_multiplied_by_the_weight_of_its_class(shape: An
 
 
 def test_training_uses_them(tmp_path: Path) -> None:
-    """A class that outweighs the others is what the model gives in doubt."""
+    """The weights multiply the loss of training, not that of validation."""
     job = make_job(tmp_path, CONFIG.replace(epochs=1, lr=1e-6))
     plain = engine.fit(
         two_layer_model(), None, dataclasses.replace(job, checkpoints=tmp_path / "a")
