@@ -9,10 +9,12 @@ shows it.
 
 from __future__ import annotations
 
+from mobilenet.errors import one_of
+
 from . import archs, dataset
 from .own_model import OwnModel
 from .pruning import LARGE
-from .run import RunConfig
+from .run import FINE_TUNE, FROM_SCRATCH, RECIPES, RunConfig
 from .training import TrainConfig
 
 # python -m mobilenet.trainer --model_name NAME --dataset_name imagenet2012
@@ -79,7 +81,7 @@ _DIGITS = TrainConfig(
 )
 
 # python -m mobilenet.trainer --dataset_name image_folder --data_dir FOLDER
-_SMALL = TrainConfig(
+_SMALL_FROM_SCRATCH = TrainConfig(
     epochs=60,
     batch_size=32,
     optimizer_name="adam",
@@ -91,6 +93,10 @@ _SMALL = TrainConfig(
     ma_decay_rate=0.99,
 )
 
+# python benchmarks/fine_tuning.py --data_dir PHOTOS --checkpoints FOLDER
+_FINE_TUNE = _SMALL_FROM_SCRATCH.replace(epochs=40, lr=1e-3, warmup_epochs=1.0)
+
+_DIGITS_SETS = ("digits", "mnist")
 _LARGE_SETS = ("imagenet2012", "tfrecord")
 # python benchmarks/distillation.py --data_dir PHOTOS --checkpoint V1_025_128
 FEW_IMAGES = 100  # of a class to train on; with fewer, later stages learn from what they start with
@@ -110,25 +116,54 @@ def batch_norm_decay(steps: int, longest: float) -> float:
     return round(min(longest, max(0.9, 1.0 - BATCH_NORM_MEMORY / max(steps, 1))), 6)
 
 
-def get(model_name: str, dataset_name: str) -> RunConfig:
+def get(
+    model_name: str, dataset_name: str, recipe: str | None = None, has_weights: bool = False
+) -> RunConfig:
     """The defaults of a run.
 
     Args:
         model_name: one of `archs.names()`.
         dataset_name: any data set; names that are not known get the recipe for small photo sets.
+        recipe: `from_scratch`, `fine_tune` or `modern`; `None` chooses by `default`.
+        has_weights: the model starts from trained weights.
+
+    Raises:
+        UsageError: no such model or recipe.
     """
     model = archs.get(model_name)
     data = dataset.get(dataset_name)
+    recipe = default(dataset_name, has_weights) if recipe is None else recipe
+    one_of("recipe", recipe, RECIPES)
+    if recipe == FINE_TUNE:
+        return _fine_tuning(model, data)
     if dataset_name in _LARGE_SETS:
         return _imagenet(model, data)
-    if dataset_name in ("digits", "mnist"):
+    if dataset_name in _DIGITS_SETS:
         return _chain(model, data, _DIGITS, image_size=64, prune_epochs=8, quantize_epochs=4)
-    return _chain(model, data, _SMALL, image_size=224, prune_epochs=20, quantize_epochs=10)
+    return _small(model, data, _SMALL_FROM_SCRATCH)
 
 
-def of_own_model(model: OwnModel, dataset_name: str) -> RunConfig:
-    """The defaults of a run on a model of the user's own: those of MobileNetV2."""
-    return get("mobilenet_v2", dataset_name).replace(model=model)
+def default(dataset_name: str, has_weights: bool) -> str:
+    """The recipe of a run that names none.
+
+    Weights are fine-tuned on photos. ImageNet's recipes are those of models which are trained on
+    ImageNet, whatever they start from, and the digits are unlike what released weights have seen.
+    """
+    is_photos = dataset_name not in (*_LARGE_SETS, *_DIGITS_SETS)
+    return FINE_TUNE if has_weights and is_photos else FROM_SCRATCH
+
+
+def name_of(config: RunConfig) -> str:
+    """The name of the recipe that a run has its defaults from."""
+    if config.recipe is not None:
+        return config.recipe
+    is_trained = isinstance(config.model, OwnModel) or config.init_checkpoint is not None
+    return default(config.dataset.name, is_trained)
+
+
+def of_own_model(model: OwnModel, dataset_name: str, recipe: str | None = None) -> RunConfig:
+    """The defaults of a run on a trained model of the user's own: those of MobileNetV2."""
+    return get("mobilenet_v2", dataset_name, recipe, has_weights=True).replace(model=model)
 
 
 def pruning_large_kernels(config: RunConfig) -> RunConfig:
@@ -160,6 +195,20 @@ def _chain(
         prune=train.replace(epochs=prune_epochs, lr=train.lr / 4, warmup_epochs=0.0),
         quantize=train.replace(epochs=quantize_epochs, lr=train.lr / 20, warmup_epochs=0.0),
     )
+
+
+def _small(
+    model: archs.MobileNetConfig, data: dataset.DatasetConfig, train: TrainConfig
+) -> RunConfig:
+    """Later stages have the same rates, whatever the model was trained from."""
+    config = _chain(
+        model, data, _SMALL_FROM_SCRATCH, image_size=224, prune_epochs=20, quantize_epochs=10
+    )
+    return config.replace(train=train)
+
+
+def _fine_tuning(model: archs.MobileNetConfig, data: dataset.DatasetConfig) -> RunConfig:
+    return _small(model, data, _FINE_TUNE)
 
 
 def _imagenet(model: archs.MobileNetConfig, data: dataset.DatasetConfig) -> RunConfig:

@@ -19,6 +19,8 @@ from .pruning import PRUNING, ChannelPruning, DnsPruning, MagnitudePruning, Tfmo
 from .quantization import QUANTIZATION, PostTraining, QuantizationAwareTraining
 from .training import TrainConfig
 
+FROM_SCRATCH, FINE_TUNE, MODERN = "from_scratch", "fine_tune", "modern"
+RECIPES = (FROM_SCRATCH, FINE_TUNE, MODERN)
 STAGES = ("train", "prune", "quantize", "convert")
 FLOAT32 = "float32"
 PRECISIONS = (FLOAT32, "mixed_float16", "mixed_bfloat16")
@@ -78,6 +80,8 @@ class RunConfig(Config):
     Attributes:
         model: a MobileNet, which is built; or a trained model of the user's own.
         dataset: the images, and how they are read and varied.
+        recipe: the defaults of the other fields, see `recipes.get`; `None` is `fine_tune` where a
+            model starts from weights and the data set is a small one, else `from_scratch`.
         train: float training.
         prune: the training during which the model is pruned.
         quantize: the training with the file's rounding, or with shared weights.
@@ -125,6 +129,12 @@ class RunConfig(Config):
     )
     stages: tuple[str, ...] = flag(
         STAGES, "which of " + ",".join(STAGES) + " to run, in that order", choices=STAGES
+    )
+    recipe: str | None = flag(
+        None,
+        "defaults of the other flags: " + ", ".join(RECIPES) + "; left out, it depends on the data "
+        "and on whether there are weights to start from",
+        choices=RECIPES,
     )
     train: TrainConfig = nested(TrainConfig())
     prune: TrainConfig = nested(TrainConfig(), "prune_", _STAGE_FLAGS)
@@ -186,17 +196,20 @@ class RunConfig(Config):
             raise UsageError(
                 "stages", ",".join(self.stages), f"stages in the order {','.join(STAGES)}"
             )
-        self._check_freezing()
+        self._check_start()
         for stage in ("train", "prune", "quantize"):
             parts = getattr(self, stage).accumulation_steps
             if self.jit_compile and parts > 1:
                 raise UsageError("accumulation_steps", parts, "1 with `jit_compile`")
 
-    def _check_freezing(self) -> None:
-        """Checks that layers which training leaves as they are have been trained before."""
+    def _check_start(self) -> None:
+        """Checks that what is fine-tuned, or left as it is, has been trained before."""
         is_new = isinstance(self.model, MobileNetConfig) and self.init_checkpoint is None
         if not is_new or "train" not in self.stages:
             return
+        if self.recipe == FINE_TUNE:
+            expected = f"{FROM_SCRATCH} or {MODERN} for a model with random weights"
+            raise UsageError("recipe", self.recipe, expected, "give `init_checkpoint`")
         for field in dataclasses.fields(TrainConfig):
             value = getattr(self.train, field.name)
             if field.name in _OF_TRAINED_LAYERS and value != field.default:
@@ -228,8 +241,8 @@ class RunConfig(Config):
             parts += [*rounds, Part(stage)] if stage == "prune" else [Part(stage)]
         return tuple(parts)
 
-    def recipe(self, part: Part) -> TrainConfig:
+    def training(self, part: Part) -> TrainConfig:
         """How a part trains; `stage_epochs` is that of all rounds of pruning but the last."""
-        recipe: TrainConfig = getattr(self, part.stage)
+        training: TrainConfig = getattr(self, part.stage)
         epochs = getattr(self.pruning, "stage_epochs", None)
-        return recipe if part.is_last or epochs is None else recipe.replace(epochs=epochs)
+        return training if part.is_last or epochs is None else training.replace(epochs=epochs)

@@ -335,7 +335,9 @@ def run_config(parsed: Parsed) -> RunConfig:
     if path is not None:
         config = _own_config(path, parsed, dataset)
     elif config is None:
-        config = recipes.get(name or "mobilenet_v1", dataset)
+        has_weights = parsed.settings.get("init_checkpoint") is not None
+        recipe = parsed.settings.get("recipe")
+        config = recipes.get(name or "mobilenet_v1", dataset, recipe, has_weights)
     elif name is not None and "model_name" in parsed.typed:
         one_of("--model_name", name, archs.ALL)
         if type(config.model) is not archs.ALL[name]:  # type: ignore[attr-defined]
@@ -357,7 +359,7 @@ def _own_config(path: str, parsed: Parsed, dataset: str) -> RunConfig:
         name = parsed.options["model_name"]
         raise UsageError("--model_name", name, "none with --model", "leave out one of the two")
     if parsed.config is None:
-        return recipes.of_own_model(OwnModel.at(path), dataset)
+        return recipes.of_own_model(OwnModel.at(path), dataset, parsed.settings.get("recipe"))
     assert isinstance(parsed.config, RunConfig)
     if not isinstance(parsed.config.model, OwnModel):
         raise UsageError("--model", path, _OF_FILE, "leave out one of the two")

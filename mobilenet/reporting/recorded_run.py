@@ -122,10 +122,11 @@ class RecordedRun:
 
         Of another method than the recipe's they are those that differ from its own defaults.
         """
+        dataset, recipe = self.config.dataset.name, recipes.name_of(self.config)
         if isinstance(self.config.model, OwnModel):
-            default = recipes.of_own_model(self.config.model, self.config.dataset.name)
+            default = recipes.of_own_model(self.config.model, dataset, recipe)
         else:
-            default = recipes.get(self.model_name, self.config.dataset.name)
+            default = recipes.get(self.model_name, dataset, recipe)
         chosen = {
             name: type(own)()
             for name in ("pruning", "quantization")

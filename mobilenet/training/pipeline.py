@@ -194,8 +194,8 @@ class Pipeline:
             if precision != FLOAT32:
                 model = rebuild.with_precision(model, precision)
             if self._own_model is not None:  # of a MobileNet the config has a momentum that fits
-                recipe = self.config.recipe(part)
-                steps = recipe.epochs * self._steps(recipe)
+                training = self.config.training(part)
+                steps = training.epochs * self._steps(training)
                 batch_norm_statistics.shorten_momentum(model, steps)
             return model
         from_scratch = part.stage == "train" or (
@@ -282,7 +282,7 @@ class Pipeline:
             )
 
     def _method(self, part: Part, method_config: Config) -> methods.Method:
-        config = self.config.recipe(part)
+        config = self.config.training(part)
         parts = self.config.parts([part.stage])
         return methods.create(
             method_config,
@@ -332,7 +332,7 @@ class Pipeline:
         if method is not None and not method.trains:
             raise UsageError("stages", part.stage, expected)
         with self.strategy.scope():
-            job = self._job(part, self.config.recipe(part), teacher)
+            job = self._job(part, self.config.training(part), teacher)
             model = start if method is None else method.apply(start)
             return engine.find_rate(model, method, job, search)
 
@@ -394,7 +394,7 @@ class Pipeline:
         teacher: TeacherModel | None,
     ) -> tuple[Any, list[Row]]:
         """Trains, in the scope of the strategy."""
-        config = self.config.recipe(part)
+        config = self.config.training(part)
         self._explain_validation(part, config, self._steps(config))
         job = self._job(part, config, teacher)
         left_out = self.info.sizes["train"] % self._batch(config)

@@ -90,19 +90,27 @@ def request(
     if isinstance(architecture, OwnModel):
         names = {p.path: p.name for p in parameters.parameters_of(RunConfig)}
         check_settings(settings, lambda path: names.get(path, path))
-        recipe = recipes.of_own_model(architecture, dataset.name).replace(dataset=dataset)
-        config = recipes.pruning_large_kernels(parameters.apply(recipe, settings))
+        recipe = recipes.of_own_model(architecture, dataset.name, settings.get("recipe"))
+        config = parameters.apply(recipe.replace(dataset=dataset), settings)
+        config = recipes.pruning_large_kernels(config)
     else:
-        config = parameters.apply(_of_recipe(model, architecture, dataset), settings)
+        config = parameters.apply(_of_recipe(model, architecture, dataset, settings), settings)
     default = training_run.default_folder(config)
     folder = default if model_dir is None else _run_folder(model_dir)
     explicit = _explicit(model, settings, dataset)
     return Request(folder, config, explicit, "data_dir" in values, loaded)
 
 
-def _of_recipe(model: object, architecture: MobileNetConfig, dataset: DatasetConfig) -> RunConfig:
+def _of_recipe(
+    model: object,
+    architecture: MobileNetConfig,
+    dataset: DatasetConfig,
+    settings: Mapping[str, Any],
+) -> RunConfig:
     """The recipe of a MobileNet and a data set."""
-    recipe = recipes.get(_name_of(architecture), dataset.name)
+    has_weights = settings.get("init_checkpoint") is not None
+    name = settings.get("recipe")
+    recipe = recipes.get(_name_of(architecture), dataset.name, name, has_weights)
     config = recipe.replace(dataset=dataset)
     if not isinstance(model, MobileNetConfig):
         return config

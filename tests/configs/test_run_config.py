@@ -435,5 +435,5 @@ def test_parts_before_the_last_may_be_shorter() -> None:
     for epochs, expected in ((None, (24, 8, 8, 8, 4)), (2, (24, 2, 2, 8, 4))):
         several = config.replace(pruning=ChannelPruning(stages=3, stage_epochs=epochs))
         parts = several.parts(("train", "prune", "quantize"))
-        assert tuple(several.recipe(part).epochs for part in parts) == expected
-    assert several.recipe(run.Part("prune", 1)) == config.prune.replace(epochs=2)
+        assert tuple(several.training(part).epochs for part in parts) == expected
+    assert several.training(run.Part("prune", 1)) == config.prune.replace(epochs=2)
