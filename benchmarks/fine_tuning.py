@@ -3,10 +3,14 @@
     python benchmarks/fine_tuning.py --data_dir PHOTOS
     python benchmarks/fine_tuning.py --data_dir PHOTOS --models v1 --methods qat,zeros,channels,dns
 
-PHOTOS is a folder of class folders, `train` and `val`. Each model is trained with the defaults of
-`mobilenet.train` from the weights that `imagenet` stands for, or those of `--weights v1=PATH`; each
-method then begins with the float model of the same seed. Top-1 is that of the held-out photos;
-seconds are those of the stage.
+    python benchmarks/fine_tuning.py --data_dir PHOTOS --models v1 --shuffle_split
+
+PHOTOS is a folder with `train` and `val`, each with class folders. Each model is trained with the
+defaults of `mobilenet.train` from the weights that `imagenet` stands for, or from those of
+`--weights v1=PATH,v2=PATH`; each method then begins with the float model of the same seed. Top-1 is
+that of the held-out photos; seconds are those of the stage. With `--shuffle_split` each seed splits
+all photos anew, with as many of each class in both parts as before: the spread then is that of the
+photos, too.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from sklearn.model_selection import StratifiedShuffleSplit
 
 import mobilenet
 
@@ -40,12 +46,15 @@ class Bench:
 
     def __init__(self, words: argparse.Namespace, folder: Path, seed: int) -> None:
         self.words, self.folder, self.seed = words, folder, seed
+        self.data = Path(words.data_dir)
+        if words.shuffle_split:
+            self.data = shuffled(self.data, folder / "photos", seed)
 
     def run(self, name: str, fields: dict[str, Any]) -> dict[Stage, Figures]:
         """Figures of each stage of a run."""
         folder = self.folder / name.replace(" ", "_")
         fields = {**fields, "seed": self.seed, "model_dir": folder}
-        report = mobilenet.train(self.words.data_dir, **fields).report
+        report = mobilenet.train(self.data, **fields).report
         figures = {(name, str(r.part)): (r.top1, 60 * (r.minutes or 0)) for r in report}
         for (_, stage), (top1, seconds) in figures.items():
             print(f"seed {self.seed}, {name}, {stage}: {top1:.2f} %, {seconds:.0f} s", flush=True)
@@ -62,6 +71,21 @@ class Bench:
                 fields = {**MODELS[model], **METHODS[method], **self.words.compress}
                 rows |= self.run(f"{model} {method}", {**fields, "weights": start})
         return rows
+
+
+def shuffled(photos: Path, folder: Path, seed: int) -> Path:
+    """The photos as links in another split, which has as many of each class as theirs."""
+    files = sorted(path for path in photos.glob("*/*/*") if path.is_file())
+    labels = [path.parent.name for path in files]
+    held_out = sum(path.parts[-3] != "train" for path in files)
+    split = StratifiedShuffleSplit(n_splits=1, test_size=held_out, random_state=seed)
+    parts = zip(("train", "val"), next(split.split(labels, labels)), strict=True)
+    for part, path in ((part, files[index]) for part, indices in parts for index in indices):
+        link = folder / part / path.parent.name / f"{path.parts[-3]}_{path.name}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.resolve())
+    return folder
 
 
 def fields(text: str) -> dict[str, Any]:
@@ -100,6 +124,7 @@ def main() -> None:
     parser.add_argument("--methods", default="", help=f"any of {','.join(METHODS)} (none)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each (3)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (0)")
+    parser.add_argument("--shuffle_split", action="store_true", help="another split by each seed")
     parser.add_argument("--train", type=fields, default={}, help="fields of float training")
     parser.add_argument("--compress", type=fields, default={}, help="fields of the methods")
     parser.add_argument("--folder", type=Path, help="where the runs stay; what is there is used")
