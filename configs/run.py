@@ -12,7 +12,7 @@ from mobilenet.errors import UsageError
 from .archs import MobileNetConfig, MobileNetV1Config
 from .base import MAX_SIDE, Config, ImageSize, flag, nested, sides
 from .card import ACTIVATIONS
-from .dataset import DatasetConfig, Preprocessing
+from .dataset import BALANCED, DatasetConfig, Preprocessing
 from .distillation import Distillation
 from .own_model import OwnModel
 from .pruning import PRUNING, ChannelPruning, DnsPruning, MagnitudePruning, TfmotPruning
@@ -197,10 +197,20 @@ class RunConfig(Config):
                 "stages", ",".join(self.stages), f"stages in the order {','.join(STAGES)}"
             )
         self._check_start()
+        self._check_training()
+
+    def _check_training(self) -> None:
+        """Checks how the stages train against what they share."""
         for stage in ("train", "prune", "quantize"):
-            parts = getattr(self, stage).accumulation_steps
-            if self.jit_compile and parts > 1:
-                raise UsageError("accumulation_steps", parts, "1 with `jit_compile`")
+            training: TrainConfig = getattr(self, stage)
+            if self.jit_compile and training.accumulation_steps > 1:
+                raise UsageError(
+                    "accumulation_steps", training.accumulation_steps, "1 with `jit_compile`"
+                )
+            if self.dataset.sampling == training.class_weights == BALANCED:
+                expected = "none or weights by class with `sampling=balanced`"
+                remedy = "both make up for rare classes: choose one"
+                raise UsageError("class_weights", training.class_weights, expected, remedy)
 
     def _check_start(self) -> None:
         """Checks that what is fine-tuned, or left as it is, has been trained before."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mobilenet.configs.training import BALANCED, NO_CLASS_WEIGHTS, weights_by_class
-from mobilenet.errors import UsageError, one_of
+from mobilenet.errors import UsageError, one_of, shorten
 from mobilenet.training.losses import Loss
 
 _PARAMETER = "class_weights"
@@ -29,7 +29,8 @@ def weights_of(
         labels: class indices of the training images; `None` if they are not known before reading.
 
     Raises:
-        UsageError: names `class_weights`: there is no such class, or the counts are not known.
+        UsageError: names `class_weights`: there is no such class, the counts are not known, or a
+            class has no image.
     """
     if setting == NO_CLASS_WEIGHTS:
         return None
@@ -44,6 +45,10 @@ def weights_of(
         expected = "weights by class, as the images of records are not counted"
         raise UsageError(_PARAMETER, setting, expected, "as in `cat=2,dog=0.5`")
     counts = np.bincount(labels, minlength=len(names))
+    empty = [name for name, count in zip(names, counts, strict=True) if not count]
+    if empty:
+        expected = f"training images of every class, not none of {shorten(empty)}"
+        raise UsageError(_PARAMETER, setting, expected, "add some, or give weights by class")
     return tuple((len(labels) / (len(names) * counts)).tolist())
 
 

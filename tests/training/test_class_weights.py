@@ -13,6 +13,8 @@ tf = pytest.importorskip("tensorflow")
 from short_training import CONFIG, make_job  # noqa: E402
 from small_models import two_layer_model  # noqa: E402
 
+from mobilenet.configs import dataset  # noqa: E402
+from mobilenet.configs.run import RunConfig  # noqa: E402
 from mobilenet.configs.training import TrainConfig  # noqa: E402
 from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.training import class_weights, engine, losses  # noqa: E402
@@ -75,9 +77,25 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
     assert str(error.value).startswith(message)
 
 
+@pytest.mark.parametrize("stage", ["train", "prune", "quantize"])
+def test_rare_classes_are_not_corrected_twice(stage: str) -> None:
+    sampled = dataset.DIGITS.replace(sampling="balanced")
+    with pytest.raises(UsageError) as error:
+        RunConfig(dataset=sampled, **{stage: TrainConfig(class_weights="balanced")})
+    assert str(error.value) == (
+        "class_weights: got 'balanced', expected none or weights by class with "
+        "`sampling=balanced`; both make up for rare classes: choose one"
+    )
+    RunConfig(dataset=sampled, **{stage: TrainConfig(class_weights="1=2")})
+
+
 def test_classes_and_counts_are_checked() -> None:
     with pytest.raises(UsageError, match="^class_weights: got 'cow', expected one of cat, dog"):
         class_weights.weights_of("cow=2", NAMES, LABELS)
+    with pytest.raises(
+        UsageError, match="expected training images of every class, not none of dog,"
+    ):
+        class_weights.weights_of("balanced", NAMES, LABELS[LABELS % 2 == 0])
     with pytest.raises(UsageError, match="as the images of records are not counted"):
         class_weights.weights_of("balanced", NAMES, None)
     with pytest.raises(UsageError, match="expected none for several labels an image"):
