@@ -63,6 +63,7 @@ def pytest_collection_finish() -> None:
     """The garbage collector need not look at the hundred thousands of objects of TensorFlow."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 50, 10)  # a model is a hundred thousand objects
 
 
 @pytest.fixture(autouse=True)
@@ -89,10 +90,12 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def small_model() -> Callable[..., Any]:
     """`small_model(name)`: a narrow model of that name, 32 x 32 x 3 to 10 logits, built once; do
-    not change it."""
+    not change it. `short=True`: the first row of each kind alone."""
 
     @functools.cache
-    def make(name: str, **overrides: Any) -> Any:
+    def make(name: str, short: bool = False, **overrides: Any) -> Any:
+        from small_models import short_blocks
+
         from mobilenet.configs import archs
         from mobilenet.models.builder import build
 
@@ -102,6 +105,8 @@ def small_model() -> Callable[..., Any]:
             "classifier_activation": None,
             **overrides,
         }
+        if short:
+            fields["blocks"] = short_blocks(name)
         return build(archs.get(name, **fields), (32, 32, 3))
 
     return make

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tf_keras
 
 from mobilenet.configs import archs
+from mobilenet.configs.block_tables import BlockConfig
 from mobilenet.configs.dataset import PREPROCESSING
 from mobilenet.models.builder import build
 
@@ -30,6 +31,20 @@ QUICK = ("mobilenet_v1", "mobilenet_v3_small")  # they have every kind of layer
 def families(quick: Iterable[str] = QUICK, names: Iterable[str] = tuple(archs.ALL)) -> list[Any]:
     """Names of our models as test parameters; those that are not in `quick` are slow."""
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+def short_blocks(name: str) -> tuple[BlockConfig, ...]:
+    """The first row of each kind of a model: all its kinds of layers, in a third of the layers."""
+    kinds, rows = set(), []
+    for row in archs.get(name).blocks:
+        shape = row.replace(filters=1, stride=1, expansion_size=min(row.expansion_size, 2))
+        inverted = row.block_type not in ("Conv", "DepSepConv", "GlobalPooling")
+        added = inverted and row.residual and row.stride == 1 and row.filters == rows[-1].filters
+        kind = (shape, added if inverted else row.stride)
+        if kind not in kinds:
+            kinds.add(kind)
+            rows.append(row)
+    return tuple(rows)
 
 
 def toy(channels: int = 8, bias: bool = False) -> tf_keras.Model:

@@ -14,7 +14,7 @@ import pytest
 import tf_keras
 from command_runs import CHAIN, SHORT, report, run_command
 from short_training import stage_context, train
-from small_models import inputs, randomize_batch_norm, toy
+from small_models import inputs, randomize_batch_norm, short_blocks, toy
 
 from mobilenet.compression import method as methods
 from mobilenet.compression.pruning.channel import dependency_groups, importance, surgery
@@ -111,10 +111,10 @@ def test_channels_pruned_before_go_first() -> None:
     assert {1, 5} <= set(gone) and len(gone) == 4
 
 
-def small_v1() -> tuple[Any, Any]:
+def small_v1(**fields: Any) -> tuple[Any, Any]:
     tf_keras.utils.set_random_seed(0)
-    fields: dict[str, Any] = {"num_classes": 4, "classifier_activation": None}
-    config = archs.get("mobilenet_v1", width_multiplier=0.25, **fields)
+    fields = {"num_classes": 4, "classifier_activation": None, **fields}
+    config = archs.get("mobilenet_v1", **{"width_multiplier": 0.25, **fields})
     return config, randomize_batch_norm(builder.build(config, (32, 32, 3)))
 
 
@@ -153,7 +153,7 @@ def test_parts_prune_equal_shares_of_the_original_model() -> None:
 
 
 def test_as_few_channels_are_pruned_as_the_macs_allow() -> None:
-    original, model = small_v1()
+    original, model = small_v1(width_multiplier=0.5, blocks=short_blocks("mobilenet_v1"))
     dense = sum(counting.layer_macs(model).values())
     for target, round_to in ((0.5, 1), (0.3, 1), (0.5, 8)):
         method, _ = prepared(model, 4, target_macs=target, round_to=round_to)
@@ -176,7 +176,7 @@ def test_as_few_channels_are_pruned_as_the_macs_allow() -> None:
 
 def test_a_latency_target_is_measured() -> None:
     """With a clock that counts MACs, time is what MACs are."""
-    original, model = small_v1()
+    original, model = small_v1(width_multiplier=0.5, blocks=short_blocks("mobilenet_v1"))
 
     def macs(model: Any) -> float:
         return 1e-9 * sum(counting.layer_macs(model).values())

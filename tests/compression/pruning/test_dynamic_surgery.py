@@ -199,7 +199,7 @@ def test_gradients_are_those_at_the_masked_weights_and_move_the_dense_ones(
     from mobilenet.training.engine import Learner
 
     learner = Learner(model, lambda step: method.after_step(model, step))
-    learner.compile(tf_keras.optimizers.SGD(0.05, momentum=momentum), loss)
+    learner.compile(tf_keras.optimizers.SGD(0.05, momentum=momentum), loss, run_eagerly=True)
     images = inputs(8 * steps, seed=5)
     labels = np.arange(len(images)) % CLASSES
     for step in range(steps):
@@ -248,7 +248,7 @@ def test_which_weights_train(which: str, statistics: bool) -> None:
     trained = method.apply(model)
     assert method.statistics_frozen(0) is not statistics
     before, bias = batch_norm(trained), trained.get_layer("e").bias.numpy()
-    train(trained, method, 2)
+    train(trained, method, 2, eager=True)
     after = batch_norm(trained)
     for name in ("gamma", "beta"):
         assert np.array_equal(before[name], after[name]) is (which == "kernels")
@@ -327,7 +327,7 @@ def test_initial_zeros_stay_until_the_first_threshold() -> None:
         assert zero_fraction(now) >= 0.8
         assert zero_fraction(trained.get_layer("d").kernel) == 1
 
-    train(trained, method, 10, watch=watch)
+    train(trained, method, 10, watch=watch, eager=True)
     assert zero_fraction(trained.get_layer("c").kernel) == 0.875
 
 
@@ -336,7 +336,7 @@ def test_master_weights_stay_float32_under_mixed_precision() -> None:
     try:
         method = surgery(6, frequency=1)
         model = method.apply(toy())
-        assert np.isfinite(train(model, method, 6))
+        assert np.isfinite(train(model, method, 6, eager=True))
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
     kernel = model.get_layer("d").kernel.numpy()

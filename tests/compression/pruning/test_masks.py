@@ -191,7 +191,7 @@ def test_resumed_pruning_takes_its_masks_from_the_zeros() -> None:
         assert zero_fraction(now) == least
         np.testing.assert_array_equal(now != 0, values != 0)
 
-    train(again, method, 10, watch=watch)
+    train(again, method, 10, watch=watch, eager=True)
     assert zero_fraction(kernels(again)["d"]) == 0.25
 
 
@@ -200,7 +200,7 @@ def test_a_kernel_of_zeros_stays_so() -> None:
     model.get_layer("c").kernel.assign(tf.zeros_like(model.get_layer("c").kernel))
     method = magnitude(4, final_sparsity={"pointwise": 0.5})
     pruned = method.apply(model)
-    train(pruned, method, 4)
+    train(pruned, method, 4, eager=True)
     assert zero_fraction(kernels(pruned)["c"]) == 1
     assert zero_fraction(kernels(pruned)["d"]) == 0.5
 
@@ -217,7 +217,7 @@ def test_master_weights_are_not_rounded_under_mixed_precision(mixed: None) -> No
     method = magnitude(6, frequency=1)
     model = method.apply(toy())
     assert model.get_layer("c").compute_dtype == "bfloat16"
-    loss = train(model, method, 6)
+    loss = train(model, method, 6, eager=True)
     assert np.isfinite(loss)
     kernel = kernels(model)["c"]
     assert kernel.dtype == np.float32
@@ -232,7 +232,7 @@ def test_the_input_model_is_left_unchanged() -> None:
     model = toy()
     before = model.get_weights()
     method = magnitude(3)
-    train(method.apply(model), method, 3)
+    train(method.apply(model), method, 3, eager=True)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras
-from small_models import families, inputs, randomize_batch_norm, toy
+from small_models import families, inputs, randomize_batch_norm, short_blocks, toy
 
 from mobilenet.compression.pruning.channel import reconstruction, surgery
 from mobilenet.configs import archs
@@ -115,7 +115,8 @@ def test_a_tensor_too_large_for_memory_is_computed_again(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", families())
 def test_every_family_comes_closer_to_the_original_model(name: str) -> None:
     tf_keras.utils.set_random_seed(0)
-    config = archs.get(name, width_multiplier=0.25, num_classes=4, classifier_activation=None)
+    fields = {"width_multiplier": 0.25, "num_classes": 4, "classifier_activation": None}
+    config = archs.get(name, blocks=short_blocks(name), **fields)
     model = randomize_batch_norm(builder.build(config, (32, 32, 3)))
     images = inputs(64, 32)
     thinned = surgery.thin(model, 0.25, round_to=1)

@@ -114,7 +114,7 @@ def test_blocks_are_removed_by_their_sum(rows: int, columns: int, share: float) 
 def notes(**fields: Any) -> list[str]:
     method = methods.create(MagnitudePruning(frequency=1, **fields), stage_context(4))
     model = method.apply(toy())
-    train(model, method, 4)
+    train(model, method, 4, eager=True)
     return method.notes(model)
 
 
@@ -165,9 +165,9 @@ def test_the_pattern_holds_through_qat_and_in_the_file() -> None:
     train(model, method, 4, rate=0.001)
     pruned = method.finalize(model)
     before = {name: variables.kernel(pruned.get_layer(name)).numpy() for name in "cd"}
-    method = methods.create(QuantizationAwareTraining(calibration_images=32), stage_context(20))
+    method = methods.create(QuantizationAwareTraining(calibration_images=32), stage_context(8))
     model = method.apply(pruned)
-    train(model, method, 20, rate=0.001)
+    train(model, method, 8, rate=0.001)
     ranges, plain = scheme.get_ranges(model), method.finalize(model)
     for name, old in before.items():
         np.testing.assert_array_equal(plain.get_layer(name).kernel.numpy() == 0, old == 0)

@@ -13,7 +13,7 @@ import tf_keras
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from int8_files import operator_steps, quantize_to_file
-from small_models import families, inputs, pixels, randomize_batch_norm, toy
+from small_models import families, inputs, pixels, randomize_batch_norm, short_blocks, toy
 
 import mobilenet
 from mobilenet import surgery
@@ -35,10 +35,16 @@ FIELDS: dict[str, Any] = {
 
 @functools.cache
 def narrow_model(name: str, width: float = 0.25, size: int = 32, **fields: Any) -> Any:
-    """A narrow model with statistics as training leaves them; do not change it."""
+    """A narrow, short model with statistics as training leaves them; do not change it."""
     tf_keras.utils.set_random_seed(1)
-    config = archs.get(name, **{**FIELDS, "width_multiplier": width, **fields})
+    short = {"blocks": short_blocks(name)}
+    config = archs.get(name, **{**FIELDS, "width_multiplier": width, **short, **fields})
     return randomize_batch_norm(builder.build(config, (size, size, 3)))
+
+
+def full_depth(name: str) -> Any:
+    """The narrow model with all rows."""
+    return narrow_model(name, blocks=archs.get(name).blocks)
 
 
 def outputs_in_float64(model: Any, size: int = 32) -> np.ndarray:
@@ -101,7 +107,7 @@ def test_any_channels_can_be_removed(name: str, data: st.DataObject, width: floa
 def test_a_thin_model_is_like_any_other(tmp_path: Path) -> None:
     """Saved, loaded, thinned again, built under Keras 3."""
     keras = pytest.importorskip("keras", minversion="3")
-    model = narrow_model("mobilenet_v3_small")
+    model = full_depth("mobilenet_v3_small")
     once = surgery.thin(model, 0.3, 1, importance="l2")
     assert np.abs(outputs_in_float64(once.model) - outputs_in_float64(model)).max() > 1e-3
     card = Card(architecture=once.config.to_json(), input_shape=(32, 32, 3))
@@ -222,7 +228,8 @@ def test_four_tenths_of_the_pointwise_channels_are_six_tenths_of_the_parameters(
 
 
 def test_channel_counts_are_multiples() -> None:
-    model = narrow_model("mobilenet_v2", 1.0)
+    rows = archs.get("mobilenet_v2").blocks
+    model = narrow_model("mobilenet_v2", 1.0, blocks=(*rows[:6], rows[-1]))
     thinned = surgery.thin(model, 0.5)
     counts = [len(remaining) for remaining in thinned.remaining.values()]
     assert all(count % 16 == 0 for count in counts) and min(counts) == 16
@@ -351,13 +358,13 @@ def test_removing_zero_channels_changes_no_output(name: str) -> None:
 
 def test_a_constant_moves_into_its_consumer() -> None:
     """V1's last pointwise convolution: no padding follows, so every zero channel goes."""
-    model = tf_keras.models.clone_model(narrow_model("mobilenet_v1"))
-    model.set_weights(narrow_model("mobilenet_v1").get_weights())
+    model = tf_keras.models.clone_model(full_depth("mobilenet_v1"))
+    model.set_weights(full_depth("mobilenet_v1").get_weights())
     last, norm = "Conv2d_13_pointwise", model.get_layer("Conv2d_13_pointwise_batch_norm")
     kernel = model.get_layer(last).kernel.numpy()
     kernel[..., :5] = 0
     model.get_layer(last).set_weights([kernel])
-    config = builder.config_of(narrow_model("mobilenet_v1"))
+    config = builder.config_of(full_depth("mobilenet_v1"))
     thinned = surgery.remove_zero_channels(model, config=config)
     assert thinned.remaining[last].tolist() == [*range(5, 256)] and not thinned.leftovers
     gamma, beta, mean, variance = (value[:5].astype(np.float64) for value in norm.get_weights())
@@ -443,7 +450,7 @@ def test_a_constant_differs_after_a_padded_convolution() -> None:
 )
 def test_channels_that_cannot_be_removed(channels: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
-        surgery.remove_channels(narrow_model("mobilenet_v1"), channels)
+        surgery.remove_channels(full_depth("mobilenet_v1"), channels)
     assert "\n" not in str(raised.value)
 
 
@@ -462,7 +469,7 @@ def test_channels_that_cannot_be_removed(channels: Any, message: str) -> None:
 )
 def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
-        surgery.thin(narrow_model("mobilenet_v1"), **options)
+        surgery.thin(full_depth("mobilenet_v1"), **options)
     assert "\n" not in str(raised.value)
 
 

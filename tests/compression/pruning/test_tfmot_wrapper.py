@@ -72,7 +72,11 @@ def pruned(
     method = methods.create(kind(SHARES, **fields), stage_context(steps))
     model = method.apply(source)
     seen: list[float] = []
-    train(model, method, steps, watch=lambda step: seen.append(zero_fraction(kernel_of(model))))
+
+    def watch(step: int) -> None:
+        seen.append(zero_fraction(kernel_of(model)))
+
+    train(model, method, steps, watch=watch, eager=True)
     return seen, method.finalize(model)
 
 
@@ -154,7 +158,7 @@ def test_the_stripped_model_shares_no_layer() -> None:
     source = toy()
     method = methods.create(TfmotPruning(SHARES), stage_context(2))
     model = method.apply(source)
-    train(model, method, 2)
+    train(model, method, 2, eager=True)
     plain = method.finalize(model)
     for layer in plain.layers:
         assert not hasattr(layer, "get_prunable_weights")
@@ -170,7 +174,7 @@ def test_the_stripped_model_shares_no_layer() -> None:
 def test_what_tfmot_cannot_prune_is_listed() -> None:
     method = methods.create(TfmotPruning({".*": 0.5, "e": 0.25}, frequency=1), stage_context(2))
     model = method.apply(toy())
-    train(model, method, 2)
+    train(model, method, 2, eager=True)
     assert method.notes(model) == [
         "a (stem): 50.0% zeros, matches .*",
         "b (depthwise): dense, matches .*, but tfmot does not prune DepthwiseConv2D",
