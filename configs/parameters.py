@@ -157,13 +157,22 @@ def settings_of(config: type[Config], values: Mapping[str, Any]) -> dict[str, An
         if path in nested and isinstance(value, Config):
             settings[path] = fitted(name, nested[path], value)
         elif path in known:
-            settings[path] = stored(name, path, _checked(name, path, known[path], value))
+            settings[path] = value_of_field(name, path, known[path], value)
         else:
             near = [other for other, path in paths.items() if path.endswith(f".{name}")]
             near += difflib.get_close_matches(name, [*paths, *known], n=1, cutoff=0.0)
             expected = f"a field of {config.__name__}"
             raise UsageError(name, None, expected, f"did you mean {near[0]}?")
     return settings
+
+
+def value_of_field(name: str, path: str, hint: Any, value: Any) -> Any:
+    """The value of the field at `path`, which has the type `hint`, for that of a parameter.
+
+    Raises:
+        UsageError: it is of another type or not legal; `name` is named.
+    """
+    return stored(name, path, _checked(name, path, hint, value))
 
 
 def _checked(name: str, path: str, hint: Any, value: Any) -> Any:
@@ -200,6 +209,17 @@ def stored(name: str, path: str, value: Any) -> Any:
     if lone is not None and isinstance(value, dict):
         return {key or lone: share for key, share in value.items()}
     return value
+
+
+def text_of(value: Any) -> str:
+    """The text that a flag or `--override` takes for a value."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={text_of(item)}" for name, item in value.items())
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(text_of, value))
+    return repr(value) if isinstance(value, float) else str(value)
 
 
 def apply(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         quantize,
         quantize_aware,
         save_model,
+        sweep,
         thin,
         train,
         unpack,
@@ -48,8 +49,8 @@ if importlib.util.find_spec("mobilenet.configs") is None:
 
 _FUNCTIONS = (
     *("build", "convert", "evaluate", "find_learning_rate", "list_models", "list_weights"),
-    *("pack", "profile", "prune", "quantize", "quantize_aware", "save_model", "thin", "train"),
-    *("unpack", "verify", "write_report"),
+    *("pack", "profile", "prune", "quantize", "quantize_aware", "save_model", "sweep", "thin"),
+    *("train", "unpack", "verify", "write_report"),
 )
 _ERRORS = ("UsageError", "VerificationError")
 _PACKAGES = ("configs", "runtime", "surgery", "tf1_loader")
@@ -92,6 +93,7 @@ __all__ = [
     "runtime",
     "save_model",
     "surgery",
+    "sweep",
     "tf1_loader",
     "thin",
     "train",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mobilenet.configs.pruning import Pruning
     from mobilenet.configs.quantization import PostTraining, QuantizationAwareTraining
     from mobilenet.configs.released_weights import WeightNames
+    from mobilenet.configs.sweep import SweepConfig
     from mobilenet.configs.weight_sharing import FewValues, TfmotClustering
     from mobilenet.evaluation.result import Evaluation
     from mobilenet.export.converted_file import ConvertedFile
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from mobilenet.reporting.model_profile import ModelProfile
     from mobilenet.reporting.tflite_profile import FileProfile
     from mobilenet.runtime.classifier import Classifier
+    from mobilenet.sweeps.results import SweepResult
     from mobilenet.tflite.model import Flatbuffer
     from mobilenet.training.compression import Compression
     from mobilenet.training.optimization.rate_finder import RateCurve
@@ -600,6 +602,66 @@ def train(
     return run
 
 
+def sweep(
+    data: str | os.PathLike[str],
+    sweep: str | os.PathLike[str] | Mapping[str, Any] | SweepConfig,
+    *,
+    model: str | os.PathLike[str] = "mobilenet_v1",
+    weights: str | os.PathLike[str] | None = None,
+    stages: Sequence[str] = ("train", "prune", "quantize", "convert"),
+    model_dir: str | os.PathLike[str] | None = None,
+    jobs: int = 1,
+    overwrite: bool = False,
+    offline: bool = False,
+    **config: Any,
+) -> SweepResult:
+    """Trains many settings of a config, each with each seed, and compares them.
+
+    Each run is a process of the trainer command with a folder of its own in `model_dir`. One that
+    fails does not end the sweep. The same call on the same folder continues: finished runs are not
+    run again, interrupted ones resume, settings and seeds that were added are run.
+
+    Args:
+        data, weights, stages, overwrite, offline: as for `train`, data and weights by name or path.
+        sweep: the path of a YAML file, or a mapping as it has: `parameters`, the values of each
+            field by its path, such as `{"train.lr": [0.001, 0.01]}` or
+            `{"train.lr": {"min": 1e-4, "max": 1e-2, "log": True}}`; `method`: grid, random or bayes
+            (by Optuna); `trials`, the settings of the last two; `seed` of their choice; `seeds` of
+            the runs; and `metric`, as in `{"name": "val_top1"}`.
+        model: the name of a MobileNet or the path of a saved model of your own.
+        model_dir: the folder of the sweep; `runs/MODEL_DATASET_sweep` when left out.
+        jobs: runs at once.
+        **config: as for `train`, of all runs, plain values alone.
+
+    Returns:
+        The settings, the best first: `.best`, `.trials` with `.settings`, `.mean`, `.std` and
+        `.runs`, `.failed`; a table by `str()`. The folder has them as `results.json` and
+        `results.csv`, and a page, `report.html`.
+
+    Raises:
+        UsageError: a value is not legal, or the folder holds another sweep. Before the first run,
+            nothing is written.
+
+    Examples:
+        >>> import mobilenet
+        >>> result = mobilenet.sweep(
+        ...     "digits", {"parameters": {"train.lr": [0.001, 0.004]}, "seeds": [0, 1, 2]}
+        ... )
+        >>> result.best.settings
+        {'train.lr': 0.004}
+    """
+    from mobilenet.sweeps import parameters
+    from mobilenet.sweeps import sweep as sweeps
+
+    request = parameters.request(
+        *(data, sweep, model, weights, stages, config, model_dir),
+        jobs=jobs,
+        overwrite=overwrite,
+        offline=offline,
+    )
+    return sweeps.execute(request)
+
+
 def find_learning_rate(
     data: str | os.PathLike[str] | DatasetConfig,
     *,
@@ -802,7 +864,8 @@ def write_report(
     `train` does so at its end. Of a run that is not finished the page has what there is.
 
     Args:
-        *runs: folders of runs, or what `train` returns; the page compares several.
+        *runs: folders of runs, or what `train` returns; the page compares several. Or the folder
+            of one sweep, whose results are written too.
         output: the folder of `report.html` and `plots/`; when left out that of the run, or
             `comparison` for several.
 
@@ -817,7 +880,10 @@ def write_report(
         'report.html'
     """
     from mobilenet.reporting import page
+    from mobilenet.sweeps import report
 
+    if (sweep := report.sweep_of(runs, output)) is not None:
+        return report.write(sweep) or sweep.folder
     return page.write(
         [run if isinstance(run, (str, os.PathLike)) else run.folder for run in runs], output
     )

@@ -149,7 +149,7 @@ def run(argv: list[str]) -> int | None:
 
 def _check_upload_alone(parsed: cli.Parsed) -> None:
     """Refuses flags of a conversion for an export folder, which is uploaded as it is."""
-    for name in sorted(parsed.typed - {"model", "push_to_hub"}):
+    for name in sorted(parsed.typed.keys() - {"model", "push_to_hub"}):
         expected = "a model to convert; this is an export folder, which is uploaded as it is"
         raise UsageError(f"--{name}", parsed.options.get(name), expected, "leave it out")
 

@@ -96,7 +96,7 @@ def run(argv: list[str]) -> int | None:
     path = cli.local_model(options["model"])
     is_file = classifier.is_flatbuffer(path)
     if not is_file:
-        for name in sorted({"runtime", "isolated"} & parsed.typed):
+        for name in sorted({"runtime", "isolated"} & parsed.typed.keys()):
             raise UsageError(f"--{name}", options[name], "a flatbuffer", f"{path} is none")
     output = options["output"]
     if output is not None:  # before anything is computed

@@ -1,4 +1,4 @@
-"""`python -m mobilenet.report`: what a run reached as one HTML page; of several a comparison."""
+"""`python -m mobilenet.report`: what runs reached as an HTML page; of several a comparison."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mobilenet import cli
 from mobilenet.reporting import page
+from mobilenet.sweeps import report
 
 COMMAND = cli.Command(
     "mobilenet.report",
@@ -19,13 +20,18 @@ COMMAND = cli.Command(
             "for several, when left out",
         ),
     ),
-    arguments="RUN...",
+    arguments="RUN... | SWEEP",
 )
 
 
 @COMMAND.entry_point
 def run(argv: list[str]) -> int | None:
     parsed = COMMAND.parse(argv)
+    swept = report.sweep_of(parsed.arguments, parsed.options["output"])
+    if swept is not None:
+        print(f"{swept}\n")
+        print(report.write(swept) or swept.folder)
+        return None
     print(page.write(parsed.arguments, parsed.options["output"]))
     return None
 

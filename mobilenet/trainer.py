@@ -49,6 +49,16 @@ COMMAND = cli.Command(
             "train nothing, but suggest --lr from the losses of rising rates in the first stage, "
             "and draw them next to the run folder",
         ),
+        cli.option(
+            "sweep",
+            Path,
+            None,
+            "a YAML file of values for fields of the config: trains all settings, each in a folder "
+            "of --model_dir, and compares them",
+        ),
+        cli.option(
+            "sweep_jobs", int, 1, "runs of a sweep at once", least=1, most=256, integer=True
+        ),
         cli.OFFLINE,
     ),
     config=RunConfig,
@@ -58,6 +68,10 @@ COMMAND = cli.Command(
 @COMMAND.entry_point
 def run(argv: list[str]) -> int | None:
     parsed = COMMAND.parse(argv)
+    if parsed.options["sweep"]:
+        from mobilenet.cli import sweep
+
+        return sweep.run(COMMAND, parsed)
     config = cli.run_config(parsed)
     folder = str(parsed.options["model_dir"] or training_run.default_folder(config))
     if not parsed.options["resume"] and not parsed.options["overwrite"] and _exists(folder):

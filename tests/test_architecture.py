@@ -42,6 +42,7 @@ LIGHT_SUBPACKAGES = (
     "mobilenet.reporting.sections",
     "mobilenet.reporting.tables",
     "mobilenet.reporting.themed_svg",
+    "mobilenet.sweeps",
     "mobilenet.training.resolve_config",
     "mobilenet.training.run_folder",
     "mobilenet.training.run_parameters",

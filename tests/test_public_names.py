@@ -34,6 +34,7 @@ PUBLIC = [
     "runtime",
     "save_model",
     "surgery",
+    "sweep",
     "tf1_loader",
     "thin",
     "train",

@@ -31,7 +31,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,14 +63,14 @@ class Parsed:
         settings: value by dotted path, for the config's flags that were given and for `--override`.
         options: value by name of the command's own options, given or default.
         arguments: what was not a flag.
-        typed: names of the flags that were typed.
+        typed: the texts of each flag that was typed, by its name.
         config: read from `--config_file`, or `None`.
     """
 
     settings: dict[str, Any]
     options: dict[str, Any]
     arguments: list[str]
-    typed: frozenset[str] = frozenset()
+    typed: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     config: Config | None = None
 
 
@@ -132,7 +132,7 @@ class Command:
         options = {s.name: s.default for s in self.extra}
         options |= {s.name: value for s, value in read.items() if not s.path}
         config = self._from_file(typed["config_file"][-1]) if "config_file" in typed else None
-        return Parsed(settings, options, arguments, frozenset(typed), config)
+        return Parsed(settings, options, arguments, typed, config)
 
     def entry_point(self, run: Callable[[list[str]], R]) -> Callable[[list[str]], R]:
         """Decorates the command's `run`: errors that name parameters then name their flags."""

@@ -42,12 +42,35 @@ def write(
     return _write(opened, Path(output or (unique[0] if len(unique) == 1 else COMPARISON)))
 
 
+def write_comparison(
+    runs: Sequence[str | os.PathLike[str]], folder: Path, first: Sequence[Section]
+) -> Path:
+    """Writes the page that compares runs, also of one, in a folder that is named as they are.
+
+    Args:
+        runs: folders of runs.
+        folder: of the page.
+        first: sections before those of the comparison.
+
+    Raises:
+        UsageError: as `write`.
+    """
+    opened = [recorded_run.read(run) for run in runs]
+    return _write_sections(opened, folder, [*first, *_of_several(opened)], folder.resolve().name)
+
+
 def _write(opened: Sequence[RecordedRun], folder: Path) -> Path:
     sections = _of_run(opened[0]) if len(opened) == 1 else _of_several(opened)
+    return _write_sections(opened, folder, sections)
+
+
+def _write_sections(
+    opened: Sequence[RecordedRun], folder: Path, sections: Sequence[Section], title: str = ""
+) -> Path:
     for section in sections:
         for picture in section.pictures:
             files.write_text(folder / PLOTS / f"{picture.name}.svg", picture.svg)
-    files.write_text(folder / PAGE, _render(opened, sections))
+    files.write_text(folder / PAGE, _render(opened, sections, title))
     return folder / PAGE
 
 
@@ -83,7 +106,7 @@ def _of_several(runs: Sequence[RecordedRun]) -> list[Section]:
     return [section for section in comparison_sections.all_sections(runs) if section is not None]
 
 
-def _render(runs: Sequence[RecordedRun], sections: Sequence[Section]) -> str:
+def _render(runs: Sequence[RecordedRun], sections: Sequence[Section], title: str) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -94,13 +117,12 @@ def _render(runs: Sequence[RecordedRun], sections: Sequence[Section]) -> str:
         lstrip_blocks=True,
     )
     figures: list[Figure] = []
-    if len(runs) == 1:
+    subtitle = ", ".join(run.name for run in runs)
+    if len(runs) == 1 and not title:
         title, subtitle = runs[0].name, run_sections.subtitle(runs[0])
         figures = run_sections.figures(runs[0])
-    else:
-        title, subtitle = f"{len(runs)} runs", ", ".join(run.name for run in runs)
     return environment.get_template("report.html").render(
-        title=title,
+        title=title or f"{len(runs)} runs",
         subtitle=subtitle,
         figures=figures,
         sections=sections,

@@ -44,7 +44,7 @@ _PACKAGES = (
     "mobilenet",
 )
 # How a run is computed, not what: another command may change them.
-_HOW = (
+HOW = (
     *("checkpoint_minutes", "keep_checkpoints", "data_service"),
     *("steps_per_execution", "jit_compile", "log_to", "histogram_epochs"),
 )
@@ -390,7 +390,7 @@ def _restore_replaced(folder: Path) -> None:
 def _same_run(folder: Path, config: RunConfig) -> RunConfig:
     """The config of the run that is there; refuses one that computes something else."""
     before = RunConfig.from_file(folder / CONFIG)
-    free = {"stages", *_HOW}
+    free = {"stages", *HOW}
     begun = {
         stage
         for stage in STAGES

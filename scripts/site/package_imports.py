@@ -32,6 +32,7 @@ LAYERS = (
     ("loading",),
     ("training",),
     ("reporting",),
+    ("sweeps",),
     ("surgery",),
     ("api",),
     ("cli",),
