@@ -20,9 +20,9 @@ from mobilenet.training import run_parameters
 
 
 def request(
-    data: object,
+    data: Any,
     swept: object,
-    model: object,
+    model: Any,
     weights: str | os.PathLike[str] | None,
     stages: Sequence[str],
     values: Mapping[str, Any],

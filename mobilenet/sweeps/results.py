@@ -35,6 +35,8 @@ _NAMES = {  # in tables; other metrics have their own
     "val_f1": "val F1",
 }
 _DECIMALS = {"top1": 2, "top5": 2, "val_top1": 2, "latency_ms": 3, "minutes": 1}
+_OTHERS = ("top1", "bytes", "latency_ms")  # of the last stages, next to the metric
+_LISTED = 10  # runs that failed
 _COUNTS = ("params", "macs", "nonzero_weights", "bytes", "gzip_bytes")
 
 
@@ -100,6 +102,11 @@ class TrialResult:
         return self.trial.settings
 
     @property
+    def has_failed(self) -> bool:
+        """Whether a run did; a mean of the others may be too good."""
+        return any(run.state == FAILED for run in self.runs)
+
+    @property
     def mean(self) -> float | None:
         """Of `values`; `None` without any."""
         return statistics.fmean(self.values) if self.values else None
@@ -124,7 +131,8 @@ class SweepResult:
         folder: of the sweep; each run has a folder in it.
         config: of the sweep.
         command: the words of the trainer that all runs share.
-        trials: all settings, the best first, those without a metric last.
+        trials: all settings, the best first; then those of which a run failed, and last those
+            without a metric.
     """
 
     folder: Path
@@ -134,7 +142,7 @@ class SweepResult:
 
     @property
     def best(self) -> TrialResult | None:
-        """The setting with the best mean; `None` if no run is finished."""
+        """The first of `trials`; `None` if no run is finished."""
         return self.trials[0] if self.trials and self.trials[0].values else None
 
     @property
@@ -159,20 +167,20 @@ class SweepResult:
         )
 
     def table(self) -> tuple[list[str], list[list[str | None]]]:
-        """Headers and rows; columns of figures that no run has are left out."""
+        """Headers and rows; figures that no run has, or that are the metric, have no column."""
         metric = self.config.metric
         names = short_names(self.config.parameters)
         label = _NAMES.get(metric.figure, metric.figure)
         headers = ["trial", *names.values(), f"{metric.stage} {label}" if metric.stage else label]
         headers += ["std", "n"]
-        others = [name for name in ("top1", "bytes", "latency_ms") if name != metric.name]
-        columns = {name: [trial.mean_of(name) for trial in self.trials] for name in others}
-        columns = {name: c for name, c in columns.items() if any(v is not None for v in c)}
+        columns = {name: [trial.mean_of(name) for trial in self.trials] for name in _OTHERS}
+        without = ([None] * len(self.trials), [trial.mean for trial in self.trials])
+        columns = {name: column for name, column in columns.items() if column not in without}
         headers += [_NAMES.get(name, name) for name in columns]
         rows = []
         for index, trial in enumerate(self.trials):
             cells = [text_of(trial.settings[path]) for path in names]
-            figures = [shown(metric.figure, trial.mean), shown(metric.figure, trial.std, True)]
+            figures = [shown(metric.figure, trial.mean), shown(metric.figure, trial.std)]
             figures.append(str(len(trial.values)))
             figures += [shown(name, column[index]) for name, column in columns.items()]
             rows.append([str(trial.number), *cells, *figures])
@@ -180,8 +188,10 @@ class SweepResult:
 
     def __str__(self) -> str:
         lines = [text_tables.table(*self.table())]
-        for run in self.failed:
+        for run in self.failed[:_LISTED]:
             lines += ["", *text_tables.wrap(f"failed: {run.run.name}: {run.error}")]
+        if len(self.failed) > _LISTED:
+            lines += ["", f"{len(self.failed)} runs failed; {CSV} has all of them."]
         if unfinished := sum(run.state == UNFINISHED for run in self.runs):
             lines += ["", f"{unfinished} of {len(self.runs)} runs are not finished."]
         if self.best is not None:
@@ -194,7 +204,7 @@ class SweepResult:
         metric = self.config.metric
         text = f"{metric.name} {shown(metric.figure, trial.mean)}"
         if trial.std is not None:
-            text += f" ± {shown(metric.figure, trial.std, True)} (n = {len(trial.values)})"
+            text += f" ± {shown(metric.figure, trial.std)} (n = {len(trial.values)})"
         return text
 
     def to_json(self) -> dict[str, Any]:
@@ -257,8 +267,8 @@ def _csv_line(cells: list[Any]) -> str:
     return text.getvalue()
 
 
-def shown(figure: str, value: float | None, is_spread: bool = False) -> str | None:
-    """A figure as text; a spread of counts is rounded to whole numbers too."""
+def shown(figure: str, value: float | None) -> str | None:
+    """A figure as text."""
     if value is None:
         return None
     if figure in _COUNTS:
@@ -282,7 +292,7 @@ def collect(folder: Path, known: Record) -> SweepResult:
         finite = tuple(value for value in values if value is not None and math.isfinite(value))
         results.append(TrialResult(number, trial, runs, finite))
     sign = -1.0 if config.metric.is_maximized else 1.0
-    results.sort(key=lambda r: (r.mean is None, sign * (r.mean or 0.0), r.number))
+    results.sort(key=lambda r: (r.mean is None, r.has_failed, sign * (r.mean or 0.0), r.number))
     return SweepResult(folder, config, known.command, tuple(results))
 
 

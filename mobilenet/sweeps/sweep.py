@@ -17,7 +17,7 @@ from mobilenet.configs.sweep import BAYES, VALIDATION, SweepConfig
 from mobilenet.errors import UsageError
 from mobilenet.sweeps import processes, record, report, results, search
 from mobilenet.sweeps.record import Record
-from mobilenet.sweeps.results import SweepResult
+from mobilenet.sweeps.results import SweepResult, TrialResult
 from mobilenet.sweeps.search import Settings, Tried
 from mobilenet.sweeps.trials import Run, Trial
 
@@ -214,14 +214,7 @@ class _Sweep:
         if config.method != BAYES or len(self.known.trials) >= (config.trials or 0):
             return False
         by_number = {trial.number: trial for trial in self.result().trials}
-        tried = [
-            Tried(
-                trial.settings,
-                by_number[number].mean,
-                any(run.name in self.running for run in trial.runs),
-            )
-            for number, trial in enumerate(self.known.trials, 1)
-        ]
+        tried = [self._tried(by_number[number + 1]) for number in range(len(by_number))]
         settings = search.suggest(config, tried)
         if settings is None:
             log.info("all settings that Optuna suggests are known")
@@ -231,6 +224,11 @@ class _Sweep:
         self.known.write(self.request.folder)
         self.queue += [run for run in trial.runs if not self._is_done(run)]
         return bool(self.queue)
+
+    def _tried(self, trial: TrialResult) -> Tried:
+        is_running = any(one.run.name in self.running for one in trial.runs)
+        has_value = not is_running and not trial.has_failed
+        return Tried(trial.settings, trial.mean if has_value else None, is_running)
 
     def _ended(self, job: processes.Job, error: str | None) -> None:
         run, start = self.started[job.name]

@@ -23,6 +23,7 @@ from mobilenet.configs import (
     quantization,
     reencoding,
     run,
+    sweep,
     training,
     weight_sharing,
 )
@@ -32,6 +33,7 @@ PAGE = "reference/configs.md"
 # The public classes by heading.
 CLASSES: dict[str, tuple[type[Config], ...]] = {
     "Runs": (run.RunConfig, training.TrainConfig, distillation.Distillation),
+    "Sweeps": (sweep.SweepConfig, sweep.Metric, sweep.Choices, sweep.Range),
     "Models": (archs.MobileNetConfig, own_model.OwnModel),
     "Data": (dataset.DatasetConfig, dataset.Preprocessing, reencoding.ReencodingConfig),
     "Pruning": (

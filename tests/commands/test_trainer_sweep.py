@@ -107,11 +107,6 @@ def test_bad_input_is_one_line_and_writes_nothing(
             "{parameters: {train.lr: [1]}, seeds: [1]}",
             "--seed: got 1, expected no seed where the sweep has `seeds`",
         ),
-        (
-            ["--model_dir=."],
-            "parameters: {train.lr: [1, 0]}",
-            "sweep.yaml: --lr: got 0.0, expected a number above 0",
-        ),
     ],
 )
 def test_as_a_process_bad_input_is_one_line(

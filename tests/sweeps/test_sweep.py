@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from mobilenet.configs import recipes
 from mobilenet.configs.parameters import apply
 from mobilenet.configs.sweep import SweepConfig
 from mobilenet.errors import UsageError
+from mobilenet.reporting import page
 from mobilenet.sweeps import sweep
+from mobilenet.sweeps.report import sweep_of
 from mobilenet.sweeps.results import SweepResult
 from mobilenet.sweeps.trials import Trial
 
@@ -34,9 +37,10 @@ RATES = {"train.lr": [0.02, 0.01]}
 
 @dataclasses.dataclass
 class Fake:
-    """Executes sweeps of the fake trainer in a folder."""
+    """Executes sweeps of the fake trainer in a folder; pages, which take seconds, if asked."""
 
     folder: Path
+    draws: bool = False
 
     def request(self, parameters: dict[str, Any] = RATES, **more: Any) -> sweep.Request:
         own = {f.name for f in dataclasses.fields(sweep.Request)} - {"config"}
@@ -66,7 +70,14 @@ class Fake:
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     monkeypatch.setenv("FAKE_TRAINER_LOG", str(tmp_path / "log"))
     monkeypatch.setenv("FAKE_TRAINER_CONFIG", json.dumps(RUN.to_json()))
-    return Fake(tmp_path / "sweep")
+    fake = Fake(tmp_path / "sweep")
+    write = page.write_comparison
+
+    def written(*args: Any) -> Path:
+        return write(*args) if fake.draws else fake.folder / "report.html"
+
+    monkeypatch.setattr(page, "write_comparison", written)
+    return fake
 
 
 def test_settings_are_ranked_by_the_mean_of_their_seeds(fake: Fake) -> None:
@@ -99,28 +110,27 @@ def test_the_table_names_the_best_setting_with_its_command(
 
 
 def test_results_are_files_and_a_page(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
-    result = fake(seeds=[0, 1], metric={"name": "train/val_top1"})
+    result = fake({"train.lr": [0.5, 0.02, 0.01]}, seeds=[0, 1], metric={"name": "train/val_top1"})
     content = json.loads((fake.folder / "results.json").read_text())
-    assert content["best"]["trial"] == 2
+    assert content["best"]["trial"] == 3
     assert content["trials"][0]["settings"] == {"train.lr": 0.01}
     assert [run["value"] for run in content["trials"][0]["runs"]] == [92, 93]  # of the kept epoch
     assert content["trials"][0]["runs"][0]["stages"][1]["latency_ms"] == 0.25
     with (fake.folder / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["train.lr"] for row in rows] == ["0.01", "0.01", "0.02", "0.02"]
+    assert [row["train.lr"] for row in rows] == ["0.01", "0.01", "0.02", "0.02", "0.5", "0.5"]
     assert [(row["seed"], row["value"], row["top1"]) for row in rows[:2]] == [
         ("0", "92.0", "90.0"),
         ("1", "93.0", "91.0"),
     ]
-    page = fake.folder / "report.html"
-    assert result.page == page
-    assert (
-        "train val top-1 %" in page.read_text() and "--override=train.lr=0.01" in page.read_text()
-    )
-    page.unlink()
-    assert write_report(fake.folder) == page and page.is_file()
+    path, fake.draws = fake.folder / "report.html", True
+    assert result.page is None and write_report(fake.folder) == path == result.page
+    text = path.read_text()
+    assert "train val top-1 %" in text and "--override=train.lr=0.01" in text
+    assert "lr=0.5_seed=1: --lr: got 0.5, expected less" in text
+    fake.draws = False
     report.run([str(fake.folder)])
-    assert capsys.readouterr().out == f"{result}\n\n{page}\n"
+    assert capsys.readouterr().out == f"{result}\n\n{path}\n"
     with pytest.raises(UsageError, match="output.*none for a sweep"):
         write_report(fake.folder, output="elsewhere")
 
@@ -132,10 +142,20 @@ def test_a_run_that_fails_does_not_end_the_sweep(fake: Fake) -> None:
     assert [(trial.mean, len(trial.values)) for trial in result.trials] == [(90.5, 2), (None, 0)]
     assert "failed: lr=0.5_seed=1: --lr: got 0.5, expected less" in str(result)
     assert (fake.folder / "logs/lr=0.5_seed=0.txt").read_text().startswith("first line\n")
-    assert "--lr: got 0.5" in (fake.folder / "report.html").read_text()
     fake(parameters, seeds=[0, 1])
     assert len(fake.started) == 6  # failed runs are tried again, finished ones are not
     assert all("lr=0.5" in line for line in fake.started[4:])
+
+
+def test_a_setting_of_which_a_run_failed_is_none_of_the_best(fake: Fake) -> None:
+    fake({"train.lr": [0.01, 0.04]}, seeds=[0, 1])
+    path = fake.folder / "sweep.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "errors": {"lr=0.01_seed=1": "no memory"}}))
+    shutil.rmtree(fake.folder / "lr=0.01_seed=1")
+    known = sweep_of([fake.folder])
+    assert known is not None
+    assert [(trial.mean, trial.has_failed) for trial in known.trials] == [(60.5, False), (90, True)]
 
 
 def test_a_sweep_in_which_all_fails_has_no_best_setting(fake: Fake) -> None:
@@ -287,13 +307,13 @@ def test_a_sweep_that_is_killed_goes_on(fake: Fake, tmp_path: Path) -> None:
 def test_optuna_goes_on_where_it_was(fake: Fake) -> None:
     pytest.importorskip("optuna")
     ranges = {"train.lr": {"min": 0.001, "max": 0.1, "log": True}}
-    fake(ranges, method="bayes", trials=3, seeds=[0, 1])
-    parts = fake(ranges, method="bayes", trials=6, seeds=[0, 1])
-    assert len(fake.started) == 12
-    whole = fake(ranges, method="bayes", trials=6, seeds=[0, 1], overwrite=True)
+    fake(ranges, method="bayes", trials=2, seeds=[1])
+    parts = fake(ranges, method="bayes", trials=4, seeds=[1])
+    assert len(fake.started) == 4
+    whole = fake(ranges, method="bayes", trials=4, seeds=[1], overwrite=True)
     assert [t.settings for t in whole.trials] == [t.settings for t in parts.trials]
     with pytest.raises(UsageError, match="is none of the new ones"):
-        fake(ranges, method="bayes", trials=5, seeds=[0, 1])
+        fake(ranges, method="bayes", trials=3, seeds=[1])
 
 
 def test_names_of_folders_are_short_safe_and_differ() -> None:
