@@ -36,6 +36,12 @@ SCRIPTS = {
     ),
     "few_bits": ("--model={}/model --data={}/list.csv --restarts=1", "tfmot clusters"),
     "field_cases": ("--cases Rescaling", "1 99.75 %"),
+    "fine_tuning": (
+        "--data_dir={}/photos --models=v1 --weights=v1={}/mobilenet_v1_0.25_128.ckpt --seeds=1"
+        " --methods=zeros --train=epochs=1,image_size=32 --compress=prune_epochs=2,image_size=32"
+        " --shuffle_split",
+        "v1 zeros",
+    ),
     "input_pipeline": ("--images=4 --rounds=1 --batches=1", "256: ours, color"),
     "isolation": ("--images=2 --starts=1", "mobilenet_v2"),
     "keras3_training": (
