@@ -118,7 +118,13 @@ def test_a_student_comes_to_agree_with_its_teacher_against_the_labels(tmp_path: 
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-def test_a_killed_run_goes_on_to_the_same_weights_and_its_best_epoch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "taught_by",
+    [Distillation(), Distillation(features=2.0, feature_layers=("Conv=Wide",))],
+)
+def test_a_killed_run_goes_on_to_the_same_weights_and_its_best_epoch(
+    taught_by: Distillation, tmp_path: Path
+) -> None:
     teacher = TeacherModel(wide_model(), INCEPTION, "wide")
     config = CONFIG.replace(keep_best=True, lr=0.2)
     models, rows = [], []
@@ -126,7 +132,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_its_best_epoch(tmp_path: P
         models.append(two_layer_model())
         watch = Recorder(stop)
         job = make_job(tmp_path / folder, config, watch)
-        job = dataclasses.replace(job, teacher=teacher.teacher(Distillation(), INCEPTION))
+        job = dataclasses.replace(job, teacher=teacher.teacher(taught_by, INCEPTION))
         if stop:
             with pytest.raises(KeyboardInterrupt):
                 engine.fit(models[-1], None, job)
