@@ -33,8 +33,26 @@ MODELS: dict[str, dict[str, Any]] = {
 METHODS: dict[str, dict[str, Any]] = {
     "qat": {"stages": ("quantize", "convert")},
     "zeros": {"stages": ("prune",), "final_sparsity": 0.75},
-    "channels": {"stages": ("prune",), "pruning": "channel", "target_macs": 0.5},
-    "dns": {"stages": ("prune", "quantize"), "pruning": "dns", "quantization": "codebook"},
+    "channels": {
+        "stages": ("prune",),
+        "pruning": "channel",
+        "target_macs": 0.5,
+        "round_to": 1,
+        "channel_stages": 2,
+        "stage_epochs": 4,
+        "prune_lr": 3e-4,
+        "reconstruct": 650,
+    },
+    "dns": {
+        "stages": ("prune", "quantize"),
+        "pruning": "dns",
+        "quantization": "codebook",
+        "num_bits_depthwise": 6,
+        "num_bits_pointwise": 5,
+        "num_bits_dense": 5,
+        "codebook_cells": "even",
+        "quantize_lr": 1e-3,
+    },
 }
 HEADS = ["model", "stage", "top-1 %", "std", "to float", "by seed", "seconds"]
 Stage = tuple[str, str]  # model and method, name of the stage

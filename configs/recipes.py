@@ -94,7 +94,7 @@ _SMALL_FROM_SCRATCH = TrainConfig(
 )
 
 # python benchmarks/fine_tuning.py --data_dir PHOTOS
-_FINE_TUNE = _SMALL_FROM_SCRATCH.replace(epochs=40, lr=1e-3, warmup_epochs=1.0, layer_decay=0.8)
+_FINE_TUNE = _SMALL_FROM_SCRATCH.replace(epochs=30, lr=1e-3, warmup_epochs=1.0, layer_decay=0.8)
 
 _DIGITS_SETS = ("digits", "mnist")
 _LARGE_SETS = ("imagenet2012", "tfrecord")
