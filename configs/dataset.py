@@ -23,6 +23,9 @@ CROPS = ("central", "square", "center", "none")
 BILINEAR = "bilinear"
 ANTIALIASED_BILINEAR, ANTIALIASED_BICUBIC = "antialiased_bilinear", "antialiased_bicubic"
 INTERPOLATIONS = (BILINEAR, ANTIALIASED_BILINEAR, ANTIALIASED_BICUBIC)
+RANDOM = "random"  # one of the antialiased filters for each training image
+TRAIN_INTERPOLATIONS = (*INTERPOLATIONS, RANDOM)
+_MOST_OPERATIONS = 10
 CUSTOM = "custom"  # the name of a preprocessing that was given by its numbers
 FROM_METADATA = "metadata"  # that of one in the metadata of a file, which is in no list
 MAX_PIXELS = 200_000_000  # the largest phone sensors take 16,320 x 12,240 pixels
@@ -212,6 +215,11 @@ class DatasetConfig(Config):
         shear: largest shear, in pixels per pixel (digits: 0.1).
         color: strength of the brightness (32/255) and saturation (0.5 to 1.5) change; 0 is none, 1
             has slim's ranges (saturation blends with the luma, slim's with the largest channel).
+        rand_augment: operations of RandAugment (arXiv 1909.13719) on each training image, drawn
+            from fourteen; 0 is off, 2 is usual.
+        rand_augment_magnitude: strength of the operations from 0 to 10, as timm counts it.
+        train_interpolation: the filter of training images where it is not that of the
+            preprocessing; `random` draws Pillow's bilinear or bicubic one for each image.
         sampling: which images an epoch of training has: each once (`uniform`), or as many of each
             class (`balanced`): images of rare classes come several times, those of frequent classes
             not in every epoch. Of digits, folders and lists of one label an image.
@@ -261,6 +269,23 @@ class DatasetConfig(Config):
     )
     shear: float = flag(0.0, "training images are slanted by up to this share", least=0, below=1)
     color: float = flag(1.0, "strength of the color variation in training, 0 to 1", least=0, most=1)
+    rand_augment: int = flag(
+        0,
+        "operations of RandAugment on each training image; 0 is off",
+        least=0,
+        most=_MOST_OPERATIONS,
+        integer=True,
+    )
+    rand_augment_magnitude: float = flag(
+        9.0, "strength of the operations of RandAugment, 0 to 10", least=0, most=10
+    )
+    train_interpolation: str | None = flag(
+        None,
+        "filter that resizes training images: "
+        + ", ".join(TRAIN_INTERPOLATIONS)
+        + "; by default that of the preprocessing",
+        choices=TRAIN_INTERPOLATIONS,
+    )
     sampling: str = flag(
         UNIFORM,
         "images of an epoch: uniform (each once) or balanced (as many of each class)",

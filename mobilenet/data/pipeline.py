@@ -180,7 +180,7 @@ def _training(
     first_epoch, step = divmod(first, steps.count)
     blocks = -(-steps.count // block)
     first_block = first_epoch * blocks + step // block
-    key = seed ^ (_AUGMENTATION << 32)
+    key = _augmentation_key(seed)
 
     def items(number: tf.Tensor) -> tf.data.Dataset:
         epoch, begin = number // blocks, number % blocks * block
@@ -228,6 +228,8 @@ def _finish_training(
     Its first argument are the numbers of the images, of all that the worker has read.
     """
 
+    key = _augmentation_key(seed)
+
     def augment_images(
         numbers: tf.Tensor, pixels: tf.Tensor, labels: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -251,10 +253,17 @@ def _finish_training(
             pixels = tf.image.stateless_random_flip_left_right(pixels, seeds[1])
         if config.color:
             pixels = images.adjust_brightness(pixels, config.color, seeds[2], part)
-        inputs = images.normalize(tf.repeat(pixels, channels, axis=-1), scaling)
-        return inputs, _append(columns, items, labels)
+        pixels = tf.repeat(pixels, channels, axis=-1)
+        if config.rand_augment:
+            pixels = images.rand_augmented(pixels, config, key, steps.positions(numbers))
+        return images.normalize(pixels, scaling), _append(columns, items, labels)
 
     return augment_digits if isinstance(opened, datasets.DigitSplit) else augment_images
+
+
+def _augmentation_key(seed: int) -> int:
+    """The first number of the seeds of single images."""
+    return seed ^ (_AUGMENTATION << 32)
 
 
 def _append(

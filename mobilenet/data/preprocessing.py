@@ -18,11 +18,13 @@ import tensorflow as tf
 
 from mobilenet.configs.dataset import (
     ANTIALIASED_BICUBIC,
+    ANTIALIASED_BILINEAR,
     BILINEAR,
+    RANDOM,
     DatasetConfig,
     Preprocessing,
 )
-from mobilenet.data import orientation
+from mobilenet.data import orientation, rand_augment
 from mobilenet.data.decoding import (
     checked_jpeg,
     crop_jpeg,
@@ -159,10 +161,12 @@ def training_pixels(
     image = tf.ensure_shape(image, [None, None, channels])
     # One scale for all channels costs nothing: it is that of the conversion to float32.
     has_one = len({*preprocessing.mean}) == len({*preprocessing.std}) == 1
+    has_one = has_one and not config.rand_augment  # which takes pixels
     limits = preprocessing.input_range if has_one else (0.0, 255.0)
-    pixels = _augment(
-        image, config, size, limits, preprocessing.interpolation, seed + _OTHER_STREAM
-    )
+    interpolation = config.train_interpolation or preprocessing.interpolation
+    pixels = _augment(image, config, size, limits, interpolation, seed + _OTHER_STREAM)
+    if config.rand_augment:
+        pixels = rand_augment.vary(pixels, config.rand_augment, config.rand_augment_magnitude, seed)
     return pixels if has_one else normalize(pixels, preprocessing)
 
 
@@ -183,12 +187,15 @@ def _augment(
     drawn = tf.gather(drawn, [0, 1, 2, 2]) * (2 * reach) + (middle - reach)
     mirrored, saturation, low, high = tf.unstack(drawn)
     pixels = tf.quantization.dequantize(tf.bitcast(image, tf.quint8), low, high, "MIN_COMBINED")
-    pixels = _resize(pixels, size, interpolation)
+    if interpolation == RANDOM:
+        pixels = _resize_at_random(pixels, size, seed)
+    else:
+        pixels = _resize(pixels, size, interpolation)
     if config.flip:
         pixels = tf.cond(mirrored < 0.5, lambda: tf.reverse(pixels, [1]), lambda: pixels)
     if config.color:
         pixels = saturate(pixels, saturation)
-    if config.color or interpolation == ANTIALIASED_BICUBIC:  # which overshoots at edges
+    if config.color or interpolation in (ANTIALIASED_BICUBIC, RANDOM):  # these overshoot at edges
         pixels = tf.raw_ops.ClipByValue(
             t=pixels, clip_value_min=limits[0], clip_value_max=limits[1]
         )
@@ -197,6 +204,16 @@ def _augment(
 
 def _exif(config: DatasetConfig) -> bool:
     return config.exif is not False
+
+
+def _resize_at_random(image: tf.Tensor, size: Size, seed: tf.Tensor) -> tf.Tensor:
+    """With one of Pillow's filters, as timm draws it."""
+    drawn = tf.random.stateless_uniform([], seed + _OTHER_STREAM)
+    return tf.cond(
+        drawn < 0.5,
+        lambda: _resize(image, size, ANTIALIASED_BILINEAR),
+        lambda: _resize(image, size, ANTIALIASED_BICUBIC),
+    )
 
 
 def _resize(image: tf.Tensor, size: Size, interpolation: str = BILINEAR) -> tf.Tensor:
@@ -329,6 +346,26 @@ def adjust_brightness(
     return tf.clip_by_value(pixels + delta, 0, 255)
 
 
+def rand_augmented(
+    batch: tf.Tensor, config: DatasetConfig, key: int, positions: tf.Tensor
+) -> tf.Tensor:
+    """RandAugment of each image of a batch.
+
+    Args:
+        batch: float32 `[batch, height, width, channels]` on 0..255, with known sides.
+        config: operations and magnitude.
+        key: the first number of their seeds.
+        positions: of the images in the run, int64 `[batch]`; each image is a function of its own.
+    """
+
+    def vary(image: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+        seed = tf.stack([tf.constant(key, tf.int64), position])
+        return rand_augment.vary(image, config.rand_augment, config.rand_augment_magnitude, seed)
+
+    shape = tf.TensorSpec(batch.shape[1:], tf.float32)
+    return tf.map_fn(lambda x: vary(*x), (batch, positions), fn_output_signature=shape)
+
+
 def has_geometric_augmentation(config: DatasetConfig) -> bool:
     """Whether training images are rotated, shifted, zoomed or sheared."""
     return any((config.rotation, config.shift, config.zoom, config.shear))
@@ -337,6 +374,7 @@ def has_geometric_augmentation(config: DatasetConfig) -> bool:
 def is_varied(config: DatasetConfig) -> bool:
     """Whether a training image may differ from one epoch to the next."""
     of_photos = config.flip or config.color or config.area_min < 1
+    of_photos = of_photos or config.rand_augment or config.train_interpolation == RANDOM
     return bool(of_photos) or has_geometric_augmentation(config)
 
 

@@ -91,7 +91,8 @@ def request(
         names = {p.path: p.name for p in parameters.parameters_of(RunConfig)}
         check_settings(settings, lambda path: names.get(path, path))
         recipe = recipes.of_own_model(architecture, dataset.name, settings.get("recipe"))
-        config = parameters.apply(recipe.replace(dataset=dataset), settings)
+        images = _with_images_of(recipe.dataset, dataset)
+        config = parameters.apply(recipe.replace(dataset=images), settings)
         config = recipes.pruning_large_kernels(config)
     else:
         config = parameters.apply(_of_recipe(model, architecture, dataset, settings), settings)
@@ -111,13 +112,21 @@ def _of_recipe(
     has_weights = settings.get("init_checkpoint") is not None
     name = settings.get("recipe")
     recipe = recipes.get(_name_of(architecture), dataset.name, name, has_weights)
-    config = recipe.replace(dataset=dataset)
+    config = recipe.replace(dataset=_with_images_of(recipe.dataset, dataset))
     if not isinstance(model, MobileNetConfig):
         return config
     if model.batch_norm_decay is None:
         assert isinstance(recipe.model, MobileNetConfig)
         model = model.replace(batch_norm_decay=recipe.model.batch_norm_decay)
     return config.replace(model=model)
+
+
+def _with_images_of(recipe: DatasetConfig, own: DatasetConfig) -> DatasetConfig:
+    """The recipe's data set, with what is set of a data set."""
+    usual = datasets.get(own.name)
+    names = [field.name for field in dataclasses.fields(own)]
+    values = {name: getattr(own, name) for name in names}
+    return recipe.replace(**{n: x for n, x in values.items() if x != getattr(usual, n)})
 
 
 def _architecture(model: object) -> tuple[MobileNetConfig | OwnModel, LoadedModel | None]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+import mobilenet
 from mobilenet import cli, trainer
-from mobilenet.configs import recipes
+from mobilenet.configs import dataset, recipes
 from mobilenet.configs.own_model import OwnModel
 from mobilenet.configs.run import FINE_TUNE, FROM_SCRATCH, RunConfig
 from mobilenet.errors import UsageError
@@ -81,3 +82,51 @@ def test_random_weights_are_not_fine_tuned(photos: Path) -> None:
     )
     with pytest.raises(UsageError, match="recipe: got 'fine_tuning'.*did you mean fine_tune"):
         of_call(photos, recipe="fine_tuning", weights="imagenet")
+
+
+def test_the_modern_recipe_is_timms() -> None:
+    """Values of mnv4_cs_r224_e2400: opt_betas, weight_decay, drop, smoothing, reprob, aa, scale."""
+    config = recipes.get("mobilenet_v1", "imagenet2012", "modern")
+    train, images, model = config.train, config.dataset, config.model
+    assert (train.optimizer_name, train.op_momentum, train.decoupled_weight_decay) == (
+        *("adamw", 0.6, 0.06),
+    )
+    assert (train.learning_scheduler_name, train.warmup_epochs) == ("cosine", 5)
+    assert train.lr == pytest.approx(0.002 * (train.batch_size / 4096) ** 0.5)
+    assert (train.label_smoothing, train.ma_decay_rate, train.random_erasing) == (
+        0.1,
+        0.99995,
+        0.25,
+    )
+    assert (images.rand_augment, images.rand_augment_magnitude, images.area_min) == (2, 8, 0.08)
+    assert (images.train_interpolation, images.color) == ("random", 0)
+    assert (model.dropout_keep_prob, model.weight_decay, config.image_size) == (0.75, 0, 224)
+    assert recipes.get("mobilenet_v4_conv_medium", "imagenet2012", "modern").image_size == 256
+
+
+def test_the_modern_recipe_varies_the_images_of_a_call_as_of_the_command(photos: Path) -> None:
+    config = of_call(photos, recipe="modern", epochs=3)
+    flags = ("--recipe=modern", "--epochs=3")
+    assert config == of_flags("--dataset_name=image_folder", f"--data_dir={photos}", *flags)
+    assert (config.dataset.rand_augment, config.train.epochs) == (2, 3)
+    own = dataset.FOLDER.replace(data_dir=str(photos), rand_augment=1, exif=False)
+    images = run_parameters.request(
+        own, "mobilenet_v1", None, STAGES, {"recipe": "modern"}
+    ).config.dataset
+    assert (images.rand_augment, images.exif, images.area_min) == (1, False, 0.08)
+
+
+@pytest.mark.slow
+def test_the_modern_recipe_trains(tmp_path: Path) -> None:
+    run = mobilenet.train(
+        "digits",
+        model="mobilenet_v2",
+        recipe="modern",
+        stages=("train",),
+        epochs=1,
+        width_multiplier=0.25,
+        image_size=32,
+        model_dir=tmp_path / "run",
+    )
+    assert run.config.dataset.rand_augment == 2
+    assert 2 < run.report["train"].history[0]["loss"] < 8  # of four steps
