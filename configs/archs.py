@@ -363,6 +363,20 @@ def names(pattern: str = "*") -> list[str]:
     return [name for name in ALL if fnmatch.fnmatchcase(name, pattern)]
 
 
+def name_of(config: MobileNetConfig) -> str:
+    """The name in `ALL` of the class of a config, or of the nearest class above it.
+
+    Raises:
+        UsageError: it is of none.
+    """
+    known = {kind: name for name, kind in ALL.items()}
+    for kind in type(config).__mro__:
+        if kind in known:
+            return known[kind]
+    expected = "a config of one of the models of `list_models()`"
+    raise UsageError("model", type(config).__name__, expected)
+
+
 __all__ = [
     "ACTIVATIONS",
     "ALL",
@@ -388,5 +402,6 @@ __all__ = [
     "UniversalBottleneckConfig",
     "config_of",
     "get",
+    "name_of",
     "names",
 ]

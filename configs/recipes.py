@@ -190,6 +190,14 @@ def name_of(config: RunConfig) -> str:
     return default(config.dataset.name, is_trained)
 
 
+def of(config: RunConfig) -> RunConfig:
+    """The recipe that a run has its defaults from."""
+    dataset_name, recipe = config.dataset.name, name_of(config)
+    if isinstance(config.model, OwnModel):
+        return of_own_model(config.model, dataset_name, recipe)
+    return get(archs.name_of(config.model), dataset_name, recipe)
+
+
 def of_own_model(model: OwnModel, dataset_name: str, recipe: str | None = None) -> RunConfig:
     """The defaults of a run on a trained model of the user's own: those of MobileNetV2."""
     return get("mobilenet_v2", dataset_name, recipe, has_weights=True).replace(model=model)

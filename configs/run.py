@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from mobilenet.configs.weight_sharing import FewValues
 from mobilenet.errors import UsageError
 
+from . import augmentation
 from .archs import MobileNetConfig, MobileNetV1Config
 from .base import MAX_SIDE, Config, ImageSize, flag, nested, sides
 from .card import ACTIVATIONS
@@ -82,6 +83,9 @@ class RunConfig(Config):
         dataset: the images, and how they are read and varied.
         recipe: the defaults of the other fields, see `recipes.get`; `None` is `fine_tune` where a
             model starts from weights and the data set is a small one, else `from_scratch`.
+        augmentation: a preset of `mobilenet.configs.augmentation` for the variation of training
+            images; fields that differ from the recipe stay. `auto` chooses by the number of
+            training images. `None` is the recipe's own.
         train: float training.
         prune: the training during which the model is pruned.
         quantize: the training with the file's rounding, or with shared weights.
@@ -135,6 +139,12 @@ class RunConfig(Config):
         "defaults of the other flags: " + ", ".join(RECIPES) + "; left out, it depends on the data "
         "and on whether there are weights to start from",
         choices=RECIPES,
+    )
+    augmentation: str | None = flag(
+        None,
+        "preset of the variation of training images: none, light, medium, strong, or auto, by the "
+        "number of images; by default the recipe's own",
+        choices=augmentation.NAMES,
     )
     train: TrainConfig = nested(TrainConfig())
     prune: TrainConfig = nested(TrainConfig(), "prune_", _STAGE_FLAGS)

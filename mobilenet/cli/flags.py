@@ -23,7 +23,7 @@ GROUPS = ("model", "data", "training", "compression", "run")
 _GROUP_OF = {
     **dict.fromkeys(("model", "init_checkpoint"), "model"),
     **dict.fromkeys(("dataset", "image_size", "channels"), "data"),
-    **dict.fromkeys(("recipe", "train", "activation", "seed"), "training"),
+    **dict.fromkeys(("recipe", "augmentation", "train", "activation", "seed"), "training"),
     **dict.fromkeys(("prune", "quantize", "pruning", "quantization"), "compression"),
     "distillation": "compression",
 }
@@ -33,7 +33,15 @@ _MAIN = frozenset(
     {
         *("width_multiplier", "num_classes", "dropout_rate", "init_checkpoint"),
         *("dataset_name", "data_dir", "image_size", "channels"),
-        *("recipe", "epochs", "batch_size", "optimizer_name", "learning_scheduler_name", "lr"),
+        *(
+            "recipe",
+            "augmentation",
+            "epochs",
+            "batch_size",
+            "optimizer_name",
+            "learning_scheduler_name",
+            "lr",
+        ),
         *("label_smoothing", "activation", "ma_decay_rate", "seed"),
         *("pruning", "prune_epochs", "final_sparsity", "quantization", "quantize_epochs"),
         *("keep_best", "early_stopping", "freeze", "head_epochs", "distill"),

@@ -122,11 +122,7 @@ class RecordedRun:
 
         Of another method than the recipe's they are those that differ from its own defaults.
         """
-        dataset, recipe = self.config.dataset.name, recipes.name_of(self.config)
-        if isinstance(self.config.model, OwnModel):
-            default = recipes.of_own_model(self.config.model, dataset, recipe)
-        else:
-            default = recipes.get(self.model_name, dataset, recipe)
+        default = recipes.of(self.config)
         chosen = {
             name: type(own)()
             for name in ("pruning", "quantization")

@@ -100,6 +100,7 @@ def resolve(
     own = config.model
     assert isinstance(own, OwnModel)
     info = resolve_config.describe(config, explicit)
+    config = resolve_config.with_augmentation(config, info)
     config = _with_shape_of(loaded.model, config, explicit)
     model, ends_with = _flat(loaded.model, config.input_shape)
     outputs = _outputs(model)

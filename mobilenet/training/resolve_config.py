@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from mobilenet import data
-from mobilenet.configs import recipes, timm_models
+from mobilenet.configs import augmentation, recipes, timm_models
 from mobilenet.configs.archs import (
     LOADED_BATCH_NORM_DECAY,
     NEW_BATCH_NORM_DECAY,
@@ -66,6 +66,7 @@ def resolve(
             teacher.
     """
     info = describe(config, explicit)
+    config = with_augmentation(config, info)
     activation = _activation(config.activation, info)
     outputs = _output_count(activation, info)  # in the config of a run that is repeated
     config = _with_named_weights(config, outputs)
@@ -115,6 +116,22 @@ def describe(config: RunConfig, explicit: Explicit) -> data.DatasetInfo:
     return info
 
 
+def with_augmentation(config: RunConfig, info: data.DatasetInfo) -> RunConfig:
+    """The config with the values of its preset of augmentation.
+
+    Raises:
+        UsageError: the data are no photos, or a value contradicts another one.
+    """
+    if config.augmentation is None:
+        return config
+    name, images = config.augmentation, info.sizes.get("train", 0)
+    if name == augmentation.AUTO:
+        name = augmentation.by_size(images)
+    config = augmentation.apply(config, recipes.of(config), augmentation.PRESETS[name].values)
+    log.info("augmentation: %s, for %s training images", name, f"{images:,}")
+    return config
+
+
 def _check_classes(info: data.DatasetInfo) -> None:
     """Checks that there are classes to tell apart, and images of each."""
     if info.num_classes < 2:
@@ -138,6 +155,8 @@ def resolve_as(config: RunConfig, stored: RunConfig, explicit: Explicit) -> RunC
         distillation = distillation.replace(teacher=stored.distillation.teacher)
     activation = stored.activation if config.activation is None else config.activation
     config = config.replace(distillation=distillation, activation=activation)
+    if config.augmentation is not None and config.augmentation == stored.augmentation:
+        config = augmentation.apply(config, recipes.of(config), augmentation.values_of(stored))
     if isinstance(config.model, OwnModel):
         return _with_own_model_of(config, config.model, stored, explicit)
     if not isinstance(stored.model, OwnModel):

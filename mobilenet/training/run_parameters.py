@@ -111,7 +111,7 @@ def _of_recipe(
     """The recipe of a MobileNet and a data set."""
     has_weights = settings.get("init_checkpoint") is not None
     name = settings.get("recipe")
-    recipe = recipes.get(_name_of(architecture), dataset.name, name, has_weights)
+    recipe = recipes.get(archs.name_of(architecture), dataset.name, name, has_weights)
     config = recipe.replace(dataset=_with_images_of(recipe.dataset, dataset))
     if not isinstance(model, MobileNetConfig):
         return config
@@ -149,16 +149,6 @@ def _architecture(model: object) -> tuple[MobileNetConfig | OwnModel, LoadedMode
 
 def _is_path(text: str) -> bool:
     return text not in archs.ALL and (Path(text).suffix != "" or Path(text).expanduser().exists())
-
-
-def _name_of(model: MobileNetConfig) -> str:
-    """The name of the nearest model in `archs.ALL`, by which recipes are found."""
-    for kind in type(model).__mro__:
-        for name, known in archs.ALL.items():
-            if known is kind:
-                return name
-    expected = "a config of one of the models of `list_models()`"
-    raise UsageError("model", type(model).__name__, expected)
 
 
 def _dataset(data: object, data_dir: str | os.PathLike[str] | None) -> DatasetConfig:
