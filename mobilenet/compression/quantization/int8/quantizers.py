@@ -30,6 +30,7 @@ class Phase:
             quantizes, so that an evaluation shows what the file would do.
         exporting: weight ranges are the stored ones, and the input is on the file's own grid.
         tuning: gradients reach the activation ranges themselves.
+        building: the model is being built, which needs shapes alone: nothing is rounded.
         decay: of the moving activation ranges, by observation.
     """
 
@@ -38,6 +39,7 @@ class Phase:
         self.delayed = False
         self.exporting = False
         self.tuning = False
+        self.building = False
         self.decay = 0.99
 
 
@@ -92,6 +94,8 @@ class WeightQuantizer(_Quantizer):
         return {"absmax": self._variable(layer, f"{name}_absmax", channels, 0.0)}
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
+        if self.phase.building:
+            return tf.convert_to_tensor(inputs)
         if self.phase.delayed and training:
             return inputs
         kernel = self._channels_last(inputs)
@@ -151,6 +155,8 @@ class ActivationQuantizer(_Quantizer):
         }
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
+        if self.phase.building:
+            return inputs
         values = tf.cast(inputs, tf.float32)
         low, high = weights["low"], weights["high"]
         if self.fixed is None and (self.phase.observing or training):

@@ -199,6 +199,8 @@ def wrap(
     specs = place_quantizers(model, target, keep_float)
     rescaling, constants = find_input_rescaling(model)
     of_input = input_quantizer(preprocessing, constants)
+    building = Phase()
+    building.building = True
 
     def call_layer(layer: Any, copy: Any, inputs: list[Any]) -> Any:
         if kind(layer) == "InputLayer":
@@ -211,6 +213,9 @@ def wrap(
                 copy = channel_rescaling.as_convolution(layer)
                 spec = dataclasses.replace(spec, weights="depthwise")
             config = LayerQuantizeConfig(**vars(spec), rectified=_is_rectified(layer))
+            for quantizer in (config.weight_quantizer, config.output_quantizer):
+                if quantizer is not None:
+                    quantizer.phase = building
             copy = QuantizeWrapperV2(copy, config, _PREFIX)
         return _call(copy, single_or_list(inputs), _training_of(layer))
 

@@ -72,7 +72,10 @@ class Tuner:
             *self.range_variables,
             *_find_gains(wrapped),
         ]
-        self._compute_gradients = tf.function(self._gradients_of, reduce_retracing=True)
+        images = tf.TensorSpec((None, *wrapped.input_shape[1:]), tf.float32)
+        outputs = tf.TensorSpec((None, None), tf.float32)
+        # one trace for every size of a part
+        self._compute_gradients = tf.function(self._gradients_of, input_signature=[images, outputs])
 
     def tune(
         self,
@@ -154,7 +157,6 @@ class _ScaledVariables:
     def __init__(self, tuner: Tuner, optimizer: Any) -> None:
         self.variables, self.optimizer = tuner.variables, optimizer
         sizes = [int(np.prod(v.shape)) for v in tuner.variables]
-        self.boundaries = np.cumsum(sizes)[:-1]
         offsets, ranges = len(tuner.offsets), len(tuner.range_variables)
         steps = [_OFFSET_STEPS * _step_size(quantizer) for _, quantizer in tuner.offsets]
         units = [_RANGE_UNIT] * ranges + [1.0] * (len(sizes) - offsets - ranges)
@@ -162,6 +164,11 @@ class _ScaledVariables:
         self.log_units = np.repeat(units, sizes[offsets:])
         self.initial = self.values = _flatten(tuner.variables)
         self.vector = tf.Variable(np.zeros_like(self.initial))
+        self._sizes = sizes
+        # hundreds of variables, which cost time if each is assigned from Python
+        self._assign = tf.function(
+            self._assign_all, input_signature=[tf.TensorSpec((sum(sizes),), tf.float32)]
+        )
         optimizer.build([self.vector])
 
     def step(self, gradient: Float32Array) -> None:
@@ -174,9 +181,11 @@ class _ScaledVariables:
         offsets = self.initial[:count] + self.offset_units * vector[:count]
         others = self.initial[count:] * np.exp(self.log_units * vector[count:])
         self.values = np.concatenate([offsets, others]).astype(np.float32)
-        parts = np.split(self.values, self.boundaries)
-        for variable, value in zip(self.variables, parts, strict=True):
-            variable.assign(value.reshape(variable.shape))
+        self._assign(tf.constant(self.values))
+
+    def _assign_all(self, values: tf.Tensor) -> None:
+        for variable, value in zip(self.variables, tf.split(values, self._sizes), strict=True):
+            variable.assign(tf.reshape(value, variable.shape))
 
 
 def _flatten(tensors: list[Any]) -> Float32Array:
