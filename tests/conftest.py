@@ -113,14 +113,14 @@ def small_model() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def float_file(small_model: Callable[..., Any]) -> Callable[[str], bytes]:
+def float_file(small_model: Callable[..., Any]) -> Callable[..., bytes]:
     """`float_file(name)`: the float flatbuffer of `small_model(name)`, converted once."""
 
     @functools.cache
-    def make(name: str) -> bytes:
+    def make(name: str, short: bool = False) -> bytes:
         from mobilenet.export import tflite_converter
 
-        return tflite_converter.float_flatbuffer(small_model(name))
+        return tflite_converter.float_flatbuffer(small_model(name, short=short))
 
     return make
 

@@ -12,7 +12,15 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from ai_edge_litert import interpreter
-from small_models import INCEPTION, SIZE, file_inputs, inputs, randomize_batch_norm
+from small_models import (
+    INCEPTION,
+    QUICK,
+    SIZE,
+    file_inputs,
+    inputs,
+    randomize_batch_norm,
+    short_blocks,
+)
 
 from mobilenet.compression.quantization.int8 import saving as int8_saving
 from mobilenet.compression.quantization.int8 import scheme
@@ -170,8 +178,13 @@ def logit_steps(model: Int8Model, images: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def int8_family(name: str) -> Int8Model:
-    """One of our models at a quarter of its width, 64 px, taken to int8; do not change it."""
+def int8_family(name: str, short: bool | None = None) -> Int8Model:
+    """One of our models at a quarter of its width, 64 px, taken to int8; do not change it.
+
+    Those of quick tests have the first row of each kind alone, unless `short` says otherwise.
+    """
     tf_keras.utils.set_random_seed(1)
     fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
+    if name in QUICK if short is None else short:
+        fields["blocks"] = short_blocks(name)
     return quantize_to_file(randomize_batch_norm(build(archs.get(name, **fields), (64, 64, 3))), 64)

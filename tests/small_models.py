@@ -34,8 +34,12 @@ def families(quick: Iterable[str] = QUICK, names: Iterable[str] = tuple(archs.AL
 
 
 def short_blocks(name: str) -> tuple[BlockConfig, ...]:
-    """The first row of each kind of a model: all its kinds of layers, in a third of the layers."""
-    kinds, rows = set(), []
+    """The first row of each kind of a model: every kind of layer, with and without a sum.
+
+    The model has a quarter to two thirds of the layers.
+    """
+    kinds: set[tuple[BlockConfig, int]] = set()
+    rows: list[BlockConfig] = []
     for row in archs.get(name).blocks:
         shape = row.replace(filters=1, stride=1, expansion_size=min(row.expansion_size, 2))
         inverted = row.block_type not in ("Conv", "DepSepConv", "GlobalPooling")
@@ -101,10 +105,11 @@ def relu_model() -> Any:
 
 
 def narrow_v3(size: int) -> Any:
-    """V3-small of a quarter of its width, ten logits."""
+    """V3-small of a quarter of its width with the first row of each kind, ten logits."""
     tf_keras.utils.set_random_seed(1)
     fields = {"width_multiplier": 0.25, "num_classes": 10, "classifier_activation": None}
-    return randomize_batch_norm(build(archs.get("mobilenet_v3_small", **fields), (size, size, 3)))
+    config = archs.get("mobilenet_v3_small", blocks=short_blocks("mobilenet_v3_small"), **fields)
+    return randomize_batch_norm(build(config, (size, size, 3)))
 
 
 class FakeQuant(tf_keras.layers.Layer):

@@ -40,6 +40,18 @@ def run(finished_run: FinishedRun) -> Path:
     return finished_run[0]
 
 
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short V1 of random weights with its ranges, as the trainer leaves it; 64 px."""
+    folder = tmp_path_factory.mktemp("short") / "quantize"
+    model = int8_files.int8_family("mobilenet_v1")
+    digits = tuple(map(str, range(10)))
+    fields = {"dataset": "digits", "labels": digits, "preprocessing": small_models.INCEPTION}
+    saving.save(model.plain, folder, Card(input_shape=(64, 64, 3), **fields))
+    int8_saving.save_ranges(folder, model.ranges)
+    return folder
+
+
 def converted(capfd: pytest.CaptureFixture[str], *args: object) -> dict[str, str]:
     """The table that it prints."""
     capfd.readouterr()
@@ -71,17 +83,17 @@ def test_a_quantized_folder_gives_the_file_of_the_chain(
 
 
 def test_c_array_adds_the_sources(
-    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    quantized: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     args = ["--format=c_array", "--verify_images=40"]
-    table = converted(capfd, "--model", run / "quantize", "--output", tmp_path / "out", *args)
+    table = converted(capfd, "--model", quantized, "--output", tmp_path / "out", *args)
     names = {"model_data.h", "model_data.cc", "op_resolver.h", "model.tflite"}
     assert names < {path.name for path in (tmp_path / "out").iterdir()}
     assert table["C++ sources"] == "model_data.h, model_data.cc, op_resolver.h"
     resolver = (tmp_path / "out/op_resolver.h").read_text()
     calls = re.findall(r"resolver\.(Add\w+)\(\)", resolver)
-    assert calls == ["AddConv2D", "AddDepthwiseConv2D", "AddReshape"]
-    assert table["resolver"].startswith("MicroMutableOpResolver<3>: AddConv2D")
+    assert calls == ["AddConv2D", "AddDepthwiseConv2D", "AddMean", "AddReshape"]
+    assert table["resolver"].startswith("MicroMutableOpResolver<4>: AddConv2D")
 
 
 @pytest.mark.parametrize("io", ["uint8", pytest.param("float32", marks=pytest.mark.slow)])
@@ -205,11 +217,11 @@ def test_batch_softmax_and_labels_go_into_the_file(
     np.testing.assert_allclose(model.logits(images), expected, atol=2 / 256)
 
 
-def test_results_outside_a_limit_leave_no_file(run: Path, tmp_path: Path) -> None:
+def test_results_outside_a_limit_leave_no_file(quantized: Path, tmp_path: Path) -> None:
     """Status 3 and one line; nothing new is in the folder, what was there stays."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out/model.tflite").write_bytes(b"older")
-    args = ["--model", run / "quantize", "--output", tmp_path / "out", "--verify_images=40"]
+    args = ["--model", quantized, "--output", tmp_path / "out", "--verify_images=40"]
     done = command_runs.run_command("converter", *args, "--max_operator_steps=0")
     assert done.returncode == 3
     assert re.search(r"steps from the simulated layer, above 0.*it was not written", done.stderr)
@@ -243,7 +255,7 @@ def test_partitions_of_the_generic_target_are_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """V3-small with its ranges as the trainer leaves them, on the digits."""
-    int8_model = int8_files.int8_family("mobilenet_v3_small")
+    int8_model = int8_files.int8_family("mobilenet_v3_small", short=False)
     card = Card(input_shape=(64, 64, 3), dataset="digits", preprocessing=small_models.INCEPTION)
     saving.save(int8_model.plain, tmp_path / "model", card)
     int8_saving.save_ranges(tmp_path / "model", int8_model.ranges)

@@ -119,9 +119,18 @@ def assert_close(result: tuple[float, ...], reference: tuple[float, ...]) -> Non
     assert result[3] == reference[3]
 
 
-@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize(
+    ("labels", "softmax"),
+    [
+        ((), False),
+        (("background", *"tuvwxyz"), True),
+        (("x", *NAMES[:7]), False),
+        pytest.param((), True, marks=pytest.mark.slow),
+        pytest.param(("background", *"tuvwxyz"), False, marks=pytest.mark.slow),
+        pytest.param(("x", *NAMES[:7]), True, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("labels", [(), ("background", *"tuvwxyz"), ("x", *NAMES[:7])])
 def test_the_background_class_is_left_out(
     saved: Callable[..., Path],
     tmp_path: Path,
@@ -306,8 +315,17 @@ def listed(folder: Path, names: tuple[str, ...], offset: int = 0, **more: str) -
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("names", [NAMES, ("a", "c", "d"), NAMES[:7]])
-@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize(
+    ("names", "offset"),
+    [
+        (NAMES, 0),
+        (("a", "c", "d"), 1),
+        (NAMES[:7], 0),
+        pytest.param(NAMES, 1, marks=pytest.mark.slow),
+        pytest.param(("a", "c", "d"), 0, marks=pytest.mark.slow),
+        pytest.param(NAMES[:7], 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_list_of_images(
     saved: Callable[..., Path],
     tmp_path: Path,

@@ -179,7 +179,7 @@ def test_zeros_stay_through_training_saving_and_more_training(tmp_path: Path) ->
     start = pruned(toy(), {"pointwise": 0.75, "depthwise": 0.3})
     before = kernel_zeros(start)
     assert before == pytest.approx({"a": 0, "b": 0.3, "c": 0.75, "d": 0.75, "e": 0}, abs=0.01)
-    model, data = quantized_twice(start, tmp_path, 16, 20)
+    model, data = quantized_twice(start, tmp_path, 16, 8)
     assert kernel_zeros(model) == before
     in_file = dict(zip("abcde", file_zeros(data), strict=True))
     assert all(in_file[name] >= before[name] for name in "bcd")

@@ -29,8 +29,8 @@ def trained_like(small_model: Callable[..., Any]) -> Callable[[str], Any]:
     """A model whose outputs are as large as a trained one's: about 10."""
 
     def make(name: str) -> Any:
-        model = tf_keras.models.clone_model(small_model(name))
-        model.set_weights(small_model(name).get_weights())
+        model = tf_keras.models.clone_model(small_model(name, short=True))
+        model.set_weights(small_model(name, short=True).get_weights())
         kernel, bias = model.get_layer("Logits").get_weights()
         model.get_layer("Logits").set_weights(
             [kernel * 10 / np.abs(model(sample_images()).numpy()).max(), bias + 0.5]
@@ -88,7 +88,7 @@ def test_the_graph_has_the_outputs_of_the_model(
 def test_a_graph_of_two_a_call_takes_any_number(
     small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    model = small_model("mobilenet_v1")
+    model = small_model("mobilenet_v1", short=True)
     (tmp_path / "two.pb").write_bytes(
         export_frozen_graph.serialize_graph(model, 2, activation="softmax")
     )
@@ -115,7 +115,7 @@ def test_the_evaluator_takes_it(
 def test_another_model_is_refused(trained_like: Callable[[str], Any], tmp_path: Path) -> None:
     model = trained_like("mobilenet_v1")
     data = export_frozen_graph.serialize_graph(model)
-    layer = model.get_layer("Conv2d_13_pointwise")
+    layer = model.get_layer("Conv2d_2_pointwise")
     layer.set_weights([weight * 1.001 for weight in layer.get_weights()])
     other = export_frozen_graph.reference_model(model)
     with pytest.raises(VerificationError, match="outputs within 1e-05"):

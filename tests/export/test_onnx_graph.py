@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_models import short_blocks  # noqa: E402
 
 import mobilenet
 from mobilenet import converter
@@ -73,6 +74,8 @@ def outputs(data: bytes, images: np.ndarray) -> np.ndarray:
 def test_onnx_runtime_computes_the_outputs_of_keras(name: str) -> None:
     is_own = name == "own"
     fields = {"width_multiplier": 0.25, "num_classes": 10}
+    if not is_own:
+        fields["blocks"] = short_blocks(name)
     model = randomized(own_model() if is_own else mobilenet.build(name, SHAPE, **fields))
     shape = (31, 26, 3) if is_own else SHAPE
     reference = frozen_graph.reference_model(model, "softmax" if is_own else None)
@@ -113,7 +116,8 @@ def test_a_file_with_other_outputs_is_not_written(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_onnx(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = mobilenet.build("mobilenet_v1", SHAPE, width_multiplier=0.25, num_classes=10)
+    fields = {"width_multiplier": 0.25, "num_classes": 10, "blocks": short_blocks("mobilenet_v1")}
+    model = mobilenet.build("mobilenet_v1", SHAPE, **fields)
     mobilenet.save_model(randomized(model), tmp_path / "model", preprocessing="inception")
     args = ["--model", tmp_path / "model", "--format=onnx", "--batch=0", "--dataset_name=digits"]
     converter.run([*map(str, args), "--verify_images=4"])

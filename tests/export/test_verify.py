@@ -230,9 +230,9 @@ def test_verification_is_frozen_and_goes_into_json(int8_file: bytes, reference: 
 
 @pytest.mark.parametrize("name", families())
 def test_float_file_of_every_model_is_one_partition(
-    name: str, small_model: Callable[..., Any], float_file: Callable[[str], bytes]
+    name: str, small_model: Callable[..., Any], float_file: Callable[..., bytes]
 ) -> None:
-    model, data = small_model(name), float_file(name)
+    model, data = small_model(name, short=True), float_file(name, short=True)
     batch = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
     actual = verify.verify(data, model(batch).numpy(), batch, expect_int8=False)
     assert (actual.partitions, actual.faults, actual.warnings) == (1, (), ())

@@ -58,7 +58,7 @@ def test_a_folder_loads_bit_equal(
 
 
 def test_saved_model_and_h5_load_bit_equal(small_model: Callable[..., Any], tmp_path: Path) -> None:
-    model = small_model("mobilenet_v1")
+    model = small_model("mobilenet_v1", short=True)
     check_saved_model(model, tmp_path)
     model.save(tmp_path / "x.h5")
     np.testing.assert_array_equal(outputs(saving.load(tmp_path / "x.h5").model), outputs(model))
@@ -82,7 +82,7 @@ def check_saved_model(model: Any, tmp_path: Path) -> None:
 def test_a_lone_file_gets_a_card_from_its_shapes(
     small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    small_model("mobilenet_v1").save(tmp_path / "x.keras")
+    small_model("mobilenet_v1", short=True).save(tmp_path / "x.keras")
     expected = Card(input_shape=(32, 32, 3), outputs="logits", assumed=("scaling", "crop"))
     assert saving.load(tmp_path / "x.keras").card == expected
     assert saving.card_of(small_model("mobilenet_v1", num_classes=0)).outputs == "features"
@@ -105,8 +105,8 @@ def test_the_optimizer_is_left_out(tmp_path: Path) -> None:
 
 
 def test_saving_again_replaces_the_model(small_model: Callable[..., Any], tmp_path: Path) -> None:
-    saving.save(small_model("mobilenet_v1"), tmp_path / "model", Card(stage="train"))
-    saving.save(small_model("mobilenet_v2"), tmp_path / "model", Card(stage="prune"))
+    saving.save(small_model("mobilenet_v1", short=True), tmp_path / "model", Card(stage="train"))
+    saving.save(small_model("mobilenet_v2", short=True), tmp_path / "model", Card(stage="prune"))
     model = saving.load(tmp_path / "model")
     assert model.card.stage == "prune" and model.model.name == "MobileNetV2"
 
@@ -114,14 +114,16 @@ def test_saving_again_replaces_the_model(small_model: Callable[..., Any], tmp_pa
 def test_a_failed_save_leaves_the_old_model(
     small_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saving.save(small_model("mobilenet_v1"), tmp_path / "model", Card(stage="train"))
+    saving.save(small_model("mobilenet_v1", short=True), tmp_path / "model", Card(stage="train"))
 
     def fail(*_: Any) -> None:
         raise RuntimeError("power cut")
 
     monkeypatch.setattr(saving.files, "write_json", fail)
     with pytest.raises(RuntimeError):
-        saving.save(small_model("mobilenet_v2"), tmp_path / "model", Card(stage="prune"))
+        saving.save(
+            small_model("mobilenet_v2", short=True), tmp_path / "model", Card(stage="prune")
+        )
     assert saving.load(tmp_path / "model").card.stage == "train"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -131,7 +133,7 @@ def test_a_folder_of_other_things_is_not_replaced(
 ) -> None:
     (tmp_path / "thesis.txt").write_text("irreplaceable")
     with pytest.raises(UsageError, match="new folder"):
-        saving.save(small_model("mobilenet_v1"), tmp_path, Card())
+        saving.save(small_model("mobilenet_v1", short=True), tmp_path, Card())
     assert (tmp_path / "thesis.txt").read_text() == "irreplaceable"
 
 
@@ -150,7 +152,7 @@ def test_what_is_not_a_model_is_refused(small_model: Callable[..., Any], tmp_pat
     refused(tmp_path / "x.keras", "zip archive")
     (tmp_path / "x.h5").write_text("text")
     refused(tmp_path / "x.h5", "whole Keras model")
-    small_model("mobilenet_v1").save_weights(tmp_path / "weights.h5")
+    small_model("mobilenet_v1", short=True).save_weights(tmp_path / "weights.h5")
     refused(tmp_path / "weights.h5", "weights alone")
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "saved_model.pb").write_bytes(b"text")
@@ -158,7 +160,7 @@ def test_what_is_not_a_model_is_refused(small_model: Callable[..., Any], tmp_pat
 
 
 def test_damaged_files_are_refused(small_model: Callable[..., Any], tmp_path: Path) -> None:
-    saving.save(small_model("mobilenet_v1"), tmp_path / "model", Card())
+    saving.save(small_model("mobilenet_v1", short=True), tmp_path / "model", Card())
     data = (tmp_path / "model" / "model.keras").read_bytes()
     (tmp_path / "cut.keras").write_bytes(data[: len(data) // 2])
     refused(tmp_path / "cut.keras", "cut short")
@@ -222,7 +224,7 @@ def test_a_lambda_is_never_read(tmp_path: Path) -> None:
 def test_a_class_of_another_module_is_never_imported(
     small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    saving.save(small_model("mobilenet_v1"), tmp_path / "model", Card())
+    saving.save(small_model("mobilenet_v1", short=True), tmp_path / "model", Card())
     with zipfile.ZipFile(tmp_path / "model" / "model.keras") as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     config = json.loads(parts["config.json"])
@@ -238,5 +240,7 @@ def test_a_class_of_another_module_is_never_imported(
 def test_a_card_of_another_size_gets_that_of_the_model(
     small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    saving.save(small_model("mobilenet_v1"), tmp_path / "model", Card(input_shape=(224, 224, 3)))
+    saving.save(
+        small_model("mobilenet_v1", short=True), tmp_path / "model", Card(input_shape=(224, 224, 3))
+    )
     assert saving.load(tmp_path / "model").card.input_shape == (32, 32, 3)

@@ -386,7 +386,7 @@ def filled(model: Any, seed: int) -> None:
 def test_every_model_is_rebuilt_from_its_config(
     name: str, small_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    source = small_model(name)
+    source = small_model(name, short=True)
     model = tf_keras.models.clone_model(source)
     model.mobilenet_config = source.mobilenet_config
     filled(model, 1)

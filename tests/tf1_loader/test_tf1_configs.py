@@ -144,7 +144,15 @@ def test_no_classes_leave_the_logits_out(written: Written) -> None:
     assert set(loaded.report.loaded.values()) == set(headless)
 
 
-@pytest.mark.parametrize(("classes", "requested"), [(1001, 17), (1001, 1002), (5, 4), (1000, 1001)])
+@pytest.mark.parametrize(
+    ("classes", "requested"),
+    [
+        (1001, 1002),
+        (1000, 1001),
+        pytest.param(1001, 17, marks=pytest.mark.slow),
+        pytest.param(5, 4, marks=pytest.mark.slow),
+    ],
+)
 def test_other_class_counts_are_refused(classes: int, requested: int, written: Written) -> None:
     _, _, path = written("mobilenet_v3_small_minimalistic", classes=classes)
     line = refused(path, num_classes=requested)

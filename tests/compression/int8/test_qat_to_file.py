@@ -11,7 +11,7 @@ import tensorflow as tf
 import tf_keras
 from int8_files import quantize_to_file
 from short_training import stage_context, train
-from small_models import INCEPTION, inputs, randomize_batch_norm, zero_fraction
+from small_models import INCEPTION, inputs, randomize_batch_norm, short_blocks, zero_fraction
 
 from mobilenet.compression import method as methods
 from mobilenet.compression.pruning.unstructured.masks import keep_largest
@@ -93,7 +93,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "pruned", "size"), CASES)
 def test_every_family_trains_exports_and_verifies(name: str, pruned: bool, size: int) -> None:
-    plain = fresh(name, size)
+    plain = fresh(name, size, **({} if size == 64 else {"blocks": short_blocks(name)}))
     if pruned:
         config = MagnitudePruning(SHARES, end=1.0, frequency=1)
         method = methods.create(config, stage_context(2, size))
