@@ -217,6 +217,12 @@ class RunConfig(Config):
                 raise UsageError(
                     "accumulation_steps", training.accumulation_steps, "1 with `jit_compile`"
                 )
+            if training.drop_path_rate and isinstance(self.model, MobileNetV1Config):
+                expected = "0 for a MobileNetV1, which has no residual sum"
+                raise UsageError("drop_path_rate", training.drop_path_rate, expected)
+            if training.drop_path_rate and self.distillation.features:
+                expected = "0 with `distillation.features`, which compares maps of whole models"
+                raise UsageError("drop_path_rate", training.drop_path_rate, expected)
             if self.dataset.sampling == training.class_weights == BALANCED:
                 expected = "none or weights by class with `sampling=balanced`"
                 remedy = "both make up for rare classes: choose one"

@@ -51,6 +51,10 @@ class TrainConfig(Config):
             loss, which optimizers with moments scale: with both, kernels decay twice.
         layer_decay: factor on the learning rate from each block to the one before it: 0.8 moves
             early layers less than late ones; 1 is off.
+        drop_path_rate: stochastic depth (arXiv 1603.09382): each image leaves out the branch of
+            the last residual sum with this probability, of the n-th of L sums with n / L of it; 0
+            is off. Branches that stay are scaled by 1 / (1 - probability). The model and its files
+            have no layer of it.
         keep_best: the stage ends with the (averaged) weights of the epoch of the best validation
             metric, the lower loss deciding between equals; only epochs after which its method has
             reached its target count.
@@ -126,6 +130,12 @@ class TrainConfig(Config):
     )
     random_erasing: float = flag(
         0.0, "probability that a rectangle of an image becomes noise", least=0, most=1
+    )
+    drop_path_rate: float = flag(
+        0.0,
+        "probability that training leaves out the last residual branch, less for earlier ones",
+        least=0,
+        below=1,
     )
     keep_best: bool = flag(False, "end with the weights of the best epoch on validation images")
     best_metric: str | None = flag(

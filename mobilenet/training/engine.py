@@ -24,6 +24,7 @@ from mobilenet.training import (
     batch_augmentation,
     class_weights,
     compiled_step,
+    drop_path,
     interruption,
     losses,
     random_state,
@@ -157,7 +158,7 @@ def fit(model: Any, method: Method | None, job: Job) -> list[Row]:
             learner, method, average, best, freezing, job, rate, position, running, signals
         )
         states = _States(epochs, checkpoints)
-        with random_state.drawn_by_step(model, job.seed, lambda: learner.step):
+        with _drawn(learner, job):
             _run_epochs(learner, job, epochs, states)
     freezing.undo()
     average.assign()
@@ -189,8 +190,14 @@ def find_rate(model: Any, method: Method | None, job: Job, search: RateSearch) -
         logs = learner.train_on_batch(*next(batches), return_dict=True, reset_metrics=True)
         return float(logs["loss"])
 
-    with random_state.drawn_by_step(model, job.seed, lambda: learner.step):
+    with _drawn(learner, job):
         return rate_finder.measure(train_step, job.name, search)
+
+
+def _drawn(learner: Learner, job: Job) -> contextlib.AbstractContextManager[None]:
+    """Layers and dropped paths draw by the seed of the stage and the number of the pass."""
+    further = () if learner.drop_path is None else learner.drop_path.layers
+    return random_state.drawn_by_step(learner.model, job.seed, lambda: learner.draw, further)
 
 
 def _learner(model: Any, job: Job, after_update: Callable[[tf.Tensor], None]) -> Learner:
@@ -202,6 +209,7 @@ def _learner(model: Any, job: Job, after_update: Callable[[tf.Tensor], None]) ->
         job.jit_compile,
         job.config.accumulation_steps,
         augmentation,
+        drop_path.of_stage(model, job.config),
     )
 
 

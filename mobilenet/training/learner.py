@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from mobilenet.models.graph import variables
 from mobilenet.training import compiled_step, losses
 from mobilenet.training.batch_augmentation import BatchAugmentation
 from mobilenet.training.distillation import features
+from mobilenet.training.drop_path import DropPath
 from mobilenet.training.optimization import accumulation
 
 
@@ -32,6 +34,8 @@ class Learner(tf_keras.Model):
         jit: XLA compiles the update, without `after_update`.
         accumulation_steps: parts of a batch that are computed one after the other.
         augmentation: of whole batches, by the step; `None` leaves them as they are.
+        drop_path: the forward pass of training steps; `None` is that of the model.
+        traced: `traced.part` is the part of the batch that a thread traces; each replica has one.
     """
 
     def __init__(
@@ -42,10 +46,12 @@ class Learner(tf_keras.Model):
         jit: bool = False,
         accumulation_steps: int = 1,
         augmentation: BatchAugmentation | None = None,
+        drop_path: DropPath | None = None,
     ) -> None:
         super().__init__(name="learner")
         self.jit, self.accumulation_steps = jit, accumulation_steps
-        self.augmentation = augmentation
+        self.augmentation, self.drop_path = augmentation, drop_path
+        self.traced = threading.local()
         self.model = model
         self.after_update = after_update
         self.teacher = teacher
@@ -66,6 +72,12 @@ class Learner(tf_keras.Model):
         return self.optimizer.iterations + self.restarted_at
 
     @property
+    def draw(self) -> tf.Tensor:
+        """Number of the forward pass, int64, by which layers draw: of each part of each step."""
+        part = tf.cast(getattr(self.traced, "part", 0), tf.int64)
+        return self.step * self.accumulation_steps + part
+
+    @property
     def trainable_weights(self) -> list[Any]:
         return [w for w in self.model.trainable_weights if id(w) not in self.frozen]
 
@@ -81,7 +93,8 @@ class Learner(tf_keras.Model):
         updates_statistics = bool(training) and not self.statistics_frozen
         if self._student is not None and training:
             return self._student.logits(inputs, updates_statistics)
-        return tf.cast(self.model(inputs, training=updates_statistics), tf.float32)
+        forward = self.model if self.drop_path is None or not training else self.drop_path
+        return tf.cast(forward(inputs, training=updates_statistics), tf.float32)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         update = super().train_step

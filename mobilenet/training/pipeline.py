@@ -39,6 +39,7 @@ from mobilenet.runtime import interpreter
 from mobilenet.training import (
     best_weights,
     class_weights,
+    drop_path,
     engine,
     freezing,
     initial_weights,
@@ -260,6 +261,7 @@ class Pipeline:
             if method is None or method.trains:
                 recipe: TrainConfig = getattr(self.config, stage)
                 freezing.check(plain, recipe)
+                drop_path.of_stage(plain, recipe)
                 best_weights.check_metric(recipe, self.activation)
                 self._class_weights(recipe)
 

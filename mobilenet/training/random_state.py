@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -17,7 +17,9 @@ _RandomLayer: Any = tf_keras.__internal__.layers.BaseRandomLayer
 
 
 @contextlib.contextmanager
-def drawn_by_step(model: Any, seed: int, step: Callable[[], tf.Tensor]) -> Iterator[None]:
+def drawn_by_step(
+    model: Any, seed: int, step: Callable[[], tf.Tensor], further: Iterable[Any] = ()
+) -> Iterator[None]:
     """Inside the block dropout, and every other random layer of Keras, draws its numbers from the
     seed, the layer, the step and the replica.
 
@@ -26,9 +28,11 @@ def drawn_by_step(model: Any, seed: int, step: Callable[[], tf.Tensor]) -> Itera
     Args:
         model: of any layers, nested and wrapped ones too.
         seed: of the run.
-        step: returns the number of updates so far; called while a step is traced.
+        step: returns the number of the forward pass; called while a step is traced.
+        further: random layers that are not the model's.
     """
     layers = [layer for layer in model.submodules if isinstance(layer, _RandomLayer)]
+    layers += further
     generators = [layer._random_generator for layer in layers]
     before = [generator._rng_type for generator in generators]
     for index, generator in enumerate(generators):

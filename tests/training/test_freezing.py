@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,15 @@ from small_models import CLASSES, INCEPTION, dropout_model, two_layer_model  # n
 
 from mobilenet.compression import method as methods  # noqa: E402
 from mobilenet.configs.archs import MobileNetV1Config  # noqa: E402
-from mobilenet.configs.pruning import MagnitudePruning  # noqa: E402
+from mobilenet.configs.pruning import ChannelPruning, DnsPruning, MagnitudePruning  # noqa: E402
 from mobilenet.configs.quantization import QuantizationAwareTraining  # noqa: E402
 from mobilenet.configs.run import RunConfig  # noqa: E402
 from mobilenet.configs.training import TrainConfig  # noqa: E402
+from mobilenet.configs.weight_sharing import (  # noqa: E402
+    CodebookQuantization,
+    LinearQuantization,
+    TfmotClustering,
+)
 from mobilenet.errors import UsageError  # noqa: E402
 from mobilenet.training import engine  # noqa: E402
 from mobilenet.training.freezing import Freezing  # noqa: E402
@@ -104,6 +112,71 @@ def test_under_a_method_the_optimizer_moves_what_is_left(config: Any, tmp_path: 
     first -= {name for name in trainable if "Second" in name}
     assert len(first) == 4 and len(trainable - first) == 6
     assert changed & trainable == trainable - first
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DnsPruning(frequency=2, probabilities=(1.0,), boundaries=()),
+        pytest.param(
+            ChannelPruning(round_to=1, frequency=2, reconstruct=0), marks=pytest.mark.slow
+        ),
+        pytest.param(CodebookQuantization(depthwise=3, pointwise=2), marks=pytest.mark.slow),
+        pytest.param(LinearQuantization(depthwise=5, pointwise=4), marks=pytest.mark.slow),
+        pytest.param(TfmotClustering(depthwise=3, pointwise=2), marks=pytest.mark.slow),
+    ],
+)
+def test_a_method_leaves_frozen_layers_but_for_what_it_sets(config: Any, tmp_path: Path) -> None:
+    """Pruning sets zeros, weight sharing the values that it begins with; no layer is trained."""
+    images = np.concatenate([x for x, _ in batches(0).take(4).as_numpy_iterator()])
+
+    def finished(name: str, rate: float) -> Any:
+        context = methods.StageContext(20, INCEPTION, lambda count: images[:count])
+        method = methods.create(config, context)
+        model = method.apply(with_decay())
+        recipe = CONFIG.replace(freeze="Norm", ma_decay_rate=0.0, lr=rate)
+        engine.fit(model, method, make_job(tmp_path / name, recipe))
+        return method.finalize(model)
+
+    hardly, much = finished("hardly", 1e-12), finished("much", 0.02)
+    for name in ("Conv", "Norm"):
+        pairs = zip(*(m.get_layer(name).get_weights() for m in (hardly, much)), strict=True)
+        assert all(np.array_equal(*pair) for pair in pairs), name
+    assert moved(much, weights(hardly)) >= {"Second", "SecondNorm", "Head"} - (
+        {"Second"} if isinstance(config, TfmotClustering) else set()
+    )
+
+
+TWO_REPLICAS = """
+import pathlib, sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from short_training import CONFIG, make_job
+from test_freezing import moved, weights, with_decay
+from mobilenet.training import engine
+
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    for name, settings in (("freeze", {"freeze": "Norm"}), ("head", {"head_epochs": 1})):
+        model = with_decay()
+        before = weights(model)
+        job = make_job(pathlib.Path(sys.argv[1]) / name, CONFIG.replace(epochs=2, **settings))
+        engine.fit(model, None, job)
+        print(name, *sorted(moved(model, before)))
+"""
+
+
+@pytest.mark.slow
+def test_frozen_layers_stay_on_two_replicas(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_REPLICAS, tmp_path], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-2:] == [
+        "freeze Head Second SecondNorm",
+        "head Conv Head Norm Second SecondNorm",
+    ]
 
 
 def test_the_head_first_is_two_trainings_of_which_the_second_starts_anew(tmp_path: Path) -> None:

@@ -169,6 +169,29 @@ class CallList:
             setattr(built, _PREPROCESSING, getattr(self.model, _PREPROCESSING))
         return built
 
+    def execute(
+        self, image: Any, training: bool, inputs_of: Callable[[Any, list[Any]], list[Any]]
+    ) -> Any:
+        """The output of the original layers for an image, of a model of one input and one output.
+
+        Symbolic calls would become part of the layers; these leave no trace.
+
+        Args:
+            image: of the model.
+            training: of layers that are not called with a value of their own.
+            inputs_of: the inputs of a layer, from the layer and the outputs that it takes.
+        """
+        made: dict[Call, list[Any]] = {self.inputs[0].call: [image]}
+        for call in self.calls:
+            if call in made:
+                continue
+            values = iter(inputs_of(call.layer, [made[t.call][t.index] for t in call.inputs]))
+            args, kwargs = _map_tensors(lambda _: next(values), (call.args, call.kwargs))  # noqa: B023
+            if call.layer._expects_training_arg:
+                kwargs = {"training": training, **kwargs}
+            made[call] = tf.nest.flatten(call.layer(*args, **kwargs))
+        return made[self.outputs[0].call][self.outputs[0].index]
+
     def call_again(self) -> Any:
         """A flat functional model of the original layers, on the original model's inputs.
 

@@ -25,6 +25,7 @@ def train_step(model: Any, data: Any, parts: int) -> dict[str, Any]:
 
     def compute(part: Any, sums: Any) -> Any:
         own_images, own_labels = tf.nest.map_structure(lambda tensor: tensor[part], split)
+        model.traced.part = part  # of its own random numbers
         with tf.GradientTape() as tape:
             outputs = model(own_images, training=True)
             loss = model.compute_loss(own_images, own_labels, outputs, None)
@@ -38,6 +39,7 @@ def train_step(model: Any, data: Any, parts: int) -> dict[str, Any]:
     _, sums = tf.while_loop(
         lambda part, sums: part < parts, compute, (0, start), parallel_iterations=1
     )
+    model.traced.part = 0
     model.optimizer.apply_gradients(
         [(total / parts, w) for total, w in zip(sums, weights, strict=True)]
     )
