@@ -85,7 +85,7 @@ class Bench:
         flags = [f"--width_multiplier={self.width}", "--stages=train", f"--epochs={words.epochs}"]
         if words.checkpoints:
             flags.append(f"--init_checkpoint={Path(words.checkpoints) / self.checkpoint}")
-            flags.append(f"--lr={words.lr}")
+            flags += ["--recipe=from_scratch", f"--lr={words.lr}"]
         return self.train("start", seed, *flags)
 
     def prune(self, name: str, seed: int) -> dict[str, Any]:

@@ -35,7 +35,7 @@ NET = ("--model_name=mobilenet_v1", "--width_multiplier=0.25", "--final_sparsity
 DIGITS = ("--image_size=32", "--epochs=16", "--prune_epochs=6", "--quantize_epochs=3")
 PHOTOS = (
     *("--dataset_name=image_folder", "--image_size=128", "--override=dataset.area_min=0.35"),
-    *("--epochs=8", "--lr=1e-3", "--prune_epochs=5", "--prune_lr=5e-4"),
+    *("--recipe=from_scratch", "--epochs=8", "--lr=1e-3", "--prune_epochs=5", "--prune_lr=5e-4"),
     *("--quantize_epochs=3", "--quantize_lr=1e-4"),
 )
 

@@ -45,7 +45,7 @@ def run(name: str, seed: int, words: argparse.Namespace, folder: Path) -> dict[s
         *("--dataset_name=image_folder", f"--data_dir={words.data_dir}"),
         f"--init_checkpoint={Path(words.checkpoints) / file}",
         *(f"--image_size={words.image_size or size}", f"--seed={seed}"),
-        *(f"--epochs={words.epochs}", f"--lr={words.lr}"),
+        *("--recipe=from_scratch", f"--epochs={words.epochs}", f"--lr={words.lr}"),
         *(f"--quantize_epochs={words.quantize_epochs}", f"--quantize_lr={words.quantize_lr}"),
         *("--stages=train,quantize,convert", "--override=dataset.area_min=0.35"),
         f"--distill={words.distill}",

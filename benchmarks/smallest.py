@@ -31,7 +31,7 @@ from statistics import mean
 DIGITS = ("--width_multiplier=0.5", "--image_size=32", "--prune_epochs=12", "--quantize_epochs=4")
 PHOTOS = (
     *("--dataset_name=image_folder", "--width_multiplier=0.25", "--image_size=128"),
-    *("--override=dataset.area_min=0.35", "--epochs=8", "--lr=1e-3"),
+    *("--override=dataset.area_min=0.35", "--recipe=from_scratch", "--epochs=8", "--lr=1e-3"),
     *("--prune_epochs=20", "--prune_lr=5e-4", "--quantize_epochs=10", "--quantize_lr=1e-3"),
 )
 BITS = ("depthwise", "pointwise", "dense")
