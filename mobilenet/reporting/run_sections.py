@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+
 from mobilenet import text_tables
 from mobilenet.configs import released_models
 from mobilenet.configs.base import sides
@@ -33,10 +35,12 @@ from mobilenet.training import stage_data
 from mobilenet.training.run_folder import CONFIG, EXPORT
 from mobilenet.training.stage_data import Kernel, Pixels, ScoredImages
 from mobilenet.training.stage_report import RunReport, StageReport
+from mobilenet.typing import Array
 
 _LISTED = 20  # classes and layers before a table is folded
 _FEW = 12  # classes, whose confusion matrix is next to their table
 _HISTOGRAMS = 24
+_LEAST_SHARE = 0.005  # of a class in a mixed image that is named
 _NONE = "–"
 
 Build = Callable[[RecordedRun], Section | None]
@@ -255,9 +259,21 @@ def _thumbnail(
 
 def _named(names: Sequence[str], label: Any) -> str:
     """The name of a class, or of each label that is 1."""
+    if label.dtype.kind == "f":
+        return _shares(names, np.atleast_1d(label))
     indices = [int(label)] if label.ndim == 0 else label.nonzero()[0].tolist()
     every = (names[index] if index < len(names) else str(index) for index in indices)
     return ", ".join(every) or "none"
+
+
+def _shares(names: Sequence[str], shares: Array) -> str:
+    """Classes of a mixed image, as in `cat 0.7, dog 0.3`."""
+    if len(shares) == 1:  # of the second of two classes
+        shares = np.array([1 - shares[0], shares[0]])
+    largest = [n for n in np.argsort(-shares, kind="stable").tolist() if shares[n] >= _LEAST_SHARE]
+    every = ((names[n] if n < len(names) else str(n), shares[n]) for n in largest)
+    texts = [name if share > 1 - _LEAST_SHARE else f"{name} {share:.2g}" for name, share in every]
+    return ", ".join(texts) or "none"
 
 
 def training_images(run: RecordedRun) -> Section | None:

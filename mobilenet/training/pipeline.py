@@ -37,6 +37,7 @@ from mobilenet.models import builder, layer_plan, saving
 from mobilenet.models.graph import batch_norm_statistics, inference, rebuild
 from mobilenet.runtime import interpreter
 from mobilenet.training import (
+    batch_augmentation,
     best_weights,
     class_weights,
     drop_path,
@@ -365,6 +366,8 @@ class Pipeline:
                 self._log_own_accuracy(part, start)
                 self.run.begin()
                 self._record_start(start)
+            if trains:
+                self._record_training_images()
             trained = None
             if trains:
                 trained = self._result(*self._fit(part, start, method, teacher), method, teacher)
@@ -385,7 +388,7 @@ class Pipeline:
         stages = (*card.stages, report.figures(trained.held_out.images))
         card = card.replace(stages=stages)
         int8_saving.save_stage(plain, self.run.folder(part), card, trained.ranges)
-        self._record(part, trained.recorder, plain, trains)
+        self._record(part, trained.recorder, plain)
         return report
 
     def _fit(
@@ -577,8 +580,14 @@ class Pipeline:
 
     @functools.cached_property
     def _training_images(self) -> stage_data.TrainingImages:
-        """Some training images as the model sees them, for TensorBoard and the report."""
+        """The first training images as the model sees them, for TensorBoard and the report."""
         images, labels = self.data.first_examples(stage_recorder.SHOWN)
+        first = self.config.training(self.config.parts(self.config.stages)[0])
+        mixing = batch_augmentation.of_job(
+            first, self.config.seed, self.config.model.num_classes or 0, labels.ndim == 2
+        )
+        if mixing is not None:
+            images, labels = (value.numpy() for value in mixing.apply(images, labels, 0))
         pixels = stage_recorder.pixels_of(images, self.preprocessing)
         return stage_data.TrainingImages(pixels, labels)
 
@@ -590,7 +599,6 @@ class Pipeline:
         part: Part,
         recorder: stage_recorder.TestImageRecorder,
         plain: Any = None,
-        has_trained: bool = False,
     ) -> None:
         """Writes what a report shows of a stage beyond its figures."""
         run = self.run.path
@@ -601,9 +609,15 @@ class Pipeline:
         if plain is not None:
             with stage_data.optional(f"the kernels of {part}"):
                 stage_data.save_kernels(run, part.name, stage_recorder.kernels_of(plain))
-        if has_trained and not stage_data.has_training_images(run):
-            with stage_data.optional("training images"):
-                stage_data.save_training_images(run, self._training_images)
+
+    def _record_training_images(self) -> None:
+        """Writes the picture of training images before the first training of a run begins."""
+        run = self.run.path
+        if stage_data.has_training_images(run) or not self.run.is_written:
+            return
+        with stage_data.optional("training images"):
+            picture = stage_data.save_training_images(run, self._training_images)
+            log.info("training images as the model sees them: %s", picture)
 
     def _record_start(self, start: Any) -> None:
         """Writes the kernels of trained weights that the first stage starts from."""

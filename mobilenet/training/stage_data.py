@@ -117,11 +117,12 @@ class TrainingImages:
 
     Attributes:
         pixels: uint8 `[images, height, width, channels]`, reduced.
-        labels: class indices `[images]`, or `[images, labels]` of 0 and 1.
+        labels: class indices `[images]`, or `[images, labels]` of 0 and 1; of mixed images floats,
+            the shares of the classes, of two classes with one output `[images]`.
     """
 
     pixels: Pixels
-    labels: IntArray
+    labels: Array
 
 
 def folder_of(run: Path, stage: str) -> Path:
@@ -193,15 +194,19 @@ def load_kernels(run: Path, stage: str) -> list[Kernel]:
         raise UsageError(str(path), None, what, _REMEDY) from None
 
 
-def save_training_images(run: Path, images: TrainingImages) -> None:
+def save_training_images(run: Path, images: TrainingImages) -> Path:
     """Writes training images and their labels.
+
+    Returns:
+        The path of the picture.
 
     Raises:
         UsageError: they cannot be written.
     """
-    _save_sheet(run / FOLDER / _TRAINING, images.pixels)
+    picture = _save_sheet(run / FOLDER / _TRAINING, images.pixels)
     content = {"sheet": list(images.pixels.shape), "labels": images.labels.tolist()}
     files.write_json(run / FOLDER / f"{_TRAINING}.json", content)
+    return picture
 
 
 def has_training_images(run: Path) -> bool:
@@ -223,7 +228,7 @@ def load_training_images(run: Path) -> TrainingImages | None:
     try:
         pixels = _load_sheet(run / FOLDER / _TRAINING, tuple(content["sheet"]))
         labels = np.asarray(content["labels"])
-        _check(labels.dtype.kind in "iu" and len(labels) == len(pixels), "labels")
+        _check(labels.dtype.kind in "iuf" and len(labels) == len(pixels), "labels")
         return TrainingImages(pixels, labels)
     except (TypeError, KeyError, ValueError) as error:
         raise UsageError(str(path), None, f"{what} ({error})", _REMEDY) from None
@@ -252,8 +257,8 @@ def encoded(pixels: Pixels) -> tuple[str, bytes]:
     return "image/jpeg", content.getvalue()
 
 
-def _save_sheet(stem: Path, pixels: Pixels) -> None:
-    """Writes images side by side; `stem.png`, or `stem.jpg` of larger ones."""
+def _save_sheet(stem: Path, pixels: Pixels) -> Path:
+    """Writes images side by side as `stem.png`, or `stem.jpg` of larger ones; returns the path."""
     count, height, width, channels = pixels.shape
     rows = -(-count // _COLUMNS)
     sheet = np.zeros((rows * _COLUMNS, height, width, channels), np.uint8)
@@ -266,7 +271,9 @@ def _save_sheet(stem: Path, pixels: Pixels) -> None:
     image = Image.fromarray(whole[..., 0] if channels == 1 else whole)
     content = io.BytesIO()
     image.save(content, "PNG" if lossless else "JPEG", quality=_QUALITY)
-    files.write_bytes(stem.with_suffix(".png" if lossless else ".jpg"), content.getvalue())
+    path = stem.with_suffix(".png" if lossless else ".jpg")
+    files.write_bytes(path, content.getvalue())
+    return path
 
 
 def _load_sheet(stem: Path, shape: tuple[int, ...]) -> Pixels:
