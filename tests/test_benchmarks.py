@@ -91,6 +91,11 @@ SCRIPTS = {
         "--epoch --width=0.25 --size=32 --batch=8 --steps=5 --rounds=1",
         "input alone",
     ),
+    "training_options frozen": ("frozen --width=0.25 --size=32 --batch=2 --rounds=1", "backbone"),
+    "training_options memory": (
+        "memory --width=0.25 --size=32 --batch=4 --rounds=1",
+        "4 x 1 images",
+    ),
     "unequal_channels": (
         "--model={}/model --checkpoint={}/mobilenet_v1_0.25_128.ckpt --photos={}/photos/train"
         " --images=16",
