@@ -82,7 +82,7 @@ def compare(steps: dict[str, Any], words: Any) -> None:
 
 def memory(words: Any) -> None:
     """The largest resident set of processes that take steps, and of one that takes none."""
-    rows = []
+    rows: list[list[str]] = []
     for parts in (0, 1, words.parts):
         command = [sys.executable, __file__, "memory", f"--process={parts}"]
         names = ("model_name", "width", "size", "batch", "rounds", "threads")
