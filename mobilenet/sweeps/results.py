@@ -8,7 +8,7 @@ import io
 import math
 import shlex
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ class SweepResult:
             lines += ["", f"{unfinished} of {len(self.runs)} runs are not finished."]
         if self.best is not None:
             lines += ["", f"Best: trial {self.best.number}, {self.summary_of(self.best)}"]
-            lines.append(f"  {self.command_of(self.best)}")
+            lines += _continued(shlex.split(self.command_of(self.best)))
         return "\n".join(lines)
 
     def summary_of(self, trial: TrialResult) -> str:
@@ -259,6 +259,17 @@ class SweepResult:
                 values = [one.value(self.config.metric), *(known.get(name) for name in figures)]
                 row = [trial.number, *settings, one.run.seed, one.state, *values]
                 yield _csv_line([*row, one.folder.name, one.error])
+
+
+def _continued(words: Sequence[str]) -> list[str]:
+    """A command as lines that fit the terminal, if no word is longer."""
+    lines = [""]
+    for word in map(shlex.quote, words):
+        if lines[-1] and len(lines[-1]) + len(word) > text_tables.width() - len("   \\"):
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {word}"
+    return [f" {line}" for line in lines]
 
 
 def _csv_line(cells: list[Any]) -> str:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -47,7 +48,7 @@ class Fake:
         fields = {name: more.pop(name) for name in own & more.keys()}
         config = SweepConfig.from_json({"parameters": parameters, **more})
         run = fields.pop("run", RUN)
-        words = ("--dataset_name=digits",)
+        words = fields.pop("words", ("--dataset_name=digits",))
         return sweep.Request(
             config,
             run,
@@ -99,14 +100,16 @@ def test_the_table_names_the_best_setting_with_its_command(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    text = str(fake(seeds=[0, 2]))
+    words = ("--dataset_name=digits", "--data_dir=my photos")
+    text = str(fake(seeds=[0, 2], words=words))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["trial", "lr", "top-1", "%", "std", "n", "bytes", "ms"]
     assert lines[2].split() == ["2", "0.01", "91.00", "1.41", "2", "1,001", "0.250"]
     assert "Best: trial 2, top1 91.00 ± 1.41 (n = 2)" in lines
-    command = "python -m mobilenet.trainer --dataset_name=digits --override=train.lr=0.01"
-    assert lines[-1].strip() == command
+    command = text.partition("(n = 2)\n")[2].replace("\\\n", "")
+    words = ("--dataset_name=digits", "--data_dir=my photos", "--override=train.lr=0.01")
+    assert shlex.split(command) == ["python", "-m", "mobilenet.trainer", *words]
 
 
 def test_results_are_files_and_a_page(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,11 +282,16 @@ def test_ctrl_c_ends_the_runs_which_are_resumed(fake: Fake) -> None:
     thread.join()
     assert (fake.folder / "lr=0.25_seed=0/state").read_text() == "saved"
     before = len(fake.started)
+    finished = {path.parent.name for path in fake.folder.glob("*/report.json")}
     (fake.folder / "lr=0.25_seed=1").mkdir(exist_ok=True)
     (fake.folder / "lr=0.25_seed=1/state").touch()
     result = fake(parameters, seeds=[0, 1])
     assert not result.failed and all(len(trial.values) == 2 for trial in result.trials)
-    assert {line.split()[1] for line in fake.started[before:]} == {"--override=train.lr=0.25"}
+    again = {
+        line.rpartition("--model_dir=")[2].rpartition("/")[2] for line in fake.started[before:]
+    }
+    every = {f"lr={rate}_seed={seed}" for rate in (0.01, 0.25) for seed in (0, 1)}
+    assert again == every - finished
 
 
 def test_a_sweep_that_is_killed_goes_on(fake: Fake, tmp_path: Path) -> None:
