@@ -45,8 +45,10 @@ _IMAGENET_EDGETPU_V2 = _IMAGENET.replace(
     lr_decay_epochs=2.4,
     ma_decay_rate=0.99,
 )
-# The published rates are of 4096 images a step (large: 16384), here 16 (64) replicas of 256. The
-# published RandAugment, stochastic depth and mixup (large) are left out.
+# The published rates are of 4096 images a step (large: 16384), here 16 (64) replicas of 256. Left
+# out are what the fields have no values for: RandAugment with a probability of each operation and,
+# but for small, a magnitude of 15 of 10; large's mixing of a fifth of the batches and its
+# stochastic depth, the same for all blocks.
 _IMAGENET_V4 = TrainConfig(
     epochs=500,
     batch_size=256,
@@ -65,7 +67,7 @@ _IMAGENET_V4_SMALL = _IMAGENET_V4.replace(
     ma_decay_rate=0.9999,
     decoupled_weight_decay=0.01,
 )
-_IMAGENET_V4_MEDIUM = _IMAGENET_V4.replace(decoupled_weight_decay=0.1)
+_IMAGENET_V4_MEDIUM = _IMAGENET_V4.replace(decoupled_weight_decay=0.1, drop_path_rate=0.075)
 _IMAGENET_V4_LARGE = _IMAGENET_V4.replace(decoupled_weight_decay=0.2, warmup_epochs=20.0)
 # timm's mobilenetv4_conv_small.e2400_r224_in1k, of which its RA4 recipes are variations
 # (gist.github.com/rwightman/f6705cb65c03daeebca8aa129b1b94ad, mnv4_cs_r224_e2400). Its rate is 2e-3

@@ -318,9 +318,13 @@ def test_imagenet_recipes_are_the_published_ones(name: str) -> None:
     ("size", "images", "expected"),
     [
         # as in tensorflow/models official/vision/configs/experiments/image_classification
-        ("small", 4096, (3002368, 1560, 2e-3, 0.6, 0.01, 0.9999, 0.3, 1e-5, 0.95, 1e-6, 224)),
-        ("medium", 4096, (156000, 1560, 4e-3, 0.9, 0.1, 0, 0.2, 0, 0.997, 1e-3, 256)),
-        ("large", 16384, (39000, 1560, 4e-3, 0.9, 0.2, 0, 0.2, 0, 0.997, 1e-3, 384)),
+        ("small", 4096, (3002368, 1560, 2e-3, 0.6, 0.01, 0.9999, 0.3, 1e-5, 0.95, 1e-6, 224, 0)),
+        ("medium", 4096, (156000, 1560, 4e-3, 0.9, 0.1, 0, 0.2, 0, 0.997, 1e-3, 256, 0.075)),
+        (
+            "large",
+            16384,
+            (39000, 1560, 4e-3, 0.9, 0.2, 0, 0.2, 0, 0.997, 1e-3, 384, 0),
+        ),  # the same for all blocks
     ],
 )
 def test_imagenet_recipes_of_v4_are_the_published_ones(
@@ -342,6 +346,7 @@ def test_imagenet_recipes_of_v4_are_the_published_ones(
         model.batch_norm_decay,
         model.batch_norm_epsilon,
         config.image_size,
+        train.drop_path_rate,
     )
     assert (train.optimizer_name, train.learning_scheduler_name) == ("adamw", "cosine")
 
