@@ -19,7 +19,7 @@ import tf_keras
 from mobilenet import data, metrics
 from mobilenet.compression import method as methods
 from mobilenet.compression.quantization.int8 import saving as int8_saving
-from mobilenet.configs import released_models, released_weights
+from mobilenet.configs import recipes, released_models, released_weights
 from mobilenet.configs.archs import MobileNetConfig
 from mobilenet.configs.base import Config
 from mobilenet.configs.card import CARD, SOFTMAX, Card, checked_labels
@@ -365,6 +365,7 @@ class Pipeline:
                 self._check(start)
                 self._log_own_accuracy(part, start)
                 self.run.begin()
+                log.info("recipe: %s", recipes.name_of(self.config))
                 self._record_start(start)
             if trains:
                 self._record_training_images()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilenet import console, files
-from mobilenet.configs import archs, recipes
+from mobilenet.configs import archs
 from mobilenet.configs.own_model import OwnModel
 from mobilenet.configs.run import Part, RunConfig
 from mobilenet.errors import UsageError, one_of
@@ -231,7 +231,6 @@ def _pipeline(
     if config.deterministic:
         random_state.enable_determinism(config.seed)
     devices = strategy.create_strategy(config.distribution_strategy)  # before any operation
-    log.info("recipe: %s", recipes.name_of(config))
     start: own_model.Start | None = None
     if isinstance(config.model, OwnModel):
         model = own_model.read(config.model, None if stored is None else path, call.loaded)

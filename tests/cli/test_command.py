@@ -156,7 +156,7 @@ def test_options_have_defaults_short_names_and_stay_out_of_the_config() -> None:
     parsed = COMMAND.parse(["-k", "3", "--overwrite"])
     assert parsed.options == {"model_name": "mobilenet_v1", "top_k": 3, "overwrite": True}
     assert parsed.settings == {}
-    assert parsed.typed == {"top_k", "overwrite"}
+    assert set(parsed.typed) == {"top_k", "overwrite"}
 
 
 def test_arguments_may_be_anywhere_where_the_command_takes_them() -> None:
@@ -412,7 +412,9 @@ def test_help_is_short_and_helpfull_is_whole() -> None:
 
 # The flags of the commands that take a path, by their help texts.
 PATHS = {
-    "trainer": {"config_file", "data_dir", "distill", "init_checkpoint", "model", "model_dir"},
+    "trainer": {
+        *("config_file", "data_dir", "distill", "init_checkpoint", "model", "model_dir", "sweep"),
+    },
     "evaluator": {"data_dir", "labels", "model", "output"},
     "converter": {
         *(
